@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo test test-all coverage check docs bench compat release format clean
+.PHONY: demo test test-all library coverage check docs results bench compat release format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
 
+LIBRARY_TESTS := tests/circuits tests/core tests/testing tests/test_imports.py
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # for every change; the tests marked `long` are left out
@@ -21,6 +22,15 @@ test: check docs
 test-all: check docs
 	$(PYTEST)
 
+# the tests of the library, on its wheel, in an environment that has nothing but the packages that it needs
+library: $(VENV)/.installed-dev
+	rm -rf dist/library
+	$(BIN)/python -m build --wheel --outdir dist/library
+	$(PYTHON) -m venv dist/library/venv
+	dist/library/venv/bin/$(INSTALL) dist/library/*.whl pytest pytest-xdist hypothesis
+	dist/library/venv/bin/qpeft --help; test $$? -eq 2
+	dist/library/venv/bin/python -m pytest --numprocesses 2 --dist loadgroup --library -m "not long" $(LIBRARY_TESTS)
+
 # which lines of src the tests of `make test` run
 coverage: $(VENV)/.installed-dev
 	$(PYTEST) -m "not long" --cov qpeft --cov-report term-missing:skip-covered
@@ -30,10 +40,17 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/size.py --check benchmarks megabytes
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
-	$(BIN)/sphinx-build --quiet --fail-on-warning --builder doctest docs docs/_build/doctest
+
+# the tables and pictures of the pages, and the evidence of `qpeft.suggest`, from the stored rows
+results: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/findings.py
+	$(BIN)/python benchmarks/bench.py --page
+	$(BIN)/python benchmarks/evidence.py
+	PYTHONPATH=docs/extensions $(BIN)/python docs/figures/main_result.py
 
 bench: $(BENCH)/.installed
 	$(BENCH)/bin/python benchmarks/bench.py
@@ -47,7 +64,7 @@ release: $(VENV)/.installed-dev
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 	$(PYTHON) -m venv dist/venv
-	dist/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	dist/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(echo dist/*.whl)[lab]"
 	cd dist && venv/bin/qpeft demo --out demo-run
 
 format: $(VENV)/.installed-dev
@@ -61,17 +78,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qpeft needs Python 3.11 or newer; set PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
-	$(PIP) --editable .
+	$(PIP) --editable ".[lab]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[pennylane,qiskit,ray,tensorboard]' --group dev --group docs
+	$(PIP) --editable '.[lab,pennylane,qiskit,ray,tensorboard]' --group dev --group docs
 	touch $@
 
-# Apart from the tests: PennyLane loads JAX wherever it is installed. TorchQuantum asks for pins that nobody can meet.
+# Apart from the tests: TorchQuantum asks for pins that nobody can meet, and is installed without what it needs.
 $(BENCH)/.installed: pyproject.toml constraints.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/$(INSTALL) --upgrade pip
-	$(BENCH)/bin/$(INSTALL) --editable '.[pennylane,qiskit]' --group bench
+	$(BENCH)/bin/$(INSTALL) --editable '.[lab,pennylane]' --group bench
 	$(BENCH)/bin/$(INSTALL) --no-deps torchquantum
 	touch $@

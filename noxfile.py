@@ -23,10 +23,9 @@ CELLS = [  # PEFT, transformers, torch
 ]
 TESTS = [  # what touches PEFT, transformers and torch
     "tests/test_imports.py",
-    "tests/test_release_0_1.py",
     "tests/core",
     "tests/methods",
-    "tests/training/test_images.py",
+    "tests/data/test_images.py",
 ]
 # pinned for one set of versions only: each cell takes what its PEFT, transformers and torch ask for
 FREE = ("peft", "transformers", "torch", "huggingface-hub", "tokenizers", "typer", "setuptools", "sympy")
@@ -40,5 +39,13 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
     pins = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
     constraints.write_text("\n".join(pin for pin in pins if pin.partition("==")[0].replace("_", "-") not in FREE))
     versions = (f"peft=={peft}", f"transformers=={transformers}", f"torch=={torch}")
-    session.install("--constraint", str(constraints), *versions, ".", "pytest", "hypothesis", "scikit-learn")
+    session.install("--constraint", str(constraints), *versions, ".[lab]", "pytest", "hypothesis", "scikit-learn")
     session.run("python", "-m", "pytest", "--quiet", *(session.posargs or TESTS), env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """The LoRA resolver with vLLM's own classes, and vLLM's check of adapters; no server is started."""
+    session.install(".[vllm]", "pytest", "hypothesis")
+    tests = ("tests/test_vllm_resolver.py", "tests/test_stock_servers.py")
+    session.run("python", "-m", "pytest", "--quiet", *(session.posargs or tests), env={"HF_HUB_OFFLINE": "1"})

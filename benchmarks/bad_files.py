@@ -2,20 +2,23 @@
 
     python benchmarks/bad_files.py --out bad-files [--mutations 10000] [--seed 0] [--only KIND]
 
-The valid files are made once: compact checkpoints of every method, exported adapters, run folders, a study, data of
-every format (`bad_files_made`). A mutation damages one file of a copy (`bad_files_mutations`). A process of its own,
-with limits on time and memory, loads it in several ways and checks the outcome (`bad_files_loads`). OUT/bad-files.jsonl
-has one line per mutation; run the same command again to resume. Exit code 1: a load had a wrong outcome.
+The valid files are made once, for a tiny base: compact checkpoints, exported adapters, a run folder, a study, data. A
+mutation damages one file of a copy. A process of its own, with limits on time and memory, loads it in two ways and
+compares a successful load with the content of the file. OUT/bad-files.jsonl has one line per mutation. Exit code 1: a
+load had a wrong outcome.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import csv
 import gc
 import io
 import json
 import logging
 import os
+import pickle
 import random
 import resource
 import select
@@ -23,213 +26,523 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
+import numpy as np
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, PeftType, PrefixTuningConfig, get_peft_model
+from safetensors import SafetensorError
+from safetensors.numpy import load, load_file, save
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
-from bad_files_loads import LEFT_OUT, Good, Load, World, evaluate, generate, is_left_to_peft, judge
-from bad_files_made import make_all
-from bad_files_mutations import Mutation, mutate
+import qpeft
+from qpeft.errors import InputError, TrainingError
+from qpeft_lab import RunSettings, train
+from qpeft_lab.cli.app import build
+from qpeft_lab.compare.study import load_study
+from qpeft_lab.data.sources import Columns, load_examples
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from tiny_models import llama, save_base
 
 SECONDS = 60.0  # a load that takes longer hangs
 MEMORY = 3 * 2**30  # bytes of address space for a load
 RIGHT = ("correct", "refused", "refused by PEFT", "loaded by PEFT")
-_BATCH = 20  # mutations per process, unless one ends it
+# errors of stock PEFT before it calls qpeft
+PEFT_ERRORS = (ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError)
+PEFT_WAYS = ("PeftModel.from_pretrained", "load_adapter over")
+# a changed value of these takes effect, since no other file repeats it
+FREE_FIELDS = ("lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern", "r", "alpha", "target_modules")
+IDS = torch.arange(24).view(2, 12) * 7 % 250
+Draw = random.Random
+
+
+class WrongError(Exception):
+    """A load with a wrong outcome, which is the text before the colon."""
+
+
+class World(NamedTuple):
+    """The valid files by name, the base and all logits; made before any process is forked."""
+
+    goods: dict[str, Path]
+    base: Any
+    logits: dict[str, torch.Tensor]  # of adapters, and of "base"
+
+
+class Load(NamedTuple):
+    """A load of `path`, a damaged copy of the file or folder `name`; `neutral` if its meaning is unchanged."""
+
+    world: World
+    name: str
+    path: Path
+    neutral: bool = False
 
 
 def main() -> int:
-    options = _options()
-    options.out.mkdir(parents=True, exist_ok=True)
-    world = prepare(options.out / "made")
-    log = options.out / "bad-files.jsonl"
-    done = {json.loads(line)["number"] for line in log.read_text().splitlines()} if log.exists() else set()
-    todo = [number for number in range(options.mutations) if number not in done]
-    for row in run(world, options.seed, todo, options.only):
-        with log.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if wrong := [load for load in row["loads"] if load["outcome"] not in RIGHT]:
-            print(json.dumps({**row, "loads": wrong}), flush=True)
-    return show(log)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the valid files and the results")
+    parser.add_argument("--mutations", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="only files with this in their name, such as qpa, exported, study")
+    options = parser.parse_args()
+    world, found = prepare(options.out / "made"), Counter[tuple[str, str]]()
+    with (options.out / "bad-files.jsonl").open("w") as log:
+        for number in range(options.mutations):
+            row = mutated(world, f"{options.seed} {number}", options.only)
+            log.write(json.dumps(row) + "\n")
+            found.update((row["good"].partition("-")[0], one["outcome"]) for one in row["loads"])
+            if wrong := [one for one in row["loads"] if one["outcome"] not in RIGHT]:
+                print(json.dumps({**row, "loads": wrong}), flush=True)
+    for (kind, outcome), count in sorted(found.items()):
+        print(f"{kind:10} {outcome:20} {count:6}")
+    return int(any(outcome not in RIGHT for _, outcome in found))
 
 
-def prepare(folder: Path) -> World:
-    """Make the valid files if they are missing, and the outputs of their models."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        make_all(folder)
-        world = World(folder)
-        for name, good in world.goods.items():
-            if name == "classifier":
-                good.answers = {"evaluate": evaluate(folder, good.path, "--task", "text-classification")}
-            elif name.startswith(("adapter", "exported")):
-                good.answers = {"evaluate": evaluate(folder, good.path), "generate": generate(good.path)}
-    _warm_up(world)
-    gc.freeze()
-    return world
-
-
-def _warm_up(world: World) -> None:
-    """Load every kind of valid file once, so that forked processes find everything imported."""
-    names = ("adapter-qpa", "adapter-attached_prefix", "classifier", "study.yaml")
-    for name in (*names, *(name for name in world.goods if name.startswith("data"))):
-        good = world.goods[name]
-        for way, load in world.ways(name).items():
-            with tempfile.TemporaryDirectory() as place, redirect_stderr(io.StringIO()):
-                try:
-                    load(Load(world, _copied(name, good, Path(place)), good, neutral=True))
-                except Exception as error:
-                    if judge(way, error)[0] != "refused":  # some adapters have no circuit
-                        raise
-
-
-def _copied(name: str, good: Good, place: Path) -> Path:
-    """A copy of the valid file or folder in `place`."""
-    copy = place / good.path.name
-    shutil.copytree(good.path, copy) if good.path.is_dir() else shutil.copyfile(good.path, copy)
-    if name == "run":  # resumes only in the folder that its settings name
-        config = json.loads((copy / "config.json").read_text())
-        config["settings"]["out"] = str(copy)
-        (copy / "config.json").write_text(json.dumps(config, indent=2))
-    return copy
-
-
-def run(world: World, seed: int, numbers: Sequence[int], only: str | None = None) -> Iterator[dict[str, Any]]:
-    """The mutations of these numbers, with the outcomes of their loads.
-
-    One process does several of them. If it ends early, the load that it was doing is the cause.
-    """
-    left = list(numbers)
-    while left:
-        with tempfile.TemporaryDirectory() as name:
-            place, batch = Path(name), left[:_BATCH]
-            reports, ended = _in_child(lambda report, b=batch, p=place: _run_some(world, seed, b, only, p, report))
-            rows = _rows(reports)
-            last = rows[-1]
-            if len(last["loads"]) < len(last["ways"]):
-                last["loads"].append({"way": last["ways"][len(last["loads"])], "outcome": ended, "message": ""})
-            for row in rows:
-                if (place / str(row["number"]) / "code-ran").exists():
-                    row["loads"].append({"way": "any", "outcome": "code ran", "message": ""})
-        yield from rows
-        left = left[len(rows) :]
-
-
-def _rows(reports: list[Any]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for report in reports:
-        if "failed" in report:
-            raise RuntimeError(f"the benchmark itself failed:\n{report['failed']}")
-        if "number" in report:
-            rows.append({**report, "loads": []})
-        else:
-            rows[-1]["loads"].append(report)
-    return rows
-
-
-def _run_some(
-    world: World, seed: int, numbers: Sequence[int], only: str | None, place: Path, report: Callable[[Any], None]
-) -> None:
-    for number in numbers:
-        draw = random.Random(f"{seed} {number}")
-        names = [name for name in world.goods if only is None or only in name]
-        name = draw.choices(names, [_weight(name) for name in names])[0]
-        inside, good = place / str(number), world.goods[name]
-        inside.mkdir()
-        copy = _copied(name, good, inside)
-        mutation = mutate(copy, good.path, inside / "code-ran", draw)
-        first, *others = (way for way in world.ways(name) if (way, mutation.how) not in LEFT_OUT)
+def mutated(world: World, seed: str, only: str = "") -> dict[str, Any]:
+    """Damage a file and load it in up to two ways, in a process of its own."""
+    draw = random.Random(seed)
+    name = draw.choice([name for name in world.goods if only in name])
+    with tempfile.TemporaryDirectory() as place:
+        path = copied(world, name, Path(place))
+        how = damage(path, world.goods[name], Path(place, "code-ran"), draw)
+        first, *others = WAYS[name.partition("-")[0]]
         ways = [first, *draw.sample(others, min(1, len(others)))]
-        report({"number": number, "good": name, **asdict(mutation), "ways": ways})
-        for way in ways:
-            report(_load(world, name, way, copy, mutation))
+        asked = Load(world, name, path, how.endswith(NEUTRAL))
+        loads, ended = in_child(lambda report: [report(outcome_of(asked, way)) for way in ways])
+        if len(loads) < len(ways):  # the process ended early
+            loads.append({"way": ways[len(loads)], "outcome": ended})
+        if Path(place, "code-ran").exists():
+            loads.append({"way": "any", "outcome": "code ran"})
+    return {"good": name, "how": how, "loads": loads}
 
 
-def _weight(name: str) -> float:
-    """Runs take a second each; data are read by libraries with tests of their own."""
-    return {"run": 1.0, "classifier": 0.5, "study.yaml": 3.0}.get(name, 0.7 if name.startswith("data-") else 1.5)
+def copied(world: World, name: str, place: Path) -> Path:
+    """A copy of the valid file or folder in `place`."""
+    good = world.goods[name]
+    target = place / good.name
+    shutil.copytree(good, target) if good.is_dir() else shutil.copyfile(good, target)
+    if name == "run":  # resumes only in the folder that its settings name, and without its result
+        config = json.loads((target / "config.json").read_text())
+        config["settings"]["out"] = str(target)
+        (target / "config.json").write_text(json.dumps(config, indent=2))
+        (target / "result.json").unlink()
+    return target
 
 
-def _load(world: World, name: str, way: str, copy: Path, mutation: Mutation) -> dict[str, Any]:
-    error = None
-    try:
-        world.ways(name)[way](Load(world, copy, world.goods[name], mutation.neutral))
-    except Exception as raised:
-        error = raised
-    outcome, message = judge(way, error)
-    if outcome not in RIGHT and is_left_to_peft(way, copy):
-        outcome = "loaded by PEFT"
-    row = {"way": way, "outcome": outcome, "message": message}
-    if outcome not in RIGHT and error is not None:
-        row["where"] = "".join(traceback.format_tb(error.__traceback__)[-8:])
-    return row
-
-
-def _in_child(work: Callable[[Callable[[Any], None]], None]) -> tuple[list[Any], str]:
+def in_child(work: Callable[[Callable[[Any], Any]], Any]) -> tuple[list[Any], str]:
     """The reports of `work(report)` in a separate process, and its end: "done", "hang" or "crash"."""
     receive, send = os.pipe()
     if (child := os.fork()) == 0:
-        os.close(receive)
         _be_child(work, send)
     os.close(send)
-    content, ended, deadline = b"", "done", time.monotonic() + SECONDS
+    content, ended = b"", "done"
     while True:
-        if not select.select([receive], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not select.select([receive], [], [], SECONDS)[0]:
             os.kill(child, signal.SIGKILL)
             ended = "hang"
             break
         if not (part := os.read(receive, 2**16)):
             break
-        content, deadline = content + part, time.monotonic() + SECONDS  # of each report
+        content += part
     os.close(receive)
     status = os.waitpid(child, 0)[1]
-    if ended == "done" and status != 0:
-        ended = f"crash {status}"
-    return [json.loads(line) for line in content.splitlines()], ended
+    reports = [json.loads(line) for line in content.splitlines()]
+    if reports and "failed" in reports[-1]:
+        raise RuntimeError(f"the benchmark itself failed:\n{reports[-1]['failed']}")
+    return reports, f"crash {status}" if ended == "done" and status else ended
 
 
-def _be_child(work: Callable[[Callable[[Any], None]], None], send: int) -> None:
+def _be_child(work: Callable[[Callable[[Any], Any]], Any], send: int) -> None:
+    """Never returns."""
     try:
         gc.disable()
         devnull = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1, 2):
             os.dup2(devnull, number)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + MEMORY
+        limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         warnings.simplefilter("ignore")
         logging.raiseExceptions = False  # a handler of transformers may hold a stream that a test has closed
-        work(lambda value: os.write(send, (json.dumps(value) + "\n").encode()) and None)
+        work(lambda value: os.write(send, (json.dumps(value) + "\n").encode()))
     except BaseException:
         os.write(send, (json.dumps({"failed": traceback.format_exc()}) + "\n").encode())
     os._exit(0)
 
 
-def show(log: Path) -> int:
-    """Print the number of loads by kind of file and outcome; 1 if an outcome is wrong."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    loads = pd.DataFrame(
-        [(row["good"].partition("-")[0], load["outcome"]) for row in rows for load in row["loads"]],
-        columns=["file", "outcome"],
-    )
-    print(f"{len(rows)} mutations, {len(loads)} loads", pd.crosstab(loads.file, loads.outcome), sep="\n")
-    return int(not loads.outcome.isin(RIGHT).all())
+# -- valid files
+
+_TASK: dict[str, Any] = {"task_type": "CAUSAL_LM"}
+_LORA: dict[str, Any] = {**_TASK, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+_QPA: dict[str, Any] = {"hidden": (6, 5), "chunk_size": 32, "n_layers": 3}
+EXPORTED = ("qpa", "quantum_peft", "sora")
+CONFIGS: dict[str, Callable[[int], Any]] = {
+    "qpa": lambda seed: qpeft.QPAConfig(**_LORA, **_QPA, r=2, seed=seed),
+    "quantum_peft": lambda seed: qpeft.QuantumPeftConfig(**_LORA, r=2, seed=seed, frame="gradient", frame_rank=8),
+    "quantised": lambda seed: qpeft.QuantumPeftConfig(**_LORA, r=2, seed=seed, bits=4),
+    "attached_lora": lambda seed: LoraConfig(**_LORA, r=2),
+    "attached_prefix": lambda seed: PrefixTuningConfig(**_TASK, num_virtual_tokens=4),
+    "qaa": lambda seed: qpeft.QAAConfig(**_TASK, target_modules=["q_proj", "v_proj"], n_layers=2, seed=seed),
+    "sora": lambda seed: qpeft.SoRAConfig(**_LORA, r=2, seed=seed),
+    "bottleneck": lambda seed: qpeft.BottleneckConfig(**_TASK, bottleneck_size=2, seed=seed),
+}
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the valid files and the results")
-    parser.add_argument("--mutations", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="only files with this in their name, such as qpa, exported, data, study")
-    return parser.parse_args()
+def prepare(folder: Path) -> World:
+    """The valid files, which are made if they are missing, and the outputs of their models."""
+    warnings.simplefilter("ignore")
+    if not (folder / "made").exists():
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 257, "hidden_size": 16, "num_key_value_heads": 2, "max_position_embeddings": 64}
+        save_base(folder / "base", llama(**sizes, initializer_range=0.2))
+        for name in CONFIGS:
+            _make_adapter(folder, name, 0)
+            _make_adapter(folder / "others", name, 1, folder / "base")  # to exchange files with
+        _make_data(folder)
+        train(run_settings(folder / "run", folder))
+        (folder / "made").touch()
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
+    adapters = sorted([*folder.glob("adapter-*"), *folder.glob("exported-*")])
+    goods = {path.name: path for path in adapters}
+    files = {f"data-{name}": folder / f"a.{name}" for name in ("jsonl", "json", "csv")}
+    logits = {name: logits_of(qpeft.load(copy.deepcopy(base), path)) for name, path in goods.items()}
+    logits["base"] = logits_of(base)
+    world = World({**goods, **files, "run": folder / "run", "study": folder / "study.yaml"}, base, logits)
+    for name in ("adapter-qpa", "study", "data-csv"):  # forked processes find everything imported
+        for way in WAYS[name.partition("-")[0]].values():
+            way(Load(world, name, world.goods[name], neutral=True))
+    gc.freeze()
+    return world
+
+
+def _make_adapter(folder: Path, name: str, seed: int, base: Path | None = None) -> None:
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base or folder / "base"), CONFIGS[name](seed))
+    if name.startswith("attached"):
+        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(**_QPA, seed=seed))
+    if name == "quantum_peft":
+        qpeft.fit_frames(model, [{"input_ids": torch.arange(40).view(2, 20)}])
+    with torch.no_grad():  # change all trainable parameters, as training does
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_((parameter != 0) * 0.1 + 0.05 * torch.randn(parameter.shape))
+    qpeft.save(model, folder / f"adapter-{name}")
+    if name in EXPORTED:
+        qpeft.export(model.eval(), folder / f"exported-{name}")
+
+
+def _make_data(folder: Path) -> None:
+    draw = random.Random(0)
+    words = ("the", "king", "went", "into", "golden", "wood", "and", "said", "how", "well", "bird", "sings")
+    texts = [" ".join(draw.choices(words, k=12)) for _ in range(40)]
+    (folder / "a.txt").write_text(" ".join(texts))
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": i}) + "\n" for i, text in enumerate(texts)))
+    (folder / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
+    with (folder / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "n"), *((text, i) for i, text in enumerate(texts))])
+    study = {
+        **{"name": "tiny", "title": "A tiny study", "question": "Does it run?", "base": str(folder / "base")},
+        **{"data": str(folder / "a.txt"), "seeds": [0, 1], "reference": "lora", "tuning": {"grid": [0.3, 1.0]}},
+        "training": {"steps": 4, "batch_size": 2, "seq_len": 32, "dtype": "float32"},
+        "methods": [
+            {"key": "lora", "label": "LoRA", "method": "lora", "settings": {"r": 2}},
+            {"key": "qpa", "method": "qpa", "settings": {"r": 2, "chunk_size": 16}, "lr": 0.001},
+        ],
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+
+def run_settings(out: Path, made: Path) -> RunSettings:
+    """A run of four steps with a checkpoint after the second."""
+    small = {"r": 2, "target_modules": ["q_proj"], "chunk_size": 16, "hidden": [6, 5], "n_layers": 2}
+    files = {"model": str(made / "base"), "data": str(made / "a.txt"), "out": str(out)}
+    steps = {"steps": 4, "save_every": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 2}
+    return RunSettings(**files, **steps, method_settings=small)
+
+
+# -- damage
+
+EXTREMES: list[Any] = [
+    *(0, -1, 3, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "x", True, None, [], {}, [[]]),
+    *({"a": {"b": 1}}, [1, "a", None], "\ud800", "x" * 100_000, "../..", [2**31] * 3, "LORA", "IA3", "QPEFT_NONE"),
+]
+READ = ("adapter_config.json", "adapter_model.safetensors", "config.json", "metrics.jsonl")
+NEUTRAL = ("link", "reorder")
+
+
+class _Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., int], tuple[str]]:
+        return os.system, (f"touch {self.marker}",)
+
+
+def damage(path: Path, good: Path, marker: Path, draw: Draw) -> str:
+    """Damage one file of `path`, a copy of `good`; code in it would create `marker`. Returns the file and the way."""
+    files = sorted(p for p in path.rglob("*") if p.name in READ or p.parent.name.startswith("checkpoint-"))
+    file = draw.choice(files or [path])
+    kinds: list[Callable[..., str]] = [_damage_bytes, _damage_place]
+    special = {".safetensors": _damage_tensors, ".json": _damage_fields, ".yaml": _damage_fields}.get(file.suffix)
+    how = draw.choice([*kinds, *[special] * 3] if special else kinds)(file, good, marker, draw)
+    return f"{file.name}: {how}"
+
+
+def _damage_bytes(file: Path, good: Path, marker: Path, draw: Draw) -> str:
+    content = file.read_bytes()
+    i = draw.randrange(len(content))
+    changed = {
+        "flip": content[:i] + bytes([content[i] ^ (1 << draw.randrange(8))]) + content[i + 1 :],
+        "noise": content[:i] + draw.randbytes(8) + content[i + 8 :],
+        "truncate": content[:i],
+        "extend": content + draw.choice([b"\0" * 4096, draw.randbytes(7), content]),
+        "empty": b"",
+        "zeros": content[:i] + b"\0" * (len(content) - i),  # not flushed before a power failure
+        "cut": content[:i] + content[i + draw.choice([1, 4, 100]) :],
+        "encoding": content.replace(b"e", draw.choice([b"\xe9", b"\xff", b"\0"]), 1),
+        "utf-16": content.decode("latin-1").encode("utf-16"),
+        "python tag": f"!!python/object/apply:os.system ['touch {marker}']".encode(),
+        "pickle": pickle.dumps(_Payload(marker), protocol=draw.choice([0, 2, 4])),
+    }
+    how = draw.choice(list(changed))
+    file.write_bytes(changed[how])
+    return how
+
+
+def _damage_place(file: Path, good: Path, marker: Path, draw: Draw) -> str:
+    """The file is missing, something else, or that of another adapter."""
+    how = draw.choice(["remove", "folder", "link", "dangling", "loop", "swap", "swap"])
+    aside = file.parent.parent / "aside"
+    shutil.move(file, aside)
+    if how == "folder":
+        file.mkdir()
+    elif how in ("link", "dangling", "loop"):
+        file.symlink_to({"link": aside, "dangling": file.parent / "nowhere", "loop": file}[how])
+    elif how == "swap" and (good.parent / "others" / good.name).exists():
+        other = draw.choice([good.name, *(f"adapter-{name}" for name in CONFIGS)])
+        shutil.copyfile(good.parent / "others" / other / file.name, file)
+        return f"swap {other}"
+    return how
+
+
+def _damage_tensors(file: Path, good: Path, marker: Path, draw: Draw) -> str:
+    arrays = {name: array.copy() for name, array in load(file.read_bytes()).items()}
+    name = draw.choice(sorted(arrays))
+    how = draw.choice(["rename", "remove", "add", "cast", "reshape", "value", "value"])
+    array = arrays.pop(name)
+    if how == "rename":
+        arrays[draw.choice([f"{name}x", "", f"module.{name}"])] = array
+    elif how == "add":
+        arrays |= {name: array, "base_model.model.lm_head.weight": np.ones((3, 2), np.float32)}
+    elif how == "cast":
+        arrays[name] = array.astype(draw.choice(["<f2", "<f8", "<i4", "u1"]))
+    elif how == "reshape":
+        arrays[name] = np.ascontiguousarray(draw.choice([array.T, array.ravel(), array[None], array.ravel()[:-1]]))
+    elif how == "value":
+        with np.errstate(all="ignore"):
+            value = np.asarray(draw.choice([np.nan, np.inf, 3e38, 1e20])).astype(array.dtype)
+        array.reshape(-1)[draw.randrange(max(1, array.size)) :] = value
+        arrays[name] = array
+    file.write_bytes(save(arrays))
+    return how
+
+
+def _damage_fields(file: Path, good: Path, marker: Path, draw: Draw) -> str:
+    text = file.read_text(encoding="utf-8")
+    content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    how = draw.choice(["reorder", "remove", "rename", "set", "set", "change", "top level"])
+    parent, key = _some_field(content, draw)
+    if how == "remove":
+        del parent[key]
+    elif how == "rename" and isinstance(parent, dict):
+        parent[f"{key}x"] = parent.pop(key)
+    elif how == "set":
+        parent[key] = copy.deepcopy(draw.choice(EXTREMES))
+    elif how == "change":
+        old = parent[key]
+        number = [old + 1, old * 2, -old, 10**6] if isinstance(old, int | float) else []
+        parent[key] = draw.choice([*number, str(old), [old], {"value": old}])
+    elif how == "top level":
+        content = draw.choice([[content], None, 1, "x", [], {}])
+    elif isinstance(content, dict):
+        content, how = dict(sorted(content.items(), key=lambda _: draw.random())), "reorder"
+    dump = yaml.safe_dump if file.suffix == ".yaml" else json.dumps
+    file.write_bytes(dump(content).encode("utf-8", "surrogatepass"))
+    return how if how in NEUTRAL else f"{how} {key}"
+
+
+def _some_field(content: Any, draw: Draw) -> tuple[Any, Any]:
+    """An object or list, and one of its keys."""
+    key = draw.choice(list(content) if isinstance(content, dict) else range(len(content)))
+    if isinstance(content[key], dict | list) and content[key] and draw.random() < 0.6:
+        return _some_field(content[key], draw)
+    return content, key
+
+
+# -- loads
+
+
+def outcome_of(asked: Load, way: str) -> dict[str, str]:
+    """The way, the outcome and the message of a load."""
+    try:
+        WAYS[asked.name.partition("-")[0]][way](asked)
+        outcome, message = "correct", ""
+    except Exception as error:
+        outcome, message = judge(way, error), f"{type(error).__name__}: {error}"[:300]
+        if outcome not in RIGHT and way in PEFT_WAYS and _is_of_peft(asked.path):
+            outcome = "loaded by PEFT"
+    return {"way": way, "outcome": outcome, "message": message}
+
+
+def judge(way: str, error: Exception) -> str:
+    message = str(error)
+    if isinstance(error, WrongError):
+        return message.partition(":")[0]
+    if isinstance(error, MemoryError) or "allocate memory" in message:
+        return "memory"
+    if len(message) > 4000 or not message.strip():
+        return "unclear message"
+    if "\ud800" in message:
+        return "unprintable message"
+    if isinstance(error, InputError) or (way == "resume" and isinstance(error, TrainingError)):
+        return "refused"
+    return "refused by PEFT" if way in PEFT_WAYS and isinstance(error, PEFT_ERRORS) else "wrong error"
+
+
+def _is_of_peft(folder: Path) -> bool:
+    """Whether PEFT alone loads the folder, because adapter_config.json names one of PEFT's methods."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config.get("peft_type") in PeftType.__members__
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+def _load(asked: Load) -> None:
+    _check(asked, qpeft.load(copy.deepcopy(asked.world.base), asked.path))
+
+
+def _from_pretrained(asked: Load) -> None:
+    _check(asked, PeftModel.from_pretrained(copy.deepcopy(asked.world.base), str(asked.path)))
+
+
+def _load_over(asked: Load) -> None:
+    """Into a present adapter, which a refused load must not change."""
+    model = qpeft.load(copy.deepcopy(asked.world.base), asked.world.goods[asked.name])
+    try:
+        model.load_adapter(str(asked.path), "default")
+    except Exception:
+        if not torch.equal(logits_of(model), asked.world.logits[asked.name]):
+            raise WrongError("present adapter changed: by a refused load") from None
+        raise
+    _check(asked, model)
+
+
+def _check(asked: Load, model: Any) -> None:
+    """The loaded adapter has the tensors of the file, and its logits follow from them."""
+    logits, good = logits_of(model), asked.world.goods[asked.name]
+    try:
+        expected, usual = (load_file(path / "adapter_model.safetensors") for path in (asked.path, good))
+    except (OSError, SafetensorError) as error:
+        raise WrongError(f"invalid file loaded: {error}") from error
+    configs = [json.loads((p / "adapter_config.json").read_text(encoding="utf-8")) for p in (asked.path, good)]
+    one, other = ({**config, **(config.get("host") or {})} for config in configs)
+    is_changed = any(one.get(key) != other.get(key) for key in FREE_FIELDS)
+    is_huge = any(np.abs(array.astype(np.float64)).max(initial=0) > 1e15 for array in expected.values())
+    if not torch.isfinite(logits).all() and not is_changed and not is_huge:
+        raise WrongError("not finite: the logits are NaN or Inf")
+    if torch.equal(logits, asked.world.logits["base"]):
+        raise WrongError("base model returned: the load changed no logit")
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        found = load_file(Path(folder, "adapter_model.safetensors"))
+    if not _same(found, {name: array.astype(found[name].dtype) for name, array in expected.items() if name in found}):
+        raise WrongError("other values: the tensors differ from the file")
+    is_same = asked.neutral or (_same(expected, usual) and not is_changed)
+    if is_same and not torch.equal(logits, asked.world.logits[asked.name]):
+        raise WrongError("other logits: the meaning of the file is unchanged, the model is not")
+
+
+def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def _evaluate(asked: Load) -> None:
+    """The command, whose errors end with exit code 2 and a message."""
+    words = ["evaluate", "--adapter", asked.path, "--data", asked.world.goods["data-jsonl"], "--seq-len", 32, "--json"]
+    done = CliRunner().invoke(build(), [str(word) for word in words], prog_name="qpeft", input="")
+    if done.exit_code == 2 and "Traceback" not in done.output:
+        raise InputError(done.stderr or done.output)
+    if done.exit_code:
+        raise WrongError(f"wrong error: exit code {done.exit_code}, {done.exception!r}, {done.output[-600:]}")
+    if (scores := json.loads(done.stdout))["base"] == scores["adapted"]:
+        raise WrongError("base model returned: base and adapter have the same score")
+
+
+def _resume(asked: Load) -> None:
+    """A run that was interrupted ends with the result of an uninterrupted one."""
+    good = asked.world.goods["run"]
+    train(run_settings(asked.path, good.parent))
+    if not _same(*(load_file(run / "adapter" / "adapter_model.safetensors") for run in (asked.path, good))):
+        raise WrongError("other values: the resumed run has another result")
+
+
+def _load_study(asked: Load) -> None:
+    """Every field has the value of the file."""
+    found = load_study(str(asked.path)).model_dump()
+    if wrong := _difference(yaml.safe_load(asked.path.read_bytes()), found, "study"):
+        raise WrongError(f"other values: {wrong} differs from the file")
+
+
+def _difference(asked: Any, found: Any, place: str) -> str | None:
+    if isinstance(asked, dict) and isinstance(found, dict):
+        return next((w for key in asked if (w := _difference(asked[key], found.get(key), f"{place}.{key}"))), None)
+    if isinstance(asked, list) and isinstance(found, list) and len(asked) == len(found):
+        pairs = enumerate(zip(asked, found, strict=True))
+        return next((w for i, (a, f) in pairs if (w := _difference(a, f, f"{place}.{i}"))), None)
+    with suppress(TypeError, ValueError, OverflowError):
+        if float(asked) == float(found):
+            return None
+    return None if asked == found or str(asked) == str(found) else place
+
+
+def _load_data(asked: Load) -> None:
+    """qpeft's texts are those of an independent reader of the format."""
+    found = [row["text"] for row in load_examples(str(asked.path), "train", Columns())]
+    content = asked.path.read_bytes().decode("utf-8-sig")
+    rows: Any
+    if asked.path.suffix == ".csv":
+        csv.field_size_limit(2**31 - 1)
+        rows = list(csv.DictReader(io.StringIO(content, newline="")))
+    elif asked.path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in content.split("\n") if line.strip()]
+    else:
+        rows = json.loads(content)
+    texts = [row.get("text") if isinstance(row, dict) else row for row in (rows if isinstance(rows, list) else [rows])]
+    expected = [text for text in texts if (text or "").strip(" \t")]
+    if found != expected:
+        raise WrongError(f"other values: {len(found)} texts of {len(expected)}")
+
+
+_WAYS = {"qpeft.load": _load, "qpeft evaluate": _evaluate}
+WAYS: dict[str, dict[str, Callable[[Load], None]]] = {
+    "adapter": {**_WAYS, "PeftModel.from_pretrained": _from_pretrained, "load_adapter over": _load_over},
+    "exported": _WAYS,
+    "run": {"resume": _resume},
+    "study": {"load_study": _load_study},
+    "data": {"load_examples": _load_data},
+}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The speed of qpeft compared with other programs: one table of ratios, and the limits of the machine.
+"""The speed of qpeft compared with other programs: QPA's circuit, and training steps.
 
-    python benchmarks/bench.py                              # `make bench`: many minutes
-    python benchmarks/bench.py --only circuits columns      # some groups
+    python benchmarks/bench.py                              # `make bench`: some minutes
+    python benchmarks/bench.py --only circuits              # a group
     python benchmarks/bench.py --quick                      # seconds, to see that it runs; the results mean nothing
     python benchmarks/bench.py --json benchmarks/results/bench.json
     python benchmarks/bench.py --page                       # write the tables of results/bench.json to the docs page
@@ -15,76 +15,227 @@ After Ctrl-C the completed measurements are shown and saved.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+import platform
 import re
 import sys
 import warnings
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from functools import partial
+from importlib.metadata import distributions
+from importlib.util import find_spec
+from math import pi
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
-# other programs read these when they are imported, which the groups do late
-os.environ.update(OMP_NUM_THREADS="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+# other programs read it when they are imported, which the groups do late
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from scipy.sparse import diags
+from torch import Tensor
 
+from qpeft.circuits import Ansatz, probabilities, to_pennylane
 from qpeft.files import write_json, write_text
-from speed.machine import Machine
-from speed.measure import Row
-from speed.table import markdown
+from timing import Row, Task, markdown, measure
+from training_step import GENERATED, memory_rows, step_rows
 
-GROUPS = ("circuits", "large_circuits", "columns", "tokens", "steps", "backends")
 RESULTS = Path(__file__).parent / "results" / "bench.json"
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PACKAGES = ("torch", "transformers", "peft", "pennylane", "pennylane-lightning", "torchquantum")
+N_LAYERS = 8
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+ATTENTION = ["qpa", "quantum_peft", "qaa", "sora", "bottleneck"]
+# packages that TorchQuantum pins in conflicting versions and that its gates never call
+UNUSED = ("qiskit", "qiskit_aer", "qiskit_ibm_runtime", "pathos", "torchdiffeq", "torchpack", "torchvision")
 
 
-@dataclass
-class Group:
-    """Rows of one module of `speed`, and the limits of the machine just before."""
+def circuits(quick: bool) -> Iterator[Row]:
+    """QPA's circuit: all probabilities, and the gradient of a weighted sum of them."""
+    rounds = 2 if quick else 9
+    for n_qubits in (4,) if quick else (7, 8, 10, 12, 16):
+        for dtype, tolerance in TOLERANCE.items():
+            ansatz, angles, weights = problem(n_qubits, dtype)
+            ways = {"PennyLane default.qubit, backprop": default_qubit_gradient}
+            if dtype == torch.float64:
+                ways["PennyLane lightning.qubit, adjoint"] = lightning_qubit_gradient
+            else:
+                ways["TorchQuantum, backprop"] = torch_quantum_gradient
+            others = {name: partial(way, ansatz, angles, weights) for name, way in ways.items()}
+            what = f"{n_qubits} qubits, forward and backward, {str(dtype).removeprefix('torch.')}"
+            yield from measure(what, partial(gradient, angles, weights), others, tolerance, rounds)
+    for n_qubits in (4,) if quick else (8, 12, 16):
+        ansatz, angles, _ = problem(n_qubits, torch.float64)
+        others = {
+            "PennyLane default.qubit": partial(forward, ansatz, angles, "default.qubit", "backprop"),
+            "PennyLane lightning.qubit": partial(forward, ansatz, angles, "lightning.qubit", None),
+        }
+        fixed = angles.detach()
+        yield from measure(f"{n_qubits} qubits, forward, float64", partial(values, fixed), others, 1e-6, rounds)
 
-    title: str
-    roofline: Machine
-    rows: list[Row] = field(default_factory=list)
+
+def steps(quick: bool) -> Iterator[Row]:
+    """A training step with each adapter compared with stock LoRA: time, peak memory, and the cost of the generation."""
+    usual = {"dtype": "float32", "device": "cpu", "r": 4, "tokens": 64, "steps": 1}
+    if quick:
+        options = Namespace(**usual, batch_size=1, geometry="tiny")
+        yield from step_rows("attention", ["qpa", "bottleneck"], options, rounds=2)
+        return
+    for geometry, batch_size in (("embedded", 8), ("gpt2", 1)):
+        options = Namespace(**usual, batch_size=batch_size, geometry=geometry)
+        yield from step_rows("attention", ATTENTION, options, rounds=9)
+        yield from step_rows("all linear maps", GENERATED, options, rounds=9)
+        yield from memory_rows("attention", ATTENTION, options)
+
+
+GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {"circuits": circuits, "steps": steps}
+
+# -- QPA's circuit in each program
+
+
+def problem(n_qubits: int, dtype: torch.dtype) -> tuple[Ansatz, Tensor, Tensor]:
+    """A circuit, random angles (L, N) and weights (2**N,)."""
+    draw = torch.Generator().manual_seed(n_qubits)
+    angles = (torch.rand(N_LAYERS, n_qubits, generator=draw, dtype=dtype) * 2 - 1) * pi
+    weights = torch.randn(2**n_qubits, generator=draw, dtype=dtype)
+    return Ansatz("ry_ladder", n_qubits, N_LAYERS), angles.requires_grad_(), weights
+
+
+def values(angles: Tensor) -> tuple[Tensor, ...]:
+    return (probabilities(angles),)
+
+
+def gradient(angles: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(probabilities(angles), angles, weights)
+
+
+def default_qubit_gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Task:
+    circuit = pennylane(ansatz, "default.qubit", "backprop")
+    return lambda: torch.autograd.grad(p := circuit(angles), angles, weights.to(p.dtype))
+
+
+def lightning_qubit_gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Task:
+    """The adjoint method; the weighted sum is the mean of a diagonal observable."""
+    circuit = pennylane(ansatz, "lightning.qubit", "adjoint", weights)
+    return lambda: torch.autograd.grad(circuit(angles), angles)
+
+
+def forward(ansatz: Ansatz, angles: Tensor, device: str, diff_method: str | None) -> Task:
+    circuit, fixed = pennylane(ansatz, device, diff_method), angles.detach()
+    return lambda: (torch.as_tensor(circuit(fixed if diff_method else fixed.numpy())),)
+
+
+def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Tensor | None = None) -> Callable:
+    import pennylane as qml
+
+    gates, wires = to_pennylane(ansatz), range(ansatz.n_qubits)
+    observable = None if weights is None else qml.SparseHamiltonian(diags(weights.numpy()).tocsr(), wires=wires)
+
+    @qml.qnode(qml.device(device, wires=ansatz.n_qubits), interface="torch", diff_method=diff_method)
+    def circuit(angles):
+        gates(angles)
+        return qml.probs(wires=wires) if observable is None else qml.expval(observable)
+
+    return circuit
+
+
+def torch_quantum_gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Task:
+    """Gates in complex64 with torch's backpropagation."""
+    tq = torchquantum()
+    gates = {"ry": tq.functional.ry, "cx": tq.functional.cnot}
+
+    def run() -> tuple[Tensor, ...]:
+        device = tq.QuantumDevice(n_wires=ansatz.n_qubits, bsz=1)
+        for gate in ansatz.gates():
+            angle = {} if gate.slot is None else {"params": angles[gate.slot]}
+            gates[gate.name](device, wires=list(gate.wires), **angle)
+        return torch.autograd.grad(device.get_states_1d()[0].abs().square(), angles, weights)
+
+    return run
+
+
+def torchquantum() -> ModuleType:
+    """TorchQuantum, imported with empty modules for `UNUSED`."""
+    if find_spec("torchquantum") is None:
+        raise ImportError("torchquantum")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None):
+            return importlib.machinery.ModuleSpec(name, Finder, is_package=True) if is_unused(name) else None
+
+        @staticmethod
+        def create_module(spec: Any) -> Any:
+            return MagicMock(__path__=[], __file__="")
+
+        @staticmethod
+        def exec_module(module: ModuleType) -> None:
+            pass
+
+    def is_unused(name: str) -> bool:
+        return name.partition(".")[0] in UNUSED
+
+    real = {name: sys.modules.pop(name) for name in list(sys.modules) if is_unused(name)}
+    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module("torchquantum")
+    finally:
+        sys.meta_path.remove(Finder)  # type: ignore[arg-type]
+        for name in filter(is_unused, list(sys.modules)):
+            del sys.modules[name]
+        sys.modules.update(real)
+
+
+# -- the command
 
 
 def run(names: list[str], quick: bool, output: Path | None) -> bool:
     """Measure the groups; show and save also the rows of an interrupted group. False if a program was refused."""
     refused = False
+    versions = {one.name: one.version for one in distributions() if one.name.lower() in PACKAGES}
+    machine = {"processor": processor(), "cores": os.cpu_count() or 1, "versions": versions, "quick": quick}
     for name in names:
-        module = import_module(f"speed.{name}")
-        group = Group(module.TITLE, Machine.measure(quick))
+        rows: list[Row] = []
         try:
-            for row in module.rows(group.roofline, quick):
-                group.rows.append(row)
+            for row in GROUPS[name](quick):
+                rows.append(row)
                 print(f"{name}: {row.what} / {row.other}", file=sys.stderr)
                 if output:
                     kept = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
-                    write_json(output, kept | {name: {**asdict(group), **Machine.description(), "quick": quick}})
+                    write_json(output, kept | {name: {"rows": [asdict(row) for row in rows], **machine}})
         finally:
-            print(group.title, markdown(group.rows), group.roofline, sep="\n\n", end="\n\n")
-        refused |= any(row.refused for row in group.rows)
+            print(name, markdown(rows), sep="\n\n")
+        refused |= any(row.refused for row in rows)
     return not refused
 
 
+def processor() -> str:
+    file = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", file.read_text(encoding="utf-8") if file.exists() else "")
+    return found[1] if found else platform.processor() or "unknown"
+
+
 def filled(text: str, groups: dict[str, Any]) -> str:
-    """The page's text with the groups' tables; KeyError for a table that was not measured."""
-    return re.sub(
-        r"(?m)^(% table: (\w+)\n).*?^(% end\n)",
-        lambda found: f"{found[1]}\n{_table(groups[found[2]])}\n{found[3]}",
-        text,
-        flags=re.DOTALL,
-    )
+    """The page with its tables: the rows of a group that a pattern selects; KeyError if it was not measured."""
+    known = {field.name for field in fields(Row)}
 
+    def table(found: re.Match[str]) -> str:
+        rows = (Row(**{key: value for key, value in row.items() if key in known}) for row in groups[found[2]]["rows"])
+        shown = [row for row in rows if re.search(found[3], f"{row.what} / {row.other}")]
+        return f"{found[1]}\n{markdown(shown)}\n{found[4]}"
 
-def _table(group: dict[str, Any]) -> str:
-    return f"{markdown(Row(**row) for row in group['rows'])}\n{Machine(**group['roofline'])}\n"
+    return re.sub(r"(?ms)^(<!-- table: (\w+), (.*?) -->\n).*?^(<!-- end -->)$", table, text)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="some groups")
+    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="some groups")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs")
     parser.add_argument("--json", type=Path, help="a file for all rows and the machine; other groups in it are kept")
     parser.add_argument("--page", action="store_true", help="only write the tables of results/bench.json to the page")

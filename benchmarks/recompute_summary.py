@@ -3,8 +3,8 @@
     python benchmarks/recompute_summary.py DIR
 
 Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values, verdicts
-before and after Holm's correction, ranks, steps to shares of the reference's gain and areas under the loss curves must
-agree with DIR/summary.csv and DIR/blocks.csv. The script does not use qpeft: Student's distribution is integrated
+before and after Holm's correction, ranks, steps to shares of the reference's gain must
+agree with DIR/summary.csv. The script does not use qpeft: Student's distribution is integrated
 numerically, and Holm's correction is applied step by step. Exit code 1: there are disagreements, one per line.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import itertools
 import json
 import math
 import statistics
@@ -41,18 +40,19 @@ class Result:
 def read_results(folder: Path, study: dict[str, Any]) -> dict[str, Result]:
     """The metric of every method by seed."""
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = {row["cell_id"]: row for row in map(json.loads, lines)}  # a later line replaces an earlier one
+    names = ("study", "method", "hash", "name")  # a later line of a cell replaces an earlier one
+    rows = {"/".join(row[name] for name in names): row for row in map(json.loads, lines)}
     return {method["key"]: read_result(rows, study, method) for method in study["methods"]}
 
 
 def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[str, Any]) -> Result:
-    cells = {seed: f"{study['study']}/{method['key']}/{method['hash']}/seed{seed}" for seed in study["seeds"]}
+    cells = {seed: f"{study['name']}/{method['key']}/{method['hash']}/seed{seed}" for seed in study["seeds"]}
     rows = {seed: all_rows[cell_id] for seed, cell_id in cells.items() if cell_id in all_rows}
     if not method["rates"] and rows and study["task"] == "causal-lm":  # untrained: one evaluation for all seeds
         rows = dict.fromkeys(cells, next(iter(rows.values())))
-    metric = {seed: row["quality"].get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
+    metric = {seed: row.get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]
-    curves = [row["train"].get("curve", []) if row["status"] == "success" else [] for row in rows.values()]
+    curves = [row.get("curve", []) if row["status"] == "success" else [] for row in rows.values()]
     return Result({seed: value for seed, value in metric.items() if value is not None}, statuses, curves)
 
 
@@ -101,7 +101,7 @@ def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str,
     """All comparisons of the study with their final verdicts."""
     pairs = [(m["key"], study["reference"]) for m in study["methods"] if m["role"] != "equal_budget"]
     pairs += [(m["key"], m["against"]) for m in study["methods"] if m["against"]]
-    pairs += [(member["key"], block["of"]) for block in study["blocks"] for member in block["members"]]
+    pairs += [(m["key"], m["block"]) for m in study["methods"] if m["block"]]
     lower = study["metric"] == "test_loss"
     asked = {pair: compare(results[pair[0]], results[pair[1]], lower) for pair in pairs if pair[0] != pair[1]}
     found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
@@ -140,22 +140,30 @@ def places(keys: list[str], study: dict[str, Any], results: dict[str, Result]) -
 def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
     """summary.csv's statistical columns by method."""
     found = family(study, results)
+    sizes = {m["key"]: m["trainable"] for m in study["methods"]}
     ranks = places([m["key"] for m in study["methods"] if m["role"] == "main"], study, results)
+    in_blocks = {}
+    for of in {m["block"] for m in study["methods"] if m["block"]}:
+        inside = [m["key"] for m in study["methods"] if of in (m["key"], m["block"])]
+        in_blocks |= places([key for key in inside if 0.8 <= sizes[key] / sizes[of] <= 1], study, results)
     lines = {}
     for method in study["methods"]:
         key = method["key"]
-        compared = None if method["role"] == "equal_budget" else found.get((key, study["reference"]))
+        compared = found.get((key, method["block"] or study["reference"]))
         control = found.get((key, method["against"]))
         lines[key] = metric(results[key]) | columns("delta", compared) | columns("control", control)
-        lines[key] |= {"rank": ranks.get(key), "seeds_ok": results[key].statuses.count("success")}
+        lines[key] |= {"rank": in_blocks.get(key) if method["block"] else ranks.get(key)}
+        lines[key] |= {"block_rank": None if method["block"] else in_blocks.get(key)}
+        lines[key] |= {"ratio": sizes[key] / sizes[method["block"]] if method["block"] else None}
+        lines[key] |= {"seeds_ok": results[key].statuses.count("success")}
         lines[key] |= convergence(results[key].curves, results[study["reference"]].curves, bool(method["rates"]))
     return lines
 
 
 def convergence(curves: list[list[list[Any]]], reference: list[list[list[Any]]], is_trained: bool) -> dict[str, Any]:
-    """Median steps to 50, 80 and 95 % of the reference's gain, how many seeds reached them, and the mean area."""
-    points = [[(step, loss) for step, _, loss, _ in curve if loss is not None] for curve in curves]
-    losses = [[loss for _, _, loss, _ in curve if loss is not None] for curve in reference if curve]
+    """Median steps to 50, 80 and 95 % of the reference's gain, how many seeds reached them."""
+    points = [[(step, loss) for step, loss, _ in curve] for curve in curves]
+    losses = [[loss for _, loss, _ in curve] for curve in reference if curve]
     start = statistics.mean(loss[0] for loss in losses) if losses else 0.0
     gain = start - statistics.mean(loss[-1] for loss in losses) if losses else 0.0
     found: dict[str, Any] = {}
@@ -167,29 +175,8 @@ def convergence(curves: list[list[list[Any]]], reference: list[list[list[Any]]],
             middle, reached = statistics.median(steps), sum(map(math.isfinite, steps))
             if math.isinf(middle):
                 middle = f"> {max(curve[-1][0] for curve in curves if curve):g}"
-        found |= {f"steps_to.{share}.median": middle, f"steps_to.{share}.reached": reached}
-    areas = [area(curve) for curve in points if len(curve) > 1]
-    return found | {"convergence.auc_per_token.mean": statistics.mean(areas) if areas else None}
-
-
-def area(curve: list[tuple[int, float]]) -> float:
-    """Trapezoids under the loss, divided by the steps."""
-    pairs = itertools.pairwise(curve)
-    return math.fsum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairs) / (curve[-1][0] - curve[0][0])
-
-
-def expected_blocks(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
-    """blocks.csv's statistical columns by block and member."""
-    found = family(study, results)
-    counts = {method["key"]: method["trainable"] for method in study["methods"]}
-    lines = {}
-    for block in study["blocks"]:
-        ratios = {member["key"]: counts[member["key"]] / block["budget"] for member in block["members"]}
-        ranks = places([key for key, ratio in ratios.items() if 0.8 <= ratio <= 1], study, results)
-        for key, ratio in ratios.items():
-            line = metric(results[key]) | columns("delta", found.get((key, block["of"])))
-            lines[f"{block['of']} {key}"] = line | {"ratio": ratio, "rank": ranks.get(key)}
-    return lines
+        found |= {f"steps_to.{share}": middle, f"reached.{share}": reached}
+    return found
 
 
 def metric(result: Result) -> dict[str, Any]:
@@ -203,10 +190,9 @@ def columns(name: str, comparison: dict[str, Any] | None) -> dict[str, Any]:
     return {f"{name}.{field}": None if comparison is None else comparison[field] for field in fields}
 
 
-def disagreements(path: Path, keys: tuple[str, ...], expected: dict[str, dict[str, Any]]) -> list[str]:
+def disagreements(path: Path, expected: dict[str, dict[str, Any]]) -> list[str]:
     """A line for each field of the table at `path` that differs from the rows."""
-    text = path.read_text(encoding="utf-8")
-    lines = {" ".join(line[key] for key in keys): line for line in csv.DictReader(text.splitlines())} if text else {}
+    lines = {line["key"]: line for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
     if lines.keys() != expected.keys():
         return [f"{path.name}: lines {sorted(lines)}, the study has {sorted(expected)}"]
     return [
@@ -229,9 +215,8 @@ def agrees(printed: str, value: Any) -> bool:
 def main(folder: Path) -> int:
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     results = read_results(folder, study)
-    found = disagreements(folder / "summary.csv", ("key",), expected_summary(study, results))
-    found += disagreements(folder / "blocks.csv", ("of", "key"), expected_blocks(study, results))
-    print("\n".join(found) if found else f"summary.csv and blocks.csv agree with the rows of {len(results)} methods")
+    found = disagreements(folder / "summary.csv", expected_summary(study, results))
+    print("\n".join(found) if found else f"summary.csv agrees with the rows of {len(results)} methods")
     return 1 if found else 0
 
 

@@ -4,13 +4,10 @@
     python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
     python benchmarks/training_step.py --geometry tiny --rounds 2        # seconds, to see that it runs
-    python benchmarks/training_step.py --recipe qpa-gpt2-wikitext2       # every method of a recipe, at a small size
-    python benchmarks/training_step.py --recipe qpa-gpt2-wikitext2 --full
+    python benchmarks/training_step.py --methods qpa quantum_peft --case 'all linear maps' --count
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
 AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that of a child process.
-
-With --recipe only --full and --rounds apply. The times are wall times on the GPU, if there is one, else on one thread.
 """
 
 from __future__ import annotations
@@ -30,11 +27,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 import qpeft
-from qpeft.demo import base_path
-from speed.machine import turns
-from speed.measure import Row
-from speed.recipes import NAMES, recipe_rows
-from speed.table import markdown
+from qpeft_lab.demo import base_path
+from timing import Row, markdown, turns
 
 _GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"], "lm_head": ["lm_head"]}
 _LLAMA_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -130,9 +124,33 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
     return run
 
 
+NO_LAUNCH = """
+    adjoint alias as_strided chunk conj detach diagonal empty empty_like empty_strided expand expand_as flatten item
+    lift_fresh mH mT movedim narrow new_empty permute real reshape resolve_conj resolve_neg result_type select slice
+    split split_with_sizes squeeze t tensor_split to transpose unbind unflatten unsqueeze view view_as view_as_complex
+    view_as_real _conj _local_scalar_dense _reshape_alias _unsafe_view"""  # views, metadata and allocations
+
+
+def count_launches(method: str, case: str, options: argparse.Namespace) -> int:
+    """Operations of one forward and backward pass of the generator that compute or write something.
+
+    On an accelerator each of them is a launch. They are the innermost `aten::` operations, without views.
+    """
+    run = generator_turn(method, case, argparse.Namespace(**{**vars(options), "steps": 1}))
+    with torch.profiler.profile() as profile:
+        run()
+
+    def inside(event: Any) -> int:
+        found = sum(map(inside, event.cpu_children))
+        name = event.name.removeprefix("aten::")
+        return found or (name != event.name and name not in NO_LAUNCH.split())
+
+    return sum(inside(event) for event in profile.events() or () if event.cpu_parent is None)
+
+
 def generator_turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that evaluates the generator and its gradient, `steps` times."""
-    binding = adapted(method, case, options).base_model.binding("default")
+    binding = adapted(method, case, options).base_model.generators.bindings["default"]
     parameters = [p for p in binding.generator.parameters() if p.requires_grad]
 
     def run() -> None:
@@ -204,8 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
     parser.add_argument("--case", default="attention", help="attention, 'all linear maps', lm_head")
-    parser.add_argument("--recipe", choices=NAMES, help="time the methods of a recipe")
-    parser.add_argument("--full", action="store_true", help="the recipe's own base, batch, length and precision")
+    parser.add_argument("--count", action="store_true", help="count the operations of one pass of the generator")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
@@ -213,9 +230,11 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    if options.recipe:
-        print(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
-        print(markdown(recipe_rows(options.recipe, options.full, options.rounds)))
+    if options.count:
+        for name in (name for name in options.methods if name in GENERATED):
+            print(
+                f"{name}, {options.geometry}, {options.case}: {count_launches(name, options.case, options)} operations"
+            )
         return
     rows = step_rows(options.case, options.methods, options, options.rounds)
     print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)

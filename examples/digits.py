@@ -20,11 +20,11 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from qpeft.training import TrainResult, TrainSettings, train
+from qpeft_lab import RunSettings, TrainResult, train
 
 TRAIN_SHARE = 0.5
 
-# highest learning rate and settings; the rates are the best of those that benchmarks/classification.py tried
+# highest learning rate and settings; each rate is the best of three on a validation split
 METHODS = {
     "head": (5e-2, {}),
     "lora": (2e-3, {"r": 4, "lora_alpha": 16}),
@@ -67,7 +67,7 @@ def write_untrained(folder: Path) -> None:
 def train_base(out: Path, steps: int) -> Path:
     """The folder of a transformer that knows 0 to 4: an ordinary Hugging Face model."""
     write_untrained(out / "untrained")
-    settings = TrainSettings(
+    settings = RunSettings(
         task="image-classification",
         model=str(out / "untrained"),
         data=str(out / "low.npz"),
@@ -83,7 +83,7 @@ def train_base(out: Path, steps: int) -> Path:
 def adapt(out: Path, base: Path, method: str, steps: int) -> TrainResult:
     """Train a new head for 5 to 9 on the frozen base, with the adapter of `method`."""
     lr, method_settings = METHODS[method]
-    settings = TrainSettings(
+    settings = RunSettings(
         task="image-classification",
         model=str(base),
         data=str(out / "high-train.npz"),

@@ -38,10 +38,10 @@ if __name__ == "__main__":
     from transformers import AutoModelForCausalLM
 
     import qpeft
-    import qpeft.demo
+    import qpeft_lab.demo
 
     print(Ansatz("cz_ring", n_qubits=4, n_layers=2).draw(), end="\n\n")
-    base = AutoModelForCausalLM.from_pretrained(qpeft.demo.base_path(), dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(qpeft_lab.demo.base_path(), dtype="float32")
     config = qpeft.QPAConfig(ansatz="cz_ring", n_layers=2, r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
     ids = torch.arange(40).view(2, 20)

@@ -11,6 +11,7 @@ Needs `own_ansatz.py` in the same folder.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,11 +21,11 @@ import own_ansatz  # noqa: F401  registers "cz_ring"
 import qpeft
 from qpeft.circuits import Ansatz, gate_probabilities
 from qpeft.errors import ConfigError
-from qpeft.methods import Folded, Generator, GeneratorConfig, SeededInit, fingerprint
+from qpeft.methods import Folded, Generator, GeneratorConfig, SeededInit, Slot, fingerprint
 
 
 @dataclass(kw_only=True)
-class RingConfig(GeneratorConfig):
+class RingConfig(GeneratorConfig, name="ring"):
     """A ring of CZ with a random readout."""
 
     n_qubits: int = field(default=6, metadata={"help": "Wires of the circuit: N."})
@@ -38,7 +39,7 @@ class RingConfig(GeneratorConfig):
         if self.angle_scale <= 0:
             raise ConfigError(f"angle_scale must be positive, got {self.angle_scale}")
 
-    def make(self, initial: Tensor, init: SeededInit) -> "RingGenerator":
+    def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> "RingGenerator":
         return RingGenerator(self, initial, init)
 
 
@@ -60,16 +61,13 @@ class RingGenerator(Generator):
         return 2**self.ansatz.n_qubits * gate_probabilities(self.ansatz, self.angles(initial=initial))
 
 
-qpeft.register_generator("ring", RingConfig)
-
-
 if __name__ == "__main__":
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    import qpeft.demo
+    import qpeft_lab.demo
 
-    base = AutoModelForCausalLM.from_pretrained(qpeft.demo.base_path(), dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(qpeft_lab.demo.base_path(), dtype="float32")
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     model = qpeft.attach(get_peft_model(base, lora), RingConfig())
     model.print_trainable_parameters()

@@ -11,18 +11,21 @@ drawn from the seed, and need k times the adapter's memory during training.
     qpeft evaluate --adapter run --data numpy-docs --method examples/own_method.py:METHOD
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import Tensor
 
 import qpeft
+from qpeft.core.config import refuse_lora_options
 from qpeft.errors import ConfigError
 from qpeft.methods import (
     Folded,
-    GeneratedLoraConfig,
+    GeneratedConfig,
     GeneratedMixin,
     Generator,
     Method,
@@ -30,14 +33,13 @@ from qpeft.methods import (
     SeededInit,
     Slot,
     fingerprint,
-    lora_slots,
 )
 
 NOLA = MethodName("NOLA")
 
 
 @dataclass
-class NolaConfig(GeneratedLoraConfig):
+class NolaConfig(GeneratedConfig, LoraConfig):
     """LoRA's own fields, and how many random factors are mixed."""
 
     n_bases: int = field(default=16, metadata={"help": "Random factors mixed into each factor of LoRA: k."})
@@ -46,17 +48,19 @@ class NolaConfig(GeneratedLoraConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = NOLA
-        self.check_format()
-        self.refuse_lora_options("NOLA")
+        refuse_lora_options(self, "NOLA")
         if self.n_bases < 1:
             raise ConfigError(f"n_bases must be at least 1, got {self.n_bases}")
+
+    def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> "NolaGenerator":
+        return NolaGenerator(self, slots, initial, init)
 
     def description(self) -> dict[str, Any]:
         return {"method": "NOLA (arXiv 2310.02556)", "r": self.r, "n_bases": self.n_bases, "seed": self.seed}
 
 
 class NolaGenerator(Generator):
-    def __init__(self, config: NolaConfig, slots: list[Slot], initial: Tensor, init: SeededInit) -> None:
+    def __init__(self, config: NolaConfig, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> None:
         super().__init__()
         self.sizes = [slot.shape.numel() for slot in slots]
         self.mixes = Folded(torch.zeros(len(slots), config.n_bases), 1.0)
@@ -71,9 +75,7 @@ class NolaGenerator(Generator):
 
 
 class NolaModel(GeneratedMixin, LoraModel):
-    def _build(self, adapter_name: str, config: NolaConfig, init: SeededInit) -> tuple[Generator, list[Slot]]:
-        slots, initial = lora_slots(self.model, adapter_name, config, init)
-        return NolaGenerator(config, slots, initial, init), slots
+    """Makes the generator by `NolaConfig.make`."""
 
 
 METHOD = Method(
@@ -91,9 +93,9 @@ if __name__ == "__main__":
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    import qpeft.demo
+    import qpeft_lab.demo
 
-    base = AutoModelForCausalLM.from_pretrained(qpeft.demo.base_path(), dtype="float32")
+    base = AutoModelForCausalLM.from_pretrained(qpeft_lab.demo.base_path(), dtype="float32")
     model = get_peft_model(base, NolaConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     model.print_trainable_parameters()
     ids = torch.arange(40).view(2, 20)

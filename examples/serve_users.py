@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
-from qpeft.demo import base_path
-from qpeft.demo.corpus import numpy_docs
+from qpeft_lab.demo import base_path
+from qpeft_lab.demo.corpus import numpy_docs
 
 USERS = {"ana": "polynomial", "ben": "random", "cleo": "mask", "dora": "string"}  # and the word of their part
 REQUESTS = [("ana", "Returns the"), ("ben", "Returns the"), ("__base__", "Returns the"), ("cleo", "Returns the"),

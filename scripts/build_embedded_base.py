@@ -27,11 +27,11 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from qpeft.core.base_model import load_model, load_tokenizer
-from qpeft.demo import corpus
 from qpeft.files import replace_folder, write_json
-from qpeft.training.blocks import cut
-from qpeft.training.metrics import evaluate_language_model
+from qpeft_lab.base_model import load_model, load_tokenizer
+from qpeft_lab.data.text import cut
+from qpeft_lab.demo import corpus
+from qpeft_lab.training.score import evaluate_language_model
 
 END, PADDING = "<|endoftext|>", "<|pad|>"  # token 0, which begins and ends a text; token 1
 

@@ -1,8 +1,11 @@
 """Fixtures for every test: one thread, tiny models with random weights, and the shared folder where it exists."""
 
+import ast
 import copy
 import json
 import signal
+import sys
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +17,34 @@ hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+# what is installed for `--library`, with the packages that these bring
+LIBRARY = {"accelerate", "huggingface_hub", "hypothesis", "numpy", "peft", "pytest", "qpeft", "safetensors", "torch"}
+LIBRARY |= {"tokenizers", "transformers", "yaml", *sys.stdlib_module_names}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--library", action="store_true", help="only tests that need neither the laboratory nor an extra")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With `--library`, files that import another package, themselves or by tests/support."""
+    is_test = collection_path.suffix == ".py" and config.getoption("--library")
+    return True if is_test and not _imports(collection_path) <= LIBRARY else None
+
+
+@cache
+def _imports(path):
+    """The packages that a file of the tests imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        for name in (name.partition(".")[0] for name in names):
+            own = Path(__file__).parent / "support" / f"{name}.py"
+            found |= _imports(own) if own.is_file() and own != path else {name}
+    return found
 
 
 def pytest_collection_modifyitems(items):
@@ -138,7 +169,7 @@ def qpeft_cli():
     """Call the command line as `qpeft_cli("plan", "--model", ...)`."""
     from typer.testing import CliRunner
 
-    from qpeft.cli.app import build
+    from qpeft_lab.cli.app import build
 
     def call(*arguments, **options):
         return CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)

@@ -25,6 +25,6 @@ def test_wheel_has_every_file_of_the_package(tmp_path):
     (wheel,) = tmp_path.glob(f"qpeft-{qpeft.__version__}-*.whl")
     source = ROOT / "src"
     ours = {f.relative_to(source).as_posix() for f in source.rglob("*") if f.is_file() and f.suffix != ".pyc"}
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("qpeft/")}
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(("qpeft/", "qpeft_lab/"))}
     assert packed == ours
-    assert {"qpeft/py.typed", "qpeft/demo/base/model.safetensors"} <= packed
+    assert {"qpeft/py.typed", "qpeft_lab/demo/base/model.safetensors"} <= packed

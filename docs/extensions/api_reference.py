@@ -1,18 +1,27 @@
-"""Makes `automodule` complete and signatures of classes short, for the API reference.
+"""Makes `automodule` complete, signatures of classes short and fields of settings visible, for the API reference.
 
-A settings class shows `(**fields)`, because the page of settings lists its fields. A class whose documentation has no
-arguments is created by qpeft alone and shows no signature.
+A settings class shows `(**fields)` and below its documentation a list of its own fields. A class whose documentation
+has no arguments is created by qpeft alone and shows no signature.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
+from peft import LoraConfig
 from sphinx.application import Sphinx
 
-PACKAGES = ("qpeft.backends", "qpeft.circuits", "qpeft.diagnostics", "qpeft.methods", "qpeft.metrics", "qpeft.testing")
+PACKAGES = (
+    "qpeft.backends",
+    "qpeft.circuits",
+    "qpeft_lab.diagnose",
+    "qpeft.methods",
+    "qpeft_lab.metrics",
+    "qpeft.testing",
+)
+FIELDS_OF_PEFT = {field.name for field in fields(LoraConfig)}
 
 
 def has_settings(found: Any) -> bool:
@@ -40,8 +49,31 @@ def _signature(app: Sphinx, what: str, name: str, found: Any, *_: Any) -> tuple[
     return ("", "") if is_made_by_qpeft(found) else None
 
 
+def _list_fields(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Append the fields with their defaults and help texts; those of PEFT's LoraConfig are documented there."""
+    if what != "class" or not has_settings(found):
+        return
+    own = [field for field in fields(found) if field.metadata.get("help") and field.name not in FIELDS_OF_PEFT]
+    lines += [
+        "",
+        *(line for field in own for line in (f"``{field.name}`` = ``{_default(field)}``", f"    {_help(field)}")),
+    ]
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        return repr(field.default)
+    return repr(field.default_factory()) if field.default_factory is not MISSING else "..."
+
+
+def _help(field: Field[Any]) -> str:
+    choices = ", ".join(f"``{choice}``" for choice in field.metadata.get("choices") or ())
+    return field.metadata["help"].replace("*", "\\*") + (f" One of {choices}." if choices else "")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.setup_extension("sphinx.ext.autodoc")
     app.connect("builder-inited", _import_lazy_names)
     app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-process-docstring", _list_fields)
     return {"parallel_read_safe": True}

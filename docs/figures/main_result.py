@@ -1,119 +1,111 @@
-"""The picture of the README: test loss against trainable parameters, quantum methods next to their classical controls.
+"""The picture of the README: test loss against trainable parameters of the adapters of the study `budgets`.
 
-`PYTHONPATH=docs/extensions python docs/figures/main_result.py` writes docs/static/main_result.svg from the measurements
-in docs/results and benchmarks/results. The values that are drawn are stored in the file's description.
+`PYTHONPATH=docs/extensions python docs/figures/main_result.py`, a part of `make results`, writes
+docs/static/main_result.svg from the rows. The values that are drawn are stored in the file's description.
 """
 
-import csv
 import json
 from pathlib import Path
-from statistics import mean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import figure_style as style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import t
+
+from qpeft_lab.compare.summary import load
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "static" / "main_result.svg"
-# name in the legend -> marker and colour; a control has the marker of its method, hollow
-FAMILIES = {
-    "LoRA": ("s", style.CLASSICAL),
-    "Uni-LoRA": ("x", style.CLASSICAL),
-    "QPA": ("o", style.QUANTUM),
-    "QPA, the paper's network": ("D", "#7a3f9d"),
-    "Quantum-PEFT": ("^", style.CONTROL),
-    "Quantum-PEFT in gradient frames": ("v", "#1d7a4c"),
-}
-# keys of the study docs/results/stories-grimm/sizes, without the size -> family, whether it is a control
-STUDY = {
-    "qpa": ("QPA", False),
-    "frozen": ("QPA", True),
-    "random": ("QPA", True),
-    "paper": ("QPA, the paper's network", False),
-    "lora@qpa": ("LoRA", False),
-    "uni_lora@qpa": ("Uni-LoRA", False),
-}
-# the same for benchmarks/results/small_budgets_grimm.json
-SMALL = {
-    "lora-r1": ("LoRA", False),
-    "uni-lora-1300": ("Uni-LoRA", False),
-    "plain-L1-r8": ("Quantum-PEFT", False),
-    "plain-L2-r8": ("Quantum-PEFT", False),
-    "plain-L4-r32": ("Quantum-PEFT", False),
-    "plain-L1-r8-signs": ("Quantum-PEFT", True),
-    "framed-type-R32-r5": ("Quantum-PEFT in gradient frames", False),
-    "framed-own-R16-r16": ("Quantum-PEFT in gradient frames", False),
-    "core-R3": ("Quantum-PEFT in gradient frames", True),
-    "core-R6": ("Quantum-PEFT in gradient frames", True),
+ROWS = ROOT / "results" / "budgets" / "grimm.jsonl.xz"
+BUDGETS = (50, 130, 400, 1300, 5000, 50_000)
+LORA = {"lora_r1": "LoRA r=1", "lora_r2": "r=2", "lora_r4": "r=4", "lora_r8": "r=8"}
+# methods on the line of the best, in a few words, and whether they have circuits of more than one qubit
+WORDS = {
+    "type_R2": ("rotations of a plane", False),
+    "type_R4": ("circuits", True),
+    "type_lie_head": ("Lie rotations", False),
+    "core_R6_head": ("small matrices", False),
+    "uni_5k_head": ("Uni-LoRA, QPA", False),
+    "uni_50k_head": ("Uni-LoRA", False),
 }
 
 
 class Point(NamedTuple):
-    """Mean test loss in nats per token over seeds, with half the width of its 95 % interval (Student's t)."""
+    """An adapter: its key in the study, its trainable parameters, and its mean test loss in nats per token."""
 
-    family: str
-    is_control: bool
+    key: str
     trainable: int
     loss: float
-    half: float
 
 
-def point(place: tuple[str, bool], trainable: int, loss: float, deviation: float, n: int) -> Point:
-    return Point(*place, trainable, round(loss, 4), round(float(t.ppf(0.975, n - 1)) * deviation / n**0.5, 4))
+class Drawn(NamedTuple):
+    """What the picture shows."""
+
+    base: float
+    adapters: list[Point]
+    best: list[Point]
+    lora: list[Point]
 
 
-def study() -> list[Point]:
-    path = ROOT / "docs" / "results" / "stories-grimm" / "sizes" / "summary.csv"
-    with path.open(encoding="utf-8") as file:
-        rows = {row["key"]: row for row in csv.DictReader(file)}
-    found = [(STUDY[key.rpartition("_")[0]], row) for key, row in rows.items() if key != "none"]
-    return [
-        point(place, int(row["trainable"]), float(row["metric.mean"]), float(row["metric.sd"]), int(row["metric.n"]))
-        for place, row in found
-    ]
+def measured() -> Drawn:
+    """The values from the rows."""
+    summary = load(ROWS)
+    ran = [one for one in summary.results if one.metric and not one.has_failures]
+    points = {one.key: Point(one.key, one.trainable or 0, round(one.metric.mean, 5)) for one in ran if one.metric}
+    adapters = [points[one.key] for one in ran if one.method.rates]
+    best = [min((p for p in adapters if p.trainable <= budget), key=lambda p: p.loss) for budget in BUDGETS]
+    return Drawn(points["none"].loss, adapters, best, [points[key] for key in LORA])
 
 
-def small() -> list[Point]:
-    path = ROOT / "benchmarks" / "results" / "small_budgets_grimm.json"
-    rows = {row["method"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-    found = [(SMALL[key], rows[key]["trainable"], rows[key]["test"]) for key in SMALL]
-    return [point(place, count, mean(losses), stdev(losses), len(losses)) for place, count, losses in found]
+def described(text: str) -> Drawn:
+    """The values in the description of the file."""
+    found: dict[str, Any] = json.loads(text)
+    points = {name: [Point(*values) for values in found[name]] for name in ("adapters", "best", "lora")}
+    return Drawn(base=found["base"], **points)
 
 
-def draw() -> Figure:
-    chart = style.figure(height=350, width=680)
-    left, right = chart.subplots(1, 2)
-    panel(left, study(), "one epoch, 244 steps of 1,024 tokens")
-    panel(right, small(), "300 steps of 512 tokens, small budgets")
-    handles = {
-        label: line for plot in (left, right) for line, label in zip(*plot.get_legend_handles_labels(), strict=True)
-    }
-    chart.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+def draw(shown: Drawn) -> Figure:
+    chart = style.figure(height=380, width=720)
+    plot = chart.subplots()
+    plot.axhline(shown.base, color=style.CLASSICAL, linestyle="--", linewidth=1)
+    _say(plot, "untrained base", (90_000, shown.base), (0, 5), style.CLASSICAL, "right")
+    sizes, losses = ([getattr(p, name) for p in shown.adapters] for name in ("trainable", "loss"))
+    plot.plot(sizes, losses, "o", color="#c4c3bd", markersize=4)
+    _say(plot, "each dot is one of 94 adapters", (300, 3.35), (4, 8), style.MUTED, "left")
+    _line(plot, shown.lora, style.CLASSICAL)
+    for point in shown.lora:
+        _say(plot, LORA[point.key], point[1:], (2, 8), style.CLASSICAL, "left")
+    _line(plot, shown.best, style.QUANTUM)
+    for point in shown.best:
+        words, has_circuit = WORDS[point.key]
+        colour = style.QUANTUM if has_circuit else "white"
+        plot.plot(*point[1:], "o", markersize=7, markerfacecolor=colour, markeredgecolor=style.QUANTUM)
+        _say(plot, f"{point.trainable:,}: {words}", point[1:], (-7, -13), style.QUANTUM, "right")
+    about = "the best within 50, 130, 400, 1,300, 5,000 and\n50,000 parameters; up to 1,300 in gradient frames\n"
+    _say(plot, about + "hollow: without a circuit of two or more qubits", (7, 2.66), (0, 0), style.QUANTUM, "left")
+    plot.set(xscale="log", xlim=(6, 110_000), ylim=(2.6, 3.76))
+    plot.set(xlabel="trainable parameters", ylabel="test loss, nats per token (lower is better)")
+    plot.set_xticks([10, 100, 1_000, 10_000, 100_000])
+    plot.xaxis.set_major_formatter("{x:,.0f}")
+    plot.minorticks_off()
     return chart
 
 
-def panel(plot: Axes, points: list[Point], title: str) -> None:
-    for family, is_control, trainable, loss, half in points:
-        marker, colour = FAMILIES[family]
-        label = f"{family}: classical control" if is_control else family
-        plot.errorbar(
-            trainable, loss, half, color=colour, marker=marker, markersize=11 if is_control else 6, linestyle="none",
-            markerfacecolor="none" if is_control else colour, capsize=2, linewidth=1, label=label,
-        )  # fmt: skip
-    plot.set(xscale="log", title=title, xlabel="trainable parameters", ylabel="test loss, nats per token")
-    smallest, largest = min(p.trainable for p in points), max(p.trainable for p in points)
-    plot.set_xticks([tick for tick in (300, 1_000, 3_000, 10_000, 30_000) if 0.7 * smallest < tick < 1.5 * largest])
-    plot.xaxis.set_major_formatter("{x:,.0f}")
-    plot.minorticks_off()
+def _line(plot: Axes, points: list[Point], colour: str) -> None:
+    plot.plot([p.trainable for p in points], [p.loss for p in points], "-o", color=colour, markersize=4, linewidth=1.5)
+
+
+def _say(plot: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], colour: str, align: str) -> None:
+    """A label next to a point, `offset` in pixels."""
+    plot.annotate(text, at, offset, textcoords="offset points", color=colour, ha=align, fontsize=style.FONT)
 
 
 def main() -> None:
     with style.style("main-result"):
-        chart = draw()
+        shown = measured()
+        chart = draw(shown)
         chart.set_facecolor("white")
-        description = json.dumps([study(), small()])
+        description = json.dumps(shown._asdict())
         chart.savefig(PICTURE, metadata={"Date": None, "Creator": None, "Description": description})
 
 

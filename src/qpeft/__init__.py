@@ -1,58 +1,53 @@
 """Fine-tune Hugging Face models with quantum-generated parameters, and save the result as a stock PEFT adapter.
 
-`import qpeft` imports no other module: the public names, in `__init__.pyi`, are imported when first used. The methods
-are registered with PEFT when peft is imported, before or after qpeft.
+The public names, in `__init__.pyi`, are imported when first used. The methods are registered with PEFT when peft is
+imported, before or after qpeft.
 """
 
 import sys
+from typing import Any
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from qpeft.lazy import lazy_names
 
-
-def __getattr__(name: str) -> "Any":
-    """A public name. The first use of one replaces this function by lazy_loader's."""
-    from importlib.metadata import version
-
-    import lazy_loader
-
-    own = globals()
-    own["__getattr__"], _, names = lazy_loader.attach_stub(__name__, __file__)
-    own |= {"__version__": version("qpeft"), "__all__": sorted([*names, "__version__"])}
-    return own[name] if name in own else own["__getattr__"](name)
+_find, __dir__, __all__ = lazy_names(__name__, __file__)
 
 
-def __dir__() -> list[str]:
-    return getattr(sys.modules[__name__], "__all__")  # noqa: B009 may not exist yet
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("qpeft")
+    return _find(name)
 
 
 class _PeftFinder:
-    """In `sys.meta_path` until peft is imported, which then registers the methods; it finds no module itself."""
+    """In `sys.meta_path` until peft is imported: it makes the import register the methods at its end."""
 
     @classmethod
-    def find_spec(cls, name: str, _path: "Any" = None, _target: "Any" = None) -> "Any":
-        if name != "peft" or cls not in sys.meta_path:
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "peft":
             return None
-        sys.meta_path.remove(cls)
-        from importlib.util import find_spec
+        others: Any = (finder for finder in sys.meta_path if finder is not cls)
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None:  # transformers asks whether peft exists and does not import it
+            execute = spec.loader.exec_module
 
-        _register_with_peft()
-        return find_spec(name)
+            def then_register(module: Any) -> None:
+                execute(module)
+                sys.meta_path.remove(cls)
+                _register()
+
+            spec.loader.exec_module = then_register
+        return spec
 
 
-def _register_with_peft() -> None:
-    """Register the methods now, or directly after the import of peft."""
-    import wrapt
+def _register() -> None:
+    from qpeft.methods.registry import register_all
 
-    @wrapt.when_imported("peft")
-    def _register(_peft: "Any") -> None:
-        from qpeft.methods.peft_types import register_all
-
-        register_all()
+    register_all()
 
 
 if "peft" in sys.modules:
-    _register_with_peft()
+    _register()
 else:
     sys.meta_path.insert(0, _PeftFinder)

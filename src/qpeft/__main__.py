@@ -1,3 +1,21 @@
-from qpeft.cli.app import main
+"""The command `qpeft`, which is part of the laboratory; without it, how to install it."""
 
-main()
+import sys
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Run the command line of `qpeft_lab`, which ends the process; exit code 2 without the extra `lab`."""
+    if missing := [name for name in ("typer", "rich", "pydantic", "pandas") if find_spec(name) is None]:
+        sys.stderr.write(f"The command qpeft needs {missing[0]}: pip install 'qpeft[lab]'\n")
+        sys.exit(2)
+    try:
+        from qpeft_lab.cli.app import build
+
+        build()(prog_name="qpeft")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,15 +1,16 @@
-"""Fields of settings dataclasses, and their validation from their own metadata."""
+"""Validation of settings by the metadata of their fields, of registered names, and the message for unknown ones."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+import operator
+from collections.abc import Collection, Iterable
 from dataclasses import Field, field, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-from qpeft.errors import ConfigError, setting
-from qpeft.names import unknown
+from qpeft.errors import ConfigError
 
 MOST = 2**31 - 1  # of every count
 
@@ -37,61 +38,57 @@ def check_fields(settings: Any, owner: type | None = None, skip: Collection[str]
     """
     for known in fields(owner or type(settings)):
         if "help" in known.metadata and known.name not in skip:
-            check_value(known, getattr(settings, known.name))
+            _check_value(known, getattr(settings, known.name))
 
 
-def is_count(value: object) -> bool:
-    """Whether `value` is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+_KINDS = {  # by their names in annotations
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a finite number"),
+    "str": (str, "a text"),
+}
+_LIMITS: dict[str, Any] = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
-def check_value(known: Field[Any], value: Any) -> None:
-    """As `check_fields`, for one field."""
+def _check_value(known: Field[Any], value: Any) -> None:
     kinds = {part.strip() for part in str(getattr(known.type, "__name__", known.type)).split("|")}
-    check_text(value)
     if value is None and "None" in kinds:
         return
     if choices := known.metadata.get("choices"):
         if value not in choices:
-            raise ConfigError(unknown(setting(known.name), value, map(str, choices)))
-    elif "bool" in kinds:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{setting(known.name)} must be True or False, got {value!r}")
-    elif kinds <= {"str", "None"}:
-        if not isinstance(value, str):
-            raise ConfigError(f"{setting(known.name)} must be a text, got {value!r}")
-    elif kinds & {"int", "float"}:
-        _check_number(known, value, whole="float" not in kinds)
+            raise ConfigError(unknown(known.name, value, map(str, choices)))
+        return
+    if not kinds <= {*_KINDS, "None"}:
+        return
+    allowed = [_KINDS[kind] for kind in _KINDS if kind in kinds]
+    fits = any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind, _ in allowed)
+    wanted = []
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        wanted = [" or ".join(text for _, text in allowed)]
+    else:
+        limits = [(rule, known.metadata[rule]) for rule in _LIMITS if rule in known.metadata]
+        wanted = [f"{rule.replace('_', ' ')} {limit:,}" for rule, limit in limits if not _LIMITS[rule](value, limit)]
+    if wanted:
+        raise ConfigError(f"{known.name} must be {wanted[0]}, got {value!r}")
 
 
-def check_text(value: object) -> None:
-    """Raise ConfigError for a text or path that is not valid UTF-8: files and tokenizers could not contain it."""
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        raise ConfigError(
-            f"{str(value)!a} is not valid UTF-8; rename the file, or set PYTHONUTF8=1 if its name is UTF-8"
-        ) from None
+def check_registered(what: str, name: Any, new: Any, old: Any = None) -> None:
+    """Raise ConfigError if `new` cannot be registered as `name`, where `old` is registered already if it is not None.
+
+    A name is a non-empty string without ":". The same definition may be executed again, in a notebook cell or by
+    importlib.reload: one of the same module and qualified name, but none of qpeft's own.
+    """
+    if not isinstance(name, str) or not name.strip() or ":" in name:  # --ansatz FILE.py:NAME
+        raise ConfigError(f"a registered name must be a non-empty string without ':', got {name!r}")
+    places = [(getattr(part, "__module__", None), getattr(part, "__qualname__", None)) for part in (new, old)]
+    foreign = None not in places[0] and str(places[0][0]).split(".")[0] != "qpeft"
+    if old is not None and new is not old and not (foreign and places[0] == places[1]):
+        raise ConfigError(f"there is already the {what} {name!r}; choose another name")
 
 
-def _check_number(known: Field[Any], value: Any, *, whole: bool) -> None:
-    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    try:
-        is_allowed_kind = is_number and math.isfinite(value)
-    except OverflowError:
-        raise ConfigError(f"{setting(known.name)} must be smaller than 1e308") from None
-    if not is_allowed_kind:
-        kind = "whole" if whole else "finite"
-        raise ConfigError(f"{setting(known.name)} must be a {kind} number, got {value!r}")
-    for rule, is_allowed in _LIMITS.items():
-        limit = known.metadata.get(rule)
-        if limit is not None and not is_allowed(value, limit):
-            raise ConfigError(f"{setting(known.name)} must be {rule.replace('_', ' ')} {limit:,}, got {value}")
-
-
-_LIMITS = {
-    "at_least": lambda value, limit: value >= limit,
-    "above": lambda value, limit: value > limit,
-    "at_most": lambda value, limit: value <= limit,
-    "below": lambda value, limit: value < limit,
-}
+def unknown(what: str, value: Any, choices: Iterable[str]) -> str:
+    """`unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora, ...`"""
+    choices = list(choices)
+    nearest = get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
+    return f"unknown {what} {value!r}; {hint} one of {', '.join(choices)}"

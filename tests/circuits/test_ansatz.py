@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz, count_angles
-from qpeft.errors import ConfigError
+from qpeft.circuits import Ansatz
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9))
 SHAPES = {  # of the angles
@@ -44,24 +43,7 @@ def test_angles_are_used_once_in_row_major_order(name, size):
     slots = [gate.slot for gate in ansatz.gates() if gate.slot is not None]
     assert ansatz.angle_shape == SHAPES[name](*size)
     assert slots == list(np.ndindex(ansatz.angle_shape))
-    assert ansatz.n_angles == count_angles(name, *size) == len(slots)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("mystery", 2, 2),
-            "unknown ansatz 'mystery'; choose one of ry_ladder, two_design, efficient_su2, square, qaa",
-        ),
-        (("ry_ladder", 0, 2), "n_qubits must be at least 1, got 0"),
-        (("ry_ladder", 2, 0), "n_layers must be at least 1, got 0"),
-    ],
-)
-def test_invalid_circuits_are_refused(arguments, message):
-    with pytest.raises(ConfigError) as caught:
-        Ansatz(*arguments)
-    assert str(caught.value).startswith(message)  # ansätze that other tests registered may follow
+    assert ansatz.n_angles == len(slots)
 
 
 def test_drawing_of_a_small_circuit():
@@ -73,20 +55,6 @@ q1 ─┤ RY θ[0,1] ├─⊕─●──┤ RY θ[1,1] ├─⊕─●─
                     │                  │
 q2 ─┤ RY θ[0,2] ├───⊕──┤ RY θ[1,2] ├───⊕─"""
     assert Ansatz("ry_ladder", 3, 2).draw() == expected
-
-
-@given(sizes)
-def test_drawing_contains_every_wire_and_gate(size):
-    n_qubits, n_layers = size
-    lines = Ansatz("ry_ladder", n_qubits, n_layers).draw(width=10_000).splitlines()
-    assert len(lines) == 2 * n_qubits
-    wires = lines[1::2]
-    assert [line.split()[0] for line in wires] == [f"q{wire}" for wire in range(n_qubits)]
-    for wire, line in enumerate(wires):
-        assert [f"θ[{layer},{wire}]" in line for layer in range(n_layers)] == [True] * n_layers
-        assert line.count("●") == n_layers * (wire < n_qubits - 1)  # control of the next wire
-        assert line.count("⊕") == n_layers * (wire > 0)
-    assert len({len(line) for line in wires}) == 1
 
 
 @given(sizes)

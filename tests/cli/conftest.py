@@ -1,5 +1,6 @@
 """A tiny base model in a folder, and compact adapters on it."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -49,3 +50,26 @@ def head_adapter_folder(base_folder, tmp_path_factory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, on tied heads
         return save_adapter(base_folder, tmp_path_factory.mktemp("head"), target_modules=["lm_head"])
+
+
+TEXT = "The king went into the wood, and the golden bird sang of it at night. " * 60
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A file with one sentence again and again."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="session")
+def answer(qpeft_cli):
+    """What a command that succeeds prints with --json."""
+
+    def call(*arguments):
+        result = qpeft_cli(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    return call

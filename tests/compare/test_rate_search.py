@@ -5,10 +5,10 @@ import math
 import planted_cells as cells
 import pytest
 
-from qpeft.compare import runner
-from qpeft.compare.progress import CompareProgress
-from qpeft.compare.rate_search import MOST_EXTENSIONS, search_rates
-from qpeft.compare.runner import run
+from qpeft_lab.compare import runner
+from qpeft_lab.compare.rate_search import MOST_EXTENSIONS, search_rates
+from qpeft_lab.compare.runner import run
+from qpeft_lab.compare.summary import load
 
 GRIDS = ([3e-4, 1e-3, 3e-3, 1e-2], [1e-3, 3e-3, 1e-2], [1e-3, 1e-2], [9.99, 10.0])
 
@@ -32,7 +32,6 @@ def test_search_ends_with_the_best_of_its_rates_inside_or_after_all_extensions(g
     assert search.losses == {rate: loss_of(rate) for rate in search.rates}
     succeeded = [rate for rate in search.rates if rate < limit * middle]
     assert search.best == min(succeeded, key=loss_of, default=None)
-    assert (search.is_open, search.n_possible) == (False, len(search.rates))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_rates_best_and_edge_of_a_search(loss_of, rates, best, edge):
 
 def test_one_learning_rate_is_no_search():
     search = search_rates([1e-3], loss_around(1.0))
-    assert (search.rates, search.edge, search.n_possible, search.is_open) == ([1e-3], None, 1, False)
+    assert (search.rates, search.edge) == ([1e-3], None)
 
 
 STUDY = """
@@ -88,14 +87,6 @@ def plan(tmp_path):
     return lambda folder: cells.untimed_plan(tmp_path / folder, study)
 
 
-class Totals(CompareProgress):
-    def __init__(self):
-        self.totals = []
-
-    def on_total(self, n_cells, n_more):
-        self.totals.append((n_cells, n_more))
-
-
 def rows_by_name(folder):
     rows = cells.timeless_rows(folder)
     return {"/".join(name.split("/")[1::2]): row for name, row in rows.items()}
@@ -104,11 +95,10 @@ def rows_by_name(folder):
 @pytest.mark.xdist_group("comparison")
 def test_extension_of_every_kind_of_method_and_its_resumption(plan, monkeypatch):
     monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
-    progress = Totals()
     folder = plan("whole").folder
-    run(plan("whole"), progress=progress, run_cell=cells.run_convex)
+    run(plan("whole"), run_cell=cells.run_convex)
     rows = rows_by_name(folder)
-    assert progress.totals == [(8 + 8, 8), (12 + 8, 4), (15 + 8, 0), (15 + 8, 0)]
+    summary = load(folder)
     tried = {
         "lora": ([0.003333, 0.01, 0.03], 0.01, None),
         "control": ([0.1111, 0.3333, 1.0, 3.0], 0.1111, "low"),
@@ -117,8 +107,8 @@ def test_extension_of_every_kind_of_method_and_its_resumption(plan, monkeypatch)
     }
     for method, expected in tried.items():
         for seed in (0, 1):
-            train = rows[f"{method}/seed{seed}"]["train"]
-            assert (train["lr_grid"], train["lr"], train["lr_at_grid_edge"]) == expected
+            assert rows[f"{method}/seed{seed}"]["lr"] == expected[1]
+            assert summary[method].lr_at_edge == expected[2]
         assert {name for name in rows if name.startswith(f"{method}/lr")} == {f"{method}/lr{r:g}" for r in expected[0]}
 
     lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)

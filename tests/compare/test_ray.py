@@ -7,10 +7,10 @@ from pathlib import Path
 import planted_cells as cells
 import pytest
 
-from qpeft.compare import runner
-from qpeft.compare.progress import CompareProgress
-from qpeft.compare.runner import run
 from qpeft.errors import ConfigError
+from qpeft_lab.compare import runner
+from qpeft_lab.compare.progress import CompareProgress
+from qpeft_lab.compare.runner import run
 
 pytestmark = pytest.mark.xdist_group("comparison")
 
@@ -26,7 +26,7 @@ def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path):
     run(there, workers=2, executor="ray")
     rows = cells.timeless_rows(there.folder)
     assert rows == cells.timeless_rows(here.folder)
-    assert [row["status"] for row in rows.values()] == ["success"] * 8
+    assert [row["status"] for row in rows.values()] == ["success"] * 10
     assert not ray.is_initialized()
 
 
@@ -70,30 +70,21 @@ def test_rows_equal_those_of_the_local_executor(plan, cluster, tmp_path):
 def test_crashed_cell_has_one_failed_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
-    statuses = {row.cell_id.split("/", 1)[1]: row.status for row in crashing.rows().values()}
+    statuses = {name: row["status"] for name, row in crashing.rows().items()}
     assert len(statuses) == 15
-    assert {row.method for row in outcome.failures} == {"raises", "killed"}
-    assert crashing.row("raises", "lr0.1").error_msg == "planted"
-    assert "signal 9" in crashing.row("killed", "lr0.1").error_msg
-
-
-@pytest.mark.long
-def test_machine_without_the_folder_gives_failed_rows(plan, cluster):
-    (plan.folder / "study.json").unlink()
-    run(plan, executor="ray", run_cell=cells.run_cell)
-    row = plan.row("lora", "lr0.1")
-    assert (row.status, row.error_type) == ("failed", "DataError")
-    assert "all machines of the cluster must share it" in row.error_msg
+    assert {row["method"] for row in outcome.failures} == {"raises", "killed"}
+    assert crashing.row("raises", "lr0.1")["error"] == "planted"
+    assert "exit code -9" in crashing.row("killed", "lr0.1")["error"]
 
 
 @pytest.mark.long
 def test_lost_worker_is_replaced_once(plan, cluster):
-    from qpeft.compare.ray_executor import RayExecutor
+    from qpeft_lab.compare.ray import RayExecutor
 
     cell = plan.tuning_cells({})[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker, CompareProgress()) as executor:
         ((_, row),) = executor.run([cell])
-    assert row.status == "success"
+    assert row["status"] == "success"
     assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"
 
 

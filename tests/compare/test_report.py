@@ -1,240 +1,187 @@
-"""The report and charts of a synthetic study; `test_report_browser` opens it in a browser."""
+"""The report: one page that opens anywhere, shows the values of the rows, and names no machine; and the CSV files."""
 
-from __future__ import annotations
-
-import json
+import csv
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
-from pathlib import Path
+from statistics import fmean
 from urllib.parse import unquote
 
 import pytest
-from synthetic_study import drop_rows, edit_rows, summary_of, write_report_of, write_tables_of
+from synthetic_study import (
+    drop_rows,
+    edit_json,
+    edit_rows,
+    stored_rows,
+    summary_of,
+    write_report_of,
+)
 
-VOID = {"meta", "link", "input", "br", "hr", "img"}
-HOSTILE = "<script>alert('label')</script> & \"quoted\" $x^2$ 漢字"
+from qpeft_lab.compare import charts, report
+from qpeft_lab.compare.stats import Difference
+from qpeft_lab.compare.summary import Reached
 
-
-class Page(HTMLParser):
-    """The elements in their order; each must be closed in the right place."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"script", "style"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+SOURCE = "arXiv 0000.00000, table 2"
 
 
 @pytest.fixture(scope="module")
-def written(whole_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = shutil.copytree(whole_study, tmp_path_factory.mktemp("report") / "study")
-    write_report_of(folder)
-    return folder
+def page(whole_study):
+    return report.page(summary_of(whole_study))
 
 
-def report(folder: Path) -> Page:
-    return Page(write_report_of(folder).read_text(encoding="utf-8"))
+def table_of(page, name):
+    """The cells of a table as lists of texts, without its head."""
+    found = page.partition(f'id="table-{name}"')[2].partition("</table>")[0].partition("<tbody>")[2]
+    rows = found.split("<tr>")[1:]
+    return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in re.split(r"</t[hd]>", row)[:-1]] for row in rows]
 
 
-def edit_study(folder: Path, **changes) -> None:
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    (folder / "study.json").write_text(json.dumps(study | changes), encoding="utf-8")
+def publish(folder, key, *published):
+    def change(study):
+        next(method for method in study["methods"] if method["key"] == key)["published"] = list(published)
+
+    edit_json(folder / "study.json", change)
 
 
-def test_report_is_deterministic(written):
-    before = {path: path.read_bytes() for path in [written / "report.html", *(written / "plots").glob("*.svg")]}
-    write_report_of(written)
-    assert len(before) > 10
-    assert {path: path.read_bytes() for path in before} == before
+def test_page_is_valid_html_small_and_loads_nothing(page):
+    class Reader(HTMLParser):
+        opened, ids, addresses = [], [], []
+        alone = ("meta", "link", "img", "br")
+
+        def handle_starttag(self, tag, attrs):
+            found = dict(attrs)
+            self.ids += [found["id"]] if "id" in found else []
+            self.addresses += [found[name] for name in ("src", "href") if name in found]
+            self.opened += [] if tag in self.alone else [tag]
+
+        def handle_endtag(self, tag):
+            assert self.opened.pop() == tag
+
+    reader = Reader()
+    reader.feed(page)
+    assert reader.opened == []
+    assert len(set(reader.ids)) == len(reader.ids)
+    assert all(address.startswith(("data:", "#")) for address in reader.addresses)
+    assert "<script" not in page
+    assert len(page.encode()) < 300_000
 
 
-def test_page_is_valid_html_and_loads_nothing(written):
-    page = Page((written / "report.html").read_text(encoding="utf-8"))
-    assert page.open == []
-    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href") if name in attrs]
-    assert links
-    assert all(link is not None and link.startswith(("#", "data:")) for link in links)
-    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
-    assert len(ids) == len(set(ids))
-    assert {link[1:] for link in links if link and link.startswith("#")} <= set(ids)
-    css = (written / "report.html").read_text(encoding="utf-8")
-    assert "@import" not in css
-    assert "url(" not in css
+def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_rates(page, whole_study):
+    summary = summary_of(whole_study)
+    assert f'<p class="headline">{summary.answers[0]}</p>' in page
+    rows = table_of(page, "results")
+    assert [re.sub(r"[↳◆●■▲✕] ", "", row[0]).strip() for row in rows] == [
+        found.label.replace("'", "&#39;") for found in (*summary.ordered, *summary.blocks["qaa"][1:])
+    ]
+    assert 2 <= page.count('<img class="chart"') <= 4
+    limits = page.partition('<section id="limits">')[2].partition("</section>")[0]
+    assert limits.count("<li>") == len(summary.limits)
+    rates = {row[0]: row[1:] for row in table_of(page, "rates")}
+    assert rates["● Quantum-PEFT"][0] == "0.01 (highest)"
+    assert any(cell.endswith("diverged") for cell in rates["■ full fine-tuning"])
+    assert "a planted | crash in x.py" in page  # without the folder of the machine
+    assert "/home/" not in page
 
 
-def test_page_contains_sentences_limits_failures_and_counts(written):
-    page = Page((written / "report.html").read_text(encoding="utf-8"))
-    summary = summary_of(written)
-    texts = [summary.study.question, summary.study.command, *summary.limits, *summary.sentences.values()]
-    for text in texts:
-        assert text in page.text
-    for row in summary.failures:
-        assert row.cell_id in page.text
-        assert row.status in page.text
-    assert "a planted crash" in page.text
-    assert "0.01: diverged" in page.text  # a trial
-    assert ": failed" not in page.text
-    for method in summary.methods:
-        assert f"{method.trainable:,}" in page.text
-        if method.difference is not None and method.method != "none":
-            assert f"seeds-{method.key}" in {path.stem for path in (written / "plots").iterdir()}
+def test_differences_have_one_sign_convention(page, whole_study):
+    summary = summary_of(whole_study)
+    rows = {row[0].lstrip("↳◆●■▲✕ "): row for row in table_of(page, "results")}
+    for label, to in (("QPA", "lora"), ("QPA with noise for its circuit", "qpa"), ("LoRA at QAA&#39;s count", "qaa")):
+        found = next(f for f in summary.results if f.label == label.replace("&#39;", "'"))
+        difference = found.control or found.difference
+        expected = found.metric.mean - summary[to].metric.mean
+        assert difference.mean == pytest.approx(expected)
+        assert f"{expected:+.4f} [" in rows[label][5]
+        assert rows[label][4] == summary[to].label
 
 
-def test_charts_are_valid_svg_and_in_the_page_with_descriptions(written):
-    page = Page((written / "report.html").read_text(encoding="utf-8"))
-    images = [attrs for tag, attrs in page.tags if tag == "img"]
-    embedded = {unquote(attrs["src"].partition(",")[2]).encode() for attrs in images}
-    charts = {path.read_bytes() for path in (written / "plots").glob("*.svg")}
-    assert embedded == charts
-    assert len({attrs["alt"] for attrs in images}) == len(images)
-    for svg in charts:
-        assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
-        assert b"<dc:date>" not in svg
+def test_page_names_labels_and_never_keys(study_folder):
+    for key, name in (("ia3", "seed3"), ("vera", "seed4"), ("full", "lr0.01")):  # failures are named by their cell
+        drop_rows(study_folder, key, name)
+    page = unquote(report.page(summary_of(study_folder)))
+    visible = re.sub(r"<style.*?</style>|qpeft compare [^<]*", "", page, flags=re.DOTALL)
+    assert not re.search(r"\b(quantum_peft|qpa_noise|qaa_linear|lora@qaa)\b", visible)
 
 
-def test_page_begins_with_the_answer_quality_by_parameters_and_loss_curves(written):
-    page = Page((written / "report.html").read_text(encoding="utf-8"))
-    first = page.text.index(summary_of(written).headlines[0])
-    assert page.text.index("Answers", page.text.index("Environment")) < first < page.text.index("Each method compared")
-    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
-    assert alts[:2] == ["Test loss against trainable parameters", "Validation loss against steps"]
-    assert {"50 %", "80 %", "95 %"} <= set(chart_texts(written / "plots" / "convergence-steps.svg"))
+def test_charts_are_valid_svg_and_deterministic(whole_study, page):
+    summary = summary_of(whole_study)
+    for make in (charts.differences, charts.sizes):
+        chart = make(summary)
+        ET.fromstring(chart.svg)
+        assert chart.title
+        assert chart.svg == make(summary).svg
+    assert report.page(summary) == page
 
 
-def chart_texts(path: Path) -> list[str]:
-    """The texts of a chart in their order."""
-    return [element.text or "" for element in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
-
-
-def test_controls_follow_their_method_in_table_and_chart(written):
-    page = Page((written / "report.html").read_text(encoding="utf-8"))
-    results = page.text[page.text.index("over seeds, best first, controls") :]
-    in_table = re.findall(r"[◆●■▲✕] (\w+)", results)[:12]
-    in_chart = [text.removeprefix("↳ ") for text in chart_texts(written / "plots" / "differences.svg")]
-    for order in (in_table, in_chart):
-        assert order[order.index("qpa") + 1] == "qpa_noise"
-        assert order[order.index("qaa") + 1] == "qaa_linear"
-    assert in_table[0] == "full"
-    assert "none" not in in_chart
-
-
-def test_text_of_study_and_rows_is_escaped(study_folder):
-    study = json.loads((study_folder / "study.json").read_text(encoding="utf-8"))
-    for method in study["methods"]:
-        method["label"] = method["note"] = HOSTILE
-        method["settings"] = {"name": HOSTILE}
-    edit_study(study_folder, methods=study["methods"], title=HOSTILE, question=HOSTILE, command=HOSTILE)
-
-    def damage(row):
-        row |= {"status": "failed", "error_msg": HOSTILE, "error_type": HOSTILE, "traceback_tail": HOSTILE}
-        row["env"]["device"] = HOSTILE
-
-    edit_rows(study_folder, damage, "qaa")
-    page = report(study_folder)
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
-    assert page.text.count("<script>alert('label')</script>") > 10
-
-
-def test_matplotlib_settings_of_the_user_have_no_effect(written):
-    import matplotlib
-
-    before = (written / "plots" / "trainable.svg").read_bytes()
-    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        write_report_of(written)
-    assert (written / "plots" / "trainable.svg").read_bytes() == before
-
-
-def test_study_without_rows_has_a_summary_tables_and_a_page(written, tmp_path):
-    folder = shutil.copytree(written, tmp_path / "study")
-    drop_rows(folder)
-    summary = write_tables_of(folder)
-    assert all(set(method.statuses.values()) == {"missing"} for method in summary.methods)
-    assert all(method.metric is method.difference is method.rank is None for method in summary.methods)
-    assert summary.sentences["qpa"] == "QPA has no result yet. Of its 5 seeds: 5 missing."
-    assert summary.n_comparisons == 0
-    assert (folder / "results.jsonl").read_text() == ""
-    assert "75 of 75 runs are missing" in (folder / "summary.md").read_text()
-    page = report(folder)
-    assert "runs are missing: the study is not finished" in page.text
-    assert "None: no run failed" in page.text
-    assert "No method has a result yet." in page.text
-    assert list((folder / "plots").glob("*.svg")) == []  # those of the rows before are removed
-
-
-def test_charts_are_not_written_through_a_link(study_folder, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (study_folder / "plots").symlink_to(tmp_path / "elsewhere")
-    drop_rows(study_folder, "[!lq]*")
-    write_report_of(study_folder)
-    assert list((study_folder / "plots").iterdir())
-    assert not list((tmp_path / "elsewhere").iterdir())
+def test_published_values_are_next_to_those_measured(study_folder, qpeft_cli):
+    publish(
+        study_folder,
+        "qpa",
+        {"value": 4.125, "source": f"<script>{SOURCE}", "note": "second hand"},
+        {"value": 16400, "metric": "trainable", "source": SOURCE},
+        {"value": 20.5, "metric": "bleu", "source": SOURCE},
+    )
+    loss, count, bleu = table_of(write_report_of(study_folder).read_text(encoding="utf-8"), "published")
+    mean = fmean(row["test_loss"] for row in stored_rows(study_folder, "qpa", "seed*"))
+    assert loss[2:5] == [
+        "4.125",
+        f"{mean:.4f} ± {summary_of(study_folder)['qpa'].metric.sd:.4f}",
+        f"{mean - 4.125:+.4f}",
+    ]
+    assert loss[5] == f"&lt;script&gt;{SOURCE} (second hand)"
+    assert count[2:5] == ["16,400", "16,382", "-18"]
+    assert bleu[2:5] == ["20.5", report.MISSING, report.MISSING]
+    shown = qpeft_cli("compare", "report", study_folder, env={"COLUMNS": "200"}).stdout
+    assert "4.125" in shown
 
 
 def test_accuracy_is_shown_in_percent(study_folder):
-    edit_study(study_folder, metric="test_accuracy", task="text-classification")
-
-    def score(row):
-        if "test_loss" in row["quality"]:
-            row["quality"]["test_accuracy"] = 1.2 - row["quality"]["test_loss"] / 8
-
-    edit_rows(study_folder, score)
-    page = report(study_folder)
-    assert "Test accuracy (%), higher is better" in page.text
-    summary = summary_of(study_folder)
-    full = summary["full"]
-    assert full.metric is not None
-    assert f"{100 * full.metric.mean:.4f} ±" in page.text
-    assert full.difference is not None
-    assert f"+{100 * full.difference.mean:.4f} [" in page.text
-    svg = (study_folder / "plots" / "trainable.svg").read_text(encoding="utf-8")
-    assert "Test accuracy (%), higher is better" in svg
+    edit_json(study_folder / "study.json", lambda s: s.update(metric="test_accuracy", task="text-classification"))
+    edit_rows(study_folder, lambda row: row.update(test_accuracy=0.9 + row["seed"] / 100), "*", "seed*")
+    publish(study_folder, "qpa", {"value": 91.5, "source": SOURCE})
+    page = report.page(summary_of(study_folder))
+    assert table_of(page, "published")[0][2:5] == ["91.5", "92.0000 ± 1.5811", "+0.5000"]
+    assert "Test accuracy (%)" in page
+    assert "percentage points" in unquote(page)
 
 
-def test_charts_of_layers_and_of_pruned_ranks(study_folder):
-    def measure(row):
-        if row["capacity"]:
-            row["capacity"]["blocks"] = [{"layer": i, "effective_rank": 2.0 + i, "cka": 0.9} for i in range(3)]
-            modules = [{"weight_numerical_rank": rank, "update_ratio": 0.1} for rank in (2, 2, None)]
-            row["capacity"]["modules"] = [*modules, {"weight_numerical_rank": None, "update_ratio": None}]
-
-    edit_rows(study_folder, measure)
-    edit_rows(study_folder, lambda row: row["method_config"].update(method="sora"), "twin")
-    study = json.loads((study_folder / "study.json").read_text(encoding="utf-8"))
-    for method in study["methods"]:
-        method["method"] = "sora" if method["key"] == "twin" else method["method"]
-    edit_study(study_folder, methods=study["methods"])
-    page = report(study_folder)
-    assert "15 adapted modules; the rank of 5 more was not measured. Rank 0: every rank was pruned" in page.text
-    assert (study_folder / "plots" / "layers-cka.svg").exists()
-    texts = chart_texts(study_folder / "plots" / "ranks-twin.svg")
-    assert {"5", "10"} <= set(texts[-3:])  # five seeds: one module of rank 0, two of rank 2
+def test_study_without_rows_has_a_page(study_folder):
+    drop_rows(study_folder)
+    page = write_report_of(study_folder).read_text(encoding="utf-8")
+    assert "No method has a result yet." in page
+    assert "75 of 75 runs are missing" in page
+    assert "<img" not in page
 
 
-def test_costs_name_where_times_were_measured(study_folder):
-    edit_rows(study_folder, lambda row: row["env"].update({"device": "another machine"}), "qpa", "cost")
-    assert "times of different machines are not comparable" in report(study_folder).text
-    drop_rows(study_folder, name="cost")
-    assert "Times have not been measured yet." in report(study_folder).text
+def test_csv_has_full_precision(study_folder):
+    write_report_of(study_folder)
+    with (study_folder / "summary.csv").open(newline="", encoding="utf-8") as file:
+        lines = {line["key"]: line for line in csv.DictReader(file)}
+    found = summary_of(study_folder)["qpa"]
+    assert float(lines["qpa"]["metric.mean"]) == found.metric.mean
+    assert float(lines["qpa"]["step_ratio"]) == 1.15
+    assert (lines["prefix"]["rank"], lines["prefix"]["statuses"]) == (
+        "",
+        "0:success 1:success 2:success 3:missing 4:missing",
+    )
+
+
+def test_values_as_text():
+    assert report.decimal(1234.56789) == "1,234.5679"
+    narrow = Difference("lora", 1e-6, 5e-7, 1.5e-6, 5, 5, 0.01, 0.01, "worse", "worse")
+    assert report.interval(narrow) == "+0.000001 [+0.000000, +0.000002]"
+    assert report.reached(Reached({0: 20, 1: 40, 2: None}, 80)) == "40 (2/3)"
+    assert report.reached(Reached({0: 20, 1: None, 2: None}, 80)) == "> 80 (1/3)"
+    assert report.reached(Reached({0: None}, 80)) == "> 80"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--base /home/me/models/gpt2 --data ../shared/a.txt", "--base gpt2 --data a.txt"),
+        ("recipes/x.yaml and/or https://a.b/c", "recipes/x.yaml and/or https://a.b/c"),
+        ("'~/x/y.txt'", "'y.txt'"),
+    ],
+)
+def test_folders_of_a_machine_are_not_shown(text, shown):
+    assert report.without_folders(text) == shown

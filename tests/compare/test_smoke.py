@@ -4,13 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
-from qpeft.compare.plan import make_plan
-from qpeft.compare.smoke import smoke_test
-from qpeft.compare.study_file import load_study
-from qpeft.demo import base_path
 from qpeft.errors import ConfigError
+from qpeft_lab.compare.plan import make_plan
+from qpeft_lab.compare.smoke import smoke_test
+from qpeft_lab.compare.study import load_study
 
 LORA = {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01}
 
@@ -27,7 +26,7 @@ def test_smoke_test_has_the_architecture_of_the_base_and_the_columns_of_the_data
         rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
         assert {tuple(row) for row in rows} == {("sentence", "verdict")}
         assert len({row["verdict"] for row in rows}) == 3
-    assert (len(made.seeds), made.tuning.grid, made.training.steps) == (1, [1.0], 2)
+    assert (len(made.seeds), made.tuning.grid, made.training["steps"]) == (1, [1.0], 2)
     make_plan(made, tmp_path / "out")
 
 
@@ -37,22 +36,6 @@ def test_smoke_test_has_the_given_architecture_without_the_base(tmp_path):
     assert (config.model_type, config.sliding_window, config.num_hidden_layers) == ("gemma2", 24, 2)
 
 
-def test_smoke_test_has_the_tokenizer_of_a_base_on_this_machine(tiny_encoder, tmp_path):
-    def tokenizer(folder, **fields):
-        made = smoke_test(study(smoke={"model_type": "gpt2"}, **fields), tmp_path / folder)
-        found = AutoTokenizer.from_pretrained(made.base)
-        assert AutoConfig.from_pretrained(made.base).vocab_size == len(found)
-        return found.get_vocab()
-
-    embedded = AutoTokenizer.from_pretrained(base_path()).get_vocab()
-    own = AutoTokenizer.from_pretrained(tiny_encoder).get_vocab()
-    assert tokenizer("own", base=str(tiny_encoder)) == own != embedded
-    assert tokenizer("absent", base="no/hub/id") == embedded
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
-    assert tokenizer("without", base=str(tmp_path / "base")) == embedded
-
-
 def test_second_smoke_test_in_the_folder_uses_the_same_stand_in(tmp_path):
     first = smoke_test(study(), tmp_path)
     assert make_plan(smoke_test(study(), tmp_path), tmp_path).setup == make_plan(first, tmp_path).setup
@@ -60,14 +43,12 @@ def test_second_smoke_test_in_the_folder_uses_the_same_stand_in(tmp_path):
 
 def test_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="is not empty; name another folder for the smoke test"):
+    with pytest.raises(ConfigError, match="not empty"):
         smoke_test(study(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_unknown_architecture_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="smoke: name the architecture of the base as model_type"):
-        study(smoke={"hidden_size": 8})
-    with pytest.raises(ConfigError, match="unknown architecture 'gpt22'; did you mean 'gpt2'"):
+    with pytest.raises(ConfigError, match="'gpt22'; did you mean 'gpt2'"):
         smoke_test(study(smoke={"model_type": "gpt22"}), tmp_path / "out")
     assert not (tmp_path / "out").exists()

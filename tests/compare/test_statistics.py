@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.compare.analysis.statistics import (
+from qpeft_lab.compare.stats import (
     BETTER,
     NO_DIFFERENCE,
     PRELIMINARY,

@@ -1,5 +1,6 @@
 """A killed or interrupted runner leaves no process, and the same command resumes. See tests/test_kills.py."""
 
+import glob
 import os
 import signal
 import subprocess
@@ -11,9 +12,9 @@ import planted_cells
 import pytest
 from planted_cells import TINY_STUDY, timeless_rows, untimed_plan
 
-from qpeft.compare.rows import read_rows
-from qpeft.compare.runner import run
-from qpeft.training.lock import waiting_for
+from qpeft_lab.compare.rows import read_rows
+from qpeft_lab.compare.runner import run
+from qpeft_lab.training.lock import waiting_for
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
@@ -21,9 +22,9 @@ PLANTED = """
 import sys
 from pathlib import Path
 import planted_cells
-from qpeft.compare import local_executor
-from qpeft.compare import runner
-local_executor._PRELOAD = "planted_cells"  # nothing heavy
+from qpeft_lab.compare import local
+from qpeft_lab.compare import runner
+local._PRELOAD = "planted_cells"  # nothing heavy
 runner.write_outputs = lambda folder: None
 plan = planted_cells.PlantedPlan(Path(sys.argv[1]))
 runner.run(plan, workers=2, run_cell=planted_cells.run_forever)
@@ -31,7 +32,7 @@ runner.run(plan, workers=2, run_cell=planted_cells.run_forever)
 TINY = """
 import sys
 from planted_cells import untimed_plan
-from qpeft.compare.runner import run
+from qpeft_lab.compare.runner import run
 run(untimed_plan(*sys.argv[1:]))
 """
 
@@ -70,10 +71,10 @@ def test_interrupted_runs_resume_bit_equal(tiny_model, text_file, tmp_path):
     _, errors = process.communicate()
     assert process.returncode in (-signal.SIGINT, 1)
     assert "Run the same command again to resume" in errors
-    assert len(list(read_rows(broken))) < 8
+    assert len(read_rows(broken)) < 10
     run(untimed_plan(broken, study))
     assert timeless_rows(broken) == timeless_rows(whole)
-    assert len(timeless_rows(whole)) == 8
+    assert len(timeless_rows(whole)) == 10  # a grid of two rates extends itself once
 
 
 def wait_for_checkpoints(folder: Path, process: subprocess.Popen) -> None:
@@ -84,5 +85,6 @@ def wait_for_checkpoints(folder: Path, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def checkpoints(folder: Path) -> set[Path]:
-    return set((folder / "work").rglob("checkpoint-*"))
+def checkpoints(folder: Path) -> set[str]:
+    """With glob, which passes over folders that are being removed."""
+    return set(glob.glob("work/**/checkpoint-*", root_dir=folder, recursive=True))  # noqa: PTH207

@@ -10,11 +10,12 @@ from tiny_models import seeded_llama
 from transformers import GPT2LMHeadModel
 
 import qpeft
-from qpeft.core.adapter_form import AdapterForm, has_stock_form, own_kind
+from qpeft.core.adapter_form import AdapterForm, own_kind
 from qpeft.core.model_card import load_lines
 from qpeft.errors import ConfigError
-from qpeft.methods import MethodName
-from qpeft.training.outputs import needs_qpeft
+from qpeft.methods import Method, MethodName
+from qpeft.methods.registry import register_with_peft
+from qpeft_lab.training.outputs import needs_qpeft
 
 PLAIN = MethodName("TEST_PLAIN_TUNER")
 
@@ -34,7 +35,7 @@ class FormTuner(AdapterForm, LoraModel):
     """A tuner that does not define `stock_adapter`."""
 
 
-qpeft.register_method(PLAIN, PlainConfig, PlainTuner)
+register_with_peft(Method(key="plain", title="plain", config=PlainConfig, tuner=PlainTuner))
 
 
 @pytest.mark.parametrize("tuner", [PlainTuner, FormTuner])
@@ -42,7 +43,6 @@ def test_tuner_from_outside_peft_without_an_export_needs_qpeft(monkeypatch, tmp_
     monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PLAIN, tuner)
     model = get_peft_model(seeded_llama(), PlainConfig(r=2, target_modules=["q_proj"]))
     assert own_kind(model) == f"an adapter of {tuner.__name__}"
-    assert not has_stock_form(model)
     assert needs_qpeft(model)
     with pytest.raises(ConfigError, match=r"an adapter of .*Tuner cannot be exported as a stock PEFT adapter"):
         qpeft.export(model, tmp_path / "exported")
@@ -61,19 +61,12 @@ def test_loading_code_imports_the_module_of_a_custom_method():
     assert lines.startswith(f"import {__name__}  # registers PlainConfig\nimport qpeft\n")
 
 
-def test_tuner_of_peft_loads_with_plain_peft():
-    model = get_peft_model(seeded_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
-    assert own_kind(model) is None
-    assert not needs_qpeft(model)
-
-
 USES_OF_AN_ADAPTER = {
     "export": lambda model, folder: qpeft.export(model, folder),
     "save": lambda model, folder: qpeft.save(model, folder),
     "attach": lambda model, _: qpeft.attach(model, qpeft.QPAGeneratorConfig()),
     "set_backend": lambda model, _: qpeft.set_backend(model, shots=100),
     "fit_frames": lambda model, _: qpeft.fit_frames(model, []),
-    "feature_report": lambda model, _: qpeft.feature_report(model, []),
 }
 USES_OF_A_MODEL = {
     "load": lambda model, folder: qpeft.load(model, folder),

@@ -16,20 +16,19 @@ from qpeft.core.base_digest import digest, is_same
 from qpeft.errors import BaseModelWarning, CheckpointError
 
 CHOSEN = ["qpa", "qpa with dora", "quantum_peft", "quantum_peft in frames", "qaa", "sora", "bottleneck",
-          "attached to lora", "attached to ia3", "attached to a bottleneck", "attached to a prefix"]  # fmt: skip
+          "attached to lora", "attached to ia3", "attached to a bottleneck"]  # fmt: skip
 LOADS = {"qpeft.load": qpeft.load, "PeftModel.from_pretrained": PeftModel.from_pretrained}
-pytestmark = pytest.mark.filterwarnings("ignore:QPA trains")  # the models are tiny
 PRECISIONS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 SEEDS, SIZES = st.integers(0, 10_000), st.sampled_from([2, 20, 2000])
 
 
-def tuned(base, relative=1e-3):
-    """`base` after a relative change of all its weights."""
+def tuned(base, relative=0.02):
+    """`base` after a small change of all its weights."""
     draw = torch.Generator().manual_seed(5)
     other = copy.deepcopy(base)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.mul_(1 + relative * torch.randn(parameter.shape, generator=draw))
+            parameter.add_(relative * parameter.std() * torch.randn(parameter.shape, generator=draw))
     return other
 
 
@@ -68,7 +67,7 @@ def test_own_base_is_recognized_in_every_precision(saved, variant, dtype):
 
 @pytest.mark.parametrize("variant", CHOSEN)
 @pytest.mark.parametrize("change", [tuned, of_another_seed],
-                         ids=["changed by 1e-3", "another seed"])  # fmt: skip
+                         ids=["tuned", "another seed"])  # fmt: skip
 def test_another_base_of_equal_shapes_is_heard_once(saved, variant, change):
     base, folder, loads = saved(variant)
     for load in loads:
@@ -128,20 +127,6 @@ def test_training_on_another_base_makes_it_the_adapters_own(llama, tmp_path):
     qpeft.load(llama, tmp_path / "False")
 
 
-def test_a_saved_adapter_is_the_same_after_loading_in_another_precision(llama, tmp_path):
-    qpeft.save(get_peft_model(copy.deepcopy(llama), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "a")
-    qpeft.save(qpeft.load(llama.bfloat16(), tmp_path / "a"), tmp_path / "b")
-    contents = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in "ab"]
-    assert contents[0]["base_digest"] == contents[1]["base_digest"]
-
-
-def test_config_can_be_used_again_on_another_base(llama):
-    config = qpeft.QPAConfig(r=2, n_layers=2, target_modules=["q_proj", "up_proj"])
-    for base in (llama, tuned(llama)):
-        model = get_peft_model(copy.deepcopy(base), config)
-        assert model.peft_config["default"].base_digest != config.base_digest is None
-
-
 @pytest.mark.parametrize("variant", ["qpa", "sora", "bottleneck"])
 def test_weights_that_are_not_in_memory_are_not_compared(saved, variant):
     base, folder, _ = saved(variant)
@@ -160,7 +145,7 @@ def test_new_head_of_a_classifier_is_not_compared(tmp_path):
     from transformers import GPT2ForSequenceClassification
 
     tiny_models.gpt2().save_pretrained(tmp_path / "base")
-    config = qpeft.BottleneckConfig(bottleneck_size=2, target_modules=["ln_2"], task_type="SEQ_CLS")
+    config = qpeft.BottleneckConfig(bottleneck_size=2, target_modules=["mlp"], task_type="SEQ_CLS")
 
     def base():
         return GPT2ForSequenceClassification.from_pretrained(tmp_path / "base", pad_token_id=0)
@@ -174,14 +159,13 @@ def test_new_head_of_a_classifier_is_not_compared(tmp_path):
         qpeft.load(other, tmp_path / "a")
 
 
-def test_host_that_changes_the_adapted_weights(llama, tmp_path):
+def test_base_of_a_host_that_changes_the_adapted_weights_is_not_compared(llama, tmp_path):
     host = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights="pissa")
     model = qpeft.attach(get_peft_model(copy.deepcopy(llama), host), qpeft.QPAGeneratorConfig(n_layers=2))
     qpeft.save(model, tmp_path)
     qpeft.load(copy.deepcopy(llama), tmp_path)
     qpeft.load(copy.deepcopy(llama).bfloat16(), tmp_path)
-    with pytest.warns(BaseModelWarning):
-        qpeft.load(tuned(llama), tmp_path)
+    assert PeftConfig.from_pretrained(tmp_path).base_digest is None
 
 
 def test_experts_count_as_weights(tmp_path):
@@ -211,26 +195,19 @@ def test_damaged_digest_is_refused(saved, tmp_path, damage):
             load(copy.deepcopy(base), tmp_path)
 
 
-def test_pool_warns_once_of_each_adapter_of_another_base(llama, tmp_path):
+def test_pool_warns_of_each_adapter_of_another_base(llama, tmp_path):
     config = {"r": 2, "n_layers": 2, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"}
-    for name, base in (("a", llama), ("b", tuned(llama)), ("c", tuned(llama)), ("d", llama)):
+    for name, base in (("a", llama), ("b", tuned(llama)), ("c", llama)):
         qpeft.save(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**config)), tmp_path / name)
-    pool = qpeft.AdapterPool(copy.deepcopy(llama).bfloat16(), tmp_path, capacity=1)
-    heard = []
-    for name in "abcdabcd":
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            pool.activate(name)
-        heard += [name for one in caught if one.category is BaseModelWarning]
-    assert heard == ["b", "c"]
-    quiet = qpeft.AdapterPool(copy.deepcopy(llama), tmp_path, capacity=1, allow_other_base=True)
-    for name in "abcd":
-        quiet.activate(name)
-    with pytest.warns(BaseModelWarning) as caught:
-        first = qpeft.AdapterPool(tuned(llama), tmp_path)
-    assert [one.category for one in caught].count(BaseModelWarning) == 1
-    for name in "abc":
-        first.activate(name)  # of a it was said, and b and c are on their own base
+    pool = qpeft.AdapterPool(copy.deepcopy(llama).bfloat16(), tmp_path)
+    quiet = qpeft.AdapterPool(copy.deepcopy(llama), tmp_path, allow_other_base=True)
+    for name in "ac":
+        pool.activate(name)  # a warning would be an error
+    with pytest.warns(BaseModelWarning, match="adapter 'b' was trained on other weights"):
+        pool.activate("b")
+    quiet.activate("b")
+    with pytest.warns(BaseModelWarning):
+        qpeft.AdapterPool(tuned(llama), tmp_path)
     qpeft.AdapterPool(tuned(llama), tmp_path, allow_other_base=True)
 
 
@@ -244,25 +221,6 @@ def test_pool_refuses_frames_of_another_base(llama, tmp_path):
         pool.activate("b")
 
 
-def test_fine_tuned_copy_of_a_real_base(tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    from qpeft.demo import base_path
-
-    base = AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32")
-    qpeft.save(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(r=2, target_modules="all-linear")), tmp_path)
-    for dtype in ("float32", "bfloat16", "float16"):
-        qpeft.load(AutoModelForCausalLM.from_pretrained(base_path(), dtype=dtype), tmp_path)
-    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-5)
-    ids = torch.arange(64)[None]
-    for _ in range(3):
-        base(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    with pytest.warns(BaseModelWarning):
-        qpeft.load(base, tmp_path)
-
-
 # -- the digest itself
 
 
@@ -272,36 +230,24 @@ def drawn(seed, size=2000):
     return torch.randn(size, 3, generator=draw) * 10 ** torch.empty(size, 1).uniform_(-6, 1, generator=draw)
 
 
-def cast(weight, formats):
-    for one in formats:
-        weight = weight.to(one)
-    return weight
-
-
 def agree(one, other):
     digests = [str(digest({"w": weight})) for weight in (one, other)]
     assert is_same(*digests) == is_same(*reversed(digests))
     return is_same(*digests)
 
 
-@given(SEEDS, SIZES, PRECISIONS, st.lists(PRECISIONS, max_size=4))
-def test_casts_one_after_the_other_keep_the_digest(seed, size, published, casts):
+@given(SEEDS, SIZES, PRECISIONS, PRECISIONS, PRECISIONS)
+def test_base_agrees_with_itself_in_every_pair_of_precisions(seed, size, published, one, other):
     weight = drawn(seed, size).to(published)
-    assert agree(weight, cast(weight, casts))
-
-
-@given(SEEDS, SIZES, PRECISIONS, PRECISIONS, PRECISIONS, st.booleans())
-def test_base_agrees_with_itself_in_every_pair_of_precisions(seed, size, published, one, other, widens):
-    weight = drawn(seed, size).to(published)
-    assert agree(weight.to(one), weight.to(other).float() if widens else weight.to(other))
+    assert agree(weight.to(one), weight.to(other))
 
 
 @given(SEEDS, PRECISIONS, PRECISIONS)
 def test_change_by_a_thousandth_is_noticed(seed, one, other):
     weight = drawn(seed)
     factor = 1 + 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
-    both = {torch.bfloat16, torch.float16}  # have no common values, only signs, which a factor does not change
-    assert agree(weight.to(one), (weight * factor).to(other)) == ({one, other} == both)
+    # two precisions have only signs in common, which a factor does not change
+    assert agree(weight.to(one), (weight * factor).to(other)) == (one != other)
 
 
 @given(SEEDS)

@@ -5,11 +5,10 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import qpeft
@@ -22,7 +21,7 @@ import qpeft
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 model = qpeft.load(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
-torch.save([v for v in model.base_model.binding("default").values()], sys.argv[3])
+torch.save([v for v in model.base_model.generators.bindings["default"].values()], sys.argv[3])
 """
 
 
@@ -42,10 +41,8 @@ def edit_config(folder, **changes):
 
 def test_target_modules_are_saved_in_order(saved, tmp_path):
     names = ["v_proj", "q_proj", "up_proj", "o_proj", "k_proj", "gate_proj", "down_proj"]
-    stock = get_peft_model(saved[0], LoraConfig(r=1, target_modules=names))
-    qpeft.save(stock, tmp_path / "stock")
-    assert json.loads((tmp_path / "stock" / "adapter_config.json").read_text())["target_modules"] == sorted(names)
-    assert stock.peft_config["default"].target_modules == set(names)
+    qpeft.save(get_peft_model(saved[0], qpeft.QPAConfig(r=1, target_modules=names)), tmp_path / "ordered")
+    assert json.loads((tmp_path / "ordered" / "adapter_config.json").read_text())["target_modules"] == sorted(names)
 
 
 def test_file_contains_only_the_generator(saved):
@@ -59,8 +56,8 @@ def test_file_contains_only_the_generator(saved):
 def test_base_on_the_meta_device_gives_equal_values(saved):
     clean, model, folder = saved
     loaded = qpeft.load(clean.to("meta"), folder)
-    for ours, theirs in zip(loaded.base_model.binding("default").values(), model.base_model.binding("default").values(),
-                            strict=True):  # fmt: skip
+    values = [one.base_model.generators.bindings["default"].values() for one in (loaded, model)]
+    for ours, theirs in zip(*values, strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -71,7 +68,7 @@ def test_another_process_with_other_threads_gives_equal_values(saved, tmp_path):
     command = [sys.executable, "-c", RELOAD, tmp_path / "base", folder, tmp_path / "values.pt"]
     subprocess.run(command, check=True, capture_output=True)
     found = torch.load(tmp_path / "values.pt", weights_only=True)
-    for ours, theirs in zip(found, model.base_model.binding("default").values(), strict=True):
+    for ours, theirs in zip(found, model.base_model.generators.bindings["default"].values(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -105,25 +102,25 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         (lambda f: (f / "adapter_config.json").write_text("{"), "is not the JSON of a PEFT config"),
         (lambda f: (f / "adapter_config.json").write_text("[]"), "is not the JSON of a PEFT config"),
         (lambda f: edit_config(f, peft_type="QPEFT_TOMORROW"), "unknown peft_type 'QPEFT_TOMORROW'"),
-        (lambda f: edit_config(f, format_version=99), "format version 99, this qpeft reads up to 2"),
+        (lambda f: edit_config(f, format_version=99), "format version 99"),
         (lambda f: edit_config(f, mlp_scale=3.0), "has other initial values or settings"),
-        (lambda f: edit_config(f, activation="gelu"), "has other initial values or settings"),
-        (lambda f: edit_config(f, seed=1, start_hash=None), "has other initial values or settings"),
-        (lambda f: edit_config(f, generated=[1, 2]), "the table of generated tensors is damaged"),
+        (lambda f: edit_config(f, activation="identity"), "has other initial values or settings"),
+        *(
+            (lambda f, table=table: edit_config(f, generated=table), "the table of generated tensors in")
+            for table in ([1, 2], [], [["x", [-1]]], [[10**8, 16]])
+        ),
         (lambda f: edit_config(f, format_version="x"), "has format version 'x'"),
-        (lambda f: edit_config(f, seed=1), "the initial values drawn from seed 1 have hash"),
-        (lambda f: edit_config(f, start_hash={"a": 1}), "the checkpoint was trained from {'a': 1}"),
-        (lambda f: edit_config(f, n_layers=2), r"ansatz ry_ladder needs angles of shape \[2, \d+\],"),
-        (lambda f: edit_config(f, target_modules=["q_proj"]), "saved table does not match this model"),
-        (lambda f: edit_config(f, r=3), r"does not match this model: .* has shape \[4, 16\], expected \[3, 16\]"),
+        (lambda f: edit_config(f, seed=1), "has other initial values or settings"),
+        (lambda f: edit_config(f, n_layers=2), r"expected \[1, 2, \d+\]; .* --ansatz"),
+        (lambda f: edit_config(f, target_modules=["q_proj"]), "is not that of this model"),
+        (lambda f: edit_config(f, r=3), r"is not that of this model"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "is damaged or cut off"),
         (lambda f: cut(f / "adapter_model.safetensors"), "is damaged or cut off"),
         (lambda f: save_file({}, f / "adapter_model.safetensors"), "contains no tensors"),
         (lambda f: flip_last_bit(f / "adapter_model.safetensors"), "is not the file that was saved"),
-        (lambda f: (f / "adapter_config.json").write_text("[" * 100_000), "nested too deeply"),
         (lambda f: edit_config(f, peft_type="\ud800"), r"unknown peft_type '\\ud800'"),
         (lambda f: edit_config(f, target_modules=5), "adapter_config.json"),
-        (lambda f: rewrite(f, lambda t: {**t, "foreign": torch.ones(1)}), "tensors that this model lacks: foreign"),
+        (lambda f: rewrite(f, lambda t: {**t, "foreign": torch.ones(1)}), "unknown .*'foreign'"),
         (lambda f: rewrite(f, lambda t: dict(list(t.items())[1:])), "missing .*it is damaged"),
         (lambda f: rewrite(f, lambda t: {**t, "base_model.qpeft_generator.more": torch.ones(1)}), "unknown .*'more'"),
         (lambda f: rewrite(f, lambda t: {k: v if "angles" in k or v.dim() < 2 else v[:-1] for k, v in t.items()}),
@@ -193,17 +190,6 @@ def test_load_adapter_of_another_seed_raises_and_changes_nothing(saved, ids, ada
     assert torch.equal(adapters.logits(other, ids), before)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"base_model_name_or_path": 5}, {"base_model_name_or_path": "\ud800"}, {"megatron_config": {"a": 1}}],
-)
-def test_fields_that_peft_does_not_check_raise(saved, change):
-    clean, _, folder = saved
-    edit_config(folder, **change)
-    with pytest.raises(CheckpointError, match=r"adapter_config\.json has"):
-        PeftModel.from_pretrained(clean, folder)
-
-
 def test_peft_raises_for_a_flipped_bit(saved):
     clean, model, folder = saved
     flip_last_bit(folder / "adapter_model.safetensors")
@@ -211,18 +197,6 @@ def test_peft_raises_for_a_flipped_bit(saved):
         PeftModel.from_pretrained(clean, folder)
     with pytest.raises(CheckpointError, match="is not the file that was saved"):
         model.load_adapter(str(folder), "second")
-
-
-@pytest.mark.parametrize("factor", [0, 1e400, float("nan"), 1e-300, 10**400, "16"])
-@pytest.mark.parametrize("config", [qpeft.QPAConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig])
-def test_file_with_an_unusable_lora_alpha_raises(llama, tmp_path, config, factor):
-    sizes = {"chunk_size": 8, "hidden": (4,)} if config is qpeft.QPAConfig else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # QPA: the model is tiny
-        qpeft.save(get_peft_model(copy.deepcopy(llama), config(r=2, **sizes)), tmp_path / "adapter")
-        edit_config(tmp_path / "adapter", lora_alpha=factor)
-        with pytest.raises(CheckpointError):
-            qpeft.load(llama, tmp_path / "adapter")
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # PEFT's warning before the error
@@ -233,9 +207,7 @@ def test_damaged_exported_folder_raises(saved, tmp_path):
         "does not contain this adapter: missing": lambda f: edit_config(
             f, target_modules=["q_proj", "k_proj", "lm_head"]
         ),
-        "multiplies the adapter of": lambda f: edit_config(f, lora_alpha=0),
         "restore its adapter_config.json": lambda f: edit_config(f, rank_pattern=5),
-        "restore the list of token ids": lambda f: edit_config(f, alora_invocation_tokens=["the"]),
     }
     for number, (message, damage) in enumerate(damages.items()):
         folder = tmp_path / f"exported{number}"
@@ -258,13 +230,3 @@ def test_save_keeps_other_files(saved, tmp_path):
     qpeft.save(model, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "adapter_config.json").exists()
-
-
-def test_card_of_the_user_is_kept(saved):
-    _, model, folder = saved
-    assert "loading it needs qpeft" in (folder / "README.md").read_text()
-    (folder / "README.md").write_text("# My own card")
-    model.save_pretrained(folder)
-    assert "My own card" in (folder / "README.md").read_text()
-    qpeft.save(model, folder)
-    assert "My own card" in (folder / "README.md").read_text()

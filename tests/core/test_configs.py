@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
 
 import qpeft
 from qpeft.errors import ConfigError
-from qpeft.methods.attach.config import AttachedConfig
+from qpeft.methods.attach import AttachedConfig
 
 # every field that may be given as a tuple
 TARGETS = {"target_modules": ("q_proj", "v_proj"), "exclude_modules": ("x",), "modules_to_save": ("y",)}
@@ -54,10 +54,9 @@ def test_config_takes_keyword_arguments_only(config):
         config(8)
 
 
-@pytest.mark.filterwarnings("ignore:QPA trains")
 @pytest.mark.parametrize("config", [qpeft.QPAConfig, qpeft.QuantumPeftConfig])
 def test_refused_functions_of_peft_and_what_to_do_instead(config, llama, ids, tmp_path):
-    """As docs/trainers.md has it."""
+    """As docs/from_lora.md has it."""
     settings = {"target_modules": ["q_proj"], "lora_alpha": 4, "r": 2}
     given = config(**settings, **({"chunk_size": 8, "init_mode": "raw"} if config is qpeft.QPAConfig else {}))
     with pytest.raises(ValueError, match="use `get_peft_model` instead"):

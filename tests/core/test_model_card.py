@@ -5,22 +5,18 @@ import yaml
 from peft import LoraConfig, get_peft_model
 
 import qpeft
-from qpeft.core.model_card import front_matter
+from qpeft.core.model_card import metadata
 
 
 @pytest.mark.parametrize(
     "base", ["x\nlicense: mit", "x\n---\n# Trusted", "a: b", "- x", "x" * 5000, "a\0b", "../x", ""]
 )
 def test_name_of_a_base_adds_no_entries_to_the_front_matter(base):
-    _, front, rest = front_matter(base, "LoRA").split("---\n")
-    assert yaml.safe_load(front) == {"library_name": "peft", "tags": ["lora", "qpeft"]}
-    assert not rest.strip()
+    assert yaml.safe_load(metadata(base, "LoRA")) == {"library_name": "peft", "tags": ["lora", "qpeft"]}
 
 
 def test_base_on_the_hub_is_in_the_front_matter():
-    assert (
-        yaml.safe_load(front_matter("org/some-base.v1", "LoRA").split("---\n")[1])["base_model"] == "org/some-base.v1"
-    )
+    assert yaml.safe_load(metadata("org/some-base.v1", "LoRA"))["base_model"] == "org/some-base.v1"
 
 
 CONFIGS = {
@@ -33,8 +29,23 @@ CONFIGS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:QPA trains")
-@pytest.mark.parametrize("name", ["", "org/some-base"])
+@pytest.mark.parametrize("write", ["save", "export"])
+@pytest.mark.parametrize("change", [b"%s\nmy notes\n", b"# caf\xe9\n", b"---\nfoo: [1\n---\n# mine\n", None])
+def test_card_that_the_user_wrote_or_changed_is_kept(write, change, llama, tmp_path):
+    model = get_peft_model(llama, CONFIGS["qpa"]())
+    put = getattr(qpeft, write)
+    put(model, tmp_path / "adapter")
+    path = tmp_path / "adapter" / "README.md"
+    made = path.read_bytes()
+    if change is not None:
+        path.write_bytes(change.replace(b"%s", made))
+    kept = path.read_bytes()
+    put(model, tmp_path / "adapter")
+    assert path.read_bytes() == kept
+    assert (kept == made) == (change is None)
+
+
+@pytest.mark.parametrize("name", ["", "org/some-base", "null", "2024-01-01"])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_card_names_the_base_only_if_it_has_a_name(kind, name, llama, tmp_path):
     llama.name_or_path = llama.config.name_or_path = name

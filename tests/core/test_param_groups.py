@@ -25,7 +25,6 @@ GROUPS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:QPA trains")  # the model is tiny
 @pytest.mark.parametrize("method", GROUPS)
 def test_groups_contain_every_trainable_tensor_once(llama, ids, method):
     config, expected = GROUPS[method]

@@ -9,14 +9,14 @@ import sysconfig
 
 import pytest
 
-from qpeft.demo import corpus
 from qpeft.errors import DataError
+from qpeft_lab.demo import corpus
 
 pytestmark = pytest.mark.xdist_group("corpus")  # the texts are collected once
 
 FRESH = """
 import hashlib, sys
-from qpeft.demo import corpus
+from qpeft_lab.demo import corpus
 print(hashlib.sha256(repr([corpus.stdlib_docs(), corpus.numpy_docs()]).encode()).hexdigest())
 print(*sorted({"torch", "numpy", "transformers", "peft", "turtle", "this"} & set(sys.modules)))
 """

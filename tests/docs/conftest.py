@@ -17,7 +17,6 @@ seeds: [0]
 tuning: {grid: [1.0]}
 training: {steps: 2, batch_size: 2, seq_len: 32}
 test_blocks: 4
-capacity: false
 costs: false
 methods:
   - {key: lora, label: LoRA, method: lora, settings: {r: 2}, lr: 1.0e-3}
@@ -30,7 +29,7 @@ def qpeft_cli():
     """Call the command line in this process, as `qpeft_cli(["plan", "--model", ...])`."""
     from typer.testing import CliRunner
 
-    from qpeft.cli.app import build
+    from qpeft_lab.cli.app import build
 
     return lambda arguments: CliRunner().invoke(build(), arguments, prog_name="qpeft")
 
@@ -42,11 +41,11 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     from PIL import Image
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-    import qpeft.demo
-    from qpeft.demo.corpus import numpy_docs
+    import qpeft_lab.demo
+    from qpeft_lab.demo.corpus import numpy_docs
 
     folder = tmp_path_factory.mktemp("stand-ins")
-    (folder / "base").symlink_to(qpeft.demo.base_path(), target_is_directory=True)
+    (folder / "base").symlink_to(qpeft_lab.demo.base_path(), target_is_directory=True)
     docs = numpy_docs()[:60]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in docs)
     for name in ("docs.jsonl", "train.jsonl"):
@@ -97,6 +96,7 @@ def enter_folder_for(stand_ins, tmp_path, monkeypatch):
             if source.name not in created:
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / source.name)
         monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)  # as for a reader's own script in this folder
         return tmp_path
 
     return enter

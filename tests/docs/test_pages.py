@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from snippets import FENCE
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "results/README"))]
 
 
 def command_lines():
@@ -22,25 +24,20 @@ def command_lines():
 @pytest.mark.parametrize("line", list(command_lines()))
 def test_command_line_is_valid(line):
     """Options and values are parsed; nothing runs."""
-    import typer
+    from qpeft_lab.cli.app import load
 
-    from qpeft.cli.app import build
-
-    group = typer.main.get_command(build())
     name, *arguments = shlex.split(line, comments=True)[1:]
-    command = group.get_command(None, name)
-    assert command is not None, name
-    command.make_context(name, arguments)
+    load(name).make_context(name, arguments)
 
 
 def test_readme_shows_the_table_of_the_demo():
     """Only the form: the values are measurements of one machine."""
     from rich.console import Console
 
-    from qpeft.cli.demo import _table
-    from qpeft.training.metrics import LanguageModelScore
+    from qpeft_lab.cli.demo import _table
+    from qpeft_lab.training.score import LanguageModelScore
 
-    shown = PAGES[0].read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
+    shown = PAGES[0].read_text(encoding="utf-8").split("make test\n```\n\n```text\n")[1].split("```")[0]
     sizes = {"trainable": 40_960, "deployed": 40_960, "stored_bytes": 99_900, "seconds_per_step": 0.55}
     score = LanguageModelScore(nats=8_128 * 4.6, n_tokens=8_128, n_bytes=20_000)  # a perplexity of 99.5
     run = SimpleNamespace(**sizes, before=score, after=score)
@@ -56,14 +53,15 @@ def form(text):
     return list(filter(None, lines))
 
 
-def test_readme_quotes_differences_of_the_result_pages():
-    quoted = re.findall(r"[+-]\d\.\d+ \[[^]]+\]", PAGES[0].read_text(encoding="utf-8"))
-    results = (ROOT / "docs" / "results" / "controls.md").read_text(encoding="utf-8")
-    assert len(quoted) == 6
-    assert not [difference for difference in quoted if difference not in results]
+def headings(page):
+    """The anchors of a page, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in found}
 
 
-def test_links_between_pages_resolve():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).is_file(), f"{page.name} links to {target}"
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.stem}")
+def test_links_resolve(page):
+    for name, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+        target = page.parent / name if name else page
+        assert target.is_file(), f"{page.name} links to {name}"
+        assert not anchor or anchor in headings(target), f"{page.name} links to {name}#{anchor}"

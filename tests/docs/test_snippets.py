@@ -1,7 +1,10 @@
 """Every Python block and every `qpeft` command of the pages runs and prints what the page shows.
 
-The blocks of a page run in order in one folder. Sphinx runs the `testcode` blocks (`make docs`).
+The blocks of a page run in order in one folder.
 """
+
+import io
+from contextlib import redirect_stdout
 
 import pytest
 from snippets import NOT_COMPARED, PAGES, cheap, commands, python, shows, snippets, why_not_run
@@ -26,12 +29,15 @@ def test_page_runs(page, enter_folder_for, qpeft_cli):
     folder = enter_folder_for(page)
     namespace: dict[str, object] = {}
     for snippet in snippets(page):
+        printed = None
         if snippet.language == "python" and why_not_run(snippet.text) is None:
-            exec(compile(python(snippet.text, folder), page.name, "exec"), namespace)
+            with redirect_stdout(io.StringIO()) as output:
+                exec(compile(python(snippet.text, folder), page.name, "exec"), namespace)
+            printed = output.getvalue()
         elif snippet.language == "sh":
-            printed = [run(line, qpeft_cli) for line in commands(snippet)]
-            if snippet.shows is not None and printed[-1] is not None:
-                assert shows(snippet.shows, printed[-1]), f"the page shows\n{snippet.shows}\nprinted:\n{printed[-1]}"
+            printed = [run(line, qpeft_cli) for line in commands(snippet)][-1]
+        if snippet.shows is not None and printed is not None:
+            assert shows(snippet.shows, printed), f"the page shows\n{snippet.shows}\nprinted:\n{printed}"
 
 
 def run(line, qpeft_cli):

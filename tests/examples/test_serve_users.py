@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
-from qpeft.demo import base_path
+from qpeft_lab.demo import base_path
 
 DOCS = [
     "A polynomial of degree two.",

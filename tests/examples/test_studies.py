@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from studies import count_methods
 
-from qpeft.compare.study_file import load_study
 from qpeft.errors import ConfigError
+from qpeft_lab.compare.study import load_study
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 

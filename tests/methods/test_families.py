@@ -1,10 +1,7 @@
 """Every method on every family of models: exact start, falling loss, folders, merging, the head."""
 
-import copy
-
 import pytest
 import torch
-from peft import PeftModel
 
 import qpeft
 from qpeft.errors import DataError, TiedWeightError
@@ -12,41 +9,6 @@ from qpeft.errors import DataError, TiedWeightError
 GENERATED = ("qpa", "quantum_peft")
 OWN = ("bottleneck", "qaa")  # without an equivalent in stock PEFT
 TIED = ("gpt2", "qwen3", "gemma", "gemma2", "gemma3", "t5")
-
-
-@pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_adapter_from_plan_to_export(family, base, batch, models, method, tmp_path):
-    """Plan, initial logits, training, saving; export and merging of those that stock PEFT has."""
-    fresh, expected = copy.deepcopy(base), models.logits(base, batch)
-    model = models.adapt(base, method, family)
-    plan = qpeft.plan(fresh, models.config(method, family))
-    assert plan.trainable == model.get_nb_trainable_parameters()[0]
-    assert sorted(plan.target_modules) == sorted(model.base_model.targeted_module_names)
-    assert torch.equal(models.logits(model, batch), expected)
-    losses = models.train(model, batch)
-    assert losses[-1] < losses[0]
-    live = models.logits(model, batch)
-    qpeft.save(model, tmp_path / "adapter")
-    loaded = qpeft.load(copy.deepcopy(fresh), tmp_path / "adapter").eval()
-    assert torch.equal(models.logits(loaded, batch), live)
-    if method in OWN:
-        return
-    report = qpeft.export(model, tmp_path / "exported")
-    assert report.max_logit_difference <= 1e-6
-    stock = PeftModel.from_pretrained(fresh, tmp_path / "exported").eval()
-    torch.testing.assert_close(models.logits(stock, batch), live, atol=1e-6, rtol=0)
-    for each in (stock, model):
-        torch.testing.assert_close(models.logits(each.merge_and_unload(), batch), live, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", ["bert"], indirect=True)
-@pytest.mark.parametrize("method", GENERATED)
-def test_all_biases_next_to_a_head(family, base, batch, models, method, tmp_path):
-    model = models.adapt(copy.deepcopy(base), method, family, bias="all")
-    models.train(model, batch, steps=2)
-    qpeft.save(model, tmp_path)
-    loaded = qpeft.load(base, tmp_path).eval()
-    assert torch.equal(models.logits(loaded, batch), models.logits(model, batch))
 
 
 @pytest.mark.parametrize("family", TIED, indirect=True)
@@ -70,16 +32,6 @@ def test_bottleneck_finds_the_feed_forward_block_of_each_layer(family, base, mod
     names = model.base_model.targeted_module_names
     assert len(names) == (4 if family.task_type == "SEQ_2_SEQ_LM" else 2)
     assert all(name.endswith(family.feed_forward) for name in names)
-
-
-@pytest.mark.parametrize("family", ["gpt2-classifier", "bert", "roberta", "vit"], indirect=True)
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_new_head_is_excluded_from_all_linear(family, base, models, method, trained):
-    settings = {} if trained else {"modules_to_save": None}
-    model = models.adapt(base, method, family, target_modules="all-linear", **settings)
-    assert model.base_model.targeted_module_names
-    assert not any(family.head in name for name in model.base_model.targeted_module_names)
 
 
 @pytest.mark.parametrize("family", ["bert", "vit", "t5"], indirect=True)

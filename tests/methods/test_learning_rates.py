@@ -1,7 +1,7 @@
 """Records have the learning rates that the published studies chose."""
 
-import csv
 import json
+import lzma
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
@@ -10,19 +10,22 @@ import pytest
 
 from qpeft import methods
 from qpeft.methods import Method
+from qpeft_lab.method_records import kind_with
 
-RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 
 
 def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     medians = defaultdict(list)
-    for study in RESULTS.glob("*/*/study.json"):
-        if len(json.loads(study.read_text())["tuning"]["grid"]) == 1:
+    for file in RESULTS.glob("*/*.jsonl.xz"):
+        study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
+        if len(study["tuning"]["grid"]) == 1:
             continue
+        rates = {row["method"]: row["lr"] for row in rows if row["role"] not in ("tuning", "cost")}
         chosen = defaultdict(list)
-        for row in csv.DictReader((study.parent / "summary.csv").read_text().splitlines()):
-            if row["lr"]:
-                chosen[row["method"]].append(float(row["lr"]))
+        for method in study["methods"]:
+            if rates.get(method["key"]):
+                chosen[method["method"]].append(rates[method["key"]])
         for method, rates in chosen.items():
             medians[method].append(median(rates))
     wrong = {
@@ -38,5 +41,5 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     ("settings", "kind"), [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")]
 )
 def test_settings_without_a_circuit_are_classical(settings, kind):
-    assert methods.named("quantum_peft").kind_with(settings) == kind
-    assert Method(key="x", title="x", kind="quantum").kind_with(settings) == "quantum"
+    assert kind_with(methods.named("quantum_peft"), settings) == kind
+    assert kind_with(Method(key="x", title="x", kind="quantum"), settings) == "quantum"

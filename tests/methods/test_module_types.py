@@ -1,4 +1,4 @@
-"""Which types of module each method adapts, as docs/models.md has it."""
+"""Which types of module each method adapts, as docs/from_lora.md has it."""
 
 import pytest
 import torch
@@ -33,7 +33,6 @@ def _base(make):
     return nn.ModuleDict({"f": make()})
 
 
-@pytest.mark.filterwarnings("ignore:QPA trains")
 @pytest.mark.parametrize("kind", MODULES)
 @pytest.mark.parametrize("method", METHODS)
 def test_method_adapts_these_modules_and_refuses_others(method, kind, tmp_path):

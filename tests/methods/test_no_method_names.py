@@ -58,15 +58,14 @@ def folders_imported(tree):
 
 # words that are keys of methods, too, with another meaning there
 OTHER_MEANINGS = {
-    ("training/sources.py", "prompt"),  # a column of rows
+    ("data/sources.py", "prompt"),  # a column of rows
     ("compare/data.py", "prompt"),
-    ("diagnostics/retraining.py", "none"),  # a feature source
     ("demo/run.py", "lora"),  # the runs that the demo makes
     ("demo/run.py", "qpa"),
     ("demo/run.py", "quantum_peft"),
     ("compare/report/charts.py", "full"),  # fill styles of matplotlib
     ("compare/report/charts.py", "none"),
-    ("methods/attach/bind.py", "pissa"),  # an initialization
+    ("methods/attach.py", "pissa"),  # an initialization
     ("circuits/ansatz.py", "qaa"),  # an ansatz
     ("circuits/amplitude.py", "qaa"),
 }
@@ -106,11 +105,11 @@ def test_folder_of_a_method_is_imported_only_inside_it(file):
 @pytest.mark.parametrize(
     "code",
     [
-        "from qpeft.methods.qpa.features import CircuitFeature",
+        "from qpeft.methods.qpa.generator import CircuitFeature",
         "from qpeft.methods.qpa import METHOD",
         "from qpeft.methods import sora",
         "def f():\n    import qpeft.methods.quantum_peft.frames",
-        'import_module("qpeft.methods.qaa.plan")',
+        'import_module("qpeft.methods.qaa.model")',
     ],
 )
 def test_imported_folder_is_found(code):

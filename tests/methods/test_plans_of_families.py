@@ -46,14 +46,13 @@ def test_published_count_at_gemmas_geometry(gemma):
     assert plan.base_parameters == 2_506_172_416
     assert plan.target_modules == ["lm_head"]
     assert plan.deployed == 4 * (256_000 + 2048) == 1_032_192
-    assert (plan.n_chunks, plan.n_qubits, plan.hidden) == (252, 8, PAPER_WIDTHS)
+    assert (plan.sizes["n_chunks"], plan.sizes["n_qubits"], plan.sizes["hidden"]) == (252, 8, PAPER_WIDTHS)
     assert plan.trainable == 173_888
 
 
 def test_quantum_peft_and_bottleneck_at_gemmas_geometry(gemma):
     plan = qpeft.plan(gemma, qpeft.QuantumPeftConfig(r=8, target_modules=["q_proj", "v_proj"]))
-    assert plan.lora_rank_1 == 18 * (2 * 2048 + 2048 + 256)
-    assert plan.deployed == 8 * plan.lora_rank_1
+    assert plan.deployed == 8 * 18 * (2 * 2048 + 2048 + 256)
     assert plan.trainable_parts["lambda"] == 18 * 2 * 8
     plan = qpeft.plan(gemma, qpeft.BottleneckConfig(bottleneck_size=16))
     assert plan.trainable == plan.deployed == 18 * (2 * 2048 * 16 + 16 + 2048)
@@ -80,11 +79,11 @@ def test_count_equals_that_of_a_published_adapter(roberta, shared):
 @pytest.mark.parametrize(
     ("config", "task_type", "expected"),
     [
-        (ViTConfig(), None, "ViTForImageClassification"),
+        (ViTConfig(), None, "ViTModel"),
         (BertConfig(), "SEQ_CLS", "BertForSequenceClassification"),
         (BertConfig(architectures=["BertForMaskedLM"]), None, "BertForMaskedLM"),
         (BertConfig(architectures=["BertForMaskedLM"]), "TOKEN_CLS", "BertForTokenClassification"),
-        (T5Config(), None, "T5ForConditionalGeneration"),
+        (T5Config(), "SEQ_2_SEQ_LM", "T5ForConditionalGeneration"),
         (CLIPConfig(), "FEATURE_EXTRACTION", "CLIPModel"),
         (GemmaConfig(), None, "GemmaForCausalLM"),
     ],

@@ -11,7 +11,6 @@ from variants import VARIANTS, Variant
 import qpeft
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
     pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
 ]
 STOCK = Variant("lora", LoraConfig, {"r": 2, "target_modules": "all-linear"})  # the reference

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from qpeft.circuits.gates import gate_evolve, gate_probabilities
+from qpeft.circuits.reference import gate_evolve, gate_probabilities
 
 ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
 

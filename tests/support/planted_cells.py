@@ -15,11 +15,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpeft.compare.cell import Cell, Setup, SplitData, started_row, work_folder
-from qpeft.compare.resolved import ResolvedMethod
-from qpeft.compare.rows import Base, Data, MethodConfig, Quality, Row, Train, cell_id, read_rows
-from qpeft.compare.study import Training
 from qpeft.files import write_json
+from qpeft_lab.compare.cell import Cell, Setup, started_row, work_folder
+from qpeft_lab.compare.rows import read_rows
+from qpeft_lab.compare.study import PlannedMethod
+from qpeft_lab.settings import RunSettings
 
 STEPS = 6
 SECONDS = 0.02  # a step
@@ -33,7 +33,6 @@ seeds: [0, 1]
 tuning: {{grid: [1.0, 3.0]}}
 training: {{steps: 12, batch_size: 2, seq_len: 32, eval_every: 4, eval_blocks: 4, save_every: 1}}
 test_blocks: 4
-capacity: false
 methods:
   - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
   - {{key: sora, method: sora, settings: {{r: 2}}, lr: 0.01}}
@@ -51,9 +50,6 @@ class PlantedPlan:
     def claim(self):
         """There is no study.json of planted cells."""
 
-    def most_tuning_cells(self, rows):
-        return len(self.tuning_cells(rows))
-
     def tuning_cells(self, rows):
         return [self.cell(method, "tuning", f"lr{lr:g}", 1000, lr) for method in self.methods for lr in (0.1, 0.2)]
 
@@ -65,23 +61,20 @@ class PlantedPlan:
     def cost_cells(self, rows):
         return [self.cell(method, "cost", "cost", 0, None, rows) for method in self.methods]
 
+    def cells(self, rows):
+        return [*self.tuning_cells(rows), *self.final_cells(rows), *self.cost_cells(rows)]
+
     def cell(self, method, role, name, seed, lr, rows=None):
         impossible = None
         if role != "tuning":
             trials = {lr: rows.get(self.cell_id(method, f"lr{lr:g}")) for lr in (0.1, 0.2)}
-            losses = {lr: row.quality.valid_loss for lr, row in trials.items() if row and row.succeeded}
+            losses = {lr: row["valid_loss"] for lr, row in trials.items() if row and row["status"] == "success"}
             lr = min(losses, key=losses.__getitem__, default=None)
             impossible = None if losses else "no trial ended well"
-        spec = ResolvedMethod(
-            key=method, label=method.upper(), role="main", method=method, rates=[0.1, 0.2], hash=hash_of(method),
-            trainable=1, deployed=1,
-        )  # fmt: skip
-        return Cell(
-            study=self.name, spec=spec, role=role, name=name, seed=seed, lr=lr, setup=SETUP, impossible=impossible
-        )
+        return Cell(self.name, planned(method), role, name, seed, lr, SETUP, impossible)
 
     def cell_id(self, method, name):
-        return cell_id(self.name, method, hash_of(method), name)
+        return f"{self.name}/{method}/{hash_of(method)}/{name}"
 
     def row(self, method, name):
         return self.rows()[self.cell_id(method, name)]
@@ -95,30 +88,35 @@ def hash_of(method):
     return f"{sum(method.encode()):012x}"
 
 
+def planned(method):
+    return PlannedMethod(
+        key=method, label=method.upper(), method=method, rates=[0.1, 0.2], hash=hash_of(method), trainable=1, deployed=1
+    )
+
+
 SETUP = Setup(
-    model="none",
-    base=Base(id="none", sha256="0", dtype="float32", params_total=1, tokenizer_sha256="0"),
-    data=SplitData(id="none", sha256="0", train=Path(), validation=Path(), test=Path()),
-    task="causal-lm",
-    training=Training(steps=STEPS, batch_size=1, seq_len=8),
+    run=RunSettings(model="none", data="none", out="", method="none", steps=STEPS, batch_size=1, seq_len=8),
+    test=Path(),
+    test_blocks=0,
+    generation=None,
+    reference=planned("lora"),
 )
 
 
 def timeless_rows(folder: Path) -> dict:
-    """Real rows as JSON, without times and memory."""
-    rows = {row.cell_id: row.to_json() for row in read_rows(folder).values()}
+    """Real rows without times and memory."""
+    rows = read_rows(folder)
     for row in rows.values():
-        row["train"].pop("seconds", None)
-        row["train"]["curve"] = [point[:3] for point in row["train"].get("curve", [])]
-        row.pop("created_at")
-        row["cost"].pop("peak_mem_bytes", None)
+        row["curve"] = [point[:2] for point in row.get("curve", [])]
+        for name in ("seconds", "created_at", "peak_mem_bytes"):
+            row.pop(name, None)
     return rows
 
 
 def untimed_plan(folder, study):
     """A real plan of a study file, without cells that measure time."""
-    from qpeft.compare.plan import Plan, make_plan
-    from qpeft.compare.study_file import load_study
+    from qpeft_lab.compare.plan import Plan, make_plan
+    from qpeft_lab.compare.study import load_study
 
     class Untimed(Plan):
         def cost_cells(self, rows):
@@ -139,7 +137,7 @@ def run_cell(cell, folder, on_step=lambda done, planned: None):
         write_json(checkpoint, state)
         on_step(state["step"], STEPS)
     journal(folder, f"end {cell.cell_id}")
-    return planted_row(cell, status="success", quality=Quality(valid_loss=state["loss"]))
+    return planted_row(cell, status="success", valid_loss=state["loss"])
 
 
 def run_in_company(cell, folder, on_step):
@@ -165,11 +163,8 @@ def run_with_semaphore(cell, folder, on_step):
 
 def planted_row(cell, **fields):
     """A row of `cell` with the fields that the runner reads."""
-    spec, setup = cell.spec, cell.setup
-    same = {name: getattr(spec, name) for name in ("method", "host", "settings", "backend", "hash")}
-    identity = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "label": spec.label}
-    identity |= {"base": setup.base, "data": Data(sha256=setup.data.sha256), "method_config": MethodConfig(**same)}
-    return Row(**identity, role=cell.role, seed=cell.seed, train=Train(lr=cell.lr), **fields)
+    identity = {"study": cell.study, "method": cell.method, "hash": cell.spec.hash, "name": cell.name}
+    return identity | {"role": cell.role, "seed": cell.seed, "lr": cell.lr, **fields}
 
 
 def run_or_fail(cell, folder, on_step):
@@ -220,7 +215,7 @@ def run_after_losing_a_worker(cell, folder, on_step):
 
 
 def crash_in_ia3(threads, cell, folder, on_step):
-    from qpeft.compare.runner import run_in_threads
+    from qpeft_lab.compare.runner import run_in_threads
 
     if cell.method == "ia3":
         raise RuntimeError("planted")
@@ -231,7 +226,7 @@ def run_convex(cell, folder, on_step):
     """A loss that is convex in the logarithm of the learning rate, with its minimum beyond the grids but for `lora`."""
     minimum = {"lora": 0.015, "high": 9.0}.get(cell.method, 1e-9)
     loss = 1 + abs(math.log10(cell.lr / minimum))
-    return started_row(cell).updated(status="success", quality=Quality(valid_loss=loss, test_loss=loss))
+    return started_row(cell) | {"status": "success", "valid_loss": loss, "test_loss": loss}
 
 
 class KilledWhenItStarts:
@@ -246,11 +241,3 @@ class KilledWhenItStarts:
 
 def kill_this_process():
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def run_without_fork_server(cell, folder, on_step):
-    """The first time, kill the process that starts the cells."""
-    if not (folder / "journal").exists():
-        journal(folder, "lost")
-        os.kill(os.getppid(), signal.SIGKILL)
-    return run_cell(cell, folder, on_step)

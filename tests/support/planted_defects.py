@@ -26,7 +26,7 @@ def main() -> None:
             shutil.rmtree(broken)
         with pytest.MonkeyPatch.context() as patch:
             plant(patch.setattr)
-            patch.setattr(kills, "_draw", lambda draw, took, *_: kills.Moment(change=draw.randint(1, took.changes)))
+            patch.setattr(kills, "_draw", lambda draw, took, _: kills.Moment(change=draw.randint(1, took.changes)))
             if kills.main([*words, "5"]) == 0:
                 sys.stdout.write(f"unnoticed: {plant.__name__}\n")
 
@@ -47,7 +47,7 @@ def _overwrites_in_place(setattr: Callable) -> None:
 
 
 def _keeps_unfinished_files(setattr: Callable) -> None:
-    setattr("qpeft.training.run_folder.remove_unfinished", lambda folder: None)
+    setattr("qpeft_lab.training.run_folder.remove_unfinished", lambda folder: None)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from qpeft.training.metrics_log import read_rows
-from qpeft.training.progress import Progress
+from qpeft_lab.training.progress import Progress
+from qpeft_lab.training.run_folder import read_rows
 
 
 class Killed(BaseException):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from transformers import GPT2Config, ViTConfig
 
-from qpeft.compare.base_names import fill_names
-from qpeft.compare.budget import Host, count, fill_block
-from qpeft.compare.study import Study
 from qpeft.core.meta_model import on_meta
-from qpeft.training.task_types import TASKS
-from qpeft.training.tasks.classifier import classifier_on_meta
+from qpeft.methods.suggest import fill_names
+from qpeft_lab.compare.plan import Host, count, fill_block
+from qpeft_lab.compare.study import Study
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.training.classifier import classifier_on_meta
 
 _TEXT = GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=512, bos_token_id=0, eos_token_id=0)
 _IMAGES = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_labels": 10}
@@ -33,5 +33,5 @@ def count_methods(study: Study, folder: Path) -> dict[str, int]:
             spec.key: count(study, host, spec, fill_names(spec.settings, host.model))[0] for spec in study.methods
         }
         for block in study.blocks:
-            fill_block(study, host, block, counts[block.of])
+            list(fill_block(study, host, block, counts[block.of]))
     return counts

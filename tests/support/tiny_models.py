@@ -141,7 +141,7 @@ def opinions(n: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
-    path.write_text("".join(f"{text}\t{name}\n" for text, name in rows))
+    path.write_text("".join(f"{text}\t{name}\n" for text, name in [("text", "label"), *rows]))
     return path
 
 

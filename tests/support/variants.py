@@ -41,8 +41,7 @@ class Variant:
 
     def adapt(self, base: nn.Module, adapter_name: str = "default", **changes: Any) -> Any:
         """`base` with the untrained adapter, in evaluation mode."""
-        options = {"autocast_adapter_dtype": changes.pop("autocast_adapter_dtype", True)}
-        model = get_peft_model(base, self.make_config(**changes), adapter_name, **options)  # type: ignore[arg-type]
+        model = get_peft_model(base, self.make_config(**changes), adapter_name)  # type: ignore[arg-type]
         return (qpeft.attach(model, copy.deepcopy(self.generator)) if self.attached else model).eval()
 
     def move(self, model: Any, seed: int = 1) -> Any:
@@ -89,9 +88,7 @@ VARIANTS = {
         "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "frame": "random", "frame_rank": 8}
     ),
     "qaa": Variant("qaa", qpeft.QAAConfig, exports=False, merges=False),
-    "qaa, shared rxyz": Variant(
-        "qaa", qpeft.QAAConfig, {"ansatz": "rxyz", "share_circuit": True}, exports=False, merges=False
-    ),
+    "qaa, rxyz": Variant("qaa", qpeft.QAAConfig, {"ansatz": "rxyz"}, exports=False, merges=False),
     "sora": Variant(
         "sora", qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, dropout="lora_dropout"
     ),
@@ -99,7 +96,6 @@ VARIANTS = {
         "bottleneck",
         qpeft.BottleneckConfig,
         {"bottleneck_size": 4},
-        dropout="dropout",
         exports=False,
         merges=False,
         stays_float32=False,

@@ -8,16 +8,15 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-import qpeft
 from qpeft.core.config import MethodName
-from qpeft.core.scaled_parameter import Folded
-from qpeft.methods.qpa.config import QPAConfig
+from qpeft.core.folded import Folded
+from qpeft.methods import Method
+from qpeft.methods.qpa.config import QPAConfig, QPAModel
 from qpeft.methods.qpa.generator import QPAGenerator
-from qpeft.methods.qpa.model import QPAModel
+from qpeft.methods.registry import register_with_peft
 from qpeft.testing import adapter_contract
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
     pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
 ]
 SMALL = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
@@ -29,81 +28,47 @@ def check(llama, ids, make_config, **options):
 
 
 def test_stock_lora_is_refused(llama, ids):
-    with pytest.raises(AssertionError, match=r"qpeft\.export fails: ConfigError"):
+    with pytest.raises(AssertionError, match=r"qpeft\.export: ConfigError"):
         check(llama, ids, lambda: LoraConfig(r=2, **SMALL))
 
 
-class Forgetful(QPAModel):
+def forgetful(cls, *args, **kwargs):
     """Does not save one tensor."""
-
-    @classmethod
-    def _get_adapter_state_dict(cls, *args, **kwargs):
-        state = super()._get_adapter_state_dict(*args, **kwargs)
-        state.pop(next(name for name in state if name.endswith("tau")))
-        return state
+    state = super(QPAModel, cls)._get_adapter_state_dict(*args, **kwargs)
+    state.pop(next(name for name in state if name.endswith("tau")))
+    return state
 
 
-class Credulous(QPAModel):
-    """Loads files without checks."""
+def making(change):
+    """A `_make_generator` that changes the generator."""
 
-    @classmethod
-    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
-        prefix = f"base_model.{cls.container}."
-        return {k.replace(prefix, f"{prefix}{adapter_name}."): v for k, v in state_dict.items()}
-
-
-class Elsewhere(QPAModel):
-    """Changes the outputs before training."""
-
-    def _build(self, adapter_name, config, start):
-        generator, slots = super()._build(adapter_name, config, start)
-        generator.initial += 0.01
+    def make(self, adapter_name, config):
+        generator, slots = QPAModel._make_generator(self, adapter_name, config)
+        change(generator)
         return generator, slots
 
-
-class Frozen(QPAModel):
-    def _train_active_only(self, inference_mode=None):
-        super()._train_active_only(True)
+    return {"_make_generator": make}
 
 
-class BaseToo(QPAModel):
-    """Trains a weight of the base as well."""
+def injecting(change):
+    """An `inject_adapter` that ends with a change."""
 
-    def inject_adapter(self, model, *args, **kwargs):
-        super().inject_adapter(model, *args, **kwargs)
-        model.lm_head.weight.requires_grad_(True)
+    def inject(self, *args, **kwargs):
+        QPAModel.inject_adapter(self, *args, **kwargs)
+        change(self)
 
-
-class OneForAll(QPAModel):
-    """Never changes the active adapter."""
-
-    def set_adapter(self, adapter_name, inference_mode=False):
-        if adapter_name == "default":
-            super().set_adapter(adapter_name, inference_mode)
+    return {"inject_adapter": inject}
 
 
-class Itself(QPAModel):
-    """Returns itself as its copy."""
-
-    def __deepcopy__(self, memo):
-        return self
+def never_another(self, adapter_name, inference_mode=False):
+    if adapter_name == "default":
+        QPAModel.set_adapter(self, adapter_name, inference_mode)
 
 
-class Sums(QPAModel):
-    """Scales the adapter by the rows of a batch."""
-
-    def forward(self, *args, **kwargs):
-        with torch.no_grad():
-            self.generators["default"].initial.mul_(1 + 0.1 * (len(kwargs["input_ids"]) == 1))
-        self.invalidate()
-        return super().forward(*args, **kwargs)
-
-
-class Unmerged(QPAModel):
-    def unmerge_adapter(self):
-        for layer in self.modules():
-            if isinstance(layer, LoraLayer):
-                layer.merged_adapters.clear()
+def not_unmerged(self):
+    for layer in self.modules():
+        if isinstance(layer, LoraLayer):
+            layer.merged_adapters.clear()
 
 
 class Half(torch.autograd.Function):
@@ -116,69 +81,44 @@ class Half(torch.autograd.Function):
         return grad / 2
 
 
-class HalvedGenerator(QPAGenerator):
+class Halved(QPAGenerator):
     def forward(self):
         return Half.apply(super().forward())
 
 
-class Halved(QPAModel):
-    """Backpropagates half of the gradient."""
-
-    def _build(self, adapter_name, config, start):
-        generator, slots = super()._build(adapter_name, config, start)
-        generator.__class__ = HalvedGenerator
-        return generator, slots
-
-
-class Idle(QPAModel):
-    """Has unused parameters."""
-
-    def _build(self, adapter_name, config, start):
-        generator, slots = super()._build(adapter_name, config, start)
-        generator.idle = Folded(torch.zeros(1000), 1.0)
-        return generator, slots
-
-
-class CachedGenerator(QPAGenerator):
+class Cached(QPAGenerator):
     def forward(self):
         if not hasattr(self, "kept"):
             self.kept = super().forward()
         return self.kept
 
 
-class Cached(QPAModel):
-    """Caches its output and graph between steps."""
-
-    def _build(self, adapter_name, config, start):
-        generator, slots = super()._build(adapter_name, config, start)
-        generator.__class__ = CachedGenerator
-        return generator, slots
-
-
-class NotStock(QPAModel):
-    pass
-
-
-MISTAKES = {
-    Forgetful: "from_pretrained fails on a folder",
-    Credulous: "a folder without .* is loaded",
-    Elsewhere: "an untrained adapter changes the outputs",
-    Frozen: "there are no trainable parameters",
-    BaseToo: r"base_model\.model\.lm_head\.weight is trainable",
-    OneForAll: r"set_adapter\(\) has no effect",
-    Itself: "training a deep copy changes the model it was copied from",
-    Sums: "by rows is off by",
-    Halved: "the gradient is off by .* from finite differences",
-    Idle: "idle.tau is trainable but has no gradient",
-    Cached: "five steps of AdamW (fail|with .* must reduce the loss)",
-    Unmerged: r"unmerge_adapter\(\) does not undo",
-    NotStock: r"qpeft\.export fails",
+MISTAKES = {  # what is defined otherwise, and the message
+    "forgetful": ({"_get_adapter_state_dict": classmethod(forgetful)}, "from_pretrained"),
+    "elsewhere": (making(lambda made: made.initial.add_(0.01)), "an untrained adapter changes the outputs"),
+    "frozen": (injecting(lambda model: model.generators.requires_grad_(False)), "there are no trainable parameters"),
+    "base too": (
+        injecting(lambda model: model.model.lm_head.weight.requires_grad_(True)),
+        r"base_model\.model\.lm_head\.weight is trainable",
+    ),
+    "one for all": ({"set_adapter": never_another}, r"set_adapter\(\) has no effect"),
+    "itself": ({"__deepcopy__": lambda self, memo: self}, "training it changes the model it was copied from"),
+    "halved": (making(lambda made: setattr(made, "__class__", Halved)), "the gradient is off by"),
+    "idle": (
+        making(lambda made: setattr(made, "idle", Folded(torch.zeros(1000), 1.0))),
+        "idle.tau is trainable but has no gradient",
+    ),
+    "cached": (making(lambda made: setattr(made, "__class__", Cached)), "five steps of AdamW"),
+    "unmerged": ({"unmerge_adapter": not_unmerged}, r"unmerge_adapter\(\)"),
+    "not stock": ({}, "qpeft.export"),
+    "merging own kind": ({"own_kind": "a linear adapter"}, "merging of a linear adapter is not refused"),
 }
 
 
-def planted(tuner):
-    """A method that is QPA but for its tuner; registered once."""
-    name = MethodName(f"TEST_{tuner.__name__.upper()}")
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_contract_detects_mistakes(llama, ids, mistake):
+    changes, message = MISTAKES[mistake]
+    name = MethodName(f"TEST_{mistake.upper().replace(' ', '_')}")
 
     @dataclass
     class Planted(QPAConfig):
@@ -188,24 +128,13 @@ def planted(tuner):
 
         def to_stock(self):
             stock = super().to_stock()
-            stock.lora_alpha *= 2 if tuner is NotStock else 1
+            stock.lora_alpha *= 2 if mistake == "not stock" else 1
             return stock
 
-    qpeft.register_method(name, Planted, tuner)
-    return Planted
-
-
-@pytest.mark.parametrize("tuner", MISTAKES, ids=lambda tuner: tuner.__name__)
-def test_contract_detects_mistakes(llama, ids, tuner):
-    config = planted(tuner)
-    with pytest.raises(AssertionError, match=MISTAKES[tuner]):
-        check(llama, ids, lambda: config(**QPA))
-
-
-def test_merging_against_own_kind_is_detected(llama, ids):
-    config = planted(type("Linear", (QPAModel,), {"own_kind": "a linear adapter"}))
-    with pytest.raises(AssertionError, match="a linear adapter can be merged"):
-        check(llama, ids, lambda: config(**QPA))
+    tuner = type("Mistaken", (QPAModel,), changes)
+    register_with_peft(Method(key=name.value, title="planted", config=Planted, tuner=tuner))
+    with pytest.raises(AssertionError, match=message):
+        check(llama, ids, lambda: Planted(**QPA))
 
 
 def test_varying_base_is_detected(llama, ids):

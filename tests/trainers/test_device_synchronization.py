@@ -29,7 +29,7 @@ def quantum_peft(**settings):
     "make",
     [
         qpa(),
-        qpa(chunk_size=2, max_qubits=15),
+        qpa(chunk_size=2),
         qpa(feature_source="free"),
         qpa(feature_source="none"),
         quantum_peft(),

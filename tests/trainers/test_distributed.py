@@ -1,102 +1,105 @@
-"""Two processes over gloo: DDP alone, under Trainer and under accelerate, each against one process."""
+"""Two processes over gloo, each against one process with the full batch: DDP and FSDP2, alone and under Trainer."""
+
+import copy
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from peft import PeftModel
 from safetensors.torch import load_file
 
 import qpeft
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-# --cpu would start one process alone; the script itself selects the CPU
-ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-ACCELERATE = (*ACCELERATE, "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")
-
+METHODS = ("qpa", "quantum_peft", "attached")
+TUNERS = ("qpa_with_head", "qaa", "sora", "bottleneck", "lora")
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
-METHODS = ("qpa", "quantum_peft", "attached")
-
-
-@pytest.fixture(params=METHODS)
-def method(request):
-    return request.param
-
-
-def load(folder, method, *parts):
-    return [load_file(folder / ".".join([method, *parts, str(rank), "safetensors"])) for rank in (0, 1)]
-
-
-def check_equal_and_close(ranks, alone):
-    """Ranks equal bit for bit, and the process alone up to rounding."""
-    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])
-    for name, expected in alone.items():
-        tolerance = 1e-5 * expected.abs().max().item()
-        torch.testing.assert_close(ranks[0][name], expected, atol=tolerance, rtol=1e-5, msg=name)
-
 
 @pytest.fixture(scope="module")
-def plain(launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plain")
-    launch(TORCHRUN, "plain_ddp.py", folder)  # it also checks activation checkpointing and that FSDP1 is refused
-    return folder
+def launched(launch, tmp_path_factory):
+    """The folder of what a script wrote; it also checks what it refuses, activation checkpointing and resuming."""
+    folders = {}
+
+    def run(script, *options):
+        if (script, options) not in folders:
+            folders[script, options] = folder = tmp_path_factory.mktemp(script)
+            launch(TORCHRUN, f"{script}.py", folder, *options)
+        return folders[script, options]
+
+    return run
 
 
+def load(folder, *parts):
+    return [load_file(folder / ".".join([*parts, str(rank), "safetensors"])) for rank in (0, 1)]
+
+
+def check(ranks, expected, atol=1e-5):
+    """Ranks equal bit for bit, and the process alone up to rounding."""
+    assert expected
+    for name, value in expected.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, atol=atol * value.abs().max().item(), rtol=1e-5, msg=name)
+
+
+def check_parts(ranks, **tolerance):
+    found = [{k[6:]: v for k, v in rank.items() if k.startswith("found.")} for rank in ranks]
+    expected = {k[9:]: v for k, v in ranks[0].items() if k.startswith("expected.")}
+    assert max(value.abs().max() for value in expected.values()) > 1e-3
+    check(found, expected, **tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", ["plain", "unused", "static"])
-def test_gradients_equal_those_of_one_process_with_the_full_batch(plain, method, options):
-    ranks = load(plain, method, options)
-    names = [name.removeprefix("found.") for name in ranks[0] if name.startswith("found.")]
-    assert names
-    largest = max(ranks[0][f"expected.{name}"].abs().max().item() for name in names)
-    assert largest > 1e-3
-    for name in names:
-        found, expected = ranks[0][f"found.{name}"], ranks[0][f"expected.{name}"]
-        assert torch.equal(found, ranks[1][f"found.{name}"])
-        torch.testing.assert_close(found, expected, atol=1e-6 * expected.abs().max().item(), rtol=1e-5, msg=name)
+def test_gradients_under_ddp_equal_those_of_one_process(launched, method, options):
+    check_parts(load(launched("plain_ddp"), method, options), atol=1e-6)
 
 
-def test_ranks_stay_bit_equal_when_gradients_accumulate(plain, method):
-    first, second = load(plain, method, "accumulated")
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_stay_bit_equal_when_gradients_accumulate(launched, method):
+    first, second = load(launched("plain_ddp"), method, "accumulated")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(value.any() for value in first.values())
 
 
-@pytest.fixture
-def alone(script, tmp_path):
-    """The training function of one of the scripts, run here, in one process."""
-    yield lambda name, method: script(name).train(method, tmp_path, n_processes=1)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+@pytest.mark.parametrize("method", [*METHODS, *TUNERS])
+def test_training_under_fsdp2_equals_one_process(launched, method):
+    check_parts(load(launched("fsdp2"), method))
 
 
-@pytest.fixture(scope="module")
-def by_trainer(launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("by_trainer")
-    launch(TORCHRUN, "with_trainer.py", folder)  # it also checks that reentrant checkpointing is refused
-    return folder
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(8)[None]).logits
 
 
-def test_torchrun_with_trainer_equals_one_process(by_trainer, alone, method):
-    ranks, expected = load(by_trainer, method), alone("with_trainer", method)
-    check_equal_and_close(ranks, expected)
+@pytest.mark.parametrize("method", [name for name in (*METHODS, *TUNERS) if name != "lora"])
+def test_adapters_saved_under_fsdp2_load(launched, method, script):
+    folder, base = launched("fsdp2"), script("tiny").base()
+    model = qpeft.load(copy.deepcopy(base), folder / method, is_trainable=True)
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = load(folder, method)[0]
+    assert found
+    assert all(torch.equal(p, trained[f"found.{name}"]) for name, p in found.items())
+    if method in METHODS:
+        for way in ("directly", "by_save"):
+            assert torch.equal(logits(qpeft.load(copy.deepcopy(base), folder / f"{method}_{way}")), logits(model))
+        stock = PeftModel.from_pretrained(copy.deepcopy(base), folder / f"{method}_exported")
+        torch.testing.assert_close(logits(stock), logits(model), atol=1e-6, rtol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def by_accelerate(launch, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("by_accelerate")
-    launch(ACCELERATE, "with_accelerate.py", folder)
-    return folder
-
-
-def test_accelerate_launch_equals_one_process(by_accelerate, alone, method):
-    check_equal_and_close(load(by_accelerate, method), alone("with_accelerate", method))
-
-
-def test_adapter_saved_by_rank_0_loads(by_trainer, by_accelerate, method, script):
-    for folder in (by_trainer, by_accelerate):
-        trained = load(folder, method)[0]
-        model = qpeft.load(script("tiny").base(), folder / method)
-        found = dict(model.named_parameters())
-        names = [name for name in trained if "qpeft_generator" in name]
-        assert names
-        assert all(torch.equal(found[name], trained[name]) for name in names)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", [(), ("fsdp2",)], ids=["ddp", "fsdp2"])
+def test_trainer_in_two_processes_equals_one_and_its_adapter_loads(launched, method, how, script, tmp_path):
+    folder = launched("with_trainer", *how)
+    try:
+        expected = script("with_trainer").train(method, tmp_path, n_processes=1)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    ranks = load(folder, method)
+    check(ranks, expected)
+    loaded = qpeft.load(script("tiny").base(), folder / method, is_trainable=True)
+    found = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
+    assert found
+    assert all(torch.equal(p, ranks[0][name]) for name, p in found.items())

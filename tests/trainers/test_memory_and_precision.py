@@ -17,13 +17,11 @@ def parameters_of(model):
     return torch.cat([p.detach().flatten() for p in generator_of(model).parameters()])
 
 
-@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
-def test_adapter_tensors_have_the_dtype_of_stock_peft(llama, method, config_of, autocast_adapter_dtype):
+def test_adapter_tensors_have_the_dtype_of_stock_peft(llama, method, config_of):
     stock = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     dtypes = []
     for config in (stock, config_of(method)):
-        base = copy.deepcopy(llama).bfloat16()
-        model = get_peft_model(base, config, autocast_adapter_dtype=autocast_adapter_dtype)
+        model = get_peft_model(copy.deepcopy(llama).bfloat16(), config)
         layer = model.base_model.model.model.layers[0].mlp.up_proj
         dtypes.append((layer.lora_A["default"].weight.dtype, layer.lora_B["default"].weight.dtype))
     assert dtypes[0] == dtypes[1]
@@ -72,5 +70,5 @@ def test_deepspeed_zero_is_refused_before_the_first_step(llama, method, wrap, id
     model = wrap(llama, method)
     for parameter in model.parameters():
         setattr(parameter, mark, None)  # as DeepSpeed marks parameters
-    with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO shards the generator .*use FSDP2"):
+    with pytest.raises(ConfigError, match=r"shards the generator .*use FSDP2"):
         model(input_ids=ids)

@@ -1,13 +1,17 @@
-"""trl's SFTTrainer, unchanged: answer-only loss, its casts to bfloat16, resume, save."""
+"""trl's SFTTrainer, unchanged: answer-only loss, its casts to bfloat16, resume, save and export."""
 
 import copy
 
 import pytest
 import torch
+from datasets import Dataset
+from peft import IA3Config, get_peft_model
 from torch.nn.functional import cross_entropy
+from transformers import Trainer
 
 import qpeft
-from trainers import QUIET
+import qpeft_lab.demo
+from trainers import QUIET, arguments
 
 trl = pytest.importorskip("trl")
 pytestmark = [
@@ -26,7 +30,6 @@ ROWS = [
 @pytest.fixture
 def sft(tokenizer, tmp_path):
     """An SFTTrainer over `model` with the rows."""
-    from datasets import Dataset
 
     def make(model, rows=ROWS, peft_config=None, folder="run", **changes):
         sizes = {"per_device_train_batch_size": len(rows), "max_steps": 1, "bf16": False}
@@ -45,8 +48,12 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def generator_of(trainer):
-    return trainer.model.base_model.generators["default"]
+def state(model):
+    return [p.detach().clone() for p in model.base_model.generators["default"].parameters()]
+
+
+def are_equal(one, other):
+    return all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
 
 def answer_loss(model, tokenizer, rows):
@@ -77,30 +84,10 @@ def test_logged_loss_is_the_loss_of_the_answers(llama, method, given_as, wrap, c
     assert abs(answer_loss(trainer.model.eval(), tokenizer, ROWS) - expected) > 1e-3
 
 
-def test_loss_of_assistant_turns(llama, method, wrap, sft, tokenizer):
-    tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] + ' ' }}{% else %}"
-        "{% generation %}{{ m['content'] + ' <eos> ' }}{% endgeneration %}{% endif %}{% endfor %}"
-    )
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": row["prompt"]},
-                {"role": "assistant", "content": row["completion"].strip()},
-            ]
-        }
-        for row in ROWS
-    ]
-    expected = answer_loss(llama, tokenizer, ROWS)
-    trainer = sft(wrap(llama, method), rows, assistant_only_loss=True)
-    trainer.train()
-    assert abs(losses(trainer)[0] - expected) < 1e-5
-
-
 def test_bf16_training_keeps_the_generator_in_float32(llama, method, wrap, sft):
     trainer = sft(wrap(llama.bfloat16(), method), bf16=True, max_steps=6)
     trainer.train()
-    assert {p.dtype for p in generator_of(trainer).parameters()} == {torch.float32}
+    assert {p.dtype for p in state(trainer.model)} == {torch.float32}
     assert losses(trainer)[-1] < losses(trainer)[0]
     layer = trainer.model.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.dtype == torch.float32  # as PEFT places adapters on a bfloat16 base
@@ -114,64 +101,55 @@ def test_resumed_run_equals_the_uninterrupted_run_and_loads(llama, method, wrap,
 
     unbroken = run(wrap(copy.deepcopy(llama), method), "a")
     resumed = run(wrap(copy.deepcopy(llama), method), "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    for p, q in zip(generator_of(unbroken).parameters(), generator_of(resumed).parameters(), strict=True):
-        assert torch.equal(p, q)
+    assert are_equal(state(unbroken.model), state(resumed.model))
     unbroken.save_model(str(tmp_path / "saved"))
     loaded = qpeft.load(llama, tmp_path / "saved")
-    expected = adapters.logits(unbroken.model.eval(), ids)
-    assert torch.equal(adapters.logits(loaded, ids), expected)
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(unbroken.model.eval(), ids))
 
 
 def cast(model):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
+    return model
 
 
-def state(model):
-    return [p.detach().clone() for p in model.base_model.generators["default"].parameters()]
-
-
-@pytest.mark.parametrize("reader", ["forward", "move", "state_dict", "save"])
-def test_cast_through_data_is_undone_exactly(llama, method, wrap, adapters, ids, reader, tmp_path):
+def test_cast_parameters_continue_in_float32_from_their_rounded_values(llama, method, wrap, adapters, ids, tmp_path):
+    base, plain = copy.deepcopy(llama), adapters.train(wrap(copy.deepcopy(llama), method), ids, steps=3)
+    stepped = adapters.train(cast(wrap(copy.deepcopy(llama), method)), ids, steps=3)
+    for ours, expected in zip(state(stepped), state(plain), strict=True):  # bfloat16 rounds by up to 4e-3
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
     model = adapters.train(wrap(llama, method), ids, steps=2).train()
-    before = state(model)
-    cast(model)
-    if reader == "forward":
-        model(input_ids=ids)
-    elif reader == "move":  # as accelerate does before it wraps the model in DDP
-        model.to("cpu")
-    elif reader == "state_dict":
-        model.state_dict()
-    else:
-        model.save_pretrained(tmp_path)
-    assert all(torch.equal(p, q) for p, q in zip(state(model), before, strict=True))
-    assert state(model)[0].dtype == torch.float32
-
-
-def test_values_written_after_a_cast_are_not_rounded(llama, method, wrap, adapters, ids, tmp_path):
-    """As a Trainer resumes: its model was cast when it was built, and the checkpoint is read before any forward."""
-    base = copy.deepcopy(llama)
-    trained = adapters.train(wrap(llama, method), ids, steps=2)
-    trained.save_pretrained(tmp_path)
-    again = wrap(base, method)
-    cast(again)
+    model.save_pretrained(tmp_path)
+    trained = state(model)
+    cast(model)(input_ids=ids)
+    assert are_equal(state(model), [p.to(torch.bfloat16).float() for p in trained])
+    # as a Trainer resumes: its model was cast when it was built, and the checkpoint is read before any forward
+    again = cast(wrap(base, method))
     again.load_adapter(str(tmp_path), "default", is_trainable=True)
-    assert all(torch.equal(p, q) for p, q in zip(state(again), state(trained), strict=True))
+    assert are_equal(state(again), trained)
 
 
-def test_optimizer_steps_after_a_cast_equal_those_without(llama, method, wrap, adapters, ids):
-    plain = adapters.train(wrap(copy.deepcopy(llama), method), ids, steps=3)
-    model = wrap(llama, method)
-    cast(model)
-    adapters.train(model, ids, steps=3)
-    assert all(torch.equal(p, q) for p, q in zip(state(model), state(plain), strict=True))
-
-
-def test_rounded_values_written_by_the_user_are_kept(llama, wrap, adapters, ids):
-    model = wrap(llama, "qpa")
-    parameter = next(model.base_model.generators["default"].parameters())
-    written = torch.full_like(parameter, 0.3).bfloat16()
-    parameter.data = written
-    model(input_ids=ids)
-    assert torch.equal(parameter.detach(), written.float())
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("method", ["qpa", "attached", "sft"])
+def test_export_directly_after_training_in_bf16(llama, adapters, tmp_path, method):
+    """The trainers leave autocast around the model's forward; bf16 is a default of SFTTrainer."""
+    if method == "sft":
+        rows = [{"prompt": f"Return the number {i}", "completion": f" as {i}."} for i in range(8)]
+        trainer = trl.SFTTrainer(
+            str(qpeft_lab.demo.base_path()),
+            args=trl.SFTConfig(str(tmp_path / "run"), **{**QUIET, "learning_rate": 1e-3, "max_steps": 2}),
+            train_dataset=Dataset.from_list(rows),
+            peft_config=qpeft.QPAConfig(r=4, budget=0.5, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+    else:
+        generator = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3)
+        ia3 = IA3Config(task_type="CAUSAL_LM")
+        model = adapters.qpa(llama) if method == "qpa" else qpeft.attach(get_peft_model(llama, ia3), generator)
+        rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (8, 8))]
+        args = arguments(tmp_path / "run", max_steps=2, bf16=True, per_device_train_batch_size=8, learning_rate=5e-5)
+        trainer = Trainer(model, args, train_dataset=rows)
+    trainer.train()
+    assert "forward" in trainer.model.__dict__  # wrapped by accelerate
+    assert qpeft.export(trainer.model, tmp_path / "exported").max_logit_difference <= 1e-6
+    assert "forward" in trainer.model.__dict__

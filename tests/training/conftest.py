@@ -11,16 +11,16 @@ from tiny_models import (  # noqa: F401
     tokenizer,
 )
 
-from qpeft.training import TrainSettings
+from qpeft_lab import RunSettings
 
 
 @pytest.fixture
 def settings(tiny_model, text_file, tmp_path):  # noqa: F811
     """Settings of a run of LoRA on the tiny GPT-2: seven steps of two halves, so that epochs end during the run."""
 
-    def make(out="run", **changes) -> TrainSettings:
+    def make(out="run", **changes) -> RunSettings:
         paths = {"model": str(tiny_model), "data": str(text_file), "out": str(tmp_path / out), "method": "lora"}
         sizes = {"steps": 7, "seq_len": 64, "batch_size": 2, "gradient_accumulation_steps": 2}
-        return TrainSettings(**{**paths, **sizes, "save_every": 2, "eval_every": 3, **changes})
+        return RunSettings(**{**paths, **sizes, "save_every": 2, "eval_every": 3, **changes})
 
     return make

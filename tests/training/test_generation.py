@@ -8,10 +8,10 @@ import tiny_models
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
-from qpeft.core.base_model import load_model, load_tokenizer
 from qpeft.errors import ConfigError, DataError
-from qpeft.training.decoding import Decoding
-from qpeft.training.generation import decode, generate_texts
+from qpeft_lab.base_model import load_model, load_tokenizer
+from qpeft_lab.demo import base_path
+from qpeft_lab.training.generate import Decoding, generate, generate_texts
 
 PROMPTS = ["The", "Return a new array of the given shape", "A", "If the file does not exist,", "The value of a is"]
 LM = {"task_type": "CAUSAL_LM"}
@@ -21,12 +21,11 @@ ADAPTERS = {
     "prefix": lambda: PrefixTuningConfig(**LM, num_virtual_tokens=4),
     "prompt": lambda: PromptTuningConfig(**LM, num_virtual_tokens=4),
 }
+END = 0
 
 
 @pytest.fixture(scope="module")
 def embedded():
-    from qpeft.demo import base_path
-
     path = str(base_path())
     return load_model(path).eval(), load_tokenizer(path)
 
@@ -59,47 +58,26 @@ def loop(model, tokenizer, prompt, n):
 def test_texts_do_not_depend_on_the_batch_size(embedded, adapter):
     base, tokenizer = embedded
     model = moved(base, adapter)
-    one, three, all_at_once = (generate_texts(model, tokenizer, PROMPTS, Decoding(10), batch_size=n) for n in (1, 3, 8))
-    assert one == three == all_at_once
-    assert len(set(one)) > 1
-
-
-@pytest.mark.parametrize("adapter", ["none", "lora", "prompt"])
-def test_generation_is_greedy(embedded, adapter):
-    base, tokenizer = embedded
-    model = moved(base, adapter)
-    for prompt, text in zip(PROMPTS, generate_texts(model, tokenizer, PROMPTS, Decoding(8)), strict=True):
+    found = []
+    for decoding in (Decoding(8), Decoding(8, num_beams=4, length_penalty=0.8)):
+        one, three, all_at_once = (generate_texts(model, tokenizer, PROMPTS, decoding, n) for n in (1, 3, 8))
+        assert one == three == all_at_once
+        found.append(one)
+    greedy, beams = found
+    assert greedy != beams
+    for prompt, text in zip(PROMPTS, greedy if adapter != "prefix" else [], strict=adapter != "prefix"):
         assert prompt + text == loop(model, tokenizer, prompt, 8)
 
 
 def test_generation_stops_at_the_end_token(embedded):
     base, tokenizer = embedded
-    model = copy.deepcopy(base)
-    free = generate_texts(model, tokenizer, PROMPTS[:1], Decoding(6))[0]
+    free = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6))[0]
     third = tokenizer(PROMPTS[0] + free)["input_ids"][len(tokenizer(PROMPTS[0])["input_ids"]) + 2]
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
-    cut = generate_texts(model, tokenizer, PROMPTS[:1], Decoding(6))[0]
+    cut = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6))[0]
     assert free.startswith(cut)
     assert 0 < len(cut) < len(free)
-
-
-@pytest.mark.parametrize(("prompt", "n"), [("", 4), ("The value", 300)])
-def test_too_long_prompt_raises(embedded, prompt, n):
-    base, tokenizer = embedded
-    with pytest.raises(DataError, match="the prompt"):
-        generate_texts(base, tokenizer, [prompt], Decoding(n))
-
-
-def test_virtual_tokens_count_towards_the_context(embedded):
-    base, tokenizer = embedded
-    n = len(tokenizer("The")["input_ids"])
-    assert generate_texts(base, tokenizer, [], Decoding(4)) == []
-    with pytest.raises(DataError, match="context"):
-        generate_texts(moved(base, "prompt"), tokenizer, ["The"], Decoding(256 - n - 3))
-
-
-END = 0
 
 
 def every_text(model, prompt, n):
@@ -115,50 +93,40 @@ def every_text(model, prompt, n):
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.8, 2.0])
 def test_search_with_a_beam_for_every_prefix_finds_the_best_text(length_penalty):
-    torch.manual_seed(3)
     model = tiny_models.filled(tiny_models.llama(vocab_size=5), "beams")
     prompt, n = [1, 2], 3
     best = max(every_text(model, prompt, n), key=lambda found: found[1] / len(found[0]) ** length_penalty)[0]
     ids = torch.tensor([prompt])
     decoding = Decoding(n, num_beams=25, length_penalty=length_penalty)
-    found = decode(model, ids, torch.ones_like(ids), decoding, end=END)[0].tolist()
+    found = generate(model, ids, torch.ones_like(ids), decoding, end=END)[0].tolist()
     assert tuple(found[: len(best)]) == best
     assert set(found[len(best) :]) <= {END}
-
-
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_beams_find_texts_at_least_as_likely_for_every_batch_size(embedded, adapter):
-    base, tokenizer = embedded
-    model = moved(base, adapter)
-    decoding = Decoding(8, num_beams=4, length_penalty=0.8)
-    texts = generate_texts(model, tokenizer, PROMPTS, decoding, batch_size=2)
-    assert texts == generate_texts(model, tokenizer, PROMPTS, decoding, batch_size=5)
-    assert texts != generate_texts(model, tokenizer, PROMPTS, Decoding(8))
 
 
 def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
     model = tiny_models.filled(tiny_models.llama(vocab_size=5, max_position_embeddings=64), "once")
     ids = torch.tensor([[token for pair in itertools.product(range(5), repeat=2) for token in pair]])  # all pairs
     free, once = (
-        decode(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n))[0].tolist() for n in (0, 2)
+        generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n))[0].tolist() for n in (0, 2)
     )
     assert len(set(itertools.pairwise(free))) < len(free) - 1
     assert len(set(itertools.pairwise(once))) == len(once) - 1 > 1
     assert once[:2] == free[:2] != [0, 0]
 
 
-def test_length_penalty_without_beams_raises():
-    with pytest.raises(ConfigError, match="length_penalty is for beam search; set num_beams above 1"):
-        Decoding(length_penalty=0.8).check()
-    with pytest.raises(ConfigError, match="num_beams must be at least 1"):
-        Decoding(num_beams=0).check()
-
-
-@pytest.mark.long
-def test_texts_of_a_trained_model_do_not_depend_on_the_batch_size(shared):
-    path = str(shared / "models" / "stories260K")
-    model, tokenizer = load_model(path).eval(), load_tokenizer(path)
-    prompts = ["Once upon a time", "Lily", "One day, a boy named Tim went", "The dog was", "There was a big tree."]
-    texts = generate_texts(model, tokenizer, prompts, Decoding(40), batch_size=5)
-    assert texts == generate_texts(model, tokenizer, prompts, Decoding(40), batch_size=2)
-    assert prompts[0] + texts[0] == loop(model, tokenizer, prompts[0], 40)
+@pytest.mark.parametrize(
+    ("adapter", "prompt", "options", "error", "named"),
+    [
+        ("none", "", {"max_new_tokens": 4}, DataError, "the prompt"),
+        ("none", "The value", {"max_new_tokens": 300}, DataError, "context"),
+        ("prompt", "The", {"max_new_tokens": 252}, DataError, "context"),  # 4 virtual tokens of 256
+        ("none", "The", {"length_penalty": 0.8}, ConfigError, "length_penalty"),
+        ("none", "The", {"num_beams": 0}, ConfigError, "num_beams"),
+    ],
+)
+def test_bad_input_is_refused(embedded, adapter, prompt, options, error, named):
+    base, tokenizer = embedded
+    model, decoding = moved(base, adapter), Decoding(**options)
+    call = decoding.check if error is ConfigError else lambda: generate_texts(model, tokenizer, [prompt], decoding)
+    with pytest.raises(error, match=named):
+        call()

@@ -1,9 +1,5 @@
-"""Backends of QPA's circuit in training: the exact simulator, shots, PennyLane, Qiskit; and the rules for gradients.
+"""Backends of QPA's circuit in training: the exact simulator, shots, PennyLane, Qiskit; names are in `__init__.pyi`."""
 
-The names are in `__init__.pyi`; their modules are imported when first used, because the command line reads `settings`
-without torch.
-"""
+from qpeft.lazy import lazy_names
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -1,6 +1,6 @@
-from .backend import Backend, ExactBackend
-from .jobs import Jobs
-from .run import CircuitRun
-from .settings import BackendSettings
-
-__all__ = ["Backend", "BackendSettings", "CircuitRun", "ExactBackend", "Jobs"]
+from .backend import Backend as Backend
+from .backend import ExactBackend as ExactBackend
+from .backend import as_backend as as_backend
+from .run import CircuitRun as CircuitRun
+from .run import Jobs as Jobs
+from .settings import BackendSettings as BackendSettings

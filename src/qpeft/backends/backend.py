@@ -1,15 +1,23 @@
-"""The interface of a backend, which runs one circuit at a batch of angles as one job; and the exact simulator."""
+"""The interface of a backend, which runs a circuit at a batch of angles as one job; exact simulation."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qpeft.circuits import Ansatz, exact_probabilities
-from qpeft.circuits.exact import batch_probabilities
+from qpeft.errors import ConfigError, needs
+from qpeft.user_code import errors_as, execute, is_file
 
 Numbers = NDArray[np.float64]
+
+# packages, each with a module here that has `by_name(name, n_qubits, noise)`: their classes of devices, and ours
+_TOOLS = {"pennylane": ("Device", "PennyLaneBackend"), "qiskit": ("BaseSamplerV2", "QiskitBackend")}
 
 
 class Backend:
@@ -18,20 +26,10 @@ class Backend:
     A backend stores the object that the user gave (a device, a sampler) and nothing of any model.
     """
 
-    name: str
-    """Shown to the user, for example "exact", "lightning.qubit", "AerSampler"."""
-
-    has_exact: bool = False
-    """Whether it returns exact probabilities, without shots."""
-
-    has_adjoint: bool = False
-    """Whether `adjoint` works, without shots."""
-
-    default_shots: int | None = None
-    """Shots that the user configured on the device; used where none are requested."""
-
-    is_simulator: bool = False
-    """Whether its only cost is computing time on this machine."""
+    name: str  #: shown to the user, for example "exact", "lightning.qubit"
+    has_exact: bool = False  #: whether it returns exact probabilities, without shots
+    has_adjoint: bool = False  #: whether `differentiable` works
+    is_simulator: bool = False  #: whether its only cost is computing time on this machine
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         """Probabilities (B, D) of the D = 2^N basis states, wire 0 the most significant bit.
@@ -44,12 +42,12 @@ class Backend:
         """
         raise NotImplementedError
 
-    def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-        """Gradient of sum_i weights_i p_i, shape `ansatz.angle_shape`, by one adjoint pass; weights (D,)."""
-        raise NotImplementedError(f"{self.name} has no adjoint gradients")
+    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
+        """Exact probabilities (D,), with a gradient, at float64 angles of `ansatz.angle_shape`."""
+        raise NotImplementedError
 
-    def check(self, ansatz: Ansatz) -> None:
-        """Raise ConfigError, before any work, if this circuit cannot run here (too few wires, an unsupported gate)."""
+    def check(self, ansatz: Ansatz, shots: int | None) -> None:
+        """Raise an error, before any work, if this circuit cannot run here (too few wires, an unsupported gate)."""
 
 
 class ExactBackend(Backend):
@@ -59,20 +57,53 @@ class ExactBackend(Backend):
     """
 
     name = "exact"
-    has_exact = True
-    has_adjoint = True
-    is_simulator = True
+    has_exact = has_adjoint = is_simulator = True
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         with torch.no_grad():
-            exact = batch_probabilities(ansatz, torch.from_numpy(angles)).numpy()
+            exact = exact_probabilities(ansatz, torch.from_numpy(angles)).numpy()
         if shots is None:
             return exact
         random = np.random.Generator(np.random.Philox(seed))
         return random.multinomial(shots, exact / exact.sum(axis=1, keepdims=True)) / shots
 
-    def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-        leaf = torch.from_numpy(angles).requires_grad_()
-        with torch.enable_grad():
-            value = exact_probabilities(ansatz, leaf) @ torch.from_numpy(weights)
-        return torch.autograd.grad(value, leaf)[0].numpy()
+    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
+        return exact_probabilities(ansatz, angles)
+
+
+def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
+    """The backend for an object or a name.
+
+    Args:
+        given: A Backend, a PennyLane device, a Qiskit sampler, or a name, see `BackendSettings.backend`.
+        n_qubits: Wires of a device that is created here.
+        noise: Strength of simulated depolarising noise, from 0 to below 1, for named simulators.
+
+    Raises:
+        ConfigError: Another object or name, a missing extra, or noise on a backend that does not support it.
+    """
+    tool, _, name = given.partition(":") if isinstance(given, str) else ("", "", "")
+    if tool in _TOOLS and name:
+        library = _TOOLS[tool][1].removesuffix("Backend")
+        with needs(f"backend {given}", library), errors_as(f"backend {given}:", ModuleNotFoundError):
+            return import_module(f"qpeft.backends.{tool}").by_name(name, n_qubits, noise)
+    if noise:
+        raise ConfigError("noise is for pennylane:default.mixed; your own device has its noise model")
+    if given == "exact":
+        return ExactBackend()
+    found: Any = given
+    if is_file(given):  # credentials, if any, stay in it
+        module, attribute = execute(given, "backend"), given.rpartition(":")[2]
+        with errors_as(f"backend {given}:"):
+            made: Any = getattr(module, attribute)  # or a function or class that returns the backend
+            found = made(n_qubits) if callable(made) and not hasattr(made, "run") else made
+    if isinstance(found, Backend):
+        return found
+    kinds = {(parent.__module__.partition(".")[0], parent.__name__) for parent in type(found).__mro__}
+    for tool, (kind, backend) in _TOOLS.items():
+        if (tool, kind) in kinds:
+            return getattr(import_module(f"qpeft.backends.{tool}"), backend)(found)
+    raise ConfigError(
+        f"unknown backend {found!r}; give a PennyLane device, a Qiskit sampler (BaseSamplerV2), a qpeft.backends."
+        "Backend, or a name: exact, pennylane:DEVICE, qiskit:aer, qiskit:statevector, or FILE.py:NAME"
+    )

@@ -1,125 +1,183 @@
-"""One circuit on one backend, as a differentiable function of its angles."""
+"""A circuit on a backend, as a differentiable function of its angles: jobs, their cost and log, gradient rules."""
 
 from __future__ import annotations
 
-import logging
+import hashlib
+import json
+import math
+import time
 import warnings
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qpeft.backends.backend import Numbers
-from qpeft.backends.gradients import RULES, count_circuits
-from qpeft.backends.jobs import Jobs
-from qpeft.backends.settings import GRADIENTS
+from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz
-from qpeft.circuits.numerics import once_differentiable
-from qpeft.errors import ConfigError, setting
+from qpeft.circuits.numerics import refuse_second_derivative
+from qpeft.errors import BackendError, CheckpointError, ConfigError
+from qpeft.files import write_text
+from qpeft.user_code import errors_as
 
 _SHOTS_PER_OUTCOME = 10
-_MOST_QUBITS = 14
-
-_log = logging.getLogger("qpeft")
+_MOST_QUBITS = 14  # whose outcomes an affordable number of shots resolves
 
 
-class CircuitRun:
-    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by `gradient`.
+@dataclass(eq=False)
+class Jobs:
+    """The jobs of one training run on one backend. A deep copy is the same object: one device, one budget.
 
-    Args:
-        ansatz: The circuit.
-        jobs: The backend and the shots with which it runs.
-        gradient: "adjoint", "parameter-shift", "spsa", or "auto": adjoint where the backend has it and there are no
-            shots, parameter shift otherwise. The attribute `gradient` is the resolved rule.
-        smoothing: Counts s added to every outcome, p = (counts + s) / (shots + s D), so that none is 0.
-        allow_wide: Allow circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
-        trained: Whether the angles are trained; frozen angles need no gradient.
-        n_circuits: How many circuits, each with its own angles, an optimizer step evaluates, for the counts.
-
-    Raises:
-        ConfigError: Incompatible or infeasible arguments.
+    Counts depend on seed and angles only, so a resumed run draws the same counts as an uninterrupted one.
     """
 
-    def __init__(
-        self,
-        ansatz: Ansatz,
-        jobs: Jobs,
-        gradient: str = "auto",
-        smoothing: float = 0.0,
-        allow_wide: bool = False,
-        trained: bool = True,
-        n_circuits: int = 1,
-    ) -> None:
-        self.ansatz = ansatz
-        self.jobs = jobs
-        self.smoothing = smoothing
-        self.trained = trained
-        self.n_circuits = n_circuits
-        _check_shots(jobs)
-        self.gradient = _choose(gradient, jobs)
-        _check_sense(ansatz, jobs, smoothing, allow_wide)
-        jobs.backend.check(ansatz)
-        _log.info("%s", self)
+    backend: Backend
+    shots: int | None = None  # of each circuit; None: exact probabilities
+    _: KW_ONLY
+    seed: int = 0  # of simulated counts
+    shot_budget: int | None = None  # of all jobs, failed ones included
+
+    def __post_init__(self) -> None:
+        # answered jobs and their circuits; shots that were sent, because the device may have run them
+        self.used: dict[str, float] = dict.fromkeys(("jobs", "circuits", "shots", "seconds"), 0)
+        self._log: Path | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Jobs:
+        return self
+
+    def log_to(self, path: Path) -> None:
+        """Append a line of JSON for every job sent or answered; those in the file already count as used.
+
+        Raises CheckpointError if the file is not a log of jobs.
+        """
+        path.touch()
+        text = path.read_text(encoding="utf-8", errors="replace")
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a kill left an incomplete line
+            write_text(path, whole)
+        try:
+            for line in whole.splitlines():
+                self._count(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a log of jobs ({error}); move it away and run again") from error
+        self._log = path
+
+    def check_budget(self, shots: int, error: type[Exception]) -> None:
+        """Raise the error if `shots` more are not in the budget."""
+        if self.shot_budget is not None and self.used["shots"] + shots > self.shot_budget:
+            raise error(
+                f"{shots:,} more shots are needed, and {self.used['shots']:,} of the shot budget of "
+                f"{self.shot_budget:,} are used; none of it was sent. Increase shot_budget to continue"
+            )
+
+    def run(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
+        """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`.
+
+        Raises BackendError if the shot budget is used up, or the job failed, and ConfigError in distributed training,
+        where a device would answer each process differently.
+        """
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise ConfigError("distributed training runs circuits on the exact simulator only; train in one process")
+        shots, began = len(angles) * (self.shots or 0), time.perf_counter()
+        self.check_budget(shots, BackendError)
+        # before it is sent: its shots count even if it fails, or the process is killed while it runs
+        self._note("sent", shots=shots)
+        try:
+            found = self._answer(ansatz, angles)
+        except ConfigError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BackendError(
+                f"a job on {self.backend.name} failed: {reason}. Checkpoints are intact: resume when the device answers"
+            ) from error
+        self._note("answered", jobs=1, circuits=len(angles), seconds=time.perf_counter() - began)
+        return found
+
+    def _answer(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
+        key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+        found = self.backend.run(ansatz, angles, self.shots, seed)
+        is_whole = found.shape == (len(angles), 2**ansatz.n_qubits)
+        if not (is_whole and (found > -1e-9).all() and (abs(found.sum(axis=1) - 1) < 1e-3).all()):
+            raise RuntimeError(f"{self.backend.name} returned {found.shape} values that are not probabilities")
+        return found
+
+    def _note(self, event: str, **costs: Any) -> None:
+        entry = {"event": event, **dict.fromkeys(self.used, 0), **costs}
+        self._count(entry)
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _count(self, entry: dict[str, Any]) -> None:
+        for name in self.used:
+            self.used[name] += entry[name]
+
+
+@dataclass(eq=False, repr=False)
+class CircuitRun:
+    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by the rule `gradient`.
+
+    The rule is "adjoint" for exact probabilities, where the backend has it, and "parameter-shift" otherwise. Raises
+    ConfigError for incompatible or infeasible options.
+    """
+
+    ansatz: Ansatz
+    jobs: Jobs
+    trained: bool = True  # frozen angles need no gradient
+    n_circuits: int = 1  # that an optimizer step evaluates, each with its own angles
+
+    def __post_init__(self) -> None:
+        ansatz, backend, shots = self.ansatz, self.jobs.backend, self.jobs.shots
+        is_exact = shots is None
+        self.gradient = "adjoint" if is_exact and backend.has_adjoint else "parameter-shift"
+        self._shifts = self.trained and self.gradient == "parameter-shift"
+        for is_wrong, why in (
+            (is_exact and not backend.has_exact, "it returns counts; set shots"),
+            (is_exact and self.jobs.shot_budget, "a shot_budget needs shots; set shots"),
+            (self._shifts and not ansatz.has_shift_rule, "its angles turn several gates; use the exact simulator"),
+            (not is_exact and ansatz.n_qubits > _MOST_QUBITS, f"shots are for at most {_MOST_QUBITS} qubits"),
+        ):
+            if is_wrong:
+                raise ConfigError(f"{backend.name} cannot run {ansatz.name} with {ansatz.n_qubits} qubits: {why}")
+        if shots is not None and shots < (enough := _SHOTS_PER_OUTCOME * 2**ansatz.n_qubits):
+            message = (
+                f"{shots} shots are few for {ansatz.n_qubits} qubits, and noise will dominate; use {enough} or more"
+            )
+            warnings.warn(message, stacklevel=4)
+        with errors_as(f"{backend.name} cannot run {ansatz.name}:"):
+            backend.check(ansatz, shots)
 
     def __call__(self, angles: Tensor) -> Tensor:
         """Probabilities (D,) at the angles."""
         return _Probabilities.apply(angles, self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots per circuit"
-        gradients = f"gradients by {self.gradient}, " if self.trained else "frozen angles, "
-        per_step = f"{self.circuits_per_step:,} circuit{'s' if self.circuits_per_step > 1 else ''} per step"
-        several = f"{self.n_circuits:,} circuits of " if self.n_circuits > 1 else ""
-        return f"{self.jobs.backend.name}: {several}{self.ansatz.n_qubits} qubits, {shots}, {gradients}{per_step}"
-
-    __repr__ = __str__
+        gradients = f"gradients by {self.gradient}" if self.trained else "frozen angles"
+        facts = shots, gradients, f"{self.circuits_per_step:,} circuits per step"
+        return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {', '.join(facts)}"
 
     @property
     def circuits_per_step(self) -> int:
-        """Executions in one optimizer step: the value of every circuit, and its gradient."""
-        return self.n_circuits * (1 + self.gradient_circuits)
+        """Executions in one optimizer step: the value of every circuit, and two for each angle by parameter shift."""
+        return self.n_circuits * (1 + 2 * self.ansatz.n_angles * self._shifts)
 
-    @property
-    def gradient_circuits(self) -> int:
-        """Executions for the gradient of one circuit."""
-        return count_circuits(self.gradient, self.ansatz.n_angles) if self.trained else 0
+    def forecast(self, steps: int) -> dict[str, Any]:
+        """Circuits, jobs and shots of `steps` optimizer steps; nothing is sent.
 
-    @property
-    def jobs_per_step(self) -> int:
-        """Jobs in one optimizer step: one for the value of every circuit, and one for its gradient."""
-        return self.n_circuits * (1 + self.trained)
-
-    def check_budget(self, steps: int) -> None:
-        """Raise ConfigError if `steps` optimizer steps need more shots than the budget allows."""
-        shots, budget = self.jobs.shots, self.jobs.shot_budget
-        if shots is None or budget is None:
-            return
-        needed = steps * self.circuits_per_step * shots
-        used = self.jobs.used.shots
-        if used + needed > budget:
-            before = f" in addition to the {used:,} already used" if used else ""
-            raise ConfigError(
-                f"{steps:,} steps of {self.circuits_per_step:,} circuits with {shots:,} shots need {needed:,} shots"
-                f"{before}, more than the shot budget of {budget:,}; use fewer steps or shots, or a budget of at "
-                f"least {used + needed:,}"
-            )
-
-    def value(self, angles: Numbers) -> Numbers:
-        """Smoothed probabilities (D,) at float64 angles, without gradient."""
-        return self._smooth(self.jobs.run(self.ansatz, angles[None], "value")[0])
-
-    def gradient_at(self, angles: Numbers, weights: Numbers) -> Numbers:
-        """Gradient of weights @ `value(angles)`, of the angles' shape."""
-        return self._kept * RULES[self.gradient](self.jobs, self.ansatz, angles, weights)
-
-    @property
-    def _kept(self) -> float:
-        """The weight of the circuit's frequency in a smoothed probability."""
-        shots = self.jobs.shots
-        return 1.0 if shots is None else shots / (shots + self.smoothing * 2**self.ansatz.n_qubits)
-
-    def _smooth(self, p: Numbers) -> Numbers:
-        return p * self._kept + (1 - self._kept) / p.size
+        Raises ConfigError if the shot budget does not suffice.
+        """
+        circuits = steps * self.circuits_per_step
+        shots = circuits * (self.jobs.shots or 0)
+        self.jobs.check_budget(shots, ConfigError)
+        settings = {"backend": self.jobs.backend.name, "gradient": self.gradient, "shots_per_circuit": self.jobs.shots}
+        per_step = {"circuits_per_step": self.circuits_per_step, "jobs_per_step": self.n_circuits * (1 + self._shifts)}
+        return {**settings, **per_step, "steps": steps, "circuits": circuits, "shots": shots}
 
 
 class _Probabilities(torch.autograd.Function):
@@ -127,57 +185,25 @@ class _Probabilities(torch.autograd.Function):
     def forward(ctx: Any, angles: Tensor, run: CircuitRun) -> Tensor:
         ctx.save_for_backward(angles)
         ctx.run = run
-        return torch.from_numpy(run.value(_numbers(angles))).to(angles)
+        (p,) = run.jobs.run(run.ansatz, angles.detach().double().cpu().numpy()[None])
+        return torch.from_numpy(p).to(angles)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (angles,) = ctx.saved_tensors
-        found = ctx.run.gradient_at(_numbers(angles), _numbers(gradient))
-        return torch.from_numpy(found).to(angles), None
+        """By parameter shift: 1/2 sum_i w_i (p_i(theta + pi/2 e_k) - p_i(theta - pi/2 e_k)), in one job of 2P circuits.
 
-
-def _numbers(tensor: Tensor) -> Numbers:
-    return tensor.detach().double().cpu().numpy()
-
-
-def _check_shots(jobs: Jobs) -> None:
-    if jobs.shots is not None:
-        return
-    if not jobs.backend.has_exact:
-        raise ConfigError(f"{jobs.backend.name} returns counts and no exact probabilities; set {setting('shots')}")
-    if jobs.shot_budget is not None:
-        raise ConfigError(f"{setting('shot_budget')} limits shots, but {setting('shots')} is not set; set it as well")
-
-
-def _choose(gradient: str, jobs: Jobs) -> str:
-    if gradient not in GRADIENTS:
-        raise ConfigError(f"unknown gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}")
-    has_adjoint = jobs.backend.has_adjoint and jobs.shots is None
-    if gradient == "auto":
-        return "adjoint" if has_adjoint else "parameter-shift"
-    if gradient == "adjoint" and jobs.shots is not None:
-        raise ConfigError("gradient='adjoint' needs exact probabilities; use gradient='parameter-shift' with shots")
-    if gradient == "adjoint" and not has_adjoint:
-        raise ConfigError(f"{jobs.backend.name} has no adjoint gradients; use gradient='parameter-shift'")
-    return gradient
-
-
-def _check_sense(ansatz: Ansatz, jobs: Jobs, smoothing: float, allow_wide: bool) -> None:
-    if smoothing and jobs.shots is None:
-        raise ConfigError(
-            f"{setting('smoothing')} applies to counts, but {setting('shots')} is not set; set it as well"
-        )
-    outcomes = 2**ansatz.n_qubits
-    if ansatz.n_qubits > _MOST_QUBITS and not (allow_wide or jobs.is_exact):
-        needed = f"{_SHOTS_PER_OUTCOME * outcomes:,} shots" if jobs.shots else f"{outcomes:,} probabilities"
-        raise ConfigError(
-            f"{ansatz.n_qubits} qubits are too many for {jobs.backend.name}: every circuit of a step needs {needed}. "
-            f"Use a larger {setting('chunk_size')} (fewer qubits), or set allow_wide=True in Python to run it anyway"
-        )
-    if jobs.shots is not None and jobs.shots < _SHOTS_PER_OUTCOME * outcomes:
-        warnings.warn(
-            f"{jobs.shots} shots for {outcomes} outcomes: sampling noise will dominate most probabilities; "
-            f"use at least {_SHOTS_PER_OUTCOME * outcomes}",
-            stacklevel=4,
-        )
+        Exact for exact probabilities, unbiased for frequencies.
+        """
+        refuse_second_derivative()
+        (angles,), ansatz, jobs = ctx.saved_tensors, ctx.run.ansatz, ctx.run.jobs
+        theta, weights = (tensor.detach().double().cpu() for tensor in (angles, gradient))
+        if ctx.run.gradient == "adjoint":
+            with torch.enable_grad():
+                value = jobs.backend.differentiable(ansatz, theta.requires_grad_()) @ weights
+            (found,) = torch.autograd.grad(value, theta)
+        else:
+            shifts = math.pi / 2 * torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)
+            p = torch.from_numpy(jobs.run(ansatz, torch.cat([theta + shifts, theta - shifts]).numpy()))
+            plus, minus = (p @ weights).chunk(2)
+            found = 0.5 * (plus - minus).view(theta.shape)
+        return found.to(angles), None

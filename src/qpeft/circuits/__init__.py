@@ -4,6 +4,6 @@ The names are in `__init__.pyi`; their modules are imported when first used, bec
 ansaetze without torch.
 """
 
-import lazy_loader
+from qpeft.lazy import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

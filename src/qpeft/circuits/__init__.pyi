@@ -1,30 +1,20 @@
-from .amplitude import amplitude_expectations, amplitude_probabilities, amplitude_qubits
-from .ansatz import Ansatz, dead_angles, register_ansatz
-from .circuit import Gate
-from .columns import basis_columns
-from .counting import count_angles
-from .exact import exact_probabilities
-from .gates import gate_probabilities
-from .ladder import probabilities, probabilities_slice
-from .lie import lie_columns
-from .orthogonal import orthogonal_columns
-from .two_design import two_design_columns
-
-__all__ = [
-    "Ansatz",
-    "Gate",
-    "amplitude_expectations",
-    "amplitude_probabilities",
-    "amplitude_qubits",
-    "basis_columns",
-    "count_angles",
-    "dead_angles",
-    "exact_probabilities",
-    "gate_probabilities",
-    "lie_columns",
-    "orthogonal_columns",
-    "probabilities",
-    "probabilities_slice",
-    "register_ansatz",
-    "two_design_columns",
-]
+from .amplitude import amplitude_expectations as amplitude_expectations
+from .amplitude import amplitude_probabilities as amplitude_probabilities
+from .amplitude import amplitude_qubits as amplitude_qubits
+from .ansatz import Ansatz as Ansatz
+from .ansatz import Gate as Gate
+from .ansatz import register_ansatz as register_ansatz
+from .convert import from_openqasm as from_openqasm
+from .convert import from_pennylane as from_pennylane
+from .convert import from_qiskit as from_qiskit
+from .convert import to_openqasm as to_openqasm
+from .convert import to_pennylane as to_pennylane
+from .convert import to_qiskit as to_qiskit
+from .lie import lie_columns as lie_columns
+from .orthogonal import basis_columns as basis_columns
+from .orthogonal import count_orthogonal as count_orthogonal
+from .orthogonal import orthogonal_columns as orthogonal_columns
+from .orthogonal import two_design_columns as two_design_columns
+from .reference import gate_probabilities as gate_probabilities
+from .simulate import exact_probabilities as exact_probabilities
+from .simulate import probabilities as probabilities

@@ -1,42 +1,40 @@
 """QAA's circuits on inputs embedded as amplitudes: exact expectations and probabilities.
 
-The angles become the matrices of `amplitude_run`'s stages. The last ring is never applied: the readout contains it, and
-so are the rotations behind it in `square`. With psi the state before that ring,
+The simulator runs every circuit on the block of normalized inputs. The default, <Z> behind one layer of `square`, has a
+kernel, which takes a fifth of the time: the ring and what follows it are never applied. With psi the real state
+behind the first rotations RY(t1), j' the basis index j with the bits that X_r flips behind the ring inverted (set F_r),
 
-    z_r = cos t3_r <psi| Z_r' |psi> - sin t3_r <psi| X_r' |psi>
+    z_r = cos t3_r sum_j s_rj psi_j^2 - sin t3_r sum_j psi_j psi_j' cos(sum over i in F_r of s_ij t2_i)
 
-where Z_r' is a parity of bits and X_r' flips bits, j to j' (`amplitude_readout`). With one layer, the phases are not
-applied either: psi = (RY(t1_1) (x) ... (x) RY(t1_N)) a stays real, and
-
-    <X_r'> becomes sum_j psi_j psi_j' cos(sum over flipped bits i of s_ij t2_i)
-
-Neighbouring rotations of a wire are one matrix, and so are the rotations of a group of wires.
+The last sum has the same cosine for all j that agree in the bits of F_r up to a common inversion: these are the
+*corners* of a flip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import ceil
+from functools import lru_cache
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from qpeft.circuits.amplitude_readout import (
-    Expectations,
-    Flips,
-    Probabilities,
-    Readout,
-    flip_signs,
-    flip_table,
-    ring_tables,
-    sign_table,
+from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, Ansatz, Gate, ring_pairs
+from qpeft.circuits.numerics import cached_tables, check_tensor
+from qpeft.circuits.simulate import (
+    Program,
+    Stages,
+    compile_gates,
+    compiled,
+    evolve,
+    group_matrices,
+    permutation,
+    squared,
 )
-from qpeft.circuits.amplitude_run import StagedCircuit, run
-from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, Ansatz
-from qpeft.circuits.numerics import full_precision, has_nonfinite
-from qpeft.errors import ConfigError, UnsupportedTypeError
+from qpeft.errors import ConfigError
 
 MOST_QUBITS = 16
+SMALLEST_NORM = 1e-8
+_CHUNK, _TOKENS = 2**18, 128  # amplitudes that fit the cache, but at least this number of tokens
 
 
 def amplitude_qubits(width: int) -> int:
@@ -60,17 +58,20 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All are 0 for x = 0, and each is
     an exactly even function of x.
 
-    x and angles are float32 or float64, both the same, and so is the result. Its gradients in x and angles are exact;
-    there is no second derivative.
+    x and angles are float32 or float64, both the same, and so is the result. Its gradients in x and angles are exact.
 
     A NaN or infinite value in x makes the results of its row NaN. Norms above 1.8e19 overflow in float32 and give 0, as
     in RMSNorm.
 
-    Raises ConfigError for an unknown ansatz, for angles of another shape or device, for more than 16 qubits, and on the
-    CPU for angles that are not finite, UnsupportedTypeError for another dtype.
+    Raises ConfigError for an unknown ansatz, for angles of another shape, dtype or device, for more than 16 qubits, and
+    on the CPU for angles that are not finite.
     """
-    _check(x, angles, ansatz)
-    return _run(angles, x, ansatz, expectation_circuit)
+    with torch.autocast(x.device.type, enabled=False):
+        if ansatz == "square" and len(angles) == 1:
+            _check(x, angles, ansatz)
+            return _default_expectations(x, angles[0])
+        p = amplitude_probabilities(x, angles, ansatz)
+        return p @ _z_signs(angles.shape[-1], False, p.dtype, p.device).mT
 
 
 def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
@@ -79,119 +80,107 @@ def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -
     `x` (..., d), `angles` (L, blocks, N), `ansatz`, dtypes and gradients are those of `amplitude_expectations`. Raises
     what that raises.
     """
-    _check(x, angles, ansatz)
-    return _run(angles, x, ansatz, probability_circuit)
+    circuit = _check(x, angles, ansatz)
+    program = compiled(circuit, angles.dtype, angles.device)
+    found = [
+        squared(evolve(angles.reshape(1, -1), program, _embedded(rows, circuit.n_qubits)[None])[0])
+        for rows in _chunks(x, circuit.n_qubits)
+    ]
+    return torch.cat(found).view(*x.shape[:-1], 2**circuit.n_qubits)
 
 
-@full_precision
-def _run(angles: Tensor, x: Tensor, ansatz: str, circuit: Callable[[Tensor, str], StagedCircuit]) -> Tensor:
-    result = run(x.reshape(-1, x.shape[-1]), circuit(angles, ansatz))
-    return result.view(*x.shape[:-1], result.shape[-1])
+def _chunks(x: Tensor, n_qubits: int) -> tuple[Tensor, ...]:
+    """The rows (T, d) of x (..., d) in parts that fit the cache."""
+    tokens = max(_TOKENS, _CHUNK >> n_qubits) if x.device.type == "cpu" else max(1, x.numel())
+    return x.reshape(-1, x.shape[-1]).split(tokens)
 
 
-def _check(x: Tensor, angles: Tensor, ansatz: str) -> None:
+def _embedded(x: Tensor, n_qubits: int) -> Tensor:
+    """Normalized rows (T, 2**N), padded with zeros, of x (T, d)."""
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
+    return torch.nn.functional.pad(x / norms, (0, 2**n_qubits - x.shape[1]))
+
+
+@cached_tables
+def _z_signs(n_qubits: int, behind_ring: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, 2**N) of +-1: Z of every wire on basis index j, or on R j behind the ring."""
+    index = torch.tensor(_ring(n_qubits)) if behind_ring else torch.arange(2**n_qubits)
+    return (1 - 2 * (index >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1)).to(device, dtype)
+
+
+def _check(x: Tensor, angles: Tensor, ansatz: str) -> Ansatz:
     if ansatz not in AMPLITUDE_ANSATZE:
         raise ConfigError(f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}")
-    if not x.ndim:
-        raise ConfigError("an input needs an axis of amplitudes, got a scalar")
-    n_layers = len(angles) if angles.ndim else 0
-    shape = Ansatz(ansatz, amplitude_qubits(x.shape[-1]), n_layers).angle_shape
-    if angles.shape != shape:
-        raise ConfigError(
-            f"'{ansatz}' on inputs of width {x.shape[-1]} needs angles of shape (n_layers, "
-            f"{shape[1]}, {shape[2]}), got {tuple(angles.shape)}"
-        )
-    for name, tensor in (("x", x), ("angles", angles)):
-        if tensor.dtype not in (torch.float32, torch.float64):
-            raise UnsupportedTypeError(f"{name} must be float32 or float64, got {tensor.dtype}; cast with .float()")
+    width = x.shape[-1] if x.ndim else 0
+    circuit = Ansatz(ansatz, amplitude_qubits(width), len(angles))
+    check_tensor(angles, circuit.angle_shape, f"{ansatz} on inputs of width {width}", batched=False)
     if (x.dtype, x.device) != (angles.dtype, angles.device):
         kinds = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in (x, angles))
         raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
-    if has_nonfinite(angles):
-        raise ConfigError("circuit angles contain NaN or Inf")
+    return circuit
 
 
-GROUP = 5  # at most so many wires: larger matrices do more work, smaller ones as much in more products (measured)
+# -- the kernel of the default readout and depth
 
 
-def expectation_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
-    """The circuit that measures <Z> of every wire; angles (L, blocks, N)."""
-    of_z = sign_table(angles.shape[-1], angles.dtype, angles.device)
-    if ansatz == "square":
-        return _measured_before_the_end(angles, of_z)
-    return _circuit(_GATES[ansatz](angles), Expectations(of_z))
+def _default_expectations(x: Tensor, angles: Tensor) -> Tensor:
+    """(..., N) from x (..., d) and angles (3, N)."""
+    n_qubits, kind = angles.shape[-1], (angles.dtype, angles.device)
+    z_signs, (signs, owner) = _z_signs(n_qubits, True, *kind), _corner_signs(n_qubits, *kind)
+    of_corners = -2 * owner * angles[2].sin() * (signs * angles[1]).sum(1, keepdim=True).cos()
+    weights = torch.cat([angles[2].cos().diag(), of_corners])  # (F, N)
+    program = _rotations(n_qubits, *kind)
+    matrices = group_matrices(angles[:1], program)
+    found = []
+    for rows in _chunks(x, n_qubits):
+        # states are columns, so that vector instructions run over the tokens
+        psi = Stages.apply(_embedded(rows, n_qubits)[None], program.boundaries, *matrices)[0].mT
+        products = [
+            (here * there).sum(tuple(range(here.ndim - 1)))
+            for wires in _flips(n_qubits)
+            for here, there in _corners(psi, wires)
+        ]
+        found.append(torch.cat([z_signs @ psi.square(), torch.stack(products)]).mT @ weights)  # of (F, T)
+    return torch.cat(found).view(*x.shape[:-1], n_qubits)
 
 
-def probability_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
-    """The circuit that measures the probabilities of all basis states; angles (L, blocks, N)."""
-    last_ring = None if ansatz == "square" else ring_tables(angles.shape[-1], angles.device)
-    return _circuit(_GATES[ansatz](angles), Probabilities(last_ring))
+def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """Views of psi (2**N, T): amplitudes with one pattern of the flipped wires, and those with the inverse pattern."""
+    views = [psi.unflatten(0, [2] * (len(psi).bit_length() - 1) + [1])]
+    for removed, wire in enumerate(wires):
+        views = [part for view in views for part in view.unbind(wire - removed)]
+    return list(zip(views[: len(views) // 2], reversed(views), strict=False))
 
 
-def _measured_before_the_end(angles: Tensor, of_z: Tensor) -> StagedCircuit:
-    """`square` without its last ring and rotations; angles (L, 3, N)."""
-    n_qubits, last = angles.shape[-1], angles[-1, 2]
-    signs, owner = flip_signs(n_qubits, angles.dtype, angles.device)
-    of_x = -2 * owner * last.sin()  # (F - N, N)
-    if len(angles) == 1:
-        gates = _ry(angles[:, 0])
-        of_x = of_x * (signs * angles[0, 1]).sum(1, keepdim=True).cos()
-    else:
-        gates = _square(angles)[:-1]
-    return _circuit(gates, Flips(of_z, flip_table(n_qubits)), torch.cat([last.cos().diag(), of_x]))
+@cached_tables
+def _rotations(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Program:
+    """RY on every wire."""
+    gates = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
+    return compile_gates(gates, n_qubits, (n_qubits,), dtype, device)
 
 
-def _square(angles: Tensor) -> Tensor:
-    """(L + 1, N, 2, 2): RY of one layer and the first of the next are one; none of the last has phases."""
-    first, phases, last = angles.unbind(1)
-    none = torch.zeros_like(first[:1])
-    turns = torch.cat([first, none]) + torch.cat([none, last])
-    return _rz(torch.cat([phases, none])) * _ry(turns)
+@lru_cache(maxsize=64)
+def _ring(n_qubits: int) -> list[int]:
+    """R j for every basis index j: a ring of CNOTs moves amplitude j to R j."""
+    with torch.device("cpu"):
+        return permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0].argsort().tolist()
 
 
-def _qaa(angles: Tensor) -> Tensor:
-    """(L, N, 2, 2)"""
-    return _ry(angles[:, 0])
+@lru_cache(maxsize=64)
+def _flips(n_qubits: int) -> list[list[int]]:
+    """The wires that X of every wire r flips behind the ring: the bits of R^-1 e_r, with e_r the bit of wire r."""
+    bits = [1 << (n_qubits - 1 - wire) for wire in range(n_qubits)]
+    masks = [_ring(n_qubits).index(bit) for bit in bits]
+    return [[wire for wire, bit in enumerate(bits) if mask & bit] for mask in masks]
 
 
-def _rxyz(angles: Tensor) -> Tensor:
-    """(L, N, 2, 2): without the last layer's phases, which affect no measurement."""
-    rx, ry, rz = angles.unbind(1)
-    phases = torch.cat([rz[:-1], torch.zeros_like(rz[:1])])
-    return _rz(phases) * (_ry(ry).to(phases.dtype.to_complex()) @ _rx(rx))
-
-
-_GATES = {"square": _square, "qaa": _qaa, "rxyz": _rxyz}
-
-
-def _ry(angles: Tensor) -> Tensor:
-    """(..., N) -> (..., N, 2, 2)"""
-    c, s = (angles / 2).cos(), (angles / 2).sin()
-    return torch.stack([c, -s, s, c], -1).unflatten(-1, (2, 2))
-
-
-def _rx(angles: Tensor) -> Tensor:
-    """(..., N) -> (..., N, 2, 2) complex"""
-    c, s = (angles / 2).cos(), -1j * (angles / 2).sin()
-    return torch.stack([c + 0j, s, s, c + 0j], -1).unflatten(-1, (2, 2))
-
-
-def _rz(angles: Tensor) -> Tensor:
-    """(..., N) -> the diagonal (..., N, 2, 1) complex"""
-    phase = torch.exp(-0.5j * angles)
-    return torch.stack([phase, phase.conj()], -1)[..., None]
-
-
-def _circuit(gates: Tensor, readout: Readout, weights: Tensor | None = None) -> StagedCircuit:
-    """From every stage's gates (S, N, 2, 2) one matrix (2**k, 2**k) for each group of wires."""
-    n_qubits = gates.shape[1]
-    groups = [_kron(group).unbind() for group in gates.tensor_split(ceil(n_qubits / GROUP), dim=1)]
-    return StagedCircuit(tuple(zip(*groups, strict=True)), ring_tables(n_qubits, gates.device), readout, weights)
-
-
-def _kron(gates: Tensor) -> Tensor:
-    """Kronecker products over the wires: (S, k, 2, 2) -> (S, 2**k, 2**k)"""
-    product, *rest = gates.unbind(1)
-    for gate in rest:
-        product = (product[:, :, None, :, None] * gate[:, None, :, None, :]).flatten(3).flatten(1, 2)
-    return product
+@cached_tables
+def _corner_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their wires, one-hot."""
+    signs, owners = [], []
+    for owner, wires in enumerate(_flips(n_qubits)):
+        for pattern in product((1, -1), repeat=len(wires) - 1):
+            sign = dict(zip(wires, (1, *pattern), strict=True))
+            signs.append([sign.get(wire, 0) for wire in range(n_qubits)])
+            owners.append([wire == owner for wire in range(n_qubits)])
+    return torch.tensor(signs).to(device, dtype), torch.tensor(owners).to(device, dtype)

@@ -1,102 +1,88 @@
-"""Every ansatz by its name: qpeft's own circuits, and those that users register."""
+"""A circuit as data: its gates, qpeft's own circuits by name, and those that users register.
+
+The simulator, the drawing and every conversion read this description. Wire 0 is the most significant bit of a basis
+index.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, count
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import lru_cache, partial, wraps
+from itertools import chain, count, product
+from math import prod
+from typing import Any, NamedTuple
 
-from qpeft.circuits import exports
-from qpeft.circuits.circuit import Circuit, Gate
-from qpeft.circuits.circuit_checks import check_angle_shape, check_gates
+from qpeft.checks import check_registered, unknown
 from qpeft.circuits.drawing import draw
-from qpeft.errors import ConfigError, QpeftError, setting
-from qpeft.names import check_name, redefines, unknown
-from qpeft.user_files import errors_as, execute, is_file
+from qpeft.errors import ConfigError, QpeftError
+from qpeft.user_code import errors_as
 
-if TYPE_CHECKING:
-    from qiskit.circuit import QuantumCircuit
-    from torch import Tensor
+ROTATIONS = ("rx", "ry", "rz")  # the gates with an angle, on one wire
+PAIRS = ("cx", "cz")  # the gates on two wires, without an angle
 
 
-class _Family(NamedTuple):
-    angle_shape: Callable[[int, int], tuple[int, ...]]
-    layers: Callable[[int, int], Iterable[Iterable[Gate]]]
-    probabilities: Callable[[Tensor, int, int], Tensor] | None
-    checked: set[tuple[int, int]]  # numbers of qubits and layers whose gates are valid
+class Gate(NamedTuple):
+    """One gate `name`: `rx`, `ry` or `rz` on one of `wires`, `cx` on (control, target), or `cz` on two wires.
+
+    A rotation turns by `scale * angles[slot] + shift` radians: `slot` is an index of the angle tensor, and several
+    gates may have the same. Without a slot it turns by the constant `shift`.
+    """
+
+    name: str
+    wires: tuple[int, ...]
+    slot: tuple[int, ...] | None = None
+    scale: float = 1.0
+    shift: float = 0.0
 
 
-_families: dict[str, _Family] = {}
-_EVALUATIONS = 8  # of functions of a user; a random choice of two gates is missed once in 128 circuits
+_Circuit = tuple[tuple[int, ...], Iterable[Iterable[Gate]]]  # the angles' shape, and the gates of each layer
+
+
+_families: dict[str, Callable[[int, int], _Circuit]] = {}
 
 
 def register_ansatz(
     name: str,
     angle_shape: Callable[[int, int], tuple[int, ...]],
     layers: Callable[[int, int], Iterable[Iterable[Gate]]],
-    probabilities: Callable[[Tensor, int, int], Tensor] | None = None,
 ) -> None:
     """Register a circuit of your own as `Ansatz(name, n_qubits, n_layers)`: QPA can train with it.
 
-    `qpeft.testing.ansatz_contract` tests it. Functions with the same module and qualified names replace the earlier
-    ones, so a notebook cell can be run again.
+    `qpeft.testing.ansatz_contract` tests it. A function `layers` with the same module and qualified name replaces the
+    earlier one, so a notebook cell can be run again.
 
-    The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. Each angle belongs to exactly one gate. The
-    first use of a circuit checks this, once for each number of qubits and layers, and raises ConfigError for a gate
-    that is not valid, and for functions that return other gates or another shape when they are called again.
+    The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. The first use of a circuit calls the
+    functions twice for each number of qubits and layers, and raises ConfigError for a gate that is not valid, and for
+    results that differ.
 
     Args:
         name: The name in this process. It must not contain ":", the separator in `--ansatz FILE.py:NAME`.
         angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor, a tuple.
         layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act.
-        probabilities: A fast simulation, if there is one: maps `(angles, n_qubits, n_layers)` to the probabilities
-            (2**N,) from `|0...0>`, differentiable, with the dtype and device of `angles`. Without it the rotations
-            between two-qubit gates are simulated as one step.
 
     Raises:
         ConfigError: The name is empty, contains ":", or belongs to another ansatz.
     """
-    check_name(name)
-    family = _Family(angle_shape, layers, probabilities, set())
-    if not all(map(redefines, family[:2], _families.get(name, family)[:2])):
-        raise ConfigError(f"the name '{name}' is already registered; choose a name other than {', '.join(_families)}")
+
+    @wraps(layers)
+    def family(n_qubits: int, n_layers: int) -> _Circuit:
+        return angle_shape(n_qubits, n_layers), layers(n_qubits, n_layers)
+
+    check_registered("ansatz", name, family, _families.get(name))
     _families[name] = family
 
 
-def is_registered(name: str) -> bool:
-    """Whether there is an ansatz of this name."""
-    return name in _families
+def ansatz_names() -> tuple[str, ...]:
+    """The names of all ansaetze, qpeft's first."""
+    return tuple(_families)
 
 
-def named_ansatz(name: str) -> str:
-    """`name`; of FILE.py:NAME the NAME, after the execution of the file, which registers it.
-
-    For names given by a user in a call, a command or a study file; never for names in a checkpoint.
-
-    Raises:
-        ConfigError: the file does not exist, raises an error, or does not register NAME.
-    """
-    if name.endswith(".py"):
-        raise ConfigError(f"ansatz {name}: name the ansatz that this file registers as well, {name}:NAME")
-    if not is_file(name):
-        return name
-    execute(name, "ansatz")
-    found = name.rpartition(":")[2]
-    if found in OWN_ANSATZE or found not in _families:
-        others = ", ".join(other for other in _families if other not in OWN_ANSATZE)
-        reason = (
-            "which is an ansatz of qpeft" if found in OWN_ANSATZE else f"registered are {others or 'none of your own'}"
-        )
-        raise ConfigError(f"ansatz {name}: the file does not register {found!r}, {reason}; name one that it registers")
-    return found
-
-
-def _ry_ladder(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
-    for layer in range(n_layers):
-        turns = [Gate("ry", (wire,), (layer, wire)) for wire in range(n_qubits)]
-        yield turns + [Gate("cx", (wire, wire + 1)) for wire in range(n_qubits - 1)]
+def _ry_ladder(n_qubits: int, n_layers: int) -> _Circuit:
+    ladder = [Gate("cx", (wire, wire + 1)) for wire in range(n_qubits - 1)]
+    turns = ([Gate("ry", (wire,), (layer, wire)) for wire in range(n_qubits)] for layer in range(n_layers))
+    return (n_layers, n_qubits), [layer + ladder for layer in turns]
 
 
 def two_design_pairs(n_qubits: int, start: int) -> list[tuple[int, int]]:
@@ -104,20 +90,17 @@ def two_design_pairs(n_qubits: int, start: int) -> list[tuple[int, int]]:
     return [(wire, wire + 1) for wire in range(start, n_qubits - 1, 2)]
 
 
-def _two_design(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
+def _two_design(n_qubits: int, n_layers: int) -> _Circuit:
     slots = count()
-    yield [Gate("ry", (wire,), (next(slots),)) for wire in range(n_qubits)]
+    layers = [[Gate("ry", (wire,), (next(slots),)) for wire in range(n_qubits)]]
     for _ in range(n_layers):
         gates = []
         for start in (0, 1):
             pairs = two_design_pairs(n_qubits, start)
             gates += [Gate("cz", pair) for pair in pairs]
             gates += [Gate("ry", (wire,), (next(slots),)) for wire in chain.from_iterable(pairs)]
-        yield gates
-
-
-def _two_design_shape(n_qubits: int, n_layers: int) -> tuple[int]:
-    return (n_qubits + 2 * n_layers * (n_qubits - 1),)
+        layers.append(gates)
+    return (next(slots),), layers
 
 
 def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
@@ -126,57 +109,37 @@ def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
 
 
 # the steps of one layer, in order: a rotation of every wire, or the ring of CNOTs
-_AMPLITUDE_LAYERS = {
+_STEPS = {
+    "efficient_su2": ("ry", "rz", "ring"),
     "square": ("ry", "rz", "ring", "ry"),
     "qaa": ("ry", "ring"),
     "rxyz": ("rx", "ry", "rz", "ring"),
 }
-AMPLITUDE_ANSATZE = tuple(_AMPLITUDE_LAYERS)
+AMPLITUDE_ANSATZE = ("square", "qaa", "rxyz")
 
 
-def _n_blocks(name: str) -> int:
-    return sum(step != "ring" for step in _AMPLITUDE_LAYERS[name])
-
-
-def _amplitude(name: str, n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
-    for layer in range(n_layers):
-        gates, block = [], 0
-        for step in _AMPLITUDE_LAYERS[name]:
-            if step == "ring":
-                gates += [Gate("cx", pair) for pair in ring_pairs(n_qubits)]
-            else:
+def _rings(name: str, n_qubits: int, n_layers: int) -> _Circuit:
+    is_su2 = name == "efficient_su2"  # ends with rotations, and joins two wires once
+    ring = [Gate("cx", pair) for pair in ring_pairs(n_qubits)][: 1 if is_su2 and n_qubits == 2 else None]
+    layers = []
+    for layer in range(n_layers + is_su2):
+        blocks, gates = count(), []
+        for step in _STEPS[name]:
+            if step != "ring":
+                block = next(blocks)
                 gates += [Gate(step, (wire,), (layer, block, wire)) for wire in range(n_qubits)]
-                block += 1
-        yield gates
+            elif layer < n_layers:
+                gates += ring
+        layers.append(gates)
+    return (len(layers), len(_STEPS[name]) - 1, n_qubits), layers
 
 
-def _amplitude_shape(name: str, n_qubits: int, n_layers: int) -> tuple[int, ...]:
-    return (n_layers, _n_blocks(name), n_qubits)
-
-
-def _efficient_su2(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
-    ring = [Gate("cx", pair) for pair in ring_pairs(n_qubits)]
-    if n_qubits == 2:
-        ring = ring[:1]  # both pairs would be the same two wires
-    for layer in range(n_layers + 1):
-        turns = [
-            Gate(name, (wire,), (layer, block, wire))
-            for block, name in enumerate(("ry", "rz"))
-            for wire in range(n_qubits)
-        ]
-        yield turns + (ring if layer < n_layers else [])
-
-
-register_ansatz("ry_ladder", lambda n_qubits, n_layers: (n_layers, n_qubits), _ry_ladder)
-register_ansatz("two_design", _two_design_shape, _two_design)
-register_ansatz("efficient_su2", lambda n_qubits, n_layers: (n_layers + 1, 2, n_qubits), _efficient_su2)
-for _name in AMPLITUDE_ANSATZE:
-    register_ansatz(_name, partial(_amplitude_shape, _name), partial(_amplitude, _name))
+_families |= {"ry_ladder": _ry_ladder, "two_design": _two_design, **{name: partial(_rings, name) for name in _STEPS}}
 OWN_ANSATZE = tuple(_families)
 
 
 @dataclass(frozen=True)
-class Ansatz(Circuit):
+class Ansatz:
     """A parametrized circuit `name` of `n_qubits` = N wires and `n_layers` = L layers.
 
     `ry_ladder` and `two_design` start in `|0...0>`, or in other basis states for further columns.
@@ -197,121 +160,117 @@ class Ansatz(Circuit):
 
     - `square`: RY, RZ, ring, RY
     - `qaa`: RY, ring
-    - `rxyz`: RX, RY, RZ, ring; the last layer's RZ has no effect on what is measured, see `dead_angles`
+    - `rxyz`: RX, RY, RZ, ring; the last layer's RZ has no effect on what is measured
 
     `register_ansatz` adds circuits of your own.
 
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
 
+    name: str
+    n_qubits: int
+    n_layers: int
+
     def __post_init__(self) -> None:
-        if not is_registered(self.name):
+        if self.name not in _families:
             raise ConfigError(
                 f"{unknown('ansatz', self.name, _families)}. For one of your own, first import the module that "
                 "registers it, or give its file on the command line with --ansatz FILE.py:NAME"
             )
         for field in ("n_qubits", "n_layers"):
             if getattr(self, field) < 1:
-                raise ConfigError(f"{setting(field)} must be at least 1, got {getattr(self, field)}")
+                raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+    def __str__(self) -> str:
+        return f"ansatz {self.name} with {self.n_qubits} qubits and {self.n_layers} layers"
 
     @property
     def angle_shape(self) -> tuple[int, ...]:
         """Shape of the angle tensor, for example (L, N) for `ry_ladder`, (L, 3, N) for `square`."""
-        family = _families[self.name]
-        if self.name in OWN_ANSATZE:
-            return family.angle_shape(self.n_qubits, self.n_layers)
-        with errors_as(f"{_title(self)}: angle_shape({self.n_qubits}, {self.n_layers}) raised", QpeftError):
-            shape = family.angle_shape(self.n_qubits, self.n_layers)
-        check_angle_shape(_title(self), shape)
-        return shape
+        return _circuit(self, _families[self.name])[0]
+
+    @property
+    def n_angles(self) -> int:
+        """Number of angles."""
+        return prod(self.angle_shape)
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
         """The gates of each layer, in the order in which they act.
 
         `two_design` and `efficient_su2` have one layer of rotations more, which is the first or the last one here.
         """
-        check_circuit(self)
-        yield from map(tuple, _families[self.name].layers(self.n_qubits, self.n_layers))
+        return iter(_circuit(self, _families[self.name])[1])
+
+    def gates(self) -> Iterator[Gate]:
+        """Every gate, in the order in which it acts."""
+        return chain.from_iterable(self.layers())
+
+    @property
+    def has_shift_rule(self) -> bool:
+        """Whether the parameter-shift rule applies: each angle belongs to one gate, which turns by this angle."""
+        uses = Counter(gate.slot for gate in self.gates() if gate.slot is not None)
+        return max(uses.values(), default=1) == 1 and all(abs(gate.scale) == 1 for gate in self.gates())
 
     def draw(self, width: int = 100) -> str:
         """The circuit as text in about `width` columns; layers in the middle are omitted where they do not fit."""
         return draw(self, width)
 
-    def to_pennylane(self) -> Callable[..., None]:
-        """A function `circuit(angles, wires=None)` that queues the gates, without measurement, inside a QNode.
 
-        `angles` have shape `angle_shape`, or `(B, *angle_shape)` for B circuits at once, in any of PennyLane's
-        interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then has wire 0 as the most
-        significant bit, as everywhere in qpeft.
-
-        Raises ConfigError if PennyLane is missing; `circuit` raises it for angles of another shape or a wrong number
-        of wires.
-        """
-        return exports.to_pennylane(self)
-
-    def to_qiskit(self, angles: Any = None) -> QuantumCircuit:
-        """The circuit in Qiskit, without measurement.
-
-        Wire i is qubit i: the most significant bit in qpeft, the least significant bit in Qiskit.
-
-        Args:
-            angles: Radians, of shape `angle_shape`. None: the free parameters of a ParameterVector "theta", whose
-                element k is the angle with index k in the flattened (row-major) angle tensor.
-
-        Raises ConfigError if Qiskit is missing, or for angles of another shape.
-        """
-        return exports.to_qiskit(self, angles)
-
-    def to_openqasm(self, angles: Any = None) -> str:
-        """The circuit as OpenQASM 3 text, without measurement; wire i is `q[i]`.
-
-        Args:
-            angles: Radians, of shape `angle_shape`. None: `input float[64] theta_0_3;` for the angle at [0, 3].
-
-        Raises ConfigError for angles of another shape.
-        """
-        return exports.to_openqasm(self, angles)
+def definition(ansatz: Ansatz) -> Any:
+    """What changes when the name of the ansatz is registered again."""
+    return _families[ansatz.name]
 
 
-def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
-    """Number of angles of `ansatz` with `n_qubits` and `n_layers` without effect on expectations and probabilities.
-
-    N for `rxyz` and `efficient_su2`, whose last RZ block changes only phases, which no later gate turns into
-    probabilities; 0 for qpeft's others. Raises ConfigError as `Ansatz`.
-    """
-    return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz in ("rxyz", "efficient_su2") else 0
+_Checked = tuple[tuple[int, ...], tuple[tuple[Gate, ...], ...]]
 
 
-def check_circuit(ansatz: Ansatz) -> None:
-    """Raise ConfigError unless angles and gates of an ansatz of a user are valid; nothing for one of qpeft.
-
-    The gates of each number of qubits and layers are checked once.
-    """
-    size = ansatz.n_qubits, ansatz.n_layers
-    if ansatz.name in OWN_ANSATZE or size in _families[ansatz.name].checked:
-        return
-    family, shape = _families[ansatz.name], ansatz.angle_shape
-    with errors_as(f"{_title(ansatz)}: layers{size} raised", QpeftError):
-        check_gates(_title(ansatz), ansatz.n_qubits, shape, family.layers(*size))
-        found = {(ansatz.angle_shape, *map(tuple, family.layers(*size))) for _ in range(_EVALUATIONS)}
-    if len(found) > 1:
-        raise ConfigError(
-            f"{_title(ansatz)}: angle_shape or layers returns something else when it is called again, so an adapter "
-            "could not be loaded; let the result depend on the numbers of qubits and layers alone, without random "
-            "choices, counters or other state"
+@lru_cache(maxsize=256)
+def _circuit(ansatz: Ansatz, family: Callable[[int, int], _Circuit]) -> _Checked:
+    """Shape and layers of an ansatz. Raises ConfigError if they are not valid."""
+    with errors_as(f"{ansatz}: its functions raised", QpeftError):
+        (shape, layers), again = (
+            (shape, tuple(map(tuple, layers)))
+            for shape, layers in (family(ansatz.n_qubits, ansatz.n_layers) for _ in range(2))
         )
-    family.checked.add(size)
+        if problem := _problem(ansatz.n_qubits, shape, [*chain.from_iterable(layers)]):
+            raise ConfigError(f"{ansatz}: {problem}")
+    if (shape, layers) != again:
+        raise ConfigError(
+            f"{ansatz}: its functions return something else when they are called again, so an adapter could not be "
+            "loaded; let the result depend on the numbers of qubits and layers alone"
+        )
+    return shape, layers
 
 
-def _title(ansatz: Ansatz) -> str:
-    return f"ansatz {ansatz.name} with {ansatz.n_qubits} qubits and {ansatz.n_layers} layers"
+_ALLOWED = (
+    f"allowed are {', '.join(ROTATIONS)} with an angle and {', '.join(PAIRS)} without; compose other gates of these, "
+    "for example RZZ(t) on wires a, b of cx(a, b), rz(t) on b, cx(a, b)"
+)
 
 
-def definition(ansatz: Ansatz) -> Callable[..., Any]:
-    """The function of the ansatz' gates, which is another one after its name is registered again."""
-    return _families[ansatz.name].layers
+def _problem(n_qubits: int, shape: Any, gates: list[Gate]) -> str | None:
+    """What is not valid in a circuit."""
+    if not isinstance(shape, tuple) or not shape or not all(type(n) is int and n >= 0 for n in shape):
+        return f"angle_shape returned {shape!r}; return a tuple of integers, for example (n_layers, n_qubits)"
+    for gate in gates:
+        is_pair = gate.name in PAIRS
+        if not is_pair and gate.name not in ROTATIONS:
+            return f"{gate!r} is unknown; {_ALLOWED}"
+        if not _is_index(gate.wires, [n_qubits] * (1 + is_pair)) or len(set(gate.wires)) <= is_pair:
+            wires = "two different wires" if is_pair else "one wire"
+            return f"{gate!r} needs {wires} of 0 to {n_qubits - 1}, as a tuple of integers"
+        if is_pair and gate[2:] != (None, 1.0, 0.0):
+            return f"{gate!r} has an angle; {_ALLOWED}"
+        if gate.slot is not None and not _is_index(gate.slot, shape):
+            return f"{gate!r} needs as slot a tuple of integers, the index of an angle: angle_shape is {shape}"
+        if not is_pair and gate.slot is None and gate.shift == 0:
+            return f"{gate!r} needs an angle: its index in the angle tensor as slot, or a constant as shift"
+    if missing := {*product(*map(range, shape))} - {gate.slot for gate in gates}:
+        return f"the angle {list(min(missing))} of angle_shape {shape} has no gate; make angle_shape smaller"
+    return None
 
 
-def fast_probabilities(ansatz: Ansatz) -> Callable[[Tensor, int, int], Tensor] | None:
-    """The fast simulation with which the ansatz was registered."""
-    return _families[ansatz.name].probabilities
+def _is_index(values: Any, sizes: Sequence[int]) -> bool:
+    """Whether this is a tuple of Python's integers: a checkpoint's hash is made of JSON, without NumPy's types."""
+    is_tuple = isinstance(values, tuple) and len(values) == len(sizes)
+    return is_tuple and all(type(i) is int and 0 <= i < size for i, size in zip(values, sizes, strict=True))

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
-from qpeft.circuits.circuit import Circuit, Gate
+if TYPE_CHECKING:
+    from qpeft.circuits.ansatz import Ansatz, Gate
 
 _ENDS = {"cx": "●⊕", "cz": "●●"}  # symbols on the two wires of a gate without a box
 
 
-def draw(circuit: Circuit, width: int) -> str:
+def draw(circuit: Ansatz, width: int) -> str:
     """`circuit` as text of at most `width` columns, or as wide as its first and last layer need."""
-    names = _names(circuit.n_qubits)
+    labels = [f"q{wire} " for wire in range(circuit.n_qubits)]
+    wide = len(labels[-1])
+    names = [" " * wide, *(row for label in labels for row in (label.rjust(wide), " " * wide))][:-1]
     layers = [_layer(gates, circuit.n_qubits, index) for index, gates in enumerate(circuit.layers())]
     shown = _fit(layers, width - len(names[0]))
     return "\n".join("".join(row).rstrip() for row in zip(names, *shown, strict=True))
-
-
-def _names(n_qubits: int) -> list[str]:
-    labels = [f"q{wire} " for wire in range(n_qubits)]
-    wide = max(map(len, labels))
-    rows = [" " * wide]
-    for label in labels:
-        rows += [label.rjust(wide), " " * wide]
-    return rows[:-1]
 
 
 def _layer(gates: Iterable[Gate], n_qubits: int, index: int) -> list[str]:
@@ -50,9 +46,8 @@ def _steps(gates: Iterable[Gate], n_qubits: int) -> list[list[Gate]]:
 def _column(step: list[Gate], n_qubits: int) -> list[str]:
     cells = ["─", " "] * n_qubits
     for gate in step:
-        if gate.slot is not None:
-            angle = ",".join(map(str, gate.slot))
-            cells[2 * gate.wires[0]] = f"┤ {gate.name.upper()} θ[{angle}] ├"
+        if len(gate.wires) == 1:
+            cells[2 * gate.wires[0]] = f"┤ {gate.name.upper()} {_angle(gate)} ├"
             continue
         first, last = 2 * min(gate.wires), 2 * max(gate.wires)
         cells[first:last] = ["┼" if row % 2 == 0 else "│" for row in range(first, last)]
@@ -62,17 +57,21 @@ def _column(step: list[Gate], n_qubits: int) -> list[str]:
     return ["─ "[row % 2] + cell.center(wide, "─ "[row % 2]) for row, cell in enumerate(cells[:-1])]
 
 
+def _angle(gate: Gate) -> str:
+    """`θ[0,1]`, `-2 θ[0,1] + 0.5`, or `0.5`"""
+    if gate.slot is None:
+        return f"{gate.shift:.4g}"
+    scale = "" if gate.scale == 1 else f"{gate.scale:.4g} "
+    return f"{scale}θ[{','.join(map(str, gate.slot))}]" + (f" {gate.shift:+.4g}" if gate.shift else "")
+
+
 def _fit(layers: list[list[str]], width: int) -> list[list[str]]:
     """As many first layers as fit, a gap with the number of omitted layers, and the last layer."""
     sizes = [len(layer[0]) for layer in layers]
     if sum(sizes) <= width or len(layers) <= 2:
         return layers
-    keep = 1
-    while sum(sizes[: keep + 1]) + sizes[-1] + len(_gap(layers, keep)[0]) <= width:
-        keep += 1
-    return [*layers[:keep], _gap(layers, keep), layers[-1]]
-
-
-def _gap(layers: list[list[str]], keep: int) -> list[str]:
+    gap = len(f" {len(layers) - 2} more ")
+    keep = max(1, sum(total + gap + sizes[-1] <= width for total in accumulate(sizes[:-2])))
     title = f" {len(layers) - keep - 1} more "
-    return [title, *("┄ "[row % 2] * len(title) for row in range(len(layers[0]) - 1))]
+    rows = [title, *("┄ "[row % 2] * len(title) for row in range(len(layers[0]) - 1))]
+    return [*layers[:keep], rows, layers[-1]]

@@ -1,98 +1,56 @@
-"""Precision, shape, size and finiteness of the tensors of the simulators."""
+"""Precision, shape and finiteness of the tensors of the simulators, and tables that are made once."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from math import isfinite
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from qpeft.errors import ConfigError, TrainingError, UnsupportedTypeError
+from qpeft.errors import ConfigError, TrainingError
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-MOST_ELEMENTS = 2**32  # 16 GiB in float32; the system ends a process that needs far more memory than there is
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def full_precision(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
-    """Run `function(tensor, ...)` in the tensor's own dtype: autocast would round the state to bfloat16."""
-
-    @wraps(function)
-    def run(tensor: Tensor, *args: P.args, **kwargs: P.kwargs) -> R:
-        device = tensor.device.type
-        if not torch.is_autocast_enabled(device):
-            return function(tensor, *args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return function(tensor, *args, **kwargs)
-
-    return run
-
-
-def cached_tables(maxsize: int = 64) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def cached_tables(function: F) -> F:
     """Cache the tensors that a function of sizes, dtype and device makes.
 
     All callers use the same tensors, so these are independent of the first caller: of its default device, and of its
     `torch.inference_mode()`, whose tensors cannot be used in training.
     """
 
-    def cached(function: Callable[P, R]) -> Callable[P, R]:
-        @lru_cache(maxsize)
-        @wraps(function)
-        def make(*args: P.args, **kwargs: P.kwargs) -> R:
-            with torch.device("cpu"), torch.inference_mode(False):
-                return function(*args, **kwargs)
+    @lru_cache(maxsize=64)
+    @wraps(function)
+    def make(*args: Any) -> Any:
+        with torch.device("cpu"), torch.inference_mode(False):
+            return function(*args)
 
-        return cast(Callable[P, R], make)
-
-    return cached
+    return cast(F, make)
 
 
-def once_differentiable(backward: Callable[..., R]) -> Callable[..., R]:
-    """`backward(ctx, *gradients)` of an autograd function without second derivatives: it raises under create_graph.
+def refuse_second_derivative() -> None:
+    """Raise in the `backward` of a function that is differentiable once, under create_graph.
 
-    torch's decorator of this name raises too late: `torch.autograd.grad` can give a part of a second derivative before.
+    torch's `once_differentiable` raises too late: `torch.autograd.grad` can give a part of a second derivative before.
     """
-
-    @wraps(backward)
-    def run(ctx: Any, *gradients: Tensor) -> R:
-        if torch.is_grad_enabled():  # create_graph
-            raise TrainingError(
-                "this gradient cannot be differentiated again, because a closed form computes it; differentiate "
-                "without create_graph=True"
-            )
-        return backward(ctx, *gradients)
-
-    return run
+    if torch.is_grad_enabled():
+        raise TrainingError("this gradient cannot be differentiated again; differentiate without create_graph=True")
 
 
-def has_nonfinite(angles: Tensor) -> bool:
-    """Whether an angle is NaN or Inf; always False on an accelerator, where the check is skipped.
+def check_tensor(tensor: Tensor, shape: tuple[int, ...], what: str, *, batched: bool = True) -> None:
+    """Raise unless the angles of `what` are finite floats of `shape`, or of (M, *shape) if `batched`.
 
-    Reading a value back from an accelerator waits for all queued work, in every step. A NaN still reaches the loss.
+    They are not read on an accelerator, where this waits for all queued work; a NaN still reaches the loss.
+    Raises ConfigError, also for a type other than float32 and float64.
     """
-    if angles.device.type != "cpu" or math.isfinite(angles.detach().sum().item()):  # one cheap pass
-        return False
-    return not torch.isfinite(angles).all()  # otherwise only the sum overflowed
-
-
-def check_elements(n: int, what: str, advice: str) -> None:
-    """Raise ConfigError if a tensor of n elements is too large to simulate `what`, before any of it is computed."""
-    if n > MOST_ELEMENTS:
-        raise ConfigError(
-            f"{what} need a tensor of about 2^{(n - 1).bit_length()} elements, more than the simulator's limit of "
-            f"2^{MOST_ELEMENTS.bit_length() - 1}; {advice}"
-        )
-
-
-def check_angles(angles: Tensor, n_angles: int, size: str) -> None:
-    """Raise UnsupportedTypeError or ConfigError unless `angles` are n_angles finite floats, or rows of them."""
-    if angles.dtype not in (torch.float32, torch.float64):
-        raise UnsupportedTypeError(f"angles must be float32 or float64, got {angles.dtype}")
-    if angles.ndim not in (1, 2) or angles.shape[-1] != n_angles:
-        raise ConfigError(f"{size} need angles of shape ({n_angles},) or (M, {n_angles}), got {tuple(angles.shape)}")
-    if has_nonfinite(angles):
-        raise ConfigError("circuit angles contain NaN or Inf")
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"angles must be float32 or float64, got {tensor.dtype}; cast with .float()")
+    if tensor.shape != shape and not (batched and tensor.ndim and tensor.shape[1:] == shape):
+        also = f" or (M, {', '.join(map(str, shape))})" if batched else ""
+        raise ConfigError(f"{what} needs angles of shape {shape}{also}, got {tuple(tensor.shape)}")
+    is_read = tensor.device.type == "cpu" and not isfinite(tensor.detach().sum().item())  # one cheap pass
+    if is_read and not torch.isfinite(tensor).all():  # otherwise only the sum overflowed
+        raise ConfigError(f"the angles of {what} contain NaN or Inf; use a checkpoint from before the run diverged")

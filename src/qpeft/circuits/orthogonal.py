@@ -1,26 +1,60 @@
-"""Orthonormal columns of any width from few angles.
+"""Orthonormal columns of any width from few angles: Quantum-PEFT's circuit, and constructions from several of them.
 
-A power of two is one circuit. For other widths, `qsd` is the cosine-sine recursion of circuits (`cosine_sine`), and
-`pad` a larger circuit cut to size: X = the first N rows of the circuit's columns, made orthonormal again by
-U = X R^-1 with X^T X = R^T R (Cholesky). The Gram matrix, R and its inverse are in float64: in float32 the columns of
-wide matrices would be orthonormal to 1e-4 only.
+A power of two is one `two_design` circuit. Other widths N have two constructions. `pad` is a larger circuit cut to
+size: X = the first N rows of the circuit's columns, made orthonormal again by U = X R^-1 with X^T X = R^T R (Cholesky).
+`qsd` is the cosine-sine (quantum Shannon) recursion. With N1 = 2^floor(log2 N), the leading block, and N2 = N - N1
+
+    U = (U1 (+) U2) CS(phi) (V1 (+) V2)
+
+U1 and V1 are circuits; U2 and V2 are built by the same recursion on N2. CS rotates row j of the top block against row
+j of the bottom block by phi_j / 2, j < N2, with phi_j = c_0 + sum_b bit(j, b) c_{1+b}. The columns start in the top
+block, so V2 would multiply zeros at the top level, which omits it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from qpeft.circuits.cosine_sine import Signs, cosine_sine_columns
-from qpeft.circuits.counting import check_rank, count_orthogonal, resolve_construction
-from qpeft.circuits.numerics import check_angles, check_elements, full_precision
-from qpeft.circuits.two_design import two_design_columns
-from qpeft.errors import CircuitError
+from qpeft.circuits.ansatz import Ansatz, Gate, two_design_pairs
+from qpeft.circuits.numerics import cached_tables, check_tensor
+from qpeft.circuits.simulate import Program, basis_states, compile_gates, compiled, evolve
+from qpeft.errors import CircuitError, ConfigError
 
+CONSTRUCTIONS = ("auto", "qsd", "pad")
 MAX_CONDITION = 1e6
+
+Signs = Callable[[int], Tensor]
+
+
+def two_design_columns(angles: Tensor, n_qubits: int, n_layers: int, columns: Sequence[int] | Tensor) -> Tensor:
+    """The columns `columns` of the orthogonal matrix of the `two_design` circuit, L = `n_layers`: equation (QP-2).
+
+    `angles` (P,) or (M, P), float32 or float64, flat in the order in which they act, P = (2L+1) N - 2L for
+    N = `n_qubits`; `columns` are K basis indices, wire 0 the most significant bit. Returns (2**N, K) or (M, 2**N, K)
+    with orthonormal columns in the angles' dtype and on their device; [[1]] for no qubits. Angles have period 4 pi:
+    a shift by 2 pi negates every column.
+
+    Raises ConfigError for another dtype, for a wrong number of angles, qubits or layers, for columns outside
+    0 .. 2**N - 1, and on the CPU for angles that are not finite.
+    """
+    return orthogonal_columns(angles, 2**n_qubits, n_layers, columns)
+
+
+class Columns(NamedTuple):
+    """M matrices of one width: angles (M, P), and the basis indices of their columns."""
+
+    angles: Tensor
+    width: int
+    columns: Sequence[int] | Tensor
+
+
+_Job = tuple[Tensor, int, Tensor]  # M matrices: angles (M, P), the width N, and states (M, K, N) that they act on
 
 
 def orthogonal_columns(
@@ -33,56 +67,217 @@ def orthogonal_columns(
 ) -> Tensor:
     """K orthonormal columns of `width` rows, for every value of the angles.
 
-    `angles` (P,) or (M, P), float32 or float64, P = `count_angles(construction, n_layers=n_layers, width=width)`;
+    `angles` (P,) or (M, P), float32 or float64, P = `count_orthogonal(width, n_layers, construction)`;
     `columns` are K basis indices on ceil(log2 N) wires for `pad`, on floor(log2 N) wires otherwise. Returns (N, K) or
     (M, N, K) in the angles' dtype and on their device. A power of two is one circuit. Other widths: `qsd` is the
-    cosine-sine recursion, `qsd_full` the same with angles that never act, `pad` a larger circuit cut to size, `auto`
-    is `qsd` for two or three set bits of the width and `pad` for more.
+    cosine-sine recursion, `pad` a larger circuit cut to size, `auto` is `qsd` for two or three set bits of the width
+    and `pad` for more.
 
-    `signs`: n_qubits -> (2L, 2**n_qubits) of +-1, which replace the CZ gates in every circuit.
+    `signs`: n_qubits -> (2L, 2**n_qubits) of +-1, which replace the CZ gates of step a, step b of the first layer,
+    step a of the second, ... in every circuit: random signs, or ones, are classical controls.
 
-    Raises ConfigError and UnsupportedTypeError for unusable arguments, CircuitError if `pad` finds nearly
-    dependent columns.
+    Raises ConfigError for unusable arguments, CircuitError if `pad` finds nearly dependent columns.
     """
-    check_angles(angles, count_orthogonal(width, n_layers, construction), f"width {width} and {n_layers} layers")
-    check_rank(len(columns), width, construction)
-    check_elements(len(columns) * width, f"{len(columns)} columns of {width} rows", "use fewer rows or columns")
     batch = angles if angles.ndim == 2 else angles[None]
-    result = _columns(batch, width, n_layers, columns, resolve_construction(width, construction), signs)
+    result = orthogonal_batches([Columns(batch, width, columns)], n_layers, construction, signs)[0]
     return result if angles.ndim == 2 else result[0]
 
 
-@full_precision
-def _columns(
-    angles: Tensor,
-    width: int,
-    n_layers: int,
-    columns: Sequence[int] | Tensor,
-    name: str,
-    signs: Signs | None,
-) -> Tensor:
-    if name.startswith("qsd"):
-        return cosine_sine_columns(angles, width, n_layers, columns, signs, with_v2=name == "qsd_full")
-    n_qubits = (width - 1).bit_length()
-    found = two_design_columns(angles, n_qubits, n_layers, columns, None if signs is None else signs(n_qubits))
-    return _cut_to_size(found, width) if name == "pad" else found
+def orthogonal_batches(
+    batches: Sequence[Columns], n_layers: int, construction: str = "auto", signs: Signs | None = None
+) -> list[Tensor]:
+    """`orthogonal_columns` (M, N, K) of several widths, with the circuits of equal numbers of qubits in one batch."""
+    jobs: list[_Job] = []
+    for angles, width, columns in batches:
+        n_angles = count_orthogonal(width, n_layers, construction)
+        check_tensor(angles, (n_angles,), f"a matrix of width {width} with {n_layers} layers")
+        check_rank(len(columns), width, construction)
+        n_qubits, is_cut = column_qubits(width, construction), resolve_construction(width, construction) == "pad"
+        states = basis_states(n_qubits, _indices(columns, n_qubits), angles.dtype, angles.device)
+        jobs.append((angles, 2**n_qubits if is_cut else width, states.expand(len(angles), -1, -1)))
+    found = _together([_rows(*job, n_layers) for job in jobs], n_layers, signs)
+    return [
+        (rows if rows.shape[2] == batch.width else _cut_to_size(rows, batch.width)).mT
+        for rows, batch in zip(found, batches, strict=True)
+    ]
 
 
-def _cut_to_size(columns: Tensor, width: int) -> Tensor:
-    """(M, 2**q, K) -> (M, N, K). Raises CircuitError if the cut columns are linearly dependent or nearly so."""
-    cut = columns[:, :width]
-    gram = cut.double().mT @ cut.double()  # (M, K, K)
-    factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    _check_condition(gram, width, bool(failed.any()))
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    return cut @ torch.linalg.solve_triangular(factor, eye, upper=True).to(cut)
+_Rows = Generator[_Job, Tensor, Tensor]
 
 
-def _check_condition(gram: Tensor, width: int, failed: bool) -> None:
+def _rows(angles: Tensor, width: int, states: Tensor, n_layers: int) -> _Rows:
+    """The columns (M, K, N) by the recursion, which yields each circuit on a power of two and is sent its states.
+
+    States that are zero on the bottom block lack it, and the angles then lack those of V2.
+    """
+    if width.bit_count() == 1:
+        return (yield angles, width, states)
+    n1, n2 = _blocks(width)
+    v1, *v2, c, u1, u2 = angles.split(_part_sizes(width, n_layers, states.shape[2] == width), dim=1)
+    with torch.autocast(c.device.type, enabled=False):
+        half = (c @ _half_bits(n2, c.dtype, c.device))[:, None]  # phi / 2, (M, 1, N2)
+    cos, sin = half.cos(), half.sin()
+    head, tail = (yield v1, n1, states[..., :n1]).split([n2, n1 - n2], dim=2)
+    top, bottom = cos * head, sin * head
+    for its_angles in v2:
+        below = yield from _rows(its_angles, n2, states[..., n1:], n_layers)
+        top, bottom = top - sin * below, bottom + cos * below
+    upper = yield u1, n1, torch.cat([top, tail], dim=2)
+    lower = yield from _rows(u2, n2, bottom, n_layers)
+    return torch.cat([upper, lower], dim=2)
+
+
+def _together(recursions: Sequence[_Rows], n_layers: int, signs: Signs | None) -> list[Tensor]:
+    """The results of all recursions. Of their next circuits, those of equal widths and K run in one batch."""
+    jobs, found = {rows: next(rows) for rows in recursions}, dict[_Rows, Tensor]()
+    while jobs:
+        alike: dict[tuple[int, int], dict[_Rows, _Job]] = defaultdict(dict)
+        for rows, (angles, width, states) in jobs.items():
+            alike[width, states.shape[1]][rows] = angles, width, states
+        for (width, _), batch in alike.items():
+            angles, _, states = zip(*batch.values(), strict=True)
+            ended = _circuits(torch.cat(angles), width, torch.cat(states), n_layers, signs)
+            for rows, part in zip(batch, ended.split([len(part) for part in angles]), strict=True):
+                try:
+                    jobs[rows] = rows.send(part)
+                except StopIteration as done:
+                    found[rows] = done.value
+                    del jobs[rows]
+    return [found[rows] for rows in recursions]
+
+
+def _circuits(angles: Tensor, width: int, states: Tensor, n_layers: int, signs: Signs | None) -> Tensor:
+    """The final states (M, K, N) of circuits whose width is a power of two."""
+    if width == 1:
+        return states + angles.sum(1)[:, None, None]  # of no angles
+    n_qubits = width.bit_length() - 1
+    pattern = None if signs is None else (signs(n_qubits) > 0).cpu().numpy().tobytes()
+    return evolve(angles, _program(n_qubits, n_layers, pattern, angles.dtype, angles.device), states)
+
+
+@cached_tables
+def _program(n_qubits: int, n_layers: int, pattern: bytes | None, dtype: torch.dtype, device: torch.device) -> Program:
+    """`pattern`: whether each of the signs that replace the CZs is positive."""
+    ansatz = Ansatz("two_design", n_qubits, n_layers)
+    if pattern is None:
+        return compiled(ansatz, dtype, device)
+    signs = 2.0 * torch.frombuffer(bytearray(pattern), dtype=torch.bool).view(2 * n_layers, -1) - 1
+    return compile_gates(_with_signs(ansatz, signs), n_qubits, ansatz.angle_shape, dtype, device)
+
+
+def _with_signs(ansatz: Ansatz, signs: Tensor) -> Iterator[Gate | Tensor]:
+    """The gates of `two_design` with diagonals in place of its CZs."""
+    turns = (gate for gate in ansatz.gates() if gate.name == "ry")
+    yield from (next(turns) for _ in range(ansatz.n_qubits))
+    for step, diagonal in enumerate(signs):
+        yield diagonal
+        yield from (next(turns) for _ in range(2 * len(two_design_pairs(ansatz.n_qubits, step % 2))))
+
+
+@cached_tables
+def _half_bits(n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Halves of: row 0 is one, row 1 + b is bit b of the column's number. (1 + ceil(log2 N2), N2)"""
+    place = torch.arange((n2 - 1).bit_length())[:, None]
+    bits = (torch.arange(n2) >> place) & 1
+    return torch.cat([torch.ones(1, n2), bits]).to(device, dtype) / 2
+
+
+def _cut_to_size(rows: Tensor, width: int) -> Tensor:
+    """(M, K, 2**q) -> (M, K, N). Raises CircuitError if the cut columns are linearly dependent or nearly so."""
+    cut = rows[..., :width]
+    gram = cut.double() @ cut.double().mT  # (M, K, K); in float32 wide columns would be orthonormal to 1e-4 only
+    factor, failed = torch.linalg.cholesky_ex(gram)
     values = torch.linalg.eigvalsh(gram.detach())  # ascending
     condition = (values[:, -1] / values[:, 0].clamp(min=0)).nan_to_num(nan=math.inf, posinf=math.inf).max().item()
-    if failed or condition > MAX_CONDITION:
+    if failed.any() or condition > MAX_CONDITION:
         raise CircuitError(
             f"pad construction for width {width} is nearly rank deficient (condition {condition:.1e}); "
             "redraw the angles or use construction='qsd'"
         )
+    return torch.linalg.solve_triangular(factor, cut.double(), upper=False).to(cut)
+
+
+def _indices(columns: Sequence[int] | Tensor, n_qubits: int) -> tuple[int, ...]:
+    indices = tuple(columns.tolist() if isinstance(columns, Tensor) else columns)
+    if not indices or not 0 <= min(indices) <= max(indices) < 2**n_qubits:
+        raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(indices)}")
+    return indices
+
+
+def basis_columns(kind: str, n_qubits: int, k: int) -> Tensor:
+    """Distinct basis indices (k,) int64 on the CPU.
+
+    `first` is 0, ..., k-1. `spread` repeats the b = max(2, ceil(log2 k)) low bits of each column's number over
+    all wires, from the least significant on, so that every wire takes both of its states:
+
+        index(j) = sum_i bit(j, i mod b) * 2**i
+
+    Raises ConfigError for an unknown kind and for k outside 1 .. 2**n_qubits.
+    """
+    if kind not in ("first", "spread"):
+        raise ConfigError(f"unknown columns '{kind}'; choose one of first, spread")
+    if not 1 <= k <= 2**n_qubits:
+        raise ConfigError(
+            f"a circuit on {n_qubits} qubits has {2**n_qubits} columns; choose 1 to {2**n_qubits} of them, got {k}"
+        )
+    number = torch.arange(k, device="cpu")
+    if kind == "first":
+        return number
+    repeated = max(2, (k - 1).bit_length())
+    return sum((number >> wire % repeated & 1) << wire for wire in range(n_qubits)) + torch.zeros_like(number)
+
+
+def count_orthogonal(width: int, n_layers: int, construction: str = "auto") -> int:
+    """Number of angles of the columns with `width` rows, for example 127 for 768 rows and 2 layers.
+
+    `n_layers` and `construction` are those of `orthogonal_columns`. Raises ConfigError as `resolve_construction`.
+    """
+    if resolve_construction(width, construction) == "qsd":
+        return sum(_part_sizes(width, n_layers, with_v2=False))
+    n_qubits = column_qubits(width, construction)
+    return Ansatz("two_design", n_qubits, n_layers).n_angles if n_qubits else 0  # the 1 x 1 matrix [1]
+
+
+def resolve_construction(width: int, construction: str) -> str:
+    """The construction used at `width`: "circuit" (a power of two), "qsd" or "pad".
+
+    Raises ConfigError for an unknown name and a width below 1.
+    """
+    if construction not in CONSTRUCTIONS:
+        raise ConfigError(f"unknown construction '{construction}'; choose one of {', '.join(CONSTRUCTIONS)}")
+    if width < 1:
+        raise ConfigError(f"width must be at least 1, got {width}")
+    if width.bit_count() == 1:
+        return "circuit"
+    if construction == "auto":
+        return "qsd" if width.bit_count() <= 3 else "pad"
+    return construction
+
+
+def column_qubits(width: int, construction: str = "auto") -> int:
+    """Wires on which the columns are chosen: ceil(log2 N) for `pad`, otherwise those of the leading block."""
+    padded = resolve_construction(width, construction) == "pad"
+    return (width - 1).bit_length() if padded else width.bit_length() - 1
+
+
+def check_rank(k: int, width: int, construction: str) -> None:
+    """Raise ConfigError if the width or its leading block cannot hold k columns."""
+    n1 = _blocks(width)[0]
+    if resolve_construction(width, construction) == "qsd" and k > n1:
+        raise ConfigError(f"r={k} exceeds the leading block {n1} of width {width}; use construction='pad'")
+    if k > width:
+        raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """N1, the largest power of two that is at most `width`, and N2, the rest."""
+    n1 = 1 << (width.bit_length() - 1)
+    return n1, width - n1
+
+
+def _part_sizes(width: int, n_layers: int, with_v2: bool) -> list[int]:
+    """Numbers of angles of V1, V2 (optional), c, U1 and U2, in the order in which they are stored."""
+    n1, n2 = _blocks(width)
+    block = count_orthogonal(n1, n_layers)
+    rest = count_orthogonal(n2, n_layers) if n2.bit_count() == 1 else sum(_part_sizes(n2, n_layers, with_v2=True))
+    return [block, *([rest] * with_v2), 1 + (n2 - 1).bit_length(), block, rest]

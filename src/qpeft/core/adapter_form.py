@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
@@ -16,21 +16,17 @@ from torch import Tensor, nn
 
 from qpeft.errors import ConfigError
 
-if TYPE_CHECKING:
-    _Module = nn.Module
-else:
-    _Module = object
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
     """What was exported, and how far its logits are from the live model's."""
 
     path: str
-    n_trained: int  # trained parameters
+    n_trained: int  # trained parameters of the adapter
+    n_deployed: int  # parameters of the stock adapter
+    ranks: dict[str, int] | None  # of each module, if training chose them; the exported tensors have other shapes then
     n_bytes: int  # size of adapter_model.safetensors
     max_logit_difference: float | None  # from the live model; None: the base model has no weights to compare with
-    servers: dict[str, str] = field(default_factory=dict)  # whether vLLM and TRL load it, and why not or when
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name."""
@@ -38,40 +34,33 @@ class ExportReport:
 
 
 class StockAdapter(NamedTuple):
-    """A stock PEFT adapter equal to a trained one, and what its folder records."""
+    """A stock PEFT adapter equal to a trained one, and what its folder records; counts as in `ExportReport`."""
 
     tensors: dict[str, Tensor]  # by their keys in a stock file
     config: PeftConfig
-    is_half: bool  # whether the adapter computes in half precision
     settings: dict[str, Any]  # for qpeft.json: the method and its options
-    report: type[ExportReport]  # the class of what `qpeft.export` returns
-    counts: dict[str, Any]  # the report's fields that the export does not compute
+    n_trained: int
+    n_deployed: int
     host: str  # for the model card: the kind of adapter,
     origin: str  # and where its parameters come from
+    ranks: dict[str, int] | None = None
 
 
-class AdapterForm(_Module):
-    """Mixed in before a PEFT tuner, or a PeftModel, whose saved adapters stock PEFT cannot load.
+class AdapterForm:
+    """Mixed in before a PEFT tuner whose saved adapters stock PEFT cannot load.
 
     The defaults suit an adapter that is used as it is trained and has no stock form.
     """
 
     own_kind: ClassVar[str | None] = None  # name of this kind of adapter, if no stock PEFT adapter is equal to it
-    empty_warning: ClassVar[str] = ""  # shown if training left an adapter without effect
-    prunes: ClassVar[bool] = False  # whether an export leaves out a part, so that its tensors have other shapes
-
-    @classmethod
-    def current_key(cls, key: str) -> str:
-        """The key of a tensor in a checkpoint, from the `key` that an earlier release may have given it."""
-        return key
 
     def count_deployed(self, model: Any) -> int:
         """Parameters needed at inference, in addition to the base; `model` is the PeftModel."""
         return count_trainable(model)
 
-    def is_empty(self) -> bool:
-        """Whether the active adapters have no effect."""
-        return False
+    def plan_sizes(self) -> dict[str, Any]:
+        """As `Generator.plan_sizes`; called on the meta device."""
+        return {}
 
     def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
         """The stock adapter to export; `model` is the PeftModel."""
@@ -80,17 +69,6 @@ class AdapterForm(_Module):
     def exact(self) -> AbstractContextManager[None]:
         """Within: every computation is exact, whatever backend trains the adapter."""
         return nullcontext()
-
-    def pruned(self, adapter_name: str) -> AbstractContextManager[None]:
-        """Within: the live adapter equals its export."""
-        return nullcontext()
-
-    def on_optimizer(self, optimizer: Any, steps: int) -> None:
-        """Prepare a training loop without callbacks, of this many steps of `optimizer`."""
-
-    def own_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Optimizer groups that need options of their own, see `qpeft.param_groups`."""
-        return []
 
 
 def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,8 +99,9 @@ def check_model(model: Any) -> None:
 
 
 def form_of(model: Any) -> AdapterForm | None:
-    """The `AdapterForm` of a PeftModel; None if its adapters are stock adapters."""
-    return next((m for m in (model, getattr(model, "base_model", None)) if isinstance(m, AdapterForm)), None)
+    """The `AdapterForm` of a PeftModel: its generators or its tuner; None if its adapters are stock adapters."""
+    parts = (getattr(model, "qpeft_generator", None), getattr(model, "base_model", None))
+    return next((part for part in parts if isinstance(part, AdapterForm)), None)
 
 
 def own_kind(model: Any) -> str | None:
@@ -132,15 +111,12 @@ def own_kind(model: Any) -> str | None:
     cannot be exported either.
     """
     tuner = type(getattr(model, "base_model", None))
+    kind = getattr(tuner, "own_kind", None)
     is_foreign = issubclass(tuner, BaseTuner) and tuner.__module__.partition(".")[0] != "peft"
-    if is_foreign and getattr(tuner, "stock_adapter", None) in (None, AdapterForm.stock_adapter):
-        return getattr(tuner, "own_kind", None) or f"an adapter of {tuner.__name__}"
-    return getattr(tuner, "own_kind", None)
-
-
-def has_stock_form(model: Any) -> bool:
-    """Whether stock PEFT has an adapter equal to this PeftModel's."""
-    return own_kind(model) is None
+    default = AdapterForm.stock_adapter
+    if is_foreign and getattr(type(form_of(model)), "stock_adapter", default) is default:
+        return kind or f"an adapter of {tuner.__name__}"
+    return kind
 
 
 def count_trainable(model: Any) -> int:

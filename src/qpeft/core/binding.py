@@ -8,20 +8,14 @@ version, and its backward pass runs through a private graph:
 
 The generator therefore runs once per optimizer step, for any number of forward passes, micro-batches or checkpointed
 segments. The gradients of all micro-batches of one accelerate step are summed before one backward pass.
-
-Threads may run the model at the same time, for example one that trains and one that evaluates. The tensors of a trained
-adapter therefore have the node in every grad mode, as the parameters of a stock adapter require gradients in every
-mode: a forward pass without gradients never places tensors that another thread's graph would lack.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,11 +25,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from qpeft.circuits.numerics import once_differentiable
+from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 from qpeft.errors import QpeftError
 
-HALF_PRECISION = (torch.float16, torch.bfloat16)
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -47,19 +41,16 @@ class Slot:
     label: str  # the tensor's name within the base model, without the adapter's
     shape: torch.Size
     dtype: torch.dtype
-    widens: bool = True  # whether a half-precision tensor becomes float32 in training, as PEFT does for adapters
+    initial: Tensor | None = None  # the initial value that the base determines, on the CPU; None: drawn from the seed
 
     def put(self, tensor: Tensor) -> None:
-        """Set the tensor as a plain attribute, invisible to `nn.Module`."""
+        """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock parameter."""
+        self.owner._parameters.pop(self.name, None)
         self.owner.__dict__[self.name] = tensor
 
-    def take_parameter(self) -> None:
-        """Remove the stock parameter from its module."""
-        del self.owner._parameters[self.name]
-
     def restore_parameter(self, value: Tensor) -> None:
-        """Undo `take_parameter`; the parameter gets `value`."""
-        self.owner.__dict__.pop(self.name, None)
+        """Undo `put`; the parameter gets `value`."""
+        del self.owner.__dict__[self.name]
         self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
 
 
@@ -77,16 +68,11 @@ class Binding:
         self.sizes = [slot.shape.numel() for slot in slots]
         self._flat: Tensor | None = None
         self._key: tuple[Any, ...] = ()
-        self._values: Tensor | None = None  # the parameters at the last evaluation, flat
         self._placed: str | None = None  # "graph" or "detached", if the slots hold values of the last evaluation
         self._deferred: Tensor | None = None
         self._averages = False  # gradients over all processes, because FSDP2 shards the rest of the model
-        self._lock = threading.RLock()  # of the evaluation and the slots; not taken in a backward pass
-        for slot in self.slots:
-            slot.take_parameter()
         _keep(self)
-        generator.register_load_state_dict_pre_hook(_before_state)
-        generator.register_state_dict_pre_hook(_before_state)
+        generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
         self.refresh()
 
@@ -97,31 +83,30 @@ class Binding:
             ConfigError: FSDP or DeepSpeed ZeRO has sharded the generator.
         """
         refuse_sharded(self.generator)
-        with self._lock:
-            self.restore_precision()
-            parameters = list(self.generator.parameters())
-            trained = any(p.requires_grad for p in parameters)
-            builds_graph = trained and torch.is_grad_enabled()
-            if builds_graph and self._deferred is not None and all(p.grad is None for p in parameters):
-                self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
-            if self._stale(parameters, trained):
-                with torch.inference_mode(False), torch.set_grad_enabled(trained):
-                    self.flush()  # through the graph of the values it belongs to
-                    self._evaluate(parameters)
-            elif not builds_graph and (self._placed == "detached" or (self._placed and trained)):
-                return
-            self._place(detached=not trained)
+        self.restore_precision()
+        parameters = list(self.generator.parameters())
+        trained = any(p.requires_grad for p in parameters)
+        builds_graph = trained and torch.is_grad_enabled()
+        if builds_graph and self._deferred is not None and all(p.grad is None for p in parameters):
+            self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
+        key = _key(parameters)
+        if self._flat is None or self._key != key or (trained and not self._flat.requires_grad):
+            with torch.inference_mode(False), torch.set_grad_enabled(trained):
+                self.flush()  # through the graph of the values it belongs to
+                self._flat, self._key = self.generator(), key
+        elif not builds_graph and self._placed:
+            return
+        self._place(detached=not trained)
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph, until the next training forward pass."""
-        with self._lock:
-            self.refresh()
-            self._place(detached=True)
+        self.refresh()
+        self._place(detached=True)
 
-    def replicate(self, device: torch.device) -> None:
-        """Keep the generator equal in all processes from now on, while FSDP2 shards the model; `device` computes."""
+    def replicate(self, model: nn.Module) -> None:
+        """Keep the generator equal in all processes from now on, while FSDP2 shards the model."""
         if not self._averages:
-            copy_from_first(self.generator, device)
+            copy_from_first(self.generator, model)
             self.invalidate()
             self._averages = True
 
@@ -130,48 +115,26 @@ class Binding:
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
         self._placed = None
-        self.restore_precision()
 
     def restore_precision(self) -> None:
-        """Undo casts to half precision through `.data`, which trainers apply to adapters on quantized models.
-
-        The exact float32 values of a parameter are restored if it has not been trained since the cast.
-        """
-        parameters = list(self.generator.parameters())
-        if not any(p.dtype in HALF_PRECISION for p in parameters):
-            return
-        exact = _flat_values(parameters).float() if self._values is None else self._values
-        for parameter, value in zip(parameters, exact.split([p.numel() for p in parameters]), strict=True):
-            if parameter.dtype in HALF_PRECISION:
-                parameter.data = _widened(parameter.data, value)
+        """Undo casts to half precision, which trainers apply to the adapters of quantized models."""
+        for parameter in self.generator.parameters():
+            if parameter.dtype in _HALF_PRECISION:
+                parameter.data = parameter.data.float()
 
     def invalidate(self) -> None:
-        """Discard the evaluation; needed only after writing parameters through `.data` on an accelerator."""
-        with self._lock:
-            self._flat, self._key, self._values, self._placed = None, (), None, None
+        """Discard the evaluation.
 
-    @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Within: the generator is evaluated again; afterwards the previous evaluation is restored.
-
-        On a device an evaluation costs a job, and a second one at the same angles would give other values.
+        Call it after writing a generator's parameters through `.data`, which PyTorch does not record: an optimizer
+        step, `load_state_dict` and operations inside `torch.no_grad()` are noticed.
         """
-        kept = self._flat, self._key, self._values, self._deferred
-        self.invalidate()
-        self._deferred = None
-        try:
-            yield
-        finally:
-            self._flat, self._key, self._values, self._deferred = kept
-            self._placed = None
+        self._flat, self._key, self._placed = None, (), None
 
-    def widen_half_precision(self) -> None:
-        """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for trained adapters."""
-        for slot in self.slots:
-            if slot.widens and slot.dtype in HALF_PRECISION:
-                slot.dtype = torch.float32
-        self._placed = None
-        self.refresh()
+    def renew(self) -> None:
+        """Evaluate the generator now, unless this is costly, so that the next forward pass is early enough."""
+        self.invalidate()
+        if not getattr(self.generator, "is_costly", False):
+            self.refresh()
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -185,42 +148,14 @@ class Binding:
             slot.restore_parameter(value)
         _live.pop(id(self), None)
 
-    @contextmanager
-    def as_parameters(self) -> Iterator[None]:
-        """Within: the adapter has its own parameters, with the current values, as in stock PEFT."""
-        for slot, value in zip(self.slots, self.values(), strict=True):
-            slot.restore_parameter(value)
-        try:
-            yield
-        finally:
-            for slot in self.slots:
-                slot.take_parameter()
-            self._placed = None
-            self.refresh()
-
     def flush(self) -> None:
         """Run the backward pass of the generator for deferred gradients."""
         if self._deferred is not None and self._flat is not None:
             gradient, self._deferred = self._deferred, None
-            gradient = average([gradient])[0] if self._averages else gradient
+            gradient = average(gradient) if self._averages else gradient
             inputs = [p for p in self.generator.parameters() if p.requires_grad]
             with torch.autocast(gradient.device.type, enabled=False):
                 torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
-
-    def _stale(self, parameters: list[nn.Parameter], trained: bool) -> bool:
-        if self._flat is None or self._key != _key(parameters) or (trained and not self._flat.requires_grad):
-            return True
-        # writes through `.data` do not change the version; on the CPU the values are compared, which on an accelerator
-        # would wait for all queued work
-        if self._values is None or self._values.device.type != "cpu":
-            return False
-        return not torch.equal(_flat_values(parameters), self._values)
-
-    def _evaluate(self, parameters: list[nn.Parameter]) -> None:
-        # before the evaluation: if another thread changes a parameter meanwhile, the value is stale
-        key, values = _key(parameters), _flat_values(parameters)
-        self._flat = self.generator()
-        self._key, self._values, self._placed = key, values, None
 
     @torch.inference_mode(False)
     def _place(self, *, detached: bool) -> None:
@@ -232,34 +167,21 @@ class Binding:
             for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
                 tensor = part.view(slot.shape).to(slot.dtype)
                 if tensor.requires_grad:
-                    tensor.__deepcopy__ = _DetachedCopy(tensor)  # type: ignore[method-assign]
+                    tensor.__deepcopy__ = _no_copy  # type: ignore[method-assign]
                 slot.put(tensor)
         self._placed = "detached" if detached else "graph"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         """A binding over the copied generator and modules, without the cached graph."""
-        new = Binding.__new__(Binding)
-        memo[id(self)] = new
-        new.__setstate__(self.__getstate__())
+        memo[id(self)] = new = copy.copy(self)
+        new.invalidate()
+        new._deferred = None
         new.generator = copy.deepcopy(self.generator, memo)
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
+        for old, copied in zip(self.slots, new.slots, strict=True):
+            copied.put(old.owner.__dict__[old.name].detach().clone())
+        _keep(new)
         return new
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "_flat": None,
-            "_key": (),
-            "_values": None,
-            "_placed": None,
-            "_deferred": None,
-            "_lock": None,
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.RLock()
-        _keep(self)
 
 
 class _Boundary(torch.autograd.Function):
@@ -271,8 +193,8 @@ class _Boundary(torch.autograd.Function):
         return ctx.flat.detach()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        refuse_second_derivative()
         binding: Binding = ctx.binding
         if _more_micro_batches():
             deferred = binding._deferred
@@ -282,77 +204,46 @@ class _Boundary(torch.autograd.Function):
         if binding._deferred is not None:
             gradient, binding._deferred = gradient + binding._deferred, None
         ctx.runs += 1
-        if ctx.runs > 1 and not binding._averages:
-            _refuse_partial_gradients()
+        if binding._averages:
+            gradient = average(gradient)
+        elif ctx.runs > 1 and n_processes() > 1:
+            raise RuntimeError(
+                "the generator received several partial gradients in one backward pass under distributed training "
+                "(reentrant activation checkpointing), of which only the first would be averaged; "
+                "use activation_checkpointing_kwargs={'use_reentrant': False}"
+            )
         wanted = [p for p in ctx.parameters if p.requires_grad]
         # without autocast, which would also apply to a backward pass that is called inside it
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-            found = torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True)
-        gradients = iter(average(found) if binding._averages else found)
-        return (None, None, *(next(gradients) if p.requires_grad else None for p in ctx.parameters))
+            found = iter(torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True))
+        return (None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters))
 
 
-class _DetachedCopy:
-    """`__deepcopy__` of one generated tensor, which PyTorch refuses to copy; the copy is generated again anyway."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = weakref.ref(tensor)
-
-    def __call__(self, memo: dict[int, Any]) -> Tensor | None:
-        tensor = self._tensor()
-        return None if tensor is None else tensor.detach().clone()
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return (_no_copy, ())
-
-
-def _no_copy() -> None:
-    return None
-
-
-def _flat_values(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A copy of all values, in one tensor: one kernel on an accelerator."""
-    return torch.cat([p.detach().flatten() for p in parameters])
-
-
-def _widened(rounded: Tensor, exact: Tensor) -> Tensor:
-    """`rounded` in float32; a copy of `exact` (flat) if rounding it gives `rounded`."""
-    exact = exact.view_as(rounded)
-    return exact.to(rounded.device, copy=True) if torch.equal(exact.to(rounded), rounded) else rounded.float()
+def _no_copy(memo: dict[int, Any]) -> None:
+    """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding places its own."""
 
 
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), p._version, p.device, p.requires_grad) for p in parameters)
 
 
-def _before_state(generator: nn.Module, *_: Any) -> None:
-    """State dicts are saved and loaded in full precision."""
-    for binding in _live_bindings():
-        if binding.generator is generator:
-            binding.restore_precision()
+def _before_loading(generator: nn.Module, *_: Any) -> None:
+    """Values are loaded in full precision."""
+    for binding in _live_of(generator.parameters()):
+        binding.restore_precision()
 
 
 def _after_loading(generator: nn.Module, *_: Any) -> None:
     """Refresh at once, so that nothing reads an adapter tensor from before the loading."""
-    for binding in _live_bindings():
-        if binding.generator is generator and not getattr(generator, "is_costly", False):
-            with suppress(QpeftError):  # the next forward pass raises it
-                binding.refresh()
+    for binding in _live_of(generator.parameters()):
+        with suppress(QpeftError):  # the next forward pass raises it
+            binding.renew()
 
 
 def _more_micro_batches() -> bool:
     """Whether, according to accelerate, other micro-batches follow before the optimizer step."""
     state = GradientState._shared_state
     return bool(state) and not state.get("sync_gradients", True)
-
-
-def _refuse_partial_gradients() -> None:
-    if n_processes() > 1:
-        raise RuntimeError(
-            "the generator received several partial gradients in one backward pass under distributed training "
-            "(reentrant activation checkpointing), of which only the first would be averaged; "
-            "use activation_checkpointing_kwargs={'use_reentrant': False}"
-        )
 
 
 _live: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
@@ -363,36 +254,22 @@ def _keep(binding: Binding) -> None:
     _live[id(binding)] = binding
 
 
-def _live_bindings() -> list[Binding]:
-    """All bindings; a copy made at once, because other threads create and delete some."""
-    return [binding for reference in _live.valuerefs() if (binding := reference()) is not None]
-
-
-def _trained_by(optimizer: Optimizer) -> list[Binding]:
-    if not (live := _live_bindings()):
-        return []
-    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [b for b in live if any(id(p) in trained for p in b.generator.parameters())]
+def _live_of(parameters: Iterable[Tensor]) -> list[Binding]:
+    """The bindings with some of these parameters."""
+    ids = {id(p) for p in parameters} if _live else ()
+    return [b for b in list(_live.values()) if any(id(p) in ids for p in b.generator.parameters())]
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    for binding in _trained_by(optimizer):
-        if binding._deferred is not None:
-            warnings.warn(
-                "the optimizer made a step during gradient accumulation; the deferred gradients of the generator were "
-                "added now, after any gradient clipping",
-                stacklevel=2,
-            )
-            binding.flush()
+    """Add deferred gradients, if the step is made during accumulation."""
+    for binding in _live_of(p for group in optimizer.param_groups for p in group["params"]):
+        binding.flush()
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
     """Refresh at once, so that nothing reads an adapter tensor from before the step."""
-    for binding in _trained_by(optimizer):
-        binding.invalidate()
-        if getattr(binding.generator, "is_costly", False):
-            continue  # the next forward pass evaluates it
-        binding.refresh()
+    for binding in _live_of(p for group in optimizer.param_groups for p in group["params"]):
+        binding.renew()
 
 
 register_optimizer_step_pre_hook(_before_step)

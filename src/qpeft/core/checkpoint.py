@@ -2,74 +2,54 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+import torch
+from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from qpeft.core.adapter_form import check_adapted, check_model
-from qpeft.core.config_limits import check_patterns, check_sizes
-from qpeft.core.exported_folder import RECORD, refuse_others
-from qpeft.core.frame_file import check_given, complete
-from qpeft.core.load_checks import check_acts, check_generator, check_whole, find_not_finite
-from qpeft.core.model_card import is_users_own
+from qpeft.core.config import check_seal
+from qpeft.core.frame_file import complete
+from qpeft.core.model_card import keep_card
 from qpeft.core.replication import refuse_sharded_adapter
-from qpeft.core.targets import is_linear, sizes
-from qpeft.core.weights_hash import check_seal, sets_in_order
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError
-from qpeft.files import read_json, replace_folder
+from qpeft.files import folder_to_replace, read_json, replace_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-_CARD = "README.md"
-_INITIAL = "qpeft_initial_adapter"  # attribute of a model
+RECORD = "qpeft.json"  # how an exported adapter was made
+_OTHER = (
+    "its adapter_config.json was edited, or it was written for another base model, or with another circuit under this "
+    "name: restore the file, load it on its base model with qpeft.load, and import the module that registers its "
+    "ansatz, or give its file on the command line with --ansatz FILE.py:NAME"
+)
 
 
-def keep_initial(model: PeftModel, folder: str) -> None:
-    """Keep in `folder` the initial adapter of a model whose base weights PEFT changed by it (LoRA-GA).
+def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
+    """Atomic `model.save_pretrained(directory, **options)`.
 
-    `save` subtracts it, so that the saved adapter is for the original base.
-    """
-    model.save_pretrained(folder, save_embedding_layers=False)
-    vars(model)[_INITIAL] = folder
-
-
-def changes_base(model: Any) -> bool:
-    """Whether `keep_initial` was called: the saved LoRA then has twice the trained parameters."""
-    return _INITIAL in vars(model)
-
-
-def save(model: PeftModel, directory: str | Path) -> None:
-    """Atomic `model.save_pretrained(directory)`.
-
-    An earlier adapter there is replaced; a model card written by the user is kept.
+    An earlier adapter there is replaced; a model card that the user wrote or changed is kept.
 
     Raises:
         ConfigError: the model has no adapter; the folder contains other files, which would be lost, or is none; or a
             parameter of the adapter is NaN or Inf.
     """
     check_adapted(model)
-    target = refuse_others(Path(directory), [CONFIG, WEIGHTS, _CARD, *model.peft_config])
+    target = folder_to_replace(Path(directory), [CONFIG, WEIGHTS, "README.md", *model.peft_config])
     refuse_sharded_adapter(model)
     for name in model.peft_config:
         if broken := find_not_finite(model, name):
             raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")
     with replace_folder(target) as folder:
-        if is_users_own(target / _CARD):
-            shutil.copyfile(target / _CARD, folder / _CARD)
-        with sets_in_order(*model.peft_config.values()):
-            model.save_pretrained(str(folder), save_embedding_layers=False, **_conversion(model))
-
-
-def _conversion(model: PeftModel) -> dict[str, Any]:
-    return {"path_initial_model_for_weight_conversion": vars(model)[_INITIAL]} if changes_base(model) else {}
+        model.save_pretrained(str(folder), save_embedding_layers=False, **options)
+        keep_card(target, folder)
 
 
 def load(
@@ -97,33 +77,13 @@ def load(
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base` has other weights
             and the adapter acts in frames of its base model.
-        ConfigError: `base` is no model, there is no file `frames`, or the adapter refers to none.
+        ConfigError: `base` is no model, or there is no file `frames`.
     """
     check_model(base)
-    with unchanged(Path(directory)):
-        return _load(base, Path(directory), is_trainable, frames, allow_other_base, options)
-
-
-def _load(
-    base: nn.Module,
-    folder: Path,
-    is_trainable: bool,
-    frames: str | Path | None,
-    allow_other_base: bool,
-    options: dict[str, Any],
-) -> PeftModel:
-    name = options.get("adapter_name", "default")
+    folder, name = Path(directory), options.get("adapter_name", "default")
     try:
         content = check_folder(folder)
-        if frames is not None:
-            check_given(frames, content, folder)  # it is found by its hash from now on
-        config = complete(content, folder)
-        try:
-            check_sizes(config, folder / WEIGHTS, [sizes(module) for module in base.modules() if is_linear(module)])
-            check_generator(config, folder)
-            check_patterns(config, (name for name, _ in base.named_modules()))
-        except ConfigError as error:
-            raise CheckpointError(f"{folder / CONFIG}: {error}; if it was edited, restore the original") from error
+        config = complete(content, folder, frames)  # a file that is given is found by its hash from now on
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
         # only `load_folder` builds those that PEFT alone cannot build
         build = getattr(tuner, "load_folder", PeftModel.from_pretrained)
@@ -132,6 +92,8 @@ def _load(
             model = build(base, folder, is_trainable=is_trainable, **options)
         if not hasattr(tuner, "load_folder") and not options.get("key_mapping"):
             check_whole(model, folder, name)
+        if read_json(folder / CONFIG) != content:
+            raise CheckpointError(f"{folder} was replaced while it was read; load it again, on a new base model")
     except (InputError, MemoryError, BaseModelWarning):
         raise
     except Exception as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
@@ -140,35 +102,9 @@ def _load(
             f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
             f"restore its {CONFIG} if it was edited"
         ) from error
-    check_acts(model, folder, name)
+    if broken := find_not_finite(model, name):
+        raise CheckpointError(f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint")
     return model
-
-
-def stamp(folder: Path) -> tuple[int, ...]:
-    """Numbers that change when a file of the adapter is replaced. Raises OSError if one is missing."""
-    found = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
-    return tuple(n for one in found for n in (one.st_ctime_ns, one.st_mtime_ns, one.st_size, one.st_ino))
-
-
-@contextmanager
-def unchanged(folder: Path) -> Iterator[None]:
-    """Within: an adapter is read, whose config and weights belong together.
-
-    Raises CheckpointError, instead of any other error, if a file was replaced meanwhile.
-    """
-    before = _stamp_or_none(folder)
-    try:
-        yield
-    finally:
-        if _stamp_or_none(folder) != before:
-            raise CheckpointError(f"{folder} was replaced while it was read; load it again, on a new base model")
-
-
-def _stamp_or_none(folder: Path) -> tuple[int, ...] | None:
-    try:
-        return stamp(folder)
-    except (OSError, ValueError):  # ValueError: an invalid file name
-        return None
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
@@ -185,18 +121,13 @@ def check_folder(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG)
         kind = str(config["peft_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it") from error
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise CheckpointError(
-            f"{folder / CONFIG} has the unknown peft_type '{kind}'; it is foreign, a newer qpeft or peft wrote it, "
+            f"{folder / CONFIG} has the unknown peft_type {kind!r}; it is foreign, a newer qpeft or peft wrote it, "
             "or it is of a method of your own: import the module that registers it first, or give its file on the "
             "command line with --method FILE.py:NAME"
-        )
-    tokens = config.get("alora_invocation_tokens")  # PEFT fails only in the first forward pass
-    if tokens is not None and not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)):
-        raise CheckpointError(
-            f"{folder / CONFIG}: alora_invocation_tokens is {tokens!r}; restore the list of token ids"
         )
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -212,9 +143,70 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 def _seal(folder: Path, config: dict[str, Any]) -> Any:
     """The recorded SHA-256 of the weights; None for a stock adapter."""
-    if not (folder / RECORD).exists():
+    if not (folder / RECORD).is_file():
         return config.get("weights_sha256")
     try:
         return read_json(folder / RECORD).get("weights_sha256")
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / RECORD} is damaged ({error}); restore it, or delete it") from error
+
+
+def check_whole(model: Any, folder: Path, name: str) -> None:
+    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
+    wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        found = set(file.keys())
+    # the tensors of generators were checked when they were loaded: a file may have a hash instead of frames
+    generated = {key for key in wanted | found if key.startswith("base_model.qpeft_generator.")}
+    missing = sorted(wanted - found - generated)
+    surplus = sorted(found - wanted - generated - model.state_dict().keys())
+    if missing or surplus:
+        raise CheckpointError(
+            f"{folder} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown "
+            f"{surplus[:3] or 'nothing'}; {WEIGHTS} or {CONFIG} is damaged, or for another base "
+            "model"
+        )
+
+
+def find_not_finite(model: Any, name: str) -> str | None:
+    """The name of a saved or generated tensor with NaN or Inf; None if there is none."""
+    holder = getattr(model, "qpeft_generator", None)
+    if holder is not None and name in holder:
+        with holder.exact():  # as in an export, without a job on a device
+            state = holder.stock_state(model, name)
+    else:
+        state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return next((key for key, value in state.items() if not value.is_meta and not torch.isfinite(value).all()), None)
+
+
+def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless `found` has the names, shapes and fingerprint of `expected`, and is finite."""
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        raise CheckpointError(
+            f"the checkpoint does not contain this adapter: missing {missing or 'nothing'}, "
+            f"unknown {surplus or 'nothing'}; it is damaged or was written with other settings"
+        )
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            raise CheckpointError(
+                f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; {_OTHER}"
+            )
+        if found[name].is_floating_point() != value.is_floating_point():
+            raise CheckpointError(f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}")
+    for name, value in expected.items():
+        if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
+            raise CheckpointError(f"the checkpoint has other initial values or settings; {_OTHER}")
+        if not torch.isfinite(found[name].to(value.dtype)).all():  # a float64 value may be infinite in float32
+            raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
+
+
+def check_adapter(tuner: Any, model: Any, adapter_name: str, found: dict[str, Tensor]) -> None:
+    """`check_tensors` for the tensors `found`, by their name in `model`, of an adapter of the class `tuner`.
+
+    Without it PEFT silently leaves tensors that the file lacks at their initial values.
+    """
+    present = model.state_dict()
+    mine = _filter_state_dict_by_key_prefixes(present, _get_tuner_state_dict_key_prefixes(model, adapter_name))
+    expected = tuner._get_adapter_state_dict(model, model.peft_config[adapter_name], adapter_name, mine, [])
+    check_tensors({k: v for k, v in found.items() if k in expected or k not in present}, expected)

@@ -1,30 +1,29 @@
-"""The base classes of PEFT configs of generated adapters: they record the initial values and the base."""
+"""The base classes of qpeft's PEFT configs: they record weights and base, refuse other weights, and write a card."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from qpeft.checks import option
 from qpeft.core import model_card
 from qpeft.core.binding import Slot
-from qpeft.core.weights_hash import SealedConfig
-from qpeft.errors import CheckpointError, ConfigError, setting
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.files import file_hash
+from qpeft.generator_config import GeneratorConfig
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from qpeft.core.generator import Generator
-    from qpeft.core.seeded_init import SeededInit
-
-FORMAT_VERSION = 2  # 1: of qpeft 0.1; 2: a frame file, or 16 bits, bits of lambda
-Held = TypeVar("Held")
+FORMAT_VERSION = 2  # 1: before release 0.2
 
 
 class MethodName(str):
@@ -38,9 +37,6 @@ class MethodName(str):
 
     def __str__(self) -> str:
         return f"PeftType.{self.value}"
-
-    def __reduce__(self) -> tuple[type[MethodName], tuple[str]]:
-        return (type(self), (self.value,))
 
 
 # PEFT adds these to a config only after it has built the tuner
@@ -65,7 +61,79 @@ def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), m
 
 
 @dataclass
-class OwnTunerConfig(SealedConfig):
+class AdapterConfig(PeftConfig):
+    """Mixed in first. PEFT saves the weights before the config, and loads the config before the weights."""
+
+    weights_sha256: str | None = option(
+        None, "SHA-256 of adapter_model.safetensors; filled in when saved.", filled_in=True
+    )
+    base_digest: str | None = option(
+        None, "Digest of the base model's adapted weights; filled in when bound.", filled_in=True
+    )
+
+    @property
+    def depends_on_base(self) -> bool:
+        """Whether the adapter's values have a meaning on its own base model only."""
+        return False
+
+    def __new__(cls, *args: Any, **settings: Any) -> Any:
+        if args:  # the first field of PEFT's configs is the task
+            example = f"r={args[0]!r}" if hasattr(cls, "r") else 'target_modules="all-linear"'
+            raise ConfigError(f"{cls.__name__} takes keyword arguments only; name the field, such as {example}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, tuple):
+                setattr(self, name, list(value))  # as it is read back from JSON
+        super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as in adapter_config.json; sets are sorted, so that every process saves the same."""
+        fields = super().to_dict().items()
+        return {k: sorted(v) if isinstance(v, set) else list(v) if isinstance(v, tuple) else v for k, v in fields}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
+        self.weights_sha256 = file_hash(weights) if weights.is_file() else None
+        super().save_pretrained(save_directory, **kwargs)
+        if card := self.card():
+            model_card.write_card(Path(save_directory), card, self.registered())
+
+    def card(self) -> model_card.Card | None:
+        """The content of the model card; None for PEFT's own card."""
+        return None
+
+    def registered(self) -> type:
+        """The class whose module must be imported before a folder of this config is loaded."""
+        return type(self)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """As PEFT's; CheckpointError if a local folder's weights were not saved with this config, or it is damaged."""
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        try:
+            config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (CheckpointError, OSError):
+            raise
+        except Exception as error:  # a field of another type can fail anywhere in PEFT
+            raise CheckpointError(f"{folder / CONFIG_NAME}: {error or type(error).__name__}; restore it") from error
+        check_seal(folder, getattr(config, "weights_sha256", None))  # PEFT returns a config of the folder's own class
+        return config
+
+
+def check_seal(folder: Path, expected: str | None) -> None:
+    """Raise CheckpointError if the folder's weights have another SHA-256 than the `expected` one, if there is one."""
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if expected is not None and weights.is_file() and file_hash(weights) != expected:
+        raise CheckpointError(
+            f"{weights} is not the file that was saved: its SHA-256 differs, so it is damaged or was replaced; copy "
+            "the folder again (if the change is intended, set weights_sha256 to null in the JSON file that contains it)"
+        )
+
+
+@dataclass
+class OwnTunerConfig(AdapterConfig):
     """The config of an `OwnTuner`, with PEFT's fields that choose modules; a subclass defines `target_modules`."""
 
     exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
@@ -75,138 +143,73 @@ class OwnTunerConfig(SealedConfig):
         None, "Names of the lists of layers that layers_to_transform counts, such as h. Default: any."
     )
 
-    def check_targets(self, example: str) -> None:
-        """Raise ConfigError if the fields that choose modules contradict each other, as LoraConfig does."""
-        targets: Any = getattr(self, "target_modules", None)
-        if targets is not None and not targets:
-            raise ConfigError(
-                f"{setting('target_modules')} is empty; name modules such as {example}, or leave it unset"
-            )
-        if isinstance(targets, str) and self.layers_to_transform is not None:
-            raise ConfigError("layers_to_transform needs a list of names in target_modules, not one text")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigError("layers_pattern needs layers_to_transform")
-
 
 @dataclass
-class GeneratedConfig(SealedConfig):
-    """A PEFT config that records the initial values of its adapter and the tensors of its base model."""
+class GeneratedConfig(AdapterConfig, GeneratorConfig):
+    """The config of a generated adapter: the generator's, with the table of the tensors that it generates.
 
-    format_version: int = option(1, "Version of the compact format.")
-    start_hash: str | None = option(None, "SHA-256 of the integers drawn for the initial values; filled in when bound.")
+    For a generated LoRA it is mixed in before `LoraConfig`. A subclass defines `make` and `description`.
+    """
+
+    format_version: int = option(FORMAT_VERSION, "Version of the compact format.")
     generated: list[Any] | None = option(
         None, "Name and shape of each generated tensor in order; filled in when bound."
     )
 
-    tensor_prefix: ClassVar[str] = "base_model.qpeft_generator."  # of the generator's tensors in a compact checkpoint
-
-    def to_generator(self) -> Any:
-        """The settings of the generator: this config, or those of an attached generator."""
-        return self
-
-    def without_base(self, slots: Sequence[Slot], init: SeededInit, stored: Mapping[str, Tensor]) -> Generator | None:
-        """The untrained generator, made without the base model; None if it depends on more of it than `slots`.
-
-        Args:
-            slots: Names and shapes of the generated tensors, in order.
-            init: Draws the initial values.
-            stored: The generator's tensors in the compact checkpoint.
-        """
-        return None
-
-    def count_without_base(self, slots: Sequence[Slot]) -> int | None:
-        """The generator's trainable parameters, where `without_base` cannot make it; None if they are unknown."""
-        return None
-
-    def read_files(self, base: nn.Module) -> None:
-        """Fill in what a file that the config names determines; called before the adapter is built or counted.
-
-        Raises CheckpointError if the file is for another model than `base`.
-        """
-
-    def check_format(self) -> None:
-        """Raise CheckpointError if a newer qpeft wrote this config."""
-        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.format_version != FORMAT_VERSION:
             raise CheckpointError(
-                f"this adapter has format version {self.format_version!r}, this qpeft reads up to {FORMAT_VERSION}; "
-                "install a newer qpeft"
+                f"this adapter has format version {self.format_version!r}, this qpeft reads {FORMAT_VERSION}; "
+                "load it with the release of qpeft that wrote it"
             )
 
-    def to_stock(self) -> PeftConfig:
-        """The stock config of the generated adapter, for the exported folder."""
-        raise NotImplementedError
+    def to_generator(self) -> GeneratorConfig:
+        """The configuration of the generator: this config, or that of an attached generator."""
+        return self
 
-    def description(self) -> dict[str, Any]:
-        """The "method" with its paper and the settings that matter, for model cards and qpeft.json."""
-        raise NotImplementedError
+    def read_files(self, base: nn.Module) -> None:
+        """Fill in what a file that the config names determines for `base`; called before the adapter is built."""
+
+    def further_slots(self, model: nn.Module, adapter_name: str) -> list[Slot]:
+        """Tensors outside of LoRA's layers that are generated as well."""
+        return []
 
     @property
-    def has_stock_form(self) -> bool:
-        """Whether stock PEFT has the generated adapter."""
-        return True
+    def drawn_init(self) -> bool | str:
+        """The initial values w0: `init_lora_weights`, or "zero" for A = B = 0, where the generator's are not zero."""
+        return getattr(self, "init_lora_weights", "zero")
+
+    def to_stock(self) -> PeftConfig:
+        """The stock config of the generated adapter, for the exported folder: a LoraConfig."""
+        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
+        return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
 
     def card(self) -> model_card.Card:
-        settings = self.description()
-        method, host = settings.pop("method"), settings.pop("host", "LoRA")
+        method, host = (self.description().get(name, "LoRA") for name in ("method", "host"))
         sizes = [math.prod(shape) for _, shape in self.generated or []]
         return model_card.Card(
             "Compact adapter",
             tag=host,
             what=f"This folder contains the *generator* of a stock adapter ({host}), not the adapter itself.\n"
-            f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors.",
-            settings=settings,
-            can_export=self.has_stock_form,
+            f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors.\n"
+            + model_card.EXPORT,
         )
 
-    def check_start(self, digest: str) -> None:
-        """Raise CheckpointError if the adapter was trained from other initial values than those drawn now."""
-        if self.start_hash not in (None, digest):
-            raise CheckpointError(
-                f"the initial values drawn from seed {getattr(self, 'seed', None)} have hash {digest[:12]}, the "
-                f"checkpoint was trained from {str(self.start_hash)[:12]}: its adapter_config.json was edited or is "
-                "damaged; restore the original file"
-            )
 
-
-@dataclass
-class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
-    """A generated LoRA adapter, with LoRA's own fields."""
-
-    @property
-    def drawn_init(self) -> bool | str:
-        """The initial values w0: `init_lora_weights`, or "zero" for A = B = 0, where the generator's are not zero."""
-        return self.init_lora_weights  # type: ignore[return-value]
-
-    def refuse_lora_options(self, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()) -> None:
-        """Raise ConfigError for LoRA's variants, apart from those `allowed`, and `more` options, if they are set."""
-        refuse_lora_options(self, method, allowed, more)
-
-    def to_stock(self) -> LoraConfig:
-        """The LoraConfig of the generated adapter, for the exported folder."""
-        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
-        return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
-
-
-def in_saved_order(found: Sequence[tuple[Slot, Held]], saved: list[Any]) -> list[tuple[Slot, Held]]:
-    """The tensors in the order of the checkpoint being loaded.
-
-    Raises:
-        CheckpointError: the checkpoint's table of tensors is damaged or describes another base model.
-    """
-    here = {slot.label: (slot, held) for slot, held in found}
+def in_vector_order(slots: Sequence[Slot], config: Any) -> list[Slot]:
+    """The tensors of an adapter in the order of the flat vector, which a checkpoint that is being loaded records."""
+    saved: list[Any] | None = config.generated
+    if saved is None:
+        return config.order(slots)
+    here = {(slot.label, *slot.shape): slot for slot in slots}
     try:
-        shapes = {label: tuple(shape) for label, shape in saved}
-    except (TypeError, ValueError) as error:
-        raise CheckpointError("the table of generated tensors in adapter_config.json is damaged; restore it") from error
-    for label in [*shapes, *here]:
-        expected = tuple(here[label][0].shape) if label in here else "no such tensor"
-        if shapes.get(label, "no such tensor") != expected:
-            raise CheckpointError(
-                f"saved table does not match this model: {label} has shape "
-                f"{_shown(shapes.get(label))}, expected {_shown(expected)}; load the adapter on its own base model"
-            )
-    return [here[label] for label in shapes]
-
-
-def _shown(shape: Any) -> str:
-    return str(list(shape)) if isinstance(shape, tuple) else "nothing"
+        ordered = [here.pop((label, *shape)) for label, shape in saved]
+    except (TypeError, ValueError, KeyError):
+        ordered = []
+    if here or not ordered:
+        raise CheckpointError(
+            "the table of generated tensors in adapter_config.json is not that of this model: it is damaged, or the "
+            "adapter is for another base model"
+        )
+    return ordered

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from qpeft.errors import ConfigError
-
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
-    from qpeft.core.binding import Slot
-    from qpeft.core.seeded_init import SeededInit
-
-
-_MOST = 2**24  # parameters of a generator that has more of them than it generates
-
-
-def check_size(n_parameters: int, n_generated: int) -> None:
-    """Raise ConfigError for a generator too large for any use, before its parameters are drawn."""
-    if n_parameters > max(_MOST, n_generated):
-        raise ConfigError(
-            f"the generator would have {n_parameters:,} parameters to generate {n_generated:,}; at most "
-            f"{max(_MOST, n_generated):,} are allowed: use a smaller generator, or the stock adapter"
-        )
 
 
 class ParameterGroup(NamedTuple):
@@ -61,26 +45,14 @@ class FullPrecision(nn.Module):
 class CircuitModule(nn.Module):
     """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one.
 
-    Or of several circuits of one ansatz; `angles` then have a leading axis, and `n_circuits` is overridden.
+    Or of several circuits of one ansatz; `angles` then have a leading axis.
     """
 
     backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator
+    ansatz: Ansatz
     angles: Any  # called with `initial=True` for the angles before training
-
-    @property
-    def ansatz(self) -> Ansatz:
-        """The circuit."""
-        raise NotImplementedError
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether its angles are trained."""
-        raise NotImplementedError
-
-    @property
-    def n_circuits(self) -> int:
-        """How many circuits of `ansatz` an evaluation runs."""
-        return 1
+    is_trained: bool  # whether the angles are
+    n_circuits: int = 1  # that an evaluation runs
 
 
 class Generator(FullPrecision):
@@ -98,21 +70,15 @@ class Generator(FullPrecision):
         with torch.autocast(self.fingerprint.device.type, enabled=False):
             return super().__call__()
 
-    def find_broken(self) -> str | None:
-        """The name of the first parameter that contains NaN or Inf; None if there is none."""
-        return next((name for name, p in self.named_parameters() if not torch.isfinite(p).all()), None)
+    def use_base(self, base: nn.Module) -> None:
+        """Take what the base model determines, such as frames; called once, after the adapter was injected into it."""
 
-    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> Generator:
-        """An untrained generator like this one, with the initial values of another seed.
+    def use_base_of(self, other: Generator) -> None:
+        """As `use_base`, from a generator of another seed on the same base model, with which tensors may be shared."""
 
-        Args:
-            slots: The tensors that it fills, in its order.
-            config: Its settings, with the other seed.
-            init: Draws the initial values of that seed.
-        """
-        raise ConfigError(
-            f"{type(self).__name__} cannot be drawn from another seed; train all adapters of a pool with one seed"
-        )
+    def plan_sizes(self) -> dict[str, Any]:
+        """What `qpeft.plan` shows next to the parameters, such as `n_qubits` of the largest circuit."""
+        return {}
 
     def chunks(self, *, initial: bool = False) -> Tensor:
         """The output before flattening, or the untrained one; shape `chunk_shape`."""

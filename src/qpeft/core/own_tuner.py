@@ -1,64 +1,39 @@
-"""The base class of tuners whose adapters stock PEFT does not have."""
+"""The base classes of tuners whose adapters are saved, loaded and bound to their base as a whole."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
 from qpeft.core.adapter_form import AdapterForm, complete_state
 from qpeft.core.base_digest import bind_base
+from qpeft.core.checkpoint import check_adapter
 from qpeft.core.config import own_copy
-from qpeft.core.load_checks import check_adapter
+from qpeft.core.targets import set_target_names
 from qpeft.errors import ConfigError
 
+_Tuner = BaseTuner if TYPE_CHECKING else object
 
-class OwnTuner(AdapterForm, BaseTuner):
-    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
 
-    A subclass defines the class attributes of `BaseTuner`, `own_kind` (see `AdapterForm`), and the three methods below.
-    """
+class CompleteTuner(AdapterForm, _Tuner):
+    """Mixed in before a PEFT tuner: a checkpoint has all of an adapter's tensors, or is refused."""
 
     def _set_targets(self, model: nn.Module, config: Any) -> None:
         """Set `target_modules` of `config` to modules of `model`; raise ConfigError if there are none."""
         raise NotImplementedError
 
-    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
-        """A layer without adapters around the module `target` called `name`."""
-        raise NotImplementedError
-
-    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
-        """Add an adapter to the layer called `name`."""
-        raise NotImplementedError
-
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again on another model
         config: Any = own_copy(self.peft_config[adapter_name])
-        self._set_targets(model, config)
         self.peft_config[adapter_name] = config
+        self._set_targets(model, config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         bind_base(config, model, adapter_name)
-
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        layer = target if isinstance(target, self.tuner_layer_cls) else self._new_layer(target, current_key)
-        self._add_adapter(layer, adapter_name, peft_config, current_key)
-        self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own version needs a weight, which a block lacks, and changes the adapter's dtype
-        setattr(parent, child_name, new_module)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -73,13 +48,70 @@ class OwnTuner(AdapterForm, BaseTuner):
         return super()._get_adapter_state_dict(model, config, adapter_name, state, unwanted_adapter_names)
 
     @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # PEFT removes the name only next to that of a tensor, not of one in a module of the adapter
+        own = re.sub(rf"(\.{cls.prefix}\w+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
+        return own if own != key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        current = {cls.current_key(key): tensor for key, tensor in state_dict.items()}
-        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, current)
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_adapter(cls, model, adapter_name, state)
         return state
+
+
+class OwnTuner(CompleteTuner, BaseTuner):
+    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
+
+    A subclass defines the class attributes of `BaseTuner`, `own_kind` (see `AdapterForm`), and the methods that raise
+    NotImplementedError here.
+    """
+
+    def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
+        """`target_modules` if the user gives none, of these modules; raise ConfigError if there are none."""
+        raise NotImplementedError
+
+    def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
+        """Raise an error if this module cannot be adapted."""
+
+    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
+        """A layer without adapters around the module `target` called `name`."""
+        return self.tuner_layer_cls(target, name)  # type: ignore[call-arg]
+
+    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
+        """Add an adapter to the layer called `name`."""
+        raise NotImplementedError
+
+    def _set_targets(self, model: nn.Module, config: Any) -> None:
+        modules: dict[str, nn.Module] = {}  # of the base model, without adapters of this kind
+        for name, module in model.named_modules():
+            if name and f".{self.prefix}" not in name:
+                modules.setdefault(name.replace(".base_layer", ""), getattr(module, "base_layer", module))
+        if config.target_modules is None:
+            config.target_modules = self._default_targets(modules)
+        set_target_names(model, config, modules)
+        for name, module in modules.items():
+            if check_target_module_exists(config, name):
+                self._check_target(config, name, module)
+
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, config: Any, adapter_name: str, target: Any, name: str, parent: Any, current_key: str, **_: Any
+    ) -> None:
+        layer = target if isinstance(target, self.tuner_layer_cls) else self._new_layer(target, current_key)
+        self._add_adapter(layer, adapter_name, config, current_key)
+        self._replace_module(parent, name, layer, target)
+
+    def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
+        # PEFT's own version needs a weight, which a block lacks, and changes the adapter's dtype
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise ConfigError(
+            f"{self.own_kind} is no change of the weights, so it cannot be merged into them; keep it as a separate "
+            "adapter, or remove it with model.unload()"
+        )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from qpeft.core.adapter_form import AdapterForm, check_model
+from qpeft.core.adapter_form import check_model
 from qpeft.core.generator import OTHER, FullPrecision, ParameterGroup
 from qpeft.errors import ConfigError
 
@@ -15,10 +15,10 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
     """Groups for a torch optimizer that contain every trainable tensor exactly once.
 
     "angles": the angles of circuits, or their replacements, with Adam's eps 1e-12; "lambda" and "gains": Quantum-PEFT's
-    singular values and norm gains; "map": QPA's map or network; "V" and "offset": QAA's V and c; "gates": SoRA's, one
-    group per adapter; "other": all other trainable tensors, for example `modules_to_save` or a registered generator's.
-    `weight_decay` applies to "map", "V" and "other" only. The parametrization contains the factors between learning
-    rates already, so all groups have the same `lr`, except gates with a `gate_lr_mult`.
+    singular values and norm gains; "map": QPA's map or network; "V" and "offset": QAA's V and c; "gates": SoRA's;
+    "other": all other trainable tensors, for example `modules_to_save` or a registered generator's. `weight_decay`
+    applies to "map", "V" and "other" only. The parametrization contains the factors between learning rates already,
+    so all groups have the same `lr`.
 
     Raises:
         ConfigError: the model has no trainable parameter.
@@ -26,22 +26,18 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
     check_model(model)
     order: list[ParameterGroup] = []
     group_of: dict[int, ParameterGroup] = {}
-    own: list[dict[str, Any]] = []
     for module in model.modules():
-        if isinstance(module, AdapterForm):
-            own += module.own_groups(lr)
         if isinstance(module, FullPrecision) and module.groups:
             order += module.groups.values()
             for name, parameter in module.named_parameters():
                 group_of[id(parameter)] = module.groups.get(name.partition(".")[0], OTHER)
     found: dict[ParameterGroup, list[nn.Parameter]] = {group: [] for group in (*dict.fromkeys(order), OTHER)}
-    taken = {id(parameter) for group in own for parameter in group["params"]}
     for parameter in model.parameters():  # each once, those that modules share as well
-        if parameter.requires_grad and id(parameter) not in taken:
+        if parameter.requires_grad:
             found[group_of.get(id(parameter), OTHER)].append(parameter)
-    if not own and not any(found.values()):
+    if not any(found.values()):
         raise ConfigError("the model has no trainable parameter; load it with is_trainable=True or attach an adapter")
-    groups = [
+    return [
         {
             "name": group.name,
             "params": parameters,
@@ -52,4 +48,3 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
         for group, parameters in found.items()
         if parameters
     ]
-    return groups + own

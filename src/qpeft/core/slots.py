@@ -1,63 +1,45 @@
-"""Find the tensors of a stock adapter that a generator fills."""
+"""The tensors of a stock adapter that a generator fills, and LoRA's own initial values (w0), drawn from a seed."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
-from qpeft.core.config import GeneratedLoraConfig, in_saved_order
-from qpeft.core.lora_init import draw_initial
 from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import CheckpointError
+
+DRAWN_INITS = (True, False, "gaussian")
 
 
-def lora_slots(
-    model: nn.Module, adapter_name: str, config: GeneratedLoraConfig, init: SeededInit
-) -> tuple[list[Slot], Tensor]:
-    """The trainable tensors of a LoRA that was just injected into `model`, and LoRA's initial values.
-
-    Returns:
-        The tensors in the order of the flat vector: PEFT's, or that of the checkpoint that `config` was loaded from.
-        Their initial values, drawn from `init`: flat (P,), float32, on the CPU.
-
-    Raises:
-        CheckpointError: the checkpoint has other tensors than this model.
-    """
-    found: list[tuple[Slot, Any]] = find_slots(model, adapter_name, LoraLayer)
-    if config.generated is None:
-        found = in_vector_order(found, getattr(config, "vector_order", "peft"))
-    else:
-        found = in_saved_order(found, config.generated)
-    drawn = [draw_initial(slot, layer, adapter_name, config.drawn_init, init) for slot, layer in found]
-    return [slot for slot, _ in found], torch.cat([value.flatten().cpu() for value in drawn])
+def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
+    """The trainable tensors of a LoRA that was just injected into `model`, in PEFT's order."""
+    found = find_slots(model, adapter_name, LoraLayer)
+    for slot, layer in found:
+        slot.dtype = torch.float32  # as PEFT gives to trained adapters
+        if ".lora_magnitude_vector" in slot.label:
+            slot.initial = _magnitude(slot, layer, adapter_name)
+    return [slot for slot, _ in found]
 
 
 def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]) -> list[tuple[Slot, Any]]:
     """The adapter's tensors in PEFT's order, each once, with its tuner layer."""
-    found: list[tuple[Slot, Any]] = []
-    seen: set[int] = set()
+    found: dict[int, tuple[Slot, Any]] = {}
     for module_name, layer in model.named_modules():
-        if not isinstance(layer, layer_class):
-            continue
-        for container_name in layer.adapter_layer_names:
+        for container_name in layer.adapter_layer_names if isinstance(layer, layer_class) else ():
             for owner, name, label in _parameters(getattr(layer, container_name, None), adapter_name):
-                parameter = owner._parameters[name]
-                if parameter is None or id(parameter) in seen:
-                    continue
-                seen.add(id(parameter))
+                parameter: Any = owner._parameters[name]
                 full = ".".join(filter(None, (module_name, container_name, label)))
-                found.append((Slot(owner, name, full, parameter.shape, _dtype(parameter, layer)), layer))
-    return found
-
-
-def _dtype(parameter: nn.Parameter, layer: BaseTunerLayer) -> torch.dtype:
-    """The parameter's, or on the meta device, where PEFT leaves float32, that which PEFT gives it in memory."""
-    weight = next((p for p in layer.get_base_layer().parameters() if p.is_floating_point()), parameter)
-    return weight.dtype if parameter.is_meta else parameter.dtype
+                slot = Slot(owner, name, full, parameter.shape, parameter.dtype)
+                found.setdefault(id(parameter), (slot, layer))
+    return list(found.values())
 
 
 def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
@@ -65,7 +47,7 @@ def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str,
     if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or adapter_name not in container:
         return []
     if isinstance(container, nn.ParameterDict):
-        return [(container, adapter_name, "")]
+        return [(container, adapter_name, "")] if container._parameters.get(adapter_name) is not None else []
     return [
         (module, name, ".".join(filter(None, (path, name))))
         for path, module in container[adapter_name].named_modules()
@@ -73,16 +55,36 @@ def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str,
     ]
 
 
-def in_vector_order(found: list[tuple[Slot, Any]], order: str) -> list[tuple[Slot, Any]]:
-    """PEFT's order, or "official", the published one: of every layer, lora_B before lora_A."""
-    if order == "peft":
-        return found
-    layers = {id(layer): i for i, (_, layer) in enumerate(reversed(found))}
-    return sorted(found, key=lambda pair: (-layers[id(pair[1])], ".lora_B" not in pair[0].label))
+def draw_initial(slots: Sequence[Slot], init_lora_weights: bool | str, init: SeededInit) -> Tensor:
+    """w0 of all slots, flat (P,), float32, on the CPU, with the distribution of PEFT's initialization.
+
+    lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0; for embeddings A is 0
+    and B normal. With "zero" all of them are 0. What the base determines is that of the slot, or 0 if it is unknown.
+    """
+    drawn = (_drawn(slot, init_lora_weights, init) if slot.initial is None else slot.initial for slot in slots)
+    return torch.cat([value.flatten() for value in drawn])
 
 
-def device_of(slots: list[Slot]) -> torch.device:
-    """The device of the adapter; the CPU instead of the meta device, because a generator always has values."""
-    parameter = slots[0].owner._parameters[slots[0].name]
-    assert parameter is not None
-    return torch.device("cpu") if parameter.is_meta else parameter.device
+def _drawn(slot: Slot, init_lora_weights: bool | str, init: SeededInit) -> Tensor:
+    part = slot.label.rsplit(".lora_", 1)[-1]  # "A.weight", "B.weight", "B.bias", "embedding_A", ...
+    random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
+    if init_lora_weights == "zero" or not (random or part == "embedding_B"):
+        return torch.zeros(slot.shape)
+    if part == "embedding_B":
+        return init.normal(slot.label, slot.shape)
+    if init_lora_weights == "gaussian":
+        return init.normal(slot.label, slot.shape, std=1.0 / slot.shape[0])
+    return init.uniform(slot.label, slot.shape, 1.0 / math.sqrt(math.prod(slot.shape[1:])))
+
+
+def _magnitude(slot: Slot, layer: Any, adapter_name: str) -> Tensor:
+    """The initial value of DoRA's magnitude: the norm of the base weight, on the CPU."""
+    weight = dequantize_module_weight(layer.get_base_layer())
+    if weight.is_meta:
+        raise CheckpointError(
+            f"{slot.label} is initialized to the norm of the base weight, which is on the meta device; "
+            "load the base model's weights first"
+        )
+    dora = layer.lora_magnitude_vector[adapter_name]
+    norm = dora.get_weight_norm(weight, torch.zeros((), dtype=weight.dtype, device=weight.device), 1.0)
+    return norm.detach().float().reshape(slot.shape).cpu()

@@ -14,17 +14,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lazy_loader
+from qpeft.lazy import lazy_names
 
 
-class _PeftFirst(MetaPathFinder):
+class _PeftFirst(MetaPathFinder, Loader):
     """Imports peft before any module here that needs it, also when unpickling imports one directly.
 
     The import of peft registers all methods (`qpeft.__init__`), so none of their modules may be partly executed then.
     A module that was imported by this is not executed a second time: its classes exist once.
     """
 
-    _light = ("method", "registry", "stock", "settings", "budget")
+    _light = ("method", "registry", "stock", "settings")
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         parent, _, name = fullname.rpartition(".")
@@ -32,25 +32,17 @@ class _PeftFirst(MetaPathFinder):
         if is_folder or name in self._light or not parent.startswith(__name__) or "peft" in sys.modules:
             return None
         import_module("peft")
-        if (module := sys.modules.get(fullname)) is None:
-            return None
-        module.__spec__ = ModuleSpec(fullname, _Imported(module))
-        return module.__spec__
-
-
-class _Imported(Loader):
-    """Gives a module that has been executed already."""
-
-    def __init__(self, module: ModuleType) -> None:
-        self._module, self._spec = module, module.__spec__
+        if (module := sys.modules.get(fullname)) is not None:
+            module.__spec__ = ModuleSpec(fullname, self, loader_state=module.__spec__)
+        return module and module.__spec__
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return self._module
+        return sys.modules[spec.name]
 
-    def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self._spec
+    def exec_module(self, module: Any) -> None:
+        module.__spec__ = module.__spec__.loader_state
 
 
 sys.meta_path.insert(0, _PeftFirst())
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

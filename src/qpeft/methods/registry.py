@@ -1,23 +1,26 @@
-"""The table of all methods. Each sub-package defines one record, METHOD; `stock.py` defines those of PEFT."""
+"""The table of all methods, and their registration with PEFT, without a fork or a patch.
+
+Each sub-package defines one record, METHOD; `stock.py` defines those of PEFT.
+"""
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from qpeft.checks import check_registered, unknown
 from qpeft.errors import ConfigError
-from qpeft.methods.method import Method, Trains
+from qpeft.methods.method import Method, Trains, imported
 from qpeft.methods.stock import METHODS as STOCK
-from qpeft.names import check_name, redefines, unknown
-from qpeft.user_files import execute, is_file
+from qpeft.user_code import execute, is_file
+
+SUPPORTED_PEFT = "0.21"  # every patch of it, because internals are used
 
 _registered: dict[str, Method] = {}
 _from_files: dict[str, Method] = {}  # by FILE.py:NAME
-_listeners: list[Callable[[Method], None]] = []  # called with each method that is registered from now on
 
 
 @cache
@@ -72,7 +75,9 @@ def named(name: str) -> Method:
     if not is_file(name):
         return get(name)
     if name not in _from_files:
-        found = _read(name)
+        found = vars(execute(name, "method")).get(name.rpartition(":")[2])
+        if not isinstance(found, Method):
+            raise ConfigError(f"method {name}: the file has no qpeft.methods.Method of this name")
         register(found)
         _from_files[name] = found
     return _from_files[name]
@@ -85,37 +90,58 @@ def find_by_config(config: Any) -> Method | None:
 
 
 def register(method: Method) -> None:
-    """Make a method known to PEFT and to `train`, `plan`, `compare`, `evaluate`, `generate`, `export`, `diagnose`.
+    """Make a method of your own known to PEFT, to `qpeft.load`, and to every command.
 
-    Registering a record with a config of the same module and qualified name again replaces the earlier one, so that a
-    notebook's cell can be executed twice.
+    Call it where the classes are defined, because that module must be imported before such an adapter is loaded.
+    `qpeft.testing.adapter_contract` tests the method. Registering a record with a config of the same module and
+    qualified name again replaces the earlier one, so that a notebook's cell can be executed twice.
 
     Raises:
-        ConfigError: it is not a Method, or another method has its key or `peft_type`.
+        ConfigError: it is not a Method, or another method has its key or the `peft_type` of its config.
     """
     if not isinstance(method, Method):
         raise ConfigError(f"register takes a qpeft.methods.Method, got {method!r}")
-    check_name(method.key)
-    there = find(method.key)
-    is_again = there is not None and (there.config == method.config or redefines(method.config, there.config))
-    if there is not None and (method.key in _own() or not is_again):
-        raise ConfigError(f"there is already a method {method.key!r} ({there.title}); choose another key")
-    for listener in _listeners:
-        listener(method)
+    there = _registered.get(method.key)
+    check_registered("method", method.key, method.config, _own().get(method.key) or (there and there.config))
+    register_with_peft(method)
     _registered[method.key] = method
 
 
-def on_register(listener: Callable[[Method], None]) -> None:
-    """Call `listener` with each method that is registered from now on; once, however often it is added."""
-    if listener not in _listeners:
-        _listeners.append(listener)
+def register_all() -> None:
+    """Register every method of the table with PEFT; safe to call again. Called when peft is imported.
+
+    Raises ConfigError if peft's version is not supported, or another package took a name.
+    """
+    import peft
+
+    from qpeft.methods.attach import AttachedConfig, AttachedTuner
+
+    if not peft.__version__.startswith(f"{SUPPORTED_PEFT}."):
+        raise ConfigError(
+            f"qpeft works with peft {SUPPORTED_PEFT}, found {peft.__version__}; "
+            f"install it with: pip install 'peft=={SUPPORTED_PEFT}.*'"
+        )
+    for method in (*records(), Method(key="attached", title="", config=AttachedConfig, tuner=AttachedTuner)):
+        register_with_peft(method)
 
 
-def _read(name: str) -> Method:
-    attribute = name.rpartition(":")[2]
-    found = vars(execute(name, "method"))
-    records = {key: value for key, value in found.items() if isinstance(value, Method)}
-    if attribute not in records:
-        there = ", ".join(records) or "none; define METHOD = qpeft.methods.Method(...)"
-        raise ConfigError(f"method {name}: the file has no qpeft.methods.Method called {attribute!r}; it has {there}")
-    return records[attribute]
+def register_with_peft(method: Method) -> None:
+    """Register the config and tuner of a method with PEFT, if it has a tuner of its own."""
+    if method.tuner is None:
+        return
+    from peft import mapping
+
+    from qpeft.core.config import MethodName
+
+    config, tuner = method.config_class, imported(method.tuner)
+    if (kind := getattr(config(), "peft_type", None)) is None:
+        raise ConfigError(f'the config of method {method.key} must set peft_type = MethodName("...")')
+    name = MethodName(str.__str__(getattr(kind, "value", kind)))
+    configs: dict[Any, Any] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    tuners: dict[Any, Any] = mapping.PEFT_TYPE_TO_TUNER_MAPPING
+    prefixes: dict[Any, Any] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING
+    for table, value in ((configs, config), (tuners, tuner)):
+        check_registered("PEFT type", name.value, value, table.get(name))
+    # only the start, because PEFT warns of adapter names within it, such as "en"
+    prefixes[name] = (getattr(tuner, "container", None) or tuner.prefix)[:4]
+    configs[name], tuners[name] = config, tuner

@@ -1,8 +1,5 @@
-"""Contract tests for your own ansatz, generator or adapter.
+"""Contract tests for your own ansatz, generator or adapter; names are in `__init__.pyi`."""
 
-The names are in `__init__.pyi`; their modules are imported on first use; testing a circuit does not import PEFT.
-"""
+from qpeft.lazy import lazy_names
 
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.utils import parameters_to_vector
 
 import qpeft
-from qpeft.diagnostics.adapter import read_adapter
 from qpeft.errors import ConfigError
+from qpeft_lab.diagnose.adapters import Adapter
 
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
@@ -54,7 +54,7 @@ def test_gradient_is_that_of_stock_lora_through_the_generator(ids, tmp_path):
     stock = PeftModel.from_pretrained(moe.make("mixtral"), tmp_path / "stock", is_trainable=True).eval()
     stock(input_ids=ids, labels=ids).loss.backward()
     by_name = {name.replace(".default", ""): p.grad for name, p in stock.named_parameters() if p.requires_grad}
-    binding = model.base_model.binding("default")
+    binding = model.base_model.generators.bindings["default"]
     of_flat = torch.cat([by_name[f"base_model.model.{slot.label}"].flatten() for slot in binding.slots])
     generator = copy.deepcopy(binding.generator)
     generator.zero_grad()
@@ -95,7 +95,7 @@ def test_option_that_peft_lacks_for_experts_is_refused_by_plan_and_training(opti
 def test_what_does_not_apply_to_experts_is_refused_or_left_out(ids, tmp_path):
     qpeft.save(get_peft_model(moe.make("mixtral"), _config()), tmp_path / "a")
     pool = qpeft.AdapterPool(moe.make("mixtral"), tmp_path, capacity=1)
-    with pytest.raises(ConfigError, match="does not mix adapters with experts"), pool.using(["a", "__base__", "a"]):
-        pass
+    with pytest.raises(ValueError, match="ParamWrapper"):
+        pool.model(input_ids=ids, adapter_names=pool.place(["a", *["__base__"] * (len(ids) - 1)]))
     with pytest.raises(ConfigError, match="experts"):
-        read_adapter(tmp_path / "a").factors()
+        Adapter(tmp_path / "a").factors()

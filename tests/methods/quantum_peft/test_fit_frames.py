@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import qpeft
-from qpeft.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedTypeError
+from qpeft.errors import ConfigError, DataError, TrainingError
 from qpeft.methods.quantum_peft.fit_frames import collect_gradients, fit_frames
 
 TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "k_proj", "down_proj", "up_proj"]}
@@ -161,21 +161,12 @@ def test_missing_and_non_finite_gradients_raise(llama):
     first, last = _names(model, ["q_proj"])
     inner = model.base_model.model.model
     cut = inner.layers[0].register_forward_hook(lambda _, args, output: output.detach())
-    with pytest.raises(TrainingError, match=f"does not depend on {first}"):
+    with pytest.raises(TrainingError, match=f"{first} .* the loss does not depend on it"):
         collect_gradients(model, [first, last], [{"input_ids": _ids()}])
     cut.remove()
     inner.norm.register_forward_hook(lambda _, args, output: output.register_hook(lambda g: g * math.inf) and None)
     with pytest.raises(TrainingError, match=f"gradient of {first} is not finite"):
         collect_gradients(model, [last, first], [{"input_ids": _ids()}])
-
-
-def test_merged_and_unsupported_modules_raise(llama):
-    model = wrapped(llama, ["q_proj"])
-    with pytest.raises(UnsupportedTypeError, match="Embedding"):
-        collect_gradients(model, ["model.embed_tokens"], [{"input_ids": _ids()}])
-    model.merge_adapter()
-    with pytest.raises(ConfigError, match="unmerge"):
-        collect_gradients(model, _names(model, ["q_proj"]), [{"input_ids": _ids()}])
 
 
 def test_adapters_that_need_no_fit_raise(llama, batches):
@@ -208,35 +199,16 @@ def test_adapter_is_fitted_once(base, targets, batches):
         fit_frames(model, batches)
 
 
-def test_unsaved_frames_require_the_same_batches(llama, batches, adapters, tmp_path):
-    untouched = copy.deepcopy(llama)
-    settings = {"frame": "gradient", "frame_rank": 4, "store_frames": False, "modules_to_save": ["norm"]}
-    model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, target_modules=["q_proj", "down_proj"], **settings))
-    fit_frames(model, batches)
-    live = adapters.logits(adapters.train(model, batches[0]["input_ids"]), _ids())
-    model.save_pretrained(str(tmp_path))
-
-    loaded = qpeft.load(copy.deepcopy(untouched), tmp_path).eval()
-    with pytest.raises(ConfigError, match="with the batches it was trained with"):
-        adapters.logits(loaded, _ids())
-    with pytest.raises(CheckpointError, match="differ from those of the adapter"):
-        fit_frames(loaded, batches[1:])
-    with pytest.raises(ConfigError, match="with the batches it was trained with"):
-        adapters.logits(loaded, _ids())
-    fit_frames(loaded, batches)
-    assert torch.equal(adapters.logits(loaded, _ids()), live)
-
-
-@pytest.mark.parametrize("wrong", ["a dict", "tensors", "rows without a batch axis"])
+@pytest.mark.parametrize("wrong", ["a dict", "tensors"])
 def test_batches_of_another_form_raise(llama, batches, wrong):
     model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, frame="gradient", target_modules=["q_proj"]))
     ids = batches[0]["input_ids"]
-    given = {"a dict": batches[0], "tensors": [ids], "rows without a batch axis": [{"input_ids": ids[0]}]}[wrong]
-    with pytest.raises(DataError, match=r"fit_frames.*(list of dicts|batch axis)"):
+    given = {"a dict": batches[0], "tensors": [ids]}[wrong]
+    with pytest.raises(DataError, match=r"fit_frames.*list of dicts"):
         fit_frames(model, given)
 
 
-@pytest.mark.parametrize("settings", [{"frame": "gradient"}, {"start": "gradient"}, {"frame": "sign"}])
+@pytest.mark.parametrize("settings", [{"frame": "gradient"}, {"frame": "sign"}])
 def test_export_before_the_fit_names_the_fit(llama, settings, tmp_path):
     model = get_peft_model(llama, qpeft.QuantumPeftConfig(target_modules=TARGETS["llama"], **settings))
     with pytest.raises(ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)") as refused:
@@ -247,7 +219,7 @@ def test_export_before_the_fit_names_the_fit(llama, settings, tmp_path):
 
 def test_adapter_saved_before_its_fit(llama, batches, adapters, tmp_path):
     untouched = copy.deepcopy(llama)
-    config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, store_frames=False, target_modules=["q_proj"])
+    config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, target_modules=["q_proj"])
     model = get_peft_model(llama, config)
     with pytest.raises(ConfigError, match="with calibration batches first"):
         model.merge_and_unload()
@@ -255,20 +227,3 @@ def test_adapter_saved_before_its_fit(llama, batches, adapters, tmp_path):
     loaded = PeftModel.from_pretrained(untouched, str(tmp_path), is_trainable=True)
     fit_frames(loaded, batches)
     assert torch.isfinite(adapters.logits(loaded, _ids())).all()
-
-
-def test_fitted_angles_align_with_the_gradient(llama, batches, adapters):
-    targets = ["q_proj", "up_proj"]
-    expected = plain_gradients(llama, targets, batches)
-    before = adapters.logits(llama, _ids())
-    shares = []
-    for start in ("random", "gradient"):
-        config = qpeft.QuantumPeftConfig(r=2, start=start, target_modules=targets)
-        model = get_peft_model(copy.deepcopy(llama), config)
-        if start == "gradient":
-            fit_frames(model, batches)
-        assert torch.equal(adapters.logits(model, _ids()), before)
-        layers = {name: model.base_model.model.get_submodule(name) for name in expected}
-        seen = [(G @ layers[name].lora_A["default"].weight.mT).norm() / G.norm() for name, G in expected.items()]
-        shares.append(torch.stack(seen).mean().item())
-    assert shares[1] > 1.5 * shares[0]

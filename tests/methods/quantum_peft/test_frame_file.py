@@ -19,7 +19,7 @@ from qpeft.errors import CheckpointError, ConfigError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 SHARED = {"r": 3, "n_layers": 1, "share": "type", "frame_rank": 8, "task_type": "CAUSAL_LM"}
-EIGHT_BITS = {"bits": 8, "lambda_bits": 4, "group_size": 0}
+EIGHT_BITS = {"bits": 8, "lambda_bits": 4}
 TARGETS = ["q_proj", "up_proj", "down_proj"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -54,7 +54,7 @@ def randomized(base, config, fit=None, seed=1):
     with torch.no_grad():
         for parameter in model.base_model.generators.parameters():
             parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    model.base_model.invalidate()
+    model.base_model.generators.invalidate()
     return model.eval()
 
 
@@ -152,12 +152,12 @@ def test_missing_or_different_frame_file_is_refused(llama, batches, frames, adap
     moved = frames.rename(tmp_path / "elsewhere.safetensors")
     forget()
     for loads in (qpeft.load, PeftModel.from_pretrained):
-        with pytest.raises(CheckpointError, match=rf"frames\.safetensors with SHA-256 {sha}: it is missing"):
+        with pytest.raises(CheckpointError, match=rf"frames\.safetensors with SHA-256 {sha}, which is missing"):
             loads(copy.deepcopy(llama), tmp_path / "users" / "a")
     other = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**SHARED, frame="gradient",
                                                                        target_modules=TARGETS))  # fmt: skip
     qpeft.fit_frames(other, [{"input_ids": (ids + 1) % 50}], save_to=frames)
-    with pytest.raises(CheckpointError, match=rf"SHA-256 {sha}: .*frames\.safetensors has SHA-256"):
+    with pytest.raises(CheckpointError, match=rf"frames\.safetensors .SHA-256 .* is not the one .* with SHA-256 {sha}"):
         qpeft.load(copy.deepcopy(llama), tmp_path / "users" / "a")
     with pytest.raises(ConfigError, match="there is no frame file"):
         qpeft.load(copy.deepcopy(llama), tmp_path / "users" / "a", frames=tmp_path / "none.safetensors")
@@ -171,11 +171,11 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
     tuned = copy.deepcopy(llama)
     with torch.no_grad():
         tuned.model.layers[0].mlp.up_proj.weight.mul_(factor)
-    with pytest.raises(CheckpointError, match="frames of another base model: the weights differ"):
+    with pytest.raises(CheckpointError, match="frames of another base model"):
         referring(tuned, frames)
-    with pytest.raises(CheckpointError, match="frames of another base model: the weights differ"):
+    with pytest.raises(CheckpointError, match="frames of another base model"):
         qpeft.load(tuned, tmp_path / "a")
-    with pytest.raises(CheckpointError, match=r"another base model.*this one has no module model\.layers"):
+    with pytest.raises(CheckpointError, match="another base model"):
         referring(gpt2, frames, target_modules=["c_attn"])
     referring(llama.to(torch.bfloat16), frames)  # another precision of the base
 
@@ -183,11 +183,11 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frame": "random"}, "frames names a file of gradient frames"),
-        ({"target_modules": ["k_proj"]}, "has no frame for model.layers.0.self_attn.k_proj"),
-        ({"frames_sha256": "0" * 64}, "is not the one that is needed"),
-        ({"r": 9}, "exceeds the frame of"),
-        ({"lambda_bits": 5}, "lambda_bits must be one of 16, 8, 4"),
+        ({"frame": "random"}, "frames names a file"),
+        ({"target_modules": ["k_proj"]}, "has 0 directions for model.layers.0.self_attn.k_proj"),
+        ({"frames_sha256": "0" * 64}, "is not the one"),
+        ({"r": 9}, "exceeds 8, the most for"),
+        ({"lambda_bits": 5}, "unknown lambda_bits 5"),
     ],
     ids=str,
 )
@@ -225,7 +225,7 @@ def test_file_that_is_no_frame_file_is_refused(llama, tmp_path):
         referring(llama, tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["one side", "directions", "no frames", "newer format", "values", "settings"])
+@pytest.mark.parametrize("damage", ["one side", "directions", "no frames", "newer format"])
 def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
     with safe_open(frames, framework="pt") as file:
         metadata = file.metadata()
@@ -238,32 +238,20 @@ def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
     elif damage == "newer format":
         metadata = {"qpeft": json.dumps({**json.loads(metadata["qpeft"]), "format": 2})}
         tensors = {"other": torch.zeros(1)}
-    elif damage == "directions":
-        tensors[name] = tensors[name][:, :2].clone()
-    elif damage == "values":
-        tensors[name] = tensors[name].flip(1)
     else:
-        header = json.loads(metadata["qpeft"])
-        metadata = {"qpeft": json.dumps({**header, "settings": {**header["settings"], "lora_alpha": 3}})}
+        tensors[name] = tensors[name][:, :2].clone()
     save_file(tensors, tmp_path / "damaged.safetensors", metadata=metadata)
-    messages = {
-        **dict.fromkeys(["values", "settings"], "it was changed after it was written"),
-        "newer format": r"^[^(]* has format 2, .* install a newer qpeft",
-    }
-    message = messages.get(damage, "is not a frame file, or damaged")
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match="is not a frame file, or damaged"):
         referring(llama, tmp_path / "damaged.safetensors")
 
 
 def write(path, tensors, header):
-    """A frame file with a checksum that suits its content."""
-    path.write_bytes(frame_file._encoded({name: t.contiguous() for name, t in tensors.items()}, header))
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, {"qpeft": json.dumps(header)})
 
 
 def read(path):
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["qpeft"])
-    del header["checksum"]
     return load_file(path), header
 
 
@@ -272,36 +260,26 @@ def second_is_first(frame):
 
 
 @pytest.mark.parametrize(
-    ("change", "found"),
+    "change",
     [
-        (torch.zeros_like, "are not orthonormal"),
-        (second_is_first, "are not orthonormal"),
-        (lambda frame: 1.01 * frame, "are not orthonormal"),
-        (lambda frame: frame.index_fill(0, torch.tensor([0]), torch.nan), "contains NaN or Inf"),
-        (lambda frame: frame.index_fill(0, torch.tensor([0]), torch.inf), "contains NaN or Inf"),
-        (lambda frame: torch.eye(*frame.shape, dtype=torch.int16), "is torch.int16, not torch.float16"),
-        (lambda frame: frame.to(torch.complex64), "is torch.complex64, not torch.float16"),
-        (torch.Tensor.float, "is torch.float32, not torch.float16"),
-        (lambda frame: frame[:, :0], "0 and 0 directions"),
-        (lambda frame: frame[0], "expected 2"),
+        torch.zeros_like,
+        second_is_first,
+        lambda frame: 1.01 * frame,
+        lambda frame: frame.index_fill(0, torch.tensor([0]), torch.nan),
+        lambda frame: frame.index_fill(0, torch.tensor([0]), torch.inf),
+        lambda frame: torch.eye(*frame.shape, dtype=torch.int16),
+        torch.Tensor.float,
+        lambda frame: frame[:, :0],
+        lambda frame: frame[0],
     ],
 )
-def test_frames_that_are_no_orthonormal_float16_columns_are_refused(llama, frames, tmp_path, change, found):
+def test_frames_that_are_no_orthonormal_float16_columns_are_refused(llama, frames, tmp_path, change):
     tensors, header = read(frames)
     chosen = [key for key in tensors if "q_proj" in key]
     write(tmp_path / "bad.safetensors", {**tensors, **{key: change(tensors[key]) for key in chosen}}, header)
     for refused in (referring, lambda base, path: qpeft.plan(base, qpeft.QuantumPeftConfig(frames=str(path)))):
-        with pytest.raises(CheckpointError, match=found):
+        with pytest.raises(CheckpointError, match="is not a frame file, or damaged"):
             refused(llama, tmp_path / "bad.safetensors")
-
-
-@pytest.mark.parametrize("change", [lambda header: header.pop("base"), lambda header: header.update(base=None)])
-def test_frame_file_of_no_base_is_refused(llama, frames, tmp_path, change):
-    tensors, header = read(frames)
-    change(header)
-    write(tmp_path / "bad.safetensors", tensors, header)
-    with pytest.raises(CheckpointError, match="base"):
-        referring(llama, tmp_path / "bad.safetensors")
 
 
 def swapped(tensors, names):
@@ -318,46 +296,23 @@ def test_swapped_sides_are_refused(request, batches, ids, tmp_path, base, target
     tensors, header = read(tmp_path / "frames.safetensors")
     referring(base, tmp_path / "frames.safetensors")
     write(tmp_path / "bad.safetensors", swapped(tensors, {key.rpartition(".")[0] for key in tensors}), header)
-    with pytest.raises(CheckpointError, match="has another shape"):
+    with pytest.raises(CheckpointError, match="other shapes"):
         referring(base, tmp_path / "bad.safetensors")
 
 
-def test_swapped_sides_of_a_square_matrix_do_not_have_the_checksum(llama, frames, tmp_path):
-    with safe_open(frames, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(frames)
-    name = next(key for key in tensors if "q_proj.u" in key).removesuffix(".u")
-    assert tensors[f"{name}.u"].shape == tensors[f"{name}.v"].shape
-    save_file(swapped(tensors, [name]), tmp_path / "bad.safetensors", metadata=metadata)
-    with pytest.raises(CheckpointError, match="it was changed after it was written"):
-        referring(llama, tmp_path / "bad.safetensors")
-
-
-def content(path):
-    file = frame_file.read_frame_file(path)
-    return (
-        file.settings,
-        file.base,
-        file.shapes,
-        {name: t.view(torch.int16).tolist() for name, t in file.tensors.items()},
-    )
-
-
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_byte_changed_anywhere_is_refused_or_without_effect(frames, data):
+def test_byte_changed_anywhere_is_refused_for_adapters_that_refer_to_the_file(frames, data):
     original = frames.read_bytes()
     end = 8 + int.from_bytes(original[:8], "little")
     place = data.draw(st.one_of(st.integers(0, 7), st.integers(0, end - 1), st.integers(end, len(original) - 1)))
     damaged = bytearray(original)
     damaged[place] ^= data.draw(st.integers(1, 255))
-    path = frames.with_name("damaged.safetensors")
-    path.write_bytes(damaged)
-    try:
-        found = content(path)
-    except CheckpointError:
-        return
-    assert found == content(frames)
+    frames.with_name("damaged.safetensors").write_bytes(damaged)
+    forget()
+    content = {"frames": "damaged.safetensors", "frames_sha256": hashlib.sha256(original).hexdigest()}
+    with pytest.raises(CheckpointError):
+        frame_file.complete(content, frames.parent / "a")
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, -1, -8])
@@ -367,19 +322,12 @@ def test_truncated_file_is_refused(frames, size):
         frame_file.read_frame_file(frames)
 
 
-def test_large_file_of_another_kind_is_not_read_into_memory(frames):
-    with frames.open("r+b") as file:
-        file.truncate(2**43)  # without content on the disk
-    with pytest.raises(CheckpointError, match="is not a frame file, or damaged"):
-        frame_file.read_frame_file(frames)
-
-
 def test_name_that_no_file_can_have_is_refused(llama, frames, tmp_path):
     qpeft.save(referring(llama, frames), tmp_path / "a")
     content = json.loads((tmp_path / "a" / CONFIG).read_text())
     (tmp_path / "a" / CONFIG).write_text(json.dumps({**content, "frames": "x" * 300}))
     forget()
-    with pytest.raises(CheckpointError, match="it is missing"):
+    with pytest.raises(CheckpointError, match="which is missing"):
         PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "a")
     with pytest.raises(ConfigError, match="there is no frame file"):
         referring(llama, tmp_path / ("x" * 300))
@@ -448,7 +396,7 @@ def test_frames_are_those_of_the_bytes_that_were_hashed(llama, frames, monkeypat
         write(frames, {key: -tensor for key, tensor in tensors.items()}, header)
 
     monkeypatch.setattr(qpeft.QuantumPeftConfig, "read_files", then_replace)
-    with pytest.raises(CheckpointError, match="is not the one that is needed"):
+    with pytest.raises(CheckpointError, match="is not the one"):
         referring(llama, frames)
 
 
@@ -461,7 +409,7 @@ def test_frames_are_read_under_another_default_device(frames):
 def test_bad_frames_are_not_written(llama, tmp_path):
     name = "model.layers.0.self_attn.q_proj"
     width = llama.config.hidden_size
-    with pytest.raises(CheckpointError, match="are not orthonormal"):
+    with pytest.raises(CheckpointError, match="orthonormal"):
         frame_file.write_frame_file(tmp_path / "bad", {name: (torch.zeros(width, 2),) * 2}, {}, llama)
     assert not list(tmp_path.iterdir())
 
@@ -479,10 +427,10 @@ class Packed(torch.nn.Module):
 def test_frames_fit_a_quantized_base_and_are_made_on_one(llama, frames, tmp_path):
     file = frame_file.read_frame_file(frames)
     packed = copy.deepcopy(llama)
-    for name in file.modules:
+    for name in file.shapes:
         packed.set_submodule(name, Packed(packed.get_submodule(name)))
     file.check_base(packed)
-    pairs = {name: (file.tensors[f"{name}.u"], file.tensors[f"{name}.v"]) for name in file.modules}
+    pairs = {name: (file.tensors[f"{name}.u"], file.tensors[f"{name}.v"]) for name in file.shapes}
     made = frame_file.write_frame_file(tmp_path / "made.safetensors", pairs, file.settings, packed)
     made.check_base(packed)
     made.check_base(llama)
@@ -496,13 +444,9 @@ def test_given_frame_file_must_be_that_of_the_adapter(llama, batches, frames, id
     sha, given = (hashlib.sha256(f.read_bytes()).hexdigest() for f in (frames, tmp_path / "other.safetensors"))
     for loads in (qpeft.load, qpeft.AdapterPool):
         folder = tmp_path / "users" / ("a" if loads is qpeft.load else "")
-        with pytest.raises(CheckpointError, match=f"frame file .*{given}.* is not the one in whose frames .*{sha}"):
+        with pytest.raises(CheckpointError, match=f"{given}. is not the one .*{sha}"):
             loads(copy.deepcopy(llama), folder, frames=tmp_path / "other.safetensors")
-    plain = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**SHARED, target_modules=TARGETS))
-    qpeft.save(plain, tmp_path / "plain")
-    with pytest.raises(ConfigError, match="plain refers to no frame file; leave out frames"):
-        qpeft.load(copy.deepcopy(llama), tmp_path / "plain", frames=frames)
-    with pytest.raises(ConfigError, match="frames is empty"):
+    with pytest.raises(ConfigError, match="there is no frame file"):
         qpeft.load(copy.deepcopy(llama), tmp_path / "users" / "a", frames="")
 
 
@@ -531,7 +475,7 @@ def test_pool_reads_the_frame_file_once(llama, frames, adapters, ids, tmp_path):
     for name in [*alone, *reversed(alone)]:
         pool.activate(name)
         assert torch.equal(adapters.logits(pool.model, ids), alone[name])
-    generators = [pool._reader._drawn(seed, None)[0] for seed in (0, 1)]
+    generators = [pool._drawn(seed) for seed in (0, 1)]
     first, second = (dict(generator.frames.named_buffers()) for generator in generators)
     assert generators[0] is not generators[1]
     assert all(first[label].data_ptr() == second[label].data_ptr() for label in first)

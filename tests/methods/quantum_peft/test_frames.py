@@ -1,4 +1,4 @@
-"""Gradient frames against the full SVD, the random control, and the fitted start against plain ascent's bound."""
+"""Gradient frames against the full SVD, and the random control."""
 
 import pytest
 import torch
@@ -6,11 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError
 from qpeft.methods.quantum_peft import frames
 from qpeft.methods.quantum_peft.frames import (
-    fit_initial,
-    frame_hash,
+    core_frame,
     frame_rank_for,
     leading_frame,
     random_frame,
@@ -55,10 +53,10 @@ def test_frame_of_a_flat_spectrum():
 def test_singular_frame_equals_the_full_svd(monkeypatch, exact):
     monkeypatch.setattr(frames, "_EXACT", exact)
     W = gradient(40, 30, decay=0.8)
-    left, right, values = singular_frame(W, 6)
+    left, right = singular_frame(W, 6)
     u, s, vt = torch.linalg.svd(W.double())
     assert torch.allclose((left * u[:, :6]).sum(0).abs(), torch.ones(6, dtype=torch.float64), atol=1e-4)
-    assert torch.allclose((left * values) @ right.mT, (u[:, :6] * s[:6]).float() @ vt[:6].float(), atol=1e-3)
+    assert torch.allclose(core_frame(W, 6)[0] @ right.mT, (u[:, :6] * s[:6]).float() @ vt[:6].float(), atol=1e-3)
     assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
     assert all(torch.equal(x, x.half().float()) for x in (left, right))
 
@@ -75,7 +73,6 @@ def test_sign_rule_and_float16():
 def test_frame_is_bit_equal_for_every_dtype():
     G = gradient(24, 36).bfloat16()
     frames = [leading_frame(given_, 4) for given_ in (G, G.float(), G.double(), G.float())]
-    assert len({frame_hash(pair) for pair in frames}) == 1
     assert all(torch.equal(pair[0], frames[0][0]) and torch.equal(pair[1], frames[0][1]) for pair in frames)
     assert torch.equal(G, gradient(24, 36).bfloat16())
 
@@ -86,24 +83,10 @@ def test_frame_of_a_zero_gradient():
         assert torch.allclose(frame.mT @ frame, torch.eye(4), atol=2e-3)
 
 
-def test_rank_larger_than_the_matrix_raises():
-    with pytest.raises(ConfigError, match="exceeds"):
-        leading_frame(torch.ones(4, 8), 5)
-
-
-def test_hash_depends_on_every_bit_and_the_order():
-    left, right = leading_frame(gradient(10, 12), 2)
-    changed = left.clone()
-    changed[3, 1] = torch.nextafter(changed[3, 1].half().double(), torch.tensor(9.0).double()).float()
-    assert frame_hash([changed, right]) == frame_hash([left, right])  # below float16
-    changed[3, 1] += left[3, 1].abs() * 2**-10
-    assert len({frame_hash([left, right]), frame_hash([changed, right]), frame_hash([right, left])}) == 3
-
-
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 5000))
-def test_frame_rank(d_out, d_in, frame_rank):
-    rank = frame_rank_for(d_out, d_in, frame_rank)
-    limit = min(d_out, d_in, frame_rank)
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_frame_rank(width, frame_rank):
+    rank = frame_rank_for(width, frame_rank)
+    limit = min(width, frame_rank)
     assert rank & (rank - 1) == 0
     assert rank <= limit < 2 * rank
 
@@ -117,41 +100,3 @@ def test_random_frames():
     # the frame of a normal matrix, with the triangle's diagonal positive
     drawn = SeededInit(3).normal("layer.0.left", (30, 8))
     assert ((frame.mT @ drawn).diagonal() > 0).all()
-
-
-def rotations(angles):
-    """One column cos, sin of each angle: (M, 1) -> (M, 2, 1)."""
-    return torch.stack([angles.cos(), angles.sin()], dim=-2)
-
-
-@pytest.mark.long
-def test_fitted_angle_equals_the_singular_vector():
-    G = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
-    start_u, start_v = torch.full((3, 1), 0.3), torch.full((3, 1), -0.4)
-    u, v = fit_initial(rotations, rotations, G, start_u, start_v)
-    found = (rotations(u).mT @ G @ rotations(v)).abs().flatten()
-    assert torch.allclose(found, torch.linalg.svdvals(G)[:, 0], rtol=1e-3)
-    assert (start_u == 0.3).all()
-    assert not u.requires_grad
-    again = fit_initial(rotations, rotations, G * 1e-20, start_u, start_v)
-    assert torch.allclose(again[0], u, atol=1e-4)  # the gradient's size does not matter
-
-
-@pytest.mark.long
-def test_fitted_circuit_captures_more():
-    from qpeft.circuits import two_design_columns
-
-    M, K, n = 4, 4, 5
-    G = torch.stack([gradient(2**n, 2**n, decay=0.5, seed=seed) for seed in range(M)])
-    start = SeededInit(0)
-    angles = [start.normal(side, (M, (2 * 2 + 1) * n - 2 * 2)) for side in "uv"]
-
-    def columns(given_):
-        return two_design_columns(given_, n, 2, range(K))
-
-    def share(u, v):
-        return (columns(u) * (G @ columns(v))).sum(-2).abs().sum(-1).mean()
-
-    fitted = fit_initial(columns, columns, G, *angles)
-    assert share(*fitted) > 4 * share(*angles)
-    assert torch.equal(fitted[0], fit_initial(columns, columns, G, *angles)[0])

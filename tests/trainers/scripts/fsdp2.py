@@ -45,7 +45,7 @@ def shard(model):
 def train(model, data, steps=4):
     """Losses of SGD, whose steps show errors of a gradient's size, which Adam would hide."""
     optimizer = torch.optim.SGD(trained(model).values(), lr=0.005)
-    threshold = qpeft.methods.sora.threshold.attach(optimizer, model, steps=steps) if has_gates(model) else None
+    threshold = qpeft.SoRACallback.attach(optimizer, model, steps=steps) if has_gates(model) else None
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()

@@ -75,7 +75,7 @@ def check_fsdp(method):
     first = FullyShardedDataParallel(
         moved(method), device_mesh=mesh, use_orig_params=True, device_id=torch.device("cpu")
     )
-    check_refused(lambda: first(**batch(mine(8))), ConfigError, "FSDP shards the generator")
+    check_refused(lambda: first(**batch(mine(8))), ConfigError, "shards the generator")
 
 
 def main(out):

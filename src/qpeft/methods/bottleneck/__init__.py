@@ -1,14 +1,29 @@
 """The feed-forward (bottleneck) adapter of Houlsby et al. and Pfeiffer et al."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qpeft.checks import check_fields, option
 from qpeft.methods.method import Method
 
 METHOD = Method(
     key="bottleneck",
     title="feed-forward (bottleneck) adapter",
-    config="qpeft.methods.bottleneck.config:BottleneckConfig",  # finds the feed-forward blocks itself
+    config="qpeft.methods.bottleneck.model:BottleneckConfig",  # finds the feed-forward blocks itself
     tuner="qpeft.methods.bottleneck.model:BottleneckModel",
     learning_rate=0.03,
-    options="qpeft.methods.bottleneck.settings:BottleneckSettings",
-    panel="Bottleneck: the feed-forward adapter",
+    options="qpeft.methods.bottleneck:BottleneckSettings",
     is_host=True,
 )
+
+
+@dataclass(kw_only=True)
+class BottleneckSettings:
+    """The size of the feed-forward adapter; importable without torch."""
+
+    bottleneck_size: int = option(64, "Inner width b of the adapter.", at_least=1, at_most=2**16)
+    seed: int = option(0, "Seed of the initial values.", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self, BottleneckSettings)

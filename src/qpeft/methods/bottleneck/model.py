@@ -2,7 +2,7 @@
 
 The output of each target module f becomes, with a bottleneck of width b:
 
-    y = f(x) + W_up act(W_down f(x) + c_down) + c_up        W_down (b, d), W_up (d, b)
+    y = f(x) + W_up gelu(W_down f(x) + c_down) + c_up        W_down (b, d), W_up (d, b)
 
 W_up and both biases are initialized to zero, so the model does not change initially. QPA's paper mentions a
 "feed-forward adapter" without details; this is our interpretation.
@@ -10,14 +10,86 @@ W_up and both biases are initialized to zero, so the model does not change initi
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from qpeft.checks import option
+from qpeft.core import model_card
+from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.core.own_tuner import OwnTuner
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.targets import is_linear, sizes
 from qpeft.errors import ConfigError
-from qpeft.methods.bottleneck.layer import BottleneckLayer
-from qpeft.methods.bottleneck.targets import find_width, set_targets
+from qpeft.methods.bottleneck import BottleneckSettings
+
+# names of feed-forward blocks: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
+_FEED_FORWARD = ("mlp", "DenseReluDense", r".*\.layer\.\d+\.output\.dense", "fc2", "ffn")
+
+
+@dataclass
+class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
+    """The feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
+
+    Example::
+
+        model = get_peft_model(base, BottleneckConfig(bottleneck_size=16, target_modules=["mlp"]))
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    target_modules: Collection[str] | str | None = option(
+        None,
+        "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "
+        "Default: the feed-forward block of each layer.",
+    )
+
+    def __post_init__(self) -> None:
+        OwnTunerConfig.__post_init__(self)
+        BottleneckSettings.__post_init__(self)
+        self.peft_type = MethodName("QPEFT_BOTTLENECK")  # type: ignore[assignment]
+
+    def card(self) -> model_card.Card:
+        return model_card.Card(
+            "Feed-forward (bottleneck) adapter",
+            tag="bottleneck",
+            what="After each of its target modules f this adapter adds `up(gelu(down(f(x))))` to f(x).\n"
+            + model_card.NOT_STOCK,
+        )
+
+
+class BottleneckLayer(nn.Module, BaseTunerLayer):
+    """A module followed by bottleneck adapters; several active ones have the same input and are summed."""
+
+    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.width = width
+        self.in_features, self.out_features = sizes(base_layer) if is_linear(base_layer) else (width, width)
+        self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.base_layer(*args, **kwargs)
+        names = [name for name in self.active_adapters if name in self.bottleneck_down]
+        if self.disable_adapters or not names:
+            return output
+        x: Any = output[0] if isinstance(output, tuple) and output else output  # (..., d)
+        adapted = x
+        for name in names:
+            down: Any = self.bottleneck_down[name]
+            inner = down(self._cast_input_dtype(x, down.weight.dtype))
+            adapted = adapted + self.bottleneck_up[name](inner).to(x.dtype)
+        return adapted if isinstance(output, Tensor) else (adapted, *output[1:])
 
 
 class BottleneckModel(OwnTuner):
@@ -27,17 +99,62 @@ class BottleneckModel(OwnTuner):
     own_kind = "a bottleneck adapter"
     tuner_layer_cls = BottleneckLayer
 
-    def _set_targets(self, model: nn.Module, config: Any) -> None:
-        set_targets(model, config, BottleneckLayer)
+    def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
+        for target in _FEED_FORWARD:
+            if any(name.endswith(f".{target}") for name in modules):
+                return [target]
+            if matching := [name for name in modules if re.fullmatch(target, name)]:
+                return matching
+        parts = sorted({part for name in modules if not (part := name.rpartition(".")[2]).isdigit()})
+        raise ConfigError(f"no feed-forward block of a known name; set target_modules to some of {', '.join(parts)}")
+
+    def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
+        _find_width(self.model, module, name)
+        layers = [one for one, module in self.model.named_modules() if isinstance(module, BottleneckLayer)]
+        parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
+        if outer := [one for one in parents if one in layers or check_target_module_exists(config, one)]:
+            raise ConfigError(f"target_modules match {outer[0]} and {name} within it; give a longer name")
 
     def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
-        return BottleneckLayer(target, find_width(self.model, target, name))
+        return BottleneckLayer(target, _find_width(self.model, target, name))
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
-        layer.update_layer(adapter_name, config, name)
+        # initially it adds 0; W_down is uniform on +-1/sqrt(d)
+        held = list(layer.get_base_layer().parameters())
+        dtype = next((p.dtype for p in held if p.is_floating_point()), torch.float32)  # a quantized base has others
+        device = held[0].device if held else None
+        down = nn.Linear(layer.width, config.bottleneck_size, device=device, dtype=dtype)
+        up = nn.Linear(config.bottleneck_size, layer.width, device=device, dtype=dtype)
+        for zero in (down.bias, up.weight, up.bias):
+            nn.init.zeros_(zero)
+        if not down.weight.is_meta:
+            drawn = (f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(layer.width))
+            with torch.no_grad():
+                down.weight.copy_(SeededInit(config.seed).uniform(*drawn))
+        layer.bottleneck_down[adapter_name], layer.bottleneck_up[adapter_name] = down, nn.Sequential(nn.GELU(), up)
 
-    def _check_merge_allowed(self) -> None:
-        raise ConfigError(
-            "a bottleneck adapter is not linear, so it cannot be merged into the weights; keep it as a separate "
-            "adapter, or remove it with model.unload()"
-        )
+
+def _find_width(model: nn.Module, module: nn.Module, name: str) -> int:
+    """d, the size of the last axis of the module's output; raises ConfigError if it is unknown.
+
+    The output of a block has the width of its input, which is the input width of its first linear map and the output
+    width of its last; if these differ (a router of experts), the config's `hidden_size`. That of a normalization has
+    the width of its gain.
+    """
+    if is_linear(module):
+        return sizes(module)[1]
+    linears = [sizes(m) for m in module.modules() if is_linear(m)]
+    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
+    if not linears and len(shapes) == 1 and len(gain := shapes.pop()) == 1:
+        return gain[0]
+    config: Any = getattr(model, "config", None)
+    hidden = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size", None)
+    # a list or a model has children, and no tensor as output
+    if linears and not isinstance(module, (nn.ModuleList, nn.ModuleDict, PreTrainedModel)):
+        width = linears[0][0] if linears[0][0] == linears[-1][1] else hidden
+        if width is not None:
+            return width
+    raise ConfigError(
+        f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter follows a Linear, "
+        "a Conv1D, a normalization, or a block such as mlp whose output is one tensor of the model's width"
+    )

@@ -2,175 +2,79 @@
 
 With n qubits, B = 2^n and a = x / ||x||, padded with zeros to B, an orthogonal map turns a into phi, and
 
-    p_j = |phi_j|^2
-    readout z:      f_r = sqrt((B+2)/2) sum_j s_rj p_j           n features, s_rj = +-1 by bit r of j
-    readout probs:  f_j = sqrt(B (B+2)/2) (p_j - sum(p) / B)     B features
+    f_r = sqrt((B+2)/2) sum_j s_rj |phi_j|^2        n features, s_rj = +-1 by bit r of j
 
-so that the features of a real circuit have variance 1 on isotropic inputs of width B.
+so that the features of a real circuit have variance 1 on isotropic inputs of width B. The map is
+
+    qnn         the circuit with angles (L, blocks, n), trained or frozen
+    givens      as many rotations of two coordinates: each of the n angles of a block rotates a pair of its own
+    quadratic   a random matrix (B, d) with orthonormal columns
+
+and "linear" is f = A a with a standard normal A (n, d), which is odd in x.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qpeft import circuits
-from qpeft.circuits import Ansatz
-from qpeft.core.scaled_parameter import Folded
+from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
+from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError
 from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
-SMALLEST_NORM = 1e-8
-_WIDEST_ORTHOGONAL = 4096  # of the control that draws a B x B matrix for every module
 
+class Features(nn.Module):
+    """f (..., n) of x (..., width), on `device`; `init` draws the initial values by `name`.
 
-class CircuitFeatures(nn.Module):
-    """Features from the circuit; angles (L, blocks, n), trained or frozen."""
-
-    def __init__(self, angles: Folded, settings: QAASettings) -> None:
-        super().__init__()
-        self.angles = angles
-        self.ansatz, self.readout = settings.ansatz, settings.readout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (..., n) or (..., B) of x (..., d)."""
-        angles = self.angles().to(x.dtype)
-        if self.readout == "probs":
-            return _of_probabilities(circuits.amplitude_probabilities(x, angles, self.ansatz))
-        z = circuits.amplitude_expectations(x, angles, self.ansatz)
-        return z * _z_scale(2 ** z.shape[-1])
-
-
-class OrthogonalFeatures(nn.Module):
-    """Control "quadratic": a fixed random matrix with orthonormal columns, (B, d), replaces the circuit."""
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor, readout: str) -> None:
-        super().__init__()
-        self.readout = readout
-        self.register_buffer("matrix", matrix, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        phi = normalized(x) @ self.matrix.to(x.dtype).mT  # (..., B)
-        return _read(phi.square(), self.readout)
-
-
-class LinearFeatures(nn.Module):
-    """Control "linear": A x / ||x|| with a fixed standard normal A (features, d); odd in x."""
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("matrix", matrix, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalized(x) @ self.matrix.to(x.dtype).mT
-
-
-class GivensFeatures(nn.Module):
-    """Control "givens": as many rotations of two coordinates as the circuit has angles.
-
-    Each of the n angles of a block rotates its own pair of coordinates; pairs (L * blocks, 2, n) are drawn once.
+    Raises ConfigError for more than 16 qubits.
     """
 
-    pairs: Tensor
+    matrix: Tensor
+    pairs: Tensor  # (L * blocks, 2, n)
 
-    def __init__(self, angles: Folded, pairs: Tensor, readout: str) -> None:
+    def __init__(self, settings: QAASettings, width: int, name: str, init: SeededInit, device: torch.device) -> None:
         super().__init__()
-        self.angles, self.readout = angles, readout
-        self.register_buffer("pairs", pairs, persistent=False)
+        self.source, self.ansatz = settings.feature_source, settings.ansatz
+        self.n_qubits = n = amplitude_qubits(width)
+        if self.source in ("quadratic", "linear"):
+            rows = n if self.source == "linear" else 2**n
+            shape, is_plan = (rows, width), device.type == "meta"
+            matrix = torch.empty(shape, device=device) if is_plan else init.normal(f"{name}.{self.source}", shape)
+            if self.source == "quadratic":  # with R's diagonal positive: uniform over orthonormal columns
+                q, r = torch.linalg.qr(matrix.double())
+                matrix = (q * r.diagonal().sign()).float()
+            self.register_buffer("matrix", matrix, persistent=False)
+        else:
+            shape = Ansatz(settings.ansatz, n, settings.n_layers).angle_shape
+            drawn = init.uniform(f"{name}.angles", shape, math.pi)
+            self.angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
+        if self.source == "givens":
+            order = init.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n), 1.0).argsort(stable=True, dim=-1)
+            self.register_buffer("pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False)
+        self.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
-        angles = self.angles().to(x.dtype).flatten(0, 1)  # (L * blocks, n)
-        a = F.pad(normalized(x), (0, 2 ** angles.shape[-1] - x.shape[-1]))
+        n_states = 2**self.n_qubits
+        if self.source == "qnn":
+            z = amplitude_expectations(x, self.angles().to(x.dtype), self.ansatz)
+        else:
+            a = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-8)  # finite gradients at 0
+            phi = self._rotated(a) if self.source == "givens" else a @ self.matrix.to(x.dtype).mT
+            if self.source == "linear":
+                return phi
+            wires = torch.arange(self.n_qubits - 1, -1, -1, device=x.device)
+            bits = torch.arange(n_states, device=x.device)[:, None] >> wires & 1  # (B, n)
+            z = phi.square() @ (1 - 2 * bits).to(x.dtype)
+        return z * math.sqrt((n_states + 2) / 2)
+
+    def _rotated(self, a: Tensor) -> Tensor:
+        angles: Any = self.angles().to(a.dtype).flatten(0, 1)  # (L * blocks, n)
+        a = nn.functional.pad(a, (0, 2**self.n_qubits - a.shape[-1]))
         for angle, (i, j) in zip(angles, self.pairs.unbind(0), strict=True):
-            c, s = angle.cos(), angle.sin()
-            first, second = a[..., i], a[..., j]
-            turned = torch.cat([c * first - s * second, s * first + c * second], -1)
-            a = a.index_copy(-1, torch.cat([i, j]), turned)
-        return _read(a.square(), self.readout)
-
-
-def make_features(
-    settings: QAASettings, width: int, name: str, init: SeededInit, device: torch.device
-) -> nn.Module | None:
-    """The module from x (..., width) to features, on `device`; None for "none". `init` draws by `name`.
-
-    Raises:
-        ConfigError: more than 16 qubits, or a control's matrix would be too large.
-    """
-    n_qubits, source = circuits.amplitude_qubits(width), settings.feature_source
-    if source == "none":
-        return None
-    if source in ("quadratic", "linear"):
-        return _with_fixed_matrix(settings, width, name, init, device)
-    shape = Ansatz(settings.ansatz, n_qubits, settings.n_layers).angle_shape
-    drawn = init.uniform(f"{name}.angles", shape, math.pi)
-    angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
-    if source == "qnn":
-        return CircuitFeatures(angles, settings).to(device)
-    order = init.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n_qubits), 1.0).argsort(stable=True, dim=-1)
-    pairs = order[:, : 2 * n_qubits].unflatten(-1, (2, -1))
-    return GivensFeatures(angles, pairs, settings.readout).to(device)
-
-
-def _with_fixed_matrix(
-    settings: QAASettings, width: int, name: str, init: SeededInit, device: torch.device
-) -> OrthogonalFeatures | LinearFeatures:
-    is_linear = settings.feature_source == "linear"
-    rows = count_features(settings, width) if is_linear else 2 ** circuits.amplitude_qubits(width)
-    if not is_linear and rows > _WIDEST_ORTHOGONAL:
-        raise ConfigError(
-            f"feature_source='quadratic' would draw a matrix of {rows} x {width} for {name}, more than "
-            f"{_WIDEST_ORTHOGONAL} rows; choose givens or linear"
-        )
-    if device.type == "meta":  # a plan: nothing is drawn
-        matrix = torch.empty(rows, width, device=device)
-    else:
-        matrix = init.normal(f"{name}.{settings.feature_source}", (rows, width))
-        matrix = (matrix if is_linear else _orthonormal(matrix)).to(device)
-    return LinearFeatures(matrix) if is_linear else OrthogonalFeatures(matrix, settings.readout)
-
-
-def count_features(settings: QAASettings, width: int) -> int:
-    """The number of features of an input of this width: n, 2^n, or 0."""
-    if settings.feature_source == "none":
-        return 0
-    n_qubits = circuits.amplitude_qubits(width)
-    return n_qubits if settings.readout == "z" else 2**n_qubits
-
-
-def normalized(x: Tensor) -> Tensor:
-    """x / max(||x||, 1e-8), (..., d): 0 for x = 0, and finite gradients there."""
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
-
-
-def _read(p: Tensor, readout: str) -> Tensor:
-    """Features (..., n) or (..., B) of p (..., B)."""
-    if readout == "probs":
-        return _of_probabilities(p)
-    n_states = p.shape[-1]
-    index = torch.arange(n_states, device=p.device)
-    bits = index[:, None] >> torch.arange(n_states.bit_length() - 2, -1, -1, device=p.device) & 1  # (B, n)
-    return p @ (1 - 2 * bits).to(p.dtype) * _z_scale(n_states)
-
-
-def _z_scale(n_states: int) -> float:
-    return math.sqrt((n_states + 2) / 2)
-
-
-def _of_probabilities(p: Tensor) -> Tensor:
-    n_states = p.shape[-1]
-    return (p - p.sum(-1, keepdim=True) / n_states) * math.sqrt(n_states * (n_states + 2) / 2)
-
-
-def _orthonormal(matrix: Tensor) -> Tensor:
-    """Q of matrix = Q R with R's diagonal positive: uniform over orthonormal columns for a normal `matrix`."""
-    q, r = torch.linalg.qr(matrix.double())
-    return (q * r.diagonal().sign()).float()
+            c, s, first, second = angle.cos(), angle.sin(), a[..., i], a[..., j]
+            a = a.index_copy(-1, torch.cat([i, j]), torch.cat([c * first - s * second, s * first + c * second], -1))
+        return a

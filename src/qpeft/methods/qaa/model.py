@@ -11,15 +11,154 @@ can be neither merged nor exported.
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
+from qpeft.checks import option
+from qpeft.circuits import amplitude_qubits
+from qpeft.core import model_card
+from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
 from qpeft.core.own_tuner import OwnTuner
-from qpeft.errors import NotMergeableError
-from qpeft.methods.qaa.layer import QAALayer
-from qpeft.methods.qaa.targets import set_targets
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.targets import is_linear, sizes
+from qpeft.errors import ConfigError
+from qpeft.methods.qaa.features import Features
+from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
+
+# names of query and value projections, or of one map that computes both
+_NAMES = "q_proj v_proj, query value, query_proj value_proj, q_lin v_lin, q v, c_attn, query_key_value, qkv_proj"
+_QUERY_VALUE = [list[str](names.split()) for names in f"{_NAMES}, qkv, Wqkv, in_proj".split(", ")]
+
+
+@dataclass
+class QAAConfig(QAASettings, OwnTunerConfig):
+    """QAA; angles, (features) x (outputs) and (outputs) parameters for each target module.
+
+    Example::
+
+        model = get_peft_model(base, QAAConfig(task_type="CAUSAL_LM"))
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    target_modules: Collection[str] | str | None = option(
+        None,
+        "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
+        "Default: the query and value projections.",
+    )
+
+    def __post_init__(self) -> None:
+        OwnTunerConfig.__post_init__(self)
+        QAASettings.__post_init__(self)
+        self.peft_type = MethodName("QPEFT_QAA")  # type: ignore[assignment]
+
+    def card(self) -> model_card.Card:
+        return model_card.Card(
+            "QAA adapter",
+            tag="qaa",
+            what="To the output of each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read "
+            "from a small circuit that starts in x; circuits are simulated exactly on classical hardware.\n"
+            + model_card.NOT_STOCK,
+        )
+
+
+class QAABranch(FullPrecision):
+    """(alpha / n) (V f(x) + c), for the adapted outputs; `features` is f, None without features.
+
+    V (written, n) and c (written,) are initialized to 0. All arithmetic is float32, or float64 in a model of float64,
+    because squares of small amplitudes underflow in half precision.
+    """
+
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {
+        "features": ANGLES,
+        "V": ParameterGroup("V", decays=True),
+        "c": ParameterGroup("offset"),
+    }
+    fingerprint: Tensor
+
+    def __init__(
+        self,
+        settings: QAASettings,
+        features: Features | None,
+        width: int,
+        slices: list[list[int]],
+        start_hash: str,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.carry_norm, self.features, n_qubits = settings.carry_norm, features, amplitude_qubits(width)
+        self.scale, self.slices = settings.alpha / n_qubits, slices
+        written = sum(stop - start for start, stop in slices)
+        self.V = nn.Parameter(torch.zeros(written, n_qubits, device=device)) if features else None
+        self.c = nn.Parameter(torch.zeros(written, device=device))
+        hashed = {f.name: getattr(settings, f.name) for f in fields(QAASettings)}
+        self.register_buffer("fingerprint", fingerprint(ANGLE_SCALE, start_hash, width, slices, hashed).to(device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The added term, (..., written), for an input x (..., width)."""
+        with torch.autocast(x.device.type, enabled=False):
+            if self.V is None:
+                return (self.scale * self.c).expand(*x.shape[:-1], -1)
+            return self.scale * linear(self.read(x), self.V, self.c)
+
+    def read(self, x: Tensor) -> Tensor:
+        """Features f(x), (..., n), in the branch's dtype."""
+        assert self.features is not None
+        assert self.V is not None
+        x = x.to(self.V.dtype)
+        f = self.features(x)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return f * norm if self.carry_norm else f
+
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """y (..., outputs) plus the branch of x at the adapted outputs; the other values are unchanged."""
+        y, added = y.clone(), self(x).to(y.dtype)
+        for (start, stop), part in zip(self.slices, added.split([b - a for a, b in self.slices], -1), strict=True):
+            y[..., start:stop] += part
+        return y
+
+
+class QAALayer(nn.Module, BaseTunerLayer):
+    """A linear map with QAA's branches; several active ones have the same input and are summed."""
+
+    adapter_layer_names = ("qaa_branch",)
+
+    def __init__(self, base_layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = sizes(base_layer)
+        self.qaa_branch = nn.ModuleDict()
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        y = self.base_layer(x, *args, **kwargs)
+        for name in () if self.disable_adapters else self.active_adapters:
+            if name in self.qaa_branch:
+                branch: Any = self.qaa_branch[name]
+                y = branch.add(y, x)
+        return y
+
+
+def written_slices(config: QAASettings, name: str, module: nn.Module) -> list[list[int]]:
+    """The ranges of the module's output to which the adapter adds; by default queries and values of GPT-2's c_attn.
+
+    Raises ConfigError if `out_slices` exceed the output.
+    """
+    width, outputs = sizes(module)
+    if config.out_slices is None:
+        is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
+        return [[0, width], [2 * width, 3 * width]] if is_fused else [[0, outputs]]
+    for start, stop in config.out_slices:
+        if start < 0 or stop > outputs:
+            raise ConfigError(f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}.")
+    return config.out_slices
 
 
 class QAAModel(OwnTuner):
@@ -29,65 +168,29 @@ class QAAModel(OwnTuner):
     own_kind = "a QAA adapter"
     tuner_layer_cls = QAALayer
 
-    def _set_targets(self, model: nn.Module, config: Any) -> None:
-        set_targets(model, config)
+    def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
+        parts = {name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)}
+        for names in _QUERY_VALUE:
+            if parts.issuperset(names):
+                return names
+        raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
 
-    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
-        return QAALayer(target, name)
+    def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
+        if not is_linear(module):
+            raise ConfigError(f"QAA adapts Linear or Conv1D; {name} is {type(module).__name__}")
+        amplitude_qubits(sizes(module)[0])
+        written_slices(config, name, module)
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
-        shared = self._shared_features(layer.in_features, adapter_name) if config.share_circuit else None
-        layer.update_layer(adapter_name, config, shared)
+        base, init = layer.get_base_layer(), SeededInit(config.seed)
+        weight = next(base.parameters(), torch.empty(0))
+        features = None
+        if config.feature_source != "none":
+            features = Features(config, layer.in_features, name, init, weight.device)
+        slices = written_slices(config, name, base)
+        branch = QAABranch(config, features, layer.in_features, slices, init.hexdigest(), weight.device)
+        layer.qaa_branch[adapter_name] = branch.double() if weight.dtype == torch.float64 else branch
 
-    def _shared_features(self, width: int, adapter_name: str) -> nn.Module | None:
-        """The adapter's existing features for inputs of this width."""
-        for layer in self.model.modules():
-            if isinstance(layer, QAALayer) and layer.in_features == width and adapter_name in layer.qaa_branch:
-                branch: Any = layer.qaa_branch[adapter_name]
-                return branch.features
-        return None
-
-    def _check_merge_allowed(self) -> None:
-        raise NotMergeableError(
-            "QAA updates depend on the input and cannot be merged into the weight. Keep the adapter, or remove it with "
-            "unload()."
-        )
-
-    # -- saving: trained parameters and fingerprints, those of shared circuits once
-
-    @classmethod
-    def _get_adapter_state_dict(
-        cls,
-        model: Any,
-        config: Any,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
-    ) -> dict[str, Tensor]:
-        state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        again = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        again -= {name for name, _ in model.named_parameters()}
-        return {name: tensor for name, tensor in state.items() if name not in again}
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        site, is_own, rest = key.partition(f".qaa_branch.{adapter_name}.")
-        if not is_own:
-            return super()._remove_adapter_name_from_key(key, adapter_name)
-        # "default", because release 0.1 left the adapter's name there
-        return f"{site}.qaa_branch.{'default.' if rest.startswith('features.') else ''}{rest}"
-
-    @classmethod
-    def current_key(cls, key: str) -> str:
-        return re.sub(r"\.qaa_branch\.[^.]+\.features\.", ".qaa_branch.default.features.", key)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        names: dict[int, str] = {}  # a shared tensor is stored under its first name; PEFT warns if others are missing
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if f".qaa_branch.{adapter_name}." in name:
-                state[name] = state[names.setdefault(id(parameter), name)].to(parameter.dtype)
-        return state
+    def plan_sizes(self) -> dict[str, Any]:
+        n_qubits = [m.n_qubits for m in self.modules() if isinstance(m, Features) and m.source == "qnn"]
+        return {"n_qubits": max(n_qubits), "n_circuits": len(n_qubits)} if n_qubits else {}

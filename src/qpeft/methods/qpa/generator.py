@@ -6,7 +6,7 @@
 G generators have a leading axis G everywhere, and each generates its share of the flat vector: (G, C, n) -> (m,).
 Only the angles and the map are trained. With `init_mode="residual"` the result is
 
-    w = w0 + output_scale * (G - G_ref),
+    w = w0 + (G - G_ref),
 
 where w0 is the adapter's own initialization and G_ref the generator's initial output, so that the initial model equals
 that of the stock adapter.
@@ -16,52 +16,110 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpeft.circuits import Gate
-from qpeft.core.binding import Slot
-from qpeft.core.generator import ANGLES, Generator, ParameterGroup, check_size, fingerprint
-from qpeft.core.lora_init import draw_without_base
-from qpeft.core.scaled_parameter import Folded
+from qpeft.circuits import Ansatz, exact_probabilities
+from qpeft.core.folded import Folded
+from qpeft.core.generator import ANGLES, CircuitModule, Generator, ParameterGroup, fingerprint
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError, setting
-from qpeft.methods.qpa.features import make_feature, slow_circuit, whitening
-from qpeft.methods.qpa.settings import QPASettings
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "identity": nn.Identity(),
-}
-
+from qpeft.methods.qpa.settings import QPACount, QPAGeneratorConfig
 
 _SMALL = 0.01  # initial r.m.s. of the generated parameters, with features of norm 1 (measured)
+_FLOOR = 1e-6  # of 2^N p; without it the slope of a root at p = 0 is infinite and the gradient of the angles NaN
+_NULL = 1e-6  # of the largest eigenvalue: smaller ones would raise float32's rounding errors above 1e-4
+
+
+def scaled(probabilities: Tensor) -> Tensor:
+    """(2^N p - 1) / sqrt(2), shape (..., D): mean 0 and variance 1 for a random real circuit."""
+    return (probabilities * probabilities.shape[-1] - 1.0) * math.sqrt(0.5)
+
+
+def root(probabilities: Tensor) -> Tensor:
+    """(sqrt(2^N p) - a) / sqrt(1 - a^2) with a = sqrt(2 / pi), shape (..., D): mean 0 and variance 1 for a random real
+    circuit, whose amplitudes are normal.
+
+    The distribution has lighter tails than that of p: the chunks have about equal norms.
+    """
+    mean = math.sqrt(2 / math.pi)
+    return ((probabilities * probabilities.shape[-1]).clamp(min=_FLOOR).sqrt() - mean) / math.sqrt(1 - mean**2)
+
+
+def squash(probabilities: Tensor) -> Tensor:
+    """q - mean(q) with q = (0.6 tanh(0.1 * 2^(N-1) p))^0.15 over all D basis states, shape (..., D)."""
+    x = (probabilities * probabilities.shape[-1]).clamp(min=_FLOOR)
+    q = (0.6 * torch.tanh(0.05 * x)) ** 0.15
+    return q - q.mean(-1, keepdim=True)
+
+
+_MAPS = {"whitened": root, "scaled": scaled, "squash": squash}  # before the whitening
+
+
+def whitening(features: Tensor) -> Tensor:
+    """The symmetric S (..., K, K) that makes features F (..., C, K) orthogonal: (F S)^T F S = C / K identity.
+
+    The rows of F S have norm 1 on average. If F has a rank R below K, it is C / R times the projection onto its rows.
+    """
+    values, vectors = torch.linalg.eigh(features.double().mT @ features.double())
+    is_kept = values > _NULL * values[..., -1:]
+    scale = (features.shape[-2] / is_kept.sum(-1, keepdim=True)).sqrt()
+    roots = torch.where(is_kept, scale * values.clamp(min=1e-300).rsqrt(), 0.0)
+    return (vectors * roots[..., None, :] @ vectors.mT).float()
+
+
+class CircuitFeature(CircuitModule):
+    """Features of each chunk from the probabilities of G circuits, with trained or frozen angles.
+
+    The K features of chunk c are made from the probabilities of the basis states K c, ..., K c + K - 1.
+    """
+
+    def __init__(self, ansatz: Ansatz, angles: Folded, chunks: tuple[int, int], feature_map: str) -> None:
+        super().__init__()
+        self.ansatz, self.angles, self.chunks = ansatz, angles, chunks
+        self.feature_map = _MAPS[feature_map]
+        self.is_trained, self.n_circuits = angles.tau is not None, len(angles.start)
+
+    def forward(self, *, initial: bool = False) -> Tensor:
+        """Features (G, C, K); initial features are exact, whatever the backend."""
+        angles, (n_chunks, k) = self.angles(initial=initial), self.chunks
+        if initial or self.backend is None:
+            found = exact_probabilities(self.ansatz, angles)
+        else:
+            found = torch.stack([self.backend(each) for each in angles])
+        return self.feature_map(found)[:, : n_chunks * k].view(-1, n_chunks, k)
+
+
+def _make_feature(config: QPAGeneratorConfig, count: QPACount, init: SeededInit) -> nn.Module | None:
+    """The module that computes the features (G, C, K) of `config.feature_source`; None for "none"."""
+    source, g, scale = config.feature_source, config.n_generators, float(config.angle_scale or 1)
+    if source == "none":
+        return None
+    chunks = count.n_chunks // g, int(config.features or 1)
+    if source in ("free", "random"):
+        return Folded(init.normal("feature", (g, *chunks)), scale, trained=source == "free")
+    ansatz = Ansatz(config.ansatz, count.n_qubits, config.n_layers)
+    angles = Folded(init.uniform("angles", (g, *ansatz.angle_shape), math.pi), scale, trained=source == "qnn")
+    return CircuitFeature(ansatz, angles, chunks, str(config.feature_map))
 
 
 class FoldedLinear(nn.Module):
-    """y = x W^T + b with folded W (*several, out, in) and b (*several, out), uniform on +-bound at first."""
-
-    bias: Folded | None
+    """y = x W^T + b with folded W (G, out, in) and b (G, out), uniform on +-bound at first."""
 
     def __init__(
-        self, shape: tuple[int, ...], scale: float, bound: float, name: str, init: SeededInit, *, has_bias: bool
+        self, shape: tuple[int, int, int], scale: float, bound: float, name: str, init: SeededInit, *, has_bias: bool
     ) -> None:
         super().__init__()
         self.weight = Folded(init.uniform(f"{name}.weight", shape, bound), scale)
-        self.bias = None
-        if has_bias:
-            self.bias = Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale)
+        self.bias = Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale) if has_bias else None
 
     def forward(self, x: Tensor, *, initial: bool = False) -> Tensor:
-        """(..., C, in) -> (..., C, out)"""
+        """(G, C, in) -> (G, C, out)"""
         product = x @ self.weight(initial=initial).mT
         return product if self.bias is None else product + self.bias(initial=initial).unsqueeze(-2)
 
@@ -81,46 +139,31 @@ class QPAGenerator(Generator):
     whitening: Tensor | None
     initial: Tensor
 
-    def __init__(self, config: QPASettings, initial: Tensor, init: SeededInit, *, keep_initial: bool = False) -> None:
+    def __init__(
+        self, config: QPAGeneratorConfig, initial: Tensor, init: SeededInit, *, keep_initial: bool = False
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.count = count = config.count(initial.numel())
-        check_size(count.total, count.m)
-        if count.total >= count.m:
-            warnings.warn(
-                f"QPA trains {count.total} parameters to generate {count.m}: this is not a compression; "
-                "use a larger adapter, a smaller budget, or plain PEFT",
-                stacklevel=2,
-            )
-        if slow := slow_circuit(config, count):
-            warnings.warn(slow, stacklevel=2)
+        self.config, self.m = config, initial.numel()
+        self.count = count = config.count(self.m)
         self.chunk_shape = count.n_chunks, count.chunk_size
-        self.activation = ACTIVATIONS[config.activation]
-        self.feature = make_feature(config, count, init)
-        size = config.size(count.m)
-        n_chunks = count.n_chunks // config.n_generators  # of one generator
-        several = (config.n_generators,) if config.n_generators > 1 else ()
-        n_bits = count.n_qubits - size.feature_qubits
-        widths = (size.inputs(n_bits, count.hidden), *count.hidden, count.chunk_size)
+        self.feature = _make_feature(config, count, init)
+        self._ansatz: Ansatz | None = getattr(self.feature, "ansatz", None)
+        g, widths = config.n_generators, count.widths
         bounds = [1.0 / math.sqrt(n_in) for n_in in widths[:-1]]  # as torch.nn.Linear
         if config.init_mode == "small":
             bounds[-1] = _SMALL * math.sqrt(3 if config.feature_map == "whitened" else 3 / widths[-2])
         self.mlp = nn.ModuleList(
-            FoldedLinear(
-                (*several, n_out, n_in), config.mlp_scale, bound, f"mlp.{i}", init, has_bias=bool(count.hidden)
-            )
+            FoldedLinear((g, n_out, n_in), config.mlp_scale, bound, f"mlp.{i}", init, has_bias=len(widths) > 2)
             for i, ((n_in, n_out), bound) in enumerate(zip(itertools.pairwise(widths), bounds, strict=True))
         )
-        reads_bits = widths[0] != config.n_features or self.feature is None
-        bits = _bits(n_chunks, n_bits).expand(*several, -1, -1) if reads_bits else None
+        n_bits = widths[0] - (0 if self.feature is None else int(config.features or 1))
+        bits = _bits(count.n_chunks // g, n_bits).expand(g, -1, -1) if n_bits else None
         self.register_buffer("bits", bits, persistent=False)
-        self._share = size.share
-        self._feature_shape = (*several, n_chunks, config.n_features)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
         self.register_buffer("whitening", self._whitening(), persistent=False)
-        self.register_buffer(
-            "fingerprint", fingerprint(init.hexdigest(), asdict(count), _settings(config), *self._own_gates())
-        )
+        settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
+        gates = [] if self._ansatz is None else list(self._ansatz.gates())  # another circuit may have the same name
+        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.m, settings, gates))
         self._reference: Tensor | None = None  # G_ref, computed on the device of the first evaluation
 
     @property
@@ -136,87 +179,60 @@ class QPAGenerator(Generator):
         """
         output = self._output()
         if self.config.init_mode == "raw":
-            return output * self.config.output_scale
-        if self.config.init_mode == "small":
-            return torch.add(self.initial, output, alpha=self.config.output_scale)
-        if self._reference is None:
-            with torch.no_grad():
-                self._reference = self._output(initial=True)
-        return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
+            return output
+        if self.config.init_mode == "residual":
+            if self._reference is None:
+                with torch.no_grad():
+                    self._reference = self._output(initial=True)
+            output = output - self._reference
+        return self.initial + output
 
-    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QPAGenerator:
-        present = self.initial.cpu().split([slot.shape.numel() for slot in slots])
-        labelled = zip((slot.label for slot in slots), present, strict=True)
-        magnitudes = {label: part for label, part in labelled if "lora_magnitude_vector" in label}
-        initial = draw_without_base(slots, config.drawn_init, init, magnitudes)
-        with warnings.catch_warnings():  # about its size, which appeared when it was trained
-            warnings.simplefilter("ignore")
-            return QPAGenerator(config, initial, init)
+    def _output(self, *, initial: bool = False) -> Tensor:
+        shares = self.chunks(initial=initial).view(self.config.n_generators, -1)[:, : self.config.share(self.m)]
+        if self.config.center_output:
+            shares = shares - shares.mean(-1, keepdim=True)
+        return shares.flatten()[: self.m]
 
     def chunks(self, *, initial: bool = False) -> Tensor:
         """The output before flattening, of one generator after the other: shape (G C, n)."""
-        return self._chunks(initial=initial).flatten(0, -2)
-
-    def _chunks(self, *, initial: bool) -> Tensor:
-        """(C, n), or (G, C, n)"""
-        features = [] if self.feature is None else [self._features(initial=initial)]
-        inputs = features if self.bits is None else [self.bits, *features]
+        inputs = [] if self.bits is None else [self.bits]
+        if self.feature is not None:
+            found = self.feature(initial=initial)
+            inputs.append(found if self.whitening is None else found @ self.whitening)
         hidden = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         for layer in self.mlp[:-1]:
-            hidden = self.activation(layer(hidden, initial=initial))
-        return self.mlp[-1](hidden, initial=initial)
-
-    def _features(self, *, initial: bool) -> Tensor:
-        """(C, K), or (G, C, K)"""
-        assert self.feature is not None
-        found = self.feature(initial=initial).view(self._feature_shape)
-        return found if self.whitening is None else found @ self.whitening
+            hidden = layer(hidden, initial=initial)
+            hidden = F.silu(hidden) if self.config.activation == "silu" else hidden
+        return self.mlp[-1](hidden, initial=initial).flatten(0, 1)
 
     def _whitening(self) -> Tensor | None:
         if self.config.feature_map != "whitened" or self.feature is None or self.initial.is_meta:
             return None
         with torch.no_grad(), torch.device("cpu"):
-            return whitening(deepcopy(self.feature).double()(initial=True).view(self._feature_shape))
-
-    def _own_gates(self) -> list[list[Gate]]:
-        """The gates of a circuit that release 0.1 did not have: its name may be registered for another one later."""
-        ansatz = getattr(self.feature, "ansatz", None)
-        return [] if ansatz is None or ansatz.name == _BEFORE["ansatz"] else [list(ansatz.gates())]
-
-    def _output(self, *, initial: bool = False) -> Tensor:
-        shares = self._chunks(initial=initial).flatten(-2)[..., : self._share]  # (share,) or (G, share)
-        if self.config.center_output:
-            shares = shares - shares.mean(-1, keepdim=True)
-        return shares.flatten()[: self.count.m]
+            return whitening(deepcopy(self.feature).double()(initial=True))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
         self._reference = None
         super()._apply(fn, recurse)
         return self
 
-
-_BEFORE = {"ansatz": "ry_ladder", "features": 1, "n_generators": 1}  # what release 0.1 had, without these fields
-
-
-def _settings(config: QPASettings) -> dict[str, Any]:
-    names = {f.name for f in fields(QPASettings)} - {"budget", "chunk_size", "hidden", "max_qubits"}
-    found = {name: getattr(config, name) for name in sorted(names)}
-    return {name: value for name, value in found.items() if name not in _BEFORE or value != _BEFORE[name]}
+    def plan_sizes(self) -> dict[str, Any]:
+        count, config, hidden = self.count, self.config, self.count.widths[1:-1]
+        # of the (C, n) matrix of chunks: at most the inputs of a linear map, or the last inner width; biases add one
+        inner = hidden[-1] if hidden and config.activation == "silu" else min(count.widths[:-1])
+        found = {
+            "n_qubits": count.n_qubits,
+            "n_circuits": config.n_generators if self._ansatz else None,
+            "n_chunks": count.n_chunks,
+            "chunk_size": count.chunk_size,
+            "hidden": hidden or None,
+            "rank_bound": min(config.n_generators * (inner + bool(hidden)), count.n_chunks, count.chunk_size),
+            "budget": config.budget_count(self.m) if config.chunk_size is None else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def _bits(n_chunks: int, n_qubits: int) -> Tensor:
     """Row c: the bits of c, wire 0 (the most significant) first, as -1 and +1; shape (C, N)."""
     index = torch.arange(n_chunks)[:, None]
-    wires = torch.arange(n_qubits - 1, -1, -1)
-    return ((index >> wires) & 1).float() * 2 - 1
-
-
-@dataclass(kw_only=True)
-class QPAGeneratorConfig(QPASettings):
-    """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv 2410.09846)."""
-
-    def make(self, initial: Tensor, init: SeededInit) -> QPAGenerator:
-        """The generator of an adapter with PEFT's initialization `initial` (m,), which raw does not use."""
-        if self.init_mode == "small":
-            raise ConfigError(f"{setting('init_mode')} small is for LoRA and DoRA; use residual for another host")
-        return QPAGenerator(self, initial, init, keep_initial=self.init_mode == "residual")
+    return (index >> torch.arange(n_qubits - 1, -1, -1) & 1).float() * 2 - 1

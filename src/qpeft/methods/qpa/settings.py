@@ -1,37 +1,57 @@
-"""The fields of QPA's generator, importable without torch."""
+"""The fields of QPA's generator and the sizes that follow from them, importable without torch.
+
+G generators compute a share of ceil(m / G) parameters each. For a share and chunk size n there are C chunks with K
+features each, one basis state for each feature, so the circuit has N + log2 K qubits with N = max(1, ceil(log2 C)).
+The inputs of the map are the K features, and the N bits of the chunk's index if there is a hidden layer; without
+features they are the bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from qpeft.checks import check_fields, is_count, option
+from qpeft.checks import check_fields, option
 from qpeft.circuits import Ansatz
-from qpeft.errors import ConfigError, setting
+from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.qpa.budget import PAPER_HIDDEN, QPACount, QPASize, n_chunks
 
-FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
-FEATURE_MAPS = ("whitened", "scaled", "squash")
-ACTIVATIONS = ("silu", "gelu", "identity")
-INIT_MODES = ("small", "residual", "raw")
-VECTOR_ORDERS = ("peft", "official")
+if TYPE_CHECKING:
+    from torch import Tensor
 
-_MOST_WIDTHS, _WIDEST = 64, 4096
-_PAPER: Mapping[str, Any] = {"features": 1, "hidden": None, "feature_map": "scaled", "init_mode": "residual"}
-_FEATURES = 16  # of a linear map
+    from qpeft.core.binding import Slot
+    from qpeft.core.seeded_init import SeededInit
+    from qpeft.methods.qpa.generator import QPAGenerator
+
+MAX_QUBITS = 20  # of a circuit; a simulation of more is too slow for training
+PAPER_HIDDEN = (32, 64, 128, 128, 64, 32, 32)
+
+_LINEAR = {"features": 16, "feature_map": "whitened", "angle_scale": 1.0}
+_NETWORK = {"features": 1, "feature_map": "scaled", "angle_scale": 10.0, "init_mode": "residual"}
+_OFFICIAL = {
+    **{"activation": "identity", "feature_map": "squash", "init_mode": "raw", "center_output": True},
+    **{"vector_order": "official", "angle_scale": 1.0, "mlp_scale": 1.0},
+}
+
+
+class QPACount(NamedTuple):
+    """Sizes and trainable parameters of a QPA generator for m parameters; with several generators, of all of them."""
+
+    chunk_size: int
+    n_chunks: int
+    n_qubits: int  # of each circuit
+    widths: tuple[int, ...]  # of the map of each generator, from its inputs over hidden layers to a chunk
+    total: int  # trainable parameters
 
 
 @dataclass(kw_only=True)
-class QPASettings(GeneratorConfig):
+class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv 2410.09846)."""
 
     chunk_size: int | None = option(
-        None,
-        "Parameters that are generated per chunk (the paper's n_mlp). Set this or budget, not both.",
-        at_least=1,
-        at_most=2**20,
+        None, "Parameters that are generated per chunk (the paper's n_mlp). Set this or budget, not both.", at_least=1
     )
     budget: float | None = option(
         None,
@@ -39,7 +59,7 @@ class QPASettings(GeneratorConfig):
         "adapter's parameters. Without chunk_size and budget: 0.5.",
         above=0,
     )
-    n_layers: int = option(8, "Circuit layers L.", at_least=1, at_most=10_000)
+    n_layers: int = option(8, "Circuit layers L.", at_least=1)
     ansatz: str = option(
         "ry_ladder",
         "The circuit. One of your own: FILE.py:NAME on the command line and in study files; in Python the name that "
@@ -49,47 +69,45 @@ class QPASettings(GeneratorConfig):
         None,
         "Probabilities of the circuit per chunk, K, a power of two. Default: 16, or the paper's 1 with hidden layers.",
         at_least=1,
-        at_most=1024,
+        at_most=2 ** (MAX_QUBITS - 1),
     )
     hidden: tuple[int, ...] | None = option(
         (),
         "Hidden widths of the network from the features to a chunk. Default: none, one linear map. None in Python and "
         "study files: the paper's 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 for small budgets.",
     )
-    n_generators: int = option(
-        1, "Number of generators, each for an equal share of the parameters.", at_least=1, at_most=1024
-    )
+    n_generators: int = option(1, "Number of generators, each for an equal share of the parameters.", at_least=1)
     activation: str = option(
-        "silu", "Between hidden layers; identity makes the network one affine map.", choices=ACTIVATIONS
+        "silu",
+        "Between hidden layers; identity makes the network one affine map.",
+        choices=("silu", "identity"),
     )
     feature_map: str | None = option(
         None,
         "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, sqrt(2^N p) with mean 0 and variance "
         "1, times a matrix that makes the features of the initial angles uncorrelated; or squash. Default: whitened, "
         "or scaled with hidden layers.",
-        choices=FEATURE_MAPS,
+        choices=("whitened", "scaled", "squash"),
     )
     feature_source: str = option(
         "qnn",
         "Source of the features: the trained circuit (qnn) or a control: the circuit with frozen angles, free trained "
         "values, fixed noise, or none (the bits of the chunk's index instead).",
-        choices=FEATURE_SOURCES,
+        choices=("qnn", "qnn_frozen", "free", "random", "none"),
     )
     init_mode: str | None = option(
         None,
         "small: the generated A and B of a LoRA have small initial values; residual: they are the stock adapter's, and "
         "the model is exactly the base model; raw: the generator's output unchanged. Default: small for LoRA and "
         "DoRA, residual for other hosts and with hidden layers.",
-        choices=INIT_MODES,
+        choices=("small", "residual", "raw"),
     )
     center_output: bool = option(False, "Subtract the mean of the generated parameters (the published code does).")
-    output_scale: float = option(1.0, "Factor on the generated parameters.", above=0)
     vector_order: str = option(
         "peft",
         "Order in which tensors are filled: PEFT's, or the published code's (lora_B first).",
-        choices=VECTOR_ORDERS,
+        choices=("peft", "official"),
     )
-    max_qubits: int = option(20, "Refuse circuits with more qubits than this.", at_least=1)
     angle_scale: float | None = option(
         None,
         "Factor folded into the angles' learning rate: angle = initial + factor * trained. Default: 1, or 10 with "
@@ -101,124 +119,134 @@ class QPASettings(GeneratorConfig):
     )
     seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
-    _linear_init = "residual"  # default of `init_mode` without hidden layers
+    _is_lora = False  # whether the adapter is a LoRA of this method, whose initial values can be drawn again
 
     def __post_init__(self) -> None:
         if self.hidden is not None:
             self.hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
-        is_linear = self.hidden == ()  # in files of release 0.1 it is not
-        if self.features is None:
-            self.features = _FEATURES if is_linear else 1
-        if self.feature_map is None:
-            self.feature_map = "whitened" if is_linear else "scaled"
-        if self.angle_scale is None:
-            self.angle_scale = 1.0 if is_linear else 10.0
-        if self.init_mode is None:
-            self.init_mode = self._linear_init if is_linear else "residual"
-        self.check()
+        init_mode = "small" if self._is_lora else "residual"
+        for name, value in ({**_LINEAR, "init_mode": init_mode} if self.hidden == () else _NETWORK).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        check_fields(self, QPAGeneratorConfig)
+        Ansatz(self.ansatz, 1, self.n_layers)  # raises for an unregistered name
+        if self.chunk_size is not None and self.budget is not None:
+            raise ConfigError("set at most one of chunk_size and budget")
+        if (below := 1 << (self._k.bit_length() - 1)) != self._k:
+            raise ConfigError(f"features must be a power of two, got {self._k}; use {below} or {2 * below}")
 
     @classmethod
     def paper(cls, **settings: Any) -> Self:
         """The paper's generator: one feature per chunk, and an MLP with seven hidden layers."""
-        return cls(**{**_PAPER, **settings})
+        return cls(**{"hidden": None, **settings})
 
     @classmethod
     def official(cls, **settings: Any) -> Self:
         """The published code's choices, without its NaN at p = 0: affine MLP, squash, raw, centered."""
-        preset: dict[str, Any] = {
-            **_PAPER,
-            "activation": "identity",
-            "feature_map": "squash",
-            "init_mode": "raw",
-            "center_output": True,
-            "vector_order": "official",
-            "angle_scale": 1.0,
-            "mlp_scale": 1.0,
-        }
-        if "budget" not in settings:
-            preset["chunk_size"] = 2048
-        return cls(**{**preset, **settings})
+        size = {} if "budget" in settings else {"chunk_size": 2048}
+        return cls.paper(**{**_OFFICIAL, **size, **settings})
 
-    def trained_angles(self) -> tuple[str, float]:
-        """Suffix of the names of the trained angles, and their factor: angle = initial + factor * value.
+    def order(self, slots: Sequence[Slot]) -> list[Slot]:
+        if self.vector_order == "peft":
+            return list(slots)
+        by_module = itertools.groupby(slots, lambda slot: slot.label.rpartition(".lora_")[0])
+        return [
+            slot for _, of_one in by_module for slot in sorted(of_one, key=lambda slot: ".lora_B" not in slot.label)
+        ]
 
-        Raises ConfigError if no angles are trained.
-        """
-        if self.feature_source != "qnn":
-            raise ConfigError(
-                f"{setting('feature_source')} {self.feature_source} has no circuit whose angles are trained"
-            )
-        assert self.angle_scale is not None
-        return ".angles.tau", self.angle_scale
+    def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QPAGenerator:
+        from qpeft.methods.qpa.generator import QPAGenerator
+
+        if self.init_mode == "small" and not self._is_lora:
+            raise ConfigError("init_mode small is for LoRA and DoRA; use residual for another host")
+        return QPAGenerator(self, initial, init, keep_initial=not self._is_lora and self.init_mode == "residual")
 
     def description(self) -> dict[str, Any]:
         named = ("ansatz", "n_layers", "features", "n_generators", "feature_source", "seed")
         return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
 
-    def check(self) -> None:
-        """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
-        check_fields(self, QPASettings)
-        if self.chunk_size is not None and self.budget is not None:
-            raise ConfigError(f"set at most one of {setting('chunk_size')} and {setting('budget')}")
-        if self.hidden is not None and not all(map(is_count, self.hidden)):
-            raise ConfigError(f"{setting('hidden')} must be a sequence of positive integers, got {list(self.hidden)}")
-        if self.hidden is not None and (len(self.hidden) > _MOST_WIDTHS or max(self.hidden, default=0) > _WIDEST):
-            raise ConfigError(f"{setting('hidden')} must have at most {_MOST_WIDTHS} widths of at most {_WIDEST:,}")
-        if self.n_features & (self.n_features - 1):
-            below = 1 << (self.n_features.bit_length() - 1)
-            raise ConfigError(
-                f"{setting('features')} must be a power of two, got {self.features}; use {below} or {2 * below}"
-            )
-        Ansatz(self.ansatz, 1, self.n_layers)  # raises for an unregistered name
-        if self.budget is not None and self.budget >= 1 and self.budget != int(self.budget):
-            raise ConfigError(
-                f"{setting('budget')} must be a positive whole number (a count) or a fraction between "
-                f"0 and 1, got {self.budget}"
-            )
+    # -- sizes
 
     @property
-    def n_features(self) -> int:
-        """`features`, which is a number after the initialization."""
-        assert self.features is not None
-        return self.features
+    def _k(self) -> int:
+        return self.features  # type: ignore[return-value]  # a number after the initialization
 
     def count(self, m: int) -> QPACount:
-        """The generator's counts for m adapter parameters: total, n_qubits, n_chunks, chunk_size, ...
+        """The generator's sizes for m adapter parameters.
 
         Raises:
-            ConfigError: m is 0, the budget is too small, or the chunks need more than `max_qubits` qubits.
+            ConfigError: m is 0, the budget is too small, or the chunks need more than `MAX_QUBITS` qubits.
         """
         if m < 1:
             raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
-        size = self.size(m)
-        if (self.n_generators - 1) * size.share >= m:
-            raise ConfigError(f"{setting('n_generators')}={self.n_generators} is too many for {m} adapter parameters")
-        most_bits = self.max_qubits - size.feature_qubits
-        if most_bits < 1:
+        if self.chunk_size is None:
+            return self._largest(m, self.budget_count(m))
+        counted = self._count(m, self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden)
+        if counted.n_qubits > MAX_QUBITS:
+            fewest = _ceil(self.share(m) * self._k, 2**MAX_QUBITS)
             raise ConfigError(
-                f"{setting('features')}={self.features} needs {size.feature_qubits + 1} qubits or more, "
-                f"more than {setting('max_qubits')}={self.max_qubits}; use fewer features, or raise "
-                f"{setting('max_qubits')}"
-            )
-        if self.chunk_size is not None:
-            chunk_size, hidden = self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden
-        else:
-            chunk_size, hidden = size.fit(self.budget_count(m), self.hidden, self.max_qubits)
-        counted = size.count(chunk_size, hidden)
-        if counted.n_qubits > self.max_qubits:
-            fewest = n_chunks(size.share, 2**most_bits)
-            circuit = "each circuit's " if self.n_generators > 1 else ""
-            raise ConfigError(
-                f"with {setting('features')}={self.features}, {circuit}{n_chunks(size.share, chunk_size)} chunks need "
-                f"{counted.n_qubits} qubits, more than {setting('max_qubits')}={self.max_qubits}; "
-                f"use {setting('chunk_size')} >= {fewest}, fewer features, or raise {setting('max_qubits')}"
+                f"{counted.n_chunks} chunks with features={self.features} need {counted.n_qubits} qubits, "
+                f"more than {MAX_QUBITS}; use chunk_size >= {fewest} or fewer features"
             )
         return counted
 
-    def size(self, m: int) -> QPASize:
-        """What determines the counts for m adapter parameters, apart from chunk size and hidden widths."""
-        return QPASize(m, self.n_layers, self.ansatz, self.n_features, self.feature_source, self.n_generators)
+    def share(self, m: int) -> int:
+        """Parameters of each generator."""
+        return _ceil(m, self.n_generators)
 
     def budget_count(self, m: int) -> int:
+        """The budget as a number of trainable parameters."""
         share = 0.5 if self.budget is None else self.budget
         return int(share * m) if share < 1 else int(share)
+
+    def _count(self, m: int, chunk_size: int, hidden: Sequence[int], source: str = "") -> QPACount:
+        """The counts for chunks of `chunk_size`, for another feature source if it is given."""
+        source, k, g = source or self.feature_source, self._k, self.n_generators
+        chunks = _ceil(self.share(m), chunk_size)
+        bits = max(1, (chunks - 1).bit_length())
+        n_qubits = bits + k.bit_length() - 1
+        widths = (bits if source == "none" else k + (bits if hidden else 0), *hidden, chunk_size)
+        of_map = _map_size(widths, has_bias=bool(hidden))
+        free = chunks * k if source == "free" else 0
+        angles = Ansatz(self.ansatz, n_qubits, self.n_layers).n_angles if source == "qnn" else free
+        return QPACount(chunk_size, g * chunks, n_qubits, widths, g * (angles + of_map))
+
+    def _largest(self, m: int, budget: int) -> QPACount:
+        """The counts of the largest chunk size with at most `budget` trainable parameters for a trained circuit.
+
+        The controls (`feature_source` other than "qnn") have the same chunk size, so that they differ only in the
+        features. The total grows with the chunk size as long as the number of qubits is the same: of each number of
+        qubits, from the fewest (the largest chunks), the smallest chunk size is tried, and then enlarged.
+        """
+        hidden, share = self._hidden_for(budget) if self.hidden is None else self.hidden, self.share(m)
+        tried, above = [], share + 1
+        for bits in range(1, 1 + min(MAX_QUBITS + 1 - self._k.bit_length(), share.bit_length())):
+            size = _ceil(share, 2**bits)
+            tried.append(found := self._count(m, size, hidden, "qnn"))
+            if found.total <= budget:
+                each = self.n_generators * (found.widths[-2] + bool(hidden))  # parameters for one more in the chunk
+                return self._count(m, min(size + (budget - found.total) // each, above - 1), hidden)
+            above = size
+        smallest = min(tried, key=lambda count: count.total)
+        raise ConfigError(
+            f"budget {budget} is too small: the smallest generator for {m} parameters has "
+            f"{smallest.total} trainable parameters (chunk_size={smallest.chunk_size}, {smallest.n_qubits} qubits); "
+            f"raise budget, or reduce {'hidden' if hidden else 'features'}"
+        )
+
+    def _hidden_for(self, budget: int) -> tuple[int, ...]:
+        """The paper's widths, divided by 1, 2, 4 or 8 so that the inner layers have at most half of the budget."""
+        for divisor in (1, 2, 4, 8):
+            hidden = tuple(width // divisor for width in PAPER_HIDDEN)
+            if self.n_generators * _map_size((self._k, *hidden), has_bias=True) <= budget / 2:
+                break
+        return hidden
+
+
+def _map_size(widths: Sequence[int], *, has_bias: bool) -> int:
+    """Weights and biases of linear layers between consecutive widths."""
+    return sum((a + has_bias) * b for a, b in itertools.pairwise(widths))
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,4 +1,4 @@
-"""The PEFT config of Quantum-PEFT."""
+"""The PEFT config and tuner of Quantum-PEFT."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from qpeft.checks import option
 from qpeft.core.binding import Slot
-from qpeft.core.config import FORMAT_VERSION, GeneratedLoraConfig, MethodName
+from qpeft.core.config import GeneratedConfig, MethodName, refuse_lora_options
 from qpeft.core.frame_file import FrameFile, complete, read_frame_file
-from qpeft.core.model_card import is_users_own
-from qpeft.errors import CheckpointError, ConfigError, setting
+from qpeft.core.model_card import users_card
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.tuner import GeneratedMixin
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import write_text
-from qpeft.methods.quantum_peft.factors import count_drawn
-from qpeft.methods.quantum_peft.layout import Layout, Matrix
-from qpeft.methods.quantum_peft.quantize import HALF
+from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator, parts_of
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
-_A = ".lora_A.weight"
-_CHOOSE_MODULES = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _OWN = {  # fields of one adapter, and those that are filled in
-    *("frames", "frames_sha256", "format_version", "weights_sha256", "generated", "start_hash", "peft_type"),
+    *("frames", "frames_sha256", "format_version", "weights_sha256", "generated", "peft_type"),
     *("base_digest", "inference_mode", "peft_version", "auto_mapping", "runtime_config"),
 }
-QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
 
 
 @dataclass
-class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
+class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig):
     """LoRA's own settings (target_modules, lora_dropout, rank_pattern, ...) and the generator's.
 
     `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal. Norm
@@ -54,27 +54,16 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
 
     def __post_init__(self) -> None:
         self._of_file: dict[str, Any] | None = None  # settings in the frame file, which may be moved before saving
-        GeneratedLoraConfig.__post_init__(self)
+        GeneratedConfig.__post_init__(self)
         QuantumPeftGeneratorConfig.__post_init__(self)
-        self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
-        self.check_format()
-        if self.frames is not None or self.lambda_bits is not None or self.bits == HALF or self.group_size == 0:
-            self.format_version = FORMAT_VERSION
-        if self.use_rslora:
-            raise ConfigError(
-                f"{setting('use_rslora')} rescales by r, but Quantum-PEFT's scale is "
-                f"{setting('lora_alpha')} itself; leave it unset"
-            )
+        self.peft_type = MethodName("QPEFT_QUANTUM_PEFT")  # type: ignore[assignment]
         if self.init_lora_weights is not True:
-            raise ConfigError(
-                f"init_lora_weights={self.init_lora_weights!r} does not apply: circuits compute the initial values; "
-                "leave it unset"
-            )
-        self.refuse_lora_options("Quantum-PEFT", more=("lora_bias",))
+            raise ConfigError("init_lora_weights does not apply: circuits compute the initial values")
+        refuse_lora_options(self, "Quantum-PEFT", more=("lora_bias", "use_rslora"))
 
     @property
     def depends_on_base(self) -> bool:
-        return self.frame in ("gradient", "sign", "weights")
+        return self.frame not in (None, "random")
 
     def read_files(self, base: nn.Module) -> None:
         """Take hash, largest number of directions and, unless they are set, target modules from the frame file.
@@ -90,76 +79,80 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         self.frame_rank = min(self.frame_rank, max(n_directions for _, _, n_directions in file.shapes.values()))
         self._of_file = file.settings
         if self.target_modules is None:
-            found: Any = file.settings.get("target_modules")
-            modules: Any = set(found) if isinstance(found, list) else found
-            self.target_modules = modules
-            for name in _CHOOSE_MODULES:
-                setattr(self, name, file.settings.get(name))
+            targets: Any = file.settings.get("target_modules")
+            targets = set(targets) if isinstance(targets, list) else targets
+            self.target_modules = targets
 
     def frame_file(self) -> FrameFile:
         """Read the frame file. Raises CheckpointError if it is damaged, or not that with `frames_sha256`."""
-        file = read_frame_file(self.frames or "")
-        if self.frames_sha256 not in (None, file.sha256):
-            raise CheckpointError(
-                f"{file} is not the one that is needed, with SHA-256 {self.frames_sha256}; name that file as "
-                f"{setting('frames')}"
-            )
-        return file
+        return read_frame_file(self.frames or "", self.frames_sha256)
 
-    def shared_settings(self) -> dict[str, Any]:
-        """The fields for the header of a frame file: those that adapters share, where they are not the defaults."""
-        given, usual = _plain(self.to_dict()), _plain(type(self)().to_dict())
-        return {name: value for name, value in given.items() if name not in _OWN and value != usual.get(name)}
+    def settings_beyond(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that many adapters can share, where they differ from those `known` and from the defaults."""
+        usual = {**_plain(type(self)()), **known}
+        return {k: v for k, v in _plain(self).items() if k not in _OWN and v != usual.get(k)}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        if self.frames is None:
-            super().save_pretrained(save_directory, **kwargs)
-            return
-        of_file = self._of_file if self._of_file is not None else self.frame_file().settings
+        """With a frame file only what differs from its settings, and no model card but the user's."""
         super().save_pretrained(save_directory, **kwargs)
-        self._shorten(Path(save_directory), of_file)
-
-    def _shorten(self, folder: Path, of_file: Mapping[str, Any]) -> None:
-        """Leave only what differs from the settings in the frame file, and no model card but the user's."""
-        known = {**_plain(type(self)().to_dict()), **of_file}
-        keep = {"peft_type": self.peft_type, "format_version": self.format_version}
-        keep |= {"frames": Path(self.frames or "").name, "frames_sha256": self.frames_sha256}
+        if self.frames is None or self._of_file is None:
+            return
+        folder = Path(save_directory)
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-            if len(file.keys()) > 1:  # other tensors than the generator's, which contains a seal
-                keep["weights_sha256"] = self.weights_sha256
-        found = {k: v for k, v in _plain(self.to_dict()).items() if k not in _OWN and v != known.get(k)}
-        write_text(folder / CONFIG_NAME, json.dumps({**keep, **found}, separators=(",", ":"), sort_keys=True))
-        if not is_users_own(folder / "README.md"):
+            is_sealed = len(file.keys()) == 1  # the generator's tensor contains a seal, others do not
+        own = {"peft_type": self.peft_type, "format_version": self.format_version}
+        own |= {"frames": Path(self.frames).name, "frames_sha256": self.frames_sha256}
+        own |= {} if is_sealed else {"weights_sha256": self.weights_sha256}
+        content = {**own, **self.settings_beyond(self._of_file)}
+        write_text(folder / CONFIG_NAME, json.dumps(content, separators=(",", ":"), sort_keys=True))
+        if users_card(folder) is None:
             (folder / "README.md").unlink(missing_ok=True)
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
         return complete(super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent)
 
-    def count_without_base(self, slots: Sequence[Slot]) -> int | None:
-        if self.freeze_angles:  # a compact checkpoint does not contain them
-            return None
-        shapes = {slot.label: slot.shape for slot in slots}
-        names = [label.removesuffix(_A) for label in shapes if label.endswith(_A)]
-        pairs = [(name, shapes[f"{name}.lora_B.weight"], shapes[name + _A]) for name in names]
-        matrices = [Matrix(name, b[0], a[1], a[0], 1.0) for name, b, a in pairs]
-        return count_drawn(self, Layout.of(self, matrices))
+    def order(self, slots: Sequence[Slot]) -> list[Slot]:
+        here = {slot.label: slot for slot in slots}
+        factors = [here.pop(label) for part in parts_of(self, slots) for label in part.labels]
+        return [*factors, *here.values()]  # norm gains at the end
 
-    def to_stock(self) -> LoraConfig:
-        """The stock LoRA, with scaling 1."""
-        stock = super().to_stock()
-        stock.lora_alpha, stock.alpha_pattern = stock.r, dict(stock.rank_pattern or {})
-        return stock
+    def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QuantumPeftGenerator:
+        parts = parts_of(self, slots)
+        if self.order(slots) != list(slots):
+            raise CheckpointError(
+                "the table of generated tensors in adapter_config.json is damaged: their order differs"
+            )
+        n_factors = sum(len(part.names) * part.width * part.rank for part in parts)
+        return QuantumPeftGenerator(self, parts, init, initial[n_factors:])
+
+    def further_slots(self, model: nn.Module, adapter_name: str) -> list[Slot]:
+        """The weights and biases of norm layers in modules_to_save: modules whose parameters are all vectors."""
+        found = []
+        for name, wrapper in model.named_modules():
+            if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save:
+                module: Any = wrapper.modules_to_save[adapter_name]
+                parameters = dict(module.named_parameters())
+                if all(p.ndim == 1 and "." not in key for key, p in parameters.items()):
+                    for key, p in parameters.items():
+                        initial = torch.zeros(p.shape) if p.is_meta else p.detach().float().cpu()
+                        found.append(Slot(module, key, f"{name}.{key}", p.shape, p.dtype, initial))
+        return found
+
+    @property
+    def drawn_init(self) -> str:
+        return "zero"  # circuits compute the initial values
 
     def description(self) -> dict[str, Any]:
-        names = ["r", "family", "entangler", "share", "frame", "bits", "seed"]
-        return {
-            "method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
-            **{name: getattr(self, name) for name in (["n_layers"] if self.family == "pauli" else []) + names},
-        }
+        names = ("r", "family", "n_layers", "entangler", "share", "frame", "bits", "seed")
+        return {"method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)", **{name: getattr(self, name) for name in names}}
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as read back from JSON, with sets in order."""
-    found: dict[str, Any] = json.loads(json.dumps(dict(values), default=sorted))
+class QuantumPeftModel(GeneratedMixin, LoraModel):
+    """The tuner that PEFT builds for a QuantumPeftConfig."""
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Its fields as read back from JSON, with sets in order."""
+    found: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=sorted))
     return found

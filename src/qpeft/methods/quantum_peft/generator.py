@@ -1,77 +1,246 @@
 """Quantum-PEFT's generator: all LoRA factors of a model from U, V of circuits and a diagonal lambda.
 
-    dW = s U diag(lambda) V^T,    lora_B = s U diag(lambda) (d_out, K),    lora_A = V^T (K, d_in)
+    dW = s U diag(lambda) V^T,    lora_B = K U diag(lambda) (d_out, K),    lora_A = V^T (K, d_in),    s = lora_alpha
 
-(ICLR 2025, arXiv 2503.05431.) Inside frozen frames P (d_out, R) and Q (d_in, R), U and V have width R and
-dW = s P U diag(lambda) V^T Q^T. Factors of one width are computed in one batch. lambda, and so dW, is initially 0.
+(ICLR 2025, arXiv 2503.05431), because LoRA multiplies by lora_alpha / K. Inside frozen frames P (d_out, R) and Q
+(d_in, R), U and V have width R and dW = s P U diag(lambda) V^T Q^T. lambda, and so dW, is initially 0.
+
+The factors (w, K) of tensors of one shape have n rows of p parameters; all are in one flat tensor, and all factors are
+computed at once. The family decides how parameters are drawn and what factors they give.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from qpeft.core.binding import Slot
-from qpeft.core.generator import ANGLES, Generator, ParameterGroup, check_size, fingerprint
-from qpeft.core.scaled_parameter import Folded
+from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
+from qpeft.circuits.numerics import cached_tables
+from qpeft.circuits.orthogonal import (
+    Columns,
+    basis_columns,
+    check_rank,
+    column_qubits,
+    count_orthogonal,
+    orthogonal_batches,
+)
+from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import CheckpointError
-from qpeft.methods.quantum_peft.factors import BANKS, Bank, count_drawn
-from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, leading_frame, random_frame, singular_frame
-from qpeft.methods.quantum_peft.layout import Layout, Part
-from qpeft.methods.quantum_peft.quantize import pack, quantize, unpack
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.methods.quantum_peft.frames import (
+    base_weight,
+    core_frame,
+    frame_rank_for,
+    leading_frame,
+    random_frame,
+    singular_frame,
+)
+from qpeft.methods.quantum_peft.quantize import Rounded, pack, stored_bytes, unpack
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
-STREAM = "values"  # the one tensor in the compact adapter that refers to a frame file
+if TYPE_CHECKING:
+    from qpeft.core.binding import Slot
+    from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 
+VALUES = "values"  # the tensor of the compact adapter with all trained values
+
+_FRAMED_STD = 0.1  # inside a frame the initial columns are near the frame's leading directions
 _SEAL = 8  # bytes
+
+
+class Part(NamedTuple):
+    """All lora_A (side "v") or lora_B (side "u") tensors of one shape, adjacent in the flat vector."""
+
+    side: str
+    width: int  # d_in or d_out
+    inner: int  # width of the factors: that of the tensors, or the directions of the frames
+    rank: int
+    names: list[str]  # of the modules
+    units: list[str]  # the name of the parameters of each tensor's factor, equal for shared ones
+
+    @property
+    def label(self) -> str:
+        """A name for buffers, for example u768w32r8: d_out 768, factors of width 32 and rank 8."""
+        return f"{self.side}{self.width}w{self.inner}r{self.rank}"
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels of its tensors."""
+        return [f"{name}.lora_{'A' if self.side == 'v' else 'B'}.weight" for name in self.names]
+
+
+def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
+    """The parts of these lora_A and lora_B, given in PEFT's order or in that of the flat vector, in the latter.
+
+    Raises ConfigError if a rank is larger than its matrix or frame, or a module is no linear layer.
+    """
+    shapes = {slot.label: slot.shape for slot in slots}
+    found: dict[tuple[str, int, int, int], Part] = {}
+    for label in shapes:
+        name, is_lora, end = label.rpartition(".lora_")
+        if not is_lora:
+            continue
+        if end not in ("A.weight", "B.weight") or len(shapes[label]) != 2:
+            raise ConfigError(f"Quantum-PEFT adapts linear layers, and {name} is none; leave it out")
+        (d_out, rank), d_in = shapes[f"{name}.lora_B.weight"], shapes[f"{name}.lora_A.weight"][1]
+        side, width = ("v", d_in) if end == "A.weight" else ("u", d_out)
+        inner, most = width, min(d_out, d_in)
+        if config.frame is not None:
+            inner = rank if config.family == "core" else frame_rank_for(most, config.frame_rank)
+            most = most if config.family == "core" else inner
+        if rank > most:
+            raise ConfigError(
+                f"r={rank} exceeds {most}, the most for {name}; choose a smaller r, set it "
+                "for this module in rank_pattern, or exclude the module"
+            )
+        part = found.setdefault((side, width, inner, rank), Part(side, width, inner, rank, [], []))
+        part.names.append(name)
+        shared = re.sub(r"\.\d+\.", ".*.", name) if config.share == "type" else name
+        part.units.append(f"{shared}.{side}")
+    return [*found.values()]
+
+
+# -- the families
+
+
+def draw(config: QuantumPeftGeneratorConfig, init: SeededInit, name: str, width: int, rank: int) -> Tensor:
+    """The initial parameters of one factor (p,). Raises ConfigError if the options do not fit width and rank."""
+    std = None if config.frame is None else _FRAMED_STD
+    if config.family == "pauli":
+        check_rank(rank, width, config.construction)
+        shape = (count_orthogonal(width, config.n_layers, config.construction),)
+        return init.normal(name, shape, std) if std else init.uniform(name, shape, math.pi)
+    if config.family == "lie":
+        shape = (count_lie(width, config.lie_rank),)
+        lie_columns(torch.zeros(width, config.lie_rank), rank)  # raises ConfigError if it does not fit
+        return init.normal(name, shape, std or 1.0 / math.sqrt(width))
+    if config.family == "kronecker":
+        a, b, n_a, n_b = _kronecker_sizes(width, rank)
+        left = init.normal(f"{name}.left", (n_a * a,), 1 / math.sqrt(a))
+        return torch.cat([left, init.normal(f"{name}.right", (n_b * b,), 1 / math.sqrt(b))])
+    # a core is between U and V^T that are frames
+    return torch.zeros(width * rank if name.endswith(".u") else 0, device=init.device)
+
+
+def columns(config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
+    """The factors (n, w, K) of each batch: parameters (n, p), w and K."""
+    if config.family == "pauli":
+        return _circuits(config, batches)
+    if config.family == "lie":
+        matrices = [lie_matrix(p, width, config.lie_rank) for p, width, _ in batches]
+        return [lie_columns(b, rank, config.lie_map) for b, (*_, rank) in zip(matrices, batches, strict=True)]
+    if config.family == "kronecker":
+        return [_kronecker(*batch) for batch in batches]
+    identities = [torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1) for p, _, rank in batches]
+    return [p.view_as(eye) if p.numel() else eye for (p, *_), eye in zip(batches, identities, strict=True)]
+
+
+def _circuits(c: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
+    """Columns of RY and CZ circuits, or of a control with other entanglers."""
+    found = [
+        Columns(p, width, _basis(str(c.columns), column_qubits(width, c.construction), rank))
+        for p, width, rank in batches
+    ]
+    entangler = None if c.entangler == "cz" else partial(_entangler_signs, c.entangler, c.n_layers, c.seed)
+    return orthogonal_batches(found, c.n_layers, c.construction, entangler)
+
+
+@cache
+def _basis(kind: str, n_qubits: int, rank: int) -> tuple[int, ...]:
+    return tuple(basis_columns(kind, n_qubits, rank).tolist())
+
+
+@cached_tables
+def _entangler_signs(entangler: str, n_layers: int, seed: int, n_qubits: int) -> Tensor:
+    """Instead of the CZs of all circuits of a size: one draw of signs, or ones; (2 L, 2**n_qubits)."""
+    shape = 2 * n_layers, 2**n_qubits
+    drawn = SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0) if entangler == "signs" else torch.ones(shape)
+    return torch.where(drawn < 0, -1.0, 1.0)
+
+
+def _kronecker(parameters: Tensor, width: int, rank: int) -> Tensor:
+    """Control: each column is the Kronecker product of two small trained vectors, cut to the width."""
+    a, b, n_a, n_b = _kronecker_sizes(width, rank)
+    left, right = parameters.split([n_a * a, n_b * b], dim=1)
+    products = torch.einsum("nia,njb->nabij", left.view(-1, n_a, a), right.view(-1, n_b, b))
+    return products.reshape(-1, a * b, rank)[:, :width]
+
+
+def _kronecker_sizes(width: int, rank: int) -> tuple[int, int, int, int]:
+    """Lengths a and b, a * b >= w, and numbers A and B of vectors, A * B = K, as equal as can be."""
+    a = math.isqrt(width - 1) + 1
+    n_b = next(d for d in range(math.isqrt(rank), 0, -1) if rank % d == 0)
+    return a, -(-width // a), rank // n_b, n_b
+
+
+# -- the generator
 
 
 class QuantumPeftGenerator(Generator):
     """Generates lora_A and lora_B of every matrix, then norm gains, as a flat float32 tensor (P,).
 
-    The order of the tensors is `layout.order()`.
-
     Args:
         config: The configuration.
-        layout: The matrices, and the batches in which their factors are computed.
+        parts: The tensors in the order of the flat vector.
         init: Draws the initial parameters.
         gains: Initial values of the trained norm gains, flat; may be empty.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {
-        "banks": ANGLES,
+        "angles": ANGLES,
         "lam": ParameterGroup("lambda"),
         "gains": ParameterGroup("gains"),
     }
-    fitted: Tensor
+    scale: Tensor
 
-    def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, init: SeededInit, gains: Tensor) -> None:
+    def __init__(self, config: QuantumPeftConfig, parts: Sequence[Part], init: SeededInit, gains: Tensor) -> None:
         super().__init__()
-        self.config, self.layout = config, layout
-        check_size(count_drawn(config, layout), layout.size + gains.numel())
-        self.banks = nn.ModuleDict(
-            {_key(*key): BANKS[config.family](config, names, *key, init) for key, names in layout.banks.items()}
-        )
-        ranks = [part.rank * len(part.matrices) for part in layout.parts if part.side == "u"]
-        self.lam = Folded(torch.zeros(sum(ranks)), config.lambda_scale) if config.family != "core" else None
-        self.gains = Folded(gains.detach().float(), config.gain_scale) if gains.numel() else None
-        self.frames = nn.Module()
-        for part in layout.parts:
-            self._register_part(part, init)
-        self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
-        self._drawn = init.hexdigest()
-        self.register_buffer("fingerprint", fingerprint(self._drawn, _settings(config), layout.matrices))
-        self._base: str | None = None  # fingerprint of the base model whose weights determine the frames
-        self._ready = False
+        self.config, self.parts, self.frames = config, parts, nn.Module()
+        drawn: list[Tensor] = []  # (n, p) of each part
+        for part in parts:
+            units = list(dict.fromkeys(part.units))
+            drawn.append(torch.stack([draw(config, init, unit, part.inner, part.rank) for unit in units]))
+            rows = None if units == part.units else torch.tensor([*map(units.index, part.units)])
+            self.register_buffer(f"rows_{part.label}", rows, persistent=False)
+            size = len(part.names), part.width, part.inner
+            frame = None if config.frame is None else torch.zeros(size, device=init.device)
+            if config.frame == "random":
+                seeds = [f"{name}.{part.side}.frame" for name in part.names]
+                frame = torch.stack([random_frame(seed, part.width, part.inner, init) for seed in seeds])
+            self.frames.register_buffer(part.label, frame)
+        self.shapes = [rows.shape for rows in drawn]
+        self.angles = self._angles(torch.cat([rows.flatten() for rows in drawn]))
+        ranks = [float(part.rank) for part in parts if part.side == "u" for _ in range(len(part.names) * part.rank)]
+        self.register_buffer("scale", torch.tensor(ranks), persistent=False)
+        start = torch.zeros(len(ranks), device=init.device)
+        self.lam = None if config.family == "core" else Rounded(start, config.lambda_scale, config.lambda_bits)
+        self.gains = Rounded(gains.detach().float(), config.gain_scale, config.lambda_bits) if gains.numel() else None
+        # a frame file has a hash, and the widths of frames are in the labels
+        names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"frames", "frames_sha256", "frame_rank"}
+        settings = {name: getattr(config, name) for name in sorted(names)}
+        layout = [(part.label, part.names) for part in parts]
+        hashed = fingerprint(init.hexdigest(), settings, config.lora_alpha, config.alpha_pattern, layout)
+        self.register_buffer("fingerprint", hashed)
+        self.needs_fit = config.stores_frames  # the frames are those of the loss gradient, and still 0
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
-        self._sizes: dict[str, tuple[torch.dtype, tuple[int, ...], int]] | None = None  # of the parts of a stream
-        self._expected: Tensor | None = None  # digest of the frames of a loaded adapter
+
+    def _angles(self, drawn: Tensor) -> Rounded:
+        config = self.config
+        scale = config.lambda_scale if config.family == "core" else float(config.angle_scale or 1)
+        if config.freeze_angles or config.bits is None:
+            return Rounded(drawn, scale, None, trained=not config.freeze_angles)
+        # with bits the parameters themselves are rounded, not their distance from the initial values
+        angles = Rounded(torch.zeros_like(drawn), scale, config.bits)
+        angles.tau.data.copy_(drawn / scale)  # type: ignore[union-attr]
+        return angles
 
     def forward(self) -> Tensor:
         """The adapter's parameters, flat (P,).
@@ -79,308 +248,112 @@ class QuantumPeftGenerator(Generator):
         Raises:
             CircuitError: the current angles give no usable factor.
         """
-        factors = {name: bank() for name, bank in self.banks.items()}
-        lam = iter(self._lambdas())
-        pieces = [self._assemble(part, factors, lam) for part in self.layout.parts]
-        if self.gains is not None:
-            pieces.append(self._rounded(self.gains))
-        return torch.cat(pieces)
+        angles = self.angles().split([shape.numel() for shape in self.shapes])
+        rows = [x.view(shape) for x, shape in zip(angles, self.shapes, strict=True)]
+        factors = columns(self.config, [(x, part.inner, part.rank) for x, part in zip(rows, self.parts, strict=True)])
+        scale = self.scale if self.lam is None else self.lam() * self.scale
+        scales = iter(scale.split([len(part.names) * part.rank for part in self.parts if part.side == "u"]))
+        pieces = [self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)]
+        return torch.cat(pieces if self.gains is None else [*pieces, self.gains()])
 
-    def _lambdas(self) -> list[Tensor]:
-        """s lambda of each u part, shape (M, 1, K)."""
-        parts = [part for part in self.layout.parts if part.side == "u"]
-        scales = [self.get_buffer(f"scale_{part.label}") for part in parts]
-        if self.lam is None:
-            return scales
-        split = self._rounded(self.lam).split([len(part.matrices) * part.rank for part in parts])
-        return [lam.view(-1, 1, part.rank) * s for lam, part, s in zip(split, parts, scales, strict=True)]
-
-    def _rounded(self, trained: Folded) -> Tensor:
-        """The values of lambda or gains, with a distance from the initial values of `lambda_bits` bits if it is set."""
-        if self.config.lambda_bits is None:
-            return trained()
-        return trained.start + quantize(trained.distance(), self.config.lambda_bits, self.config.group_size)
-
-    def _assemble(self, part: Part, factors: Mapping[str, Tensor], lam: Any) -> Tensor:
-        """The flat values of one part's tensors."""
-        frame = getattr(self.frames, part.label, None)  # (M, d, R)
-        if part.rows:
-            x = _take(factors[_key(part.inner, part.rank)], part.rows, self.get_buffer(f"rows_{part.label}"))
-        else:
-            assert frame is not None
-            x, frame = frame, None
+    def _tensors(self, part: Part, x: Tensor, scales: Iterator[Tensor]) -> Tensor:
+        """The flat values of one part, x its factors (n, w, K)."""
+        frame: Tensor | None = getattr(self.frames, part.label)  # (M, d, R)
+        if (rows := getattr(self, f"rows_{part.label}")) is not None:
+            x = x.index_select(0, rows)
         if part.side == "u":
-            x = x * next(lam)  # (M, R, K)
+            x = x * next(scales).view(-1, 1, part.rank)
             return (x if frame is None else torch.bmm(frame, x)).flatten()  # (M, d, K)
         return (x.mT if frame is None else torch.bmm(x.mT, frame.mT)).flatten()  # (M, K, d)
 
-    def _register_part(self, part: Part, init: SeededInit) -> None:
-        def constant(name: str, value: Tensor) -> None:
-            self.register_buffer(f"{name}_{part.label}", value, persistent=False)
+    # -- frames
 
-        constant("rows", torch.tensor(part.rows, dtype=torch.int64))
-        if part.side == "u":
-            constant("scale", torch.tensor([self.layout.matrices[i].scale for i in part.matrices]).view(-1, 1, 1))
-        if self.config.frame in ("gradient", "sign", "weights"):
-            empty = torch.zeros(len(part.matrices), part.width, part.inner)
-            self.frames.register_buffer(part.label, empty, persistent=self.config.follows_gradient)
-        elif self.config.frame == "random":
-            names = [f"{self.layout.matrices[i].name}.{part.side}.frame" for i in part.matrices]
-            drawn = torch.stack([random_frame(name, part.width, part.inner, init) for name in names])
-            self.frames.register_buffer(part.label, drawn, persistent=False)
+    def use_base(self, base: nn.Module) -> None:
+        """Take the frames from the frame file that the config names, or compute them from the weights of the base."""
+        config = self.config
+        if config.frames is not None:
+            self._set_frames(config.frame_file().frame)
+        elif config.frame == "weights":
+            frame = core_frame if config.family == "core" else singular_frame
+            self._set_frames(lambda name, rank: frame(base_weight(name, base.get_submodule(name)), rank))
 
-    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QuantumPeftGenerator:
-        gains = torch.empty(0) if self.gains is None else self.gains.start
-        drawn = QuantumPeftGenerator(config, self.layout, init, gains.cpu())
-        if self.config.frames is not None:
-            drawn.set_frame_file(dict(self.frames.named_buffers()))
-        elif self.config.frame == "weights":
-            drawn.frames = self.frames
-            drawn._seal_base(self._base)
-        return drawn
-
-    # -- fitting to the initial gradient
-
-    @property
-    def _wants_fit(self) -> bool:
-        return self.config.frames is None and (self.config.follows_gradient or self.config.start == "gradient")
-
-    @property
-    def needs_fit(self) -> bool:  # type: ignore[override]
-        """Whether `fit` is required before training."""
-        self._ready = self._ready or bool(self.fitted.item())  # cached, because it synchronizes with a GPU
-        return not self._ready
-
-    @property
-    def was_fitted_elsewhere(self) -> bool:
-        """Whether it was loaded from a file without its frames."""
-        return self._expected is not None
-
-    def set_frame_file(self, frames: Mapping[str, Tensor]) -> None:
-        """Use the frames of the file that the config names, by the labels of the parts; they are no longer saved."""
-        for label, frame in frames.items():
-            self.frames.register_buffer(label, frame, persistent=False)
-        self.register_buffer("fitted", torch.ones_like(self.fitted), persistent=False)
-        found = fingerprint(self._drawn, _settings(self.config), self.layout.matrices)
-        self.fingerprint.copy_(found)
-
-    def matrix_frames(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The frame P (d_out, R) and Q (d_in, R) of each matrix, by its name."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for part in self.layout.parts:
-            for index, frame in zip(part.matrices, self.frames.get_buffer(part.label), strict=True):
-                found.setdefault(self.layout.matrices[index].name, {})[part.side] = frame
-        return {name: (sides["u"], sides["v"]) for name, sides in found.items()}
+    def use_base_of(self, other: QuantumPeftGenerator) -> None:  # type: ignore[override]
+        if self.config.frames is not None or self.config.frame == "weights":
+            self.frames = other.frames
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
-        """Fit frames or initial angles to the loss gradient (d_out, d_in) of each matrix, by its name.
-
-        Raises:
-            CheckpointError: the loaded adapter was trained in other frames.
-        """
-        if self.config.follows_gradient:
-            self._fit_frames(gradients)
+        """Compute the frames from the loss gradient (d_out, d_in) of each matrix, by its name, or from its signs."""
+        if self.config.frame == "sign":
+            self._set_frames(lambda name, rank: singular_frame(-gradients[name].sign(), rank))
         else:
-            self._fit_initial(gradients)
-        self.fitted.fill_(1)
+            self._set_frames(lambda name, rank: leading_frame(gradients[name], rank))
+        self.needs_fit = False
 
-    def _fit_frames(self, gradients: Mapping[str, Tensor]) -> None:
-        ranks, found = self._frame_ranks(), []
-        for i, matrix in enumerate(self.layout.matrices):
-            gradient = gradients[matrix.name]
-            is_sign = self.config.frame == "sign"
-            pair = singular_frame(-gradient.sign(), ranks[i])[:2] if is_sign else leading_frame(gradient, ranks[i])
-            found.append(pair)
-        new = self._by_part(found)
-        _check_frames(self._expected, _digest(new))
-        self._set_frames(new)
+    def _set_frames(self, frame: Callable[[str, int], tuple[Tensor, Tensor]]) -> None:
+        """Set the left and right frame of each matrix, a function of its name and the number of directions."""
+        pairs = {name: frame(name, part.inner) for part in self.parts if part.side == "u" for name in part.names}
+        for part in self.parts:
+            side = "uv".index(part.side)
+            self.frames.get_buffer(part.label).copy_(torch.stack([pairs[name][side] for name in part.names]))
 
-    @torch.no_grad()
-    def set_weight_frames(self, weights: Sequence[Tensor], base: str | None) -> None:
-        """Set the frames to the singular vectors of the base weights (d_out, d_in), in the order of the layout.
+    def matrix_frames(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The frame P (d_out, R) and Q (d_in, R) of each matrix, by its name."""
+        sides: dict[str, dict[str, Tensor]] = {"u": {}, "v": {}}
+        for part in self.parts:
+            sides[part.side] |= zip(part.names, self.frames.get_buffer(part.label), strict=True)
+        return {name: (frame, sides["v"][name]) for name, frame in sides["u"].items()}
 
-        The left frame of a core is also multiplied by the singular values: U S core V^T, which is LoRA-XS. `base` is
-        the fingerprint of the base model: the adapter does not load on another one.
-        """
-        ranks, found = self._frame_ranks(), []
-        for i, weight in enumerate(weights):
-            left, right, values = singular_frame(weight, ranks[i])
-            found.append((left * values if self.config.family == "core" else left, right))
-        self._set_frames(self._by_part(found))
-        self._seal_base(base)
-
-    def _seal_base(self, base: str | None) -> None:
-        self._base = base
-        self.fingerprint.copy_(fingerprint(self._drawn, _settings(self.config), self.layout.matrices, base))
-
-    def _frame_ranks(self) -> dict[int, int]:
-        return {i: part.inner for part in self.layout.parts for i in part.matrices}
-
-    def _by_part(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """The left and right frames of the matrices, stacked by the label of their part (M, d, R)."""
-        return {
-            part.label: torch.stack([pairs[i]["uv".index(part.side)] for i in part.matrices])
-            for part in self.layout.parts
-        }
-
-    def _set_frames(self, frames: Mapping[str, Tensor]) -> None:
-        for label, frame in frames.items():
-            self.frames.get_buffer(label).copy_(frame)
-
-    def _fit_initial(self, gradients: Mapping[str, Tensor]) -> None:
-        shapes = {(m.d_out, m.d_in, m.rank) for m in self.layout.matrices}
-        rows = {name: (key, row) for key, names in self.layout.banks.items() for row, name in enumerate(names)}
-        for d_out, d_in, rank in sorted(shapes):
-            chosen = [m.name for m in self.layout.matrices if (m.d_out, m.d_in, m.rank) == (d_out, d_in, rank)]
-            u, v = self.banks[_key(d_out, rank)], self.banks[_key(d_in, rank)]
-            assert isinstance(u, Bank)
-            assert isinstance(v, Bank)
-            at_u, at_v = ([rows[f"{name}.{side}"][1] for name in chosen] for side in "uv")
-            gradient = torch.stack([gradients[name] for name in chosen])
-            angles = u.numbers()[at_u], v.numbers()[at_v]
-            with torch.enable_grad():
-                fitted_u, fitted_v = fit_initial(u.columns, v.columns, gradient, *angles)
-            u.numbers.set_values(at_u, fitted_u)
-            v.numbers.set_values(at_v, fitted_v)
+    def plan_sizes(self) -> dict[str, Any]:
+        config = self.config
+        if config.frames is not None:
+            self._set_frames(config.frame_file().frame)  # raises if the file lacks one
+        found: dict[str, Any] = {"rank_bound": max(part.rank for part in self.parts)}
+        if config.family == "pauli":
+            qubits = max(column_qubits(part.inner, config.construction) for part in self.parts)
+            found |= {"n_circuits": sum(n for n, _ in self.shapes), "n_qubits": qubits}
+        return found
 
     # -- the compact state
 
-    def find_broken(self) -> str | None:
-        """As `Generator`; for a factor the module and side, such as `model.layers.0.mlp.up_proj.u`."""
-        for (width, rank), names in self.layout.banks.items():
-            bank = self.banks[_key(width, rank)]
-            assert isinstance(bank, Bank)
-            broken = (~torch.isfinite(bank.numbers().detach())).any(1).nonzero().flatten().tolist()
-            if broken:
-                return names[broken[0]]
-        return super().find_broken()
-
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Frames as float16 or as a hash; quantized parameters as packed codes; with a frame file, one stream."""
-        if self.config.frames is None or self.latent:
-            return self._packed(state)
-        payload = torch.cat([_as_bytes(part) for _, part in self._stored_parts(state)])
-        return {STREAM: torch.cat([self._seal(payload), payload])}
+        """A stream with the bytes of all trained parameters after a seal, and frames as float16 unless they are known.
 
-    def _packed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.config.follows_gradient and not (self.config.store_frames or self.latent or self.config.frames):
-            digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
-            state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest
-        else:
-            state = {k: v.half() if k.startswith("frames.") else v for k, v in state.items()}
+        With `latent`, for resuming: the parameters as they are.
+        """
+        parameters = {name: tensor for name, tensor in state.items() if not name.startswith("frames.")}
+        frames = {name: state[name].half() for name in state.keys() - parameters if self.config.stores_frames}
         if self.latent:
-            return state
-        for key, bits in self._quantized():
-            if f"{key}tau" not in state:  # frozen
-                continue
-            folded = self._folded(key)
-            values = folded.scale * state.pop(f"{key}tau")
-            if f"{key}start" in state:
-                values = state.pop(f"{key}start") + values
-            codes, header = pack(values, bits, self.config.group_size)
-            state |= {f"{key}codes": codes, f"{key}header": header}
-        return state
-
-    def _stored_parts(self, state: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-        """What a stream contains, in its order: a file with one tensor has the smallest header."""
-        return sorted((name, part) for name, part in self._packed(state).items() if name != "fingerprint")
+            return parameters | frames
+        payload = torch.cat([pack(state[name], rounded.bits) for name, rounded in self._rounded().items()])
+        return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = self._parts_of(state[STREAM]) if STREAM in state else dict(state)
-        state = {k: v.float() if k.startswith("frames.") else v for k, v in state.items()}
-        digest = state.pop("frame_digest", None)
-        if digest is not None and not self.needs_fit:
-            _check_frames(digest, self._frame_digest())
-        if self._wants_fit and self.config.follows_gradient and "fitted" not in state:
-            self._expected, own = digest, self.state_dict()  # saved without frames: keep the current ones
-            state |= {k: v for k, v in own.items() if k.startswith("frames.") or k == "fitted"}
-        for key, bits in self._quantized():
-            if f"{key}codes" not in state:
-                continue
-            folded = self._folded(key)
-            codes, header = state.pop(f"{key}codes"), state.pop(f"{key}header", torch.empty(0))
-            values = unpack(codes, header, tuple(folded.start.shape), bits, self.config.group_size)
-            if key in ("lam.", "gains."):  # their initial values are those of the base
-                state[f"{key}tau"] = values / folded.scale
-            else:
-                state |= {f"{key}start": values, f"{key}tau": torch.zeros_like(values)}
-        return state
-
-    def _quantized(self) -> list[tuple[str, int]]:
-        """The beginning of the keys, such as `banks.w768r8.numbers.`, of quantized parameters, and their bits."""
-        banks = [(f"banks.{name}.numbers.", self.config.bits) for name in self.banks]
-        others = [(f"{name}.", self.config.lambda_bits) for name in ("lam", "gains") if getattr(self, name) is not None]
-        return [(key, bits) for key, bits in (*banks, *others) if bits is not None]
-
-    def _folded(self, key: str) -> Folded:
-        folded = self.get_submodule(key.removesuffix("."))
-        assert isinstance(folded, Folded)
-        return folded
-
-    def _parts_of(self, stream: Tensor) -> dict[str, Tensor]:
-        """The tensors of a stream by their names. Raises CheckpointError if they are not of this adapter."""
-        if self._sizes is None:
-            parts = self._stored_parts(self.state_dict())
-            self._sizes = {name: (part.dtype, tuple(part.shape), _as_bytes(part).numel()) for name, part in parts}
-        stored = _SEAL + sum(size for *_, size in self._sizes.values())
-        if stream.dtype != torch.uint8 or stream.numel() != stored:
-            raise CheckpointError(
-                f"the checkpoint has {stream.numel()} bytes of {stream.dtype}, expected {stored} of torch.uint8; it is "
-                "damaged or was written with other settings"
-            )
-        seal, *pieces = stream.cpu().split([_SEAL, *(size for *_, size in self._sizes.values())])
-        if not torch.equal(seal, self._seal(torch.cat(pieces))):
+        frames = {f"frames.{label}": frame for label, frame in self.frames.named_buffers()}
+        frames |= {name: tensor.float() for name, tensor in state.items() if name.startswith("frames.")}
+        self.needs_fit = self.config.stores_frames and not all(frame.any() for frame in frames.values())
+        if VALUES not in state:
+            return state | frames
+        stream, rounded = state[VALUES].cpu(), self._rounded()
+        sizes = [_SEAL, *(stored_bytes(len(one.start), one.bits) for one in rounded.values())]
+        fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
+        if not fits or not torch.equal(stream[:_SEAL], self._seal(stream[_SEAL:])):
             raise CheckpointError(
                 "the checkpoint is damaged, or has other initial values or settings (seed, scales, frames, ...) than "
                 "when it was saved; restore its files"
             )
-        found = {
-            name: piece.clone().view(dtype).view(shape)
-            for (name, (dtype, shape, _)), piece in zip(self._sizes.items(), pieces, strict=True)
-        }
-        return {**found, "fingerprint": self.fingerprint}
+        parts = zip(rounded.items(), stream.split(sizes)[1:], strict=True)
+        values = {name: unpack(part, len(one.start), one.bits) for (name, one), part in parts}
+        return {**values, **frames, "fingerprint": self.fingerprint}
+
+    def _rounded(self) -> dict[str, Rounded]:
+        """The trained parameters in the order of the stream, by their names in the state dict."""
+        found = {"angles.tau": self.angles, "lam.tau": self.lam, "gains.tau": self.gains}
+        return {name: one for name, one in found.items() if one is not None and one.tau is not None}
 
     def _seal(self, payload: Tensor) -> Tensor:
-        """The beginning of a hash of settings, initial values and stored values, uint8 (8,)."""
-        parts = (self.fingerprint.cpu(), payload.cpu())
-        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).digest()
-        return torch.tensor(list(digest[:_SEAL]), dtype=torch.uint8)
-
-    def _frame_digest(self) -> Tensor:
-        return _digest(dict(self.frames.named_buffers()))
-
-
-def _as_bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-
-
-def _key(width: int, rank: int) -> str:
-    return f"w{width}r{rank}"
-
-
-def _take(x: Tensor, rows: tuple[int, ...], index: Tensor) -> Tensor:
-    """x[rows] along the first axis; a view if the rows are adjacent."""
-    if rows == tuple(range(rows[0], rows[0] + len(rows))):
-        return x[rows[0] : rows[0] + len(rows)]
-    return x.index_select(0, index)
-
-
-def _settings(config: QuantumPeftGeneratorConfig) -> dict[str, Any]:
-    names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"store_frames", "frames"}
-    names -= {name for name in ("frames_sha256", "lambda_bits") if getattr(config, name) is None}  # not in 0.1
-    return {name: getattr(config, name) for name in sorted(names)}
-
-
-def _digest(frames: Mapping[str, Tensor]) -> Tensor:
-    """`frame_hash` of all frames, uint8 (32,)."""
-    return torch.tensor(list(bytes.fromhex(frame_hash(frames[label] for label in sorted(frames)))), dtype=torch.uint8)
-
-
-def _check_frames(expected: Tensor | None, found: Tensor) -> None:
-    if expected is not None and not torch.equal(expected.cpu(), found.cpu()):
-        raise CheckpointError(
-            "the computed gradient frames differ from those of the adapter's training: other calibration batches, base "
-            "weights, precision or libraries; use the original ones, or an adapter saved with "
-            "store_frames=True"
-        )
+        """The beginning of a hash of settings, initial values and stored values, uint8 (8,); empty in a plan."""
+        if payload.is_meta:
+            return payload[:0]
+        content = torch.cat([self.fingerprint, payload.to(self.fingerprint.device)]).cpu().numpy().tobytes()
+        return torch.tensor([*hashlib.sha256(content).digest()[:_SEAL]], dtype=torch.uint8, device=payload.device)

@@ -1,168 +1,115 @@
-"""Quantized angles: rounded in training with a straight-through gradient, packed in the compact adapter.
+"""Quantized parameters: rounded in training with a straight-through gradient, packed in the compact adapter.
 
-Each row of the last axis (the angles of one matrix) is divided into groups of `group_size`; with 0 all values are one
-group. 16 bits are float16 values, without groups. With b < 16 bits and a group's
-range from lo to hi
+16 bits are float16 values. With b < 16 bits the values of a tensor are in groups of `GROUP`, and with the smallest
+value lo and the range r of a group
 
-    d = (hi - lo) / (2^b - 1),   q = round((x - lo) / d) in 0 .. 2^b - 1,   xq = lo + d q
+    d = r / (2^b - 1),   q = round((x - lo) / d) in 0 .. 2^b - 1,   xq = lo + d q
 
-lo and hi are stored as float16. A range so narrow that their rounding could change the codes is widened to 2^(b+1)
-float16 steps of lo (`_ranges`). Therefore |xq - x| <= d/2, quantizing twice equals quantizing once, and float32
-rounding errors do not change the range.
+lo and r are stored as float16; r is never so small against lo that rounding errors could change the codes (`_encode`).
+Therefore quantizing twice equals quantizing once, and float32 rounding errors do not change the range.
 """
 
 from __future__ import annotations
-
-import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qpeft.errors import CheckpointError, TrainingError
+from qpeft.core.folded import Folded
+from qpeft.errors import TrainingError
 
-HALF = 16  # bits of float16
+GROUP = 256  # values that share a range
 
-_FLOAT16_STEP = 2.0**-11  # relative to the next larger power of two
-_SMALLEST_NORMAL = 2.0**-13  # below it float16 steps are constant
+_FLOATS = {None: torch.float32, 16: torch.float16}  # by bits
+_SMALLEST_NORMAL = 2.0**-14  # below it float16 loses digits
 
 
-def quantize(x: Tensor, bits: int, group_size: int) -> Tensor:
-    """x (..., n) rounded to `bits` bits, same shape and dtype; the gradient is that of the identity."""
+class Rounded(Folded):
+    """value = initial + scale * tau with tau rounded to `bits` bits; None: not rounded. All are flat."""
+
+    def __init__(self, initial: Tensor, scale: float, bits: int | None, *, trained: bool = True) -> None:
+        super().__init__(initial, scale, trained=trained)
+        self.bits = bits
+
+    def forward(self, *, initial: bool = False) -> Tensor:
+        if initial or self.bits is None or self.tau is None:
+            return super().forward(initial=initial)
+        return torch.add(self.start, quantize(self.tau, self.bits), alpha=self.scale)
+
+
+def quantize(x: Tensor, bits: int) -> Tensor:
+    """x (n,) rounded to `bits` bits, in its dtype; the gradient is that of the identity."""
     with torch.no_grad():
-        if bits == HALF:
-            rounded = x.half().float()
-        else:
-            shape, group_size = _rows(x.shape, group_size)
-            lo, hi, codes = _encode(x.reshape(shape), bits, group_size)
-            rounded = _decode(lo, hi, codes, bits, shape).view(x.shape)
+        rounded = (x.half() if bits == 16 else _decode(*_encode(x, bits), bits, len(x))).to(x.dtype)
     if not (torch.is_grad_enabled() and x.requires_grad):
-        return rounded.to(x.dtype)
-    return rounded.to(x.dtype) + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
+        return rounded
+    return rounded + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
 
 
-def pack(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
-    """Codes and ranges of x (..., n), on its device.
+def pack(x: Tensor, bits: int | None) -> Tensor:
+    """The bytes of x (n,), uint8: floating-point values, or float16 lo and r of each group, then the codes.
 
-    Returns:
-        codes: uint8 (bytes,); code i has the bits i*b to (i+1)*b of the stream, lowest first, row by row.
-        header: float16 (rows * groups, 2), lo and hi.
+    Code i has the bits i*b to (i+1)*b of the codes, lowest first.
 
     Raises:
-        TrainingError: an angle is not finite or too large for a float16 range.
+        TrainingError: a value is not finite or too large for float16.
     """
-    shape, group_size = _rows(x.shape, group_size)
-    x = x.detach().reshape(shape)
-    if bits == HALF:
-        return _finite(x.half()).flatten().view(torch.uint8), x.new_empty(0, 2, dtype=torch.float16)
-    lo, hi, codes = _encode(x, bits, group_size)
-    header = _finite(torch.cat([lo, hi], dim=-1).reshape(-1, 2).half())
-    flat = codes.flatten(-2)[..., : x.shape[-1]].to(torch.uint8).reshape(-1, 1).cpu().numpy()
-    stream = np.packbits(np.unpackbits(flat, axis=1, count=bits, bitorder="little"), bitorder="little")
-    return torch.from_numpy(stream).to(x.device), header
-
-
-def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group_size: int) -> Tensor:
-    """The values stored by `pack`, float32 of shape `shape`, bit-equal to quantize(x, bits, group_size).
-
-    Raises:
-        CheckpointError: codes or header do not have the sizes for `shape`, or the header is not finite.
-    """
-    expected = stored_sizes(shape, bits, group_size)
-    if codes.dtype != torch.uint8 or not header.is_floating_point():
-        raise CheckpointError(
-            f"the packed angles are {codes.dtype} with a header of {header.dtype}, expected torch.uint8 and floating "
-            "point; they are damaged"
-        )
-    shapes = [list(codes.shape), list(header.shape)]
-    if shapes != (wanted := [[expected[0]], [expected[1], 2]]) or not torch.isfinite(header).all():
-        raise CheckpointError(
-            f"the packed angles have codes and a header of shapes {shapes}, expected {wanted} and finite values; they "
-            "are damaged or were written with other settings"
-        )
-    if bits == HALF:
-        return codes.contiguous().view(torch.float16).float().view(*shape)
-    wanted_shape = shape
-    shape, group_size = _rows(shape, group_size)
-    *rows, n = shape
-    size = _group_length(n, group_size)
-    count = math.prod(shape)
-    stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=count * bits).reshape(count, bits)
-    values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(header.device)
-    lo, hi = header.float().reshape(*rows, -(-n // size), 2).split(1, dim=-1)
-    decoded = _decode(lo, hi, _grouped(values.reshape(*shape), group_size).float(), bits, shape)
-    return decoded.view(*wanted_shape)
-
-
-def stored_sizes(shape: Sequence[int], bits: int, group_size: int) -> tuple[int, int]:
-    """Bytes of codes and number of groups (4 bytes of header each) for angles of shape `shape`."""
-    if bits == HALF:
-        return 2 * math.prod(shape), 0
-    (*rows, n), group_size = _rows(shape, group_size)
-    return -(-math.prod(shape) * bits // 8), math.prod(rows) * -(-n // group_size)
-
-
-def _rows(shape: Sequence[int], group_size: int) -> tuple[tuple[int, ...], int]:
-    """The shape of rows that have groups of their own, and the size of these groups."""
-    return (tuple(shape), group_size) if group_size else ((n := math.prod(shape),), max(1, n))
-
-
-def _finite(stored: Tensor) -> Tensor:
-    if not torch.isfinite(stored).all():
+    x = x.detach()
+    if x.is_meta:
+        return x.new_empty(stored_bytes(len(x), bits), dtype=torch.uint8)
+    floats, stream = x, x.new_empty(0, dtype=torch.uint8)
+    if bits is not None and bits not in _FLOATS:
+        floats, codes = _encode(x, bits)
+        flat = codes.flatten()[: len(x)].to(torch.uint8)[:, None].cpu().numpy()
+        unpacked = np.unpackbits(flat, axis=1, count=bits, bitorder="little")
+        stream = torch.from_numpy(np.packbits(unpacked, bitorder="little")).to(x.device)
+    floats = floats.to(_FLOATS.get(bits, torch.float16))
+    if bits is not None and not torch.isfinite(floats).all():
         raise TrainingError(
-            "angles to be stored are not finite or beyond float16's range (65504): training has diverged; "
+            "parameters to be stored are not finite or beyond float16's range (65504): training has diverged; "
             "use a lower learning rate"
         )
-    return stored
+    return torch.cat([floats.flatten().view(torch.uint8), stream])
 
 
-def _encode(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """lo and hi (..., groups, 1), codes (..., groups, length), all float32."""
-    groups = _grouped(x.float(), group_size)
-    lo, hi = _ranges(groups, bits)
-    codes = torch.round((groups - lo) / _step(lo, hi, bits))  # half to even
-    return lo, hi, codes.clamp(0, 2**bits - 1)
+def unpack(stored: Tensor, n: int, bits: int | None) -> Tensor:
+    """The n values stored by `pack`, float32, bit-equal to quantize(x, bits)."""
+    if bits is None or bits in _FLOATS:
+        return stored.clone().view(_FLOATS[bits]).float()
+    n_codes = -(-n * bits // 8)
+    ranges, codes = stored.split([len(stored) - n_codes, n_codes])
+    stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=n * bits).reshape(n, bits)
+    values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(stored.device)
+    return _decode(ranges.clone().view(torch.float16).float().view(-1, 2), _grouped(values.float()), bits, n)
 
 
-def _decode(lo: Tensor, hi: Tensor, codes: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    # at most hi, so that the range of the result is the same
-    values = torch.minimum(lo + _step(lo, hi, bits) * codes, hi)
-    return values.flatten(-2)[..., : shape[-1]]
+def stored_bytes(n: int, bits: int | None) -> int:
+    """The size of `pack` for n values."""
+    if bits is None or bits in _FLOATS:
+        return _FLOATS[bits].itemsize * n
+    return 4 * -(-n // GROUP) + -(-n * bits // 8)
 
 
-def _step(lo: Tensor, hi: Tensor, bits: int) -> Tensor:
-    return (hi - lo) / (2**bits - 1)
+def _grouped(x: Tensor) -> Tensor:
+    """(groups, length) of all values; the last group is padded with its last element."""
+    x = x.flatten()
+    length = max(1, min(len(x), GROUP))
+    return torch.cat([x, x[-1:].expand(-len(x) % length)]).view(-1, length)
 
 
-def _ranges(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Each group's lo and hi as float16 values, (..., groups, 1) float32.
+def _encode(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """lo and r (groups, 2), float16 values, and codes (groups, length); all float32.
 
-    hi - lo is at least 2^(b+1) steps of lo, so d >= 2 steps of lo, and then also d >= the step of hi: the smallest
-    element gets code 0, and the largest the last code unless the range was widened, where hi depends on lo alone.
+    lo is rounded by at most |lo| 2^-12, so that d >= |lo| 2^-9 gives the smallest element the code 0.
     """
+    groups = _grouped(x.float())
     lo = groups.amin(-1, keepdim=True).half().float()
-    hi = groups.amax(-1, keepdim=True)
-    return lo, torch.maximum(hi, lo + 2.0 ** (bits + 1) * _float16_step(lo)).half().float()
+    r = torch.maximum(groups.amax(-1, keepdim=True) - lo, lo.abs() * 2.0 ** (bits - 9))
+    r = r.clamp(min=_SMALLEST_NORMAL).half().float()
+    codes = torch.round((groups - lo) / (r / (2**bits - 1)))  # half to even
+    return torch.cat([lo, r], dim=-1), codes.clamp(0, 2**bits - 1)
 
 
-def _float16_step(x: Tensor) -> Tensor:
-    """Distance from x to the next float16 value away from 0, same shape."""
-    mantissa, _ = torch.frexp(x)
-    above = torch.where(x == 0, 0.0, x / mantissa)  # the power of two, exactly; exp2 may round
-    return above.clamp(min=_SMALLEST_NORMAL) * _FLOAT16_STEP
-
-
-def _grouped(x: Tensor, group_size: int) -> Tensor:
-    """(..., n) -> (..., groups, length); the last group is padded with its last element."""
-    n = x.shape[-1]
-    size = _group_length(n, group_size)
-    n_groups = -(-n // size)
-    if n_groups * size == n:
-        return x.unflatten(-1, (n_groups, size))
-    positions = torch.arange(n_groups * size, device=x.device).clamp(max=n - 1)
-    return x[..., positions].unflatten(-1, (n_groups, size))
-
-
-def _group_length(n: int, group_size: int) -> int:
-    return max(1, min(n, group_size))
+def _decode(ranges: Tensor, codes: Tensor, bits: int, n: int) -> Tensor:
+    lo, r = ranges.split(1, dim=-1)
+    return (lo + r / (2**bits - 1) * codes).flatten()[:n]

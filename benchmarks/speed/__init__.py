@@ -1,1 +1,0 @@
-"""The parts of `bench.py`: one module per group of rows, and `measure`, `machine`, `peers` and `table`."""

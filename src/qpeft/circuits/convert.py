@@ -1,0 +1,271 @@
+"""Circuits to and from other programs: OpenQASM 3, PennyLane and Qiskit.
+
+On the way in, the tool's own decompositions reach the gates rx, ry, rz, cx and cz; global phases are dropped. An angle
+may be any multiple of one parameter plus a constant, and several gates may use one parameter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, cast
+
+from qpeft.circuits.ansatz import Ansatz, Gate, ansatz_names, register_ansatz
+from qpeft.errors import ConfigError, needs
+from qpeft.user_code import errors_as
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from qiskit.circuit import QuantumCircuit
+    from torch import Tensor
+
+_AFFINE = "has an angle that is not a multiple of one parameter plus a constant"
+PENNYLANE_GATES = {"rx": "RX", "ry": "RY", "rz": "RZ", "cx": "CNOT", "cz": "CZ"}
+
+
+_OPENQASM = """\
+OPENQASM 3.0;
+include "stdgates.inc";
+// {ansatz}, angles in radians
+// q[0] is the most significant bit of a basis index
+{inputs}qubit[{ansatz.n_qubits}] q;
+"""
+
+
+def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
+    """The circuit as OpenQASM 3 text, without measurement; wire i is `q[i]`.
+
+    Args:
+        ansatz: The circuit.
+        angles: Radians, of shape `ansatz.angle_shape`. None: `input float[64] theta_0_3;` for the angle at [0, 3].
+
+    Raises ConfigError for angles of another shape.
+    """
+    values = None if angles is None else checked_angles(ansatz, angles)
+    slots = itertools.product(*map(range, ansatz.angle_shape)) if values is None else ()
+    inputs = "".join(f"input float[64] {_input(slot)};\n" for slot in slots)
+    text = _OPENQASM.format(ansatz=ansatz, inputs=inputs)
+    for gate in ansatz.gates():
+        angle = f"({_openqasm_angle(gate, values)})" if len(gate.wires) == 1 else ""
+        text += f"{gate.name}{angle} {', '.join(f'q[{wire}]' for wire in gate.wires)};\n"
+    return text
+
+
+def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
+    """A function `circuit(angles, wires=None)` that queues the gates, without measurement, inside a QNode.
+
+    `angles` have shape `ansatz.angle_shape`, or `(B, *angle_shape)` for B circuits at once, in any of PennyLane's
+    interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then has wire 0 as the most significant
+    bit, as everywhere in qpeft.
+
+    Raises ConfigError if PennyLane is missing; `circuit` raises it for angles of another shape or a wrong number of
+    wires.
+    """
+    with needs("to_pennylane", "PennyLane"):
+        import pennylane as qml
+    kinds = {name: getattr(qml, kind) for name, kind in PENNYLANE_GATES.items()}
+
+    def queue(angles: Any, wires: Sequence[Any] | None = None) -> None:
+        found, shape = tuple(angles.shape), ansatz.angle_shape
+        labels = list(range(ansatz.n_qubits) if wires is None else wires)
+        if found[-len(shape) :] != shape or len(found) > len(shape) + 1 or len(labels) != ansatz.n_qubits:
+            raise ConfigError(
+                f"{ansatz} has angles of shape {shape}, or (B, *shape) for B circuits at once, and as many "
+                f"wires as qubits; got angles of shape {found} and {len(labels)} wires"
+            )
+        for gate in ansatz.gates():
+            angle = () if len(gate.wires) == 2 else (_angle(gate, angles),)  # shape () or (B,)
+            kinds[gate.name](*angle, wires=[labels[wire] for wire in gate.wires])
+
+    return queue
+
+
+def to_qiskit(ansatz: Ansatz, angles: Any = None) -> QuantumCircuit:
+    """The circuit in Qiskit, without measurement.
+
+    Wire i is qubit i: the most significant bit in qpeft, the least significant bit in Qiskit.
+
+    Args:
+        ansatz: The circuit.
+        angles: Radians, of shape `ansatz.angle_shape`. None: the free parameters of a ParameterVector "theta", whose
+            element k is the angle with index k in the flattened (row-major) angle tensor.
+
+    Raises ConfigError if Qiskit is missing, or for angles of another shape.
+    """
+    with needs("to_qiskit", "Qiskit"):
+        from qiskit.circuit import ParameterVector, QuantumCircuit
+    import numpy as np
+
+    values: Any = ParameterVector("theta", ansatz.n_angles) if angles is None else checked_angles(ansatz, angles).flat
+    array = np.array(list(values), dtype=object).reshape(ansatz.angle_shape)
+    made = QuantumCircuit(ansatz.n_qubits, name=ansatz.name)
+    for gate in ansatz.gates():
+        angle = () if len(gate.wires) == 2 else (np.asarray(_angle(gate, array)).item(),)
+        getattr(made, gate.name)(*angle, *gate.wires)
+    return made
+
+
+def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz:
+    """An ansatz from a QNode, a function that queues gates, or a tape.
+
+    The wires are those of the QNode's device, otherwise those of the gates; integers in ascending order. Measurements
+    are ignored.
+
+    Args:
+        circuit: The circuit. A QNode or function has one argument, the array of all trained angles; the angles of
+            a tape are its trainable parameters, in their order.
+        shape: Of the argument of a QNode or function; not for a tape.
+
+    Raises:
+        ConfigError: PennyLane is missing, or a gate cannot be expressed; the message names it.
+    """
+    with needs("from_pennylane", "PennyLane"):
+        import pennylane as qml
+        from pennylane.tape import QuantumScript, make_qscript
+        from pennylane.transforms import decompose
+    import torch
+
+    is_tape = isinstance(circuit, QuantumScript)
+    given = [torch.as_tensor(value) for value in circuit.get_parameters()] if is_tape else []
+    if is_tape:
+        shape = (sum(value.numel() for value in given),)
+    elif shape is None:
+        raise ConfigError("from_pennylane needs the shape of the circuit's argument, for example shape=(n_layers, 4)")
+    gate_set = {getattr(qml, kind) for kind in (*PENNYLANE_GATES.values(), "GlobalPhase")}
+    names = {kind: name for name, kind in PENNYLANE_GATES.items()}
+
+    def tape_at(angles: Tensor) -> Any:
+        if not is_tape:
+            return make_qscript(getattr(circuit, "func", circuit))(angles.view(shape))
+        pieces = zip(angles.split([value.numel() for value in given]), given, strict=True)
+        return circuit.bind_new_parameters([part.view(value.shape) for part, value in pieces], circuit.trainable_params)
+
+    def operations_at(angles: Tensor) -> list[Any]:
+        with warnings.catch_warnings(action="ignore"):  # gates that do not decompose are refused here
+            tapes, _ = cast(Any, decompose)(tape_at(angles), gate_set=gate_set)
+        found = [operation for operation in tapes[0].operations if operation.name not in ("GlobalPhase", "Barrier")]
+        for operation in found:
+            if operation.name not in names:
+                raise ConfigError(f"{operation.name} does not decompose to rotations, CNOT and CZ")
+        return found
+
+    def turns_at(angles: Tensor) -> Tensor:
+        turns = [operation.data[0] if operation.data else 0.0 for operation in operations_at(angles)]
+        return torch.stack([torch.as_tensor(turn, dtype=torch.float64) for turn in turns])
+
+    draw, slots = torch.Generator().manual_seed(0), list(itertools.product(*map(range, shape)))
+    first, second = torch.rand(2, len(slots), generator=draw, dtype=torch.float64)
+    labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape_at(first).wires)
+    if all(isinstance(label, int) for label in labels):
+        labels.sort()
+    slopes: Any = torch.autograd.functional.jacobian(turns_at, first)  # (gates, angles)
+    shifts, gates = turns_at(first) - slopes @ first, []
+    errors = (slopes @ second + shifts - turns_at(second)).abs()
+    for operation, slope, shift, error in zip(operations_at(first), slopes, shifts.tolist(), errors, strict=True):
+        used = slope.nonzero().flatten().tolist()
+        if len(used) > 1 or error > 1e-9:
+            raise ConfigError(f"{operation} {_AFFINE}")
+        angle = (slots[used[0]], slope[used[0]].item(), round(shift, 12) + 0.0) if used else (None, 1.0, shift)
+        gates.append(Gate(names[operation.name], tuple(map(labels.index, operation.wires)), *angle))
+    return _registered("pennylane", len(labels), shape, gates)
+
+
+def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None) -> Ansatz:
+    """An ansatz from a QuantumCircuit; wire i is qubit i. Final measurements and barriers are dropped.
+
+    Args:
+        circuit: The circuit.
+        parameters: Its parameters in the order of the angles; `circuit.parameters` by default.
+
+    Raises:
+        ConfigError: Qiskit is missing, or a gate cannot be expressed; the message names it.
+    """
+    with needs("from_qiskit", "Qiskit"):
+        from qiskit import QiskitError, transpile
+    order = list(circuit.parameters if parameters is None else parameters)
+    bare = circuit.remove_final_measurements(inplace=False)
+    assert bare is not None
+    try:
+        found = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
+    except QiskitError as error:
+        raise ConfigError(f"Qiskit cannot decompose the circuit to rx, ry, rz, cx and cz: {error}") from error
+    gates = []
+    for instruction in found.data:
+        if instruction.name == "barrier":
+            continue
+        if instruction.name not in PENNYLANE_GATES:
+            raise ConfigError(f"{instruction.name} is no gate; remove measurements and resets inside the circuit")
+        slot, scale, shift = None, 1.0, 0.0
+        for value in instruction.params:  # at most one
+            used = list(getattr(value, "parameters", ()))
+            scale: Any = value.gradient(used[0]) if used else 1.0
+            if len(used) > 1 or getattr(scale, "parameters", ()):
+                raise ConfigError(f"{instruction.name}({value}) {_AFFINE}")
+            slot, shift = ((order.index(used[0]),), value.bind({used[0]: 0})) if used else (None, value)
+        wires = tuple(found.find_bit(qubit).index for qubit in instruction.qubits)
+        gates.append(Gate(instruction.name, wires, slot, float(scale), float(shift)))
+    return _registered("qiskit", circuit.num_qubits, (len(order),), gates)
+
+
+def from_openqasm(text: str) -> Ansatz:
+    """An ansatz from OpenQASM 3 or 2; its angles are the `input` variables, in the order of their declarations.
+
+    Raises:
+        ConfigError: Qiskit or its reader is missing, the text cannot be read, or a gate cannot be expressed.
+    """
+    with needs("from_openqasm", "Qiskit"):
+        from qiskit import qasm2, qasm3
+    with errors_as("from_openqasm:"):  # also for a missing qiskit-qasm3-import, with the command that installs it
+        circuit = qasm2.loads(text) if re.search(r"^\s*OPENQASM 2", text, re.MULTILINE) else qasm3.loads(text)
+    order = re.findall(r"^\s*input\s+[^;]*?(\w+)\s*;", text, re.MULTILINE)
+    return from_qiskit(circuit, sorted(circuit.parameters, key=lambda parameter: order.index(parameter.name)))
+
+
+def _registered(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[Gate]) -> Ansatz:
+    """The ansatz of a circuit of one size, under a name made of its gates."""
+    gates = [gate for gate in gates if len(gate.wires) == 2 or gate.slot or gate.shift]  # a rotation by 0 is none
+    name = f"{tool}-{sha256(repr((n_qubits, shape, gates)).encode()).hexdigest()[:12]}"
+
+    def angle_shape(*size: int) -> Any:
+        if size != (n_qubits, 1):
+            raise ConfigError(f"ansatz {name} is one circuit, with n_qubits={n_qubits} and n_layers=1, not {size}")
+        return shape
+
+    if name not in ansatz_names():
+        register_ansatz(name, angle_shape, lambda *_: [gates])
+    return Ansatz(name, n_qubits, 1)
+
+
+def checked_angles(ansatz: Ansatz, angles: Any) -> NDArray[np.float64]:
+    """`angles` (a tensor, an array, nested lists) as float64 of shape `ansatz.angle_shape`, radians."""
+    import numpy as np
+    import torch
+
+    found = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().numpy()
+    if found.shape != ansatz.angle_shape or not np.isfinite(found).all():
+        raise ConfigError(f"{ansatz} has finite angles of shape {ansatz.angle_shape}, got {found.shape}")
+    return found
+
+
+def _angle(gate: Gate, angles: Any) -> Any:
+    """The angle of a rotation, from an array, a tensor or Qiskit's parameters; (B,) of (B, *angle_shape)."""
+    if gate.slot is None:
+        return gate.shift
+    angle = angles[(..., *gate.slot)]
+    return angle if gate[3:] == (1, 0) else gate.scale * angle + gate.shift
+
+
+def _input(slot: tuple[int, ...]) -> str:
+    """`theta_0_3` for the angle at [0, 3]."""
+    return "_".join(["theta", *map(str, slot)])
+
+
+def _openqasm_angle(gate: Gate, values: NDArray[np.float64] | None) -> str:
+    if gate.slot is None or values is not None:
+        return repr(float(_angle(gate, values)))
+    scale = "" if gate.scale == 1 else f"{gate.scale!r} * "
+    return f"{scale}{_input(gate.slot)}" + (f" + {gate.shift!r}" if gate.shift else "")

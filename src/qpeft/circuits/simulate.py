@@ -1,0 +1,321 @@
+"""The simulator of every circuit: exact states, batched over circuits and over blocks of initial states.
+
+The wires are divided into groups of at most five. A circuit is compiled to S stages, and in each stage
+
+    psi -> boundary (K_1 (x) ... (x) K_G) psi
+
+K_g collects all gates inside group g, and the boundary the CNOT and CZ gates behind them, from the first one between
+two groups on: a permutation of the amplitudes with signs.
+
+K_g is a product of steps. In a step every wire has at most one rotation exp(-i t P / 2). With the projectors
+E_s = (x) (I + s_w P_w) / 2 for signs s = (s_1, ..., s_k), and phi_s = sum_w s_w t_w / 2, a step is
+
+    sum_s exp(-i phi_s) E_s = sum_{s: s_1 = 1} cos(phi_s) (E_s + E_-s) + sin(phi_s) (E_s - E_-s) / i
+
+so a table of 2**k matrices turns the features (cos phi, sin phi) into the matrices of all steps of all circuits in one
+product. The gates on two wires behind a step's rotations are part of its table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache, reduce
+from itertools import product
+from math import pi, prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits.ansatz import Ansatz, Gate, definition
+from qpeft.circuits.numerics import cached_tables, check_tensor, refuse_second_derivative
+
+_GROUP = 5  # wires at most: larger matrices do more work, smaller ones need more products (measured)
+_TABLES = 2**26  # numbers of all tables of a circuit, about
+_AT_ONCE = 2**20  # amplitudes of a batch of circuits
+
+_PAULIS = {
+    "rx": torch.tensor([[0, 1], [1, 0]], dtype=torch.complex128),
+    "ry": torch.tensor([[0, -1j], [1j, 0]], dtype=torch.complex128),
+    "rz": torch.tensor([[1, 0], [0, -1]], dtype=torch.complex128),
+}
+
+
+class Boundary(NamedTuple):
+    """`new = signs * old[source]`, and so `old = (signs * new)[target]`; None: no permutation, no signs."""
+
+    source: Tensor | None  # (2**N,)
+    target: Tensor | None
+    signs: Tensor | None  # (2**N, 1)
+
+    def cross(self, block: Tensor) -> Tensor:  # (M, 2**N, K)
+        block = block if self.source is None else block.index_select(1, self.source)
+        return block if self.signs is None else block * self.signs
+
+    def cross_back(self, block: Tensor) -> Tensor:
+        block = block if self.signs is None else block * self.signs
+        return block if self.target is None else block.index_select(1, self.target)
+
+
+class Program(NamedTuple):
+    """A compiled circuit: S stages of at most R steps on G groups of wires; a group is padded to k wires."""
+
+    sizes: tuple[int, ...]  # wires of each group
+    slots: Tensor  # (R * S * G * k,) indices into the flat angles followed by a zero, for wires without a rotation
+    phases: Tensor  # (R * S * G or 1, 2**k, k) and (R * S * G or 1, 2**k, 1): the sine of phases @ angles + shifts
+    shifts: Tensor  # is cos(phi_s) for every s, then sin(phi_s)
+    tables: Tensor  # (R * S * G or 1, 2**k, 4**k) of each step, complex numbers as two real ones
+    steps: tuple[int, int, int]  # R, S, G
+    boundaries: tuple[Boundary, ...]  # behind each stage
+    is_complex: bool
+
+
+def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the most significant bit.
+
+    `angles` have shape `ansatz.angle_shape`, or `(M, *ansatz.angle_shape)` for the probabilities (M, 2**N) of M
+    circuits; float32 or float64, radians. The result has their dtype and device, and a gradient.
+
+    Raises ConfigError for angles of another shape or dtype, on the CPU for angles that are not finite, and for an
+    ansatz of a user whose gates are not valid.
+    """
+    is_single = angles.shape == ansatz.angle_shape
+    parts = (angles[None] if is_single else angles).split(max(1, _AT_ONCE >> ansatz.n_qubits))
+    found = torch.cat([squared(circuit_states(ansatz, part)) for part in parts])
+    return found[0] if is_single else found
+
+
+def probabilities(angles: Tensor) -> Tensor:
+    """`exact_probabilities` (2**N,) of QPA's default circuit `ry_ladder` with angles (L, N): equation (QPA-1).
+
+    Raises as `exact_probabilities`.
+    """
+    return exact_probabilities(Ansatz("ry_ladder", angles.shape[-1], len(angles)), angles)
+
+
+def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their dtype.
+
+    The amplitudes are complex for circuits with RX or RZ. Raises as `exact_probabilities`.
+    """
+    samples = len(angles) if angles.ndim else 1
+    check_tensor(angles, (samples, *ansatz.angle_shape), str(ansatz), batched=False)
+    start = basis_states(ansatz.n_qubits, (0,), angles.dtype, angles.device)
+    return evolve(angles.flatten(1), compiled(ansatz, angles.dtype, angles.device), start)[:, 0]
+
+
+def squared(psi: Tensor) -> Tensor:
+    return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
+
+
+def evolve(angles: Tensor, program: Program, states: Tensor) -> Tensor:
+    """Final states (M, K, 2**N) of M circuits with angles (M, P), from the states (M or 1, K, 2**N) in their dtype.
+
+    The result is complex for circuits with RX or RZ, and a view whose memory may have its last two axes exchanged.
+    Differentiable.
+    """
+    with torch.autocast(angles.device.type, enabled=False):  # which would round the state to bfloat16
+        groups = group_matrices(angles, program)
+        psi = states.to(groups[0].dtype).expand(len(angles), -1, -1)
+        return Stages.apply(psi, program.boundaries, *groups)
+
+
+@cached_tables
+def basis_states(n_qubits: int, indices: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The states (1, K, 2**N) of K basis indices."""
+    return torch.nn.functional.one_hot(torch.tensor(indices), 2**n_qubits)[None].to(device, dtype)
+
+
+def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
+    """The matrices (S, M, d, d) of each group of d amplitudes, in all stages."""
+    n_circuits, k = len(angles), max(program.sizes)
+    turns = torch.cat([angles.mT, angles.new_zeros(1, n_circuits)]).index_select(0, program.slots)
+    turns = turns.view(-1, k, n_circuits)
+    phases, shifts, tables = (
+        rows.expand(len(turns), -1, -1) for rows in (program.phases, program.shifts, program.tables)
+    )
+    features = torch.baddbmm(shifts.expand(-1, -1, n_circuits), phases, turns).sin()
+    entries = torch.bmm(features.mT, tables)  # (rows, M, 4**k)
+    if program.is_complex:
+        entries = torch.view_as_complex(entries.unflatten(-1, (-1, 2)))
+    steps = entries.view(*program.steps, n_circuits, 2**k, 2**k)
+    padded = reduce(lambda before, after: after @ before, steps.unbind()).unbind(1)  # of each group (S, M, 2**k, 2**k)
+    sizes = [2**size for size in program.sizes]
+    return [part if size == 2**k else part[..., :size, :size] for part, size in zip(padded, sizes, strict=True)]
+
+
+class Stages(torch.autograd.Function):
+    """psi (M, K, 2**N) through all stages. The gradient needs only the final states: it undoes one stage after another.
+
+    Groups are turned in such an order that the axis of the next one is always the last, or the first on the way back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, psi: Tensor, boundaries: Sequence[Boundary], *groups: Tensor) -> Tensor:
+        n_circuits, n_columns, size = psi.shape
+        for stage, boundary in enumerate(boundaries):
+            for group in reversed(groups):
+                d = group.shape[-1]
+                psi = torch.bmm(group[stage], psi.reshape(n_circuits, n_columns * size // d, d).mT)
+            psi = boundary.cross(psi.view(n_circuits, size, n_columns)).mT
+        ctx.boundaries = boundaries
+        ctx.save_for_backward(psi, *groups)
+        return psi
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        refuse_second_derivative()
+        with torch.autocast(grad.device.type, enabled=False):
+            of_psi, of_groups = _gradient(grad, ctx.boundaries, *ctx.saved_tensors)
+        return of_psi, None, *of_groups
+
+
+def _gradient(lam: Tensor, boundaries: Sequence[Boundary], psi: Tensor, *groups: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of the initial states and of the matrices, from that of the final states psi."""
+    (n_circuits, n_columns, size), found = psi.shape, [torch.empty_like(group) for group in groups]
+    for stage, boundary in reversed(list(enumerate(boundaries))):
+        psi, lam = (boundary.cross_back(block.mT) for block in (psi, lam))
+        for group, of_group in zip(groups, found, strict=True):
+            d = group.shape[-1]
+            after, of_after = (block.reshape(n_circuits, d, n_columns * size // d) for block in (psi, lam))
+            psi, lam = (torch.bmm(block.mT, group[stage].conj()) for block in (after, of_after))  # the axis goes last
+            torch.bmm(of_after, psi.conj(), out=of_group[stage])
+        psi, lam = (block.view(n_circuits, n_columns, size) for block in (psi, lam))
+    return lam, found
+
+
+# -- compilation
+
+
+def compiled(ansatz: Ansatz, dtype: torch.dtype, device: torch.device) -> Program:
+    """The program of an ansatz."""
+    return _compiled(ansatz, definition(ansatz), dtype, device)
+
+
+@cached_tables
+def _compiled(ansatz: Ansatz, _: Any, dtype: torch.dtype, device: torch.device) -> Program:
+    return compile_gates(ansatz.gates(), ansatz.n_qubits, ansatz.angle_shape, dtype, device)
+
+
+def compile_gates(
+    gates: Iterable[Gate | Tensor], n_qubits: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Program:
+    """The program of gates in the order in which they act; a tensor (2**N,) of +-1 is a diagonal gate on all wires."""
+    gates = list(gates)
+    sizes = _group_sizes(n_qubits, len(gates))
+    turns, pairs, behind = _collected(gates, [group for group, size in enumerate(sizes) for _ in range(size)])
+    n_steps = 1 + max((place[0] for place in (*turns, *pairs)), default=0)
+    k, n_stages, n_angles = max(sizes), len(behind), prod(shape)
+    index = {slot: i for i, slot in enumerate(product(*map(range, shape)))}
+    slots = torch.full((n_steps, n_stages, len(sizes), k), n_angles)
+    scales, shifts = torch.ones(slots.shape, dtype=torch.float64), torch.zeros(slots.shape, dtype=torch.float64)
+    tables = []
+    for place in product(range(n_steps), range(n_stages), range(len(sizes))):
+        start = sum(sizes[: place[2] + 1]) - k  # missing wires of a small group are its first ones
+        axes = ["ry"] * k
+        for wire, gate in turns.get(place, {}).items():
+            at = *place, wire - start
+            axes[wire - start], scales[at], shifts[at] = gate.name, gate.scale, gate.shift
+            slots[at] = n_angles if gate.slot is None else index[gate.slot]
+        local = (gate._replace(wires=tuple(wire - start for wire in gate.wires)) for gate in pairs.get(place, ()))
+        tables.append(_table(tuple(axes), tuple(local)))
+    is_complex = any(gate.name != "ry" for gates in turns.values() for gate in gates.values())
+    stacked = torch.stack(tables)
+    stacked = (torch.view_as_real(stacked) if is_complex else stacked.real).flatten(2)
+    half = torch.tensor(_signs(k), dtype=torch.float64).repeat(2, 1) / 2  # (2**k, k)
+    quarter = torch.tensor([pi / 2, 0.0], dtype=torch.float64).repeat_interleave(len(half) // 2)[:, None]
+    made = {gates: _boundary(gates, n_qubits, dtype, device) for gates in set(behind)}  # larger than the state
+    by_row = (half * scales.view(-1, 1, k), half @ shifts.view(-1, k, 1) + quarter, stacked)
+    phases, turned, table = ((rows[:1] if (rows == rows[0]).all() else rows).to(device, dtype) for rows in by_row)
+    steps, boundaries = (n_steps, n_stages, len(sizes)), tuple(made[gates] for gates in behind)
+    return Program(sizes, slots.flatten().to(device), phases, turned, table, steps, boundaries, is_complex)
+
+
+_Place = tuple[int, int, int]  # step, stage and group
+
+
+def _collected(
+    gates: Iterable[Gate | Tensor], owner: list[int]
+) -> tuple[dict[_Place, dict[int, Gate]], dict[_Place, list[Gate]], list[tuple[Gate | Tensor, ...]]]:
+    """The rotations by wire and the gates on two wires of every step, and the gates of every boundary.
+
+    A gate on two wires of different groups ends the rotations of its stage.
+    """
+    turns: dict[_Place, dict[int, Gate]] = defaultdict(dict)
+    pairs: dict[_Place, list[Gate]] = defaultdict(list)
+    behind: list[tuple[Gate | Tensor, ...]] = [()]
+    steps = dict.fromkeys(owner, 0)  # of each group in this stage
+    for gate in gates:
+        is_pair = isinstance(gate, Tensor) or len(gate.wires) == 2
+        if isinstance(gate, Tensor) or (is_pair and (behind[-1] or len({owner[wire] for wire in gate.wires}) > 1)):
+            behind[-1] += (gate,)
+            continue
+        group = owner[gate.wires[0]]
+        if not is_pair and behind[-1]:
+            behind.append(())
+            steps = dict.fromkeys(owner, 0)
+        place = steps[group], len(behind) - 1, group
+        if is_pair:
+            pairs[place].append(gate)
+            continue
+        if place in pairs or gate.wires[0] in turns[place]:
+            steps[group] += 1
+        turns[steps[group], len(behind) - 1, group][gate.wires[0]] = gate
+    return turns, pairs, behind
+
+
+def _group_sizes(n_qubits: int, n_gates: int) -> tuple[int, ...]:
+    """Wires of each group, as equal as can be; few for a deep circuit, so that its tables are not large."""
+    most = next(k for k in range(_GROUP, 1, -1) if k == 2 or n_gates * 8**k < _TABLES)
+    n_groups = max(-(-n_qubits // most), 1 + (n_qubits >= _GROUP))
+    return tuple(n_qubits // n_groups + (group < n_qubits % n_groups) for group in range(n_groups))
+
+
+def _signs(k: int) -> Sequence[tuple[int, ...]]:
+    """Every s with s_1 = 1."""
+    return [*product((1, -1), repeat=k)][: 2 ** (k - 1)]
+
+
+@lru_cache(maxsize=1024)
+def _table(axes: tuple[str, ...], pairs: tuple[Gate, ...]) -> Tensor:
+    """The matrices of the features of one step, (2**k, 4**k) complex."""
+    source, signs = permutation(pairs, len(axes))
+    eye = torch.eye(2, dtype=torch.complex128)
+    even, odd = [], []
+    for sign in _signs(len(axes)):
+        here, there = (
+            reduce(torch.kron, [(eye + way * s * _PAULIS[axis]) / 2 for s, axis in zip(sign, axes, strict=True)])
+            for way in (1, -1)
+        )
+        even.append(here + there)
+        odd.append((here - there) / 1j)
+    return (torch.stack(even + odd)[:, source] * signs[:, None]).flatten(1)
+
+
+def _boundary(gates: Sequence[Gate | Tensor], n_qubits: int, dtype: torch.dtype, device: torch.device) -> Boundary:
+    source, signs = permutation(gates, n_qubits)
+    is_moved = not torch.equal(source, torch.arange(len(source), dtype=source.dtype))
+    is_signed = bool((signs != 1).any())
+    return Boundary(
+        source.to(device) if is_moved else None,
+        source.argsort().to(device, source.dtype) if is_moved else None,
+        signs[:, None].to(device, dtype) if is_signed else None,
+    )
+
+
+def permutation(gates: Sequence[Gate | Tensor], n_qubits: int) -> tuple[Tensor, Tensor]:
+    """The index that each amplitude behind the gates had before them, and its sign, both (2**N,)."""
+    source = index = torch.arange(2**n_qubits, dtype=torch.int32)
+    signs = torch.ones(2**n_qubits)
+    for gate in gates:
+        if isinstance(gate, Tensor):
+            signs = signs * gate.cpu()
+            continue
+        first, second = (index >> (n_qubits - 1 - wire) & 1 for wire in gate.wires)
+        if gate.name == "cz":
+            signs = signs * (1 - 2 * (first & second))
+        else:  # cx: basis state j behind it was j with the target flipped where the control is 1
+            before = index ^ (first << (n_qubits - 1 - gate.wires[1]))
+            source, signs = source[before], signs[before]
+    return source, signs

@@ -1,1 +1,0 @@
-"""Statistics, sentences and limits of a study, computed from its rows."""

@@ -1,1 +1,0 @@
-"""Measurements of a training run in addition to its loss: convergence, capacity, cost, generated texts."""

@@ -1,1 +1,0 @@
-"""Many compact adapters on one base model."""

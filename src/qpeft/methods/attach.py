@@ -1,0 +1,330 @@
+"""Put a generator over a stock adapter that is already on a model.
+
+PEFT builds and runs such an adapter as usual. Only the origin of its tensors differs, and therefore saving, loading and
+merging: the PeftModel gets a class for these.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import peft
+import torch
+from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from qpeft.checks import option
+from qpeft.core.adapter_form import check_adapted
+from qpeft.core.base_digest import bind_base, check_base, name_of
+from qpeft.core.binding import Slot
+from qpeft.core.config import GeneratedConfig, MethodName
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import find_slots
+from qpeft.core.tuner import CONTAINER, CompactState, Generators, described_by, holder_of
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
+
+_NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga", "pissa_niter")  # they depend on data, or change the base randomly
+_CHANGE_BASE = ("pissa", "olora")  # the adapted weights, which a digest of the base would need
+_PROMPT_SIZES = ("num_layers", "token_dim", "num_attention_heads")
+
+
+def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
+    """Let QPA, or another generator, compute every trainable tensor of the adapter that PEFT has put on `model`.
+
+    With QPA's `init_mode="residual"` the outputs of the model do not change. `modules_to_save` and unfrozen biases
+    remain ordinary parameters. PEFT drew the initial values of the adapter, so a compact checkpoint contains them as
+    well, except with `init_mode="raw"`, which does not use them.
+
+    Example::
+
+        model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20))
+        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
+
+    Args:
+        model: A PeftModel with one adapter; changed in place. It cannot have another one.
+        config: A QPAGeneratorConfig, or another `qpeft.methods.GeneratorConfig` with a name.
+
+    Returns:
+        `model`. Its checkpoints contain the generator, and `qpeft.load` and `qpeft.export` support it.
+
+    Raises:
+        ConfigError: the adapter is not the only one, or generated already; its tensors cannot be generated; or the
+            configuration does not fit it.
+    """
+    generator_name(config)  # raises ConfigError if it is not registered
+    name, host = _checked_host(model)
+    slots = config.order(generated_slots(model, name))
+    initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
+    generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
+    attached = AttachedConfig.of(host, config)
+    if not str(getattr(host, "init_lora_weights", "")).startswith(_CHANGE_BASE):
+        bind_base(attached, model.get_base_model(), name)
+    model.__class__ = attached_class(type(model))
+    # a prompt is read before the base model's forward, anything else during it
+    base, prompts = model.get_base_model(), model.prompt_encoder[name] if model._is_prompt_learning else None
+    holder = Generators(base, f"{CONTAINER}.", base if prompts is None else prompts)
+    model.add_module(CONTAINER, holder)
+    holder.hold(name, attached, generator, slots)
+    holder.train_only([name])
+    return model
+
+
+def _checked_host(model: Any) -> tuple[str, Any]:
+    """Name and config of the model's adapter. Raises ConfigError if it cannot be generated."""
+    check_adapted(model)
+    if holder_of(model) is not None:
+        raise ConfigError("the adapter is generated already; attach is for stock adapters")
+    if len(model.peft_config) > 1:
+        raise ConfigError(
+            f"the model has the adapters {', '.join(model.peft_config)}; attach needs a model with one adapter"
+        )
+    (name, host), *_ = model.peft_config.items()
+    init = str(getattr(host, "init_lora_weights", ""))
+    if init.startswith(_NOT_REPRODUCIBLE):
+        raise ConfigError(
+            f"init_lora_weights='{init}' changes the base model in a way that cannot be reproduced on loading; use "
+            "'pissa' or 'olora', which depend on the weights only, or an initialization that keeps the base"
+        )
+    if isinstance(host, AdaLoraConfig) or getattr(host, "coft", False):
+        raise ConfigError(f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use another")
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() first")
+    return name, host
+
+
+def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
+    """The trainable tensors of an adapter, which `attach` generates, in PEFT's order.
+
+    Raises:
+        ConfigError: no tensor is trainable, or several modules share one.
+    """
+    if model._is_prompt_learning:
+        found = [
+            Slot(module, name, ".".join(filter(None, ("prompt_encoder", path, name))), p.shape, p.dtype)
+            for path, module in model.prompt_encoder[adapter_name].named_modules()
+            for name, p in module.named_parameters(recurse=False)
+        ]
+    else:
+        wrappers = (module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        inside = {id(module) for wrapper in wrappers for module in wrapper.modules()}
+        layers = find_slots(model.get_base_model(), adapter_name, BaseTunerLayer)
+        found = [slot for slot, layer in layers if id(layer) not in inside]
+    if not (trained := [slot for slot in found if _tensor(slot).requires_grad]):
+        raise ConfigError(
+            f"no tensor of adapter '{adapter_name}' is trainable; if it was loaded, load it with is_trainable=True"
+        )
+    # a tensor that several modules share cannot be replaced everywhere by one view
+    owners = {_tensor(slot).untyped_storage()._cdata: (slot.owner, slot.name) for slot in trained}
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            if owners.get(parameter.untyped_storage()._cdata, (module, own)) != (module, own):
+                raise ConfigError(
+                    f"the adapter shares {name}.{own} between layers, so it cannot be generated; use another host, or "
+                    "an option without shared tensors"
+                )
+    return trained
+
+
+def _tensor(slot: Slot) -> Any:
+    return slot.owner._parameters[slot.name]
+
+
+def load_attached(
+    base: nn.Module, folder: Path, *, is_trainable: bool = False, adapter_name: str = "default"
+) -> PeftModel:
+    """The model saved in `folder`: the host adapter on `base`, with its generator.
+
+    Raises:
+        CheckpointError: the folder is damaged, or made for another base model; `base` is unchanged.
+    """
+    saved: AttachedConfig = AttachedConfig.from_pretrained(folder)
+    host, generator = saved.to_stock(), saved.to_generator()
+    for name in _PROMPT_SIZES if host.is_prompt_learning and hasattr(base, "config") else ():
+        setattr(host, name, None)  # then PEFT takes those of `base`, and `load_adapter` compares them
+    host.base_model_name_or_path = None  # PEFT would warn of another name, not of weights
+    model: Any = get_peft_model(base, host, adapter_name)
+    try:
+        attach(model, generator)
+        model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+    except BaseException:
+        if not host.is_prompt_learning:
+            model.unload()
+        raise
+    return model if is_trainable else model.requires_grad_(False)
+
+
+class AttachedTuner(CompactState, BaseTuner):
+    """The tuner class registered for attached adapters, which only `qpeft.load` can build, not PEFT alone."""
+
+    load_folder = staticmethod(load_attached)
+
+    def __new__(cls, *_: Any, **__: Any) -> AttachedTuner:
+        raise ConfigError(
+            "this is an adapter with a generator attached: load it with qpeft.load(base, folder), or make one with "
+            "qpeft.attach(get_peft_model(base, host_config), generator_config)"
+        )
+
+
+@dataclass
+class AttachedConfig(GeneratedConfig):
+    """The content of an attached adapter's adapter_config.json."""
+
+    host: dict[str, Any] = option(dict, "The stock adapter's config.")
+    generator: dict[str, Any] = option(dict, "The generator's settings.")
+    generator_name: str = option("qpa", "The registered name of the generator.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = MethodName("QPEFT_ATTACHED")  # type: ignore[assignment]
+        self.to_generator()  # raises an error for invalid settings
+
+    @classmethod
+    def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:
+        """The config of a `host` adapter with this generator."""
+        settings = {name: value for name, value in host.to_dict().items() if name != "base_digest"}
+        if names := settings.get("modules_to_save"):
+            settings["modules_to_save"] = sorted(set(names))  # PEFT adds heads each time it builds a model
+        return cls(
+            task_type=host.task_type,
+            base_model_name_or_path=host.base_model_name_or_path or "",  # for None PEFT would look for a tuner
+            host=_as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
+            generator=_as_json(generator.settings()),
+            generator_name=generator_name(generator),
+        )
+
+    def to_stock(self) -> PeftConfig:
+        return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
+
+    def to_generator(self) -> GeneratorConfig:
+        """The generator's configuration. Raises CheckpointError if the generator is not registered."""
+        return generator_config(self.generator_name)(**self.generator)
+
+    def registered(self) -> type:
+        return generator_config(self.generator_name)
+
+    def description(self) -> dict[str, Any]:
+        return {**self.to_generator().description(), "host": self.host["peft_type"].lower().replace("_", " ")}
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """The content as read from a file: sets as sorted lists, tuples as lists, enums as their values."""
+    return json.loads(json.dumps(settings, default=sorted))
+
+
+class AttachedModel(PeftModel if TYPE_CHECKING else object):
+    """Mixed in before a PeftModel class by `attach`."""
+
+    @property
+    def generators(self) -> Generators:
+        """The generator of the adapter, by the adapter's name."""
+        generators: Any = self._modules[CONTAINER]
+        return generators
+
+    def get_base_model(self) -> Any:
+        """The base model; PEFT finds it by the config, which is the generator's while an adapter is saved."""
+        return self.base_model.model if isinstance(self.base_model, BaseTuner) else self.base_model
+
+    # -- the compact folder
+
+    def _compact(self) -> AbstractContextManager[None]:
+        """Within: PEFT saves and loads the generator."""
+        return described_by(self, *next(iter(self.generators.configs.items())))
+
+    def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; the folder contains the generator, for `qpeft.load`."""
+        with self._compact():
+            super().save_pretrained(save_directory, *args, **{"save_embedding_layers": False, **kwargs})
+
+    def load_adapter(self, model_id: Any, adapter_name: str, is_trainable: bool = False, *_: Any, **kwargs: Any) -> Any:
+        """Load the values of a folder of this adapter; ConfigError for any other adapter."""
+        if adapter_name not in self.generators:
+            self.add_adapter()
+        folder, live = Path(model_id, kwargs.get("subfolder") or ""), self.generators.configs[adapter_name]
+        saved = AttachedConfig.from_pretrained(folder)
+        if not isinstance(saved, AttachedConfig):
+            raise CheckpointError(f"{folder} contains no attached adapter; load it on a base model of its own")
+        if saved.generated != live.generated:
+            raise CheckpointError(
+                f"{folder} generates other tensors than this adapter: it is for another base model, or its "
+                "adapter_config.json was edited"
+            )
+        check_base(saved, live.base_digest, name_of(self.get_base_model()))
+        with self._compact():
+            found = super().load_adapter(folder, adapter_name, is_trainable, autocast_adapter_dtype=False)
+        self.generators.refresh_detached()
+        return found
+
+    # -- which adapter trains
+
+    def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+        self.generators.refresh_detached()  # PEFT sets requires_grad of the tensors it finds, which views refuse
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self.generators.invalidate()
+        self.generators.train_only(self.active_adapters, inference_mode)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        self.generators.refresh_detached()  # as in `set_adapter`
+        try:
+            with super().disable_adapter():
+                yield
+        finally:
+            self.generators.invalidate()
+
+    def add_adapter(self, *_: Any, **__: Any) -> None:
+        raise ConfigError(
+            "a model with an attached generator has one adapter; use another base model for another adapter, or "
+            "qpeft.export this one, and load the stock adapters on one model"
+        )
+
+    delete_adapter = add_weighted_adapter = add_adapter
+
+    # -- merging and unloading
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        with self.generators.merging(self._tuner):
+            self._tuner.merge_adapter(*args, **kwargs)
+
+    def unmerge_adapter(self) -> None:
+        with self.generators.merging(self._tuner):
+            self._tuner.unmerge_adapter()
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> Any:
+        self._tuner._check_merge_allowed()  # before the generator is gone
+        self.generators.check_not_tied(self._tuner)
+        self.generators.release()
+        return self._tuner.merge_and_unload(*args, **kwargs)
+
+    def unload(self) -> Any:
+        tuner = self._tuner
+        self.generators.release()
+        return tuner.unload()
+
+    @property
+    def _tuner(self) -> Any:
+        if not isinstance(self.base_model, BaseTuner):
+            raise ConfigError("a prompt is not part of the base weights, so it cannot be merged or unloaded")
+        return self.base_model
+
+
+@cache
+def attached_class(plain: type[PeftModel]) -> type[PeftModel]:
+    """`plain` with `AttachedModel` mixed in."""
+    return type(f"Attached{plain.__name__}", (AttachedModel, plain), {})
+
+
+def __getattr__(name: str) -> Any:
+    """The classes that `attached_class` makes, for pickle."""
+    if name.startswith("AttachedPeftModel"):
+        return attached_class(getattr(peft, name.removeprefix("Attached")))
+    raise AttributeError(name)

@@ -1,1 +1,0 @@
-"""A generator for a stock adapter that is already on the model."""

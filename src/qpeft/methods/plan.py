@@ -1,0 +1,234 @@
+"""`qpeft.plan`: what a method costs on a base model. Everything is counted on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
+from qpeft.core.adapter_form import count_trainable, form_of, own_kind
+from qpeft.core.binding import Slot
+from qpeft.core.config import GeneratedConfig
+from qpeft.core.generator import OTHER, CircuitModule, Generator
+from qpeft.core.meta_model import on_meta
+from qpeft.core.param_groups import param_groups
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.targets import check_target_modules
+from qpeft.errors import ConfigError, QpeftError
+from qpeft.generator_config import GeneratorConfig, generator_name
+from qpeft.methods.attach import generated_slots
+from qpeft.methods.registry import find_by_config
+
+BYTES = 4  # float32
+_HASH = "fingerprint"  # the end of the names of hashes in a checkpoint, which are not counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a method: parameters, bytes, sizes, and notes to read before training."""
+
+    method: str
+    trainable: int  #: parameters that the optimizer sees, `modules_to_save` included
+    trainable_parts: dict[str, int]
+    deployed: int  #: parameters of the adapter at inference
+    stored_bytes: int  #: tensors of the compact checkpoint: parameters and frames, without the file's header and hashes
+    exported_bytes: int | None  #: exported adapter, tensors only; None: stock PEFT has no such adapter
+    needs_qpeft: bool  #: to load the compact checkpoint
+    base_parameters: int
+    target_modules: list[str]
+    sizes: dict[str, Any] = field(default_factory=dict)  #: of the method, such as n_qubits of the largest circuit
+    circuits: dict[str, Any] | None = None  #: cost of the circuits on a backend, see `CircuitRun.forecast`
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(
+    base: nn.Module | PretrainedConfig | str | Path,
+    config: PeftConfig,
+    generator: GeneratorConfig | None = None,
+    *,
+    steps: int = 500,
+    trust_remote_code: bool = False,
+    **backend: Any,
+) -> Plan:
+    """Count the parameters and bytes that `config` would train, deploy and store on `base`.
+
+    Args:
+        base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
+        config: The config of any registered method, or a stock PEFT config.
+        generator: The generator that `qpeft.attach` would put on the adapter of a stock `config`.
+        steps: Optimizer steps for which circuits are counted.
+        trust_remote_code: Execute Python code that the folder or repository of `base` contains.
+        backend: `backend`, `shots`, `noise`, `shot_budget` of `qpeft.set_backend`. With shots, or with
+            another backend than "exact", `Plan.circuits` contains the cost of the method's circuits; nothing is sent.
+
+    Raises:
+        ConfigError: the base is not found or has an adapter already, a target matches no module or one of a type that
+            the method cannot adapt, or the options do not fit.
+    """
+    if not isinstance(config, PeftConfig):
+        raise ConfigError(f"plan takes the config of an adapter, such as QPAConfig(), got {type(config).__name__}")
+    model = on_meta(base, config.task_type, trust_remote_code)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    config = copy.deepcopy(config)
+    config.inference_mode = False  # as in a config that was read from a folder
+    own = isinstance(config, GeneratedConfig) and config
+    if own:
+        own.read_files(model)
+    check_target_modules(model, config)
+    stock = own.to_stock() if own else config
+    try:
+        with torch.device("meta"):  # FourierFT and others would draw values for minutes
+            adapted = _adapt(model, stock)
+    except NotImplementedError:  # Uni-LoRA counts values
+        adapted = _adapt(on_meta(base, config.task_type, trust_remote_code), stock)
+    tuner, method = adapted.base_model, find_by_config(config)
+    targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names] if isinstance(tuner, BaseTuner) else []
+    counts, made = _count(config, adapted), None
+    if maker := generator or own:
+        slots = generated_slots(adapted, "default")
+        slots += own.further_slots(adapted.get_base_model(), "default") if own else []
+        initial = torch.empty(sum(slot.shape.numel() for slot in slots), device="meta")
+        made = maker.make(maker.order(slots), initial, _Shapes(maker.seed))
+        counts |= _count_generator(made, slots, adapted)
+    if generator:
+        name = generator_name(generator)
+    else:
+        name = method.key if method else str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    return Plan(
+        method=name,
+        base_parameters=base_parameters,
+        target_modules=targets,
+        circuits=_forecast(made, BackendSettings(**backend), steps),
+        **counts,
+    )
+
+
+class _Shapes(SeededInit):
+    """Draws no values: tensors on the meta device."""
+
+    device = "meta"
+
+    def uniform(self, name: str, shape: Sequence[int], bound: float) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+    def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+
+def _count(config: Any, adapted: Any) -> dict[str, Any]:
+    """The fields of a Plan for an adapter that is trained as it is; `adapted` is the model on the meta device."""
+    form, kind, deployed, stored = form_of(adapted), own_kind(adapted), count_deployed(adapted), count_stored(adapted)
+    if getattr(config, "init_lora_weights", None) == "lora_ga":
+        # the saved adapter also contains the initial one, which PEFT subtracted from the base
+        deployed, stored = deployed + count_lora(adapted), stored + count_lora(adapted)
+    note = "no stock PEFT adapter is equal to it: it cannot be merged into the base, nor exported"
+    return {
+        "trainable": count_trainable(adapted),
+        "trainable_parts": _parts(adapted, OTHER.name),
+        "deployed": deployed,
+        "stored_bytes": stored * BYTES,
+        "exported_bytes": None if kind else (deployed if form else stored) * BYTES,
+        "needs_qpeft": bool(form or kind),
+        "sizes": form.plan_sizes() if form else {},
+        "notes": [note] if kind else [],
+    }
+
+
+def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) -> dict[str, Any]:
+    """The other fields of a Plan if the tensors `slots` of this adapter are generated."""
+    m, trained = sum(slot.shape.numel() for slot in slots), count_trainable(generator)
+    sizes, deployed, host = generator.plan_sizes(), count_trainable(adapted), adapted.active_peft_config
+    state = {k: tensor for k, tensor in generator.pack(generator.state_dict()).items() if k != _HASH}
+    if frames := sum(tensor.nbytes for name, tensor in state.items() if name.startswith("frames.")):
+        sizes["frame_bytes"] = frames
+    notes = [f"{trained:,} trained parameters for {m:,} generated: not a compression"] if trained >= m else []
+    if of_lora := sum(slot.shape.numel() for slot in slots if ".lora_A" in slot.label or ".lora_B" in slot.label):
+        r = min([host.r, *host.rank_pattern.values()])
+        if rank := min(max(trained, sizes.get("budget", 0)) * r // of_lora, r):
+            size = of_lora // r * rank
+            notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this budget")
+    stored = count_stored(adapted, {_memory(slot.owner._parameters[slot.name]) for slot in slots})
+    return {
+        "trainable": trained + deployed - m,
+        "trainable_parts": {**_parts(generator, "generator"), "other": deployed - m},
+        "deployed": deployed,
+        "stored_bytes": sum(tensor.nbytes for tensor in state.values()) + stored * BYTES,
+        "needs_qpeft": True,
+        "sizes": sizes,
+        "notes": notes,
+    }
+
+
+def _parts(module: nn.Module, ungrouped: str) -> dict[str, int]:
+    """The trainable parameters of each group of `qpeft.param_groups`."""
+    groups = param_groups(module, lr=0.0) if count_trainable(module) else []
+    names = {group["name"]: sum(p.numel() for p in group["params"]) for group in groups}
+    return {ungrouped if name == OTHER.name else name: n for name, n in names.items()}
+
+
+def _memory(tensor: Any) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _forecast(generator: Generator | None, chosen: BackendSettings, steps: int) -> dict[str, Any] | None:
+    """What the generator's circuits cost on a backend; None for the exact simulator."""
+    if chosen == BackendSettings():
+        return None
+    modules = () if generator is None else generator.modules()
+    circuit = next((module for module in modules if isinstance(module, CircuitModule)), None)
+    if circuit is None:
+        raise ConfigError("this method has no circuit that a backend can run; QPA has one with feature_source 'qnn'")
+    backend = as_backend(chosen.backend, circuit.ansatz.n_qubits, chosen.noise)
+    jobs = Jobs(backend, chosen.shots, shot_budget=chosen.shot_budget)
+    return CircuitRun(circuit.ansatz, jobs, circuit.is_trained, circuit.n_circuits).forecast(steps)
+
+
+def _adapt(model: nn.Module, config: Any) -> Any:
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config = copy.copy(config)  # the counts need the initialization
+        config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
+    try:
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+    except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
+        raise error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0]) from error
+
+
+def count_deployed(adapted: Any) -> int:
+    """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of its encoder."""
+    if form := form_of(adapted):
+        return form.count_deployed(adapted)
+    return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
+
+
+def count_lora(adapted: Any) -> int:
+    """Trainable parameters of lora_A and lora_B."""
+    return sum(p.numel() for name, p in adapted.named_parameters() if p.requires_grad and ".lora_" in name)
+
+
+def count_stored(adapted: Any, generated: Collection[int] = ()) -> int:
+    """Parameters in the file of an adapter that is saved as it is, without tensors in the memory `generated`.
+
+    Some methods store more than they train, for example VeRA its projections. Of a prompt the output of its encoder is
+    stored.
+    """
+    config: Any = adapted.active_peft_config
+    if not config.is_prompt_learning:
+        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        kept = [t for name, t in state.items() if not name.endswith(_HASH) and _memory(t) not in generated]
+        return sum(tensor.numel() for tensor in kept)
+    saved_modules = sum(p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name)
+    is_prefix = config.peft_type == PeftType.PREFIX_TUNING
+    per_token = config.token_dim * (2 * config.num_layers if is_prefix else config.num_transformer_submodules)
+    return saved_modules + (0 if generated else config.num_virtual_tokens * per_token)

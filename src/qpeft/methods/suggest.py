@@ -1,0 +1,279 @@
+"""`qpeft.suggest`: the adapter that the evidence recommends for a base model and a budget.
+
+The evidence, `evidence.json`, has the test losses of many adapters in the same setups (a base and a text), by seed. It
+is made from the rows of a study by `benchmarks/evidence.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from peft import PeftConfig
+from torch import nn
+from transformers import PretrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from qpeft.core.frame_file import read_frame_file
+from qpeft.core.meta_model import on_meta
+from qpeft.core.pool import why_not_mixed
+from qpeft.errors import ConfigError, QpeftError
+from qpeft.methods.plan import Plan, plan
+from qpeft.methods.registry import get
+
+NORMS, LAST_NORM, LINEAR = "@norms", "@last-norm", "@linear-and-head"  # stand for modules of a base
+_TASK = "CAUSAL_LM"
+_ALTERNATIVES = 5
+_FRAME_FILE = (
+    "its bytes are those with a frame file, which many adapters share: write one with qpeft frames, and give it to "
+    "qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, save_to=FILE), and set frames=FILE "
+    "in the config of every further adapter. Otherwise it stores its frames and is larger"
+)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An adapter with its counts on the base model, and the evidence for it."""
+
+    label: str
+    method: str  #: as in `qpeft train --method`
+    settings: dict[str, Any]  #: of the method
+    learning_rate: float  #: safe in the evidence, whose bases are small and whose runs are short
+    share: float  #: mean over the setups; the reference's gain is 1
+    plan: Plan  #: with a frame file, if it needs one
+    needs_frame_file: bool  #: whether it has the counted bytes only with a frame file
+    study: str
+    reference: str
+    #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
+    #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
+    evidence: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    alternatives: list[Suggestion] = field(default_factory=list)  #: the next best within the budget, at most five
+
+    @property
+    def config(self) -> PeftConfig:
+        """A new PEFT config of the adapter. It refers to a frame file only if `suggest` was given one."""
+        return _config(self.method, self.settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name."""
+        return asdict(self)
+
+
+def suggest(
+    base: nn.Module | PretrainedConfig | str | Path,
+    *,
+    parameters: int | None = None,
+    bytes: int | None = None,
+    frames: str | Path | None = None,
+    mixed_batches: bool = False,
+    refuses: Callable[[PeftConfig], str | None] = lambda config: None,
+    trust_remote_code: bool = False,
+) -> Suggestion:
+    """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
+
+    Every adapter of the evidence is counted on `base`. Of those within the budget, the one with the highest mean share
+    of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
+    number of parameters, only these count. Only adapters that were measured are suggested, with the settings that
+    were measured.
+
+    The learning rate is the largest that is safe in all setups: it, and the next higher one that was tried, lose at
+    most 5 % more of the gain in validation loss than the best choice for the worst setup. It can be below the best one
+    of each setup, because a learning rate next to one that fails can fail on another base.
+
+    Args:
+        base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
+        parameters: Most trainable parameters. Give this or `bytes`.
+        bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the header of its file,
+            its config, and gradient frames, which a file that many adapters share can contain.
+        frames: A frame file of `base`. Only adapters that it has frames for are considered; they refer to it.
+        mixed_batches: Only adapters that `AdapterPool` can serve in one batch with others of their kind: QPA and
+            Quantum-PEFT without norm gains.
+        refuses: Maps a config to the reason why its adapter cannot be used, or None; such adapters are left out.
+        trust_remote_code: Execute Python code that the folder or repository of `base` contains.
+
+    Raises:
+        ConfigError: not one budget, no adapter is as small or fits, the base is not found, has an adapter already or
+            cannot be adapted, or there is no frame file at `frames`.
+        CheckpointError: `frames` is damaged or not a frame file.
+
+    Example::
+
+        found = qpeft.suggest("gpt2", parameters=5000)
+        model = get_peft_model(base, found.config)
+    """
+    name, budget = ("bytes", bytes) if parameters is None else ("parameters", parameters)
+    if not isinstance(budget, int) or budget < 1 or None not in (parameters, bytes):
+        wanted = "parameters or bytes, a whole number of at least 1"
+        raise ConfigError(f"give one budget, {wanted}; got {parameters} and {bytes}")
+    model = on_meta(base, _TASK, trust_remote_code)
+    if frames is not None:
+        read_frame_file(frames).check_base(base if isinstance(base, nn.Module) else model)
+    evidence = read_evidence()
+    n_base, in_bytes = sum(p.numel() for p in model.parameters()), bytes is not None
+
+    def was_larger(design: Design) -> bool:
+        """Whether the adapter had more parameters on a smaller base; such designs are counted last."""
+        sizes = [row["trainable"] for row in design.results if row["base_parameters"] < n_base]
+        return not in_bytes and max(sizes, default=0) > budget
+
+    found: list[Suggestion] = []
+    sizes: dict[str, int] = {}  # of those that are too large
+    refused: list[str] = []
+    for design in sorted(evidence.ranked(n_base), key=was_larger):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
+                one = _counted(evidence, design, model, frames, in_bytes=in_bytes)
+            if reason := refuses(one.config) or (mixed_batches and why_not_mixed(model, one.config)):
+                raise ConfigError(reason)
+        except QpeftError as error:
+            refused.append(f"{design.label}: {error}")
+            continue
+        if (size := one.plan.stored_bytes if in_bytes else one.plan.trainable) > budget:
+            sizes[design.label] = size
+        else:
+            found.append(one)
+        if len(found) > _ALTERNATIVES:
+            break
+    if found:
+        notes = _notes(evidence, model, found[0], parameters)
+        return replace(found[0], notes=notes, alternatives=found[1 : _ALTERNATIVES + 1])
+    if not sizes:
+        raise ConfigError(f"no measured adapter fits what was asked; the first reason is: {refused[0]}")
+    smallest = min(sizes, key=sizes.__getitem__)
+    raise ConfigError(
+        f"{name} {budget:,} is too small: the smallest measured adapter for this model, {smallest}, has "
+        f"{sizes[smallest]:,}; raise {name}"
+    )
+
+
+def _counted(
+    evidence: Evidence, design: Design, model: nn.Module, frames: str | Path | None, *, in_bytes: bool
+) -> Suggestion:
+    """The design on this base. Raises QpeftError if it cannot adapt the base, or use the frame file."""
+    settings, method = fill_names(design.settings, model), design.method
+    has_frames = settings.get("frame") == "gradient"
+    counts = plan(model, _config(method, settings))
+    if frames is not None:
+        if not has_frames:
+            raise ConfigError("it has no gradient frames and takes no frame file")
+        settings = {"target_modules": get(method).defaults["target_modules"], **settings, "frames": str(frames)}
+        n_trainable, counts = counts.trainable, plan(model, _config(method, settings))
+        if counts.trainable != n_trainable:
+            raise ConfigError("the frame file has fewer directions than frame_rank of this adapter")
+    needs_file = frames is None and has_frames and in_bytes
+    if needs_file:
+        counts = replace(counts, stored_bytes=counts.stored_bytes - counts.sizes["frame_bytes"])
+    return Suggestion(
+        label=design.label,
+        method=method,
+        settings=settings,
+        learning_rate=design.learning_rate,
+        share=design.share,
+        plan=counts,
+        needs_frame_file=needs_file,
+        study=evidence.study,
+        reference=evidence.reference,
+        evidence=design.results,
+    )
+
+
+def _config(method: str, settings: Mapping[str, Any]) -> PeftConfig:
+    record = get(method)
+    with warnings.catch_warnings(action="ignore"):  # PEFT's on projections that are not saved, for each adapter
+        return record.config_class(**{**record.defaults, **settings, "task_type": _TASK})
+
+
+def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: int | None) -> list[str]:
+    """What limits the evidence and the use of the adapter."""
+    notes, n_base = [], found.plan.base_parameters
+    if n_base > 2 * (largest := max(row["base_parameters"] for row in found.evidence)):
+        text = f"the largest base of the evidence has {largest:,} parameters, this one {n_base:,}"
+        notes.append(f"{text}; the order of adapters may differ")
+    most = max(result["trainable"] for design in evidence.designs for result in design.results)
+    if parameters is not None and parameters > most:
+        notes.append(f"the evidence ends at {most:,} trainable parameters")
+    if reason := why_not_mixed(model, found.config):
+        notes.append(reason)
+    if found.needs_frame_file:
+        notes.append(_FRAME_FILE)
+    return notes
+
+
+# -- the evidence
+
+
+@dataclass(frozen=True)
+class Design:
+    """A method with its settings, and what it reached in each setup: the rows of `Suggestion.evidence`.
+
+    `learning_rates` has the safe one by base, and for all setups under "".
+    """
+
+    label: str
+    method: str
+    settings: dict[str, Any]
+    learning_rates: dict[str, float]
+    results: list[dict[str, Any]]
+
+    @property
+    def share(self) -> float:
+        """The gain in test loss over the untrained base, as a share of the reference's: mean over the setups."""
+        return fmean(result["share"] for result in self.results)
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest learning rate that is safe in all of its setups."""
+        bases = {result["base"] for result in self.results}
+        return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
+
+
+class Evidence(NamedTuple):
+    """Designs that were measured in the same setups with the same seeds."""
+
+    study: str  # the command
+    reference: str  # whose gain is 1
+    designs: list[Design]
+
+    def ranked(self, parameters: int) -> list[Design]:
+        """The designs by their share, the best first; if there are results on a base of this size, with these alone."""
+        own = [[r for r in design.results if r["base_parameters"] == parameters] for design in self.designs]
+        designs = [replace(design, results=r or design.results) for design, r in zip(self.designs, own, strict=True)]
+        return sorted(designs, key=lambda design: (-design.share, design.label))
+
+
+@cache
+def read_evidence() -> Evidence:
+    """The evidence that is part of qpeft."""
+    content = json.loads((files("qpeft.methods") / "evidence.json").read_bytes())
+    return Evidence(**{**content, "designs": [Design(**design) for design in content["designs"]]})
+
+
+# -- settings of a study that stand for modules of its base
+
+
+def fill_names(settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """`settings` with names of modules of `model` instead of "@norms" and others. Raises ConfigError if it has none."""
+    stands = (NORMS, LAST_NORM, LINEAR)
+    return {name: _modules(value, model) if value in stands else value for name, value in settings.items()}
+
+
+def _modules(stands_for: str, model: nn.Module) -> list[str]:
+    """The last parts of the names of all normalizations or linear maps; the name of the last normalization."""
+    if stands_for == LINEAR:
+        found = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    else:
+        found = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+    if not found:
+        raise ConfigError(f"{type(model).__name__} has no module that {stands_for} stands for")
+    if stands_for == LAST_NORM:  # after the last block: neither in a block nor in the embeddings
+        outside = [name for name in found if not any(part.isdigit() or "embed" in part for part in name.split("."))]
+        return [(outside or found)[-1]]
+    return sorted({name.rpartition(".")[2] for name in found})

@@ -1,0 +1,178 @@
+"""The base model of a run: its config, tokenizer, weights and fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qpeft.errors import ConfigError, InputError
+from qpeft_lab.local_paths import explain_missing, looks_like_path
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Loaded = TypeVar("Loaded")
+
+_LONGEST_DEFAULT = 512
+_ADAPTER = "adapter_config.json"
+_OF_TOKENIZERS = (  # and of processors: names that transformers reads
+    *("tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja"),
+    *("*vocab*.json", "vocab*.txt", "merges.txt", "dict.txt", "bpe.codes", "*.model", "*.spm", "*.tokenizer"),
+    *("normalizer.json", "emoji.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json"),
+    *("preprocessor_config.json", "processor_config.json", "generation_config.json"),
+)
+
+
+def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The config of a folder or hub id. Raises InputError if there is none."""
+    from transformers import AutoConfig
+
+    return load(AutoConfig.from_pretrained, model, trust_remote_code)
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id. Raises InputError if there is none."""
+    from transformers import AutoTokenizer
+
+    tokenizer = load(AutoTokenizer.from_pretrained, model, trust_remote_code)
+    if not tokenizer.vocab_size:  # for a folder without the files of a tokenizer
+        raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights")
+    return tokenizer
+
+
+def load_model(
+    model: str, dtype: str = "float32", trust_remote_code: bool = False, load_in_4bit: bool = False
+) -> PreTrainedModel:
+    """The causal language model of a folder or hub id. Raises InputError if there is none, or if it lacks weights."""
+    from transformers import AutoModelForCausalLM
+
+    loaded, lacking, others = load_weights(AutoModelForCausalLM, model, dtype, trust_remote_code, load_in_4bit)
+    refuse_lacking(model, lacking | others)
+    return loaded
+
+
+def load_weights(
+    auto_class: Any, model: str, dtype: str, trust_remote_code: bool, load_in_4bit: bool = False, **options: Any
+) -> tuple[Any, set[str], set[str]]:
+    """The model, and the names of tensors that transformers made random: the base lacks them; has another shape.
+
+    A base for which this is not expected must be refused with `refuse_lacking`. Raises InputError if there is no model.
+    """
+    options |= {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    if load_in_4bit:
+        import torch
+        from transformers import BitsAndBytesConfig
+
+        compute = getattr(torch, dtype)
+        quantized = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+        options["quantization_config"] = BitsAndBytesConfig(**quantized)
+    loaded, info = load(auto_class.from_pretrained, model, trust_remote_code, **options)
+    for module in loaded.modules() if load_in_4bit else ():
+        module.support_avx512bf16_for_cpu = False  # evaluation would pack weights for a product without gradients
+    lacking = {key for key in info["missing_keys"] if loaded.get_parameter_or_buffer(key).is_floating_point()}
+    return loaded, lacking, {key for key, *_ in info["mismatched_keys"]}
+
+
+def refuse_lacking(model: str, names: Collection[str]) -> None:
+    """Raise InputError if there are `names` of tensors without weights."""
+    if names:
+        shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+        raise InputError(
+            f"the base model {model!r} has no weights of the right shape for {len(names)} of its tensors ({shown}), "
+            "which would be random; copy or download the model again, or name another base model"
+        )
+
+
+def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **options: Any) -> Loaded:
+    """The result of `loader`, a `from_pretrained`, for a folder or hub id. Raises InputError if it fails.
+
+    Code in the folder or repository is executed only with `trust_remote_code`. Without the argument transformers asks.
+    """
+    path = Path(model).expanduser()
+    if looks_like_path(model) and not path.exists():
+        raise InputError(f"no model folder {model}: {explain_missing(model)}")
+    if (path / _ADAPTER).is_file():
+        raise InputError(
+            f"{model} has an {_ADAPTER}, which transformers would load in addition to the base; name the folder of the "
+            "base model alone, and an adapter with --adapter"
+        )
+    try:
+        return loader(str(path) if path.is_dir() else model, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # transformers, safetensors, torch and tokenizers raise any type for a damaged file
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the model {model!r} needs Python code from its folder or repository, which is not executed; read the "
+                "code, and set trust_remote_code if you trust it"
+            ) from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        hint = "; if one of its files is damaged, copy or download it again" if path.is_dir() else ""
+        raise InputError(f"cannot load the base model {model!r}: {reason}{hint}") from error
+
+
+def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 0) -> int:
+    """`seq_len`, or by default the model's context minus `reserved` positions, at most 512.
+
+    Raises ConfigError if it is too long for the context.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return seq_len or _LONGEST_DEFAULT
+    room = context - reserved
+    if room < 2:
+        raise ConfigError(f"{reserved} virtual tokens leave no room in the model's context of {context}; use fewer")
+    if seq_len is None:
+        return min(room, _LONGEST_DEFAULT)
+    if seq_len > room:
+        prefix = f", minus {reserved} virtual tokens" if reserved else ""
+        raise ConfigError(f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}")
+    return seq_len
+
+
+def virtual_tokens(model: Any) -> int:
+    """The virtual tokens of a model's adapter; 0 without one."""
+    configs = getattr(model, "peft_config", {}).values()
+    return max((getattr(config, "num_virtual_tokens", None) or 0 for config in configs), default=0)
+
+
+def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> None:
+    """Raise InputError if a text, token ids (T,), has a token outside the vocabulary of the model."""
+    size = config.get_text_config().vocab_size
+    highest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
+    if highest >= size:
+        raise InputError(
+            f"the tokenizer gives token {highest}, but the model has {size} tokens; use the tokenizer of the model"
+        )
+
+
+def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
+    """Identifies the base: the commit on the hub, or the SHA-256 of a folder's config and weights.
+
+    A folder needs no `config`.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return f"commit:{getattr(config, '_commit_hash', None)}"
+    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
+    return _hash_of([folder / "config.json", *weights])
+
+
+def tokenizer_fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
+    """Identifies the tokenizer or image processor of the base, and its generation config, in the same way.
+
+    Other files in a folder do not count.
+    """
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return fingerprint(model, config)
+    return _hash_of({file for pattern in _OF_TOKENIZERS for file in folder.glob(pattern) if file.is_file()})
+
+
+def _hash_of(files: Iterable[Path]) -> str:
+    sha = hashlib.sha256()
+    for file in sorted(files):
+        with file.open("rb") as opened:
+            sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
+    return f"sha256:{sha.hexdigest()}"

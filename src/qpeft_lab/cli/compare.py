@@ -1,0 +1,272 @@
+"""`qpeft compare run | plan | report`: compare methods under equal conditions."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.checks import option
+from qpeft.errors import ConfigError
+from qpeft_lab.cli.adapters import TRUST
+from qpeft_lab.cli.command import SOME_FAILED, application, command
+from qpeft_lab.cli.console import Answer, facts, line, say, size, table, working
+from qpeft_lab.cli.options import Fields, flag, needed
+from qpeft_lab.cli.progress import CompareBar, bars, say_failures
+from qpeft_lab.compare import BUILT_IN, RECIPES
+from qpeft_lab.settings import RunSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft_lab.compare.plan import Plan
+    from qpeft_lab.compare.rows import Row
+    from qpeft_lab.compare.summary import Summary
+
+_TRAINING = ("steps", "epochs", "batch_size", "seq_len", "prompt_column", "completion_column")  # of a study's run
+
+
+_STUDY = needed(f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.", metavar="STUDY", argument=True)
+
+
+@dataclass(kw_only=True)
+class _Overrides:
+    """Fields of a study that a run does not have."""
+
+    base: str | None = option(None, "Base model: a Hub id, a folder, or `embedded`, the model inside qpeft.")
+    test_data: str | None = option(None, "Test data, read once per run, at its end.")
+    seeds: tuple[int, ...] | None = option(None, "Seeds of the final runs, such as 0,1,2,3,4.")
+    lr_scale: float | None = option(None, "Factor for every learning rate: another base may need other ones.")
+    max_hours: float | None = option(None, "Refuse to start a study that is estimated to take longer.")
+
+
+Overrides = Annotated[
+    dict[str, Any],
+    Fields(_Overrides),
+    Fields(
+        RunSettings, "Instead of the study's own", only=("task", "data", "eval_data", *_TRAINING), is_complete=False
+    ),
+]
+
+
+@command
+def run(
+    *,
+    study: str = _STUDY,
+    out: Path = needed("Folder of this study: rows, tables, report.", metavar="DIR"),
+    workers: int = option(1, "Runs in parallel. Times are measured one at a time.", at_least=1),
+    threads: int = option(1, "CPU threads per run. The number affects the last digits of results.", at_least=1),
+    executor: str = option("local", "This machine, or the Ray cluster at RAY_ADDRESS.", choices=("local", "ray")),
+    retry: str = option("", "Run cells of this status again: failed, oom, timeout.", metavar="STATUS,..."),
+    reuse: Path | None = option(None, "Folder of another study: its identical cells are not run again.", metavar="DIR"),
+    timeout: float | None = option(None, "Stop a run that takes more seconds.", above=0),
+    smoke: bool = option(
+        False,
+        "Only test whether every method runs: two steps on a small random base of the same architecture and invented "
+        "data. Nothing is downloaded, and the values mean nothing.",
+    ),
+    overrides: Overrides,
+    trust_remote_code: bool = TRUST,
+) -> Answer:
+    """Train every method with every seed under equal conditions, measure, and write a report.
+
+    Each method first tries a few learning rates on validation data, then trains with every seed at the best one. Time
+    and memory are measured at the end, one method at a time. Every cell is a separate process: if one fails, its row
+    records the failure and the others continue. Run the same command again to resume. Exit code 3: some cells failed;
+    the report is still written.
+
+    Examples:
+
+      qpeft compare run survey --out survey
+      qpeft compare run survey --base gpt2 --data text.txt --workers 4 --out gpt2-survey
+      qpeft compare run my-study.yaml --out mine --retry failed,timeout
+    """
+    from qpeft_lab.compare.runner import check
+    from qpeft_lab.compare.runner import run as run_plan
+
+    names = tuple(name.strip() for name in retry.split(",") if name.strip())
+    check(executor, names, reuse)
+    with working("Preparing the study"):
+        plan = _plan(study, overrides, out, out, trust_remote_code, smoke=smoke)
+        if not smoke and not (out / "rows.jsonl").exists():
+            _refuse_long(plan, workers)
+    with bars() as shown:
+        outcome = run_plan(plan, workers, CompareBar(shown), executor, names, timeout, reuse, threads)
+    data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
+    return _reported(out, outcome.summary, outcome.failures, data)
+
+
+@command
+def plan(
+    *,
+    study: str = _STUDY,
+    examples_per_second: float | None = option(
+        None,
+        "Compute the hours at this speed of training instead of timing steps: no weights are read. An example is a "
+        "block of text, a row or an image.",
+        above=0,
+    ),
+    overrides: Overrides,
+    trust_remote_code: bool = TRUST,
+) -> Answer:
+    """Show what a study would run: cells, parameters, learning rates, memory, hours. Nothing is trained or written.
+
+    Examples:
+
+      qpeft compare plan survey
+      qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
+      qpeft compare plan recipes/qpa-gpt2-wikitext2.yaml --examples-per-second 50
+    """
+    with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
+        found = _plan(study, overrides, Path(folder) / "study", Path(Path(study).stem), trust_remote_code)
+        cells = {"tuning": found.tuning_cells({}), "final": found.final_cells({}), "cost": found.cost_cells({})}
+        data = {
+            "study": found.study.model_dump(),
+            "cells": {name: len(phase) for name, phase in cells.items()},
+            "most_trials": found.most_trials(),
+            "hours": found.estimate(examples_per_second),
+            "least_memory": found.least_memory(),
+        }
+    return Answer(data, lambda console: _show_plan(console, found, data))
+
+
+@command
+def report(
+    *,
+    folder: Path = needed("The --out folder of a compare run, or a file in results/.", metavar="DIR", argument=True),
+) -> Answer:
+    """Write tables, charts and the report again from the rows. Cells without a row are marked as missing.
+
+    Example:
+
+      qpeft compare report survey
+    """
+    with working("Writing the report"):
+        from qpeft_lab.compare.report import write_all
+        from qpeft_lab.compare.rows import is_failure
+        from qpeft_lab.compare.summary import load
+
+        summary = load(folder)
+        out = folder.with_name(folder.name.partition(".")[0]) if folder.is_file() else folder
+        write_all(out, summary)
+    return _reported(out, summary, [row for row in summary.failures if is_failure(row)])
+
+
+def compare() -> None:
+    """Compare methods under equal conditions: same data, steps and tuning; seeds, intervals, controls, a report.
+
+    Start with:
+
+      qpeft compare plan survey
+      qpeft compare run survey --out survey
+      qpeft compare report survey
+    """
+
+
+def group() -> typer.Typer:
+    """The commands of `qpeft compare`."""
+    return application((run, plan, report), compare, no_args_is_help=True)
+
+
+def _plan(
+    study: str, overrides: dict[str, Any], folder: Path, out: Path, trusted: bool, *, smoke: bool = False
+) -> Plan:
+    """The plan of a study in `folder`, with the command that reproduces its rows in `out`."""
+    from qpeft_lab.compare.study import code_of, load_study
+
+    for name in code_of(study):
+        say("Note:", f"the study executes the code in {name.rpartition(':')[0]}", "bold yellow")
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
+    found = load_study(
+        study, {f"training.{name}" if name in _TRAINING else name: value for name, value in values.items()}
+    )
+    from qpeft_lab.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
+
+    words = ["qpeft", "compare", "run", study]  # how many run in parallel, and where, is left out
+    for name, value in values.items():
+        words += [flag(name), ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    if smoke:
+        from qpeft_lab.compare.smoke import smoke_test
+
+        words.append("--smoke")
+        found = smoke_test(found, folder)
+    return make_plan(found, folder, shlex.join([*words, "--out", str(out)]), trusted)
+
+
+def _refuse_long(plan: Plan, workers: int) -> None:
+    phases, most = plan.estimate(), plan.study.max_hours
+    hours = (phases["tuning"] + phases["final"]) / workers + phases["cost"]
+    if hours > most:
+        remedy = "Reduce steps, seeds or methods, or raise max_hours."
+        raise ConfigError(f"The planned time of {hours:.1f} h exceeds max_hours={most:g}. {remedy}")
+
+
+def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[str, Any] | None = None) -> Answer:
+    """The results of a study; exit code 3 if a cell of its run failed."""
+    from qpeft_lab.compare import report as page
+    from qpeft_lab.compare.rows import cell_id
+
+    found = {
+        **(data or {}),
+        **{"out": folder, "report": folder / "report.html", "rows": folder / "rows.jsonl"},
+        **{"answers": summary.answers, "limits": summary.limits},
+        "methods": [
+            {
+                **page.line_of_method(one, summary),
+                "settings": one.method.settings,
+                "published": [value.model_dump() for value in one.method.published],
+            }
+            for one in summary.results
+        ],
+        "failures": [
+            {"cell_id": cell_id(row), **{key: row.get(key) for key in ("status", "error_type", "error")}}
+            for row in failures
+        ],
+    }
+
+    def show(console: Console) -> None:
+        console.print(f"{summary.study.title}\n", style="bold")
+        for answer in summary.answers[:1]:
+            console.print(f"{answer}\n")
+        for shown in (shown for shown in (page.results(summary), page.published(summary)) if shown.rows):
+            console.print(table(*page.brief(shown, console.width), title=shown.caption))
+        for note in summary.warnings:
+            say("Note:", note, "bold yellow")
+        say_failures(failures)
+        line(console, f"report  {folder / 'report.html'}")
+        line(console, f"table   {folder / 'summary.csv'}")
+
+    return Answer(found, show, exit_code=SOME_FAILED if failures and data else 0)
+
+
+def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
+    study, hours, cells, most = plan.study, data["hours"], dict(data["cells"]), data["most_trials"]
+    console.print(f"{study.title}\n{study.question}\n")
+    rows = [
+        (
+            *(method.key, f"{method.trainable:,}", f"{method.deployed:,}"),
+            " ".join(f"{rate:g}" for rate in method.rates) or "-",
+        )
+        for method in study.methods
+    ]
+    console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
+    up_to = "up to " if most > cells["tuning"] else ""  # grids extend themselves
+    if up_to:
+        cells["tuning"] = f"{cells['tuning']} to {most}"
+    what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
+    phases = [
+        (what[name], n, f"{up_to * (name == 'tuning')}about {_hours(hours[name])}") for name, n in cells.items() if n
+    ]
+    memory = ("memory", size(data["least_memory"]), "or more: without activations")
+    console.print(facts([("steps of a run", study.training["steps"], ""), *phases, memory]))
+    total = f"In total {up_to}about {_hours(sum(hours.values()))} with one worker; max_hours is {study.max_hours:g}."
+    console.print(f"\n{total} To run it:\n")
+    line(console, study.command, "cyan")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"

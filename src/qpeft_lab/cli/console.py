@@ -1,0 +1,174 @@
+"""Consoles, tables, formatted values, progress output and silent libraries, for all commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PACKAGE = str(Path(__file__).parents[2] / "qpeft")  # also the beginning of qpeft_lab
+
+# libraries read these when they are imported; commands import them inside their functions
+_SILENCE = {
+    "DATASETS_VERBOSITY": "critical",  # it logs the errors that it also raises
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+_VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports those that are installed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command: `data` for `--json`, `show` for a console."""
+
+    data: dict[str, Any]
+    show: Callable[[Console], None]
+    exit_code: int = 0
+
+
+def stdout() -> Console:
+    """The console of results, which alone go to standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False)
+
+
+@cache
+def stderr() -> Console:
+    """The console of progress, notes and errors. One object, so that a note is printed above a progress bar."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False)
+
+
+@contextmanager
+def quiet_libraries(debug: bool) -> Iterator[None]:
+    """Silence the warnings, progress bars and logs of other libraries, unless `debug`; qpeft's own become notes."""
+    if debug:
+        yield
+        return
+    for name, value in _SILENCE.items():
+        os.environ.setdefault(name, value)
+    for name in _VERBOSE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = _show_own
+        yield
+
+
+def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
+    if filename.startswith(_PACKAGE):
+        say("Note:", str(message), "bold yellow")
+
+
+def print_json(data: dict[str, Any]) -> None:
+    """One JSON object on standard output, in which NaN and infinity are null."""
+    sys.stdout.write(json.dumps(_finite(data), default=str, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_failure(error: BaseException, message: str, exit_code: int) -> None:
+    """A failure as a JSON object on standard output."""
+    print_json({"error": type(error).__name__, "message": message, "exit_code": exit_code})
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with the text `what` on a terminal while the block runs; the yielded function changes the text."""
+    console = stderr()
+    with console.status(what) if console.is_terminal else nullcontext() as status:
+        yield (lambda text: None) if status is None else status.update
+
+
+def track(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """The items, with a progress bar on a terminal."""
+    from rich import progress
+
+    console = stderr()
+    return progress.track(items, what, console=console, disable=not console.is_terminal, transient=True)
+
+
+def say(label: str, message: str, style: str = "bold") -> None:
+    """One line on standard error; not wrapped, so that paths and names can be copied."""
+    from rich.text import Text
+
+    stderr().print(Text.assemble((label, style), " ", message), soft_wrap=True)
+
+
+def line(console: Console, text: str, style: str | None = None) -> None:
+    """Lines that are not wrapped, so that paths, names and code can be copied."""
+    console.print(text, style=style, soft_wrap=True)
+
+
+def percent(share: float) -> str:
+    """`0.01322` as `1.322%`; a small share has two significant digits: `0.0000029` is `0.00029%`."""
+    decimals = max(3, 1 - math.floor(math.log10(100 * share))) if share > 0 else 3
+    return f"{share:.{decimals}%}"
+
+
+def size(n_bytes: int) -> str:
+    """`1234567` bytes as `1.23 MB`; below 1,000 bytes as `999 B`."""
+    value = float(n_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table whose first column is text and whose other columns are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, name in enumerate(columns):
+        made.add_column(name, justify="right" if position else "left", header_style="bold", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def facts(rows: Iterable[Sequence[Any]]) -> Table:
+    """Lines of name, value, and a remark; a whole number is shown as 12,345."""
+    return _grid(rows, {"no_wrap": True}, {"justify": "right", "style": "bold"}, {"style": "dim"})
+
+
+def remarks(rows: Iterable[tuple[str, str]]) -> Table:
+    """Lines of a label and a text, which is wrapped."""
+    return _grid(rows, {"no_wrap": True, "style": "bold"}, {"overflow": "fold"})
+
+
+def _grid(rows: Iterable[Sequence[Any]], *columns: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    for column in columns:
+        grid.add_column(**column)
+    for row in rows:
+        grid.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
+    return grid

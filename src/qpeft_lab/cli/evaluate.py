@@ -1,0 +1,211 @@
+"""`qpeft evaluate`: the score of a base model, and of an adapter on it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from qpeft.checks import option
+from qpeft.errors import ConfigError, InputError
+from qpeft_lab.cli.adapters import OptionalAdapter, run_of, virtual_tokens
+from qpeft_lab.cli.command import command
+from qpeft_lab.cli.console import Answer, table, track
+from qpeft_lab.cli.options import Fields, flag, needed
+from qpeft_lab.data.glue import find_glue
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training.generate import Decoding
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft_lab.training.classifier import TaskRecord
+    from qpeft_lab.training.score import Score
+
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
+_LENGTHS = ("seq_len", "separator", "chat_template")
+_OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "dtype", *_COLUMNS)
+_PANEL = "Generated answers"
+
+
+@command
+def evaluate(
+    *,
+    data: str = needed("Data to score, in the same formats as for train.", metavar="SOURCE"),
+    run: Annotated[dict[str, Any], Fields(RunSettings, only=_OF_RUN)],
+    source: OptionalAdapter,
+    generate: bool = option(
+        False,
+        "Generate an answer to each prompt of the data, and score the texts against all answers of the data: BLEU, "
+        "chrF, ROUGE.",
+        panel=_PANEL,
+    ),
+    bertscore_model: Path | None = option(
+        None,
+        "Compute BERTScore as well, with the encoder in this folder; it needs pip install 'qpeft[bertscore]'.",
+        panel=_PANEL,
+    ),
+    search: Annotated[dict[str, Any], Fields(Decoding, _PANEL)],
+) -> Answer:
+    """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes, correlation of numbers.
+
+    Texts are scored as a whole, in blocks of --seq-len tokens; prompts are not scored. The score does not depend on the
+    batch size. Block length, separator and columns are by default those of the adapter's run. The accuracy is given
+    with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's correlation. The base alone
+    is scored if it has a head for the same classes.
+
+    With --generate, answers to the prompts are generated and scored instead.
+
+    Examples:
+
+      qpeft evaluate --model gpt2 --data text.txt
+      qpeft evaluate --adapter run --data text.txt
+      qpeft evaluate --model gpt2 --seq-len 1024 --separator "" \\
+          --data Salesforce/wikitext:wikitext-2-raw-v1:test
+      qpeft evaluate --adapter run --data dev.tsv --task text-classification
+      qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
+    """
+    from qpeft_lab.training.tasks import task_class
+
+    folder = source.folder()
+    base_name, record = source.base(folder), _record(folder, run.get("task"))
+    trained = None if folder is None else run_of(folder)
+    names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)} - ({"separator"} if run.get("pad_rows") else set())
+    of_run = {name: value for name, value in asdict(trained.settings()).items() if name in names} if trained else {}
+    known = {
+        **of_run,
+        **run,
+        "trust_remote_code": source.trust_remote_code,
+        **({"task": record.task} if record else {}),
+    }
+    settings = RunSettings(model=base_name, data=data, out="", **known)
+    settings.check()
+    if trained and trained.settings().data == data and not _has_validation(settings):
+        warnings.warn(
+            f"{data} are the training data of {trained.path}: the metrics of the adapter describe learned "
+            "examples, except for the part that the run held out",
+            stacklevel=2,
+        )
+    if generate:
+        return _score_answers(settings, folder, Decoding(**search), bertscore_model)
+    if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
+        raise InputError(f"{flag(given[0])} is for generated answers; add --generate, or leave it out")
+    labels = _classes(settings, folder, record)
+    task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
+
+    def score(model: Any, who: str) -> Score | None:
+        if who == "base" and task.has_new_head:
+            return None
+        return task.score(model, watch=partial(track, what=f"Scoring {who}"))
+
+    scores = _scores(task.load_base(), folder, score)
+    found = {"model": base_name, "adapter": folder, "data": data, "task": settings.task}
+    found |= {who: score and score.to_dict() for who, score in scores.items()}
+    return Answer(found, lambda console: _show(console, scores))
+
+
+def _has_validation(settings: RunSettings) -> bool:
+    from qpeft_lab.data.sources import has_validation_split
+
+    return has_validation_split(settings.data, TASKS[settings.task].has_images)
+
+
+def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:
+    from qpeft_lab.training.classifier import read_record
+
+    record = None if folder is None else read_record(folder)
+    if record is not None and wanted not in (None, record.task):
+        raise ConfigError(f"{folder} was trained for task {record.task}, not {wanted}; leave out --task")
+    return record
+
+
+def _classes(settings: RunSettings, folder: Path | None, record: TaskRecord | None) -> tuple[str, ...]:
+    """The classes of the adapter, or of the base alone; none for a language model."""
+    if settings.is_language_model or record is not None:
+        return () if record is None else record.labels
+    if folder is not None:
+        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
+    from qpeft_lab.base_model import load_config
+    from qpeft_lab.training.classifier import class_names, is_classifier
+
+    config = load_config(settings.model, settings.trust_remote_code)
+    names = class_names(config)
+    if not is_classifier(config):
+        raise InputError(f"{settings.model} has no classification head to score; pass --adapter with a trained run")
+    if TASKS[settings.task].is_regression and len(names) != 1:
+        raise InputError(f"the head of {settings.model} has {len(names)} outputs, not one number; pass --adapter")
+    return names
+
+
+def _scores(model: Any, folder: Path | None, score: Callable[[Any, str], Any]) -> dict[str, Any]:
+    """The scores of `base`, and of `adapted` if there is an adapter."""
+    import torch
+
+    import qpeft
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scores = {"base": score(model.to(device), "base")}
+    if folder is not None:
+        scores["adapted"] = score(qpeft.load(model, folder).to(device), "adapted")
+    return scores
+
+
+def _show(console: Console, scores: dict[str, Score | None]) -> None:
+    measured = {who: score for who, score in scores.items() if score is not None}
+    first = next(iter(measured.values()))
+    rows = [[who, *score.described().values()] for who, score in measured.items()]
+    console.print(table(["", *first.described()], rows), first.size, sep="\n")
+    if scores["base"] is None:
+        console.print("The base has no head for these classes; the adapter folder holds the trained one.")
+
+
+def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decoding, encoder: Path | None) -> Answer:
+    """The scores of the answers of the base and, with `folder`, of the adapted model."""
+    from qpeft_lab.base_model import load_model, load_tokenizer
+    from qpeft_lab.data.sources import load_examples, references_by_prompt
+    from qpeft_lab.data.text import columns_of
+    from qpeft_lab.metrics import score_texts
+    from qpeft_lab.metrics.texts import encoder_layers
+    from qpeft_lab.training.generate import generate_texts
+
+    if not settings.is_language_model:
+        raise InputError(f"--generate is for task causal-lm, not for {settings.task}; leave it out")
+    decoding.check()
+    if encoder is not None:
+        encoder_layers(encoder)
+    known = references_by_prompt(load_examples(settings.data, "validation", columns_of(settings)))
+    if not known:
+        raise InputError(f"{settings.data} has no prompts with answers; --generate needs rows with both")
+    prompts, references = list(known), list(known.values())
+    tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
+
+    def answer(model: Any, who: str) -> dict[str, Any]:
+        watch = partial(track, what=f"Generating with {who}")
+        texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size, watch)
+        return {**score_texts(texts, references, encoder), "texts": texts}
+
+    model = load_model(settings.model, settings.dtype, settings.trust_remote_code)
+    found = _scores(model, folder, answer)
+    data = {"model": settings.model, "adapter": folder, "data": settings.data, "decoding": asdict(decoding), **found}
+    data |= {"prompts": prompts, "references": references}
+    return Answer(data, lambda console: _show_answers(console, found, references, decoding))
+
+
+def _show_answers(
+    console: Console, found: dict[str, dict[str, Any]], references: list[list[str]], decoding: Decoding
+) -> None:
+    from qpeft_lab.compare.metrics import OF_TEXTS
+
+    rows = [
+        [metric.title + f" ({metric.unit})" * (metric.unit == "%")]
+        + [f"{metric.factor * scores[name]:.2f}" for scores in found.values()]
+        for name, metric in OF_TEXTS.items()
+        if found["base"][name] is not None
+    ]
+    how = f"{decoding.num_beams} beams" if decoding.num_beams > 1 else "the most likely token each time"
+    counts = f"{len(references):,} prompts, {sum(map(len, references)):,} references, {how}"
+    console.print(table(["", *found], rows), counts, sep="\n")

@@ -1,0 +1,250 @@
+"""`qpeft export`: from a run or a compact adapter to a folder that loads without qpeft."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpeft.checks import option
+from qpeft.errors import ConfigError, QpeftError, TiedWeightError, VerificationError
+from qpeft_lab.cli.adapters import Loading, adapter_config
+from qpeft_lab.cli.command import command
+from qpeft_lab.cli.console import Answer, line, size, working
+from qpeft_lab.cli.options import needed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+ADAPTER_TOLERANCE = 1e-6
+MERGED_TOLERANCE = 1e-4  # relative to the largest logit; merging rounds the weights
+
+_STOCK = """
+import json, sys
+sys.modules["qpeft"] = None  # from here on, `import qpeft` raises ModuleNotFoundError
+import torch
+from safetensors.torch import load_file, save_file
+import transformers
+
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["threads"])
+auto = getattr(transformers, asked["auto_class"])
+model = auto.from_pretrained(asked["base"], dtype=torch.float32, trust_remote_code=asked["trusted"], **asked["options"])
+if asked["adapter"]:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, asked["adapter"])
+with torch.no_grad():
+    logits = model.eval()(**load_file(asked["inputs"])).logits
+save_file({"logits": logits.contiguous()}, asked["logits"])
+"""
+
+
+@command
+def export(
+    *,
+    source: Path = needed("Run folder or compact adapter folder.", metavar="RUN|ADAPTER", argument=True),
+    out: Path = needed("Folder to write.", metavar="DIR"),
+    merge: bool = option(False, "Write the whole model with the adapter merged into its weights."),
+    untie: bool = option(
+        False, "With --merge: give the output head its own copy of a weight that it shares with the embedding."
+    ),
+    push_to_hub: str | None = option(
+        None, "Then upload the folder to this model repository of the Hugging Face Hub.", metavar="REPO"
+    ),
+    loading: Loading,
+) -> Answer:
+    """Export an adapter in PEFT's own format and verify it in a process that cannot import qpeft.
+
+    The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the largest logit where
+    SoRA's zero ranks are removed, or to 1e-4 of it where the adapter is merged. Otherwise nothing is written. An upload
+    uses the token of `hf auth login`.
+
+    Examples:
+
+      qpeft export run --out my-adapter
+      qpeft export run --out my-model --merge
+      qpeft export run --out my-adapter --push-to-hub me/my-adapter
+    """
+    from qpeft.core.export import export_folder
+    from qpeft.files import folder_to_replace
+    from qpeft_lab.files import output_folder
+
+    if untie and not merge:
+        raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
+    if push_to_hub is not None:
+        _check_repository(push_to_hub)
+    output_folder(out.parent)
+    target = folder_to_replace(out, ()) if merge else export_folder(out)
+    folder = loading.find(source)
+    base_name, trusted = loading.base(folder), loading.trust_remote_code
+    with working("Exporting and verifying in a process without qpeft") as tell:
+        if not merge:
+            _refuse_stock(folder)
+        written = _written(base_name, folder, target, merge, untie, trusted)
+        written["path"] = str(out)
+        if push_to_hub is not None:
+            tell("Uploading")
+            written["url"] = _upload(out, push_to_hub)
+    return Answer(written, lambda console: _show(console, written))
+
+
+def _check_repository(name: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"--push-to-hub takes a repository such as me/my-adapter: {error}") from error
+
+
+def _upload(folder: Path, repository: str) -> str:
+    """The address of the repository, which is created if there is none."""
+    from huggingface_hub import HfApi
+
+    try:
+        url = HfApi().create_repo(repository, exist_ok=True)
+        HfApi().upload_folder(folder_path=folder, repo_id=url.repo_id, commit_message="Upload of an adapter by qpeft")
+    except (OSError, RuntimeError, ValueError) as error:  # those of the hub's client and of its connection
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise QpeftError(f"{folder} is exported, but its upload to {repository} failed: {reason}") from error
+    return str(url)
+
+
+def _refuse_stock(folder: Path) -> None:
+    from peft import PeftType
+
+    from qpeft.core.checkpoint import check_folder
+
+    if (kind := adapter_config(folder)["peft_type"]) in PeftType.__members__.values():
+        check_folder(folder)
+        raise ConfigError(f"{folder} is a stock {kind} adapter, which PEFT loads already; pass --merge to merge it")
+
+
+def _written(base_name: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool) -> dict[str, Any]:
+    """Write and verify the export, which replaces `out`; what was written."""
+    import qpeft
+    from qpeft.core.export import tolerance
+    from qpeft.core.model_card import load_lines
+    from qpeft.files import replace_folder
+    from qpeft_lab.stock_servers import check_export
+    from qpeft_lab.training.classifier import how_to_load, load_base, probe, read_record
+    from qpeft_lab.training.tasks import load_processor
+
+    record, how, place = read_record(folder), how_to_load(folder), str(out.resolve())
+    base = load_base(base_name, record, trusted)
+    live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
+    inputs = {live.get_base_model().main_input_name: probe(live.get_base_model(), record)}
+    logits = _logits(live, inputs)
+    if merge:
+        _check_mergeable(live)
+        auto_class = how.get("auto_class", "AutoModelForCausalLM")
+        with replace_folder(out) as target:
+            live.merge_and_unload().save_pretrained(target)
+            load_processor(base_name, record, trusted).save_pretrained(str(target))
+            stock = stock_logits(str(target), None, inputs, trusted, auto_class)
+            difference = _check(logits, stock, MERGED_TOLERANCE * max(1.0, logits.abs().max().item()))
+            n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+        load = f"from transformers import {auto_class}\nmodel = {auto_class}.from_pretrained({place!r})"
+        return {"n_bytes": n_bytes, "max_logit_difference": difference, "load": load}
+    with replace_folder(out) as target:
+        report = qpeft.export(live, target, probe=inputs)
+        if record is not None:
+            record.write(target)
+        allowed = ADAPTER_TOLERANCE if report.ranks is None else tolerance(logits, same_shapes=False)
+        difference = _check(logits, stock_logits(base_name, target, inputs, trusted, **how), allowed)
+    load = load_lines(base_name, place, needs_qpeft=False, **how)
+    servers = {"vLLM": check_export(out, live.get_base_model().config.model_type)}
+    return {**report.to_dict(), "base": base_name, "servers": servers, "max_logit_difference": difference, "load": load}
+
+
+def _check_mergeable(live: Any) -> None:
+    """Refuse a tied target: PEFT only warns, and the merge would change the input embedding too."""
+    from qpeft.core.targets import check_not_tied
+
+    names = getattr(live.base_model, "targeted_module_names", None)
+    if not names:
+        raise ConfigError("this kind of adapter cannot be merged into the base; use it with PEFT as it is")
+    try:
+        check_not_tied(live.base_model.model, names)
+    except TiedWeightError as error:
+        raise TiedWeightError(f"{error}; on the command line: --untie") from error
+
+
+def _logits(live: Any, inputs: dict[str, Tensor]) -> Tensor:
+    import torch
+
+    with torch.no_grad():
+        return live(**inputs).logits
+
+
+def stock_logits(
+    base: str,
+    adapter: Path | None,
+    inputs: dict[str, Tensor],
+    trust_remote_code: bool = False,
+    auto_class: str = "AutoModelForCausalLM",
+    options: dict[str, Any] | None = None,
+) -> Tensor:
+    """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT in a process without qpeft.
+
+    Args:
+        base: Hub id or folder of the base model.
+        adapter: Exported adapter folder; None for the base alone.
+        inputs: Token ids (B, T), int64, or pixels (B, channels, h, w), float32, by the name of the model's input.
+        trust_remote_code: Execute Python code of the base model.
+        auto_class: The class of transformers that loads the base.
+        options: Further arguments of its `from_pretrained`.
+
+    Raises:
+        VerificationError: the process could not load them.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as name:
+        files = {part: str(Path(name, part)) for part in ("inputs", "logits")}
+        save_file(inputs, files["inputs"])
+        how = {"auto_class": auto_class, "options": options or {}, "trusted": trust_remote_code}
+        what = {"base": base, "adapter": adapter and str(adapter), "threads": torch.get_num_threads()}
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _STOCK, json.dumps({**files, **how, **what})],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+            raise VerificationError(f"a process without qpeft could not load the export: {last}")
+        return load_file(files["logits"])["logits"]
+
+
+def _check(expected: Tensor, stock: Tensor, allowed: float) -> float:
+    difference = (expected - stock).abs().max().item()
+    if not difference <= allowed:
+        raise VerificationError(
+            f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "
+            "Check that the base model gives the same logits each time it is loaded"
+        )
+    return difference
+
+
+def _show(console: Console, written: dict[str, Any]) -> None:
+    n_parameters = written.get("n_deployed")
+    what = f"{n_parameters:,} adapter parameters, " if n_parameters else ""
+    line(console, f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", "bold")
+    differ = f"logits differ by at most {written['max_logit_difference']:.1g}"
+    line(console, f"Verified in a process that cannot import qpeft: {differ}.\n")
+    for server, answer in written.get("servers", {}).items():
+        line(console, f"Loads in {server}: {answer}")
+    if written.get("servers"):
+        line(console, "A server that loads the base model loads a merged one: add --merge\n")
+    if "url" in written:
+        line(console, f"Uploaded to {written['url']}\n")
+    console.print("Load it without qpeft:\n")
+    line(console, written["load"], "cyan")

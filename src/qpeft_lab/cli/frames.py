@@ -1,0 +1,60 @@
+"""`qpeft frames`: a file of gradient frames that many adapters of one base model share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from qpeft.errors import ConfigError
+from qpeft_lab.cli.adapters import base_model
+from qpeft_lab.cli.command import command
+from qpeft_lab.cli.console import Answer, line, size, working
+from qpeft_lab.cli.method import MethodOptions, method_settings
+from qpeft_lab.cli.options import Fields, needed
+from qpeft_lab.files import output_file
+from qpeft_lab.settings import RunSettings
+
+_FRAME = "gradient"
+SETTINGS = (
+    *("model", "data", "task", "seq_len", "separator", "batch_size", "dtype", "seed", "trust_remote_code"),
+    *("text_column", "label_column", "prompt_column", "completion_column"),
+)
+
+
+@command
+def frames(
+    *,
+    run: Annotated[dict[str, Any], Fields(RunSettings, only=SETTINGS)],
+    out: Path = needed("New file to write; .safetensors is added to the name.", metavar="FILE"),
+    method: MethodOptions,
+) -> Answer:
+    """Write a frame file: the gradient frames of a base model on a text, which many adapters share.
+
+    An adapter trained with `qpeft train --frames FILE` stores its trained values and the hash of this file. The
+    options are those of train. Give those that all adapters have, such as --share: an adapter stores only the options
+    in which it differs.
+
+    Examples:
+
+      qpeft frames --model gpt2 --data domain.txt --out frames
+      qpeft train --model gpt2 --data text.txt --method quantum_peft \\
+          --frames frames.safetensors --out run
+    """
+    from qpeft.core.frame_file import new_path, read_frame_file
+    from qpeft.methods.quantum_peft.fit_frames import save_frames
+    from qpeft_lab.training.prepare import prepare
+    from qpeft_lab.training.progress import Progress
+
+    path = new_path(output_file(out))
+    settings = RunSettings(**{**run, "model": base_model(run["model"]), "method": "quantum_peft"}, out="")
+    given = method_settings(settings, method)
+    if given.get("frames") is not None or given.get("frame", _FRAME) != _FRAME:
+        raise ConfigError("a frame file holds new frames of the loss gradient; leave out --frames and --frame")
+    settings.method_settings = {**given, "frame": _FRAME}
+    settings.check()
+    with working("Computing the gradient's directions"):
+        save_frames(prepare(settings, Progress()).model, path)
+    file, n_bytes = read_frame_file(path), path.stat().st_size
+    text = f"Written: {path}, frames of {len(file.shapes):,} modules, {size(n_bytes)}\nSHA-256: {file.sha256}"
+    data = {"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": list(file.shapes)}
+    return Answer(data, lambda console: line(console, text))

@@ -1,0 +1,144 @@
+"""The options of a fine-tuning method, shared by every command that takes `--method`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from qpeft.backends import BackendSettings
+from qpeft.checks import check_fields, option
+from qpeft.errors import ConfigError
+from qpeft.methods import records
+from qpeft.methods.method import imported
+from qpeft_lab.cli.options import Fields, flag
+from qpeft_lab.method_records import lab_record
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training.methods import check_setting, registered
+
+_PANEL = "The adapter (fields of PEFT)"
+_HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs in Python
+_PRESETS = "; ".join(
+    f"{', '.join(names)} of method {method.key}" for method in records() if (names := lab_record(method).presets)
+)
+
+
+@dataclass
+class AdapterFields:
+    """PEFT's own fields that the command line offers; importing peft for their help would cost seconds."""
+
+    r: int | None = option(None, "Rank of the update. Default: that of the method.", at_least=1)
+    lora_alpha: int | None = option(None, "Scale of the update, which is multiplied by lora_alpha / r.")
+    target_modules: list[str] | str | None = option(
+        None, "Modules to adapt, by the end of their name, or all-linear (all but the output head)."
+    )
+    lora_dropout: float = option(
+        0.0, "Dropout on the input of the adapter during training.", at_least=0, below=1, panel=_PANEL
+    )
+    num_virtual_tokens: int | None = option(
+        None, "Number of virtual tokens of a prefix or prompt.", at_least=1, panel=_PANEL
+    )
+
+
+@dataclass
+class _Others:
+    preset: str | None = option(
+        None, f"A published experiment; explicit options take precedence. One of {_PRESETS}.", metavar="NAME"
+    )
+    set: list[str] | None = option(
+        None,
+        "A field of the method's config that has no option, such as those of your own method. May be repeated.",
+        metavar="NAME=VALUE",
+        repeated=True,
+    )
+
+
+_GENERATORS = {
+    method.key: Fields(imported(method.options), f"Method {method.key}", leave_out=_HIDDEN)
+    for method in records()
+    if method.options is not None
+}
+BackendOptions = Annotated[dict[str, Any], Fields(BackendSettings, "Backend: where circuits run in training")]
+MethodOptions = Annotated[dict[str, Any], Fields(AdapterFields), Fields(_Others), *_GENERATORS.values()]
+
+
+def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of the method that its options, --set and --preset give; other fields keep the method's defaults.
+
+    Raises:
+        ConfigError: an unknown preset or field, a field given twice, an option of another method's generator, or a
+            value out of range.
+    """
+    given = {name: value for name, value in options.items() if name not in ("preset", "set")}
+    of_peft = {f.name for f in fields(AdapterFields)}
+    check_fields(AdapterFields(**{name: value for name, value in given.items() if name in of_peft}))
+    _check_owner(run, [name for name in given if name not in of_peft])
+    for text in options.get("set") or []:
+        name, value = _name_and_value(text)
+        if name in given:
+            raise ConfigError(f"{name} is given twice; leave out --set {text}")
+        if name == "seed":
+            raise ConfigError(f"the seed of a run is not a field of its method; replace --set {text} by --seed")
+        check_setting(run, name)
+        given[name] = value
+    preset = options.get("preset")
+    return given if preset is None else _preset(run, preset, registered(given)) | given
+
+
+def as_options(method: str, settings: Mapping[str, Any]) -> str:
+    """The options with which `method_settings` gives these settings of a method, to copy into a shell."""
+    names = {f.name for f in (*fields(AdapterFields), *_GENERATORS.get(method, ()))}
+    words = ["--method", method]
+    for name, value in settings.items():
+        if name not in names or value is None:
+            words += ["--set", f"{name}={json.dumps(value)}"]
+        elif isinstance(value, bool):
+            words.append(flag(name) if value else flag(f"no_{name}"))
+        else:
+            words += [flag(name), ",".join(value) if isinstance(value, list) else str(value)]
+    return shlex.join(words)
+
+
+def _name_and_value(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value in YAML: a number, true, [a list], or a text."""
+    import yaml
+
+    name, is_pair, value = text.partition("=")
+    try:
+        if is_pair and name.isidentifier():
+            return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
+
+
+def _check_owner(run: RunSettings, names: Collection[str]) -> None:
+    """Refuse options of other methods than the run's and its host's, and name those methods."""
+    own: set[str] = set()
+    for method in (run.record, run.adapter):
+        own |= {f.name for f in _GENERATORS.get(method.key, ())}
+        own |= {f.name for f in fields(method.config_class)} if method.config is not None else set()
+    if foreign := [name for name in names if name not in own]:
+        for name in foreign:
+            if not any(f.name == name for group in _GENERATORS.values() for f in group):
+                check_setting(run, name)  # in a file
+        owners = [key for key, group in _GENERATORS.items() if {f.name for f in group} & {*foreign}]
+        raise ConfigError(
+            f"{', '.join(map(flag, foreign))}: not an option of method {run.method}; use --method {' or '.join(owners)}"
+        )
+
+
+def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The fields in which the preset, with the given ones, differs from the method's defaults."""
+    if preset not in lab_record(run.record).presets:
+        raise ConfigError(f"unknown preset {preset!r} of method {run.method}; choose one of {_PRESETS}")
+    made: Any = run.record.generator_class if run.attaches else run.record.config_class
+    names = {f.name for f in fields(made)}
+    published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in names}), made()
+    return {
+        f.name: getattr(published, f.name)
+        for f in fields(usual)
+        if f.init and "help" in f.metadata and getattr(published, f.name) != getattr(usual, f.name)
+    }

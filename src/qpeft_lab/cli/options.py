@@ -1,0 +1,195 @@
+"""Command-line options made from fields, so that each field is explained, with its limits, in one place only.
+
+The parameters of a command are keyword-only. One whose default is an `option` is an option; one that is annotated with
+a dataclass becomes the options of its fields, and receives an instance; several classes become one dictionary of the
+fields that were given, whose defaults stay in the settings::
+
+    def plan(
+        *,
+        adapter: Loading,
+        generator: Annotated[dict[str, Any], Fields(QPAGeneratorConfig, "QPA")],
+        num_labels: int | None = option(None, "Number of classes.", at_least=2),
+    ) -> Answer: ...
+
+A field that several classes share (`n_layers`) is one option: its help quotes each class, and every parameter whose
+class has the field receives the value. Fields need a help text; besides the limits of `check_fields`, their metadata
+may have `panel`, `metavar`, `argument` (a positional argument) and `repeated` (an option that may be repeated).
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+from qpeft.checks import check_fields
+
+ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "per-device-batch-size": "batch-size"}
+SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
+_METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
+_NOT = "not_"  # before a field's name: the parameter of its hidden option --no-NAME
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of a settings class that are options of a command.
+
+    Attributes:
+        settings: The dataclass.
+        panel: Title of their group in `--help-all`, after which a shared field quotes them; "" for the main group,
+            apart from fields with a panel of their own.
+        only: Names of the fields to offer. Default: all that have a help text and a type that an option can have.
+        leave_out: Names of the fields not to offer.
+        is_complete: False if fields without a default may be missing on the command line.
+    """
+
+    settings: type
+    panel: str = ""
+    only: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+    is_complete: bool = True
+
+    def __iter__(self) -> Iterator[Field[Any]]:
+        return (f for f in fields(self.settings) if "help" in f.metadata and self._offers(f))
+
+    def _offers(self, field: Field[Any]) -> bool:
+        name = field.name
+        return name not in self.leave_out and (name in self.only if self.only else field.default_factory is not dict)
+
+
+def needed(text: str, **metadata: Any) -> Any:
+    """As `qpeft.checks.option`, without a default."""
+    return field(metadata={"help": text, **metadata})
+
+
+class Signature:
+    """The options of a command, and the arguments that they become."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+        own = [(p.name, p.annotation, p.default) for p in parameters if isinstance(p.default, Field)]
+        self._own = make_dataclass("Own", own, kw_only=True)
+        self._groups: dict[str, tuple[Any, list[Fields]]] = {}  # of each parameter: its type, and what it is made of
+        for p in parameters:
+            kind: Any
+            kind, *marks = get_args(p.annotation) if get_origin(p.annotation) is Annotated else (p.annotation,)
+            if isinstance(p.default, Field):
+                kind, marks = None, [Fields(self._own, only=(p.name,))]
+            self._groups[p.name] = kind, marks or [Fields(kind)]
+        owners: dict[str, list[Fields]] = {}
+        for group in (group for _, groups in self._groups.values() for group in groups):
+            for found in group:
+                owners.setdefault(found.name, []).append(group)
+        #: of the command line, in the order of the help
+        self.parameters = [made for name, groups in owners.items() for made in _parameters(name, groups)]
+
+    def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of the function. Raises ConfigError for a value out of range."""
+        given = {name: value for name, value in values.items() if value is not None}
+        given |= {name.removeprefix(_NOT): False for name in given if name.startswith(_NOT)}
+        made: dict[str, Any] = {}
+        for name, (kind, groups) in self._groups.items():
+            if kind is not None:
+                made[name] = {f.name: given[f.name] for group in groups for f in group if f.name in given}
+            if is_dataclass(kind):
+                made[name] = kind(**made[name])  # type: ignore[operator]
+                check_fields(made[name])
+        own = self._own(**{f.name: given[f.name] for f in fields(self._own) if f.name in given})
+        check_fields(own)
+        return made | vars(own)
+
+
+def flag(name: str) -> str:
+    """`n_layers` as `--n-layers`."""
+    return f"--{name.replace('_', '-')}"
+
+
+def canonical(name: str) -> str:
+    """The name of an option without its dashes, typed as in other tools: `learning_rate` is `lr`."""
+    name = name.replace("_", "-")
+    return ALIASES.get(name, name)
+
+
+def _parameters(name: str, owners: list[Fields]) -> Iterator[inspect.Parameter]:
+    """The option of a field that each of `owners` has, and --no-NAME for a boolean. One that is not given is None."""
+    found = [next(f for f in group if f.name == name) for group in owners]
+    first = found[0]
+    if len(owners) == 1:
+        text, panel = _help(first), first.metadata.get("panel", owners[0].panel)
+    else:
+        text = " ".join(f"{group.panel}: {_help(f)}" for group, f in zip(owners, found, strict=True))
+        panel = " and ".join(group.panel for group in owners)
+    for alias in (alias for alias, of in ALIASES.items() if flag(of) == flag(name)):
+        text += f" Also {flag(alias)}."
+    hint, extra = _typer_type(get_type_hints(owners[0].settings)[name], first)
+    required = first.default is MISSING and first.default_factory is MISSING and owners[0].is_complete
+    default = inspect.Parameter.empty if required else None
+    if first.metadata.get("argument"):
+        yield parameter(name, hint, typer.Argument(help=text, **extra), default)
+        return
+    if hint is bool:
+        no = flag(f"no_{name}")
+        text += f" Default: yes; {no} turns it off." if first.default else ""
+        yield parameter(_NOT + name, bool | None, typer.Option(no, hidden=True))
+    yield parameter(name, hint, typer.Option(flag(name), help=text, rich_help_panel=panel or None, **extra), default)
+
+
+def parameter(name: str, hint: Any, option: Any, default: Any = None) -> inspect.Parameter:
+    """A keyword-only parameter that Typer turns into `option`."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+
+
+def _help(field: Field[Any]) -> str:
+    """The field's help with its choices and its default."""
+    choices = field.metadata.get("choices", ())
+    text = field.metadata["help"] + (f" One of {', '.join(map(str, choices))}." if choices else "")
+    is_shown = field.default not in (MISSING, None, "") and not isinstance(field.default, bool)
+    return text + (f" Default: {field.default}." if is_shown else "")
+
+
+def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
+    """The annotation for Typer, and further arguments of `typer.Option`; the settings class checks the values."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    kinds = [kind for kind in (get_args(hint) if is_union else (hint,)) if kind is not type(None)]
+    items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
+    metavar = field.metadata.get("metavar")
+    if field.metadata.get("repeated"):
+        return list[str] | None, {"metavar": metavar}
+    if items:
+        parser, usual = (_integers, "N,N,...") if items == [int] else (_names, "NAME,...")
+        return Any, {"parser": parser, "metavar": metavar or usual}
+    if float in kinds:
+        return Any, {"parser": number, "metavar": metavar or "NUMBER"}
+    if len(kinds) != 1 or kinds[0] not in _METAVARS:
+        raise TypeError(f"field {field.name} has the type {hint}, which an option cannot have")
+    usual = "NAME" if "choices" in field.metadata and kinds != [int] else _METAVARS[kinds[0]]
+    return kinds[0], {"metavar": metavar or usual}
+
+
+def number(text: str) -> int | float:
+    """An int if the text is one, such as `100_000`; otherwise a float."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    raise typer.BadParameter(f"expected a number such as 0.5 or 100000, got {text!r}")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected integers such as 32,64,32, got {text!r}") from None
+
+
+def _names(text: str) -> list[str] | str:
+    """A list of names; PEFT's `all-linear` stays a string. (PEFT reads any other string as a regular expression.)"""
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(f"expected names such as q_proj,v_proj, got {text!r}")
+    return text if text == "all-linear" else names

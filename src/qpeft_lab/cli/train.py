@@ -1,0 +1,123 @@
+"""`qpeft train`: fine-tune in a run folder, which resumes after any interruption."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from qpeft.checks import option
+from qpeft.errors import ConfigError
+from qpeft.methods import Trains
+from qpeft_lab.cli.adapters import base_model
+from qpeft_lab.cli.command import command
+from qpeft_lab.cli.console import Answer, facts, line, say, size
+from qpeft_lab.cli.method import BackendOptions, MethodOptions, method_settings
+from qpeft_lab.cli.options import Fields, flag
+from qpeft_lab.cli.progress import TrainingBar, bars
+from qpeft_lab.cli.suggestion import Budget, announce, refuse_unserved, suggested, trained_settings
+from qpeft_lab.settings import RunSettings, read_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft_lab.training.run_folder import TrainResult
+
+
+@command
+def train(
+    *,
+    config: Path | None = option(
+        None, "YAML file with fields of the run, named as in Python. Options override it.", metavar="FILE"
+    ),
+    run: Annotated[dict[str, Any], Fields(RunSettings, is_complete=False)],
+    method: MethodOptions,
+    budget: Budget,
+    backend: BackendOptions,
+) -> Answer:
+    """Fine-tune a model. Run the same command again to resume an interrupted run.
+
+    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, all losses and scores
+    in metrics.jsonl, and a model card. Classifications report the accuracy with its 95 % confidence interval.
+
+    Examples:
+
+      qpeft train --model embedded --data numpy-docs --steps 70 --out run
+      qpeft train --model gpt2 --data text.txt --method quantum_peft --out run
+      qpeft train --config run.yaml --steps 1000
+      qpeft train --model gpt2 --data text.txt --method auto --parameters 5000 --out run
+      qpeft train --model roberta-base --data reviews.tsv --out run \\
+          --task text-classification
+    """
+    if config is not None:
+        run, method, backend = _merged(config, run, method, backend)
+    if missing := [f.name for f in fields(RunSettings) if f.name not in run and _is_required(f)]:
+        raise ConfigError(f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config")
+    suggestion = suggested(run["model"], run, {**method, **backend}, budget)
+    if suggestion is not None:
+        run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
+    settings = RunSettings(**{**run, "model": base_model(run["model"])}, backend_settings=backend)
+    settings.method_settings = (
+        method_settings(settings, method) if suggestion is None else trained_settings(suggestion, run)
+    )
+    settings.check()
+    refuse_unserved(settings, budget.server)
+    if suggestion is not None:
+        announce(suggestion, settings.lr)
+    from qpeft_lab.training.fit import train as fine_tune
+
+    with bars() as shown:
+        result = fine_tune(settings, TrainingBar(shown, settings.method))
+    trained = settings.record.trains
+    data = result.to_dict() | ({} if suggestion is None else {"suggestion": suggestion.to_dict()})
+    return Answer(data, lambda console: _show(console, result, trained))
+
+
+def _is_required(field: Any) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The fields of the run, the method and the backend in a file, and the options, which override them."""
+    of_run = read_settings(path)
+    in_file = (of_run, of_run.pop("method_settings", {}), of_run.pop("backend_settings", {}))
+    for options, values in zip(given, in_file, strict=True):
+        for name in options:
+            if name in values and options[name] != values[name]:
+                say("Note:", f"{flag(name)} {options[name]} overrides {name}: {values[name]} of {path}")
+    return tuple(values | options for options, values in zip(given, in_file, strict=True))
+
+
+def _show(console: Console, result: TrainResult, trained: Trains) -> None:
+    if result.already_finished:
+        line(console, f"{result.out} is finished; nothing was trained. Its result:\n", "bold")
+    console.print(facts(_rows(result)))
+    if result.after.loss > result.before.loss:
+        before, after = (score.to_dict().get("accuracy", 0.0) for score in (result.before, result.after))
+        what = "the accuracy rose, but the loss" if after > before else "the loss"
+        line(console, f"\nNote: {what} is higher than before training; try a lower --lr or other data")
+    if trained is Trains.MODEL:
+        line(console, f"\nThe model and its tokenizer or image processor: {result.exported}")
+        return
+    from qpeft_lab.training.outputs import loading_code
+
+    line(console, f"\n{result.to_load} loads with {'plain PEFT' if result.has_stock_form else 'qpeft'}:\n")
+    line(console, loading_code(result, str(result.to_load.resolve())), "cyan")
+
+
+def _rows(result: TrainResult) -> list[tuple[Any, ...]]:
+    scores = (("before", result.before), ("after", result.after))
+    head = f" ({result.trainable_head:,} in the classification head)" if result.trainable_head else ""
+    exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
+    rows: list[tuple[Any, ...]] = [
+        *((f"{score.headline[0]} {when}", score.headline[1], score.details) for when, score in scores),
+        ("trainable", result.trainable, f"parameters{head}"),
+        ("deployed", result.deployed, "parameters at inference, in addition to the base"),
+        ("weights file", size(result.stored_bytes or result.exported_bytes), exported),
+    ]
+    if (used := result.circuits) is not None:
+        shots = f", {used['shots']:,} shots" if used["shots"] else ""
+        where = f"on {used['backend']} in {used['jobs']:,} jobs{shots}, {used['seconds']:.1f} s"
+        rows.append(("circuits", used["circuits"], where))
+    per_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
+    return [*rows, ("time", f"{result.seconds:.1f} s", per_step)]

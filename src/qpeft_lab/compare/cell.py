@@ -1,0 +1,427 @@
+"""A cell, one method with one seed and one learning rate, and how it becomes a row.
+
+A cell trains in a run folder, restores the parameters with the lowest validation loss, and measures them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import platform
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainerCallback
+
+import qpeft
+from qpeft.errors import CheckpointError, DataWarning, QpeftError
+from qpeft.files import replace_file
+from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
+from qpeft_lab.compare.cost import measure_cost
+from qpeft_lab.compare.data import test_references
+from qpeft_lab.compare.rows import Row
+from qpeft_lab.compare.study import Generation, PlannedMethod
+from qpeft_lab.files import RUN_AGAIN, remove_folder
+from qpeft_lab.metrics.texts import score_texts
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training import outputs
+from qpeft_lab.training.fit import DivergedError, fit
+from qpeft_lab.training.generate import generate_texts
+from qpeft_lab.training.methods import virtual_tokens
+from qpeft_lab.training.prepare import Prepared, prepare
+from qpeft_lab.training.progress import Progress
+from qpeft_lab.training.run_folder import read_rows
+from qpeft_lab.training.score import HOPELESS_LOSS, ClassificationScore, LanguageModelScore, RegressionScore, Score
+from qpeft_lab.training.tasks import Task, task_class
+
+Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
+RunCell = Callable[["Cell", Path, Steps], Row]
+
+_PACKAGES = ("qpeft", "torch", "transformers", "peft")
+_RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_MOST_TASKS = 8  # that are kept in memory
+_DIVERGED = 2.0  # times the first validation loss
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all cells of a study share."""
+
+    run: RunSettings  # without method, seed and folder; its data are the training and validation part
+    test: Path
+    test_blocks: int
+    generation: Generation | None
+    reference: PlannedMethod  # the method that times are compared with
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method with a seed and a learning rate: everything that a process needs to run it in the study's folder."""
+
+    study: str
+    spec: PlannedMethod
+    role: str  # that of the method, or tuning, or cost
+    name: str  # of the row: seed0, lr0.001, cost
+    seed: int
+    lr: float | None
+    setup: Setup
+    impossible: str | None = None  # why it cannot run
+
+    @property
+    def method(self) -> str:
+        """The study's key of the method."""
+        return self.spec.key
+
+    @property
+    def cell_id(self) -> str:
+        return f"{self.study}/{self.spec.key}/{self.spec.hash}/{self.name}"
+
+    def owns(self, row: Row) -> bool:
+        """Whether `row`, perhaps of another study, is of this method, data and base, learning rate, seed or trial."""
+        identity = (self.spec.hash, self.name, self.seed, self.lr)
+        return identity == (row["hash"], row["name"], row["seed"], row.get("lr"))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the cell."""
+        return self.setup.run.n_steps if self.spec.rates and self.role != "cost" else 0
+
+
+def work_folder(cell: Cell, folder: Path) -> Path:
+    """The folder of the cell's run, until the cell has its row."""
+    rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # a cell with another learning rate must not resume this run
+    return folder / "work" / cell.method / cell.spec.hash / f"{cell.name}{rate}"
+
+
+def tidy(cell: Cell, folder: Path) -> None:
+    """Remove the files of the cell's run, once its row is on the disk."""
+    if (work := work_folder(cell, folder)).is_dir():
+        remove_folder(work)
+
+
+def started_row(cell: Cell) -> Row:
+    """The row of a cell before it runs."""
+    spec = cell.spec
+    return {
+        "study": cell.study,
+        "method": cell.method,
+        "hash": spec.hash,
+        "name": cell.name,
+        "role": cell.role,
+        "seed": cell.seed,
+        "lr": cell.lr,
+        "status": "skipped",
+        "adapter": spec.method,
+        "settings": spec.settings,
+        **environment(),
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def failed_row(cell: Cell, error: BaseException) -> Row:
+    """The row of a cell that raised: status oom for lack of memory, otherwise failed."""
+    is_oom = isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
+    tail = "".join(traceback.format_exception(error))[-2000:]
+    message = str(error).replace(RUN_AGAIN, _RETRY) or type(error).__name__
+    return lost_row(cell, "oom" if is_oom else "failed", message) | {
+        "error_type": type(error).__name__,
+        "traceback": tail,
+    }
+
+
+def lost_row(cell: Cell, status: str, message: str) -> Row:
+    """The row of a cell that did not return one."""
+    return started_row(cell) | {"status": status, "error": message}
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions of packages, and the hardware of this process."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return {
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
+    """Run the cell, or resume its run under `folder`/work, and return its row.
+
+    The row has status diverged if the loss is not finite, or ends above twice its first value. Other errors are raised.
+    """
+    row = started_row(cell)
+    with no_warnings():
+        if cell.role == "cost":
+            return row | _cost(cell) | {"status": "success"}
+        try:
+            ready, found = _train(cell, work_folder(cell, folder), on_step) if cell.spec.rates else _untrained(cell)
+        except DivergedError as error:
+            log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
+            return row | {"status": "diverged", "error": str(error), "curve": _curve(log)}
+        if cell.role != "tuning":
+            found |= _measured(cell, ready)
+    losses = [loss for _, loss, _ in found["curve"]]
+    is_lost = not all(map(math.isfinite, losses)) or losses[-1] > _DIVERGED * losses[0]
+    return row | found | {"status": "diverged" if is_lost else "success"}
+
+
+def settings_of(cell: Cell, out: Path = Path()) -> RunSettings:
+    """The training run of a cell."""
+    spec, run = cell.spec, cell.setup.run
+    # with a backend the run chooses: on hardware it saves every step
+    save_every = run.save_every or (None if spec.backend else max(1, run.n_steps // 4))
+    return replace(
+        run,
+        out=str(out),
+        method=spec.method,
+        host=spec.host,
+        method_settings=dict(spec.settings),
+        backend_settings=dict(spec.backend),
+        lr=cell.lr or 1.0,
+        seed=cell.seed,
+        eval_every=run.eval_every or max(1, run.n_steps // 20),
+        save_every=save_every,
+    )
+
+
+def read_data(settings: RunSettings) -> Task:
+    """The data of a cell's run, read once by a process and the processes forked from it."""
+    return _read(settings)[0]
+
+
+def read_test_data(cell: Cell) -> Task:
+    """The test data of a cell."""
+    return read_data(_test_settings(cell))
+
+
+def warm(cell: Cell) -> None:
+    """Read a study's data, for the processes that will be forked from this one."""
+    with no_warnings():
+        read_data(settings_of(cell))
+        read_test_data(cell)
+
+
+def untrained_model(cell: Cell) -> Any:
+    """The model of a cell before its first step, with exact circuits: no jobs are sent for times."""
+    settings = settings_of(cell)
+    ready = prepare(settings, Progress(), read_data(settings))
+    if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
+        qpeft.set_backend(ready.model)
+    return ready.model
+
+
+@contextlib.contextmanager
+def no_warnings() -> Iterator[None]:
+    """Without the warnings that libraries repeat in every cell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class KeepBest(TrainerCallback):
+    """Saves the trainable parameters at each new minimum of the validation loss."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lowest = best_of(path)[1] if path.exists() else float("inf")
+
+    def on_log(self, args, state, control, **kwargs: Any) -> None:
+        loss = kwargs["logs"].get("eval_loss")
+        if loss is None or loss >= self._lowest:
+            return
+        self._lowest = loss
+        metadata = {"step": str(state.global_step), "valid_loss": repr(loss)}
+        parameters = {name: p.detach().cpu().contiguous() for name, p in _trainable(kwargs["model"]).items()}
+        with replace_file(self._path) as temporary:
+            save_file(parameters, temporary, metadata=metadata)
+
+
+def best_of(path: Path) -> tuple[int, float]:
+    """Step and validation loss of the file that KeepBest wrote. Raises CheckpointError for a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+            return int(metadata["step"]), float(metadata["valid_loss"])
+    except Exception as error:  # safetensors has no public error class
+        raise CheckpointError(f"{path} is damaged ({error}); delete its folder, and the cell runs again") from error
+
+
+def _train(cell: Cell, work: Path, on_step: Steps) -> tuple[Prepared, Row]:
+    settings = settings_of(cell, work / "run")
+    best = work / "best.safetensors"
+    work.mkdir(parents=True, exist_ok=True)
+    task = read_data(settings)
+    run = fit(settings, _StepProgress(on_step), [KeepBest(best)], task)
+    _restore(run.model, best)
+    step, loss = best_of(best)
+    found = {
+        "seconds": run.seconds,
+        "curve": _curve(read_rows(run.folder.metrics)),
+        "valid_loss": loss,
+        "valid_loss_last": run.after.loss,
+        "best_step": step,
+        "params_trainable": outputs.count_trainable(run.model),
+        "params_head": outputs.count_trainable(run.model, task.head),
+        "params_deployed": outputs.count_deployed(run.model),
+        "params_generator": outputs.count_generator(run.model),
+        "bytes_stored": _stored_bytes(run.model, work),
+    }
+    if run.circuits is not None:
+        found["circuits"] = run.circuits
+        qpeft.set_backend(run.model)  # exact, as it is exported
+    return run.ready, found
+
+
+def _untrained(cell: Cell) -> tuple[Prepared, Row]:
+    settings = settings_of(cell)
+    ready = prepare(settings, Progress(), read_data(settings))
+    loss = ready.task.score(ready.model).loss
+    sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored"), 0)
+    return ready, {"curve": [[0, loss, 0.0]], "valid_loss": loss, "valid_loss_last": loss, "best_step": 0, **sizes}
+
+
+def _measured(cell: Cell, ready: Prepared) -> Row:
+    """The scores on the test data."""
+    model, setup = ready.model.eval(), cell.setup
+    test = read_test_data(cell)
+    score = test.score(model)
+    found = _quality(score)
+    if left_out := [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]:
+        found["left_out"] = list(dict.fromkeys(left_out))
+    if setup.generation and setup.run.is_language_model:
+        with _why(found, "texts"):
+            found |= _generated(setup.test, setup.generation, model, test)
+    return found
+
+
+def _cost(cell: Cell) -> Row:
+    """Time and memory of a method, measured while nothing else of the study runs."""
+    settings = settings_of(cell)
+    task, size = read_data(settings), settings.batch_size
+    reference = replace(cell, spec=cell.setup.reference.model_copy(update={"backend": {}}))
+    return measure_cost(
+        make_model=lambda: untrained_model(cell),
+        make_reference=lambda: untrained_model(reference),
+        batches=[task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)],
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def _quality(score: Score) -> Row:
+    if isinstance(score, ClassificationScore):
+        return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_mcc": score.mcc, "test_f1": score.f1}
+    if isinstance(score, RegressionScore):
+        return {"test_loss": score.loss, "test_pearson": score.pearson, "test_spearman": score.spearman}
+    assert isinstance(score, LanguageModelScore)
+    perplexity = math.exp(score.loss) if score.loss <= HOPELESS_LOSS else None
+    found = {"test_loss": score.loss, "test_ppl": perplexity, "test_tokens": score.n_tokens}
+    return found | ({"unknown_share": score.n_unknown / score.n_tokens} if score.n_unknown else {})
+
+
+def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row:
+    """Answers to the test prompts, and their scores."""
+    references = list(test_references(test_file).items())[: asked.n_prompts or None]
+    if not references:
+        return {"why": {"texts": "the data has no prompts with answers"}}
+    prompts, answers = zip(*references, strict=True)
+    texts = generate_texts(model, test.tokenizer, list(prompts), asked)
+    encoder = Path(asked.bertscore_model) if asked.bertscore_model else None
+    return {**score_texts(texts, list(answers), encoder), "texts": texts}
+
+
+def _read(settings: RunSettings) -> tuple[Task, list[str]]:
+    """The data, and the warnings of rows that are left out; the last ones are kept in memory."""
+    reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
+    seed = 0 if settings.is_language_model else settings.seed  # a new classification head is drawn from it
+    plain = {"method": "none", "host": "lora", "method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed}
+    settings = replace(settings, out="", save_every=None, **plain)
+    key = reserved, repr(settings)
+    if key not in _tasks:
+        if len(_tasks) >= _MOST_TASKS:
+            _tasks.pop(next(iter(_tasks)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            task = task_class(settings.task)(settings, reserved)
+        _tasks[key] = task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
+    return _tasks[key]
+
+
+_tasks: dict[tuple[int, str], tuple[Task, list[str]]] = {}
+
+
+def _test_settings(cell: Cell) -> RunSettings:
+    return replace(settings_of(cell), eval_data=str(cell.setup.test), eval_blocks=cell.setup.test_blocks)
+
+
+def _stored_bytes(model: Any, work: Path) -> int:
+    """Size of the weights file. An adapter in gradient frames refers to a frame file in `work` from now on."""
+    if fit_for(getattr(model, "active_peft_config", None)) is not None:
+        (file := work / "frames.safetensors").unlink(missing_ok=True)  # of a run that was killed
+        save_frames(model, file)
+    return outputs.count_stored_bytes(model)
+
+
+def _restore(model: nn.Module, path: Path) -> None:
+    """Copy the saved parameters into the trained model. Raises CheckpointError if it has other parameters."""
+    parameters = _trainable(model)
+    with safe_open(path, framework="pt") as opened:
+        if set(opened.keys()) != set(parameters):
+            raise CheckpointError(f"{path} holds other parameters than those of this model; delete its folder")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(opened.get_tensor(name))
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name; shared parameters once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
+    """[step, validation loss, seconds] of each evaluation."""
+    return [
+        [entry["step"], entry["eval_loss"], entry["seconds"]] for entry in log if entry.get("eval_loss") is not None
+    ]
+
+
+@contextlib.contextmanager
+def _why(found: Row, name: str) -> Iterator[None]:
+    """If the measurement fails, the row has the reason; other measurements are kept."""
+    try:
+        yield
+    except QpeftError as error:
+        found["why"] = found.get("why", {}) | {name: str(error)}
+
+
+class _StepProgress(Progress):
+    def __init__(self, on_step: Steps):
+        self._on_step, self._planned = on_step, 0
+
+    def on_start(self, total: int, done: int) -> None:
+        self._planned = total
+        self._on_step(done, total)
+
+    def on_step(self, step: int, loss: float) -> None:
+        self._on_step(step, self._planned)
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):  # only Linux has it
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"cpu {platform.machine()}"

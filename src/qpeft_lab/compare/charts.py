@@ -1,0 +1,231 @@
+"""The charts of a report: SVG by matplotlib with one style sheet, independent of the user's settings.
+
+A chart is as wide as a phone, so that its text stays readable there; wider pages set two side by side. Labels are next
+to what they name. A kind of method has the same color and marker everywhere. Equal data give equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from markupsafe import Markup, escape
+
+from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE, Difference
+from qpeft_lab.compare.study import is_ranked
+from qpeft_lab.compare.summary import Result, Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 344  # pixels
+INK, MUTED, FAINT = "#1c1d20", "#5d6067", "#d9d8d2"
+_MOST_ROWS = 24  # of the chart of differences
+_MOST_NAMED = 12  # of the chart of sizes
+_LETTER, _LINE = 5.4, 12  # pixels of a label
+
+
+class Kind(NamedTuple):
+    """A kind of method. `key` is also its CSS class."""
+
+    key: str
+    title: str
+    sign: str
+    marker: str  # matplotlib's name of the sign
+    color: str
+
+
+REFERENCE = Kind("reference", "reference", "◆", "D", INK)
+QUANTUM = Kind("quantum", "quantum-generated", "●", "o", "#1559b7")
+CLASSICAL = Kind("classical", "classical", "■", "s", "#7a7d84")
+CONTROL = Kind("control", "control", "▲", "^", "#a34a00")
+BASE = Kind("base", "untrained", "✕", "X", MUTED)
+
+
+def kind_of(found: Result, summary: Summary) -> Kind:
+    """The kind of a method in its study."""
+    if found.key == summary.study.reference:
+        return REFERENCE
+    if found.role == "control":
+        return CONTROL
+    if not found.method.rates:
+        return BASE
+    return QUANTUM if found.method.kind == "quantum" else CLASSICAL
+
+
+class Chart(NamedTuple):
+    """A chart: `title` for readers who cannot see it, the SVG document, and a caption."""
+
+    title: str
+    svg: str
+    caption: str
+
+    @property
+    def image(self) -> Markup:
+        """An `<img>` element that contains the chart."""
+        data = quote(self.svg, safe=" /;=,'<>")  # smaller than base64
+        return Markup(f'<img class="chart" alt="{escape(self.title)}" src="data:image/svg+xml,{data}">')
+
+
+@contextmanager
+def drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of WIDTH by `height` pixels with one pair of axes. The style sheet applies inside the block."""
+    from matplotlib import style as styles
+    from matplotlib.figure import Figure
+
+    sheet = files("qpeft_lab.compare") / "templates" / "style.mplstyle"
+    with styles.context(["default", str(sheet)]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        yield figure, figure.add_subplot()
+
+
+def as_svg(figure: Figure) -> str:
+    """The figure as SVG; inside `drawing`. Coordinates are rounded, and no metadata are stored."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), " ".join(buffer.getvalue().split()))
+
+
+def differences(summary: Summary) -> Chart | None:
+    """Every difference of the table with its 95 % interval, a line each. A filled mark is a verdict, a hollow none."""
+    groups = _groups(summary)
+    n_rows = sum(map(len, groups.values()))
+    if not n_rows:
+        return None
+    factor = summary.metric.factor
+    with drawing(56 + 30 * n_rows + 24 * len(groups)) as (figure, axes):
+        line, style = 0.0, {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
+        for title, rows in groups.items():
+            axes.text(0, line, title, weight="bold", **style)
+            line += 0.8
+            for found, difference in rows:
+                kind, mean, reach = kind_of(found, summary), factor * difference.mean, None
+                axes.text(0, line, found.label, bbox={"fc": "white", "ec": "none", "pad": 0.8}, **style)
+                if difference.low is not None and difference.high is not None:
+                    reach = [[mean - factor * difference.low], [factor * difference.high - mean]]
+                face = kind.color if difference.verdict in (BETTER, WORSE) else "white"
+                axes.errorbar(mean, line + 0.42, xerr=reach, marker=kind.marker, mfc=face, color=kind.color, capsize=2)
+                line += 1
+        axes.axvline(0, color=INK, lw=1, zorder=0.5)
+        axes.set_yticks([])
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(line, -0.5)
+        means = [factor * difference.mean for rows in groups.values() for _, difference in rows]
+        axes.set_xlim(*_limits([0.0, *means]))
+        axes.locator_params(axis="x", nbins=5)
+        sides = ("better", "worse") if summary.lower_is_better else ("worse", "better")
+        axes.set_xlabel(f"← {sides[0]} | {summary.metric.difference} | {sides[1]} →")
+        caption = "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow: none."
+        if n_rows < sum(found.difference is not None for found in summary.results if found.method.rates):
+            caption += " The table has the others."
+        return Chart(f"Differences in {summary.metric.title.lower()}", as_svg(figure), caption)
+
+
+def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
+    """The trained methods with their differences, by what they are compared with; the best first."""
+    groups: dict[str, list[tuple[Result, Difference]]] = {}
+    for found in summary.by_quality:
+        title, difference = f"minus {summary.reference.label}", found.difference
+        if found.role == "control":
+            title, difference = "control minus its method", found.control
+        elif found.method.block:
+            title = f"at the size of {summary[found.method.block].label}, minus it"
+        is_shown = found.method.rates and not _is_hopeless(found, summary) and is_ranked(summary.ratio(found))
+        if is_shown and difference is not None and sum(map(len, groups.values())) < _MOST_ROWS:
+            groups.setdefault(title, []).append((found, difference))
+    return groups
+
+
+def sizes(summary: Summary) -> Chart | None:
+    """Quality against trainable parameters, with labels; members of an equal-budget block are drawn at its budget."""
+    trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.trainable]
+    if len(trained) < 2:
+        return None
+    from matplotlib.ticker import EngFormatter, LogLocator
+
+    factor, better = summary.metric.factor, "lower" if summary.lower_is_better else "higher"
+    outside = [found for found in trained if _is_hopeless(found, summary)]
+    shown = [found for found in trained if found not in outside] or trained
+    points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
+    front = _front(points, summary.lower_is_better)
+    named = [*dict.fromkeys([summary.study.reference, *front, *points])][:_MOST_NAMED]
+    with drawing(300) as (figure, axes):
+        axes.set_xscale("log")
+        for found in reversed(shown):  # the best on top
+            (x, y), kind = points[found.key], kind_of(found, summary)
+            color = kind.color if found.key in named else FAINT
+            reach = factor * (found.metric.half_width or 0) if found.metric and found.metric.n >= MIN_SEEDS else 0
+            axes.errorbar(x, y, reach, marker=kind.marker, color=color, ms=6, elinewidth=0.8)
+        steps: Any = zip(*(points[key] for key in front), strict=True)
+        axes.step(*steps, where="post", color=MUTED, lw=1, ls="--", zorder=1)
+        axes.set_ylim(*_limits([y for _, y in points.values()]))
+        xs = [x for x, _ in points.values()]
+        axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter("")
+        _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
+        axes.set_xlabel("Trainable parameters")
+        axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
+        caption = "Dashed: no other method is better with as few parameters."
+        if len(named) < len(points):
+            caption += f" Grey: {len(points) - len(named)} further methods."
+        if outside:
+            caption += f" Worse than the untrained base, not shown: {', '.join(found.label for found in outside)}."
+        return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
+
+
+def _is_hopeless(found: Result, summary: Summary) -> bool:
+    """Whether the method is worse than the untrained base: axes end before it."""
+    base = next((f.metric.mean for f in summary.results if f.metric and not f.method.rates), None)
+    if base is None or found.metric is None:
+        return False
+    return found.metric.mean > base if summary.lower_is_better else found.metric.mean < base
+
+
+def _size(found: Result, summary: Summary) -> int:
+    """Trainable parameters; the budget for a ranked member of a block."""
+    of = found.method.block
+    return summary[of].trainable if of and is_ranked(summary.ratio(found)) else found.trainable
+
+
+def _front(points: Mapping[str, tuple[float, float]], lower_is_better: bool) -> list[str]:
+    """Of points (size, quality) those that no other equals at a lower or equal size, by rising size."""
+    sign = 1 if lower_is_better else -1
+    kept: list[str] = []
+    for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
+        if not kept or sign * points[key][1] < sign * points[kept[-1]][1]:
+            kept.append(key)
+    return kept
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of an axis at the values, with a margin."""
+    margin = 0.12 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1
+    return min(values) - margin, max(values) + margin
+
+
+def _name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+    """Labels right, left, above or below of points, where there is room; without room there is none."""
+    figure.draw_without_rendering()
+    box = axes.get_window_extent()
+    marks = [axes.transData.transform(point) for point in points.values()]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in marks]
+    for label, (x, y) in zip(points, marks, strict=True):
+        wide = _LETTER * len(label)
+        places = [(7, -_LINE / 2), (-7 - wide, -_LINE / 2), (-wide / 2, 6), (-wide / 2, -_LINE - 6)]
+        for left, low in ((x + dx, y + dy) for dx, dy in (*places, (5, 5), (5, -_LINE - 5))):
+            right, top = left + wide, low + _LINE
+            is_inside = box.x0 <= left and right <= box.x1 and box.y0 <= low and top <= box.y1
+            if is_inside and not any(left < x1 and x0 < right and low < y1 and y0 < top for x0, y0, x1, y1 in taken):
+                axes.annotate(label, (left, low + 2), xycoords="figure pixels", size=9, annotation_clip=False)
+                taken.append((left, low, right, top))
+                break

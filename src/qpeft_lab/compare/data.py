@@ -1,0 +1,242 @@
+"""The data of a study, split once into training, validation and test data, as files that all cells read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qpeft.errors import DataError
+from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
+from qpeft_lab.compare.study import Study
+from qpeft_lab.data.images import image_bytes, load_images, open_image
+from qpeft_lab.data.sources import (
+    content_hash,
+    has_validation_split,
+    load_examples,
+    load_rows,
+    parse_source,
+    references_by_prompt,
+)
+from qpeft_lab.data.split import count_shared, long_lines
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.data.text import columns_of
+from qpeft_lab.training.lock import locked
+
+PARTS = ("train", "validation", "test")
+TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
+
+_NOTES = "notes.json"
+_SOURCES = ("data", "eval_data", "test_data")
+_OF_RUN = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
+_OF_RUN += ("pad_rows", "separator")
+_EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
+_COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
+
+
+class Parts(NamedTuple):
+    """The files of the split data, the hash over their content, and what a reader of the report must know."""
+
+    train: Path
+    validation: Path
+    test: Path
+    sha256: str
+    notes: list[str]
+
+
+def split_data(study: Study, folder: Path) -> Parts:
+    """Split the study's data and write it to a folder in `folder`/data, which is named after what determines the split.
+
+    A second call returns the same files.
+
+    Without eval_data and test_data, of every 20 documents (prompts with all their answers, examples of a class) the
+    10th is test and the 20th validation data; of fewer documents the last twentieth of the text is test data, the one
+    before it validation data. Equal documents, and equal examples of a class, count as one.
+
+    Raises:
+        DataError: the data cannot be used.
+        ConfigError: another process uses the folder.
+    """
+    origin = hashlib.sha256(json.dumps(_origin(study)).encode()).hexdigest()
+    place = folder / "data" / origin[:12]
+    if not place.exists():
+        parts, notes = _split(study)  # raises before the folder is made
+        write = _write_images if _has_images(study) else _write_rows
+        with locked(folder), replace_folder(place) as target:
+            for part, rows in parts.items():
+                write(target / part_file(study, part), rows)
+            write_json(target / _NOTES, notes)
+    train, validation, test = parts = [place / part_file(study, part) for part in PARTS]
+    sha = hashlib.sha256(b"".join(path.read_bytes() for path in parts))
+    return Parts(train, validation, test, sha.hexdigest(), read_json(place / _NOTES))
+
+
+def test_references(path: Path) -> dict[str, list[str]]:
+    """The prompts of a split, in order, each with all its answers; empty for texts without prompts."""
+    # only at newlines: texts may contain other separators
+    return references_by_prompt(map(json.loads, path.read_bytes().splitlines()))
+
+
+def _origin(study: Study) -> dict[str, Any]:
+    """What determines the split: the content of local files, which may be moved, or names, and columns."""
+    run = study.run
+    given = {name: getattr(study, name) for name in _SOURCES}
+    return {
+        "task": study.task,
+        **{name: source and _content_of(source) for name, source in given.items()},
+        **{name: getattr(run, name) for name in _OF_RUN},
+    }
+
+
+def _content_of(source: str) -> str:
+    """The hash of a local source, with the split that is read; the name of a data set of the hub or a built-in text."""
+    name, sha = parse_source(source), content_hash(source)
+    return source if sha is None else sha if name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
+
+
+def _has_images(study: Study) -> bool:
+    return TASKS[study.task].has_images
+
+
+def part_file(study: Study, part: str) -> str:
+    """The name of the file of a part."""
+    return f"{part}.npz" if _has_images(study) else f"{part}.jsonl"
+
+
+def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> list[str]:
+    """Raise DataError if `others` are also in `rows`; warn if some are, and return this.
+
+    Texts are compared by their long lines, and by the whole if they have none. White space does not count.
+    """
+    n_shared, n = count_shared(*([text for row in part for text in _texts(study, row)] for part in (rows, others)))
+    one = one.replace("train", "training")
+    if n_shared > _COPY * n:
+        raise DataError(
+            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set "
+            "eval_data and test_data to other data, or leave them out"
+        )
+    if not n_shared:
+        return []
+    found = f"{n_shared} of {n} texts of the {other} data are also in the {one} data"
+    warnings.warn(f"{found}; remove them", stacklevel=1)
+    return [f"{found}: results on them describe learned text."]
+
+
+def _texts(study: Study, row: Any) -> list[Any]:
+    """What of a row must not be in two parts of the data."""
+    lines = long_lines([row]) if study.is_language_model else []
+    return lines or list(filter(None, [_content(study, row)]))
+
+
+def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
+    """The parts, and notes on them. Held-out rows that another source replaces are training data again."""
+    rows, notes = _read(study, study.data, "train"), list[str]()
+    own = study.data if has_validation_split(study.data, _has_images(study)) else None
+    source, test_source = study.eval_data or own, study.test_data
+    if (glue := study.glue) is not None and own is not None:
+        source, test_source = study.eval_data, study.test_data or own
+        if study.test_data is None:
+            notes.append(
+                f"GLUE's test labels are withheld: its split {glue.validation} is the test data here. A part of "
+                "its training data is validation data, for learning rates and checkpoints."
+            )
+    given = {"train": rows}
+    for part, one in (("validation", source), ("test", test_source)):
+        given |= {part: _read(study, one, "validation")} if one else {}
+    for one, other in combinations(given, 2):
+        notes += _refuse_copy(study, one, given[one], other, given[other])
+    if len(given) < len(PARTS):
+        groups = _groups(study, rows)
+        parts = _split_groups(groups) if len(groups) >= _EVERY else _split_text(study, rows)
+        left = [row for part in given if part != "train" for row in parts[part]]
+        given = parts | given | {"train": parts["train"] + left}
+    if empty := [part for part in PARTS if not given[part]]:
+        raise DataError(f"{study.data} leaves nothing for {empty[0]}; give more data, or other data for it")
+    return {part: given[part] for part in PARTS}, notes
+
+
+def _read(study: Study, source: str, split: str) -> list[Any]:
+    training = study.run
+    if study.is_language_model:
+        return load_examples(source, split, columns_of(training))
+    if _has_images(study):
+        return load_images(source, split, training.label_column)
+    columns = {training.text_column: "text", training.text_pair_column: TEXT_PAIR, training.label_column: "label"}
+    names = {column: name for column, name in columns.items() if column is not None}
+    rows = load_rows(source, split)
+    if rows and (missing := [column for column in names if column not in rows[0]]):
+        found = ", ".join(map(str, rows[0]))
+        wanted = ", ".join(f"training.{name}_column" for name in names.values())
+        raise DataError(f"{source} has the columns {found}, and no {missing[0]!r}; set the study's {wanted}")
+    found = [{name: row.get(column) for column, name in names.items()} for row in rows]
+    classes = () if (glue := study.glue) is None else glue.classes
+    for row in found:
+        if row["label"] in classes:
+            row["label"] = classes.index(row["label"])  # a run sorts classes: this is GLUE's order
+    return found
+
+
+def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
+    """Rows that must stay together: equal documents or examples, the answers to a prompt. Classes are sorted."""
+    groups: dict[Any, list[Any]] = {}
+    for row in rows:
+        is_empty = study.is_language_model and row.get("text") == ""  # empty texts need not stay together
+        groups.setdefault(object() if is_empty else _content(study, row, of_prompt=True), []).append(row)
+    if study.is_language_model:
+        return list(groups.values())
+    return sorted(groups.values(), key=lambda group: str(group[0][1] if _has_images(study) else group[0]["label"]))
+
+
+def _content(study: Study, row: Any, of_prompt: bool = False) -> Any:
+    """The part of a row by which copies are found; `of_prompt`: without the answer. White space does not count."""
+    if _has_images(study):
+        return hashlib.sha256(image_bytes(row[0])).digest()
+    if study.is_language_model and "text" not in row:
+        return row["prompt"] if of_prompt and "prompt" in row else json.dumps(row, sort_keys=True)
+    return "\n".join(" ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row).strip()
+
+
+def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
+    parts: dict[str, list[Any]] = {part: [] for part in PARTS}
+    for number, group in enumerate(groups, start=1):
+        turn = number % _EVERY
+        parts["validation" if turn == 0 else "test" if turn == _EVERY // 2 else "train"].extend(group)
+    return parts
+
+
+def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
+    if not study.is_language_model or "text" not in rows[0] or study.run.pad_rows:
+        return {"train": list(rows), "validation": [], "test": []}
+    separator = study.run.separator
+    text = ("\n\n" if separator is None else separator).join(row["text"] for row in rows)
+    first, second = (_next_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1))
+    parts = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
+    return {part: [{"text": found}] if found.strip() else [] for part, found in parts.items()}
+
+
+def _next_blank(text: str, place: int) -> int:
+    """The end of the line, or else of the word, at or after `place`."""
+    for blank in ("\n", " "):
+        if 0 <= (found := text.find(blank, place)) < place + 2000:
+            return found + 1
+    return place
+
+
+def _write_rows(path: Path, rows: Sequence[Any]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_images(path: Path, rows: Sequence[tuple[Any, str]]) -> None:
+    """uint8 (n, h, w, 3), all in the size of the first image; the model's processor resizes them anyway."""
+    first = open_image(rows[0][0], "RGB")
+    images = np.stack([np.asarray(open_image(content, "RGB").resize(first.size)) for content, _ in rows])
+    names = sorted({name for _, name in rows})
+    labels = np.array([names.index(name) for _, name in rows])
+    with replace_file(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, images=images, labels=labels, names=np.array(names))

@@ -1,0 +1,422 @@
+"""From a study to its cells. Methods are counted and data are split and hashed before any cell runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from qpeft import methods
+from qpeft.core.meta_model import on_meta
+from qpeft.errors import ConfigError, DataWarning
+from qpeft.methods import Trains
+from qpeft.methods.plan import plan as count_parameters
+from qpeft.methods.suggest import fill_names
+from qpeft_lab.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
+from qpeft_lab.compare.data import TEXT_PAIR, Parts, split_data
+from qpeft_lab.compare.rate_search import MOST_EXTENSIONS, RateSearch
+from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
+from qpeft_lab.compare.smoke import STAND_IN
+from qpeft_lab.compare.study import STUDY, Base, Block, Data, Method, PlannedMethod, PlannedStudy, Study, read_study
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.demo import base_model
+from qpeft_lab.files import output_folder
+from qpeft_lab.method_records import kind_with, lab_record
+from qpeft_lab.metrics.texts import encoder_layers
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training.methods import build_config, build_generator, train_in_full, virtual_tokens
+from qpeft_lab.training.outputs import count_trainable
+from qpeft_lab.training.tasks import task_class
+from qpeft_lab.user_files import file_hashes, without_folder, without_folders
+
+if TYPE_CHECKING:
+    from qpeft_lab.compare.cell import Cell, Setup
+
+Rows = Mapping[str, Row]  # by cell_id
+
+BUDGET = "@budget"  # in a candidate's settings: replaced by the block's budget
+_BYTES_PER_TRAINED = 16  # a value, its gradient and the two moments of Adam in float32
+_COLUMNS = ("text_column", "label_column", "prompt_column", "completion_column")  # which the split data do not have
+_WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
+_TIMED_STEPS = 5
+_STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
+_FORWARD = 1 / 3  # of a training step's work
+_ANSWERS = 64  # blocks that generated texts count for
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study in `folder`."""
+
+    folder: Path
+    study: PlannedStudy
+    setup: Setup  # what all cells share
+
+    def claim(self) -> None:
+        """Write study.json. Raises ConfigError if another study has used the folder since the plan was made."""
+        _check_folder(self.study, self.folder)
+        self.study.write(self.folder)
+
+    def tuning_cells(self, rows: Rows) -> list[Cell]:
+        """The trials of learning rates that `rows` make necessary, for methods with several; small methods first."""
+        return [
+            self._cell(method, "tuning", f"lr{rate:g}", self.study.tuning.seed, rate)
+            for method, search in self._searches(rows)
+            if len(method.rates) > 1
+            for rate in search.rates
+        ]
+
+    def most_trials(self) -> int:
+        """How many trials of learning rates there are in the end, at most."""
+        tuned = [method for method in self.study.methods if len(method.rates) > 1]
+        return sum(len(method.rates) + MOST_EXTENSIONS for method in tuned)
+
+    def final_cells(self, rows: Rows) -> list[Cell]:
+        """Every method with every seed, seed by seed, at the learning rate with the lowest validation loss in `rows`.
+
+        The cells of a method without a successful trial have the reason in `impossible`.
+        """
+        chosen = [(method, self._chosen(method, search, rows)) for method, search in self._searches(rows)]
+        return [
+            self._cell(method, method.role, f"seed{seed}", seed, *rate)
+            for seed in self.study.seeds
+            for method, rate in chosen
+            if seed in self.study.seeds_of(method)
+        ]
+
+    def cost_cells(self, rows: Rows) -> list[Cell]:
+        """A measurement of time and memory for every trained method; none if the study has `costs: false`."""
+        return [
+            self._cell(method, "cost", "cost", self.study.seeds[0], *self._chosen(method, search, rows))
+            for method, search in self._searches(rows)
+            if self.study.costs and method.rates
+        ]
+
+    def cells(self, rows: Rows) -> list[Cell]:
+        return [*self.tuning_cells(rows), *self.final_cells(rows), *self.cost_cells(rows)]
+
+    def estimate(self, examples_per_second: float | None = None) -> dict[str, float]:
+        """Hours of each phase (tuning, final, cost) with one worker, at most, from a few timed steps of every method.
+
+        With `examples_per_second`, the speed of training, nothing is timed and no weights are read.
+        """
+        from qpeft_lab.compare.cell import no_warnings, read_data, read_test_data, settings_of
+
+        tuning, final, cost = self.tuning_cells({}), self.final_cells({}), self.cost_cells({})
+        by_method = {cell.spec.hash: cell for cell in final}
+        with no_warnings():
+            speeds = {name: examples_per_second or _speed(cell) for name, cell in by_method.items()}
+            n_valid, n_test = len(read_data(settings_of(final[0])).evaluation), len(read_test_data(final[0]).evaluation)
+        run = self.setup.run
+        size = run.batch_size * run.gradient_accumulation_steps
+        n_scored = n_valid * (1 + run.n_steps / (run.eval_every or max(1, run.n_steps // 20)))
+
+        def hours(cells: Sequence[Cell], n_scored: float, steps: int | None = None) -> float:
+            work = [((cell.steps if steps is None else steps) * size, speeds[cell.spec.hash]) for cell in cells]
+            return sum((n + _FORWARD * n_scored) / speed for n, speed in work) / 3600
+
+        return {
+            "tuning": hours(tuning, n_scored) * self.most_trials() / max(1, len(tuning)),
+            "final": hours(final, n_scored + n_test + _ANSWERS),
+            "cost": hours(cost, 0, _STEPS_OF_A_COST_CELL),
+        }
+
+    def least_memory(self) -> int:
+        """Bytes of the weights, and of gradients and Adam's states for the method with the most trainable parameters.
+
+        Activations need more memory in addition.
+        """
+        base = self.study.base
+        weights = base.params_total * (2 if base.dtype == "bfloat16" else 4)
+        return weights + _BYTES_PER_TRAINED * max(method.trainable for method in self.study.methods)
+
+    def _searches(self, rows: Rows) -> list[tuple[PlannedMethod, RateSearch]]:
+        """Small methods first."""
+        by_size = sorted(self.study.methods, key=lambda method: method.trainable)
+        return [(method, self.study.search(method, rows)) for method in by_size]
+
+    def _chosen(self, method: PlannedMethod, search: RateSearch, rows: Rows) -> tuple[float | None, str | None]:
+        """The learning rate of the method, or the reason why there is none."""
+        if len(method.rates) < 2:
+            return (method.rates[0] if method.rates else None), None
+        if search.best is not None:
+            return search.best, None
+        trials = [self.study.trial_of(method, rows, rate) for rate in search.rates]
+        failed = next((row for row in trials if row and row["status"] not in ("success", "diverged")), None)
+        remedy = "give the method a lower lr" if failed is None else f"one {failed['status']}: {failed.get('error')}"
+        return None, f"no trial of a learning rate succeeded; {remedy}"
+
+    def _cell(
+        self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None, impossible: str | None = None
+    ) -> Cell:
+        from qpeft_lab.compare.cell import Cell
+
+        return Cell(self.study.name, method, role, name, seed, lr, self.setup, impossible)
+
+
+class Host(NamedTuple):
+    """A base model on the meta device, and the modules of its classification head, which every method trains."""
+
+    model: Any
+    head: Sequence[str] = ()
+
+
+def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: bool = False) -> Plan:
+    """Resolve the base, split and hash the data, and count every method. The rows of a folder in use stay.
+
+    Raises InputError, ConfigError or DataError for a study that cannot run.
+    """
+    from qpeft_lab.compare.cell import Setup
+
+    _check_folder(study, folder)
+    if study.generation and (encoder := study.generation.bertscore_model):
+        if not Path(encoder).expanduser().is_dir():
+            raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name the folder of a local encoder")
+        encoder_layers(Path(encoder).expanduser())
+    model = base_model(study.base)
+    config = load_config(model, trust_remote_code)
+    host = host_of(study, model, trust_remote_code)
+    counted = _counted(study, host)
+    run = _run_of(study, model, config, counted, trust_remote_code)
+    parts = split_data(study, folder)
+    run = _with_steps(replace(run, data=str(parts.train), eval_data=str(parts.validation)))
+    base = Base(
+        id=study.base,
+        sha256=fingerprint(model, config),
+        tokenizer_sha256=tokenizer_fingerprint(model, config),
+        dtype=run.dtype,
+        params_total=sum(p.numel() for p in host.model.parameters()),
+    )
+    shared = _content(study, run, base, parts)
+    planned = [_planned(study, method, shared) for method in counted]
+    setup = Setup(
+        run=run,
+        test=parts.test,
+        test_blocks=study.test_blocks,
+        generation=study.generation,
+        reference=next(method for method in planned if method.key == study.reference),
+    )
+    same = ("name", "title", "question", "task", "metric", "reference", "seeds", "tuning", "test_blocks", "costs")
+    found = PlannedStudy(
+        **{name: getattr(study, name) for name in (*same, "max_hours")},
+        training=study.training | {"steps": run.n_steps, "seq_len": run.seq_len},
+        base=base,
+        data=Data(
+            id=study.data, eval_data=study.eval_data, test_data=study.test_data, sha256=parts.sha256, notes=parts.notes
+        ),
+        command=command,
+        methods=planned,
+    )
+    _check_results(found, folder)
+    return Plan(folder, found, setup)
+
+
+def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
+    """The study's base on the meta device."""
+    if study.is_language_model:
+        return Host(on_meta(model, TASKS[study.task].peft_type, trust_remote_code))
+    from qpeft_lab.training.classifier import classifier_on_meta
+
+    glue = study.glue
+    n_classes = 1 if TASKS[study.task].is_regression else None if glue is None else len(glue.classes)
+    found = classifier_on_meta(model, study.task, n_classes, trust_remote_code)
+    return Host(found.model, found.trained)
+
+
+def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
+    """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
+    trains = methods.named(method.method).trains
+    if trains is Trains.NOTHING:
+        return 0, 0
+    run = RunSettings(
+        model="",
+        data="",
+        out="",
+        task=study.task,
+        dtype=study.training.get("dtype", "float32"),
+        method=method.method,
+        host=method.host,
+        method_settings=settings,
+    )
+    in_head = count_trainable(host.model, host.head)
+    try:
+        run.check()
+        if trains is not Trains.ADAPTER:
+            total = count_trainable(host.model) - in_head if trains is Trains.MODEL else 0
+            return total, total
+        config = build_config(run)
+        train_in_full(config, host.head)
+        planned = count_parameters(host.model, config, build_generator(run))
+    except ConfigError as error:
+        raise ConfigError(f"method {method.key}: {error}") from error
+    return planned.trainable - in_head, planned.deployed - in_head
+
+
+def _counted(study: Study, host: Host) -> list[PlannedMethod]:
+    """Every method with its counts, those of equal-budget blocks included. Names of modules are those of the base."""
+    found = [_sized(study, host, method, fill_names(method.settings, host.model)) for method in study.methods]
+    budgets = {method.key: method.trainable for method in found}
+    return found + [one for block in study.blocks for one in fill_block(study, host, block, budgets[block.of])]
+
+
+def fill_block(study: Study, host: Host, block: Block, budget: int) -> Iterator[PlannedMethod]:
+    """Each candidate at its largest size of at most `budget` trainable parameters, or at its smallest.
+
+    Raises ConfigError if the method of the block trains nothing.
+    """
+    if budget == 0:
+        raise ConfigError(f"blocks.of: {block.of} trains no parameters that could be a budget; name another method")
+    for one in block.methods:
+        fixed = {name: budget if value == BUDGET else value for name, value in one.settings.items()}
+        fixed, found = fill_names(fixed, host.model), None
+        for value in one.values or [None]:
+            settings = fixed if value is None else {**fixed, str(one.vary): value}
+            label = one.label if value is None else f"{one.label}, {one.vary}={value}"
+            names = {"key": f"{one.key}@{block.of}", "label": label, "role": "equal_budget", "block": block.of}
+            tried = _sized(study, host, one, settings, **names)
+            if found is not None and tried.trainable > budget:
+                break
+            found = tried
+        assert found is not None  # there is at least one size
+        yield found
+
+
+def _sized(study: Study, host: Host, method: Method, settings: dict[str, Any], **changes: Any) -> PlannedMethod:
+    """The method with its counts; learning rates and hash follow when the data are known."""
+    trainable, deployed = count(study, host, method, settings)
+    values = method.model_dump(exclude={"vary", "values"}) | {"settings": settings} | changes
+    return PlannedMethod.model_validate(values | {"hash": "", "trainable": trainable, "deployed": deployed})
+
+
+def _run_of(
+    study: Study, model: str, config: Any, drafts: Sequence[PlannedMethod], trust_remote_code: bool
+) -> RunSettings:
+    """What the runs of all methods share: the same blocks of text, for which every method has room."""
+    training = dict(study.training)
+    if study.is_language_model:
+        reserved = max((virtual_tokens(d.method, d.host, d.settings) for d in drafts), default=0)
+        training["seq_len"] = block_length(training.get("seq_len"), config, reserved)
+    training = {name: value for name, value in training.items() if name not in _COLUMNS}
+    if study.run.text_pair_column:
+        training["text_pair_column"] = TEXT_PAIR
+    return RunSettings(
+        model=model, data="", out="", task=study.task, method="none", trust_remote_code=trust_remote_code, **training
+    )
+
+
+def _with_steps(run: RunSettings) -> RunSettings:
+    """The run with the steps of its epochs, for which its training data are read."""
+    if run.epochs is None:
+        return run
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
+        return run.with_steps(len(task_class(run.task)(run).train))
+
+
+def _content(study: Study, run: RunSettings, base: Base, parts: Parts) -> dict[str, Any]:
+    """Everything that the rows of all methods depend on, except for the seed; contents of files, not their paths."""
+    paths = dict.fromkeys(("model", "data", "eval_data", "out", "method", "lr", "seed", "trust_remote_code"))
+    shared = {name: value for name, value in asdict(run).items() if name not in paths}
+    generation = asdict(study.generation) if study.generation else {}
+    if study.generation and (encoder := study.generation.bertscore_model):
+        from qpeft_lab.data.sources import content_hash
+
+        generation |= {"bertscore_model": content_hash(encoder)}
+    return {
+        "base": base.sha256,
+        "tokenizer": base.tokenizer_sha256,
+        "data": parts.sha256,
+        "run": shared,
+        "test_blocks": study.test_blocks,
+        "generation": generation,
+        "tuning_seed": study.tuning.seed,
+    }
+
+
+def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> PlannedMethod:
+    record = methods.named(draft.method)
+    middle = (draft.lr or record.learning_rate) * study.lr_scale
+    rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
+    if record.trains is Trains.NOTHING:
+        rates = []
+    content = {
+        **shared,
+        "method": without_folder(draft.method),
+        "revision": lab_record(record).revision,
+        "host": draft.host,
+        "settings": without_folders(draft.settings),
+        "backend": without_folders(draft.backend),
+        "rates": rates,
+        **file_hashes(draft.method, draft.settings, draft.backend),
+    }
+    sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return draft.model_copy(
+        update={
+            "lr": middle,
+            "rates": rates,
+            "hash": sha[:12],
+            "kind": kind_with(record, draft.settings),
+            "report_note": lab_record(record).report_note,
+            "published": [value for value in draft.published if value.data in (None, study.data, study.data_name)],
+        }
+    )
+
+
+def _check_folder(study: Study | PlannedStudy, folder: Path) -> None:
+    """Reject a folder with another study's rows."""
+    output_folder(folder)
+    if not folder.exists():
+        return
+    if (folder / STUDY).exists():
+        if (name := read_study(folder).name) != study.name:
+            raise ConfigError(f"{folder} holds the study {name!r}, not {study.name!r}; name another folder")
+    elif not (folder / ROWS).exists() and any(
+        path.name[0] != "." and path.name not in _WRITTEN_BEFORE_STUDY for path in folder.iterdir()
+    ):
+        raise ConfigError(f"{folder} is not empty and holds no study; name another folder")
+
+
+def _check_results(study: PlannedStudy, folder: Path) -> None:
+    """Reject a folder with results of which none would stay in the report. Methods and seeds may change."""
+    hashes = {row["hash"] for row in read_rows(folder).values() if succeeded(row)}
+    if hashes and not hashes & {method.hash for method in study.methods}:
+        raise ConfigError(
+            f"{folder} holds results of another base, other data or other training. Use the same, name another folder, "
+            "or remove this"
+        )
+
+
+def _speed(cell: Cell) -> float:
+    """Examples per second of training, from a few steps in one thread, as in a cell, on the device on which it trains.
+
+    Without training it is what the speed of a forward pass corresponds to.
+    """
+    import torch
+
+    from qpeft_lab.compare.cell import read_data, settings_of, untrained_model
+    from qpeft_lab.compare.cost import TrainingSteps, now
+
+    if ".py:" in str(cell.spec.backend.get("backend")):  # the user's file is executed by a run only
+        cell = replace(cell, spec=cell.spec.model_copy(update={"backend": {}}))
+    settings = settings_of(cell)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        task, model = read_data(settings), untrained_model(cell).to(device)
+        batch = {name: part.to(device) for name, part in task.collate(task.train[: settings.batch_size]).items()}
+        if cell.steps:
+            run = TrainingSteps(model, settings.max_grad_norm, settings.weight_decay)
+            return 1000 * settings.batch_size / median(run.step(batch) for _ in range(_TIMED_STEPS))
+        began = now()
+        with torch.no_grad():
+            model(**batch)
+        return _FORWARD * settings.batch_size / (now() - began)
+    finally:
+        torch.set_num_threads(threads)
+        torch.cuda.empty_cache()  # the cells run in other processes, on the same GPU

@@ -1,0 +1,59 @@
+"""The learning rates of a method: the grid of the study, which extends itself while its best is at an edge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+MOST_EXTENSIONS = 2  # the losses of earlier trials stay, so a search extends in one direction only
+
+Edge = Literal["low", "high"]
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The learning rates to try, and the validation losses of the trials that ended."""
+
+    grid: Sequence[float]  # of the study; a single learning rate is no search
+    rates: list[float]  # the grid and its extensions, sorted
+    losses: dict[float, float]  # by learning rate, sorted; infinite where training diverged
+
+    @property
+    def best(self) -> float | None:
+        """The learning rate with the lowest loss, the lowest of equal ones; None if no trial succeeded."""
+        found = min(self.losses, key=lambda rate: self.losses[rate], default=None)
+        return None if found is None or math.isinf(self.losses[found]) else found
+
+    @property
+    def edge(self) -> Edge | None:
+        """Where the best is the lowest or highest of the trials that ended; low if all of them diverged."""
+        if len(self.losses) < 2:
+            return None
+        tried = list(self.losses)
+        return "low" if self.best in (None, tried[0]) else "high" if self.best == tried[-1] else None
+
+
+def search_rates(grid: Sequence[float], loss_of: Callable[[float], float | None]) -> RateSearch:
+    """The search over `grid`, sorted, as far as `loss_of` a learning rate is known.
+
+    It extends at an edge by the factor between the two rates of `grid` there, once all of its trials have ended.
+    """
+    found = _with_losses(grid, grid, loss_of)
+    for _ in range(MOST_EXTENSIONS):
+        if found.edge is None or len(found.losses) < len(found.rates):
+            return found
+        found = _with_losses(grid, sorted([*found.rates, _beyond(found)]), loss_of)
+    return found
+
+
+def _beyond(search: RateSearch) -> float:
+    grid, rates = search.grid, search.rates
+    rate = rates[0] * grid[0] / grid[1] if search.edge == "low" else rates[-1] * grid[-1] / grid[-2]
+    return float(f"{rate:.4g}")  # the rates of a grid differ in three digits
+
+
+def _with_losses(grid: Sequence[float], rates: Sequence[float], loss_of: Callable[[float], float | None]) -> RateSearch:
+    losses = {rate: loss for rate in rates if (loss := loss_of(rate)) is not None}
+    return RateSearch(grid, list(rates), losses)

@@ -1,0 +1,106 @@
+"""Result rows: what was measured of each cell of a study. Tables and report are made from them alone.
+
+    DIR/rows.jsonl    one line per finished cell, appended by the one process that runs the study
+
+A row is a flat dict. It is the row of a cell by its `cell_id`, STUDY/METHOD/HASH/NAME, where NAME is `seed0` for a
+training run with one seed, `lr0.001` for a trial of a learning rate, or `cost` for time and memory measured alone on
+the machine. The hash covers the method's settings with its grid of learning rates, the base, the data and the training,
+so that a changed cell never matches an old row. A later line of the same cell replaces an earlier one. An incomplete
+last line, which a kill leaves, is ignored.
+
+    identity      study method hash name role seed lr
+    outcome       status (success, diverged, failed, oom, timeout, skipped) error error_type traceback
+    training      curve ([[step, validation loss, seconds], ...]) seconds valid_loss best_step ...
+    test          test_loss test_accuracy bleu ..., at the step of the lowest validation loss
+    adapter       params_trainable params_deployed bytes_stored ...; cost: step_ms step_ratio peak_mem_bytes ...
+    machine       device threads python torch ...
+
+Numbers have full precision. A number that is not finite is null. `why` has, by name, why a measurement is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from qpeft.errors import CheckpointError
+from qpeft.files import write_text
+from qpeft_lab.files import open_own, parse_json
+
+ROWS = "rows.jsonl"
+Row = dict[str, Any]
+
+_IDENTITY = {"study": str, "method": str, "hash": str, "name": str, "role": str, "seed": int, "status": str}
+
+
+def cell_id(row: Row) -> str:
+    """The identity of a row's cell; `method` is the study's key of the method."""
+    return f"{row['study']}/{row['method']}/{row['hash']}/{row['name']}"
+
+
+def succeeded(row: Row | None) -> bool:
+    return row is not None and row["status"] == "success"
+
+
+def is_failure(row: Row) -> bool:
+    """Whether the cell failed. A trial that diverged did not: its learning rate is too high."""
+    return not succeeded(row) and (row["role"], row["status"]) != ("tuning", "diverged")
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """All rows of a study's folder, by `cell_id`. Raises CheckpointError for a damaged line."""
+    path = folder / ROWS
+    if not path.exists():
+        return {}
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; remove it")
+    found = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = parse_json(line)
+            if not isinstance(row, dict) or not all(isinstance(row.get(n), kind) for n, kind in _IDENTITY.items()):
+                raise ValueError(f"it is no object with {', '.join(_IDENTITY)}")
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged in line {number} ({error}); delete the line, and its cell runs again"
+            ) from error
+        found[cell_id(row)] = row
+    return found
+
+
+def line_of(row: Row) -> str:
+    """The row as a line of JSON, ending in a newline."""
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class RowFile:
+    """The rows of a study's folder while one process, which holds the folder's lock, runs the study."""
+
+    def __init__(self, folder: Path):
+        """Read the rows, and remove the incomplete last line of a killed run. Raises CheckpointError."""
+        self._path = folder / ROWS
+        self.rows = read_rows(folder)
+        text = self._path.read_bytes() if self._path.exists() else b""
+        if text and not text.endswith(b"\n"):
+            write_text(self._path, text[: text.rfind(b"\n") + 1].decode())
+
+    def append(self, row: Row) -> None:
+        """Add the row of a cell; it is on the disk when this returns."""
+        line = line_of(row)
+        with os.fdopen(open_own(self._path, os.O_APPEND), "a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[cell_id(row)] = json.loads(line)  # as the next run reads it
+
+
+def _finite(value: Any) -> Any:
+    """`value` with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

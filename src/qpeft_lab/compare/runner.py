@@ -1,0 +1,208 @@
+"""Run the cells of a study: trials of learning rates, then every seed, then time and memory.
+
+Each cell runs in a process of its own and gets a row, also if it fails. A stopped or killed run resumes with the cells
+that have no row, and an unfinished cell resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpeft.checks import unknown
+from qpeft.errors import ConfigError, TrainingError
+from qpeft_lab.compare.cell import Cell, RunCell, Steps, lost_row, run_cell, tidy
+from qpeft_lab.compare.local import LocalExecutor
+from qpeft_lab.compare.progress import CompareProgress
+from qpeft_lab.compare.report import write_outputs
+from qpeft_lab.compare.rows import ROWS, Row, RowFile, is_failure, read_rows, succeeded
+from qpeft_lab.compare.summary import Summary
+from qpeft_lab.files import is_disk_full, remove_unfinished
+from qpeft_lab.interrupt import StopRequest
+from qpeft_lab.training.lock import locked
+
+if TYPE_CHECKING:
+    from qpeft_lab.compare.plan import Plan
+    from qpeft_lab.compare.ray import RayExecutor
+
+EXECUTORS = ("local", "ray")
+RETRIES = ("failed", "oom", "timeout")
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """The result of a call of `run`."""
+
+    n_done: int
+    n_skipped: int  # cells that had rows already
+    failures: list[Row]  # of all cells, those of earlier runs included
+    summary: Summary
+
+
+def run(
+    plan: Plan,
+    workers: int = 1,
+    progress: CompareProgress | None = None,
+    executor: str = "local",
+    retry: Sequence[str] = (),
+    timeout: float | None = None,
+    reuse: Path | None = None,
+    threads: int = 1,
+    run_cell: RunCell | None = None,
+) -> RunOutcome:
+    """Run every cell of `plan` that has no row yet, then write the outputs.
+
+    Args:
+        workers: cells that run in parallel; cells that measure time always run alone.
+        retry: statuses, of RETRIES, whose cells are run again.
+        timeout: seconds after which a cell is killed.
+        reuse: the folder of another study, whose rows of equal hash are copied instead of run.
+        threads: CPU threads of a cell; a different number changes the last bits of its losses.
+        run_cell: what runs a cell, importable by a child process; `cell.run_cell` in `threads` threads by default.
+
+    Raises:
+        ConfigError: an unknown executor or status, or another run in the same folder; nothing was done.
+        TrainingError: the disk is full.
+        KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
+    """
+    check(executor, retry, reuse)
+    progress = progress or CompareProgress()
+    with locked(plan.folder), _clear_if_full(plan.folder):
+        plan.claim()
+        study = _Run(plan, progress, retry)
+        study.tidy()
+        run_cell = run_cell or partial(run_in_threads, threads)
+        with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
+            study.run(pool, {} if reuse is None else read_rows(reuse))
+        _remove_empty(plan.folder / "work")
+        return study.outcome(write_outputs(plan.folder))
+
+
+def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Steps) -> Row:
+    """Run a cell with `threads` CPU threads, in its process."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return run_cell(cell, folder, on_step)
+
+
+class _Run:
+    """One call of `run`."""
+
+    def __init__(self, plan: Plan, progress: CompareProgress, retry: Sequence[str]):
+        self._plan, self._progress, self._retry = plan, progress, retry
+        self._file = RowFile(plan.folder)
+        self._ended: set[str] = set()  # cells of this call
+
+    def tidy(self) -> None:
+        """Remove incomplete files, and the files of cells that have rows; a killed run leaves both."""
+        remove_unfinished(self._plan.folder)
+        for cell in self._plan.cells(self._file.rows):
+            if succeeded(self._file.rows.get(cell.cell_id)):
+                tidy(cell, self._plan.folder)
+
+    def run(self, pool: LocalExecutor | RayExecutor, others: dict[str, Row]) -> None:
+        """Run the phases in order; the rows of the first determine the learning rates of the others."""
+        while self._take_over(others):  # rows that are copied determine further cells
+            pass
+        self._report_total()
+        with StopRequest(pool.stop) as stop:
+            for phase in (self._plan.tuning_cells, self._plan.final_cells, self._plan.cost_cells):
+                while left := self._left(phase(self._file.rows)):  # trials may make further ones necessary
+                    self._run_phase(left, pool)
+                    if stop.wanted:
+                        n_left = len(self._left(self._plan.cells(self._file.rows)))
+                        raise KeyboardInterrupt(f"{n_left} cells are left. Run the same command again to resume.")
+                    self._take_over(others)
+                    self._report_total()
+
+    def _report_total(self) -> None:
+        cells = self._plan.cells(self._file.rows)
+        self._progress.on_total(len(cells), len(cells) - len(self._left(cells)))
+
+    def outcome(self, summary: Summary) -> RunOutcome:
+        """The outcome, after all phases."""
+        cells, rows = self._plan.cells(self._file.rows), self._file.rows
+        failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
+        return RunOutcome(len(self._ended), len(cells) - len(self._ended), failures, summary)
+
+    def _run_phase(self, left: list[Cell], pool: LocalExecutor | RayExecutor) -> None:
+        for cell in (cell for cell in left if cell.impossible):
+            self._keep(cell, lost_row(cell, "skipped", str(cell.impossible)))
+        possible = [cell for cell in left if not cell.impossible]
+        for cell, row in pool.run(possible, is_exclusive=any(cell.role == "cost" for cell in possible)):
+            self._keep(cell, row)
+
+    def _keep(self, cell: Cell, row: Row) -> None:
+        self._file.append(row)
+        if succeeded(row):
+            tidy(cell, self._plan.folder)
+        self._ended.add(cell.cell_id)
+        self._progress.on_row(cell, row)
+
+    def _left(self, cells: list[Cell]) -> list[Cell]:
+        return [cell for cell in cells if not self._is_done(cell)]
+
+    def _is_done(self, cell: Cell) -> bool:
+        """Whether the cell has a row that is kept."""
+        if cell.cell_id in self._ended:  # failed cells are retried once
+            return True
+        row = self._file.rows.get(cell.cell_id)
+        if row is None or row["status"] in self._retry or not cell.owns(row):
+            return False
+        return row["status"] != "skipped" or bool(cell.impossible)
+
+    def _take_over(self, others: dict[str, Row]) -> int:
+        """Copy the rows of equal cells, of this study and of `others`; times are always measured again."""
+        n_copied = 0
+        for cell in self._left(self._plan.cells(self._file.rows)):
+            known = [] if cell.impossible or cell.role == "cost" else [*self._file.rows.values(), *others.values()]
+            row = next((row for row in known if succeeded(row) and cell.owns(row)), None)
+            if row is not None:
+                self._file.append(row | {"study": cell.study, "method": cell.method, "role": cell.role})
+                n_copied += 1
+        return n_copied
+
+
+@contextmanager
+def _clear_if_full(folder: Path) -> Iterator[None]:
+    """Raise TrainingError for a full disk: the same command does not run the cells again that failed for it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise TrainingError(
+            f"the disk that holds {folder} is full; the rows of finished cells are intact. Free some space and run the "
+            "command again with --retry failed"
+        ) from error
+
+
+def check(executor: str, retry: Sequence[str], reuse: Path | None) -> None:
+    """Raise ConfigError for arguments that `run` does not accept. A command calls it before a plan makes a folder."""
+    if executor not in EXECUTORS:
+        raise ConfigError(unknown("executor", executor, EXECUTORS))
+    for status in retry:
+        if status not in RETRIES:
+            raise ConfigError(unknown("status of retry:", status, RETRIES))
+    if reuse is not None and not (reuse / ROWS).is_file():
+        raise ConfigError(f"{reuse} holds no rows to reuse; give the --out folder of another study")
+
+
+def _executor(name: str, threads: int, *arguments: Any) -> LocalExecutor | RayExecutor:
+    if name == "ray":
+        from qpeft_lab.compare.ray import RayExecutor
+
+        return RayExecutor(*arguments, threads=threads)
+    return LocalExecutor(*arguments)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove empty folders; the remaining files belong to failed cells."""
+    for path in sorted([folder, *folder.rglob("*")], reverse=True):
+        with suppress(OSError):
+            path.rmdir()

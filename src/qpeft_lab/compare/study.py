@@ -1,0 +1,470 @@
+"""A study: which methods are compared, on which base and data, with which seeds.
+
+`Study` is what a YAML file says, `PlannedStudy` what study.json in the folder of a study holds: every method with its
+size, its learning rates and the hash of everything that determines its rows. All fields are validated.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from qpeft import methods
+from qpeft.checks import MOST, unknown
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.files import read_json, write_json
+from qpeft.user_code import is_file
+from qpeft_lab.compare import BUILT_IN, RECIPES
+from qpeft_lab.compare.metrics import METRICS, OF_CLASSES, OF_NUMBERS, OF_TEXTS
+from qpeft_lab.compare.rate_search import RateSearch, search_rates
+from qpeft_lab.compare.rows import Row, succeeded
+from qpeft_lab.data.glue import PREFIX as GLUE
+from qpeft_lab.data.glue import GlueTask, find_glue
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.settings import HIGHEST_SEED, RunSettings, backend_settings
+from qpeft_lab.training.generate import Decoding
+
+STUDY = "study.json"
+LEAST_RANKED = 0.8  # of a block's budget
+_DEFAULTS = {"steps": 80, "batch_size": 4, "seq_len": 128, "eval_blocks": 24}  # of `training`
+_OWN_FIELDS = {"model", "data", "eval_data", "out", "task", "method", "method_settings", "backend_settings", "host"}
+_OWN_FIELDS |= {"lr", "seed", "trust_remote_code"}  # fields of `RunSettings` that are not in `training`
+
+Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
+MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
+Role = Literal["main", "control", "equal_budget"]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
+_Training = Annotated[dict[str, Any], AfterValidator(RunSettings.validated)]
+
+
+def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in choices:
+            raise ValueError(unknown(kind, name, choices))
+        return name
+
+    return AfterValidator(check)
+
+
+TaskName = Annotated[str, _one_of("task", TASKS)]
+MetricName = Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))]
+
+
+def _known(names: Any) -> Any:
+    """Validates that a mapping has no other names, before its values."""
+
+    def check(values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if name not in names():
+                raise ValueError(unknown("field", name, names()))
+        return values
+
+    return check
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_known_fields(cls, values: Any) -> Any:
+        return _known(lambda: list(cls.model_fields))(values)
+
+
+class Published(_Strict):
+    """A result that others published for a method. The report shows it next to the measured value."""
+
+    value: float  # in the unit in which the report shows the metric: an accuracy, F1 or correlation in %
+    metric: Annotated[str, _one_of("metric", METRICS)] | None = None  # default: that of the study
+    data: str | None = None  # the `data` that it is for; default: any
+    source: _Label
+    note: _Label | None = None
+
+
+class Method(_Strict):
+    """A method of `qpeft train` with its settings."""
+
+    key: MethodKey
+    label: _Label = ""  # default: the key
+    method: str
+    host: str = "lora"
+    settings: dict[str, Any] = {}
+    backend: dict[str, Any] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
+    lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
+    role: Role = "main"
+    against: str | None = None  # of a control: the key of the method that it is a control of
+    note: str | None = None
+    published: Annotated[
+        list[Published], BeforeValidator(lambda found: [found] if isinstance(found, dict) else found)
+    ] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labelled(cls, values: Any) -> Any:
+        return {**values, "label": values.get("label") or values.get("key")} if isinstance(values, dict) else values
+
+
+class Candidate(Method):
+    """A method of an equal-budget block, with the largest of `values` for the setting `vary` that fits the budget."""
+
+    vary: str | None = None
+    values: list[int] = []
+
+    @model_validator(mode="after")
+    def _varies_something(self) -> Candidate:
+        if (self.vary is None) != (not self.values):
+            raise ValueError("give `vary`, the name of a setting, and its `values` together")
+        if self.values != sorted(self.values):
+            raise ValueError("`values` must increase, from the fewest trainable parameters to the most")
+        return self
+
+
+class Block(_Strict):
+    """Methods at the trainable parameter count of the method `of`."""
+
+    of: str
+    methods: list[Candidate] = Field(min_length=1)
+
+
+class PlannedMethod(Method):
+    """A method of a planned study; members of equal-budget blocks are methods as well."""
+
+    kind: Literal["quantum", "classical"] = "classical"
+    block: str | None = None  # of a member of an equal-budget block: the key of the method whose size it has
+    report_note: str = ""  # a sentence for the report
+    rates: list[float] = []  # the grid of learning rates, sorted; none where nothing is trained
+    hash: str
+    trainable: _Count
+    deployed: _Count
+
+
+class Tuning(_Strict):
+    """Learning rates: every method tries its middle learning rate times each of `grid`, on validation data."""
+
+    grid: list[_Factor] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
+    seed: Seed = 1000  # of the trials; not one of `seeds`
+
+
+@dataclass(frozen=True)
+class Generation(Decoding):
+    """Answers to the test prompts, which are scored by all metrics `OF_TEXTS`; BERTScore only with an encoder."""
+
+    n_prompts: Annotated[int, Field(ge=0, le=MOST)] = 64  # 0: all
+    bertscore_model: str | None = None
+
+
+class _Common(_Strict):
+    """What a study and a planned study have in common."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str
+    question: str
+    task: TaskName = "causal-lm"
+    metric: MetricName = "test_loss"
+    reference: str = "lora"
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    tuning: Tuning = Tuning()
+    training: dict[str, Any] = {}  # fields of `RunSettings` that all methods share
+    test_blocks: int = Field(default=96, ge=0, le=MOST)
+    costs: bool = True
+    max_hours: float = Field(default=8.0, gt=0, allow_inf_nan=True)
+    methods: Sequence[Method] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_consistent_keys(self) -> _Common:
+        keys = [method.key for method in self.methods]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"methods: duplicate key {min(twice)!r}")
+        named = [("reference", self.reference)]
+        named += [(f"methods: the control {m.key} is against", m.against) for m in self.methods if m.against]
+        named += [("blocks.of", of) for of in self.sizes]
+        for field, name in named:
+            if name not in keys:
+                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(keys)}")
+        return self
+
+    @property
+    def sizes(self) -> list[str]:
+        """The methods that have an equal-budget block."""
+        raise NotImplementedError
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task predicts the tokens of texts."""
+        return TASKS[self.task].is_language_model
+
+
+class Study(_Common):
+    """A comparison of methods on one base and one data set, as a YAML file describes it."""
+
+    base: str = "embedded"
+    data: str = "numpy-docs"
+    eval_data: str | None = None
+    test_data: str | None = None
+    training: _Training = {}
+    by_data: dict[str, _Training] = {}  # by `data`: fields of `training` that `load_study` replaces for these data
+    generation: Annotated[
+        Generation | None, BeforeValidator(_known(lambda: [known.name for known in fields_of(Generation)]))
+    ] = None
+    lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
+    smoke: dict[str, Any] = {}  # fields of the config of a smoke test's base, with its `model_type`
+    blocks: list[Block] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Add defaults of `training`, and the task and its metric that the data determine."""
+        if not isinstance(values, dict):
+            return values
+        task, metric, given = values.get("task"), values.get("metric"), values.get("training") or {}
+        if glue := find_glue(str(values.get("data"))):
+            task, metric = task or glue.settings()["task"], metric or f"test_{glue.metrics[0]}"
+        if isinstance(given, dict):
+            usual = {name: value for name, value in _DEFAULTS.items() if name != "steps" or given.get("epochs") is None}
+            given = {name: value for name, value in (usual | given).items() if value is not None}
+        metric = metric or next(iter(_metrics_of(task)), "test_loss")
+        return {**values, "training": given, "task": task or "causal-lm", "metric": metric}
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Study:
+        for method in (*self.methods, *(one for block in self.blocks for one in block.methods)):
+            _check_method(method)
+        if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
+            raise ValueError("seeds and tuning.seed must differ: learning rates are selected with a separate seed")
+        if wrong := _OWN_FIELDS.intersection(self.training):
+            raise ValueError(f"training.{min(wrong)} is a field of the study or of its methods")
+        self.run.check()
+        if self.generation is not None:
+            self.generation.check()
+        self._check_metric()
+        return self
+
+    @property
+    def run(self) -> RunSettings:
+        """`training` as a run on the study's own data."""
+        return RunSettings(model="-", data=self.data, out="-", task=self.task, method="none", **self.training)
+
+    def _check_metric(self) -> None:
+        usable = ("test_loss", *(OF_TEXTS if self.is_language_model else _metrics_of(self.task)))
+        if self.metric not in usable:
+            raise ValueError(f"metric {self.metric} is not one of task {self.task}; use {', '.join(usable)}")
+        if self.metric in OF_TEXTS and self.generation is None:
+            raise ValueError(f"metric {self.metric} needs `generation`, whose texts it scores")
+        if self.metric == "bertscore_f1" and not (self.generation and self.generation.bertscore_model):
+            raise ValueError("metric bertscore_f1 needs generation.bertscore_model")
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data, without the local files of a task of GLUE."""
+        return _data_name(self.data)
+
+    @property
+    def glue(self) -> GlueTask | None:
+        """The task of GLUE that the data are, if they are one."""
+        return find_glue(self.data)
+
+    @property
+    def sizes(self) -> list[str]:
+        return [block.of for block in self.blocks]
+
+
+class Base(_Strict):
+    """The base model."""
+
+    id: str
+    sha256: str
+    tokenizer_sha256: str | None = None  # of the tokenizer or image processor
+    dtype: str = "float32"
+    params_total: int = 0
+
+
+class Data(_Strict):
+    """Names of the data sources, the hash of the split data, and what a reader of the report must know of them."""
+
+    id: str
+    eval_data: str | None = None
+    test_data: str | None = None
+    sha256: str
+    notes: list[str] = []
+
+
+class PlannedStudy(_Common):
+    """The content of study.json."""
+
+    base: Base
+    data: Data
+    command: str = ""
+    methods: Sequence[PlannedMethod] = Field(min_length=1)  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @property
+    def sizes(self) -> list[str]:
+        return list(dict.fromkeys(method.block for method in self.methods if method.block))
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric == "test_loss"
+
+    def is_deterministic(self, method: PlannedMethod) -> bool:
+        """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn from the seed."""
+        return self.is_language_model and not method.rates
+
+    def seeds_of(self, method: PlannedMethod) -> Sequence[int]:
+        """The seeds that the method runs with."""
+        return self.seeds[:1] if self.is_deterministic(method) else self.seeds
+
+    def row_of(
+        self, method: PlannedMethod, rows: Mapping[str, Row], name: str, seed: int, rates: Sequence[float]
+    ) -> Row | None:
+        """The row `name` of the method among `rows`, by cell_id; None if it is missing or that of other work."""
+        row = rows.get(f"{self.name}/{method.key}/{method.hash}/{name}")
+        return row if row is not None and row["seed"] == seed and row.get("lr") in (None, *rates) else None
+
+    def trial_of(self, method: PlannedMethod, rows: Mapping[str, Row], rate: float) -> Row | None:
+        """The row of the trial of a learning rate, or None."""
+        return self.row_of(method, rows, f"lr{rate:g}", self.tuning.seed, [rate])
+
+    def search(self, method: PlannedMethod, rows: Mapping[str, Row]) -> RateSearch:
+        """The learning rates that the method tries, as far as `rows`, by cell_id, determine them."""
+
+        def loss_of(rate: float) -> float | None:
+            row = self.trial_of(method, rows, rate)
+            if row is None or row["status"] not in ("success", "diverged"):
+                return None
+            return row["valid_loss"] if succeeded(row) else math.inf
+
+        return search_rates(method.rates, loss_of)
+
+    def write(self, folder: Path) -> None:
+        """Write study.json."""
+        write_json(folder / STUDY, self.model_dump())
+
+
+def is_ranked(ratio: float) -> bool:
+    """Whether `ratio` of a block's budget is close enough to 1 for a place in the block's ranking."""
+    return LEAST_RANKED <= ratio <= 1
+
+
+def read_study(folder: Path) -> PlannedStudy:
+    """Read study.json. Raises InputError if it is missing and CheckpointError if it is damaged."""
+    path = folder / STUDY
+    if not path.exists():
+        raise InputError(f"{folder} holds no study ({STUDY} is missing); give the --out folder of `qpeft compare run`")
+    try:
+        return PlannedStudy.model_validate(read_json(path))
+    except ValueError as error:
+        what = described(error) if isinstance(error, ValidationError) else error
+        raise CheckpointError(
+            f"{path} is damaged ({what}); delete it and run `qpeft compare run` again with its command"
+        ) from error
+
+
+def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
+    """The built-in study of that name, or the study in that file, with `overrides` by dotted name.
+
+    Fields of `training` are those in `overrides`, else those that `by_data` has for the data, else the study's own.
+    Raises ConfigError with the name of the study and of the invalid field.
+
+    Example: `load_study("survey", {"training.steps": 50})`
+    """
+    found, overrides = _read(name_or_path), dict(overrides or {})
+    data, by_data = str(overrides.get("data", found.get("data"))), found.get("by_data")
+    of_data = by_data.get(data, by_data.get(_data_name(data))) if isinstance(by_data, dict) else None
+    _replace(found, {f"training.{field}": value for field, value in (of_data or {}).items()})
+    _replace(found, overrides)
+    try:
+        return Study.model_validate(found)
+    except ValidationError as error:
+        raise ConfigError(f"study {name_or_path}: {described(error)}") from error
+
+
+def code_of(name_or_path: str) -> list[str]:
+    """The names FILE.py:NAME in a study. Loading, planning and running the study executes these files."""
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+        elif is_file(value):
+            yield value
+
+    return sorted(set(texts(_read(name_or_path))))
+
+
+def described(error: ValidationError) -> str:
+    """The first three errors, such as `training.steps: Input should be a valid integer, got 'many'`."""
+    lines = []
+    for found in error.errors()[:3]:
+        where, what = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
+        is_plain = found["type"] in ("missing", "value_error")
+        got = "" if is_plain else f", got {reprlib.repr(found['input'])}"  # a short one
+        lines.append(f"{where}: {what}{got}" if where else what)
+    return "; ".join(lines)
+
+
+def _metrics_of(task: str | None) -> Sequence[str]:
+    """The metrics of labelled data."""
+    kind = TASKS.get(task or "")
+    return () if kind is None or kind.is_language_model else tuple(OF_NUMBERS if kind.is_regression else OF_CLASSES)
+
+
+def _data_name(data: str) -> str:
+    return data.partition(":")[0] if data.startswith(GLUE) else data
+
+
+def _check_method(method: Method) -> None:
+    """Raise ValueError for a method that is not known. It executes the file of a user's method."""
+    record = methods.named(method.method)
+    if method.host not in methods.hosts():
+        raise ValueError(f"method {method.key}: {unknown('host', method.host, methods.hosts())}")
+    if (method.role == "control") != (method.against is not None):
+        raise ValueError(f"method {method.key}: `against`, the controlled method, is for role control and no other")
+    if method.against == method.key:
+        raise ValueError(f"method {method.key} is a control against itself; name the controlled method")
+    if method.backend and not record.takes_backend:
+        raise ValueError(f"method {method.key}: backend is for methods with a circuit that runs on backends")
+    backend_settings(method.backend)
+
+
+def _replace(found: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Set fields by dotted name. A number of steps replaces one of epochs and the reverse."""
+    for name, value in changes.items():
+        *parents, last = name.split(".")
+        place = found
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = {}
+            place = place[parent]
+        other = {"steps": "epochs", "epochs": "steps"}.get(last, "")
+        if parents == ["training"] and f"training.{other}" not in changes:
+            place.pop(other, None)
+        place[last] = value
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path).expanduser()
+    if name_or_path in BUILT_IN:
+        place = files("qpeft_lab.compare") / "builtin" / f"{name_or_path}.yaml"
+    elif path.is_file():
+        place = path
+    elif name_or_path in RECIPES:
+        place = files("qpeft_lab.compare") / name_or_path
+    else:
+        raise ConfigError(f"{unknown('study', name_or_path, (*BUILT_IN, *RECIPES))}, or give the path of a YAML file")
+    try:
+        found = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"study {name_or_path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"study {name_or_path} has no fields; it needs `name`, `title`, `question` and `methods`")
+    return found

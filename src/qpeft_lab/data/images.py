@@ -1,0 +1,107 @@
+"""Image data: folders, arrays, data sets of the hub. Each image is decoded once to find damaged ones.
+
+`datasets` reads a folder, which has one sub-folder of images for each class, or such folders in `train/` and
+`validation/`. An .npz has `images`, uint8 (n, h, w) or (n, h, w, c), `labels`, integers (n,), and optionally `names`,
+the names of the classes in the order of the integers. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qpeft.errors import DataError
+from qpeft_lab.data.labelled import label_name
+from qpeft_lab.data.sources import class_columns, first_line, is_npz, load_split, parse_source
+from qpeft_lab.data.split import Labelled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COLUMNS = ("image", "img")
+
+
+def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
+    """The images of a source, as arrays, files or encoded bytes, with the names of their classes.
+
+    Raises DataError for a source that is missing, empty, damaged, or in another format.
+    """
+    from datasets import Image
+
+    if is_npz(source):
+        return _read_npz(parse_source(source).path)
+    data_set = load_split(source, split)
+    image_column = next((name for name in _COLUMNS if name in data_set.features), None)
+    if image_column is None or label_column not in data_set.features:
+        wanted = f"one of {', '.join(_COLUMNS)}" if image_column is None else repr(label_column)
+        raise DataError(
+            f"{source} has the columns {', '.join(data_set.features)}; required: {wanted}. Give a folder with one "
+            "sub-folder for each of two or more classes, or set label_column"
+        )
+    names: Any = class_columns(data_set).get(label_column)
+    rows: list[Labelled] = []
+    for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):
+        content, label = row[image_column]["bytes"] or Path(row[image_column]["path"]), row[label_column]
+        rows.append((content, label_name(names[label] if names else label, f"{source}, row {number}")))
+        open_image(content, "L")
+    return rows
+
+
+def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
+    """The image, upright, in a mode of PIL, "L" (grayscale) or "RGB"; 16 bits are scaled to 8.
+
+    Raises DataError if it cannot be decoded.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        if isinstance(content, np.ndarray):
+            return Image.fromarray(content).convert(mode)
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            return _to_eight_bits(ImageOps.exif_transpose(image)).convert(mode)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = content if isinstance(content, Path) else "an image"
+        raise DataError(f"cannot read {name}: {error}; repair or remove it") from error
+
+
+def _to_eight_bits(image: Image) -> Image:
+    """Scale 16 bits to 8; PIL would clip integers at 255, and floats at 0 and 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    import PIL.Image
+
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its values are {values.dtype} from {values.min()} to {values.max()}, not 8 or 16 bits")
+    return PIL.Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
+
+
+def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
+    """The bytes of an image to hash."""
+    if isinstance(content, np.ndarray):
+        return f"{content.shape}".encode() + content.tobytes()
+    return content.read_bytes() if isinstance(content, Path) else content
+
+
+def _read_npz(path: Path) -> list[Labelled]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            images, labels = arrays["images"], arrays["labels"]
+            names = arrays["names"].astype(str) if "names" in arrays else None
+    except Exception as error:  # NumPy and zipfile raise any type for a damaged file
+        raise DataError(f"cannot read {path} as arrays images and labels: {first_line(error)}") from error
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3, 4))
+    if images.dtype != np.uint8 or not is_image or not images.size:
+        wanted = "uint8 (0 to 255), (n, height, width) or (n, height, width, 1, 3 or 4)"
+        raise DataError(f"{path}: images are {images.dtype} of shape {images.shape}; they must be {wanted}")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        wanted = f"integers, one for each of the {len(images)} images"
+        raise DataError(f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be {wanted}")
+    if names is not None and (labels.min() < 0 or labels.max() >= len(names)):
+        raise DataError(f"{path}: labels run from {labels.min()} to {labels.max()}, and there are {len(names)} names")
+    pixels = images[..., 0] if images.shape[-1:] == (1,) and images.ndim == 4 else images
+    named = (str(label if names is None else names[label]) for label in labels)
+    return [(image, label_name(name, f"{path}, class names")) for image, name in zip(pixels, named, strict=True)]

@@ -1,0 +1,92 @@
+"""Labels of examples: names of classes and their order, numbers; and rows of labelled texts."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from qpeft.errors import DataError, DataWarning
+from qpeft_lab.data.sources import check_text, load_rows
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_LARGEST = 1e15  # its square, times the number of a model's parameters in a gradient's norm, is finite in float32
+
+
+def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The classes of training data, sorted by value if all are integers, otherwise by name.
+
+    If the base has exactly these classes, `known`, its order is kept, because its head has that order. Raises DataError
+    for fewer than two classes.
+    """
+    names = set(found)
+    if len(names) < 2:
+        raise DataError(
+            f"{source} has only the class {next(iter(names))!r}; give examples of at least two classes, or set another "
+            "label_column"
+        )
+    if names == set(known) and len(known) == len(names):
+        return tuple(known)
+    return tuple(sorted(names, key=int if all(map(_INTEGER.fullmatch, names)) else None))
+
+
+def label_name(value: Any, where: str) -> str:
+    """A label, an integer or a text, as a class name. Raises DataError, which names `where`, for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # a table with missing values stores integers as floats
+    if isinstance(value, (bool, int)) or (isinstance(value, str) and value.strip()):
+        return str(value).strip()
+    raise DataError(f"{where}: the label is {_shown(value)}; give each example an integer or a class name")
+
+
+def label_number(value: Any, where: str) -> float:
+    """A label as a number. Raises DataError, which names `where`, for anything else and more than 1e15."""
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+    if abs(number) <= _LARGEST:
+        return number
+    raise DataError(f"{where}: the label is {_shown(value)}; give each example a finite number, at most {_LARGEST:g}")
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None or value == "" else f"{value!r}"
+
+
+def load_labelled_texts(
+    source: str, split: str, columns: dict[str, str], label: Callable[[Any, str], Any]
+) -> tuple[list[tuple[str, ...]], list[Any]]:
+    """The texts, or pairs of texts, of a source and their labels; rows without a text are left out, with a warning.
+
+    `columns` are the names of the columns by the setting that names them, the label's last. Raises DataError.
+    """
+    rows = load_rows(source, split)
+    if not rows:
+        raise DataError(f"{source} is empty")
+    for name, column in columns.items():
+        if column not in rows[0]:
+            found = ", ".join(map(str, rows[0]))
+            raise DataError(f"{source} has the columns {found}, but no {column!r}; set {name}")
+    *of_text, of_label = columns.values()
+    texts, labels = [], []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        for column in of_text:
+            if not isinstance(row.get(column), str | None):
+                raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
+        check_text(where, row)
+        given = tuple(row.get(column) or "" for column in of_text)
+        value = label(row.get(of_label), where)
+        if any(text.strip() for text in given):
+            texts.append(given)
+            labels.append(value)
+    if not texts:
+        raise DataError(f"{source} has no example with a text; give rows with a text in {', '.join(of_text)}")
+    if n_empty := len(rows) - len(texts):
+        found = f"{n_empty} of {len(rows)} rows of {source} have no text; they are left out"
+        warnings.warn(DataWarning(found), stacklevel=2)
+    return texts, labels

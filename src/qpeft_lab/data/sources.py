@@ -1,0 +1,394 @@
+"""Data sources: local files and folders, built-in texts, and data sets with splits; checked when read.
+
+A name is a path, a hub id or a built-in text, with a configuration and a split where it has them:
+
+    text.txt   photos   name   name:config   name:config:split   name::split   glue/task   glue/task:folder
+
+A row of text is a dict in one of three formats, which its columns determine:
+
+    {"messages": [{"role": ..., "content": ...}, ...]}   a conversation; the assistant's messages are scored
+    {"prompt": str, "completion": str}                   the completion is scored
+    {"text": str}                                        the whole text is scored
+
+ShareGPT's `conversations` become the first format, Alpaca's `instruction`, `input` and `output` the second.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qpeft.errors import DataError, DataWarning
+from qpeft.files import file_hash
+from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
+from qpeft_lab.files import parse_json
+from qpeft_lab.local_paths import explain_missing, has_drive, looks_like_path
+
+Row = dict[str, Any]
+
+# in a package above this one, therefore imported only when used
+BUILT_IN = {"numpy-docs": "qpeft_lab.demo.corpus:numpy_docs", "stdlib-docs": "qpeft_lab.demo.corpus:stdlib_docs"}
+
+_WORDS = {"keep_default_na": False, "na_values": [""]}  # "null" and "NA" are words
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".txt": ("text", {"sample_by": "document"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".csv": ("csv", _WORDS),
+    ".parquet": ("parquet", {}),
+    ".tsv": ("csv", {**_WORDS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+}
+_LOCAL_SUFFIXES = {*_READERS, ".npz"}
+_EVALUATION_SPLITS = ("validation", "test")
+_SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
+
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+_ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
+_ALPACA_INPUT = ", paired with an input that provides further context"
+
+
+class SourceName(NamedTuple):
+    """The parts of a source's name."""
+
+    name: str  # path, hub id or built-in text
+    config: str | None = None
+    split: str | None = None
+    glue: GlueTask | None = None  # the task of GLUE, whose splits and classes the source has
+
+    @property
+    def is_local(self) -> bool:
+        """True if the name is a local path, whether or not it exists."""
+        path = Path(self.name).expanduser()
+        return path.exists() or looks_like_path(self.name) or path.suffix.lower() in _LOCAL_SUFFIXES
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether neither a configuration nor a split is named."""
+        return self.config is None and self.split is None
+
+    @property
+    def id(self) -> str:
+        """As `datasets` takes it: a hub id, or the path of a folder."""
+        return str(self.path) if self.is_local else self.name
+
+    @property
+    def path(self) -> Path:
+        """The path of a local source. Raises DataError if it does not exist."""
+        path = Path(self.name).expanduser()
+        if not path.exists():
+            raise DataError(f"no file or folder {self.name}: {explain_missing(self.name)}")
+        return path
+
+
+def parse_source(source: str) -> SourceName:
+    """The parts of `source`. A path may contain colons: the longest part that exists is the path.
+
+    Raises DataError for an unknown task of GLUE.
+    """
+    if (glue := find_glue(source)) is not None:
+        _, _, local = source.partition(":")
+        return (parse_source(local) if local else SourceName(HUB, glue.config))._replace(glue=glue)
+    path = Path(source).expanduser()
+    first = source.find(":", 2 if has_drive(source) else 0)
+    if first < 0 or path.exists() or path.suffix.lower() in _LOCAL_SUFFIXES:
+        return SourceName(source)
+    colons = [place for place in range(first, len(source)) if source[place] == ":"]
+    end = next((place for place in reversed(colons) if Path(source[:place]).expanduser().exists()), first)
+    config, _, split = source[end + 1 :].partition(":")
+    return SourceName(source[:end], config or None, split or None)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns to read, and whether rows stay as they are."""
+
+    text: str = "text"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    keep_empty: bool = False  # rows with nothing to score
+    by_line: bool = False  # a .txt is one row per line, not one document
+
+
+def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
+    """Rows of `source` in one of the three formats above, which the first row determines.
+
+    `split` ("train" or "validation") selects a split of a hub data set if the source names none; other sources have
+    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning, or kept.
+
+    Raises:
+        DataError: the source is missing, unreadable or empty, or lacks the columns.
+    """
+    rows = load_rows(source, split, by_line=columns.by_line)
+    if not rows:
+        raise DataError(f"{source} is empty")
+    names = _names(source, rows[0], columns)
+    renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
+    left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
+    if left_out:
+        why = "no message of an assistant" if "messages" in renamed[0] else f"nothing in column {list(names)[-1]!r}"
+        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
+        if len(left_out) == len(rows):
+            raise DataError(f"{lacking}; give rows with a text to learn")
+        if columns.keep_empty:
+            return renamed
+        warnings.warn(DataWarning(f"{lacking}; they are left out"), stacklevel=1)
+    return [row for row in renamed if _has_something_to_score(row)]
+
+
+def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """The prompts of rows in the second format, in order, each with all its answers; none for other rows."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if "prompt" in row:
+            found.setdefault(row["prompt"], []).append(row["completion"].strip())
+    return found
+
+
+def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
+    """Rows of a file, of the files in a folder, of a built-in text or of a split of a data set, unchanged.
+
+    A .txt is one row, or one per line, without its line break. Quotation marks have no special meaning in a .tsv. The
+    classes of a task of GLUE are named.
+
+    Raises:
+        DataError: the source is missing or unreadable, or a task of GLUE has no such class.
+    """
+    if source in BUILT_IN:
+        module, function = BUILT_IN[source].split(":")
+        return [{"text": text} for text in getattr(import_module(module), function)()]
+    name = parse_source(source)
+    if name.is_local and name.is_whole:
+        files = _files(name.path, name.glue and name.glue.split(split))
+        if not files and name.glue is not None:
+            split = name.glue.split(split)
+            raise DataError(f"{name.path} has no file of the split {split}, such as {split}.jsonl")
+        rows = [row for file in files for row in _read(file, by_line)]
+    else:
+        data_set = load_split(source, split)
+        rows = [dict(row) for row in data_set]
+        for column, names in class_columns(data_set).items():
+            for row in rows:
+                row[column] = names[row[column]] if (row[column] or 0) >= 0 else None  # -1 is a withheld label
+    if name.glue is not None:
+        for number, row in enumerate(rows, start=1):
+            row[LABEL] = name.glue.name_class(row.get(LABEL), f"{source}, row {number}")
+    return rows
+
+
+def is_npz(source: str) -> bool:
+    """Whether the source is a file of arrays with images."""
+    return source.lower().endswith(".npz")
+
+
+def has_validation_split(source: str, has_images: bool = False) -> bool:
+    """True if `source` is a data set with a validation split, and names no split itself.
+
+    Local files of texts have none, but those of a task of GLUE; `datasets` reads folders of images.
+    """
+    if source in BUILT_IN or is_npz(source):
+        return False
+    name = parse_source(source)
+    if name.is_local and name.is_whole and not has_images:
+        return name.glue is not None and name.path.is_dir() and bool(_files(name.path, name.glue.split("validation")))
+    return name.glue is not None or (name.split is None and "validation" in split_names(source))
+
+
+def content_hash(source: str) -> str | None:
+    """Hash of the files of a local source, hidden ones excepted; None for a data set of the hub, or a built-in text."""
+    name = parse_source(source)
+    if name.name in BUILT_IN or not name.is_local:
+        return None
+    path = name.path
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
+
+
+def _files(path: Path, split: str | None = None) -> list[Path]:
+    """The file itself, or the supported files of a folder by name: those of a split, such as `train-00000.parquet`."""
+    allowed = f"files must end in one of {', '.join(_READERS)}"
+    if path.is_file():
+        if path.suffix.lower() not in _READERS:
+            raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {allowed}")
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
+    if not files:
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise DataError(f"no data in folder {path}: it contains {found}; {allowed}")
+    return [file for file in files if split is None or re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
+
+
+def _read(file: Path, by_line: bool) -> list[Row]:
+    """The rows of a file, streamed: otherwise `datasets` would copy the file to its cache."""
+    from datasets import load_dataset
+
+    kind, options = _READERS[file.suffix.lower()]
+    if kind == "text" and by_line:
+        options = {**options, "sample_by": "line"}
+    try:
+        if kind == "json":
+            return _read_json(file)
+        path = glob.escape(str(file))  # `datasets` reads it as a pattern
+        return list(load_dataset(kind, data_files=path, split="train", streaming=True, **options))
+    except DataError:
+        raise
+    except Exception as error:  # each reader raises its own types
+        raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
+
+
+def _read_json(file: Path) -> list[Row]:
+    """A JSON array, one object, or one object per line. (`datasets` would turn columns of mixed types into strings.)"""
+    content = file.read_text(encoding="utf-8-sig")
+    try:
+        found = parse_json(content)
+    except ValueError:
+        lines = enumerate(content.split("\n"), start=1)
+        found = [_parse_line(number, line) for number, line in lines if line.strip()]
+    rows = [{"text": row} if isinstance(row, str) else row for row in (found if isinstance(found, list) else [found])]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {number}: expected an object with columns, got {type(row).__name__}")
+    return rows
+
+
+def _parse_line(number: int, line: str) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def class_columns(data_set: Any) -> dict[str, list[str]]:
+    """The names of the classes for each column of a data set that has class indices."""
+    features = getattr(data_set, "features", None) or {}
+    return {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+
+
+def load_split(source: str, split: str) -> Any:
+    """The split that `source` names, or its split for "train", or for "validation" its validation or else test split.
+
+    Raises DataError if it has no such split.
+    """
+    from datasets import load_dataset
+
+    name, found = parse_source(source), split_names(source)
+    if name.split is None:
+        is_whole = name.is_local and list(found) == ["train"]  # a folder without splits
+        wanted = ("train",) if split == "train" or is_whole else _EVALUATION_SPLITS
+        wanted = wanted if name.glue is None else (name.glue.split(split),)
+        part = next((candidate for candidate in wanted if candidate in found), None)
+    else:
+        wanted = [one.partition("[")[0] for one in name.split.split("+")]  # train[:10%]+test
+        part = name.split if set(wanted) <= set(found) else None
+    if part is None:
+        raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(found)}")
+    try:
+        return load_dataset(name.id, name.config, split=part)
+    except Exception as error:  # each reader raises its own types
+        raise DataError(f"cannot read {source}: {_root_cause(error)}") from error
+
+
+def split_names(source: str) -> Sequence[str]:
+    """Names of the splits of a hub data set, or of a local folder that `datasets` reads.
+
+    Raises DataError if there is no such data set.
+    """
+    from datasets import get_dataset_split_names
+
+    name = parse_source(source)
+    if name.name in BUILT_IN or (name.is_local and name.path.is_file()):
+        raise DataError(f"{name.name} has no configurations and no splits; name it without {source[len(name.name) :]}")
+    try:
+        return get_dataset_split_names(name.id, name.config)
+    except Exception as error:  # offline, unknown, gated, or without configuration
+        cause = _root_cause(error)
+        if name.is_local:
+            raise DataError(f"cannot read the splits of folder {name.name}: {cause}. {_SPLITS}") from error
+        near = get_close_matches(source, BUILT_IN, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ("" if name.config is None else f" {_SPLITS}")
+        raise DataError(
+            f"{source!r} is not a local file or folder, not a built-in text ({', '.join(BUILT_IN)}), and could not be "
+            f"loaded from the hub: {cause}.{hint}"
+        ) from error
+
+
+def _names(source: str, row: Row, columns: Columns) -> dict[str, str]:
+    """Column of the source -> key in the row; the last one is scored."""
+    formats = (
+        {"messages": "messages"},
+        {"conversations": "messages"},
+        {columns.prompt: "prompt", columns.completion: "completion"},
+        {"instruction": "prompt", "output": "completion"},
+        {columns.text: "text"},
+    )
+    for names in formats:
+        if names.keys() <= row.keys():
+            return names
+    raise DataError(
+        f"{source} has the columns {', '.join(row)}; required: {columns.text!r}, or {columns.prompt!r} and "
+        f"{columns.completion!r}, or 'messages', or those of Alpaca or ShareGPT. text_column, "
+        "prompt_column and completion_column give the names of these columns"
+    )
+
+
+def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
+    kind = list if "messages" in names.values() else str
+    for column in names:
+        if not isinstance(row.get(column), kind | None):
+            raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a {kind.__name__}")
+    renamed = {name: row.get(column) or kind() for column, name in names.items()}
+    if "conversations" in names:
+        renamed["messages"] = [_message(message) for message in renamed["messages"]]
+    if "instruction" in names:
+        renamed["prompt"] = _alpaca_prompt(str(renamed["prompt"]), row.get("input"))
+    check_text(where, renamed)
+    for message in renamed.get("messages", ()):
+        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
+            raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
+    return renamed
+
+
+def _message(message: Any) -> Any:
+    """A message of ShareGPT with its role and content; one with another speaker is returned unchanged."""
+    role = _ROLES.get(str(message.get("from"))) if isinstance(message, dict) else None
+    return message if role is None else {"role": role, "content": message.get("value")}
+
+
+def _alpaca_prompt(instruction: str, given: Any) -> str:
+    """The prompt that Alpaca was trained with, whose input may be empty."""
+    parts = [_ALPACA.format(_ALPACA_INPUT if given else ""), f"### Instruction:\n{instruction}"]
+    return "\n\n".join([*parts, *([f"### Input:\n{given}"] if given else []), "### Response:\n"])
+
+
+def check_text(where: str, content: Any) -> None:
+    """Raise DataError for unpaired surrogates, which JSON allows and tokenizers cannot encode."""
+    try:
+        json.dumps(content, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} is not valid text ({error.reason}); correct the row") from error
+
+
+def _has_something_to_score(row: Row) -> bool:
+    if "messages" in row:
+        return any(message["role"] == "assistant" and message["content"] for message in row["messages"])
+    return bool(row.get("completion", row.get("text")))

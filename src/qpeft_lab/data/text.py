@@ -1,0 +1,316 @@
+"""Texts as tokens: for each token, whether it is scored and its number of UTF-8 bytes; cut into blocks, and batched."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from qpeft.checks import unknown
+from qpeft.errors import ConfigError, DataError, DataWarning, InputError
+from qpeft_lab.data.sources import Columns, Row, first_line, has_validation_split, load_examples
+from qpeft_lab.data.split import HELD_OUT_EVERY, long_lines, spread, warn_of_shared
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from qpeft_lab.settings import RunSettings
+
+Span = tuple[int, int]  # first character, one past the last
+
+IGNORED = -100
+TEMPLATES = {
+    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+}
+
+_DOCUMENTS_AT_A_TIME = 256  # between which Ctrl-C is handled
+_FEW_UNKNOWN = 0.001
+
+
+class Tokens(NamedTuple):
+    """A sequence of T tokens: a document, an example, or a block cut from documents."""
+
+    ids: np.ndarray  # (T,) int64
+    scored: np.ndarray  # (T,) bool
+    n_bytes: np.ndarray  # (T,) int64; 0 for special tokens
+
+    def cut(self, start: int, stop: int) -> Tokens:
+        """Tokens `start` to `stop`, without copying."""
+        return Tokens(*(part[start:stop] for part in self))
+
+    @property
+    def n_targets(self) -> int:
+        """Number of scored tokens that have a predecessor."""
+        return int(self.scored[1:].sum())
+
+
+class Padding(NamedTuple):
+    """Blocks are padded to `length` with `token`, and the padding is scored."""
+
+    length: int
+    token: int
+
+
+def load_blocks(
+    settings: RunSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Tokens], list[Tokens]]:
+    """The blocks of a run to train on and to evaluate. Raises DataError if there is too little data."""
+    make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, separator=settings.separator, pad_rows=settings.pad_rows)
+    rows = load_examples(settings.data, "train", columns_of(settings))
+    validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
+    others: list[Row] = []
+    if validation:
+        others = load_examples(validation, "validation", columns_of(settings))
+        train, evaluation = make(rows, source=settings.data), make(others, source=validation)
+    elif len(rows) >= HELD_OUT_EVERY:
+        train = make([row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY])
+        evaluation = make(rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
+    else:
+        blocks = make(rows)
+        n_train = len(blocks) - max(1, len(blocks) // HELD_OUT_EVERY)
+        train, evaluation = blocks[:n_train], blocks[n_train:]
+    is_whole = "text" not in rows[0] or settings.pad_rows
+    train = [block for block in train if is_whole or len(block.ids) == seq_len]
+    for source, blocks in ((settings.data, train), (validation or settings.data, evaluation)):
+        if not blocks:
+            raise DataError(
+                f"{source} has too little data: training and evaluation need a block of seq_len={seq_len} "
+                "tokens each, or an answer within that length; change seq_len, give more data, or set "
+                "eval_data"
+            )
+    contents = ([block.ids.tobytes() for block in part if len(block.ids)] for part in (train, evaluation))
+    if not warn_of_shared("evaluation blocks", *contents):
+        # the blocks of a copy may be shifted
+        warn_of_shared("long lines of the evaluation data", long_lines(rows), long_lines(others))
+    return train, spread(settings.eval_blocks or 0, evaluation)
+
+
+def load_evaluation(settings: RunSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """All blocks of `settings.data`, none held out."""
+    rows = load_examples(settings.data, "validation", columns_of(settings))
+    blocks = cut(rows, seq_len, tokenizer, settings.data, settings.separator, settings.pad_rows)
+    if not blocks:
+        raise DataError(f"{settings.data} has no token to score within seq_len={seq_len}")
+    return blocks
+
+
+def columns_of(settings: RunSettings) -> Columns:
+    """The columns of a text, or of a prompt and its answer, and whether every row is kept."""
+    names = (settings.text_column, settings.prompt_column, settings.completion_column)
+    return Columns(*names, keep_empty=settings.pad_rows or settings.separator is not None, by_line=settings.pad_rows)
+
+
+def cut(
+    rows: Sequence[Row],
+    seq_len: int,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str = "the data",
+    separator: str | None = None,
+    pad_rows: bool = False,
+) -> list[Tokens]:
+    """Blocks of at most `seq_len` tokens, each with at least one token to score.
+
+    Texts are joined by one end-of-text token, or by the text `separator`, and cut; only the last block may be shorter.
+    With `pad_rows` every text is a block, perhaps an empty one, which `collate` pads. Rows with a prompt are not joined
+    but truncated to `seq_len`; a row whose answer begins later is left out, with a warning.
+
+    Raises DataError for rows with a prompt if `separator` or `pad_rows` is given.
+    """
+    is_text = "text" in rows[0]
+    if not is_text and (pad_rows or separator is not None):
+        given = "pad_rows" if pad_rows else "separator"
+        raise DataError(f"{given} is for rows of text; {source} has prompts or messages")
+    if separator is not None:
+        rows = [{"text": separator.join(row["text"] for row in rows)}]
+    encoded = encode(rows, tokenizer)
+    if is_text and not pad_rows:
+        end = end_of_text(tokenizer)
+        joined = join([part for document in encoded for part in (end, document)][1:])
+        blocks = [joined.cut(start, start + seq_len) for start in range(0, len(joined.ids), seq_len)]
+    else:
+        blocks = [tokens.cut(0, seq_len) for tokens in encoded]
+    if pad_rows:
+        return blocks
+    scored = [block for block in blocks if block.n_targets]
+    if not is_text and 0 < len(scored) < len(rows):
+        found = f"{len(rows) - len(scored)} of {len(rows)} rows of {source} are left out: no answer begins within"
+        advice = "raise seq_len or shorten the prompts"
+        warnings.warn(DataWarning(f"{found} seq_len={seq_len} tokens; {advice}"), stacklevel=2)
+    return scored
+
+
+def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token for padding that is scored: the end of a text. Raises InputError if the tokenizer has none."""
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise InputError("the tokenizer has no end-of-text token to pad rows with; add one to it")
+    return tokenizer.eos_token_id
+
+
+def collate(blocks: Sequence[Tokens], padding: Padding | None = None) -> dict[str, torch.Tensor]:
+    """A batch of int64 tensors (B, T), padded on the right: input_ids, attention_mask, and labels.
+
+    A label is -100 where the token is not scored. The padding has the mask 0; its id is 0 and its label -100, unless
+    `padding` scores it.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids, masks, labels = [], [], []
+    for block in blocks:
+        n_padding = 0 if padding is None else padding.length - len(block.ids)
+        scored_padding = np.full(n_padding, 0 if padding is None else padding.token, dtype=np.int64)
+        ids.append(torch.from_numpy(np.concatenate([block.ids, scored_padding])))
+        masks.append(torch.from_numpy(np.repeat([1, 0], [len(block.ids), n_padding])))
+        label = np.concatenate([np.where(block.scored, block.ids, IGNORED), scored_padding])
+        label[0] = IGNORED  # it has no predecessor
+        labels.append(torch.from_numpy(label))
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence(masks, batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """The tokens of each row; an answer at the end of a row is followed by the end-of-text token.
+
+    A token that spans the end of the prompt and the start of the answer is scored. Raises DataError if the tokenizer
+    has no character offsets, or no chat template for messages.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} has no character offsets; use a model with a tokenizer.json")
+    templated = any("messages" in row for row in rows[:1])  # a chat template includes the special tokens
+    options: dict[str, Any] = {"add_special_tokens": not templated, "return_offsets_mapping": True, "verbose": False}
+    end, encoded = end_of_text(tokenizer), []
+    for start in range(0, len(rows), _DOCUMENTS_AT_A_TIME):
+        marked = [_text_and_spans(row, tokenizer) for row in rows[start : start + _DOCUMENTS_AT_A_TIME]]
+        batch = tokenizer([text for text, _ in marked], **options)
+        for (text, spans), *parts in zip(marked, batch["input_ids"], batch["offset_mapping"], strict=True):
+            tokens = _tokens(text, spans, *parts)
+            has_end = len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id
+            ends_with_answer = spans and spans[-1][0] < spans[-1][1] == len(text)
+            encoded.append(join([tokens, end]) if ends_with_answer and not has_end else tokens)
+    return encoded
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """The token between two documents and after an answer; empty if the tokenizer has none."""
+    ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
+    return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of text that the tokenizer cannot represent; None if it has none with no other use."""
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    found = tokenizer.unk_token_id
+    return found if isinstance(found, int) and found not in others else None
+
+
+def warn_of_unknown(
+    texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str, are_scored: bool = True
+) -> None:
+    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown; `are_scored`: as a language."""
+    ids = np.concatenate(list(texts))
+    share = 0.0 if (token := unknown_token(tokenizer)) is None else float((ids == token).mean())
+    if share > _FEW_UNKNOWN:
+        effect = ", and losses and bits per byte are too low" if are_scored else ""
+        warnings.warn(
+            f"{share:.1%} of the tokens of {source} are unknown to the tokenizer ({tokenizer.unk_token}): their text "
+            f"is lost{effect}; use text or a model that fit each other",
+            stacklevel=1,
+        )
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """The concatenation of `parts`."""
+    return Tokens(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def read_template(name: str) -> str:
+    """The chat template of a name in `TEMPLATES`, or in a file. Raises ConfigError if there is none."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        known = unknown("chat_template", name, TEMPLATES)
+        raise ConfigError(f"{known}, or give the path of a Jinja template") from error
+
+
+def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span] | None]:
+    """The row as one text, and its scored spans (None: all)."""
+    if "text" in row:
+        return row["text"], None
+    if "messages" in row:
+        return _render_chat(row["messages"], tokenizer)
+    text = row["prompt"] + row["completion"]
+    return text, [(len(row["prompt"]), len(text))]
+
+
+def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "the data has messages, but the tokenizer has no chat template; set chat_template to chatml, "
+            "use a chat model, or give the columns prompt and completion"
+        )
+    shown = shorten(str(messages), 80)
+
+    def render(part: list[dict[str, str]], opened: bool = False) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=opened))
+        except Exception as error:  # a template can fail in any way, and raises its own errors for some messages
+            raise DataError(
+                f"the chat template of the tokenizer fails for the messages {shown}: {first_line(error)}; change the "
+                "messages, or give the columns prompt and completion"
+            ) from error
+
+    text, spans = render(messages), []
+    for n, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, after = render(messages[:n], opened=True), render(messages[: n + 1])
+        start, end = (_common(text, part) for part in (before, after))
+        if end < len(after):  # the template changes earlier answers, for example removes an empty reasoning
+            content = message["content"].strip()
+            longer = render([*messages[:n], {**message, "content": content + "\0"}, *messages[n + 1 :]])
+            end = _common(text, longer)
+            if longer == text or not text[start:end].endswith(content):
+                raise DataError(
+                    "the chat template of the tokenizer changes earlier answers when a conversation continues, for "
+                    f"the messages {shown}, so their place is unknown; give the columns prompt and completion"
+                )
+            end += _common(text[end:], after[after.rfind(content) + len(content) :])  # the mark of its end
+        spans.append((start, end))
+    return text, spans
+
+
+def _common(one: str, other: str) -> int:
+    """The length of the common beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[Span]) -> Tokens:
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    scored = np.full(len(ids), spans is None)
+    for first, last in spans or []:
+        scored |= (ends > first) & (starts < last)
+    return Tokens(np.array(ids, dtype=np.int64), scored, _bytes_between(text, ends))
+
+
+def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
+    """Bytes from the end of the previous token to the end of each token, so that they add up to the whole text.
+
+    Some tokenizers leave spaces out of their offsets, and several tokens may share one character.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
+    before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character
+    return np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else np.zeros(0, dtype=np.int64)

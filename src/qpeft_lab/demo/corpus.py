@@ -1,0 +1,76 @@
+"""The built-in texts: documentation that every installation of qpeft has.
+
+The embedded base was trained on `stdlib_docs` (Python's standard library), and the demo adapts it to `numpy_docs`.
+Source files are parsed, never imported or executed, so the texts are the same in every process.
+"""
+
+import ast
+import importlib.util
+import inspect
+import sysconfig
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from qpeft.errors import DataError
+
+_STDLIB_SKIPPED = frozenset({"test", "tests", "idlelib", "site-packages", "dist-packages"})
+_NUMPY_SKIPPED = frozenset({"tests", "distutils"})  # numpy.distutils repeats the standard library's
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def stdlib_docs() -> list[str]:
+    """Docstrings of Python's standard library, then the topics of `pydoc`: about 2 MB.
+
+    Raises DataError if this Python has no source files.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    texts = [*_docstrings(root, _STDLIB_SKIPPED), *_topics(root / "pydoc_data" / "topics.py")]
+    return _distinct(texts, f"Python's standard library at {root}")
+
+
+def numpy_docs() -> list[str]:
+    """NumPy's docstrings, including those of compiled functions: about 1.7 MB.
+
+    Raises DataError if NumPy has no source files.
+    """
+    spec = importlib.util.find_spec("numpy")  # without importing it
+    root = Path(str(spec and spec.origin)).parent
+    return _distinct(_docstrings(root, _NUMPY_SKIPPED), f"NumPy at {root}")
+
+
+def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
+    for path in sorted(root.rglob("*.py*")):
+        if path.suffix in {".py", ".pyi"} and not skipped & set(path.relative_to(root).parts):
+            for node in ast.walk(_parse(path)):
+                if isinstance(node, _WITH_DOCSTRING):
+                    yield ast.get_docstring(node, clean=False) or ""
+                elif isinstance(node, ast.Call) and "add_newdoc" in ast.unparse(node.func):  # perhaps of a module
+                    strings = (part for argument in node.args for part in ast.walk(argument))
+                    values = (part.value for part in strings if isinstance(part, ast.Constant))
+                    yield from (text for text in values if isinstance(text, str) and " " in text)  # names have none
+
+
+def _topics(path: Path) -> Iterator[str]:
+    """The help topics of pydoc; some distributions do not include the file."""
+    for statement in _parse(path).body if path.is_file() else []:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
+            yield from ast.literal_eval(statement.value).values()
+
+
+def _parse(path: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escape sequences in the parsed files
+        return ast.parse(path.read_bytes())
+
+
+def _distinct(texts: Iterable[str], source: str) -> list[str]:
+    docs = list(dict.fromkeys(filter(None, map(_normalise, texts))))
+    if not docs:
+        raise DataError(f"no documentation in {source}: its .py sources are missing; use a Python that has them")
+    return docs
+
+
+def _normalise(text: str) -> str:
+    """The text without common indentation and trailing spaces, as `help` shows it."""
+    return "\n".join(line.rstrip() for line in inspect.cleandoc(text).splitlines()).strip()

@@ -1,0 +1,244 @@
+"""Measurements of trained adapters: how far angles moved, and how many directions are used.
+
+An adapter is read without its base model, or, if its frames are elsewhere, with the shapes of the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qpeft.circuits import Ansatz
+from qpeft.core.binding import Slot
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
+from qpeft.core.config import GeneratedConfig
+from qpeft.core.folded import Folded
+from qpeft.core.generator import ANGLES, CircuitModule, Generator
+from qpeft.core.meta_model import on_meta
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import draw_initial
+from qpeft.core.tuner import CONTAINER, holder_of
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.generator_config import generator_name
+from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
+from qpeft.methods.registry import find_by_config
+from qpeft_lab.diagnose import ranks
+from qpeft_lab.diagnose.circuits import Measurement
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
+STILL = 0.01  # radians: an angle that moved less counts as still
+_FROZEN = 0.9  # fraction of still angles from which the circuit counts as frozen
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """A circuit that starts in |0...0>: its initial and trained angles of `ansatz.angle_shape`, float64, radians.
+
+    An adapter may have several of one ansatz: this one is `number` of `n_circuits`, counted from 1.
+    """
+
+    ansatz: Ansatz
+    start: Tensor
+    angles: Tensor
+    number: int = 1
+    n_circuits: int = 1
+
+
+class Adapter:
+    """A saved adapter: its config, its tensors in the file, and its generator if it has one.
+
+    Raises:
+        CheckpointError: A file is missing or damaged.
+        ConfigError: No measurement applies to this kind of adapter, or its base model is not found.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        inside = Path(folder) / "adapter"  # of a run
+        self.folder = inside if inside.is_dir() else Path(folder)
+        kind = check_folder(self.folder)["peft_type"]
+        self.tensors = load_file(self.folder / WEIGHTS)
+        self.generator: Generator | None = None
+        self.model: Any = None  # on the meta device, if only the base can make the generator
+        try:
+            self.config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(self.folder))
+            if isinstance(self.config, GeneratedConfig):
+                self._make_generator(self.config)
+        except InputError:
+            raise
+        except Exception as error:  # a field of another type can fail anywhere in PEFT
+            raise CheckpointError(f"{self.folder / CONFIG} is damaged ({error}); restore it") from error
+        if self.generator is None and kind != "LORA" and not isinstance(self.config, QAASettings):
+            raise ConfigError(
+                f"{self.folder} is an adapter of type {kind}, to which no measurement applies. Ranks apply to what it "
+                "exports if that is a LoRA: diagnose the folder of qpeft export, or `exported` of the run"
+            )
+
+    def _make_generator(self, config: Any) -> None:
+        if getattr(config, "frames_sha256", None) is not None or getattr(config, "frame", None) == "weights":
+            if not (base := config.base_model_name_or_path):
+                raise ConfigError(f"{self.folder / CONFIG} has no base_model_name_or_path, whose shapes are needed")
+            self.model = load(on_meta(base, config.task_type), self.folder)
+            self.generator = holder_of(self.model)["default"]  # type: ignore[index]
+            return
+        settings, slots, mark = config.to_generator(), self._slots(), f"{CONTAINER}."
+        own = {name.partition(mark)[2]: tensor for name, tensor in self.tensors.items() if mark in name}
+        init, initial = SeededInit(settings.seed), own.get("initial")  # drawn by PEFT
+        if initial is None:
+            initial = draw_initial(slots, getattr(config, "drawn_init", "zero"), init)
+        generator = settings.make(slots, initial, init)
+        state = generator.unpack(own)
+        check_tensors(state, generator.state_dict())
+        generator.load_state_dict(state)
+        self.generator = generator
+
+    def _slots(self) -> list[Slot]:
+        """The generated tensors in the order of the flat vector."""
+        table = [(str(label), torch.Size(shape)) for label, shape in self.config.generated]
+        return [Slot(nn.Module(), "", label, shape, torch.float32) for label, shape in table]
+
+    @property
+    def method(self) -> str:
+        """The name of the method or of the generator, or the type of a stock adapter."""
+        if (record := find_by_config(self.config)) is not None:
+            return record.key
+        if isinstance(self.config, GeneratedConfig):
+            return generator_name(self.config.to_generator())
+        return str(getattr(self.config.peft_type, "value", self.config.peft_type)).lower()
+
+    def circuit(self, number: int = 1) -> Circuit | None:
+        """The generator's circuit, of several the one of this number, counted from 1; None if it has none.
+
+        Raises ConfigError for a number that it does not have.
+        """
+        modules = () if self.generator is None else self.generator.modules()
+        module = next((module for module in modules if isinstance(module, CircuitModule)), None)
+        n_circuits = 1 if module is None else module.n_circuits
+        if not 1 <= number <= n_circuits:
+            raise ConfigError(f"circuit={number}: choose one from 1 to {n_circuits}")
+        if module is None:
+            return None
+        shape = module.n_circuits, *module.ansatz.angle_shape
+        start, angles = (module.angles(initial=i).detach().double().view(shape)[number - 1] for i in (True, False))
+        return Circuit(module.ansatz, start, angles, number, n_circuits)
+
+    @torch.no_grad()
+    def factors(self) -> Factors:
+        """The LoRA factors that the adapter has or generates, without LoRA's scaling; empty for other hosts.
+
+        Raises ConfigError for experts, and if there are no frames yet.
+        """
+        stock = self.config.to_stock() if isinstance(self.config, GeneratedConfig) else self.config
+        if getattr(stock, "target_parameters", None):
+            raise ConfigError("the ranks of updates of experts (target_parameters) are not measured")
+        state: Mapping[str, Tensor] = self.tensors
+        if self.generator is not None and self.generator.needs_fit:
+            raise ConfigError(f"{self.folder} was saved without its frames: its matrices are unknown; train it first")
+        if self.model is not None:
+            state = holder_of(self.model).stock_state(self.model, "default")  # type: ignore[union-attr]
+        elif self.generator is not None:
+            slots = self._slots()
+            parts = self.generator().split([slot.shape.numel() for slot in slots])
+            state = {slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)}
+        found: Factors = {}
+        for name, a in state.items():
+            b = state.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"))
+            if b is not None and (".lora_A" in name or ".lora_embedding_A" in name):
+                module = name.partition(".lora_")[0].removeprefix("base_model.model.")
+                found[module] = b.flatten(1), a.flatten(1)  # convolutions as matrices
+        return found
+
+
+def angle_movement(adapter: Adapter | str | Path) -> Measurement:
+    """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their initial values, in radians.
+
+    Args:
+        adapter: The folder of a saved adapter.
+
+    Returns:
+        Over all `n_angles`: `mean`, `maximum`, and `still_share`, the share that moved less than 0.01 rad.
+
+    Raises:
+        ConfigError: There is no circuit whose angles are trained.
+        CheckpointError: The folder is damaged.
+    """
+    read = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
+    moves = [] if read.generator is None else [*_moves(read.generator)]
+    if isinstance(read.config, QAASettings):
+        moves = [ANGLE_SCALE * tensor for name, tensor in read.tensors.items() if ".angles.tau" in name]
+    if not moves:
+        raise ConfigError("the adapter has no circuit whose angles are trained, so there is no movement to measure")
+    moved = torch.cat([move.detach().double().flatten().abs() for move in moves])
+    n, mean, maximum, still = (
+        len(moved),
+        moved.mean().item(),
+        moved.max().item(),
+        (moved < STILL).double().mean().item(),
+    )
+    values = {"n_angles": n, "mean": mean, "maximum": maximum, "still_share": still}
+    if maximum == 0:
+        return Measurement(values, f"None of the {n:,} angles moved from its initial value.")
+    end = ": the circuit is practically frozen" if still >= _FROZEN else ""
+    found = f"The {n:,} angles moved by {mean:.2g} rad on average, at most {maximum:.2g} rad"
+    return Measurement(values, f"{found}; {still:.0%} of them moved less than {STILL:g} rad{end}.")
+
+
+def _moves(generator: Any) -> Iterator[Tensor]:
+    """Trained minus initial angles of a generator's circuits."""
+    for name, group in generator.groups.items():
+        module: Any = getattr(generator, name, None)
+        config: Any = getattr(generator, "config", None)
+        family = getattr(config, "family", None)  # Quantum-PEFT's; its quantized angles have no initial values
+        is_circuit = family == "pauli" and config.bits is None if family else not isinstance(module, Folded)
+        if group is ANGLES and is_circuit and isinstance(module, nn.Module):
+            angles = (part for part in module.modules() if isinstance(part, Folded) and part.tau is not None)
+            yield from (part() - part(initial=True) for part in angles)
+
+
+def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]], bound: int | None = None) -> Measurement:
+    """Ranks of generated matrices, from their singular values: means over the matrices that are not zero.
+
+    Args:
+        updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows, r) and (r, columns):
+            such as lora_B and lora_A. Their product is never formed.
+        bound: The highest rank that their construction allows, if it is lower than what their shape allows.
+
+    Returns:
+        `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest possible rank;
+        `stable_rank` = ||W||_F^2 / ||W||_2^2; `numerical_rank`, the number of singular values above 1e-6 of the
+        largest; `n_used`, the number of matrices that are not zero. No rank depends on a scalar factor of a matrix,
+        such as LoRA's scaling.
+
+    Raises:
+        ConfigError: A matrix is not finite.
+    """
+    singular = [_singular_values(name, update) for name, update in updates.items()]
+    used = [s for s in singular if s.any()]
+    measures = (ranks.effective_rank, ranks.stable_rank, ranks.numerical_rank)
+    entropy, stable, numerical = (fmean(measure(s) for s in used or singular) for measure in measures)
+    possible = fmean(min(len(s), bound or len(s)) for s in used or singular)
+    values = {"entropy_rank": entropy, "stable_rank": stable, "numerical_rank": numerical, "possible": possible}
+    values["n_used"] = len(used)
+    if not used:
+        return Measurement(values, "Every matrix is zero.")
+    of = "" if len(used) == 1 else f" on average over {len(used):,} matrices"
+    weighted = f"weighted by their size {entropy:.1f} (entropy of the singular values), stable rank {stable:.1f}"
+    return Measurement(values, f"{numerical:.4g} of {possible:.4g} possible directions{of}; {weighted}.")
+
+
+def _singular_values(name: str, update: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Descending, as many as the shapes allow."""
+    factors = [f.detach().double().cpu() for f in ((update,) if isinstance(update, Tensor) else update)]
+    if not all(torch.isfinite(factor).all() for factor in factors):
+        raise ConfigError(f"{name} contains NaN or Inf; use an earlier checkpoint")
+    matrix = factors[0]
+    if len(factors) == 2:  # the product has the singular values of that of the triangles of two QR decompositions
+        matrix = torch.linalg.qr(factors[0]).R @ torch.linalg.qr(factors[1].mT).R.mT
+    return torch.linalg.svdvals(matrix)[: min(side for factor in factors for side in factor.shape)]

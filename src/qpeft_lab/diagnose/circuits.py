@@ -1,0 +1,314 @@
+"""Measurements of circuits: are they random, redundant, trainable, expressive, entangled?
+
+Random states are uniform on the sphere of unit vectors (Haar-random). Their D probabilities follow the Dirichlet law of
+parameters a, with a = 1/2 for real and a = 1 for complex states; one probability, and the fidelity |<x|y>|^2 of two
+states, follows Beta(a, a (D - 1)). Circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's, have real states.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import beta, binom, chi2, entropy, linregress
+from torch import Tensor
+
+from qpeft.circuits import Ansatz, exact_probabilities
+from qpeft.circuits.simulate import circuit_states
+from qpeft.errors import ConfigError
+from qpeft_lab.diagnose.ranks import numerical_rank
+
+Floats = NDArray[np.float64]
+OBSERVABLES = ("scaled", "p_0")
+_PARAMETER = {"real": 0.5, "complex": 1.0}
+_SHARES = np.arange(1, 4096) / 4096  # at which distances are computed: more would add less than 1/4096
+_RESAMPLES = 199  # simulated data sets: the smallest p-value is 1/200
+_TESTED = 2**15  # probabilities that are tested at most, so that the test takes a fraction of a second
+_SHOWN, _CLOSE = 0.01, 0.05  # p-values below show a difference; distances above are large
+_REDUNDANT = 1e-8  # a singular value below this share of the largest is zero
+_ROUNDING = 1e-13  # rounding error in float64 of a derivative that is 0
+_VANISHING = -0.5  # slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
+_AT_ONCE = 2**17  # amplitudes per pass; a gradient stores them for every layer
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The values of a measurement with their reference, by name, and a sentence on what they mean."""
+
+    values: dict[str, Any]
+    sentence: str
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def field_of(ansatz: Ansatz) -> str:
+    """ "real" or "complex": the amplitudes of the states of the `ansatz`."""
+    return "complex" if any(gate.name in ("rx", "rz") for gate in ansatz.gates()) else "real"
+
+
+def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
+    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi) as QPA's initial ones, from `seed`.
+
+    Raises ConfigError for fewer than one of the `samples`.
+    """
+    _at_least(1, samples=samples)
+    return torch.from_numpy(_stream(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape)))
+
+
+def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
+    """States (samples, 2**N) of the `ansatz` at random angles, drawn from `seed`. Raises as `random_angles`."""
+    return circuit_states(ansatz, random_angles(ansatz, samples, seed))
+
+
+def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measurement:
+    """Whether the probabilities of states are those of random states.
+
+    The D probabilities of a state sum to 1, so they are not independent, and the usual p-value of a Kolmogorov-Smirnov
+    test would be wrong. Here it is the rank of the distance among those of 199 simulated sets of as many random states;
+    of more than 32,768 probabilities some states are tested, chosen at random.
+
+    Args:
+        probabilities: (S, D) of S states, or (D,) of one state; each state's probabilities sum to 1. Frequencies over
+            shots are not probabilities: they follow the distribution of counts.
+        field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex" for all others.
+
+    Returns:
+        `distance`, of Kolmogorov and Smirnov, of all probabilities to the law, and its `p_value`; `ipr`, the mean of
+        D sum p^2, the inverse participation ratio, and `expected_ipr`, that of random states.
+
+    Raises:
+        ConfigError: An unknown field, or values that are not probabilities.
+    """
+    p = np.atleast_2d(np.asarray(torch.as_tensor(probabilities).detach().cpu()))
+    if p.ndim != 2 or len(p) == 0 or p.shape[1] < 2 or np.iscomplexobj(p):
+        raise ConfigError(f"probabilities must be real, of shape (states, D) or (D,), got {p.dtype}{p.shape}")
+    p = p.astype(np.float64)
+    if not np.isfinite(p).all() or p.min() < 0 or abs(p.sum(axis=1) - 1).max() > 1e-3:
+        raise ConfigError("these are not probabilities: each must be 0 or more, and those of each state must sum to 1")
+    size, a, quantiles = p.shape[1], _parameter(field), _haar_law(field, p.shape[1]).ppf(_SHARES)
+    random = _stream(zlib.crc32(p.tobytes()))  # deterministic for the same data
+    n = max(1, min(len(p), _TESTED // size))
+    tested = _distance(quantiles, p if n == len(p) else random.choice(p, n, replace=False))
+    simulated = [_distance(quantiles, random.dirichlet([a] * size, n)) for _ in range(_RESAMPLES)]
+    p_value = (1 + sum(distance >= tested for distance in simulated)) / (_RESAMPLES + 1)
+    distance, ipr = _distance(quantiles, p), float(size * (p**2).sum(axis=1).mean())
+    values = {"field": field, "distance": distance, "p_value": p_value, "ipr": ipr}
+    values["expected_ipr"] = expected = size * (a + 1) / (a * size + 1)
+    law = f"those of random {field} states"
+    found = f"distance {distance:.3f}, p {'≤' if p_value <= 1 / 200 else '='} {p_value:.2g}"
+    if p_value >= _SHOWN:
+        return Measurement(values, f"The probabilities are like {law} ({found}).")
+    uneven = f"{'more uneven' if ipr > expected else 'more even'}, IPR {ipr:.3g} instead of {expected:.3g}"
+    how = "are close to" if distance < _CLOSE else "differ from"
+    return Measurement(values, f"The probabilities {how} {law}: {uneven} ({found}).")
+
+
+def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
+    """How many of the angles are redundant at `angles`, radians, of shape `ansatz.angle_shape`.
+
+    `rank` is that of the Jacobian (D, P) of the D probabilities with respect to the P = `n_angles` angles, at most
+    `limit`, the smaller of P and `n_free` = D - 1. The columns are exact, by parameter shift, in float64:
+    dp/dtheta_k = (p(theta + pi/2 e_k) - p(theta - pi/2 e_k)) / 2. Singular values above 1e-8 times the largest count.
+    At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1). Cost: 2 P states of 2^N amplitudes.
+
+    Raises:
+        ConfigError: Angles of another shape, or not finite.
+    """
+    if tuple(angles.shape) != ansatz.angle_shape or not torch.isfinite(angles).all():
+        raise ConfigError(f"angles must be finite, of shape {ansatz.angle_shape}, got {tuple(angles.shape)}")
+    angles, n, n_free = angles.detach().double().cpu(), ansatz.n_angles, 2**ansatz.n_qubits - 1
+    shifts = math.pi / 2 * torch.eye(n, dtype=angles.dtype).view(-1, *ansatz.angle_shape)
+    after, before = (exact_probabilities(ansatz, angles + step * shifts) for step in (1, -1))
+    singular = torch.linalg.svdvals((after - before) / 2)
+    rank, limit = numerical_rank(torch.where(singular > _ROUNDING, singular, 0.0), _REDUNDANT), min(n, n_free)
+    found = f"The {n} angles move the probabilities in {rank} independent directions"
+    if rank < limit:
+        sentence = f"{found}, of {limit} that are possible: some of the angles are redundant here."
+    elif n > n_free:
+        sentence = f"{found}, as many as there are: {n - rank} of the angles are redundant."
+    else:
+        sentence = f"{found}: no angle is redundant."
+    return Measurement({"n_angles": n, "n_free": n_free, "rank": rank, "limit": limit}, sentence)
+
+
+def gradient_variance(
+    n_qubits: Sequence[int],
+    n_layers: int,
+    observable: str = "scaled",
+    samples: int = 200,
+    seed: int = 0,
+    ansatz: str = "ry_ladder",
+) -> Measurement:
+    """Whether gradients vanish with width: the variance of d(observable)/d(angle), angles uniform on [-pi, pi).
+
+    The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the angles of
+    the middle layer, L // 2 of `ry_ladder`, counted from 0.
+
+    Args:
+        n_qubits: Widths, ascending.
+        n_layers: Depth.
+        observable: "p_0", the probability of `|0...0>`, or "scaled", the feature 2^N p_i: the mean over i of its
+            squared slopes, estimated with random signs of each sample, because E (sum_i s_i x_i)^2 = sum_i x_i^2.
+        samples: Circuits for each width, at least 2.
+        seed: Seed of angles and signs.
+        ansatz: Name of the circuit.
+
+    Returns:
+        `variances`, by width; `slope`, of the straight line fitted to their log2 against the number of qubits, with its
+        standard error `slope_error`, both None for one width; and `vanishes`: whether the slope is that of an
+        exponential decrease, None if the samples are inconclusive.
+
+    Raises:
+        ConfigError: An unknown observable, or sizes out of range.
+    """
+    if observable not in OBSERVABLES:
+        raise ConfigError(f"unknown observable {observable!r}; choose one of {', '.join(OBSERVABLES)}")
+    if not n_qubits or sorted(set(n_qubits)) != list(n_qubits):
+        raise ConfigError(f"n_qubits must be one or more widths in ascending order, got {list(n_qubits)}")
+    _at_least(2, samples=samples)
+    squares = [_squared_slopes(Ansatz(ansatz, width, n_layers), observable, samples, seed) for width in n_qubits]
+    variances = [float(of_width.mean()) for of_width in squares]
+    slope = error = vanishes = None
+    if len(n_qubits) > 1 and min(variances) > 0:
+        # the larger of two errors: from the residuals of three or more widths, and from the scatter of the samples
+        x = np.array(n_qubits) - np.mean(n_qubits)
+        fit: Any = linregress(x, np.log2(variances))
+        scatter = np.array([of_width.std(ddof=1) / of_width.mean() for of_width in squares]) / math.log(2)
+        sampled = math.sqrt(x**2 @ scatter**2 / samples) / (x @ x)
+        slope, error = float(fit.slope), float(max(sampled, fit.stderr))
+        vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
+    values = {"observable": observable, "n_layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
+    values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
+    depth, trend = f"With {n_layers} layer{'' if n_layers == 1 else 's'}", "one width shows no trend"
+    if slope is not None:
+        trend = f"slope of log2 {slope:.2f} ± {error:.2f} per qubit"
+    if slope is None:
+        sentence = f"{depth} the variance is {variances[0]:.2g}; {trend}."
+    elif vanishes is None:
+        sentence = f"{depth} the samples do not show whether gradients vanish ({trend})."
+    elif vanishes:
+        sentence = f"{depth} gradients vanish: each qubit divides their variance by {2**-slope:.1f} ({trend})."
+    else:
+        size = f"{math.sqrt(variances[-1]):.2g} r.m.s. at {n_qubits[-1]} qubits"
+        sentence = f"{depth} gradients do not vanish with width: {size} ({trend})."
+    return Measurement(values, sentence)
+
+
+def _squared_slopes(ansatz: Ansatz, observable: str, samples: int, seed: int) -> Floats:
+    """Averaged over the angles of the middle layer: one value per sample, (samples,)."""
+    random, size = _stream(seed, ansatz.n_qubits, ansatz.n_layers), 2**ansatz.n_qubits
+    middle = list(ansatz.layers())
+    slots = [gate.slot for gate in middle[len(middle) // 2] if gate.slot is not None]
+    angles = random_angles(ansatz, samples, int(random.integers(2**63)))
+    if observable == "p_0":
+        weights = torch.eye(1, size, dtype=angles.dtype).expand(samples, -1)
+    else:
+        weights = torch.from_numpy(math.sqrt(size) * random.choice([-1.0, 1.0], (samples, size)))
+    at_once = max(1, _AT_ONCE // size)
+    gradients = []
+    for leaf, weight in zip(angles.split(at_once), weights.split(at_once), strict=True):
+        with torch.enable_grad():
+            p = exact_probabilities(ansatz, leaf.requires_grad_())
+            gradients += torch.autograd.grad(p, leaf, weight)
+    found = torch.cat(gradients)  # (samples, *ansatz.angle_shape)
+    return torch.stack([found[:, *slot] for slot in slots], dim=1).square().mean(1).numpy()
+
+
+def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Measurement:
+    """Whether the `ansatz` reaches all states evenly: fidelities F = `|<a|b>|^2` of states at angles drawn from `seed`.
+
+    `samples` independent pairs are compared with random states, in `n_bins` bins of equal probability. Returns their
+    `divergence`, of Kullback and Leibler, in nats, from random states; `floor`, its mean for random states; and
+    `floor_limit`, below which it is in 95 of 100 cases. Raises ConfigError for fewer samples than bins.
+    """
+    _at_least(n_bins, samples=samples)
+    angles = random_angles(ansatz, 2 * samples, seed).split(2 * max(1, _AT_ONCE >> ansatz.n_qubits))
+    pairs = (circuit_states(ansatz, part).unflatten(0, (-1, 2)) for part in angles)
+    fidelities = torch.cat([(pair[:, 0].conj() * pair[:, 1]).sum(1).abs().square().clamp(max=1) for pair in pairs])
+    return of_fidelities(fidelities.numpy(), ansatz.n_qubits, n_bins, field_of(ansatz))
+
+
+def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50, field: str = "real") -> Measurement:
+    """As `expressibility`, from the fidelities (pairs,) of pairs of states of N qubits.
+
+    Equal bins of F on [0, 1] would put all fidelities of a wide circuit into the first bin.
+    """
+    n_pairs = len(fidelities)
+    bins = np.minimum((n_bins * _haar_law(field, 2**n_qubits).cdf(fidelities)).astype(int), n_bins - 1)
+    divergence = float(entropy(np.bincount(bins, minlength=n_bins), np.ones(n_bins)))
+    counts = np.arange(1, n_pairs + 1)  # of a bin, where the pairs follow the law: a binomial distribution
+    terms = counts / n_pairs * np.log(counts / n_pairs * n_bins)
+    floor = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
+    limit = float(chi2.isf(0.05, n_bins - 1) / (2 * n_pairs))
+    values = {"field": field, "n_pairs": n_pairs, "divergence": divergence, "floor": floor, "floor_limit": limit}
+    found = f"divergence {divergence:.2g}, of random states {floor:.2g}, {n_pairs:,} pairs"
+    if divergence <= limit:
+        return Measurement(values, f"States at random angles overlap like random states ({found}).")
+    return Measurement(values, f"States at random angles do not cover all {field} states evenly ({found}).")
+
+
+def meyer_wallach(states: Tensor) -> Measurement:
+    """How entangled normalised `states` (S, 2^N) are, S at least 2.
+
+    `mean` is that of Meyer and Wallach's Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state of qubit i, from 0
+    (a product state) to 1, and `error` its standard error. `expected` is the mean of random states with amplitudes of
+    the same field: (D-2)/(D+2) of real ones with D = 2^N, (D-2)/(D+1) of complex ones.
+
+    Raises:
+        ConfigError: States of another shape or norm.
+    """
+    size = states.shape[-1] if states.ndim == 2 else 0
+    if len(states) < 2 or size < 2 or size & (size - 1):
+        raise ConfigError(f"states must have shape (2 or more states, 2**n_qubits), got {tuple(states.shape)}")
+    psi = states.detach().cpu().to(torch.complex128 if states.is_complex() else torch.float64)
+    if not ((psi.norm(dim=1) - 1).abs() < 1e-3).all():
+        raise ConfigError("states must have norm 1; give amplitudes, not probabilities")
+    n_qubits = (size - 1).bit_length()
+    purities = []  # Tr rho^2 of each qubit, (S,)
+    for wire in range(n_qubits):
+        parts = psi.view(len(psi), 2**wire, 2, -1)
+        purities.append(torch.einsum("sabc,sadc->sbd", parts, parts.conj()).abs().square().sum((1, 2)))
+    q = 2 * (1 - torch.stack(purities).mean(0))
+    field = "complex" if psi.is_complex() else "real"
+    mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
+    expected = (size - 2) / (size + 1 / _parameter(field))
+    values = {"field": field, "n_qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
+    if n_qubits == 1:
+        return Measurement(values, "A single qubit cannot be entangled.")
+    how = "as" if abs(mean - expected) <= 2 * error else "more than" if mean > expected else "less than"
+    law = f"random {field} states have {expected:.4f} on average"
+    sentence = f"The qubits are entangled {how} in random states (Q = {mean:.4f} ± {error:.1g}; {law})."
+    return Measurement(values, sentence)
+
+
+def _haar_law(field: str, size: int) -> Any:
+    """The distribution, of scipy, of one of `size` probabilities of a random state, and of the fidelity of two."""
+    return beta(_parameter(field), _parameter(field) * (size - 1))
+
+
+def _parameter(field: str) -> float:
+    if field not in _PARAMETER:
+        raise ConfigError(f"unknown field {field!r}; choose one of {', '.join(_PARAMETER)}")
+    return _PARAMETER[field]
+
+
+def _distance(quantiles: Floats, p: Floats) -> float:
+    shares = np.searchsorted(np.sort(p, axis=None), quantiles, side="right") / p.size
+    return float(abs(shares - _SHARES).max())
+
+
+def _stream(*seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def _at_least(least: int, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < least:
+            raise ConfigError(f"{name} must be at least {least}, got {number}")

@@ -1,0 +1,147 @@
+"""What the laboratory adds to the records of methods: checks of a run, presets, words of reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qpeft.errors import ConfigError
+from qpeft.methods import register
+from qpeft.methods.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabRecord:
+    """Of one method; functions may be given as "module:Name", which is imported when first used."""
+
+    presets: tuple[str, ...] = ()  # class methods of the config that return a published experiment
+    own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # hosts that the config itself generates
+    classical_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # for which there is no circuit
+    circuit_role: str = ""  # in a plan, next to the number of circuits
+    revision: int = 1  # raised when defaults change: rows of studies with other defaults are not taken over
+    seed_step: int = 1  # the seed of a run is multiplied by it for a `seed_field` that also uses the numbers after it
+    check: Callable[[Any], None] | str | None = None  # (settings) raises ConfigError for an unsupported run
+    advice: Callable[[Any, Any], str | None] | str | None = None  # (settings, config) a warning before the run
+    # (base, config, batches) completes the config, or prepares the base, from training data, which batches() returns
+    calibrate: Callable[[Any, Any, Any], None] | str | None = None
+    fit: Callable[[Any], Any] | str | None = None  # as `Method.fit`, for methods of PEFT
+    uses_param_groups: bool = False  # whether the optimizer needs `qpeft.param_groups`
+    adapter_holds: str = "the generator alone"  # content of the saved adapter, if it needs qpeft
+    no_export: str = "stock PEFT has no such adapter"  # why a run may have no exported adapter
+    prunes_ranks: bool = False  # whether reports show the remaining ranks
+    report_note: str = ""  # a sentence for reports of studies with this method
+
+    ask = Method.ask
+
+
+def lab_record(method: Method) -> LabRecord:
+    """What the laboratory adds to this method; nothing for a method of a user."""
+    return _RECORDS.get(method.key, _NONE)
+
+
+def fit_of(method: Method, config: Any) -> Callable[[Any, Any], None] | None:
+    """The function (model, batches) that computes initial values before the first step; None if none is needed."""
+    return method.ask("fit", config) or lab_record(method).ask("fit", config)
+
+
+def kind_with(method: Method, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:
+    """The kind of the method; classical for settings without a circuit."""
+    without = lab_record(method).classical_values
+    return "classical" if any(settings.get(name) in values for name, values in without.items()) else method.kind
+
+
+def _refuse_images(settings: Any) -> None:
+    if settings.task == "image-classification":
+        raise ConfigError(
+            f"{settings.adapter.key} trains tokens of a text, which images do not have; use another method"
+        )
+
+
+def _check_prefix(settings: Any) -> None:
+    if settings.gradient_checkpointing:
+        raise ConfigError("method prefix cannot be combined with gradient_checkpointing (a limit of PEFT)")
+    _refuse_images(settings)
+
+
+def _check_head(settings: Any) -> None:
+    if settings.is_language_model:
+        raise ConfigError(
+            "method head trains only a new classification head, which task causal-lm lacks; choose task "
+            "text-classification or image-classification, or another method"
+        )
+
+
+def _check_full(settings: Any) -> None:
+    if settings.dtype != "float32" or settings.load_in_4bit:
+        raise ConfigError(
+            "method full trains the parameters of the base, and fewer bits than those of float32 would round its steps "
+            "away; use dtype float32, or an adapter method"
+        )
+
+
+def _angles_hardly_move(settings: Any, config: Any) -> str | None:
+    """A warning if learning rate and steps are too small for the angles to move.
+
+    Adam moves an angle by at most about angle_scale * lr per step, and lr is half of its peak in the mean unless it
+    stays constant.
+    """
+    if config.family != "pauli" or config.freeze_angles or config.follows_gradient:
+        return None  # in the directions of the gradient a short distance is sufficient
+    distance = settings.n_steps * settings.lr * config.angle_scale / (1 if settings.lr_schedule == "constant" else 2)
+    if distance >= 2:
+        return None
+    return (
+        f"angles move at most {distance:.2g} radians in {settings.n_steps} steps, and may need several; if the loss is "
+        "still too high after training, raise the learning rate, the steps or angle_scale"
+    )
+
+
+_NONE = LabRecord()
+_FROM_DATA = LabRecord(
+    calibrate="qpeft_lab.training.initial:attach_gradients", fit="qpeft_lab.training.initial:data_start_for"
+)
+_RECORDS = {
+    "qpa": LabRecord(
+        presets=("paper", "official"),
+        own_hosts={"lora": {}, "dora": {"use_dora": True}},
+        revision=2,
+    ),
+    "quantum_peft": LabRecord(
+        classical_values={"family": ("lie", "kronecker", "core")},
+        circuit_role="each makes the columns of one U or V",
+        advice=_angles_hardly_move,
+    ),
+    "qaa": LabRecord(
+        circuit_role="each reads the inputs of a module",
+        report_note="The defaults of QAA are our own choice: the paper's settings are not stated in what we could "
+        "read.",
+    ),
+    "sora": LabRecord(
+        uses_param_groups=True,
+        adapter_holds="the adapter with its gates",
+        no_export="its gates are all zero: it does nothing",
+        prunes_ranks=True,
+    ),
+    "trainable_tokens": LabRecord(check=_refuse_images, calibrate="qpeft_lab.training.initial:choose_tokens"),
+    "lora": _FROM_DATA,
+    "dora": _FROM_DATA,
+    "prefix": LabRecord(
+        check=_check_prefix,
+        report_note="A prefix changes the base's output even if it is zero, so prefix tuning has another initial loss "
+        "than the other methods.",
+    ),
+    "prompt": LabRecord(check=_refuse_images),
+    # PEFT adds the index of the module to the seed: with 1, seeds would share all but a few projections
+    "tiny_lora": LabRecord(seed_step=100_000),
+    "head": LabRecord(check=_check_head),
+    "full": LabRecord(check=_check_full),
+}
+register(
+    Method(
+        key="trainable_tokens",
+        title="trainable tokens",
+        config="qpeft_lab.training.initial:TokensConfig",
+        learning_rate=0.04,
+    )
+)

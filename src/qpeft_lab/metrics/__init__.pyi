@@ -1,0 +1,11 @@
+from .language_models import perplexity as perplexity
+from .predictions import accuracy as accuracy
+from .predictions import f1 as f1
+from .predictions import mcc as mcc
+from .predictions import pearson as pearson
+from .predictions import spearman as spearman
+from .texts import bertscore as bertscore
+from .texts import bleu as bleu
+from .texts import chrf as chrf
+from .texts import rouge as rouge
+from .texts import score_texts as score_texts

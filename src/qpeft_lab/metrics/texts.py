@@ -1,0 +1,138 @@
+"""Scores of generated texts by sacrebleu, rouge-score and bert-score, and all of them at once.
+
+Every score takes the texts and, for each of them, one or more references; it raises DataError for another number of
+lists of references, for a text without any, and for what is not a list of texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from qpeft.errors import DataError, InputError
+
+Texts = Sequence[str]
+References = Sequence[Sequence[str]]  # one or more of each text
+ROUGE = ("rouge1", "rouge2", "rougeL")
+_MAX_LENGTH = 2**31 - 1  # the limit of the tokenizers library; transformers stores a larger number for "unknown"
+
+
+def bleu(hypotheses: Texts, references: References, lowercase: bool = False) -> float:
+    """BLEU of `hypotheses` by sacrebleu, from 0 to 100: 13a tokens, exponential smoothing.
+
+    `lowercase` ignores case, as the script of the E2E NLG Challenge does. Raises DataError for other `references`.
+    """
+    return _bleu(hypotheses, references, lowercase)[0]
+
+
+def _bleu(hypotheses: Texts, references: References, lowercase: bool = False) -> tuple[float, str]:
+    """The score and its signature."""
+    from sacrebleu import BLEU
+
+    metric = BLEU(lowercase=lowercase, force=True)
+    return _of_corpus(metric, hypotheses, references), str(metric.get_signature())
+
+
+def chrf(hypotheses: Texts, references: References) -> float:
+    """chrF2 of `hypotheses` by sacrebleu, from 0 to 100; case counts. Raises DataError for other `references`."""
+    from sacrebleu import CHRF
+
+    return _of_corpus(CHRF(), hypotheses, references)
+
+
+def _of_corpus(metric: Any, hypotheses: Texts, references: References) -> float:
+    """Sacrebleu takes the first reference of all texts, the second, ...; None where a text has fewer."""
+    _check(hypotheses, references)
+    most = max(map(len, references))
+    columns = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
+    return metric.corpus_score(list(hypotheses), columns).score
+
+
+def rouge(hypotheses: Texts, references: References) -> dict[str, float]:
+    """`rouge1`, `rouge2` and `rougeL` by rouge-score, from 0 to 1: F-measures of stems, mean over the `hypotheses`.
+
+    Of several `references` the best one of each text counts. Raises DataError for other references.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    _check(hypotheses, references)
+    scorer = RougeScorer(ROUGE, use_stemmer=True)
+    found = [scorer.score_multi(list(own), text) for text, own in zip(hypotheses, references, strict=True)]
+    return {name: fmean(scores[name].fmeasure for scores in found) for name in ROUGE}
+
+
+def bertscore(hypotheses: Texts, references: References, encoder: str | Path) -> float:
+    """BERTScore's F1 of `hypotheses` and `references`, by bert-score: the mean; an empty text scores 0.
+
+    Of the `encoder`, a local folder, the last layer counts. Raises InputError if it cannot be used, or if the package
+    bert-score is missing.
+    """
+    _check(hypotheses, references)
+    n_layers = encoder_layers(Path(encoder))
+    from bert_score import score  # type: ignore[import-not-found]
+
+    written = [(text, list(own)) for text, own in zip(hypotheses, references, strict=True) if text.strip()]
+    if not written:
+        return 0.0
+    texts, own = zip(*written, strict=True)
+    _, _, f1 = score(list(texts), list(own), model_type=str(encoder), num_layers=n_layers)
+    return f1.double().sum().item() / len(hypotheses)
+
+
+def encoder_layers(folder: Path) -> int:
+    """The number of layers of the encoder for BERTScore, checked: bert-score does not check its weights.
+
+    Raises InputError for an unusable encoder, and if the package bert-score is missing.
+    """
+    from transformers import AutoModel
+
+    from qpeft_lab.base_model import load_tokenizer, load_weights, refuse_lacking
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
+    tokenizer = load_tokenizer(str(folder))
+    encoder, lacking, others = load_weights(AutoModel, str(folder), "float32", False)
+    refuse_lacking(str(folder), {name for name in lacking | others if not name.startswith("pooler.")})  # not used
+    if tokenizer.model_max_length > _MAX_LENGTH:
+        raise InputError(f"{folder}/tokenizer_config.json: set model_max_length, to 512 for most encoders")
+    if find_spec("bert_score") is None:
+        raise InputError("BERTScore needs the package bert-score: pip install 'qpeft[bertscore]'")
+    return encoder.config.num_hidden_layers
+
+
+def score_texts(hypotheses: Texts, references: References, bertscore_model: Path | None = None) -> dict[str, Any]:
+    """All scores of `hypotheses` against one or more `references` each. Raises DataError for other references.
+
+    `bleu` with its `bleu_signature`, `bleu_lowercase`, `chrf`, `rouge1`, `rouge2`, `rougeL`; and `bertscore_f1` with
+    `bertscore_model`, the folder of an encoder; without one it is None.
+    """
+    score, signature = _bleu(hypotheses, references)
+    return {
+        "bleu": score,
+        "bleu_signature": signature,
+        "bleu_lowercase": bleu(hypotheses, references, lowercase=True),
+        "chrf": chrf(hypotheses, references),
+        **rouge(hypotheses, references),
+        "bertscore_f1": None if bertscore_model is None else bertscore(hypotheses, references, bertscore_model),
+    }
+
+
+def check_strings(values: Sequence[str], what: str) -> None:
+    """Raise DataError unless `values` is a list or tuple of texts; a single text would be scored letter by letter."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DataError(f"{what} must be a list of texts, got {type(values).__name__}")
+    if other := next((type(value).__name__ for value in values if not isinstance(value, str)), None):
+        raise DataError(f"{what} must be a list of texts, got one with {other}")
+
+
+def _check(hypotheses: Texts, references: References) -> None:
+    check_strings(hypotheses, "hypotheses")
+    if len(hypotheses) != len(references) or not hypotheses:
+        raise DataError(f"{len(hypotheses)} texts and references for {len(references)}; give a list for each text")
+    for number in range(len(hypotheses)):
+        check_strings(references[number], f"the references of text {number + 1}")
+        if not references[number]:
+            raise DataError(f"text {number + 1} has no references; give at least one for each text")

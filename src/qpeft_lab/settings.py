@@ -1,0 +1,351 @@
+"""The one description of a training run: the command line, the documentation and a study read each field from it.
+
+It is a dataclass of `option` fields, like the settings of methods, so that one mechanism makes the options of all
+commands. It is importable without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from math import ceil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from qpeft import methods
+from qpeft.backends import BackendSettings
+from qpeft.checks import MOST, check_fields, option, unknown
+from qpeft.errors import ConfigError, DataError
+from qpeft.methods import Method
+from qpeft_lab.data.glue import find_glue
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.method_records import lab_record
+
+DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("linear", "cosine", "constant")
+
+# panels of the command line's help
+_OPTIMIZATION = "Optimization"
+_EVALUATION = "Evaluation and checkpoints"
+_TEXTS = "Texts"
+_COLUMNS = "Columns of the data"
+
+_STEPS = 500
+_EVALUATED_BLOCKS = 512
+HIGHEST_SEED = 2**32 - 1  # NumPy's limit
+
+
+class Intervals(NamedTuple):
+    """Steps from one to the next."""
+
+    evaluate: int
+    save: int
+    log: int  # training losses in metrics.jsonl: at most 1,000 in a run
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """One fine-tuning run; `check()` validates it, and `validated` some of its fields, as from a file."""
+
+    model: str = field(
+        metadata={"help": "Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft."}
+    )
+    data: str = field(
+        metadata={
+            "help": "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
+            "built-in corpus (numpy-docs, stdlib-docs), or a hub id. NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT "
+            "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
+            "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns, splits and kind of task; glue/TASK:PATH "
+            "is the same in local files. "
+            "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or a "
+            "hub id."
+        }
+    )
+    out: str = field(metadata={"help": "Run folder. Run the same command again to resume."})
+    method: str = option(
+        "qpa",
+        "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a number of parameters.",
+        choices=methods.keys(),
+    )
+    method_settings: dict[str, Any] = option(dict, "Fields of the method's config, such as r or budget.")
+    backend_settings: dict[str, Any] = option(
+        dict, "Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."
+    )
+    host: str = option(
+        "lora", "The adapter that is generated, if the method supports several.", choices=methods.hosts()
+    )
+    eval_data: str | None = option(
+        None,
+        "Validation data, in the same formats. Default: the validation split of the data; without one, every 20th "
+        "document is held out (of fewer documents, the last 5 % of the text), or every 20th example of each class.",
+    )
+    task: str = option(
+        "causal-lm",
+        "Continue texts, assign texts or images to classes, or predict a number for each text. Classification and "
+        "regression also train a new head in full.",
+        choices=tuple(TASKS),
+    )
+    steps: int | None = option(None, f"Optimizer steps. Default: {_STEPS}.", at_least=1, at_most=MOST)
+    epochs: float | None = option(
+        None, "Passes over the training data, instead of a number of steps.", above=0, at_most=MOST
+    )
+    lr: float = option(1e-3, "Peak learning rate.", above=0)
+    lr_schedule: str = option(
+        "linear",
+        "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays constant.",
+        choices=SCHEDULES,
+        panel=_OPTIMIZATION,
+    )
+    warmup: float = option(
+        0.06,
+        "Fraction of the steps in which the learning rate increases from 0.",
+        panel=_OPTIMIZATION,
+        at_least=0,
+        below=1,
+    )
+    batch_size: int = option(8, "Blocks of text, or examples, in one forward pass.", at_least=1, at_most=MOST)
+    gradient_accumulation_steps: int = option(
+        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1, at_most=MOST
+    )
+    seq_len: int | None = option(
+        None,
+        "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
+        at_least=2,
+        at_most=MOST,
+    )
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0)
+    max_grad_norm: float = option(
+        1.0, "Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Train towards this probability spread over all tokens or classes, and the rest on the true one. Scores are "
+        "not smoothed.",
+        panel=_OPTIMIZATION,
+        at_least=0,
+        below=1,
+    )
+    seed: int = option(
+        0,
+        "Seed of the adapter's initialization, the data order and dropout.",
+        panel=_OPTIMIZATION,
+        at_least=0,
+        at_most=HIGHEST_SEED,
+    )
+    dtype: str = option(
+        "float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION
+    )
+    load_in_4bit: bool = option(
+        False, "Quantize the frozen base to 4 bits (NF4) with bitsandbytes, as QLoRA does.", panel=_OPTIMIZATION
+    )
+    trust_remote_code: bool = option(
+        False, "Execute Python code that the base model's folder or repository contains.", panel=_OPTIMIZATION
+    )
+    gradient_checkpointing: bool = option(
+        False, "Save memory: recompute activations in the backward pass.", panel=_OPTIMIZATION
+    )
+    eval_every: int | None = option(
+        None,
+        "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
+        panel=_EVALUATION,
+        at_least=1,
+        at_most=MOST,
+    )
+    eval_blocks: int | None = option(
+        None,
+        "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
+        "Default: 512 blocks of text, or all examples of a classification.",
+        panel=_EVALUATION,
+        at_least=0,
+        at_most=MOST,
+    )
+    save_every: int | None = option(
+        None,
+        "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
+        panel=_EVALUATION,
+        at_least=1,
+        at_most=MOST,
+    )
+    separator: str | None = option(
+        None,
+        "Join texts with this text, such as an empty one, instead of an end-of-text token, and keep empty texts: "
+        "published perplexities are usually measured so.",
+        panel=_TEXTS,
+    )
+    pad_rows: bool = option(
+        False,
+        "Make every row of text, also an empty one, an example of its own, cut or padded to --seq-len with the "
+        "end-of-text token, and score the padding: the protocol of the QPA paper. The rows of a .txt are its lines.",
+        panel=_TEXTS,
+    )
+    chat_template: str | None = option(
+        None,
+        "Jinja template for data with messages: chatml, or a file. Default: the one of the tokenizer.",
+        panel=_TEXTS,
+    )
+    text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
+    text_pair_column: str | None = option(
+        None, "Column that holds the second text of a pair, for labelled pairs of texts.", panel=_COLUMNS
+    )
+    label_column: str = option("label", "Column that holds the class or the number.", panel=_COLUMNS)
+    prompt_column: str = option("prompt", "Column that holds the prompt, which is not scored.", panel=_COLUMNS)
+    completion_column: str = option("completion", "Column that holds the answer to the prompt.", panel=_COLUMNS)
+    report_to: list[str] = option(
+        list, "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...", panel=_EVALUATION
+    )
+
+    def __post_init__(self) -> None:
+        for name, value in self._of_glue().items():
+            if getattr(self, name) == getattr(RunSettings, name):
+                setattr(self, name, value)
+        if self.steps is None and self.epochs is None:
+            self.steps = _STEPS
+        if self.eval_blocks is None:
+            self.eval_blocks = _EVALUATED_BLOCKS if self.is_language_model else 0
+
+    def check(self) -> None:
+        """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
+        find_glue(self.data)
+        for name, value in self._of_glue().items():
+            if getattr(self, name) != value:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
+        methods.named(self.method)
+        check_fields(self, skip=("method", "host"))
+        if self.host not in methods.hosts():
+            raise ConfigError(unknown("host", self.host, methods.hosts()))
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("steps and epochs both limit the run; give one of them")
+        self._check_task()
+        if self.host != RunSettings.host and self.record.generator is None:
+            owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
+            raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
+        if self.backend != BackendSettings() and not self.record.takes_backend:
+            raise ConfigError(
+                f"method {self.method} has no circuit that can run on a backend; leave out "
+                f"{', '.join(self.backend_settings)}"
+            )
+        for record in dict.fromkeys((self.record, self.adapter)):
+            lab_record(record).ask("check", self)
+
+    @classmethod
+    def validated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Some fields of a run, each checked alone. A number written as text, such as YAML's `1e-3`, is converted.
+
+        Raises ConfigError for an unknown field, with the nearest name, and for a value that is not allowed.
+        """
+        known = {f.name: f for f in fields(cls)}
+        found = dict(values)
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(unknown("field", name, known))
+            kind = {"method": str, "host": str, "method_settings": dict, "backend_settings": dict}.get(name)
+            if kind is not None and not isinstance(value, kind):
+                raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
+            if "float" in str(known[name].type) and isinstance(value, str):
+                with suppress(ValueError):
+                    found[name] = float(value)
+        check_fields(
+            SimpleNamespace(**found), cls, skip={"method", "host", *(name for name in known if name not in found)}
+        )
+        return found
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the tokens of texts are predicted; the other tasks are classifications or regressions."""
+        return self.task in TASKS and TASKS[self.task].is_language_model
+
+    @property
+    def record(self) -> Method:
+        """The record of the method. Raises ConfigError for an unknown one."""
+        return methods.named(self.method)
+
+    @property
+    def adapter(self) -> Method:
+        """The record of the adapter that is trained or generated: the host's if a generator produces its tensors."""
+        return self.record if self.record.generator is None else methods.get(self.host)
+
+    @property
+    def attaches(self) -> bool:
+        """Whether `qpeft.attach` adds the generator, because the method's own config cannot generate the host."""
+        return self.record.generator is not None and self.host not in lab_record(self.record).own_hosts
+
+    @property
+    def backend(self) -> BackendSettings:
+        """`backend_settings` with their defaults."""
+        return backend_settings(self.backend_settings)
+
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps. A run with `epochs` has them once its data are read: `with_steps`."""
+        if self.steps is None:
+            raise ConfigError("the steps of a run with epochs depend on its data; they are not read yet")
+        return self.steps
+
+    def with_steps(self, n_examples: int) -> RunSettings:
+        """The settings with steps for `epochs` passes over `n_examples` blocks or examples, as the Trainer counts."""
+        if self.epochs is None:
+            return self
+        n_batches = ceil(n_examples / self.batch_size)
+        steps = ceil(self.epochs * ceil(n_batches / self.gradient_accumulation_steps))
+        return replace(self, steps=steps, epochs=None)
+
+    def intervals(self) -> Intervals:
+        """The given intervals, or defaults that depend on the number of steps."""
+        return Intervals(
+            evaluate=self.eval_every or max(1, self.n_steps // 10),
+            save=self.save_every or max(1, min(500, self.n_steps // 10)),
+            log=ceil(self.n_steps / 1000),
+        )
+
+    def _of_glue(self) -> dict[str, Any]:
+        """The fields that a task of GLUE determines."""
+        if isinstance(self.data, str):  # in a damaged file it may be anything
+            with suppress(DataError):  # an unknown one, which `check` reports
+                if (glue := find_glue(self.data)) is not None:
+                    return glue.settings()
+        return {}
+
+    def _check_task(self) -> None:
+        kind, is_text = TASKS[self.task], self.is_language_model
+        of_texts = dict.fromkeys(("separator", "pad_rows", "chat_template", "load_in_4bit"), is_text)
+        applies = {
+            **of_texts,
+            "text_pair_column": not is_text and not kind.has_images,
+            "label_smoothing": not kind.is_regression,
+        }
+        for name, does_apply in applies.items():
+            if not does_apply and getattr(self, name) != getattr(RunSettings, name):
+                raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
+        if self.separator is not None and self.pad_rows:
+            raise ConfigError("separator joins the texts, pad_rows keeps every row apart; give one of them")
+
+
+def backend_settings(given: dict[str, Any]) -> BackendSettings:
+    """Settings from a dictionary. Raises ConfigError for an unknown field or a value out of range."""
+    known = [f.name for f in fields(BackendSettings)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(unknown("backend setting", name, known))
+    return BackendSettings(**given)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The validated fields of a run in a YAML file: `RunSettings(**read_settings("run.yaml"))`.
+
+    Raises ConfigError if the file cannot be read, or for an unknown field or a value that is not allowed.
+    """
+    import yaml
+
+    path = Path(path).expanduser()
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} has no fields of a run, such as `model: gpt2`")
+    try:
+        return RunSettings.validated(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error

@@ -1,0 +1,90 @@
+"""Checkpoints of a run, which are used only if complete.
+
+The Trainer writes `checkpoint-STEP` file by file. Then a file `complete` inside it is written with the SHA-256 of each
+file (`sha256sum --check complete` verifies it). A folder without this file, or without a file listed there, was left by
+a kill or a full disk, and is removed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qpeft.files import apply_umask, file_hash, sync_all, write_text
+from qpeft_lab.files import remove_folder
+
+KEPT = 2
+
+_MARKER = "complete"
+_BETWEEN = "  "
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """The checkpoint of a step, where the Trainer saves it."""
+    return folder / f"checkpoint-{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of completed steps in a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a checkpoint as complete when all its files are on disk; then `prune`."""
+    files = _files(checkpoint)
+    apply_umask(checkpoint)
+    sync_all(checkpoint)
+    lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
+    write_text(checkpoint / _MARKER, "".join(lines))
+    prune(checkpoint.parent)
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    complete = _complete(folder)
+    return complete[-1] if complete else None
+
+
+def find_damaged(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, if anything: a file's SHA-256, or a file that `complete` does not list."""
+    hashes = _hashes(checkpoint)
+    files = {file.relative_to(checkpoint).as_posix() for file in _files(checkpoint) if not file.name.startswith(".")}
+    if others := files - {_MARKER, *hashes}:
+        return f"the file {_MARKER} does not list {min(others)}; if this file was added, remove it"
+    changed = (name for name, digest in hashes.items() if file_hash(checkpoint / name) != digest)
+    return next((f"the SHA-256 of {name} has changed" for name in changed), None)
+
+
+def prune(folder: Path) -> None:
+    """Remove incomplete checkpoints, and all but the last two complete ones."""
+    kept = _complete(folder)[-KEPT:]
+    for checkpoint in _all(folder):
+        if checkpoint not in kept:
+            remove_folder(checkpoint)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
+
+
+def _complete(folder: Path) -> list[Path]:
+    return [
+        path for path in _all(folder) if (hashes := _hashes(path)) and all((path / name).is_file() for name in hashes)
+    ]
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each file by its name; empty for an incomplete checkpoint."""
+    marker = checkpoint / _MARKER
+    try:
+        lines = marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else []
+    except (OSError, ValueError):  # a damaged disk
+        return {}
+    parts = [line.partition(_BETWEEN) for line in lines]
+    return {name: digest for digest, _, name in parts}
+
+
+def _all(folder: Path) -> list[Path]:
+    """Oldest first."""
+    found = folder.glob("checkpoint-*") if folder.is_dir() else []
+    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)

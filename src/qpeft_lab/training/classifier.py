@@ -1,0 +1,236 @@
+"""The base model of a classification or regression, with its own head or a new one; and its outputs in task.json.
+
+PEFT saves neither the names nor the number of the classes in an adapter folder, and needs the number to load the head.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+
+from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import CheckpointError, InputError
+from qpeft.files import read_json, write_json, write_text
+from qpeft_lab import base_model as base
+from qpeft_lab.data.task_types import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+RECORD = "task.json"
+_USUAL_SIZE = 224
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """A classification or regression, and the arguments that load its base."""
+
+    task: str
+    labels: tuple[str, ...]  # in the order of their indices
+    pad_token_id: int | None = None  # of texts; None for images
+    ignore_mismatched_sizes: bool = False  # whether the base has a head for another number of classes
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads the base."""
+        return TASKS[self.task].auto_class
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that load the base with stock transformers."""
+        pad = {} if self.pad_token_id is None else {"pad_token_id": self.pad_token_id}
+        other = {"ignore_mismatched_sizes": True} if self.ignore_mismatched_sizes else {}
+        return {"num_labels": len(self.labels), **pad, **other}
+
+    def write(self, folder: Path) -> None:
+        """Write task.json to an adapter folder, and add these arguments and the classes to its model card."""
+        write_json(folder / RECORD, asdict(self))
+        card = folder / "README.md"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        text = card.read_text("utf-8").replace(", dtype='float32')", f", dtype='float32', {options})")
+        classes = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
+        outputs = f"## Classes\n\n{self.task}, by index (also in `{RECORD}`): {classes}\n"
+        if TASKS[self.task].is_regression:
+            outputs = f"## Output\n\n{self.task}: the logit of a text is the predicted number.\n"
+        write_text(card, f"{text}\n{outputs}")
+
+
+def read_record(folder: Path) -> TaskRecord | None:
+    """The record of an adapter folder; None for a language model. Raises CheckpointError if it is damaged."""
+    file = folder / RECORD
+    if not file.exists():
+        return None
+    try:
+        stored = read_json(file)
+        record = TaskRecord(**{**stored, "labels": tuple(map(str, stored["labels"]))})
+        if record.task not in TASKS or TASKS[record.task].is_language_model:
+            raise ValueError(f"unknown task {record.task!r}")
+        return record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy of the folder") from error
+
+
+def how_to_load(folder: Path) -> dict[str, Any]:
+    """Arguments of `load_lines` for the base of an adapter folder."""
+    record = read_record(folder)
+    return {} if record is None else {"auto_class": record.auto_class, "options": record.options()}
+
+
+def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The base, in float32, for an adapter with this record; without a record a language model."""
+    if record is None:
+        return base.load_model(model, trust_remote_code=trust_remote_code)
+    return load_classifier(model, "float32", record, 0, trust_remote_code).model  # the adapter replaces a new head
+
+
+def probe(model: PreTrainedModel, record: TaskRecord | None) -> torch.Tensor:
+    """Two random inputs of a fixed seed: token ids (2, 16), int64, or noise (2, channels, h, w), float32."""
+    seeded = torch.Generator().manual_seed(0)
+    if record is None or not TASKS[record.task].has_images:
+        return torch.randint(model.config.get_text_config().vocab_size, (2, 16), generator=seeded)
+    return torch.randn(2, n_channels(model.config), *image_size(model.config), generator=seeded)
+
+
+def n_channels(config: Any) -> int:
+    """Channels of the model's images: 1 for grayscale, 3 for RGB."""
+    return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
+
+
+def image_size(config: Any) -> tuple[int, int]:
+    """Height and width of the model's images; 224 x 224 for a model that takes any size."""
+    size = getattr(getattr(config, "vision_config", config), "image_size", None) or _USUAL_SIZE
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+class Classifier(NamedTuple):
+    """A base model with a classification head."""
+
+    model: PreTrainedModel
+    trained: list[str]  # modules to train in full: the head, and modules that the base has no weights for
+    has_new_head: bool
+
+
+def load_classifier(
+    model: str, dtype: str, record: TaskRecord, seed: int, trust_remote_code: bool = False
+) -> Classifier:
+    """The base with a head for `record.labels`, the head in float32.
+
+    The base keeps its own head if it is for the same classes in the same order. Otherwise a new head is initialized
+    from `seed`, equally on every device. Raises InputError if the base cannot classify, or lacks other weights.
+    """
+    config = base.load_config(model, trust_remote_code)
+    loaded, lacking, others = base.load_weights(
+        _auto_class(record.task),
+        model,
+        dtype,
+        trust_remote_code,
+        num_labels=len(record.labels),
+        id2label=dict(enumerate(record.labels)),
+        label2id={name: index for index, name in enumerate(record.labels)},
+        problem_type="regression" if TASKS[record.task].is_regression else "single_label_classification",
+    )
+    if record.pad_token_id is not None:
+        loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
+    head = find_head(loaded)
+    has_own_head = is_classifier(config) and record.labels == class_names(config)
+    new = set() if has_own_head else _new_modules(loaded, lacking, others, head)
+    base.refuse_lacking(model, {key for key in lacking | others if _module_of(loaded, key) not in new})
+    if record.labels != class_names(config):
+        new |= {*head}
+    if missing := sorted(new - {*head}):
+        warnings.warn(
+            f"the base model has no weights for {', '.join(missing)}; they are initialized from the seed and "
+            "trained in full, like the head",
+            stacklevel=2,
+        )
+    init_modules(loaded, sorted(new), seed)
+    trained = sorted(new | {*head})
+    _to_float32(loaded, trained)
+    return Classifier(loaded, trained, bool(new))
+
+
+def classifier_on_meta(model: str, task: str, n_outputs: int | None, trust_remote_code: bool = False) -> Classifier:
+    """As `load_classifier`, on the meta device; by default with as many outputs as the config of the base has."""
+    config = base.load_config(model, trust_remote_code)
+    check_can_classify(config, task)
+    if n_outputs is not None:
+        config.num_labels = n_outputs
+    with torch.device("meta"):
+        made = _auto_class(task).from_config(config)
+    return Classifier(made, find_head(made), has_new_head=True)
+
+
+def check_can_classify(config: PretrainedConfig, task: str) -> None:
+    """Raise InputError if transformers has no head for the task on a model of this type."""
+    if type(config) not in _auto_class(task)._model_mapping:
+        raise InputError(f"a base of type {config.model_type} cannot be trained for {task}; name another base model")
+
+
+def _auto_class(task: str) -> Any:
+    return getattr(transformers, TASKS[task].auto_class)
+
+
+def class_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """The class names in a config, in the order of their indices."""
+    return tuple(name for _, name in sorted((config.id2label or {}).items()))
+
+
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the base has a classification head."""
+    return any(name.endswith("Classification") for name in config.architectures or ())
+
+
+def find_head(model: PreTrainedModel) -> list[str]:
+    """Names of the modules with parameters outside the model's body; if that has no name, the last module."""
+    children = [name for name, module in model.named_children() if any(True for _ in module.parameters())]
+    body = model.base_model_prefix
+    return [name for name in children if name != body] if body in children else children[-1:]
+
+
+def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+    """Initialize modules: linear weights normal with the model's initializer_range, other parameters as in torch."""
+    initial = SeededInit(seed)
+    std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
+    for name in names:
+        for path, module in model.get_submodule(name).named_modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+            if isinstance(module, nn.Linear):
+                with torch.no_grad():
+                    module.weight.copy_(initial.normal(f"head:{name}.{path}", module.weight.shape, std))
+                    if module.bias is not None:
+                        module.bias.zero_()
+
+
+def _new_modules(model: PreTrainedModel, lacking: set[str], others: set[str], head: Sequence[str]) -> set[str]:
+    """The modules that are expected to be new: a head, or the body's pooler, which language models are saved without.
+
+    They have no tensor in the base, or only tensors for another number of classes.
+    """
+    found = {name for key in lacking | others if (name := _module_of(model, key)) in head or name.endswith(".pooler")}
+    parts = {name: {key for key in model.state_dict() if _module_of(model, key) == name} for name in found}
+    return {name for name in found if not parts[name] & lacking or parts[name] <= lacking | others}
+
+
+def _module_of(model: PreTrainedModel, key: str) -> str:
+    """The module of a tensor: a part of the head, or a child of the body."""
+    return ".".join(key.split(".")[: 2 if key.split(".")[0] == model.base_model_prefix else 1])
+
+
+def _to_float32(model: Any, names: Sequence[str]) -> None:
+    """In bfloat16 the head would lose small steps."""
+    for name in names:
+        head = model.get_submodule(name)
+        if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+            head.float()
+            head.register_forward_pre_hook(_inputs_to_float32)
+
+
+def _inputs_to_float32(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)

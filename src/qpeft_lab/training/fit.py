@@ -1,0 +1,341 @@
+"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run resumes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+import qpeft
+from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
+from qpeft_lab.files import RUN_AGAIN, is_disk_full
+from qpeft_lab.interrupt import StopRequest
+from qpeft_lab.method_records import lab_record
+from qpeft_lab.settings import Intervals, RunSettings
+from qpeft_lab.training import outputs
+from qpeft_lab.training.checkpoints import checkpoint_path, find_damaged, last_complete, prune, seal, step_of
+from qpeft_lab.training.lock import locked
+from qpeft_lab.training.prepare import Prepared, full_identity, identity_of, prepare
+from qpeft_lab.training.progress import Progress
+from qpeft_lab.training.run_folder import MetricsLog, RunFolder, TrainResult, read_rows, read_scores
+from qpeft_lab.training.score import Score, score_class
+from qpeft_lab.training.tasks import Task
+
+
+class DivergedError(TrainingError):
+    """A loss or a gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A trained model with its scores, in a run folder without an adapter."""
+
+    settings: RunSettings  # with a number of steps
+    folder: RunFolder
+    ready: Prepared  # the model is the trained one, on the device it was trained on
+    before: Score
+    after: Score
+    seconds: float  # from the first score to the last, including saving, without interruptions
+    seconds_per_step: float | None  # median since the last resume, forward to optimizer
+    circuits: dict[str, Any] | None  # their costs; None on the exact simulator
+
+    @property
+    def model(self) -> Any:
+        return self.ready.model
+
+
+def train(
+    settings: RunSettings,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    task: Task | None = None,
+) -> TrainResult:
+    """Execute the run `settings`, or resume it in `settings.out`; the result of a finished run is returned unchanged.
+
+    Data and base are compared by content: they and the folder may be moved, copied or named differently.
+    On the same device and thread count, a run that was killed and resumed gives the same bits as an uninterrupted one.
+
+    Args:
+        settings: The run.
+        progress: Receives the run's events.
+        callbacks: Trainer callbacks, called after qpeft's own.
+        task: The data, if it has been read already for settings of the same model, data and lengths.
+
+    Raises:
+        InputError: invalid settings, unusable data, base or folder; no work was done.
+        TrainingError: a loss is not finite, the disk is full, or the trained adapter is unusable; earlier checkpoints
+            are intact.
+        KeyboardInterrupt: stopped by Ctrl-C, after saving the current step.
+    """
+    progress = progress or Progress()
+    folder, identity = _checked(settings)
+    if (finished := folder.read_result()) is not None:
+        return finished
+    with _fitted(settings, folder, identity, progress, callbacks, task) as run:
+        progress.on_stage("Writing the adapter")
+        with _explained(folder, lambda: True):
+            return _publish(run)
+
+
+def fit(
+    settings: RunSettings,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    task: Task | None = None,
+) -> FittedRun:
+    """As `train`, resumable in the same way, but the model is returned and nothing is exported."""
+    with _fitted(settings, *_checked(settings), progress or Progress(), callbacks, task) as run:
+        return run
+
+
+def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
+    """The folder of the run, and hashes of its local files."""
+    settings.check()
+    for name in ("model", "data", "out", "eval_data"):
+        if getattr(settings, name) == "":  # a shell variable that is not set; as a path it is the current folder
+            raise ConfigError(f"{name} is empty; give a value")
+    folder, identity = RunFolder(Path(settings.out).expanduser()), identity_of(settings)
+    folder.check(settings, identity)
+    return folder, identity
+
+
+@contextmanager
+def _fitted(
+    settings: RunSettings,
+    folder: RunFolder,
+    identity: dict[str, str],
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback],
+    task: Task | None,
+) -> Iterator[FittedRun]:
+    """The trained run, whose folder is locked within this context."""
+    ready = prepare(settings, progress, task)
+    with locked(folder.path):
+        folder.claim(settings, full_identity(settings, ready.task, identity))
+        if settings.epochs is not None:
+            given, n = settings.epochs, len(ready.task.train)
+            settings = settings.with_steps(n)
+            progress.on_note(f"epochs: {given:g} of {n:,} examples, {settings.n_steps:,} steps")
+        yield _fit(settings, folder, ready, progress, callbacks)
+
+
+def _publish(run: FittedRun) -> TrainResult:
+    """Write the compact and the exported adapter, the model card, and result.json, which marks the run as finished."""
+    folder, model, task, settings = run.folder, run.model, run.ready.task, run.settings
+    result = TrainResult(
+        out=folder.path,
+        model=settings.model,
+        method=settings.record.key,
+        task=settings.task,
+        steps=settings.n_steps,
+        before=run.before,
+        after=run.after,
+        trainable=outputs.count_trainable(model),
+        trainable_head=outputs.count_trainable(model, task.head),
+        deployed=outputs.write_adapter(model, folder, settings.method, task),
+        stored_bytes=outputs.weight_bytes(folder.adapter),
+        exported_bytes=outputs.weight_bytes(folder.exported),
+        seconds=run.seconds,
+        seconds_per_step=run.seconds_per_step,
+        data_sha256=task.sha256(),
+        circuits=run.circuits,
+    )
+    outputs.write_card(folder, result, needs_qpeft=outputs.needs_qpeft(model))
+    folder.write_result(result)
+    return result
+
+
+def _fit(
+    settings: RunSettings, folder: RunFolder, ready: Prepared, progress: Progress, callbacks: Sequence[TrainerCallback]
+) -> FittedRun:
+    """Train the remaining steps; `ready.model` is changed in place."""
+    prune(folder.checkpoints)
+    checkpoint = last_complete(folder.checkpoints)
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    every, circuits = settings.intervals(), ready.circuits
+    if circuits is not None:
+        folder.jobs.touch()
+        circuits.jobs.log_to(folder.jobs)
+        circuits.forecast(settings.n_steps - done)
+        progress.on_note(f"circuits on {circuits}")
+        if settings.save_every is None and not circuits.jobs.backend.is_simulator:
+            every = every._replace(save=1)
+    if checkpoint is None and folder.metrics.exists():
+        progress.on_note("no checkpoint is complete: starting from the beginning")
+    stop = StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once"))
+    callback = RunCallback(folder, every, stop, progress, ready)
+    with _explained(folder, lambda: callback.has_begun):
+        if checkpoint is not None and (reason := find_damaged(checkpoint)):
+            raise CheckpointError(_damaged(checkpoint, reason))
+        log = MetricsLog(folder.metrics, checkpoint and done)
+        with stop, outputs.resumable(ready.model):
+            trainer = _trainer(settings, ready, folder)
+            callback.attach(trainer, log)
+            for other in (*(settings.record.ask("callbacks") or ()), *callbacks):
+                trainer.add_callback(other)
+            try:
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            except Exception as error:
+                if checkpoint is None or callback.has_begun or isinstance(error, BackendError):
+                    raise
+                raise CheckpointError(_damaged(checkpoint, str(error).strip() or type(error).__name__)) from error
+        if (done := trainer.state.global_step) < settings.n_steps:
+            raise KeyboardInterrupt(
+                f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
+            )
+        before, *_, after = read_scores(folder.metrics, score_class(settings.task))
+    costs = None
+    if circuits is not None:  # over all parts of a resumed run
+        jobs = circuits.jobs
+        run = {"backend": jobs.backend.name, "gradient": circuits.gradient, "shots_per_circuit": jobs.shots}
+        costs = {**run, **jobs.used}
+    seconds = read_rows(folder.metrics)[-1]["seconds"]
+    return FittedRun(settings, folder, ready, before, after, seconds, callback.seconds_per_step, costs)
+
+
+def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Trainer:
+    # renamed in transformers 5.23, which warns about the old name
+    is_renamed = hasattr(TrainingArguments, "activation_checkpointing")
+    name = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
+    checkpointing: dict[str, Any] = {name: settings.gradient_checkpointing}
+    constant = settings.lr_schedule == "constant"  # that of transformers has no warmup
+    arguments = TrainingArguments(
+        output_dir=str(folder.checkpoints),
+        max_steps=settings.n_steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
+        learning_rate=settings.lr,
+        lr_scheduler_type="constant_with_warmup" if constant else settings.lr_schedule,
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm or math.inf,  # so that the norm is computed
+        seed=settings.seed,
+        **checkpointing,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # RunCallback decides
+        report_to=settings.report_to or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    optimizer = None
+    if lab_record(settings.record).uses_param_groups:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, ready.model)
+        optimizer = kind, {**options, "params": qpeft.param_groups(ready.model, settings.lr, settings.weight_decay)}
+    trainer = Trainer(
+        model=ready.model,
+        args=arguments,
+        train_dataset=ready.task.train,  # type: ignore[arg-type]
+        data_collator=ready.task.collate,
+        compute_loss_func=ready.task.loss(settings.label_smoothing),
+        optimizer_cls_and_kwargs=optimizer,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class RunCallback(TrainerCallback):
+    """Reports every loss, and logs, scores and saves at the intervals of `every`.
+
+    The validation data is scored before the first step and after the last one, too. A checkpoint is also saved when a
+    stop is requested, but not at the last step. A loss or gradient that is not finite raises DivergedError before the
+    checkpoint of its step.
+    """
+
+    def __init__(self, folder: RunFolder, every: Intervals, stop: StopRequest, progress: Progress, ready: Prepared):
+        self.has_begun = False  # everything is loaded, including a checkpoint
+        self._folder, self._every, self._stop, self._progress, self._ready = folder, every, stop, progress, ready
+        self._seconds: list[float] = []
+        self._began = 0.0
+
+    def attach(self, trainer: Trainer, log: MetricsLog) -> None:
+        """Add the callback to `trainer`."""
+        self._trainer, self._metrics = trainer, log
+        trainer.add_callback(self)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Median of forward, backward and optimizer step; None before the first step."""
+        return median(self._seconds) if self._seconds else None
+
+    def on_train_begin(self, args, state, control, **_: Any) -> None:
+        self._progress.on_start(state.max_steps, state.global_step)
+        if state.global_step == 0:
+            self._score(0)
+
+    def on_step_begin(self, args, state, control, **_: Any) -> None:
+        self.has_begun = True  # random states are loaded last, after on_train_begin
+        self._began = time.perf_counter()
+
+    def on_log(self, args, state, control, **kwargs: Any) -> None:
+        logs, step = kwargs["logs"], state.global_step
+        state.log_history.clear()  # metrics.jsonl has it; checkpoints would grow with every step
+        names = {"loss": "training loss", "grad_norm": "gradient's norm", "eval_loss": "validation loss"}
+        for name, what in names.items():
+            if not math.isfinite(value := logs.get(name, 0.0)):
+                raise DivergedError(
+                    f"the {what} is {value} at step {step}. This step was not saved. Start again in another run folder "
+                    f"with a lower lr (it is {args.learning_rate:g}), a longer warmup, or dtype float32 instead of "
+                    "bfloat16"
+                )
+        if "eval_loss" in logs:
+            self._metrics.append(step, logs)
+        if "loss" not in logs:  # a score, or the Trainer's summary
+            return
+        self._seconds.append(time.perf_counter() - self._began)  # reading the loss waits for the device
+        self._progress.on_step(step, logs["loss"])
+        if step % self._every.log == 0 or step == state.max_steps:
+            self._metrics.append(step, logs)
+        if step % self._every.evaluate == 0 or step == state.max_steps:
+            self._score(step)
+
+    def on_step_end(self, args, state, control, **_: Any) -> None:
+        if state.global_step < state.max_steps:  # after the last step the adapter is saved
+            control.should_training_stop |= self._stop.wanted
+            control.should_save = self._stop.wanted or state.global_step % self._every.save == 0
+
+    def on_save(self, args, state, control, **_: Any) -> None:
+        self._metrics.sync()
+        seal(checkpoint_path(self._folder.checkpoints, state.global_step))
+
+    def _score(self, step: int) -> None:
+        with outputs.exact_circuits(self._ready.model):  # as the adapter is exported
+            score = self._ready.task.score(self._ready.model)
+        known = {name: value for name, value in score.to_dict().items() if value is not None}
+        self._trainer.log({f"eval_{name}": value for name, value in known.items()})
+        self._progress.on_eval(step, score)
+
+
+def _damaged(checkpoint: Path, reason: str) -> str:
+    return (
+        f"{checkpoint} cannot be read: {reason.splitlines()[0]}. Delete the folder and {RUN_AGAIN}: the "
+        "run resumes from the checkpoint before it, or starts from the beginning"
+    )
+
+
+@contextmanager
+def _explained(folder: RunFolder, has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Raise TrainingError for a full disk, and for bad input that is found after training began."""
+    try:
+        yield
+    except Exception as error:
+        prune(folder.checkpoints)
+        if is_disk_full(error):
+            last = last_complete(folder.checkpoints)
+            kept = f"the checkpoint of step {step_of(last)} is intact" if last else "no step had been saved"
+            raise TrainingError(
+                f"the disk that holds {folder.path} is full; {kept}. Free some space and {RUN_AGAIN}"
+            ) from error
+        if has_begun() and isinstance(error, InputError):
+            raise TrainingError(f"the run cannot continue: {error}") from error
+        raise

@@ -1,0 +1,124 @@
+"""Generation of texts, greedily or by beam search; the options are importable without torch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from qpeft.checks import MOST, check_fields, option
+from qpeft.errors import ConfigError, DataError
+from qpeft_lab.base_model import virtual_tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+_MOST_BEAMS = 1000
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Greedy decoding, or beam search with several beams; `check()` validates it."""
+
+    max_new_tokens: int = option(64, "Generate at most this many tokens.", at_least=1, at_most=MOST)
+    num_beams: int = option(
+        1, "Beams of the search; 1 takes the most likely token each time.", at_least=1, at_most=_MOST_BEAMS
+    )
+    length_penalty: float = option(
+        1.0, "Of beam search: the log-likelihood of a text is divided by its length to this power."
+    )
+    no_repeat_ngram_size: int = option(
+        0, "No sequence of this many tokens occurs twice in the new text; 0 allows it.", at_least=0, at_most=MOST
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range, or a length penalty without beams."""
+        check_fields(self)
+        if self.length_penalty != 1 and self.num_beams == 1:
+            raise ConfigError("length_penalty is for beam search; set num_beams above 1, or leave it out")
+
+
+def generate_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    decoding: Decoding,
+    batch_size: int = 8,
+    watch: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+) -> list[str]:
+    """The continuation of each prompt, up to an end of text, without the prompt.
+
+    Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual tokens, which padding
+    would separate from the text, prompts are continued one by one. `watch` may show progress over the batches.
+
+    Raises:
+        DataError: a prompt has no token, or does not fit into the model's context with the new tokens after it.
+    """
+    n_new = decoding.max_new_tokens
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not ids or not has_room(model, len(ids) + n_new):
+            raise DataError(
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {n_new} are generated: it needs at least one, "
+                "and all must fit into the model's context; shorten it or reduce max_new_tokens"
+            )
+    at_once = 1 if virtual_tokens(model) else batch_size
+    places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
+    texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
+    for start in watch(range(0, len(places), at_once)):
+        batch = places[start : start + at_once]
+        ids, mask = _left_padded([encoded[place] for place in batch], model.device)
+        for place, new in zip(batch, generate(model, ids, mask, decoding, end), strict=True):
+            texts[place] = new_text(tokenizer, encoded[place], new)
+    return texts
+
+
+def has_room(model: Any, n_tokens: int) -> bool:
+    """Whether the model's context has room for `n_tokens` tokens, next to the virtual tokens of an adapter."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context is None or n_tokens + virtual_tokens(model) <= context
+
+
+def generate(
+    model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, end: int | None = None, **others: Any
+) -> Tensor:
+    """The new tokens (B, new) after prompts (B, T), with a key-value cache; `others` are options of the model's method.
+
+    `end`: the end-of-text token; by default that of the model's generation config.
+    """
+    from transformers import NoRepeatNGramLogitsProcessor
+
+    from qpeft_lab.training.score import evaluation_mode  # which imports torch
+
+    options = {"max_new_tokens": decoding.max_new_tokens, "do_sample": False, "use_cache": True, **others}
+    options["pad_token_id"] = end or 0
+    if end is not None:
+        options["eos_token_id"] = end
+    if decoding.num_beams > 1:
+        options |= {"num_beams": decoding.num_beams, "length_penalty": float(decoding.length_penalty)}
+    if n := decoding.no_repeat_ngram_size:  # the option of transformers also counts n-grams of the prompt
+        of_new: Any = NoRepeatNGramLogitsProcessor(n)
+        options["logits_processor"] = [lambda written, scores: of_new(written[:, ids.shape[1] :], scores)]
+    with evaluation_mode(model), warnings.catch_warnings():
+        # with virtual tokens, PEFT drops position ids that transformers made
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
+        written = model.generate(input_ids=ids, attention_mask=mask, **options)
+    return written[:, ids.shape[1] :]
+
+
+def new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: Tensor) -> str:
+    """The new text, decoded together with the prompt: tokens may share a character or a blank."""
+    before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, prompt + new.tolist()))
+    return whole[len(before) :]
+
+
+def _left_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (B, T) of prompts."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = [[0] * (longest - len(row)) + list(row) for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

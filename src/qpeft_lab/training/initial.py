@@ -1,0 +1,121 @@
+"""Methods that read training data before the first step: LoRA-GA (arXiv 2407.05000), EVA, and trainable tokens."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraGAConfig, TrainableTokensConfig, initialize_lora_eva_weights
+from peft.tuners.lora.loraga import preprocess_loraga
+
+from qpeft.core.targets import set_target_names
+from qpeft.errors import ConfigError
+
+_Batches = Sequence[Mapping[str, Any]]
+_INITIAL = "qpeft_initial_adapter"  # attribute of a model: the folder of its initial adapter
+
+
+def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) -> None:
+    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes.
+
+    Raises ConfigError for DoRA, whose magnitudes the saved adapter could not restore.
+    """
+    if config.init_lora_weights != "lora_ga":
+        return
+    if config.use_dora:
+        raise ConfigError(
+            "init_lora_weights='lora_ga' changes the base weights, to which DoRA's magnitudes refer; "
+            "use it without use_dora"
+        )
+
+    def backward() -> None:
+        for batch in _moved(base, batches()):
+            base(**batch).loss.backward()
+
+    config.lora_ga_config = config.lora_ga_config or LoraGAConfig()
+    base.to("cuda" if torch.cuda.is_available() else "cpu")
+    targets = config
+    if str(config.target_modules).lower() == "all-linear":  # which PEFT expands only when it adds the adapter
+        targets = copy.copy(config)
+        set_target_names(base, targets, dict(base.named_modules()))
+    with warnings.catch_warnings():
+        # from the hooks by which PEFT counts; the gradients of the weights are not affected
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        preprocess_loraga(base, targets, backward)
+
+
+def data_start_for(config: Any) -> Callable[[Any, _Batches], None] | None:
+    """What sets or keeps the initial values that `config` takes from the data; None for other initializations."""
+
+    def eva(model: Any, batches: _Batches) -> None:  # lora_A from the leading directions of each layer's input
+        initialize_lora_eva_weights(model, _moved(model, batches), show_progress_bar=False)
+
+    return {"lora_ga": _keep_initial, "eva": eva}.get(config.init_lora_weights)
+
+
+def _keep_initial(model: Any, _: _Batches) -> None:
+    """Keep the initial adapter, with which `qpeft.save` makes the adapter independent of the changed base weights."""
+    folder = tempfile.mkdtemp(prefix="qpeft-initial-")
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    initial = str(Path(folder) / "initial")
+    model.save_pretrained(initial, save_embedding_layers=False)
+    vars(model)[_INITIAL] = initial
+
+
+def saving_options(model: Any) -> dict[str, str]:
+    """Options of `qpeft.save` for this model: PEFT subtracts an initial adapter, which doubles the rank."""
+    return {"path_initial_model_for_weight_conversion": vars(model)[_INITIAL]} if _INITIAL in vars(model) else {}
+
+
+def _moved(model: Any, batches: _Batches) -> list[dict[str, Any]]:
+    device = next(model.parameters()).device
+    return [{name: part.to(device) for name, part in batch.items()} for batch in batches]
+
+
+@dataclass
+class TokensConfig(TrainableTokensConfig):
+    """PEFT's config; without `token_indices`, the `n_tokens` most frequent tokens of the training data are trained.
+
+    It is saved as PEFT's own config, with the indices.
+    """
+
+    n_tokens: int = field(
+        default=2, metadata={"help": "Number of tokens, the most frequent ones of the training data."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.is_chosen = bool(self.token_indices)
+        if not self.is_chosen:
+            if not isinstance(self.n_tokens, int) or self.n_tokens < 1:
+                raise ConfigError(f"n_tokens must be an integer of at least 1, got {self.n_tokens!r}")
+            self.token_indices = list(range(self.n_tokens))  # as many as there will be, for counts
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_dict().items() if name != "n_tokens"}
+
+
+def choose_tokens(base: Any, config: Any, batches: Callable[[], _Batches]) -> None:
+    """Unless the indices are given, set them to the most frequent tokens; among equally frequent ones, to the lowest.
+
+    Raises ConfigError if the batches contain fewer different tokens.
+    """
+    if config.is_chosen:
+        return
+    counts = torch.zeros(base.get_input_embeddings().weight.shape[0], dtype=torch.int64)
+    for batch in batches():
+        ids = batch["input_ids"]
+        present = ids[batch.get("attention_mask", torch.ones_like(ids)).bool()]
+        counts += torch.bincount(present.cpu(), minlength=len(counts))
+    if config.n_tokens > (n_found := int((counts > 0).sum())):
+        raise ConfigError(f"n_tokens={config.n_tokens}, but the training data has {n_found} different tokens; lower it")
+    config.token_indices = sorted(counts.argsort(descending=True, stable=True)[: config.n_tokens].tolist())
+    config.is_chosen = True

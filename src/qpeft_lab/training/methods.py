@@ -1,0 +1,149 @@
+"""From a method's name and settings to the model that is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from qpeft import methods
+from qpeft.checks import unknown
+from qpeft.errors import ConfigError, QpeftError
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.method_records import lab_record
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.user_files import named_ansatz
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    from qpeft.generator_config import GeneratorConfig
+
+
+# fields of a PEFT config that the run sets, or that are set when an adapter is saved
+_RESERVED = {
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "runtime_config", "format_version", "generated"),
+}
+
+
+def check_setting(settings: RunSettings, name: str) -> None:
+    """Raise ConfigError, with the fields that there are, unless `name` is a field of the method or its host."""
+    if settings.record.trains is not methods.Trains.ADAPTER:
+        raise ConfigError(f"method {settings.method} has no fields, got {name}")
+    record = settings.adapter if settings.attaches else settings.record
+    known = {f.name for f in fields(record.config_class) if not f.metadata.get("filled_in")} - _RESERVED
+    known |= _generator_fields(settings)
+    if name not in known:
+        whose = f"host {record.key}" if settings.attaches else f"method {record.key}"
+        raise ConfigError(unknown(f"field of {whose}:", name, sorted(known)))
+
+
+def build_config(settings: RunSettings) -> PeftConfig:
+    """The PEFT config of a run; the host's, if `qpeft.attach` adds the generator.
+
+    Raises ConfigError for an unknown field or an invalid value.
+    """
+    for name in settings.method_settings:
+        check_setting(settings, name)
+    record = settings.adapter if settings.attaches else settings.record
+    made, ours = record.config_class, _generator_fields(settings)
+    given = {name: value for name, value in registered(settings.method_settings).items() if name not in ours}
+    for f in fields(made):  # PEFT does not check types
+        if f.default_factory is dict and not isinstance(given.get(f.name, {}), Mapping):
+            raise ConfigError(f"{f.name} must be a mapping, such as {{q_proj: 2}}, got {given[f.name]!r}")
+    defaults = dict(record.defaults)
+    if given.get("frames") is not None:
+        defaults.pop("target_modules", None)  # those of the frame file
+    values = {**defaults, **lab_record(record).own_hosts.get(settings.host, {}), **seed_value(settings), **given}
+    return _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
+
+
+def seed_value(settings: RunSettings) -> dict[str, int]:
+    """The field of the PEFT config that gets the seed of the run, unless it is given; empty if there is none.
+
+    Random projections of PEFT's methods have such a field: they do not depend on torch's random stream.
+    """
+    record = settings.adapter if settings.attaches else settings.record
+    has_field = record.seed_field in {f.name for f in fields(record.config_class)}
+    return {record.seed_field: settings.seed * lab_record(record).seed_step} if has_field else {}
+
+
+def registered(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method with the name of an ansatz instead of FILE.py:NAME, whose file is executed."""
+    return {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
+
+
+def virtual_tokens(method: str, host: str, given: Mapping[str, Any]) -> int:
+    """Positions of the context that the method, or its host, occupies: those of a prefix or prompt, otherwise 0."""
+    record = methods.named(method)
+    adapter = record if record.generator is None else methods.get(host)
+    return {**adapter.defaults, **given}.get("num_virtual_tokens", 0)
+
+
+def build_generator(settings: RunSettings) -> GeneratorConfig | None:
+    """The generator that `qpeft.attach` adds to the host; None for other runs. Raises ConfigError."""
+    if not settings.attaches:
+        return None
+    ours = _generator_fields(settings)
+    given = {name: value for name, value in registered(settings.method_settings).items() if name in ours}
+    return _with_config_errors(settings.record.generator_class, **{"seed": settings.seed, **given})
+
+
+def _generator_fields(settings: RunSettings) -> set[str]:
+    return {f.name for f in fields(settings.record.generator_class)} if settings.attaches else set()
+
+
+def build_adapter(
+    settings: RunSettings,
+    base: PreTrainedModel,
+    head: Sequence[str] = (),
+    batches: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
+) -> Any:
+    """The model to train: `base` with an adapter, or `base` itself if the method has none.
+
+    The modules named by `head` are trained in full, in addition to the adapter. `batches` returns training data, for
+    methods that choose what they adapt from it.
+    Raises ConfigError for an unknown field, an invalid value, or target modules that do not exist.
+    """
+    if settings.record.config is None:
+        for name in settings.method_settings:
+            check_setting(settings, name)
+        return base
+    from peft import get_peft_model
+
+    import qpeft
+    from qpeft.core.config import GeneratedConfig
+    from qpeft.core.targets import check_target_modules
+
+    config = build_config(settings)
+    train_in_full(config, head)
+    if isinstance(config, GeneratedConfig):
+        config.read_files(base)  # which can name the target modules
+    check_target_modules(base, config)
+    if batches is not None:
+        lab_record(settings.record).ask("calibrate", base, config, batches)
+    model = _with_config_errors(get_peft_model, base, config)
+    for built in model.peft_config.values():
+        for name, value in vars(built).items():
+            if isinstance(value, set):  # its order differs between processes, and it is saved
+                setattr(built, name, sorted(value))
+    generator = build_generator(settings)
+    return model if generator is None else qpeft.attach(model, generator)
+
+
+def train_in_full(config: Any, modules: Sequence[str]) -> None:
+    """Add `modules` to those that a PEFT config trains in full."""
+    if modules:
+        config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *modules})
+
+
+def _with_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:
+    """PEFT does not check types, and refuses values with plain exceptions."""
+    try:
+        return make(*arguments, **values)
+    except QpeftError:
+        raise
+    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,177 @@
+"""The files of a finished run: the compact adapter, the exported adapter, the model card; and their sizes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from peft import PeftModel
+
+import qpeft
+from qpeft import methods
+from qpeft.core.adapter_form import form_of, own_kind
+from qpeft.core.model_card import load_lines
+from qpeft.core.tuner import holder_of
+from qpeft.files import replace_folder, write_text
+from qpeft.methods import Trains
+from qpeft.methods.plan import count_deployed as count_adapter
+from qpeft.methods.plan import count_lora
+from qpeft_lab.method_records import lab_record
+from qpeft_lab.training.classifier import how_to_load
+from qpeft_lab.training.initial import saving_options
+from qpeft_lab.training.run_folder import RunFolder, TrainResult
+from qpeft_lab.training.tasks import Task
+
+_EMPTY = (
+    "every gate of SoRA is zero, so there is no adapter to export; train again in another run folder with a lower "
+    "shrink_budget or sparse_lambda"
+)
+
+
+def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int:
+    """Save adapter/ and exported/, each atomically; returns the number of parameters needed at inference.
+
+    With method full, exported/ is the model, with its tokenizer or image processor, and there is no adapter/. There is
+    no exported/ if stock PEFT has no equal adapter, or if the method has nothing to export.
+    """
+    if methods.named(method).config is None:
+        with replace_folder(folder.exported) as target:
+            model.save_pretrained(str(target))
+            task.processor.save_pretrained(str(target))
+        return count_trainable(model)
+    with replace_folder(folder.adapter) as target:
+        qpeft.save(model, target, **saving_options(model))
+        task.describe(target)
+    form: Any = form_of(model)
+    if hasattr(form, "is_empty") and form.is_empty():  # SoRA's
+        warnings.warn(_EMPTY, stacklevel=2)
+    elif own_kind(model) is None:
+        with replace_folder(folder.exported) as target:
+            if needs_qpeft(model):
+                probe, device = task.probe(), next(model.parameters()).device
+                qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
+            else:
+                qpeft.save(model, target, **saving_options(model))
+            task.describe(target)
+    return count_deployed(model)
+
+
+def count_deployed(model: Any) -> int:
+    """Parameters needed at inference, in addition to the base, including modules_to_save."""
+    if not isinstance(model, PeftModel):
+        return count_trainable(model)
+    return count_adapter(model) + (count_lora(model) if saving_options(model) else 0)
+
+
+def count_generator(model: Any) -> int | None:
+    """Trainable parameters of the generators; None if nothing is generated."""
+    holder = holder_of(model)
+    return None if holder is None else count_trainable(holder)
+
+
+def needs_qpeft(model: Any) -> bool:
+    """Whether adapter/ loads only with qpeft."""
+    return form_of(model) is not None or own_kind(model) is not None
+
+
+def exact_circuits(model: Any) -> AbstractContextManager[None]:
+    """Circuits run on the exact simulator within this context, whatever backend they train on."""
+    holder = holder_of(model)
+    return nullcontext() if holder is None else holder.exact()
+
+
+@contextmanager
+def resumable(model: Any) -> Iterator[None]:
+    """Within this context the Trainer saves all that a bit-equal resume needs.
+
+    Quantized parameters need their latent values. A whole model is saved under the parameter names in memory:
+    transformers saves some models, such as ViT, under older names, which the Trainer does not load again.
+    """
+    if holder := holder_of(model):
+        with holder.keeping_latent():
+            yield
+        return
+    if not isinstance(model, PeftModel):
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        vars(model).pop("save_pretrained", None)
+
+
+def count_trainable(model: Any, modules: Sequence[str] = ("",)) -> int:
+    """Trainable parameters, shared ones once; with `modules`, only those inside the named modules."""
+    inside = [f".{name}." if name else "" for name in modules]
+    trained = [(f".{name}", p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    return sum(n for name, n in trained if any(part in name for part in inside))
+
+
+def count_stored_bytes(model: Any) -> int:
+    """Size of the weights file of the compact adapter, or of a model without adapter."""
+    with TemporaryDirectory() as place:
+        if isinstance(model, PeftModel):
+            qpeft.save(model, place, **saving_options(model))
+        else:
+            model.save_pretrained(place)
+        return weight_bytes(Path(place))
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a folder's weights files; 0 without them."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def write_card(folder: RunFolder, result: TrainResult, *, needs_qpeft: bool) -> None:
+    """Write the run's README.md; `needs_qpeft`: whether adapter/ loads only with qpeft."""
+    before, after = result.before.described(), result.after.described()
+    rows = "\n".join(f"| {name} | {before.get(name, '')} | {after[name]} |" for name in after)
+    head = f" ({result.trainable_head:,} of them in the head)" if result.trainable_head else ""
+    text = f"""---
+base_model: {result.model}
+library_name: peft
+tags:
+- qpeft
+- {result.method}
+---
+
+# {result.model} fine-tuned with {result.method}
+
+| | before | after |
+| --- | ---: | ---: |
+{rows}
+
+Scored on {result.after.size} of validation data after {result.steps:,} steps. Trainable parameters:
+{result.trainable:,}{head}; parameters at inference, in addition to the base: {result.deployed:,}.
+
+{_folders(result, needs_qpeft)}
+Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`. Costs: `result.json`.
+"""
+    write_text(folder.card, text)
+
+
+def _folders(result: TrainResult, needs_qpeft: bool) -> str:
+    record = methods.named(result.method)
+    if record.trains is Trains.MODEL:
+        return "`exported/` is the model with its tokenizer or image processor; it loads with transformers alone.\n"
+    if result.has_stock_form:
+        adapter = "the same adapter"
+        if needs_qpeft:
+            adapter = f"{lab_record(record).adapter_holds} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
+        listed = f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
+- `adapter/`: {adapter}"""
+    else:
+        listed = f"- `adapter/`: the adapter; **loading it needs qpeft**, because {lab_record(record).no_export}"
+    return f"{listed}\n\n```python\n{loading_code(result, result.to_load.name)}\n```\n"
+
+
+def loading_code(result: TrainResult, folder: str) -> str:
+    """The lines of Python that load the adapter of a run from `folder`, the path of `result.to_load`."""
+    is_stock = result.has_stock_form
+    registered = None if is_stock else methods.named(result.method).config_class
+    how = how_to_load(result.to_load)
+    return load_lines(result.model, folder, needs_qpeft=not is_stock, registered=registered, **how)

@@ -1,0 +1,27 @@
+"""The interface through which a training run reports its progress, for example to a progress bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qpeft_lab.training.score import Score
+
+
+class Progress:
+    """Receives a run's events in the training process, between steps. The methods do nothing; override any of them."""
+
+    def on_stage(self, what: str) -> None:
+        """A part of the work begins: `Reading the data`."""
+
+    def on_note(self, line: str) -> None:
+        """A fact about the run: `circuits on lightning.qubit: ...`."""
+
+    def on_start(self, total: int, done: int) -> None:
+        """Training starts, or resumes, after `done` of `total` steps."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
+
+    def on_eval(self, step: int, score: Score) -> None:
+        """The validation data was scored after `step` steps (0 is before training)."""

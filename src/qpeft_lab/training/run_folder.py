@@ -1,0 +1,278 @@
+"""The files of a run folder, and the check that a folder belongs to the run.
+
+run/  config.json     settings, hashes of data and base, versions
+      metrics.jsonl   losses and scores, one line each
+      jobs.jsonl      jobs sent to a backend, one line each
+      checkpoints/    the Trainer's checkpoints
+      adapter/        compact checkpoint: of a generated adapter the generator alone
+      exported/       adapter that loads without qpeft
+      README.md       model card
+      result.json     written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.files import read_json, sync, write_json, write_text
+from qpeft_lab.files import RUN_AGAIN, filled, output_folder, parse_json, remove_unfinished
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training.score import Score, score_class
+from qpeft_lab.user_files import without_folder, without_folders
+
+_FORMAT = 1
+_PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
+_NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must not grant it
+_FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
+_SOURCES = ("model", "data", "eval_data")  # local ones are compared by content, which the identity hashes
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Scores, costs and folders of a finished run."""
+
+    out: Path
+    model: str
+    method: str
+    task: str
+    steps: int
+    before: Score  # of the base; with a prefix or a new head, of the untrained model
+    after: Score
+    trainable: int  # trainable parameters, including a head
+    trainable_head: int  # of the trainable parameters, those of a classification head
+    deployed: int  # parameters at inference, in addition to the base
+    stored_bytes: int  # weights file in adapter/
+    exported_bytes: int  # weights files in exported/
+    seconds: float  # from the first score to the last, including saving, without interruptions
+    seconds_per_step: float | None  # median since the last resume, forward to optimizer
+    data_sha256: str
+    circuits: dict[str, Any] | None = None  # their costs; None on the exact simulator
+    already_finished: bool = False
+
+    @property
+    def adapter(self) -> Path:
+        """The compact checkpoint; loading a generated adapter from it needs qpeft."""
+        return self.out / "adapter"
+
+    @property
+    def exported(self) -> Path:
+        """The exported adapter, which loads without qpeft."""
+        return self.out / "exported"
+
+    @property
+    def has_stock_form(self) -> bool:
+        """Whether there is an exported adapter; stock PEFT has none that is equal to some adapters."""
+        return self.exported_bytes > 0
+
+    @property
+    def to_load(self) -> Path:
+        """The folder to load the adapter from: the exported adapter, or the compact checkpoint if there is none."""
+        return self.exported if self.has_stock_form else self.adapter
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        scores = {"before": self.before.to_dict(), "after": self.after.to_dict()}
+        folders = {"out": str(self.out), "adapter": str(self.adapter), "exported": str(self.exported)}
+        return {**asdict(self), **scores, **folders}
+
+
+class RunFolder:
+    """Paths of one run, its settings, and its result."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.jobs = path / "jobs.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.exported = path / "exported"
+        self.card = path / "README.md"
+        self.result = path / "result.json"
+
+    def settings(self) -> RunSettings:
+        """The settings in config.json. Raises CheckpointError if it is missing or damaged."""
+        return self._recorded()[0]
+
+    def check(self, settings: RunSettings, identity: Mapping[str, str]) -> None:
+        """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if it is that of another run.
+
+        `identity` has hashes of the files that exist; others are not compared.
+        """
+        if not os.path.lexists(self.result):  # a finished run is only read
+            output_folder(self.path)
+        if not self.config.exists():
+            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+                raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
+            return
+        recorded, had = self._recorded()
+        was, now = _compared(recorded), _compared(settings)
+        for name in (name for name in _SOURCES if name in identity):  # compared by content
+            was[name] = now[name] = None
+        self._refuse(_differences(was, now) + _differences({name: had.get(name) for name in identity}, identity))
+
+    def claim(self, settings: RunSettings, identity: Mapping[str, str]) -> None:
+        """Write config.json, and remove unfinished files of a killed process.
+
+        Raises CheckpointError if the recorded `identity` (hashes of data, base and the user's files) differs.
+        """
+        remove_unfinished(self.path)
+        environment = _environment()
+        if self.config.exists():
+            recorded, had = self._recorded()
+            self._refuse(_differences(had, identity))
+            if all(getattr(recorded, name) == getattr(settings, name) for name in _SOURCES):  # they were not moved
+                return
+            environment = read_json(self.config)["environment"]
+        stored = {name: value for name, value in _as_json(settings).items() if name != _NOT_STORED}
+        record = {"format": _FORMAT, "settings": stored, "identity": identity, "environment": environment}
+        write_json(self.config, record)
+
+    def write_result(self, result: TrainResult) -> None:
+        """Write result.json, which marks the run as finished, without its path: a folder can be moved."""
+        stored = {name: value for name, value in asdict(result).items() if name not in ("out", "already_finished")}
+        write_json(self.result, stored)
+
+    def read_result(self) -> TrainResult | None:
+        """The result of a finished run; None for an unfinished one. Raises CheckpointError for a damaged file."""
+        if not self.result.exists():
+            return None
+        try:
+            stored = read_json(self.result)
+            kind = score_class(stored["task"])
+            scores = {name: filled(kind, stored.pop(name)) for name in ("before", "after")}
+            return filled(TrainResult, {**stored, **scores, "out": self.path, "already_finished": True})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{self.result} is damaged ({error}); delete it and {RUN_AGAIN}") from error
+
+    def _refuse(self, changed: list[str]) -> None:
+        if changed:
+            raise CheckpointError(
+                f"{self.path} holds another run: {'; '.join(changed)}. Repeat that run, or choose another folder"
+            )
+
+    def _recorded(self) -> tuple[RunSettings, dict[str, str]]:
+        """Settings and hashes in config.json."""
+        if not self.config.is_file():
+            raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
+        try:
+            record = read_json(self.config)
+            if (found := record["format"]) == _FORMAT:
+                return RunSettings(**RunSettings.validated(record["settings"])), {**record["identity"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.config} is damaged ({error}); choose another folder for the run") from error
+        raise CheckpointError(
+            f"{self.config} has format {found!r}, this version of qpeft reads {_FORMAT}; choose another folder"
+        )
+
+
+class MetricsLog:
+    """Appends rows to metrics.jsonl. After a resume it has exactly the rows up to the resumed step.
+
+    Every row has `step`, and `seconds`: the time since the run began, without interruptions.
+    """
+
+    def __init__(self, path: Path, step: int | None):
+        """Keep the rows up to `step`, or none for None, and remove a line that a kill left incomplete.
+
+        Raises CheckpointError if a row up to `step` is damaged, or if the row of step 0 is missing.
+        """
+        kept = [] if step is None else [row for row in read_rows(path) if row["step"] <= step]
+        if step is not None and (not kept or kept[0]["step"] != 0):
+            raise CheckpointError(_damaged_log(path, "its first rows are missing"))
+        write_text(path, "".join(map(_line, kept)))
+        self._path = path
+        self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
+
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        """Write one row; NaN and infinity, which JSON lacks, become null."""
+        seconds = round(time.monotonic() - self._began, 3)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(_line({"step": step, **values, "seconds": seconds}))
+
+    def sync(self) -> None:
+        """Wait until all rows are on disk, so that a checkpoint saved later always finds them."""
+        sync(self._path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of a metrics.jsonl; none if there is no file. Raises CheckpointError if it is damaged."""
+    rows = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if line.endswith(b"\n"):
+            try:
+                rows.append(row := parse_json(line))
+                if row["step"] < 0 or row["seconds"] < 0:
+                    raise ValueError("a negative number")
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(_damaged_log(path, f"line {number}: {error}")) from error
+    return rows
+
+
+def read_scores(path: Path, kind: type[Score]) -> list[Score]:
+    """The validation scores of a metrics.jsonl, in order. Raises CheckpointError if one is not a number."""
+    names = [f.name for f in fields(kind)]
+    try:
+        rows = [row for row in read_rows(path) if "eval_loss" in row]
+        return [filled(kind, {name: row.get(f"eval_{name}") for name in names}) for row in rows]
+    except TypeError as error:
+        raise CheckpointError(_damaged_log(path, f"a score: {error}")) from error
+
+
+def _damaged_log(path: Path, how: str) -> str:
+    return (
+        f"{path} is damaged ({how}). Choose another folder for the run, or delete {path.parent / 'checkpoints'} to "
+        "start again from step 0"
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _compared(settings: RunSettings) -> dict[str, Any]:
+    """The settings on which the result depends: not the shot budget, which may be raised, nor the folders of files."""
+    known = {name: value for name, value in _as_json(settings).items() if name not in _FREE_TO_CHANGE}
+    backend = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
+    files = {"method_settings": without_folders(known["method_settings"]), "backend_settings": without_folders(backend)}
+    return {**known, "method": without_folder(settings.method), **files}
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, by the names within two dicts, which may contain dicts."""
+    found = []
+    for name in sorted({*was, *now}):
+        one, other = was.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += _differences(one, other)
+        elif one != other:
+            found.append(f"{name} was {one!r}, now {other!r}")
+    return found
+
+
+def _as_json(settings: RunSettings) -> dict[str, Any]:
+    """Settings as read back from JSON: tuples as lists, sets in order."""
+    return json.loads(json.dumps(asdict(settings), default=sorted))
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }

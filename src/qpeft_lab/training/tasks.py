@@ -1,0 +1,394 @@
+"""The tasks that a run can train: each has its data, base model, batches and score."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from qpeft.errors import ConfigError, DataError, InputError
+from qpeft.files import write_text
+from qpeft_lab import base_model as base
+from qpeft_lab.data import text
+from qpeft_lab.data.glue import find_glue
+from qpeft_lab.data.images import image_bytes, load_images, open_image
+from qpeft_lab.data.labelled import collect_labels, label_name, label_number, load_labelled_texts
+from qpeft_lab.data.sources import has_validation_split
+from qpeft_lab.data.split import Labelled, hold_out, spread, warn_of_shared
+from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.data.text import Padding, Tokens
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training import classifier, score
+from qpeft_lab.training.classifier import TaskRecord, class_names
+from qpeft_lab.training.score import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+
+Example = tuple[Any, Any]  # content, index of its class or number
+
+
+def task_class(name: str) -> type[Task]:
+    """The class of the task named `name` in `RunSettings`."""
+    classes: tuple[Any, ...] = (CausalLM, TextClassification, TextRegression, ImageClassification)
+    return next(found for found in classes if found.name == name)
+
+
+class Task(ABC):
+    """A task with the data of one run, which is read and checked in the constructor.
+
+    The constructor raises InputError for unusable data or an unusable base; weights are only read by `load_base`.
+
+    Args:
+        settings: The run.
+        reserved: Positions of the model's context that the adapter occupies.
+        labels: The outputs of a trained adapter: its classes, one name for a regression, none for a language model.
+            All of the data is then evaluated and none trained on.
+    """
+
+    name: ClassVar[str]
+    train: Sequence[Any]  # arguments of `collate`
+    evaluation: Sequence[Any]
+    processor: Any  # tokenizer or image processor
+    head: Sequence[str] = ()  # modules of the loaded base that are trained in full, in addition to the adapter
+    has_new_head: bool = False  # set by load_base
+
+    def __init__(self, settings: RunSettings, reserved: int = 0, labels: Sequence[str] | None = None):
+        self.settings = settings
+        self.config: PretrainedConfig = base.load_config(settings.model, settings.trust_remote_code)
+        self._read(reserved, labels)
+
+    @abstractmethod
+    def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
+        """Set `processor`, `train` and `evaluation`."""
+
+    @abstractmethod
+    def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
+        """The loss function for the Trainer; None: the loss of the model."""
+
+    @abstractmethod
+    def sha256(self) -> str:
+        """Hash of the training and evaluation data, as the model receives it, in order."""
+
+    @abstractmethod
+    def load_base(self) -> PreTrainedModel:
+        """The base model; a head that it lacks is initialized from the seed of the run."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Any]) -> dict[str, Tensor]:
+        """The arguments of the model's forward, including `labels`."""
+
+    @abstractmethod
+    def score(self, model: Any, examples: Sequence[Any] | None = None, watch: Watch = iter) -> Any:
+        """The score of `model` on `examples`, by default the evaluation data; `watch` may show progress."""
+
+    def probe(self) -> Mapping[str, Tensor] | None:
+        """Inputs on which an exported adapter is compared with the trained one; None: random tokens."""
+        return None
+
+    def describe(self, folder: Path) -> None:  # noqa: B027
+        """Add to an adapter folder the information about the task that loading it requires."""
+
+
+class CausalLM(Task):
+    """Each token of a block of texts, or of the answer to a prompt, is predicted from those before it."""
+
+    name = "causal-lm"
+
+    def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
+        s = self.settings
+        self.processor = self.tokenizer = base.load_tokenizer(s.model, s.trust_remote_code)
+        if s.chat_template is not None:
+            self.tokenizer.chat_template = text.read_template(s.chat_template)
+        self.seq_len = base.block_length(s.seq_len, self.config, reserved)
+        self._padding = Padding(self.seq_len, text.padding_token(self.tokenizer)) if s.pad_rows else None
+        if labels is None:
+            self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
+        else:
+            self.train, self.evaluation = [], text.load_evaluation(s, self.seq_len, self.tokenizer)
+        for blocks, source in ((self.train, s.data), (self.evaluation, s.eval_data or s.data)):
+            if blocks:
+                base.check_vocabulary((block.ids for block in blocks), self.config)
+                text.warn_of_unknown((block.ids for block in blocks), self.tokenizer, source)
+
+    def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
+        return partial(score.mean_nats, label_smoothing=label_smoothing, of_tokens=True) if label_smoothing else None
+
+    def sha256(self) -> str:
+        sha = hashlib.sha256()
+        for block in (*self.train, *self.evaluation):
+            for part in (np.array([len(block.ids)]), block.ids, block.scored):
+                sha.update(part.tobytes())
+        return sha.hexdigest()
+
+    def load_base(self) -> PreTrainedModel:
+        s = self.settings
+        return base.load_model(s.model, s.dtype, s.trust_remote_code, s.load_in_4bit)
+
+    def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
+        return text.collate(examples, self._padding)
+
+    def score(
+        self, model: Any, examples: Sequence[Tokens] | None = None, watch: Watch = iter
+    ) -> score.LanguageModelScore:
+        blocks = self.evaluation if examples is None else examples
+        found = score.evaluate_language_model(model, blocks, self.settings.batch_size, self._padding, watch)
+        unknown = text.unknown_token(self.tokenizer)
+        return replace(found, n_unknown=sum(int(block.scored[1:][block.ids[1:] == unknown].sum()) for block in blocks))
+
+    def describe(self, folder: Path) -> None:
+        if self.settings.chat_template is not None:
+            write_text(folder / "chat_template.jinja", str(self.tokenizer.chat_template))
+
+
+class Classification(Task):
+    """Examples with their classes. A subclass defines what an example is, and how a batch is made."""
+
+    pad: int | None = None  # the padding token of texts
+    labels: tuple[str, ...]  # names of the classes; the index of a class is its position
+
+    def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
+        s = self.settings
+        classifier.check_can_classify(self.config, self.name)
+        self._load_processor(reserved)
+        if labels is not None:
+            self.labels = tuple(labels)
+            self.train, self.evaluation = [], self._examples(self.read(s.data, "validation"), s.data)
+            return
+        train = self.read(s.data, "train")
+        validation = s.eval_data or (s.data if has_validation_split(s.data, TASKS[self.name].has_images) else None)
+        if validation:
+            evaluation = self.read(validation, "validation")
+        else:
+            train, evaluation = hold_out(train, s.data, has_classes=not TASKS[self.name].is_regression)
+        self.labels = self._labels_of(train)
+        contents = ([self._digest(content) for content, _ in part] for part in (train, evaluation))
+        warn_of_shared("evaluation examples", *contents)
+        self.train = self._examples(train, s.data)
+        self.evaluation = spread(s.eval_blocks or 0, self._examples(evaluation, validation or s.data))
+
+    @abstractmethod
+    def _load_processor(self, reserved: int) -> None:
+        """Load the tokenizer or image processor."""
+
+    @abstractmethod
+    def read(self, source: str, split: str) -> list[Labelled]:
+        """All examples of a split of a source, checked."""
+
+    @abstractmethod
+    def _digest(self, content: Any) -> bytes:
+        """The hash of an example."""
+
+    def record(self) -> TaskRecord:
+        """The content of task.json."""
+        is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
+        return TaskRecord(self.name, self.labels, self.pad, ignore_mismatched_sizes=is_other)
+
+    def loss(self, label_smoothing: float) -> Callable[..., Tensor]:
+        return partial(score.mean_nats, label_smoothing=label_smoothing)
+
+    def sha256(self) -> str:
+        sha = hashlib.sha256("\0".join(self.labels).encode())
+        for content, label in (*self.train, *self.evaluation):
+            sha.update(self._digest(content) + struct.pack("<d", label))
+        return sha.hexdigest()
+
+    def load_base(self) -> PreTrainedModel:
+        s = self.settings
+        loaded = classifier.load_classifier(s.model, s.dtype, self.record(), s.seed, s.trust_remote_code)
+        self.head, self.has_new_head = loaded.trained, loaded.has_new_head
+        return loaded.model
+
+    def score(self, model: Any, examples: Sequence[Example] | None = None, watch: Watch = iter) -> Any:
+        scored = self.evaluation if examples is None else examples
+        is_regression = TASKS[self.name].is_regression
+        return score.evaluate_examples(model, scored, self.collate, self.settings.batch_size, watch, is_regression)
+
+    def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
+        if (glue := find_glue(self.settings.data)) is not None:
+            return glue.classes
+        return collect_labels((name for _, name in train), self.settings.data, class_names(self.config))
+
+    def probe(self) -> Mapping[str, Tensor]:
+        return {name: part for name, part in self.collate(self.evaluation[:2]).items() if name != "labels"}
+
+    def describe(self, folder: Path) -> None:
+        self.record().write(folder)
+
+    def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
+        index = {name: i for i, name in enumerate(self.labels)}
+        for _, name in rows:
+            if name not in index:
+                known = ", ".join(self.labels[:10]) + (", ..." if len(self.labels) > 10 else "")
+                raise DataError(
+                    f"{source} has the label {name!r}, not one of the {len(self.labels)} trained classes ({known}); "
+                    "remove its examples, or train on some of them"
+                )
+        return [(content, index[name]) for content, name in rows]
+
+
+class EncodedText(NamedTuple):
+    """A text, or a pair of texts, of T tokens."""
+
+    ids: np.ndarray  # (T,) int64
+    types: np.ndarray | None  # (T,) int64, 1 for tokens of the second text; None if the model distinguishes none
+
+
+class TextClassification(Classification):
+    """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its batch."""
+
+    name = "text-classification"
+    _label = staticmethod(label_name)
+
+    def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
+        super()._read(reserved, labels)
+        texts = [content.ids for content, _ in (*self.train, *self.evaluation)]
+        base.check_vocabulary(texts, self.config)
+        text.warn_of_unknown(texts, self.tokenizer, self.settings.data, are_scored=False)
+
+    def _load_processor(self, reserved: int) -> None:
+        s = self.settings
+        self.processor = self.tokenizer = base.load_tokenizer(s.model, s.trust_remote_code)
+        self.pad = _pad_token(self.tokenizer, self.config)
+        room = self.tokenizer.model_max_length - reserved
+        if s.seq_len is not None and s.seq_len > room:
+            given = f"seq_len={s.seq_len}"
+            raise ConfigError(f"{given} is longer than the {room} tokens that the tokenizer allows")
+        self._length = min(base.block_length(s.seq_len, self.config, reserved), room)
+
+    def read(self, source: str, split: str) -> list[Labelled]:
+        names = ("text_column", "text_pair_column", "label_column")
+        columns = {name: column for name in names if (column := getattr(self.settings, name)) is not None}
+        texts, labels = load_labelled_texts(source, split, columns, self._label)
+        return list(zip(self._encode(texts), labels, strict=True))
+
+    def _digest(self, content: EncodedText) -> bytes:
+        return hashlib.sha256(b"".join(part.tobytes() for part in content if part is not None)).digest()
+
+    def _encode(self, texts: Sequence[Sequence[str]]) -> list[EncodedText]:
+        """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
+        first, *second = (list(part) for part in zip(*texts, strict=True))
+        options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
+        encoded = self.tokenizer(first, text_pair=second[0] if second else None, **options)
+        ids = [np.array(one, dtype=np.int64) for one in encoded["input_ids"]]
+        if not second or "token_type_ids" not in encoded or not _takes_token_types(self.config):
+            return [EncodedText(one, None) for one in ids]
+        types = [np.array(one, dtype=np.int64) for one in encoded["token_type_ids"]]
+        return [EncodedText(*both) for both in zip(ids, types, strict=True)]
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded on the right."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        texts = [torch.from_numpy(content.ids) for content, _ in examples]
+        types = [torch.from_numpy(one.types) for one, _ in examples if one.types is not None]
+        return {
+            "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.pad or 0),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
+            **({"token_type_ids": pad_sequence(types, batch_first=True)} if types else {}),
+            "labels": torch.tensor([label for _, label in examples]),
+        }
+
+
+class TextRegression(TextClassification):
+    """As a classification of texts with one output, trained on the squared error."""
+
+    name = "text-regression"
+    _label = staticmethod(label_number)
+
+    def loss(self, label_smoothing: float) -> Callable[..., Tensor]:
+        return score.regression_loss
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """As for a classification; labels float32 (B,)."""
+        import torch
+
+        batch = super().collate(examples)
+        labels, ignored = batch["labels"].float(), torch.tensor(-100.0)  # the Trainer does not count such labels
+        return {**batch, "labels": labels.where(labels != ignored, torch.nextafter(ignored, torch.tensor(0.0)))}
+
+    def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
+        names = class_names(self.config)
+        return names if len(names) == 1 else ("LABEL_0",)  # transformers' name of a single output
+
+    def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
+        return list(rows)
+
+
+class ImageClassification(Classification):
+    """Images, which the image processor of the model resizes and normalizes when a batch is made."""
+
+    name = "image-classification"
+
+    def _load_processor(self, reserved: int) -> None:
+        self._mode = "L" if classifier.n_channels(self.config) == 1 else "RGB"
+        self.processor = load_image_processor(self.settings.model, self.config, self.settings.trust_remote_code)
+
+    def read(self, source: str, split: str) -> list[Labelled]:
+        return load_images(source, split, self.settings.label_column)
+
+    def _digest(self, content: Any) -> bytes:
+        return hashlib.sha256(image_bytes(content)).digest()
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
+        import torch
+
+        images = [np.array(open_image(content, self._mode)) for content, _ in examples]
+        images = [image if image.ndim == 3 else image[..., None] for image in images]  # (h, w, c)
+        made = self.processor(images, input_data_format="channels_last", return_tensors="pt")
+        return {"pixel_values": made["pixel_values"], "labels": torch.tensor([index for _, index in examples])}
+
+
+def load_image_processor(model: str, config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """The image processor of a base, with PIL; if it has none, one that fits its config, with a warning."""
+    from transformers import AutoImageProcessor, ViTImageProcessorPil
+    from transformers.utils import IMAGE_PROCESSOR_NAME
+    from transformers.utils.hub import cached_file
+
+    if cached_file(model, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None:
+        return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
+    height, width = classifier.image_size(config)
+    n = classifier.n_channels(config)
+    warnings.warn(
+        f"the base model has no preprocessor_config.json: images are converted to {height} x {width} and {n} "
+        "channel(s), as in its config, with values from -1 to 1 (mean and standard deviation 0.5)",
+        stacklevel=2,
+    )
+    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=[0.5] * n, image_std=[0.5] * n)
+
+
+def load_processor(model: str, record: TaskRecord | None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer or image processor of a base, for an adapter with this record."""
+    if record is None or not TASKS[record.task].has_images:
+        return base.load_tokenizer(model, trust_remote_code)
+    return load_image_processor(model, base.load_config(model, trust_remote_code), trust_remote_code)
+
+
+def _takes_token_types(config: Any) -> bool:
+    """Whether the model distinguishes two texts by their token types, as BERT does."""
+    from transformers import AutoModelForSequenceClassification
+
+    if getattr(config.get_text_config(), "type_vocab_size", 2) < 2:
+        return False
+    model: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
+    return "token_type_ids" in signature(model.forward).parameters
+
+
+def _pad_token(tokenizer: Any, config: Any) -> int:
+    size = config.get_text_config().vocab_size
+    for candidate in (tokenizer.pad_token_id, config.get_text_config().pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None and candidate < size:  # the padding token may not be in the model's vocabulary
+            return candidate
+    raise InputError("the tokenizer has no padding or end-of-text token in the model's vocabulary; add one to it")

@@ -1,0 +1,67 @@
+"""Files that the settings of a run name: code of a user, FILE.py:NAME, and a frame file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qpeft.errors import ConfigError
+from qpeft.files import file_hash
+from qpeft.user_code import code_path, execute, is_file
+
+FRAMES = "frames"  # the field of a method's settings that names a frame file
+
+
+def without_folder(name: str) -> str:
+    """FILE.py:NAME without the folder of the file, which may be moved; other names unchanged."""
+    return Path(name).name if is_file(name) else name
+
+
+def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, without the folders of the files in them."""
+    return {
+        name: Path(value).name if name == FRAMES and isinstance(value, str) else without_folder(value)
+        for name, value in values.items()
+    }
+
+
+def names_in(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
+    """Each FILE.py:NAME of a run, under `method`, `ansatz` and `backend`: its method, and fields of its settings."""
+    named = {"method": method, "ansatz": settings.get("ansatz"), "backend": backend.get("backend")}
+    return {part: name for part, name in named.items() if is_file(name)}
+
+
+def file_hashes(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files of `names_in`, and of the frame file under `frames`.
+
+    Raises ConfigError if a file does not exist.
+    """
+    found = {part: file_hash(code_path(name)) for part, name in names_in(method, settings, backend).items()}
+    if isinstance(frames := settings.get(FRAMES), str):
+        path = Path(frames).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"there is no frame file {path}; make one with qpeft frames, or restore it")
+        found[FRAMES] = file_hash(path)
+    return found
+
+
+def named_ansatz(name: str) -> str:
+    """`name`; of FILE.py:NAME the NAME, after the execution of the file, which registers it.
+
+    For names given by a user in a command or a study file; never for names in a checkpoint.
+
+    Raises:
+        ConfigError: the file does not exist, raises an error, or does not register NAME.
+    """
+    if name.endswith(".py"):
+        raise ConfigError(f"ansatz {name}: name the ansatz that this file registers as well, {name}:NAME")
+    if not is_file(name):
+        return name
+    from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names
+
+    execute(name, "ansatz")
+    found, others = name.rpartition(":")[2], [other for other in ansatz_names() if other not in OWN_ANSATZE]
+    if found not in others:
+        raise ConfigError(f"ansatz {name}: the file does not register {found!r}; it registers {', '.join(others)}")
+    return found

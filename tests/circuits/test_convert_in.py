@@ -1,0 +1,214 @@
+"""Circuits of PennyLane, Qiskit and OpenQASM as ansaetze: probabilities and gradients are those of the tool."""
+
+from functools import partial
+
+import numpy as np
+import pennylane as qml
+import pytest
+import torch
+from qiskit.circuit import Parameter, QuantumCircuit
+from qiskit.circuit.library import efficient_su2, real_amplitudes
+from qiskit.quantum_info import Statevector
+
+from circuits import ANSATZE
+from qpeft.circuits import (
+    Ansatz,
+    exact_probabilities,
+    from_openqasm,
+    from_pennylane,
+    from_qiskit,
+    register_ansatz,
+    to_openqasm,
+    to_pennylane,
+    to_qiskit,
+)
+from qpeft.errors import ConfigError
+from qpeft.testing import ansatz_contract
+
+
+def draw(shape):
+    return torch.from_numpy(np.random.default_rng(3).uniform(-3, 3, shape))
+
+
+def value_and_gradient(run, angles):
+    at = angles.clone().requires_grad_()
+    found = torch.as_tensor(run(at))
+    weights = torch.linspace(-1, 2, len(found), dtype=torch.float64)
+    return found.detach(), torch.autograd.grad((found * weights).sum(), at)[0]
+
+
+def qnode(layers, n_qubits, device=None):
+    def run(angles):
+        layers(angles)
+        return qml.probs(range(n_qubits))
+
+    return qml.QNode(run, qml.device("default.qubit", wires=device), interface="torch", diff_method="backprop")
+
+
+def strongly_entangling(angles):
+    qml.StronglyEntanglingLayers(angles, wires=range(4))
+
+
+def qaoa(angles):
+    """One angle of many gates, with factors."""
+    cost = sum(0.5 * qml.Z(wire) @ qml.Z((wire + 1) % 4) for wire in range(4))
+    for wire in range(4):
+        qml.Hadamard(wire)
+    for gamma, beta in zip(angles[0], angles[1], strict=True):
+        qml.qaoa.cost_layer(gamma, cost)
+        qml.qaoa.mixer_layer(beta, qml.qaoa.x_mixer(range(4)))
+
+
+def many_gates(angles):
+    qml.X(2)
+    qml.CRX(angles[0], wires=[2, 0])
+    qml.Rot(angles[1], 0.3, angles[2] / 3, wires=1)
+    qml.RY(0.0, wires=1)
+    qml.IsingXY(1 - 2 * angles[0], wires=[0, 1])
+    qml.Barrier([0, 1])
+    qml.SWAP([0, 3])
+    qml.PhaseShift(angles[1], wires=3)
+    qml.Toffoli([0, 1, 2])
+    qml.Hadamard(3)
+
+
+PENNYLANE = {
+    "strongly entangling": (strongly_entangling, (2, 4, 3)),
+    "qaoa": (qaoa, (2, 2)),
+    "many gates": (many_gates, (3,)),
+}
+
+
+@pytest.mark.parametrize(("layers", "shape"), PENNYLANE.values(), ids=PENNYLANE)
+def test_qnode_of_pennylane(layers, shape):
+    theirs = qnode(layers, 4)
+    ansatz = from_pennylane(theirs, shape)
+    assert (ansatz.angle_shape, ansatz.n_qubits) == (shape, 4)
+    expected = value_and_gradient(theirs, draw(shape))
+    torch.testing.assert_close(
+        value_and_gradient(partial(exact_probabilities, ansatz), draw(shape)), expected, rtol=0, atol=1e-6
+    )
+    ansatz_contract(lambda: ansatz, lambda angles: theirs(angles).detach())
+    assert from_pennylane(layers, shape) == ansatz  # a function without a device
+
+
+def test_tape_has_its_trainable_parameters_in_order():
+    theta = qml.numpy.array([0.1, 0.2], requires_grad=True)
+    with qml.queuing.AnnotatedQueue() as queue:
+        qml.RX(theta[1], wires="b")
+        qml.RY(qml.numpy.array(0.7, requires_grad=False), wires="a")
+        qml.RY(theta[0], wires="b")
+        qml.CNOT(["b", "a"])
+    tape = qml.tape.QuantumScript.from_queue(queue)
+    tape.trainable_params = [0, 2]
+    ansatz = from_pennylane(tape)
+    kinds = [(gate.name, gate.wires, gate.slot, gate.shift) for gate in ansatz.gates()]
+    assert kinds == [("rx", (0,), (0,), 0), ("ry", (1,), None, 0.7), ("ry", (0,), (1,), 0), ("cx", (0, 1), None, 0)]
+
+
+def test_wires_are_those_of_the_device():
+    ansatz = from_pennylane(qnode(lambda angles: qml.RY(angles[0], wires=1), 3, device=3), (1,))
+    assert (ansatz.n_qubits, [gate.wires for gate in ansatz.gates()]) == (3, [(1,)])
+
+
+QISKIT = {"efficient_su2": efficient_su2(4, reps=2), "real_amplitudes": real_amplitudes(4, reps=2, entanglement="full")}
+
+
+@pytest.mark.parametrize("circuit", QISKIT.values(), ids=QISKIT)
+def test_circuit_of_qiskit(circuit):
+    def theirs(angles):
+        return Statevector(circuit.assign_parameters(list(angles)).reverse_bits()).probabilities()
+
+    ansatz, angles = from_qiskit(circuit), draw(circuit.num_parameters)
+    p, slope = value_and_gradient(partial(exact_probabilities, ansatz), angles)
+    np.testing.assert_allclose(p, theirs(angles.numpy()), rtol=0, atol=1e-6)
+    weights, shifts = np.linspace(-1, 2, 16), np.eye(len(angles)) * np.pi / 2
+    expected = [(theirs(angles.numpy() + one) - theirs(angles.numpy() - one)) @ weights / 2 for one in shifts]
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6)
+
+
+def test_expressions_and_measurements_of_qiskit():
+    a, b = Parameter("a"), Parameter("b")
+    circuit = QuantumCircuit(2, global_phase=0.4)
+    circuit.h(0)
+    circuit.barrier()
+    circuit.crz(2 * b - 0.5, 0, 1)
+    circuit.ry(a / 3, 1)
+    circuit.swap(0, 1)
+    expected = Statevector(circuit.assign_parameters({a: 0.3, b: -0.8}).reverse_bits()).probabilities()
+    circuit.measure_all()
+    found = exact_probabilities(from_qiskit(circuit), torch.tensor([0.3, -0.8], dtype=torch.float64))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ANSATZE)
+def test_round_trips(name):
+    ansatz = Ansatz(name, 3, 2)
+    gates = sorted(gate[:2] for gate in ansatz.gates())  # Qiskit changes the order of gates on different wires
+    for back in (
+        from_pennylane(to_pennylane(ansatz), ansatz.angle_shape),
+        from_qiskit(to_qiskit(ansatz)),
+        from_openqasm(to_openqasm(ansatz)),
+    ):
+        assert sorted(gate[:2] for gate in back.gates()) == gates
+        found = exact_probabilities(back, draw(ansatz.angle_shape).view(back.angle_shape))
+        torch.testing.assert_close(found, exact_probabilities(ansatz, draw(ansatz.angle_shape)), rtol=0, atol=1e-12)
+    converted = from_pennylane(qaoa, (2, 2))  # with factors, constants and shared angles
+    again = from_openqasm(to_openqasm(converted))
+    found = exact_probabilities(again, draw(4))
+    torch.testing.assert_close(found, exact_probabilities(converted, draw((2, 2))), rtol=0, atol=1e-12)
+
+
+def test_openqasm_with_and_without_inputs():
+    text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; h q[0]; cx q[0], q[1];'
+    found = exact_probabilities(from_openqasm(text), torch.zeros(0, dtype=torch.float64))
+    np.testing.assert_allclose(found, [0.5, 0, 0, 0.5], atol=1e-15)
+    text = 'OPENQASM 3.0; include "stdgates.inc";\ninput float[64] first;\ninput angle a;\nqubit q;'
+    text += "rx(first) q; ry(2 * a) q;"
+    assert [(gate.slot, gate.scale) for gate in from_openqasm(text).gates()] == [((0,), 1), ((1,), 2)]
+
+
+def qiskit_circuit(build):
+    circuit = QuantumCircuit(2, 1)
+    build(circuit)
+    return circuit
+
+
+REFUSED = {
+    "square": (lambda: from_pennylane(lambda t: qml.RX(t[0] ** 2, wires=0), (1,)), "multiple of one parameter"),
+    "two parameters": (lambda: from_pennylane(lambda t: qml.RX(t[0] + t[1], wires=0), (2,)), "multiple of one"),
+    "measurement inside": (
+        lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.measure(0), qml.RX(t[1], wires=0)), (2,)),
+        "MidMeasure",
+    ),
+    "channel": (lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)), "BitFlip"),
+    "no shape": (lambda: from_pennylane(strongly_entangling), "shape"),
+    "unused parameter": (lambda: exact_probabilities(from_pennylane(qaoa, (3, 2)), draw((3, 2))), r"angle \[2, 0\]"),
+    "qiskit square": (lambda: from_qiskit(qiskit_circuit(lambda c: c.rx(Parameter("a") ** 2, 0))), "multiple of one"),
+    "qiskit measurement": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.measure(0, 0), c.x(0)))), "measure"),
+    "qiskit state": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.h(0), c.reset(0)))), "reset"),
+    "text": (lambda: from_openqasm("qubit q; rx(0.1 q;"), "from_openqasm"),
+    "size": (lambda: list(Ansatz(from_qiskit(QISKIT["efficient_su2"]).name, 5, 1).gates()), "n_qubits=4"),
+}
+
+
+@pytest.mark.parametrize(("use", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_expressed_is_refused_by_name(use, message):
+    with pytest.raises(ConfigError, match=message):
+        use()
+
+
+def test_adapter_trains_a_family_of_qnodes(llama, ids, adapters):
+    def shape(n_qubits, n_layers):
+        return qml.StronglyEntanglingLayers.shape(n_layers, n_qubits)
+
+    def layers(*size):
+        return from_pennylane(lambda t: qml.StronglyEntanglingLayers(t, wires=range(size[0])), shape(*size)).layers()
+
+    register_ansatz("strong", shape, layers)
+    model = adapters.qpa(llama, ansatz="strong", n_layers=2)
+    before = adapters.logits(model, ids)
+    adapters.train(model, ids)
+    (angles,) = (parameter for name, parameter in model.named_parameters() if "angles" in name)
+    assert angles.detach().any()
+    assert not torch.equal(adapters.logits(model, ids), before)

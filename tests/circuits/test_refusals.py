@@ -1,0 +1,96 @@
+"""Invalid input of every function of circuits: the class of the error, and the value or name in its message."""
+
+import pytest
+import torch
+
+from qpeft.circuits import (
+    Ansatz,
+    amplitude_expectations,
+    amplitude_probabilities,
+    basis_columns,
+    exact_probabilities,
+    lie_columns,
+    orthogonal_columns,
+    probabilities,
+    to_openqasm,
+    two_design_columns,
+)
+from qpeft.circuits.lie import count_lie
+from qpeft.circuits.simulate import circuit_states
+from qpeft.errors import ConfigError
+
+SU2, LADDER = Ansatz("efficient_su2", 3, 2), Ansatz("ry_ladder", 3, 2)
+SEVEN, ELEVEN = torch.zeros(7), torch.zeros(11)  # two_design on 3 qubits, 1 layer; qsd of width 6, 1 layer
+NAN, INF = torch.nan, torch.inf
+
+REFUSED = [
+    (Ansatz, ("mystery", 2, 2), ConfigError, "'mystery'.*ry_ladder, two_design"),
+    (Ansatz, ("ry_ladder", 0, 2), ConfigError, "n_qubits.*0"),
+    (Ansatz, ("ry_ladder", 2, 0), ConfigError, "n_layers.*0"),
+    (exact_probabilities, (SU2, torch.zeros(2, 3)), ConfigError, r"3, 2, 3\), got \(2, 3\)"),
+    (exact_probabilities, (SU2, torch.zeros(2, 2, 3, 2, 3)), ConfigError, r"3, 2, 3\), got \(2, 2, 3, 2, 3\)"),
+    (exact_probabilities, (SU2, torch.zeros(3, 2, 3).half()), ConfigError, "float16"),
+    (exact_probabilities, (SU2, torch.full((3, 2, 3), NAN)), ConfigError, "efficient_su2.*NaN"),
+    (exact_probabilities, (SU2, torch.full((2, 3, 2, 3), INF)), ConfigError, "NaN or Inf"),
+    (probabilities, (torch.zeros(3),), ConfigError, r"got \(3,\)"),
+    (probabilities, (torch.full((2, 3), NAN),), ConfigError, "NaN"),
+    (circuit_states, (LADDER, torch.zeros(2, 3)), ConfigError, r"got \(2, 3\)"),
+    (two_design_columns, (SEVEN, 3, 0, [0]), ConfigError, "n_layers.*0"),
+    (two_design_columns, (SEVEN, -1, 1, [0]), ConfigError, "at least 1"),
+    (two_design_columns, (SEVEN, 4, 1, [0]), ConfigError, r"\(10,\).*7"),
+    (two_design_columns, (SEVEN[None, None], 3, 1, [0]), ConfigError, r"\(7,\).*1, 7\)"),
+    (two_design_columns, (SEVEN, 3, 1, [0, 8]), ConfigError, r"0 to 7, got \[0, 8\]"),
+    (two_design_columns, (SEVEN, 3, 1, torch.tensor([-1])), ConfigError, r"0 to 7, got \[-1\]"),
+    (two_design_columns, (SEVEN, 3, 1, []), ConfigError, r"got \[\]"),
+    (two_design_columns, (SEVEN.log(), 3, 1, [0]), ConfigError, "NaN or Inf"),
+    (two_design_columns, (SEVEN.half(), 3, 1, [0]), ConfigError, "float16"),
+    (orthogonal_columns, (ELEVEN, 6, 1, [0], "qft"), ConfigError, "'qft'; choose one of auto, qsd, pad"),
+    (orthogonal_columns, (ELEVEN, 0, 1, [0]), ConfigError, "width.*0"),
+    (orthogonal_columns, (ELEVEN, 6, 0, [0]), ConfigError, "n_layers.*0"),
+    (orthogonal_columns, (ELEVEN, 6, 1, range(5)), ConfigError, "r=5.*block 4 of width 6.*construction='pad'"),
+    (orthogonal_columns, (ELEVEN[:7], 6, 1, range(7), "pad"), ConfigError, "at most 6.*got 7"),
+    (orthogonal_columns, (ELEVEN[:9], 6, 1, [0]), ConfigError, r"width 6.*\(11,\)"),
+    (orthogonal_columns, (ELEVEN.half(), 6, 1, [0]), ConfigError, "float16"),
+    (orthogonal_columns, (ELEVEN + NAN, 6, 1, [0]), ConfigError, "NaN or Inf"),
+    (basis_columns, ("last", 3, 2), ConfigError, "'last'; choose one of first, spread"),
+    (basis_columns, ("first", 2, 5), ConfigError, "1 to 4.*5"),
+    (basis_columns, ("spread", 2, 0), ConfigError, "1 to 4.*0"),
+    (lie_columns, (torch.zeros(16, 4), 1), ConfigError, "lie_rank=4 exceeds r=1"),
+    (lie_columns, (torch.zeros(16, 4), 2), ConfigError, "lie_rank=4 exceeds r=2"),
+    (lie_columns, (torch.zeros(4, 4), 4), ConfigError, "lie_rank.*1 to 3 for width 4, got 4"),
+    (lie_columns, (torch.zeros(4, 2), 5), ConfigError, "at most 4.*5"),
+    (lie_columns, (torch.zeros(4), 1), ConfigError, r"got \(4,\)"),
+    (lie_columns, (torch.zeros(4, 1), 1, "log"), ConfigError, "lie_map 'log'; choose one of exp, cayley"),
+    (lie_columns, (torch.zeros(4, 1).half(), 1), ConfigError, "float16"),
+    *((lie_columns, (torch.full((4, 1), NAN), 1, kind), ConfigError, "NaN") for kind in ("exp", "cayley")),
+    (count_lie, (1, 1), ConfigError, "lie_rank.*1"),
+    (count_lie, (4, 0), ConfigError, "lie_rank.*0"),
+    (to_openqasm, (LADDER, torch.zeros(3, 2)), ConfigError, r"\(2, 3\), got \(3, 2\)"),
+    (to_openqasm, (LADDER, torch.full((2, 3), INF)), ConfigError, "finite"),
+]
+FOUR, ONE_LAYER = torch.ones(2, 4), torch.ones(1, 3, 2)
+REFUSED += [
+    (read, *rest)
+    for read in (amplitude_expectations, amplitude_probabilities)
+    for rest in (
+        ((FOUR, ONE_LAYER, "ring"), ConfigError, "'ring'; choose one of square, qaa, rxyz"),
+        ((FOUR, ONE_LAYER, "ry_ladder"), ConfigError, "'ry_ladder'"),
+        ((FOUR, torch.ones(0, 3, 2)), ConfigError, "n_layers.*0"),
+        ((FOUR, ONE_LAYER, "qaa"), ConfigError, r"\(1, 1, 2\), got \(1, 3, 2\)"),
+        ((torch.ones(1, 5), torch.ones(6)), ConfigError, r"width 5.*got \(6,\)"),
+        ((torch.ones(1, 0), ONE_LAYER), ConfigError, "wide.*0"),
+        ((torch.ones(()), ONE_LAYER), ConfigError, "wide.*0"),
+        ((torch.ones(1, 65537), torch.ones(1, 3, 17)), ConfigError, "n = 17 .*limit is 16"),
+        ((FOUR.bfloat16(), ONE_LAYER), ConfigError, "bfloat16"),
+        ((FOUR, ONE_LAYER.long()), ConfigError, "int64"),
+        ((FOUR.double(), ONE_LAYER), ConfigError, "float64 on cpu and torch.float32"),
+        ((FOUR, ONE_LAYER.to("meta")), ConfigError, "float32 on meta"),
+        ((FOUR, ONE_LAYER * NAN), ConfigError, "NaN"),
+    )
+]
+
+
+@pytest.mark.parametrize(("function", "arguments", "error", "message"), REFUSED)
+def test_invalid_input_is_refused(function, arguments, error, message):
+    with pytest.raises(error, match=message):
+        function(*arguments)

@@ -1,0 +1,245 @@
+"""The simulator against PennyLane, the gate-by-gate reference, dense matrices and finite differences; its limits."""
+
+import math
+import subprocess
+import sys
+from functools import partial, reduce
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from circuits import ANSATZE
+from qpeft.circuits import (
+    Ansatz,
+    Gate,
+    exact_probabilities,
+    register_ansatz,
+    simulate,
+    to_pennylane,
+    two_design_columns,
+)
+from qpeft.circuits.reference import gate_evolve
+from qpeft.circuits.simulate import basis_states, compiled, evolve
+from qpeft.testing import ansatz_contract
+
+ALL = (*ANSATZE, "efficient_su2")
+every_ansatz = pytest.mark.parametrize("name", ALL)
+CLOSE = {"rtol": 0, "atol": 1e-12}
+
+
+def random_angles(ansatz, *batch, seed=0, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(seed)
+    return ((torch.rand(*batch, *ansatz.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1) * math.pi).to(dtype)
+
+
+def value_and_gradient(run, angles, weights):
+    at = angles.clone().requires_grad_()
+    found = run(at)
+    return found.detach(), torch.autograd.grad((found * weights).sum(), at)[0]
+
+
+# -- values and gradients
+
+
+@every_ansatz
+@pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 2), (2, 3), (3, 2), (4, 8), (5, 2), (7, 1), (9, 2), (10, 3)])
+def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers):
+    qml = pytest.importorskip("pennylane")
+    ansatz = Ansatz(name, n_qubits, n_layers)
+    queue = to_pennylane(ansatz)
+
+    @qml.qnode(qml.device("default.qubit", wires=n_qubits), interface="torch", diff_method="backprop")
+    def theirs(angles):
+        queue(angles)
+        return qml.probs(wires=range(n_qubits))
+
+    angles, weights = random_angles(ansatz), torch.randn(2**n_qubits, dtype=torch.float64)
+    found, expected = (
+        value_and_gradient(run, angles, weights) for run in (partial(exact_probabilities, ansatz), theirs)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@every_ansatz
+@pytest.mark.parametrize("n_qubits", range(1, 15))
+def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
+    """All divisions into groups of wires; several circuits, columns and blocks at once."""
+    ansatz, columns = Ansatz(name, n_qubits, 2), sorted({0, 2**n_qubits // 3, 2**n_qubits - 1})
+    angles = random_angles(ansatz, 2)
+    start = torch.eye(2**n_qubits, dtype=torch.float64)[columns]
+    weights = torch.randn(2, len(columns), 2**n_qubits, dtype=torch.float64)
+    program = compiled(ansatz, torch.float64, angles.device)
+    (columns_found, slopes), (block_found, block_slopes), (expected, expected_slopes) = (
+        value_and_gradient(lambda at, run=run: run(at).abs().square(), angles, weights)
+        for run in (
+            lambda at: evolve(at.flatten(1), program, basis_states(n_qubits, tuple(columns), at.dtype, at.device)),
+            lambda at: evolve(at.flatten(1), program, start[None]),
+            lambda at: torch.stack([gate_evolve(ansatz, each, start.mT).mT for each in at]),
+        )
+    )
+    torch.testing.assert_close((columns_found, slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
+    torch.testing.assert_close((block_found, block_slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
+
+
+_NAMES = st.sampled_from(["rx", "ry", "rz", "cx", "cz"])
+_DRAWN = st.tuples(_NAMES, st.integers(0, 8), st.integers(1, 8), st.integers(-1, 2), st.sampled_from([1.0, -2.0, 0.3]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(2, 9), st.lists(_DRAWN, min_size=1, max_size=25), st.integers(0, 2**31))
+def test_any_order_of_gates_equals_the_reference(n_qubits, drawn, seed):
+    """Angles of several gates, with factors, and constant ones; a block of states, and its gradient."""
+
+    def layers(n_qubits, n_layers):
+        yield [Gate("rx", (0,), (slot,)) for slot in range(3)]
+        for name, wire, step, slot, scale in drawn:
+            wires = (wire % n_qubits, (wire % n_qubits + 1 + (step - 1) % (n_qubits - 1)) % n_qubits)
+            if name in ("cx", "cz"):
+                yield [Gate(name, wires)]
+            elif slot < 0:
+                yield [Gate(name, wires[:1], shift=scale)]
+            else:
+                yield [Gate(name, wires[:1], (slot,), scale, shift=0.1 * step)]
+
+    register_ansatz(f"random {n_qubits} {drawn}".replace(":", ""), lambda n_qubits, n_layers: (3,), layers)
+    ansatz = Ansatz(f"random {n_qubits} {drawn}".replace(":", ""), n_qubits, 1)
+    draw = torch.Generator().manual_seed(seed)
+    angles = torch.randn(2, 3, generator=draw, dtype=torch.float64)
+    start = torch.randn(1, 2, 2**n_qubits, generator=draw, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(2, 2, 2**n_qubits, generator=draw, dtype=torch.float64)
+    program = compiled(ansatz, torch.float64, angles.device)
+    results = []
+    for run in (
+        lambda at: evolve(at, program, start),
+        lambda at: torch.stack([gate_evolve(ansatz, each, start[0].mT).mT for each in at]),
+    ):
+        at = angles.clone().requires_grad_()
+        found = run(at).abs().square()
+        results.append((found, *torch.autograd.grad((found * weights).sum(), (at, start))))
+    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+
+@every_ansatz
+def test_gradients_equal_finite_differences(name):
+    ansatz = Ansatz(name, 5, 2)
+    run = partial(exact_probabilities, ansatz)
+    assert torch.autograd.gradcheck(run, random_angles(ansatz).requires_grad_(), atol=1e-7)
+
+
+@every_ansatz
+@pytest.mark.parametrize("n_qubits", [3, 6, 11])
+def test_float32_has_the_precision_of_its_dtype(name, n_qubits):
+    ansatz = Ansatz(name, n_qubits, 8)
+    angles, weights = random_angles(ansatz), torch.randn(2**n_qubits, dtype=torch.float64)
+    run = partial(exact_probabilities, ansatz)
+    found = value_and_gradient(run, angles.float(), (weights / weights.norm()).float())
+    for one, expected in zip(found, value_and_gradient(run, angles, weights / weights.norm()), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), expected, rtol=0, atol=3e-6)
+
+
+@every_ansatz
+@pytest.mark.parametrize("large", [False, True])
+def test_repeated_and_batched_evaluations(name, large, monkeypatch):
+    ansatz = Ansatz(name, 6, 3)
+    angles, weights = random_angles(ansatz, 5), torch.randn(5, 64, dtype=torch.float64)
+    run = partial(exact_probabilities, ansatz)
+    expected = torch.stack([run(each) for each in angles])
+    first, second = (value_and_gradient(run, angles, weights) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+    if large:
+        monkeypatch.setattr(simulate, "_AT_ONCE", 128)  # two circuits at once
+    found = value_and_gradient(run, angles, weights)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found, first, **CLOSE)
+
+
+# -- other descriptions of the same circuits
+
+
+def dense_ladder(angles, ladder=None):
+    """Probabilities from dense matrices: Kronecker products of the gates on all wires."""
+    n_qubits = angles.shape[1]
+    eye, flip = torch.eye(2, dtype=angles.dtype), torch.tensor([[0, 1], [1, 0]], dtype=angles.dtype)
+    on = torch.diag(torch.tensor([0, 1], dtype=angles.dtype))
+    psi = torch.eye(2**n_qubits, dtype=angles.dtype)[0]
+    for layer in angles / 2:
+        turns = [torch.stack([torch.stack([a.cos(), -a.sin()]), torch.stack([a.sin(), a.cos()])]) for a in layer]
+        psi = reduce(torch.kron, turns) @ psi
+        for wire in range(n_qubits - 1) if ladder is None else ladder(n_qubits):
+            off = [eye] * wire + [eye - on] + [eye] * (n_qubits - wire - 1)
+            controlled = [eye] * wire + [on, flip] + [eye] * (n_qubits - wire - 2)
+            psi = (reduce(torch.kron, off) + reduce(torch.kron, controlled)) @ psi
+    return psi.square()
+
+
+@pytest.mark.parametrize("n_qubits", range(1, 7))
+def test_ladder_satisfies_the_contract(n_qubits):
+    ansatz_contract(partial(Ansatz, "ry_ladder", n_qubits, 3), dense_ladder)
+
+
+def test_two_design_is_pennylanes():
+    qml = pytest.importorskip("pennylane")
+    angles = 0.1 * torch.arange(1, 1 + Ansatz("two_design", 5, 2).n_angles, dtype=torch.float64)
+    first, layers = angles[:5], angles[5:].view(2, 4, 2)
+    theirs = qml.matrix(qml.SimplifiedTwoDesign(first, layers, wires=range(5)), wire_order=range(5)).real
+    torch.testing.assert_close(two_design_columns(angles, 5, 2, range(32)), theirs, rtol=0, atol=1e-10)
+
+
+def test_efficient_su2_is_qiskits():
+    library = pytest.importorskip("qiskit.circuit.library")
+    quantum_info = pytest.importorskip("qiskit.quantum_info")
+    ansatz = Ansatz("efficient_su2", 4, 2)
+    angles = random_angles(ansatz)
+    theirs = library.efficient_su2(4, reps=2, entanglement=[(0, 1), (1, 2), (2, 3), (3, 0)])
+    state = quantum_info.Statevector(theirs.assign_parameters(angles.flatten().tolist()).reverse_bits())
+    torch.testing.assert_close(exact_probabilities(ansatz, angles), torch.from_numpy(state.probabilities()))
+
+
+# docs/extending.md: each gate of two wires as gates of an ansatz, where gate i has angles[i]
+
+
+# -- the contract detects mistakes
+
+
+def reversed_wires(angles):
+    """The mistake of taking wire 0 for the least significant bit."""
+    n_qubits = angles.shape[1]
+    return dense_ladder(angles).view((2,) * n_qubits).permute(*reversed(range(n_qubits))).reshape(-1)
+
+
+MISTAKES = {
+    "reversed wires": reversed_wires,
+    "ladder upwards": partial(dense_ladder, ladder=lambda n: reversed(range(n - 1))),
+    "half angles": lambda angles: dense_ladder(angles / 2),
+    "shape": lambda angles: dense_ladder(angles)[:8],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+def test_contract_detects_another_circuit(mistake):
+    with pytest.raises(AssertionError, match="dense reference"):
+        ansatz_contract(partial(Ansatz, "ry_ladder", 4, 3), mistake)
+
+
+# -- limits
+
+
+PROGRAM = """
+import resource, torch
+from qpeft.circuits import *
+angles = torch.ones(8, {n}, requires_grad=True)
+torch.autograd.grad(probabilities(angles), angles, torch.ones(2**{n}))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+def test_memory_of_20_qubits_is_below_25_vectors():
+    few, many = (
+        int(subprocess.run([sys.executable, "-c", PROGRAM.format(n=n)], check=True, capture_output=True).stdout)
+        for n in (2, 20)
+    )
+    assert 1024 * (many - few) < 25 * 4 * 2**20

@@ -1,0 +1,243 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpeft.errors import ConfigError, DataError
+from qpeft_lab import RunSettings
+from qpeft_lab.data.text import IGNORED, TEMPLATES, Tokens, collate, cut, encode, load_blocks, read_template
+from qpeft_lab.training.tasks import CausalLM
+
+TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), min_size=1, max_size=6)
+END = 0
+
+
+def texts(*values):
+    return [{"text": value} for value in values]
+
+
+def some_tokens(length: int, first_id: int = 1) -> Tokens:
+    ids = np.arange(first_id, first_id + length)
+    return Tokens(ids, np.ones(length, dtype=bool), np.ones(length, dtype=np.int64))
+
+
+@given(values=TEXTS)
+@settings(max_examples=60)
+def test_bytes_of_tokens_add_up_to_the_text(tokenizer, values):
+    encoded = encode(texts(*values), tokenizer)
+    assert [int(tokens.n_bytes.sum()) for tokens in encoded] == [len(value.encode()) for value in values]
+    assert all((tokens.n_bytes >= 0).all() for tokens in encoded)
+
+
+@given(values=TEXTS, seq_len=st.integers(2, 40), separator=st.sampled_from([None, "", "\n\n"]))
+@settings(max_examples=90)
+def test_blocks_join_texts_with_one_end_of_text_token_or_a_separator(tokenizer, values, seq_len, separator):
+    values = values if separator is None else ["", *values, ""]
+    blocks = cut(texts(*values), seq_len, tokenizer, separator=separator)
+    if separator is None:
+        chain = [i for value in values for i in (END, *tokenizer(value)["input_ids"])][1:]
+    else:
+        chain = tokenizer(separator.join(values))["input_ids"]
+    whole = len(chain) - (len(chain) % seq_len == 1)  # a lone last token is predicted from nothing
+    assert [i for block in blocks for i in block.ids] == chain[:whole]
+    assert all(len(block.ids) == seq_len for block in blocks[:-1])
+
+
+def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    trimming = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    offsets = trimming("the king", return_offsets_mapping=True)["offset_mapping"]
+    assert sum(end - start for start, end in offsets) == len("the king") - 1
+    assert encode(texts("the king"), trimming)[0].n_bytes.sum() == len("the king")
+
+
+@pytest.mark.parametrize(("prompt", "answer", "scored"), [("the king", " sings", " sings"), ("ki", "ng", "king")])
+def test_only_answer_and_end_are_scored_and_a_token_that_spans_both_parts(tokenizer, prompt, answer, scored):
+    (tokens,) = encode([{"prompt": prompt, "completion": answer}], tokenizer)
+    assert tokenizer.decode(tokens.ids) == f"{prompt}{answer}<end>"
+    assert tokenizer.decode(tokens.ids[tokens.scored]) == f"{scored}<end>"
+    assert tokens.n_bytes[tokens.scored].sum() == len(scored)
+
+
+@pytest.fixture
+def chat(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    chat = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return chat
+
+
+def test_only_assistant_messages_are_scored_and_an_end_follows_a_last_answer(chat):
+    question, answer = {"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}
+    (tokens,) = encode([{"messages": [question, answer] * 2}], chat)
+    assert chat.decode(tokens.ids) == "[user]see[assistant]the bird<end>" * 2
+    assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>" * 2
+    chat.chat_template = chat.chat_template.replace("<end>", "")
+    conversations = [[question], [question, answer, question], [question, answer]]
+    asked, asked_again, answered = encode([{"messages": messages} for messages in conversations], chat)
+    assert not asked.scored.any()
+    assert chat.decode(asked_again.ids[asked_again.scored]) == "the bird"
+    assert chat.decode(answered.ids[answered.scored]) == "the bird<end>"
+
+
+MESSAGES = [{"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}] * 2
+OPEN = "{% if add_generation_prompt %}[assistant]{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "scored"),
+    [
+        ("{usual}{% if add_generation_prompt %}<think>{% endif %}", "the bird<end>the bird<end>"),
+        ("{usual}{% if not add_generation_prompt %}!{% endif %}", "the bird<end>the bird<end>!<end>"),
+        (  # of reasoning models: the last answer alone begins with an empty reasoning
+            "{% for m in messages %}[{{ m.role }}]"
+            "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+            "{{ m.content }}<end>{% endfor %}" + OPEN,
+            "the bird<end><think></think>the bird<end>",
+        ),
+    ],
+)
+def test_place_of_an_answer_is_that_in_the_whole_conversation(chat, template, scored):
+    """Templates add marks to the prompt of a generation, or to the last message, that the conversation lacks."""
+    chat.chat_template = template.replace("{usual}", chat.chat_template)
+    (tokens,) = encode([{"messages": MESSAGES}], chat)
+    assert chat.decode(tokens.ids[tokens.scored]) == scored
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        None,
+        "{{ raise_exception('no system role') }}",
+        "{{ none.a.b }}",
+        "{% for %}",
+        "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else 'a king' }}{% endfor %}" + OPEN,
+    ],
+)
+def test_template_that_is_missing_fails_or_changes_earlier_answers_is_refused(chat, template):
+    chat.chat_template = template
+    with pytest.raises(DataError, match="chat template"):
+        encode([{"messages": MESSAGES}], chat)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "FILE"])
+def test_chat_template_can_be_given(tokenizer, tiny_model, tmp_path, name):
+    if name == "FILE":
+        (tmp_path / "own.jinja").write_text(TEMPLATES["chatml"].replace("<|im_start|>", "\n"))
+        name = str(tmp_path / "own.jinja")
+    rows = [
+        {"conversations": [{"from": "human", "value": f"see {n}"}, {"from": "gpt", "value": "the bird"}]}
+        for n in range(30)
+    ]
+    asked = data(tmp_path, rows, chat_template=name, seq_len=64)
+    asked.model = str(tiny_model)
+    task = CausalLM(asked)
+    assert tokenizer.decode(task.train[0].ids[task.train[0].scored]).startswith("the bird")
+    (tmp_path / "adapter").mkdir()
+    task.describe(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == read_template(name)
+    with pytest.raises(ConfigError, match="did you mean 'chatml'"):
+        read_template("chatlm")
+
+
+def test_long_examples_are_truncated_or_left_out(tokenizer):
+    rows = [{"prompt": "a ", "completion": "fox " * 20}, {"prompt": "fox " * 20, "completion": "a"}]
+    with pytest.warns(UserWarning, match="1 of 2 rows"):
+        (block,) = cut(rows, 8, tokenizer)
+    assert len(block.ids) == 8
+
+
+def test_attention_mask_distinguishes_token_0_from_padding():
+    block = Tokens(np.array([5, 0, 0]), np.ones(3, dtype=bool), np.ones(3, dtype=np.int64))
+    batch = collate([block, some_tokens(4)])
+    assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [1, 2, 3, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 0, 0, IGNORED], [IGNORED, 2, 3, 4]]
+    assert all(part.dtype == torch.int64 for part in batch.values())
+
+
+def data(tmp_path, rows, **changes) -> RunSettings:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return RunSettings(model="m", data=str(path), out="o", **changes)
+
+
+def test_empty_rows_of_both_parts_are_not_reported_as_shared(tmp_path, tokenizer):
+    rows = texts(*(f"{n} the king" if n % 2 else "" for n in range(60)))
+    blocks = load_blocks(data(tmp_path, rows, pad_rows=True), 16, tokenizer)  # a warning is an error
+    assert (len(blocks[0]), len(blocks[1])) == (57, 3)
+
+
+# -- training and evaluation data
+
+
+def held_out(tmp_path, tokenizer, rows, seq_len, **changes):
+    parts = load_blocks(data(tmp_path, rows, **changes), seq_len, tokenizer)
+    return [[tokenizer.decode(block.ids) for block in part] for part in parts]
+
+
+@pytest.mark.filterwarnings("ignore:.* are also training data")
+def test_one_document_in_20_or_the_last_20th_of_the_blocks_is_held_out(tmp_path, tokenizer):
+    train, evaluation = held_out(tmp_path, tokenizer, texts(*(f"{n} the king went" for n in range(40))), 8)
+    assert "".join(evaluation) == "19 the king went<end>39 the king went"
+    assert "19" not in "".join(train)
+    text = texts("the king sings " * 70)
+    whole = [tokenizer.decode(block.ids) for block in cut(text, 5, tokenizer)]
+    train, evaluation = held_out(tmp_path, tokenizer, text, 5)
+    assert [*train, *evaluation] == whole
+    assert len(evaluation) == len(whole) // 20 > 1
+
+
+@pytest.mark.filterwarnings("ignore:.* are also training data")
+def test_partial_block_is_evaluated_but_not_trained_and_blocks_are_limited(tmp_path, tokenizer):
+    row, same = texts("the king sings " * 60), {"eval_data": str(tmp_path / "data.jsonl")}
+    n = len(tokenizer(row[0]["text"])["input_ids"])
+    seq_len = next(size for size in (7, 8, 9) if n % size)
+    train, every = held_out(tmp_path, tokenizer, row, seq_len, eval_blocks=0, **same)
+    assert "".join(every) == row[0]["text"]
+    assert train == every[:-1]
+    _, chosen = held_out(tmp_path, tokenizer, row, seq_len, eval_blocks=3, **same)
+    assert chosen == [every[len(every) * i // 3] for i in range(3)]
+
+
+PAIR = [{"prompt": "the", "completion": " fox"}]
+LATE = [{"prompt": "fox " * 40, "completion": "a"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "named"),
+    [
+        (texts("the king"), {}, "too little"),
+        (texts("the king " * 6), {}, "too little"),
+        (texts("the king"), {"pad_rows": True}, "too little"),
+        (LATE, {}, "too little"),
+        (PAIR, {}, "too little"),
+        (PAIR, {"eval_data": LATE}, r"other\.jsonl"),
+        (PAIR, {"separator": ""}, "separator"),
+        (PAIR, {"pad_rows": True}, "pad_rows"),
+    ],
+)
+def test_unusable_texts_are_refused(tmp_path, tokenizer, rows, changes, named):
+    if "eval_data" in changes:
+        (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, LATE)))
+        changes = {"eval_data": str(tmp_path / "other.jsonl")}
+    with pytest.raises(DataError, match=named):
+        load_blocks(data(tmp_path, rows, **changes), 16, tokenizer)
+
+
+def test_evaluation_data_that_are_training_data_are_reported(tmp_path, tokenizer):
+    text = "".join(f"The bird number {n} sings in the wood at night.\n" for n in range(90))
+    for shift, found in (("", "evaluation blocks"), ("x", "89 of 90 long lines")):
+        (copy := tmp_path / "copy.txt").write_text(shift + text)
+        with pytest.warns(UserWarning, match=found):
+            load_blocks(data(tmp_path, texts(text), eval_data=str(copy), eval_blocks=0), 64, tokenizer)

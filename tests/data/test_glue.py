@@ -1,0 +1,144 @@
+"""GLUE's tasks by name: columns, splits, classes in GLUE's order; the hub is not reached, local files are read."""
+
+import json
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset
+
+from qpeft.errors import ConfigError, DataError
+from qpeft_lab import RunSettings, train
+from qpeft_lab.data.glue import TASKS
+from qpeft_lab.data.sources import SourceName, has_validation_split, load_rows, parse_source
+from qpeft_lab.training.tasks import task_class
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the base model has no weights for"),
+    pytest.mark.filterwarnings("ignore:.* are also training data"),
+]
+
+# columns, classes and validation split of each task, from the data card of nyu-mll/glue
+CARD = {
+    "cola": ("sentence", "unacceptable acceptable", "validation"),
+    "sst2": ("sentence", "negative positive", "validation"),
+    "mrpc": ("sentence1 sentence2", "not_equivalent equivalent", "validation"),
+    "qqp": ("question1 question2", "not_duplicate duplicate", "validation"),
+    "stsb": ("sentence1 sentence2", "", "validation"),
+    "mnli": ("premise hypothesis", "entailment neutral contradiction", "validation_matched"),
+    "mnli_mismatched": ("premise hypothesis", "entailment neutral contradiction", "validation_mismatched"),
+    "qnli": ("question sentence", "entailment not_entailment", "validation"),
+    "rte": ("sentence1 sentence2", "entailment not_entailment", "validation"),
+    "wnli": ("sentence1 sentence2", "not_entailment entailment", "validation"),
+}
+WORDS = ["the", "king", "a", "fox", "queen", "wood", "night", "bird"]
+
+
+def rows(name, n, shift=0):
+    """Rows with GLUE's columns; labels are indices, or numbers."""
+    columns, classes, _ = (part.split() for part in CARD[name])
+    for i in range(n):
+        texts = {column: f"{WORDS[(i + shift + k) % 8]} {WORDS[i % 7]}" for k, column in enumerate(columns)}
+        yield {**texts, "label": i % len(classes) if classes else i % 11 / 2, "idx": i}
+
+
+def write(folder, name, n_train=40, n_validation=12):
+    """A folder with the splits of a task, one in two files."""
+    folder.mkdir(exist_ok=True)
+    for split, n in (("train-00000-of-00002", n_train), ("train-00001-of-00002", 4), (CARD[name][2], n_validation)):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name, n, len(split))))
+    (folder / "test.jsonl").write_text(json.dumps({**next(rows(name, 1)), "label": -1}) + "\n")
+    return f"glue/{name}:{folder}"
+
+
+@pytest.fixture
+def settings(tiny_encoder, tmp_path):
+    def make(data, **changes) -> RunSettings:
+        return RunSettings(model=str(tiny_encoder), data=data, out=str(tmp_path / "run"), **changes)
+
+    return make
+
+
+def read(settings):
+    settings.check()
+    return task_class(settings.task)(settings)
+
+
+def test_table_is_that_of_the_data_card():
+    assert {
+        name: (" ".join(task.columns), " ".join(task.classes), task.split("validation")) for name, task in TASKS.items()
+    } == CARD
+
+
+@pytest.mark.parametrize("name", CARD)
+def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
+    task = read(settings(write(tmp_path / "data", name)))
+    assert task.name == ("text-regression" if name == "stsb" else "text-classification")
+    assert list(task.labels) == (CARD[name][1].split() or ["LABEL_0"])
+    assert (len(task.train), len(task.evaluation)) == (44, 12)
+    assert [label for _, label in task.evaluation] == [row["label"] for row in rows(name, 12)]
+    tokenizer, columns = task.tokenizer, CARD[name][0].split()
+    texts = [[row[column] for column in columns] for row in rows(name, 12, len(CARD[name][2]))]
+    assert [text.ids.tolist() for text, _ in task.evaluation] == [tokenizer(*pair)["input_ids"] for pair in texts]
+
+
+def test_hub_is_asked_for_configuration_and_split(monkeypatch):
+    asked = []
+
+    def load_dataset(name, config, split):
+        asked.append((name, config, split))
+        made = Dataset.from_list(list(rows("mnli", 4)))
+        return made.cast_column("label", ClassLabel(names=CARD["mnli"][1].split()))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(
+        datasets,
+        "get_dataset_split_names",
+        lambda *_: ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"],
+    )
+    found = load_rows("glue/mnli", "train")
+    assert [row["label"] for row in found[:3]] == ["entailment", "neutral", "contradiction"]
+    load_rows("glue/mnli", "validation")
+    load_rows("glue/mnli_mismatched", "validation")
+    splits = "train", "validation_matched", "validation_mismatched"
+    assert asked == [("nyu-mll/glue", "mnli", split) for split in splits]
+    assert has_validation_split("glue/mnli")
+    assert parse_source("glue/sst2") == SourceName("nyu-mll/glue", "sst2", None, TASKS["sst2"])
+
+
+def test_parquet_with_classes_is_read_as_jsonl_and_trained(tmp_path, settings):
+    lines = read(settings(write(tmp_path / "lines", "mrpc")))
+    (tmp_path / "parquet").mkdir()
+    for file in (tmp_path / "lines").iterdir():
+        made = Dataset.from_list([json.loads(line) for line in file.read_text().splitlines()])
+        made.to_parquet(tmp_path / "parquet" / f"{file.stem}.parquet")
+    asked = settings(f"glue/mrpc:{tmp_path / 'parquet'}", method="lora", steps=2, batch_size=4)
+    assert read(asked).sha256() == lines.sha256()
+    stored = json.loads((train(asked).exported / "task.json").read_text())
+    assert stored["labels"] == ["not_equivalent", "equivalent"]
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "error", "named"),
+    [
+        ("glue/mrcp", {}, DataError, "'mrcp'; did you mean 'mrpc"),
+        ("glue/sts-b", {}, DataError, "'sts-b'; did you mean 'stsb"),
+        ("glue/mnli_matched:here", {}, DataError, "'mnli_matched'; did you mean 'mnli"),
+        ("glue/cola", {"text_column": "other"}, ConfigError, "text_column"),
+        ("glue/cola", {"text_pair_column": "other"}, ConfigError, "text_pair_column"),
+        ("glue/cola", {"label_column": "other"}, ConfigError, "label_column"),
+        ("glue/cola", {"task": "image-classification"}, ConfigError, "task"),
+    ],
+)
+def test_unknown_task_or_contradicting_option_is_refused(settings, source, changes, error, named):
+    with pytest.raises(error, match=named):
+        settings(source, **changes).check()
+
+
+@pytest.mark.parametrize("label", [-1, "2", "other", True, 0.5])
+def test_label_out_of_range_is_named_with_its_row(tmp_path, label):
+    lines = [*rows("mrpc", 2), {**next(rows("mrpc", 1)), "label": label}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    with pytest.raises(DataError, match="row 3"):
+        load_rows(f"glue/mrpc:{tmp_path / 'train.jsonl'}", "train")
+    with pytest.raises(DataError, match="validation_matched"):
+        load_rows(f"glue/mnli:{tmp_path}", "validation")

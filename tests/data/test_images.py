@@ -1,0 +1,245 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import make_vit
+
+from qpeft.errors import DataError
+from qpeft_lab import RunSettings
+from qpeft_lab.data.images import load_images, open_image
+from qpeft_lab.data.sources import has_validation_split
+from qpeft_lab.training.tasks import ImageClassification, load_image_processor
+
+
+def reads_image_processors() -> bool:
+    from transformers import AutoImageProcessor
+
+    try:
+        return callable(AutoImageProcessor.from_pretrained)
+    except ImportError:
+        return False
+
+
+pytestmark = [
+    pytest.mark.skipif(
+        not reads_image_processors(), reason="this version of transformers needs torchvision for image processors"
+    ),
+    pytest.mark.filterwarnings("ignore:.* are also training data"),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def read(tiny_vit, tmp_path):
+    """Read images with their classes as a run does."""
+
+    def make(data, **settings) -> ImageClassification:
+        chosen = {"task": "image-classification", "model": str(tiny_vit), "out": str(tmp_path / "run"), **settings}
+        return ImageClassification(RunSettings(data=str(data), **chosen))
+
+    return make
+
+
+def picture(path, value, mode="RGB", size=(10, 6)):
+    """A file of one colour, `size` as (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+    return path
+
+
+def folder_of(path, names=("cat", "dog"), each=3):
+    for place, name in enumerate(names):
+        for number in range(each):
+            picture(path / name / f"{number}.png", (60 * place, 10 * number, 0))
+    return path
+
+
+def arrays(path, **content):
+    np.savez(path, **content)
+    return path
+
+
+def test_folder_with_one_sub_folder_per_class_is_read(read, tmp_path):
+    folder = folder_of(tmp_path / "animals", each=20)
+    (folder / "dog" / "notes.txt").write_text("not an image")
+    assert [name for _, name in load_images(str(folder), "train", "label")] == ["cat"] * 20 + ["dog"] * 20
+    assert not has_validation_split(str(folder), has_images=True)
+    assert len(read(folder).evaluation) == 2  # held out
+
+
+@pytest.mark.parametrize("part", ["validation", "val"])
+def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
+    folder = tmp_path / "animals"
+    folder_of(folder / "train", each=4)
+    folder_of(folder / part, each=2)
+    folder_of(folder / "test", each=1)
+    task = read(folder)
+    assert (len(task.train), len(task.evaluation)) == (8, 4)
+    assert task.labels == ("cat", "dog")
+    assert len(load_images(f"{folder}::test", "train", "label")) == 2
+    assert not has_validation_split(f"{folder}::train", has_images=True)
+    with pytest.raises(DataError, match="'cow'"):
+        read(folder, eval_data=str(folder_of(tmp_path / "evaluated", ("cow", "dog"))))
+
+
+def test_arrays_are_read_with_and_without_class_names(read, tmp_path):
+    images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+    bare = arrays(tmp_path / "bare.npz", images=images, labels=np.array([9, 10, 9, 10], dtype=np.uint8))
+    assert read(bare).labels == ("9", "10")
+    named = arrays(
+        tmp_path / "named.npz", images=images, labels=np.array([1, 0, 1, 0]), names=np.array(["z", "a", "never"])
+    )
+    task = read(named, eval_data=str(named))
+    assert task.labels == ("a", "z")
+    assert [index for _, index in task.train] == [0, 1, 0, 1]
+    names = np.array([b"cat", b"dog"])  # as in the files of CIFAR
+    encoded = arrays(tmp_path / "bytes.npz", images=images, labels=LABELS, names=names)
+    assert [name for _, name in load_images(str(encoded), "train", "label")] == ["cat", "dog", "cat", "dog"]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3), (8, 8, 4), (5, 12), (16, 16, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_converted_to_the_models_size_and_channels(read, tmp_path, shape, channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
+    file = arrays(tmp_path / "x.npz", images=images, labels=np.array([0, 1, 0, 1]))
+    vit = make_vit(tmp_path / "vit", num_channels=channels)
+    with pytest.warns(UserWarning, match=f"converted to 8 x 8 and {channels} channel"):
+        task = read(file, model=str(vit))
+    batch = task.collate(task.train)
+    assert batch["pixel_values"].shape == (2, channels, 8, 8)
+    assert batch["labels"].dtype == torch.int64
+    if shape == ((8, 8) if channels == 1 else (8, 8, 3)):
+        expected = torch.tensor(images[:2]).reshape(2, 8, 8, channels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        assert torch.allclose(batch["pixel_values"], expected, atol=1e-6)
+
+
+def test_processor_of_the_base_is_used(read, tiny_vit, tmp_path, recwarn):
+    task = read(folder_of(tmp_path / "animals"))
+    assert type(task.processor).__name__ == "ViTImageProcessorPil"
+    assert task.collate(task.train)["pixel_values"].shape == (4, 3, 8, 8)
+    assert not recwarn.list
+    assert load_image_processor(str(tiny_vit), task.config).image_mean == (0.4, 0.5, 0.6)
+
+
+def test_files_and_arrays_give_the_same_pixels_and_their_hash_depends_on_each(read, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        path = picture(tmp_path / "files" / "ab"[number % 2] / f"{number}.png", 0)
+        Image.fromarray(image).save(path)
+    array = arrays(tmp_path / "x.npz", images=pixels, labels=np.arange(4) % 2, names=np.array(["a", "b"]))
+    from_files, from_array = read(tmp_path / "files"), read(array)
+    ours, theirs = (task.collate([*task.train, *task.evaluation])["pixel_values"] for task in (from_files, from_array))
+    assert torch.equal(ours, theirs)
+    before = from_files.sha256()
+    assert from_array.sha256() != before == read(tmp_path / "files").sha256()  # the bytes that were read
+    picture(tmp_path / "files" / "a" / "0.png", (1, 2, 3))
+    assert read(tmp_path / "files").sha256() != before
+
+
+IMAGES = np.zeros((4, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": None},
+        {"images": None},
+        {"images": IMAGES / 255},
+        {"images": IMAGES[0]},
+        {"images": np.zeros((4, 3, 8, 8), np.uint8)},
+        {"images": IMAGES[:0], "labels": LABELS[:0]},
+        {"images": np.array([{"a": 1}] * 4, dtype=object)},
+        {"labels": LABELS / 2},
+        {"labels": LABELS[:3]},
+        {"labels": LABELS * 0},
+        {"labels": LABELS - 1, "names": np.array(["a", "b"])},
+        {"names": np.array(["a"])},
+        {"names": np.array(["a", ""])},
+    ],
+)
+def test_arrays_in_another_format_are_refused(read, tmp_path, change):
+    content = {name: part for name, part in {"images": IMAGES, "labels": LABELS, **change}.items() if part is not None}
+    with pytest.raises(DataError, match=r"x\.npz"):
+        read(arrays(tmp_path / "x.npz", **content))
+
+
+def damaged(path, content):
+    """A picture with other content, or cut off."""
+    file = picture(path, (1, 2, 3), size=(64, 64))
+    file.write_bytes(file.read_bytes()[:60] if content is None else content)
+
+
+def arrays_cut_off(folder, stop):
+    file = arrays(folder.with_suffix(".npz"), images=IMAGES, labels=LABELS)
+    file.write_bytes(file.read_bytes()[:stop])
+    file.rename(folder)
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (lambda folder: folder.mkdir(), "data"),
+        (lambda folder: picture(folder / "a.png", (0, 0, 0)), "data"),
+        (lambda folder: (folder / "cat").mkdir(parents=True), "data"),
+        (lambda folder: folder_of(folder, ("cat",)), "data"),
+        (lambda folder: folder.write_text("x"), "data"),
+        *[(lambda folder, stop=stop: arrays_cut_off(folder, stop), "as arrays") for stop in (0, 200, -40)],
+        *[
+            (lambda folder, content=content: damaged(folder_of(folder) / "dog" / "broken.png", content), "broken.png")
+            for content in (b"", b"not an image", None)
+        ],
+    ],
+)
+def test_unusable_images_are_refused(read, tmp_path, made, named):
+    place = tmp_path / ("data.npz" if named == "as arrays" else "data")
+    made(place)
+    with pytest.raises(DataError, match=named):
+        read(place)
+
+
+def test_transparent_and_indexed_images_are_converted(tmp_path):
+    for mode, value in (("RGBA", (10, 20, 30, 255)), ("L", 40), ("P", 1), ("1", 1), ("CMYK", (0, 0, 0, 0))):
+        path = picture(tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", value, mode)
+        assert open_image(path, "RGB").mode == "RGB"
+        assert open_image(path.read_bytes(), "L").size == (10, 6)
+
+
+def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
+    encoded = picture(tmp_path / "x.png", (1, 2, 3)).read_bytes()
+    kinds = {"kind": datasets.ClassLabel(names=["cat", "dog"]), "number": datasets.Value("int64")}
+
+    def hub(column, content):
+        features = datasets.Features({column: datasets.Image(), **kinds})
+        rows = [{column: {"bytes": content, "path": None}, "kind": 1, "number": 7}]
+        monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
+        monkeypatch.setattr(
+            datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows, features=features)
+        )
+
+    hub("img", encoded)
+    assert load_images("someone/animals", "train", "kind") == [(encoded, "dog")]
+    assert load_images("someone/animals", "train", "number") == [(encoded, "7")]
+    assert has_validation_split("someone/animals", has_images=True)
+    for column, content, label in (("img", encoded, "label"), ("picture", encoded, "kind"), ("image", b"?", "kind")):
+        hub(column, content)
+        with pytest.raises(DataError):
+            load_images("someone/animals", "train", label)
+
+
+def test_images_of_16_bits_are_scaled_those_of_floats_refused_and_photographs_turned_upright(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    assert np.array_equal(np.asarray(open_image(tmp_path / "ramp.png", "L")), (ramp // 257).astype(np.uint8))
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff.*float32"):
+        open_image(tmp_path / "a.tiff", "L")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg", "RGB").size == (20, 40)

@@ -1,0 +1,181 @@
+"""Labelled texts: columns, classes, lengths, held-out examples, and the hash of what a run reads."""
+
+import json
+import shutil
+
+import datasets
+import pytest
+from transformers import AutoTokenizer, VitsConfig
+
+from qpeft.errors import ConfigError, DataError, InputError
+from qpeft_lab import RunSettings
+from qpeft_lab.data.labelled import collect_labels, label_name
+from qpeft_lab.data.sources import load_rows
+from qpeft_lab.data.split import hold_out
+from qpeft_lab.training.tasks import TextClassification
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the base model has no weights for"),
+    pytest.mark.filterwarnings("ignore:.* are also training data"),
+]
+
+
+@pytest.fixture
+def read(tiny_encoder, tmp_path):
+    """Read texts with their classes as a run does: a file, or rows that are written to one."""
+
+    def make(data, name="x.jsonl", **settings) -> TextClassification:
+        if isinstance(data, list):
+            keys = ("text", "label")
+            (tmp_path / name).write_text("".join(json.dumps(dict(zip(keys, r, strict=True))) + "\n" for r in data))
+            data = tmp_path / name
+        chosen = {"task": "text-classification", "model": str(tiny_encoder), "out": str(tmp_path / "run"), **settings}
+        return TextClassification(RunSettings(data=str(data), **chosen))
+
+    return make
+
+
+ROWS = [("the king sings", "b"), ("a fox", "a"), ("the queen", "b"), ("wood at night", "a")]
+
+
+def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
+    forms = {
+        "table.tsv": "label\ttext\n" + "".join(f"{name}\t{text}\n" for text, name in ROWS),
+        "table.csv": "text,label\n" + "".join(f"{text},{name}\n" for text, name in ROWS),
+        "lines.jsonl": "".join(json.dumps({"s": text, "c": name}) + "\n" for text, name in ROWS),
+    }
+    hashes = set()
+    for file, content in forms.items():
+        (tmp_path / file).write_text(content)
+        columns = {"text_column": "s", "label_column": "c"} if '"s"' in content else {}
+        task = read(tmp_path / file, eval_data=str(tmp_path / file), **columns)
+        assert task.labels == ("a", "b")
+        for part in (task.train, task.evaluation):
+            decoded = [task.tokenizer.decode(text.ids, skip_special_tokens=True) for text, _ in part]
+            assert list(zip(decoded, (task.labels[i] for _, i in part), strict=True)) == ROWS
+        hashes.add(task.sha256())
+    assert len(hashes) == 1
+
+
+def test_quotation_marks_in_a_tsv_are_kept(tmp_path):
+    (tmp_path / "x.tsv").write_text('text\tlabel\na "b\t1\r\n\nc" d\t0')
+    found = [tuple(row.values()) for row in load_rows(str(tmp_path / "x.tsv"), "train")]
+    assert found == [('a "b', 1), ('c" d', 0)]
+
+
+@pytest.mark.parametrize(
+    ("found", "known", "names"),
+    [
+        (["10", "9", "10", "-1"], (), ("-1", "9", "10")),
+        (["2", "10", "x"], (), ("10", "2", "x")),
+        (["1", "01"], (), ("01", "1")),
+        (["9" * 5000, "1"], (), ("1", "9" * 5000)),
+        (["neg", "pos"], ("pos", "neg"), ("pos", "neg")),
+        (["neg", "pos"], ("pos", "neg", "none"), ("neg", "pos")),
+    ],
+)
+def test_classes_are_sorted_by_value_or_name_or_as_those_of_the_base(found, known, names):
+    assert collect_labels(found, "data", known) == names
+
+
+def test_labels_are_integers_or_names():
+    assert [label_name(value, "row 1") for value in (3, "3", 3.0, " a ", True)] == ["3", "3", "3", "a", "True"]
+    for value in (None, "", "  ", 0.5, float("nan"), ["a"]):
+        with pytest.raises(DataError, match="row 7"):
+            label_name(value, "row 7")
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "error", "named"),
+    [
+        (ROWS, {"label_column": "class"}, DataError, "label_column"),
+        (ROWS, {"text_column": "txt"}, DataError, "text_column"),
+        ([("a", 1), ("b", None)], {}, DataError, "row 2"),
+        ([(5, 1), (6, 0)], {}, DataError, "row 1"),
+        ([("a", 1), ("b", 1)], {}, DataError, "class '1'"),
+        ([("", 1), (" ", 0)], {}, DataError, "text"),
+        ([("a", 1), ("b", 0)], {}, DataError, "eval_data"),
+        ([], {}, DataError, "empty"),
+        (ROWS, {"eval_data": [("a", "a"), ("the", "fine")]}, DataError, "'fine'"),
+        (ROWS, {"seq_len": 65}, ConfigError, "seq_len=65"),
+        (ROWS, {"seq_len": 9, "model": "short"}, ConfigError, "seq_len=9"),
+        ([], {"model": "speech"}, InputError, "vits"),  # before the data are read
+    ],
+)
+def test_unusable_data_or_base_is_refused(read, tiny_encoder, tmp_path, rows, changes, error, named):
+    if (model := changes.get("model")) == "speech":
+        VitsConfig().save_pretrained(tmp_path / model)
+    elif model == "short":
+        shorten(shutil.copytree(tiny_encoder, tmp_path / model))
+    changes = {**changes, **({"model": str(tmp_path / model)} if model else {})}
+    if isinstance(others := changes.get("eval_data"), list):
+        lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in others)
+        (tmp_path / "dev.jsonl").write_text("".join(lines))
+        changes["eval_data"] = str(tmp_path / "dev.jsonl")
+    with pytest.raises(error, match=named):
+        read(rows, **changes)
+
+
+def shorten(folder):
+    """A base whose tokenizer allows 8 tokens."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 8}))
+    return str(folder)
+
+
+def test_rows_without_a_text_are_left_out_and_counted(read):
+    with pytest.warns(UserWarning, match="1 of 5 rows"):
+        task = read([*ROWS, (" ", "a")], eval_data=None)
+    assert len(task.train) + len(task.evaluation) == 4
+
+
+def test_texts_are_truncated_before_their_last_special_token(read, tiny_encoder, opinion_files, tmp_path):
+    task = read([("a fox went into the wood", "1"), ("the king", "0")] * 2, seq_len=5)
+    long, short = task.train[0][0].ids, task.train[1][0].ids
+    assert (len(long), len(short)) == (5, 4)
+    assert long[-1] == task.tokenizer.sep_token_id
+    short = shorten(shutil.copytree(tiny_encoder, tmp_path / "short"))
+    assert max(len(text.ids) for text, _ in read(opinion_files[0], model=short).train) == 8
+
+
+def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "padded")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 300  # one beyond the embedding
+    tokenizer.save_pretrained(folder)
+    assert read(opinion_files[0], model=str(folder)).pad == tokenizer.eos_token_id
+
+
+def test_one_example_in_20_of_each_class_is_held_out():
+    rows = [(number, "ab"[number % 3 == 0]) for number in range(150)]  # 100 a, 50 b
+    train, held_out = hold_out(rows, "data")
+    assert sorted(train + held_out) == rows
+    assert [number for number, name in held_out if name == "b"] == [57, 117]
+    assert len([1 for _, name in held_out if name == "a"]) == 5
+    train, held_out = hold_out([(1, "a"), (2, "b"), (3, "a"), (4, "c")], "data")
+    assert (train, held_out) == ([(1, "a"), (2, "b"), (4, "c")], [(3, "a")])  # of a small class the last
+    assert hold_out(rows, "data", has_classes=False)[1] == rows[19::20]
+
+
+def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(read, opinion_files, tmp_path):
+    rows = [("a fox", "1"), ("the king", "0"), ("a queen", "1"), ("the wood", "0")]
+    assert read(rows).sha256() == read(rows).sha256()
+    others = [rows[::-1], [*rows[:3], ("the bird", "0")], [*rows[:3], ("the wood", "1")]]
+    others.append([(text, f"c{name}") for text, name in rows])
+    hashes = {read(other).sha256() for other in (rows, *others)}
+    changes = {"seq_len": 3}, {"eval_data": str(tmp_path / "x.jsonl")}
+    assert len(hashes | {read(rows, **change).sha256() for change in changes}) == 7
+    train, dev = map(str, opinion_files)
+    every, none, few = (read(train, eval_data=dev, eval_blocks=n) for n in (None, 0, 7))
+    assert [len(task.evaluation) for task in (every, none, few)] == [40, 40, 7]
+    assert every.sha256() == none.sha256() != few.sha256()
+
+
+def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": -1}]
+    made = datasets.Dataset.from_list(rows, features=features)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
+    assert [row["label"] for row in load_rows("someone/opinions", "train")] == ["pos", "neg", None]

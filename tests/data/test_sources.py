@@ -1,0 +1,262 @@
+"""Sources of data: files, folders, built-in texts and data sets; their names, splits and columns."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from qpeft.errors import DataError
+from qpeft_lab.data import sources
+from qpeft_lab.data.sources import Columns, load_examples, parse_source
+
+KEPT = {"keep_empty": True, "by_line": True}
+
+
+def load(source, split="train", **columns):
+    return load_examples(str(source), split, Columns(**columns))
+
+
+def write(path: Path, content) -> Path:
+    """A text, or rows as JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else "\n".join(map(json.dumps, content)), encoding="utf-8")
+    return path
+
+
+TURNS = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
+MESSAGES = [{"role": r, "content": c} for r, c in zip(("system", "user", "assistant"), "SQA", strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "expected"),
+    [
+        ("a.txt", "one\n\ntwo\nünd\n", {}, [{"text": "one\n\ntwo\nünd\n"}]),
+        ("a.txt", "one\n\n two\x0b\n", KEPT, [{"text": "one"}, {"text": ""}, {"text": " two\x0b"}]),
+        ("a.jsonl", [{"text": "one", "n": 1}, {"text": "two", "n": 2}], {}, [{"text": "one"}, {"text": "two"}]),
+        ("a.json", '[{"text": "one"}, {"text": "two"}]', {}, [{"text": "one"}, {"text": "two"}]),
+        ("a.json", '["one", "two"]', {}, [{"text": "one"}, {"text": "two"}]),
+        ("a.csv", "text,n\none,1\ntwo,2\n", {}, [{"text": "one"}, {"text": "two"}]),
+        ("a.csv", "text\nnull\nNA\nNone\nnan", {}, [{"text": word} for word in ("null", "NA", "None", "nan")]),
+        ("a.jsonl", [{"text": " o\n"}, {"text": None}], KEPT, [{"text": " o\n"}, {"text": ""}]),
+        ("a.json", [{"q": "Q", "a": "A", "text": "T"}], {}, [{"text": "T"}]),
+        (
+            "a.jsonl",
+            [{"q": "Q", "a": "A", "text": "T"}],
+            {"prompt": "q", "completion": "a"},
+            [{"prompt": "Q", "completion": "A"}],
+        ),
+        ("a.jsonl", [{"messages": MESSAGES}], {}, [{"messages": MESSAGES}]),
+        ("a.jsonl", [{"conversations": TURNS}], {}, [{"messages": MESSAGES}]),
+    ],
+)
+def test_file_gives_rows_of_one_format(tmp_path, name, content, columns, expected):
+    assert load(write(tmp_path / name, content), **columns) == expected
+
+
+def test_columns_of_alpaca_become_prompts(tmp_path):
+    rows = [
+        {"instruction": "Add", "input": "1 2", "output": "3"},
+        {"instruction": "Hi", "input": "", "output": "Ho", "text": "x"},
+    ]
+    first, second = load(write(tmp_path / "a.jsonl", rows))
+    assert first["prompt"].endswith("### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n")
+    assert second["prompt"].endswith("completes the request.\n\n### Instruction:\nHi\n\n### Response:\n")
+    assert (first["completion"], second["completion"]) == ("3", "Ho")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "parquet"])
+def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix):
+    def put(name, text):
+        file = tmp_path / f"{name}.{suffix}"
+        if suffix == "parquet":
+            parquet.write_table(pyarrow.table({"text": [text]}), file)
+        else:
+            write(file, text if suffix == "txt" else f"text\n{text}\n")
+        return file
+
+    put("data1", "other")
+    write(tmp_path / "b.jsonl", [{"text": "third"}])
+    write(tmp_path / "README.md", "not data")
+    bracket, star = put("data[1]", "mine"), put("a*", "second")
+    assert load(bracket) == [{"text": "mine"}]
+    assert load(star) == [{"text": "second"}]
+    assert [row["text"] for row in load(tmp_path)] == ["second", "third", "other", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kept", "found"),
+    [
+        ("a.csv", "text,n\none,1\n,2\n", {"text": "one"}, "1 of 2 rows .*row 2"),
+        (
+            "a.jsonl",
+            [{"prompt": "", "completion": "A"}, {"prompt": "Q", "completion": ""}],
+            {"prompt": "", "completion": "A"},
+            "1 of 2 rows .*row 2",
+        ),
+        (
+            "a.jsonl",
+            [{"messages": m} for m in (MESSAGES[:2], MESSAGES, [], [MESSAGES[1], {**MESSAGES[2], "content": ""}])],
+            {"messages": MESSAGES},
+            "3 of 4 rows .*row 1",
+        ),
+    ],
+)
+def test_rows_with_nothing_to_score_are_left_out_with_a_warning(tmp_path, name, content, kept, found):
+    with pytest.warns(UserWarning, match=found):
+        assert load(write(tmp_path / name, content)) == [kept]
+
+
+def test_built_in_texts_are_found_by_name(monkeypatch):
+    module = type("Module", (), {"two": staticmethod(lambda: ["one", "two"])})
+    monkeypatch.setitem(sources.BUILT_IN, "two-texts", "texts_for_this_test:two")
+    monkeypatch.setattr(sources, "import_module", lambda name: module)
+    assert load("two-texts") == [{"text": "one"}, {"text": "two"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", ""),
+        ("a.txt", b"\xfcnd"),
+        ("a.tsv", "\n \n\t\n"),
+        ("a.tsv", "text\tn\n"),
+        ("a.tsv", "text\tn\none\t1\ntwo\twords\t2\n"),
+        ("a.csv", "\n \n"),
+        ("a.csv", "text,n\n"),
+        ("a.csv", "body,n\none,1\n"),
+        ("a.csv", "text,n\n,1\n,2\n"),
+        ("a.jsonl", "\n \n"),
+        ("a.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}\n' * 30),
+        ("a.jsonl", '{"messages": ["hi"]}'),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}'),
+        ("a.jsonl", '{"conversations": [{"from": "bird", "value": "S"}]}'),
+        ("a.jsonl", '{"text": ["list"]}'),
+        ("a.jsonl", '{"text": "one"'),
+        ("a.jsonl", '{"text": "one"}\n{"text": 2}'),
+        ("a.jsonl", '{"text": "a\\ud800"}'),
+        ("a.json", "[" * 100_000),
+        ("a.parquet", "no parquet"),
+        ("a.pdf", "x"),
+        ("notes.md", "x"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=name):
+        load(tmp_path if name == "notes.md" else tmp_path / name)
+
+
+class Hub:
+    """A hub with one data set."""
+
+    def __init__(self, monkeypatch, *splits: str):
+        self.splits, self.asked = list(splits), []
+        monkeypatch.setattr(datasets, "get_dataset_split_names", self.names)
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+
+    def names(self, name, config):
+        if name != "wikitext":
+            raise ConnectionError("couldn't reach the hub")
+        return self.splits
+
+    def load(self, name, config, split):
+        self.asked.append((name, config, split))
+        return [{"text": split}]
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "asked"),
+    [
+        ("wikitext:raw", "train", ("raw", "train")),
+        ("wikitext", "validation", (None, "validation")),
+        ("wikitext:raw:test", "train", ("raw", "test")),
+        ("wikitext:raw:test", "validation", ("raw", "test")),
+        ("wikitext::train[:10%]+validation", "train", (None, "train[:10%]+validation")),
+    ],
+)
+def test_split_of_a_hub_data_set_is_read(monkeypatch, source, split, asked):
+    hub = Hub(monkeypatch, "train", "validation", "test")
+    assert load(source, split) == [{"text": asked[1]}]
+    assert hub.asked == [("wikitext", *asked)]
+    hub.splits.remove("validation")
+    assert load("wikitext", "validation") == [{"text": "test"}]
+
+
+def test_only_data_sets_without_a_named_split_have_a_validation_split(monkeypatch, tmp_path):
+    Hub(monkeypatch, "train", "validation")
+    assert sources.has_validation_split("wikitext")
+    for source in ("wikitext::train", "numpy-docs", str(tmp_path)):
+        assert not sources.has_validation_split(source)
+
+
+def write_splits(folder: Path) -> Path:
+    """A folder as the hub has it: files of splits, and two configurations in its card."""
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train.csv\n"
+        f"  - split: test\n    path: {name}/test.csv\n"
+        for name in ("long", "short")
+    )
+    write(folder / "README.md", f"---\nconfigs:\n{configs}---\n")
+    for name in ("long", "short"):
+        for split in ("train", "test"):
+            write(folder / name / f"{split}.csv", f"text\n{name} {split}\n")
+    return folder
+
+
+def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for split in ("train", "test"):
+        write(tmp_path / "plain" / f"{split}.jsonl", [{"text": split}])
+    assert load(f"{tmp_path}/plain::test") == [{"text": "test"}]
+    assert load(tmp_path / "plain") == [{"text": "test"}, {"text": "train"}]  # without a split, every file
+    folder = write_splits(tmp_path / "a:b")
+    assert load(f"{folder}:short:test") == [{"text": "short test"}]
+    assert load(f"{folder}:long") == [{"text": "long train"}]
+    for wrong, named in ((":long:dev", "dev"), (":test", "cannot read the splits")):
+        with pytest.raises(DataError, match=named):
+            load(f"{folder}{wrong}")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "config", "split"),
+    [
+        ("org/name", "org/name", None, None),
+        ("org/name:config", "org/name", "config", None),
+        ("org/name:config:train[:5%]", "org/name", "config", "train[:5%]"),
+        ("name::test", "name", None, "test"),
+        ("C:\\data\\tales:1.txt", "C:\\data\\tales:1.txt", None, None),
+        ("C:\\data::test", "C:\\data", None, "test"),
+        ("c::test", "c", None, "test"),
+        ("missing:1.txt", "missing:1.txt", None, None),
+        ("a:b:c:config:split", "a:b:c", "config", "split"),
+        ("a:b:c", "a:b:c", None, None),
+    ],
+)
+def test_source_is_a_name_a_configuration_and_a_split(tmp_path, monkeypatch, source, name, config, split):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b:c").mkdir()
+    assert parse_source(source) == (name, config, split, None)
+    assert parse_source(source).is_local == (not name.startswith(("org", "name")) and name != "c")
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [
+        ("a.txt::train", "without ::train"),
+        ("numpy-docs::train", "without ::train"),
+        ("wikitext", "no split train; it has test"),
+        ("numpy-doc", "'numpy-docs'"),
+        ("./trian.jsonl", "similar: train.jsonl"),
+        ("./nowhere/deep/a.txt", "'nowhere'"),
+    ],
+)
+def test_missing_source_or_split_is_refused(tmp_path, monkeypatch, source, named):
+    monkeypatch.chdir(tmp_path)
+    Hub(monkeypatch, "test")
+    write(tmp_path / "a.txt", "one")
+    write(tmp_path / "train.jsonl", "{}")
+    with pytest.raises(DataError, match=named):
+        load(source)

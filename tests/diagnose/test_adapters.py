@@ -1,0 +1,209 @@
+"""Measurements of saved adapters equal those of the loaded models; the base's weights are not read."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoModelForCausalLM
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft_lab.diagnose import angle_movement, diagnose, effective_rank, write_page
+from qpeft_lab.diagnose.adapters import Adapter
+
+LM = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+CIRCUIT = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
+SMALL = {**LM, **CIRCUIT}
+PAULI = {"r": 2, "n_layers": 1, **LM}
+FRAMED = {"r": 2, "target_modules": ["q_proj"], "frame_rank": 4, "task_type": "CAUSAL_LM"}
+BASES = {"llama": tiny_models.llama, "gpt2": tiny_models.gpt2}
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A base whose folder has its config, and no weights."""
+
+    def make(name="llama"):
+        torch.manual_seed(0)
+        config = BASES[name]().config
+        config.save_pretrained(tmp_path / name)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        model.name_or_path = model.config._name_or_path = str(tmp_path / name)
+        return model
+
+    return make
+
+
+def moved(model, folder, ids=None):
+    """`model` with changed parameters, saved."""
+    if ids is not None:
+        qpeft.fit_frames(model, [{"input_ids": ids}], save_to=folder.parent / "frames")
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    qpeft.save(model, folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        qpeft.QPAConfig(**SMALL),
+        qpeft.QPAConfig(**SMALL, init_mode="raw", seed=3),
+        qpeft.QPAConfig(**SMALL, use_dora=True),
+        qpeft.QuantumPeftConfig(**PAULI),
+        qpeft.QuantumPeftConfig(**FRAMED, frame="gradient"),  # needs the shapes of the base
+        LoraConfig(r=3, target_modules=["q_proj"], use_dora=True),
+    ],
+)
+def test_factors_of_a_folder_equal_those_of_the_model(base, ids, tmp_path, config):
+    model = moved(get_peft_model(base(), config), tmp_path / "adapter", ids if getattr(config, "frame", None) else None)
+    with torch.no_grad():
+        model(input_ids=ids)
+    layers = {name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    found = Adapter(tmp_path / "adapter").factors()
+    assert found.keys() == layers.keys()
+    for name, (b, a) in found.items():
+        layer = layers[name]
+        torch.testing.assert_close(b @ a, layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
+
+
+def test_circuit_of_a_folder_equals_that_of_the_model(base, tmp_path):
+    model = moved(get_peft_model(base(), qpeft.QPAConfig(**SMALL, n_generators=2)), tmp_path / "adapter")
+    (feature,) = (m for m in model.modules() if type(m).__name__ == "CircuitFeature")
+    for number in (1, 2):
+        circuit = Adapter(tmp_path / "adapter").circuit(number)
+        torch.testing.assert_close(circuit.angles, feature.angles()[number - 1].double())
+        torch.testing.assert_close(circuit.start, feature.angles(initial=True)[number - 1].double())
+        assert (circuit.number, circuit.n_circuits) == (number, 2)
+
+
+@pytest.mark.parametrize("hidden", [None, (16,)])
+def test_ranks_agree_with_the_bound_of_the_plan(base, tmp_path, hidden):
+    """The change in training is the difference of two matrices, each of the rank of the plan."""
+    config = qpeft.QPAConfig(**LM, r=8, chunk_size=16, hidden=hidden, features=4)
+    bound = qpeft.plan(base(), config).sizes["rank_bound"]
+    moved(get_peft_model(base(), config), tmp_path / "adapter")
+    found = diagnose(tmp_path / "adapter", samples=10)["rank"].measurements
+    assert found["chunks"]["numerical_rank"] <= found["chunks"]["possible"] == bound
+    assert found["change"]["numerical_rank"] <= found["change"]["possible"] <= 2 * bound
+    assert found["updates"]["possible"] == 8
+
+
+def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
+    host = get_peft_model(base("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    moved(qpeft.attach(host, qpeft.QPAGeneratorConfig(**CIRCUIT)), tmp_path / "prefix")
+    found = diagnose(tmp_path / "prefix", samples=10)["rank"]
+    assert ({*found.measurements}, len(found.left_out)) == ({"chunks", "change"}, 1)
+    monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", Adapter(tmp_path / "prefix").circuit().ansatz.n_qubits)
+    assert not any("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings)
+    monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", 1)
+    assert sum("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings) == 4
+    model = moved(get_peft_model(base(), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "sora")
+    qpeft.export(model, tmp_path / "exported")
+    found = diagnose(tmp_path / "exported", samples=10)
+    assert found["rank"].measurements["updates"]["numerical_rank"] == 2
+    assert found["moved"].left_out
+
+
+@pytest.mark.parametrize(
+    ("make", "scale", "host"),
+    [
+        (lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL)), 10, "llama"),
+        (lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, angle_scale=3.0)), 3, "llama"),
+        (lambda base: get_peft_model(base, qpeft.QuantumPeftConfig(**PAULI)), 50, "llama"),
+        (lambda base: get_peft_model(base, qpeft.QAAConfig(task_type="CAUSAL_LM")), 10, "gpt2"),
+        (
+            lambda base: qpeft.attach(
+                get_peft_model(base, LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")),
+                qpeft.QPAGeneratorConfig(**CIRCUIT),
+            ),
+            10,
+            "gpt2",
+        ),
+    ],
+)
+def test_movement_is_that_of_tau_times_its_scale(base, tmp_path, make, scale, host):
+    model = make(base(host))
+    qpeft.save(model, tmp_path / "new")
+    assert angle_movement(tmp_path / "new")["maximum"] == 0
+    planted = [parameter for name, parameter in model.named_parameters() if name.endswith("angles.tau")]
+    for parameter in planted:
+        parameter.data.copy_(torch.linspace(-0.02, 0.02, parameter.numel()).view_as(parameter))
+    expected = scale * torch.cat([parameter.detach().flatten().abs() for parameter in planted])
+    qpeft.save(model, tmp_path / "adapter")
+    found = angle_movement(tmp_path / "adapter")
+    assert found["n_angles"] == len(expected)
+    assert found["maximum"] == pytest.approx(0.02 * scale, rel=1e-4)
+    assert found["mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert found["still_share"] == pytest.approx((expected < 0.01).double().mean().item())
+
+
+SIDES = st.integers(1, 9)
+
+
+@given(st.integers(0, 2**16), SIDES, SIDES, SIDES, st.floats(1e-3, 1e3))
+def test_factors_have_the_ranks_of_their_product(seed, rows, r, columns, scale):
+    draw = np.random.default_rng(seed)
+    b, a = scale * draw.standard_normal((rows, r)), draw.standard_normal((r, columns))
+    found = effective_rank({"w": (torch.from_numpy(b), torch.from_numpy(a))})
+    s = np.linalg.svd(b @ a, compute_uv=False)[: min(rows, r, columns)]
+    share = s / s.sum()
+    assert found["possible"] == min(rows, r, columns)
+    assert found["entropy_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert found["stable_rank"] == pytest.approx((s**2).sum() / s[0] ** 2)
+    assert found["numerical_rank"] == (s > 1e-6 * s[0]).sum()
+
+
+def test_zero_matrices_are_not_averaged():
+    zero = torch.zeros(4, 2), torch.ones(2, 3)
+    assert effective_rank({"w": zero})["entropy_rank"] == 0
+    found = effective_rank({"w": zero, "v": torch.eye(3)})
+    assert (found["entropy_rank"], found["possible"], found["n_used"]) == pytest.approx((3, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "changed", "call", "error"),
+    [
+        (qpeft.QPAConfig(**SMALL), {"seed": 9}, Adapter, CheckpointError),
+        (qpeft.QPAConfig(**SMALL), {"angle_scale": 9.0}, Adapter, CheckpointError),
+        (qpeft.QPAConfig(**SMALL), {"n_layers": "x"}, Adapter, InputError),
+        (qpeft.QPAConfig(**SMALL), {}, lambda folder: Adapter(folder).circuit(2), ConfigError),
+        (qpeft.QPAConfig(**SMALL), {}, lambda folder: diagnose(folder, samples=1), ConfigError),
+        (qpeft.QPAConfig(**SMALL), {}, lambda folder: diagnose(folder / "absent"), CheckpointError),
+        (qpeft.SoRAConfig(r=2, target_modules=["q_proj"]), {}, Adapter, ConfigError),
+        (qpeft.QuantumPeftConfig(**FRAMED, frame="weights"), {}, Adapter, InputError),
+        (qpeft.QPAConfig(**SMALL, feature_source="free"), {}, angle_movement, ConfigError),
+        (qpeft.QPAConfig(**SMALL, feature_source="qnn_frozen"), {}, angle_movement, ConfigError),
+        (qpeft.QuantumPeftConfig(r=2, family="lie", **LM), {}, angle_movement, ConfigError),
+        (qpeft.QuantumPeftConfig(**PAULI, freeze_angles=True), {}, angle_movement, ConfigError),
+        (LoraConfig(target_modules=["q_proj"]), {}, angle_movement, ConfigError),
+    ],
+)
+def test_folder_that_cannot_be_measured_is_refused(base, tmp_path, config, changed, call, error):
+    moved(get_peft_model(base(), config), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    with pytest.raises(error):
+        call(tmp_path / "adapter")
+
+
+def test_page_contains_every_finding(base, tmp_path):
+    moved(get_peft_model(base(), qpeft.QPAConfig(**SMALL)), tmp_path / "<b>my</b> adapter")
+    diagnosis = diagnose(tmp_path / "<b>my</b> adapter", samples=20)
+    for name in ("page", "again"):
+        write_page(diagnosis, tmp_path / "deep" / f"{name}.html")
+    text = (tmp_path / "deep" / "page.html").read_text()
+    for finding in diagnosis.findings:
+        assert f'<h2 id="{finding.key}">' in text
+        assert len(finding.sentences) == len(finding.measurements) > 0
+    assert "<b>my</b>" not in text
+    assert "http" not in text
+    assert (tmp_path / "deep" / "again.html").read_text() == text

@@ -1,0 +1,271 @@
+"""Measurements of circuits against scipy, PennyLane, numpy, closed forms, and simulated random states."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pennylane as qml
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from qpeft.circuits import Ansatz
+from qpeft.circuits.reference import gate_evolve, gate_probabilities
+from qpeft.errors import ConfigError
+from qpeft_lab import diagnose
+from qpeft_lab.diagnose import (
+    expressibility,
+    gradient_variance,
+    meyer_wallach,
+    porter_thomas,
+    random_angles,
+    random_states,
+    redundancy,
+)
+from qpeft_lab.diagnose.circuits import OBSERVABLES, field_of, of_fidelities
+
+OTHER = {"real": "complex", "complex": "real"}
+PARAMETER = {"real": 0.5, "complex": 1.0}
+CIRCUITS = "qpeft_lab.diagnose.circuits"
+
+
+def is_json(measured):
+    """Whether the values are JSON, which allows no NaN."""
+    return json.loads(json.dumps(measured.values, allow_nan=False)) and measured.sentence
+
+
+def haar_states(samples, n_qubits, field, seed=0):
+    """Haar-random states: normalized Gaussian vectors."""
+    drawn = np.random.default_rng(seed).standard_normal((samples, 2**n_qubits, 2))
+    states = torch.view_as_complex(torch.from_numpy(drawn)) if field == "complex" else torch.from_numpy(drawn[..., 0])
+    return states / states.norm(dim=1, keepdim=True)
+
+
+def probabilities(name, n_qubits, n_layers, samples):
+    return random_states(Ansatz(name, n_qubits, n_layers), samples).abs().square().numpy()
+
+
+@pytest.mark.parametrize("name", ["ry_ladder", "two_design", "efficient_su2", "qaa"])
+@pytest.mark.parametrize("n_qubits", [1, 5])
+def test_random_states_equal_the_gate_simulation(name, n_qubits):
+    ansatz = Ansatz(name, n_qubits, 3)
+    expected = torch.stack([gate_evolve(ansatz, each)[:, 0] for each in random_angles(ansatz, 4, seed=1)])
+    torch.testing.assert_close(random_states(ansatz, 4, seed=1), expected, rtol=0, atol=1e-13)
+    assert expected.is_complex() == (field_of(ansatz) == "complex")
+
+
+def test_package_is_lazy_and_has_all_its_names():
+    code = "import sys, qpeft_lab; assert 'torch' not in sys.modules; print(qpeft_lab.diagnose.porter_thomas.__name__)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "porter_thomas"
+    assert all(getattr(diagnose, name) is not None for name in diagnose.__all__)
+
+
+# -- Porter-Thomas
+
+
+@pytest.mark.parametrize("field", OTHER)
+@pytest.mark.parametrize(("samples", "n_qubits"), [(200, 8), (1, 10), (20, 12), (500, 4)])
+def test_random_states_pass_for_their_field_and_fail_for_the_other(field, samples, n_qubits):
+    p = haar_states(samples, n_qubits, field, seed=6).abs().square()
+    own, other = porter_thomas(p, field), porter_thomas(p, OTHER[field])
+    assert own["p_value"] > 0.01
+    assert own["ipr"] == pytest.approx(own["expected_ipr"], rel=0.1)
+    assert (other["p_value"], other["distance"] > 0.1) == (1 / 200, True)
+
+
+@pytest.mark.parametrize(("samples", "size", "tested"), [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)])
+def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypatch):
+    if tested:
+        monkeypatch.setattr(sys.modules[CIRCUITS], "_TESTED", tested)
+    found, naive = [], []
+    for seed in range(120):
+        p = np.random.default_rng(seed).dirichlet([0.5] * size, samples)
+        found.append(porter_thomas(p)["p_value"])
+        naive.append(stats.kstest(p.flatten(), stats.beta(0.5, 0.5 * (size - 1)).cdf).pvalue)
+    assert stats.kstest(found, "uniform").pvalue > 0.01
+    if not tested:
+        assert stats.kstest(naive, "uniform").pvalue < 0.01, "otherwise this test could not detect a wrong p-value"
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_distance_and_moments_equal_scipy_and_numpy(field):
+    p = probabilities("ry_ladder", 7, 4, 30)
+    law, found = stats.beta(PARAMETER[field], 127 * PARAMETER[field]), porter_thomas(p, field)
+    assert found["distance"] == pytest.approx(stats.kstest(p.flatten(), law.cdf).statistic, abs=1 / 4096)
+    assert found["ipr"] == pytest.approx(128**2 * np.mean(p**2))
+    assert found["expected_ipr"] == pytest.approx({"real": 3 * 128 / 130, "complex": 2 * 128 / 129}[field])
+    assert porter_thomas(p[:1], field) == porter_thomas(p[0], field)
+
+
+@settings(max_examples=25)
+@given(st.booleans(), st.integers(1, 5), st.integers(1, 4), st.sampled_from([*OTHER]))
+def test_extreme_probabilities_give_finite_results(constant, n_qubits, samples, field):
+    size = 2**n_qubits
+    p = np.full((samples, size), 1 / size) if constant else np.eye(size)[np.arange(samples) % size]
+    found = porter_thomas(p, field)
+    assert is_json(found)
+    assert 1 / 200 <= found["p_value"] <= 1
+    assert 1 - 1e-12 <= found["ipr"] <= size
+
+
+# -- redundancy
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(["ry_ladder", "two_design"]), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+def test_rank_equals_that_of_the_autograd_jacobian(name, n_qubits, n_layers, seed):
+    ansatz = Ansatz(name, n_qubits, n_layers)
+    angles = random_angles(ansatz, 1, seed)[0]
+    jacobian = torch.autograd.functional.jacobian(lambda at: gate_probabilities(ansatz, at), angles).flatten(1)
+    found = redundancy(ansatz, angles)
+    assert found["rank"] == torch.linalg.matrix_rank(jacobian, rtol=1e-8) <= found["limit"]
+    assert is_json(found)
+
+
+@pytest.mark.parametrize(("n_qubits", "rank"), list(enumerate([1, 3, 7, 15, 31, 48, 56, 64], start=1)))
+def test_ranks_equal_those_of_the_specification(n_qubits, rank):
+    ansatz = Ansatz("ry_ladder", n_qubits, 8)
+    found = redundancy(ansatz, random_angles(ansatz, 1, 1)[0])
+    assert found.values == {"n_angles": 8 * n_qubits, "n_free": 2**n_qubits - 1, "rank": rank, "limit": rank}
+    assert redundancy(ansatz, torch.zeros(8, n_qubits))["rank"] == 0  # p = (1, 0, ...) is an extreme
+
+
+# -- gradients
+
+
+@pytest.mark.parametrize("n_qubits", [1, 4])
+def test_variance_of_one_layer_has_a_closed_form(n_qubits):
+    """p is a product there, and for a uniform angle E sin^2 = 1/2, E cos^4(t/2) = 3/8."""
+    expected = {"p_0": (3 / 8) ** (n_qubits - 1) / 8, "scaled": 1 / 2 * (3 / 2) ** (n_qubits - 1)}
+    for observable in OBSERVABLES:
+        (variance,) = gradient_variance([n_qubits], 1, observable, samples=6000, seed=1)["variances"]
+        assert variance == pytest.approx(expected[observable], rel=0.15)
+
+
+def test_slopes_at_eight_layers_are_those_of_the_specification():
+    p_0, scaled = (gradient_variance([5, 6, 8, 10], 8, name, samples=400) for name in ("p_0", "scaled"))
+    assert (p_0["vanishes"], scaled["vanishes"]) == (True, False)
+    assert p_0["slope"] == pytest.approx(-1.9, abs=0.25)
+    assert abs(scaled["slope"]) < 0.15
+    assert all(0.9 < math.sqrt(variance) < 1.5 for variance in scaled["variances"])
+
+
+def test_variances_depend_only_on_the_seed(monkeypatch):
+    table = gradient_variance([2, 3, 5], 4, samples=20, seed=7)
+    assert table["variances"][2] == gradient_variance([5], 4, samples=20, seed=7)["variances"][0]
+    assert table != gradient_variance([2, 3, 5], 4, samples=20, seed=8)
+    monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 16)
+    assert gradient_variance([2, 3, 5], 4, samples=20, seed=7)["variances"] == pytest.approx(table["variances"])
+
+
+def test_one_width_or_few_samples_are_inconclusive():
+    alone, few = gradient_variance([3], 2, samples=5), gradient_variance([4, 5], 8, "p_0", samples=3)
+    assert (alone["slope"], alone["slope_error"]) == (None, None)
+    assert few["vanishes"] is alone["vanishes"] is None
+    assert is_json(alone) != is_json(few)
+
+
+# -- expressibility
+
+
+def fidelities(n_pairs, n_qubits, field, seed=0):
+    states = haar_states(2 * n_pairs, n_qubits, field, seed).view(n_pairs, 2, -1)
+    return (states[:, 0].conj() * states[:, 1]).sum(1).abs().square().numpy()
+
+
+@pytest.mark.parametrize("field", OTHER)
+@pytest.mark.parametrize("n_qubits", [1, 4, 8])
+def test_random_states_are_at_the_floor_of_their_law(n_qubits, field):
+    pairs = fidelities(4000, n_qubits, field)
+    found = of_fidelities(pairs, n_qubits, field=field)
+    assert found["divergence"] == pytest.approx(found["floor"], abs=4 * np.sqrt(2 * 49) / 8000)
+    assert of_fidelities(pairs, n_qubits, field=OTHER[field])["divergence"] > 5 * found["floor"]
+
+
+def test_divergence_falls_to_the_floor_with_depth(monkeypatch):
+    found = [expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 2, 16)]
+    product, shallow, deep = (result["divergence"] for result in found)
+    assert product > 2 * shallow > 10 * deep
+    assert product > 30 * found[0]["floor"]
+    assert deep < found[2]["floor_limit"]
+    monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 64)
+    assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000) == found[0]
+    assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000, seed=1) != found[0]
+
+
+def test_divergence_equals_scipy_in_bins_of_equal_probability():
+    pairs = fidelities(500, 3, "real", seed=1) ** 1.5
+    edges = stats.beta(0.5, 3.5).ppf(np.linspace(0, 1, 11))
+    shares = np.histogram(pairs, [0, *edges[1:-1], 1])[0] / 500
+    assert of_fidelities(pairs, 3, n_bins=10)["divergence"] == pytest.approx(stats.entropy(shares, np.full(10, 0.1)))
+    assert of_fidelities(np.zeros(10), 3, n_bins=10)["divergence"] == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize(("n_pairs", "n_bins"), [(50, 50), (400, 20), (2000, 50)])
+def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
+    counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
+    simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
+    found = of_fidelities(np.random.default_rng(1).uniform(size=n_pairs), 2, n_bins)
+    assert found["floor"] == pytest.approx(simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000))
+    if n_pairs >= 10 * n_bins:
+        assert (simulated < found["floor_limit"]).mean() == pytest.approx(0.95, abs=0.02)
+
+
+# -- entanglement
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 5), st.integers(2, 3), st.sampled_from([*OTHER]), st.integers(0, 99))
+def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
+    states = haar_states(samples, n_qubits, field, seed)
+    reduced = (qml.math.reduce_statevector(states.numpy().astype(complex), [wire]) for wire in range(n_qubits))
+    found = meyer_wallach(states)
+    assert found["mean"] == pytest.approx(
+        2 * (1 - np.mean([qml.math.purity(each, [0]) for each in reduced])), abs=1e-12
+    )
+    assert is_json(found)
+
+
+@pytest.mark.parametrize(("field", "expected"), [("real", 0.98450), ("complex", 0.98833)])
+def test_entanglement_of_random_states(field, expected):
+    found = meyer_wallach(haar_states(20_000, 8, field))
+    assert (found["field"], found["expected"]) == (field, pytest.approx(expected, abs=5e-6))
+    assert found["mean"] == pytest.approx(expected, abs=4 * found["error"])
+
+
+LADDER = Ansatz("ry_ladder", 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda: porter_thomas(np.full(4, 0.25), "Real"), "field"),
+        (lambda: porter_thomas(np.full((2, 2, 2), 0.5)), "shape"),
+        (lambda: porter_thomas(np.ones((3, 1))), "shape"),
+        (lambda: porter_thomas(np.zeros((0, 4))), "shape"),
+        (lambda: porter_thomas(np.full(4, 0.5)), "sum to 1"),
+        (lambda: porter_thomas(np.array([1.5, -0.5])), "probabilities"),
+        (lambda: porter_thomas(np.array([np.nan, 1.0])), "probabilities"),
+        (lambda: porter_thomas(torch.tensor([0.6 + 0j, 0.8])), "real"),
+        (lambda: redundancy(LADDER, torch.zeros(3, 2)), "shape"),
+        (lambda: redundancy(LADDER, torch.full((2, 3), torch.nan)), "finite"),
+        (lambda: gradient_variance([4], 8, "z_middle"), "observable"),
+        (lambda: gradient_variance([], 8), "widths"),
+        (lambda: gradient_variance([0], 8), "n_qubits"),
+        (lambda: gradient_variance([4], 0), "n_layers"),
+        (lambda: gradient_variance([4, 4], 8), "ascending"),
+        (lambda: gradient_variance([4], 8, "p_0", 1), "samples"),
+        (lambda: expressibility(LADDER, 20), "samples"),
+        (lambda: meyer_wallach(torch.ones(3, 6)), "shape"),
+        (lambda: meyer_wallach(torch.ones(1, 4)), "shape"),
+        (lambda: meyer_wallach(torch.full((2, 4), 0.25)), "norm"),
+    ],
+)
+def test_bad_input_is_refused(call, part):
+    with pytest.raises(ConfigError, match=part):
+        call()

@@ -1,0 +1,134 @@
+"""Configs that plan and training refuse with the name of the wrong field or module; the model is left as it was."""
+
+import pytest
+from peft import get_peft_model
+from torch import nn
+
+import qpeft
+from qpeft.errors import ConfigError
+
+CONFIGS = {
+    "qpa": qpeft.QPAConfig,
+    "quantum_peft": qpeft.QuantumPeftConfig,
+    "qaa": qpeft.QAAConfig,
+    "sora": qpeft.SoRAConfig,
+    "bottleneck": qpeft.BottleneckConfig,
+}
+BAD = {  # the settings, and what the message names
+    "qpa": [
+        ({"budget": 0.5}, "chunk_size.*budget"),
+        ({"chunk_size": None, "budget": 10}, "budget"),
+        ({"features": 2**20}, "features"),
+        ({"features": 12}, "features.*8 or 16"),
+        ({"features": 0}, "features"),
+        ({"features": 2**18}, "features"),
+        ({"ansatz": "ry_lader"}, "ansatz.*'ry_ladder'"),
+        ({"n_generators": 0}, "n_generators"),
+        ({"n_layers": 0}, "n_layers"),
+        ({"activation": "relu"}, "activation.*silu"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"target_modules": ["q_porj"]}, "target_modules.*'q_porj'.*'q_proj'"),
+        ({"target_modules": ["q_proj", "c_attn"]}, "target_modules.*'c_attn'"),
+        ({"target_modules": r".*\.nothing"}, "target_modules.*q_proj"),
+        ({"target_modules": "("}, "target_modules"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save.*'lm_haed'.*'lm_head'"),
+        ({"rank_pattern": {"w_q": 2}}, "rank_pattern.*w_q"),
+        ({"rank_pattern": {"(": 2}}, "pattern"),
+        ({"target_parameters": ["wieght"]}, "target_parameters.*'wieght'.*'weight'"),
+        ({"target_parameters": ["q_proj.weight"]}, "self_attn.q_proj"),
+    ],
+    "quantum_peft": [
+        ({"r": 17}, "r=17 exceeds 16"),
+        ({"r": 17, "modules_to_save": ["model.norm"]}, "r=17 exceeds 16"),
+        ({"bits": 5}, "bits"),
+        ({"lambda_bits": 3}, "lambda_bits"),
+        ({"family": "lie", "lie_rank": 9}, "lie_rank=9 exceeds r=8"),
+        ({"frame": "gradient", "frame_rank": 2}, r"exceeds 2, .*self_attn\.q_proj"),
+        ({"use_dora": True}, "use_dora"),
+        ({"use_rslora": True}, "use_rslora"),
+        ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
+        ({"family": "core"}, "frame="),
+        ({"family": "core", "frame": "random", "freeze_angles": True}, "freeze_angles"),
+        ({"frame": "columns"}, "frame.*gradient"),
+        ({"frame": "random", "columns": "spread"}, "columns"),
+        ({"frame": "random", "frames": "x"}, "frames"),
+        ({"frames": "x"}, "frame file"),
+        ({"target_modules": ["q_prj"]}, "target_modules.*'q_proj'"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, r"model\.embed_tokens"),
+    ],
+    "qaa": [
+        ({"ansatz": "cube"}, "ansatz"),
+        ({"n_layers": 9}, "n_layers"),
+        ({"target_modules": ["q_prj"]}, "target_modules.*'q_proj'"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+        ({"out_slices": [[0, 8], [12, 17]]}, "out_slices.*17"),
+        ({"out_slices": [[-1, 8]]}, "out_slices.*-1"),
+    ],
+    "sora": [
+        ({"sparse_lambda": 0.1, "shrink_budget": 1.0}, "sparse_lambda"),
+        ({"shrink_budget": -1.0}, "shrink_budget"),
+        ({"shrink_budget": 10.5}, "shrink_budget"),
+        ({"sparse_lambda": -0.1}, "sparse_lambda"),
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"target_modules": ["q_prj"]}, "target_modules.*'q_proj'"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+    ],
+    "bottleneck": [
+        ({"bottleneck_size": 0}, "bottleneck_size"),
+        ({"target_modules": ["mlpp"]}, "target_modules.*'mlp'"),
+        ({"target_modules": ["mlp", "up_proj"]}, "mlp.*up_proj"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+        ({"target_modules": ["layers"]}, "layers"),
+        ({"target_modules": ["model"]}, "model"),
+        ({"target_modules": ["act_fn"]}, "act_fn"),
+    ],
+}
+USUAL = {
+    "qpa": {"chunk_size": 16, "hidden": (6, 5), "target_modules": "all-linear"},
+    "quantum_peft": {"target_modules": "all-linear"},
+}
+ROWS = [(method, settings, named) for method, rows in BAD.items() for settings, named in rows]
+
+
+def config(method, settings):
+    return CONFIGS[method](**{"task_type": "CAUSAL_LM", **USUAL.get(method, {}), **settings})
+
+
+@pytest.mark.parametrize(("method", "settings", "named"), ROWS, ids=str)
+def test_invalid_config(llama, ids, adapters, method, settings, named):
+    before, modules = adapters.logits(llama, ids), dict(llama.named_modules())
+    for use in (qpeft.plan, get_peft_model):
+        with pytest.raises(ConfigError, match=named):
+            use(llama, config(method, settings))
+    assert dict(llama.named_modules()) == modules
+    assert all(p.requires_grad for p in llama.parameters())
+    assert not llama._forward_pre_hooks
+    assert adapters.logits(llama, ids).equal(before)
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_invalid_second_adapter(llama, ids, adapters, method):
+    """Its targets cannot be adapted; the first one is left as it was."""
+    model = get_peft_model(llama, config(method, {})).eval()
+    before = adapters.logits(model, ids)
+    with pytest.raises(ConfigError, match=r"q_prj|k_proj"):
+        model.add_adapter("more", config(method, {"target_modules": ["q_prj"]}))
+    assert list(model.peft_config) == ["default"]
+    assert adapters.logits(model, ids).equal(before)
+
+
+class Named(nn.Module):
+    """A model without names that a method knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()
+
+
+@pytest.mark.parametrize("make", [qpeft.QAAConfig, qpeft.BottleneckConfig])
+def test_model_without_known_modules(make):
+    with pytest.raises(ConfigError, match="target_modules"):
+        get_peft_model(Named(), make())

@@ -1,0 +1,251 @@
+"""`qpeft.suggest`: the best measured adapter within a budget."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.methods import suggest as suggest_module
+from qpeft.methods.suggest import Design, Evidence
+
+BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
+LLAMA = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+
+
+def design(label, method, settings, *losses, base=(4.0, 5.0)):
+    results = [
+        {
+            **{"base": "b", "base_parameters": 10, "data": data, "steps": 1, "trainable": 9, "seeds": 5},
+            **{"loss": loss, "low": loss - 0.02, "high": loss + 0.02, "share": (start - loss) / (start - 3.0)},
+        }
+        for loss, start, data in zip(losses, base, "de", strict=True)
+    ]
+    return Design(label, method, settings, {"": 0.01, "b": 0.02}, results)
+
+
+DESIGNS = [
+    design("Uni-LoRA, 64", "uni_lora", {"r": 4, "theta_d_length": 64}, 3.5, 4.5),
+    design("Quantum-PEFT, L=1, r=8", "quantum_peft", {"r": 8, "n_layers": 1}, 3.2, 4.1),
+    design("LoRA r=1", "lora", {"r": 1, "lora_alpha": 1}, 3.2, 4.0),
+    design("LoRA r=8", "lora", {"r": 8, "lora_alpha": 8}, 3.0, 3.0),
+]
+FRAMED = design(
+    "framed",
+    "quantum_peft",
+    {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2, "bits": 16, "lambda_bits": 16},
+    2.9,
+    2.9,
+)
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Replaces the evidence."""
+
+    def use(*designs):
+        found = Evidence("s", "LoRA r=8", list(designs))
+        monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+
+    use(*DESIGNS)
+    return use
+
+
+@pytest.mark.parametrize(
+    ("budget", "label", "trainable"),
+    [
+        ({"parameters": 64}, "Uni-LoRA, 64", 64),
+        ({"parameters": 511}, "Quantum-PEFT, L=1, r=8", None),
+        ({"parameters": 512}, "LoRA r=1", 512),
+        ({"parameters": 10**6}, "LoRA r=8", 8 * 512),
+        ({"bytes": 4 * 512}, "LoRA r=1", 512),
+    ],
+)
+def test_best_measured_adapter_within_the_budget_is_suggested(use, budget, label, trainable):
+    found = qpeft.suggest(BASE, **budget)
+    assert found.label == label
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert found.plan.trainable == (trainable or found.plan.trainable)
+    assert (found.plan.trainable if "parameters" in budget else found.plan.stored_bytes) <= next(iter(budget.values()))
+
+
+def test_suggestion_shows_its_evidence(use):
+    found = qpeft.suggest(BASE, parameters=600)
+    assert [row["loss"] for row in found.evidence] == [3.2, 4.0]
+    assert found.share == pytest.approx((0.8 + 0.5) / 2)
+    assert found.learning_rate == 0.02
+    # the next best, with their own evidence
+    assert [one.label for one in found.alternatives] == ["Quantum-PEFT, L=1, r=8", "Uni-LoRA, 64"]
+    assert [one.evidence[1]["loss"] for one in found.alternatives] == [4.1, 4.5]
+    assert found.to_dict()["plan"]["trainable"] == 512
+
+
+def test_results_on_the_base_itself_count_alone():
+    here, there = DESIGNS[0].results
+    both = replace(DESIGNS[0], results=[{**here, "base_parameters": 7}, {**there, "base": "other"}])
+    evidence = Evidence("s", "r", [both])
+    (own,), (every,) = evidence.ranked(7), evidence.ranked(8)
+    assert (own.share, own.learning_rate) == (pytest.approx(0.5), 0.02)
+    assert (every.share, every.learning_rate) == (pytest.approx((0.5 + 0.25) / 2), 0.01)
+
+
+def test_adapter_that_leaves_out_its_frames_needs_a_frame_file(use, tmp_path):
+    use(*DESIGNS, FRAMED)
+    found = qpeft.suggest(BASE, bytes=1000)
+    assert (found.label, found.needs_frame_file) == ("framed", True)
+    assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
+    base = GPT2LMHeadModel(BASE).eval()
+    model = get_peft_model(copy.deepcopy(base), found.config)
+    qpeft.fit_frames(model, [{"input_ids": torch.arange(20)[None]}], save_to=tmp_path / "frames")
+    qpeft.save(model, tmp_path / "adapter")
+    (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
+    assert tensor.nbytes == found.plan.stored_bytes + 8
+    qpeft.load(base, tmp_path / "adapter")
+    stores = qpeft.suggest(BASE, parameters=found.plan.trainable)
+    assert (stores.label, stores.needs_frame_file) == ("framed", False)
+    assert stores.plan == qpeft.plan(BASE, stores.config)
+    assert stores.plan.stored_bytes > 4 * stores.plan.trainable
+
+
+@pytest.fixture
+def frame_file(tmp_path):
+    """Makes a frame file of BASE with a given number of directions; returns it and the base."""
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(BASE).eval()
+
+    def make(frame_rank=4, target_modules="all-linear"):
+        config = qpeft.QuantumPeftConfig(
+            r=2, n_layers=1, share="type", frame="gradient", frame_rank=frame_rank, target_modules=target_modules
+        )
+        file = tmp_path / f"{frame_rank}.safetensors"
+        batches = [{"input_ids": torch.arange(20)[None]}]
+        qpeft.fit_frames(get_peft_model(copy.deepcopy(base), config), batches, save_to=file)
+        return file, base
+
+    return make
+
+
+def test_frames_in_a_given_file_are_not_counted(use, frame_file, tmp_path):
+    use(*DESIGNS, FRAMED)
+    file, base = frame_file()
+    found = qpeft.suggest(BASE, bytes=1000, frames=file)
+    assert (found.label, found.settings["frames"], found.needs_frame_file) == ("framed", str(file), False)
+    assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert not found.alternatives  # the others take no frame file
+    model = get_peft_model(copy.deepcopy(base), found.config)
+    assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
+    qpeft.save(model, tmp_path / "adapter")
+    (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
+    assert tensor.nbytes == found.plan.stored_bytes + 8
+
+
+def test_frame_file_of_another_base_is_refused(use, frame_file):
+    use(FRAMED)
+    file, base = frame_file()
+    wider = GPT2LMHeadModel(GPT2Config(**{**BASE.to_dict(), "n_embd": 2 * BASE.n_embd}))
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.transformer.h[0].mlp.c_fc.weight.mul_(-1)
+    for model in (LLAMA, wider.config, other):
+        with pytest.raises(CheckpointError):
+            qpeft.suggest(model, parameters=10**6, frames=file)
+
+
+@pytest.mark.parametrize(
+    ("made", "settings"),
+    [
+        ({"target_modules": ["c_fc"]}, {}),
+        ({"frame_rank": 2}, {}),
+        ({}, {"target_modules": "@linear-and-head"}),
+        ({}, {"family": "core", "frame_rank": 6, "r": 6, "share": "none", "bits": None, "lambda_bits": None}),
+    ],
+    ids=["fewer modules", "fewer directions", "no head", "core of a larger rank"],
+)
+def test_frame_file_that_does_not_suit_the_measured_adapter_is_refused(use, frame_file, made, settings):
+    use(replace(FRAMED, settings={**FRAMED.settings, **settings}))
+    file, _ = frame_file(**made)
+    assert qpeft.suggest(BASE, parameters=10**6).label == "framed"
+    with pytest.raises(ConfigError, match="no measured adapter fits"):
+        qpeft.suggest(BASE, parameters=10**6, frames=file)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "give one budget"),
+        ({"parameters": 10, "bytes": 10}, "give one budget"),
+        ({"parameters": 0}, "give one budget"),
+        ({"parameters": 63}, "Uni-LoRA, 64"),
+    ],
+)
+def test_invalid_budget_is_refused(use, asked, message):
+    with pytest.raises(ConfigError, match=message):
+        qpeft.suggest(BASE, **asked)
+
+
+def test_model_with_an_adapter_is_refused(use):
+    model = get_peft_model(GPT2LMHeadModel(BASE), LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+    with pytest.raises(ConfigError, match="has an adapter already; give the model without it"):
+        qpeft.suggest(model, parameters=1000)
+    with pytest.raises(ConfigError, match="has an adapter already; give the model without it"):
+        qpeft.plan(model, LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+
+
+def test_unknown_base_is_refused(use, tmp_path):
+    with pytest.raises(ConfigError, match="no model at"):
+        qpeft.suggest(tmp_path / "nowhere", parameters=100)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "is_mixed"),
+    [
+        ("quantum_peft", {"r": 1, "target_modules": "@linear-and-head"}, True),
+        ("quantum_peft", {"r": 1, "modules_to_save": "@norms"}, False),
+        ("qpa", {"r": 1, "use_dora": True}, False),
+        ("lora", {"r": 1}, False),
+        ("uni_lora", {"r": 4, "theta_d_length": 64}, False),
+    ],
+    ids=str,
+)
+def test_note_says_if_a_pool_does_not_mix_the_adapter(use, method, settings, is_mixed):
+    use(design("ours", method, settings, 3.5, 3.5))
+    notes = [note for note in qpeft.suggest(BASE, parameters=10**5).notes if "AdapterPool" in note]
+    assert bool(notes) != is_mixed
+    if is_mixed:
+        assert qpeft.suggest(BASE, parameters=10**5, mixed_batches=True).label == "ours"
+    else:
+        with pytest.raises(ConfigError, match="ours: "):
+            qpeft.suggest(BASE, parameters=10**5, mixed_batches=True)
+
+
+def test_a_pool_serves_what_is_suggested_for_mixed_batches(tmp_path):
+    """With the published evidence, whose best adapter of this size is a LoRA."""
+    base = GPT2LMHeadModel(BASE).eval()
+    best = qpeft.suggest(base, parameters=800)
+    found = qpeft.suggest(base, parameters=800, mixed_batches=True)
+    assert found.share < best.share
+    for name in "ab":
+        model = get_peft_model(copy.deepcopy(base), found.config)
+        qpeft.fit_frames(model, [{"input_ids": torch.arange(20)[None]}])
+        qpeft.save(model, tmp_path / name)
+    pool = qpeft.AdapterPool(base, tmp_path)
+    pool.model(input_ids=torch.arange(20).view(2, 10), adapter_names=pool.place(["a", "b"]))
+
+
+def test_adapters_that_the_caller_refuses_are_left_out(use):
+    found = qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "is large" if config.r == 8 else None)
+    assert found.label == "LoRA r=1"
+    with pytest.raises(ConfigError, match="LoRA r=8: never"):
+        qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "never")
+
+
+def test_note_on_a_larger_base_and_on_the_end_of_the_evidence(use):
+    notes = qpeft.suggest(BASE, parameters=512).notes
+    assert "10 parameters" in notes[0]
+    assert notes[1] == "the evidence ends at 9 trainable parameters"

@@ -1,0 +1,86 @@
+from dataclasses import fields
+
+import pytest
+
+from qpeft.errors import ConfigError
+from qpeft_lab import RunSettings
+from qpeft_lab.settings import read_settings
+
+
+def settings(**changes):
+    return RunSettings(**{"model": "m", "data": "d", "out": "o", **changes})
+
+
+def test_fields_have_help_texts():
+    assert all(field.metadata["help"].endswith(".") for field in fields(RunSettings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"method": "lroa"}, "did you mean 'lora'"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"task": "text"}, "task"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 10**20}, "steps"),
+        ({"seq_len": 1}, "seq_len"),
+        ({"lr": 0.0}, "lr"),
+        ({"lr": float("nan")}, "lr"),
+        ({"seed": 99_999_999_999}, "seed"),
+        ({"warmup": 1.0}, "warmup"),
+        ({"method": "full", "dtype": "bfloat16"}, "dtype"),
+        ({"steps": 500, "epochs": 1}, "epochs"),
+        ({"epochs": 0}, "epochs"),
+        ({"lr_schedule": "sine"}, "did you mean 'cosine'"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"label_smoothing": 0.1, "task": "text-regression"}, "label_smoothing"),
+        ({"separator": "", "pad_rows": True}, "pad_rows"),
+        ({"separator": "", "task": "text-classification"}, "separator"),
+        ({"load_in_4bit": True, "task": "text-classification"}, "load_in_4bit"),
+        ({"text_pair_column": "b"}, "text_pair_column"),
+        ({"text_pair_column": "b", "task": "image-classification"}, "text_pair_column"),
+        ({"method": "head"}, "task"),
+        ({"method": "prefix", "gradient_checkpointing": True}, "gradient_checkpointing"),
+        ({"method": "prefix", "task": "image-classification"}, "prefix"),
+        ({"method": "prompt", "task": "image-classification"}, "prompt"),
+        ({"host": "prefix", "method": "lora"}, "host"),
+        ({"method": "lora", "backend_settings": {"shots": 9}}, "shots"),
+        ({"backend_settings": {"shot": 5}}, "shots"),
+        ({"backend_settings": {"shots": 0}}, "shots"),
+        ({"backend_settings": {"noise": 1.5}}, "noise"),
+    ],
+)
+def test_invalid_settings_are_refused(changes, field):
+    with pytest.raises(ConfigError, match=field):
+        settings(**changes).check()
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluate", "save", "log"), [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)]
+)
+def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
+    assert settings(steps=steps).intervals() == (evaluate, save, log)
+    assert settings(steps=steps, eval_every=3, save_every=4).intervals() == (3, 4, log)
+
+
+def test_fields_of_a_file_are_validated(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: gpt2\nlr: 1e-3\nsteps: 5\nmethod_settings: {r: 2}\n")
+    assert read_settings(file) == {"model": "gpt2", "lr": 0.001, "steps": 5, "method_settings": {"r": 2}}
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("step: 5", "steps"),
+        ("steps: many", "many"),
+        ("task: [1]", "task"),
+        ("lr: 0", "lr"),
+        ("- a", "run.yaml"),
+        ("{", "YAML"),
+    ],
+)
+def test_bad_file_of_settings_is_refused(tmp_path, content, found):
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=found):
+        read_settings(tmp_path / "run.yaml")

@@ -1,0 +1,363 @@
+"""Classifications and regressions: encoded and scored as by stock transformers; learned, saved and loaded again."""
+
+import json
+import math
+import random
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from runs import losses, weights
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef
+from tiny_models import _WORDS, make_vit, opinions
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    CLIPConfig,
+    ConvNextConfig,
+    DebertaV2Config,
+    DebertaV2Model,
+    DistilBertConfig,
+    LlamaConfig,
+    RobertaConfig,
+)
+
+from qpeft.errors import CheckpointError, DataError
+from qpeft_lab import RunSettings, train
+from qpeft_lab.training.classifier import find_head, read_record
+from qpeft_lab.training.run_folder import RunFolder
+from qpeft_lab.training.tasks import task_class
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the base model has no weights for"),
+    pytest.mark.filterwarnings("ignore:angles move at most"),
+    pytest.mark.filterwarnings("ignore:.* are also training data"),
+]
+
+TEXTS, NUMBERS, IMAGES = TASKS = ["text-classification", "text-regression", "image-classification"]
+AUTO = dict.fromkeys((TEXTS, NUMBERS), AutoModelForSequenceClassification) | {IMAGES: AutoModelForImageClassification}
+METHODS = {
+    "lora": {"r": 2},
+    "qpa": {"r": 2, "chunk_size": 32, "hidden": (6, 5)},
+    "quantum_peft": {"r": 2, "lora_alpha": 4},
+    "head": {},
+    "full": {},
+}
+PAIR = {"text_column": "premise", "text_pair_column": "hypothesis"}
+
+
+def write_numbers(path, n, seed):
+    """Texts whose number is 1 for one opinion and -2 for the other, and a hundredth for each word."""
+    rows = [(text, len(text.split()) / 100 + (1 if name == "good" else -2)) for text, name in opinions(n, seed)]
+    path.write_text("".join(json.dumps({"text": text, "label": number}) + "\n" for text, number in rows))
+    return path
+
+
+@pytest.fixture
+def settings(tiny_encoder, tiny_vit, opinion_files, bar_files, tmp_path):
+    numbers = write_numbers(tmp_path / "train.jsonl", 96, 0), write_numbers(tmp_path / "dev.jsonl", 40, 1)
+    files = {TEXTS: (tiny_encoder, opinion_files), NUMBERS: (tiny_encoder, numbers), IMAGES: (tiny_vit, bar_files)}
+
+    def make(task: str, out: str = "run", **changes) -> RunSettings:
+        model, (data, eval_data) = files[task]
+        method = changes.setdefault("method", "lora")
+        chosen = {"steps": 40, "lr": 1e-2, "batch_size": 16, "eval_every": 20, "method_settings": METHODS[method]}
+        paths = {"model": str(model), "data": str(data), "eval_data": str(eval_data), "out": str(tmp_path / out)}
+        return RunSettings(**{"task": task, **paths, **chosen, **changes})
+
+    return make
+
+
+@pytest.fixture
+def read(settings):
+    """The task of a run, and its base."""
+
+    def make(task, **changes):
+        made = task_class(task)(settings(task, **changes))
+        made.model = made.load_base().eval()
+        return made
+
+    return make
+
+
+@pytest.fixture
+def tiny_decoder(tiny_model, tmp_path):
+    """The tiny GPT-2 without dropout."""
+    folder = shutil.copytree(tiny_model, tmp_path / "decoder")
+    config = json.loads((folder / "config.json").read_text())
+    without = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0)
+    (folder / "config.json").write_text(json.dumps(config | without))
+    return folder
+
+
+# -- scores
+
+
+@pytest.mark.parametrize(("task", "base"), [*((task, None) for task in TASKS), (TEXTS, "tiny_decoder")])
+def test_score_equals_stock_transformers_on_single_examples(read, request, task, base):
+    """A decoder's tokenizer has no padding token."""
+    task = read(task, **({"model": str(request.getfixturevalue(base))} if base else {}))
+    labels = [label for _, label in task.evaluation]
+    rows = [{name: part for name, part in task.collate([one]).items() if name != "labels"} for one in task.evaluation]
+    with torch.no_grad():
+        logits = torch.cat([task.model(**row).logits for row in rows])
+    score = task.score(task.model)
+    for batch_size in (1, 3, len(labels)):
+        task.settings.batch_size = batch_size
+        again = task.score(task.model)
+        assert again.loss == pytest.approx(score.loss, rel=1e-6)
+    if task.name == NUMBERS:
+        predictions = logits.squeeze(-1).double()
+        assert score.squared_error == pytest.approx((predictions - torch.tensor(labels)).square().sum().item(), 1e-5)
+        assert score.pearson == pytest.approx(pearsonr(predictions, labels).statistic, abs=1e-4)
+        assert score.spearman == pytest.approx(spearmanr(predictions, labels).statistic, abs=1e-2)
+    else:
+        predictions, average = logits.argmax(1).tolist(), "binary" if len(task.labels) == 2 else "macro"
+        assert score.nats == pytest.approx(cross_entropy(logits, torch.tensor(labels), reduction="sum").item(), 1e-5)
+        assert (score.n_correct, score.n_examples) == (np.equal(labels, predictions).sum(), len(labels))
+        assert score.mcc == matthews_corrcoef(labels, predictions)
+        assert score.f1 == f1_score(labels, predictions, average=average, zero_division=0)
+
+
+def test_predictions_that_are_nan_or_equal(read):
+    task = read(TEXTS)
+    for parameter in task.model.parameters():
+        parameter.data.fill_(torch.nan)
+    assert task.score(task.model).n_correct == 0
+    task = read(NUMBERS)
+    torch.nn.init.zeros_(task.model.classifier.weight)
+    score = task.score(task.model)
+    assert (score.pearson, score.spearman) == (None, None)
+    assert json.dumps(score.to_dict(), allow_nan=False)
+
+
+def test_padding_token_is_set_for_a_decoder(read, tiny_decoder):
+    task = read(TEXTS, model=str(tiny_decoder))
+    assert task.config.pad_token_id is None
+    options = task.record().options()
+    assert options == {"num_labels": 2, "pad_token_id": task.tokenizer.eos_token_id}
+    stock = AutoModelForSequenceClassification.from_pretrained(tiny_decoder, **options)
+    stock.load_state_dict(task.model.state_dict())
+    batch = {name: part for name, part in task.collate(task.train[:4]).items() if name != "labels"}
+    with torch.no_grad():
+        assert torch.equal(stock.eval()(**batch).logits, task.model(**batch).logits)
+
+
+# -- pairs of texts
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tiny_encoder, tmp_path_factory):
+    """Folder of the tiny encoder, whose tokenizer gives token types as BERT's does."""
+    folder = shutil.copytree(tiny_encoder, tmp_path_factory.mktemp("bert") / "base")
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    AutoTokenizer.from_pretrained(folder, model_input_names=names).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_deberta(tiny_bert, tmp_path_factory):
+    """Folder of a DeBERTa of the shape of DeBERTaV3, width 16, with the tokenizer of the tiny encoder."""
+    folder, tokenizer = tmp_path_factory.mktemp("deberta"), AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    attention = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+    attention |= {"share_att_key": True, "norm_rel_ebd": "layer_norm", "position_buckets": 16}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 128, "type_vocab_size": 0}
+    DebertaV2Model(DebertaV2Config(**shape, **attention, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["tiny_bert", "tiny_deberta", "tiny_decoder"])
+def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(settings, model, tmp_path, request):
+    draw, words, folder = random.Random(0), _WORDS.split(), request.getfixturevalue(model)
+    texts = [[" ".join(draw.choices(words, k=n)) for n in (1 + i, 9 - i % 9)] for i in range(30)]
+    rows = [{"premise": one, "hypothesis": other, "label": "ny"[i % 2]} for i, (one, other) in enumerate(texts)]
+    (file := tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {"model": str(folder), "data": str(file), "eval_data": None, "batch_size": 4, "steps": 2, **PAIR}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for seq_len in (12, 64):
+        task = task_class(TEXTS)(settings(TEXTS, **common, seq_len=seq_len), labels=("n", "y"))
+        for (text, _), pair in zip(task.evaluation, texts, strict=True):
+            own = tokenizer(*pair, truncation=True, max_length=seq_len)
+            assert text.ids.tolist() == own["input_ids"]
+            # a model with no token types, and a tokenizer that gives none
+            assert (None if text.types is None else text.types.tolist()) == (
+                own["token_type_ids"] if model == "tiny_bert" else None
+            )
+    result = train(settings(TEXTS, method="qpa", **common))
+    options = read_record(result.exported).options()
+    base = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    stock = PeftModel.from_pretrained(base, result.exported).eval()
+    nats = 0.0
+    for label, pair in enumerate(texts[-2:]):  # the last one of each class is held out
+        own = tokenizer(*pair, truncation=True, max_length=64, return_tensors="pt")
+        own = own if model == "tiny_bert" else {"input_ids": own["input_ids"]}
+        with torch.no_grad():
+            nats += cross_entropy(stock(**own).logits, torch.tensor([label])).item()
+    assert (result.after.nats, result.after.n_examples) == (pytest.approx(nats, rel=1e-4), 2)
+
+
+def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
+    rows = [("", "a fox"), ("the king", ""), ("", " ")]
+    lines = (json.dumps({"premise": one, "hypothesis": other, "label": "n"}) + "\n" for one, other in rows)
+    (tmp_path / "x.jsonl").write_text("".join(lines))
+    with pytest.warns(UserWarning, match="1 of 3 rows"):
+        task = task_class(TEXTS)(settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y"))
+    assert len(task.evaluation) == 2
+
+
+# -- numbers
+
+
+@pytest.mark.parametrize("label", ["good", None, math.nan, "nan", math.inf, True, 1e308, "-1e30", 10**400])
+def test_label_that_is_no_number_is_named_with_its_row(settings, tmp_path, label):
+    rows = [{"text": "the king", "label": 1}, {"text": "a fox", "label": "2.5"}, {"text": "a bird", "label": label}]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"bad\.jsonl, row 3"):
+        task_class(NUMBERS)(settings(NUMBERS, data=str(tmp_path / "bad.jsonl")))
+
+
+def test_label_that_the_trainer_ignores_is_counted(settings, tmp_path):
+    (tmp_path / "low.jsonl").write_text('{"text": "the king", "label": -100}\n{"text": "a fox", "label": 1}\n')
+    task = task_class(NUMBERS)(settings(NUMBERS, data=str(tmp_path / "low.jsonl")))
+    labels = task.collate(task.train)["labels"]
+    assert labels.ne(-100).all()
+    assert labels.tolist() == pytest.approx([-100, 1])
+
+
+# -- runs
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", [m if m == "qpa" else pytest.param(m, marks=pytest.mark.long) for m in METHODS])
+def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, method, monkeypatch):
+    asked = settings(task, method=method)
+    result = train(asked)
+    assert result.after.loss < 0.9 * result.before.loss
+    assert RunFolder(result.out).read_result().after == result.after
+    made = task_class(task)(asked)
+    pooler = 0 if task == IMAGES else 16 * 16 + 16  # a masked language model has none
+    assert result.trainable_head == (16 + 1) * len(made.labels) + pooler
+    if method == "head":
+        assert result.trainable == result.deployed == result.trainable_head
+    else:
+        assert result.trainable > result.trainable_head
+    loaded = {}
+    if method == "full":
+        loaded["full"] = AUTO[task].from_pretrained(result.exported)
+        assert list(loaded["full"].config.id2label.values()) == list(made.labels)
+    else:
+        options = read_record(result.exported).options()
+        base = AUTO[task].from_pretrained(asked.model, **options)
+        loaded["stock"] = PeftModel.from_pretrained(base, result.exported)
+        for folder in (result.out, *([result.adapter, result.exported] if method == "qpa" else [])):
+            text = (folder / "README.md").read_text()
+            (lines,) = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
+            monkeypatch.chdir(folder)
+            exec(lines, found := {})
+            loaded[folder.name] = found["model"]
+    for model in loaded.values():
+        assert made.score(model.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("task", "base"), [(TEXTS, None), (TEXTS, "tiny_decoder"), (IMAGES, None)])
+def test_gradient_accumulation_equals_one_batch(settings, request, task, base):
+    """The models' own losses would make the gradient of two halves twice that of the whole."""
+    chosen = {"method": "head", "steps": 3, "eval_every": 3}
+    chosen |= {"model": str(request.getfixturevalue(base))} if base else {}
+    whole = train(settings(task, "whole", batch_size=8, **chosen))
+    halves = train(settings(task, "halves", batch_size=4, gradient_accumulation_steps=2, **chosen))
+    for ours, theirs in zip(losses(halves.out), losses(whole.out), strict=True):
+        for name in {"loss", "grad_norm", "eval_loss"} & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("task", TASKS)
+def test_bfloat16_base_has_a_float32_head(settings, task):
+    result = train(settings(task, dtype="bfloat16"))
+    assert result.after.loss < 0.9 * result.before.loss
+    assert {tensor.dtype for tensor in weights(result.exported).values()} == {torch.float32}
+
+
+# -- heads
+
+
+def test_new_head_depends_only_on_the_seed(read):
+    def head(seed):
+        torch.manual_seed(torch.seed() % 1000)  # whatever was drawn before
+        return read(TEXTS, seed=seed).model.classifier.weight
+
+    assert torch.equal(head(1), head(1))
+    assert not torch.equal(head(1), head(2))
+
+
+def test_head_of_the_base_is_kept_for_its_classes_and_replaced_for_others(settings, read, bar_files, tmp_path):
+    first = train(settings(IMAGES, "first", method="full", steps=2))
+    own = weights(first.exported)["classifier.weight"]
+    same = read(IMAGES, model=str(first.exported))
+    assert torch.equal(same.model.classifier.weight, own)
+    assert same.score(same.model).loss == pytest.approx(first.after.loss, rel=1e-6)
+    np.savez(tmp_path / "other.npz", **{**np.load(bar_files[0]), "names": np.array(["x", "y", "z"])})
+    other = read(IMAGES, model=str(first.exported), data=str(tmp_path / "other.npz"), eval_data=None)
+    assert (same.has_new_head, other.has_new_head) == (False, True)
+    assert not torch.equal(other.model.classifier.weight, own)
+
+
+def test_heads_of_other_families_are_found():
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    part = {**small, "image_size": 8, "patch_size": 4}
+    configs = [
+        (TEXTS, RobertaConfig(vocab_size=9, **small), ["classifier"]),
+        (TEXTS, LlamaConfig(vocab_size=9, **small), ["score"]),
+        (TEXTS, DebertaV2Config(vocab_size=9, **small), ["classifier", "pooler"]),
+        (TEXTS, DistilBertConfig(vocab_size=9, dim=8, hidden_dim=8, n_heads=2), ["classifier", "pre_classifier"]),
+        (IMAGES, ConvNextConfig(num_stages=2, hidden_sizes=[4, 8], depths=[1, 1]), ["classifier"]),
+        (IMAGES, CLIPConfig(text_config=small, vision_config=part, projection_dim=8), ["classifier"]),
+    ]
+    with torch.device("meta"):
+        for task, config, names in configs:
+            assert sorted(find_head(AUTO[task].from_config(config))) == names
+
+
+def test_modules_to_save_are_trained_in_addition_to_the_head(settings):
+    given = {"modules_to_save": ["layernorm"], "target_modules": ["q_proj"]}
+    result = train(settings(IMAGES, steps=2, method_settings=given))
+    saved = {name for name in weights(result.exported) if "lora" not in name}
+    assert {name.split(".")[-2] for name in saved} == {"classifier", "layernorm"}
+    assert result.trainable_head == 51
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}'])
+def test_damaged_record_is_refused(tmp_path, content):
+    (tmp_path / "task.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"task\.json"):
+        read_record(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:the base model has no preprocessor_config")
+@pytest.mark.parametrize(("task", "method"), [(IMAGES, "qpa"), (TEXTS, "quantum_peft")])
+def test_real_data(shared, settings, tmp_path, task, method):
+    data = shared / "data"
+    if task == IMAGES:
+        model, labels = make_vit(tmp_path / "vit32", image_size=32, patch_size=8), "airplane"
+        parts = [data / "cifar10_subset" / f"{part}.npz" for part in ("train_2000", "test_1000")]
+    else:
+        model, labels = shared / "models" / "stories260K", "0"
+        (tmp_path / "dev.tsv").write_text("text\tlabel\n" + (data / "sst2" / "dev.tsv").read_text())
+        parts = [tmp_path / "dev.tsv"] * 2
+    paths = {"model": str(model), "data": str(parts[0]), "eval_data": str(parts[1])}
+    result = train(settings(task, method=method, eval_blocks=100, lr=5e-3, seq_len=48, **paths))
+    assert result.after.n_examples == 100
+    assert result.after.loss < result.before.loss
+    assert read_record(result.adapter).labels[0] == labels

@@ -1,0 +1,233 @@
+"""What methods train in a run: their counts, seeds and calibration, and adapters that stock PEFT loads."""
+
+import copy
+import json
+import re
+from collections import Counter
+from dataclasses import fields
+
+import pytest
+import torch
+from peft import PeftModel, TrainableTokensConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+import qpeft
+from qpeft.errors import ConfigError
+from qpeft.methods import Trains, get, keys
+from qpeft.methods.method import imported
+from qpeft_lab import RunSettings, train
+from qpeft_lab.demo import base_path
+from qpeft_lab.demo.corpus import numpy_docs
+from qpeft_lab.method_records import lab_record
+from qpeft_lab.training.initial import TokensConfig
+from qpeft_lab.training.methods import build_adapter
+from qpeft_lab.training.outputs import count_trainable
+from trainers import arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+
+
+def settings_of(method, host="lora", seed=7, **method_settings):
+    return RunSettings(
+        model="m", data="d", out="o", method=method, host=host, seed=seed, method_settings=method_settings
+    )
+
+
+def build(base, method, **changes):
+    torch.manual_seed(0)
+    return build_adapter(settings_of(method, **changes), AutoModelForCausalLM.from_pretrained(base))
+
+
+@pytest.mark.parametrize("key", keys())
+def test_methods_declare_config_defaults_presets_and_every_seed(key):
+    method = get(key)
+    if method.trains is Trains.MODEL:
+        assert method.config is None
+        return
+    names = {f.name for f in fields(method.config_class)}
+    assert set(method.defaults) <= names
+    assert all(callable(getattr(method.config_class, preset)) for preset in lab_record(method).presets)
+    for name in ("tuner", "generator", "options", "callbacks"):
+        assert imported(getattr(method, name)) is None or callable(imported(getattr(method, name)))
+    # a method of PEFT whose config has another seed needs `seed_field` in its record
+    assert {name for name in names if re.search("seed|prng", name)} <= {method.seed_field}
+    assert method.seed_field == SEED_FIELDS.get(key, "seed")
+
+
+# a layer of width 16: c_attn 16x48, attn.c_proj 16x16, c_fc 16x64, mlp.c_proj 64x16
+WIDTHS = 2 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [
+        ("lora", 8 * WIDTHS),
+        ("dora", 8 * WIDTHS + 2 * (48 + 16 + 64 + 16)),
+        ("ia3", 2 * (48 + 64)),
+        ("vera", 2 * (4 * 256 + 48 + 16 + 64 + 16)),
+        ("prefix", 2 * 10 * 16 * 2),
+        ("full", None),
+    ],
+)
+def test_stock_methods_train_the_expected_parameters(tiny_model, method, trainable):
+    model = build(tiny_model, method)
+    assert count_trainable(model) == (trainable or sum(p.numel() for p in model.parameters()))
+
+
+@pytest.mark.parametrize("method", ["lora", "qpa", "sora"])
+def test_names_are_saved_in_one_order_in_every_process(tiny_model, tmp_path, method):
+    build(tiny_model, method, target_modules="all-linear").save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert saved == sorted(saved)
+    assert len(saved) > 3
+
+
+# -- random projections of PEFT's methods
+
+SEED_FIELDS = {
+    "uni_lora": "proj_seed",
+    "tiny_lora": "projection_seed",
+    "vera": "projection_prng_key",
+    "fourierft": "random_loc_seed",
+}
+SIZES = {
+    "uni_lora": {"r": 2, "theta_d_length": 64},
+    "tiny_lora": {"r": 4, "u": 3},
+    "vera": {"r": 4},
+    "fourierft": {"n_frequency": 50},
+}
+OVER_VERA = {"host": "vera", "chunk_size": 32, "features": 4, "n_layers": 2}
+WHERE = ("unilora_indices_A", "unilora_indices_B", "tinylora_P", "vera_A", "vera_B", "indices")
+
+
+def projections(model):
+    """The frozen random tensors of every module."""
+    found = [getattr(module, name) for module in model.modules() for name in WHERE if hasattr(module, name)]
+    return [tensors["default"] for tensors in found if "default" in tensors]
+
+
+def are_equal(model, other):
+    return [torch.equal(a, b) for a, b in zip(projections(model), projections(other), strict=True)]
+
+
+@pytest.mark.parametrize("method", [*SEED_FIELDS, "qpa"])
+def test_projections_are_drawn_from_the_seed_of_the_run_or_a_given_one(tiny_model, method):
+    more, field = SIZES.get(method, OVER_VERA), SEED_FIELDS.get(method, "projection_prng_key")
+    first, again, other = (build(tiny_model, method, seed=seed, **more) for seed in (1, 1, 2))
+    assert all(are_equal(first, again))
+    # PEFT's seed of a module of TinyLoRA is `projection_seed` plus the index of the module
+    assert not any(torch.equal(a, b) for a in projections(first) for b in projections(other))
+    given, same = (build(tiny_model, method, seed=seed, **more, **{field: 5}) for seed in (1, 2))
+    assert all(are_equal(given, same))
+    assert not all(are_equal(given, first))
+    assert projections(build(tiny_model, method, seed=2**32 - 1, **more))
+
+
+# -- trainable tokens
+
+
+def test_the_most_frequent_tokens_are_trained_unless_indices_are_given(llama):
+    ids = torch.tensor([[7, 7, 7, 3, 3, 9], [9, 3, 3, 5, 1, 1]])
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0  # the padding is not counted
+    expected = sorted(token for token, _ in Counter([7, 7, 7, 3, 3, 9, 9, 3, 3, 5]).most_common(3))
+    batches = [{"input_ids": ids, "attention_mask": mask}]
+    for given, chosen in (({"n_tokens": 3}, expected), ({"token_indices": [4, 2]}, [4, 2])):
+        model = build_adapter(settings_of("trainable_tokens", **given), copy.deepcopy(llama), batches=lambda: batches)
+        assert model.peft_config["default"].token_indices == chosen
+    with pytest.raises(ConfigError, match="n_tokens=5"):
+        build_adapter(settings_of("trainable_tokens", n_tokens=5), llama, batches=lambda: batches)
+    for value in (0, "two"):
+        with pytest.raises(ConfigError, match="n_tokens"):
+            TokensConfig(n_tokens=value)
+
+
+def test_only_chosen_tokens_change_and_the_saved_adapter_is_stock(gpt2, ids, adapters, tmp_path):
+    before, base = gpt2.transformer.wte.weight.detach().clone(), copy.deepcopy(gpt2)
+    made = build_adapter(settings_of("trainable_tokens", n_tokens=2), gpt2, batches=lambda: [{"input_ids": ids}])
+    model = adapters.train(made, ids)
+    chosen = model.peft_config["default"].token_indices
+    plan = qpeft.plan(copy.deepcopy(base), TokensConfig(n_tokens=2, task_type="CAUSAL_LM"))
+    assert model.get_nb_trainable_parameters()[0] == plan.trainable == 2 * 16, "the tied head has none of its own"
+    qpeft.save(model, tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert "n_tokens" not in saved
+    assert saved["token_indices"] == chosen
+    expected = adapters.logits(model, ids)
+    changed = (model.merge_and_unload().transformer.wte.weight.detach() != before).any(1).nonzero().flatten()
+    assert changed.tolist() == chosen
+    again = PeftModel.from_pretrained(base, tmp_path)
+    assert type(again.peft_config["default"]) is TrainableTokensConfig
+    torch.testing.assert_close(adapters.logits(again, ids), expected, atol=1e-6, rtol=0)
+
+
+# -- SoRA
+
+
+@pytest.fixture
+def sora(settings):
+    def make(shrink_budget=0.3, **changes):
+        sizes = {"steps": 8, "lr": 0.1, "batch_size": 4, "gradient_accumulation_steps": 1, "eval_blocks": 8}
+        given = {"r": 4, "shrink_budget": shrink_budget}
+        return settings(method="sora", method_settings=given, **{**sizes, "seq_len": 16, **changes})
+
+    return make
+
+
+def test_run_of_sora_has_the_counts_of_the_model(sora, tiny_model):
+    result = train(sora())
+    assert result.after.loss < result.before.loss
+    assert result.trainable == 4 * WIDTHS + 8 * 4
+    record = json.loads((result.exported / "qpeft.json").read_text())
+    assert 0 < sum(record["ranks"].values()) < 8 * 4
+    assert result.deployed == record["n_deployed"] < 4 * WIDTHS
+    ids = torch.arange(20).view(2, 10)
+    ours = qpeft.load(AutoModelForCausalLM.from_pretrained(tiny_model), result.adapter).eval()(input_ids=ids).logits
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), result.exported).eval()
+    torch.testing.assert_close(stock(input_ids=ids).logits, ours, atol=1e-6, rtol=1e-6)
+
+
+def test_gates_of_sora_have_no_weight_decay(sora):
+    result = train(sora(weight_decay=0.1, lr=0.02))
+    rates = [0.02 * rate for rate in (0, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7)]
+    config = json.loads((result.adapter / "adapter_config.json").read_text())
+    assert config["sora_lambda"] == pytest.approx(0.3 / sum(rates))
+
+
+def test_run_of_sora_without_remaining_ranks_has_no_export(sora):
+    with pytest.warns(UserWarning, match="every gate of SoRA is zero"):
+        result = train(sora(shrink_budget=10.0))
+    assert (result.deployed, result.exported_bytes, result.exported.exists()) == (0, 0, False)
+    assert result.after.loss == result.before.loss
+
+
+# -- Quantum-PEFT
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("lr", [2e-4, 2e-3])
+@pytest.mark.parametrize("framed", [False, True])
+def test_usual_learning_rates_of_lora_train_quantum_peft(tmp_path, framed, lr):
+    """With an unchanged Trainer; more than with unfolded learning rates: 0.006, 0.07, 0.50, 1.18 nats."""
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    ids = tokenizer("\n".join(numpy_docs()[:60]), return_tensors="pt", verbose=False).input_ids[0][: 48 * 64]
+    rows = [{"input_ids": block, "labels": block} for block in ids.view(48, 64)]
+    held_out = torch.stack([row["input_ids"] for row in rows[40:]])
+    base = AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32)
+    own = {"frame": "gradient", "share": "type"} if framed else {}
+    model = get_peft_model(base, qpeft.QuantumPeftConfig(target_modules="all-linear", task_type="CAUSAL_LM", **own))
+    if framed:
+        qpeft.fit_frames(model, [{"input_ids": row["input_ids"][None]} for row in rows[:40]])
+    losses = []
+    for n_steps in (0, 30):
+        if n_steps:
+            args = arguments(
+                tmp_path, max_steps=n_steps, learning_rate=lr, weight_decay=0.1, per_device_train_batch_size=8
+            )
+            Trainer(model, args, train_dataset=rows[:40]).train()
+        with torch.no_grad():
+            losses.append(model.eval()(input_ids=held_out, labels=held_out).loss.item())
+    assert (
+        losses[0] - losses[1]
+        > {(False, 2e-4): 0.02, (False, 2e-3): 0.4, (True, 2e-4): 0.6, (True, 2e-3): 1.3}[framed, lr]
+    )

@@ -1,0 +1,287 @@
+"""The resume matrix: a run of every kind, stopped at any moment, ends with the bits of an uninterrupted run.
+
+Its folder, its data, its base and the files of a user may be moved before it resumes, but not changed.
+"""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import Killed, Recorder, assert_same_result, kill_at
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import qpeft
+from qpeft.circuits import ansatz
+from qpeft.core import frame_file
+from qpeft.errors import CheckpointError, ConfigError, TrainingError
+from qpeft.methods.quantum_peft.fit_frames import save_frames
+from qpeft_lab import train
+from qpeft_lab.training import fit, outputs
+from qpeft_lab.training.prepare import prepare
+from qpeft_lab.training.progress import Progress
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the base model has no weights for bert.pooler"),
+    pytest.mark.filterwarnings("ignore:.*evaluation examples are also training data"),
+]
+
+SMALL = {"r": 2, "n_layers": 2, "features": 4}
+QPA = {"method": "qpa", "method_settings": SMALL}
+TEXTS = {"task": "text-classification", "model": "tiny_encoder", "data": "opinion_files"}
+IMAGES = {"task": "image-classification", "model": "tiny_vit", "data": "bar_files"}
+KINDS = {
+    "lora": {},
+    "qpa": QPA,
+    "qpa with shots": {**QPA, "backend_settings": {"shots": 2048}},
+    "4 bits": {"load_in_4bit": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "epochs": {"steps": None, "epochs": 1},
+    "text classes": TEXTS,
+    "numbers": {**TEXTS, "task": "text-regression", "data": "number_files"},
+    "image classes": {**IMAGES, **QPA},
+    "a whole model": {**IMAGES, "method": "full"},
+}
+
+
+@pytest.fixture
+def number_files(opinion_files, tmp_path):
+    """The texts of two classes with numbers as labels."""
+    (tmp_path / "numbers.tsv").write_text(
+        opinion_files[0].read_text().replace("\tgood", "\t1").replace("\tbad", "\t-2.5")
+    )
+    return [tmp_path / "numbers.tsv"]
+
+
+@pytest.fixture
+def run(settings, request):
+    """The result of a run of a kind; fixtures are named in `KINDS`."""
+
+    def make(kind, out, progress=None):
+        named = {name: request.getfixturevalue(KINDS[kind][name]) for name in ("model", "data") if name in KINDS[kind]}
+        if "data" in named:
+            named = {"model": str(named["model"]), "data": str(named["data"][0])}
+        return train(settings(out, **{**KINDS[kind], **named}), progress)
+
+    return make
+
+
+def after_step(step):
+    def crash(again, monkeypatch):
+        with pytest.raises(Killed):
+            again(kill_at(step))
+
+    return crash
+
+
+def within(module, name):
+    """A kill while a function is called."""
+
+    def kill(*_, **__):
+        raise Killed
+
+    def crash(again, monkeypatch):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, name, type("Killer", (), {"__call__": kill, "__getattr__": kill})())
+            with pytest.raises(Killed):
+                again()
+
+    return crash
+
+
+def several_times(again, monkeypatch):
+    for step in (1, 3, 4, 6, 7):
+        after_step(step)(again, monkeypatch)
+
+
+def by_ctrl_c(again, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="Stopped after step 3 of 7"):
+        again(Recorder(lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def by_a_full_disk(again, monkeypatch):
+    save = torch.save
+
+    def fill(obj, path, *args, **kwargs):
+        if "checkpoint-4" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        return save(obj, path, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", fill)
+        with pytest.raises(TrainingError, match="checkpoint of step 2 is intact"):
+            again()
+
+
+def and_lost_a_file(again, monkeypatch):
+    after_step(5)(again, monkeypatch)
+    (again.out / "checkpoints" / "checkpoint-4" / "rng_state.pth").unlink()
+
+
+def and_damaged_a_file(again, monkeypatch):
+    after_step(5)(again, monkeypatch)
+    checkpoint = again.out / "checkpoints" / "checkpoint-4"
+    for file in checkpoint.iterdir():
+        if file.name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"):
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+            with pytest.raises(CheckpointError, match=f"{checkpoint} cannot be read: .* Delete the folder"):
+                again()
+    for file in checkpoint.iterdir():
+        file.unlink()
+    checkpoint.rmdir()
+
+
+CRASHES = {
+    "after a step": after_step(5),
+    "several times": several_times,
+    "within a checkpoint": within(torch, "save"),
+    "before the seal": within(fit, "seal"),
+    "before the adapter": within(outputs, "qpeft"),
+    "before the card": within(outputs, "write_text"),
+    "by Ctrl-C": by_ctrl_c,
+    "by a full disk": by_a_full_disk,
+    "and lost a file": and_lost_a_file,
+    "and damaged a file": and_damaged_a_file,
+}
+
+
+CASES = [("lora", crash) for crash in CRASHES] + [(kind, "after a step") for kind in KINDS if kind != "lora"]
+
+
+@pytest.mark.parametrize(("kind", "crash"), CASES)
+def test_stopped_run_resumes_to_the_same_bits(run, settings, monkeypatch, kind, crash):
+    unbroken = run(kind, "unbroken")
+
+    def again(progress=None):
+        return run(kind, "run", progress)
+
+    again.out = Path(settings().out)
+    CRASHES[crash](again, monkeypatch)
+    assert not (again.out / "result.json").exists()
+    resumed = again()
+    assert_same_result(resumed.out, unbroken.out)
+    assert (resumed.before, resumed.after) == (unbroken.before, unbroken.after)
+
+
+# -- files of a user
+
+ANSATZ = Path(__file__).resolve().parents[2] / "examples/own_ansatz.py"
+FRAMED = {"r": 2, "n_layers": 1, "share": "type", "bits": 16, "lambda_bits": 8}
+IN_FRAMES = {"method": "quantum_peft", "method_settings": {**FRAMED, "frame": "gradient", "frame_rank": 8}}
+
+
+@pytest.fixture
+def with_file(settings, tmp_path):
+    """The file of a kind, and settings of a run with it."""
+
+    def make(kind):
+        file = tmp_path / ("f.safetensors" if kind == "frames" else "own_of_run.py")
+        if kind == "frames":
+            save_frames(prepare(settings(**IN_FRAMES), Progress()).model, file)
+        elif kind == "ansatz":
+            file.write_text(ANSATZ.read_text().replace("cz_ring", "ring_of_run"))
+        else:
+            file.write_text("from qpeft.backends import ExactBackend\n\ndevice = ExactBackend()\n")
+
+        def asked(file, out):
+            if kind == "backend":
+                return settings(out, **QPA, backend_settings={"backend": f"{file}:device", "shots": 1024})
+            if kind == "ansatz":
+                return settings(out, method="qpa", method_settings={**SMALL, "ansatz": f"{file}:ring_of_run"})
+            return settings(out, method="quantum_peft", method_settings={**FRAMED, "frames": str(file)})
+
+        return file, asked
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["ansatz", "backend", "frames"])
+def test_file_of_a_user_may_be_moved_but_neither_missing_nor_changed(with_file, tmp_path, kind):
+    file, asked = with_file(kind)
+    unbroken = train(asked(file, "unbroken"))
+    with pytest.raises(Killed):
+        train(asked(file, "killed"), kill_at(5))
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.move(file, tmp_path / "moved"))
+    with pytest.raises(ConfigError, match=file.name):
+        train(asked(file, "killed"))
+    content = moved.read_bytes()
+    moved.write_bytes(content + b"#")
+    with pytest.raises(CheckpointError, match=f"{kind} was"):
+        train(asked(moved, "killed"))
+    moved.write_bytes(content)
+    ansatz._families.pop("ring_of_run", None)  # as in a new process
+    assert_same_result(train(asked(moved, "killed")).out, unbroken.out)
+
+
+def test_adapter_of_a_run_finds_its_frame_file_and_has_the_values_of_frames_inside(
+    with_file, settings, tiny_model, monkeypatch
+):
+    file, asked = with_file("frames")
+    result = train(asked(file, "run"))
+    assert result.stored_bytes < 700
+    monkeypatch.setattr(frame_file, "_KNOWN", {})  # as in a new process
+    loaded = qpeft.load(AutoModelForCausalLM.from_pretrained(tiny_model, dtype="float32"), result.adapter)
+    assert loaded.peft_config["default"].frames == str(file)
+    inside = train(settings("inside", **IN_FRAMES))
+    assert inside.before.loss != inside.after.loss == result.after.loss
+
+
+# -- moved and changed runs
+
+
+def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_model, tmp_path):
+    unbroken = train(settings("unbroken"))
+    with pytest.raises(Killed):
+        train(settings(), kill_at(3))
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    copy = shutil.copy(text_file, tmp_path / "copy.txt")
+    progress = Recorder()
+    moved = {"model": str(base), "data": os.path.relpath(copy), "report_to": ["tensorboard"]}
+    result = train(settings("moved", **moved), progress)
+    assert ("start", 7, 2) in progress.events
+    assert list(result.out.rglob("events.out.tfevents.*"))
+    assert_same_result(result.out, unbroken.out)
+    assert json.loads((result.out / "config.json").read_text())["settings"]["data"] == os.path.relpath(copy)
+    assert train(settings("moved")).already_finished
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_folder_of_another_run_is_refused(settings, text_file, tiny_model, tmp_path, is_finished):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    result = None
+    if is_finished:
+        result = train(settings(model=str(base)))
+    else:
+        with pytest.raises(Killed):
+            train(settings(model=str(base)), kill_at(1))
+    others = {"lr": 0.5, "method_settings": {"r": 2}, "seed": 1, "steps": 9}
+    for changes in (*({name: value} for name, value in others.items()), {"steps": None, "epochs": 2.0}):
+        with pytest.raises(CheckpointError, match="r was" if "method_settings" in changes else f"{min(changes)} was"):
+            train(settings(model=str(base), **changes))
+    text, tensors = text_file.read_text(), load_file(base / "model.safetensors")
+    text_file.write_text(text.replace("fox", "wolf"))
+    with pytest.raises(CheckpointError, match="data was"):
+        train(settings(model=str(base)))
+    text_file.write_text(text)
+    save_file({name: t + 1e-3 for name, t in tensors.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="model was"):
+        train(settings(model=str(base)))
+    if result is not None:  # without base and data the result is shown
+        shutil.rmtree(base)
+        text_file.unlink()
+        progress = Recorder()
+        again = train(settings(model=str(base)), progress)
+        assert {**again.to_dict(), "already_finished": False} == result.to_dict()
+        assert progress.events == []
