@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
 ]
 WEIGHTS = "adapter_model.safetensors"
+ONE_EACH = ["qpa", "quantum_peft", "qaa", "sora", "bottleneck"]
+ATTACHED = [name for name in VARIANTS if name not in TUNERS]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -120,7 +122,7 @@ def test_compact_checkpoint_gives_the_same_logits(llama, make, ids, adapters, tm
 
 # an ordinary name, a module of the base, a target module, and parts of the names of tensors
 @pytest.mark.parametrize("name", ["en", "self_attn", "q_proj", "angles", "c"])
-@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+@pytest.mark.parametrize("variant", ONE_EACH, indirect=True)
 def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, name, variant):
     modules = {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
     first, second = make(**modules), variant.move(make(moved=False, **modules), seed=2)
@@ -183,6 +185,7 @@ def test_state_dict_round_trip(make, ids, adapters):
     assert_equal_logits(adapters, ids, other, model)
 
 
+@pytest.mark.parametrize("variant", ATTACHED, indirect=True)  # the contract has the others
 def test_copy_is_independent(make, ids, adapters):
     model = make()
     live = adapters.logits(model, ids)
@@ -498,6 +501,9 @@ def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters)
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
+@pytest.mark.parametrize(
+    "variant", [*ONE_EACH, "quantum_peft in frames", "attached to lora", "attached to a prefix"], indirect=True
+)
 def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, variant):
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (16, 8))]
     settings = {"shrink_budget": 1.0} if variant.method == "sora" else {}

@@ -1,4 +1,4 @@
-"""Nothing outside a method's folder compares names of methods: what differs between methods is in their records."""
+"""Nothing outside a method's folder compares names of methods, or imports the folder."""
 
 import ast
 from pathlib import Path
@@ -10,28 +10,29 @@ from qpeft.methods import records
 
 SOURCE = Path(qpeft.__file__).parent
 KEYS = {record.key for record in records()}
-RECORDS = SOURCE / "methods" / "stock.py"
 FOLDERS = {path.parent.name for path in SOURCE.glob("methods/*/__init__.py") if "METHOD = " in path.read_text()}
-IN_FOLDERS = {path for path in SOURCE.rglob("methods/*/*.py") if path.parent.name in FOLDERS}
-OUTSIDE = sorted({*SOURCE.rglob("*.py")} - IN_FOLDERS - {RECORDS})
+OTHER_MEANINGS = {("attach.py", "pissa"), ("ansatz.py", "qaa"), ("amplitude.py", "qaa")}  # an initialization, ansatze
 
 
-def names_compared(tree):
-    """Literals that are keys in comparisons, `match` cases and module constants; and tables of two or more keys."""
-    constants = [node.value for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign) and node.value]
-    for node in [*ast.walk(tree), *constants]:
-        parts = []
-        if node in constants:
-            parts = [node]
-        elif isinstance(node, ast.Compare):
+def names_in(tree):
+    """Keys of methods in comparisons, `match` cases, module constants and tables; folders of methods in imports."""
+    for node in ast.walk(tree):
+        parts, imported = [], []
+        if isinstance(node, ast.Compare):
             parts = [node.left, *node.comparators]
-        elif isinstance(node, ast.MatchValue):
+        elif isinstance(node, ast.MatchValue) or (isinstance(node, ast.Assign | ast.AnnAssign) and node in tree.body):
             parts = [node.value]
-        if isinstance(node, ast.Dict):
-            keys = [key for key in node.keys if _keys(key)]
-            parts = keys if len(keys) > 1 and _keys(keys[0]) else []
-        for part in parts:
-            yield from ((key, node.lineno) for key in _keys(part))
+        elif isinstance(node, ast.Dict) and len(found := [key for key in node.keys if _keys(key)]) > 1:
+            parts = found if found[0] is node.keys[0] else []
+        elif isinstance(node, ast.ImportFrom):
+            imported = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            imported = [node.value]  # such as "qpeft.methods.qpa.plan:count_qpa"
+        yield from (key for part in parts for key in _keys(part))
+        names = (name.removeprefix("qpeft.methods.").partition(".")[0] for name in imported if "qpeft.methods." in name)
+        yield from (f"folder {name}" for name in names if name in FOLDERS)
 
 
 def _keys(node):
@@ -40,42 +41,15 @@ def _keys(node):
     return [value for value in values if isinstance(value, str) and value in KEYS]
 
 
-def folders_imported(tree):
-    """Folders of methods with an imported module or name, also in text such as "qpeft.methods.qpa.plan:count_qpa"."""
-    for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names = [node.value]
-        for name in names:
-            package, _, rest = name.partition("qpeft.methods.")
-            if not package and (folder := rest.partition(".")[0]) in FOLDERS:
-                yield folder, node.lineno
-
-
-# words that are keys of methods, too, with another meaning there
-OTHER_MEANINGS = {
-    ("data/sources.py", "prompt"),  # a column of rows
-    ("compare/data.py", "prompt"),
-    ("demo/run.py", "lora"),  # the runs that the demo makes
-    ("demo/run.py", "qpa"),
-    ("demo/run.py", "quantum_peft"),
-    ("compare/report/charts.py", "full"),  # fill styles of matplotlib
-    ("compare/report/charts.py", "none"),
-    ("methods/attach.py", "pissa"),  # an initialization
-    ("circuits/ansatz.py", "qaa"),  # an ansatz
-    ("circuits/amplitude.py", "qaa"),
-}
-
-
-@pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_methods_are_named_only_in_their_folder(file):
-    place = str(file.relative_to(SOURCE))
-    found = [(key, line) for key, line in names_compared(ast.parse(file.read_text()))]
-    assert [f"{place}:{line} names {key!r}" for key, line in found if (place, key) not in OTHER_MEANINGS] == []
+def test_methods_are_named_and_imported_only_in_their_folder():
+    wrong = []
+    for file in SOURCE.rglob("*.py"):
+        of_method = file.parent.parent.name == "methods" or file == SOURCE / "methods" / "stock.py"
+        for name in names_in(ast.parse(file.read_text(encoding="utf-8"))):
+            own = name == f"folder {file.parent.name}" or (of_method and not name.startswith("folder "))
+            if not own and (file.name, name) not in OTHER_MEANINGS:
+                wrong.append((str(file.relative_to(SOURCE)), name))
+    assert not wrong
 
 
 @pytest.mark.parametrize(
@@ -83,34 +57,14 @@ def test_methods_are_named_only_in_their_folder(file):
     [
         'settings.method == "sora"',
         'method in ("prefix", "prompt")',
-        '"full" != method',
         'TABLE = {"qpa": 1, "lora": 2}',
-        'UNTRAINED = "none"',
         'ADAPTERS: tuple[str, ...] = ("lora", "dora")',
         'match method:\n    case "qaa":\n        pass',
-    ],
-)
-def test_named_method_is_found(code):
-    assert list(names_compared(ast.parse(code)))
-
-
-@pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
-def test_folder_of_a_method_is_imported_only_inside_it(file):
-    place = str(file.relative_to(SOURCE))
-    found = [(folder, line) for folder, line in folders_imported(ast.parse(file.read_text()))]
-    elsewhere = [(f, line) for f, line in found if file.parent.name != f]
-    assert [f"{place}:{line} imports from the folder of {folder}" for folder, line in elsewhere] == []
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "from qpeft.methods.qpa.generator import CircuitFeature",
         "from qpeft.methods.qpa import METHOD",
         "from qpeft.methods import sora",
         "def f():\n    import qpeft.methods.quantum_peft.frames",
         'import_module("qpeft.methods.qaa.model")',
     ],
 )
-def test_imported_folder_is_found(code):
-    assert list(folders_imported(ast.parse(code)))
+def test_named_or_imported_method_is_found(code):
+    assert list(names_in(ast.parse(code)))

@@ -1,4 +1,4 @@
-"""Gradients shown to an adapter against autograd's own of the base weights; the model is left as it was."""
+"""Gradients for frames against autograd's own of the base weights; the model is left as it was."""
 
 import copy
 import math
@@ -12,6 +12,7 @@ from qpeft.errors import ConfigError, DataError, TrainingError
 from qpeft.methods.quantum_peft.fit_frames import collect_gradients, fit_frames
 
 TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "k_proj", "down_proj", "up_proj"]}
+IDS = torch.arange(8).view(1, 8)
 
 
 @pytest.fixture(params=["gpt2", "llama"])
@@ -48,11 +49,6 @@ def plain_gradients(base, targets, batches):
     return found
 
 
-def wrapped(base, targets, **settings):
-    fan = base.config.model_type == "gpt2"
-    return get_peft_model(base, LoraConfig(r=2, target_modules=targets, fan_in_fan_out=fan, **settings))
-
-
 def state(model):
     """All that fitting must leave alone."""
     return (
@@ -70,10 +66,32 @@ def assert_same_state(before, after):
         assert torch.equal(after[0][name][2], value), name
 
 
-def test_against_autograd(base, targets, batches):
+def of_full_fine_tuning(model):
+    model.requires_grad_(True).train()
+    model.base_model.model.lm_head.eval()
+
+
+def frozen_with_checkpointing(model):
+    model.requires_grad_(False).gradient_checkpointing_enable()
+
+
+def changed_in_place(model):
+    """Falcon, for one, adds its residual in place."""
+    for layer in model.modules():
+        if hasattr(layer, "lora_A"):
+            layer.register_forward_hook(lambda _, args, output: output.mul_(2.0).div_(2.0))
+
+
+@pytest.mark.parametrize("change", [of_full_fine_tuning, frozen_with_checkpointing, changed_in_place])
+def test_gradients_equal_autograds_whatever_the_model_does(base, targets, batches, change):
     expected = plain_gradients(base, targets, batches)
-    model = wrapped(base, targets)
-    found = collect_gradients(model, expected.keys(), batches)
+    config = LoraConfig(r=2, target_modules=targets, lora_dropout=0.5, init_lora_weights=False)
+    model = get_peft_model(base, config)
+    change(model)
+    before = state(model)
+    with torch.set_grad_enabled(change is not frozen_with_checkpointing):
+        found = collect_gradients(model, expected.keys(), iter(batches))
+    assert_same_state(before, state(model))
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         assert found[name].dtype == torch.float32
@@ -81,111 +99,51 @@ def test_against_autograd(base, targets, batches):
         assert gradient.abs().max() > 1e-4
 
 
-def test_adapter_and_dropout_have_no_effect(base, targets, batches):
-    expected = plain_gradients(base, targets, batches)
-    model = wrapped(base, targets, lora_dropout=0.5, init_lora_weights=False)
-    for p in model.parameters():
-        p.requires_grad_(True)  # as in full fine-tuning together with an adapter
-    model.train()
-    model.base_model.model.lm_head.eval()
+FIRST, LAST = (f"model.layers.{i}.self_attn.q_proj" for i in (0, 1))
+NOTHING = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "named"),
+    [
+        ([], DataError, "no batches"),
+        ([{"inputs_embeds": torch.zeros(1, 3, 16)}], DataError, "no loss for batch"),
+        ({"input_ids": IDS}, DataError, "list of dicts"),
+        ([IDS], DataError, "list of dicts"),
+        ([{"input_ids": IDS}, NOTHING], TrainingError, "batch 2"),
+    ],
+)
+def test_invalid_batches_raise_and_leave_the_model_as_it_was(llama, batches, error, named):
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"])).train()
     before = state(model)
-    found = collect_gradients(model, expected.keys(), iter(batches))
+    with pytest.raises(error, match=named):
+        collect_gradients(model, [FIRST, LAST], batches)
     assert_same_state(before, state(model))
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
-
-
-def test_frozen_model_with_checkpointing_in_no_grad(base, targets, batches):
-    expected = plain_gradients(base, targets, batches)
-    model = wrapped(base, targets).requires_grad_(False)
-    model.gradient_checkpointing_enable()
-    before = state(model)
-    with torch.no_grad():
-        found = collect_gradients(model, expected.keys(), batches)
-    assert_same_state(before, state(model))
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
-
-
-def test_output_modified_in_place(llama, batches):
-    """Falcon, for one, adds its residual in place."""
-    plain = plain_gradients(llama, ["q_proj"], batches)
-    model = wrapped(llama, ["q_proj"])
-    for layer in model.base_model.model.model.layers:
-        layer.self_attn.q_proj.register_forward_hook(lambda _, args, output: output.mul_(2.0).div_(2.0))
-    found = collect_gradients(model, plain.keys(), batches)
-    for name, gradient in plain.items():
-        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
-
-
-def test_state_is_restored_after_an_error(base, targets):
-    model = wrapped(base, targets).train()
-    before = state(model)
-    with pytest.raises(TrainingError, match="batch 1"):
-        _with_broken_head(model, lambda: collect_gradients(model, _names(model, targets), [{"input_ids": _ids()}]))
-    assert_same_state(before, state(model))
-
-
-def _ids():
-    return torch.arange(8).view(1, 8)
-
-
-def _names(model, targets):
-    return [n for n, m in model.base_model.model.named_modules() if n.split(".")[-1] in targets]
-
-
-def _with_broken_head(model, act):
-    norm = next(p for n, p in model.named_parameters() if n.endswith(("ln_f.weight", "model.norm.weight")))
-    kept = norm.detach().clone()
-    norm.data.fill_(math.nan)
-    try:
-        act()
-    finally:
-        norm.data.copy_(kept)
-
-
-def test_invalid_batches_raise(llama):
-    model = wrapped(llama, ["q_proj"])
-    names = _names(model, ["q_proj"])
-    with pytest.raises(DataError, match="no batches"):
-        collect_gradients(model, names, [])
-    with pytest.raises(DataError, match="no loss for batch"):
-        collect_gradients(model, names, [{"inputs_embeds": torch.zeros(1, 3, 16)}])
-    nothing = {"input_ids": _ids(), "labels": torch.full_like(_ids(), -100)}
-    with pytest.raises(TrainingError, match="batch 2"):
-        collect_gradients(model, names, [{"input_ids": _ids()}, nothing])
 
 
 def test_missing_and_non_finite_gradients_raise(llama):
-    model = wrapped(llama, ["q_proj"])
-    first, last = _names(model, ["q_proj"])
-    inner = model.base_model.model.model
-    cut = inner.layers[0].register_forward_hook(lambda _, args, output: output.detach())
-    with pytest.raises(TrainingError, match=f"{first} .* the loss does not depend on it"):
-        collect_gradients(model, [first, last], [{"input_ids": _ids()}])
+    model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
+    cut = llama.model.layers[0].register_forward_hook(lambda _, args, output: output.detach())
+    with pytest.raises(TrainingError, match=f"{FIRST} .* the loss does not depend on it"):
+        collect_gradients(model, [FIRST, LAST], [{"input_ids": IDS}])
     cut.remove()
-    inner.norm.register_forward_hook(lambda _, args, output: output.register_hook(lambda g: g * math.inf) and None)
-    with pytest.raises(TrainingError, match=f"gradient of {first} is not finite"):
-        collect_gradients(model, [last, first], [{"input_ids": _ids()}])
+    llama.model.norm.register_forward_hook(lambda _, args, out: out.register_hook(lambda g: g * math.inf) and None)
+    with pytest.raises(TrainingError, match=f"gradient of {FIRST} is not finite"):
+        collect_gradients(model, [LAST, FIRST], [{"input_ids": IDS}])
 
 
 def test_adapters_that_need_no_fit_raise(llama, batches):
     with pytest.raises(ConfigError, match="fit_frames is for"):
-        fit_frames(wrapped(llama, ["q_proj"]), batches)
+        fit_frames(get_peft_model(llama, LoraConfig(target_modules=["q_proj"])), batches)
 
 
 def test_adapter_is_fitted_once(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     norm = "ln_f" if base.config.model_type == "gpt2" else "norm"
-    config = qpeft.QuantumPeftConfig(
-        r=2, frame="gradient", frame_rank=4, target_modules=targets, modules_to_save=[norm]
-    )
-    model = get_peft_model(base, config)
-    generator = model.base_model.generators["default"]
-    assert generator.needs_fit
+    more = {"target_modules": targets, "modules_to_save": [norm]}
+    model = get_peft_model(base, qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, **more))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     fit_frames(model, batches)
-    assert not generator.needs_fit
     assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
     assert all(p.grad is None for p in model.parameters())
 
@@ -199,31 +157,16 @@ def test_adapter_is_fitted_once(base, targets, batches):
         fit_frames(model, batches)
 
 
-@pytest.mark.parametrize("wrong", ["a dict", "tensors"])
-def test_batches_of_another_form_raise(llama, batches, wrong):
-    model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, frame="gradient", target_modules=["q_proj"]))
-    ids = batches[0]["input_ids"]
-    given = {"a dict": batches[0], "tensors": [ids]}[wrong]
-    with pytest.raises(DataError, match=r"fit_frames.*list of dicts"):
-        fit_frames(model, given)
-
-
-@pytest.mark.parametrize("settings", [{"frame": "gradient"}, {"frame": "sign"}])
-def test_export_before_the_fit_names_the_fit(llama, settings, tmp_path):
-    model = get_peft_model(llama, qpeft.QuantumPeftConfig(target_modules=TARGETS["llama"], **settings))
-    with pytest.raises(ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)") as refused:
-        qpeft.export(model, tmp_path / "exported")
-    assert "probe" not in str(refused.value)
-    assert not (tmp_path / "exported").exists()
-
-
-def test_adapter_saved_before_its_fit(llama, batches, adapters, tmp_path):
+@pytest.mark.parametrize("frame", ["gradient", "sign"])
+def test_adapter_before_its_fit_is_saved_but_neither_exported_nor_merged(llama, batches, adapters, tmp_path, frame):
     untouched = copy.deepcopy(llama)
-    config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, target_modules=["q_proj"])
+    config = qpeft.QuantumPeftConfig(r=2, frame=frame, frame_rank=4, target_modules=["q_proj"])
     model = get_peft_model(llama, config)
-    with pytest.raises(ConfigError, match="with calibration batches first"):
-        model.merge_and_unload()
-    model.save_pretrained(str(tmp_path))
-    loaded = PeftModel.from_pretrained(untouched, str(tmp_path), is_trainable=True)
+    for use in (lambda: qpeft.export(model, tmp_path / "exported"), model.merge_and_unload):
+        with pytest.raises(ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)|calibration batches first"):
+            use()
+    assert not (tmp_path / "exported").exists()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(untouched, tmp_path, is_trainable=True)
     fit_frames(loaded, batches)
-    assert torch.isfinite(adapters.logits(loaded, _ids())).all()
+    assert torch.isfinite(adapters.logits(loaded, IDS)).all()

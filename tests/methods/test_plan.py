@@ -1,0 +1,302 @@
+"""`qpeft.plan`: exact counts at published geometries, and notes. `test_life.py` compares plans with training."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from peft import IA3Config, LoraConfig, PrefixTuningConfig
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    BertConfig,
+    CLIPConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    T5Config,
+    ViTConfig,
+)
+
+import qpeft
+from qpeft.core.meta_model import on_meta
+from qpeft.errors import ConfigError
+from qpeft.methods.qpa.settings import PAPER_HIDDEN, QPAGeneratorConfig
+
+GPT2 = GPT2Config()
+_GEMMA = {"vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18}
+GEMMA = GemmaConfig(**_GEMMA, num_attention_heads=8, num_key_value_heads=1, head_dim=256)  # Gemma-1-2B
+_STORIES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5}
+STORIES = LlamaConfig(**_STORIES, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True)
+# RoBERTa-base with MNLI's three classes
+ROBERTA = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, num_labels=3)
+
+
+def prefix(size=None):
+    encoder = {} if size is None else {"prefix_projection": True, "encoder_hidden_size": size}
+    return PrefixTuningConfig(num_virtual_tokens=10, task_type="CAUSAL_LM", **encoder)
+
+
+def on_attention(config, **settings):
+    return config(target_modules=["c_attn"], task_type="CAUSAL_LM", **settings)
+
+
+def lora(r):
+    return on_attention(LoraConfig, r=r, fan_in_fan_out=True)
+
+
+def bottleneck(width):
+    return qpeft.BottleneckConfig(bottleneck_size=width)
+
+
+def quantum_peft(**settings):
+    return qpeft.QuantumPeftConfig(**{"target_modules": "all-linear", **settings})
+
+
+def framed(**settings):
+    return quantum_peft(**{"n_layers": 1, "frame": "gradient", **settings})
+
+
+WIDE = 31 + 40  # angles of Gemma's widths 2048 and 16384; 31 + 22 of 2048 and 256
+COUNTS = [  # base, config, trainable and deployed parameters; None: not compared here
+    (GPT2, prefix(), 184_320, 184_320),
+    (GPT2, prefix(512), 9_857_024, 184_320),  # the encoder is not deployed
+    (GPT2, prefix(768), 14_772_480, 184_320),
+    (GPT2, lora(5), 184_320, 184_320),
+    (GPT2, lora(8), 294_912, 294_912),
+    (GPT2, on_attention(qpeft.QAAConfig), 203_112, None),
+    (GPT2, on_attention(qpeft.QAAConfig, feature_source="none"), 18_432, None),
+    (GPT2, on_attention(qpeft.SoRAConfig, r=8), 294_912 + 96, None),
+    *((GPT2, bottleneck(b), 12 * (2 * 768 * b + b + 768), None) for b in (1, 64)),
+    (GPT2, qpeft.QPAConfig.official(), 106_264, 204_100),
+    (GEMMA, qpeft.QPAConfig.official(chunk_size=4096), 173_888, 4 * (256_000 + 2048)),
+    (GEMMA, bottleneck(16), 18 * (2 * 2048 * 16 + 16 + 2048), None),
+    (GEMMA, quantum_peft(r=8, n_layers=1), 18 * (2 * 62 + 2 * (31 + 22) + 3 * WIDE + 7 * 8), None),
+    (GEMMA, quantum_peft(frame="random", share="type"), 7 * 2 * (5 + 2 * 2 * 4) + 18 * 7 * 8, None),
+    (STORIES, quantum_peft(n_layers=1, construction="pad"), 1460, None),
+    (STORIES, quantum_peft(n_layers=2, construction="pad"), 2200, None),
+    (STORIES, framed(r=5, share="type"), 357, None),
+    (STORIES, framed(r=2, share="type", frame_rank=4), 126, None),
+    (STORIES, framed(r=16, frame_rank=16), 1260, None),
+    (STORIES, framed(r=6, family="core"), 1260, None),
+    (STORIES, framed(r=16, frame_rank=16, modules_to_save=["norm"]), 1260 + 11 * 64, None),
+]
+
+
+@pytest.mark.parametrize(("base", "config", "trainable", "deployed"), COUNTS)
+def test_published_counts(base, config, trainable, deployed):
+    plan = qpeft.plan(base, config)
+    assert (plan.trainable, plan.deployed) == (trainable, deployed or plan.deployed)
+    known = {"gpt2": 124_439_808, "gemma": 2_506_172_416}
+    assert plan.base_parameters == known.get(base.model_type, plan.base_parameters)
+
+
+@pytest.mark.parametrize(
+    ("d_in", "d_out", "settings", "count"),
+    [
+        (1024, 1024, {"r": 8}, 64),  # (2L+1)(10+10) - 4L + K = 64
+        (1024, 1024, {}, 60),
+        (768, 768, {"r": 8}, 170),  # 2 x 81 + 8
+        (768, 2304, {"r": 8}, 182),  # 81 + 93 + 8
+        (4096, 11008, {"r": 8}, 82),  # 34 + 40 + 8
+        (768, 768, {"construction": "pad", "n_layers": 2, "r": 8}, 2 * 46 + 8),
+        (768, 512, {"family": "lie"}, 767 + 511 + 4),
+        (768, 512, {"family": "lie", "lie_rank": 2}, (767 + 766) + (511 + 510) + 4),
+        (768, 512, {"freeze_angles": True}, 4),
+    ],
+)
+def test_quantum_peft_of_one_matrix_has_the_counts_of_the_specification(d_in, d_out, settings, count):
+    base = nn.Sequential(nn.Linear(d_in, d_out, device="meta"))
+    plan = qpeft.plan(base, quantum_peft(**{"r": 4, "n_layers": 1, "target_modules": ["0"], **settings}))
+    assert plan.trainable == count
+    assert plan.deployed == plan.sizes["rank_bound"] * (d_in + d_out)
+    assert plan.exported_bytes == 4 * plan.deployed
+
+
+def test_sizes_and_parts():
+    plan = qpeft.plan(GEMMA, qpeft.QPAConfig.official(chunk_size=4096))
+    assert plan.target_modules == ["lm_head"]
+    assert (plan.sizes["n_chunks"], plan.sizes["n_qubits"], plan.sizes["hidden"]) == (252, 8, PAPER_HIDDEN)
+    plan = qpeft.plan(GEMMA, quantum_peft(r=8))
+    assert (plan.sizes["n_circuits"], plan.sizes["n_qubits"]) == (18 * 7 * 2, 14)
+    assert plan.trainable_parts["lambda"] == 18 * 7 * 8
+    plan = qpeft.plan(GEMMA, bottleneck(16))
+    assert (plan.method, plan.needs_qpeft, plan.exported_bytes) == ("bottleneck", True, None)
+    of_head = qpeft.QPAConfig(features=8, n_generators=2, budget=0.5, target_modules=["lm_head"])
+    assert qpeft.plan(GPT2, of_head).sizes["rank_bound"] == 16  # the features
+
+
+def test_count_equals_that_of_a_published_adapter(shared):
+    """microsoft/LoRA's RoBERTa-base on MNLI: rank 8 on query and value, and the classification head."""
+    with safe_open(shared / "models/roberta_base_lora_mnli/lora_mnli.safetensors", framework="pt") as file:
+        sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    pairs = {name: shape for name, shape in sizes.items() if "lora_" in name}
+    real = sum(a * b for a, b in pairs.values())
+    targets = {"r": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
+    stock, ours = (qpeft.plan(ROBERTA, make(**targets)) for make in (LoraConfig, qpeft.QPAConfig))
+    of_head = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in sizes.items() if name not in pairs)
+    assert len(stock.target_modules) == len(pairs) / 2
+    assert stock.trainable == real + of_head
+    assert ours.deployed == stock.deployed
+    assert ours.trainable_parts["other"] == of_head
+    assert ours.trainable <= of_head + 0.5 * real
+
+
+@pytest.mark.parametrize(
+    ("base", "config", "notes"),
+    [
+        (GPT2, qpeft.QPAConfig.official(), ["LoRA of rank 2 on the same modules trains 102,050 "]),
+        # no chunk size of this circuit uses the whole budget, which is LoRA of rank 2
+        ("llama", qpeft.QPAConfig(r=4, target_modules=["q_proj"], n_layers=3), ["LoRA of rank 2 .* 128 "]),
+        ("llama", qpeft.QPAConfig.paper(r=4, target_modules=["q_proj"], chunk_size=64), ["not a compression", "LoRA"]),
+        (STORIES, framed(r=1, frame_rank=1), []),
+    ],
+)
+def test_notes(request, base, config, notes):
+    base = request.getfixturevalue(base) if isinstance(base, str) else base
+    found = qpeft.plan(base, config).notes
+    assert len(found) == len(notes)
+    for note, text in zip(found, notes, strict=True):
+        with pytest.raises(ConfigError, match=text):
+            raise ConfigError(note)
+
+
+@pytest.mark.parametrize("make", [LoraConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig])
+def test_plan_counts_the_training_of_a_config_for_inference(llama, make):
+    plans = [qpeft.plan(llama, make(target_modules=["q_proj"], inference_mode=mode)) for mode in (False, True)]
+    assert plans[0] == plans[1]
+
+
+def test_plan_of_stock_adapters(llama):
+    plan = qpeft.plan(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert (plan.method, plan.trainable, plan.deployed) == ("lora", 128, 128)
+    plan = qpeft.plan(llama, IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
+    assert (plan.trainable, len(plan.target_modules)) == (32, 2)
+
+
+# -- bases on the meta device
+
+
+@pytest.mark.parametrize(
+    ("config", "task_type", "expected"),
+    [
+        (ViTConfig(), None, "ViTModel"),
+        (BertConfig(), "SEQ_CLS", "BertForSequenceClassification"),
+        (BertConfig(architectures=["BertForMaskedLM"]), None, "BertForMaskedLM"),
+        (BertConfig(architectures=["BertForMaskedLM"]), "TOKEN_CLS", "BertForTokenClassification"),
+        (T5Config(), "SEQ_2_SEQ_LM", "T5ForConditionalGeneration"),
+        (CLIPConfig(), "FEATURE_EXTRACTION", "CLIPModel"),
+        (GemmaConfig(), None, "GemmaForCausalLM"),
+    ],
+)
+def test_on_meta_selects_the_class_of_the_task(config, task_type, expected):
+    model = on_meta(config, task_type)
+    assert type(model).__name__ == expected
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_unknown_base_raises(tmp_path):
+    with pytest.raises(ConfigError, match=r"no model for PreTrainedConfig"):
+        on_meta(PreTrainedConfig())
+    with pytest.raises(ConfigError, match=r"local folder with config\.json"):
+        qpeft.plan(tmp_path / "nothing", qpeft.QPAConfig(target_modules=["q"]))
+
+
+# -- QPA's sizes for m parameters
+
+LM_HEAD = 204_100  # GPT-2's, of rank 4
+
+
+@pytest.mark.parametrize(
+    ("m", "settings", "n_chunks", "n_qubits", "total"),
+    [
+        (LM_HEAD, {"chunk_size": 2048}, 100, 7, 106_264),  # the published count
+        (LM_HEAD, {"chunk_size": 256}, 798, 10, 47_248),
+        (1_032_192, {"chunk_size": 4096}, 252, 8, 173_888),  # Gemma's lm_head
+        (10, {"chunk_size": 100}, 1, 1, 41_740),
+        (2048, {"chunk_size": 1024}, 2, 1, 72_232),
+        (2049, {"chunk_size": 1024}, 3, 2, 72_272),
+        (4096, {"chunk_size": 1024}, 4, 2, 72_272),
+        (4097, {"chunk_size": 1024}, 5, 3, 72_312),
+        # one angle per qubit and layer
+        (LM_HEAD, {"chunk_size": 2048, "n_layers": 1}, 100, 7, 106_215),
+        (LM_HEAD, {"chunk_size": 2048, "n_layers": 64}, 100, 7, 106_656),
+        # the controls
+        (LM_HEAD, {"chunk_size": 2048, "feature_source": "qnn_frozen"}, 100, 7, 106_208),
+        (LM_HEAD, {"chunk_size": 2048, "feature_source": "free"}, 100, 7, 106_308),
+        (LM_HEAD, {"chunk_size": 2048, "feature_source": "random"}, 100, 7, 106_208),
+        (LM_HEAD, {"chunk_size": 2048, "feature_source": "none"}, 100, 7, 106_176),
+        # several features of a chunk: L (N + k) angles for the ladder, and n K weights
+        *(
+            (46_240, {"hidden": (), "features": 16, "chunk_size": 1440, "ansatz": ansatz}, 33, 10, n + 16 * 1440)
+            for ansatz, n in (("ry_ladder", 80), ("two_design", 154), ("efficient_su2", 180))
+        ),
+    ],
+)
+def test_published_counts_of_qpa(m, settings, n_chunks, n_qubits, total):
+    count = QPAGeneratorConfig.paper(**settings).count(m)
+    assert (count.n_chunks, count.n_qubits, count.total) == (n_chunks, n_qubits, total)
+
+
+@pytest.mark.parametrize(
+    ("m", "spend", "chunk_size", "n_qubits", "total"),
+    [
+        (LM_HEAD, 106_264, 2048, 7, 106_264),
+        (LM_HEAD, 102_050, 1920, 7, 102_040),
+        (LM_HEAD, 51_025, 370, 10, 51_010),
+        (1_032_192, 103_219, 1952, 10, 103_216),
+        (884_736, 200_000, 4887, 8, 199_991),
+        (LM_HEAD, 39_146, 2, 17, 39_146),
+        # hidden widths follow the budget, of which half is the default
+        (LM_HEAD, None, 1920, 7, 102_040),
+        (32_768, None, 1534, 5, 16_382),
+    ],
+)
+def test_published_budgets(m, spend, chunk_size, n_qubits, total):
+    count = QPAGeneratorConfig.paper(budget=spend, hidden=PAPER_HIDDEN if spend else None).count(m)
+    assert (count.chunk_size, count.n_qubits, count.total) == (chunk_size, n_qubits, total)
+
+
+@pytest.mark.parametrize(
+    ("settings", "m", "named"),
+    [
+        *(
+            ({"budget": n - 1, "hidden": PAPER_HIDDEN}, m, rf"budget {n - 1} is too small: .* has {n} ")
+            for m, n in ((LM_HEAD, 39_146), (1_032_192, 39_226))
+        ),
+        ({"features": 1, "chunk_size": 2}, 17 << 17, "more than 20; use chunk_size >= 3"),
+        ({"features": 4, "chunk_size": 2, "n_generators": 2}, 34 << 15, "more than 20; use chunk_size >= 3"),
+        ({}, 0, "no trainable adapter parameters"),
+    ],
+)
+def test_impossible_sizes_raise(settings, m, named):
+    with pytest.raises(ConfigError, match=named):
+        QPAGeneratorConfig(**settings).count(m)
+    if "chunk_size" in settings:
+        assert QPAGeneratorConfig(**{**settings, "chunk_size": 3}).count(m).n_qubits == 20
+
+
+@given(
+    m=st.integers(1, 3000),
+    spend=st.integers(100, 4000),
+    n_layers=st.integers(1, 9),
+    features=st.sampled_from([1, 2, 8]),
+    hidden=st.sampled_from([(), (3, 5, 2)]),
+    n_generators=st.sampled_from([1, 2, 3]),
+)
+def test_largest_chunk_equals_brute_force(m, spend, n_layers, features, hidden, n_generators):
+    share = -(-m // n_generators)
+    assume((n_generators - 1) * share < m)
+    same = {"n_layers": n_layers, "hidden": hidden, "features": features, "n_generators": n_generators}
+    all_sizes = QPAGeneratorConfig(**same, chunk_size=1)
+    affordable = []
+    for all_sizes.chunk_size in range(1, share + 1):
+        if all_sizes.count(m).total <= spend:
+            affordable.append(all_sizes.chunk_size)
+    for source in ("qnn", "none"):  # the controls have the chunk size of the trained circuit
+        config = QPAGeneratorConfig(**same, budget=spend, feature_source=source)
+        if affordable:
+            assert config.count(m).chunk_size == affordable[-1]
+        else:
+            with pytest.raises(ConfigError, match="too small"):
+                config.count(m)
