@@ -52,11 +52,6 @@ def stored(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_attach_returns_the_model_that_it_changed(llama):
-    model = host_on(llama, LORA)
-    assert qpeft.attach(model, small()) is model
-
-
 @pytest.mark.parametrize("host", [UNI_LORA, LORA, IA3])
 def test_adapter_is_disabled_after_a_backward_pass(llama, ids, adapters, host):
     model = adapters.train(attached(llama, host), ids)

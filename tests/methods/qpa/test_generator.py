@@ -42,13 +42,6 @@ def test_features_and_gradients_are_finite_at_zero_angles(feature):
     assert torch.isfinite(angles.grad).all()
 
 
-def test_input_rows_are_bits_and_feature():
-    generator = make(m=16 * 8, chunk_size=8)  # 16 chunks, 4 qubits
-    assert generator.bits[0, 5].tolist() == [-1, 1, -1, 1]
-    assert generator.bits[0, 8].tolist() == [1, -1, -1, -1]
-    assert torch.equal(generator.feature().flatten(), scaled(probabilities(generator.feature.angles()[0]))[:16])
-
-
 @pytest.mark.parametrize(
     ("m", "chunk_size"),
     [(5, 8), (8, 8), (16, 8), (17, 8), (32, 8), (1, 1), (2, 1)],
@@ -58,16 +51,6 @@ def test_edge_sizes(m, chunk_size, n_layers):
     w = make(m=m, chunk_size=chunk_size, n_layers=n_layers)()
     assert w.shape == (m,)
     assert w.dtype == torch.float32
-
-
-def test_raw_output():
-    generator = make(initial=torch.randn(60), init_mode="raw")
-    assert torch.equal(generator(), generator.chunks().flatten()[:60])
-
-
-def test_centering_excludes_unused_entries():
-    generator = make(init_mode="raw", center_output=True)
-    assert abs(generator().mean().item()) < 1e-6
 
 
 @pytest.mark.parametrize(("n_qubits", "chunk_size", "n_chunks"), [(7, 2048, 100), (8, 512, 252)])

@@ -54,13 +54,6 @@ def test_soft_threshold_of_known_values():
     assert (gate_of(model) == 0).sum() == 3
 
 
-def test_lambda_of_a_linear_schedule():
-    model = tiny(shrink_budget=1.0)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    attach(optimiser, model, steps=40, schedule=linear_to_zero(optimiser, 40))
-    assert model.peft_config["default"].sora_lambda == pytest.approx(1 / 1.025, abs=1e-12)
-
-
 def test_gate_without_gradient_moves_by_the_budget():
     model = tiny(shrink_budget=1.0)
     set_gate(model, [0.9, -0.9, 1.1, -1.1, 0.999])

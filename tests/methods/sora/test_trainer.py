@@ -92,12 +92,3 @@ def test_weight_decay_on_gates_raises_without_parameter_groups(make):
     trainer = make(optimizers=own_groups)
     trainer.train()
     assert (gates(trainer) == 0).any()
-
-
-def test_model_without_sora_raises(make, adapters, gpt2):
-    ready = make()
-    trainer = Trainer(
-        model=adapters.qpa(gpt2), args=ready.args, train_dataset=ready.train_dataset, callbacks=[qpeft.SoRACallback()]
-    )
-    with pytest.raises(ConfigError, match="SoRAConfig"):
-        trainer.train()
