@@ -191,6 +191,7 @@ def test_row_has_the_fields_of_the_specification(study, tmp_path):
     assert {"lr", "seconds", "valid_loss", "test_loss", "test_ppl", "best_step"} <= row.keys()
     assert row["params_trainable"] == row["params_generator"] < row["params_deployed"]
     assert row["test_tokens"] > 0
+    assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8
     assert json.dumps(row, allow_nan=False)
     folder = work_folder(cell, plan.folder)
     assert folder.exists()

@@ -105,12 +105,30 @@ def test_page_names_labels_and_never_keys(study_folder):
 
 def test_charts_are_valid_svg_and_deterministic(whole_study, page):
     summary = summary_of(whole_study)
-    for make in (charts.differences, charts.sizes):
+    for make in (charts.differences, charts.sizes, charts.curves):
         chart = make(summary)
         ET.fromstring(chart.svg)
         assert chart.title
         assert chart.svg == make(summary).svg
     assert report.page(summary) == page
+
+
+def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
+    curves = {0: [[0, 5.0, 0.0], [20, 3.0, 1.0]], 1: [[0, 5.0, 0.0], [20, 4.0, 1.0]]}
+    drop_rows(study_folder, "qpa", "seed[2-4]")
+    edit_rows(study_folder, lambda row: row.update(curve=curves[row["seed"]]), "qpa", "seed*")
+    summary = summary_of(study_folder)
+    assert charts._mean_curve(summary["qpa"]).to_dict() == {0: 5.0, 20: 3.5}
+    svg = charts.curves(summary).svg
+    labels = [f.label for f in summary.ordered if f.method.rates]
+    assert [label for label in labels if f">{label}<" not in svg] == labels[12:]
+
+
+def test_ranks_of_updates_are_a_column_and_older_rows_have_none(study_folder):
+    edit_rows(study_folder, lambda row: row.update(rank_numerical=8, rank_effective=6.41), "qpa", "seed*")
+    edit_rows(study_folder, lambda row: [row.pop(name, None) for name in ("rank_numerical", "rank_effective")], "lora")
+    frame = report.results(summary_of(study_folder)).frame.set_index("Method")["Update rank (effective)"]
+    assert (frame["● QPA"], frame["◆ LoRA"]) == ("8.0 (6.4)", report.MISSING)
 
 
 def test_published_values_are_next_to_those_measured(study_folder, qpeft_cli):

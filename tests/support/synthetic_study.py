@@ -166,6 +166,7 @@ def _row(method: dict[str, Any], seed: int) -> Row:
         "test_ppl": math.exp(loss), "params_trainable": method["trainable"],
         "params_deployed": method["deployed"], "params_generator": method["trainable"] if "q" in key else None,
         "bytes_stored": 4 * method["trainable"] + 512,
+        "rank_effective": METHODS[key][8] or None, "rank_numerical": math.ceil(METHODS[key][8]) or None,
     }  # fmt: skip
     return row
 

@@ -25,9 +25,12 @@ from torch import nn
 from transformers import TrainerCallback
 
 import qpeft
+from qpeft import methods
 from qpeft.errors import CheckpointError, DataWarning, QpeftError
 from qpeft.files import replace_file
+from qpeft.methods import Trains
 from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
+from qpeft_lab.compare.capacity import rank_fields
 from qpeft_lab.compare.cost import measure_cost
 from qpeft_lab.compare.data import test_references
 from qpeft_lab.compare.rows import Row
@@ -294,11 +297,13 @@ def _untrained(cell: Cell) -> tuple[Prepared, Row]:
 
 
 def _measured(cell: Cell, ready: Prepared) -> Row:
-    """The scores on the test data."""
+    """The scores on the test data, and the ranks of the learned updates."""
     model, setup = ready.model.eval(), cell.setup
     test = read_test_data(cell)
     score = test.score(model)
     found = _quality(score)
+    if methods.named(cell.spec.method).trains in (Trains.ADAPTER, Trains.MODEL):
+        found |= rank_fields(model, lambda: untrained_model(cell))
     if left_out := [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]:
         found["left_out"] = list(dict.fromkeys(left_out))
     if setup.generation and setup.run.is_language_model:

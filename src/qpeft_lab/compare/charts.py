@@ -7,6 +7,7 @@ to what they name. A kind of method has the same color and marker everywhere. Eq
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from qpeft_lab.compare.study import is_ranked
 from qpeft_lab.compare.summary import Result, Summary
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -181,6 +183,49 @@ def sizes(summary: Summary) -> Chart | None:
         if outside:
             caption += f" Worse than the untrained base, not shown: {', '.join(found.label for found in outside)}."
         return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
+
+
+def curves(summary: Summary) -> Chart | None:
+    """Validation loss against steps at the chosen learning rate, a line for each method, with its label at the end."""
+
+    shown = [found for found in summary.ordered if found.method.rates and not _is_hopeless(found, summary)]
+    lines = {found.key: line for found in shown if len(line := _mean_curve(found)) > 1}
+    if not lines:
+        return None
+    ends = {key: line.iloc[-1] for key, line in lines.items()}
+    named = [*dict.fromkeys(key for key in (summary.study.reference, *lines) if key in lines)][:_MOST_NAMED]
+    with drawing(300) as (figure, axes):
+        for key, line in reversed(lines.items()):
+            color = kind_of(summary[key], summary).color if key in named else FAINT
+            axes.plot(line, color=color, lw=2.2 if key == summary.study.reference else 1.2)
+        low, high = _limits([lines[named[0]].iloc[0], *ends.values()])  # prefixes start far above
+        axes.set_ylim(low, high)
+        axes.set_xlim(0, max(line.index[-1] for line in lines.values()))
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlabel("Steps")
+        axes.set_title("Validation loss, mean over seeds", fontsize="medium", color="#3f4248")
+        figure.draw_without_rendering()
+        room, place = (high - low) * _LINE / axes.get_window_extent().height, -math.inf
+        for key in sorted(named, key=ends.__getitem__):  # from below, none over another
+            place = max(place + room, ends[key])
+            color = kind_of(summary[key], summary).color
+            line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+            axes.annotate(
+                summary[key].label, (1, ends[key]), (1.05, place), axes.get_yaxis_transform(), arrowprops=line,
+                size=9, va="center", color=color, annotation_clip=False,
+            )  # fmt: skip
+        caption = "The learning rates are those that tuning chose."
+        if len(named) < len(lines):
+            caption += f" Grey: {len(lines) - len(named)} further methods."
+        return Chart("Validation loss against steps", as_svg(figure), caption)
+
+
+def _mean_curve(found: Result) -> pd.Series:
+    """The validation loss by step, over the seeds that succeeded."""
+    import pandas as pd
+
+    losses = {seed: {step: loss for step, loss, _ in curve} for seed, curve in found.curves.items()}
+    return pd.DataFrame(losses).mean(axis=1)
 
 
 def _is_hopeless(found: Result, summary: Summary) -> bool:

@@ -112,7 +112,7 @@ def page(summary: Summary) -> str:
         "unfinished": unfinished(summary),
         "results": results(summary),
         "published": published(summary),
-        "charts": [chart for make in (charts.differences, charts.sizes) if (chart := make(summary))],
+        "charts": [chart for make in (charts.differences, charts.sizes, charts.curves) if (chart := make(summary))],
         "rates": learning_rates(summary),
         "extensions": MOST_EXTENSIONS,
         "more": [table for table in _more(summary) if len(table.columns) > 1 and table.rows],
@@ -146,6 +146,7 @@ def results(summary: Summary) -> Table:
         "Verdict": lambda f: verdict(_compared(f, summary)[1]),
         "Rank": lambda f: count(f.rank),
         steps: lambda f: reached(f.steps_to.get(_SHOWN_SHARE)),
+        "Update rank (effective)": _ranks,
         "Remarks": lambda f: _remarks(f, summary),
     }
     caption = f"{summary.metric.title} on test data, mean ± standard deviation over seeds, the best first"
@@ -193,7 +194,7 @@ def learning_rates(summary: Summary) -> Table:
 
 def brief(table: Table, width: int) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table with what fits on a terminal of `width` columns."""
-    left_out = ("Rank", "Stored", "Steps to", *(("Compared", "Remarks") if width < _WIDE else ()))
+    left_out = ("Rank", "Update", "Stored", "Steps to", *(("Compared", "Remarks") if width < _WIDE else ()))
     frame = table.frame[[title for title in table.columns if not title.startswith(left_out)]]
     if width < _WIDE:
         frame = frame.replace(r" \[.*", "", regex=True)
@@ -307,6 +308,12 @@ def _compared(found: Result, summary: Summary) -> tuple[str, Difference | None]:
     if found.difference is None:
         return "the reference" if found.key == summary.study.reference else MISSING, None
     return summary[found.difference.to].label, found.difference
+
+
+def _ranks(found: Result) -> str:
+    """`8.0 (6.4)`: numerical and effective rank of the learned updates."""
+    numerical, effective = found.mean("rank_numerical"), found.mean("rank_effective")
+    return MISSING if effective is None else f"{decimal(numerical, 1)} ({decimal(effective, 1)})"
 
 
 def _remarks(found: Result, summary: Summary) -> str:
