@@ -5,7 +5,7 @@
 
 scikit-learn's digits are 1,797 images of 8 x 8 grey values. A transformer of 0.1 million numbers learns 0 to 4 from
 the beginning. Then it is frozen, gets a new head for 5 to 9, and that head is trained: alone, and with an adapter.
-Every run is a folder with a model card, a log, and an adapter that stock PEFT loads.
+Every run is a folder with a log and an adapter that stock PEFT loads.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def show(results: dict[str, TrainResult]) -> None:
     n_head = results["head"].trainable_head
     shown = Table("method", "trained parameters", "accuracy", "95 % interval", title="Digits 5 to 9, unseen images")
     for method, result in results.items():
-        low, high = result.after.interval
+        accuracy, low, high = (result.after.metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
         n_adapter = result.trainable - result.trainable_head
-        shown.add_row(method, f"{n_head} + {n_adapter:,}", f"{result.after.accuracy:.1%}", f"{low:.1%} to {high:.1%}")
+        shown.add_row(method, f"{n_head} + {n_adapter:,}", f"{accuracy:.1%}", f"{low:.1%} to {high:.1%}")
     Console().print(shown, "Trained parameters: the new head's, which all methods train, + the adapter's.")
 
 

@@ -9,17 +9,13 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar
+from typing import Any
 
 from qpeft.errors import ConfigError
 from qpeft.files import UNFINISHED, hidden_folder
 
-T = TypeVar("T")
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
-_NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "float | None": (int, float, NoneType)}
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
 _DISK_FULL = (
     *("no space left on device", "disk quota exceeded", "file too large"),  # the system
@@ -41,15 +37,6 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def filled(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from the values in a JSON file. Raises TypeError if a numeric field has another type."""
-    for field in fields(kind):  # type: ignore[arg-type]
-        allowed = _NUMBERS.get(field.type)
-        if allowed and field.name in values and type(values[field.name]) not in allowed:
-            raise TypeError(f"{field.name} is {values[field.name]!r}")
-    return kind(**values)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -27,8 +27,6 @@ class LabRecord:
     calibrate: Callable[[Any, Any, Any], None] | str | None = None
     fit: Callable[[Any], Any] | str | None = None  # as `Method.fit`, for methods of PEFT
     uses_param_groups: bool = False  # whether the optimizer needs `qpeft.param_groups`
-    adapter_holds: str = "the generator alone"  # content of the saved adapter, if it needs qpeft
-    no_export: str = "stock PEFT has no such adapter"  # why a run may have no exported adapter
     prunes_ranks: bool = False  # whether reports show the remaining ranks
     report_note: str = ""  # a sentence for reports of studies with this method
 
@@ -99,7 +97,7 @@ def _angles_hardly_move(settings: Any, config: Any) -> str | None:
 
 _NONE = LabRecord()
 _FROM_DATA = LabRecord(
-    calibrate="qpeft_lab.training.initial:attach_gradients", fit="qpeft_lab.training.initial:data_start_for"
+    calibrate="qpeft_lab.training.initial:attach_gradients", fit="qpeft_lab.training.initial:start_for"
 )
 _RECORDS = {
     "qpa": LabRecord(
@@ -119,8 +117,6 @@ _RECORDS = {
     ),
     "sora": LabRecord(
         uses_param_groups=True,
-        adapter_holds="the adapter with its gates",
-        no_export="its gates are all zero: it does nothing",
         prunes_ranks=True,
     ),
     "trainable_tokens": LabRecord(check=_refuse_images, calibrate="qpeft_lab.training.initial:choose_tokens"),

@@ -168,12 +168,6 @@ class RunSettings:
         at_least=1,
         at_most=MOST,
     )
-    separator: str | None = option(
-        None,
-        "Join texts with this text, such as an empty one, instead of an end-of-text token, and keep empty texts: "
-        "published perplexities are usually measured so.",
-        panel=_TEXTS,
-    )
     pad_rows: bool = option(
         False,
         "Make every row of text, also an empty one, an example of its own, cut or padded to --seq-len with the "
@@ -309,7 +303,7 @@ class RunSettings:
 
     def _check_task(self) -> None:
         kind, is_text = TASKS[self.task], self.is_language_model
-        of_texts = dict.fromkeys(("separator", "pad_rows", "chat_template", "load_in_4bit"), is_text)
+        of_texts = dict.fromkeys(("pad_rows", "chat_template", "load_in_4bit"), is_text)
         applies = {
             **of_texts,
             "text_pair_column": not is_text and not kind.has_images,
@@ -318,8 +312,6 @@ class RunSettings:
         for name, does_apply in applies.items():
             if not does_apply and getattr(self, name) != getattr(RunSettings, name):
                 raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
-        if self.separator is not None and self.pad_rows:
-            raise ConfigError("separator joins the texts, pad_rows keeps every row apart; give one of them")
 
 
 def backend_settings(given: dict[str, Any]) -> BackendSettings:

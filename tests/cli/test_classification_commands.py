@@ -63,7 +63,7 @@ def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, nam
         found = answer("evaluate", "--adapter", runs[name] / adapter, *source)
         assert found["base"] is None  # it has no head for these classes
         scores.append(found["adapted"])
-    assert scores[0]["n_examples"] == 60
+    assert scores[0]["n_scored"] == 60
     assert scores[0]["accuracy_low"] <= scores[0]["accuracy"] <= scores[0]["accuracy_high"]
     assert [score["accuracy"] for score in scores] == [scores[0]["accuracy"]] * 3
 
@@ -113,7 +113,7 @@ def test_export_has_the_same_accuracy(answer, runs, texts, tmp_path):
     trained = answer("evaluate", "--adapter", folder, "--data", texts)["adapted"]
     answer("export", folder, "--out", tmp_path / "exported")
     again = answer("evaluate", "--adapter", tmp_path / "exported", "--data", texts)
-    assert again["adapted"]["nats"] == pytest.approx(trained["nats"], rel=1e-5)
+    assert again["adapted"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
 @pytest.mark.long
@@ -122,7 +122,7 @@ def test_merged_classifier_has_the_same_accuracy(answer, runs, images, tmp_path)
     trained = answer("evaluate", "--adapter", folder, "--data", images)["adapted"]
     answer("export", folder, "--out", tmp_path / "merged", "--merge")
     whole = answer("evaluate", "--task", "image-classification", "--model", tmp_path / "merged", "--data", images)
-    assert whole["base"]["nats"] == pytest.approx(trained["nats"], rel=1e-5)
+    assert whole["base"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
 def test_generate_refuses_the_adapter_of_a_classification(qpeft_cli, runs):

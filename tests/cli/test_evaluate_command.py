@@ -1,6 +1,5 @@
 """`qpeft evaluate`: perplexity of the base and of an adapter, with the settings of its run; generated answers."""
 
-import json
 import math
 
 import pytest
@@ -14,7 +13,7 @@ def test_base_and_adapter_are_scored_on_the_whole_text(answer, base_folder, adap
     evaluate = ("evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32)
     found = answer(*evaluate)
     n_characters = len(text.read_text().encode())  # a token a byte, and the first of each block is not scored
-    assert found["base"]["n_tokens"] == found["adapted"]["n_tokens"] == n_characters - math.ceil(n_characters / 32)
+    assert found["base"]["n_scored"] == found["adapted"]["n_scored"] == n_characters - math.ceil(n_characters / 32)
     assert found["base"]["bits_per_byte"] == pytest.approx(found["base"]["loss"] / math.log(2), rel=0.01)
     assert found["adapted"]["loss"] != found["base"]["loss"]
     assert answer(*evaluate, "--batch-size", 3)["base"]["loss"] == pytest.approx(found["base"]["loss"], rel=1e-6)
@@ -24,21 +23,7 @@ def test_padded_perplexity_of_a_file_with_empty_rows_is_the_published_one(answer
     rows = ["", "The king went into the wood.", "", "", "The bird sings.", "", "He said: well, well."]
     (path := tmp_path / "rows.txt").write_text("".join(f"{row}\n" for row in rows))
     found = answer("evaluate", "--model", base_folder, "--data", path, "--seq-len", 40, "--pad-rows")["base"]
-    assert found["perplexity"] == pytest.approx(published_perplexity(base_folder, rows, 40), rel=1e-5)
-    assert found["n_padding"] > 0
-
-
-def test_separator_joins_texts_without_an_end_of_text(answer, base_folder, tmp_path):
-    texts = ["The king went", "", " into the wood.\n"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (tmp_path / "text.txt").write_text("".join(texts))
-
-    def score(name, *options):
-        given = ("--model", base_folder, "--data", tmp_path / name, "--seq-len", 160)
-        return answer("evaluate", *given, *options)["base"]
-
-    assert score("rows.jsonl", "--separator", "") == score("text.txt")
-    assert score("rows.jsonl")["n_tokens"] == score("text.txt")["n_tokens"] + 1  # an end of text between two texts
+    assert found["padded_perplexity"] == pytest.approx(published_perplexity(base_folder, rows, 40), rel=1e-5)
 
 
 def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_noted(
@@ -49,9 +34,9 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
     answer(*("train", "--model", base_folder, "--data", text, "--out", run), "--seq-len", 16, "--steps", 1)
     for adapter in (run, run / "adapter"):
         found = answer("evaluate", "--adapter", adapter, "--data", other)
-        assert found["adapted"]["n_tokens"] == n_characters - math.ceil(n_characters / 16)
+        assert found["adapted"]["n_scored"] == n_characters - math.ceil(n_characters / 16)
     found = answer("evaluate", "--adapter", run, "--data", other, "--seq-len", 32)
-    assert found["adapted"]["n_tokens"] == n_characters - math.ceil(n_characters / 32)
+    assert found["adapted"]["n_scored"] == n_characters - math.ceil(n_characters / 32)
     for data, is_noted in ((text, True), (other, False)):
         shown = qpeft_cli("evaluate", "--adapter", run, "--data", data)
         assert ("training data" in " ".join(shown.stderr.split())) == is_noted

@@ -4,7 +4,7 @@ import pytest
 
 from qpeft_lab.cli.console import stderr
 from qpeft_lab.cli.progress import CompareBar, TrainingBar, bars
-from qpeft_lab.training.score import LanguageModelScore
+from qpeft_lab.training.score import Score
 
 
 class Planned:
@@ -26,7 +26,7 @@ def show():
             run = TrainingBar(shown, "qpa")
             run.on_start(4, 2)
             run.on_step(3, 2.5)
-            run.on_eval(3, LanguageModelScore(2.0, 1, 1))
+            run.on_eval(3, Score(2.0, "nats per token", 1, {"perplexity": 7.39}))
             cells = [Planned("lora", "lr0.1"), Planned("qpa", "seed0"), Planned("lora", "seed0")]
             bar = CompareBar(shown)
             bar.on_total(5, 2)

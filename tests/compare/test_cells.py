@@ -190,7 +190,7 @@ def test_row_has_the_fields_of_the_specification(study, tmp_path):
     assert [point[0] for point in row["curve"]] == [0, 3, 6]
     assert {"lr", "seconds", "valid_loss", "test_loss", "test_ppl", "best_step"} <= row.keys()
     assert row["params_trainable"] == row["params_generator"] < row["params_deployed"]
-    assert row["test_tokens"] > 0
+    assert row["test_scored"] > 0
     assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8
     assert json.dumps(row, allow_nan=False)
     folder = work_folder(cell, plan.folder)
@@ -372,7 +372,7 @@ def test_virtual_tokens_shorten_the_blocks_of_all_methods(study, tmp_path):
     plan = make_plan(study(**{"training.seq_len": None}), tmp_path / "out")
     assert plan.study.training["seq_len"] == 64 - 3
     rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, "lora", "prefix")]
-    assert len({row["test_tokens"] for row in rows}) == 1
+    assert len({row["test_scored"] for row in rows}) == 1
 
 
 def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(study, tmp_path):

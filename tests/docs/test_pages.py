@@ -35,11 +35,11 @@ def test_readme_shows_the_table_of_the_demo():
     from rich.console import Console
 
     from qpeft_lab.cli.demo import _table
-    from qpeft_lab.training.score import LanguageModelScore
+    from qpeft_lab.training.score import Score
 
     shown = PAGES[0].read_text(encoding="utf-8").split("make test\n```\n\n```text\n")[1].split("```")[0]
     sizes = {"trainable": 40_960, "deployed": 40_960, "stored_bytes": 99_900, "seconds_per_step": 0.55}
-    score = LanguageModelScore(nats=8_128 * 4.6, n_tokens=8_128, n_bytes=20_000)  # a perplexity of 99.5
+    score = Score(4.6, "nats per token", 8_128, {"perplexity": 99.5})
     run = SimpleNamespace(**sizes, before=score, after=score)
     console = Console(width=80, highlight=False, markup=False, color_system=None)
     with console.capture() as captured:

@@ -70,7 +70,7 @@ def test_finished_run_is_not_trained_again(digits, finished, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(out), "--steps", "2", "--base-steps", "40"])
     digits.main()
     shown = capsys.readouterr().out
-    assert f"{results['head'].after.accuracy:.1%}" in shown
+    assert f"{results['head'].after.metrics['accuracy']:.1%}" in shown
     assert "quantum_peft" in shown
     again = digits.adapt(out, out / "base" / "exported", "qpa", steps=2)
     assert again.already_finished

@@ -92,7 +92,6 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
     assert result.after.loss != result.before.loss
     base = AutoModelForCausalLM.from_pretrained(asked.model)
     blocks = load_blocks(asked, asked.seq_len, tokenizer)[1]
-    card = (result.out / "README.md").read_text(encoding="utf-8")
     models = {}
     if get(asked.method).trains is Trains.ADAPTER:
         models["adapter"] = qpeft.load(copy.deepcopy(base), result.adapter)
@@ -105,7 +104,6 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
             else PeftModel.from_pretrained(base, result.exported)
         )
     else:
-        assert "stock PEFT has no such adapter" in card
         assert result.exported_bytes == 0
         assert not result.exported.exists()
     if get(asked.method).trains is Trains.ADAPTER:

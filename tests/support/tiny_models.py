@@ -181,22 +181,20 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_vit(folder: Path, **changes) -> Path:
-    """A random ViT for images of 8 x 8."""
+    """A random ViT for images of 8 x 8, and its image processor."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTForImageClassification(
-        ViTConfig(**{**shape, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes})
-    ).save_pretrained(folder)
+    config = ViTConfig(**{**shape, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes})
+    ViTForImageClassification(config).save_pretrained(folder)
+    half, size = [0.5] * config.num_channels, dict.fromkeys(("height", "width"), config.image_size)
+    ViTImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer ViT of width 16 with three channels, its image processor, and a head for two classes."""
-    folder = make_vit(tmp_path_factory.mktemp("tiny_vit"))
-    values = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.5, 0.5]}
-    ViTImageProcessorPil(size={"height": 8, "width": 8}, **values).save_pretrained(folder)
-    return folder
+    return make_vit(tmp_path_factory.mktemp("tiny_vit"))
 
 
 def bars(n: int, seed: int = 0, shape: tuple[int, ...] = (8, 8)) -> dict[str, np.ndarray]:

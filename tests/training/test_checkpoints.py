@@ -14,7 +14,6 @@ from qpeft_lab.training.checkpoints import checkpoint_path, find_damaged, last_c
 from qpeft_lab.training.fit import RunCallback
 from qpeft_lab.training.progress import Progress
 from qpeft_lab.training.run_folder import MetricsLog, RunFolder, read_rows, read_scores
-from qpeft_lab.training.score import LanguageModelScore
 
 
 def save(folder, step, *, whole=True):
@@ -128,12 +127,12 @@ def test_damaged_metrics_are_refused_on_resume(tmp_path, content):
     assert read_rows(path) == []
 
 
-@pytest.mark.parametrize("value", ["", ', "eval_nats": "1.5"', ', "eval_nats": null'])
+@pytest.mark.parametrize("value", ["", ', "eval_n_scored": "two"', ', "eval_n_scored": null'])
 def test_scores_that_are_not_numbers_are_refused(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 0, "seconds": 0.1, "eval_loss": 1.0, "eval_n_tokens": 2, "eval_n_bytes": 3{value}}}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged .a score: .*eval_nats|nats is"):
-        read_scores(path, LanguageModelScore)
+    path.write_text(f'{{"step": 0, "seconds": 0.1, "eval_loss": 1.0{value}}}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+        read_scores(path, "nats per token")
 
 
 def test_marker_has_the_format_of_sha256sum(tmp_path):

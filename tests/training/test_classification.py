@@ -115,26 +115,28 @@ def test_score_equals_stock_transformers_on_single_examples(read, request, task,
         assert again.loss == pytest.approx(score.loss, rel=1e-6)
     if task.name == NUMBERS:
         predictions = logits.squeeze(-1).double()
-        assert score.squared_error == pytest.approx((predictions - torch.tensor(labels)).square().sum().item(), 1e-5)
-        assert score.pearson == pytest.approx(pearsonr(predictions, labels).statistic, abs=1e-4)
-        assert score.spearman == pytest.approx(spearmanr(predictions, labels).statistic, abs=1e-2)
+        assert score.loss == pytest.approx((predictions - torch.tensor(labels)).square().mean().item(), 1e-5)
+        assert score.metrics["pearson"] == pytest.approx(pearsonr(predictions, labels).statistic, abs=1e-4)
+        assert score.metrics["spearman"] == pytest.approx(spearmanr(predictions, labels).statistic, abs=1e-2)
     else:
         predictions, average = logits.argmax(1).tolist(), "binary" if len(task.labels) == 2 else "macro"
-        assert score.nats == pytest.approx(cross_entropy(logits, torch.tensor(labels), reduction="sum").item(), 1e-5)
-        assert (score.n_correct, score.n_examples) == (np.equal(labels, predictions).sum(), len(labels))
-        assert score.mcc == matthews_corrcoef(labels, predictions)
-        assert score.f1 == f1_score(labels, predictions, average=average, zero_division=0)
+        metrics = score.metrics
+        assert score.loss == pytest.approx(cross_entropy(logits, torch.tensor(labels)).item(), 1e-5)
+        assert (metrics["accuracy"], score.n_scored) == (np.equal(labels, predictions).mean(), len(labels))
+        assert 0 <= metrics["accuracy_low"] < metrics["accuracy"] < metrics["accuracy_high"] <= 1
+        assert metrics["mcc"] == matthews_corrcoef(labels, predictions)
+        assert metrics["f1"] == f1_score(labels, predictions, average=average, zero_division=0)
 
 
 def test_predictions_that_are_nan_or_equal(read):
     task = read(TEXTS)
     for parameter in task.model.parameters():
         parameter.data.fill_(torch.nan)
-    assert task.score(task.model).n_correct == 0
+    assert task.score(task.model).metrics["accuracy"] == 0
     task = read(NUMBERS)
     torch.nn.init.zeros_(task.model.classifier.weight)
     score = task.score(task.model)
-    assert (score.pearson, score.spearman) == (None, None)
+    assert score.metrics == {"pearson": None, "spearman": None}
     assert json.dumps(score.to_dict(), allow_nan=False)
 
 
@@ -203,7 +205,7 @@ def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(se
         own = own if model == "tiny_bert" else {"input_ids": own["input_ids"]}
         with torch.no_grad():
             nats += cross_entropy(stock(**own).logits, torch.tensor([label])).item()
-    assert (result.after.nats, result.after.n_examples) == (pytest.approx(nats, rel=1e-4), 2)
+    assert (result.after.loss, result.after.n_scored) == (pytest.approx(nats / 2, rel=1e-4), 2)
 
 
 def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
@@ -259,7 +261,7 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
         options = read_record(result.exported).options()
         base = AUTO[task].from_pretrained(asked.model, **options)
         loaded["stock"] = PeftModel.from_pretrained(base, result.exported)
-        for folder in (result.out, *([result.adapter, result.exported] if method == "qpa" else [])):
+        for folder in (result.exported, *([result.adapter] if method == "qpa" else [])):
             text = (folder / "README.md").read_text()
             (lines,) = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
             monkeypatch.chdir(folder)
@@ -345,7 +347,6 @@ def test_damaged_record_is_refused(tmp_path, content):
         read_record(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:the base model has no preprocessor_config")
 @pytest.mark.parametrize(("task", "method"), [(IMAGES, "qpa"), (TEXTS, "quantum_peft")])
 def test_real_data(shared, settings, tmp_path, task, method):
     data = shared / "data"
@@ -358,6 +359,6 @@ def test_real_data(shared, settings, tmp_path, task, method):
         parts = [tmp_path / "dev.tsv"] * 2
     paths = {"model": str(model), "data": str(parts[0]), "eval_data": str(parts[1])}
     result = train(settings(task, method=method, eval_blocks=100, lr=5e-3, seq_len=48, **paths))
-    assert result.after.n_examples == 100
+    assert result.after.n_scored == 100
     assert result.after.loss < result.before.loss
     assert read_record(result.adapter).labels[0] == labels

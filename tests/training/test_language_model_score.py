@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,21 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PromptTuningConfig, get_peft_model
 from published_qpa import published_perplexity
 from tiny_models import gpt2, llama
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
-from qpeft.errors import ConfigError, DataError
-from qpeft_lab.data.text import Tokens, collate, cut
-from qpeft_lab.metrics import perplexity
+from qpeft_lab.data.text import Tokens, collate, cut, warn_of_unknown
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.score import LanguageModelScore, evaluate_language_model, mean_nats, regression_loss
+from qpeft_lab.training.score import evaluate_language_model, mean_nats, regression_loss
 from qpeft_lab.training.tasks import CausalLM
 
 
@@ -55,11 +50,12 @@ def test_scores_are_added_by_tokens(batch_size):
     blocks = [Tokens(0 * ones[: n + 1], ones[: n + 1] > 0, ones[: n + 1]) for n in (10, 30)]
     model = FixedLoss([2.0, 3.0]).train()
     score = evaluate_language_model(model, blocks, batch_size)
-    assert (score.n_tokens, score.n_bytes, score.loss) == (40, 40, pytest.approx(2.75))
-    assert score.bits_per_byte == pytest.approx(110 / math.log(2) / 40)
-    assert score.perplexity == pytest.approx(15.642631884188171, rel=1e-12)
-    assert LanguageModelScore(nats=8000.0, n_tokens=10, n_bytes=10).perplexity == math.inf
+    assert (score.n_scored, score.loss) == (40, pytest.approx(2.75))
+    assert score.metrics["bits_per_byte"] == pytest.approx(110 / math.log(2) / 40)
+    assert score.metrics["perplexity"] == pytest.approx(15.642631884188171, rel=1e-12)
     assert model.training
+    hopeless = evaluate_language_model(FixedLoss([25.0, 25.0]), blocks, batch_size)
+    assert hopeless.metrics["perplexity"] is None
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
@@ -75,9 +71,10 @@ def test_score_is_the_sum_over_marked_tokens_for_every_batch_size(make, lengths,
         nats -= sum(logits[t - 1, block.ids[t]].item() for t in range(1, len(block.ids)) if block.scored[t])
     for batch_size in (1, 3, 7):
         score = evaluate_language_model(model, blocks, batch_size)
-        assert score.nats == pytest.approx(nats, rel=1e-9)
-        assert score.n_tokens == sum(block.scored[1:].sum() for block in blocks)
-        assert score.n_bytes == sum(block.n_bytes[1:][block.scored[1:]].sum() for block in blocks)
+        n_bytes = sum(block.n_bytes[1:][block.scored[1:]].sum() for block in blocks)
+        assert score.n_scored == sum(block.scored[1:].sum() for block in blocks)
+        assert score.loss * score.n_scored == pytest.approx(nats, rel=1e-9)
+        assert score.metrics.get("bits_per_byte", 0) * n_bytes * math.log(2) == pytest.approx(nats if n_bytes else 0)
 
 
 def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
@@ -97,27 +94,6 @@ def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
     assert evaluate_language_model(model, blocks).loss == pytest.approx(nats / n, rel=1e-12)
 
 
-def test_perplexity_of_texts_is_that_of_their_tokens_joined_by_end_of_text(tokenizer, tiny_model):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    texts = ["the king went into the wood", "", "a fox sings"]
-    ids = [token for text in texts for token in (tokenizer.eos_token_id, *tokenizer(text)["input_ids"])][1:]
-    nats, n = 0.0, 0
-    for start in range(0, len(ids), 8):
-        block = torch.tensor([ids[start : start + 8]])
-        if block.shape[1] > 1:
-            nats, n = nats + model(block, labels=block).loss.item() * (block.shape[1] - 1), n + block.shape[1] - 1
-    for batch_size in (1, 3):
-        assert perplexity(model, texts, tokenizer, 8, batch_size) == pytest.approx(math.exp(nats / n), rel=1e-5)
-
-
-def test_context_is_the_longest_block_and_has_room_for_virtual_tokens(tokenizer, tiny_model):
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    context, texts = base.config.max_position_embeddings, ["the king went into the wood " * 100]
-    assert perplexity(base, texts, tokenizer) == perplexity(base, texts, tokenizer, context)
-    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
-    assert perplexity(model, texts, tokenizer) == perplexity(model, texts, tokenizer, context - 5)
-
-
 @pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_path):
     texts = ["", "the king went into the wood and said how well it sings", "", "a fox"]
@@ -129,39 +105,17 @@ def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_pat
     loss = model(**task.collate(task.train[:4])).loss.item()
     assert math.exp(loss) == pytest.approx(published_perplexity(tiny_model, texts, 8), rel=1e-5)
     score = task.score(model, task.train[:4])
-    assert math.exp(loss) == pytest.approx(score.perplexity, rel=1e-5)
-    assert (score.n_tokens, score.n_padding) == (4 * 7, 4 * 7 - (7 + len(task.train[3].ids) - 1))
-    assert math.isnan(score.bits_per_byte)
+    assert (score.n_scored, score.metrics) == (4 * 7, {"padded_perplexity": pytest.approx(math.exp(loss), rel=1e-5)})
 
 
-def test_unknown_tokens_are_counted_and_reported(tiny_model, tmp_path):
-    folder = shutil.copytree(tiny_model, tmp_path / "base")
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "the": 2, "king": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
-    (tmp_path / "text.txt").write_text("the king sings the " * 6)
-    asked = RunSettings(model=str(folder), data=str(tmp_path / "text.txt"), out="", seq_len=8)
+def test_unknown_tokens_are_reported():
+    ids, tokens = (
+        np.array([1, 0, 2, 3]),
+        {"unk_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": None},
+    )
     with pytest.warns(UserWarning, match=r"25\.0%"):
-        task = CausalLM(asked, labels=())
-    score = task.score(task.load_base())
-    assert (score.n_tokens, score.n_unknown) == (3 * 7, 3 * 2)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "field"),
-    [
-        ({"texts": []}, DataError, "texts"),
-        ({"texts": [""]}, DataError, "texts"),
-        ({"texts": "a fox"}, DataError, "texts"),
-        ({"seq_len": 1}, ConfigError, "seq_len"),
-        ({"seq_len": 65}, ConfigError, "seq_len"),
-        ({"batch_size": 0}, ConfigError, "batch_size"),
-    ],
-)
-def test_bad_arguments_of_perplexity_are_refused(tokenizer, tiny_model, change, error, field):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    with pytest.raises(error, match=field):
-        perplexity(**{"model": model, "texts": ["the king"], "tokenizer": tokenizer, **change})
+        warn_of_unknown([ids], SimpleNamespace(**tokens, unk_token="<unk>"), "data")
+    warn_of_unknown([ids], SimpleNamespace(**tokens | {"unk_token_id": 1}), "data")  # has another use
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 3])

@@ -147,7 +147,6 @@ CRASHES = {
     "within a checkpoint": within(torch, "save"),
     "before the seal": within(fit, "seal"),
     "before the adapter": within(outputs, "qpeft"),
-    "before the card": within(outputs, "write_text"),
     "by Ctrl-C": by_ctrl_c,
     "by a full disk": by_a_full_disk,
     "and lost a file": and_lost_a_file,

@@ -88,7 +88,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         for name, given in pairwise(["an argument", *args]):  # of a shell variable that is not set
-            if not given and name != "--separator":
+            if not given:
                 raise typer.BadParameter(f"{name} is empty; give a value, or leave it out", ctx=ctx)
         return super().parse_args(ctx, args)
 

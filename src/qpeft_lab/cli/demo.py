@@ -57,7 +57,7 @@ def _show(console: Console, results: dict[str, TrainResult], load: str) -> None:
     rates = ", ".join(f"{name} {learning_rate(name):g}" for name in results)
     console.print(
         f"NumPy's documentation, {first.steps} steps for each method on the same data in the same order, scored on "
-        f"{int(first.after.to_dict()['n_tokens']):,} held-out tokens. Learning rates, as chosen in our studies: "
+        f"{first.after.n_scored:,} held-out tokens. Learning rates, as chosen in our studies: "
         f"{rates}\n"
     )
     console.print(_table(results))

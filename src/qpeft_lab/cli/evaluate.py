@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qpeft_lab.training.score import Score
 
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
-_LENGTHS = ("seq_len", "separator", "chat_template")
+_LENGTHS = ("seq_len", "chat_template")
 _OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "dtype", *_COLUMNS)
 _PANEL = "Generated answers"
 
@@ -54,7 +54,7 @@ def evaluate(
     """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes, correlation of numbers.
 
     Texts are scored as a whole, in blocks of --seq-len tokens; prompts are not scored. The score does not depend on the
-    batch size. Block length, separator and columns are by default those of the adapter's run. The accuracy is given
+    batch size. Block length and columns are by default those of the adapter's run. The accuracy is given
     with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's correlation. The base alone
     is scored if it has a head for the same classes.
 
@@ -64,7 +64,7 @@ def evaluate(
 
       qpeft evaluate --model gpt2 --data text.txt
       qpeft evaluate --adapter run --data text.txt
-      qpeft evaluate --model gpt2 --seq-len 1024 --separator "" \\
+      qpeft evaluate --model gpt2 --seq-len 1024 \\
           --data Salesforce/wikitext:wikitext-2-raw-v1:test
       qpeft evaluate --adapter run --data dev.tsv --task text-classification
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
@@ -74,7 +74,7 @@ def evaluate(
     folder = source.folder()
     base_name, record = source.base(folder), _record(folder, run.get("task"))
     trained = None if folder is None else run_of(folder)
-    names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)} - ({"separator"} if run.get("pad_rows") else set())
+    names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)}
     of_run = {name: value for name, value in asdict(trained.settings()).items() if name in names} if trained else {}
     known = {
         **of_run,
@@ -167,7 +167,6 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
     """The scores of the answers of the base and, with `folder`, of the adapted model."""
     from qpeft_lab.base_model import load_model, load_tokenizer
     from qpeft_lab.data.sources import load_examples, references_by_prompt
-    from qpeft_lab.data.text import columns_of
     from qpeft_lab.metrics import score_texts
     from qpeft_lab.metrics.texts import encoder_layers
     from qpeft_lab.training.generate import generate_texts
@@ -177,7 +176,7 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
     decoding.check()
     if encoder is not None:
         encoder_layers(encoder)
-    known = references_by_prompt(load_examples(settings.data, "validation", columns_of(settings)))
+    known = references_by_prompt(load_examples(settings.data, "validation", settings))
     if not known:
         raise InputError(f"{settings.data} has no prompts with answers; --generate needs rows with both")
     prompts, references = list(known), list(known.values())

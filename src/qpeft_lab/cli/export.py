@@ -137,14 +137,14 @@ def _written(base_name: str, folder: Path, out: Path, merge: bool, untie: bool, 
     record, how, place = read_record(folder), how_to_load(folder), str(out.resolve())
     base = load_base(base_name, record, trusted)
     live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
-    inputs = {live.get_base_model().main_input_name: probe(live.get_base_model(), record)}
+    inputs = probe(live.get_base_model(), record)
     logits = _logits(live, inputs)
     if merge:
         _check_mergeable(live)
         auto_class = how.get("auto_class", "AutoModelForCausalLM")
         with replace_folder(out) as target:
             live.merge_and_unload().save_pretrained(target)
-            load_processor(base_name, record, trusted).save_pretrained(str(target))
+            load_processor(base_name, record.task if record else "causal-lm", trusted).save_pretrained(str(target))
             stock = stock_logits(str(target), None, inputs, trusted, auto_class)
             difference = _check(logits, stock, MERGED_TOLERANCE * max(1.0, logits.abs().max().item()))
             n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))

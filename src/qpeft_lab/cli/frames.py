@@ -16,7 +16,7 @@ from qpeft_lab.settings import RunSettings
 
 _FRAME = "gradient"
 SETTINGS = (
-    *("model", "data", "task", "seq_len", "separator", "batch_size", "dtype", "seed", "trust_remote_code"),
+    *("model", "data", "task", "seq_len", "batch_size", "dtype", "seed", "trust_remote_code"),
     *("text_column", "label_column", "prompt_column", "completion_column"),
 )
 

@@ -37,8 +37,8 @@ def train(
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
-    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, all losses and scores
-    in metrics.jsonl, and a model card. Classifications report the accuracy with its 95 % confidence interval.
+    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, and all losses and
+    scores in metrics.jsonl. Classifications report the accuracy with its 95 % confidence interval.
 
     Examples:
 

@@ -45,7 +45,7 @@ from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.prepare import Prepared, prepare
 from qpeft_lab.training.progress import Progress
 from qpeft_lab.training.run_folder import read_rows
-from qpeft_lab.training.score import HOPELESS_LOSS, ClassificationScore, LanguageModelScore, RegressionScore, Score
+from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task, task_class
 
 Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
@@ -327,14 +327,9 @@ def _cost(cell: Cell) -> Row:
 
 
 def _quality(score: Score) -> Row:
-    if isinstance(score, ClassificationScore):
-        return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_mcc": score.mcc, "test_f1": score.f1}
-    if isinstance(score, RegressionScore):
-        return {"test_loss": score.loss, "test_pearson": score.pearson, "test_spearman": score.spearman}
-    assert isinstance(score, LanguageModelScore)
-    perplexity = math.exp(score.loss) if score.loss <= HOPELESS_LOSS else None
-    found = {"test_loss": score.loss, "test_ppl": perplexity, "test_tokens": score.n_tokens}
-    return found | ({"unknown_share": score.n_unknown / score.n_tokens} if score.n_unknown else {})
+    names = {"perplexity": "test_ppl", "padded_perplexity": "test_ppl"}
+    metrics = {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
+    return {"test_loss": score.loss, "test_scored": score.n_scored, **metrics}
 
 
 def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row:

@@ -26,7 +26,6 @@ from qpeft_lab.data.sources import (
 )
 from qpeft_lab.data.split import count_shared, long_lines
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.data.text import columns_of
 from qpeft_lab.training.lock import locked
 
 PARTS = ("train", "validation", "test")
@@ -35,7 +34,7 @@ TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
 _NOTES = "notes.json"
 _SOURCES = ("data", "eval_data", "test_data")
 _OF_RUN = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
-_OF_RUN += ("pad_rows", "separator")
+_OF_RUN += ("pad_rows",)
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 _COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
 
@@ -164,7 +163,7 @@ def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
 def _read(study: Study, source: str, split: str) -> list[Any]:
     training = study.run
     if study.is_language_model:
-        return load_examples(source, split, columns_of(training))
+        return load_examples(source, split, training)
     if _has_images(study):
         return load_images(source, split, training.label_column)
     columns = {training.text_column: "text", training.text_pair_column: TEXT_PAIR, training.label_column: "label"}
@@ -213,8 +212,7 @@ def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
 def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
     if not study.is_language_model or "text" not in rows[0] or study.run.pad_rows:
         return {"train": list(rows), "validation": [], "test": []}
-    separator = study.run.separator
-    text = ("\n\n" if separator is None else separator).join(row["text"] for row in rows)
+    text = "\n\n".join(row["text"] for row in rows)
     first, second = (_next_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1))
     parts = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
     return {part: [{"text": found}] if found.strip() else [] for part, found in parts.items()}

@@ -146,5 +146,4 @@ def _rows(study: Study, part: str, n: int) -> Iterator[dict[str, Any]]:
         elif study.generation is not None:
             yield {training.prompt_column: f"{part}[{number // 2}]", training.completion_column: f" {text}"}
         else:
-            is_kept = training.pad_rows or training.separator is not None
-            yield {training.text_column: "" if is_kept and number % 4 == 1 else text}
+            yield {training.text_column: "" if training.pad_rows and number % 4 == 1 else text}

@@ -447,8 +447,6 @@ def _limits(summary: Summary) -> Iterator[str]:
         "Outside 80 to 100 % of the budget of their block, and not ranked": lambda f: not is_ranked(summary.ratio(f)),
     }
     yield from (f"{text}: {names}." for text, is_one in lists.items() if (names := _labels(summary, is_one)))
-    if share := next((row["unknown_share"] for row in summary.rows if row.get("unknown_share")), 0):
-        yield f"{share:.1%} of the scored test tokens are unknown to the tokenizer: losses are too low."
 
 
 def published_of(summary: Summary) -> list[tuple[Result, Any, Stats | None]]:

@@ -51,9 +51,9 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
 
 
 def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
-    """The image, upright, in a mode of PIL, "L" (grayscale) or "RGB"; 16 bits are scaled to 8.
+    """The image, upright, in a mode of PIL, "L" (grayscale) or "RGB".
 
-    Raises DataError if it cannot be decoded.
+    Raises DataError if it cannot be decoded, or has more than 8 bits.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -61,22 +61,12 @@ def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content).convert(mode)
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return _to_eight_bits(ImageOps.exif_transpose(image)).convert(mode)
+            if image.mode.startswith(("I", "F")):  # PIL would clip the values
+                raise ValueError(f"its mode {image.mode} has more than 8 bits")
+            return ImageOps.exif_transpose(image).convert(mode)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = content if isinstance(content, Path) else "an image"
-        raise DataError(f"cannot read {name}: {error}; repair or remove it") from error
-
-
-def _to_eight_bits(image: Image) -> Image:
-    """Scale 16 bits to 8; PIL would clip integers at 255, and floats at 0 and 255."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    import PIL.Image
-
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError(f"its values are {values.dtype} from {values.min()} to {values.max()}, not 8 or 16 bits")
-    return PIL.Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
+        raise DataError(f"cannot read {name}: {error}; convert or remove it") from error
 
 
 def image_bytes(content: np.ndarray | Path | bytes) -> bytes:

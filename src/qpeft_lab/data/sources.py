@@ -9,8 +9,6 @@ A row of text is a dict in one of three formats, which its columns determine:
     {"messages": [{"role": ..., "content": ...}, ...]}   a conversation; the assistant's messages are scored
     {"prompt": str, "completion": str}                   the completion is scored
     {"text": str}                                        the whole text is scored
-
-ShareGPT's `conversations` become the first format, Alpaca's `instruction`, `input` and `output` the second.
 """
 
 from __future__ import annotations
@@ -22,17 +20,19 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft.errors import DataError, DataWarning
 from qpeft.files import file_hash
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
 from qpeft_lab.files import parse_json
 from qpeft_lab.local_paths import explain_missing, has_drive, looks_like_path
+
+if TYPE_CHECKING:
+    from qpeft_lab.settings import RunSettings
 
 Row = dict[str, Any]
 
@@ -51,10 +51,6 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 _LOCAL_SUFFIXES = {*_READERS, ".npz"}
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
-
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-_ALPACA_INPUT = ", paired with an input that provides further context"
 
 
 class SourceName(NamedTuple):
@@ -108,30 +104,20 @@ def parse_source(source: str) -> SourceName:
     return SourceName(source[:end], config or None, split or None)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read, and whether rows stay as they are."""
-
-    text: str = "text"
-    prompt: str = "prompt"
-    completion: str = "completion"
-    keep_empty: bool = False  # rows with nothing to score
-    by_line: bool = False  # a .txt is one row per line, not one document
-
-
-def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
-    """Rows of `source` in one of the three formats above, which the first row determines.
+def load_examples(source: str, split: str, run: RunSettings) -> list[Row]:
+    """Rows of `source` in one of the three formats above, which the first row determines; `run` names the columns.
 
     `split` ("train" or "validation") selects a split of a hub data set if the source names none; other sources have
-    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning, or kept.
+    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning, or kept for
+    `pad_rows`; then a .txt has a row per line.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or lacks the columns.
     """
-    rows = load_rows(source, split, by_line=columns.by_line)
+    rows = load_rows(source, split, by_line=run.pad_rows)
     if not rows:
         raise DataError(f"{source} is empty")
-    names = _names(source, rows[0], columns)
+    names = _names(source, rows[0], run)
     renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
     left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
     if left_out:
@@ -139,7 +125,7 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
         lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
         if len(left_out) == len(rows):
             raise DataError(f"{lacking}; give rows with a text to learn")
-        if columns.keep_empty:
+        if run.pad_rows:
             return renamed
         warnings.warn(DataWarning(f"{lacking}; they are left out"), stacklevel=1)
     return [row for row in renamed if _has_something_to_score(row)]
@@ -332,22 +318,16 @@ def split_names(source: str) -> Sequence[str]:
         ) from error
 
 
-def _names(source: str, row: Row, columns: Columns) -> dict[str, str]:
+def _names(source: str, row: Row, run: RunSettings) -> dict[str, str]:
     """Column of the source -> key in the row; the last one is scored."""
-    formats = (
-        {"messages": "messages"},
-        {"conversations": "messages"},
-        {columns.prompt: "prompt", columns.completion: "completion"},
-        {"instruction": "prompt", "output": "completion"},
-        {columns.text: "text"},
-    )
-    for names in formats:
+    answered = {run.prompt_column: "prompt", run.completion_column: "completion"}
+    for names in ({"messages": "messages"}, answered, {run.text_column: "text"}):
         if names.keys() <= row.keys():
             return names
     raise DataError(
-        f"{source} has the columns {', '.join(row)}; required: {columns.text!r}, or {columns.prompt!r} and "
-        f"{columns.completion!r}, or 'messages', or those of Alpaca or ShareGPT. text_column, "
-        "prompt_column and completion_column give the names of these columns"
+        f"{source} has the columns {', '.join(row)}; required: {run.text_column!r}, or {run.prompt_column!r} and "
+        f"{run.completion_column!r}, or 'messages'. text_column, prompt_column and completion_column give the names of "
+        "these columns"
     )
 
 
@@ -357,27 +337,11 @@ def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
         if not isinstance(row.get(column), kind | None):
             raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a {kind.__name__}")
     renamed = {name: row.get(column) or kind() for column, name in names.items()}
-    if "conversations" in names:
-        renamed["messages"] = [_message(message) for message in renamed["messages"]]
-    if "instruction" in names:
-        renamed["prompt"] = _alpaca_prompt(str(renamed["prompt"]), row.get("input"))
     check_text(where, renamed)
     for message in renamed.get("messages", ()):
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
             raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
     return renamed
-
-
-def _message(message: Any) -> Any:
-    """A message of ShareGPT with its role and content; one with another speaker is returned unchanged."""
-    role = _ROLES.get(str(message.get("from"))) if isinstance(message, dict) else None
-    return message if role is None else {"role": role, "content": message.get("value")}
-
-
-def _alpaca_prompt(instruction: str, given: Any) -> str:
-    """The prompt that Alpaca was trained with, whose input may be empty."""
-    parts = [_ALPACA.format(_ALPACA_INPUT if given else ""), f"### Instruction:\n{instruction}"]
-    return "\n\n".join([*parts, *([f"### Input:\n{given}"] if given else []), "### Response:\n"])
 
 
 def check_text(where: str, content: Any) -> None:

@@ -15,6 +15,13 @@ class TaskType:
     has_images: bool = False
     is_regression: bool = False  # predicts a number
 
+    @property
+    def unit(self) -> str:
+        """Of the loss."""
+        if self.is_regression:
+            return "mean squared error"
+        return "nats per token" if self.is_language_model else "nats per example"
+
 
 TASKS = {
     "causal-lm": TaskType("AutoModelForCausalLM", "CAUSAL_LM", is_language_model=True),

@@ -13,7 +13,7 @@ import numpy as np
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError
-from qpeft_lab.data.sources import Columns, Row, first_line, has_validation_split, load_examples
+from qpeft_lab.data.sources import Row, first_line, has_validation_split, load_examples
 from qpeft_lab.data.split import HELD_OUT_EVERY, long_lines, spread, warn_of_shared
 
 if TYPE_CHECKING:
@@ -62,12 +62,12 @@ def load_blocks(
     settings: RunSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Tokens], list[Tokens]]:
     """The blocks of a run to train on and to evaluate. Raises DataError if there is too little data."""
-    make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, separator=settings.separator, pad_rows=settings.pad_rows)
-    rows = load_examples(settings.data, "train", columns_of(settings))
+    make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)
+    rows = load_examples(settings.data, "train", settings)
     validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
     others: list[Row] = []
     if validation:
-        others = load_examples(validation, "validation", columns_of(settings))
+        others = load_examples(validation, "validation", settings)
         train, evaluation = make(rows, source=settings.data), make(others, source=validation)
     elif len(rows) >= HELD_OUT_EVERY:
         train = make([row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY])
@@ -94,17 +94,11 @@ def load_blocks(
 
 def load_evaluation(settings: RunSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     """All blocks of `settings.data`, none held out."""
-    rows = load_examples(settings.data, "validation", columns_of(settings))
-    blocks = cut(rows, seq_len, tokenizer, settings.data, settings.separator, settings.pad_rows)
+    rows = load_examples(settings.data, "validation", settings)
+    blocks = cut(rows, seq_len, tokenizer, settings.data, settings.pad_rows)
     if not blocks:
         raise DataError(f"{settings.data} has no token to score within seq_len={seq_len}")
     return blocks
-
-
-def columns_of(settings: RunSettings) -> Columns:
-    """The columns of a text, or of a prompt and its answer, and whether every row is kept."""
-    names = (settings.text_column, settings.prompt_column, settings.completion_column)
-    return Columns(*names, keep_empty=settings.pad_rows or settings.separator is not None, by_line=settings.pad_rows)
 
 
 def cut(
@@ -112,23 +106,19 @@ def cut(
     seq_len: int,
     tokenizer: PreTrainedTokenizerBase,
     source: str = "the data",
-    separator: str | None = None,
     pad_rows: bool = False,
 ) -> list[Tokens]:
     """Blocks of at most `seq_len` tokens, each with at least one token to score.
 
-    Texts are joined by one end-of-text token, or by the text `separator`, and cut; only the last block may be shorter.
+    Texts are joined by one end-of-text token, and cut; only the last block may be shorter.
     With `pad_rows` every text is a block, perhaps an empty one, which `collate` pads. Rows with a prompt are not joined
     but truncated to `seq_len`; a row whose answer begins later is left out, with a warning.
 
-    Raises DataError for rows with a prompt if `separator` or `pad_rows` is given.
+    Raises DataError for rows with a prompt and `pad_rows`.
     """
     is_text = "text" in rows[0]
-    if not is_text and (pad_rows or separator is not None):
-        given = "pad_rows" if pad_rows else "separator"
-        raise DataError(f"{given} is for rows of text; {source} has prompts or messages")
-    if separator is not None:
-        rows = [{"text": separator.join(row["text"] for row in rows)}]
+    if not is_text and pad_rows:
+        raise DataError(f"pad_rows is for rows of text; {source} has prompts or messages")
     encoded = encode(rows, tokenizer)
     if is_text and not pad_rows:
         end = end_of_text(tokenizer)
@@ -206,24 +196,15 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
 
 
-def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token of text that the tokenizer cannot represent; None if it has none with no other use."""
-    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    found = tokenizer.unk_token_id
-    return found if isinstance(found, int) and found not in others else None
-
-
-def warn_of_unknown(
-    texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str, are_scored: bool = True
-) -> None:
-    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown; `are_scored`: as a language."""
-    ids = np.concatenate(list(texts))
-    share = 0.0 if (token := unknown_token(tokenizer)) is None else float((ids == token).mean())
-    if share > _FEW_UNKNOWN:
-        effect = ", and losses and bits per byte are too low" if are_scored else ""
+def warn_of_unknown(texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown."""
+    token = tokenizer.unk_token_id
+    if token in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):  # has another use
+        return
+    if (share := float((np.concatenate(list(texts)) == token).mean())) > _FEW_UNKNOWN:
         warnings.warn(
             f"{share:.1%} of the tokens of {source} are unknown to the tokenizer ({tokenizer.unk_token}): their text "
-            f"is lost{effect}; use text or a model that fit each other",
+            "is lost, and as a language it is easy to predict; use text or a model that fit each other",
             stacklevel=1,
         )
 

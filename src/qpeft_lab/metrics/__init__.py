@@ -1,4 +1,4 @@
-"""Scores of predicted classes and numbers, generated texts and language models, imported on first use."""
+"""Scores of predicted classes and numbers, and of generated texts, imported on first use."""
 
 from qpeft.lazy import lazy_names
 

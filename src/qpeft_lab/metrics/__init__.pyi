@@ -1,4 +1,3 @@
-from .language_models import perplexity as perplexity
 from .predictions import accuracy as accuracy
 from .predictions import f1 as f1
 from .predictions import mcc as mcc

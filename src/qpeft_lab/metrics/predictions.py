@@ -41,8 +41,7 @@ def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None 
     from sklearn.metrics import f1_score
 
     pair = _classes(labels, predictions)
-    least = 1 + int(max(values.max() for values in pair))
-    is_binary = max(n_classes or 2, least) <= 2
+    is_binary = max(n_classes or 2, 1 + int(max(values.max() for values in pair))) <= 2
     no_division: Any = 0  # scikit-learn's types know the text "warn" alone
     return float(f1_score(*pair, labels=[1] if is_binary else None, average="macro", zero_division=no_division))
 
@@ -65,7 +64,7 @@ def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float | N
 
 
 def _correlation(correlate: Callable[..., Any], labels: Sequence[float], predictions: Sequence[float]) -> float | None:
-    pair = [values.astype(np.float64) for values in _pair(labels, predictions)]
+    pair = _pair(labels, predictions)
     if not all(np.isfinite(values).all() and np.ptp(values) > 0 for values in pair):
         return None
     found = float(correlate(*pair).statistic)
@@ -81,16 +80,11 @@ def _classes(labels: Sequence[int], predictions: Sequence[int]) -> list[np.ndarr
 
 
 def _pair(*both: Any) -> list[np.ndarray]:
-    """The labels and the predictions as arrays (N,) of numbers."""
-    pair = []
-    for values in both:
-        try:
-            found = np.asarray(values.tolist() if hasattr(values, "tolist") else values)  # NumPy has no bfloat16
-        except (ValueError, TypeError, RuntimeError):  # lists of different lengths, tensors without values
-            found = np.asarray(None)
-        if found.ndim != 1 or found.dtype.kind not in "biuf" or not len(found):  # sets and generators have no dimension
-            raise DataError("labels and predictions must be lists or arrays with a number for each example")
-        pair.append(found)
-    if len(pair[0]) != len(pair[1]):
-        raise DataError(f"{len(pair[1])} predictions and {len(pair[0])} labels; give a label for each prediction")
+    """The labels and the predictions as float64 arrays (N,)."""
+    try:  # NumPy has no bfloat16
+        pair = [np.asarray(values.tolist() if hasattr(values, "tolist") else values, np.float64) for values in both]
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, sets, tensors without values
+        pair = [np.zeros(0)]
+    if pair[0].ndim != 1 or not len(pair[0]) or len({values.shape for values in pair}) > 1:
+        raise DataError("labels and predictions must be lists or arrays with a number for each example, of one length")
     return pair

@@ -54,11 +54,8 @@ class TaskRecord:
         card = folder / "README.md"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         text = card.read_text("utf-8").replace(", dtype='float32')", f", dtype='float32', {options})")
-        classes = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
-        outputs = f"## Classes\n\n{self.task}, by index (also in `{RECORD}`): {classes}\n"
-        if TASKS[self.task].is_regression:
-            outputs = f"## Output\n\n{self.task}: the logit of a text is the predicted number.\n"
-        write_text(card, f"{text}\n{outputs}")
+        outputs = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
+        write_text(card, f"{text}\n## Outputs\n\n{self.task}, by index (also in `{RECORD}`): {outputs}\n")
 
 
 def read_record(folder: Path) -> TaskRecord | None:
@@ -89,12 +86,14 @@ def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = F
     return load_classifier(model, "float32", record, 0, trust_remote_code).model  # the adapter replaces a new head
 
 
-def probe(model: PreTrainedModel, record: TaskRecord | None) -> torch.Tensor:
+def probe(model: PreTrainedModel, record: TaskRecord | None) -> dict[str, torch.Tensor]:
     """Two random inputs of a fixed seed: token ids (2, 16), int64, or noise (2, channels, h, w), float32."""
     seeded = torch.Generator().manual_seed(0)
     if record is None or not TASKS[record.task].has_images:
-        return torch.randint(model.config.get_text_config().vocab_size, (2, 16), generator=seeded)
-    return torch.randn(2, n_channels(model.config), *image_size(model.config), generator=seeded)
+        inputs = torch.randint(model.config.get_text_config().vocab_size, (2, 16), generator=seeded)
+    else:
+        inputs = torch.randn(2, n_channels(model.config), *image_size(model.config), generator=seeded)
+    return {model.main_input_name: inputs.to(model.device)}
 
 
 def n_channels(config: Any) -> int:

@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 import qpeft
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
+from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.method_records import lab_record
@@ -27,7 +28,7 @@ from qpeft_lab.training.lock import locked
 from qpeft_lab.training.prepare import Prepared, full_identity, identity_of, prepare
 from qpeft_lab.training.progress import Progress
 from qpeft_lab.training.run_folder import MetricsLog, RunFolder, TrainResult, read_rows, read_scores
-from qpeft_lab.training.score import Score, score_class
+from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task
 
 
@@ -129,7 +130,7 @@ def _fitted(
 
 
 def _publish(run: FittedRun) -> TrainResult:
-    """Write the compact and the exported adapter, the model card, and result.json, which marks the run as finished."""
+    """Write the compact and the exported adapter, and result.json, which marks the run as finished."""
     folder, model, task, settings = run.folder, run.model, run.ready.task, run.settings
     result = TrainResult(
         out=folder.path,
@@ -149,7 +150,6 @@ def _publish(run: FittedRun) -> TrainResult:
         data_sha256=task.sha256(),
         circuits=run.circuits,
     )
-    outputs.write_card(folder, result, needs_qpeft=outputs.needs_qpeft(model))
     folder.write_result(result)
     return result
 
@@ -192,7 +192,7 @@ def _fit(
             raise KeyboardInterrupt(
                 f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
             )
-        before, *_, after = read_scores(folder.metrics, score_class(settings.task))
+        before, *_, after = read_scores(folder.metrics, TASKS[settings.task].unit)
     costs = None
     if circuits is not None:  # over all parts of a resumed run
         jobs = circuits.jobs
@@ -311,8 +311,8 @@ class RunCallback(TrainerCallback):
     def _score(self, step: int) -> None:
         with outputs.exact_circuits(self._ready.model):  # as the adapter is exported
             score = self._ready.task.score(self._ready.model)
-        known = {name: value for name, value in score.to_dict().items() if value is not None}
-        self._trainer.log({f"eval_{name}": value for name, value in known.items()})
+        logged = {name: math.nan if value is None else value for name, value in score.to_dict().items()}
+        self._trainer.log({f"eval_{name}": value for name, value in logged.items()})
         self._progress.on_eval(step, score)
 
 

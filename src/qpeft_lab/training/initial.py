@@ -1,4 +1,4 @@
-"""Methods that read training data before the first step: LoRA-GA (arXiv 2407.05000), EVA, and trainable tokens."""
+"""Methods that read training data before the first step: LoRA-GA (arXiv 2407.05000) and trainable tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraGAConfig, TrainableTokensConfig, initialize_lora_eva_weights
+from peft import LoraGAConfig, TrainableTokensConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 
 from qpeft.core.targets import set_target_names
@@ -37,8 +37,9 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
         )
 
     def backward() -> None:
-        for batch in _moved(base, batches()):
-            base(**batch).loss.backward()
+        device = next(base.parameters()).device
+        for batch in batches():
+            base(**{name: part.to(device) for name, part in batch.items()}).loss.backward()
 
     config.lora_ga_config = config.lora_ga_config or LoraGAConfig()
     base.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -52,13 +53,9 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
         preprocess_loraga(base, targets, backward)
 
 
-def data_start_for(config: Any) -> Callable[[Any, _Batches], None] | None:
-    """What sets or keeps the initial values that `config` takes from the data; None for other initializations."""
-
-    def eva(model: Any, batches: _Batches) -> None:  # lora_A from the leading directions of each layer's input
-        initialize_lora_eva_weights(model, _moved(model, batches), show_progress_bar=False)
-
-    return {"lora_ga": _keep_initial, "eva": eva}.get(config.init_lora_weights)
+def start_for(config: Any) -> Callable[[Any, _Batches], None] | None:
+    """What keeps the initial values that `config` takes from the data; None for other initializations."""
+    return _keep_initial if config.init_lora_weights == "lora_ga" else None
 
 
 def _keep_initial(model: Any, _: _Batches) -> None:
@@ -73,11 +70,6 @@ def _keep_initial(model: Any, _: _Batches) -> None:
 def saving_options(model: Any) -> dict[str, str]:
     """Options of `qpeft.save` for this model: PEFT subtracts an initial adapter, which doubles the rank."""
     return {"path_initial_model_for_weight_conversion": vars(model)[_INITIAL]} if _INITIAL in vars(model) else {}
-
-
-def _moved(model: Any, batches: _Batches) -> list[dict[str, Any]]:
-    device = next(model.parameters()).device
-    return [{name: part.to(device) for name, part in batch.items()} for batch in batches]
 
 
 @dataclass

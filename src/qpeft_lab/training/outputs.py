@@ -1,4 +1,4 @@
-"""The files of a finished run: the compact adapter, the exported adapter, the model card; and their sizes."""
+"""The files of a finished run, the compact and the exported adapter, and their sizes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from qpeft import methods
 from qpeft.core.adapter_form import form_of, own_kind
 from qpeft.core.model_card import load_lines
 from qpeft.core.tuner import holder_of
-from qpeft.files import replace_folder, write_text
-from qpeft.methods import Trains
+from qpeft.files import replace_folder
 from qpeft.methods.plan import count_deployed as count_adapter
 from qpeft.methods.plan import count_lora
-from qpeft_lab.method_records import lab_record
-from qpeft_lab.training.classifier import how_to_load
+from qpeft_lab.training.classifier import how_to_load, probe
 from qpeft_lab.training.initial import saving_options
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.tasks import Task
@@ -52,9 +50,8 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
         warnings.warn(_EMPTY, stacklevel=2)
     elif own_kind(model) is None:
         with replace_folder(folder.exported) as target:
-            if needs_qpeft(model):
-                probe, device = task.probe(), next(model.parameters()).device
-                qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
+            if form is not None:  # adapter/ loads only with qpeft
+                qpeft.export(model, target, probe=probe(model.get_base_model(), task.record()))
             else:
                 qpeft.save(model, target, **saving_options(model))
             task.describe(target)
@@ -72,11 +69,6 @@ def count_generator(model: Any) -> int | None:
     """Trainable parameters of the generators; None if nothing is generated."""
     holder = holder_of(model)
     return None if holder is None else count_trainable(holder)
-
-
-def needs_qpeft(model: Any) -> bool:
-    """Whether adapter/ loads only with qpeft."""
-    return form_of(model) is not None or own_kind(model) is not None
 
 
 def exact_circuits(model: Any) -> AbstractContextManager[None]:
@@ -124,49 +116,6 @@ def count_stored_bytes(model: Any) -> int:
 def weight_bytes(folder: Path) -> int:
     """Size of a folder's weights files; 0 without them."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def write_card(folder: RunFolder, result: TrainResult, *, needs_qpeft: bool) -> None:
-    """Write the run's README.md; `needs_qpeft`: whether adapter/ loads only with qpeft."""
-    before, after = result.before.described(), result.after.described()
-    rows = "\n".join(f"| {name} | {before.get(name, '')} | {after[name]} |" for name in after)
-    head = f" ({result.trainable_head:,} of them in the head)" if result.trainable_head else ""
-    text = f"""---
-base_model: {result.model}
-library_name: peft
-tags:
-- qpeft
-- {result.method}
----
-
-# {result.model} fine-tuned with {result.method}
-
-| | before | after |
-| --- | ---: | ---: |
-{rows}
-
-Scored on {result.after.size} of validation data after {result.steps:,} steps. Trainable parameters:
-{result.trainable:,}{head}; parameters at inference, in addition to the base: {result.deployed:,}.
-
-{_folders(result, needs_qpeft)}
-Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`. Costs: `result.json`.
-"""
-    write_text(folder.card, text)
-
-
-def _folders(result: TrainResult, needs_qpeft: bool) -> str:
-    record = methods.named(result.method)
-    if record.trains is Trains.MODEL:
-        return "`exported/` is the model with its tokenizer or image processor; it loads with transformers alone.\n"
-    if result.has_stock_form:
-        adapter = "the same adapter"
-        if needs_qpeft:
-            adapter = f"{lab_record(record).adapter_holds} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
-        listed = f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
-- `adapter/`: {adapter}"""
-    else:
-        listed = f"- `adapter/`: the adapter; **loading it needs qpeft**, because {lab_record(record).no_export}"
-    return f"{listed}\n\n```python\n{loading_code(result, result.to_load.name)}\n```\n"
 
 
 def loading_code(result: TrainResult, folder: str) -> str:

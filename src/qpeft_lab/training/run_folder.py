@@ -6,7 +6,6 @@ run/  config.json     settings, hashes of data and base, versions
       checkpoints/    the Trainer's checkpoints
       adapter/        compact checkpoint: of a generated adapter the generator alone
       exported/       adapter that loads without qpeft
-      README.md       model card
       result.json     written last: the run is finished
 """
 
@@ -18,16 +17,18 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json, sync, write_json, write_text
-from qpeft_lab.files import RUN_AGAIN, filled, output_folder, parse_json, remove_unfinished
+from qpeft_lab.files import RUN_AGAIN, output_folder, parse_json, remove_unfinished
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.score import Score, score_class
+from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folder, without_folders
 
 _FORMAT = 1
@@ -97,7 +98,6 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.exported = path / "exported"
-        self.card = path / "README.md"
         self.result = path / "result.json"
 
     def settings(self) -> RunSettings:
@@ -148,11 +148,9 @@ class RunFolder:
         if not self.result.exists():
             return None
         try:
-            stored = read_json(self.result)
-            kind = score_class(stored["task"])
-            scores = {name: filled(kind, stored.pop(name)) for name in ("before", "after")}
-            return filled(TrainResult, {**stored, **scores, "out": self.path, "already_finished": True})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            stored = {**read_json(self.result), "out": self.path, "already_finished": True}
+            return TypeAdapter(TrainResult).validate_python(stored)
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{self.result} is damaged ({error}); delete it and {RUN_AGAIN}") from error
 
     def _refuse(self, changed: list[str]) -> None:
@@ -220,14 +218,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_scores(path: Path, kind: type[Score]) -> list[Score]:
+def read_scores(path: Path, unit: str) -> list[Score]:
     """The validation scores of a metrics.jsonl, in order. Raises CheckpointError if one is not a number."""
-    names = [f.name for f in fields(kind)]
-    try:
-        rows = [row for row in read_rows(path) if "eval_loss" in row]
-        return [filled(kind, {name: row.get(f"eval_{name}") for name in names}) for row in rows]
-    except TypeError as error:
-        raise CheckpointError(_damaged_log(path, f"a score: {error}")) from error
+    found = []
+    for row in read_rows(path):
+        metrics = {name.removeprefix("eval_"): value for name, value in row.items() if name.startswith("eval_")}
+        try:
+            if "loss" in metrics:
+                known = {"loss": metrics.pop("loss"), "n_scored": metrics.pop("n_scored")}
+                found.append(TypeAdapter(Score).validate_python({**known, "unit": unit, "metrics": metrics}))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(_damaged_log(path, f"a score: {error}")) from error
+    return found
 
 
 def _damaged_log(path: Path, how: str) -> str:

@@ -1,13 +1,12 @@
-"""Scores of language models, classifiers and regressions over all tokens or examples, whatever the batch size."""
+"""Scores over all tokens or examples, whatever the batch size; and the losses of training."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Padding, Tokens, collate
@@ -19,32 +18,43 @@ if TYPE_CHECKING:
 Watch = Callable[[Sequence[int]], Iterable[int]]  # gives what it is given, batch by batch, and may show progress
 Collate = Callable[[Sequence[Any]], Mapping[str, "torch.Tensor"]]
 
-HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
+_HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
+_TITLES = {
+    "perplexity": "perplexity",
+    "padded_perplexity": "padded perplexity",
+    "accuracy": "accuracy (95 % interval)",
+    "pearson": "Pearson",
+    "bits_per_byte": "bits per byte",
+    "mcc": "MCC",
+    "f1": "F1",
+    "spearman": "Spearman",
+}  # of the metrics, the most important one of a task first
 
 
 @dataclass(frozen=True)
-class Score(ABC):
-    """The sums that a run stores, and the metrics that follow from them."""
+class Score:
+    """The loss, a mean over all scored tokens or examples, and the metrics of a task by name.
 
-    unit: ClassVar[str]  # of the loss
+    Of texts `perplexity`, exp(loss), and `bits_per_byte`, nats / (ln 2 * UTF-8 bytes), which compares tokenizers; or
+    `padded_perplexity`, if padding is scored. Of classes `accuracy`, with Wilson's 95 % interval from `accuracy_low` to
+    `accuracy_high` (over the choice of examples, not the seeds of training), `mcc` and `f1`. Of numbers `pearson` and
+    `spearman`.
+    """
 
-    @property
-    @abstractmethod
-    def loss(self) -> float:
-        """The mean over tokens or examples."""
-
-    @abstractmethod
-    def described(self) -> dict[str, str]:
-        """The metrics as text for a table, by name; the most important one first."""
-
-    @property
-    @abstractmethod
-    def size(self) -> str:
-        """The amount of scored data."""
+    loss: float
+    unit: str  # of the loss
+    n_scored: int  # tokens or examples
+    metrics: dict[str, float | None]  # None where a metric is undefined
 
     def to_dict(self) -> dict[str, Any]:
-        """All metrics."""
-        return {"loss": self.loss, **asdict(self)}
+        """Loss, amount of data and metrics."""
+        return {"loss": self.loss, "n_scored": self.n_scored, **self.metrics}
+
+    def described(self) -> dict[str, str]:
+        """Metrics and loss as text for a table, by title; the most important one first."""
+        return {title: self._text(name) for name, title in _TITLES.items() if name in self.metrics} | {
+            self.unit: f"{self.loss:.4f}"
+        }
 
     @property
     def headline(self) -> tuple[str, str]:
@@ -54,133 +64,21 @@ class Score(ABC):
 
     @property
     def details(self) -> str:
-        """The metrics that accompany the headline, as text."""
-        others = [f"{name} {text}" for name, text in list(self.described().items())[1:] if name != self.unit]
+        """What accompanies the headline, as text."""
+        others = [f"{name} {text}" for name, text in list(self.described().items())[1:-1]]
         return ", ".join([f"{self.loss:.4f} {self.unit}", *others])
 
-
-@dataclass(frozen=True)
-class LanguageModelScore(Score):
-    """Negative log-likelihood `nats` of `n_tokens` scored tokens, which encode `n_bytes` UTF-8 bytes.
-
-    `n_unknown` of the tokens stand for text that the tokenizer cannot represent, and `n_padding` of them are padding.
-    Predicting both is easy.
-    """
-
-    unit: ClassVar[str] = "nats per token"
-
-    nats: float
-    n_tokens: int
-    n_bytes: int
-    n_unknown: int = 0
-    n_padding: int = 0
-
-    @property
-    def loss(self) -> float:
-        return self.nats / self.n_tokens
-
-    @property
-    def perplexity(self) -> float:
-        """exp(nats / n_tokens) over all tokens; infinity on overflow."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
-
-    @property
-    def bits_per_byte(self) -> float:
-        """nats / (ln 2 * n_bytes): comparable across tokenizers. NaN with padding, which has no bytes."""
-        return self.nats / (math.log(2) * self.n_bytes) if self.n_bytes and not self.n_padding else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "perplexity": self.perplexity, "bits_per_byte": self.bits_per_byte}
-
-    def described(self) -> dict[str, str]:
-        name = "padded perplexity" if self.n_padding else "perplexity"
-        shown = f"{self.perplexity:,.2f}" if self.loss <= HOPELESS_LOSS else "inf-like"
-        bits = {} if self.n_padding else {"bits per byte": f"{self.bits_per_byte:.4f}"}
-        return {name: shown, self.unit: f"{self.loss:.4f}", **bits}
-
     @property
     def size(self) -> str:
-        share = self.n_unknown / self.n_tokens
-        unknown = f", {self.n_unknown:,} unknown tokens ({share:.1%})" if share else ""
-        padding = f", {self.n_padding:,} of them padding" if self.n_padding else ""
-        return f"{self.n_tokens:,} tokens{padding}, {self.n_bytes:,} bytes{unknown}"
+        """The amount of scored data."""
+        return f"{self.n_scored:,} {'tokens' if 'token' in self.unit else 'examples'}"
 
-
-@dataclass(frozen=True)
-class ClassificationScore(Score):
-    """Negative log-likelihood `nats` of the true classes of `n_examples`, `n_correct` of them predicted."""
-
-    unit: ClassVar[str] = "nats per example"
-
-    nats: float
-    n_correct: int
-    n_examples: int
-    mcc: float  # as in `qpeft_lab.metrics`
-    f1: float
-
-    @property
-    def loss(self) -> float:
-        return self.nats / self.n_examples
-
-    @property
-    def accuracy(self) -> float:
-        """n_correct / n_examples."""
-        return self.n_correct / self.n_examples
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy. It covers the choice of examples, not the seeds of training."""
-        from scipy.stats import binomtest
-
-        low, high = binomtest(self.n_correct, self.n_examples).proportion_ci(method="wilson")
-        return float(low), float(high)
-
-    def to_dict(self) -> dict[str, Any]:
-        low, high = self.interval
-        return {**super().to_dict(), "accuracy": self.accuracy, "accuracy_low": low, "accuracy_high": high}
-
-    def described(self) -> dict[str, str]:
-        low, high = self.interval
-        others = {"MCC": f"{self.mcc:.4f}", "F1": f"{self.f1:.4f}", self.unit: f"{self.loss:.4f}"}
-        return {"accuracy (95 % interval)": f"{self.accuracy:.1%} ({low:.1%} to {high:.1%})", **others}
-
-    @property
-    def size(self) -> str:
-        return f"{self.n_examples:,} examples"
-
-
-@dataclass(frozen=True)
-class RegressionScore(Score):
-    """Sum of the squared errors of `n_examples` predicted numbers, and their correlations with the labels.
-
-    A correlation is None where it is undefined, for example if all predictions are equal.
-    """
-
-    unit: ClassVar[str] = "mean squared error"
-
-    squared_error: float
-    n_examples: int
-    pearson: float | None = None
-    spearman: float | None = None
-
-    @property
-    def loss(self) -> float:
-        return self.squared_error / self.n_examples
-
-    def described(self) -> dict[str, str]:
-        found = {"Pearson": self.pearson, "Spearman": self.spearman, self.unit: self.loss}
-        return {name: "undefined" if value is None else f"{value:.4f}" for name, value in found.items()}
-
-    @property
-    def size(self) -> str:
-        return f"{self.n_examples:,} examples"
-
-
-def score_class(task: str) -> type[Score]:
-    """The class of the scores of a task in `RunSettings`."""
-    kind = TASKS[task]
-    other = RegressionScore if kind.is_regression else ClassificationScore
-    return LanguageModelScore if kind.is_language_model else other
+    def _text(self, name: str) -> str:
+        if (value := self.metrics[name]) is None:
+            return "undefined"
+        if name == "accuracy":
+            return f"{value:.1%} ({self.metrics['accuracy_low']:.1%} to {self.metrics['accuracy_high']:.1%})"
+        return f"{value:,.2f}" if name.endswith("perplexity") else f"{value:.4f}"
 
 
 def evaluate_language_model(
@@ -189,7 +87,7 @@ def evaluate_language_model(
     batch_size: int = 8,
     padding: Padding | None = None,
     watch: Watch = iter,
-) -> LanguageModelScore:
+) -> Score:
     """Score the marked tokens of `blocks` and the `padding`, except the first of each block: it has no predecessor.
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
@@ -199,9 +97,13 @@ def evaluate_language_model(
         # the last T positions: virtual tokens of a prompt precede the text
         nats += _nats(logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten())  # (B (T-1), vocabulary)
         n_scored += int((labels != IGNORED).sum())
-    n_bytes = sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks)
-    n_padding = n_scored - sum(block.n_targets for block in blocks)
-    return LanguageModelScore(nats, n_scored, n_bytes, n_padding=n_padding)
+    loss = nats / n_scored
+    metrics = {"perplexity": math.exp(loss) if loss <= _HOPELESS_LOSS else None}
+    if padding is not None:
+        metrics = {"padded_perplexity": metrics["perplexity"]}
+    elif n_bytes := sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks):
+        metrics["bits_per_byte"] = nats / (math.log(2) * n_bytes)
+    return Score(loss, TASKS["causal-lm"].unit, n_scored, metrics)
 
 
 def evaluate_examples(
@@ -211,8 +113,10 @@ def evaluate_examples(
     batch_size: int = 8,
     watch: Watch = iter,
     is_regression: bool = False,
-) -> ClassificationScore | RegressionScore:
+) -> Score:
     """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
+    from scipy.stats import binomtest
+
     total, true, predictions, n_classes = 0.0, [], [], 0
     for logits, labels in _outputs(model, examples, collate, batch_size, watch):
         if is_regression:
@@ -224,11 +128,17 @@ def evaluate_examples(
             n_classes = logits.shape[-1]
         predictions += predicted.tolist()
         true += labels.tolist()
+    n = len(true)
+    metrics: dict[str, float | None]
     if is_regression:
         numbers = [number for _, number in examples]
-        return RegressionScore(total, len(true), pearson(numbers, predictions), spearman(numbers, predictions))
-    n_correct = sum(one == other for one, other in zip(true, predictions, strict=True))
-    return ClassificationScore(total, n_correct, len(true), mcc(true, predictions), f1(true, predictions, n_classes))
+        metrics = {"pearson": pearson(numbers, predictions), "spearman": spearman(numbers, predictions)}
+        return Score(total / n, TASKS["text-regression"].unit, n, metrics)
+    correct = binomtest(sum(one == other for one, other in zip(true, predictions, strict=True)), n)
+    low, high = correct.proportion_ci(method="wilson")
+    metrics = {"accuracy": correct.statistic, "accuracy_low": float(low), "accuracy_high": float(high)}
+    metrics |= {"mcc": mcc(true, predictions), "f1": f1(true, predictions, n_classes)}
+    return Score(total / n, TASKS["text-classification"].unit, n, metrics)
 
 
 def _outputs(

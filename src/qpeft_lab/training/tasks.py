@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -29,7 +27,7 @@ from qpeft_lab.data.text import Padding, Tokens
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import classifier, score
 from qpeft_lab.training.classifier import TaskRecord, class_names
-from qpeft_lab.training.score import Watch
+from qpeft_lab.training.score import Score, Watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +64,14 @@ class Task(ABC):
     def __init__(self, settings: RunSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         self.settings = settings
         self.config: PretrainedConfig = base.load_config(settings.model, settings.trust_remote_code)
+        if not TASKS[self.name].is_language_model:
+            classifier.check_can_classify(self.config, self.name)
+        self.processor = load_processor(settings.model, self.name, settings.trust_remote_code)
         self._read(reserved, labels)
 
     @abstractmethod
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
-        """Set `processor`, `train` and `evaluation`."""
+        """Set `train` and `evaluation`."""
 
     @abstractmethod
     def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
@@ -89,14 +90,15 @@ class Task(ABC):
         """The arguments of the model's forward, including `labels`."""
 
     @abstractmethod
-    def score(self, model: Any, examples: Sequence[Any] | None = None, watch: Watch = iter) -> Any:
+    def score(self, model: Any, examples: Sequence[Any] | None = None, watch: Watch = iter) -> Score:
         """The score of `model` on `examples`, by default the evaluation data; `watch` may show progress."""
 
-    def probe(self) -> Mapping[str, Tensor] | None:
-        """Inputs on which an exported adapter is compared with the trained one; None: random tokens."""
+    def record(self) -> TaskRecord | None:
+        """The content of task.json; None for a language model."""
         return None
 
-    def describe(self, folder: Path) -> None:  # noqa: B027
+    @abstractmethod
+    def describe(self, folder: Path) -> None:
         """Add to an adapter folder the information about the task that loading it requires."""
 
 
@@ -106,8 +108,7 @@ class CausalLM(Task):
     name = "causal-lm"
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
-        s = self.settings
-        self.processor = self.tokenizer = base.load_tokenizer(s.model, s.trust_remote_code)
+        s, self.tokenizer = self.settings, self.processor
         if s.chat_template is not None:
             self.tokenizer.chat_template = text.read_template(s.chat_template)
         self.seq_len = base.block_length(s.seq_len, self.config, reserved)
@@ -138,13 +139,9 @@ class CausalLM(Task):
     def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
         return text.collate(examples, self._padding)
 
-    def score(
-        self, model: Any, examples: Sequence[Tokens] | None = None, watch: Watch = iter
-    ) -> score.LanguageModelScore:
+    def score(self, model: Any, examples: Sequence[Tokens] | None = None, watch: Watch = iter) -> Score:
         blocks = self.evaluation if examples is None else examples
-        found = score.evaluate_language_model(model, blocks, self.settings.batch_size, self._padding, watch)
-        unknown = text.unknown_token(self.tokenizer)
-        return replace(found, n_unknown=sum(int(block.scored[1:][block.ids[1:] == unknown].sum()) for block in blocks))
+        return score.evaluate_language_model(model, blocks, self.settings.batch_size, self._padding, watch)
 
     def describe(self, folder: Path) -> None:
         if self.settings.chat_template is not None:
@@ -159,8 +156,6 @@ class Classification(Task):
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         s = self.settings
-        classifier.check_can_classify(self.config, self.name)
-        self._load_processor(reserved)
         if labels is not None:
             self.labels = tuple(labels)
             self.train, self.evaluation = [], self._examples(self.read(s.data, "validation"), s.data)
@@ -178,10 +173,6 @@ class Classification(Task):
         self.evaluation = spread(s.eval_blocks or 0, self._examples(evaluation, validation or s.data))
 
     @abstractmethod
-    def _load_processor(self, reserved: int) -> None:
-        """Load the tokenizer or image processor."""
-
-    @abstractmethod
     def read(self, source: str, split: str) -> list[Labelled]:
         """All examples of a split of a source, checked."""
 
@@ -190,7 +181,6 @@ class Classification(Task):
         """The hash of an example."""
 
     def record(self) -> TaskRecord:
-        """The content of task.json."""
         is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
         return TaskRecord(self.name, self.labels, self.pad, ignore_mismatched_sizes=is_other)
 
@@ -209,7 +199,7 @@ class Classification(Task):
         self.head, self.has_new_head = loaded.trained, loaded.has_new_head
         return loaded.model
 
-    def score(self, model: Any, examples: Sequence[Example] | None = None, watch: Watch = iter) -> Any:
+    def score(self, model: Any, examples: Sequence[Example] | None = None, watch: Watch = iter) -> Score:
         scored = self.evaluation if examples is None else examples
         is_regression = TASKS[self.name].is_regression
         return score.evaluate_examples(model, scored, self.collate, self.settings.batch_size, watch, is_regression)
@@ -218,9 +208,6 @@ class Classification(Task):
         if (glue := find_glue(self.settings.data)) is not None:
             return glue.classes
         return collect_labels((name for _, name in train), self.settings.data, class_names(self.config))
-
-    def probe(self) -> Mapping[str, Tensor]:
-        return {name: part for name, part in self.collate(self.evaluation[:2]).items() if name != "labels"}
 
     def describe(self, folder: Path) -> None:
         self.record().write(folder)
@@ -251,20 +238,16 @@ class TextClassification(Classification):
     _label = staticmethod(label_name)
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
+        seq_len, self.tokenizer = self.settings.seq_len, self.processor
+        self.pad = _pad_token(self.tokenizer, self.config)
+        room = self.tokenizer.model_max_length - reserved
+        if seq_len is not None and seq_len > room:
+            raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
+        self._length = min(base.block_length(seq_len, self.config, reserved), room)
         super()._read(reserved, labels)
         texts = [content.ids for content, _ in (*self.train, *self.evaluation)]
         base.check_vocabulary(texts, self.config)
-        text.warn_of_unknown(texts, self.tokenizer, self.settings.data, are_scored=False)
-
-    def _load_processor(self, reserved: int) -> None:
-        s = self.settings
-        self.processor = self.tokenizer = base.load_tokenizer(s.model, s.trust_remote_code)
-        self.pad = _pad_token(self.tokenizer, self.config)
-        room = self.tokenizer.model_max_length - reserved
-        if s.seq_len is not None and s.seq_len > room:
-            given = f"seq_len={s.seq_len}"
-            raise ConfigError(f"{given} is longer than the {room} tokens that the tokenizer allows")
-        self._length = min(base.block_length(s.seq_len, self.config, reserved), room)
+        text.warn_of_unknown(texts, self.tokenizer, self.settings.data)
 
     def read(self, source: str, split: str) -> list[Labelled]:
         names = ("text_column", "text_pair_column", "label_column")
@@ -331,10 +314,6 @@ class ImageClassification(Classification):
 
     name = "image-classification"
 
-    def _load_processor(self, reserved: int) -> None:
-        self._mode = "L" if classifier.n_channels(self.config) == 1 else "RGB"
-        self.processor = load_image_processor(self.settings.model, self.config, self.settings.trust_remote_code)
-
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)
 
@@ -345,35 +324,20 @@ class ImageClassification(Classification):
         """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
         import torch
 
-        images = [np.array(open_image(content, self._mode)) for content, _ in examples]
+        mode = "L" if classifier.n_channels(self.config) == 1 else "RGB"
+        images = [np.array(open_image(content, mode)) for content, _ in examples]
         images = [image if image.ndim == 3 else image[..., None] for image in images]  # (h, w, c)
         made = self.processor(images, input_data_format="channels_last", return_tensors="pt")
         return {"pixel_values": made["pixel_values"], "labels": torch.tensor([index for _, index in examples])}
 
 
-def load_image_processor(model: str, config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
-    """The image processor of a base, with PIL; if it has none, one that fits its config, with a warning."""
-    from transformers import AutoImageProcessor, ViTImageProcessorPil
-    from transformers.utils import IMAGE_PROCESSOR_NAME
-    from transformers.utils.hub import cached_file
+def load_processor(model: str, task: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a base, or for images its image processor, with PIL. Raises InputError if it has none."""
+    from transformers import AutoImageProcessor
 
-    if cached_file(model, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None:
-        return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
-    height, width = classifier.image_size(config)
-    n = classifier.n_channels(config)
-    warnings.warn(
-        f"the base model has no preprocessor_config.json: images are converted to {height} x {width} and {n} "
-        "channel(s), as in its config, with values from -1 to 1 (mean and standard deviation 0.5)",
-        stacklevel=2,
-    )
-    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=[0.5] * n, image_std=[0.5] * n)
-
-
-def load_processor(model: str, record: TaskRecord | None, trust_remote_code: bool = False) -> Any:
-    """The tokenizer or image processor of a base, for an adapter with this record."""
-    if record is None or not TASKS[record.task].has_images:
+    if not TASKS[task].has_images:
         return base.load_tokenizer(model, trust_remote_code)
-    return load_image_processor(model, base.load_config(model, trust_remote_code), trust_remote_code)
+    return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
 
 
 def _takes_token_types(config: Any) -> bool:
