@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
+from tiny_models import make_vit
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of libraries about tiny models
@@ -33,14 +34,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vit_folder(tmp_path_factory):
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = ViTConfig(**shape, image_size=8, patch_size=4, num_channels=1, num_labels=5)
-    folder = tmp_path_factory.mktemp("vit")
-    ViTForImageClassification(config).save_pretrained(folder)
-    return folder
+    return make_vit(tmp_path_factory.mktemp("vit"), num_hidden_layers=1, num_channels=1, num_labels=5)
 
 
 @pytest.fixture(scope="module")
