@@ -81,22 +81,19 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
-    assert set(found["hours"]) == {"tuning", "final", "cost"}
+    assert found["hours"] is None
     assert found["study"]["training"]["steps"] == 5
     assert found["study"]["command"] == f"qpeft compare run {study} --seeds 0,1,2 --steps 5 --out small"
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli("compare", "plan", study)
-    for word in ("lora", "0.01", "final runs", "max_hours is 8"):
+    for word in ("lora", "0.01", "final runs"):
         assert word in shown.stdout
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "named"), [("--reuse", "nowhere", "nowhere"), ("--max-hours", 1e-9, "max_hours")]
-)
-def test_invalid_options_exit_with_code_2_before_any_cell(qpeft_cli, study, tmp_path, option, value, named):
-    result = qpeft_cli("compare", "run", study, "--out", tmp_path / "out", option, value)
+def test_invalid_option_exits_with_code_2_before_any_cell(qpeft_cli, study, tmp_path):
+    result = qpeft_cli("compare", "run", study, "--out", tmp_path / "out", "--retry", "nowhere")
     assert result.exit_code == 2, result.output
-    assert named in result.stderr
+    assert "nowhere" in result.stderr
     assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 

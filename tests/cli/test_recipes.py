@@ -198,8 +198,4 @@ def test_plan_at_a_given_speed_reads_no_weights(qpeft_cli, base_folder, tmp_path
     # lora with two seeds and the base: each lora trains on 40 examples; for a third of the work all three score 2
     # after steps 0, 5 and 10, 3 of the test, and 64 more for generated texts
     seconds = (2 * 40 + 3 * (3 * 2 + 3 + 64) / 3) / 2
-    assert sum(found["hours"].values()) == pytest.approx(seconds / 3600)
-    assert (
-        found["least_memory"]
-        == 4 * found["study"]["base"]["params_total"] + 16 * found["study"]["methods"][1]["trainable"]
-    )
+    assert found["hours"] == pytest.approx(seconds / 3600)

@@ -230,7 +230,6 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(study, tmp_path, monke
     shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
     plan = make_plan(study(methods=[shots], reference="shots"), tmp_path / "out")
     [cell] = cells_of(plan, "shots")
-    plan.estimate()
     cost = changed(plan.cost_cells({})[0], impossible=None, lr=0.001)
     assert run_cell(cost, plan.folder)["step_ms"] > 0
     assert not sent

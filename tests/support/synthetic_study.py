@@ -64,7 +64,6 @@ def write_synthetic_study(folder: Path) -> Path:
         "test_blocks": 128,
         "seeds": SEEDS,
         "tuning": {"grid": [0.3, 1.0, 3.0, 10.0], "seed": 1000},
-        "max_hours": 8.0,
         "command": "qpeft compare run synthetic --out study",
         "methods": methods,
     }

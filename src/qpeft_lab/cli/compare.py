@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import option
-from qpeft.errors import ConfigError
 from qpeft_lab.cli.adapters import TRUST
 from qpeft_lab.cli.command import SOME_FAILED, application, command
-from qpeft_lab.cli.console import Answer, facts, line, say, size, table, working
+from qpeft_lab.cli.console import Answer, facts, line, say, table, working
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.cli.progress import CompareBar, bars, say_failures
 from qpeft_lab.compare import BUILT_IN, RECIPES
@@ -41,7 +40,6 @@ class _Overrides:
     test_data: str | None = option(None, "Test data, read once per run, at its end.")
     seeds: tuple[int, ...] | None = option(None, "Seeds of the final runs, such as 0,1,2,3,4.")
     lr_scale: float | None = option(None, "Factor for every learning rate: another base may need other ones.")
-    max_hours: float | None = option(None, "Refuse to start a study that is estimated to take longer.")
 
 
 Overrides = Annotated[
@@ -92,8 +90,6 @@ def run(
     check(executor, names, reuse)
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, out, trust_remote_code, smoke=smoke)
-        if not smoke and not (out / "rows.jsonl").exists():
-            _refuse_long(plan, workers)
     with bars() as shown:
         outcome = run_plan(plan, workers, CompareBar(shown), executor, names, timeout, reuse, threads)
     data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
@@ -106,14 +102,13 @@ def plan(
     study: str = _STUDY,
     examples_per_second: float | None = option(
         None,
-        "Compute the hours at this speed of training instead of timing steps: no weights are read. An example is a "
-        "block of text, a row or an image.",
+        "Also the hours at this speed of training. An example is a block of text, a row or an image.",
         above=0,
     ),
     overrides: Overrides,
     trust_remote_code: bool = TRUST,
 ) -> Answer:
-    """Show what a study would run: cells, parameters, learning rates, memory, hours. Nothing is trained or written.
+    """Show what a study would run: cells, parameters, learning rates. Nothing is trained or written.
 
     Examples:
 
@@ -127,9 +122,7 @@ def plan(
         data = {
             "study": found.study.model_dump(),
             "cells": {name: len(phase) for name, phase in cells.items()},
-            "most_trials": found.most_trials(),
-            "hours": found.estimate(examples_per_second),
-            "least_memory": found.least_memory(),
+            "hours": None if examples_per_second is None else found.hours(examples_per_second),
         }
     return Answer(data, lambda console: _show_plan(console, found, data))
 
@@ -197,14 +190,6 @@ def _plan(
     return make_plan(found, folder, shlex.join([*words, "--out", str(out)]), trusted)
 
 
-def _refuse_long(plan: Plan, workers: int) -> None:
-    phases, most = plan.estimate(), plan.study.max_hours
-    hours = (phases["tuning"] + phases["final"]) / workers + phases["cost"]
-    if hours > most:
-        remedy = "Reduce steps, seeds or methods, or raise max_hours."
-        raise ConfigError(f"The planned time of {hours:.1f} h exceeds max_hours={most:g}. {remedy}")
-
-
 def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[str, Any] | None = None) -> Answer:
     """The results of a study; exit code 3 if a cell of its run failed."""
     from qpeft_lab.compare import report as page
@@ -244,7 +229,7 @@ def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[st
 
 
 def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
-    study, hours, cells, most = plan.study, data["hours"], dict(data["cells"]), data["most_trials"]
+    study = plan.study
     console.print(f"{study.title}\n{study.question}\n")
     rows = [
         (
@@ -254,19 +239,12 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
         for method in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
-    up_to = "up to " if most > cells["tuning"] else ""  # grids extend themselves
-    if up_to:
-        cells["tuning"] = f"{cells['tuning']} to {most}"
     what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
     phases = [
-        (what[name], n, f"{up_to * (name == 'tuning')}about {_hours(hours[name])}") for name, n in cells.items() if n
+        (what[name], n, "more if the best is at an edge" * (name == "tuning")) for name, n in data["cells"].items() if n
     ]
-    memory = ("memory", size(data["least_memory"]), "or more: without activations")
-    console.print(facts([("steps of a run", study.training["steps"], ""), *phases, memory]))
-    total = f"In total {up_to}about {_hours(sum(hours.values()))} with one worker; max_hours is {study.max_hours:g}."
-    console.print(f"\n{total} To run it:\n")
+    console.print(facts([("steps of a run", study.training["steps"], ""), *phases]))
+    if data["hours"] is not None:
+        console.print(f"\nWith one worker up to {data['hours']:.1f} h.")
+    console.print("\nTo run it:\n")
     line(console, study.command, "cyan")
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"

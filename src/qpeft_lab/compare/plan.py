@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft import methods
@@ -40,10 +39,8 @@ if TYPE_CHECKING:
 Rows = Mapping[str, Row]  # by cell_id
 
 BUDGET = "@budget"  # in a candidate's settings: replaced by the block's budget
-_BYTES_PER_TRAINED = 16  # a value, its gradient and the two moments of Adam in float32
 _COLUMNS = ("text_column", "label_column", "prompt_column", "completion_column")  # which the split data do not have
 _WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
-_TIMED_STEPS = 5
 _STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
 _FORWARD = 1 / 3  # of a training step's work
 _ANSWERS = 64  # blocks that generated texts count for
@@ -71,11 +68,6 @@ class Plan:
             for rate in search.rates
         ]
 
-    def most_trials(self) -> int:
-        """How many trials of learning rates there are in the end, at most."""
-        tuned = [method for method in self.study.methods if len(method.rates) > 1]
-        return sum(len(method.rates) + MOST_EXTENSIONS for method in tuned)
-
     def final_cells(self, rows: Rows) -> list[Cell]:
         """Every method with every seed, seed by seed, at the learning rate with the lowest validation loss in `rows`.
 
@@ -100,40 +92,22 @@ class Plan:
     def cells(self, rows: Rows) -> list[Cell]:
         return [*self.tuning_cells(rows), *self.final_cells(rows), *self.cost_cells(rows)]
 
-    def estimate(self, examples_per_second: float | None = None) -> dict[str, float]:
-        """Hours of each phase (tuning, final, cost) with one worker, at most, from a few timed steps of every method.
-
-        With `examples_per_second`, the speed of training, nothing is timed and no weights are read.
-        """
+    def hours(self, examples_per_second: float) -> float:
+        """Of all runs, one after the other, at most, at this speed of training. No weights are read."""
         from qpeft_lab.compare.cell import no_warnings, read_data, read_test_data, settings_of
 
         tuning, final, cost = self.tuning_cells({}), self.final_cells({}), self.cost_cells({})
-        by_method = {cell.spec.hash: cell for cell in final}
         with no_warnings():
-            speeds = {name: examples_per_second or _speed(cell) for name, cell in by_method.items()}
             n_valid, n_test = len(read_data(settings_of(final[0])).evaluation), len(read_test_data(final[0]).evaluation)
         run = self.setup.run
-        size = run.batch_size * run.gradient_accumulation_steps
         n_scored = n_valid * (1 + run.n_steps / (run.eval_every or max(1, run.n_steps // 20)))
-
-        def hours(cells: Sequence[Cell], n_scored: float, steps: int | None = None) -> float:
-            work = [((cell.steps if steps is None else steps) * size, speeds[cell.spec.hash]) for cell in cells]
-            return sum((n + _FORWARD * n_scored) / speed for n, speed in work) / 3600
-
-        return {
-            "tuning": hours(tuning, n_scored) * self.most_trials() / max(1, len(tuning)),
-            "final": hours(final, n_scored + n_test + _ANSWERS),
-            "cost": hours(cost, 0, _STEPS_OF_A_COST_CELL),
-        }
-
-    def least_memory(self) -> int:
-        """Bytes of the weights, and of gradients and Adam's states for the method with the most trainable parameters.
-
-        Activations need more memory in addition.
-        """
-        base = self.study.base
-        weights = base.params_total * (2 if base.dtype == "bfloat16" else 4)
-        return weights + _BYTES_PER_TRAINED * max(method.trainable for method in self.study.methods)
+        n_tuned = sum(len(method.rates) > 1 for method in self.study.methods)
+        extended = 1 + n_tuned * MOST_EXTENSIONS / max(1, len(tuning))  # grids extend themselves
+        steps = sum(cell.steps for cell in tuning) * extended + sum(cell.steps for cell in final)
+        steps += len(cost) * _STEPS_OF_A_COST_CELL
+        scored = len(tuning) * extended * n_scored + len(final) * (n_scored + n_test + _ANSWERS)
+        work = steps * run.batch_size * run.gradient_accumulation_steps + _FORWARD * scored
+        return work / examples_per_second / 3600
 
     def _searches(self, rows: Rows) -> list[tuple[PlannedMethod, RateSearch]]:
         """Small methods first."""
@@ -203,7 +177,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     )
     same = ("name", "title", "question", "task", "metric", "reference", "seeds", "tuning", "test_blocks", "costs")
     found = PlannedStudy(
-        **{name: getattr(study, name) for name in (*same, "max_hours")},
+        **{name: getattr(study, name) for name in same},
         training=study.training | {"steps": run.n_steps, "seq_len": run.seq_len},
         base=base,
         data=Data(
@@ -389,34 +363,3 @@ def _check_results(study: PlannedStudy, folder: Path) -> None:
             f"{folder} holds results of another base, other data or other training. Use the same, name another folder, "
             "or remove this"
         )
-
-
-def _speed(cell: Cell) -> float:
-    """Examples per second of training, from a few steps in one thread, as in a cell, on the device on which it trains.
-
-    Without training it is what the speed of a forward pass corresponds to.
-    """
-    import torch
-
-    from qpeft_lab.compare.cell import read_data, settings_of, untrained_model
-    from qpeft_lab.compare.cost import TrainingSteps, now
-
-    if ".py:" in str(cell.spec.backend.get("backend")):  # the user's file is executed by a run only
-        cell = replace(cell, spec=cell.spec.model_copy(update={"backend": {}}))
-    settings = settings_of(cell)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        task, model = read_data(settings), untrained_model(cell).to(device)
-        batch = {name: part.to(device) for name, part in task.collate(task.train[: settings.batch_size]).items()}
-        if cell.steps:
-            run = TrainingSteps(model, settings.max_grad_norm, settings.weight_decay)
-            return 1000 * settings.batch_size / median(run.step(batch) for _ in range(_TIMED_STEPS))
-        began = now()
-        with torch.no_grad():
-            model(**batch)
-        return _FORWARD * settings.batch_size / (now() - began)
-    finally:
-        torch.set_num_threads(threads)
-        torch.cuda.empty_cache()  # the cells run in other processes, on the same GPU

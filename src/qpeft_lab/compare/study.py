@@ -178,7 +178,6 @@ class _Common(_Strict):
     training: dict[str, Any] = {}  # fields of `RunSettings` that all methods share
     test_blocks: int = Field(default=96, ge=0, le=MOST)
     costs: bool = True
-    max_hours: float = Field(default=8.0, gt=0, allow_inf_nan=True)
     methods: Sequence[Method] = Field(min_length=1)
 
     @model_validator(mode="after")
