@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from qpeft.errors import ConfigError
 from qpeft.methods import register
-from qpeft.methods.method import Method
+from qpeft.methods.method import Method, imported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,10 @@ class LabRecord:
     prunes_ranks: bool = False  # whether reports show the remaining ranks
     report_note: str = ""  # a sentence for reports of studies with this method
 
-    ask = Method.ask
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Call the function in field `name`; returns None if there is none."""
+        function = imported(getattr(self, name))
+        return None if function is None else function(*arguments)
 
 
 def lab_record(method: Method) -> LabRecord:
@@ -40,7 +43,8 @@ def lab_record(method: Method) -> LabRecord:
 
 def fit_of(method: Method, config: Any) -> Callable[[Any, Any], None] | None:
     """The function (model, batches) that computes initial values before the first step; None if none is needed."""
-    return method.ask("fit", config) or lab_record(method).ask("fit", config)
+    fit = imported(method.fit)
+    return (fit and fit(config)) or lab_record(method).ask("fit", config)
 
 
 def kind_with(method: Method, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:

@@ -1,6 +1,7 @@
 """`qpeft plan`: the counts of the papers, from the configuration of a base model; counts that a run then has."""
 
 import json
+from dataclasses import asdict
 
 import moe
 import pytest
@@ -33,7 +34,7 @@ def test_options_are_passed_to_the_config(answer, base_folder, budget):
     config = qpeft.QPAConfig(
         r=4, budget=float(budget), hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
-    expected = json.loads(json.dumps(qpeft.plan(base_folder, config).to_dict()))
+    expected = json.loads(json.dumps(asdict(qpeft.plan(base_folder, config))))
     assert answer("plan", "--model", base_folder, *arguments) == {"model": str(base_folder), **expected}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import asdict
 
 import pytest
 
@@ -22,7 +23,7 @@ def use_only(monkeypatch, method, settings):
 def test_plan_and_train_take_the_suggested_adapter(answer, base_folder, text, tmp_path):
     expected = qpeft.suggest(base_folder, parameters=40)
     found = answer("plan", "--model", base_folder, "--parameters", "40")
-    shown = json.loads(json.dumps(expected.to_dict()))
+    shown = json.loads(json.dumps(asdict(expected)))
     assert {**found["suggestion"], "notes": []} == {**shown, "notes": []}  # there are notes on servers as well
     assert (found["trainable"], found["stored_bytes"]) == (expected.plan.trainable, expected.plan.stored_bytes)
     train = ("train", "--model", base_folder, "--data", text, "--method", "auto", "--parameters", "40")

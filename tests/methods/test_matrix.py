@@ -510,7 +510,7 @@ def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, v
 
     def train(resume=None):
         model = make(moved=False, **settings)
-        callbacks = [] if variant.attached else get(variant.method).ask("callbacks") or []
+        callbacks = [qpeft.SoRACallback()] if variant.method == "sora" else []
         args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
         trainer = Trainer(model, args, train_dataset=rows, callbacks=callbacks)
         trainer.train(resume_from_checkpoint=resume)

@@ -7,15 +7,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
+from torch import nn
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import qpeft
+from qpeft.core.meta_model import on_meta
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import suggest as suggest_module
-from qpeft.methods.suggest import Design, Evidence
+from qpeft.methods.suggest import Design, Evidence, fill_names
 
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
 LLAMA = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+BATCHES = [{"input_ids": torch.arange(20)[None]}]
 
 
 def design(label, method, settings, *losses, base=(4.0, 5.0)):
@@ -82,7 +85,6 @@ def test_suggestion_shows_its_evidence(use):
     # the next best, with their own evidence
     assert [one.label for one in found.alternatives] == ["Quantum-PEFT, L=1, r=8", "Uni-LoRA, 64"]
     assert [one.evidence[1]["loss"] for one in found.alternatives] == [4.1, 4.5]
-    assert found.to_dict()["plan"]["trainable"] == 512
 
 
 def test_results_on_the_base_itself_count_alone():
@@ -94,27 +96,9 @@ def test_results_on_the_base_itself_count_alone():
     assert (every.share, every.learning_rate) == (pytest.approx((0.5 + 0.25) / 2), 0.01)
 
 
-def test_adapter_that_leaves_out_its_frames_needs_a_frame_file(use, tmp_path):
-    use(*DESIGNS, FRAMED)
-    found = qpeft.suggest(BASE, bytes=1000)
-    assert (found.label, found.needs_frame_file) == ("framed", True)
-    assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
-    base = GPT2LMHeadModel(BASE).eval()
-    model = get_peft_model(copy.deepcopy(base), found.config)
-    qpeft.fit_frames(model, [{"input_ids": torch.arange(20)[None]}], save_to=tmp_path / "frames")
-    qpeft.save(model, tmp_path / "adapter")
-    (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
-    assert tensor.nbytes == found.plan.stored_bytes + 8
-    qpeft.load(base, tmp_path / "adapter")
-    stores = qpeft.suggest(BASE, parameters=found.plan.trainable)
-    assert (stores.label, stores.needs_frame_file) == ("framed", False)
-    assert stores.plan == qpeft.plan(BASE, stores.config)
-    assert stores.plan.stored_bytes > 4 * stores.plan.trainable
-
-
 @pytest.fixture
 def frame_file(tmp_path):
-    """Makes a frame file of BASE with a given number of directions; returns it and the base."""
+    """Makes a frame file of BASE; returns it and the base."""
     torch.manual_seed(0)
     base = GPT2LMHeadModel(BASE).eval()
 
@@ -123,26 +107,36 @@ def frame_file(tmp_path):
             r=2, n_layers=1, share="type", frame="gradient", frame_rank=frame_rank, target_modules=target_modules
         )
         file = tmp_path / f"{frame_rank}.safetensors"
-        batches = [{"input_ids": torch.arange(20)[None]}]
-        qpeft.fit_frames(get_peft_model(copy.deepcopy(base), config), batches, save_to=file)
+        qpeft.fit_frames(get_peft_model(copy.deepcopy(base), config), BATCHES, save_to=file)
         return file, base
 
     return make
 
 
-def test_frames_in_a_given_file_are_not_counted(use, frame_file, tmp_path):
-    use(*DESIGNS, FRAMED)
-    file, base = frame_file()
-    found = qpeft.suggest(BASE, bytes=1000, frames=file)
-    assert (found.label, found.settings["frames"], found.needs_frame_file) == ("framed", str(file), False)
-    assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
-    assert found.plan == qpeft.plan(BASE, found.config)
-    assert not found.alternatives  # the others take no frame file
+def assert_stores_as_counted(found, base, folder):
+    """The folder of an adapter that refers to a frame file has the counted bytes, and an int64 hash."""
     model = get_peft_model(copy.deepcopy(base), found.config)
     assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
-    qpeft.save(model, tmp_path / "adapter")
-    (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
+    if found.needs_frame_file:
+        qpeft.fit_frames(model, BATCHES, save_to=folder / "frames")
+    qpeft.save(model, folder / "adapter")
+    (tensor,) = load_file(folder / "adapter" / "adapter_model.safetensors").values()
     assert tensor.nbytes == found.plan.stored_bytes + 8
+
+
+def test_frames_in_a_file_are_not_counted(use, frame_file, tmp_path):
+    use(*DESIGNS, FRAMED)
+    file, base = frame_file()
+    for frames in (None, file):
+        found = qpeft.suggest(BASE, bytes=1000, frames=frames)
+        assert (found.label, found.needs_frame_file) == ("framed", frames is None)
+        assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
+        assert_stores_as_counted(found, base, tmp_path / str(found.needs_frame_file))
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert not found.alternatives  # the others take no frame file
+    stores = qpeft.suggest(BASE, parameters=found.plan.trainable)
+    assert (stores.label, stores.needs_frame_file) == ("framed", False)
+    assert stores.plan.stored_bytes > 4 * stores.plan.trainable
 
 
 def test_frame_file_of_another_base_is_refused(use, frame_file):
@@ -175,31 +169,19 @@ def test_frame_file_that_does_not_suit_the_measured_adapter_is_refused(use, fram
         qpeft.suggest(BASE, parameters=10**6, frames=file)
 
 
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({}, "give one budget"),
-        ({"parameters": 10, "bytes": 10}, "give one budget"),
-        ({"parameters": 0}, "give one budget"),
-        ({"parameters": 63}, "Uni-LoRA, 64"),
-    ],
-)
-def test_invalid_budget_is_refused(use, asked, message):
-    with pytest.raises(ConfigError, match=message):
+@pytest.mark.parametrize("asked", [{}, {"parameters": 10, "bytes": 10}, {"parameters": 0}, {"parameters": 63}], ids=str)
+def test_invalid_budget_is_refused(use, asked):
+    with pytest.raises(ConfigError, match="budget" if asked != {"parameters": 63} else "Uni-LoRA, 64"):
         qpeft.suggest(BASE, **asked)
 
 
-def test_model_with_an_adapter_is_refused(use):
-    model = get_peft_model(GPT2LMHeadModel(BASE), LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
-    with pytest.raises(ConfigError, match="has an adapter already; give the model without it"):
-        qpeft.suggest(model, parameters=1000)
-    with pytest.raises(ConfigError, match="has an adapter already; give the model without it"):
-        qpeft.plan(model, LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
-
-
-def test_unknown_base_is_refused(use, tmp_path):
-    with pytest.raises(ConfigError, match="no model at"):
-        qpeft.suggest(tmp_path / "nowhere", parameters=100)
+def test_base_that_cannot_be_counted_is_refused(tmp_path):
+    lora = LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    for base in (tmp_path / "nowhere", get_peft_model(GPT2LMHeadModel(BASE), lora)):
+        with pytest.raises(ConfigError):
+            qpeft.suggest(base, parameters=1000)
+        with pytest.raises(ConfigError):
+            qpeft.plan(base, lora)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +189,7 @@ def test_unknown_base_is_refused(use, tmp_path):
     [
         ("quantum_peft", {"r": 1, "target_modules": "@linear-and-head"}, True),
         ("quantum_peft", {"r": 1, "modules_to_save": "@norms"}, False),
-        ("qpa", {"r": 1, "use_dora": True}, False),
         ("lora", {"r": 1}, False),
-        ("uni_lora", {"r": 4, "theta_d_length": 64}, False),
     ],
     ids=str,
 )
@@ -232,7 +212,7 @@ def test_a_pool_serves_what_is_suggested_for_mixed_batches(tmp_path):
     assert found.share < best.share
     for name in "ab":
         model = get_peft_model(copy.deepcopy(base), found.config)
-        qpeft.fit_frames(model, [{"input_ids": torch.arange(20)[None]}])
+        qpeft.fit_frames(model, BATCHES)
         qpeft.save(model, tmp_path / name)
     pool = qpeft.AdapterPool(base, tmp_path)
     pool.model(input_ids=torch.arange(20).view(2, 10), adapter_names=pool.place(["a", "b"]))
@@ -249,3 +229,48 @@ def test_note_on_a_larger_base_and_on_the_end_of_the_evidence(use):
     notes = qpeft.suggest(BASE, parameters=512).notes
     assert "10 parameters" in notes[0]
     assert notes[1] == "the evidence ends at 9 trainable parameters"
+
+
+# -- names of modules that depend on the base
+
+
+def base(model_type, **sizes):
+    return on_meta(AutoConfig.for_model(model_type, vocab_size=8, **sizes))
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("model", "norms", "last"),
+    [
+        (on_meta(BASE), ["ln_1", "ln_2", "ln_f"], "transformer.ln_f"),
+        # registered before the blocks
+        (
+            base("opt", **SMALL, ffn_dim=32, word_embed_proj_dim=16),
+            ["final_layer_norm", "self_attn_layer_norm"],
+            "model.decoder.final_layer_norm",
+        ),
+        # only those of the embeddings and of the prediction head are outside of blocks
+        (base("bert", **SMALL), ["LayerNorm"], "cls.predictions.transform.LayerNorm"),
+    ],
+    ids=["gpt2", "opt", "bert"],
+)
+def test_norms_are_those_of_the_base(model, norms, last):
+    settings = {"r": 3, "modules_to_save": "@norms", "target_modules": "@last-norm"}
+    assert fill_names(settings, model) == {"r": 3, "modules_to_save": norms, "target_modules": [last]}
+
+
+@pytest.mark.parametrize("config", [BASE, LLAMA], ids=["gpt2", "llama"])
+def test_linear_maps_are_those_of_peft_and_the_output_head(config):
+    def adapted(targets):
+        return set(get_peft_model(on_meta(config), LoraConfig(target_modules=targets)).targeted_module_names)
+
+    names = fill_names({"target_modules": "@linear-and-head"}, on_meta(config))["target_modules"]
+    assert adapted(names) == adapted("all-linear") | {"lm_head"}
+
+
+def test_base_without_such_modules_is_refused():
+    for name in ("@norms", "@linear-and-head"):
+        with pytest.raises(ConfigError, match=name):
+            fill_names({"target_modules": name}, nn.Embedding(2, 2))

@@ -1,23 +1,19 @@
-"""trl's SFTTrainer, unchanged: answer-only loss, its casts to bfloat16, resume, save and export."""
+"""trl's SFTTrainer, unchanged: answer-only loss, its casts to bfloat16, export."""
 
 import copy
 
 import pytest
 import torch
 from datasets import Dataset
-from peft import IA3Config, get_peft_model
 from torch.nn.functional import cross_entropy
-from transformers import Trainer
 
 import qpeft
 import qpeft_lab.demo
-from trainers import QUIET, arguments
+from trainers import QUIET
 
 trl = pytest.importorskip("trl")
-pytestmark = [
-    # trl on a default of its own: the same for a stock LoRA
-    pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning"),
-]
+# trl on a default of its own: the same for a stock LoRA
+pytestmark = pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")
 
 ROWS = [
     {"prompt": "what colour is the sky ?", "completion": " blue"},
@@ -31,12 +27,12 @@ ROWS = [
 def sft(tokenizer, tmp_path):
     """An SFTTrainer over `model` with the rows."""
 
-    def make(model, rows=ROWS, peft_config=None, folder="run", **changes):
-        sizes = {"per_device_train_batch_size": len(rows), "max_steps": 1, "bf16": False}
+    def make(model, peft_config=None, **changes):
+        sizes = {"per_device_train_batch_size": len(ROWS), "bf16": False}
         return trl.SFTTrainer(
             model,
-            args=trl.SFTConfig(str(tmp_path / folder), **{**QUIET, **sizes, **changes}),
-            train_dataset=Dataset.from_list(rows),
+            args=trl.SFTConfig(str(tmp_path / "run"), **{**QUIET, **sizes, **changes}),
+            train_dataset=Dataset.from_list(ROWS),
             processing_class=tokenizer,
             peft_config=peft_config,
         )
@@ -73,10 +69,8 @@ def answer_loss(model, tokenizer, rows):
 @pytest.mark.parametrize("given_as", ["wrapped", "peft_config"])
 def test_logged_loss_is_the_loss_of_the_answers(llama, method, given_as, wrap, config_of, sft, tokenizer):
     expected = answer_loss(llama, tokenizer, ROWS)
-    if given_as == "wrapped":
-        trainer = sft(wrap(llama, method), max_steps=8)
-    else:
-        trainer = sft(llama, peft_config=config_of(method), max_steps=8)
+    given = (wrap(llama, method), None) if given_as == "wrapped" else (llama, config_of(method))
+    trainer = sft(*given, max_steps=8)
     trainer.train()
     found = losses(trainer)
     assert abs(found[0] - expected) < 1e-5
@@ -91,20 +85,6 @@ def test_bf16_training_keeps_the_generator_in_float32(llama, method, wrap, sft):
     assert losses(trainer)[-1] < losses(trainer)[0]
     layer = trainer.model.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.dtype == torch.float32  # as PEFT places adapters on a bfloat16 base
-
-
-def test_resumed_run_equals_the_uninterrupted_run_and_loads(llama, method, wrap, sft, ids, adapters, tmp_path):
-    def run(model, folder, **options):
-        trainer = sft(model, folder=folder, max_steps=4, save_strategy="steps", save_steps=2, warmup_steps=1)
-        trainer.train(**options)
-        return trainer
-
-    unbroken = run(wrap(copy.deepcopy(llama), method), "a")
-    resumed = run(wrap(copy.deepcopy(llama), method), "b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
-    assert are_equal(state(unbroken.model), state(resumed.model))
-    unbroken.save_model(str(tmp_path / "saved"))
-    loaded = qpeft.load(llama, tmp_path / "saved")
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(unbroken.model.eval(), ids))
 
 
 def cast(model):
@@ -131,24 +111,15 @@ def test_cast_parameters_continue_in_float32_from_their_rounded_values(llama, me
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("method", ["qpa", "attached", "sft"])
-def test_export_directly_after_training_in_bf16(llama, adapters, tmp_path, method):
+def test_export_directly_after_training_in_bf16(tmp_path):
     """The trainers leave autocast around the model's forward; bf16 is a default of SFTTrainer."""
-    if method == "sft":
-        rows = [{"prompt": f"Return the number {i}", "completion": f" as {i}."} for i in range(8)]
-        trainer = trl.SFTTrainer(
-            str(qpeft_lab.demo.base_path()),
-            args=trl.SFTConfig(str(tmp_path / "run"), **{**QUIET, "learning_rate": 1e-3, "max_steps": 2}),
-            train_dataset=Dataset.from_list(rows),
-            peft_config=qpeft.QPAConfig(r=4, budget=0.5, target_modules="all-linear", task_type="CAUSAL_LM"),
-        )
-    else:
-        generator = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3)
-        ia3 = IA3Config(task_type="CAUSAL_LM")
-        model = adapters.qpa(llama) if method == "qpa" else qpeft.attach(get_peft_model(llama, ia3), generator)
-        rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (8, 8))]
-        args = arguments(tmp_path / "run", max_steps=2, bf16=True, per_device_train_batch_size=8, learning_rate=5e-5)
-        trainer = Trainer(model, args, train_dataset=rows)
+    rows = [{"prompt": f"Return the number {i}", "completion": f" as {i}."} for i in range(8)]
+    trainer = trl.SFTTrainer(
+        str(qpeft_lab.demo.base_path()),
+        args=trl.SFTConfig(str(tmp_path / "run"), **{**QUIET, "learning_rate": 1e-3, "max_steps": 2}),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=qpeft.QPAConfig(r=4, budget=0.5, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
     trainer.train()
     assert "forward" in trainer.model.__dict__  # wrapped by accelerate
     assert qpeft.export(trainer.model, tmp_path / "exported").max_logit_difference <= 1e-6

@@ -47,7 +47,7 @@ def test_methods_declare_config_defaults_presets_and_every_seed(key):
     names = {f.name for f in fields(method.config_class)}
     assert set(method.defaults) <= names
     assert all(callable(getattr(method.config_class, preset)) for preset in lab_record(method).presets)
-    for name in ("tuner", "generator", "options", "callbacks"):
+    for name in ("tuner", "generator", "options", "callback"):
         assert imported(getattr(method, name)) is None or callable(imported(getattr(method, name)))
     # a method of PEFT whose config has another seed needs `seed_field` in its record
     assert {name for name in names if re.search("seed|prng", name)} <= {method.seed_field}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
@@ -44,7 +44,7 @@ class Method:
     takes_backend: bool = False  #: whether its generator has a `CircuitModule`, whose circuit a backend can run
     #: (config) the function (model, batches) that computes initial values before the first step; None if none is needed
     fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
-    callbacks: Callable[[], Sequence[Any]] | str | None = None  #: () trainer callbacks of a run
+    callback: type | str | None = None  #: class of a trainer callback that every run has
 
     @property
     def config_class(self) -> Any:
@@ -55,11 +55,6 @@ class Method:
     def generator_class(self) -> Any:
         """The GeneratorConfig class; None for methods without hosts."""
         return imported(self.generator)
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        """Call the function in field `name`; returns None if there is none."""
-        function = imported(getattr(self, name))
-        return None if function is None else function(*arguments)
 
 
 def imported(target: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,6 @@ class Plan:
     sizes: dict[str, Any] = field(default_factory=dict)  #: of the method, such as n_qubits of the largest circuit
     circuits: dict[str, Any] | None = None  #: cost of the circuits on a backend, see `CircuitRun.forecast`
     notes: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -61,10 +61,6 @@ class Suggestion:
     def config(self) -> PeftConfig:
         """A new PEFT config of the adapter. It refers to a frame file only if `suggest` was given one."""
         return _config(self.method, self.settings)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field by its name."""
-        return asdict(self)
 
 
 def suggest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.checks import option
@@ -66,9 +67,9 @@ def plan(
         raise ConfigError(f"--num-labels is for a classification; task {settings.task} has no classes. Set --task")
     with working("Counting"):
         found = plan_of(settings, num_labels) if suggestion is None else suggestion.plan
-    data = {"model": settings.model, **found.to_dict()}
+    data = {"model": settings.model, **asdict(found)}
     if suggestion is not None:
-        data["suggestion"] = suggestion.to_dict()
+        data["suggestion"] = asdict(suggestion)
     return Answer(data, lambda console: _show(console, settings, found, suggestion))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -69,7 +69,7 @@ def train(
     with bars() as shown:
         result = fine_tune(settings, TrainingBar(shown, settings.method))
     trained = settings.record.trains
-    data = result.to_dict() | ({} if suggestion is None else {"suggestion": suggestion.to_dict()})
+    data = result.to_dict() | ({} if suggestion is None else {"suggestion": asdict(suggestion)})
     return Answer(data, lambda console: _show(console, result, trained))
 
 

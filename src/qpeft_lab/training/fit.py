@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 import qpeft
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
+from qpeft.methods.method import imported
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full
 from qpeft_lab.interrupt import StopRequest
@@ -180,7 +181,7 @@ def _fit(
         with stop, outputs.resumable(ready.model):
             trainer = _trainer(settings, ready, folder)
             callback.attach(trainer, log)
-            for other in (*(settings.record.ask("callbacks") or ()), *callbacks):
+            for other in filter(None, (imported(settings.record.callback), *callbacks)):
                 trainer.add_callback(other)
             try:
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

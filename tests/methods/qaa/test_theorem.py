@@ -1,7 +1,5 @@
 """The limit of QAA: its update is even in the input, so it fits no linear change on inputs symmetric about 0."""
 
-import copy
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,19 +17,15 @@ def adapted(config):
     return get_peft_model(base, config)
 
 
-def explained(model, x, target):
-    """Share of the target's variance, R^2."""
-    with torch.no_grad():
-        return 1 - (model(x) - target).square().sum().item() / target.square().sum().item()
-
-
-def fit(model, x, target, steps=150, lr=2e-2):
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    for _ in range(steps):
+def fit(model, x, target):
+    """The share of the target's variance, R^2, that the model explains after 150 steps."""
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    for _ in range(150):
         optimiser.zero_grad()
         nn.functional.mse_loss(model(x), target).backward()
         optimiser.step()
-    return explained(model, x, target)
+    with torch.no_grad():
+        return 1 - (model(x) - target).square().sum().item() / target.square().sum().item()
 
 
 @pytest.fixture
@@ -60,21 +54,3 @@ def test_qaa_cannot_fit_an_odd_linear_change_that_lora_fits(linear_task, setting
 def test_linear_control_fits_part_of_an_odd_linear_change(linear_task):
     x, target = linear_task
     assert fit(adapted(qpeft.QAAConfig(target_modules=["0"], feature_source="linear")), x, target) > 0.03
-
-
-@pytest.mark.long
-def test_circuit_fits_another_circuit():
-    teacher = adapted(qpeft.QAAConfig(target_modules=["0"], seed=1, train_circuit=False))
-    with torch.no_grad():
-        for parameter in teacher.parameters():
-            if parameter.requires_grad:
-                parameter.normal_()
-    x = torch.randn(600, WIDTH)
-    with torch.no_grad():
-        target = teacher(x)
-    student = adapted(qpeft.QAAConfig(target_modules=["0"]))
-    frozen = adapted(qpeft.QAAConfig(target_modules=["0"], train_circuit=False))
-    start = copy.deepcopy(student)
-    found = fit(student, x, target, steps=250)
-    assert found > fit(frozen, x, target, steps=250) + 0.1
-    assert found > explained(start, x, target) + 0.3

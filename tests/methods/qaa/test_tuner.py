@@ -66,15 +66,6 @@ def test_default_targets_of_llama_have_angles_of_their_own(llama):
     assert not torch.equal(first, second)
 
 
-def test_angles_have_no_gradient_in_the_first_step(llama, ids):
-    model = adapted(llama)
-    taus = [branch.features.angles.tau for branch in branches(model).values()]
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert not any(tau.grad.any() for tau in taus)
-    shake(model)(input_ids=ids, labels=ids).loss.backward()
-    assert all(tau.grad.any() for tau in taus)
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [('"seed": 0', '"seed": 1'), ('"ansatz": "square"', '"ansatz": "rxyz"'), ('"alpha": 16', '"alpha": 8')],
@@ -86,16 +77,6 @@ def test_folder_with_other_settings_is_refused(gpt2, tmp_path, old, new):
     assert new in path.read_text()
     with pytest.raises(CheckpointError, match="settings"):
         qpeft.load(gpt2, tmp_path)
-
-
-def test_half_precision_file_is_loaded_in_float32(llama, ids, adapters, tmp_path, rewrite_tensors):
-    model = shake(adapted(copy.deepcopy(llama)))
-    model.save_pretrained(tmp_path)
-    rewrite_tensors(tmp_path, lambda state: {k: t.half() if t.is_floating_point() else t for k, t in state.items()})
-    for options in ({}, {"low_cpu_mem_usage": True}):
-        loaded = qpeft.load(copy.deepcopy(llama), tmp_path, **options).eval()
-        assert {p.dtype for branch in branches(loaded).values() for p in branch.parameters()} == {torch.float32}
-        torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model, ids), atol=1e-2, rtol=0)
 
 
 def test_float64_model_has_a_float64_branch(llama, ids, adapters):
@@ -110,10 +91,3 @@ def test_module_with_two_names_is_adapted_once():
     base = nn.ModuleDict({"first": (linear := nn.Linear(4, 4)), "second": linear})
     model = get_peft_model(base, qpeft.QAAConfig(target_modules=["first", "second"]))
     assert list(branches(model)) == ["first"]
-
-
-def test_exclude_modules(gpt2):
-    model = adapted(gpt2, target_modules="all-linear", exclude_modules=["c_attn"])
-    assert {name.rpartition(".")[2] for name in branches(model)} == {"c_proj", "c_fc"}
-    model.add_adapter("other", qpeft.QAAConfig(target_modules="all-linear"))
-    assert len(branches(model, "other")) == 8

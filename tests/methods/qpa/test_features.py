@@ -30,47 +30,51 @@ def by_pennylane(ansatz):
     return run
 
 
-@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "efficient_su2", "square"])
 @pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
-@pytest.mark.parametrize(("features", "chunk_size", "m"), [(16, 40, 1000), (4, 13, 777), (1, 5, 200), (8, 300, 300)])
-def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, feature_map, features, chunk_size, m):
-    assert_equals_pennylane(ansatz, feature_map, features, chunk_size, m)
+@pytest.mark.parametrize(
+    ("ansatz", "features", "chunk_size", "m", "k"),
+    [
+        *((ansatz, 16, 40, 1000, 1) for ansatz in ("ry_ladder", "two_design", "efficient_su2", "square")),
+        ("efficient_su2", 4, 13, 777, 2),
+        ("ry_ladder", 1, 5, 200, 3),
+        ("two_design", 8, 300, 300, 1),  # one chunk
+        ("ry_ladder", 16, 2, 2501, 1),  # 15 qubits
+    ],
+)
+def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, feature_map, features, chunk_size, m, k):
+    """k generators with angles, a whitening S and a map W of their own, of ceil(m / k) values each, cut to m.
 
-
-@pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
-def test_values_and_gradients_of_15_qubits_equal_pennylane(feature_map):
-    assert_equals_pennylane("ry_ladder", feature_map, features=16, chunk_size=2, m=2501)
-
-
-def assert_equals_pennylane(ansatz, feature_map, features, chunk_size, m):
-    """flat = concat_c W S f_c with S of the initial angles, and with x = 2^(N+k) p[c, :] and a = sqrt(2 / pi)
-    f_c = (x - 1) / sqrt 2 or (sqrt x - a) / sqrt(1 - a^2)."""
-    generator = make(m, ansatz=ansatz, features=features, chunk_size=chunk_size, feature_map=feature_map)
+    flat = concat_c W S f_c with S of the initial angles, and with x = 2^(N+k) p[c, :] and a = sqrt(2 / pi)
+    f_c = (x - 1) / sqrt 2 or (sqrt x - a) / sqrt(1 - a^2).
+    """
+    settings = {"features": features, "chunk_size": chunk_size, "feature_map": feature_map, "n_generators": k}
+    generator = make(m, ansatz=ansatz, **settings)
     with torch.no_grad():
         generator.feature.angles.tau.normal_(generator=torch.Generator().manual_seed(1), std=0.2)
-    n_chunks = -(-m // chunk_size)
+    share = math.ceil(m / k)
+    n_chunks = math.ceil(share / chunk_size)
     circuit = Ansatz(ansatz, max(1, math.ceil(math.log2(n_chunks))) + int(math.log2(features)), 3)
     run = by_pennylane(circuit)
 
     def of_chunks(angles):
-        p = run(angles[0]).view(-1, features)[:n_chunks]
-        x = 2**circuit.n_qubits * p
+        x = 2**circuit.n_qubits * run(angles).view(-1, features)[:n_chunks]
         if feature_map == "scaled":
             return (x - 1) / math.sqrt(2)
         return (x.clamp(min=1e-6).sqrt() - math.sqrt(2 / math.pi)) / math.sqrt(1 - 2 / math.pi)
 
-    mixed = torch.eye(features, dtype=torch.float64)
+    mixed = torch.eye(features, dtype=torch.float64).expand(k, -1, -1)
     if feature_map == "whitened":
-        mixed = by_svd(of_chunks(generator.feature.angles(initial=True)).numpy())
-        torch.testing.assert_close(generator.whitening[0], mixed, atol=1e-5, rtol=1e-5)  # float32
-        mixed = generator.whitening[0]
+        by_hand = [by_svd(of_chunks(angles).numpy()) for angles in generator.feature.angles(initial=True)]
+        mixed = generator.whitening
+        torch.testing.assert_close(mixed, torch.stack(by_hand), atol=1e-5, rtol=1e-5)  # float32
     weights = torch.linspace(-1, 1, m, dtype=torch.float64)
     flat = generator()
     found = torch.autograd.grad(flat @ weights, list(generator.parameters()))
     angles, weight = (
         value().detach().requires_grad_() for value in (generator.feature.angles, generator.mlp[0].weight)
     )
-    expected = (of_chunks(angles) @ mixed @ weight[0].T).flatten()[:m]
+    parts = [(of_chunks(angles[g]) @ mixed[g] @ weight[g].T).flatten()[:share] for g in range(k)]
+    expected = torch.cat(parts)[:m]
     torch.testing.assert_close(flat, expected, atol=1e-10, rtol=0)
     gradients = torch.autograd.grad(expected @ weights, (angles, weight))
     for one, other, factor in zip(found, gradients, (1, 10), strict=True):  # angle_scale, mlp_scale
@@ -112,39 +116,6 @@ def test_several_generators_are_the_published_layout(feature_map):
     expected = np.concatenate(parts)[:m]
     np.testing.assert_allclose(generator().detach().numpy(), expected, atol=1e-12)
     assert generator.count.total == sum(p.numel() for p in generator.parameters())
-
-
-def test_several_generators_with_several_features_equal_their_formula():
-    """Generator g has angles, a whitening S and a map W of its own: its share is concat_c W S f_c, cut; in NumPy."""
-    k, m, n, n_features = 2, 1499, 16, 16
-    config = QPAConfig(n_generators=k, features=n_features, chunk_size=n, n_layers=3)
-    initial = torch.linspace(-1, 1, m)
-    generator = QPAGenerator(config, initial, SeededInit(0)).double()
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.normal_(generator=draw, std=0.2)
-    share = math.ceil(m / k)
-    n_chunks = math.ceil(share / n)
-    n_qubits = math.ceil(math.log2(n_chunks)) + 4
-    assert (generator.count.n_chunks, generator.count.n_qubits) == (k * n_chunks, n_qubits)
-    run = by_pennylane(Ansatz("ry_ladder", n_qubits, 3))
-    mean = math.sqrt(2 / math.pi)
-
-    def features(angles):
-        p = run(angles.detach()).numpy()
-        root = (np.sqrt(np.maximum(2**n_qubits * p, 1e-6)) - mean) / math.sqrt(1 - mean**2)
-        return root[: n_chunks * n_features].reshape(n_chunks, n_features)
-
-    parts = []
-    for g in range(k):
-        mixed = by_svd(features(generator.feature.angles(initial=True)[g])).numpy()
-        np.testing.assert_allclose(generator.whitening[g].numpy(), mixed, atol=1e-5, rtol=1e-5)  # float32
-        weight = generator.mlp[0].weight()[g].detach().numpy()
-        chunks = features(generator.feature.angles()[g]) @ generator.whitening[g].numpy() @ weight.T
-        parts.append(chunks.reshape(-1)[:share])
-    expected = initial.double().numpy() + np.concatenate(parts)[:m]
-    np.testing.assert_allclose(generator().detach().numpy(), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("source", ["qnn", "qnn_frozen", "free", "random", "none"])

@@ -112,21 +112,3 @@ def test_gradients_of_every_backend_are_equal(llama, ids, name, library, backend
     for found, exact in zip(gradients(model, ids), expected, strict=True):
         torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-5)
     assert max(each.abs().max() for each in expected) > 1e-3
-
-
-@pytest.mark.parametrize("name", ["mine", "efficient_su2"])
-@pytest.mark.parametrize("backend", ["pennylane:default.qubit", "qiskit:statevector"])
-def test_steps_of_the_angles_on_a_device_reduce_the_loss(llama, ids, adapters, name, backend):
-    """The angles alone are trained: the map would reduce the loss with a wrong gradient of the angles as well."""
-    pytest.importorskip(backend.partition(":")[0])
-    model = adapted(llama, ansatz=name)
-    for parameter, value in model.named_parameters():
-        value.requires_grad_("angles" in parameter)
-    assert sum(value.requires_grad for value in model.parameters()) == 1
-    with torch.no_grad():
-        before = model(input_ids=ids, labels=ids).loss.item()
-    qpeft.set_backend(model, backend, shots=4096)
-    adapters.train(model, ids, steps=4, lr=5e-2)
-    qpeft.set_backend(model)
-    with torch.no_grad():
-        assert model(input_ids=ids, labels=ids).loss.item() < before - 2e-5

@@ -61,18 +61,6 @@ def test_threshold_is_applied_once_per_step(make):
     assert not trainer.model.base_model.shrinks  # removed at the end
 
 
-def test_checkpoint_without_the_callback_resumes(make):
-    plain = make("plain", callbacks=[])
-    plain.model.base_model.shrinks = True  # nothing to warn of
-    plain.train()
-    resumed = make("resumed")
-    resumed.train(resume_from_checkpoint=f"{plain.args.output_dir}/checkpoint-4")
-    fresh = make("fresh")
-    fresh.train()
-    lambdas = [t.model.peft_config["default"].sora_lambda for t in (resumed, fresh)]
-    assert lambdas[0] == lambdas[1]
-
-
 def test_second_run_computes_lambda_again(make):
     trainer = make()
     trainer.train()

@@ -10,5 +10,5 @@ METHOD = Method(
     learning_rate=0.02,
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.sora.settings:SoRASettings",
-    callbacks="qpeft.methods.sora.threshold:callbacks",
+    callback="qpeft.methods.sora.threshold:SoRACallback",
 )

@@ -31,8 +31,10 @@ class SoRACallback(TrainerCallback):
     Without a Trainer: `SoRACallback.attach(optimizer, model, steps=...)`.
     """
 
-    @staticmethod
-    def attach(optimizer: Any, model: nn.Module, *, steps: int | None = None, schedule: Any = None) -> Threshold:
+    @classmethod
+    def attach(
+        cls, optimizer: Any, model: nn.Module, *, steps: int | None = None, schedule: Any = None
+    ) -> SoRACallback:
         """Shrink the gates that `model` trains after each step of `optimizer`, until `.remove()` is called.
 
         Args:
@@ -45,28 +47,21 @@ class SoRACallback(TrainerCallback):
         Raises:
             ConfigError: no gates to train, gates outside the optimizer or with weight decay, or another schedule.
         """
-        tuners = (module for module in model.modules() if isinstance(module, LoraModel) and hasattr(module, "gates"))
-        if (tuner := next(tuners, None)) is None:
-            raise ConfigError("the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))")
-        return Threshold(tuner, optimizer, steps, schedule)
+        hook = cls()
+        hook._begin(optimizer, model, steps, schedule)
+        return hook
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        schedule = kwargs["lr_scheduler"]
-        self._threshold = self.attach(kwargs["optimizer"], kwargs["model"], steps=state.max_steps, schedule=schedule)
+        self._begin(kwargs["optimizer"], kwargs["model"], state.max_steps, kwargs["lr_scheduler"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._threshold.remove()
+        self.remove()
 
-
-def callbacks() -> list[SoRACallback]:
-    """The callbacks of a training run."""
-    return [SoRACallback()]
-
-
-class Threshold:
-    """The hook that the optimizer calls after each step; the arguments are those of `SoRACallback.attach`."""
-
-    def __init__(self, tuner: Any, optimizer: Any, steps: int | None, schedule: Any = None) -> None:
+    def _begin(self, optimizer: Any, model: nn.Module, steps: int | None, schedule: Any) -> None:
+        tuners = (module for module in model.modules() if isinstance(module, LoraModel) and hasattr(module, "gates"))
+        tuner: Any = next(tuners, None)
+        if tuner is None:
+            raise ConfigError("the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))")
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
         self._tuner = tuner
         self._gates = [(gate, tuner.peft_config[name]) for _, name, gate in tuner.gates() if gate.requires_grad]
@@ -74,7 +69,7 @@ class Threshold:
         for config in {id(config): config for _, config in self._gates}.values():
             config.sora_lambda = _lambda(config, optimizer, self._group, steps, schedule)
         for key, hook in list(optimizer._optimizer_step_post_hooks.items()):
-            if isinstance(hook, Threshold):  # of an interrupted run; two would shrink twice
+            if isinstance(hook, SoRACallback):  # of an interrupted run; two would shrink twice
                 del optimizer._optimizer_step_post_hooks[key]
         self._handle = optimizer.register_step_post_hook(self)
         tuner.shrinks = True
