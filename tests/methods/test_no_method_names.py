@@ -3,8 +3,6 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 import qpeft
 from qpeft.methods import records
 
@@ -50,21 +48,3 @@ def test_methods_are_named_and_imported_only_in_their_folder():
             if not own and (file.name, name) not in OTHER_MEANINGS:
                 wrong.append((str(file.relative_to(SOURCE)), name))
     assert not wrong
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        'settings.method == "sora"',
-        'method in ("prefix", "prompt")',
-        'TABLE = {"qpa": 1, "lora": 2}',
-        'ADAPTERS: tuple[str, ...] = ("lora", "dora")',
-        'match method:\n    case "qaa":\n        pass',
-        "from qpeft.methods.qpa import METHOD",
-        "from qpeft.methods import sora",
-        "def f():\n    import qpeft.methods.quantum_peft.frames",
-        'import_module("qpeft.methods.qaa.model")',
-    ],
-)
-def test_named_or_imported_method_is_found(code):
-    assert list(names_in(ast.parse(code)))

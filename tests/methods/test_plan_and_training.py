@@ -7,7 +7,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 
 import qpeft
-from qpeft.errors import ConfigError, InputError
+from qpeft.errors import InputError
 
 METHODS = {
     "lora": lambda **options: LoraConfig(r=2, **options),
@@ -17,7 +17,6 @@ METHODS = {
     "qaa": lambda **options: qpeft.QAAConfig(**options),
     "bottleneck": lambda **options: qpeft.BottleneckConfig(bottleneck_size=2, **options),
 }
-CONVERTED = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v3")
 
 
 def _adapted(model):
@@ -66,7 +65,7 @@ def test_plan_equals_training_and_stock_lora(name, method, tmp_path):
     planned = _outcome(_planned, base, METHODS[method](**options))
     built = _outcome(_built, base, METHODS[method](**options), tmp_path)
     assert planned == built
-    assert isinstance(built, tuple) or method != "lora"
+    assert isinstance(built, tuple) or method not in ("lora", "qpa")
     if isinstance(built, tuple):
         stock = get_peft_model(make(name), LoraConfig(r=2, **options))
         assert built[0] == _adapted(stock)
@@ -74,15 +73,3 @@ def test_plan_equals_training_and_stock_lora(name, method, tmp_path):
             assert qpeft.plan(make(name), METHODS[method](**options)).deployed == _trainable(stock)
     else:
         assert _adapted(get_peft_model(base, METHODS["lora"](**options)))  # the base was not changed
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", CONVERTED)
-@pytest.mark.parametrize("method", METHODS)
-def test_experts_are_adapted_or_refused(name, method):
-    config = METHODS[method](target_modules="all-linear")
-    if method in ("lora", "qpa"):
-        assert any(".experts." in target for target in qpeft.plan(make(name), config).target_modules)
-        return
-    with pytest.raises(ConfigError, match=r"experts.*give some of .*o_proj"):
-        get_peft_model(make(name), config)

@@ -17,16 +17,6 @@ def parameters_of(model):
     return torch.cat([p.detach().flatten() for p in generator_of(model).parameters()])
 
 
-def test_adapter_tensors_have_the_dtype_of_stock_peft(llama, method, config_of):
-    stock = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    dtypes = []
-    for config in (stock, config_of(method)):
-        model = get_peft_model(copy.deepcopy(llama).bfloat16(), config)
-        layer = model.base_model.model.model.layers[0].mlp.up_proj
-        dtypes.append((layer.lora_A["default"].weight.dtype, layer.lora_B["default"].weight.dtype))
-    assert dtypes[0] == dtypes[1]
-
-
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_training_equals_uncompiled(llama, method, wrap, adapters, ids):

@@ -99,37 +99,3 @@ def test_weight_decay_pulls_to_the_initial_value():
         folded.tau.grad = torch.zeros(5)
         optimiser.step()
     torch.testing.assert_close(folded(), torch.ones(5), atol=1e-4, rtol=0)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("activation", "low", "high"), [("silu", 0.0, 0.75), ("identity", 0.93, 1.0)])
-def test_training_learns_the_random_target_of_the_specification(activation, low, high):
-    """Fit a random rank-4 update of 2048 x 512; measured before: SiLU 0.694 +- 0.007, affine 0.964 +- 0.003."""
-    k, d, r, steps = 2048, 512, 4, 600
-    u, v = torch.randn(k, r), torch.randn(d, r)
-    u, v = u, v * 0.1 / (u @ v.T).std()
-    total = ((u.T @ u) * (v.T @ v)).sum()
-    initial = torch.cat([torch.zeros(k * r), (torch.rand(r * d) * 2 - 1) / math.sqrt(d)])
-    generator = make(
-        m=k * r + r * d,
-        initial=initial,
-        chunk_size=128,
-        hidden=(16, 32, 32, 16),
-        n_layers=8,
-        activation=activation,
-        center_output=True,
-        angle_scale=1.0,
-        mlp_scale=1.0,
-    )
-    optimiser = torch.optim.AdamW(generator.parameters(), lr=1e-2, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / steps)
-    for _ in range(steps):
-        w = generator()
-        b, a = 2 * w[: k * r].view(k, r), w[k * r :].view(r, d)
-        cross = ((u.T @ b) * (v.T @ a.T)).sum()
-        loss = (((b.T @ b) * (a @ a.T)).sum() - 2 * cross + total) / total
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    assert low < loss.item() < high
