@@ -94,7 +94,7 @@ ON_LLAMA = {
         {"target_modules": "all-linear", "carry_norm": True, "n_layers": 2},
         {"target_modules": ["lm_head"], "out_slices": [[2, 5], [7, 8]]},
     ),
-    **changed("sora", {"rank_pattern": {"q_proj": 2}, "use_rslora": True, "gate_init": "ones"}),
+    **changed("sora", {"rank_pattern": {"q_proj": 2}, "use_rslora": True}),
     **hosts(
         (PrefixTuningConfig, {**TOKENS, "prefix_projection": True, "encoder_hidden_size": 8}),
         (PromptTuningConfig, TOKENS),

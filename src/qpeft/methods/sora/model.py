@@ -129,8 +129,7 @@ class SoRAModel(CompleteTuner, LoraModel):
             init = SeededInit(config.seed)
             with torch.no_grad():
                 a.copy_(init.uniform(f"{current_key}.lora_A.weight", a.shape, 1 / math.sqrt(a.shape[1])))
-                if config.gate_init == "normal":
-                    g.copy_(init.normal(f"{current_key}.sora_gate", g.shape))
+                g.copy_(init.normal(f"{current_key}.sora_gate", g.shape))
         layer.lora_B[adapter_name] = GatedB(layer.lora_B[adapter_name], nn.Parameter(g, requires_grad=a.requires_grad))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +187,7 @@ class SoRAModel(CompleteTuner, LoraModel):
         most = max(left, key=left.__getitem__)
         stock.r, stock.lora_alpha = left[most], alphas[most]
         stock.rank_pattern, stock.alpha_pattern = _patterns(left), _patterns(alphas)
-        options = ("shrink_budget", "sparse_lambda", "sora_lambda", "gate_init", "seed")
+        options = ("shrink_budget", "sparse_lambda", "sora_lambda", "seed")
         n_trained = sum(len(gate) * (widths[site] + 1) for site, gate in gates.items())
         n_deployed = sum(rank * widths[site] for site, rank in left.items())
         return StockAdapter(
