@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 import qpeft
 
-QUESTIONS = ("random", "redundant", "gradients", "moved", "rank")
+QUESTIONS = ("random", "redundant", "gradients", "expressive", "moved", "rank")
 
 
 @pytest.fixture

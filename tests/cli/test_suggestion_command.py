@@ -26,6 +26,9 @@ def test_plan_and_train_take_the_suggested_adapter(answer, base_folder, text, tm
     shown = json.loads(json.dumps(asdict(expected)))
     assert {**found["suggestion"], "notes": []} == {**shown, "notes": []}  # there are notes on servers as well
     assert (found["trainable"], found["stored_bytes"]) == (expected.plan.trainable, expected.plan.stored_bytes)
+    mixed = answer("plan", "--model", base_folder, "--parameters", "3000", "--mixed-batches")["suggestion"]
+    assert mixed["label"] == qpeft.suggest(base_folder, parameters=3000, mixed_batches=True).label
+    assert mixed["label"] != qpeft.suggest(base_folder, parameters=3000).label
     train = ("train", "--model", base_folder, "--data", text, "--method", "auto", "--parameters", "40")
     train += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--out", tmp_path / "run")
     assert answer(*train)["trainable"] == expected.plan.trainable <= 40

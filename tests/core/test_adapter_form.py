@@ -1,21 +1,20 @@
-"""Which adapters plain PEFT can load."""
+"""Which adapters plain PEFT can load; what is no adapter; the card of an adapter folder."""
 
 from dataclasses import dataclass
 
 import pytest
+import yaml
 from peft import LoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
-from tiny_models import seeded_llama
 from transformers import GPT2LMHeadModel
 
 import qpeft
-from qpeft.core.adapter_form import AdapterForm, own_kind
-from qpeft.core.model_card import load_lines
+from qpeft.core.adapter_form import AdapterForm, has_stock_form
+from qpeft.core.model_card import load_lines, metadata
 from qpeft.errors import ConfigError
 from qpeft.methods import Method, MethodName
 from qpeft.methods.registry import register_with_peft
-from qpeft_lab.training.outputs import needs_qpeft
 
 PLAIN = MethodName("TEST_PLAIN_TUNER")
 
@@ -39,26 +38,13 @@ register_with_peft(Method(key="plain", title="plain", config=PlainConfig, tuner=
 
 
 @pytest.mark.parametrize("tuner", [PlainTuner, FormTuner])
-def test_tuner_from_outside_peft_without_an_export_needs_qpeft(monkeypatch, tmp_path, tuner):
+def test_tuner_from_outside_peft_without_an_export_needs_qpeft(monkeypatch, llama, tmp_path, tuner):
     monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PLAIN, tuner)
-    model = get_peft_model(seeded_llama(), PlainConfig(r=2, target_modules=["q_proj"]))
-    assert own_kind(model) == f"an adapter of {tuner.__name__}"
-    assert needs_qpeft(model)
-    with pytest.raises(ConfigError, match=r"an adapter of .*Tuner cannot be exported as a stock PEFT adapter"):
+    config = PlainConfig(r=2, target_modules=["q_proj"])
+    plan, model = qpeft.plan(llama, config), get_peft_model(llama, config)
+    assert (plan.needs_qpeft, plan.exported_bytes, has_stock_form(model)) == (True, None, False)
+    with pytest.raises(ConfigError, match=f"no stock PEFT adapter .* {tuner.__name__}"):
         qpeft.export(model, tmp_path / "exported")
-
-
-@pytest.mark.parametrize("tuner", [PlainTuner, FormTuner])
-def test_plan_of_a_tuner_without_an_export(monkeypatch, tuner):
-    monkeypatch.setitem(PEFT_TYPE_TO_TUNER_MAPPING, PLAIN, tuner)
-    plan = qpeft.plan(seeded_llama(), PlainConfig(r=2, target_modules=["q_proj"]))
-    assert plan.needs_qpeft
-    assert plan.exported_bytes is None
-
-
-def test_loading_code_imports_the_module_of_a_custom_method():
-    lines = load_lines("base", "adapter", needs_qpeft=True, registered=PlainConfig)
-    assert lines.startswith(f"import {__name__}  # registers PlainConfig\nimport qpeft\n")
 
 
 USES_OF_AN_ADAPTER = {
@@ -75,20 +61,56 @@ USES_OF_A_MODEL = {
 }
 
 
-@pytest.mark.parametrize("use", USES_OF_AN_ADAPTER.values(), ids=USES_OF_AN_ADAPTER)
-def test_model_without_an_adapter_is_refused(use, gpt2, tmp_path):
-    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no adapter; give the PeftModel"):
-        use(gpt2, tmp_path / "new")
+@pytest.mark.parametrize("use", USES_OF_AN_ADAPTER | USES_OF_A_MODEL)
+def test_what_is_no_model_or_has_no_adapter_is_refused(use, gpt2, tmp_path):
+    given = {None: "NoneType", "gpt2": "got str", GPT2LMHeadModel: "got type"}
+    given |= {gpt2: "GPT2LMHeadModel has no adapter"} if use in USES_OF_AN_ADAPTER else {}
+    for model, named in given.items():
+        with pytest.raises(ConfigError, match=named):
+            (USES_OF_AN_ADAPTER | USES_OF_A_MODEL)[use](model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("use", [*USES_OF_AN_ADAPTER.values(), *USES_OF_A_MODEL.values()])
-@pytest.mark.parametrize("model", [None, "gpt2", GPT2LMHeadModel])
-def test_what_is_no_model_is_refused(use, model, tmp_path):
-    with pytest.raises(ConfigError, match=f"a torch model is needed, got {type(model).__name__}"):
-        use(model, tmp_path / "new")
-
-
 def test_plan_without_a_config_is_refused(gpt2):
-    with pytest.raises(ConfigError, match="plan takes the config of an adapter, such as QPAConfig"):
+    with pytest.raises(ConfigError, match="plan takes the config of an adapter"):
         qpeft.plan(gpt2, "qpa")
+
+
+# -- cards
+
+
+def test_loading_code_imports_the_module_of_a_custom_method():
+    lines = load_lines("base", "adapter", needs_qpeft=True, registered=PlainConfig)
+    assert lines.startswith(f"import {__name__}  # registers PlainConfig\nimport qpeft\n")
+
+
+def test_only_a_name_on_the_hub_is_in_the_front_matter():
+    for base in ("x\nlicense: mit", "x\n---\n# Trusted", "a: b", "- x", "x" * 5000, "a\0b", "../x", ""):
+        assert yaml.safe_load(metadata(base, "lora")) == {"library_name": "peft", "tags": ["lora", "qpeft"]}
+    for base in ("org/some-base.v1", "null", "2024-01-01"):
+        assert yaml.safe_load(metadata(base, "lora"))["base_model"] == base
+
+
+@pytest.mark.parametrize("put", [qpeft.save, qpeft.export])
+@pytest.mark.parametrize("change", [b"%s\nmy notes\n", b"# caf\xe9\n", b"---\nfoo: [1\n---\n# mine\n", None])
+def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapters, tmp_path):
+    model, path = adapters.qpa(llama, target_modules=["q_proj"]), tmp_path / "adapter" / "README.md"
+    put(model, path.parent)
+    made = path.read_bytes()
+    if change is not None:
+        path.write_bytes(change.replace(b"%s", made))
+    kept = path.read_bytes()
+    put(model, path.parent)
+    assert path.read_bytes() == kept
+    assert (kept == made) == (change is None)
+
+
+@pytest.mark.parametrize("name", ["", "org/some-base"])
+def test_card_names_the_base_only_if_it_has_a_name(name, llama, adapters, tmp_path):
+    llama.name_or_path = llama.config.name_or_path = name
+    model = adapters.qpa(llama, target_modules=["q_proj"])
+    qpeft.save(model, tmp_path / "compact")
+    qpeft.export(model, tmp_path / "exported")
+    for folder, kind in (("compact", "qpa"), ("exported", "lora")):
+        front = yaml.safe_load((tmp_path / folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+        assert (front.get("base_model"), front["tags"]) == (name or None, [kind, "qpeft"])

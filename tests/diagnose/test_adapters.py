@@ -105,7 +105,7 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
     monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", Adapter(tmp_path / "prefix").circuit().ansatz.n_qubits)
     assert not any("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings)
     monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", 1)
-    assert sum("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings) == 3
+    assert sum("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings) == 4
     model = moved(get_peft_model(base(), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "sora")
     qpeft.export(model, tmp_path / "exported")
     found = diagnose(tmp_path / "exported", samples=10)

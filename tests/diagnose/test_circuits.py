@@ -1,10 +1,12 @@
-"""Measurements of circuits against scipy, numpy, closed forms, and simulated random states."""
+"""Measurements of circuits against scipy, PennyLane, numpy, closed forms, and simulated random states."""
 
 import json
 import math
+import subprocess
 import sys
 
 import numpy as np
+import pennylane as qml
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.reference import gate_probabilities
+from qpeft.circuits.reference import gate_evolve, gate_probabilities
 from qpeft.errors import ConfigError
-from qpeft_lab.diagnose import gradient_variance, porter_thomas, random_angles, random_states, redundancy
-from qpeft_lab.diagnose.circuits import OBSERVABLES
+from qpeft_lab import diagnose
+from qpeft_lab.diagnose import (
+    expressibility,
+    gradient_variance,
+    meyer_wallach,
+    porter_thomas,
+    random_angles,
+    random_states,
+    redundancy,
+)
+from qpeft_lab.diagnose.circuits import OBSERVABLES, field_of, of_fidelities
 
 OTHER = {"real": "complex", "complex": "real"}
 PARAMETER = {"real": 0.5, "complex": 1.0}
@@ -38,11 +49,27 @@ def probabilities(name, n_qubits, n_layers, samples):
     return random_states(Ansatz(name, n_qubits, n_layers), samples).abs().square().numpy()
 
 
+@pytest.mark.parametrize("name", ["ry_ladder", "two_design", "efficient_su2", "qaa"])
+@pytest.mark.parametrize("n_qubits", [1, 5])
+def test_random_states_equal_the_gate_simulation(name, n_qubits):
+    ansatz = Ansatz(name, n_qubits, 3)
+    expected = torch.stack([gate_evolve(ansatz, each)[:, 0] for each in random_angles(ansatz, 4, seed=1)])
+    torch.testing.assert_close(random_states(ansatz, 4, seed=1), expected, rtol=0, atol=1e-13)
+    assert expected.is_complex() == (field_of(ansatz) == "complex")
+
+
+def test_package_is_lazy_and_has_all_its_names():
+    code = "import sys, qpeft_lab; assert 'torch' not in sys.modules; print(qpeft_lab.diagnose.porter_thomas.__name__)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "porter_thomas"
+    assert all(getattr(diagnose, name) is not None for name in diagnose.__all__)
+
+
 # -- Porter-Thomas
 
 
 @pytest.mark.parametrize("field", OTHER)
-@pytest.mark.parametrize(("samples", "n_qubits"), [(200, 8), (1, 10), (500, 4)])
+@pytest.mark.parametrize(("samples", "n_qubits"), [(200, 8), (1, 10), (20, 12), (500, 4)])
 def test_random_states_pass_for_their_field_and_fail_for_the_other(field, samples, n_qubits):
     p = haar_states(samples, n_qubits, field, seed=6).abs().square()
     own, other = porter_thomas(p, field), porter_thomas(p, OTHER[field])
@@ -51,7 +78,7 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
     assert (other["p_value"], other["distance"] > 0.1) == (1 / 200, True)
 
 
-@pytest.mark.parametrize(("samples", "size", "tested"), [(1, 64, None), (4, 2, None), (10, 32, 96)])
+@pytest.mark.parametrize(("samples", "size", "tested"), [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)])
 def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypatch):
     if tested:
         monkeypatch.setattr(sys.modules[CIRCUITS], "_TESTED", tested)
@@ -143,6 +170,74 @@ def test_one_width_or_few_samples_are_inconclusive():
     assert is_json(alone) != is_json(few)
 
 
+# -- expressibility
+
+
+def fidelities(n_pairs, n_qubits, field, seed=0):
+    states = haar_states(2 * n_pairs, n_qubits, field, seed).view(n_pairs, 2, -1)
+    return (states[:, 0].conj() * states[:, 1]).sum(1).abs().square().numpy()
+
+
+@pytest.mark.parametrize("field", OTHER)
+@pytest.mark.parametrize("n_qubits", [1, 4, 8])
+def test_random_states_are_at_the_floor_of_their_law(n_qubits, field):
+    pairs = fidelities(4000, n_qubits, field)
+    found = of_fidelities(pairs, n_qubits, field=field)
+    assert found["divergence"] == pytest.approx(found["floor"], abs=4 * np.sqrt(2 * 49) / 8000)
+    assert of_fidelities(pairs, n_qubits, field=OTHER[field])["divergence"] > 5 * found["floor"]
+
+
+def test_divergence_falls_to_the_floor_with_depth(monkeypatch):
+    found = [expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 2, 16)]
+    product, shallow, deep = (result["divergence"] for result in found)
+    assert product > 2 * shallow > 10 * deep
+    assert product > 30 * found[0]["floor"]
+    assert deep < found[2]["floor_limit"]
+    monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 64)
+    assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000) == found[0]
+    assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000, seed=1) != found[0]
+
+
+def test_divergence_equals_scipy_in_bins_of_equal_probability():
+    pairs = fidelities(500, 3, "real", seed=1) ** 1.5
+    edges = stats.beta(0.5, 3.5).ppf(np.linspace(0, 1, 11))
+    shares = np.histogram(pairs, [0, *edges[1:-1], 1])[0] / 500
+    assert of_fidelities(pairs, 3, n_bins=10)["divergence"] == pytest.approx(stats.entropy(shares, np.full(10, 0.1)))
+    assert of_fidelities(np.zeros(10), 3, n_bins=10)["divergence"] == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize(("n_pairs", "n_bins"), [(50, 50), (400, 20), (2000, 50)])
+def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
+    counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
+    simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
+    found = of_fidelities(np.random.default_rng(1).uniform(size=n_pairs), 2, n_bins)
+    assert found["floor"] == pytest.approx(simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000))
+    if n_pairs >= 10 * n_bins:
+        assert (simulated < found["floor_limit"]).mean() == pytest.approx(0.95, abs=0.02)
+
+
+# -- entanglement
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 5), st.integers(2, 3), st.sampled_from([*OTHER]), st.integers(0, 99))
+def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
+    states = haar_states(samples, n_qubits, field, seed)
+    reduced = (qml.math.reduce_statevector(states.numpy().astype(complex), [wire]) for wire in range(n_qubits))
+    found = meyer_wallach(states)
+    assert found["mean"] == pytest.approx(
+        2 * (1 - np.mean([qml.math.purity(each, [0]) for each in reduced])), abs=1e-12
+    )
+    assert is_json(found)
+
+
+@pytest.mark.parametrize(("field", "expected"), [("real", 0.98450), ("complex", 0.98833)])
+def test_entanglement_of_random_states(field, expected):
+    found = meyer_wallach(haar_states(20_000, 8, field))
+    assert (found["field"], found["expected"]) == (field, pytest.approx(expected, abs=5e-6))
+    assert found["mean"] == pytest.approx(expected, abs=4 * found["error"])
+
+
 LADDER = Ansatz("ry_ladder", 3, 2)
 
 
@@ -165,6 +260,10 @@ LADDER = Ansatz("ry_ladder", 3, 2)
         (lambda: gradient_variance([4], 0), "n_layers"),
         (lambda: gradient_variance([4, 4], 8), "ascending"),
         (lambda: gradient_variance([4], 8, "p_0", 1), "samples"),
+        (lambda: expressibility(LADDER, 20), "samples"),
+        (lambda: meyer_wallach(torch.ones(3, 6)), "shape"),
+        (lambda: meyer_wallach(torch.ones(1, 4)), "shape"),
+        (lambda: meyer_wallach(torch.full((2, 4), 0.25)), "norm"),
     ],
 )
 def test_bad_input_is_refused(call, part):

@@ -179,7 +179,7 @@ def live_through(base, variant, batch, folder, logits, **changes):
     assert not trainable or config.bias == "all"
     if not variant.exports:
         assert plan.exported_bytes is None
-        with pytest.raises(ConfigError, match="cannot be exported as a stock PEFT adapter"):
+        with pytest.raises(ConfigError, match="no stock PEFT adapter"):
             qpeft.export(model, folder / "exported")
         return
     report = qpeft.export(model, folder / "exported")

@@ -111,7 +111,6 @@ MISTAKES = {  # what is defined otherwise, and the message
     "cached": (making(lambda made: setattr(made, "__class__", Cached)), "five steps of AdamW"),
     "unmerged": ({"unmerge_adapter": not_unmerged}, r"unmerge_adapter\(\)"),
     "not stock": ({}, "qpeft.export"),
-    "merging own kind": ({"own_kind": "a linear adapter"}, "merging of a linear adapter is not refused"),
 }
 
 

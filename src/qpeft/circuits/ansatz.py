@@ -1,6 +1,6 @@
 """A circuit as data: its gates, qpeft's own circuits by name, and those that users register.
 
-The simulator, the drawing and every conversion read this description. Wire 0 is the most significant bit of a basis
+The simulator and every conversion read this description. Wire 0 is the most significant bit of a basis
 index.
 """
 
@@ -15,7 +15,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 from qpeft.checks import check_registered, unknown
-from qpeft.circuits.drawing import draw
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.user_code import errors_as
 
@@ -212,8 +211,27 @@ class Ansatz:
         return max(uses.values(), default=1) == 1 and all(abs(gate.scale) == 1 for gate in self.gates())
 
     def draw(self, width: int = 100) -> str:
-        """The circuit as text in about `width` columns; layers in the middle are omitted where they do not fit."""
-        return draw(self, width)
+        """The circuit as text, a row for each wire; rows end after `width` columns."""
+        ends = {"cx": "●⊕", "cz": "●●"}  # on the two wires of a pair
+        rows = [f"q{wire} ".ljust(len(f"q{self.n_qubits - 1} ")) for wire in range(self.n_qubits)]
+        for gate in self.gates():
+            span = range(min(gate.wires), max(gate.wires) + 1)
+            start = max(len(rows[wire]) for wire in span)
+            marks = dict(zip(gate.wires, ends.get(gate.name, [_box(gate)]), strict=True))
+            for wire in span:
+                rows[wire] = f"{rows[wire]:─<{start}}─{marks.get(wire, '┼')}─"
+        longest = max(map(len, rows))
+        rows = [row.ljust(longest, "─") for row in rows]
+        return "\n".join(row if longest <= width else f"{row[: width - 1]}…" for row in rows)
+
+
+def _box(gate: Gate) -> str:
+    """`RY(θ[0,1])`, `RY(-2 θ[0,1] + 0.5)`, or `RY(0.5)`."""
+    angle = f"{gate.shift:.4g}" if gate.slot is None or gate.shift else ""
+    if gate.slot is not None:
+        scale = "" if gate.scale == 1 else f"{gate.scale:.4g} "
+        angle = f"{scale}θ[{','.join(map(str, gate.slot))}]" + (f" + {angle}" if angle else "")
+    return f"{gate.name.upper()}({angle})"
 
 
 def definition(ansatz: Ansatz) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import (
@@ -41,8 +41,6 @@ class StockAdapter(NamedTuple):
     settings: dict[str, Any]  # for qpeft.json: the method and its options
     n_trained: int
     n_deployed: int
-    host: str  # for the model card: the kind of adapter,
-    origin: str  # and where its parameters come from
     ranks: dict[str, int] | None = None
 
 
@@ -51,8 +49,6 @@ class AdapterForm:
 
     The defaults suit an adapter that is used as it is trained and has no stock form.
     """
-
-    own_kind: ClassVar[str | None] = None  # name of this kind of adapter, if no stock PEFT adapter is equal to it
 
     def count_deployed(self, model: Any) -> int:
         """Parameters needed at inference, in addition to the base; `model` is the PeftModel."""
@@ -104,19 +100,16 @@ def form_of(model: Any) -> AdapterForm | None:
     return next((part for part in parts if isinstance(part, AdapterForm)), None)
 
 
-def own_kind(model: Any) -> str | None:
-    """The name of this PeftModel's kind of adapter if no stock PEFT adapter is equal to it; None otherwise.
+def has_stock_form(model: Any) -> bool:
+    """Whether a stock PEFT adapter is equal to that of this PeftModel.
 
-    The tuner declares it by its attribute `own_kind`. A tuner from outside PEFT that does not define `stock_adapter`
-    cannot be exported either.
+    Not if its form, or a tuner from outside PEFT, does not define `stock_adapter`.
     """
-    tuner = type(getattr(model, "base_model", None))
-    kind = getattr(tuner, "own_kind", None)
-    is_foreign = issubclass(tuner, BaseTuner) and tuner.__module__.partition(".")[0] != "peft"
-    default = AdapterForm.stock_adapter
-    if is_foreign and getattr(type(form_of(model)), "stock_adapter", default) is default:
-        return kind or f"an adapter of {tuner.__name__}"
-    return kind
+    tuner, default = type(model.base_model), AdapterForm.stock_adapter
+    for part in (tuner, type(form_of(model))):  # a tuner first: it may be the host of a generator
+        if issubclass(part, AdapterForm):
+            return part.stock_adapter is not default
+    return not issubclass(tuner, BaseTuner) or tuner.__module__.startswith("peft.")
 
 
 def count_trainable(model: Any) -> int:

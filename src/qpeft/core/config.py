@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +96,7 @@ class AdapterConfig(PeftConfig):
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         self.weights_sha256 = file_hash(weights) if weights.is_file() else None
         super().save_pretrained(save_directory, **kwargs)
-        if card := self.card():
-            model_card.write_card(Path(save_directory), card, self.registered())
-
-    def card(self) -> model_card.Card | None:
-        """The content of the model card; None for PEFT's own card."""
-        return None
+        model_card.write_card(Path(save_directory), self.registered())
 
     def registered(self) -> type:
         """The class whose module must be imported before a folder of this config is loaded."""
@@ -184,17 +178,6 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
         """The stock config of the generated adapter, for the exported folder: a LoraConfig."""
         names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
         return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
-
-    def card(self) -> model_card.Card:
-        method, host = (self.description().get(name, "LoRA") for name in ("method", "host"))
-        sizes = [math.prod(shape) for _, shape in self.generated or []]
-        return model_card.Card(
-            "Compact adapter",
-            tag=host,
-            what=f"This folder contains the *generator* of a stock adapter ({host}), not the adapter itself.\n"
-            f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors.\n"
-            + model_card.EXPORT,
-        )
 
 
 def in_vector_order(slots: Sequence[Slot], config: Any) -> list[Slot]:

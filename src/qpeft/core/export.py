@@ -16,9 +16,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qpeft.core.adapter_form import ExportReport, StockAdapter, check_adapted, form_of, own_kind
+from qpeft.core.adapter_form import ExportReport, StockAdapter, check_adapted, form_of, has_stock_form
 from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS
-from qpeft.core.model_card import Card, keep_card, write_card
+from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.errors import ConfigError, InputError, VerificationError
 from qpeft.files import file_hash, folder_to_replace, replace_folder, write_json
@@ -52,9 +52,9 @@ def export(
     """
     check_adapted(model)
     form = form_of(model)
-    if kind := own_kind(model):
+    if not has_stock_form(model):
         raise ConfigError(
-            f"{kind} cannot be exported as a stock PEFT adapter, because none is equal to it; save it with qpeft.save, "
+            f"no stock PEFT adapter is equal to one of {type(model.base_model).__name__}; save it with qpeft.save, "
             "and load it with qpeft.load"
         )
     if form is None or adapter_name not in model.peft_config:
@@ -79,7 +79,7 @@ def export(
         made = {"made_by": f"qpeft {version('qpeft')}", "weights_sha256": file_hash(folder / WEIGHTS)}
         record = made | stock.settings | {k: v for k, v in report.to_dict().items() if k != "path"}
         write_json(folder / RECORD, record)
-        write_card(folder, Card(f"Stock {stock.host} adapter", stock.host, stock.origin))
+        write_card(folder)
         keep_card(target, folder)
     return report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -13,18 +13,8 @@ from peft.utils import CONFIG_NAME
 from qpeft.core.meta_model import base_class
 from qpeft.files import read_json, write_text
 
-NOT_STOCK = "Stock PEFT has no such adapter, nor can it be merged into the base."
-EXPORT = 'For a folder that PEFT alone loads: `qpeft.export(model, "exported")`.'
 _PEFT_TEMPLATE = b"# Model Card for Model ID"
 _MARK = b"<!-- made by qpeft, and made again when it saves: delete this line to keep your changes -->"
-
-
-class Card(NamedTuple):
-    """What the README.md of an adapter folder describes."""
-
-    title: str  # the kind of adapter
-    tag: str  # for the card's metadata
-    what: str  # what the folder contains
 
 
 def load_lines(
@@ -53,7 +43,7 @@ def load_lines(
     return "\n".join(lines)
 
 
-def write_card(folder: Path, card: Card, registered: type | None = None) -> None:
+def write_card(folder: Path, registered: type | None = None) -> None:
     """Describe a folder that contains its config; a card written by the user is kept.
 
     The module of the class `registered` must be imported before the folder is loaded, if it is not qpeft's. None: PEFT
@@ -63,10 +53,11 @@ def write_card(folder: Path, card: Card, registered: type | None = None) -> None
         return
     config = read_json(folder / CONFIG_NAME)
     base, is_own = config.get("base_model_name_or_path") or "", registered is not None
+    kind = config["peft_type"].removeprefix("QPEFT_").lower().replace("_", "-")
     how = {"needs_qpeft": is_own, "auto_class": base_class(config), "registered": registered}
     text = (
-        f"---\n{metadata(base, card.tag)}\n---\n\n"
-        f"# {card.title}: loading it needs {'qpeft' if is_own else 'PEFT alone'}\n\n{card.what}\n\n"
+        f"---\n{metadata(base, kind)}\n---\n\n"
+        f"# Adapter {kind}: loading it needs {'qpeft' if is_own else 'PEFT alone'}\n\n"
         f"```python\n{load_lines(base or 'BASE_MODEL', '.', **how)}\n```\n\n"
         f"How it was made: `{CONFIG_NAME if is_own else 'qpeft.json'}`.\n\n{_MARK.decode()}\n"
     )
@@ -86,13 +77,11 @@ def keep_card(old: Path, new: Path) -> None:
         (new / "README.md").write_bytes(card)
 
 
-def metadata(base: str, host: str) -> str:
+def metadata(base: str, kind: str) -> str:
     """The metadata of a card, as YAML; with the base if it is a name on the hub."""
     try:
         validate_repo_id(base)
         named = None if Path(base).exists() else base
     except HFValidationError:
         named = None
-    return ModelCardData(
-        base_model=named, library_name="peft", tags=[host.lower().replace(" ", "-"), "qpeft"]
-    ).to_yaml()
+    return ModelCardData(base_model=named, library_name="peft", tags=[kind, "qpeft"]).to_yaml()

@@ -65,8 +65,7 @@ class CompleteTuner(AdapterForm, _Tuner):
 class OwnTuner(CompleteTuner, BaseTuner):
     """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
 
-    A subclass defines the class attributes of `BaseTuner`, `own_kind` (see `AdapterForm`), and the methods that raise
-    NotImplementedError here.
+    A subclass defines the class attributes of `BaseTuner`, and the methods that raise NotImplementedError here.
     """
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
@@ -109,8 +108,8 @@ class OwnTuner(CompleteTuner, BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ConfigError(
-            f"{self.own_kind} is no change of the weights, so it cannot be merged into them; keep it as a separate "
-            "adapter, or remove it with model.unload()"
+            f"an adapter of {type(self).__name__} is no change of the weights, so it cannot be merged into them; keep "
+            "it as a separate adapter, or remove it with model.unload()"
         )
 
     @contextmanager

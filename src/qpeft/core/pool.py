@@ -128,11 +128,6 @@ class AdapterPool:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(p.name for p in found if _is_name(p.name) and (p / CONFIG).is_file())
 
-    @property
-    def resident(self) -> list[str]:
-        """The adapters in slots, the least recently used first."""
-        return list(self._held)
-
     def activate(self, name: str) -> None:
         """Use this adapter from now on; "__base__": none.
 

@@ -190,17 +190,12 @@ class Generators(AdapterForm, nn.ModuleDict):
     def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
         self.refuse_unfitted(adapter_name)
         binding, config = self.bindings[adapter_name], self.configs[adapter_name]
-        settings = config.description()
-        generated, trained = sum(binding.sizes), sum(p.numel() for p in binding.generator.parameters())
         return StockAdapter(
             tensors=self.stock_state(model, adapter_name),
             config=config.to_stock(),
-            settings=settings,
-            n_trained=trained,
-            n_deployed=generated,
-            host=settings.get("host", "LoRA"),
-            origin=f"Its {generated:,} parameters were generated during training by qpeft from {trained:,} trained\n"
-            f"parameters ({settings['method']}). Inference needs neither qpeft nor a quantum device.",
+            settings=config.description(),
+            n_trained=sum(p.numel() for p in binding.generator.parameters()),
+            n_deployed=sum(binding.sizes),
         )
 
 

@@ -13,7 +13,6 @@ from ..core.generator import CircuitModule as CircuitModule
 from ..core.generator import FullPrecision as FullPrecision
 from ..core.generator import Generator as Generator
 from ..core.generator import fingerprint as fingerprint
-from ..core.model_card import Card as Card
 from ..core.own_tuner import OwnTuner as OwnTuner
 from ..core.seeded_init import SeededInit as SeededInit
 from ..core.slots import draw_initial as draw_initial

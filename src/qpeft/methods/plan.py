@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
-from qpeft.core.adapter_form import count_trainable, form_of, own_kind
+from qpeft.core.adapter_form import count_trainable, form_of, has_stock_form
 from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import OTHER, CircuitModule, Generator
@@ -126,7 +126,8 @@ class _Shapes(SeededInit):
 
 def _count(config: Any, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan for an adapter that is trained as it is; `adapted` is the model on the meta device."""
-    form, kind, deployed, stored = form_of(adapted), own_kind(adapted), count_deployed(adapted), count_stored(adapted)
+    form, is_stock = form_of(adapted), has_stock_form(adapted)
+    deployed, stored = count_deployed(adapted), count_stored(adapted)
     if getattr(config, "init_lora_weights", None) == "lora_ga":
         # the saved adapter also contains the initial one, which PEFT subtracted from the base
         deployed, stored = deployed + count_lora(adapted), stored + count_lora(adapted)
@@ -136,10 +137,10 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
         "trainable_parts": _parts(adapted, OTHER.name),
         "deployed": deployed,
         "stored_bytes": stored * BYTES,
-        "exported_bytes": None if kind else (deployed if form else stored) * BYTES,
-        "needs_qpeft": bool(form or kind),
+        "exported_bytes": (deployed if form else stored) * BYTES if is_stock else None,
+        "needs_qpeft": bool(form or not is_stock),
         "sizes": form.plan_sizes() if form else {},
-        "notes": [note] if kind else [],
+        "notes": [] if is_stock else [note],
     }
 
 

@@ -13,7 +13,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import own_kind
+from qpeft.core.adapter_form import has_stock_form
 from qpeft.core.export import export
 from qpeft.errors import ConfigError
 from qpeft.testing.checks import close, disturb, refused, run_checks, same
@@ -44,7 +44,7 @@ def adapter_contract(
         `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
         `qpeft.export` produces an adapter that PEFT loads as one of its own types.
 
-    A tuner that declares by `own_kind` that PEFT has no equivalent must refuse merging and export.
+    A tuner that does not define `stock_adapter` has no equivalent in PEFT: it must refuse merging and export.
 
     Args:
         make_base: Returns a small model without dropout that also runs in float64, with the same weights at every call.
@@ -68,9 +68,9 @@ def adapter_contract(
         ("a second adapter", lambda: _check_second(model, make_config(), batch, lr, base)),
     )
     exported = partial(_exported, model, make_base)
-    if kind := own_kind(model):
-        refused(f"merging of {kind}", ConfigError, model.merge_and_unload)
-        refused(f"the export of {kind}", ConfigError, exported)
+    if not has_stock_form(model):
+        refused("merging", ConfigError, model.merge_and_unload)
+        refused("the export", ConfigError, exported)
         return
     live = _logits(model, batch)
     run_checks(

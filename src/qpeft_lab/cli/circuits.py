@@ -42,7 +42,7 @@ Chosen = Annotated[dict[str, Any], Fields(Choice)]
 
 @command
 def draw(*, chosen: Chosen) -> Answer:
-    """Draw a circuit as text; with an adapter, also list its angles. Layers that do not fit the terminal are omitted.
+    """Draw a circuit as text; with an adapter, also list its angles. Rows end at the terminal's width.
 
     Examples:
 

@@ -27,7 +27,7 @@ def diagnose(
     target: Path = needed("Run folder or adapter folder.", metavar="TARGET", argument=True),
     samples: int = option(
         200,
-        "Random circuits for each measurement.",
+        "Random circuits for each measurement, and ten times as many pairs of states.",
         at_least=10,
         at_most=10**6,
     ),

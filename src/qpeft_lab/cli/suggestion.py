@@ -1,4 +1,4 @@
-"""The options --parameters, --bytes and --server of `plan` and `train`: what an adapter may cost, and its server."""
+"""The options with which `plan` and `train` choose a method: what an adapter may cost, and what serves it."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ class Budget:
     server: str | None = option(
         None, "Refuse an adapter whose export this server does not load; a budget chooses another.", choices=("vllm",)
     )
+    mixed_batches: bool = option(
+        False,
+        "With a budget: only adapters that `qpeft.AdapterPool` serves in one batch with others of their kind.",
+        panel="Serving",
+    )
 
 
 def suggested(model: str, run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> Suggestion | None:
@@ -54,6 +59,8 @@ def suggested(model: str, run: Mapping[str, Any], others: Mapping[str, Any], bud
     if budget.parameters is None and budget.bytes is None:
         if method == AUTO:
             raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
+        if budget.mixed_batches:
+            raise ConfigError("--mixed-batches needs a budget: --parameters N or --bytes N")
         return None
     if method not in (None, AUTO):
         raise ConfigError(
@@ -78,6 +85,7 @@ def suggested(model: str, run: Mapping[str, Any], others: Mapping[str, Any], bud
             parameters=budget.parameters,
             bytes=budget.bytes,
             frames=others.get("frames"),
+            mixed_batches=budget.mixed_batches,
             refuses=refuses,
             trust_remote_code=run.get("trust_remote_code", False),
         )

@@ -19,6 +19,7 @@ from qpeft_lab.diagnose.circuits import Measurement
 from qpeft_lab.files import output_file
 
 _WIDEST = 14  # qubits: with more, sampling many circuits or shifting every angle takes minutes
+_PAIRS = 10  # pairs of states per sample: fidelities are cheap
 _WIDEST_MATRIX = 4096  # rows and columns: the singular values take seconds
 _SUBJECTS = {
     "scaled": "The generator's input 2^N p",
@@ -78,7 +79,7 @@ def diagnose(
 
     Args:
         folder: Of the adapter, or of its run.
-        samples: Random circuits for each measurement.
+        samples: Random circuits for each measurement; ten times as many pairs of states for expressibility.
         seed: Seed of the random circuits.
         circuit: Which of several circuits of the adapter, counted from 1.
         on_question: Called with each question before it is answered.
@@ -142,6 +143,14 @@ def _gradients(circuit: Circuit, samples: int, seed: int) -> dict[str, Measureme
     return {one: circuits.gradient_variance(widths, depth, one, samples, seed, name) for one in of}
 
 
+def _expressive(circuit: Circuit, samples: int, seed: int) -> dict[str, Measurement]:
+    """Whether random angles reach all states of the field, and how entangled the states are."""
+    return {
+        "overlap": circuits.expressibility(circuit.ansatz, _PAIRS * samples, seed),
+        "entanglement": circuits.meyer_wallach(circuits.random_states(circuit.ansatz, samples, seed)),
+    }
+
+
 def _moved(finding: Finding, adapter: Adapter) -> None:
     finding.measurements["angles"] = angle_movement(adapter)
 
@@ -173,6 +182,7 @@ _QUESTIONS: dict[str, tuple[str, Any]] = {
     "random": ("Is the circuit random?", _random),
     "redundant": ("Are angles redundant?", _redundant),
     "gradients": ("Do gradients vanish?", _gradients),
+    "expressive": ("Which states does it reach, and how entangled are they?", _expressive),
     "moved": ("Did the angles move?", _moved),
     "rank": ("How many directions does it generate?", _rank),
 }

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 import qpeft
 from qpeft import methods
-from qpeft.core.adapter_form import form_of, own_kind
+from qpeft.core.adapter_form import form_of, has_stock_form
 from qpeft.core.model_card import load_lines
 from qpeft.core.tuner import holder_of
 from qpeft.files import replace_folder
@@ -48,7 +48,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     form: Any = form_of(model)
     if hasattr(form, "is_empty") and form.is_empty():  # SoRA's
         warnings.warn(_EMPTY, stacklevel=2)
-    elif own_kind(model) is None:
+    elif has_stock_form(model):
         with replace_folder(folder.exported) as target:
             if form is not None:  # adapter/ loads only with qpeft
                 qpeft.export(model, target, probe=probe(model.get_base_model(), task.record()))

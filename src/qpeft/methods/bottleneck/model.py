@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from qpeft.checks import option
-from qpeft.core import model_card
 from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
@@ -57,14 +56,6 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
         BottleneckSettings.__post_init__(self)
         self.peft_type = MethodName("QPEFT_BOTTLENECK")  # type: ignore[assignment]
 
-    def card(self) -> model_card.Card:
-        return model_card.Card(
-            "Feed-forward (bottleneck) adapter",
-            tag="bottleneck",
-            what="After each of its target modules f this adapter adds `up(gelu(down(f(x))))` to f(x).\n"
-            + model_card.NOT_STOCK,
-        )
-
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A module followed by bottleneck adapters; several active ones have the same input and are summed."""
@@ -96,7 +87,6 @@ class BottleneckModel(OwnTuner):
     """The tuner that PEFT builds for a BottleneckConfig."""
 
     prefix = "bottleneck_"
-    own_kind = "a bottleneck adapter"
     tuner_layer_cls = BottleneckLayer
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:

@@ -22,7 +22,6 @@ from torch.nn.functional import linear
 
 from qpeft.checks import option
 from qpeft.circuits import amplitude_qubits
-from qpeft.core import model_card
 from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
 from qpeft.core.own_tuner import OwnTuner
@@ -59,15 +58,6 @@ class QAAConfig(QAASettings, OwnTunerConfig):
         OwnTunerConfig.__post_init__(self)
         QAASettings.__post_init__(self)
         self.peft_type = MethodName("QPEFT_QAA")  # type: ignore[assignment]
-
-    def card(self) -> model_card.Card:
-        return model_card.Card(
-            "QAA adapter",
-            tag="qaa",
-            what="To the output of each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read "
-            "from a small circuit that starts in x; circuits are simulated exactly on classical hardware.\n"
-            + model_card.NOT_STOCK,
-        )
 
 
 class QAABranch(FullPrecision):
@@ -165,7 +155,6 @@ class QAAModel(OwnTuner):
     """The tuner that PEFT builds for a QAAConfig."""
 
     prefix = "qaa_"
-    own_kind = "a QAA adapter"
     tuner_layer_cls = QAALayer
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:

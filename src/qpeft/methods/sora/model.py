@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qpeft.checks import option
-from qpeft.core import model_card
 from qpeft.core.adapter_form import StockAdapter, count_trainable
 from qpeft.core.config import AdapterConfig, MethodName, refuse_lora_options
 from qpeft.core.generator import FullPrecision, ParameterGroup
@@ -61,14 +60,6 @@ class SoRAConfig(SoRASettings, AdapterConfig, LoraConfig):
         for name, usual in (("init_lora_weights", True), ("bias", "none")):
             if getattr(self, name) != usual:
                 raise ConfigError(f"SoRA cannot be combined with {name}={getattr(self, name)!r}; leave it unset")
-
-    def card(self) -> model_card.Card:
-        return model_card.Card(
-            "SoRA adapter with its gates",
-            tag="sora",
-            what="LoRA with a gate on each rank (arXiv 2311.11696); training sets gates to exactly zero, and an export "
-            "leaves out\ntheir ranks. " + model_card.EXPORT,
-        )
 
 
 def rank_of(gate: Tensor) -> int:
@@ -197,10 +188,6 @@ class SoRAModel(CompleteTuner, LoraModel):
             n_trained=n_trained,
             n_deployed=n_deployed,
             ranks=ranks,
-            host="LoRA",
-            origin=f"Of {sum(map(len, gates.values()))} ranks in {len(gates)} modules that SoRA trained ({n_trained:,} "
-            f"parameters, arXiv\n2311.11696), {sum(ranks.values())} are left ({n_deployed:,} "
-            "parameters); their gates are multiplied into `lora_B`.",
         )
 
     def _check_merge_allowed(self) -> None:
