@@ -16,7 +16,7 @@ from statistics import fmean
 
 from qpeft.files import write_text
 from qpeft_lab.compare.stats import Difference, paired_difference
-from qpeft_lab.compare.study import is_ranked
+from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary, load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def sizes() -> str:
 def lora() -> str:
     """The comparisons of `budgets`, and a sentence that counts them."""
     found = list(_qpa_and_lora(summaries_of("budgets")))
-    better, worse = (sum(verdict == d.verdict_alone for *_, d in found) for verdict in ("worse", "better"))
+    better, worse = (sum(verdict == d.verdict for *_, d in found) for verdict in ("worse", "better"))
     lines = [["setup", "QPA", "LoRA", "QPA minus LoRA"], ["---"] * 4]
     for name, ours, other, difference in found:
         lines.append([SETUPS[name], ours.label, other.label, _difference(difference)])
@@ -109,7 +109,7 @@ def _qpa_and_lora(summaries: dict[str, Summary]) -> Iterator[tuple[str, Result, 
         of = {key: [m for m in summary.results if m.method.method == key and m.metric] for key in ("qpa", "lora")}
         for ours, other in product(of["qpa"], of["lora"]):
             same = ours.key.endswith("_head") == other.key.endswith("_head")
-            if is_ranked(other.trainable / ours.trainable) and same:
+            if is_comparable(other.trainable / ours.trainable) and same:
                 yield name, ours, other, mean_difference([summary], ours.key, other.key)
 
 

@@ -3,9 +3,9 @@
     python benchmarks/recompute_summary.py DIR
 
 Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values, verdicts
-before and after Holm's correction, ranks, steps to shares of the reference's gain must
-agree with DIR/summary.csv. The script does not use qpeft: Student's distribution is integrated
-numerically, and Holm's correction is applied step by step. Exit code 1: there are disagreements, one per line.
+after Holm's correction, and steps to 80 % of the reference's gain must agree with DIR/summary.csv. The script does not
+use qpeft: Student's distribution is integrated numerically, and Holm's correction is applied step by step. Exit code 1:
+there are disagreements, one per line.
 """
 
 from __future__ import annotations
@@ -83,18 +83,17 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
     differences = [method.values[seed] - other.values[seed] for seed in seeds]
     n, mean = len(differences), statistics.mean(differences)
     found = {"mean": mean, "n": n, "low": None, "high": None, "p": None, "p_holm": None}
-    found["same_sign"] = sum((d > 0) == (mean > 0) and (d < 0) == (mean < 0) for d in differences)
     if n > 1:
         error = statistics.stdev(differences) / math.sqrt(n)
         half = quantile(n - 1) * error
         found |= {"low": mean - half, "high": mean + half}
     if n < 3:
-        return found | {"verdict_alone": "preliminary"}
+        return found | {"verdict": "preliminary"}
     has_spread = statistics.stdev(differences) > 1e-12 * abs(mean)  # a t test needs variation
     found["p"] = tail(abs(mean) / error, n - 1) if has_spread else 1.0
     if found["low"] <= 0 <= found["high"]:
-        return found | {"verdict_alone": "no difference shown"}
-    return found | {"verdict_alone": "better" if (mean < 0) == lower_is_better else "worse"}
+        return found | {"verdict": "no difference shown"}
+    return found | {"verdict": "better" if (mean < 0) == lower_is_better else "worse"}
 
 
 def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -107,7 +106,7 @@ def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str,
     found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
     correct(found)
     for (key, to), comparison in found.items():
-        verdict = comparison["verdict_alone"]
+        verdict = comparison["verdict"]
         if comparison["p_holm"] is not None and comparison["p_holm"] >= 0.05:
             verdict = "no difference shown"
         if (verdict == "better" and results[key].lost) or (verdict == "worse" and results[to].lost):
@@ -129,31 +128,16 @@ def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
         comparison["p_holm"] = corrected.get(tuple(sorted(pair)))
 
 
-def places(keys: list[str], study: dict[str, Any], results: dict[str, Result]) -> dict[str, int]:
-    """Ranks by mean of the methods with at least three seeds, all successful."""
-    sign = 1 if study["metric"] == "test_loss" else -1
-    whole = [key for key in keys if 3 <= len(results[key].values) == len(results[key].statuses)]
-    means = {key: sign * statistics.mean(results[key].values.values()) for key in whole}
-    return {key: 1 + sum(other < mean for other in means.values()) for key, mean in means.items()}
-
-
 def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
     """summary.csv's statistical columns by method."""
     found = family(study, results)
     sizes = {m["key"]: m["trainable"] for m in study["methods"]}
-    ranks = places([m["key"] for m in study["methods"] if m["role"] == "main"], study, results)
-    in_blocks = {}
-    for of in {m["block"] for m in study["methods"] if m["block"]}:
-        inside = [m["key"] for m in study["methods"] if of in (m["key"], m["block"])]
-        in_blocks |= places([key for key in inside if 0.8 <= sizes[key] / sizes[of] <= 1], study, results)
     lines = {}
     for method in study["methods"]:
         key = method["key"]
         compared = found.get((key, method["block"] or study["reference"]))
         control = found.get((key, method["against"]))
         lines[key] = metric(results[key]) | columns("delta", compared) | columns("control", control)
-        lines[key] |= {"rank": in_blocks.get(key) if method["block"] else ranks.get(key)}
-        lines[key] |= {"block_rank": None if method["block"] else in_blocks.get(key)}
         lines[key] |= {"ratio": sizes[key] / sizes[method["block"]] if method["block"] else None}
         lines[key] |= {"seeds_ok": results[key].statuses.count("success")}
         lines[key] |= convergence(results[key].curves, results[study["reference"]].curves, bool(method["rates"]))
@@ -161,22 +145,17 @@ def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[
 
 
 def convergence(curves: list[list[list[Any]]], reference: list[list[list[Any]]], is_trained: bool) -> dict[str, Any]:
-    """Median steps to 50, 80 and 95 % of the reference's gain, how many seeds reached them."""
+    """Median steps to 80 % of the reference's gain, how many seeds reached them."""
     points = [[(step, loss) for step, loss, _ in curve] for curve in curves]
     losses = [[loss for _, loss, _ in curve] for curve in reference if curve]
     start = statistics.mean(loss[0] for loss in losses) if losses else 0.0
     gain = start - statistics.mean(loss[-1] for loss in losses) if losses else 0.0
-    found: dict[str, Any] = {}
-    for share in (50, 80, 95):
-        middle = reached = None
-        if is_trained and gain > 0 and any(points):
-            target = start - share / 100 * gain
-            steps = [min((step for step, loss in curve if loss <= target), default=math.inf) for curve in points]
-            middle, reached = statistics.median(steps), sum(map(math.isfinite, steps))
-            if math.isinf(middle):
-                middle = f"> {max(curve[-1][0] for curve in curves if curve):g}"
-        found |= {f"steps_to.{share}": middle, f"reached.{share}": reached}
-    return found
+    if not (is_trained and gain > 0 and any(points)):
+        return {"steps_to": None, "reached": None}
+    steps = [min((step for step, loss in curve if loss <= start - 0.8 * gain), default=math.inf) for curve in points]
+    middle = statistics.median(steps)
+    shown = f"> {max(curve[-1][0] for curve in curves if curve):g}" if math.isinf(middle) else middle
+    return {"steps_to": shown, "reached": sum(map(math.isfinite, steps))}
 
 
 def metric(result: Result) -> dict[str, Any]:
@@ -186,7 +165,7 @@ def metric(result: Result) -> dict[str, Any]:
 
 
 def columns(name: str, comparison: dict[str, Any] | None) -> dict[str, Any]:
-    fields = ("mean", "low", "high", "n", "same_sign", "p", "p_holm", "verdict_alone", "verdict")
+    fields = ("mean", "low", "high", "n", "p", "p_holm", "verdict")
     return {f"{name}.{field}": None if comparison is None else comparison[field] for field in fields}
 
 

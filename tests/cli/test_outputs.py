@@ -29,7 +29,6 @@ INPUTS = {
     ("circuits draw", "adapter"),
     ("circuits count", "adapter"),
     ("circuits export", "adapter"),
-    ("compare run", "reuse"),
     ("train", "config"),
 }
 

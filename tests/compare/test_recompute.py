@@ -105,5 +105,4 @@ def test_recomputation_agrees_where_higher_is_better(recompute, written):
     write_report_of(written)
     summary = summary_of(written)
     assert summary["qpa"].difference.verdict == "worse"
-    assert summary["full"].rank == 1
     assert recompute.main(written) == 0

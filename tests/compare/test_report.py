@@ -178,15 +178,12 @@ def test_csv_has_full_precision(study_folder):
     found = summary_of(study_folder)["qpa"]
     assert float(lines["qpa"]["metric.mean"]) == found.metric.mean
     assert float(lines["qpa"]["step_ratio"]) == 1.15
-    assert (lines["prefix"]["rank"], lines["prefix"]["statuses"]) == (
-        "",
-        "0:success 1:success 2:success 3:missing 4:missing",
-    )
+    assert lines["prefix"]["statuses"] == "0:success 1:success 2:success 3:missing 4:missing"
 
 
 def test_values_as_text():
     assert report.decimal(1234.56789) == "1,234.5679"
-    narrow = Difference("lora", 1e-6, 5e-7, 1.5e-6, 5, 5, 0.01, 0.01, "worse", "worse")
+    narrow = Difference("lora", 1e-6, 5e-7, 1.5e-6, 5, 0.01, 0.01, "worse")
     assert report.interval(narrow) == "+0.000001 [+0.000000, +0.000002]"
     assert report.reached(Reached({0: 20, 1: 40, 2: None}, 80)) == "40 (2/3)"
     assert report.reached(Reached({0: 20, 1: None, 2: None}, 80)) == "> 80 (1/3)"

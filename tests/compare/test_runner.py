@@ -1,4 +1,4 @@
-"""The runner with cells that train nothing: order, resuming, retries, reuse, failures."""
+"""The runner with cells that train nothing: order, resuming, retries, failures."""
 
 import json
 import os
@@ -179,15 +179,12 @@ def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan, change):
     assert cell.cell_id in progress.began
 
 
-def test_rows_of_another_study_are_reused(plan, tmp_path):
+def test_rows_of_a_renamed_method_are_copied(plan):
     run(plan, run_cell=cells.run_cell)
-    other = replace(plan, folder=tmp_path / "other", name="second", methods=("lora", "qaa"))
-    progress = Recorder()
-    outcome = run(other, progress=progress, reuse=plan.folder, run_cell=cells.run_cell)
-    assert (outcome.n_done, outcome.n_skipped) == (6, 4)  # times are measured anew
-    assert progress.totals[0] == (10, 4)
-    taken, made = other.row("lora", "seed1"), plan.row("lora", "seed1")
-    assert taken == {**made, "study": "second"}
+    renamed = replace(plan, methods=("lora", "paq"))  # of the hash of qpa
+    outcome = run(renamed, run_cell=cells.run_cell)
+    assert (outcome.n_done, outcome.n_skipped) == (1, 9)  # times are measured anew
+    assert renamed.row("paq", "seed1") == {**plan.row("qpa", "seed1"), "method": "paq"}
 
 
 def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
@@ -217,7 +214,6 @@ def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
     [
         ({"executor": "slurm"}, "'slurm'"),
         ({"retry": ("diverged",)}, "'diverged'"),
-        ({"reuse": Path("nowhere")}, "nowhere"),
     ],
 )
 def test_invalid_arguments_are_rejected_before_any_work(plan, arguments, message):

@@ -60,7 +60,6 @@ def run(
     threads: int = option(1, "CPU threads per run. The number affects the last digits of results.", at_least=1),
     executor: str = option("local", "This machine, or the Ray cluster at RAY_ADDRESS.", choices=("local", "ray")),
     retry: str = option("", "Run cells of this status again: failed, oom, timeout.", metavar="STATUS,..."),
-    reuse: Path | None = option(None, "Folder of another study: its identical cells are not run again.", metavar="DIR"),
     timeout: float | None = option(None, "Stop a run that takes more seconds.", above=0),
     smoke: bool = option(
         False,
@@ -87,11 +86,11 @@ def run(
     from qpeft_lab.compare.runner import run as run_plan
 
     names = tuple(name.strip() for name in retry.split(",") if name.strip())
-    check(executor, names, reuse)
+    check(executor, names)
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, out, trust_remote_code, smoke=smoke)
     with bars() as shown:
-        outcome = run_plan(plan, workers, CompareBar(shown), executor, names, timeout, reuse, threads)
+        outcome = run_plan(plan, workers, CompareBar(shown), executor, names, timeout, threads)
     data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
     return _reported(out, outcome.summary, outcome.failures, data)
 

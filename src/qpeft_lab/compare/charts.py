@@ -19,7 +19,7 @@ from urllib.parse import quote
 from markupsafe import Markup, escape
 
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE, Difference
-from qpeft_lab.compare.study import is_ranked
+from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
             title, difference = "control minus its method", found.control
         elif found.method.block:
             title = f"at the size of {summary[found.method.block].label}, minus it"
-        is_shown = found.method.rates and not _is_hopeless(found, summary) and is_ranked(summary.ratio(found))
+        is_shown = found.method.rates and not _is_hopeless(found, summary) and is_comparable(summary.ratio(found))
         if is_shown and difference is not None and sum(map(len, groups.values())) < _MOST_ROWS:
             groups.setdefault(title, []).append((found, difference))
     return groups
@@ -237,9 +237,9 @@ def _is_hopeless(found: Result, summary: Summary) -> bool:
 
 
 def _size(found: Result, summary: Summary) -> int:
-    """Trainable parameters; the budget for a ranked member of a block."""
+    """Trainable parameters; the budget for a comparable member of a block."""
     of = found.method.block
-    return summary[of].trainable if of and is_ranked(summary.ratio(found)) else found.trainable
+    return summary[of].trainable if of and is_comparable(summary.ratio(found)) else found.trainable
 
 
 def _front(points: Mapping[str, tuple[float, float]], lower_is_better: bool) -> list[str]:

@@ -26,9 +26,9 @@ from qpeft_lab.compare.metrics import METRICS, TRAINABLE
 from qpeft_lab.compare.rate_search import MOST_EXTENSIONS
 from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
 from qpeft_lab.compare.stats import Difference, Stats
-from qpeft_lab.compare.study import is_ranked, read_study
+from qpeft_lab.compare.study import read_study
 from qpeft_lab.compare.summary import (
-    SHARES,
+    SHARE,
     Reached,
     Result,
     Summary,
@@ -40,7 +40,6 @@ from qpeft_lab.compare.summary import (
 MISSING = "\u2013"
 _VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
 _WIDE = 110  # columns of a terminal
-_SHOWN_SHARE = 80  # of the reference's gain
 _DECIMALS, _MOST_DECIMALS = 4, 6
 _NUMBER = re.compile(r"[<>+-]? ?\d")
 # the folders of a path of a machine, which are not shown
@@ -135,7 +134,7 @@ def without_folders(text: str) -> str:
 def results(summary: Summary) -> Table:
     """Every method with its size, quality, and the difference from what it is compared with; the best first."""
     ordered = [*summary.ordered, *(found for members in summary.blocks.values() for found in members[1:])]
-    steps = f"Steps to {_SHOWN_SHARE} % of the gain"
+    steps = f"Steps to {SHARE} % of the gain"
     columns: dict[str, Callable[[Result], str]] = {
         "Method": _name(summary),
         "Trainable parameters": lambda f: count(f.trainable),
@@ -144,8 +143,7 @@ def results(summary: Summary) -> Table:
         "Compared with": lambda f: _compared(f, summary)[0],
         "Difference [95 % interval]": lambda f: interval(_compared(f, summary)[1], summary.metric.factor),
         "Verdict": lambda f: verdict(_compared(f, summary)[1]),
-        "Rank": lambda f: count(f.rank),
-        steps: lambda f: reached(f.steps_to.get(_SHOWN_SHARE)),
+        steps: lambda f: reached(f.steps_to),
         "Update rank (effective)": _ranks,
         "Remarks": lambda f: _remarks(f, summary),
     }
@@ -194,7 +192,7 @@ def learning_rates(summary: Summary) -> Table:
 
 def brief(table: Table, width: int) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table with what fits on a terminal of `width` columns."""
-    left_out = ("Rank", "Update", "Stored", "Steps to", *(("Compared", "Remarks") if width < _WIDE else ()))
+    left_out = ("Update", "Stored", "Steps to", *(("Compared", "Remarks") if width < _WIDE else ()))
     frame = table.frame[[title for title in table.columns if not title.startswith(left_out)]]
     if width < _WIDE:
         frame = frame.replace(r" \[.*", "", regex=True)
@@ -277,10 +275,8 @@ def _more(summary: Summary) -> list[Table]:
 
     others = [name for name in METRICS if name not in (summary.study.metric, TRAINABLE)]
     scores = {summary.shown(name).full_title: column(name, 1 / METRICS[name].factor, 4) for name in others}
-    steps = {f"Steps to {share} %": lambda f, share=share: reached(f.steps_to.get(share)) for share in SHARES}
     return [
         of("scores", "Other scores on the test data", scores),
-        of("learning", f"Steps to shares of the gain of {summary.reference.label}", steps),
         *(of(*name, {title: column(*one) for title, one in columns.items()}) for name, columns in _MORE.items()),
     ]
 
@@ -319,8 +315,7 @@ def _ranks(found: Result) -> str:
 def _remarks(found: Result, summary: Summary) -> str:
     remarks = [found.lost, "" if found.has_improved else "did not improve on the base"]
     if found.method.block:
-        ratio = summary.ratio(found)
-        remarks.append(f"has {ratio:.0%} of the budget{'' if is_ranked(ratio) else ', not ranked'}")
+        remarks.append(f"has {summary.ratio(found):.0%} of the budget")
     return "; ".join(filter(None, remarks))
 
 
@@ -329,9 +324,8 @@ def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
     method, stats = found.method, found.metric
     names = ("key", "label", "role", "against", "block", "method", "hash", "trainable")
     line: dict[str, Any] = {name: getattr(method, name) for name in names}
-    line |= {name: getattr(found, name) for name in ("deployed", "lr", "lr_at_edge", "rank")}
+    line |= {name: getattr(found, name) for name in ("deployed", "lr", "lr_at_edge")}
     line |= {
-        "block_rank": summary.ranks_in(found.key).get(found.key) if found.key in summary.blocks else None,
         "ratio": summary.ratio(found) if method.block else None,
         "seeds_ok": len(found.successes),
         "statuses": " ".join(f"{seed}:{status}" for seed, status in found.statuses.items()),
@@ -341,10 +335,8 @@ def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
     }
     for name, difference in (("delta", found.difference), ("control", found.control)):
         line |= {f"{name}.{f.name}": difference and getattr(difference, f.name) for f in fields(Difference)}
-    for share in SHARES:
-        at = found.steps_to.get(share)
-        line |= {f"steps_to.{share}": at and (f"> {at.limit}" if at.median is None else at.median)}
-        line |= {f"reached.{share}": at and at.n_reached}
+    at = found.steps_to
+    line |= {"steps_to": at and (f"> {at.limit}" if at.median is None else at.median), "reached": at and at.n_reached}
     rows = [*found.successes.values(), found.cost or {}]
     measured = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float | int))
     return line | {name: found.mean(name) for name in measured if name not in ("seed", "lr")}

@@ -19,7 +19,7 @@ from qpeft_lab.compare.cell import Cell, RunCell, Steps, lost_row, run_cell, tid
 from qpeft_lab.compare.local import LocalExecutor
 from qpeft_lab.compare.progress import CompareProgress
 from qpeft_lab.compare.report import write_outputs
-from qpeft_lab.compare.rows import ROWS, Row, RowFile, is_failure, read_rows, succeeded
+from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
 from qpeft_lab.compare.summary import Summary
 from qpeft_lab.files import is_disk_full, remove_unfinished
 from qpeft_lab.interrupt import StopRequest
@@ -50,7 +50,6 @@ def run(
     executor: str = "local",
     retry: Sequence[str] = (),
     timeout: float | None = None,
-    reuse: Path | None = None,
     threads: int = 1,
     run_cell: RunCell | None = None,
 ) -> RunOutcome:
@@ -60,7 +59,6 @@ def run(
         workers: cells that run in parallel; cells that measure time always run alone.
         retry: statuses, of RETRIES, whose cells are run again.
         timeout: seconds after which a cell is killed.
-        reuse: the folder of another study, whose rows of equal hash are copied instead of run.
         threads: CPU threads of a cell; a different number changes the last bits of its losses.
         run_cell: what runs a cell, importable by a child process; `cell.run_cell` in `threads` threads by default.
 
@@ -69,7 +67,7 @@ def run(
         TrainingError: the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
-    check(executor, retry, reuse)
+    check(executor, retry)
     progress = progress or CompareProgress()
     with locked(plan.folder), _clear_if_full(plan.folder):
         plan.claim()
@@ -77,7 +75,7 @@ def run(
         study.tidy()
         run_cell = run_cell or partial(run_in_threads, threads)
         with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
-            study.run(pool, {} if reuse is None else read_rows(reuse))
+            study.run(pool)
         _remove_empty(plan.folder / "work")
         return study.outcome(write_outputs(plan.folder))
 
@@ -105,9 +103,9 @@ class _Run:
             if succeeded(self._file.rows.get(cell.cell_id)):
                 tidy(cell, self._plan.folder)
 
-    def run(self, pool: LocalExecutor | RayExecutor, others: dict[str, Row]) -> None:
+    def run(self, pool: LocalExecutor | RayExecutor) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
-        while self._take_over(others):  # rows that are copied determine further cells
+        while self._take_over():  # rows that are copied determine further cells
             pass
         self._report_total()
         with StopRequest(pool.stop) as stop:
@@ -117,7 +115,7 @@ class _Run:
                     if stop.wanted:
                         n_left = len(self._left(self._plan.cells(self._file.rows)))
                         raise KeyboardInterrupt(f"{n_left} cells are left. Run the same command again to resume.")
-                    self._take_over(others)
+                    self._take_over()
                     self._report_total()
 
     def _report_total(self) -> None:
@@ -156,11 +154,11 @@ class _Run:
             return False
         return row["status"] != "skipped" or bool(cell.impossible)
 
-    def _take_over(self, others: dict[str, Row]) -> int:
-        """Copy the rows of equal cells, of this study and of `others`; times are always measured again."""
+    def _take_over(self) -> int:
+        """Copy the rows of equal cells of other methods; times are always measured again."""
         n_copied = 0
         for cell in self._left(self._plan.cells(self._file.rows)):
-            known = [] if cell.impossible or cell.role == "cost" else [*self._file.rows.values(), *others.values()]
+            known = [] if cell.impossible or cell.role == "cost" else [*self._file.rows.values()]
             row = next((row for row in known if succeeded(row) and cell.owns(row)), None)
             if row is not None:
                 self._file.append(row | {"study": cell.study, "method": cell.method, "role": cell.role})
@@ -182,15 +180,13 @@ def _clear_if_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check(executor: str, retry: Sequence[str], reuse: Path | None) -> None:
+def check(executor: str, retry: Sequence[str]) -> None:
     """Raise ConfigError for arguments that `run` does not accept. A command calls it before a plan makes a folder."""
     if executor not in EXECUTORS:
         raise ConfigError(unknown("executor", executor, EXECUTORS))
     for status in retry:
         if status not in RETRIES:
             raise ConfigError(unknown("status of retry:", status, RETRIES))
-    if reuse is not None and not (reuse / ROWS).is_file():
-        raise ConfigError(f"{reuse} holds no rows to reuse; give the --out folder of another study")
 
 
 def _executor(name: str, threads: int, *arguments: Any) -> LocalExecutor | RayExecutor:

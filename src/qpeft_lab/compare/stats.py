@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-import numpy as np
 from scipy.stats import t, ttest_1samp
 
 LEVEL = 0.95
-MIN_SEEDS = 3  # with fewer nothing is ranked and nothing is called better
+MIN_SEEDS = 3  # with fewer nothing is called better
 BETTER, WORSE, NO_DIFFERENCE, PRELIMINARY = "better", "worse", "no difference shown", "preliminary"
 _ROUNDING = 1e-12
 
@@ -48,9 +47,9 @@ class Stats:
 class Difference:
     """A method minus the method `to`, paired by seed.
 
-    `low` and `high` are None for one pair, `p` and `p_holm` with fewer than three. `same_sign` counts the seeds whose
-    difference has the sign of the mean. `verdict_alone` depends on this interval only. `verdict` also requires that
-    Holm's correction over the study's comparisons confirms it, and that no seed of the favored method failed.
+    `low` and `high` are None for one pair, `p` and `p_holm` with fewer than three. `verdict` requires, besides the
+    interval, that Holm's correction over the study's comparisons confirms it, and that no seed of the favored method
+    failed; before the correction, where `p_holm` is None, it depends on the interval only.
     """
 
     to: str
@@ -58,10 +57,8 @@ class Difference:
     low: float | None
     high: float | None
     n: int
-    same_sign: int
     p: float | None
     p_holm: float | None
-    verdict_alone: str
     verdict: str
 
 
@@ -101,9 +98,8 @@ def paired_difference(
         return None
     n, mean = len(differences), fmean(differences)
     low, high, p = _t_test(differences, mean)
-    same_sign = int(np.count_nonzero(np.sign(differences) == np.sign(mean)))
     verdict = _verdict(low, high, n, lower_is_better)
-    return Difference(to, mean, low, high, n, same_sign, p if n >= MIN_SEEDS else None, None, verdict, verdict)
+    return Difference(to, mean, low, high, n, p if n >= MIN_SEEDS else None, None, verdict)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -132,7 +128,7 @@ def _t_test(differences: Sequence[float], mean: float) -> tuple[float | None, fl
 
 
 def _with_verdict(pair: Pair, difference: Difference, p_holm: float | None, failed: set[str]) -> Difference:
-    verdict = difference.verdict_alone
+    verdict = difference.verdict
     if p_holm is not None and p_holm >= 1 - LEVEL:
         verdict = NO_DIFFERENCE
     if {BETTER: pair[0], WORSE: pair[1]}.get(verdict) in failed:

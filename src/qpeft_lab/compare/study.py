@@ -34,7 +34,7 @@ from qpeft_lab.settings import HIGHEST_SEED, RunSettings, backend_settings
 from qpeft_lab.training.generate import Decoding
 
 STUDY = "study.json"
-LEAST_RANKED = 0.8  # of a block's budget
+LEAST_SHARE = 0.8  # of a block's budget
 _DEFAULTS = {"steps": 80, "batch_size": 4, "seq_len": 128, "eval_blocks": 24}  # of `training`
 _OWN_FIELDS = {"model", "data", "eval_data", "out", "task", "method", "method_settings", "backend_settings", "host"}
 _OWN_FIELDS |= {"lr", "seed", "trust_remote_code"}  # fields of `RunSettings` that are not in `training`
@@ -349,9 +349,9 @@ class PlannedStudy(_Common):
         write_json(folder / STUDY, self.model_dump())
 
 
-def is_ranked(ratio: float) -> bool:
-    """Whether `ratio` of a block's budget is close enough to 1 for a place in the block's ranking."""
-    return LEAST_RANKED <= ratio <= 1
+def is_comparable(ratio: float) -> bool:
+    """Whether `ratio` of a block's budget is close enough to 1 for a comparison by quality."""
+    return LEAST_SHARE <= ratio <= 1
 
 
 def read_study(folder: Path) -> PlannedStudy:

@@ -7,10 +7,10 @@ import lzma
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from qpeft_lab.compare.metrics import METRICS, TRAINABLE, Metric
@@ -28,11 +28,11 @@ from qpeft_lab.compare.stats import (
     compare,
     describe,
 )
-from qpeft_lab.compare.study import LEAST_RANKED, PlannedMethod, PlannedStudy, is_ranked, read_study
+from qpeft_lab.compare.study import LEAST_SHARE, PlannedMethod, PlannedStudy, is_comparable, read_study
 from qpeft_lab.data.task_types import TASKS
 
 MISSING = "missing"
-SHARES = (50, 80, 95)  # per cent of the reference's gain in validation loss
+SHARE = 80  # per cent of the reference's gain in validation loss, whose steps are counted
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
 MOST_NOISE = 0.1
 _NOT_PUBLISHED = ("texts", "why", "traceback")
@@ -74,8 +74,7 @@ class Result:
     # to the reference or, of a member of an equal-budget block, to the method whose size it has; None for these two
     difference: Difference | None = None
     control: Difference | None = None  # of a control: to its method
-    rank: int | None = None  # among main methods, or in its block; needs three seeds and that all of them succeeded
-    steps_to: Mapping[int, Reached] = field(default_factory=dict)  # by share of the reference's gain
+    steps_to: Reached | None = None  # the share of the reference's gain
 
     @property
     def key(self) -> str:
@@ -164,7 +163,7 @@ class Summary:
 
     study: PlannedStudy
     results: list[Result]
-    targets: dict[int, float]  # validation loss by share of the reference's gain, equal for all methods and seeds
+    target: float | None  # validation loss at the share of the reference's gain, equal for all methods and seeds
     n_comparisons: int  # in the family of Holm's correction
 
     def __getitem__(self, key: str) -> Result:
@@ -217,10 +216,6 @@ class Summary:
     def ratio(self, found: Result) -> float:
         """A block member's share of the budget."""
         return found.trainable / self[found.method.block].trainable if found.method.block else 1.0
-
-    def ranks_in(self, of: str) -> dict[str, int]:
-        """Ranks in a block, of members with 80 to 100 % of the budget."""
-        return _ranks([found for found in self.blocks[of] if is_ranked(self.ratio(found))], self.lower_is_better)
 
     @property
     def rows(self) -> list[Row]:
@@ -275,22 +270,18 @@ def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
     values = {key: found.metric.values if found.metric else {} for key, found in by_key.items()}
     failed = {key for key, found in by_key.items() if found.has_failures}
     differences = compare(_pairs(study), values, failed, study.lower_is_better)
-    targets = _target_losses(by_key[study.reference])
+    target = _target_loss(by_key[study.reference])
     results = [
         replace(
             found,
             difference=differences.get((found.key, found.method.block or study.reference)),
             control=differences.get((found.key, found.method.against or "")),
-            steps_to=_steps_to(found, targets),
+            steps_to=_steps_to(found, target),
         )
         for found in results
     ]
     n_comparisons = len({frozenset(pair) for pair, found in differences.items() if found.p is not None})
-    summary = Summary(study, results, targets, n_comparisons)
-    ranks = _ranks([found for found in results if found.role == "main"], study.lower_is_better)
-    for of in summary.blocks:
-        ranks |= {key: rank for key, rank in summary.ranks_in(of).items() if key != of}
-    return replace(summary, results=[replace(found, rank=ranks.get(found.key)) for found in results])
+    return Summary(study, results, target, n_comparisons)
 
 
 def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -> Result:
@@ -319,39 +310,24 @@ def _pairs(study: PlannedStudy) -> list[Pair]:
     return [(key, to) for key, to in (*main, *controls) if key != to]
 
 
-def _ranks(results: Sequence[Result], lower_is_better: bool) -> dict[str, int]:
-    """Ranks by the mean, equal for equal means; only for methods with at least three seeds, all of them successful.
-
-    Means over different sets of seeds are not comparable: seeds differ more than methods do.
-    """
-    means = {
-        found.key: found.metric.mean if lower_is_better else -found.metric.mean
-        for found in results
-        if found.metric is not None and MIN_SEEDS <= found.metric.n == len(found.seeds)
-    }
-    return {key: 1 + sum(other < mean for other in means.values()) for key, mean in means.items()}
+def _target_loss(reference: Result) -> float | None:
+    """The validation loss at the share of the reference's gain: its mean initial loss minus its mean final one."""
+    ends = [(curve[0][1], curve[-1][1]) for curve in reference.curves.values()]
+    start, end = (fmean(losses) for losses in zip(*ends, strict=True)) if ends else (0.0, 0.0)
+    return start - SHARE / 100 * (start - end) if start > end else None
 
 
-def _target_losses(reference: Result) -> dict[int, float]:
-    """The validation losses at the shares of the reference's gain: its mean initial loss minus its mean final one."""
-    ends = [[(curve[0][1], curve[-1][1]) for curve in reference.curves.values()]]
-    start, end = (describe(dict(enumerate(pair[i] for pair in ends[0]))) for i in (0, 1))
-    if start is None or end is None or not start.mean > end.mean:
-        return {}
-    return {share: start.mean - share / 100 * (start.mean - end.mean) for share in SHARES}
-
-
-def _steps_to(found: Result, targets: Mapping[int, float]) -> dict[int, Reached]:
-    """By share. A seed that did not succeed has not reached the target; a seed without a row is left out."""
+def _steps_to(found: Result, target: float | None) -> Reached | None:
+    """A seed that did not succeed has not reached the target; a seed without a row is left out."""
     ended = {seed: row.get("curve") or [] for seed, row in found.seeds.items() if row is not None}
     limit = max((curve[-1][0] for curve in ended.values() if curve), default=None)
-    if limit is None or not found.method.rates:
-        return {}
+    if limit is None or target is None or not found.method.rates:
+        return None
 
-    def first(seed: int, loss: float) -> float | None:
-        return next((step for step, valid, _ in found.curves.get(seed, []) if valid <= loss), None)
+    def first(seed: int) -> float | None:
+        return next((step for step, valid, _ in found.curves.get(seed, []) if valid <= target), None)
 
-    return {share: Reached({seed: first(seed, loss) for seed in ended}, limit) for share, loss in targets.items()}
+    return Reached({seed: first(seed) for seed in ended}, limit)
 
 
 def _answers(summary: Summary) -> Iterator[str]:
@@ -367,8 +343,10 @@ def _answers(summary: Summary) -> Iterator[str]:
 
 
 def _within(of: str, summary: Summary) -> str:
-    """The ranked members of an equal-budget block."""
-    members = [found for found in summary.by_quality if found.method.block == of and is_ranked(summary.ratio(found))]
+    """The comparable members of an equal-budget block."""
+    members = [
+        found for found in summary.by_quality if found.method.block == of and is_comparable(summary.ratio(found))
+    ]
     found = _verdicts([(member, member.difference) for member in members], summary[of].label)
     return found and f"At the size of {summary[of].label}: {found}"
 
@@ -411,7 +389,7 @@ def _warnings(summary: Summary) -> Iterator[str]:
     if noise > MOST_NOISE:
         yield (
             f"Times are unreliable: two measurements of the same model differ by up to {noise:.0%}. Something else ran "
-            "on the machine; measure again with another --out and --reuse with the folder of this study."
+            "on the machine; measure again with another --out."
         )
 
 
@@ -420,7 +398,7 @@ def _limits(summary: Summary) -> Iterator[str]:
 
     def is_odd(control: Result) -> bool:
         size = summary[control.method.against].trainable if control.method.against else 0
-        return bool(size) and not LEAST_RANKED <= control.trainable / size <= 1 / LEAST_RANKED
+        return bool(size) and not LEAST_SHARE <= control.trainable / size <= 1 / LEAST_SHARE
 
     yield SIMULATED if any(found.method.kind == "quantum" for found in results) else ""
     yield from (found.method.report_note for found in results)
@@ -436,15 +414,15 @@ def _limits(summary: Summary) -> Iterator[str]:
     yield unfinished(summary)
     yield from study.data.notes
     lists: dict[str, Callable[[Result], Any]] = {
-        f"Preliminary, with fewer than {MIN_SEEDS} seeds, and not ranked": lambda f: (
-            f.metric and f.metric.n < MIN_SEEDS
-        ),
-        "Not ranked, and favored by no verdict, because seeds failed or diverged": lambda f: f.has_failures,
+        f"Preliminary, with fewer than {MIN_SEEDS} seeds": lambda f: f.metric and f.metric.n < MIN_SEEDS,
+        "Favored by no verdict, because seeds failed or diverged": lambda f: f.has_failures,
         "Trained with different learning rates; run the study again to finish it": lambda f: (
             len({row["lr"] for row in f.successes.values()}) > 1
         ),
         "Controls with another number of trainable parameters than their method": is_odd,
-        "Outside 80 to 100 % of the budget of their block, and not ranked": lambda f: not is_ranked(summary.ratio(f)),
+        "Outside 80 to 100 % of the budget of their block, and not in the answer": lambda f: (
+            not is_comparable(summary.ratio(f))
+        ),
     }
     yield from (f"{text}: {names}." for text, is_one in lists.items() if (names := _labels(summary, is_one)))
 
