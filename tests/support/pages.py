@@ -1,4 +1,4 @@
-"""Opens a page offline in a headless Chromium: requests, console messages, contrast of texts."""
+"""Opens a page offline in a headless Chromium: requests and console messages."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,24 +15,6 @@ needs_browser = [
     pytest.mark.long,
     pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed"),
 ]
-
-# the background of a text is that of the nearest ancestor with a colour
-CONTRAST = """(element) => {
-  const channels = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = (rgb) => {
-    const [r, g, b] = rgb.slice(0, 3).map((c) => c / 255)
-      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const style = getComputedStyle(element);
-  const isDrawn = element instanceof SVGElement;
-  const ink = light(channels(isDrawn ? style.fill : style.color));
-  let behind = element;
-  const ground = (node) => channels(getComputedStyle(node).backgroundColor);
-  while (behind.parentElement && ground(behind)[3] === 0) behind = behind.parentElement;
-  const paper = light(ground(behind));
-  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-}"""
 
 
 @pytest.fixture(scope="module")
