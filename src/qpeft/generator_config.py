@@ -12,9 +12,9 @@ from qpeft.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qpeft.core.binding import Slot
     from qpeft.core.generator import Generator
     from qpeft.core.seeded_init import SeededInit
+    from qpeft.core.slots import Slot
 
 
 class GeneratorConfig:

@@ -9,7 +9,8 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 import qpeft
-from qpeft.core.binding import Binding, Slot
+from qpeft.core.binding import Binding
+from qpeft.core.slots import Slot
 from qpeft.errors import ConfigError
 
 

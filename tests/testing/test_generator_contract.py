@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from qpeft.circuits import probabilities
-from qpeft.core.binding import Slot
 from qpeft.core.folded import Folded
 from qpeft.core.generator import Generator, fingerprint
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import Slot
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 from qpeft.testing import generator_contract

@@ -16,7 +16,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,31 +27,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
+from qpeft.core.slots import Slot
 from qpeft.errors import QpeftError
 
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
-
-
-@dataclass
-class Slot:
-    """One adapter tensor that a generator fills: attribute `name` of module `owner`."""
-
-    owner: nn.Module
-    name: str
-    label: str  # the tensor's name within the base model, without the adapter's
-    shape: torch.Size
-    dtype: torch.dtype
-    initial: Tensor | None = None  # the initial value that the base determines, on the CPU; None: drawn from the seed
-
-    def put(self, tensor: Tensor) -> None:
-        """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock parameter."""
-        self.owner._parameters.pop(self.name, None)
-        self.owner.__dict__[self.name] = tensor
-
-    def restore_parameter(self, value: Tensor) -> None:
-        """Undo `put`; the parameter gets `value`."""
-        del self.owner.__dict__[self.name]
-        self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
 
 
 class Binding:
@@ -213,7 +192,8 @@ class _Boundary(torch.autograd.Function):
                 "use activation_checkpointing_kwargs={'use_reentrant': False}"
             )
         wanted = [p for p in ctx.parameters if p.requires_grad]
-        # without autocast, which would also apply to a backward pass that is called inside it
+        # Autocast would also apply to a backward pass that is called inside it. Gradients are enabled for nodes that
+        # compute with autograd; the simulator's own backward pass still runs without, as `create_graph` is false.
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
             found = iter(torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True))
         return (None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qpeft.core.adapter_form import check_adapted, check_model
 from qpeft.core.config import check_seal
-from qpeft.core.frame_file import complete
+from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.model_card import keep_card
 from qpeft.core.replication import refuse_sharded_adapter
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError
@@ -83,7 +83,9 @@ def load(
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
         content = check_folder(folder)
-        config = complete(content, folder, frames)  # a file that is given is found by its hash from now on
+        # Raises if the frame file is missing. PEFT reads the config again, without `frames`, and finds the file by its
+        # hash, which this process knows from now on.
+        config = with_frame_settings(content, folder, frames)
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
         # only `load_folder` builds those that PEFT alone cannot build
         build = getattr(tuner, "load_folder", PeftModel.from_pretrained)

@@ -14,7 +14,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from qpeft.checks import option
 from qpeft.core import model_card
-from qpeft.core.binding import Slot
+from qpeft.core.slots import Slot
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import file_hash
 from qpeft.generator_config import GeneratorConfig

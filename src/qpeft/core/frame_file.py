@@ -166,7 +166,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
     return d_out, d_in, rank
 
 
-def complete(content: dict[str, Any], folder: Path, given: str | Path | None = None) -> dict[str, Any]:
+def with_frame_settings(content: dict[str, Any], folder: Path, given: str | Path | None = None) -> dict[str, Any]:
     """The content of adapter_config.json, with the settings in the frame file if the adapter refers to one.
 
     The file is `given`, or it is searched for: where this process has read it, in the adapter's `folder`, and in two

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,32 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from qpeft.core.binding import Slot
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
 
 DRAWN_INITS = (True, False, "gaussian")
+
+
+@dataclass
+class Slot:
+    """One adapter tensor that a generator fills: attribute `name` of module `owner`."""
+
+    owner: nn.Module
+    name: str
+    label: str  # the tensor's name within the base model, without the adapter's
+    shape: torch.Size
+    dtype: torch.dtype
+    initial: Tensor | None = None  # the initial value that the base determines, on the CPU; None: drawn from the seed
+
+    def put(self, tensor: Tensor) -> None:
+        """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock parameter."""
+        self.owner._parameters.pop(self.name, None)
+        self.owner.__dict__[self.name] = tensor
+
+    def restore_parameter(self, value: Tensor) -> None:
+        """Undo `put`; the parameter gets `value`."""
+        del self.owner.__dict__[self.name]
+        self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
 
 
 def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:

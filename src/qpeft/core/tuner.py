@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from qpeft.core.adapter_form import AdapterForm, StockAdapter, complete_state, count_trainable
 from qpeft.core.base_digest import bind_base
-from qpeft.core.binding import Binding, Slot
+from qpeft.core.binding import Binding
 from qpeft.core.checkpoint import check_tensors
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
 from qpeft.core.generator import CircuitModule, Generator
 from qpeft.core.replication import is_sharded, refuse_sharded
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import draw_initial, lora_slots
+from qpeft.core.slots import Slot, draw_initial, lora_slots
 from qpeft.core.targets import check_not_tied, check_target_modules
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 

@@ -3,7 +3,6 @@
 from ..core.adapter_form import AdapterForm as AdapterForm
 from ..core.adapter_form import ExportReport as ExportReport
 from ..core.adapter_form import StockAdapter as StockAdapter
-from ..core.binding import Slot as Slot
 from ..core.checkpoint import check_adapter as check_adapter
 from ..core.config import AdapterConfig as AdapterConfig
 from ..core.config import GeneratedConfig as GeneratedConfig
@@ -15,6 +14,7 @@ from ..core.generator import Generator as Generator
 from ..core.generator import fingerprint as fingerprint
 from ..core.own_tuner import OwnTuner as OwnTuner
 from ..core.seeded_init import SeededInit as SeededInit
+from ..core.slots import Slot as Slot
 from ..core.slots import draw_initial as draw_initial
 from ..core.slots import find_slots as find_slots
 from ..core.targets import check_is_matrix as check_is_matrix

@@ -25,10 +25,9 @@ from torch import nn
 from qpeft.checks import option
 from qpeft.core.adapter_form import check_adapted
 from qpeft.core.base_digest import bind_base, check_base, name_of
-from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig, MethodName
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import find_slots
+from qpeft.core.slots import Slot, find_slots
 from qpeft.core.tuner import CONTAINER, CompactState, Generators, described_by, holder_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name

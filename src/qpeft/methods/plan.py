@@ -16,12 +16,12 @@ from transformers import PretrainedConfig
 
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
 from qpeft.core.adapter_form import count_trainable, form_of, has_stock_form
-from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import OTHER, CircuitModule, Generator
 from qpeft.core.meta_model import on_meta
 from qpeft.core.param_groups import param_groups
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import Slot
 from qpeft.core.targets import check_target_modules
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig, generator_name

@@ -111,10 +111,10 @@ def find_adapter(path: Path, frames: Path | None = None) -> Path:
         if settings is not None:
             _refuse_unregistered(config, names_in(settings.method, settings.method_settings, {}), path)
     if frames is not None or config.get("frames_sha256") is not None:
-        from qpeft.core.frame_file import complete, read_frame_file
+        from qpeft.core.frame_file import read_frame_file, with_frame_settings
 
         if frames is not None:
-            complete(config, folder, frames)
+            with_frame_settings(config, folder, frames)
         elif run is not None:
             with suppress(InputError):  # it is looked for next to the adapter then
                 read_frame_file(str(run.settings().method_settings.get(FRAMES, "")))
@@ -160,9 +160,9 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     config = _content(folder)
     if config.get("frames_sha256") is None:
         return config
-    from qpeft.core.frame_file import complete
+    from qpeft.core.frame_file import with_frame_settings
 
-    return complete(config, folder)
+    return with_frame_settings(config, folder)
 
 
 def virtual_tokens(folder: Path) -> int:

@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qpeft.circuits import Ansatz
-from qpeft.core.binding import Slot
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, CircuitModule, Generator
 from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import draw_initial
+from qpeft.core.slots import Slot, draw_initial
 from qpeft.core.tuner import CONTAINER, holder_of
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.generator_config import generator_name

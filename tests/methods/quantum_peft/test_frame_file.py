@@ -267,7 +267,7 @@ def test_byte_changed_or_lost_anywhere_is_refused_for_adapters_that_refer_to_the
         frames.with_name("damaged.safetensors").write_bytes(found)
         forget()
         with pytest.raises(CheckpointError):
-            frame_file.complete(content, frames.parent / "a")
+            frame_file.with_frame_settings(content, frames.parent / "a")
 
 
 def test_replaced_file_of_equal_time_size_and_inode_is_refused(llama, frames, other, tmp_path):

@@ -21,8 +21,8 @@ from qpeft.generator_config import GeneratorConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qpeft.core.binding import Slot
     from qpeft.core.seeded_init import SeededInit
+    from qpeft.core.slots import Slot
     from qpeft.methods.qpa.generator import QPAGenerator
 
 MAX_QUBITS = 20  # of a circuit; a simulation of more is too slow for training

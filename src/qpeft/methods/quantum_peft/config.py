@@ -17,11 +17,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from qpeft.checks import option
-from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig, MethodName, refuse_lora_options
-from qpeft.core.frame_file import FrameFile, complete, read_frame_file
+from qpeft.core.frame_file import FrameFile, read_frame_file, with_frame_settings
 from qpeft.core.model_card import users_card
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import Slot
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import write_text
@@ -110,7 +110,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
-        return complete(super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent)
+        return with_frame_settings(super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent)
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         here = {slot.label: slot for slot in slots}

@@ -47,7 +47,7 @@ from qpeft.methods.quantum_peft.quantize import Rounded, pack, stored_bytes, unp
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
 if TYPE_CHECKING:
-    from qpeft.core.binding import Slot
+    from qpeft.core.slots import Slot
     from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 
 VALUES = "values"  # the tensor of the compact adapter with all trained values
