@@ -189,9 +189,11 @@ def _loss(method: Result) -> float:
 
 def _difference(found: Difference) -> str:
     low, high = found.low or 0.0, found.high or 0.0
-    digits = 3 if max(abs(low), abs(high)) >= 0.01 else 5
+    is_clear = found.verdict != "no difference shown"
+    is_small = max(abs(low), abs(high)) < 0.01 or (is_clear and min(abs(low), abs(high)) < 0.0005)  # not "+0.000"
+    digits = 5 if is_small else 3
     text = f"{found.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return text if found.verdict == "no difference shown" else f"**{text}**"
+    return f"**{text}**" if is_clear else text
 
 
 def _lines(lines: list[list[str]]) -> str:

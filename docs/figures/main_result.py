@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "static" / "main_result.svg"
 ROWS = ROOT / "results" / "budgets" / "grimm.jsonl.xz"
 BUDGETS = (50, 130, 400, 1300, 5000, 50_000)
-LORA = {"lora_r1": "LoRA r=1", "lora_r2": "r=2", "lora_r4": "r=4", "lora_r8": "r=8"}
+LORA = {"lora_r1_head": "LoRA r=1", "lora_r2_head": "r=2", "lora_r4_head": "r=4", "lora_r8_head": "r=8"}
 # methods on the line of the best, in a few words, and whether they have circuits of more than one qubit
 WORDS = {
     "type_R2": ("rotations of a plane", False),
@@ -82,7 +82,7 @@ def draw(shown: Drawn) -> Figure:
         plot.plot(*point[1:], "o", markersize=7, markerfacecolor=colour, markeredgecolor=style.QUANTUM)
         _say(plot, f"{point.trainable:,}: {words}", point[1:], (-7, -13), style.QUANTUM, "right")
     about = "the best within 50, 130, 400, 1,300, 5,000 and\n50,000 parameters; up to 1,300 in gradient frames\n"
-    _say(plot, about + "hollow: without a circuit of two or more qubits", (7, 2.66), (0, 0), style.QUANTUM, "left")
+    _say(plot, about + "hollow: no circuit, or one qubit", (7, 2.66), (0, 0), style.QUANTUM, "left")
     plot.set(xscale="log", xlim=(6, 110_000), ylim=(2.6, 3.76))
     plot.set(xlabel="trainable parameters", ylabel="test loss, nats per token (lower is better)")
     plot.set_xticks([10, 100, 1_000, 10_000, 100_000])
