@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpeft.errors import ConfigError, InputError
@@ -106,6 +107,12 @@ def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **o
             raise ConfigError(
                 f"the model {model!r} needs Python code from its folder or repository, which is not executed; read the "
                 "code, and set trust_remote_code if you trust it"
+            ) from error
+        if isinstance(error, UnpicklingError):  # its text advises to switch this protection off
+            raise InputError(
+                f"the weights of the base model {model!r} are a pickle that could execute code, or a damaged file, and "
+                "are not read; get them as safetensors, from the model's author or by converting them where you trust "
+                "them"
             ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = "; if one of its files is damaged, copy or download it again" if path.is_dir() else ""

@@ -84,7 +84,7 @@ def test_any_sequence_of_requests_uses_the_right_adapters(requests, capacity):
     base, folder, answers, ids, adapters = _world()
     pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
     recent: OrderedDict[str, None] = OrderedDict()  # the model of the pool: names, the least recently used first
-    active = "__base__"
+    active, earlier = "__base__", []
 
     def use(name, keep):
         if name not in recent and len(recent) == capacity:
@@ -102,10 +102,9 @@ def test_any_sequence_of_requests_uses_the_right_adapters(requests, capacity):
                 continue
             for name in wanted:
                 use(name, wanted.keys() | {active})
-            with torch.no_grad():
-                found = pool.model(input_ids=ids[: len(rows)], adapter_names=pool.place(rows)).logits
             expected = torch.stack([answers[name][row] for row, name in enumerate(rows)])
-            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+            earlier.append(pool.place(rows))
+            torch.testing.assert_close(logits_of_rows(pool, earlier[-1], ids), expected, atol=1e-6, rtol=1e-5)
         else:
             active = "__base__" if request == "none" else f"user-{request}"
             if active != "__base__":
@@ -113,6 +112,29 @@ def test_any_sequence_of_requests_uses_the_right_adapters(requests, capacity):
             pool.activate(active)
         assert torch.equal(adapters.logits(pool.model, ids), answers[active])
         assert (pool.active, list(pool._held)) == (active, list(recent))
+    for rows in earlier:
+        if all(getattr(row, "adapter", "__base__") in (*recent, "__base__") for row in rows):
+            continue  # in the same slots or, read again, in others
+        with pytest.raises(ConfigError, match="call place again"):
+            logits_of_rows(pool, rows, ids)
+
+
+@torch.no_grad()
+def logits_of_rows(pool, rows, ids):
+    return pool.model(input_ids=ids[: len(rows)], adapter_names=rows).logits
+
+
+def test_rows_are_refused_when_an_adapter_was_replaced_after_they_were_placed(pool, users, ids, gpt2):
+    first = pool.place(["user-0", "__base__"])
+    expected = logits_of_rows(pool, first, ids)
+    pool.place(["user-1"])
+    assert torch.equal(logits_of_rows(pool, first, ids), expected)  # still in its slot
+    adapter(same_gpt2(), users / "user-0", seed=5)  # a new version
+    pool.activate("user-0")
+    for rows in (first, first[:1] * 2):
+        with pytest.raises(ConfigError, match="call place again"):
+            logits_of_rows(pool, rows, ids)
+    assert not torch.equal(logits_of_rows(pool, pool.place(["user-0", "__base__"]), ids), expected)
 
 
 _made = []

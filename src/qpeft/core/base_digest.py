@@ -32,12 +32,16 @@ _INTENDED = (
 )
 
 
-def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None:
+def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str, *, keeps_weights: bool = True) -> None:
     """Record the base in the config of an adapter on it, or compare it with the recorded one by `check_base`.
 
-    A trainable adapter belongs to `base` from now on.
+    A trainable adapter belongs to `base` from now on. If the adapter does not keep the weights that it adapts, the
+    other weights are compared.
     """
-    found, name = digest(own_weights(base, adapter_name)), name_of(base)
+    weights, name = own_weights(base, adapter_name), name_of(base)
+    if not keeps_weights:
+        weights = {key: weight for key, weight in matrices(base).items() if key not in weights}
+    found = digest(weights)
     if config.base_digest is None:
         config.base_digest = found
     elif not check_base(config, found, name) and not config.inference_mode:
@@ -70,12 +74,12 @@ def name_of(base: nn.Module) -> str | None:
 
 
 def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """The matrices of the base that the adapter adapts, by their names without any adapter; none for a prompt."""
+    """The matrices of the base that the adapter adapts, by their names without any adapter; for a prompt all."""
     found: dict[str, Tensor] = {}
     for name, layer in base.named_modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
             found |= matrices(layer, name.replace(".base_layer", ""))
-    return found
+    return found or matrices(base)
 
 
 def matrices(module: Any, name: str = "") -> dict[str, Tensor]:

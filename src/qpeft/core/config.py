@@ -191,8 +191,10 @@ def in_vector_order(slots: Sequence[Slot], config: Any) -> list[Slot]:
     except (TypeError, ValueError, KeyError):
         ordered = []
     if here or not ordered:
+        first = next((f"{slot.label} with shape {list(slot.shape)}" for slot in here.values()), "none of them")
         raise CheckpointError(
-            "the table of generated tensors in adapter_config.json is not that of this model: it is damaged, or the "
-            "adapter is for another base model"
+            f"its base model is {config.base_model_name_or_path or 'unnamed'!r}, and it generates other tensors than "
+            f"this model has, which has {first}: load it on its own base model, or restore its adapter_config.json if "
+            "it was edited"
         )
     return ordered

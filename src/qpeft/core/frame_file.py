@@ -1,11 +1,11 @@
 """A frame file: frozen directions of a base model's matrices that many adapters share, and refer to by SHA-256.
 
 A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with orthonormal columns.
-Its metadata contain a digest of the base model, and the settings of the adapter for which the frames were made, as
-JSON. An adapter that refers to the file stores only the settings that differ from these.
+Its metadata contain a digest of the base model, the settings of the adapter for which the frames were made, as JSON,
+and a checksum. An adapter that refers to the file stores only the settings that differ from these.
 
 A file is read once for each use: its hash is that of the bytes from which the frames are taken. So a changed file is
-refused for every adapter that refers to it; for a new adapter it is another frame file, if its columns are orthonormal.
+refused for every adapter that refers to it, and by its checksum for a new adapter, which does not know a hash yet.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FrameFile:
     path: Path
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
-    base: str | None  # digest of the base model; None if its weights were not in memory
+    base: str  # digest of the base model
     shapes: dict[str, tuple[int, int, int]]  # d_out, d_in, R of each matrix by the name of its module
     tensors: dict[str, Tensor] = field(repr=False)  # float16
 
@@ -66,7 +66,7 @@ class FrameFile:
             for name, (d_out, d_in, _) in self.shapes.items()
         )
         weights = _digest(modules)
-        differ = weights and self.base and not is_same(self.base, weights) and not is_quantized(self.base, weights)
+        differ = weights and not is_same(self.base, weights) and not is_quantized(self.base, weights)
         if differ or not fits:
             raise CheckpointError(
                 f"{self} contains the frames of another base model: weights differ, are missing, or have other shapes; "
@@ -111,11 +111,20 @@ def write_frame_file(
         frames: (d_out, R) and (d_in, R) of each matrix, by the name of its module in `model`.
         settings: Fields of the PEFT config, ready for JSON.
         model: The base model.
+
+    Raises:
+        ConfigError: a weight of the base has no digest, so that nothing could tell it from another base.
     """
     tensors = {f"{name}.{side}": t for name, pair in frames.items() for side, t in zip("uv", pair, strict=True)}
     base = _digest({name: model.get_submodule(name) for name in frames})
+    if base is None:
+        raise ConfigError(
+            "a frame file is for one base model, and weights of this one cannot be compared: they are sharded, or in a "
+            "packed format; load the base without these, or save the adapter with its frames inside (no save_to)"
+        )
     halves = {key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())}
     header = {"format": _FORMAT, "base": base, "settings": dict(settings)}
+    header["checksum"] = _checksum(header, halves)
     data = save(halves, metadata={_KEY: json.dumps(header, sort_keys=True)})
     file = _decoded(path, data)
     with replace_file(path) as temporary:
@@ -147,12 +156,22 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
         shapes = {name: _shape(tensors, name) for name in sorted({key.rpartition(".")[0] for key in tensors})}
         if header["format"] != _FORMAT or not shapes:
             raise ValueError(f"format {header['format']!r}, {len(shapes)} matrices")
+        if header.pop("checksum") != _checksum(header, tensors) or not isinstance(header["base"], str):
+            raise ValueError("its content was changed")
         sha256 = hashlib.sha256(data).hexdigest()
         file = FrameFile(path, sha256, dict(header["settings"]), header["base"], shapes, tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
     _KNOWN[sha256] = path
     return file
+
+
+def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the header, and of names, shapes and bytes of the tensors."""
+    sha = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:

@@ -46,6 +46,17 @@ _FREE = (
 _Stamp = tuple[int, ...]  # of the files that an adapter was read from
 
 
+class _Row(str):
+    """PEFT's name of an adapter, that of a slot, and what the slot contained when the row was placed."""
+
+    __slots__ = ("adapter", "stamp")
+
+    def __new__(cls, slot: str, adapter: str, stamp: _Stamp) -> _Row:
+        row = super().__new__(cls, slot)
+        row.adapter, row.stamp = adapter, stamp
+        return row
+
+
 class AdapterPool:
     """Serves the compact adapters of a folder, each from a folder of its own, on one base model.
 
@@ -57,9 +68,9 @@ class AdapterPool:
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
     The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are checked at every request,
-    so a changed adapter is read again. The results of `activate` and `place` are valid until the next call of either;
-    with several threads, hold a lock of your own from that call to the end of the model's. Select adapters with the
-    pool only, not with PEFT's `set_adapter` or `disable_adapter`.
+    so a changed adapter is read again. The result of `place` is valid while its adapters are in their slots; after that
+    the model's call raises ConfigError. With several threads, hold a lock of your own from `activate` or `place` to the
+    end of the model's call. Select adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.
 
     `model` is the base with `capacity` stock adapters, in evaluation mode; `active` is the name given to `activate`.
 
@@ -159,7 +170,7 @@ class AdapterPool:
                 f'{self.capacity} slots; use a smaller batch or a larger capacity, or call activate("{BASE}") first'
             )
         slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(names) if name != BASE}
-        return [slots.get(name, BASE) for name in names]
+        return [_Row(slots[name], name, self._held[name][1]) if name != BASE else BASE for name in names]
 
     def _refuse_merged(self) -> None:
         if any(getattr(module, "merged", False) for module in self._modules):
@@ -168,6 +179,12 @@ class AdapterPool:
     @contextmanager
     def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
         """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass raises."""
+        for row in options.get("adapter_names") or ():
+            if isinstance(row, _Row) and self._held.get(row.adapter) != (row, row.stamp):
+                raise ConfigError(
+                    f"adapter '{row.adapter}' was replaced in its slot after these rows were placed; call place again, "
+                    "before each call of the model"
+                )
         try:
             with select(*args, **options):
                 yield

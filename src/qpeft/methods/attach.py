@@ -33,7 +33,7 @@ from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
 
 _NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga", "pissa_niter")  # they depend on data, or change the base randomly
-_CHANGE_BASE = ("pissa", "olora")  # the adapted weights, which a digest of the base would need
+_CHANGE_BASE = ("pissa", "olora")  # the adapted weights, by a decomposition that rounds
 _PROMPT_SIZES = ("num_layers", "token_dim", "num_attention_heads")
 
 
@@ -66,8 +66,8 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
     generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
     attached = AttachedConfig.of(host, config)
-    if not str(getattr(host, "init_lora_weights", "")).startswith(_CHANGE_BASE):
-        bind_base(attached, model.get_base_model(), name)
+    keeps_weights = not str(getattr(host, "init_lora_weights", "")).startswith(_CHANGE_BASE)
+    bind_base(attached, model.get_base_model(), name, keeps_weights=keeps_weights)
     model.__class__ = attached_class(type(model))
     # a prompt is read before the base model's forward, anything else during it
     base, prompts = model.get_base_model(), model.prompt_encoder[name] if model._is_prompt_learning else None

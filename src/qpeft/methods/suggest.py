@@ -32,9 +32,9 @@ NORMS, LAST_NORM, LINEAR = "@norms", "@last-norm", "@linear-and-head"  # stand f
 _TASK = "CAUSAL_LM"
 _ALTERNATIVES = 5
 _FRAME_FILE = (
-    "its bytes are those with a frame file, which many adapters share: write one with qpeft frames, and give it to "
-    "qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, save_to=FILE), and set frames=FILE "
-    "in the config of every further adapter. Otherwise it stores its frames and is larger"
+    "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
+    "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "
+    "save_to=FILE), and set frames=FILE in the config of every further adapter"
 )
 
 
@@ -139,8 +139,8 @@ def suggest(
         if len(found) > _ALTERNATIVES:
             break
     if found:
-        notes = _notes(evidence, model, found[0], parameters)
-        return replace(found[0], notes=notes, alternatives=found[1 : _ALTERNATIVES + 1])
+        first, *others = (replace(one, notes=_notes(evidence, model, one, parameters)) for one in found)
+        return replace(first, alternatives=others[:_ALTERNATIVES])
     if not sizes:
         raise ConfigError(f"no measured adapter fits what was asked; the first reason is: {refused[0]}")
     smallest = min(sizes, key=sizes.__getitem__)
@@ -198,8 +198,8 @@ def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: 
         notes.append(f"the evidence ends at {most:,} trainable parameters")
     if reason := why_not_mixed(model, found.config):
         notes.append(reason)
-    if found.needs_frame_file:
-        notes.append(_FRAME_FILE)
+    if (n_bytes := found.plan.sizes.get("frame_bytes")) and "frames" not in found.settings:
+        notes.append(_FRAME_FILE.format(n_bytes))
     return notes
 
 

@@ -227,6 +227,7 @@ DAMAGES = {  # functions that change tensors and header
     "directions": lambda tensors, _: tensors.update({side(tensors): tensors[side(tensors)][:, :2]}),
     "no frames": lambda tensors, _: tensors.clear(),
     "newer format": lambda _, header: header.update(format=2),
+    "no base": lambda _, header: header.update(base=None),
     "no header": lambda _, header: header.clear(),
     "equal columns": of_q(lambda frame: frame.index_copy(1, torch.tensor([1]), frame[:, :1])),
     "length": of_q(lambda frame: 1.01 * frame),
@@ -236,12 +237,27 @@ DAMAGES = {  # functions that change tensors and header
 }
 
 
-def rewrite(file, bad, change):
-    """`file` as `bad`, with changed tensors or header."""
+def swap_square(tensors, _):
+    name = next(key[:-2] for key in tensors if key.endswith("q_proj.v"))
+    tensors[f"{name}.u"], tensors[f"{name}.v"] = tensors[f"{name}.v"], tensors[f"{name}.u"]
+
+
+UNNOTICED = {  # by anything but the checksum
+    "square sides": swap_square,
+    "settings": lambda _, header: header.update(settings=[]),
+    "type of the format": lambda _, header: header.update(format=True),
+    "base": lambda _, header: header.update(base=""),
+}
+
+
+def rewrite(file, bad, change, *, seal=True):
+    """`file` as `bad`, with changed tensors or header; with a checksum of its own if `seal`."""
     with safe_open(file, framework="pt") as opened:
         header = json.loads(opened.metadata()["qpeft"])
     tensors = load_file(file)
+    checksum = header.pop("checksum")
     change(tensors, header)
+    header["checksum"] = frame_file._checksum(header, tensors) if seal else checksum
     save_file({name: t.contiguous() for name, t in tensors.items()}, bad, {"qpeft": json.dumps(header)})
     return bad
 
@@ -252,6 +268,13 @@ def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
     for refused in (referring, lambda base, path: qpeft.plan(base, qpeft.QuantumPeftConfig(frames=str(path)))):
         with pytest.raises(CheckpointError, match=r"is not a frame file, or damaged|have other shapes"):
             refused(llama, bad)
+
+
+@pytest.mark.parametrize("damage", UNNOTICED)
+def test_checksum_notices_what_nothing_else_can(llama, frames, tmp_path, damage):
+    bad = rewrite(frames, tmp_path / "bad.safetensors", UNNOTICED[damage], seal=False)
+    with pytest.raises(CheckpointError, match="content was changed"):
+        referring(llama, bad)
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
