@@ -106,7 +106,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         (lambda f: edit_config(f, mlp_scale=3.0), "has other initial values or settings"),
         (lambda f: edit_config(f, activation="identity"), "has other initial values or settings"),
         *(
-            (lambda f, table=table: edit_config(f, generated=table), "the table of generated tensors in")
+            (lambda f, table=table: edit_config(f, generated=table), "generates other tensors")
             for table in ([1, 2], [], [["x", [-1]]], [[10**8, 16]])
         ),
         (lambda f: edit_config(f, format_version="x"), "has format version 'x'"),
