@@ -115,18 +115,19 @@ class Adapters:
 
     @staticmethod
     def train(model, ids, steps=3, lr=5e-3):
-        """A few AdamW steps; the model in evaluation mode."""
+        """A few AdamW steps on token ids or a batch; the model in evaluation mode."""
+        batch = ids if isinstance(ids, dict) else {"input_ids": ids, "labels": ids}
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
         for _ in range(steps):
             optimiser.zero_grad()
-            model(input_ids=ids, labels=ids).loss.backward()
+            model(**batch).loss.backward()
             optimiser.step()
         return model.eval()
 
     @staticmethod
     def logits(model, ids):
         with torch.no_grad():
-            return model(input_ids=ids).logits
+            return model(**(ids if isinstance(ids, dict) else {"input_ids": ids})).logits
 
     @staticmethod
     def gradients(model):

@@ -1,4 +1,8 @@
-"""A circuit as a function of its angles: exact or unbiased gradients, refused options, training."""
+"""A circuit as a function of its angles: gradients, refused options, training; jobs: costs, failures, budget, log."""
+
+import copy
+import json
+import threading
 
 import numpy as np
 import pytest
@@ -8,17 +12,11 @@ from peft import PeftModel
 import qpeft
 from qpeft.backends import Backend, CircuitRun, ExactBackend, Jobs
 from qpeft.circuits import Ansatz, probabilities
-from qpeft.errors import ConfigError
+from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.methods.qpa.generator import CircuitFeature
 
 LADDER = Ansatz("ry_ladder", 3, 2)
 WEIGHTS = torch.arange(8, dtype=torch.float64)
-
-
-class Sampler(Backend):
-    """Counts only."""
-
-    name = "sampler"
 
 
 @pytest.fixture
@@ -60,13 +58,6 @@ def test_sampled_gradients_are_unbiased(angles):
     assert (error > 0).all()
 
 
-def test_gradient_is_one_job(angles):
-    run = make(1000)
-    gradient(run, angles)
-    assert {**run.jobs.used, "seconds": 0} == {"jobs": 2, "circuits": 13, "shots": 13_000, "seconds": 0}
-    assert (run.gradient, run.circuits_per_step) == ("parameter-shift", 13)
-
-
 def test_counts_depend_only_on_seed_and_angles(angles):
     """A resumed run draws the same counts as an uninterrupted one."""
     run = make(100)
@@ -77,19 +68,15 @@ def test_counts_depend_only_on_seed_and_angles(angles):
     assert not torch.equal(other, first)
 
 
-def test_sampler_needs_shots():
-    with pytest.raises(ConfigError, match="set shots"):
-        make(backend=Sampler())
-
-
-def test_shots_of_many_qubits_are_refused():
-    ansatz = Ansatz("ry_ladder", 15, 1)
+def test_shots_that_cannot_work_are_refused_and_few_warn():
+    many = Ansatz("ry_ladder", 15, 1)
     with pytest.raises(ConfigError, match="at most 14 qubits"):
-        make(10**7, ansatz=ansatz)
-    assert make(ansatz=ansatz).gradient == "adjoint"  # exact probabilities have no limit
-
-
-def test_few_shots_warn():
+        make(10**7, ansatz=many)
+    assert make(ansatz=many).gradient == "adjoint"  # exact probabilities have no limit
+    counts_only = Backend()
+    counts_only.name = "sampler"
+    with pytest.raises(ConfigError, match="set shots"):
+        make(backend=counts_only)
     with pytest.warns(UserWarning, match="159 shots are few for 4 qubits"):
         make(159, ansatz=Ansatz("ry_ladder", 4, 1))
 
@@ -113,14 +100,6 @@ def test_values_out_of_range_are_refused_before_any_job(llama, adapters, options
     with pytest.raises((ConfigError, FileNotFoundError), match=named):
         qpeft.set_backend(model, **options)
     assert all(feature.backend is None for feature in model.modules() if isinstance(feature, CircuitFeature))
-
-
-def test_frozen_angles_have_no_gradient_circuits(llama, ids, adapters):
-    model = adapters.qpa(llama, chunk_size=64, feature_source="qnn_frozen")
-    run = qpeft.set_backend(model, shots=5000)
-    assert run.circuits_per_step == 1
-    adapters.train(model, ids, steps=3)
-    assert run.jobs.used["circuits"] == 3
 
 
 class Counting(ExactBackend):
@@ -190,3 +169,96 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
 def test_model_without_a_circuit_is_refused(llama, adapters):
     with pytest.raises(ConfigError, match="no circuit"):
         qpeft.set_backend(adapters.qpa(llama, feature_source="none"), shots=100)
+
+
+# -- jobs
+
+
+SMALL = Ansatz("ry_ladder", 2, 1)
+ANGLES = np.array([[[0.3, 0.7]], [[0.1, 0.2]]])  # two sets
+
+
+class Answering(ExactBackend):
+    """Its first answer is this one, or this error."""
+
+    name = "answering"
+
+    def __init__(self, answer):
+        self.answers = [answer]
+
+    def run(self, ansatz, angles, shots, seed):
+        found = self.answers.pop() if self.answers else super().run(ansatz, angles, shots, seed)
+        if isinstance(found, BaseException):
+            raise found
+        return np.asarray(found, dtype=float)
+
+
+def costs(jobs):
+    return tuple(jobs.used[name] for name in ("jobs", "circuits", "shots"))
+
+
+def test_deep_copies_share_device_and_budget():
+    backend = ExactBackend()
+    backend.handle = threading.Lock()  # a device that cannot be copied
+    jobs = Jobs(backend, 100, shot_budget=300)
+    copy.deepcopy(jobs).run(SMALL, ANGLES)
+    assert jobs.used["shots"] == 200
+    with pytest.raises(BackendError, match="budget"):
+        jobs.run(SMALL, ANGLES)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ConnectionError("queue is down\nsecond line"),
+        [[1, 0, 0, 0]],
+        [[1, 0, 0, 0], [np.nan, 0, 0, 1]],
+        [[1, 0, 0, 0], [0.5, 0, 0, 0]],
+        [[1, 0, 0, 0], [1.5, -0.5, 0, 0]],
+    ],
+    ids=str,
+)
+def test_failed_job_raises_and_later_jobs_run(tmp_path, answer):
+    jobs = Jobs(Answering(answer), 100)
+    jobs.log_to(tmp_path / "jobs.jsonl")
+    with pytest.raises(BackendError, match=r"answering failed: .*(queue is down|not probabilities)\. Checkpoints"):
+        jobs.run(SMALL, ANGLES)
+    assert np.array_equal(jobs.run(SMALL, ANGLES), Jobs(ExactBackend(), 100).run(SMALL, ANGLES))
+    assert costs(jobs) == (1, 2, 400)  # a device may have run what it did not answer
+    entries = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
+    assert [entry["event"] for entry in entries] == ["sent", "sent", "answered"]
+
+
+def test_shots_of_a_killed_job_count_as_used(tmp_path):
+    jobs = Jobs(Answering(KeyboardInterrupt()), 100)
+    jobs.log_to(tmp_path / "jobs.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(SMALL, ANGLES)
+    again = Jobs(ExactBackend(), 100)
+    again.log_to(tmp_path / "jobs.jsonl")
+    assert costs(again) == (0, 0, 200)
+
+
+def test_log_is_continued_after_an_incomplete_line(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    begun = Jobs(ExactBackend(), 100)
+    begun.log_to(path)
+    begun.run(SMALL, ANGLES)
+    whole = path.read_text()
+    path.write_text(whole + '{"job": 2, "circ')  # a kill in the middle of a line
+    jobs = Jobs(ExactBackend(), 100, shot_budget=300)
+    jobs.log_to(path)
+    assert costs(jobs) == (1, 2, 200)
+    assert path.read_text() == whole
+    with pytest.raises(BackendError, match="300"):
+        jobs.run(SMALL, ANGLES)
+    path.write_text('{"loss": 3.2}\n')
+    with pytest.raises(CheckpointError, match=r"jobs\.jsonl"):
+        jobs.log_to(path)
+
+
+def test_distributed_training_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="exact simulator"):
+        Jobs(ExactBackend()).run(SMALL, ANGLES)

@@ -42,11 +42,6 @@ def close(found, expected, tolerance=1e-12):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
-def test_ring_on_basis_states():
-    eye, none = torch.eye(16, dtype=torch.float64), torch.zeros(1, 1, 4, dtype=torch.float64)
-    assert torch.equal(amplitude_probabilities(eye[8], none, "qaa"), eye[7])
-
-
 @lru_cache
 def pennylane(circuit, readout):
     wires, rotations = range(circuit.n_qubits), {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ}
@@ -124,19 +119,6 @@ def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
 @pytest.mark.parametrize(("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)])
 def test_qubits_of_a_width(width, expected):
     assert amplitude_qubits(width) == expected
-
-
-@every_read
-@every_ansatz
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("width", "n_layers"), [(1, 1), (7, 1), (64, 2), (300, 1)])
-def test_features_do_not_depend_on_sign_and_norm_of_an_input(read, ansatz, dtype, width, n_layers):
-    x, angles = torch.randn(3, width, dtype=dtype), random_angles(ansatz, width, n_layers, dtype)
-    found = read(x, angles, ansatz)
-    assert torch.equal(read(-x, angles, ansatz), found)
-    for factor in (7, -3, 1e-5):
-        tolerance = 1e-12 if dtype == torch.float64 else 2e-6
-        torch.testing.assert_close(read(factor * x, angles, ansatz), found, rtol=0, atol=tolerance)
 
 
 @every_read

@@ -1,11 +1,137 @@
-"""The circuit as data, and its drawing."""
+"""The circuit as data, and its drawing; invalid gates or angles of a user are refused before they are used."""
+
+import itertools
 
 import numpy as np
+import pennylane as qml
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz
+from qpeft.backends import CircuitRun, ExactBackend, Jobs
+from qpeft.circuits import (
+    Ansatz,
+    Gate,
+    ansatz,
+    exact_probabilities,
+    gate_probabilities,
+    register_ansatz,
+    to_openqasm,
+    to_pennylane,
+    to_qiskit,
+)
+from qpeft.errors import ConfigError
+from qpeft.testing import ansatz_contract
+
+N_QUBITS, N_LAYERS = 3, 1
+TURNS = [Gate("ry", (wire,), (wire,)) for wire in range(N_QUBITS)]
+
+
+def register(layers, shape=(N_QUBITS,)):
+    ansatz._families.pop("mine", None)
+    register_ansatz("mine", lambda n_qubits, n_layers: shape, lambda n_qubits, n_layers: layers)
+    return Ansatz("mine", N_QUBITS, N_LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    ansatz._families.pop("mine", None)
+
+
+RZZ = Gate("rzz", (0, 1), (0,))
+BAD_GATES = {
+    "two-wire gate": ([[*TURNS[1:], RZZ]], "rzz.* is unknown; allowed are rx, ry, rz with"),
+    "one-wire gate": ([[*TURNS, Gate("h", (0,))]], "is unknown"),
+    "unused angle": ([TURNS[:2]], r"angle \[2\] of angle_shape \(3,\)"),
+    "wire": ([[*TURNS, Gate("cz", (2, 3))]], "wires of 0 to 2"),
+    "negative wire": ([[*TURNS, Gate("cz", (0, -1))]], "wires of 0 to 2"),
+    "same wire": ([[*TURNS, Gate("cx", (1, 1))]], "two different wires"),
+    "one wire of two": ([[*TURNS, Gate("cx", (1,))]], "two different wires"),
+    "two wires of a rotation": ([[*TURNS[1:], Gate("rx", (0, 1), (0,))]], "one wire"),
+    "a wire twice": ([[*TURNS[1:], Gate("rx", (0, 0), (0,))]], "one wire"),
+    "wire without tuple": ([[*TURNS, Gate("cx", 0)]], "tuple of integers"),
+    "slot outside": ([[*TURNS, Gate("rx", (0,), (3,))]], r"angle_shape is \(3,\)"),
+    "negative slot": ([[*TURNS[:2], Gate("rx", (0,), (-1,))]], r"index of an angle: angle_shape is \(3,\)"),
+    "slot of other axes": ([[*TURNS, Gate("rx", (0,), (0, 0))]], r"index of an angle: angle_shape is \(3,\)"),
+    "slot without tuple": ([[*TURNS[:2], Gate("rx", (0,), 2)]], "tuple of integers"),
+    "rotation without angle": ([[*TURNS, Gate("rz", (0,))]], "needs an angle"),
+    "cz with angle": ([[*TURNS[:2], Gate("cz", (0, 1), (2,))]], "has an angle"),
+    "no layers": (TURNS, "its functions raised"),
+    "no gate": ([[("ry", (0,), (0,))]], "its functions raised"),
+    "nothing": (None, "its functions raised TypeError"),
+}
+USES = {
+    "exact": lambda mine: exact_probabilities(mine, torch.zeros(N_QUBITS)),
+    "gates": lambda mine: gate_probabilities(mine, torch.zeros(N_QUBITS)),
+    "openqasm": to_openqasm,
+    "pennylane": lambda mine: qml.tape.make_qscript(to_pennylane(mine))(torch.zeros(N_QUBITS)),
+    "qiskit": to_qiskit,
+    "drawing": lambda mine: mine.draw(),
+    "backend": lambda mine: CircuitRun(mine, Jobs(ExactBackend()))(torch.zeros(N_QUBITS)),
+}
+
+
+@pytest.mark.parametrize(("layers", "message"), BAD_GATES.values(), ids=BAD_GATES)
+def test_invalid_gates_are_refused(layers, message):
+    mine = register(layers)
+    with pytest.raises(ConfigError, match=rf"^ansatz mine with 3 qubits and 1 layers: .*{message}"):
+        exact_probabilities(mine, torch.zeros(N_QUBITS))
+    with pytest.raises(AssertionError, match=message):
+        ansatz_contract(lambda: mine, lambda angles: angles)
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_every_use_refuses_an_unknown_gate_and_gates_that_change(use):
+    use(register([TURNS]))
+    with pytest.raises(ConfigError, match=r"'rzz'.* is unknown"):
+        use(register([[*TURNS[1:], RZZ]]))
+    kinds = itertools.cycle(["rx", "ry"])
+    ansatz._families.pop("mine")
+    register_ansatz("mine", lambda *_: (1,), lambda *_: [[Gate(next(kinds), (0,), (0,))]])
+    with pytest.raises(ConfigError, match="when they are called again"):
+        use(Ansatz("mine", N_QUBITS, 1))
+
+
+@pytest.mark.parametrize("raised", [KeyError, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("in_shape", [False, True])
+def test_whatever_a_users_function_raises_names_the_ansatz(raised, in_shape):
+    def broken(n_qubits, n_layers):
+        raise raised("pairs")
+
+    register_ansatz("mine", broken if in_shape else lambda n_qubits, n_layers: (n_qubits,), broken)
+    with pytest.raises(ConfigError, match=rf"ansatz mine .*: its functions raised {raised.__name__}: .*pairs"):
+        exact_probabilities(Ansatz("mine", N_QUBITS, 1), torch.zeros(N_QUBITS))
+
+
+@pytest.mark.parametrize("shape", [3, [3], (), (3.0,), (-3,), None, ((3,),)])
+def test_invalid_angle_shape_is_refused(shape):
+    with pytest.raises(ConfigError, match=r"ansatz mine .*: angle_shape returned .*; return a tuple of integers"):
+        _ = register([TURNS], shape).angle_shape
+
+
+def test_functions_are_called_twice_for_each_size():
+    seen = []
+    register_ansatz("mine", lambda *size: (N_QUBITS,), lambda *size: [seen.append(size), TURNS][1:])
+    mine = Ansatz("mine", N_QUBITS, N_LAYERS)
+    for _ in range(3):
+        exact_probabilities(mine, torch.zeros(N_QUBITS))
+        list(mine.gates())
+    assert seen == [(N_QUBITS, N_LAYERS)] * 2
+    with pytest.raises(ConfigError, match="of 0 to 1"):
+        list(Ansatz("mine", 2, 1).gates())
+    register([[*TURNS[1:], RZZ]])  # registered again under the same name
+    with pytest.raises(ConfigError, match="is unknown"):
+        list(mine.gates())
+
+
+def test_parameter_shift_needs_angles_of_one_gate_each():
+    shared = register([[*TURNS, Gate("rx", (2,), (0,))]])
+    assert not shared.has_shift_rule
+    with pytest.raises(ConfigError, match="turn several gates"):
+        CircuitRun(shared, Jobs(ExactBackend(), 1000))
+
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9))
 SHAPES = {  # of the angles

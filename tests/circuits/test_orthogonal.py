@@ -1,4 +1,4 @@
-"""Orthonormal columns of any width against dense matrices built gate by gate; counts, periods, refused columns."""
+"""Orthonormal columns, of circuits and of the Lie-algebra family, against dense matrices; counts, refused columns."""
 
 import math
 from functools import partial
@@ -11,6 +11,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from circuits import dense_two_design
+from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
 from qpeft.circuits.orthogonal import (
     Columns,
     basis_columns,
@@ -125,21 +126,14 @@ COUNTS = {  # L = 1, 2, 3, 4
     896: {"qsd": [150, 234, 318, 402], "pad": [28, 46, 64, 82]},
     3072: {"qsd": [101, 159, 217, 275], "pad": [34, 56, 78, 100]},
     50257: {"qsd": [642, 998, 1354, 1710], "pad": [46, 76, 106, 136]},
+    512: {name: [25, 41, 57, 73] for name in ("auto", "qsd", "pad")},
 }
-CIRCUITS = {128: [19, 31, 43, 55], 256: [22, 36, 50, 64], 512: [25, 41, 57, 73], 1024: [28, 46, 64, 82]}
-CIRCUITS |= {2048: [31, 51, 71, 91], 4096: [34, 56, 78, 100], 1: [0, 0, 0, 0], 2: [1, 1, 1, 1]}
 SMALL = {1: 0, 2: 1, 3: 3, 5: 9, 6: 11, 7: 14}
 
 
-@pytest.mark.parametrize("width", COUNTS)
-def test_counts_of_the_constructions(width):
-    for name, counts in COUNTS[width].items():
-        assert [count_orthogonal(width, n_layers, name) for n_layers in (1, 2, 3, 4)] == counts
-
-
-def test_counts_of_circuits_and_of_small_widths():
-    for width, counts in CIRCUITS.items():
-        for name in ("auto", "qsd", "pad"):
+def test_counts_of_the_constructions():
+    for width, of_name in COUNTS.items():
+        for name, counts in of_name.items():
             assert [count_orthogonal(width, n_layers, name) for n_layers in (1, 2, 3, 4)] == counts
     for width, count in SMALL.items():
         assert count_orthogonal(width, 1, "qsd") == count
@@ -153,7 +147,7 @@ def test_construction_selected_by_auto():
 
 
 @pytest.mark.parametrize("construction", ["qsd", "pad"])
-@pytest.mark.parametrize("width", [768, 1536, 2304, 3072, 50257])
+@pytest.mark.parametrize("width", [768, 2304, 50257])
 @pytest.mark.parametrize("kind", ["first", "spread"])
 def test_float32_columns_are_orthonormal(width, construction, kind):
     rng = np.random.default_rng(width)
@@ -199,20 +193,73 @@ def test_columns_are_distinct_indices(n_qubits, data):
     assert basis_columns("first", n_qubits, k).tolist() == list(range(k))
 
 
-@pytest.mark.parametrize("signs", [None, lambda _: torch.ones(4, 32)], ids=["cz", "signs"])
-def test_period_is_four_pi(signs):
-    angles = draw_angles(32, "auto", 2, seed=5)
-    u = orthogonal_columns(angles, 32, 2, range(4), signs=signs)
-    for slot in (0, 5, len(angles) - 1):
-        turn = 2 * torch.pi * torch.eye(len(angles), dtype=angles.dtype)[slot]
-        once, twice = (orthogonal_columns(angles + n * turn, 32, 2, range(4), signs=signs) for n in (1, 2))
-        torch.testing.assert_close(once, -u, rtol=0, atol=1e-12)
-        torch.testing.assert_close(twice, u, rtol=0, atol=1e-12)
-
-
 def test_circuit_without_qubits_is_the_matrix_one():
     angles = torch.zeros(3, 0, requires_grad=True)
     u = two_design_columns(angles, 0, 2, [0])
     assert torch.equal(u, torch.ones(3, 1, 1))
     u.sum().backward()
     assert angles.grad.shape == (3, 0)
+
+
+# -- the Lie-algebra family
+
+
+def skew(b):
+    """A (N, N) from the strictly lower triangle of b (N, K')."""
+    a = np.zeros((len(b), len(b)))
+    a[:, : b.shape[1]] = np.tril(b, -1)
+    return a - a.T
+
+
+def cayley(a):
+    return np.linalg.solve(np.eye(len(a)) - a / 2, np.eye(len(a)) + a / 2)
+
+
+DENSE = {"exp": scipy.linalg.expm, "cayley": cayley}
+every_map = pytest.mark.parametrize("lie_map", DENSE)
+
+
+def draw_lie(n, rank, norm, seed=0):
+    """b (N, K') float64, arbitrary above the diagonal, such that A has spectral norm `norm`."""
+    b = np.random.default_rng(seed).normal(size=(n, rank))
+    return torch.tensor(b * norm / np.linalg.norm(skew(b), 2))
+
+
+def orthogonality_error(u):
+    return (u.double().mT @ u.double() - torch.eye(u.shape[-1], dtype=torch.float64)).abs().max().item()
+
+
+@every_map
+@settings(max_examples=40)
+@given(st.integers(1, 6), st.integers(0, 4), st.integers(1, 40), st.floats(0.01, 19), st.integers(0, 2**31))
+def test_lie_columns_equal_dense_matrix_functions(lie_map, rank, more, rows, norm, seed):
+    n, k = rank + more + rows, rank + more
+    b = draw_lie(n, rank, norm, seed)
+    expected = DENSE[lie_map](skew(b.numpy()))[:, :k]
+    np.testing.assert_allclose(lie_columns(b, k, lie_map).numpy(), expected, rtol=0, atol=1e-10)
+    batch = lie_columns(torch.stack([b, -b]), k, lie_map)
+    np.testing.assert_allclose(batch[1].numpy(), DENSE[lie_map](-skew(b.numpy()))[:, :k], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("lie_map", ["exp", "cayley"])
+@pytest.mark.parametrize("n", [3072, 50257])
+def test_float32_lie_columns_are_orthonormal(lie_map, n):
+    b = 0.2 * torch.tensor(np.random.default_rng(n).normal(size=(n, 2)), dtype=torch.float32)
+    u = lie_columns(b, 8, lie_map)
+    assert u.dtype == torch.float32
+    assert orthogonality_error(u) <= 1e-5
+
+
+@every_map
+@pytest.mark.parametrize("norm", [0.0, 1.5])
+def test_lie_gradients_against_finite_differences(lie_map, norm):
+    b = draw_lie(7, 2, 1.0) * norm  # zero: phi's matrix is singular there
+    for start in (b, torch.stack([b, -b])):
+        assert torch.autograd.gradcheck(partial(lie_columns, k=3, lie_map=lie_map), (start.requires_grad_(),))
+
+
+def test_lie_packing_is_column_by_column():
+    b = lie_matrix(torch.arange(1.0, 8.0), 5, 2)
+    assert b.tolist() == [[0, 0], [1, 0], [2, 5], [3, 6], [4, 7]]
+    assert lie_matrix(torch.ones(2, 3, 7), 5, 2).shape == (2, 3, 5, 2)
+    assert [count_lie(*size) for size in ((16, 4), (1024, 1), (5, 2), (2, 1))] == [54, 1023, 7, 1]

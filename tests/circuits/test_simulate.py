@@ -63,7 +63,7 @@ def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers)
 
 
 @every_ansatz
-@pytest.mark.parametrize("n_qubits", range(1, 15))
+@pytest.mark.parametrize("n_qubits", range(1, 13))
 def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
     """All divisions into groups of wires; several circuits, columns and blocks at once."""
     ansatz, columns = Ansatz(name, n_qubits, 2), sorted({0, 2**n_qubits // 3, 2**n_qubits - 1})
@@ -119,13 +119,6 @@ def test_any_order_of_gates_equals_the_reference(n_qubits, drawn, seed):
         found = run(at).abs().square()
         results.append((found, *torch.autograd.grad((found * weights).sum(), (at, start))))
     torch.testing.assert_close(*results, rtol=0, atol=1e-10)
-
-
-@every_ansatz
-def test_gradients_equal_finite_differences(name):
-    ansatz = Ansatz(name, 5, 2)
-    run = partial(exact_probabilities, ansatz)
-    assert torch.autograd.gradcheck(run, random_angles(ansatz).requires_grad_(), atol=1e-7)
 
 
 @every_ansatz
@@ -196,9 +189,6 @@ def test_efficient_su2_is_qiskits():
     theirs = library.efficient_su2(4, reps=2, entanglement=[(0, 1), (1, 2), (2, 3), (3, 0)])
     state = quantum_info.Statevector(theirs.assign_parameters(angles.flatten().tolist()).reverse_bits())
     torch.testing.assert_close(exact_probabilities(ansatz, angles), torch.from_numpy(state.probabilities()))
-
-
-# docs/extending.md: each gate of two wires as gates of an ansatz, where gate i has angles[i]
 
 
 # -- the contract detects mistakes

@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 
 import qpeft
 from qpeft.core.adapter_form import AdapterForm, has_stock_form
-from qpeft.core.model_card import load_lines, metadata
+from qpeft.core.model_card import metadata
 from qpeft.errors import ConfigError
 from qpeft.methods import Method, MethodName
 from qpeft.methods.registry import register_with_peft
@@ -69,19 +69,11 @@ def test_what_is_no_model_or_has_no_adapter_is_refused(use, gpt2, tmp_path):
         with pytest.raises(ConfigError, match=named):
             (USES_OF_AN_ADAPTER | USES_OF_A_MODEL)[use](model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_plan_without_a_config_is_refused(gpt2):
     with pytest.raises(ConfigError, match="plan takes the config of an adapter"):
         qpeft.plan(gpt2, "qpa")
 
 
 # -- cards
-
-
-def test_loading_code_imports_the_module_of_a_custom_method():
-    lines = load_lines("base", "adapter", needs_qpeft=True, registered=PlainConfig)
-    assert lines.startswith(f"import {__name__}  # registers PlainConfig\nimport qpeft\n")
 
 
 def test_only_a_name_on_the_hub_is_in_the_front_matter():
@@ -105,12 +97,11 @@ def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapter
     assert (kept == made) == (change is None)
 
 
-@pytest.mark.parametrize("name", ["", "org/some-base"])
-def test_card_names_the_base_only_if_it_has_a_name(name, llama, adapters, tmp_path):
-    llama.name_or_path = llama.config.name_or_path = name
+def test_card_names_the_base_only_if_it_has_a_name(llama, adapters, tmp_path):
     model = adapters.qpa(llama, target_modules=["q_proj"])
-    qpeft.save(model, tmp_path / "compact")
-    qpeft.export(model, tmp_path / "exported")
-    for folder, kind in (("compact", "qpa"), ("exported", "lora")):
-        front = yaml.safe_load((tmp_path / folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
-        assert (front.get("base_model"), front["tags"]) == (name or None, [kind, "qpeft"])
+    for name in ("", "org/some-base"):
+        llama.name_or_path = llama.config.name_or_path = model.peft_config["default"].base_model_name_or_path = name
+        for put, kind in ((qpeft.save, "qpa"), (qpeft.export, "lora")):
+            put(model, tmp_path / name / kind)
+            front = yaml.safe_load((tmp_path / name / kind / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+            assert (front.get("base_model"), front["tags"]) == (name or None, [kind, "qpeft"])

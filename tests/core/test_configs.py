@@ -5,7 +5,7 @@ import dataclasses
 import pickle
 
 import pytest
-from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft import PeftConfig, get_peft_model, inject_adapter_in_model
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -26,7 +26,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize(("config", "settings"), CONFIGS)
-def test_loaded_config_equals_the_saved_one(config, settings, tmp_path):
+def test_loaded_and_copied_configs_equal_the_saved_one(config, settings, tmp_path):
     saved = config(**settings)
     saved.save_pretrained(str(tmp_path))
     loaded = PeftConfig.from_pretrained(str(tmp_path))
@@ -35,16 +35,10 @@ def test_loaded_config_equals_the_saved_one(config, settings, tmp_path):
     assert loaded.to_dict() == saved.to_dict()
     found = config.from_json_file(str(tmp_path / "adapter_config.json"))
     assert {k: sorted(v) if isinstance(v, set) else v for k, v in saved.to_dict().items()} == found
-
-
-@pytest.mark.parametrize(("config", "settings"), CONFIGS)
-def test_copies_of_a_config_are_equal(config, settings):
-    made = config(**settings)
-    unpickled = pickle.loads(pickle.dumps(made))  # noqa: S301 it was made here
-    for same in (copy.copy(made), copy.deepcopy(made), unpickled, dataclasses.replace(made)):
+    unpickled = pickle.loads(pickle.dumps(saved))  # noqa: S301 it was made here
+    for same in (copy.copy(saved), copy.deepcopy(saved), unpickled, dataclasses.replace(saved)):
         assert type(same) is config
-        assert same == made
-        assert dataclasses.asdict(same) == dataclasses.asdict(made)
+        assert dataclasses.asdict(same) == dataclasses.asdict(saved)
 
 
 @pytest.mark.parametrize("config", dict.fromkeys(config for config, _ in CONFIGS))
@@ -55,21 +49,12 @@ def test_config_takes_keyword_arguments_only(config):
 
 
 @pytest.mark.parametrize("config", [qpeft.QPAConfig, qpeft.QuantumPeftConfig])
-def test_refused_functions_of_peft_and_what_to_do_instead(config, llama, ids, tmp_path):
+def test_functions_of_peft_that_cannot_work_are_refused(config, llama):
     """As docs/from_lora.md has it."""
-    settings = {"target_modules": ["q_proj"], "lora_alpha": 4, "r": 2}
-    given = config(**settings, **({"chunk_size": 8, "init_mode": "raw"} if config is qpeft.QPAConfig else {}))
+    given = config(target_modules=["q_proj"], r=2, **({"chunk_size": 8} if config is qpeft.QPAConfig else {}))
     with pytest.raises(ValueError, match="use `get_peft_model` instead"):
         inject_adapter_in_model(given, copy.deepcopy(llama))
-    base, before = copy.deepcopy(llama), copy.deepcopy(given)
     model = get_peft_model(llama, given)
     model.add_adapter("other", given)
-    assert given == before
     with pytest.raises(ConfigError):
         model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean")
-    qpeft.export(model, tmp_path)
-    stock = PeftModel.from_pretrained(base, tmp_path)
-    stock.load_adapter(tmp_path, "other")
-    stock.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean", combination_type="linear")
-    stock.set_adapter("mean")
-    assert stock(ids).logits.isfinite().all()

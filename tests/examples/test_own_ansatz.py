@@ -59,34 +59,22 @@ def test_count_and_export():
     assert to_openqasm(ansatz).count("\ncz q[") == 3
 
 
-@pytest.mark.parametrize("name", ["", "a:b", 5])
-def test_invalid_names_raise(name):
-    with pytest.raises(ConfigError, match="a registered name must be a non-empty string"):
-        register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
-
-
-def test_reloaded_module_replaces_the_registration(example, monkeypatch):
+def test_only_a_reloaded_module_replaces_a_registration(example, monkeypatch):
     own = example("own_ansatz")
     monkeypatch.syspath_prepend(str(Path(own.__file__).parent))
     before = own.layers
     importlib.reload(own)
     assert own.layers is not before
     register_ansatz("cz_ring", own.angle_shape, own.layers)
-    with pytest.raises(ConfigError, match="already"):
-        register_ansatz("cz_ring", own.angle_shape, angles_elsewhere)
-    assert Ansatz("cz_ring", 3, 2).n_angles == 12
+    before = list(Ansatz("cz_ring", 3, 2).gates())
+    for name, message in {"cz_ring": "already", "ry_ladder": "already", "": "name", "a:b": "name", 5: "name"}.items():
+        with pytest.raises(ConfigError, match=message):
+            register_ansatz(name, own.angle_shape, angles_elsewhere)
+    assert list(Ansatz("cz_ring", 3, 2).gates()) == before
 
 
 def angles_elsewhere(n_qubits, n_layers):
     return []
-
-
-@pytest.mark.parametrize("name", ["cz_ring", "ry_ladder"])
-def test_taken_name_raises(name):
-    before = list(Ansatz(name, 3, 2).gates())
-    with pytest.raises(ConfigError, match=f"there is already the ansatz '{name}'"):
-        register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
-    assert list(Ansatz(name, 3, 2).gates()) == before
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")

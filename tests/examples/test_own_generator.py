@@ -16,7 +16,6 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generator_config import GeneratorConfig, generator_config
 from qpeft.testing import generator_contract
-from qpeft_lab.diagnose.adapters import Adapter
 
 LM = {"task_type": "CAUSAL_LM"}
 HOSTS = {
@@ -104,38 +103,6 @@ def test_folder_of_other_settings_or_another_generator_raises(trained, tmp_path)
         over.load_adapter(tmp_path / "compact", "default")
 
 
-def test_folder_without_generator_name_is_qpa(llama, ids, adapters, tmp_path):
-    plain = copy.deepcopy(llama)
-    model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
-    qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6,), n_layers=2))
-    qpeft.save(adapters.train(model, ids), tmp_path / "compact")
-    path = tmp_path / "compact/adapter_config.json"
-    config = json.loads(path.read_text())
-    assert config.pop("generator_name") == "qpa"
-    path.write_text(json.dumps(config))
-    again = qpeft.load(plain, tmp_path / "compact")
-    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
-
-
-def test_diagnosis_reads_generated_factors(trained, tmp_path):
-    _, model = trained()
-    qpeft.save(model, tmp_path / "compact")
-    qpeft.export(model, tmp_path / "exported")
-    compact, exported = (Adapter(tmp_path / name) for name in ("compact", "exported"))
-    assert (compact.method, compact.circuit()) == ("ring", None)
-    expected = exported.factors()
-    found = compact.factors()
-    assert found.keys() == expected.keys()
-    for name, factors in found.items():
-        torch.testing.assert_close(factors, expected[name])
-
-
-def test_backend_without_a_circuit_raises(trained, own):
-    _, model = trained()
-    with pytest.raises(ConfigError, match="no circuit that a backend can run"):
-        qpeft.set_backend(model, "exact", shots=100)
-
-
 def test_registration_errors(own):
     for name in ("qpa", "ring"):
         with pytest.raises(ConfigError, match=f"there is already the generator '{name}'"):
@@ -157,9 +124,3 @@ def test_reloaded_module_replaces_the_registration(own, example, monkeypatch):
     assert own.RingConfig is not before
     assert generator_config("ring") is own.RingConfig
     assert {f.name for f in dataclasses.fields(own.RingConfig) if "help" not in f.metadata} == set()
-
-
-def test_qpa_cannot_be_replaced():
-    place = {"__module__": qpeft.QPAGeneratorConfig.__module__, "__qualname__": "QPAGeneratorConfig"}
-    with pytest.raises(ConfigError, match="there is already the generator 'qpa'"):
-        type("QPAGeneratorConfig", (GeneratorConfig,), place, name="qpa")

@@ -4,7 +4,6 @@ For every method with every setting that changes the computation, every host of 
 """
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file
-from variants import VARIANTS, Variant
+from variants import VARIANTS, Variant, changed
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -35,9 +34,9 @@ pytestmark = [
 ]
 
 
-def changed(name, *changes):
-    """Rows for the variant with other settings."""
-    return {f"{name}, {one}": replace(VARIANTS[name], settings=VARIANTS[name].settings | one) for one in changes}
+def rows(name, *changes):
+    """For the variant with other settings."""
+    return {f"{name}, {one}": changed(VARIANTS[name], **one) for one in changes}
 
 
 def hosts(*configs):
@@ -55,7 +54,7 @@ def hosts(*configs):
 QV = {"target_modules": ["q_proj", "v_proj"]}
 TOKENS = {"num_virtual_tokens": 4}
 ON_LLAMA = {
-    **changed(
+    **rows(
         "qpa with a network",
         {"rank_pattern": {"q_proj": 1}},
         {"target_modules": ["lm_head"], "r": 4},
@@ -65,8 +64,8 @@ ON_LLAMA = {
         *({"feature_source": source} for source in ("qnn_frozen", "free", "random")),
         {"activation": "identity", "center_output": True, "feature_map": "squash"},
     ),
-    **changed("qpa", {"use_rslora": True}, {"feature_map": "scaled", "target_modules": ["embed_tokens", "q_proj"]}),
-    **changed(
+    **rows("qpa", {"use_rslora": True}, {"feature_map": "scaled", "target_modules": ["embed_tokens", "q_proj"]}),
+    **rows(
         "quantum_peft",
         {"columns": "first", "construction": "qsd", "r": 5},
         {"construction": "pad", "n_layers": 2},
@@ -87,14 +86,14 @@ ON_LLAMA = {
         {"frame": "gradient", "frame_rank": 4, "bits": 2},
         {"modules_to_save": ["norm", "lm_head"]},
     ),
-    **changed(
+    **rows(
         "qaa",
         *({"feature_source": source} for source in ("quadratic", "linear", "givens", "none")),
         {"ansatz": "qaa", "train_circuit": False},
         {"target_modules": "all-linear", "carry_norm": True, "n_layers": 2},
         {"target_modules": ["lm_head"], "out_slices": [[2, 5], [7, 8]]},
     ),
-    **changed("sora", {"rank_pattern": {"q_proj": 2}, "use_rslora": True}),
+    **rows("sora", {"rank_pattern": {"q_proj": 2}, "use_rslora": True}),
     **hosts(
         (PrefixTuningConfig, {**TOKENS, "prefix_projection": True, "encoder_hidden_size": 8}),
         (PromptTuningConfig, TOKENS),
@@ -114,10 +113,10 @@ ON_LLAMA = {
     ),
 }
 ON_GPT2 = {
-    **changed("quantum_peft", {"modules_to_save": ["ln_1", "ln_f"]}, {"frame": "weights", "family": "core"}),
-    **changed("qpa with a network", {"bias": "all"}),
-    **changed("qaa", {"target_modules": r".*\.1\.attn\.c_proj"}, {"modules_to_save": ["ln_f"]}),
-    **changed("sora", {"modules_to_save": ["ln_f"]}),
+    **rows("quantum_peft", {"modules_to_save": ["ln_1", "ln_f"]}, {"frame": "weights", "family": "core"}),
+    **rows("qpa with a network", {"bias": "all"}),
+    **rows("qaa", {"target_modules": r".*\.1\.attn\.c_proj"}, {"modules_to_save": ["ln_f"]}),
+    **rows("sora", {"modules_to_save": ["ln_f"]}),
 }
 ROWS = [
     *((base, variant) for base in ("gpt2", "llama") for variant in VARIANTS.items()),
@@ -181,6 +180,9 @@ def live_through(base, variant, batch, folder, logits, **changes):
         assert plan.exported_bytes is None
         with pytest.raises(ConfigError, match="no stock PEFT adapter"):
             qpeft.export(model, folder / "exported")
+        with pytest.raises((ConfigError, NotImplementedError)):
+            model.merge_and_unload()
+        assert torch.equal(logits(model, batch), live)
         return
     report = qpeft.export(model, folder / "exported")
     assert report.max_logit_difference <= 1e-6
@@ -194,20 +196,20 @@ def live_through(base, variant, batch, folder, logits, **changes):
     torch.testing.assert_close(logits(stock, batch), live, atol=1e-5, rtol=0)
     assert torch.equal(logits(model, batch), live)
     for each in (model, stock) if variant.merges else ():
-        torch.testing.assert_close(logits(each.merge_and_unload(), batch), live, atol=1e-5, rtol=1e-5)
+        merged = each.merge_and_unload()
+        torch.testing.assert_close(logits(merged, batch), live, atol=1e-5, rtol=1e-5)
+        assert not any("qpeft" in name for name, _ in merged.named_modules())
 
 
 @pytest.mark.parametrize(("base", "variant"), ROWS, ids=[f"{base}: {name}" for base, (name, _) in ROWS])
-def test_adapter_from_plan_to_export(request, base, variant, ids, models, tmp_path):
+def test_adapter_from_plan_to_export(request, base, variant, ids, adapters, tmp_path):
     base = request.getfixturevalue(base)
-    live_through(base, variant[1], {"input_ids": ids, "labels": ids}, tmp_path, models.logits)
+    live_through(base, variant[1], {"input_ids": ids, "labels": ids}, tmp_path, adapters.logits)
 
 
 @pytest.mark.parametrize("name", ["qpa with a network", "quantum_peft", "qaa", "bottleneck"])
-def test_every_family_of_models(family, base, batch, models, tmp_path, name):
-    heads = [family.head] if family.head else None
-    options = {"task_type": family.task_type, "modules_to_save": heads}
-    live_through(base, VARIANTS[name], batch, tmp_path, models.logits, **options)
-    config = VARIANTS[name].make_config(**{**options, "target_modules": "all-linear"})
-    stock = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules="all-linear", **options))
+def test_every_family_of_models(family, base, batch, adapters, tmp_path, name):
+    live_through(base, VARIANTS[name], batch, tmp_path, adapters.logits, **family.options)
+    config = VARIANTS[name].make_config(**family.options, target_modules="all-linear")
+    stock = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules="all-linear", **family.options))
     assert sorted(qpeft.plan(base, config).target_modules) == sorted(stock.base_model.targeted_module_names)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,24 +14,13 @@ import qpeft
 pytestmark = [
     pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
 ]
+ATTACHED = ["attached to lora", "attached to a prefix"]
 STOCK = Variant("lora", LoraConfig, {"r": 2, "target_modules": "all-linear"})  # the reference
 
 
 def in_thread(function):
-    """Run it in another thread until it ends."""
-    errors = []
-
-    def catching():
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=catching)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(function).result()
 
 
 def train(model, ids, meanwhile=lambda: None, steps=3):
@@ -69,16 +59,11 @@ def infer(model, ids, folder):
         model(input_ids=ids)
 
 
-def differentiate(model, ids):
-    trained = [p for p in model.parameters() if p.requires_grad]
-    torch.autograd.grad(model(input_ids=ids, labels=ids).loss, trained, allow_unused=True)
-
-
 def save(model, ids, folder):
     qpeft.save(model, folder / "saved")
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "stock"])
+@pytest.mark.parametrize("name", ["qpa", "quantum_peft in frames", "qaa", "sora", "bottleneck", *ATTACHED, "stock"])
 def test_use_in_another_thread_does_not_change_training(llama, ids, name, tmp_path):
     """At each of the three places of a step another use in each of the three steps."""
     model, calls = {**VARIANTS, "stock": STOCK}[name].adapt(llama), []
@@ -90,15 +75,6 @@ def test_use_in_another_thread_does_not_change_training(llama, ids, name, tmp_pa
     expected = train(copy.deepcopy(model), ids)
     torch.testing.assert_close(train(model, ids, use), expected, rtol=0, atol=0)
     assert len(calls) == 9
-
-
-@pytest.mark.parametrize("name", ["qpa", "quantum_peft", "attached to lora", "sora", "stock"])
-def test_gradient_in_another_thread_does_not_change_training(llama, ids, name):
-    model = {**VARIANTS, "stock": STOCK}[name].adapt(llama)
-    expected = train(copy.deepcopy(model), ids, steps=1)
-    found = train(model, ids, lambda: in_thread(lambda: differentiate(model, ids.flip(0))), steps=1)
-    # with two graphs of one generator, its gradient is summed in another order
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

@@ -12,8 +12,6 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-import qpeft
-
 N_TOKENS, N_LABELS = 50, 3
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
@@ -28,7 +26,11 @@ class Family:
     task_type: str | None = "CAUSAL_LM"
     head: str | None = None  # a new head, trained with the adapter
     feed_forward: str | tuple[str, ...] = "mlp"  # end of the names of a bottleneck adapter's default targets
-    tied: bool = False  # whether lm_head shares the weight of the input embedding
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of the config of an adapter."""
+        return {"task_type": self.task_type, "modules_to_save": [self.head] if self.head else None}
 
 
 def _decoder(name, **settings):
@@ -72,14 +74,14 @@ def _labelled_images():
 
 
 FAMILIES = {
-    "gpt2": Family(_gpt2(), _text, tied=True),
+    "gpt2": Family(_gpt2(), _text),
     "llama": Family(_decoder("Llama", tie_word_embeddings=False), _text),
     "mistral": Family(_decoder("Mistral", tie_word_embeddings=False), _text),
-    "qwen3": Family(_decoder("Qwen3", tie_word_embeddings=True), _text, tied=True),
-    "gemma": Family(_decoder("Gemma"), _text, tied=True),
-    "gemma2": Family(_decoder("Gemma2", query_pre_attn_scalar=8), _text, tied=True),
-    "gemma3": Family(_decoder("Gemma3", query_pre_attn_scalar=8), _text, tied=True),
-    "t5": Family(_t5, _text, "SEQ_2_SEQ_LM", feed_forward="DenseReluDense", tied=True),
+    "qwen3": Family(_decoder("Qwen3", tie_word_embeddings=True), _text),
+    "gemma": Family(_decoder("Gemma"), _text),
+    "gemma2": Family(_decoder("Gemma2", query_pre_attn_scalar=8), _text),
+    "gemma3": Family(_decoder("Gemma3", query_pre_attn_scalar=8), _text),
+    "t5": Family(_t5, _text, "SEQ_2_SEQ_LM", feed_forward="DenseReluDense"),
     "gpt2-classifier": Family(_gpt2("ForSequenceClassification"), _labelled_text, "SEQ_CLS", head="score"),
     "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
@@ -113,48 +115,3 @@ def base(family):
 @pytest.fixture
 def batch(family):
     return family.batch()
-
-
-class Models:
-    """Functions for the tests of a family."""
-
-    @staticmethod
-    def config(method: str, family: Family, **settings: Any):
-        """A config of `method` small enough for a tiny model."""
-        common = {"task_type": family.task_type, "modules_to_save": [family.head] if family.head else None}
-        if method == "bottleneck":
-            return qpeft.BottleneckConfig(**{"bottleneck_size": 4, **common, **settings})
-        if method == "qaa":
-            return qpeft.QAAConfig(**{**common, **settings})
-        common = {**common, "target_modules": "all-linear", "r": 2}
-        if method == "qpa":
-            return qpeft.QPAConfig(**{"chunk_size": 64, "hidden": (8, 8), "n_layers": 3, **common, **settings})
-        return qpeft.QuantumPeftConfig(**{"n_layers": 2, "lora_alpha": 4, **common, **settings})
-
-    @staticmethod
-    def adapt(base, method: str, family: Family, **settings: Any):
-        return get_peft_model(base, Models.config(method, family, **settings)).eval()
-
-    @staticmethod
-    def logits(model, batch) -> torch.Tensor:
-        with torch.no_grad():
-            return model(**batch).logits
-
-    @staticmethod
-    def train(model, batch, steps=4, lr=5e-3) -> list[float]:
-        """Losses before each of a few AdamW steps, and after the last; the model in evaluation mode."""
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-        losses = []
-        for _ in range(steps):
-            optimizer.zero_grad()
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        with torch.no_grad():
-            return [*losses, model(**batch).loss.item()]
-
-
-@pytest.fixture(scope="session")
-def models() -> type[Models]:
-    return Models

@@ -52,16 +52,6 @@ def llama(**changes) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, **fixed, **changes})).eval()
 
 
-def seeded_gpt2() -> GPT2LMHeadModel:
-    """`gpt2()` with weights that depend on no library, for adapters that a release wrote."""
-    return filled(gpt2(), "tiny-gpt2")
-
-
-def seeded_llama() -> LlamaForCausalLM:
-    """`llama()` with weights that depend on no library, for adapters that a release wrote."""
-    return filled(llama(), "tiny-llama")
-
-
 def save_base(folder: Path, model) -> Path:
     """The model, and a tokenizer of bytes."""
     byte_tokenizer().save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import peft
@@ -57,27 +57,16 @@ class Variant:
         return model.eval()
 
 
+def changed(variant: Variant, **settings: Any) -> Variant:
+    return replace(variant, settings={**variant.settings, **settings})
+
+
+RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
 VARIANTS = {
-    "qpa": Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4),
-    "qpa, 2 generators": Variant(
-        "qpa",
-        qpeft.QPAConfig,
-        {**QPA, "n_generators": 2, "features": 4},
-        dropout="lora_dropout",
-        starts_at_base=False,
-        lr=5e-4,
-    ),
-    "qpa, efficient_su2": Variant(
-        "qpa",
-        qpeft.QPAConfig,
-        {**QPA, "ansatz": "efficient_su2", "features": 4, "n_layers": 2},
-        dropout="lora_dropout",
-        starts_at_base=False,
-        lr=5e-4,
-    ),
-    "qpa with dora": Variant(
-        "qpa", qpeft.QPAConfig, {**QPA, "use_dora": True}, starts_at_base=False, exact_gradient=False
-    ),
+    "qpa": RAW,
+    "qpa, 2 generators": changed(RAW, n_generators=2, features=4),
+    "qpa, efficient_su2": changed(RAW, ansatz="efficient_su2", features=4, n_layers=2),
+    "qpa with dora": replace(changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3),
     "qpa with a network": Variant("qpa", qpeft.QPAConfig, NETWORK, dropout="lora_dropout"),
     "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**NETWORK, "feature_source": "none"}),
     "quantum_peft": Variant("quantum_peft", qpeft.QuantumPeftConfig, QUANTUM_PEFT, dropout="lora_dropout"),

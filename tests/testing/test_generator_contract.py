@@ -99,12 +99,6 @@ def test_quantum_peft_passes(settings):
     generator_contract(lambda seed: quantum_peft(seed, **settings))
 
 
-def test_initial_quantum_peft_update_is_zero():
-    """lambda is 0, so lora_B is 0, and the gains have their initial values."""
-    flat = quantum_peft(0)()
-    assert flat.count_nonzero() == 2 * 4 + 3 * 4 + 3  # lora_A of both, and the gains
-
-
 class Line(Generator):
     """w = w0 + R sin(tau): a correct generator, in which each entry of MISTAKES plants one mistake."""
 
@@ -172,18 +166,9 @@ def without_numbers(self, state):
 MISTAKES = {  # what is defined otherwise, and the message
     "not a number": (through(lambda self, flat: flat * math.nan), "contains NaN or Inf"),
     "detached": (through(lambda self, flat: flat.detach()), "the output has no gradient"),
-    "in NumPy": (through(lambda self, flat: flat.detach().numpy()), "must be a torch.Tensor"),
     "differs in eval": (through(lambda self, flat: flat if self.training else flat + 1e-3), r"eval\(\) changes"),
     "no fingerprint": (after(lambda self: delattr(self, "fingerprint")), "no fingerprint"),
     "wrong gradient": (through(lambda self, flat: Wrong.apply(flat - self.initial, 2) + self.initial), "numbers.tau"),
-    "one entry of it": (
-        {
-            "forward": lambda self: (
-                self.initial + self.mixing @ torch.sin(Wrong.apply(self.numbers(), torch.tensor([1, 1, 1.001, 1])))
-            )
-        },
-        "numbers.tau",
-    ),
     "noisy": (through(lambda self, flat: flat + torch.randn(M) * self.numbers().abs().sum()), "two evaluations differ"),
     "drawn by torch": ({"drawn": lambda self, start, shape: torch.randn(shape)}, "draw from `init`, not from torch"),
     "not at start": (through(lambda self, flat: flat + 1e-3), "must equal `initial` exactly"),
@@ -193,7 +178,6 @@ MISTAKES = {  # what is defined otherwise, and the message
         {"pack": lambda self, state: {**state, "numbers.tau": state["numbers.tau"].half().float()}},
         "its own saved state: the output differs",
     ),
-    "double": (through(lambda self, flat: flat.double()), "torch.float64"),
     "square": (through(lambda self, flat: flat.view(-1, 2)), r"must be flat .*30, 2"),
     "idle": (after(lambda self: setattr(self, "idle", Folded(torch.zeros(1), 1.0))), "1 of 1 entries of idle.tau"),
     "partly idle": (

@@ -21,15 +21,10 @@ def method(request):
 @pytest.fixture(scope="session")
 def config_of():
     """A config small enough for a tiny model, by the method's key."""
-    import qpeft
+    from variants import VARIANTS
 
-    def make(method, **settings):
-        common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM", **settings}
-        if method == "qpa":
-            return qpeft.QPAConfig(**{"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, **common})
-        return qpeft.QuantumPeftConfig(**{"n_layers": 2, **common})
-
-    return make
+    names = {"qpa": "qpa with a network", "quantum_peft": "quantum_peft"}
+    return lambda method, **settings: VARIANTS[names[method]].make_config(**{"r": 4, **settings})
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,13 @@
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 import qpeft
-from qpeft.backends import Backend, ExactBackend
-from qpeft.circuits import Ansatz, Gate, ansatz, exact_probabilities, register_ansatz, to_qiskit
+from qpeft.backends import ExactBackend
+from qpeft.circuits import Ansatz, Gate, ansatz, exact_probabilities, register_ansatz
 from qpeft.errors import CheckpointError
 
 SIZES = {"features": 2, "chunk_size": 64, "n_layers": 2}
@@ -29,9 +28,9 @@ def _two_blocks(n_qubits, n_layers):
         yield [Gate(name, (w,), (layer, i, w)) for i, name in enumerate(("ry", "rx")) for w in range(n_qubits)]
 
 
-def _register(layers, angle_shape=lambda n_qubits, n_layers: (n_layers, n_qubits), **fast):
+def _register(layers, angle_shape=lambda n_qubits, n_layers: (n_layers, n_qubits)):
     ansatz._families.pop("mine", None)
-    register_ansatz("mine", angle_shape, layers, **fast)
+    register_ansatz("mine", angle_shape, layers)
 
 
 @pytest.fixture(autouse=True)
@@ -73,20 +72,6 @@ def test_ansatz_that_is_registered_again_is_simulated_anew():
     assert not torch.allclose(exact_probabilities(Ansatz("mine", 3, 2), angles), before)
 
 
-class QiskitStates(Backend):
-    """Exact probabilities from Qiskit's state vector, so that gradients come from the parameter-shift rule."""
-
-    name = "qiskit states"
-    has_exact = True
-    is_simulator = True
-
-    def run(self, ansatz, angles, shots, seed):
-        from qiskit.quantum_info import Statevector
-
-        circuits = [to_qiskit(ansatz, each).reverse_bits() for each in angles]
-        return np.stack([Statevector(circuit).probabilities() for circuit in circuits])
-
-
 def gradients(model, ids):
     model.zero_grad()
     model(input_ids=ids, labels=ids).loss.backward()
@@ -95,17 +80,15 @@ def gradients(model, ids):
 
 @pytest.mark.parametrize("name", ["mine", "efficient_su2"])
 @pytest.mark.parametrize(
-    ("library", "backend", "rule"),
+    ("backend", "rule"),
     [
-        ("torch", ExactBackend(), "adjoint"),
-        ("pennylane", "pennylane:default.qubit", "adjoint"),
-        ("pennylane", "pennylane:lightning.qubit", "parameter-shift"),
-        ("qiskit", QiskitStates(), "parameter-shift"),
+        (ExactBackend(), "adjoint"),
+        ("pennylane:default.qubit", "adjoint"),
+        ("pennylane:lightning.qubit", "parameter-shift"),
     ],
-    ids=["exact", "pennylane-adjoint", "pennylane-shift", "qiskit-shift"],
 )
-def test_gradients_of_every_backend_are_equal(llama, ids, name, library, backend, rule):
-    pytest.importorskip(library)
+def test_gradients_of_every_backend_are_equal(llama, ids, name, backend, rule):
+    pytest.importorskip("pennylane")
     model = adapted(llama, ansatz=name)
     expected = gradients(model, ids)
     assert qpeft.set_backend(model, backend).gradient == rule

@@ -117,11 +117,6 @@ def test_half_to_even():
     assert quantize(torch.tensor([0.0, 0.5, 1.5, 2.5, 3.0]), 2).tolist() == [0.0, 0.0, 2.0, 2.0, 3.0]
 
 
-def test_one_bit_keeps_minimum_and_maximum():
-    x = torch.tensor([-2.0, -1.0, 0.75, 1.0])
-    assert quantize(x, 1).tolist() == [-2.0, -2.0, 1.0, 1.0]
-
-
 @pytest.mark.parametrize("value", [0.0, 1.0, -math.pi, 1e-6, 3e4])
 def test_equal_angles_are_rounded_to_float16(value):
     x = torch.full((3,), value)

@@ -1,4 +1,4 @@
-"""The proximal step: formula, lambda of a budget, optimizers and schedules, skipped steps, errors."""
+"""The proximal step: formula, lambda of a budget, optimizers and schedules, skipped steps, Trainer, errors."""
 
 import pytest
 import torch
@@ -6,10 +6,12 @@ from accelerate import Accelerator
 from peft import get_peft_model
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
+from transformers import Trainer, TrainerCallback
 
 import qpeft
 from qpeft import SoRACallback
 from qpeft.errors import ConfigError
+from trainers import arguments
 
 attach = SoRACallback.attach
 
@@ -131,3 +133,44 @@ def test_attach_errors(case):
         attach(optimiser(model), model, **how)
     with pytest.raises(ConfigError, match="SoRAConfig"):
         attach(optimiser(model), nn.Linear(2, 2), steps=5)
+
+
+STEPS = 8
+
+
+@pytest.fixture
+def trainer(gpt2, tmp_path):
+    """A Trainer with accumulation 2 and 8 optimizer steps."""
+    tokens = torch.randint(50, (32, 8), generator=torch.Generator().manual_seed(0))
+    settings = {"max_steps": STEPS, "learning_rate": 0.2, "gradient_accumulation_steps": 2}
+    return Trainer(
+        model=get_peft_model(gpt2, qpeft.SoRAConfig(r=8, task_type="CAUSAL_LM", shrink_budget=0.5)),
+        args=arguments(tmp_path, **settings),
+        train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
+        callbacks=[SoRACallback()],
+    )
+
+
+def gates(trainer):
+    return torch.stack([gate.detach() for _, _, gate in trainer.model.base_model.gates()])
+
+
+def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(trainer):
+    rates = []
+
+    class Listen(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            optimiser = kwargs["optimizer"].optimizer
+            optimiser.register_step_post_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
+
+    trainer.add_callback(Listen())
+    trainer.train()
+    assert rates == pytest.approx([0.2 * (1 - step / STEPS) for step in range(STEPS)])
+    config = trainer.model.peft_config["default"]
+    assert config.sora_lambda == pytest.approx(0.5 / sum(rates))
+    assert (gates(trainer) == 0).any()
+    assert not trainer.model.base_model.shrinks  # removed at the end
+    trainer.args.max_steps = 2 * STEPS
+    first = config.sora_lambda
+    trainer.train()
+    assert config.sora_lambda < first

@@ -1,29 +1,36 @@
-"""Circuits of PennyLane, Qiskit and OpenQASM as ansaetze: probabilities and gradients are those of the tool."""
+"""Circuits from and to PennyLane, Qiskit and OpenQASM 3: equal states, probabilities and gradients."""
 
+import math
 from functools import partial
 
 import numpy as np
 import pennylane as qml
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from qiskit import qasm3
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.circuit.library import efficient_su2, real_amplitudes
 from qiskit.quantum_info import Statevector
 
 from circuits import ANSATZE
+from circuits import random_angles as random_array
 from qpeft.circuits import (
     Ansatz,
     exact_probabilities,
     from_openqasm,
     from_pennylane,
     from_qiskit,
-    register_ansatz,
+    gate_probabilities,
     to_openqasm,
     to_pennylane,
     to_qiskit,
 )
+from qpeft.circuits.reference import gate_evolve
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
+from qpeft_lab.cli.circuits import depth, transpiled_sizes
 
 
 def draw(shape):
@@ -104,11 +111,6 @@ def test_tape_has_its_trainable_parameters_in_order():
     ansatz = from_pennylane(tape)
     kinds = [(gate.name, gate.wires, gate.slot, gate.shift) for gate in ansatz.gates()]
     assert kinds == [("rx", (0,), (0,), 0), ("ry", (1,), None, 0.7), ("ry", (0,), (1,), 0), ("cx", (0, 1), None, 0)]
-
-
-def test_wires_are_those_of_the_device():
-    ansatz = from_pennylane(qnode(lambda angles: qml.RY(angles[0], wires=1), 3, device=3), (1,))
-    assert (ansatz.n_qubits, [gate.wires for gate in ansatz.gates()]) == (3, [(1,)])
 
 
 QISKIT = {"efficient_su2": efficient_su2(4, reps=2), "real_amplitudes": real_amplitudes(4, reps=2, entanglement="full")}
@@ -198,17 +200,97 @@ def test_what_cannot_be_expressed_is_refused_by_name(use, message):
         use()
 
 
-def test_adapter_trains_a_family_of_qnodes(llama, ids, adapters):
-    def shape(n_qubits, n_layers):
-        return qml.StronglyEntanglingLayers.shape(n_layers, n_qubits)
+# -- the other direction
 
-    def layers(*size):
-        return from_pennylane(lambda t: qml.StronglyEntanglingLayers(t, wires=range(size[0])), shape(*size)).layers()
 
-    register_ansatz("strong", shape, layers)
-    model = adapters.qpa(llama, ansatz="strong", n_layers=2)
-    before = adapters.logits(model, ids)
-    adapters.train(model, ids)
-    (angles,) = (parameter for name, parameter in model.named_parameters() if "angles" in name)
-    assert angles.detach().any()
-    assert not torch.equal(adapters.logits(model, ids), before)
+every_ansatz = pytest.mark.parametrize("name", ANSATZE)
+
+
+def random_angles(ansatz, *batch, scale=math.pi):
+    return torch.from_numpy(random_array(ansatz, *batch, scale=scale))
+
+
+def state_of(ansatz, angles, wires=None, order=None):
+    circuit = to_pennylane(ansatz)
+
+    @qml.qnode(qml.device("default.qubit", wires=wires or ansatz.n_qubits))
+    def run(angles):
+        circuit(angles, order or wires)
+        return qml.state()
+
+    return run(angles)
+
+
+STATES = {  # Qiskit counts qubit 0 as the least significant bit
+    "pennylane": state_of,
+    "qiskit": lambda ansatz, angles: Statevector(to_qiskit(ansatz, angles).reverse_bits()).data,
+    "openqasm": lambda ansatz, angles: Statevector(qasm3.loads(to_openqasm(ansatz, angles)).reverse_bits()).data,
+}
+
+
+@every_ansatz
+@pytest.mark.parametrize("tool", STATES)
+@given(size=st.tuples(st.integers(1, 4), st.integers(1, 2)), scale=st.sampled_from([math.pi, 1.0, 1e-3, 1e-12, 1e5]))
+@settings(max_examples=6)
+def test_states_equal_those_of_the_gates(tool, name, size, scale):
+    """With signs and phases, so that no rotation is turned the other way round; no digit of an angle is lost."""
+    ansatz = Ansatz(name, *size)
+    angles = random_angles(ansatz, scale=scale)
+    expected = gate_evolve(ansatz, angles)[:, 0].numpy()
+    np.testing.assert_allclose(STATES[tool](ansatz, angles), expected, rtol=0, atol=1e-9 if scale > 10 else 1e-12)
+
+
+def test_wires_have_any_labels_in_any_order():
+    ansatz = Ansatz("ry_ladder", 3, 2)
+    angles = random_angles(ansatz)
+    expected = gate_evolve(ansatz, angles)[:, 0].to(torch.complex128)
+    torch.testing.assert_close(state_of(ansatz, angles, ["b", 7, "a"]), expected, atol=1e-12, rtol=0)
+    swapped = expected.reshape(2, 2, 2).permute(2, 1, 0).flatten()
+    torch.testing.assert_close(state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0)
+    assert (swapped - expected).abs().max() > 0.01
+
+
+@every_ansatz
+def test_free_parameters_are_the_angles_in_row_major_order(name):
+    """More than ten, whose names do not sort by index."""
+    ansatz = Ansatz(name, 3, 4)
+    angles, circuit, read = random_angles(ansatz), to_qiskit(ansatz), qasm3.loads(to_openqasm(ansatz))
+    assert [p.name for p in circuit.parameters] == [f"theta[{k}]" for k in range(ansatz.n_angles)]
+    values = {f"theta_{'_'.join(map(str, slot))}": angles[slot].item() for slot in np.ndindex(ansatz.angle_shape)}
+    assert {p.name for p in read.parameters} == set(values)
+    for bound in (circuit.assign_parameters(angles.flatten().numpy()), read.assign_parameters(values)):
+        found = Statevector(bound.reverse_bits()).probabilities()
+        np.testing.assert_allclose(found, gate_probabilities(ansatz, angles).numpy(), atol=1e-12)
+
+
+@every_ansatz
+@given(size=st.tuples(st.integers(1, 9), st.integers(1, 5)))
+@settings(max_examples=10)
+def test_depth_equals_that_of_qiskit(name, size):
+    ansatz = Ansatz(name, *size)
+    assert depth(ansatz) == to_qiskit(ansatz).depth()
+
+
+def test_ring_needs_swaps_on_a_line():
+    """A swap is three CNOTs; on all-to-all qubits the ring is what it was."""
+    sizes = transpiled_sizes(Ansatz("square", 6, 2))
+    assert sizes["all-to-all"]["two_qubit_gates"] == 2 * 6
+    assert sizes["line"]["two_qubit_gates"] > 2 * 6
+    assert sizes["line"]["depth"] > sizes["all-to-all"]["depth"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *((torch.zeros(shape),) for shape in ((2,), (3, 2), (4, 1, 2, 3), ())),
+        *((torch.zeros(2, 3), wires) for wires in ([0, 1], range(4))),
+    ],
+    ids=str,
+)
+def test_angles_and_wires_of_other_numbers_are_refused(arguments):
+    ladder = Ansatz("ry_ladder", 3, 2)
+    with pytest.raises(ConfigError):
+        to_pennylane(ladder)(*arguments)
+    for angles in (torch.zeros(6), torch.full((2, 3), math.nan)):
+        with pytest.raises(ConfigError):
+            to_qiskit(ladder, angles)

@@ -1,0 +1,330 @@
+"""PennyLane devices and Qiskit samplers: bit order, probabilities, gradients, shots, noise, seeds, refusals."""
+
+import copy
+import itertools
+import math
+import sys
+
+import numpy as np
+import pennylane as qml
+import pytest
+import torch
+from qiskit.primitives import BackendSamplerV2, StatevectorSampler
+from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit.transpiler import CouplingMap
+from qiskit_aer.primitives import SamplerV2 as AerSampler
+from scipy.stats import chi2
+
+import qpeft
+from circuits import ANSATZE, exact, random_angles
+from qpeft.backends import CircuitRun, Jobs, as_backend
+from qpeft.backends.pennylane import PennyLaneBackend
+from qpeft.backends.qiskit import QiskitBackend
+from qpeft.circuits import Ansatz, to_pennylane, to_qiskit
+from qpeft.circuits.reference import gate_probabilities
+from qpeft.errors import ConfigError
+
+LADDER = Ansatz("ry_ladder", 3, 2)
+WEIGHTS = np.array([0.3, -1.0, 2.0, 0.7, -0.2, 1.1, -1.6, 0.4])
+SIMULATORS = ("default.qubit", "lightning.qubit", "default.mixed")
+
+every_simulator = pytest.mark.parametrize("name", SIMULATORS)
+
+
+def backend(name, wires=3, **options):
+    return PennyLaneBackend(qml.device(name, wires=wires, **options))
+
+
+def exact_gradient(ansatz, angles, weights=WEIGHTS):
+    leaf = torch.from_numpy(angles).requires_grad_()
+    value = torch.from_numpy(weights) @ gate_probabilities(ansatz, leaf)
+    return torch.autograd.grad(value, leaf)[0].numpy()
+
+
+@every_simulator
+@pytest.mark.parametrize("wires", [None, 3, 5, ["b", "a", 7]])
+@pytest.mark.parametrize("shots", [None, 50])
+def test_wire_0_is_the_most_significant_bit(name, wires, shots):
+    """One flip at the top runs down the ladder; on any wires of the device, with and without shots."""
+    angles = math.pi * np.eye(3)[:, None, :]  # three circuits of one layer
+    found = backend(name, wires).run(Ansatz("ry_ladder", 3, 1), angles, shots, 0)
+    np.testing.assert_allclose(found, np.eye(8)[[0b111, 0b011, 0b001]], atol=1e-12)
+
+
+@every_simulator
+@pytest.mark.parametrize("ansatz", ANSATZE)
+def test_batch_of_every_ansatz_is_exact(name, ansatz):
+    ansatz = Ansatz(ansatz, 3, 2)
+    angles = random_angles(ansatz, 4)
+    np.testing.assert_allclose(backend(name).run(ansatz, angles, None, 0), exact(ansatz, angles), atol=1e-12)
+
+
+@every_simulator
+@pytest.mark.parametrize("shots", [None, 100])
+def test_batch_is_one_execution(name, shots):
+    device = qml.device(name, wires=3)
+    with qml.Tracker(device) as tracker:
+        PennyLaneBackend(device).run(LADDER, random_angles(LADDER, 13), shots, 0)
+    assert (tracker.totals["batches"], tracker.totals["executions"]) == (1, 13)
+    assert tracker.totals.get("shots") == (None if shots is None else 1300)
+
+
+def gradient(backend, angles, ansatz=LADDER):
+    run = CircuitRun(ansatz, Jobs(backend))
+    leaf = torch.from_numpy(angles).requires_grad_()
+    return torch.autograd.grad(torch.from_numpy(WEIGHTS) @ run(leaf), leaf)[0].numpy()
+
+
+ADJOINT, SHIFT = "adjoint", "parameter-shift"
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [("default.qubit", ADJOINT), ("default.mixed", ADJOINT), ("lightning.qubit", SHIFT), ("reference.qubit", SHIFT)],
+)
+@pytest.mark.parametrize("ansatz", ANSATZE)
+def test_gradients_without_shots_equal_autograd(name, rule, ansatz):
+    """The adjoint where PennyLane has it; with shots always the parameter shift."""
+    ansatz, device = Ansatz(ansatz, 3, 2), backend(name)
+    angles = random_angles(ansatz)
+    assert [CircuitRun(ansatz, Jobs(device, shots)).gradient for shots in (None, 1000)] == [rule, SHIFT]
+    in_float32 = name == "default.mixed" and ansatz.name in ("square", "rxyz")  # PennyLane's RZ, in torch
+    tolerance = 5e-7 if in_float32 else 1e-10
+    np.testing.assert_allclose(gradient(device, angles, ansatz), exact_gradient(ansatz, angles), atol=tolerance)
+
+
+# noise
+
+
+PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
+
+
+def dense(matrix, wires, n_qubits):
+    """Of one or two neighbouring wires, wire 0 first."""
+    before, after = np.eye(2 ** wires[0]), np.eye(2 ** (n_qubits - 1 - wires[-1]))
+    return np.kron(np.kron(before, matrix), after)
+
+
+def noisy_probabilities(ansatz, angles, noise):
+    """By density matrix: after each gate every Pauli error but the identity has the same probability."""
+    rho = np.zeros((2**ansatz.n_qubits,) * 2, complex)
+    rho[0, 0] = 1
+    for gate in ansatz.gates():
+        if gate.slot is None:
+            unitary, strength = np.eye(4)[[0, 1, 3, 2]], noise
+        else:
+            c, s = np.cos(angles[gate.slot] / 2), np.sin(angles[gate.slot] / 2)
+            unitary, strength = np.array([[c, -s], [s, c]]), noise / 10
+        unitary = dense(unitary, gate.wires, ansatz.n_qubits)
+        rho = unitary @ rho @ unitary.conj().T
+        errors = [dense(e, gate.wires, ansatz.n_qubits) for e in pauli_words(len(gate.wires))]
+        rho = (1 - strength) * rho + strength * sum(e @ rho @ e.conj().T for e in errors) / len(errors)
+    return rho.diagonal().real
+
+
+def pauli_words(n):
+    """All but the identity."""
+    words = list(itertools.product(PAULIS, repeat=n))[1:]
+    return [word[0] if n == 1 else np.kron(*word) for word in words]
+
+
+@pytest.mark.parametrize("n_qubits", [1, 2, 3])
+@pytest.mark.parametrize("noise", [0.02, 0.6])
+def test_named_noise_is_depolarising(n_qubits, noise):
+    ansatz = Ansatz("ry_ladder", n_qubits, 2)
+    angles = random_angles(ansatz, 3)
+    found = as_backend("pennylane:default.mixed", n_qubits, noise).run(ansatz, angles, None, 0)
+    expected = np.stack([noisy_probabilities(ansatz, each, noise) for each in angles])
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert abs(found - exact(ansatz, angles)).max() > 0.01 * noise
+    np.testing.assert_allclose(
+        np.stack([noisy_probabilities(ansatz, each, 0) for each in angles]), exact(ansatz, angles), atol=1e-12
+    )
+
+
+def test_gradients_of_a_noisy_circuit_equal_finite_differences():
+    """By the adjoint and by the parameter shift, which is exact for a circuit with channels as well."""
+    noisy, angles = as_backend("pennylane:default.mixed", 3, 0.05), random_angles(LADDER)
+    moves = 1e-4 * np.eye(angles.size).reshape(-1, *angles.shape)
+    plus, minus = (noisy.run(LADDER, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
+    expected = ((plus - minus) / 2e-4).reshape(angles.shape)
+    for noisy.has_adjoint in (True, False):
+        np.testing.assert_allclose(gradient(noisy, angles), expected, atol=1e-6)
+    assert abs(expected - exact_gradient(LADDER, angles)).max() > 0.05
+
+
+def test_noise_model_of_the_user():
+    """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses a tenth."""
+    damping = {qml.noise.op_eq("RY"): lambda op, **_: qml.AmplitudeDamping(0.1, op.wires)}
+    found = as_backend(qml.add_noise(qml.device("default.mixed", wires=1), qml.NoiseModel(damping)), 1)
+    assert found.name == "default.mixed"
+    p = found.run(Ansatz("ry_ladder", 1, 1), np.array([[[0.0]], [[math.pi]]]), None, 0)
+    np.testing.assert_allclose(p, [[1, 0], [0.1, 0.9]], atol=1e-12)
+
+
+# refused before any work
+
+
+@qml.transform
+def counts_only(tape):
+    if not tape.shots:
+        raise qml.exceptions.DeviceError("this machine has no exact probabilities")
+    return (tape,), lambda results: results[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pennylane:default.qubit", "pennylane:lightning.qubit", "pennylane:default.mixed", "noisy", "qiskit:aer",
+     "qiskit:statevector"],
+)  # fmt: skip
+def test_counts_of_named_simulators_depend_only_on_the_seed(name):
+    """A resumed run draws the same counts as an uninterrupted one."""
+    named, noise = ("pennylane:default.mixed", 0.1) if name == "noisy" else (name, 0.0)
+    simulator, angles, seed = as_backend(named, 3, noise), random_angles(LADDER, 2), 2**64 - 1
+    first, other = (simulator.run(LADDER, angles, 500, each) for each in (seed, 2))
+    assert np.array_equal(simulator.run(LADDER, angles, 500, seed), first)
+    assert np.array_equal(as_backend(named, 3, noise).run(LADDER, angles, 500, seed), first)
+    assert not np.array_equal(other, first)
+    same = simulator.run(LADDER, angles[[0, 0]], 500, 3)
+    assert not np.array_equal(same[0], same[1])  # circuits of one job have independent counts
+
+
+@pytest.mark.parametrize(
+    ("name", "n_qubits", "noise"),
+    [
+        ("pennylane:abacus", 3, 0.0),
+        ("pennylane:lightning.qubit", 3, 0.1),
+        ("pennylane:default.mixed", 30, 0.0),
+        ("qiskit:abacus", 3, 0.0),
+        ("qiskit:statevector", 3, 0.1),
+        ("qiskit:aer", 3, 0.1),
+    ],
+)
+def test_unusable_named_devices_are_refused(name, n_qubits, noise):
+    with pytest.raises(ConfigError, match=name.partition(":")[2]):
+        as_backend(name, n_qubits, noise)
+
+
+def test_device_that_cannot_run_the_circuit_is_refused(llama, adapters):
+    for few, message in (
+        *((qml.device(name, wires=2), "2 wires") for name in SIMULATORS),
+        (on(fake_device(2)), "generic_backend_2q"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            CircuitRun(LADDER, Jobs(as_backend(few, 3)))
+        with pytest.raises(ConfigError, match=message):
+            qpeft.set_backend(adapters.qpa(copy.deepcopy(llama), chunk_size=64), few)
+    device = PennyLaneBackend(counts_only(qml.device("default.qubit", wires=3)))
+    CircuitRun(LADDER, Jobs(device, 1000))
+    with pytest.raises(ConfigError, match="no exact probabilities"):
+        CircuitRun(LADDER, Jobs(device))
+
+
+@pytest.mark.parametrize(
+    ("missing", "remedy", "use"),
+    [
+        ("qiskit", "pip install qiskit qiskit-aer", lambda: to_qiskit(LADDER)),
+        ("qiskit_aer", "pip install qiskit qiskit-aer", lambda: as_backend("qiskit:aer", 3)),
+        ("pennylane", "pip install pennylane", lambda: to_pennylane(LADDER)),
+        ("pennylane", "pip install pennylane", lambda: as_backend("pennylane:default.qubit", 3)),
+    ],
+)
+def test_missing_package_is_named(monkeypatch, missing, remedy, use):
+    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("qpeft.backends.pennylane", "qpeft.backends.qiskit"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ConfigError, match=f": {remedy}$"):
+        use()
+
+
+# -- Qiskit
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")  # Qiskit's, on fake devices
+
+
+def fake_device(n_qubits=5, coupling_map=None):
+    return GenericBackendV2(n_qubits, coupling_map=coupling_map, noise_info=False, seed=1)
+
+
+def on(device, seed=0, **options):
+    return BackendSamplerV2(backend=device, options={"seed_simulator": seed, **options})
+
+
+NOISELESS = {
+    "statevector": lambda seed=0: StatevectorSampler(seed=seed),
+    "aer": lambda seed=0: AerSampler(seed=seed),
+    "fake device": lambda seed=0: on(fake_device(), seed),
+    "fake line": lambda seed=0: on(fake_device(coupling_map=CouplingMap.from_line(5)), seed),
+}
+every_sampler = pytest.mark.parametrize("name", NOISELESS)
+
+
+def assert_drawn_from(frequencies, p, shots):
+    """Pearson's statistic is below the quantile that one draw in 10^6 exceeds; impossible outcomes do not occur."""
+    assert (frequencies[p < 1e-12] == 0).all()
+    rare = p * shots < 5  # one cell, with the least of the others
+    rare |= p == p[~rare].min()
+    expected, found = (np.append(q[~rare], q[rare].sum()) for q in (p, frequencies))
+    statistic = shots * ((found - expected) ** 2 / expected).sum()
+    assert statistic < chi2.ppf(1 - 1e-6, df=max(len(expected) - 1, 1))
+
+
+@pytest.mark.parametrize("n_qubits", [8, 9])
+@pytest.mark.parametrize("name", ["statevector", "aer"])
+def test_outcomes_with_more_than_8_bits(name, n_qubits):
+    angles = math.pi * np.eye(n_qubits)[:, None, :]
+    found = QiskitBackend(NOISELESS[name]()).run(Ansatz("ry_ladder", n_qubits, 1), angles, 10, 0)
+    np.testing.assert_array_equal(found.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)])
+    assert (found.max(axis=1) == 1).all()
+
+
+@every_sampler
+@pytest.mark.parametrize("ansatz", ANSATZE)
+def test_frequencies_are_drawn_from_the_probabilities(name, ansatz):
+    """On a line the ring of QAA's circuits is routed, so wires end elsewhere than they began."""
+    ansatz = Ansatz(ansatz, 4, 2)
+    angles = random_angles(ansatz, 3)
+    found = QiskitBackend(NOISELESS[name]()).run(ansatz, angles, 20_000, 0)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
+    for frequencies, p in zip(found, exact(ansatz, angles), strict=True):
+        assert_drawn_from(frequencies, p, 20_000)
+
+
+def test_angles_removed_by_the_transpiler_are_not_sent():
+    """A rotation by 0 is none, so the others must reach their own gates."""
+    backend = QiskitBackend(StatevectorSampler(seed=0))
+    del backend._transpiled(LADDER).data[0]
+    angles = random_angles(LADDER, 2)
+    angles[:, 0, 0] = 0
+    found = backend.run(LADDER, angles, 20_000, 0)
+    assert backend._transpiled(LADDER).num_parameters == 5
+    for frequencies, p in zip(found, exact(LADDER, angles), strict=True):
+        assert_drawn_from(frequencies, p, 20_000)
+
+
+class Remote(GenericBackendV2):
+    """A device that is no simulator."""
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [
+        (StatevectorSampler(), "StatevectorSampler"),
+        (AerSampler(), "aer_simulator"),
+        (on(fake_device()), "generic_backend_5q"),
+        (on(Remote(5, seed=1)), "generic_backend_5q"),
+    ],
+)
+def test_samplers_are_recognized(sampler, name):
+    backend = as_backend(sampler, 3)
+    assert isinstance(backend, QiskitBackend)
+    assert (backend.sampler, backend.name, backend.has_exact) == (sampler, name, False)
+    assert backend.is_simulator == (not isinstance(getattr(sampler, "backend", None), Remote))
+    if "generic" in name:  # transpiled to the device
+        backend.check(LADDER, None)
+        found = backend._transpiled(LADDER)
+        assert set(found.count_ops()) <= {"rz", "sx", "x", "cx", "measure"}
+        assert found.num_qubits == 5

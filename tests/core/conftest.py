@@ -1,3 +1,0 @@
-"""Tiny models of every family."""
-
-from families import base, batch, family, models  # noqa: F401
