@@ -131,7 +131,7 @@ def test_rows_are_refused_when_an_adapter_was_replaced_after_they_were_placed(po
     assert torch.equal(logits_of_rows(pool, first, ids), expected)  # still in its slot
     adapter(same_gpt2(), users / "user-0", seed=5)  # a new version
     pool.activate("user-0")
-    for rows in (first, first[:1] * 2):
+    for rows in (first, first[:1] * 2, copy.deepcopy(first)):
         with pytest.raises(ConfigError, match="call place again"):
             logits_of_rows(pool, rows, ids)
     assert not torch.equal(logits_of_rows(pool, pool.place(["user-0", "__base__"]), ids), expected)

@@ -47,14 +47,10 @@ _Stamp = tuple[int, ...]  # of the files that an adapter was read from
 
 
 class _Row(str):
-    """PEFT's name of an adapter, that of a slot, and what the slot contained when the row was placed."""
+    """A slot, which is PEFT's name of an adapter, and what it contained when the row was placed."""
 
-    __slots__ = ("adapter", "stamp")
-
-    def __new__(cls, slot: str, adapter: str, stamp: _Stamp) -> _Row:
-        row = super().__new__(cls, slot)
-        row.adapter, row.stamp = adapter, stamp
-        return row
+    adapter: str
+    stamp: _Stamp
 
 
 class AdapterPool:
@@ -169,8 +165,10 @@ class AdapterPool:
                 f"the batch and the active adapter are {len(keep)} different adapters, but the pool has "
                 f'{self.capacity} slots; use a smaller batch or a larger capacity, or call activate("{BASE}") first'
             )
-        slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(names) if name != BASE}
-        return [_Row(slots[name], name, self._held[name][1]) if name != BASE else BASE for name in names]
+        rows = {name: _Row(self._slot_with(name, keep)) for name in dict.fromkeys(names) if name != BASE}
+        for name, row in rows.items():
+            row.adapter, row.stamp = name, self._held[name][1]
+        return [rows.get(name, BASE) for name in names]
 
     def _refuse_merged(self) -> None:
         if any(getattr(module, "merged", False) for module in self._modules):
