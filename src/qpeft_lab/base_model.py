@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpeft.errors import ConfigError, InputError
-from qpeft_lab.local_paths import explain_missing, looks_like_path
+from qpeft_lab.user_files import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ _DISK_FULL = (
     *("no space left on device", "disk quota exceeded", "file too large"),  # the system
     *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
 )
-
-
-def open_own(path: Path, flags: int = 0) -> int:
-    """A descriptor of a file in a folder of qpeft, created if it is missing, for reading and writing.
-
-    A link is not followed: it would let a folder from someone else change a file elsewhere. Raises OSError for one.
-    """
-    return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | flags, 0o666)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -65,44 +56,34 @@ def is_disk_full(error: BaseException | None) -> bool:
     return any(phrase in str(error).lower() for phrase in _DISK_FULL)
 
 
-def output_file(path: Path) -> Path:
+def output_file(path: Path, is_folder: bool = False) -> Path:
     """The file to write for an output that the user named; links are followed.
 
-    Raises ConfigError, before any work, if it cannot be written.
+    Raises ConfigError, before any work, if it cannot be written. A full disk is not the fault of the path.
     """
     real = Path(os.path.realpath(path))
-    with _refused(path):
-        if real.is_dir():
-            raise ConfigError(f"{path} is a folder; give a file")
-        _try_to_write(real.parent)
-    return real
-
-
-def output_folder(path: Path) -> Path:
-    """The folder to fill for an output that the user named; links are followed.
-
-    Raises ConfigError, before any work, if it cannot be written.
-    """
-    real = Path(os.path.realpath(path))
-    with _refused(path):
-        if real.exists() and not real.is_dir():
-            raise ConfigError(f"{path} is a file; give a folder")
-        _try_to_write(real)
-    return real
-
-
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Errors of the system become a ConfigError, but for a full disk, which is not the fault of the path."""
     try:
-        yield
+        if real.exists() and real.is_dir() != is_folder:
+            raise ConfigError(f"{path} is {'a file; give a folder' if is_folder else 'a folder; give a file'}")
+        place = real if is_folder else real.parent
+        existing = next(folder for folder in (place, *place.parents) if folder.exists())
+        hidden_folder(existing / place.name).rmdir()
     except OSError as error:
         if is_disk_full(error):
             raise
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another place") from error
+    return real
 
 
-def _try_to_write(place: Path) -> None:
-    """Create and remove a folder in `place`, or in the lowest folder above it that exists."""
-    existing = next(folder for folder in (place, *place.parents) if folder.exists())
-    hidden_folder(existing / place.name).rmdir()
+def output_folder(path: Path) -> Path:
+    """The folder to fill, as `output_file`."""
+    return output_file(path, is_folder=True)
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON holds it: NaN and infinity, which it lacks, are null."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

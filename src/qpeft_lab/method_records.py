@@ -22,12 +22,10 @@ class LabRecord:
     revision: int = 1  # raised when defaults change: rows of studies with other defaults are not taken over
     seed_step: int = 1  # the seed of a run is multiplied by it for a `seed_field` that also uses the numbers after it
     check: Callable[[Any], None] | str | None = None  # (settings) raises ConfigError for an unsupported run
-    advice: Callable[[Any, Any], str | None] | str | None = None  # (settings, config) a warning before the run
     # (base, config, batches) completes the config, or prepares the base, from training data, which batches() returns
     calibrate: Callable[[Any, Any, Any], None] | str | None = None
     fit: Callable[[Any], Any] | str | None = None  # as `Method.fit`, for methods of PEFT
     uses_param_groups: bool = False  # whether the optimizer needs `qpeft.param_groups`
-    prunes_ranks: bool = False  # whether reports show the remaining ranks
     report_note: str = ""  # a sentence for reports of studies with this method
 
     def ask(self, name: str, *arguments: Any) -> Any:
@@ -82,47 +80,24 @@ def _check_full(settings: Any) -> None:
         )
 
 
-def _angles_hardly_move(settings: Any, config: Any) -> str | None:
-    """A warning if learning rate and steps are too small for the angles to move.
-
-    Adam moves an angle by at most about angle_scale * lr per step, and lr is half of its peak in the mean unless it
-    stays constant.
-    """
-    if config.family != "pauli" or config.freeze_angles or config.follows_gradient:
-        return None  # in the directions of the gradient a short distance is sufficient
-    distance = settings.n_steps * settings.lr * config.angle_scale / (1 if settings.lr_schedule == "constant" else 2)
-    if distance >= 2:
-        return None
-    return (
-        f"angles move at most {distance:.2g} radians in {settings.n_steps} steps, and may need several; if the loss is "
-        "still too high after training, raise the learning rate, the steps or angle_scale"
-    )
-
-
 _NONE = LabRecord()
 _FROM_DATA = LabRecord(
     calibrate="qpeft_lab.training.initial:attach_gradients", fit="qpeft_lab.training.initial:start_for"
 )
 _RECORDS = {
     "qpa": LabRecord(
-        presets=("paper", "official"),
-        own_hosts={"lora": {}, "dora": {"use_dora": True}},
-        revision=2,
+        presets=("paper", "official"), own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2
     ),
     "quantum_peft": LabRecord(
         classical_values={"family": ("lie", "kronecker", "core")},
         circuit_role="each makes the columns of one U or V",
-        advice=_angles_hardly_move,
     ),
     "qaa": LabRecord(
         circuit_role="each reads the inputs of a module",
         report_note="The defaults of QAA are our own choice: the paper's settings are not stated in what we could "
         "read.",
     ),
-    "sora": LabRecord(
-        uses_param_groups=True,
-        prunes_ranks=True,
-    ),
+    "sora": LabRecord(uses_param_groups=True),
     "trainable_tokens": LabRecord(check=_refuse_images, calibrate="qpeft_lab.training.initial:choose_tokens"),
     "lora": _FROM_DATA,
     "dora": _FROM_DATA,

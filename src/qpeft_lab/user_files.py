@@ -1,8 +1,9 @@
-"""Files that the settings of a run name: code of a user, FILE.py:NAME, and a frame file."""
+"""Paths that a user names: of models and data, of code, FILE.py:NAME, and of a frame file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ from qpeft.files import file_hash
 from qpeft.user_code import code_path, execute, is_file
 
 FRAMES = "frames"  # the field of a method's settings that names a frame file
+
+
+def looks_like_path(name: str) -> bool:
+    """True if a name can only be a path: it starts like one, or has more slashes than a hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def explain_missing(name: str) -> str:
+    """What is missing, where, and the nearest names: `/data has no 'trian.txt'; similar: train.txt`."""
+    path = Path(name).expanduser().absolute()
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    wanted = path.relative_to(folder).parts[0]
+    near = get_close_matches(wanted, [entry.name for entry in folder.iterdir()], n=3, cutoff=0.5)
+    return f"{folder} has no {wanted!r}" + (f"; similar: {', '.join(near)}" if near else "")
 
 
 def without_folder(name: str) -> str:

@@ -25,7 +25,9 @@ def test_run_is_diagnosed_with_every_measurement(answer, diagnosed, base_folder,
     found, by_key = diagnosed(tmp_path / "run")
     assert tuple(by_key) == QUESTIONS
     assert found["page"] == str(tmp_path / "run" / "diagnose.html")
-    assert (tmp_path / "run" / "diagnose.html").is_file()
+    page = (tmp_path / "run" / "diagnose.html").read_text()
+    assert all(finding["question"] in page for finding in found["findings"])
+    assert "http" not in page
     assert set(by_key["random"]["measurements"]) == {"random angles", "start", "trained"}
     angles = by_key["redundant"]["measurements"]["angles"]
     n_qubits, n_layers = int(found["facts"]["Qubits"]), int(found["facts"]["Layers"])

@@ -228,8 +228,6 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
         ("org/name:config", "org/name", "config", None),
         ("org/name:config:train[:5%]", "org/name", "config", "train[:5%]"),
         ("name::test", "name", None, "test"),
-        ("C:\\data\\tales:1.txt", "C:\\data\\tales:1.txt", None, None),
-        ("C:\\data::test", "C:\\data", None, "test"),
         ("c::test", "c", None, "test"),
         ("missing:1.txt", "missing:1.txt", None, None),
         ("a:b:c:config:split", "a:b:c", "config", "split"),

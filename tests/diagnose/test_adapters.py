@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, InputError
-from qpeft_lab.diagnose import angle_movement, diagnose, effective_rank, write_page
+from qpeft_lab.diagnose import angle_movement, diagnose, effective_rank
 from qpeft_lab.diagnose.adapters import Adapter
 
 LM = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -78,11 +78,10 @@ def test_factors_of_a_folder_equal_those_of_the_model(base, ids, tmp_path, confi
 def test_circuit_of_a_folder_equals_that_of_the_model(base, tmp_path):
     model = moved(get_peft_model(base(), qpeft.QPAConfig(**SMALL, n_generators=2)), tmp_path / "adapter")
     (feature,) = (m for m in model.modules() if type(m).__name__ == "CircuitFeature")
-    for number in (1, 2):
-        circuit = Adapter(tmp_path / "adapter").circuit(number)
-        torch.testing.assert_close(circuit.angles, feature.angles()[number - 1].double())
-        torch.testing.assert_close(circuit.start, feature.angles(initial=True)[number - 1].double())
-        assert (circuit.number, circuit.n_circuits) == (number, 2)
+    circuit = Adapter(tmp_path / "adapter").circuit()
+    torch.testing.assert_close(circuit.angles, feature.angles()[0].double())
+    torch.testing.assert_close(circuit.start, feature.angles(initial=True)[0].double())
+    assert circuit.n_circuits == 2
 
 
 @pytest.mark.parametrize("hidden", [None, (16,)])
@@ -175,7 +174,6 @@ def test_zero_matrices_are_not_averaged():
         (qpeft.QPAConfig(**SMALL), {"seed": 9}, Adapter, CheckpointError),
         (qpeft.QPAConfig(**SMALL), {"angle_scale": 9.0}, Adapter, CheckpointError),
         (qpeft.QPAConfig(**SMALL), {"n_layers": "x"}, Adapter, InputError),
-        (qpeft.QPAConfig(**SMALL), {}, lambda folder: Adapter(folder).circuit(2), ConfigError),
         (qpeft.QPAConfig(**SMALL), {}, lambda folder: diagnose(folder, samples=1), ConfigError),
         (qpeft.QPAConfig(**SMALL), {}, lambda folder: diagnose(folder / "absent"), CheckpointError),
         (qpeft.SoRAConfig(r=2, target_modules=["q_proj"]), {}, Adapter, ConfigError),
@@ -193,17 +191,3 @@ def test_folder_that_cannot_be_measured_is_refused(base, tmp_path, config, chang
     file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
     with pytest.raises(error):
         call(tmp_path / "adapter")
-
-
-def test_page_contains_every_finding(base, tmp_path):
-    moved(get_peft_model(base(), qpeft.QPAConfig(**SMALL)), tmp_path / "<b>my</b> adapter")
-    diagnosis = diagnose(tmp_path / "<b>my</b> adapter", samples=20)
-    for name in ("page", "again"):
-        write_page(diagnosis, tmp_path / "deep" / f"{name}.html")
-    text = (tmp_path / "deep" / "page.html").read_text()
-    for finding in diagnosis.findings:
-        assert f'<h2 id="{finding.key}">' in text
-        assert len(finding.sentences) == len(finding.measurements) > 0
-    assert "<b>my</b>" not in text
-    assert "http" not in text
-    assert (tmp_path / "deep" / "again.html").read_text() == text

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import check_fields, option
-from qpeft.errors import ConfigError, needs
+from qpeft.errors import ConfigError
 from qpeft.user_code import is_file
-from qpeft_lab.cli.adapters import find_adapter, use_files
+from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import application, command
-from qpeft_lab.cli.console import Answer, facts, line, table, working
+from qpeft_lab.cli.console import Answer, facts, line, working
 from qpeft_lab.cli.options import Fields
+from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
@@ -64,10 +65,7 @@ def draw(*, chosen: Chosen) -> Answer:
 
 @command
 def count(*, chosen: Chosen) -> Answer:
-    """Count angles, gates and depth, before and after transpiling to three device topologies.
-
-    The depth is the number of gates on the longest path. Qiskit's default passes transpile the circuit, with free
-    angles, to the gates rz, sx, x, cx. The heavy-hex lattice has 115 qubits.
+    """Count angles, gates and depth, the number of gates on the longest path.
 
     Examples:
 
@@ -75,11 +73,6 @@ def count(*, chosen: Chosen) -> Answer:
       qpeft circuits count --ansatz square --n-qubits 10 --n-layers 1 --json
     """
     ansatz, _ = _circuit(chosen)
-    try:
-        with working("Transpiling"):
-            sizes, missing = transpiled_sizes(ansatz), ""
-    except ConfigError as error:
-        sizes, missing = None, str(error)
     gates = dict(Counter(gate.name for gate in ansatz.gates()))
     pairs = sum(len(gate.wires) == 2 for gate in ansatz.gates())
     counts = {"n_angles": ansatz.n_angles, "gates": gates, "two_qubit_gates": pairs, "depth": depth(ansatz)}
@@ -88,14 +81,9 @@ def count(*, chosen: Chosen) -> Answer:
         console.print(f"{ansatz.name}, n_qubits={ansatz.n_qubits}, n_layers={ansatz.n_layers}\n", style="bold")
         kinds = ", ".join(f"{name} {n:,}" for name, n in gates.items())
         rows = [("angles", ansatz.n_angles, ""), ("gates", sum(gates.values()), kinds), ("two-qubit gates", pairs, "")]
-        console.print(facts([*rows, ("depth", counts["depth"], "gates on the longest path")]), "", sep="\n")
-        if sizes is None:
-            line(console, missing)
-            return
-        lines = [(name, *(f"{n:,}" for n in size.values())) for name, size in sizes.items()]
-        console.print(table(("transpiled to rz, sx, x, cx", "depth", "two-qubit gates"), lines))
+        console.print(facts([*rows, ("depth", counts["depth"], "gates on the longest path")]))
 
-    return Answer({**_size(ansatz), **counts, "transpiled": sizes}, show)
+    return Answer({**_size(ansatz), **counts}, show)
 
 
 @command
@@ -145,15 +133,13 @@ def group() -> typer.Typer:
 def _circuit(chosen: dict[str, Any]) -> tuple[Ansatz, Any]:
     """The ansatz of the options, or of an adapter with the angles, float64 (L, N), of its first circuit."""
     from qpeft.circuits import Ansatz
-    from qpeft_lab.user_files import named_ansatz
 
     choice = Choice(**chosen)
     check_fields(choice)
     if choice.adapter is None:
         return Ansatz(named_ansatz(choice.ansatz), choice.n_qubits, choice.n_layers), None
-    if is_file(choice.ansatz):
-        use_files(None, choice.ansatz)
-    elif chosen.keys() & {"ansatz", "n_qubits", "n_layers"}:
+    own = choice.ansatz if is_file(choice.ansatz) else None
+    if own is None and chosen.keys() & {"ansatz", "n_qubits", "n_layers"}:
         raise ConfigError(
             "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
             "FILE.py:NAME for an adapter with an ansatz of your own"
@@ -161,7 +147,7 @@ def _circuit(chosen: dict[str, Any]) -> tuple[Ansatz, Any]:
     with working("Reading the adapter"):
         from qpeft_lab.diagnose.adapters import Adapter
 
-        folder = find_adapter(choice.adapter)
+        folder = Loading(ansatz=own).find(choice.adapter)
         found = Adapter(folder).circuit()
     if found is None:
         raise ConfigError(f"{folder} has no circuit that starts in |0...0>; give another adapter, or pass --ansatz")
@@ -180,31 +166,3 @@ def depth(ansatz: Ansatz) -> int:
         for wire in gate.wires:
             passed[wire] = step
     return max(passed)
-
-
-def transpiled_sizes(ansatz: Ansatz) -> dict[str, dict[str, int]]:
-    """`depth` and `two_qubit_gates` by coupling ("all-to-all", "line", "heavy-hex") in the gates rz, sx, x, cx.
-
-    Transpiled by Qiskit's default pass manager with a fixed seed and free angles: one result for all angles. Raises
-    ConfigError if Qiskit is missing.
-    """
-    from qpeft.circuits import to_qiskit
-
-    with needs("the size after transpiling", "Qiskit"):
-        from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
-    n_qubits = ansatz.n_qubits
-    distance = 7  # of the heavy-hex lattice: 115 qubits, similar to existing devices
-    while (5 * distance**2 - 2 * distance - 1) // 2 < n_qubits:
-        distance += 2
-    couplings = {
-        "all-to-all": None,
-        "line": CouplingMap.from_line(n_qubits),
-        "heavy-hex": CouplingMap.from_heavy_hex(distance),
-    }
-    sizes = {}
-    for name, coupling in couplings.items():
-        gates = ["rz", "sx", "x", "cx"]
-        passes = generate_preset_pass_manager(basis_gates=gates, coupling_map=coupling, seed_transpiler=0)
-        found = passes.run(to_qiskit(ansatz))
-        sizes[name] = {"depth": found.depth(), "two_qubit_gates": found.num_nonlocal_gates()}
-    return sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import math
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from qpeft.files import write_text
+from qpeft_lab.files import finite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +53,15 @@ def stdout() -> Console:
     return Console(highlight=False, markup=False)
 
 
+def page(file: Path, show: Callable[[Console], None]) -> None:
+    """Write what `show` prints as one HTML file."""
+    from rich.console import Console
+
+    console = Console(record=True, file=io.StringIO(), width=110, highlight=False, markup=False)
+    show(console)
+    write_text(file, console.export_html(inline_styles=True))
+
+
 @cache
 def stderr() -> Console:
     """The console of progress, notes and errors. One object, so that a note is printed above a progress bar."""
@@ -80,15 +93,7 @@ def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> 
 
 def print_json(data: dict[str, Any]) -> None:
     """One JSON object on standard output, in which NaN and infinity are null."""
-    sys.stdout.write(json.dumps(_finite(data), default=str, allow_nan=False) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    sys.stdout.write(json.dumps(finite(data), default=str, allow_nan=False) + "\n")
 
 
 def print_failure(error: BaseException, message: str, exit_code: int) -> None:

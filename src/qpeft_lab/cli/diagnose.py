@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from qpeft.checks import option
-from qpeft_lab.cli.adapters import ANSATZ, METHOD, find_adapter, use_files
+from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, line, working
-from qpeft_lab.cli.options import needed
+from qpeft_lab.cli.console import Answer, facts, line, page, working
+from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.files import output_file
 from qpeft_lab.settings import HIGHEST_SEED
 
@@ -32,8 +32,7 @@ def diagnose(
         at_most=10**6,
     ),
     seed: int = option(0, "Seed of the random circuits.", at_least=0, at_most=HIGHEST_SEED),
-    method: str | None = METHOD,
-    ansatz: str | None = ANSATZ,
+    loading: Annotated[Loading, Fields(Loading, only=("method", "ansatz", "frames"))],
     html: Path | None = option(None, f"Write a page. Default: {PAGE} in a run folder, otherwise none.", metavar="FILE"),
 ) -> Answer:
     """Measure whether a circuit is random, redundant and trainable, and whether it moved in training.
@@ -45,26 +44,28 @@ def diagnose(
       qpeft diagnose run
       qpeft diagnose my-adapter --html my-adapter.html
     """
-    use_files(method, ansatz)
-    if html is not None:
-        output_file(html)
-    folder = find_adapter(target)
+    folder = loading.find(target)
+    html = html or (target / PAGE if (target / "config.json").is_file() else None)
+    written = None if html is None else output_file(html)
     with working("Measuring") as tell:
         import torch
 
         from qpeft_lab.diagnose.answers import diagnose as measure
-        from qpeft_lab.diagnose.answers import write_page
 
         torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
-        diagnosis = measure(folder, samples, seed, on_question=tell)
-    page = html or (target / PAGE if (target / "config.json").is_file() else None)
-    if page is not None:
-        write_page(diagnosis, page)
-    data = {**diagnosis.to_dict(), "target": str(target), "page": page}
-    return Answer(data, lambda console: _show(console, diagnosis, target, page))
+        diagnosis = measure(folder, samples, seed, tell)
+    if written is not None:
+        page(written, lambda console: _show(console, diagnosis, target))
+
+    def show(console: Console) -> None:
+        _show(console, diagnosis, target)
+        if html is not None:
+            line(console, f"\npage  {html}")
+
+    return Answer({**diagnosis.to_dict(), "target": str(target), "page": html}, show)
 
 
-def _show(console: Console, diagnosis: Diagnosis, target: Path, page: Path | None) -> None:
+def _show(console: Console, diagnosis: Diagnosis, target: Path) -> None:
     line(console, f"Diagnosis of {target}\n", "bold")
     console.print(facts([(name, value, "") for name, value in diagnosis.facts.items()]))
     for number, finding in enumerate(diagnosis.findings, 1):
@@ -73,5 +74,3 @@ def _show(console: Console, diagnosis: Diagnosis, target: Path, page: Path | Non
             console.print(sentence)
         for reason in finding.left_out:
             console.print(f"Left out: {reason}.", style="dim")
-    if page is not None:
-        line(console, f"\npage  {page}")

@@ -23,7 +23,6 @@ from qpeft.errors import TrainingError
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
 from qpeft_lab.compare.progress import CompareProgress
 from qpeft_lab.compare.rows import Row
-from qpeft_lab.files import open_own
 from qpeft_lab.training.lock import waiting_for
 
 FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads, pickled
@@ -167,8 +166,7 @@ def _obey(pipe: Connection) -> None:
 def _write_output_to(log: Path) -> None:
     """Redirect the output of libraries, which would disturb the runner's progress bar."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(open_own(log), "r+") as file:
-        file.truncate()
+    with log.open("w") as file:
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(file.fileno(), sys.stdout.fileno())

@@ -22,14 +22,13 @@ Numbers have full precision. A number that is not finite is null. `why` has, by 
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
 from qpeft.files import write_text
-from qpeft_lab.files import open_own, parse_json
+from qpeft_lab.files import finite, parse_json
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
@@ -74,7 +73,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
 
 def line_of(row: Row) -> str:
     """The row as a line of JSON, ending in a newline."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class RowFile:
@@ -91,17 +90,8 @@ class RowFile:
     def append(self, row: Row) -> None:
         """Add the row of a cell; it is on the disk when this returns."""
         line = line_of(row)
-        with os.fdopen(open_own(self._path, os.O_APPEND), "a", encoding="utf-8") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
         self.rows[cell_id(row)] = json.loads(line)  # as the next run reads it
-
-
-def _finite(value: Any) -> Any:
-    """`value` with null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,7 +31,6 @@ from qpeft.errors import DataError, DataWarning
 from qpeft.files import file_hash
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
 from qpeft_lab.files import parse_json
-from qpeft_lab.local_paths import explain_missing, has_drive, looks_like_path
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import RunSettings
@@ -101,7 +100,7 @@ def parse_source(source: str) -> SourceName:
         _, _, local = source.partition(":")
         return (parse_source(local) if local else SourceName(HUB, glue.config))._replace(glue=glue)
     path = Path(source).expanduser()
-    first = source.find(":", 2 if has_drive(source) else 0)
+    first = source.find(":")
     if first < 0 or path.exists() or path.suffix.lower() in _LOCAL_SUFFIXES:
         return SourceName(source)
     colons = [place for place in range(first, len(source)) if source[place] == ":"]

@@ -2,7 +2,6 @@ from .adapters import angle_movement as angle_movement
 from .adapters import effective_rank as effective_rank
 from .answers import Diagnosis as Diagnosis
 from .answers import diagnose as diagnose
-from .answers import write_page as write_page
 from .circuits import Measurement as Measurement
 from .circuits import expressibility as expressibility
 from .circuits import gradient_variance as gradient_variance

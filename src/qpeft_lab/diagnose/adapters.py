@@ -6,10 +6,9 @@ An adapter is read without its base model, or, if its frames are elsewhere, with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -29,26 +28,21 @@ from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.generator_config import generator_name
 from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 from qpeft.methods.registry import find_by_config
-from qpeft_lab.diagnose import ranks
 from qpeft_lab.diagnose.circuits import Measurement
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
 STILL = 0.01  # radians: an angle that moved less counts as still
 _FROZEN = 0.9  # fraction of still angles from which the circuit counts as frozen
+_ZERO = 1e-6  # a singular value below this share of the largest is zero
 
 
-@dataclass(frozen=True)
-class Circuit:
-    """A circuit that starts in |0...0>: its initial and trained angles of `ansatz.angle_shape`, float64, radians.
-
-    An adapter may have several of one ansatz: this one is `number` of `n_circuits`, counted from 1.
-    """
+class Circuit(NamedTuple):
+    """A circuit that starts in |0...0>: its initial and trained angles of `ansatz.angle_shape`, float64, radians."""
 
     ansatz: Ansatz
     start: Tensor
     angles: Tensor
-    number: int = 1
-    n_circuits: int = 1
+    n_circuits: int  # of the adapter, of which it is the first
 
 
 class Adapter:
@@ -112,21 +106,14 @@ class Adapter:
             return generator_name(self.config.to_generator())
         return str(getattr(self.config.peft_type, "value", self.config.peft_type)).lower()
 
-    def circuit(self, number: int = 1) -> Circuit | None:
-        """The generator's circuit, of several the one of this number, counted from 1; None if it has none.
-
-        Raises ConfigError for a number that it does not have.
-        """
+    def circuit(self) -> Circuit | None:
+        """The generator's circuit, of several the first; None if it has none."""
         modules = () if self.generator is None else self.generator.modules()
-        module = next((module for module in modules if isinstance(module, CircuitModule)), None)
-        n_circuits = 1 if module is None else module.n_circuits
-        if not 1 <= number <= n_circuits:
-            raise ConfigError(f"circuit={number}: choose one from 1 to {n_circuits}")
-        if module is None:
+        if (module := next((module for module in modules if isinstance(module, CircuitModule)), None)) is None:
             return None
         shape = module.n_circuits, *module.ansatz.angle_shape
-        start, angles = (module.angles(initial=i).detach().double().view(shape)[number - 1] for i in (True, False))
-        return Circuit(module.ansatz, start, angles, number, n_circuits)
+        start, angles = (module.angles(initial=i).detach().double().view(shape)[0] for i in (True, False))
+        return Circuit(module.ansatz, start, angles, module.n_circuits)
 
     @torch.no_grad()
     def factors(self) -> Factors:
@@ -175,18 +162,15 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     if not moves:
         raise ConfigError("the adapter has no circuit whose angles are trained, so there is no movement to measure")
     moved = torch.cat([move.detach().double().flatten().abs() for move in moves])
-    n, mean, maximum, still = (
-        len(moved),
-        moved.mean().item(),
-        moved.max().item(),
-        (moved < STILL).double().mean().item(),
-    )
-    values = {"n_angles": n, "mean": mean, "maximum": maximum, "still_share": still}
+    still = (moved < STILL).double().mean().item()
+    mean, maximum = moved.mean().item(), moved.max().item()
+    values = {"n_angles": len(moved), "mean": mean, "maximum": maximum, "still_share": still}
     if maximum == 0:
-        return Measurement(values, f"None of the {n:,} angles moved from its initial value.")
-    end = ": the circuit is practically frozen" if still >= _FROZEN else ""
-    found = f"The {n:,} angles moved by {mean:.2g} rad on average, at most {maximum:.2g} rad"
-    return Measurement(values, f"{found}; {still:.0%} of them moved less than {STILL:g} rad{end}.")
+        return Measurement("The angles did not move", values)
+    frozen = (
+        f"; {still:.0%} moved less than {STILL:g}, so the circuit is practically frozen" if still >= _FROZEN else ""
+    )
+    return Measurement(f"The angles moved, in radians{frozen}", values)
 
 
 def _moves(generator: Any) -> Iterator[Tensor]:
@@ -220,16 +204,19 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]], bound:
     """
     singular = [_singular_values(name, update) for name, update in updates.items()]
     used = [s for s in singular if s.any()]
-    measures = (ranks.effective_rank, ranks.stable_rank, ranks.numerical_rank)
-    entropy, stable, numerical = (fmean(measure(s) for s in used or singular) for measure in measures)
+    entropy, stable, numerical = map(fmean, zip(*map(_ranks, used or singular), strict=True))
     possible = fmean(min(len(s), bound or len(s)) for s in used or singular)
     values = {"entropy_rank": entropy, "stable_rank": stable, "numerical_rank": numerical, "possible": possible}
-    values["n_used"] = len(used)
-    if not used:
-        return Measurement(values, "Every matrix is zero.")
-    of = "" if len(used) == 1 else f" on average over {len(used):,} matrices"
-    weighted = f"weighted by their size {entropy:.1f} (entropy of the singular values), stable rank {stable:.1f}"
-    return Measurement(values, f"{numerical:.4g} of {possible:.4g} possible directions{of}; {weighted}.")
+    verdict = "Directions, mean over the matrices that are not zero" if used else "Every matrix is zero"
+    return Measurement(verdict, {**values, "n_used": len(used)})
+
+
+def _ranks(s: Tensor) -> tuple[float, float, int]:
+    """Entropy rank, stable rank and numerical rank of descending singular values (k,); 0 if all are 0."""
+    if not s.any():
+        return 0.0, 0.0, 0
+    entropy = torch.special.entr(s / s.sum()).sum().exp().item()
+    return entropy, (s.square().sum() / s[0] ** 2).item(), int((s > _ZERO * s[0]).sum())
 
 
 def _singular_values(name: str, update: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, chi2, entropy, linregress
+from scipy.stats import beta, binom, chi2, entropy
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, exact_probabilities
 from qpeft.circuits.simulate import circuit_states
 from qpeft.errors import ConfigError
-from qpeft_lab.diagnose.ranks import numerical_rank
 
 Floats = NDArray[np.float64]
 OBSERVABLES = ("scaled", "p_0")
@@ -39,13 +38,23 @@ _AT_ONCE = 2**17  # amplitudes per pass; a gradient stores them for every layer
 
 @dataclass(frozen=True)
 class Measurement:
-    """The values of a measurement with their reference, by name, and a sentence on what they mean."""
+    """What a measurement shows, and its values with their references, by name."""
 
+    verdict: str
     values: dict[str, Any]
-    sentence: str
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
+
+    @property
+    def sentence(self) -> str:
+        """The verdict, and in brackets the values that are numbers."""
+        numbers = {n: v for n, v in self.values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        shown = (
+            f"{n.replace('_', ' ')} {v:,}" if isinstance(v, int) else f"{n.replace('_', ' ')} {v:.3g}"
+            for n, v in numbers.items()
+        )
+        return f"{self.verdict} ({', '.join(shown)})."
 
 
 def field_of(ansatz: Ansatz) -> str:
@@ -101,13 +110,9 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
     distance, ipr = _distance(quantiles, p), float(size * (p**2).sum(axis=1).mean())
     values = {"field": field, "distance": distance, "p_value": p_value, "ipr": ipr}
     values["expected_ipr"] = expected = size * (a + 1) / (a * size + 1)
-    law = f"those of random {field} states"
-    found = f"distance {distance:.3f}, p {'≤' if p_value <= 1 / 200 else '='} {p_value:.2g}"
-    if p_value >= _SHOWN:
-        return Measurement(values, f"The probabilities are like {law} ({found}).")
-    uneven = f"{'more uneven' if ipr > expected else 'more even'}, IPR {ipr:.3g} instead of {expected:.3g}"
-    how = "are close to" if distance < _CLOSE else "differ from"
-    return Measurement(values, f"The probabilities {how} {law}: {uneven} ({found}).")
+    how = "are like" if p_value >= _SHOWN else "are close to" if distance < _CLOSE else "differ from"
+    uneven = "" if p_value >= _SHOWN else f": they are {'more uneven' if ipr > expected else 'more even'}"
+    return Measurement(f"The probabilities {how} those of random {field} states{uneven}", values)
 
 
 def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
@@ -127,15 +132,9 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     shifts = math.pi / 2 * torch.eye(n, dtype=angles.dtype).view(-1, *ansatz.angle_shape)
     after, before = (exact_probabilities(ansatz, angles + step * shifts) for step in (1, -1))
     singular = torch.linalg.svdvals((after - before) / 2)
-    rank, limit = numerical_rank(torch.where(singular > _ROUNDING, singular, 0.0), _REDUNDANT), min(n, n_free)
-    found = f"The {n} angles move the probabilities in {rank} independent directions"
-    if rank < limit:
-        sentence = f"{found}, of {limit} that are possible: some of the angles are redundant here."
-    elif n > n_free:
-        sentence = f"{found}, as many as there are: {n - rank} of the angles are redundant."
-    else:
-        sentence = f"{found}: no angle is redundant."
-    return Measurement({"n_angles": n, "n_free": n_free, "rank": rank, "limit": limit}, sentence)
+    rank, limit = int((singular > max(_ROUNDING, _REDUNDANT * singular.max().item())).sum()), min(n, n_free)
+    verdict = "No angle is redundant" if rank == n else f"{n - rank} of the angles are redundant"
+    return Measurement(verdict, {"n_angles": n, "n_free": n_free, "rank": rank, "limit": limit})
 
 
 def gradient_variance(
@@ -162,7 +161,7 @@ def gradient_variance(
 
     Returns:
         `variances`, by width; `slope`, of the straight line fitted to their log2 against the number of qubits, with its
-        standard error `slope_error`, both None for one width; and `vanishes`: whether the slope is that of an
+        standard error `slope_error` from the samples, both None for one width; and `vanishes`: whether the slope is that of an
         exponential decrease, None if the samples are inconclusive.
 
     Raises:
@@ -177,28 +176,22 @@ def gradient_variance(
     variances = [float(of_width.mean()) for of_width in squares]
     slope = error = vanishes = None
     if len(n_qubits) > 1 and min(variances) > 0:
-        # the larger of two errors: from the residuals of three or more widths, and from the scatter of the samples
         x = np.array(n_qubits) - np.mean(n_qubits)
-        fit: Any = linregress(x, np.log2(variances))
         scatter = np.array([of_width.std(ddof=1) / of_width.mean() for of_width in squares]) / math.log(2)
-        sampled = math.sqrt(x**2 @ scatter**2 / samples) / (x @ x)
-        slope, error = float(fit.slope), float(max(sampled, fit.stderr))
+        slope = float(x @ np.log2(variances) / (x @ x))
+        error = math.sqrt(x**2 @ scatter**2 / samples) / float(x @ x)
         vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
     values = {"observable": observable, "n_layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
     values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
-    depth, trend = f"With {n_layers} layer{'' if n_layers == 1 else 's'}", "one width shows no trend"
-    if slope is not None:
-        trend = f"slope of log2 {slope:.2f} ± {error:.2f} per qubit"
-    if slope is None:
-        sentence = f"{depth} the variance is {variances[0]:.2g}; {trend}."
-    elif vanishes is None:
-        sentence = f"{depth} the samples do not show whether gradients vanish ({trend})."
-    elif vanishes:
-        sentence = f"{depth} gradients vanish: each qubit divides their variance by {2**-slope:.1f} ({trend})."
-    else:
-        size = f"{math.sqrt(variances[-1]):.2g} r.m.s. at {n_qubits[-1]} qubits"
-        sentence = f"{depth} gradients do not vanish with width: {size} ({trend})."
-    return Measurement(values, sentence)
+    does = {
+        None: "it is not shown whether gradients vanish",
+        True: "gradients vanish",
+        False: "gradients do not vanish",
+    }
+    verdict = f"With {n_layers} layer{'' if n_layers == 1 else 's'} {does[vanishes]} with width"
+    return Measurement(
+        f"{verdict}: their root mean square is {math.sqrt(variances[-1]):.2g} at {n_qubits[-1]} qubits", values
+    )
 
 
 def _squared_slopes(ansatz: Ansatz, observable: str, samples: int, seed: int) -> Floats:
@@ -248,10 +241,8 @@ def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50, field: st
     floor = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
     limit = float(chi2.isf(0.05, n_bins - 1) / (2 * n_pairs))
     values = {"field": field, "n_pairs": n_pairs, "divergence": divergence, "floor": floor, "floor_limit": limit}
-    found = f"divergence {divergence:.2g}, of random states {floor:.2g}, {n_pairs:,} pairs"
-    if divergence <= limit:
-        return Measurement(values, f"States at random angles overlap like random states ({found}).")
-    return Measurement(values, f"States at random angles do not cover all {field} states evenly ({found}).")
+    how = "overlap like random states" if divergence <= limit else f"do not cover all {field} states evenly"
+    return Measurement(f"States at random angles {how}", values)
 
 
 def meyer_wallach(states: Tensor) -> Measurement:
@@ -280,12 +271,8 @@ def meyer_wallach(states: Tensor) -> Measurement:
     mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
     expected = (size - 2) / (size + 1 / _parameter(field))
     values = {"field": field, "n_qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
-    if n_qubits == 1:
-        return Measurement(values, "A single qubit cannot be entangled.")
     how = "as" if abs(mean - expected) <= 2 * error else "more than" if mean > expected else "less than"
-    law = f"random {field} states have {expected:.4f} on average"
-    sentence = f"The qubits are entangled {how} in random states (Q = {mean:.4f} ± {error:.1g}; {law})."
-    return Measurement(values, sentence)
+    return Measurement(f"The qubits are entangled {how} in random {field} states", values)
 
 
 def _haar_law(field: str, size: int) -> Any:

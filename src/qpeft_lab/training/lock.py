@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from qpeft.errors import ConfigError
-from qpeft_lab.files import open_own
 
 _PAUSE = 0.2  # seconds between two attempts
 
@@ -32,10 +31,10 @@ def locked(folder: Path) -> Iterator[None]:
 def waiting_for(path: Path, keep_waiting: Callable[[], bool]) -> Iterator[bool]:
     """Create and lock the file `path`, waiting while `keep_waiting()`; yields whether it is locked.
 
-    The content is neither read nor changed. Raises OSError if `path` is a link.
+    The content is neither read nor changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open_own(path)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         while not (is_ours := _acquire(handle)) and keep_waiting():
             time.sleep(_PAUSE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from qpeft.errors import ConfigError, InputError
 from qpeft_lab import base_model as base
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.data.split import spread
-from qpeft_lab.method_records import fit_of, lab_record
+from qpeft_lab.method_records import fit_of
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import build_adapter, build_config
 from qpeft_lab.training.progress import Progress
@@ -58,8 +57,6 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
         progress.on_stage("Reading the data")
         task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
     settings = settings.with_steps(len(task.train))
-    if advice := lab_record(settings.record).ask("advice", settings, config):
-        warnings.warn(advice, stacklevel=2)
     progress.on_stage("Loading the base model")
     set_seed(settings.seed)
     model = build_adapter(settings, task.load_base(), task.head, partial(_batches, task, settings.batch_size))

@@ -12,7 +12,6 @@ run/  config.json     settings, hashes of data and base, versions
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import time
@@ -26,7 +25,7 @@ from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json, sync, write_json, write_text
-from qpeft_lab.files import RUN_AGAIN, output_folder, parse_json, remove_unfinished
+from qpeft_lab.files import RUN_AGAIN, finite, output_folder, parse_json, remove_unfinished
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folder, without_folders
@@ -240,8 +239,7 @@ def _damaged_log(path: Path, how: str) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(finite(row), allow_nan=False) + "\n"
 
 
 def _compared(settings: RunSettings) -> dict[str, Any]:
