@@ -18,7 +18,6 @@ class LabRecord:
     presets: tuple[str, ...] = ()  # class methods of the config that return a published experiment
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # hosts that the config itself generates
     classical_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # for which there is no circuit
-    circuit_role: str = ""  # in a plan, next to the number of circuits
     revision: int = 1  # raised when defaults change: rows of studies with other defaults are not taken over
     seed_step: int = 1  # the seed of a run is multiplied by it for a `seed_field` that also uses the numbers after it
     check: Callable[[Any], None] | str | None = None  # (settings) raises ConfigError for an unsupported run
@@ -85,15 +84,11 @@ _FROM_DATA = LabRecord(
     calibrate="qpeft_lab.training.initial:attach_gradients", fit="qpeft_lab.training.initial:start_for"
 )
 _RECORDS = {
-    "qpa": LabRecord(
-        presets=("paper", "official"), own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2
-    ),
+    "qpa": LabRecord(presets=("paper", "official"), own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
     "quantum_peft": LabRecord(
         classical_values={"family": ("lie", "kronecker", "core")},
-        circuit_role="each makes the columns of one U or V",
     ),
     "qaa": LabRecord(
-        circuit_role="each reads the inputs of a module",
         report_note="The defaults of QAA are our own choice: the paper's settings are not stated in what we could "
         "read.",
     ),

@@ -42,9 +42,7 @@ class Loading:
         "folder or in two folders above.",
         metavar="FILE",
     )
-    trust_remote_code: bool = option(
-        False, "Execute Python code that the base model's folder or repository contains."
-    )
+    trust_remote_code: bool = option(False, "Execute Python code that the base model's folder or repository contains.")
 
     def find(self, path: Path) -> Path:
         """The adapter folder: `path` or its sub-folder `adapter`.

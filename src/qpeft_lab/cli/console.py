@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -145,7 +145,16 @@ def size(n_bytes: int) -> str:
     return f"{value:,.1f} TB"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+def cell(value: Any) -> str:
+    """A value as text: 12,345 for a whole number, four digits of a fraction, names with commas."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[Any]], title: str | None = None) -> Table:
     """A table whose first column is text and whose other columns are numbers."""
     from rich import box
     from rich.table import Table
@@ -154,26 +163,30 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     for position, name in enumerate(columns):
         made.add_column(name, justify="right" if position else "left", header_style="bold", overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(cell, row))
     return made
 
 
-def facts(rows: Iterable[Sequence[Any]]) -> Table:
-    """Lines of name, value, and a remark; a whole number is shown as 12,345."""
-    return _grid(rows, {"no_wrap": True}, {"justify": "right", "style": "bold"}, {"style": "dim"})
-
-
-def remarks(rows: Iterable[tuple[str, str]]) -> Table:
-    """Lines of a label and a text, which is wrapped."""
-    return _grid(rows, {"no_wrap": True, "style": "bold"}, {"overflow": "fold"})
-
-
-def _grid(rows: Iterable[Sequence[Any]], *columns: dict[str, Any]) -> Table:
+def facts(rows: Iterable[Iterable[Any]]) -> Table:
+    """Lines of a name and a text, or of a name, a number and a remark."""
     from rich.table import Table
 
+    lines = [tuple(map(cell, row)) for row in rows]
     grid = Table.grid(padding=(0, 2))
-    for column in columns:
-        grid.add_column(**column)
-    for row in rows:
-        grid.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in row))
+    grid.add_column(no_wrap=True)
+    grid.add_column(style="bold", overflow="fold", justify="right" if max(map(len, lines)) > 2 else "left")
+    grid.add_column(style="dim")
+    for row in lines:
+        grid.add_row(*row)
     return grid
+
+
+def listed(values: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    """The `facts` of JSON values: `stored_bytes` 81920 is `stored bytes  81.9 KB`; without what is None or empty."""
+    for name, value in values.items():
+        title = f"{indent}{name.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield title, ""
+            yield from listed(value, f"{indent}  ")
+        elif value not in (None, [], ""):
+            yield title, size(value) if name.endswith("bytes") else cell(value)

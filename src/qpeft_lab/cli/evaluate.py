@@ -69,20 +69,17 @@ def evaluate(
       qpeft evaluate --adapter run --data dev.tsv --task text-classification
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
     """
-    from qpeft_lab.training.tasks import task_class
+    from qpeft_lab.training.classifier import read_record
 
     folder = source.folder()
-    base_name, record = source.base(folder), _record(folder, run.get("task"))
-    trained = None if folder is None else run_of(folder)
+    trained, record = (None, None) if folder is None else (run_of(folder), read_record(folder))
+    if record is not None and run.get("task", record.task) != record.task:
+        raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")
     names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)}
     of_run = {name: value for name, value in asdict(trained.settings()).items() if name in names} if trained else {}
-    known = {
-        **of_run,
-        **run,
-        "trust_remote_code": source.trust_remote_code,
-        **({"task": record.task} if record else {}),
-    }
-    settings = RunSettings(model=base_name, data=data, out="", **known)
+    known = {**of_run, **run, **({"task": record.task} if record else {})}
+    trusted = source.trust_remote_code
+    settings = RunSettings(model=source.base(folder), data=data, out="", trust_remote_code=trusted, **known)
     settings.check()
     if trained and trained.settings().data == data and not _has_validation(settings):
         warnings.warn(
@@ -94,18 +91,7 @@ def evaluate(
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
         raise InputError(f"{flag(given[0])} is for generated answers; add --generate, or leave it out")
-    labels = _classes(settings, folder, record)
-    task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
-
-    def score(model: Any, who: str) -> Score | None:
-        if who == "base" and task.has_new_head:
-            return None
-        return task.score(model, watch=partial(track, what=f"Scoring {who}"))
-
-    scores = _scores(task.load_base(), folder, score)
-    found = {"model": base_name, "adapter": folder, "data": data, "task": settings.task}
-    found |= {who: score and score.to_dict() for who, score in scores.items()}
-    return Answer(found, lambda console: _show(console, scores))
+    return _score_task(settings, folder, record)
 
 
 def _has_validation(settings: RunSettings) -> bool:
@@ -114,30 +100,43 @@ def _has_validation(settings: RunSettings) -> bool:
     return has_validation_split(settings.data, TASKS[settings.task].has_images)
 
 
-def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:
-    from qpeft_lab.training.classifier import read_record
+def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord | None) -> Answer:
+    """The scores of the base, unless its head is for other classes, and of the adapted model."""
+    from qpeft_lab.training.tasks import task_class
 
-    record = None if folder is None else read_record(folder)
-    if record is not None and wanted not in (None, record.task):
-        raise ConfigError(f"{folder} was trained for task {record.task}, not {wanted}; leave out --task")
-    return record
+    labels = () if settings.is_language_model else record.labels if record else _own_classes(settings, folder)
+    task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
+
+    def score(model: Any, who: str) -> Score | None:
+        is_scored = who == "adapted" or not task.has_new_head
+        return task.score(model, watch=partial(track, what=f"Scoring {who}")) if is_scored else None
+
+    scores = _scores(task.load_base(), folder, score)
+    found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
+    found |= {who: score and score.to_dict() for who, score in scores.items()}
+
+    def show(console: Console) -> None:
+        measured = {who: score for who, score in scores.items() if score is not None}
+        first = next(iter(measured.values()))
+        rows = [[who, *score.described().values()] for who, score in measured.items()]
+        console.print(table(["", *first.described()], rows), first.size, sep="\n")
+        if scores["base"] is None:
+            console.print("The base has no head for these classes; the adapter folder holds the trained one.")
+
+    return Answer(found, show)
 
 
-def _classes(settings: RunSettings, folder: Path | None, record: TaskRecord | None) -> tuple[str, ...]:
-    """The classes of the adapter, or of the base alone; none for a language model."""
-    if settings.is_language_model or record is not None:
-        return () if record is None else record.labels
-    if folder is not None:
-        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
+def _own_classes(settings: RunSettings, folder: Path | None) -> tuple[str, ...]:
+    """The classes of the base's own head. Raises InputError if it has none for the task."""
     from qpeft_lab.base_model import load_config
     from qpeft_lab.training.classifier import class_names, is_classifier
 
+    if folder is not None:
+        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
     config = load_config(settings.model, settings.trust_remote_code)
     names = class_names(config)
-    if not is_classifier(config):
-        raise InputError(f"{settings.model} has no classification head to score; pass --adapter with a trained run")
-    if TASKS[settings.task].is_regression and len(names) != 1:
-        raise InputError(f"the head of {settings.model} has {len(names)} outputs, not one number; pass --adapter")
+    if not is_classifier(config) or (TASKS[settings.task].is_regression and len(names) != 1):
+        raise InputError(f"{settings.model} has no head for {settings.task}; pass --adapter with a trained run")
     return names
 
 
@@ -152,15 +151,6 @@ def _scores(model: Any, folder: Path | None, score: Callable[[Any, str], Any]) -
     if folder is not None:
         scores["adapted"] = score(qpeft.load(model, folder).to(device), "adapted")
     return scores
-
-
-def _show(console: Console, scores: dict[str, Score | None]) -> None:
-    measured = {who: score for who, score in scores.items() if score is not None}
-    first = next(iter(measured.values()))
-    rows = [[who, *score.described().values()] for who, score in measured.items()]
-    console.print(table(["", *first.described()], rows), first.size, sep="\n")
-    if scores["base"] is None:
-        console.print("The base has no head for these classes; the adapter folder holds the trained one.")
 
 
 def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decoding, encoder: Path | None) -> Answer:
@@ -187,24 +177,12 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
         texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size, watch)
         return {**score_texts(texts, references, encoder), "texts": texts}
 
-    model = load_model(settings.model, settings.dtype, settings.trust_remote_code)
-    found = _scores(model, folder, answer)
+    found = _scores(load_model(settings.model, settings.dtype, settings.trust_remote_code), folder, answer)
     data = {"model": settings.model, "adapter": folder, "data": settings.data, "decoding": asdict(decoding), **found}
-    data |= {"prompts": prompts, "references": references}
-    return Answer(data, lambda console: _show_answers(console, found, references, decoding))
-
-
-def _show_answers(
-    console: Console, found: dict[str, dict[str, Any]], references: list[list[str]], decoding: Decoding
-) -> None:
-    from qpeft_lab.compare.metrics import OF_TEXTS
-
-    rows = [
-        [metric.title + f" ({metric.unit})" * (metric.unit == "%")]
-        + [f"{metric.factor * scores[name]:.2f}" for scores in found.values()]
-        for name, metric in OF_TEXTS.items()
-        if found["base"][name] is not None
-    ]
-    how = f"{decoding.num_beams} beams" if decoding.num_beams > 1 else "the most likely token each time"
-    counts = f"{len(references):,} prompts, {sum(map(len, references)):,} references, {how}"
-    console.print(table(["", *found], rows), counts, sep="\n")
+    scored = [name for name, value in found["base"].items() if isinstance(value, float)]
+    rows = [(name, *(scores[name] for scores in found.values())) for name in scored]
+    counts = f"{len(prompts):,} prompts, {sum(map(len, references)):,} references"
+    return Answer(
+        {**data, "prompts": prompts, "references": references},
+        lambda console: console.print(table(["", *found], rows), counts, sep="\n"),
+    )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-ADAPTER_TOLERANCE = 1e-6
+_LANGUAGE_MODEL = "AutoModelForCausalLM"
 MERGED_TOLERANCE = 1e-4  # relative to the largest logit; merging rounds the weights
 
 _STOCK = """
@@ -80,16 +80,16 @@ def export(
     output_folder(out.parent)
     target = folder_to_replace(out, ()) if merge else export_folder(out)
     folder = loading.find(source)
-    base_name, trusted = loading.base(folder), loading.trust_remote_code
+    base_name = loading.base(folder)
+    if not merge:
+        _refuse_stock(folder)
     with working("Exporting and verifying in a process without qpeft") as tell:
-        if not merge:
-            _refuse_stock(folder)
-        written = _written(base_name, folder, target, merge, untie, trusted)
-        written["path"] = str(out)
+        data = {"path": str(out), "base": base_name}
+        data |= _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
         if push_to_hub is not None:
             tell("Uploading")
-            written["url"] = _upload(out, push_to_hub)
-    return Answer(written, lambda console: _show(console, written))
+            data["url"] = _upload(out, push_to_hub)
+    return Answer(data, lambda console: _show(console, data))
 
 
 def _check_repository(name: str) -> None:
@@ -117,48 +117,57 @@ def _upload(folder: Path, repository: str) -> str:
 def _refuse_stock(folder: Path) -> None:
     from peft import PeftType
 
-    from qpeft.core.checkpoint import check_folder
-
     if (kind := adapter_config(folder)["peft_type"]) in PeftType.__members__.values():
-        check_folder(folder)
         raise ConfigError(f"{folder} is a stock {kind} adapter, which PEFT loads already; pass --merge to merge it")
 
 
-def _written(base_name: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool) -> dict[str, Any]:
+def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool) -> dict[str, Any]:
     """Write and verify the export, which replaces `out`; what was written."""
+    import torch
+
     import qpeft
-    from qpeft.core.export import tolerance
+    from qpeft.core.export import probe_inputs, tolerance
     from qpeft.core.model_card import load_lines
     from qpeft.files import replace_folder
     from qpeft_lab.stock_servers import check_export
-    from qpeft_lab.training.classifier import how_to_load, load_base, probe, read_record
+    from qpeft_lab.training.classifier import how_to_load, load_base, read_record
+    from qpeft_lab.training.outputs import weight_bytes
     from qpeft_lab.training.tasks import load_processor
 
     record, how, place = read_record(folder), how_to_load(folder), str(out.resolve())
-    base = load_base(base_name, record, trusted)
-    live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
-    inputs = probe(live.get_base_model(), record)
-    logits = _logits(live, inputs)
-    if merge:
-        _check_mergeable(live)
-        auto_class = how.get("auto_class", "AutoModelForCausalLM")
-        with replace_folder(out) as target:
-            live.merge_and_unload().save_pretrained(target)
-            load_processor(base_name, record.task if record else "causal-lm", trusted).save_pretrained(str(target))
-            stock = stock_logits(str(target), None, inputs, trusted, auto_class)
-            difference = _check(logits, stock, MERGED_TOLERANCE * max(1.0, logits.abs().max().item()))
-            n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-        load = f"from transformers import {auto_class}\nmodel = {auto_class}.from_pretrained({place!r})"
-        return {"n_bytes": n_bytes, "max_logit_difference": difference, "load": load}
+    model = load_base(base, record, trusted)
+    model_type, live = model.config.model_type, qpeft.load(qpeft.untie_lm_head(model) if untie else model, folder)
+    inputs = probe_inputs(live)
+    with torch.no_grad():
+        logits = live.eval()(**inputs).logits
     with replace_folder(out) as target:
-        report = qpeft.export(live, target, probe=inputs)
-        if record is not None:
-            record.write(target)
-        allowed = ADAPTER_TOLERANCE if report.ranks is None else tolerance(logits, same_shapes=False)
-        difference = _check(logits, stock_logits(base_name, target, inputs, trusted, **how), allowed)
-    load = load_lines(base_name, place, needs_qpeft=False, **how)
-    servers = {"vLLM": check_export(out, live.get_base_model().config.model_type)}
-    return {**report.to_dict(), "base": base_name, "servers": servers, "max_logit_difference": difference, "load": load}
+        if merge:
+            _check_mergeable(live)
+            live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
+            load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(str(target))
+            auto_class, allowed = how.get("auto_class", _LANGUAGE_MODEL), MERGED_TOLERANCE * max(1.0, _largest(logits))
+            difference = _largest(logits - stock_logits(str(target), None, inputs, trusted, auto_class))
+            load = f"from transformers import {auto_class}\nmodel = {auto_class}.from_pretrained({place!r})"
+            found = {"n_bytes": weight_bytes(target), "load": load}
+        else:
+            report = qpeft.export(live, target, probe=inputs)
+            if record is not None:
+                record.write(target)
+            allowed = tolerance(logits, same_shapes=report.ranks is None)
+            difference = _largest(logits - stock_logits(base, target, inputs, trusted, **how))
+            servers = {"vLLM": check_export(target, model_type)}
+            load = load_lines(base, place, needs_qpeft=False, **how)
+            found = {**report.to_dict(), "path": str(out), "servers": servers, "load": load}
+        if not difference <= allowed:
+            raise VerificationError(
+                f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "
+                "Check that the base model gives the same logits each time it is loaded"
+            )
+    return {**found, "max_logit_difference": difference}
+
+
+def _largest(values: Tensor) -> float:
+    return values.abs().max().item()
 
 
 def _check_mergeable(live: Any) -> None:
@@ -174,19 +183,12 @@ def _check_mergeable(live: Any) -> None:
         raise TiedWeightError(f"{error}; on the command line: --untie") from error
 
 
-def _logits(live: Any, inputs: dict[str, Tensor]) -> Tensor:
-    import torch
-
-    with torch.no_grad():
-        return live(**inputs).logits
-
-
 def stock_logits(
     base: str,
     adapter: Path | None,
     inputs: dict[str, Tensor],
     trust_remote_code: bool = False,
-    auto_class: str = "AutoModelForCausalLM",
+    auto_class: str = _LANGUAGE_MODEL,
     options: dict[str, Any] | None = None,
 ) -> Tensor:
     """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT in a process without qpeft.
@@ -224,26 +226,13 @@ def stock_logits(
         return load_file(files["logits"])["logits"]
 
 
-def _check(expected: Tensor, stock: Tensor, allowed: float) -> float:
-    difference = (expected - stock).abs().max().item()
-    if not difference <= allowed:
-        raise VerificationError(
-            f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "
-            "Check that the base model gives the same logits each time it is loaded"
-        )
-    return difference
-
-
 def _show(console: Console, written: dict[str, Any]) -> None:
-    n_parameters = written.get("n_deployed")
-    what = f"{n_parameters:,} adapter parameters, " if n_parameters else ""
+    what = f"{written['n_deployed']:,} adapter parameters, " if "n_deployed" in written else ""
     line(console, f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", "bold")
     differ = f"logits differ by at most {written['max_logit_difference']:.1g}"
     line(console, f"Verified in a process that cannot import qpeft: {differ}.\n")
     for server, answer in written.get("servers", {}).items():
-        line(console, f"Loads in {server}: {answer}")
-    if written.get("servers"):
-        line(console, "A server that loads the base model loads a merged one: add --merge\n")
+        line(console, f"Loads in {server}: {answer}\nA server that loads the base loads a merged model: add --merge\n")
     if "url" in written:
         line(console, f"Uploaded to {written['url']}\n")
     console.print("Load it without qpeft:\n")

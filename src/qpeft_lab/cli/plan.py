@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError
-from qpeft_lab.cli.adapters import base_model
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, percent, remarks, size, working
-from qpeft_lab.cli.method import BackendOptions, MethodOptions, method_settings
+from qpeft_lab.cli.console import Answer, facts, listed, working
+from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields
-from qpeft_lab.cli.suggestion import Budget, refuse_unserved, show, suggested
+from qpeft_lab.cli.suggestion import Budget, settled, show_suggestion
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.method_records import lab_record
 from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from qpeft.methods.plan import Plan
-    from qpeft.methods.suggest import Suggestion
 
 _SETTINGS = ("model", "method", "host", "task", "steps", "trust_remote_code")
 
@@ -54,23 +51,33 @@ def plan(
       qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
       qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
-    suggestion = suggested(run["model"], run, {**method, **backend}, budget)
-    if suggestion is not None:
-        run = {**run, "method": suggestion.method}
-    settings = RunSettings(data="", out="", backend_settings=backend, **run)
-    settings.method_settings = method_settings(settings, method) if suggestion is None else suggestion.settings
-    settings.check()
+    settings, suggestion = settled({**run, "data": "", "out": ""}, method, backend, budget)
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
-    refuse_unserved(settings, budget.server)
     if num_labels is not None and (settings.is_language_model or TASKS[settings.task].is_regression):
         raise ConfigError(f"--num-labels is for a classification; task {settings.task} has no classes. Set --task")
     with working("Counting"):
         found = plan_of(settings, num_labels) if suggestion is None else suggestion.plan
-    data = {"model": settings.model, **asdict(found)}
+    data = {"model": run["model"], **asdict(found)}
+    kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules)
+    shown = {
+        "model": run["model"],
+        **({"host": settings.host} if settings.attaches else {}),
+        **{name: value for name, value in asdict(found).items() if name not in ("target_modules", "notes")},
+        "trainable_share_of_base": f"{found.trainable / found.base_parameters:.2g}",
+        "trainable_share_of_deployed": f"{found.trainable / found.deployed:.3%}" if found.deployed else None,
+        "modules": f"{len(found.target_modules)}: {', '.join(kinds)}",  # "24: c_attn, c_proj"
+        "notes": "; ".join(found.notes),
+    }
     if suggestion is not None:
         data["suggestion"] = asdict(suggestion)
-    return Answer(data, lambda console: _show(console, settings, found, suggestion))
+
+    def show(console: Console) -> None:
+        if suggestion is not None:
+            show_suggestion(console, suggestion)
+        console.print(facts(listed(shown)))
+
+    return Answer(data, show)
 
 
 def plan_of(settings: RunSettings, num_labels: int | None = None) -> Plan:
@@ -78,67 +85,13 @@ def plan_of(settings: RunSettings, num_labels: int | None = None) -> Plan:
     import qpeft
     from qpeft_lab.training.methods import build_config, build_generator, train_in_full
 
-    config, name = build_config(settings), base_model(settings.model)
-    circuits = {**settings.backend_settings, "steps": settings.n_steps}
-    trusted = settings.trust_remote_code
+    config, generator, base, trusted = build_config(settings), build_generator(settings), settings.model, {}
     if settings.is_language_model:
-        return qpeft.plan(name, config, build_generator(settings), **circuits, trust_remote_code=trusted)
-    from qpeft_lab.training.classifier import classifier_on_meta
+        trusted = {"trust_remote_code": settings.trust_remote_code}
+    else:
+        from qpeft_lab.training.classifier import classifier_on_meta
 
-    n_outputs = 1 if TASKS[settings.task].is_regression else num_labels
-    base = classifier_on_meta(name, settings.task, n_outputs, trusted)
-    train_in_full(config, base.trained)
-    return qpeft.plan(base.model, config, build_generator(settings), **circuits)
-
-
-def _show(console: Console, settings: RunSettings, found: Plan, suggestion: Suggestion | None) -> None:
-    if suggestion is not None:
-        show(console, suggestion)
-    over = f" over {settings.host}" if settings.attaches else ""
-    base = f"{settings.model} ({found.base_parameters:,} parameters)"
-    console.print(f"{settings.method}{over} on {base}\n", style="bold")
-    console.print(facts([*_sizes(found), *_circuit(found, lab_record(settings.record).circuit_role)]))
-    lines = [("note", note) for note in found.notes]
-    if names := found.target_modules:
-        kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names)  # "24: c_attn, c_proj"
-        lines.insert(0, ("modules", f"{len(names)}: {', '.join(kinds)}"))
-    if lines:
-        console.print("", remarks(lines), sep="\n")
-
-
-def _sizes(found: Plan) -> list[tuple[Any, ...]]:
-    rows: list[tuple[Any, ...]] = [
-        ("trainable", found.trainable, f"{percent(found.trainable / found.base_parameters)} of the base")
-    ]
-    parts = [(f"  {name}", n, "") for name, n in found.trainable_parts.items() if n]
-    rows += parts if len(parts) > 1 else []
-    rows.append(("deployed", found.deployed, "adapter parameters at inference"))
-    if found.trainable < found.deployed:
-        rows.append(("  trainable", percent(found.trainable / found.deployed), "of these"))
-    stock = "loads with plain PEFT"
-    rows.append(("stored bytes", size(found.stored_bytes), "needs qpeft" if found.needs_qpeft else stock))
-    if found.needs_qpeft and found.exported_bytes:
-        rows.append(("exported weights", size(found.exported_bytes), stock))
-    return rows
-
-
-def _circuit(found: Plan, role: str) -> list[tuple[Any, ...]]:
-    """Lines for those that the method has."""
-    sizes = found.sizes
-    n_circuits = sizes.get("n_circuits") if role or sizes.get("n_circuits") != 1 else None
-    n_chunks = sizes.get("n_chunks")
-    rows = [
-        ("circuits", n_circuits, role),
-        ("qubits", sizes.get("n_qubits"), f"in {'the largest' if role else 'each'} circuit" if n_circuits else ""),
-        ("chunks", n_chunks, f"of {sizes.get('chunk_size', 0):,} parameters each"),
-        ("rank bound", sizes.get("rank_bound"), f"of {'each update' if n_chunks is None else 'the matrix of chunks'}"),
-        ("hidden widths", ",".join(map(str, sizes["hidden"])) if "hidden" in sizes else None, ""),
-    ]
-    if cost := found.circuits:
-        each, per_step = cost["shots_per_circuit"], f"{cost['circuits_per_step']:,} in each of {cost['steps']} steps"
-        rows += [
-            ("circuits to run", cost["circuits"], per_step),
-            ("  shots", cost["shots"] if each else None, f"{each or 0:,} of each circuit"),
-            ("  on", cost["backend"], f"gradients by {cost['gradient']}, {cost['jobs_per_step']} jobs per step"),
-        ]
-    return [row for row in rows if row[1] is not None]
+        n_outputs = 1 if TASKS[settings.task].is_regression else num_labels
+        base, head, _ = classifier_on_meta(base, settings.task, n_outputs, settings.trust_remote_code)
+        train_in_full(config, head)
+    return qpeft.plan(base, config, generator, steps=settings.n_steps, **settings.backend_settings, **trusted)

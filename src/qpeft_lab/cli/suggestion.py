@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 from qpeft.checks import option
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.adapters import base_model
-from qpeft_lab.cli.console import line, remarks, say, size, table, working
+from qpeft_lab.cli.console import facts, line, say, size, table, working
 from qpeft_lab.cli.frames import SETTINGS
-from qpeft_lab.cli.method import as_options
+from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import build_config
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
     from rich.console import Console
 
     from qpeft.methods.suggest import Suggestion
@@ -48,52 +47,69 @@ class Budget:
     )
 
 
-def suggested(model: str, run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> Suggestion | None:
-    """What the evidence suggests for the options of a command; None unless a budget is given.
+def settled(
+    run: dict[str, Any], method: dict[str, Any], backend: dict[str, Any], budget: Budget
+) -> tuple[RunSettings, Suggestion | None]:
+    """The checked settings of a run with these options, and what the evidence suggests if a budget is given.
 
-    `run` are the given fields of RunSettings, `others` all options that describe an adapter, of which --frames is the
-    only one that a suggestion takes. Raises ConfigError if they do not fit --method auto, and as `qpeft.suggest`.
+    Raises ConfigError for options that contradict each other, and if `--server` does not load the run's export.
     """
-    method, usual = run.get("method"), RunSettings.task
-    chosen = [name for name in ("host",) if name in run] + [name for name in others if name != "frames"]
-    if budget.parameters is None and budget.bytes is None:
-        if method == AUTO:
-            raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
-        if budget.mixed_batches:
-            raise ConfigError("--mixed-batches needs a budget: --parameters N or --bytes N")
-        return None
-    if method not in (None, AUTO):
-        raise ConfigError(
-            f"--parameters and --bytes choose the method; use --method auto instead of --method {method}, or leave out "
-            "the budget"
-        )
-    if chosen:
-        raise ConfigError(
-            f"method auto chooses the adapter with all its settings; leave out {', '.join(map(flag, chosen))}"
-        )
-    if run.get("task", usual) != usual:
-        raise ConfigError(f"there is evidence for task {usual} only, not for {run['task']}; name a --method instead")
-    with working("Choosing the method"):
-        import qpeft
+    run = {**run, "model": base_model(run["model"])}
+    found = None
+    if _has_budget(run, {**method, **backend}, budget):
+        with working("Choosing the method"):
+            found = _suggested(run, method.get("frames"), budget)
+        run = {"lr": found.learning_rate, **run, "method": found.method}
+    settings = RunSettings(**run, backend_settings=backend)
+    settings.method_settings = method_settings(settings, method) if found is None else found.settings
+    settings.check()
+    if budget.server is not None and settings.record.config is not None:
+        from qpeft_lab.base_model import load_config
         from qpeft_lab.stock_servers import refusals
 
-        def refuses(config: PeftConfig) -> str | None:
-            return next(iter(refusals(config)), None) if budget.server else None
-
-        found = qpeft.suggest(
-            base_model(model),
-            parameters=budget.parameters,
-            bytes=budget.bytes,
-            frames=others.get("frames"),
-            mixed_batches=budget.mixed_batches,
-            refuses=refuses,
-            trust_remote_code=run.get("trust_remote_code", False),
-        )
-        return replace(found, notes=[*found.notes, *refusals(found.config)])
+        model_type = load_config(settings.model, settings.trust_remote_code).model_type
+        if reasons := refusals(build_config(settings), model_type, certain=True):
+            raise ConfigError(f"{'; '.join(reasons)}; choose another adapter or base, or leave out --server")
+    return settings, found
 
 
-def trained_settings(found: Suggestion, run: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the suggested adapter for the run with these options.
+def _has_budget(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> bool:
+    """Whether the method is to be chosen. Raises ConfigError for options that do not fit."""
+    method, usual = run.get("method"), RunSettings.task
+    chosen = [name for name in ("host",) if name in run] + [name for name in others if name != "frames"]
+    has_budget = budget.parameters is not None or budget.bytes is not None
+    wrong = ""
+    if not has_budget and (method == AUTO or budget.mixed_batches):
+        wrong = "method auto and --mixed-batches need a budget: --parameters N or --bytes N"
+    elif has_budget and method not in (None, AUTO):
+        wrong = f"a budget chooses the method; use --method auto instead of --method {method}, or leave out the budget"
+    elif has_budget and chosen:
+        wrong = f"method auto chooses the adapter with all its settings; leave out {', '.join(map(flag, chosen))}"
+    elif has_budget and run.get("task", usual) != usual:
+        wrong = f"there is evidence for task {usual} only, not for {run['task']}; name a --method instead"
+    if wrong:
+        raise ConfigError(wrong)
+    return has_budget
+
+
+def _suggested(run: Mapping[str, Any], frames: str | None, budget: Budget) -> Suggestion:
+    import qpeft
+    from qpeft_lab.stock_servers import refusals
+
+    found = qpeft.suggest(
+        run["model"],
+        parameters=budget.parameters,
+        bytes=budget.bytes,
+        frames=frames,
+        mixed_batches=budget.mixed_batches,
+        refuses=lambda config: next(iter(refusals(config)), None) if budget.server else None,
+        trust_remote_code=run.get("trust_remote_code", False),
+    )
+    return replace(found, notes=[*found.notes, *refusals(found.config)])
+
+
+def announce(found: Suggestion, run: Mapping[str, Any], lr: float) -> None:
+    """The suggestion on standard error, before a training run with these options and this learning rate.
 
     Raises ConfigError if it needs a frame file and none is given.
     """
@@ -107,23 +123,6 @@ def trained_settings(found: Suggestion, run: Mapping[str, Any]) -> dict[str, Any
             f"{shlex.join(['qpeft', 'frames', *words])}, and add --frames frames.safetensors; or give a budget in "
             "--parameters"
         )
-    return found.settings
-
-
-def refuse_unserved(settings: RunSettings, server: str | None) -> None:
-    """Raise ConfigError, with the reasons, if `server` does not load the export of the run's adapter."""
-    if server is None or settings.record.config is None:
-        return
-    from qpeft_lab.base_model import load_config
-    from qpeft_lab.stock_servers import refusals
-
-    model_type = load_config(base_model(settings.model), settings.trust_remote_code).model_type
-    if reasons := refusals(build_config(settings), model_type, certain=True):
-        raise ConfigError(f"{'; '.join(reasons)}; choose another adapter or base, or leave out --server")
-
-
-def announce(found: Suggestion, lr: float) -> None:
-    """The suggestion on standard error, before a training run with this learning rate."""
     say("Suggested:", f"{found.label}: {as_options(found.method, found.settings)} --lr {lr:g}")
     reached = f"{found.share:.0%} of the gain of {found.reference} in {found.study}"
     say("Evidence:", f"{reached}; qpeft plan with the same budget shows all of it")
@@ -131,28 +130,15 @@ def announce(found: Suggestion, lr: float) -> None:
         say("Note:", note)
 
 
-def show(console: Console, found: Suggestion) -> None:
+def show_suggestion(console: Console, found: Suggestion) -> None:
     """The suggestion and its evidence."""
     line(console, f"Suggested: {found.label}\n", "bold")
-    line(console, f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}", "cyan")
-    rows = [
-        (
-            *(one["base"], one["data"], f"{one['trainable']:,}"),
-            *(f"{one['loss']:.3f} [{one['low']:.3f}, {one['high']:.3f}]", f"{one['share']:.0%}"),
-        )
-        for one in found.evidence
-    ]
-    share = f"Share of the gain of {found.reference}, mean {found.share:.0%}"
-    title = f"Evidence: {found.study}, {found.evidence[0]['seeds']} seeds. {share}"
-    console.print("\n", table(("base", "text", "trainable", "test loss [95 %]", "share"), rows, title), sep="")
-    shown = [
-        (
-            "or",
-            f"{one.label} ({one.plan.trainable:,} parameters, {size(one.plan.stored_bytes)}"
-            f"{' and a frame file' * one.needs_frame_file}, {one.share:.0%} of the gain)",
-        )
-        for one in found.alternatives
-    ]
-    if shown:
-        console.print("\nThe next best within the budget:", remarks(shown), sep="\n")
-    console.print("", remarks([("note", note) for note in found.notes]), sep="\n")
+    line(console, f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}\n", "cyan")
+    columns = ("base", "data", "trainable", "seeds", "loss", "low", "high", "share")
+    rows = ([one[name] for name in columns] for one in found.evidence)
+    title = f"Evidence: {found.study}, test loss with its 95 % interval, share of the gain of {found.reference}"
+    console.print(table(columns, rows, title))
+    rows = [(one.label, one.plan.trainable, size(one.plan.stored_bytes), one.share) for one in found.alternatives]
+    if rows:
+        console.print(table(("next best", "trainable", "stored", "share"), rows))
+    console.print(facts([("notes", "; ".join(found.notes))]), "", sep="\n")

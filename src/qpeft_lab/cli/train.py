@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from qpeft.checks import option
 from qpeft.errors import ConfigError
 from qpeft.methods import Trains
-from qpeft_lab.cli.adapters import base_model
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, facts, line, say, size
-from qpeft_lab.cli.method import BackendOptions, MethodOptions, method_settings
+from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields, flag
 from qpeft_lab.cli.progress import TrainingBar, bars
-from qpeft_lab.cli.suggestion import Budget, announce, refuse_unserved, suggested, trained_settings
+from qpeft_lab.cli.suggestion import Budget, announce, settled
 from qpeft_lab.settings import RunSettings, read_settings
 
 if TYPE_CHECKING:
@@ -53,17 +52,9 @@ def train(
         run, method, backend = _merged(config, run, method, backend)
     if missing := [f.name for f in fields(RunSettings) if f.name not in run and _is_required(f)]:
         raise ConfigError(f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config")
-    suggestion = suggested(run["model"], run, {**method, **backend}, budget)
+    settings, suggestion = settled(run, method, backend, budget)
     if suggestion is not None:
-        run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
-    settings = RunSettings(**{**run, "model": base_model(run["model"])}, backend_settings=backend)
-    settings.method_settings = (
-        method_settings(settings, method) if suggestion is None else trained_settings(suggestion, run)
-    )
-    settings.check()
-    refuse_unserved(settings, budget.server)
-    if suggestion is not None:
-        announce(suggestion, settings.lr)
+        announce(suggestion, run, settings.lr)
     from qpeft_lab.training.fit import train as fine_tune
 
     with bars() as shown:

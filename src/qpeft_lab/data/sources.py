@@ -31,6 +31,7 @@ from qpeft.errors import DataError, DataWarning
 from qpeft.files import file_hash
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
 from qpeft_lab.files import parse_json
+from qpeft_lab.user_files import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import RunSettings

@@ -161,8 +161,8 @@ def gradient_variance(
 
     Returns:
         `variances`, by width; `slope`, of the straight line fitted to their log2 against the number of qubits, with its
-        standard error `slope_error` from the samples, both None for one width; and `vanishes`: whether the slope is that of an
-        exponential decrease, None if the samples are inconclusive.
+        standard error `slope_error` from the samples, both None for one width; and `vanishes`: whether the slope is
+        that of an exponential decrease, None if the samples are inconclusive.
 
     Raises:
         ConfigError: An unknown observable, or sizes out of range.

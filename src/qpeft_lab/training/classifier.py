@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 RECORD = "task.json"
-_USUAL_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -86,25 +85,9 @@ def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = F
     return load_classifier(model, "float32", record, 0, trust_remote_code).model  # the adapter replaces a new head
 
 
-def probe(model: PreTrainedModel, record: TaskRecord | None) -> dict[str, torch.Tensor]:
-    """Two random inputs of a fixed seed: token ids (2, 16), int64, or noise (2, channels, h, w), float32."""
-    seeded = torch.Generator().manual_seed(0)
-    if record is None or not TASKS[record.task].has_images:
-        inputs = torch.randint(model.config.get_text_config().vocab_size, (2, 16), generator=seeded)
-    else:
-        inputs = torch.randn(2, n_channels(model.config), *image_size(model.config), generator=seeded)
-    return {model.main_input_name: inputs.to(model.device)}
-
-
 def n_channels(config: Any) -> int:
     """Channels of the model's images: 1 for grayscale, 3 for RGB."""
     return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
-
-
-def image_size(config: Any) -> tuple[int, int]:
-    """Height and width of the model's images; 224 x 224 for a model that takes any size."""
-    size = getattr(getattr(config, "vision_config", config), "image_size", None) or _USUAL_SIZE
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 class Classifier(NamedTuple):

@@ -47,11 +47,13 @@ def generate_texts(
     decoding: Decoding,
     batch_size: int = 8,
     watch: Callable[[Sequence[Any]], Iterable[Any]] = iter,
+    temperature: float = 0.0,
 ) -> list[str]:
     """The continuation of each prompt, up to an end of text, without the prompt.
 
     Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual tokens, which padding
     would separate from the text, prompts are continued one by one. `watch` may show progress over the batches.
+    Above 0, `temperature` samples tokens.
 
     Raises:
         DataError: a prompt has no token, or does not fit into the model's context with the new tokens after it.
@@ -66,11 +68,12 @@ def generate_texts(
             )
     at_once = 1 if virtual_tokens(model) else batch_size
     places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
+    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
     for start in watch(range(0, len(places), at_once)):
         batch = places[start : start + at_once]
         ids, mask = _left_padded([encoded[place] for place in batch], model.device)
-        for place, new in zip(batch, generate(model, ids, mask, decoding, end), strict=True):
+        for place, new in zip(batch, generate(model, ids, mask, decoding, end, **sampling), strict=True):
             texts[place] = new_text(tokenizer, encoded[place], new)
     return texts
 

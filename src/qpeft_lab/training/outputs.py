@@ -20,7 +20,7 @@ from qpeft.core.tuner import holder_of
 from qpeft.files import replace_folder
 from qpeft.methods.plan import count_deployed as count_adapter
 from qpeft.methods.plan import count_lora
-from qpeft_lab.training.classifier import how_to_load, probe
+from qpeft_lab.training.classifier import how_to_load
 from qpeft_lab.training.initial import saving_options
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.tasks import Task
@@ -51,7 +51,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     elif has_stock_form(model):
         with replace_folder(folder.exported) as target:
             if form is not None:  # adapter/ loads only with qpeft
-                qpeft.export(model, target, probe=probe(model.get_base_model(), task.record()))
+                qpeft.export(model, target)
             else:
                 qpeft.save(model, target, **saving_options(model))
             task.describe(target)
