@@ -4,24 +4,23 @@ import json
 
 import pytest
 
-import qpeft_lab.demo.run
 from qpeft import methods
+from qpeft_lab.cli import demo as demo_command
 from qpeft_lab.training.run_folder import RunFolder
 
-METHODS = dict(qpeft_lab.demo.run.METHODS)
+METHODS = dict(demo_command.METHODS)
 
 
 @pytest.fixture(autouse=True)
 def _tiny_demo(monkeypatch, base_folder):
-    monkeypatch.setattr("qpeft_lab.demo.run.base_path", lambda: base_folder)
+    monkeypatch.setattr("qpeft_lab.cli.demo.base_path", lambda: base_folder)
     texts = [f"Parameters\n----------\na : array_like\n    Number {i} of the array." * 3 for i in range(60)]
     monkeypatch.setattr("qpeft_lab.demo.corpus.numpy_docs", lambda: texts)
     # the tiny adapter is smaller than the usual widths
     small = {"r": 4, "target_modules": "all-linear", "hidden": (6, 5), "chunk_size": 32}
-    monkeypatch.setitem(qpeft_lab.demo.run.METHODS, "qpa", ("qpa", small))
+    monkeypatch.setitem(demo_command.METHODS, "qpa", ("qpa", small))
 
 
-@pytest.mark.filterwarnings("ignore:angles move at most:UserWarning")  # in two steps
 def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     arguments = ("demo", "--steps", 2, "--out", out)
@@ -30,7 +29,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monke
     found = json.loads(first.stdout)
     names = ["lora", "qpa", "quantum_peft"]
     assert list(found["runs"]) == names
-    assert found["request"]["learning_rates"] == {name: methods.named(name).learning_rate for name in names}
+    assert found["learning_rates"] == {name: methods.named(name).learning_rate for name in names}
     assert all(RunFolder(out / name).settings().lr == methods.named(name).learning_rate for name in names)
     lora, qpa, quantum_peft = found["runs"].values()
     for generated in (qpa, quantum_peft):
@@ -65,7 +64,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monke
 
 
 def test_control_differs_from_qpa_only_in_its_circuit(tmp_path):
-    settings = [qpeft_lab.demo.run.settings_of(name, tmp_path, 5) for name in ("qpa", "qpa-frozen")]
+    settings = [demo_command.settings_of(name, tmp_path, 5) for name in ("qpa", "qpa-frozen")]
     qpa, control = settings
     assert control.method_settings == {**METHODS["qpa"][1], "feature_source": "qnn_frozen"}
     for name in ("model", "data", "steps", "lr", "batch_size", "seq_len", "seed", "eval_blocks"):

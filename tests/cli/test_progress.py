@@ -2,8 +2,9 @@
 
 import pytest
 
+from qpeft_lab.cli.compare import CompareBar
 from qpeft_lab.cli.console import stderr
-from qpeft_lab.cli.progress import CompareBar, TrainingBar, bars
+from qpeft_lab.cli.progress import TrainingBar, bars
 from qpeft_lab.training.score import Score
 
 

@@ -18,7 +18,6 @@ from qpeft_lab.training.score import evaluate_language_model
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's warning about LayerNorm
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
-    pytest.mark.filterwarnings("ignore:angles move at most:UserWarning"),
     pytest.mark.filterwarnings("ignore:lora with eva initialization used:UserWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not (load|save):UserWarning"),
 ]

@@ -13,15 +13,18 @@ import typer
 from qpeft.checks import option
 from qpeft_lab.cli.adapters import TRUST
 from qpeft_lab.cli.command import SOME_FAILED, application, command
-from qpeft_lab.cli.console import Answer, facts, line, say, table, working
+from qpeft_lab.cli.console import Answer, facts, line, listed, say, stderr, table, working
 from qpeft_lab.cli.options import Fields, flag, needed
-from qpeft_lab.cli.progress import CompareBar, bars, say_failures
+from qpeft_lab.cli.progress import bars
 from qpeft_lab.compare import BUILT_IN, RECIPES
+from qpeft_lab.compare.progress import CompareProgress
 from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
+    from rich import progress
     from rich.console import Console
 
+    from qpeft_lab.compare.cell import Cell
     from qpeft_lab.compare.plan import Plan
     from qpeft_lab.compare.rows import Row
     from qpeft_lab.compare.summary import Summary
@@ -220,7 +223,8 @@ def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[st
             console.print(table(*page.brief(shown, console.width), title=shown.caption))
         for note in summary.warnings:
             say("Note:", note, "bold yellow")
-        say_failures(failures)
+        for row in failures:
+            say(f"{row['status']}:", " ".join(f"{cell_id(row)}: {row.get('error') or ''}".split()), "bold red")
         line(console, f"report  {folder / 'report.html'}")
         line(console, f"table   {folder / 'summary.csv'}")
 
@@ -231,19 +235,54 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     study = plan.study
     console.print(f"{study.title}\n{study.question}\n")
     rows = [
-        (
-            *(method.key, f"{method.trainable:,}", f"{method.deployed:,}"),
-            " ".join(f"{rate:g}" for rate in method.rates) or "-",
-        )
-        for method in study.methods
+        (one.key, one.trainable, one.deployed, " ".join(f"{rate:g}" for rate in one.rates)) for one in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
-    what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
-    phases = [
-        (what[name], n, "more if the best is at an edge" * (name == "tuning")) for name, n in data["cells"].items() if n
-    ]
-    console.print(facts([("steps of a run", study.training["steps"], ""), *phases]))
-    if data["hours"] is not None:
-        console.print(f"\nWith one worker up to {data['hours']:.1f} h.")
-    console.print("\nTo run it:\n")
+    hours = None if data["hours"] is None else f"up to {data['hours']:.1f} with one worker"
+    console.print(facts(listed({"steps": study.training["steps"], "runs": data["cells"], "hours": hours})))
+    console.print("\nMore tuning runs follow if the best learning rate is at an edge. To run it:\n")
     line(console, study.command, "cyan")
+
+
+class CompareBar(CompareProgress):
+    """Shows the cells done and those that run as some of `shown`, and prints a line per finished cell."""
+
+    def __init__(self, shown: progress.Progress) -> None:
+        self._bars, self._n_done, self._total = shown, 0, 0
+        self._all = shown.add_task("cells", total=None, text="")
+        self._running: dict[str, progress.TaskID] = {}
+
+    def on_total(self, n_cells: int, n_finished: int) -> None:
+        if n_finished > self._n_done:
+            say("Note:", f"{n_finished} of {n_cells} cells are already done")
+        self._n_done, self._total = n_finished, n_cells
+        self._bars.update(self._all, total=n_cells, completed=n_finished)
+
+    def on_start(self, cell: Cell) -> None:
+        self._running[_name(cell)] = self._bars.add_task(_name(cell), text="")
+
+    def on_step(self, cell: Cell, done: int, total: int) -> None:
+        self._bars.update(self._running[_name(cell)], completed=done, total=total)
+
+    def on_row(self, cell: Cell, row: Row) -> None:
+        self._n_done += 1
+        self._bars.update(self._all, completed=self._n_done)
+        if (task := self._running.pop(_name(cell), None)) is not None:
+            self._bars.remove_task(task)
+        line(stderr(), f"{self._n_done} of {self._total}: {_name(cell)}: {_outcome(row)}")
+
+    def on_note(self, text: str) -> None:
+        say("Note:", text)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.method} {cell.name}"
+
+
+def _outcome(row: Row) -> str:
+    if row["status"] != "success":
+        return " ".join(f"{row['status']}: {row.get('error') or ''}".split())
+    losses = {"test loss": row.get("test_loss"), "validation loss": row.get("valid_loss")}
+    known = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
+    worse = ", did not improve on the base" if row.get("lr") is not None and row.get("best_step") == 0 else ""
+    return f"{known[0]}{worse}" if known else "measured"

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qpeft.checks import option
+from qpeft import methods as registry
+from qpeft.checks import option, unknown
+from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line, say, size, table
 from qpeft_lab.cli.progress import TrainingBar, bars
+from qpeft_lab.demo import base_path
+from qpeft_lab.files import output_folder
+from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from qpeft_lab.training.run_folder import TrainResult
+
+_LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", _LORA),
+    "qpa": ("qpa", {**_LORA, "budget": 0.5}),
+    "qpa-frozen": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "qnn_frozen"}),
+    "quantum_peft": ("quantum_peft", {"r": 8, "target_modules": "all-linear"}),
+}
 
 
 @command
@@ -40,46 +51,67 @@ def demo(
       qpeft demo
       qpeft demo --methods lora,qpa,qpa-frozen --steps 150 --out longer
     """
-    from qpeft_lab.demo import run
-
     names = [name.strip() for name in methods.split(",") if name.strip()]
+    for name in names or [""]:
+        if name not in METHODS:
+            raise ConfigError(unknown("demo method", name, METHODS))
+    output_folder(out)
+    from qpeft.core.model_card import load_lines
+    from qpeft_lab.training.fit import train
+
+    settings = {name: settings_of(name, out, steps) for name in names}
     with bars() as shown:
-        results = run.run_demo(out, names, steps, partial(TrainingBar, shown))
+        results = {name: train(run, TrainingBar(shown, name)) for name, run in settings.items()}
     if all(result.already_finished for result in results.values()):
         say("Note:", f"{out} holds the results of this demo; remove the folder to run it again")
-    return Answer(run.to_dict(results), lambda console: _show(console, results, run.load_lines(results)))
+    last = results[names[-1]]
+    data = {
+        "base": last.model,
+        "steps": steps,
+        "learning_rates": {name: run.lr for name, run in settings.items()},
+        "runs": {name: result.to_dict() for name, result in results.items()},
+        "load": load_lines(str(base_path()), str(last.exported.resolve()), needs_qpeft=False),
+    }
+    return Answer(data, lambda console: _show(console, results, data))
 
 
-def _show(console: Console, results: dict[str, TrainResult], load: str) -> None:
-    from qpeft_lab.demo.run import learning_rate
-
-    first, last = next(iter(results.values())), list(results.values())[-1]
-    rates = ", ".join(f"{name} {learning_rate(name):g}" for name in results)
-    console.print(
-        f"NumPy's documentation, {first.steps} steps for each method on the same data in the same order, scored on "
-        f"{first.after.n_scored:,} held-out tokens. Learning rates, as chosen in our studies: "
-        f"{rates}\n"
+def settings_of(name: str, out: Path, steps: int) -> RunSettings:
+    """The run of one method; data, order and steps are the same for all methods."""
+    method, method_settings = METHODS[name]
+    return RunSettings(
+        model=str(base_path()),
+        data="numpy-docs",
+        out=str(out / name),
+        method=method,
+        method_settings=dict(method_settings),
+        steps=steps,
+        lr=registry.named(method).learning_rate,
+        batch_size=16,
+        seq_len=128,
+        eval_every=steps,
+        eval_blocks=64,
     )
-    console.print(_table(results))
+
+
+def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any]) -> None:
+    last = list(results.values())[-1]
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in data["learning_rates"].items())
+    console.print(
+        f"NumPy's documentation, {last.steps} steps for each method on the same data in the same order, scored on "
+        f"{last.after.n_scored:,} held-out tokens. Learning rates, as chosen in our studies: {rates}\n"
+    )
+    names = ("trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
+    rows: list[tuple[Any, ...]] = [("base model", "", "", "", f"{last.before.metrics['perplexity']:.1f}", "")]
+    for name, run in results.items():
+        score, seconds = run.after.metrics["perplexity"], run.seconds_per_step
+        costs = (run.trainable, run.deployed, size(run.stored_bytes))
+        rows.append((name, *costs, f"{score:.1f}", "" if seconds is None else f"{seconds:.2f}"))
+    console.print(table(("method", *names), rows))
     line(console, f"Exported adapter: {last.exported}", "bold")
     console.print("Load it with plain PEFT, without qpeft:\n")
-    line(console, load, "cyan")
+    line(console, data["load"], "cyan")
     console.print(
         "\nOne seed and one learning rate cannot rank the methods; qpeft compare tunes each method. To test whether "
         "the circuit contributes, add the control:\n"
     )
     line(console, "qpeft demo --methods lora,qpa,qpa-frozen", "cyan")
-
-
-def _table(results: dict[str, TrainResult]) -> Table:
-    names = ("trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
-    base = next(iter(results.values())).before.to_dict()["perplexity"]
-    rows = [
-        (
-            *(name, f"{run.trainable:,}", f"{run.deployed:,}", size(run.stored_bytes)),
-            f"{run.after.to_dict()['perplexity']:.1f}",
-            "" if run.seconds_per_step is None else f"{run.seconds_per_step:.2f}",
-        )
-        for name, run in results.items()
-    ]
-    return table(("method", *names), [("base model", "", "", "", f"{base:.1f}", ""), *rows])

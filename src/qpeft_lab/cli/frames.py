@@ -6,25 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qpeft.errors import ConfigError
-from qpeft_lab.cli.adapters import base_model
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line, size, working
 from qpeft_lab.cli.method import MethodOptions, method_settings
 from qpeft_lab.cli.options import Fields, needed
+from qpeft_lab.cli.suggestion import OF_FRAMES
+from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
 from qpeft_lab.settings import RunSettings
 
 _FRAME = "gradient"
-SETTINGS = (
-    *("model", "data", "task", "seq_len", "batch_size", "dtype", "seed", "trust_remote_code"),
-    *("text_column", "label_column", "prompt_column", "completion_column"),
-)
 
 
 @command
 def frames(
     *,
-    run: Annotated[dict[str, Any], Fields(RunSettings, only=SETTINGS)],
+    run: Annotated[dict[str, Any], Fields(RunSettings, only=OF_FRAMES)],
     out: Path = needed("New file to write; .safetensors is added to the name.", metavar="FILE"),
     method: MethodOptions,
 ) -> Answer:

@@ -118,16 +118,14 @@ def _check_owner(run: RunSettings, names: Collection[str]) -> None:
     """Refuse options of other methods than the run's and its host's, and name those methods."""
     own: set[str] = set()
     for method in (run.record, run.adapter):
-        own |= {f.name for f in _GENERATORS.get(method.key, ())}
-        own |= {f.name for f in fields(method.config_class)} if method.config is not None else set()
-    if foreign := [name for name in names if name not in own]:
-        for name in foreign:
-            if not any(f.name == name for group in _GENERATORS.values() for f in group):
-                check_setting(run, name)  # in a file
-        owners = [key for key, group in _GENERATORS.items() if {f.name for f in group} & {*foreign}]
-        raise ConfigError(
-            f"{', '.join(map(flag, foreign))}: not an option of method {run.method}; use --method {' or '.join(owners)}"
-        )
+        of_config = () if method.config is None else fields(method.config_class)
+        own |= {f.name for f in (*_GENERATORS.get(method.key, ()), *of_config)}
+    for name in (name for name in names if name not in own):
+        if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
+            raise ConfigError(
+                f"{flag(name)} is not an option of method {run.method}; use --method {' or '.join(owners)}"
+            )
+        check_setting(run, name)  # in a file
 
 
 def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:

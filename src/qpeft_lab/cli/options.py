@@ -74,14 +74,12 @@ class Signature:
     def __init__(self, function: Callable[..., Any]) -> None:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
         own = [(p.name, p.annotation, p.default) for p in parameters if isinstance(p.default, Field)]
-        self._own = make_dataclass("Own", own, kw_only=True)
-        self._groups: dict[str, tuple[Any, list[Fields]]] = {}  # of each parameter: its type, and what it is made of
-        for p in parameters:
-            kind: Any
-            kind, *marks = get_args(p.annotation) if get_origin(p.annotation) is Annotated else (p.annotation,)
-            if isinstance(p.default, Field):
-                kind, marks = None, [Fields(self._own, only=(p.name,))]
-            self._groups[p.name] = kind, marks or [Fields(kind)]
+        # by parameter: its type, and what it is made of; under "" the options that are parameters themselves
+        self._groups: dict[str, tuple[Any, list[Fields]]] = {}
+        hints = {p.name: p.annotation for p in parameters if not isinstance(p.default, Field)}
+        for name, hint in {"": make_dataclass("Own", own, kw_only=True), **hints}.items():
+            kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            self._groups[name] = kind, marks or [Fields(kind)]
         owners: dict[str, list[Fields]] = {}
         for group in (group for _, groups in self._groups.values() for group in groups):
             for found in group:
@@ -95,14 +93,11 @@ class Signature:
         given |= {name.removeprefix(_NOT): False for name in given if name.startswith(_NOT)}
         made: dict[str, Any] = {}
         for name, (kind, groups) in self._groups.items():
-            if kind is not None:
-                made[name] = {f.name: given[f.name] for group in groups for f in group if f.name in given}
+            made[name] = {f.name: given[f.name] for group in groups for f in group if f.name in given}
             if is_dataclass(kind):
                 made[name] = kind(**made[name])  # type: ignore[operator]
                 check_fields(made[name])
-        own = self._own(**{f.name: given[f.name] for f in fields(self._own) if f.name in given})
-        check_fields(own)
-        return made | vars(own)
+        return {**vars(made.pop("")), **made}
 
 
 def flag(name: str) -> str:

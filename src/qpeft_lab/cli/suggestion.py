@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError
-from qpeft_lab.cli.adapters import base_model
 from qpeft_lab.cli.console import facts, line, say, size, table, working
-from qpeft_lab.cli.frames import SETTINGS
 from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
+from qpeft_lab.demo import base_model
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import build_config
 
@@ -23,6 +22,10 @@ if TYPE_CHECKING:
     from qpeft.methods.suggest import Suggestion
 
 AUTO = "auto"
+OF_FRAMES = (  # options of `qpeft frames` that are those of a run
+    *("model", "data", "task", "seq_len", "batch_size", "dtype", "seed", "trust_remote_code"),
+    *("text_column", "label_column", "prompt_column", "completion_column"),
+)
 
 
 @dataclass(kw_only=True)
@@ -115,7 +118,7 @@ def announce(found: Suggestion, run: Mapping[str, Any], lr: float) -> None:
     """
     if found.needs_frame_file and "frames" not in found.settings:
         modules = sorted({name.rpartition(".")[2] for name in found.plan.target_modules})
-        given = {name: value for name, value in run.items() if name in SETTINGS and value is not True}
+        given = {name: value for name, value in run.items() if name in OF_FRAMES and value is not True}
         options = {**given, "target_modules": ",".join(modules), "out": "frames.safetensors"}
         words = (word for name, value in options.items() for word in (flag(name), str(value)))
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The embedded base model, the built-in texts, and the demo, which adapts the model to a text.
+"""The embedded base model and the built-in texts.
 
 `base_path()` is a folder for `AutoModelForCausalLM.from_pretrained(path, dtype="float32")` and
 `AutoTokenizer.from_pretrained(path)`.
