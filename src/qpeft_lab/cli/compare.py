@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import option
-from qpeft_lab.cli.adapters import TRUST
 from qpeft_lab.cli.command import SOME_FAILED, application, command
 from qpeft_lab.cli.console import Answer, facts, line, listed, say, stderr, table, working
 from qpeft_lab.cli.options import Fields, flag, needed
@@ -49,7 +48,10 @@ Overrides = Annotated[
     dict[str, Any],
     Fields(_Overrides),
     Fields(
-        RunSettings, "Instead of the study's own", only=("task", "data", "eval_data", *_TRAINING), is_complete=False
+        RunSettings,
+        "Instead of the study's own",
+        only=("task", "data", "eval_data", "trust_remote_code", *_TRAINING),
+        is_complete=False,
     ),
 ]
 
@@ -70,7 +72,6 @@ def run(
         "data. Nothing is downloaded, and the values mean nothing.",
     ),
     overrides: Overrides,
-    trust_remote_code: bool = TRUST,
 ) -> Answer:
     """Train every method with every seed under equal conditions, measure, and write a report.
 
@@ -91,7 +92,7 @@ def run(
     names = tuple(name.strip() for name in retry.split(",") if name.strip())
     check(executor, names)
     with working("Preparing the study"):
-        plan = _plan(study, overrides, out, out, trust_remote_code, smoke=smoke)
+        plan = _plan(study, overrides, out, out, smoke)
     with bars() as shown:
         outcome = run_plan(plan, workers, CompareBar(shown), executor, names, timeout, threads)
     data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
@@ -108,7 +109,6 @@ def plan(
         above=0,
     ),
     overrides: Overrides,
-    trust_remote_code: bool = TRUST,
 ) -> Answer:
     """Show what a study would run: cells, parameters, learning rates. Nothing is trained or written.
 
@@ -119,7 +119,7 @@ def plan(
       qpeft compare plan recipes/qpa-gpt2-wikitext2.yaml --examples-per-second 50
     """
     with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
-        found = _plan(study, overrides, Path(folder) / "study", Path(Path(study).stem), trust_remote_code)
+        found = _plan(study, overrides, Path(folder) / "study", Path(Path(study).stem))
         cells = {"tuning": found.tuning_cells({}), "final": found.final_cells({}), "cost": found.cost_cells({})}
         data = {
             "study": found.study.model_dump(),
@@ -167,14 +167,13 @@ def group() -> typer.Typer:
     return application((run, plan, report), compare, no_args_is_help=True)
 
 
-def _plan(
-    study: str, overrides: dict[str, Any], folder: Path, out: Path, trusted: bool, *, smoke: bool = False
-) -> Plan:
+def _plan(study: str, overrides: dict[str, Any], folder: Path, out: Path, smoke: bool = False) -> Plan:
     """The plan of a study in `folder`, with the command that reproduces its rows in `out`."""
     from qpeft_lab.compare.study import code_of, load_study
 
     for name in code_of(study):
         say("Note:", f"the study executes the code in {name.rpartition(':')[0]}", "bold yellow")
+    trusted = overrides.pop("trust_remote_code", False)
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
     found = load_study(
         study, {f"training.{name}" if name in _TRAINING else name: value for name, value in values.items()}
@@ -201,14 +200,7 @@ def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[st
         **(data or {}),
         **{"out": folder, "report": folder / "report.html", "rows": folder / "rows.jsonl"},
         **{"answers": summary.answers, "limits": summary.limits},
-        "methods": [
-            {
-                **page.line_of_method(one, summary),
-                "settings": one.method.settings,
-                "published": [value.model_dump() for value in one.method.published],
-            }
-            for one in summary.results
-        ],
+        "methods": [page.line_of_method(one, summary) | {"settings": one.method.settings} for one in summary.results],
         "failures": [
             {"cell_id": cell_id(row), **{key: row.get(key) for key in ("status", "error_type", "error")}}
             for row in failures

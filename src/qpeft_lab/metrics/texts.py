@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,30 +26,22 @@ def bleu(hypotheses: Texts, references: References, lowercase: bool = False) -> 
 
     `lowercase` ignores case, as the script of the E2E NLG Challenge does. Raises DataError for other `references`.
     """
-    return _bleu(hypotheses, references, lowercase)[0]
-
-
-def _bleu(hypotheses: Texts, references: References, lowercase: bool = False) -> tuple[float, str]:
-    """The score and its signature."""
-    from sacrebleu import BLEU
-
-    metric = BLEU(lowercase=lowercase, force=True)
-    return _of_corpus(metric, hypotheses, references), str(metric.get_signature())
+    return _of_corpus("BLEU", hypotheses, references, lowercase=lowercase, force=True)[0]
 
 
 def chrf(hypotheses: Texts, references: References) -> float:
     """chrF2 of `hypotheses` by sacrebleu, from 0 to 100; case counts. Raises DataError for other `references`."""
-    from sacrebleu import CHRF
-
-    return _of_corpus(CHRF(), hypotheses, references)
+    return _of_corpus("CHRF", hypotheses, references)[0]
 
 
-def _of_corpus(metric: Any, hypotheses: Texts, references: References) -> float:
-    """Sacrebleu takes the first reference of all texts, the second, ...; None where a text has fewer."""
+def _of_corpus(name: str, hypotheses: Texts, references: References, **options: Any) -> tuple[float, str]:
+    """The score and its signature. Sacrebleu takes the first reference of all texts, the second, ..., or None."""
+    import sacrebleu
+
     _check(hypotheses, references)
-    most = max(map(len, references))
-    columns = [[own[i] if i < len(own) else None for own in references] for i in range(most)]
-    return metric.corpus_score(list(hypotheses), columns).score
+    metric = getattr(sacrebleu, name)(**options)
+    columns = list(zip_longest(*references))
+    return metric.corpus_score(list(hypotheses), columns).score, str(metric.get_signature())
 
 
 def rouge(hypotheses: Texts, references: References) -> dict[str, float]:
@@ -109,7 +102,7 @@ def score_texts(hypotheses: Texts, references: References, bertscore_model: Path
     `bleu` with its `bleu_signature`, `bleu_lowercase`, `chrf`, `rouge1`, `rouge2`, `rougeL`; and `bertscore_f1` with
     `bertscore_model`, the folder of an encoder; without one it is None.
     """
-    score, signature = _bleu(hypotheses, references)
+    score, signature = _of_corpus("BLEU", hypotheses, references, force=True)
     return {
         "bleu": score,
         "bleu_signature": signature,
@@ -120,19 +113,12 @@ def score_texts(hypotheses: Texts, references: References, bertscore_model: Path
     }
 
 
-def check_strings(values: Sequence[str], what: str) -> None:
-    """Raise DataError unless `values` is a list or tuple of texts; a single text would be scored letter by letter."""
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise DataError(f"{what} must be a list of texts, got {type(values).__name__}")
-    if other := next((type(value).__name__ for value in values if not isinstance(value, str)), None):
-        raise DataError(f"{what} must be a list of texts, got one with {other}")
-
-
 def _check(hypotheses: Texts, references: References) -> None:
-    check_strings(hypotheses, "hypotheses")
+    """Refuse what is not a list of texts: a single text would be scored letter by letter."""
     if len(hypotheses) != len(references) or not hypotheses:
         raise DataError(f"{len(hypotheses)} texts and references for {len(references)}; give a list for each text")
-    for number in range(len(hypotheses)):
-        check_strings(references[number], f"the references of text {number + 1}")
-        if not references[number]:
-            raise DataError(f"text {number + 1} has no references; give at least one for each text")
+    lists = {"hypotheses": hypotheses} | {f"the references of text {n}": own for n, own in enumerate(references, 1)}
+    for what, texts in lists.items():
+        is_list = isinstance(texts, Sequence) and not isinstance(texts, str) and len(texts) > 0
+        if not is_list or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{what} must be one or more texts in a list, got {texts!r:.80}")
