@@ -86,7 +86,7 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     assert found["study"]["command"] == f"qpeft compare run {study} --seeds 0,1,2 --steps 5 --out small"
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli("compare", "plan", study)
-    for word in ("lora", "0.01", "final runs"):
+    for word in ("lora", "0.01", "final"):
         assert word in shown.stdout
 
 

@@ -26,6 +26,7 @@ INPUTS = {
     ("evaluate", "frames"),
     ("generate", "frames"),
     ("export", "frames"),
+    ("diagnose", "frames"),
     ("circuits draw", "adapter"),
     ("circuits count", "adapter"),
     ("circuits export", "adapter"),
