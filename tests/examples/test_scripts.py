@@ -72,7 +72,6 @@ def test_batches_never_name_more_users_than_slots(finished):
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:angles move at most")
 def test_digits_adapts_with_every_method_and_trains_nothing_again(example, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     digits = example("digits")
