@@ -17,6 +17,7 @@ from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from qpeft_lab.training.run_folder import TrainResult
 
@@ -100,13 +101,7 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
         f"NumPy's documentation, {last.steps} steps for each method on the same data in the same order, scored on "
         f"{last.after.n_scored:,} held-out tokens. Learning rates, as chosen in our studies: {rates}\n"
     )
-    names = ("trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
-    rows: list[tuple[Any, ...]] = [("base model", "", "", "", f"{last.before.metrics['perplexity']:.1f}", "")]
-    for name, run in results.items():
-        score, seconds = run.after.metrics["perplexity"], run.seconds_per_step
-        costs = (run.trainable, run.deployed, size(run.stored_bytes))
-        rows.append((name, *costs, f"{score:.1f}", "" if seconds is None else f"{seconds:.2f}"))
-    console.print(table(("method", *names), rows))
+    console.print(_table(results))
     line(console, f"Exported adapter: {last.exported}", "bold")
     console.print("Load it with plain PEFT, without qpeft:\n")
     line(console, data["load"], "cyan")
@@ -115,3 +110,14 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
         "the circuit contributes, add the control:\n"
     )
     line(console, "qpeft demo --methods lora,qpa,qpa-frozen", "cyan")
+
+
+def _table(results: dict[str, TrainResult]) -> Table:
+    names = ("trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
+    before = next(iter(results.values())).before
+    rows: list[tuple[Any, ...]] = [("base model", "", "", "", f"{before.metrics['perplexity']:.1f}", "")]
+    for name, run in results.items():
+        score, seconds = run.after.metrics["perplexity"], run.seconds_per_step
+        costs = (run.trainable, run.deployed, size(run.stored_bytes))
+        rows.append((name, *costs, f"{score:.1f}", "" if seconds is None else f"{seconds:.2f}"))
+    return table(("method", *names), rows)

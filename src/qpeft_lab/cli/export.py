@@ -84,8 +84,8 @@ def export(
     if not merge:
         _refuse_stock(folder)
     with working("Exporting and verifying in a process without qpeft") as tell:
-        data = {"path": str(out), "base": base_name}
-        data |= _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
+        data = _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
+        data |= {"path": str(out), "base": base_name}
         if push_to_hub is not None:
             tell("Uploading")
             data["url"] = _upload(out, push_to_hub)
@@ -157,7 +157,7 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
             difference = _largest(logits - stock_logits(base, target, inputs, trusted, **how))
             servers = {"vLLM": check_export(target, model_type)}
             load = load_lines(base, place, needs_qpeft=False, **how)
-            found = {**report.to_dict(), "path": str(out), "servers": servers, "load": load}
+            found = {**report.to_dict(), "servers": servers, "load": load}
         if not difference <= allowed:
             raise VerificationError(
                 f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "
