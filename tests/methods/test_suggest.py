@@ -19,6 +19,7 @@ from qpeft.methods.suggest import Design, Evidence, fill_names
 
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
 LLAMA = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+EVIDENCE = suggest_module.read_evidence()
 BATCHES = [{"input_ids": torch.arange(20)[None]}]
 
 
@@ -250,3 +251,12 @@ def test_base_without_such_modules_is_refused():
     for name in ("@norms", "@linear-and-head"):
         with pytest.raises(ConfigError, match=name):
             fill_names({"target_modules": name}, nn.Embedding(2, 2))
+
+
+@pytest.mark.parametrize("budget", [{"parameters": 1300}, {"bytes": 900}], ids=str)
+def test_counts_on_few_layers_change_nothing(use, monkeypatch, budget):
+    use(*EVIDENCE.designs[::6])
+    base = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=2, vocab_size=64)
+    found = qpeft.suggest(base, **budget)
+    monkeypatch.setattr(suggest_module, "_MANY_LAYERS", 100)
+    assert qpeft.suggest(base, **budget) == found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftType, UniLoraModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -88,7 +90,7 @@ def plan(
     try:
         with torch.device("meta"):  # FourierFT and others would draw values for minutes
             adapted = _adapt(model, stock)
-    except NotImplementedError:  # Uni-LoRA counts values
+    except NotImplementedError:  # Uni-LoRA with save_indices counts values
         adapted = _adapt(on_meta(base, config.task_type, trust_remote_code), stock)
     tuner, method = adapted.base_model, find_by_config(config)
     targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names] if isinstance(tuner, BaseTuner) else []
@@ -197,8 +199,12 @@ def _adapt(model: nn.Module, config: Any) -> Any:
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config = copy.copy(config)  # the counts need the initialization
         config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
+    # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds, and saves none
+    is_drawn = getattr(config, "save_indices", True)
+    draws = nullcontext() if is_drawn else patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
     try:
-        return get_peft_model(model, config)  # type: ignore[arg-type]
+        with draws:
+            return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
         raise error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0]) from error
 

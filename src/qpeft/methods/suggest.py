@@ -6,9 +6,12 @@ is made from the rows of a study by `benchmarks/evidence.py`.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -16,6 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import torch
 from peft import PeftConfig
 from torch import nn
 from transformers import PretrainedConfig
@@ -30,7 +34,9 @@ from qpeft.methods.registry import get
 
 NORMS, LAST_NORM, LINEAR = "@norms", "@last-norm", "@linear-and-head"  # stand for modules of a base
 _TASK = "CAUSAL_LM"
-_ALTERNATIVES = 5
+_ALTERNATIVES = 3
+_MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
+_MARGIN = 1.5  # factor of the budget above which an adapter is too large by these counts
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
     "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "
@@ -55,7 +61,7 @@ class Suggestion:
     #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
     evidence: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
-    alternatives: list[Suggestion] = field(default_factory=list)  #: the next best within the budget, at most five
+    alternatives: list[Suggestion] = field(default_factory=list)  #: the next best within the budget, at most three
 
     @property
     def config(self) -> PeftConfig:
@@ -120,34 +126,69 @@ def suggest(
         sizes = [row["trainable"] for row in design.results if row["base_parameters"] < n_base]
         return not in_bytes and max(sizes, default=0) > budget
 
+    def count(design: Design, base: nn.Module) -> tuple[int, Suggestion]:
+        given = frames if base is model else None  # which has frames for every layer of `model`
+        with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
+            one = _counted(evidence, design, base, given, in_bytes=in_bytes)
+        return one.plan.stored_bytes if in_bytes else one.plan.trainable, one
+
+    def expected(design: Design, most: float = math.inf) -> float:
+        """The size on `model` by those on one and on two of its layers; the former if it exceeds `most`."""
+        with suppress(QpeftError):
+            size, _ = count(design, few[0])
+            return size if size > most else size + (n_layers - 1) * (count(design, few[1])[0] - size)
+        return 0
+
+    n_layers, few = _few_layers(model)
     found: list[Suggestion] = []
-    sizes: dict[str, int] = {}  # of those that are too large
+    larger: list[Design] = []
     refused: list[str] = []
     for design in sorted(evidence.ranked(n_base), key=was_larger):
+        if few and expected(design, _MARGIN * budget) > _MARGIN * budget:
+            larger.append(design)
+            continue
         try:
-            with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
-                one = _counted(evidence, design, model, frames, in_bytes=in_bytes)
+            size, one = count(design, model)
             if reason := refuses(one.config) or (mixed_batches and why_not_mixed(model, one.config)):
                 raise ConfigError(reason)
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
             continue
-        if (size := one.plan.stored_bytes if in_bytes else one.plan.trainable) > budget:
-            sizes[design.label] = size
+        if size > budget:
+            larger.append(design)
         else:
             found.append(one)
         if len(found) > _ALTERNATIVES:
             break
     if found:
         first, *others = (replace(one, notes=_notes(evidence, model, one, parameters)) for one in found)
-        return replace(first, alternatives=others[:_ALTERNATIVES])
-    if not sizes:
+        return replace(first, alternatives=others)
+    if not larger:
         raise ConfigError(f"no measured adapter fits what was asked; the first reason is: {refused[0]}")
-    smallest = min(sizes, key=sizes.__getitem__)
+    smallest = min(larger, key=expected if few else lambda design: count(design, model)[0])
     raise ConfigError(
-        f"{name} {budget:,} is too small: the smallest measured adapter for this model, {smallest}, has "
-        f"{sizes[smallest]:,}; raise {name}"
+        f"{name} {budget:,} is too small: the smallest measured adapter for this model, {smallest.label}, has "
+        f"{count(smallest, model)[0]:,}; raise {name}"
     )
+
+
+def _few_layers(model: Any) -> tuple[int, list[nn.Module]]:
+    """The number of layers of `model`, and models like it with one and with two, on which counts take much less time.
+
+    None if it has few layers itself, or if they differ.
+    """
+    found, sizes = [], [sum(p.numel() for p in model.parameters())]
+    n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
+    for n in (1, 2) if n_layers >= _MANY_LAYERS else ():
+        config = copy.deepcopy(model.config)
+        config.num_hidden_layers = n
+        if types := getattr(config, "layer_types", None):
+            config.layer_types = types[:n]
+        with torch.device("meta"):
+            found.append(type(model)(config))
+        sizes.append(sum(p.numel() for p in found[-1].parameters()))
+    is_uniform = found and sizes[0] == sizes[1] + (n_layers - 1) * (sizes[2] - sizes[1])
+    return n_layers, found if is_uniform else []
 
 
 def _counted(
