@@ -3,7 +3,6 @@
 import itertools
 
 import numpy as np
-import pennylane as qml
 import pytest
 import torch
 from hypothesis import given
@@ -18,8 +17,6 @@ from qpeft.circuits import (
     gate_probabilities,
     register_ansatz,
     to_openqasm,
-    to_pennylane,
-    to_qiskit,
 )
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
@@ -66,8 +63,6 @@ USES = {
     "exact": lambda mine: exact_probabilities(mine, torch.zeros(N_QUBITS)),
     "gates": lambda mine: gate_probabilities(mine, torch.zeros(N_QUBITS)),
     "openqasm": to_openqasm,
-    "pennylane": lambda mine: qml.tape.make_qscript(to_pennylane(mine))(torch.zeros(N_QUBITS)),
-    "qiskit": to_qiskit,
     "drawing": lambda mine: mine.draw(),
     "backend": lambda mine: CircuitRun(mine, Jobs(ExactBackend()))(torch.zeros(N_QUBITS)),
 }

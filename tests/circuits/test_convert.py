@@ -113,6 +113,11 @@ def test_tape_has_its_trainable_parameters_in_order():
     assert kinds == [("rx", (0,), (0,), 0), ("ry", (1,), None, 0.7), ("ry", (0,), (1,), 0), ("cx", (0, 1), None, 0)]
 
 
+def test_wires_are_those_of_the_device():
+    ansatz = from_pennylane(qnode(lambda angles: qml.RY(angles[0], wires=1), 3, device=3), (1,))
+    assert (ansatz.n_qubits, [gate.wires for gate in ansatz.gates()]) == (3, [(1,)])
+
+
 QISKIT = {"efficient_su2": efficient_su2(4, reps=2), "real_amplitudes": real_amplitudes(4, reps=2, entanglement="full")}
 
 

@@ -20,7 +20,6 @@ from qpeft.circuits.orthogonal import (
     orthogonal_batches,
     orthogonal_columns,
     resolve_construction,
-    two_design_columns,
 )
 from qpeft.errors import CircuitError
 
@@ -182,23 +181,7 @@ def test_pad_refuses_columns_in_the_dropped_rows():
 )
 def test_spread_columns(n_qubits, k, expected):
     assert basis_columns("spread", n_qubits, k).tolist() == expected
-
-
-@given(st.integers(0, 8), st.data())
-def test_columns_are_distinct_indices(n_qubits, data):
-    k = data.draw(st.integers(1, 2**n_qubits))
-    spread = basis_columns("spread", n_qubits, k).tolist()
-    assert len(set(spread)) == k
-    assert set(spread) <= set(range(2**n_qubits))
     assert basis_columns("first", n_qubits, k).tolist() == list(range(k))
-
-
-def test_circuit_without_qubits_is_the_matrix_one():
-    angles = torch.zeros(3, 0, requires_grad=True)
-    u = two_design_columns(angles, 0, 2, [0])
-    assert torch.equal(u, torch.ones(3, 1, 1))
-    u.sum().backward()
-    assert angles.grad.shape == (3, 0)
 
 
 # -- the Lie-algebra family

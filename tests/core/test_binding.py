@@ -135,6 +135,18 @@ def test_parameters_unfrozen_after_an_evaluation_get_gradients(x):
     assert generator.angles.grad.all()
 
 
+def test_cast_is_undone_where_the_memory_is_reused(x, monkeypatch):
+    """The parameters then have the address and version of the last evaluation, through which they get no gradient."""
+    host, generator, binding = bound()
+    generator.float()
+    loss_of(host, binding, x)
+    key = binding._key
+    monkeypatch.setattr("qpeft.core.binding._key", lambda parameters: key)
+    generator.angles.data = generator.angles.data.bfloat16()
+    loss_of(host, binding, x).backward()
+    assert generator.angles.grad.all()
+
+
 def test_partial_gradients_under_ddp_raise(x, monkeypatch):
     host, _generator, binding = bound()
     loss = loss_of(host, binding, x)

@@ -70,6 +70,14 @@ def test_host_that_needs_task_ids_is_exported_with_a_probe(llama, ids, tmp_path)
     assert qpeft.export(model, tmp_path / "exported", probe=probe).max_logit_difference == 0
 
 
+def test_initial_values_are_saved_except_for_raw(llama, tmp_path):
+    for mode in ("residual", "raw"):
+        model = attached(llama, IA3, init_mode=mode)
+        qpeft.save(model, tmp_path / mode)
+        initial = [tensor for name, tensor in stored(tmp_path / mode).items() if name.endswith(".initial")]
+        assert len(initial) == (mode == "residual")
+
+
 def test_replicated_layers(llama, ids, adapters, tmp_path):
     model = adapters.train(attached(llama, LoraConfig(r=2, layer_replication=[[0, 1], [0, 2]], **QV)), ids)
     live = adapters.logits(model, ids)

@@ -1,10 +1,11 @@
 """`qpeft.plan`: exact counts at published geometries, and notes. `test_life.py` compares plans with training."""
 
+import re
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     BertConfig,
@@ -13,7 +14,6 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     PreTrainedConfig,
-    RobertaConfig,
     T5Config,
     ViTConfig,
 )
@@ -28,8 +28,6 @@ _GEMMA = {"vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_38
 GEMMA = GemmaConfig(**_GEMMA, num_attention_heads=8, num_key_value_heads=1, head_dim=256)  # Gemma-1-2B
 _STORIES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5}
 STORIES = LlamaConfig(**_STORIES, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True)
-# RoBERTa-base with MNLI's three classes
-ROBERTA = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1, num_labels=3)
 
 
 def prefix(size=None):
@@ -61,8 +59,6 @@ WIDE = 31 + 40  # angles of Gemma's widths 2048 and 16384; 31 + 22 of 2048 and 2
 COUNTS = [  # base, config, trainable and deployed parameters; None: not compared here
     (GPT2, prefix(), 184_320, 184_320),
     (GPT2, prefix(512), 9_857_024, 184_320),  # the encoder is not deployed
-    (GPT2, prefix(768), 14_772_480, 184_320),
-    (GPT2, lora(5), 184_320, 184_320),
     (GPT2, lora(8), 294_912, 294_912),
     (GPT2, on_attention(qpeft.QAAConfig), 203_112, None),
     (GPT2, on_attention(qpeft.QAAConfig, feature_source="none"), 18_432, None),
@@ -121,22 +117,6 @@ def test_sizes_and_parts():
     assert qpeft.plan(GPT2, of_head).sizes["rank_bound"] == 16  # the features
 
 
-def test_count_equals_that_of_a_published_adapter(shared):
-    """microsoft/LoRA's RoBERTa-base on MNLI: rank 8 on query and value, and the classification head."""
-    with safe_open(shared / "models/roberta_base_lora_mnli/lora_mnli.safetensors", framework="pt") as file:
-        sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    pairs = {name: shape for name, shape in sizes.items() if "lora_" in name}
-    real = sum(a * b for a, b in pairs.values())
-    targets = {"r": 8, "target_modules": ["query", "value"], "task_type": "SEQ_CLS"}
-    stock, ours = (qpeft.plan(ROBERTA, make(**targets)) for make in (LoraConfig, qpeft.QPAConfig))
-    of_head = sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for name, shape in sizes.items() if name not in pairs)
-    assert len(stock.target_modules) == len(pairs) / 2
-    assert stock.trainable == real + of_head
-    assert ours.deployed == stock.deployed
-    assert ours.trainable_parts["other"] == of_head
-    assert ours.trainable <= of_head + 0.5 * real
-
-
 @pytest.mark.parametrize(
     ("base", "config", "notes"),
     [
@@ -150,10 +130,7 @@ def test_count_equals_that_of_a_published_adapter(shared):
 def test_notes(request, base, config, notes):
     base = request.getfixturevalue(base) if isinstance(base, str) else base
     found = qpeft.plan(base, config).notes
-    assert len(found) == len(notes)
-    for note, text in zip(found, notes, strict=True):
-        with pytest.raises(ConfigError, match=text):
-            raise ConfigError(note)
+    assert all(re.search(text, note) for note, text in zip(found, notes, strict=True))
 
 
 @pytest.mark.parametrize("make", [LoraConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig])

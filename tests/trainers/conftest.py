@@ -23,8 +23,11 @@ def config_of():
     """A config small enough for a tiny model, by the method's key."""
     from variants import VARIANTS
 
-    names = {"qpa": "qpa with a network", "quantum_peft": "quantum_peft"}
-    return lambda method, **settings: VARIANTS[names[method]].make_config(**{"r": 4, **settings})
+    def make(method, **settings):
+        variant = VARIANTS["qpa with a network" if method == "qpa" else method]
+        return variant.make_config(**{"r": 4} if "r" in variant.settings else {}, **settings)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ class Binding:
         for parameter in self.generator.parameters():
             if parameter.dtype in _HALF_PRECISION:
                 parameter.data = parameter.data.float()
+                self._key = ()  # even at the address of the last evaluation, whose graph no longer reaches it
 
     def invalidate(self) -> None:
         """Discard the evaluation.

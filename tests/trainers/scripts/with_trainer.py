@@ -1,4 +1,4 @@
-"""A user's script with transformers.Trainer, for torchrun or one process alone: under DDP, or under FSDP2.
+"""A user's script, for torchrun or one process alone: transformers.Trainer under DDP or FSDP2, and DDP alone.
 
 accelerate uses FSDP on accelerators only, so it is given the state that it has there.
 """
@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import save_file
-from tiny import METHODS, adapted, check_refused, leave_together, rows, trained
-from torch.distributed.fsdp import FSDPModule
+from tiny import METHODS, adapted, batch, check_refused, leave_together, moved, rows, trained
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
+
+from qpeft.errors import ConfigError
 
 GLOBAL_BATCH = 8
 ACCUMULATION = 2
@@ -57,6 +61,24 @@ def train(method, out, n_processes, **settings):
     return {**{name: p.detach().clone() for name, p in trained(trainer.model).items()}, "losses": torch.tensor(losses)}
 
 
+def gradients(method, **options):
+    """Under DDP of each rank's half of 8 rows, and of one process with all of them."""
+    alone, model, rank = moved(method), moved(method), torch.distributed.get_rank()
+    alone(**batch(rows(8))).loss.backward()
+    replica = DistributedDataParallel(model, **options)
+    replica(**batch(rows(8)[4 * rank :][:4])).loss.backward()
+    found = {f"found.{name}": p.grad for name, p in trained(model).items()}
+    return {**found, **{f"expected.{name}": p.grad for name, p in trained(alone).items()}}
+
+
+def check_fsdp1_is_refused(method):
+    mesh = init_device_mesh("cpu", (2,))
+    model = FullyShardedDataParallel(
+        moved(method), device_mesh=mesh, use_orig_params=True, device_id=torch.device("cpu")
+    )
+    check_refused(lambda: model(**batch(rows(8))), ConfigError, "shards the generator")
+
+
 def check_resume(method, out):
     """Under FSDP2 with AdamW: torch cannot load the state of an optimizer without any, such as plain SGD."""
     place = Path(out) / f"resumed_{method}"
@@ -83,6 +105,10 @@ def main(out, *how):
         save_file(found, Path(out) / f"{method}.{rank}.safetensors")
         if how:
             check_resume(method, out)
+            continue
+        check_fsdp1_is_refused(method)
+        for options in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
+            save_file(gradients(method, **options), Path(out) / f"{method}.{'-'.join(options)}.{rank}.safetensors")
     if not how:
         check_reentrant_is_refused("qpa", out)
     leave_together()

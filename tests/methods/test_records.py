@@ -1,10 +1,51 @@
-"""Nothing outside a method's folder compares names of methods, or imports the folder."""
+"""Records of methods have the learning rates of the studies; nothing outside a method's folder compares its name."""
 
 import ast
+import json
+import lzma
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
+
+import pytest
 
 import qpeft
-from qpeft.methods import records
+from qpeft import methods
+from qpeft.methods import Method, records
+from qpeft_lab.method_records import kind_with
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
+
+def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
+    medians = defaultdict(list)
+    for file in RESULTS.glob("*/*.jsonl.xz"):
+        study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
+        if len(study["tuning"]["grid"]) == 1:
+            continue
+        rates = {row["method"]: row["lr"] for row in rows if row["role"] not in ("tuning", "cost")}
+        chosen = defaultdict(list)
+        for method in study["methods"]:
+            if rates.get(method["key"]):
+                chosen[method["method"]].append(rates[method["key"]])
+        for method, rates in chosen.items():
+            medians[method].append(median(rates))
+    wrong = {
+        method: (rate, median(found))
+        for method, found in medians.items()
+        if not 0.8 < (rate := methods.named(method).learning_rate) / median(found) < 1.25  # one digit
+    }
+    assert len(medians) > 10
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")]
+)
+def test_settings_without_a_circuit_are_classical(settings, kind):
+    assert kind_with(methods.named("quantum_peft"), settings) == kind
+    assert kind_with(Method(key="x", title="x", kind="quantum"), settings) == "quantum"
+
 
 SOURCE = Path(qpeft.__file__).parent
 KEYS = {record.key for record in records()}
@@ -21,11 +62,9 @@ def names_in(tree):
         elif isinstance(node, ast.MatchValue) or (isinstance(node, ast.Assign | ast.AnnAssign) and node in tree.body):
             parts = [node.value]
         elif isinstance(node, ast.Dict) and len(found := [key for key in node.keys if _keys(key)]) > 1:
-            parts = found if found[0] is node.keys[0] else []
+            parts = found
         elif isinstance(node, ast.ImportFrom):
             imported = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            imported = [alias.name for alias in node.names]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             imported = [node.value]  # such as "qpeft.methods.qpa.plan:count_qpa"
         yield from (key for part in parts for key in _keys(part))
