@@ -1,14 +1,17 @@
 """The base model of an adapter: recognized in every precision, and another one with equal shapes is noticed."""
 
 import copy
+import itertools
 import json
-import warnings
 
+import moe
 import pytest
+import tiny_models
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import GPT2ForSequenceClassification
 from variants import VARIANTS
 
 import qpeft
@@ -32,16 +35,9 @@ def tuned(base, relative=0.02):
     return other
 
 
-def of_another_seed(base):
-    torch.manual_seed(7)
-    return type(base)(base.config)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The base of a variant's adapter, the folder, and the ways to load it."""
-    import tiny_models
-
     torch.manual_seed(0)
     base = tiny_models.llama()
     folders = {}
@@ -58,44 +54,24 @@ def saved(tmp_path_factory):
 
 
 @pytest.mark.parametrize("variant", CHOSEN)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_own_base_is_recognized_in_every_precision(saved, variant, dtype):
+def test_own_base_is_recognized_in_every_precision_and_with_a_larger_vocabulary(saved, variant):
     base, folder, loads = saved(variant)
-    for load in loads:
-        load(copy.deepcopy(base).to(dtype), folder)  # a warning would be an error
+    own = [base, copy.deepcopy(base).bfloat16(), copy.deepcopy(base).half()]
+    if variant != "attached to a prefix":  # a prompt belongs to the embedding too
+        own.append(copy.deepcopy(base))
+        own[-1].resize_token_embeddings(base.config.vocab_size + 8)
+    for load, same in itertools.product(loads, own):
+        load(copy.deepcopy(same), folder)  # a warning would be an error
 
 
 @pytest.mark.parametrize("variant", CHOSEN)
-@pytest.mark.parametrize("change", [tuned, of_another_seed],
-                         ids=["tuned", "another seed"])  # fmt: skip
-def test_another_base_of_equal_shapes_is_heard_once(saved, variant, change):
+def test_another_base_of_equal_shapes_is_heard_once(saved, variant):
     base, folder, loads = saved(variant)
     for load in loads:
         with pytest.warns(BaseModelWarning, match="other weights") as caught:
-            load(change(base), folder)
+            load(tuned(base), folder)
         assert [one.category for one in caught].count(BaseModelWarning) == 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BaseModelWarning)
-            load(change(base), folder)
-    qpeft.load(change(base), folder, allow_other_base=True)
-
-
-@pytest.mark.parametrize("variant", CHOSEN[:-1])  # a prompt belongs to the embedding too
-def test_vocabulary_may_grow(saved, variant):
-    base, folder, loads = saved(variant)
-    for load in loads:
-        grown = copy.deepcopy(base)
-        grown.resize_token_embeddings(base.config.vocab_size + 8)
-        load(grown, folder)  # a warning would be an error
-
-
-def test_warning_names_both_bases(llama, tmp_path):
-    llama.name_or_path = "someone/base"
-    qpeft.save(get_peft_model(copy.deepcopy(llama), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path)
-    other = tuned(llama)
-    other.name_or_path = "someone/base-instruct"
-    with pytest.warns(BaseModelWarning, match=r"'someone/base'.*'someone/base-instruct'.*allow_other_base"):
-        qpeft.load(other, tmp_path)
+    qpeft.load(tuned(base), folder, allow_other_base=True)
 
 
 @pytest.mark.parametrize("frame", ["gradient", "sign", "weights"])
@@ -107,22 +83,24 @@ def test_frames_of_another_base_are_refused(llama, ids, tmp_path, frame):
     qpeft.save(model, tmp_path)
     for load in LOADS.values():
         load(copy.deepcopy(llama), tmp_path)
-        other, untouched = tuned(llama), tuned(llama)
+        other = tuned(llama)
         with pytest.raises(CheckpointError, match=r"other weights.*qpeft\.export"):
             load(other, tmp_path)
-        assert other.state_dict().keys() == untouched.state_dict().keys()
+        assert other.state_dict().keys() == llama.state_dict().keys()
     with pytest.raises(CheckpointError):
         qpeft.load(tuned(llama), tmp_path, allow_other_base=True)
 
 
 def test_training_on_another_base_makes_it_the_adapters_own(llama, tmp_path):
+    llama.name_or_path = "someone/base"
     qpeft.save(get_peft_model(copy.deepcopy(llama), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "a")
     other = tuned(llama)
+    other.name_or_path = "someone/base-instruct"
     for trains in (False, True):
         loaded = qpeft.load(copy.deepcopy(other), tmp_path / "a", is_trainable=trains, allow_other_base=True)
         qpeft.save(loaded, tmp_path / str(trains))
     qpeft.load(copy.deepcopy(other), tmp_path / "True")
-    with pytest.warns(BaseModelWarning):
+    with pytest.warns(BaseModelWarning, match=r"'someone/base'.*'someone/base-instruct'.*allow_other_base"):
         qpeft.load(other, tmp_path / "False")
     qpeft.load(llama, tmp_path / "False")
 
@@ -141,9 +119,6 @@ def test_weights_that_are_not_in_memory_are_not_compared(saved, variant):
 
 
 def test_new_head_of_a_classifier_is_not_compared(tmp_path):
-    import tiny_models
-    from transformers import GPT2ForSequenceClassification
-
     tiny_models.gpt2().save_pretrained(tmp_path / "base")
     config = qpeft.BottleneckConfig(bottleneck_size=2, target_modules=["mlp"], task_type="SEQ_CLS")
 
@@ -153,8 +128,7 @@ def test_new_head_of_a_classifier_is_not_compared(tmp_path):
     qpeft.save(get_peft_model(base(), config), tmp_path / "a")
     qpeft.load(base(), tmp_path / "a")
     other = base()
-    with torch.no_grad():
-        other.transformer.h[0].mlp.c_fc.weight.mul_(1.01)
+    other.transformer.h[0].mlp.c_fc.weight.data.mul_(1.01)
     with pytest.warns(BaseModelWarning):
         qpeft.load(other, tmp_path / "a")
 
@@ -171,22 +145,16 @@ def test_host_that_changes_the_adapted_weights_is_recognized_by_the_others(llama
 
 
 def test_experts_count_as_weights(tmp_path):
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    base = MixtralForCausalLM(MixtralConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4)).eval()  # fmt: skip
+    base = moe.make("mixtral")
     host = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"])
-    made = get_peft_model(copy.deepcopy(base), host)
-    model = qpeft.attach(made, qpeft.QPAGeneratorConfig(n_layers=2))
-    qpeft.save(model, tmp_path)
+    qpeft.save(qpeft.attach(get_peft_model(copy.deepcopy(base), host), qpeft.QPAGeneratorConfig(n_layers=2)), tmp_path)
     qpeft.load(copy.deepcopy(base), tmp_path)
-    with torch.no_grad():
-        base.model.layers[0].mlp.experts.down_proj.mul_(1.01)
+    base.model.layers[0].mlp.experts.down_proj.data.mul_(1.01)
     with pytest.warns(BaseModelWarning):
         qpeft.load(base, tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["abc", 7, ["a"]])
+@pytest.mark.parametrize("damage", ["abc", ["a"]])
 def test_damaged_digest_is_refused(saved, tmp_path, damage):
     base, folder, loads = saved("sora")
     (tmp_path / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
@@ -259,21 +227,14 @@ def test_added_change_is_noticed_by_signs(seed):
     assert not agree(weight.bfloat16(), tuned.half())
 
 
-def test_names_and_shapes_count():
+def test_names_shapes_and_all_columns_count_but_not_the_layout_in_memory():
     weight = torch.ones(4, 6)
     found = {digest(weights) for weights in ({"w": weight}, {"v": weight}, {"w": weight.T}, {"w": weight, "v": weight})}
     assert len(found) == 4
-
-
-def test_sample_is_not_confined_to_one_column():
     weight = torch.ones(4096, 4096, dtype=torch.float16)
     other = torch.where(torch.arange(4096) == 0, weight, -weight)  # equal in the first column only
     assert digest({"w": weight}) != digest({"w": other})
-
-
-def test_layout_in_memory_does_not_count():
-    weight = drawn(0)
-    assert digest({"w": weight}) == digest({"w": weight.T.contiguous().T})
+    assert digest({"w": drawn(0)}) == digest({"w": drawn(0).T.contiguous().T})
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn])
