@@ -2,10 +2,10 @@
 
     python benchmarks/recompute_summary.py DIR
 
-Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values, verdicts
-after Holm's correction, and steps to 80 % of the reference's gain must agree with DIR/summary.csv. The script does not
-use qpeft: Student's distribution is integrated numerically, and Holm's correction is applied step by step. Exit code 1:
-there are disagreements, one per line.
+Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values and
+verdicts after Holm's correction must agree with DIR/summary.csv. The script does not use qpeft: Student's distribution
+is integrated numerically, and Holm's correction is applied step by step. Exit code 1: there are disagreements, one per
+line.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ FAILED = {"failed", "diverged", "oom", "timeout", "skipped"}
 
 @dataclass
 class Result:
-    """The metric of a method by seed, the statuses of its rows, and its loss curves."""
+    """The metric of a method by seed, and the statuses of its rows."""
 
     values: dict[int, float]
     statuses: list[str]
-    curves: list[list[list[Any]]]  # of seeds with a row; empty for one that failed
 
     @property
     def lost(self) -> bool:
@@ -52,8 +51,7 @@ def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[s
         rows = dict.fromkeys(cells, next(iter(rows.values())))
     metric = {seed: row.get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]
-    curves = [row.get("curve", []) if row["status"] == "success" else [] for row in rows.values()]
-    return Result({seed: value for seed, value in metric.items() if value is not None}, statuses, curves)
+    return Result({seed: value for seed, value in metric.items() if value is not None}, statuses)
 
 
 def tail(t: float, df: int) -> float:
@@ -100,7 +98,7 @@ def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str,
     """All comparisons of the study with their final verdicts."""
     pairs = [(m["key"], study["reference"]) for m in study["methods"] if m["role"] != "equal_budget"]
     pairs += [(m["key"], m["against"]) for m in study["methods"] if m["against"]]
-    pairs += [(m["key"], m["block"]) for m in study["methods"] if m["block"]]
+    pairs += [(m["key"], m["at_size_of"]) for m in study["methods"] if m["at_size_of"]]
     lower = study["metric"] == "test_loss"
     asked = {pair: compare(results[pair[0]], results[pair[1]], lower) for pair in pairs if pair[0] != pair[1]}
     found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
@@ -135,27 +133,12 @@ def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[
     lines = {}
     for method in study["methods"]:
         key = method["key"]
-        compared = found.get((key, method["block"] or study["reference"]))
+        compared = found.get((key, method["at_size_of"] or study["reference"]))
         control = found.get((key, method["against"]))
         lines[key] = metric(results[key]) | columns("delta", compared) | columns("control", control)
-        lines[key] |= {"ratio": sizes[key] / sizes[method["block"]] if method["block"] else None}
+        lines[key] |= {"ratio": sizes[key] / sizes[method["at_size_of"]] if method["at_size_of"] else None}
         lines[key] |= {"seeds_ok": results[key].statuses.count("success")}
-        lines[key] |= convergence(results[key].curves, results[study["reference"]].curves, bool(method["rates"]))
     return lines
-
-
-def convergence(curves: list[list[list[Any]]], reference: list[list[list[Any]]], is_trained: bool) -> dict[str, Any]:
-    """Median steps to 80 % of the reference's gain, how many seeds reached them."""
-    points = [[(step, loss) for step, loss, _ in curve] for curve in curves]
-    losses = [[loss for _, loss, _ in curve] for curve in reference if curve]
-    start = statistics.mean(loss[0] for loss in losses) if losses else 0.0
-    gain = start - statistics.mean(loss[-1] for loss in losses) if losses else 0.0
-    if not (is_trained and gain > 0 and any(points)):
-        return {"steps_to": None, "reached": None}
-    steps = [min((step for step, loss in curve if loss <= start - 0.8 * gain), default=math.inf) for curve in points]
-    middle = statistics.median(steps)
-    shown = f"> {max(curve[-1][0] for curve in curves if curve):g}" if math.isinf(middle) else middle
-    return {"steps_to": shown, "reached": sum(map(math.isfinite, steps))}
 
 
 def metric(result: Result) -> dict[str, Any]:
@@ -193,6 +176,8 @@ def agrees(printed: str, value: Any) -> bool:
 
 def main(folder: Path) -> int:
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    for method in study["methods"]:
+        method.setdefault("at_size_of", method.get("block"))  # its name in the published rows
     results = read_results(folder, study)
     found = disagreements(folder / "summary.csv", expected_summary(study, results))
     print("\n".join(found) if found else f"summary.csv agrees with the rows of {len(results)} methods")

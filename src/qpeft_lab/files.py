@@ -1,4 +1,4 @@
-"""Files of runs and studies: JSON that anyone may have written, files that are appended to, and what a kill leaves."""
+"""Files of runs and studies: JSON that anyone may have written, lines that are appended, locks, what a kill leaves."""
 
 from __future__ import annotations
 
@@ -8,18 +8,57 @@ import math
 import os
 import re
 import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import UNFINISHED, hidden_folder
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
+_PAUSE = 0.2  # seconds between two attempts to lock a folder
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
 _DISK_FULL = (
     *("no space left on device", "disk quota exceeded", "file too large"),  # the system
     *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
 )
+
+
+@contextmanager
+def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
+    """Create `folder` and lock it against other processes, by its file `.lock`, whose content is not changed.
+
+    Without effect where the platform or the file system has no locks. Raises ConfigError if another process keeps the
+    folder locked for `patience` seconds.
+    """
+    folder = Path(os.path.realpath(folder))  # a link may name a folder that does not exist yet
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, ends = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666), time.monotonic() + patience
+    try:
+        while not _acquire(handle):
+            if time.monotonic() >= ends:
+                raise ConfigError(
+                    f"another process uses the run folder {folder}; wait until it ends, or choose another"
+                )
+            time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _acquire(handle: int) -> bool:
+    """Lock the open file; True also where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # a platform or a file system without locks
+        return True
+    return True
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -28,6 +67,35 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def json_line(value: Any) -> str:
+    """A line of JSON, in which numbers that are not finite are null."""
+    return json.dumps(_finite(value), allow_nan=False, default=str) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json_lines(path: Path, is_valid: Callable[[Any], bool], remedy: str) -> list[dict[str, Any]]:
+    """The complete lines of a file; a kill may leave an incomplete last one. Without a file there are none.
+
+    Raises CheckpointError, with the `remedy`, for a line that is no JSON, or for which `is_valid` raises or is false.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
+        try:
+            found.append(parse_json(line))
+            if not is_valid(found[-1]):
+                raise ValueError("a field has no valid value")
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged in line {number} ({error}); {remedy}") from error
+    return found
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -78,12 +146,3 @@ def output_file(path: Path, is_folder: bool = False) -> Path:
 def output_folder(path: Path) -> Path:
     """The folder to fill, as `output_file`."""
     return output_file(path, is_folder=True)
-
-
-def finite(value: Any) -> Any:
-    """`value` as JSON holds it: NaN and infinity, which it lacks, are null."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

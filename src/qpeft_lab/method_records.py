@@ -18,7 +18,7 @@ class LabRecord:
     presets: tuple[str, ...] = ()  # class methods of the config that return a published experiment
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # hosts that the config itself generates
     classical_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # for which there is no circuit
-    revision: int = 1  # raised when defaults change: rows of studies with other defaults are not taken over
+    revision: int = 1  # raised when defaults change: rows of studies with other defaults do not count
     seed_step: int = 1  # the seed of a run is multiplied by it for a `seed_field` that also uses the numbers after it
     check: Callable[[Any], None] | str | None = None  # (settings) raises ConfigError for an unsupported run
     # (base, config, batches) completes the config, or prepares the base, from training data, which batches() returns

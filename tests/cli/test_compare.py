@@ -81,7 +81,6 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
-    assert found["hours"] is None
     assert found["study"]["training"]["steps"] == 5
     assert found["study"]["command"] == f"qpeft compare run {study} --seeds 0,1,2 --steps 5 --out small"
     assert sorted(tmp_path.iterdir()) == before

@@ -46,7 +46,7 @@ class Inline:
 @pytest.fixture
 def inline(monkeypatch):
     gc.freeze()  # as in a cell's process
-    monkeypatch.setattr(runner, "_executor", lambda name, threads, folder, *_: Inline(folder))
+    monkeypatch.setattr(runner, "_executor", lambda name: lambda folder, *_: Inline(folder))
     yield
     gc.unfreeze()
 
@@ -67,10 +67,7 @@ def test_recipe_runs_as_a_smoke_test(name, other_base, inline, qpeft_cli, tmp_pa
     compared = {found.key: found.control.to for found in summary.results if found.control is not None}
     assert compared == {method.key: method.against for method in study.methods if method.against is not None}
     rows = summary.rows
-    assert {row["method"].partition("@")[0] for row in rows} == {
-        *(method.key for method in study.methods),
-        *(candidate.key for block in study.blocks for candidate in block.methods),
-    }
+    assert {row["method"] for row in rows} == {method.key for method in study.methods}
     assert {row["status"] for row in rows} == {"success"}
     found = json.loads((tmp_path / "out" / "study.json").read_text())
     assert found["title"] == f"Smoke test of: {study.title}"
@@ -178,24 +175,3 @@ def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_p
     host = host_of(study, str(tmp_path), False)
     found = {spec.key: count(study, host, spec, spec.settings)[0] for spec in study.methods if spec.key in counts}
     assert found == counts
-
-
-def test_plan_at_a_given_speed_reads_no_weights(qpeft_cli, base_folder, tmp_path):
-    for path in base_folder.iterdir():
-        if path.suffix != ".safetensors":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    text = tmp_path / "text.txt"
-    text.write_text("The king went into the wood, and the golden bird sang. " * 60)
-    (tmp_path / "study.yaml").write_text(
-        f"{{name: two, title: Two, question: Which, base: {tmp_path}, data: {text}, seeds: [0, 1], test_blocks: 3, "
-        "tuning: {grid: [1.0]}, costs: false, "
-        "training: {steps: 10, batch_size: 4, seq_len: 32, eval_every: 5, eval_blocks: 2}, "
-        "methods: [{key: none, method: none}, {key: lora, method: lora, settings: {r: 2}}]}"
-    )
-    done = qpeft_cli("compare", "plan", tmp_path / "study.yaml", "--examples-per-second", 2, "--json")
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    # lora with two seeds and the base: each lora trains on 40 examples; for a third of the work all three score 2
-    # after steps 0, 5 and 10, 3 of the test, and 64 more for generated texts
-    seconds = (2 * 40 + 3 * (3 * 2 + 3 + 64) / 3) / 2
-    assert found["hours"] == pytest.approx(seconds / 3600)

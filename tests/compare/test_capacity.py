@@ -9,7 +9,7 @@ from peft import FourierFTConfig, IA3Config, LoraConfig, PeftModel, PrefixTuning
 from tiny_models import llama
 
 import qpeft
-from qpeft_lab.compare.capacity import rank_fields
+from qpeft_lab.compare.measure import rank_fields
 
 LM = {"task_type": "CAUSAL_LM"}
 LINEAR = {**LM, "target_modules": ["q_proj", "down_proj"]}

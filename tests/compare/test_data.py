@@ -8,7 +8,7 @@ import pytest
 from qpeft.errors import ConfigError, DataError
 from qpeft_lab.compare.data import split_data, test_references
 from qpeft_lab.compare.study import load_study
-from qpeft_lab.training.lock import locked
+from qpeft_lab.files import locked
 
 test_references.__test__ = False  # pytest takes it for a test
 

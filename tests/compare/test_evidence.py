@@ -18,9 +18,9 @@ import qpeft
 import qpeft_lab.demo
 from qpeft_lab.compare.cell import started_row
 from qpeft_lab.compare.plan import make_plan
-from qpeft_lab.compare.rows import line_of
 from qpeft_lab.compare.study import load_study
 from qpeft_lab.compare.summary import load, publish
+from qpeft_lab.files import json_line
 
 ROOT = Path(__file__).parents[2]
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
@@ -78,7 +78,7 @@ def repository(tmp_path_factory, tiny_model):
             is_lost = (cell.method, setup, cell.seed) == ("core_R2", "two", 3)
             status = "diverged" if is_lost else "success"
             rows.append(row | {"status": status, "test_loss": loss, "valid_loss": loss + 0.5})
-        (folder / "rows.jsonl").write_text("".join(map(line_of, rows)))
+        (folder / "rows.jsonl").write_text("".join(map(json_line, rows)))
         publish(folder, root / "results" / "budgets" / f"{setup}.jsonl.xz")
     return root
 

@@ -73,9 +73,7 @@ methods:
   - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
   - {{key: control, method: lora, settings: {{r: 2}}, role: control, against: lora, lr: 1.0}}
   - {{key: high, method: lora, settings: {{r: 2}}, lr: 1.0e-5}}
-blocks:
-  - of: lora
-    methods: [{{key: sora, method: sora, settings: {{r: 2}}, lr: 1.0}}]
+  - {{key: sora@lora, method: sora, at_size_of: lora, settings: {{r: 2}}, lr: 1.0}}
 """
 
 

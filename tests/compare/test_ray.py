@@ -9,8 +9,8 @@ import pytest
 
 from qpeft.errors import ConfigError
 from qpeft_lab.compare import runner
-from qpeft_lab.compare.progress import CompareProgress
 from qpeft_lab.compare.runner import run
+from qpeft_lab.progress import CompareProgress
 
 pytestmark = pytest.mark.xdist_group("comparison")
 

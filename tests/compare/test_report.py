@@ -19,7 +19,6 @@ from synthetic_study import (
 
 from qpeft_lab.compare import charts, report
 from qpeft_lab.compare.stats import Difference
-from qpeft_lab.compare.summary import Reached
 
 SOURCE = "arXiv 0000.00000, table 2"
 
@@ -71,7 +70,7 @@ def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_ra
     assert f'<p class="headline">{summary.answers[0]}</p>' in page
     rows = table_of(page, "results")
     assert [re.sub(r"[↳◆●■▲✕] ", "", row[0]).strip() for row in rows] == [
-        found.label.replace("'", "&#39;") for found in (*summary.ordered, *summary.blocks["qaa"][1:])
+        found.label.replace("'", "&#39;") for found in (*summary.ordered, *summary.at_size["qaa"][1:])
     ]
     assert 2 <= page.count('<img class="chart"') <= 4
     limits = page.partition('<section id="limits">')[2].partition("</section>")[0]
@@ -185,9 +184,6 @@ def test_values_as_text():
     assert report.decimal(1234.56789) == "1,234.5679"
     narrow = Difference("lora", 1e-6, 5e-7, 1.5e-6, 5, 0.01, 0.01, "worse")
     assert report.interval(narrow) == "+0.000001 [+0.000000, +0.000002]"
-    assert report.reached(Reached({0: 20, 1: 40, 2: None}, 80)) == "40 (2/3)"
-    assert report.reached(Reached({0: 20, 1: None, 2: None}, 80)) == "> 80 (1/3)"
-    assert report.reached(Reached({0: None}, 80)) == "> 80"
 
 
 @pytest.mark.parametrize(

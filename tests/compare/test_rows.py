@@ -6,7 +6,8 @@ import math
 import pytest
 
 from qpeft.errors import CheckpointError
-from qpeft_lab.compare.rows import RowFile, line_of, read_rows
+from qpeft_lab.compare.rows import RowFile, read_rows
+from qpeft_lab.files import json_line
 
 
 def row(name="seed0", **fields):
@@ -30,7 +31,7 @@ def test_appended_rows_are_read_again(tmp_path):
 
 @pytest.mark.parametrize("length", [1, 40, -1])
 def test_incomplete_last_line_is_ignored_and_removed_before_the_next_append(tmp_path, length):
-    (tmp_path / "rows.jsonl").write_text(line_of(row("seed0")) + line_of(row("seed1"))[:length])
+    (tmp_path / "rows.jsonl").write_text(json_line(row("seed0")) + json_line(row("seed1"))[:length])
     assert names(tmp_path) == ["seed0"]
     RowFile(tmp_path).append(row("seed2"))
     assert names(tmp_path) == ["seed0", "seed2"]
@@ -40,7 +41,7 @@ def test_incomplete_last_line_is_ignored_and_removed_before_the_next_append(tmp_
     "line", ["{", "[]", "{}", json.dumps(row(seed="0")), json.dumps({**row(), "status": None}), "[" * 10**5]
 )
 def test_damaged_line_is_named(tmp_path, line):
-    (tmp_path / "rows.jsonl").write_text(line_of(row("seed0")) + line + "\n" + line_of(row("seed1")))
+    (tmp_path / "rows.jsonl").write_text(json_line(row("seed0")) + line + "\n" + json_line(row("seed1")))
     with pytest.raises(CheckpointError, match=r"rows\.jsonl is damaged in line 2 .*delete the line, and its cell runs"):
         read_rows(tmp_path)
 

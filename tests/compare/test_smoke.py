@@ -15,7 +15,7 @@ LORA = {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01}
 
 
 def study(**fields):
-    return load_study("survey", {"blocks": [], "generation": None, "methods": [LORA]} | fields)
+    return load_study("survey", {"generation": None, "methods": [LORA]} | fields)
 
 
 def test_smoke_test_has_the_architecture_of_the_base_and_the_columns_of_the_data(tiny_encoder, tmp_path):

@@ -14,7 +14,7 @@ from planted_cells import TINY_STUDY, timeless_rows, untimed_plan
 
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.runner import run
-from qpeft_lab.training.lock import waiting_for
+from qpeft_lab.files import locked
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
@@ -52,11 +52,11 @@ def test_cells_end_with_their_runner(tmp_path):
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    locks, end = list(tmp_path.rglob("work/*/*/*/.lock")), time.monotonic() + 60
+    locks = list(tmp_path.rglob("work/*/*/*/.lock"))
     assert len(locks) == 2
     for lock in locks:
-        with waiting_for(lock, lambda: time.monotonic() < end) as is_free:
-            assert is_free
+        with locked(lock.parent, patience=60):
+            pass
 
 
 def test_interrupted_runs_resume_bit_equal(tiny_model, text_file, tmp_path):

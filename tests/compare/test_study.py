@@ -55,16 +55,16 @@ def test_training_for_the_data_replaces_that_of_the_study_but_not_overrides(tmp_
 
 def test_code_of_a_study_is_found_before_it_is_executed(tmp_path):
     own = "  - {key: own, method: own.py:METHOD, settings: {ansatz: a.py:ring}, backend: {backend: b.py:B}}\n"
-    block = "blocks:\n  - {of: qpa, methods: [{key: c, method: c.py:METHOD}]}\n"
-    assert code_of(written(tmp_path, SMALL + own + block)) == ["a.py:ring", "b.py:B", "c.py:METHOD", "own.py:METHOD"]
+    same = "  - {key: c, method: c.py:METHOD, at_size_of: qpa}\n"
+    assert code_of(written(tmp_path, SMALL + own + same)) == ["a.py:ring", "b.py:B", "c.py:METHOD", "own.py:METHOD"]
 
 
 def method(**fields):
     return {"methods": [{"key": "lora", "method": "lora", **fields}]}
 
 
-def block(of="qpa", **fields):
-    return {"blocks": [{"of": of, "methods": [{"key": "a", "method": "lora", **fields}]}]}
+def at_size(of="lora", **fields):
+    return {"methods": [{"key": "lora", "method": "lora"}, {"key": "a", "method": "qpa", "at_size_of": of, **fields}]}
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,11 @@ def block(of="qpa", **fields):
         (method(key="../lora"), r"methods\.0\.key"),
         ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key"),
         ({"methods": []}, "methods"),
-        (block(of="nobody"), "'nobody'"),
-        (block(method="lroa"), "'lroa'"),
-        (block(vary="r"), "values"),
-        (block(vary="r", values=[2, 1]), "values"),
+        (at_size(of="nobody"), "'nobody'"),
+        (at_size(of="a"), "at_size_of"),
+        (at_size(vary="r"), "values"),
+        (at_size(vary="r", values=[2, 1]), "values"),
+        (method(vary="r", values=[1]), "at_size_of"),
     ],
 )
 def test_invalid_field_is_named(tmp_path, change, match):

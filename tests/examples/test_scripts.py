@@ -102,6 +102,6 @@ def test_study_file_is_valid(path, tmp_path):
 
 def test_broken_settings_of_a_study_file_are_found(tmp_path):
     broken = {"key": "circuit", "method": "quantum_peft", "settings": {"shear": "type"}}
-    study = load_study(str(STUDIES[0]), {"methods": [broken], "reference": "circuit", "blocks": []})
+    study = load_study(str(STUDIES[0]), {"methods": [broken], "reference": "circuit"})
     with pytest.raises(ConfigError, match=r"method circuit: .*'shear'; did you mean 'share'"):
         count_methods(study, tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from qpeft_lab.training.progress import Progress
+from qpeft_lab.progress import Progress
 from qpeft_lab.training.run_folder import read_rows
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from transformers import GPT2Config, ViTConfig
 
 from qpeft.core.meta_model import on_meta
-from qpeft.methods.suggest import fill_names
-from qpeft_lab.compare.plan import Host, count, fill_block
+from qpeft_lab.compare.plan import Host, sized
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.training.classifier import classifier_on_meta
@@ -29,9 +28,8 @@ def count_methods(study: Study, folder: Path) -> dict[str, int]:
         host = Host(base.model, base.trained)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on sizes that a tiny base does not have
-        counts = {
-            spec.key: count(study, host, spec, fill_names(spec.settings, host.model))[0] for spec in study.methods
-        }
-        for block in study.blocks:
-            list(fill_block(study, host, block, counts[block.of]))
+        counts = {spec.key: sized(study, host, spec).trainable for spec in study.methods if not spec.at_size_of}
+        for spec in study.methods:
+            if spec.at_size_of:
+                counts[spec.key] = sized(study, host, spec, counts[spec.at_size_of]).trainable
     return counts

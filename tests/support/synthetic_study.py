@@ -120,7 +120,7 @@ def _matches(row: Row, method: str, name: str) -> bool:
 def _planned(key: str) -> dict[str, Any]:
     label, role, against, method, settings, trainable, deployed, _, _ = METHODS[key]
     return {
-        "key": key, "label": label, "role": role, "against": against, "block": key.partition("@")[2] or None,
+        "key": key, "label": label, "role": role, "against": against, "at_size_of": key.partition("@")[2] or None,
         "method": method, "kind": "quantum" if method[0] == "q" else "classical", "settings": settings, "lr": 1e-3,
         "rates": [] if method == "none" else [3e-4, 1e-3, 3e-3, 1e-2], "hash": f"{list(METHODS).index(key):012x}",
         "trainable": trainable, "deployed": deployed,

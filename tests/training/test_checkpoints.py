@@ -9,10 +9,10 @@ from transformers import TrainerState
 from qpeft.errors import CheckpointError
 from qpeft_lab.files import is_disk_full, remove_unfinished
 from qpeft_lab.interrupt import StopRequest
+from qpeft_lab.progress import Progress
 from qpeft_lab.settings import Intervals
 from qpeft_lab.training.checkpoints import checkpoint_path, find_damaged, last_complete, prune, seal, step_of
 from qpeft_lab.training.fit import RunCallback
-from qpeft_lab.training.progress import Progress
 from qpeft_lab.training.run_folder import MetricsLog, RunFolder, read_rows, read_scores
 
 

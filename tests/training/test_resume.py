@@ -21,9 +21,9 @@ from qpeft.core import frame_file
 from qpeft.errors import CheckpointError, ConfigError, TrainingError
 from qpeft.methods.quantum_peft.fit_frames import save_frames
 from qpeft_lab import train
+from qpeft_lab.progress import Progress
 from qpeft_lab.training import fit, outputs
 from qpeft_lab.training.prepare import prepare
-from qpeft_lab.training.progress import Progress
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),

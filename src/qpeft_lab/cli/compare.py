@@ -16,7 +16,7 @@ from qpeft_lab.cli.console import Answer, facts, line, listed, say, stderr, tabl
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.cli.progress import bars
 from qpeft_lab.compare import BUILT_IN, RECIPES
-from qpeft_lab.compare.progress import CompareProgress
+from qpeft_lab.progress import CompareProgress
 from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -103,11 +103,6 @@ def run(
 def plan(
     *,
     study: str = _STUDY,
-    examples_per_second: float | None = option(
-        None,
-        "Also the hours at this speed of training. An example is a block of text, a row or an image.",
-        above=0,
-    ),
     overrides: Overrides,
 ) -> Answer:
     """Show what a study would run: cells, parameters, learning rates. Nothing is trained or written.
@@ -116,7 +111,6 @@ def plan(
 
       qpeft compare plan survey
       qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
-      qpeft compare plan recipes/qpa-gpt2-wikitext2.yaml --examples-per-second 50
     """
     with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
         found = _plan(study, overrides, Path(folder) / "study", Path(Path(study).stem))
@@ -124,7 +118,6 @@ def plan(
         data = {
             "study": found.study.model_dump(),
             "cells": {name: len(phase) for name, phase in cells.items()},
-            "hours": None if examples_per_second is None else found.hours(examples_per_second),
         }
     return Answer(data, lambda console: _show_plan(console, found, data))
 
@@ -230,8 +223,7 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
         (one.key, one.trainable, one.deployed, " ".join(f"{rate:g}" for rate in one.rates)) for one in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
-    hours = None if data["hours"] is None else f"up to {data['hours']:.1f} with one worker"
-    console.print(facts(listed({"steps": study.training["steps"], "runs": data["cells"], "hours": hours})))
+    console.print(facts(listed({"steps": study.training["steps"], "runs": data["cells"]})))
     console.print("\nMore tuning runs follow if the best learning rate is at an edge. To run it:\n")
     line(console, study.command, "cyan")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.files import write_text
-from qpeft_lab.files import finite
+from qpeft_lab.files import json_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,7 +92,7 @@ def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> 
 
 def print_json(data: dict[str, Any]) -> None:
     """One JSON object on standard output, in which NaN and infinity are null."""
-    sys.stdout.write(json.dumps(finite(data), default=str, allow_nan=False) + "\n")
+    sys.stdout.write(json_line(data))
 
 
 def print_failure(error: BaseException, message: str, exit_code: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qpeft_lab.cli.console import line, stderr
-from qpeft_lab.training.progress import Progress
+from qpeft_lab.progress import Progress
 
 if TYPE_CHECKING:
     from rich import progress

@@ -6,15 +6,14 @@ A cell trains in a run folder, restores the parameters with the lowest validatio
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-import platform
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +29,26 @@ from qpeft.errors import CheckpointError, DataWarning, QpeftError
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
-from qpeft_lab.compare.capacity import rank_fields
-from qpeft_lab.compare.cost import measure_cost
 from qpeft_lab.compare.data import test_references
+from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
 from qpeft_lab.files import RUN_AGAIN, remove_folder
 from qpeft_lab.metrics.texts import score_texts
+from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.fit import DivergedError, fit
 from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.prepare import Prepared, prepare
-from qpeft_lab.training.progress import Progress
-from qpeft_lab.training.run_folder import read_rows
+from qpeft_lab.training.run_folder import environment, read_rows
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task, task_class
 
 Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
 RunCell = Callable[["Cell", Path, Steps], Row]
 
-_PACKAGES = ("qpeft", "torch", "transformers", "peft")
 _RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _MOST_TASKS = 8  # that are kept in memory
@@ -90,16 +87,6 @@ class Cell:
     @property
     def cell_id(self) -> str:
         return f"{self.study}/{self.spec.key}/{self.spec.hash}/{self.name}"
-
-    def owns(self, row: Row) -> bool:
-        """Whether `row`, perhaps of another study, is of this method, data and base, learning rate, seed or trial."""
-        identity = (self.spec.hash, self.name, self.seed, self.lr)
-        return identity == (row["hash"], row["name"], row["seed"], row.get("lr"))
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the cell."""
-        return self.setup.run.n_steps if self.spec.rates and self.role != "cost" else 0
 
 
 def work_folder(cell: Cell, folder: Path) -> Path:
@@ -147,17 +134,6 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
 def lost_row(cell: Cell, status: str, message: str) -> Row:
     """The row of a cell that did not return one."""
     return started_row(cell) | {"status": status, "error": message}
-
-
-@cache
-def environment() -> dict[str, Any]:
-    """Versions of packages, and the hardware of this process."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
-    return {
-        "device": f"{device}, {torch.get_num_threads()} threads",
-        "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
-    }
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
@@ -208,13 +184,6 @@ def read_data(settings: RunSettings) -> Task:
 def read_test_data(cell: Cell) -> Task:
     """The test data of a cell."""
     return read_data(_test_settings(cell))
-
-
-def warm(cell: Cell) -> None:
-    """Read a study's data, for the processes that will be forked from this one."""
-    with no_warnings():
-        read_data(settings_of(cell))
-        read_test_data(cell)
 
 
 def untrained_model(cell: Cell) -> Any:
@@ -274,7 +243,6 @@ def _train(cell: Cell, work: Path, on_step: Steps) -> tuple[Prepared, Row]:
         "seconds": run.seconds,
         "curve": _curve(read_rows(run.folder.metrics)),
         "valid_loss": loss,
-        "valid_loss_last": run.after.loss,
         "best_step": step,
         "params_trainable": outputs.count_trainable(run.model),
         "params_head": outputs.count_trainable(run.model, task.head),
@@ -293,7 +261,7 @@ def _untrained(cell: Cell) -> tuple[Prepared, Row]:
     ready = prepare(settings, Progress(), read_data(settings))
     loss = ready.task.score(ready.model).loss
     sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored"), 0)
-    return ready, {"curve": [[0, loss, 0.0]], "valid_loss": loss, "valid_loss_last": loss, "best_step": 0, **sizes}
+    return ready, {"curve": [[0, loss, 0.0]], "valid_loss": loss, "best_step": 0, **sizes}
 
 
 def _measured(cell: Cell, ready: Prepared) -> Row:
@@ -307,8 +275,10 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     if left_out := [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]:
         found["left_out"] = list(dict.fromkeys(left_out))
     if setup.generation and setup.run.is_language_model:
-        with _why(found, "texts"):
+        try:
             found |= _generated(setup.test, setup.generation, model, test)
+        except QpeftError as error:  # the other measurements are kept
+            found["why"] = {"texts": str(error)}
     return found
 
 
@@ -344,23 +314,20 @@ def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row
 
 
 def _read(settings: RunSettings) -> tuple[Task, list[str]]:
-    """The data, and the warnings of rows that are left out; the last ones are kept in memory."""
+    """The data, and the warnings of rows that are left out."""
     reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
     seed = 0 if settings.is_language_model else settings.seed  # a new classification head is drawn from it
     plain = {"method": "none", "host": "lora", "method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed}
-    settings = replace(settings, out="", save_every=None, **plain)
-    key = reserved, repr(settings)
-    if key not in _tasks:
-        if len(_tasks) >= _MOST_TASKS:
-            _tasks.pop(next(iter(_tasks)))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", DataWarning)
-            task = task_class(settings.task)(settings, reserved)
-        _tasks[key] = task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
-    return _tasks[key]
+    return _read_once(reserved, json.dumps(asdict(settings) | plain | {"out": "", "save_every": None}))
 
 
-_tasks: dict[tuple[int, str], tuple[Task, list[str]]] = {}
+@lru_cache(_MOST_TASKS)
+def _read_once(reserved: int, settings: str) -> tuple[Task, list[str]]:
+    run = RunSettings(**json.loads(settings))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        task = task_class(run.task)(run, reserved)
+    return task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
 
 
 def _test_settings(cell: Cell) -> RunSettings:
@@ -398,15 +365,6 @@ def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
     ]
 
 
-@contextlib.contextmanager
-def _why(found: Row, name: str) -> Iterator[None]:
-    """If the measurement fails, the row has the reason; other measurements are kept."""
-    try:
-        yield
-    except QpeftError as error:
-        found["why"] = found.get("why", {}) | {name: str(error)}
-
-
 class _StepProgress(Progress):
     def __init__(self, on_step: Steps):
         self._on_step, self._planned = on_step, 0
@@ -417,11 +375,3 @@ class _StepProgress(Progress):
 
     def on_step(self, step: int, loss: float) -> None:
         self._on_step(step, self._planned)
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):  # only Linux has it
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return f"cpu {platform.machine()}"

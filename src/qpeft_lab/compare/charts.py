@@ -123,7 +123,7 @@ def differences(summary: Summary) -> Chart | None:
         means = [factor * difference.mean for rows in groups.values() for _, difference in rows]
         axes.set_xlim(*_limits([0.0, *means]))
         axes.locator_params(axis="x", nbins=5)
-        sides = ("better", "worse") if summary.lower_is_better else ("worse", "better")
+        sides = ("better", "worse") if summary.study.lower_is_better else ("worse", "better")
         axes.set_xlabel(f"← {sides[0]} | {summary.metric.difference} | {sides[1]} →")
         caption = "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow: none."
         if n_rows < sum(found.difference is not None for found in summary.results if found.method.rates):
@@ -135,30 +135,25 @@ def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
     """The trained methods with their differences, by what they are compared with; the best first."""
     groups: dict[str, list[tuple[Result, Difference]]] = {}
     for found in summary.by_quality:
-        title, difference = f"minus {summary.reference.label}", found.difference
-        if found.role == "control":
-            title, difference = "control minus its method", found.control
-        elif found.method.block:
-            title = f"at the size of {summary[found.method.block].label}, minus it"
+        to, difference = summary.compared(found)
         is_shown = found.method.rates and not _is_hopeless(found, summary) and is_comparable(summary.ratio(found))
         if is_shown and difference is not None and sum(map(len, groups.values())) < _MOST_ROWS:
-            groups.setdefault(title, []).append((found, difference))
+            groups.setdefault(f"minus {to}", []).append((found, difference))
     return groups
 
 
 def sizes(summary: Summary) -> Chart | None:
-    """Quality against trainable parameters, with labels; members of an equal-budget block are drawn at its budget."""
+    """Quality against trainable parameters, with labels; a method at the size of another is drawn at that."""
     trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.trainable]
     if len(trained) < 2:
         return None
     from matplotlib.ticker import EngFormatter, LogLocator
 
-    factor, better = summary.metric.factor, "lower" if summary.lower_is_better else "higher"
+    factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
     outside = [found for found in trained if _is_hopeless(found, summary)]
     shown = [found for found in trained if found not in outside] or trained
     points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
-    front = _front(points, summary.lower_is_better)
-    named = [*dict.fromkeys([summary.study.reference, *front, *points])][:_MOST_NAMED]
+    named = [*dict.fromkeys([summary.study.reference, *points])][:_MOST_NAMED]
     with drawing(300) as (figure, axes):
         axes.set_xscale("log")
         for found in reversed(shown):  # the best on top
@@ -166,8 +161,6 @@ def sizes(summary: Summary) -> Chart | None:
             color = kind.color if found.key in named else FAINT
             reach = factor * (found.metric.half_width or 0) if found.metric and found.metric.n >= MIN_SEEDS else 0
             axes.errorbar(x, y, reach, marker=kind.marker, color=color, ms=6, elinewidth=0.8)
-        steps: Any = zip(*(points[key] for key in front), strict=True)
-        axes.step(*steps, where="post", color=MUTED, lw=1, ls="--", zorder=1)
         axes.set_ylim(*_limits([y for _, y in points.values()]))
         xs = [x for x, _ in points.values()]
         axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
@@ -177,9 +170,7 @@ def sizes(summary: Summary) -> Chart | None:
         _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
         axes.set_xlabel("Trainable parameters")
         axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
-        caption = "Dashed: no other method is better with as few parameters."
-        if len(named) < len(points):
-            caption += f" Grey: {len(points) - len(named)} further methods."
+        caption = _unnamed(points, named)
         if outside:
             caption += f" Worse than the untrained base, not shown: {', '.join(found.label for found in outside)}."
         return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
@@ -214,9 +205,7 @@ def curves(summary: Summary) -> Chart | None:
                 summary[key].label, (1, ends[key]), (1.05, place), axes.get_yaxis_transform(), arrowprops=line,
                 size=9, va="center", color=color, annotation_clip=False,
             )  # fmt: skip
-        caption = "The learning rates are those that tuning chose."
-        if len(named) < len(lines):
-            caption += f" Grey: {len(lines) - len(named)} further methods."
+        caption = f"The learning rates are those that tuning chose.{_unnamed(lines, named)}"
         return Chart("Validation loss against steps", as_svg(figure), caption)
 
 
@@ -233,23 +222,18 @@ def _is_hopeless(found: Result, summary: Summary) -> bool:
     base = next((f.metric.mean for f in summary.results if f.metric and not f.method.rates), None)
     if base is None or found.metric is None:
         return False
-    return found.metric.mean > base if summary.lower_is_better else found.metric.mean < base
+    return found.metric.mean > base if summary.study.lower_is_better else found.metric.mean < base
 
 
 def _size(found: Result, summary: Summary) -> int:
-    """Trainable parameters; the budget for a comparable member of a block."""
-    of = found.method.block
+    """Trainable parameters; of a comparable method at the size of another those of that one."""
+    of = found.method.at_size_of
     return summary[of].trainable if of and is_comparable(summary.ratio(found)) else found.trainable
 
 
-def _front(points: Mapping[str, tuple[float, float]], lower_is_better: bool) -> list[str]:
-    """Of points (size, quality) those that no other equals at a lower or equal size, by rising size."""
-    sign = 1 if lower_is_better else -1
-    kept: list[str] = []
-    for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
-        if not kept or sign * points[key][1] < sign * points[kept[-1]][1]:
-            kept.append(key)
-    return kept
+def _unnamed(drawn: Mapping[str, Any], named: Sequence[str]) -> str:
+    """The part of a caption on methods without a label."""
+    return f" Grey: {len(drawn) - len(named)} further methods." if len(named) < len(drawn) else ""
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from itertools import combinations
@@ -16,25 +17,25 @@ from qpeft.errors import DataError
 from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.images import image_bytes, load_images, open_image
+from qpeft_lab.data.labelled import load_labelled_texts
 from qpeft_lab.data.sources import (
     content_hash,
     has_validation_split,
     load_examples,
-    load_rows,
     parse_source,
     references_by_prompt,
 )
 from qpeft_lab.data.split import count_shared, long_lines
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.training.lock import locked
+from qpeft_lab.files import json_line, locked
 
 PARTS = ("train", "validation", "test")
 TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
 
 _NOTES = "notes.json"
 _SOURCES = ("data", "eval_data", "test_data")
-_OF_RUN = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
-_OF_RUN += ("pad_rows",)
+_COLUMNS = ("text_column", "text_pair_column", "label_column")
+_OF_RUN = (*_COLUMNS, "prompt_column", "completion_column", "pad_rows")
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 _COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
 
@@ -166,19 +167,16 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
         return load_examples(source, split, training)
     if _has_images(study):
         return load_images(source, split, training.label_column)
-    columns = {training.text_column: "text", training.text_pair_column: TEXT_PAIR, training.label_column: "label"}
-    names = {column: name for column, name in columns.items() if column is not None}
-    rows = load_rows(source, split)
-    if rows and (missing := [column for column in names if column not in rows[0]]):
-        found = ", ".join(map(str, rows[0]))
-        wanted = ", ".join(f"training.{name}_column" for name in names.values())
-        raise DataError(f"{source} has the columns {found}, and no {missing[0]!r}; set the study's {wanted}")
-    found = [{name: row.get(column) for column, name in names.items()} for row in rows]
-    classes = () if (glue := study.glue) is None else glue.classes
-    for row in found:
-        if row["label"] in classes:
-            row["label"] = classes.index(row["label"])  # a run sorts classes: this is GLUE's order
-    return found
+    columns = {name: column for name in _COLUMNS if (column := getattr(training, name)) is not None}
+    texts, labels = load_labelled_texts(source, split, columns, lambda label, where: label)
+    classes = () if (glue := study.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
+    return [
+        {
+            **dict(zip(("text", TEXT_PAIR), text, strict=False)),
+            "label": classes.index(label) if label in classes else label,
+        }
+        for text, label in zip(texts, labels, strict=True)
+    ]
 
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
@@ -212,22 +210,14 @@ def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
 def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
     if not study.is_language_model or "text" not in rows[0] or study.run.pad_rows:
         return {"train": list(rows), "validation": [], "test": []}
-    text = "\n\n".join(row["text"] for row in rows)
-    first, second = (_next_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1))
-    parts = {"train": text[:first], "validation": text[first:second], "test": text[second:]}
-    return {part: [{"text": found}] if found.strip() else [] for part, found in parts.items()}
-
-
-def _next_blank(text: str, place: int) -> int:
-    """The end of the line, or else of the word, at or after `place`."""
-    for blank in ("\n", " "):
-        if 0 <= (found := text.find(blank, place)) < place + 2000:
-            return found + 1
-    return place
+    words = re.findall(r"\S{1,99}\s*|\s+", "\n\n".join(row["text"] for row in rows))
+    first, second = (len(words) * share // _EVERY for share in (_EVERY - 2, _EVERY - 1))
+    parts = {"train": words[:first], "validation": words[first:second], "test": words[second:]}
+    return {part: [{"text": text}] if (text := "".join(found)).strip() else [] for part, found in parts.items()}
 
 
 def _write_rows(path: Path, rows: Sequence[Any]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(map(json_line, rows)))
 
 
 def _write_images(path: Path, rows: Sequence[tuple[Any, str]]) -> None:

@@ -8,57 +8,51 @@ import pickle
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, concurrent
 
-from qpeft.errors import TrainingError
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
-from qpeft_lab.compare.progress import CompareProgress
 from qpeft_lab.compare.rows import Row
-from qpeft_lab.training.lock import waiting_for
+from qpeft_lab.files import locked
+from qpeft_lab.progress import CompareProgress
 
 FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads, pickled
 _PRELOAD = "qpeft_lab.compare.preload"
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
-_SECONDS_BETWEEN_STEPS = 0.2
 
 
+@dataclass
 class LocalExecutor(AbstractContextManager):
     """Runs cells of the study in `folder`, `workers` at once.
 
     A cell that crashes, is killed or takes more than `timeout` seconds gets a row with the reason. The others continue.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        run_cell: RunCell,
-        progress: CompareProgress,
-        workers: int = 1,
-        timeout: float | None = None,
-    ):
-        self._folder, self._run_cell, self._progress = folder, run_cell, progress
-        self._workers, self._timeout = workers, timeout
-        self._running: list[_Running] = []
-        self._is_stopping = False
+    folder: Path
+    run_cell: RunCell
+    progress: CompareProgress
+    workers: int = 1
+    timeout: float | None = None
+    threads: int = 1  # of a cell, which sets them itself
+    is_stopping: bool = False
+    _running: list[_Running] = field(default_factory=list)
 
     def __exit__(self, *_: object) -> None: ...
 
     def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
         """Yield each cell with its row when it ends; `is_exclusive`: one by one."""
         waiting = deque(cells)
-        workers = 1 if is_exclusive else self._workers
+        workers = 1 if is_exclusive else self.workers
         try:
-            while (waiting and not self._is_stopping) or self._running:
-                while waiting and not self._is_stopping and len(self._running) < workers:
+            while (waiting and not self.is_stopping) or self._running:
+                while waiting and not self.is_stopping and len(self._running) < workers:
                     yield from self._start(waiting.popleft())
                 yield from self._ended()
         finally:
@@ -68,7 +62,7 @@ class LocalExecutor(AbstractContextManager):
 
     def stop(self) -> None:
         """Let the running cells save the step in progress and end, and then `run`. A signal handler may call it."""
-        self._is_stopping = True
+        self.is_stopping = True
         for running in self._running:
             with suppress(OSError):  # it has just ended
                 running.pipe.send(None)
@@ -79,14 +73,14 @@ class LocalExecutor(AbstractContextManager):
         context.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = pickle.dumps(cell).hex()
         ours, theirs = context.Pipe()
-        options: dict[str, Any] = {"name": cell.cell_id, "timeout": self._timeout, "context": context}
+        options: dict[str, Any] = {"name": cell.cell_id, "timeout": self.timeout, "context": context}
         process = concurrent.process(**options)(_run_here)
-        self._progress.on_start(cell)
+        self.progress.on_start(cell)
         try:
-            future = process(cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs, _PATIENCE)
+            future = process(cell, self.folder, self.run_cell, log_path(self.folder, cell), theirs, _PATIENCE)
             self._running.append(_Running(cell, future, ours))
         except (ConnectionError, EOFError):  # it, or the process that forks it, no longer reads
-            if not self._is_stopping:
+            if not self.is_stopping:
                 yield cell, lost_row(cell, "failed", "the process was killed while it started")
         finally:
             theirs.close()  # so that the pipe ends with the process
@@ -96,7 +90,7 @@ class LocalExecutor(AbstractContextManager):
         ready = wait([running.pipe for running in self._running]) if self._running else []
         for running in [running for running in self._running if running.pipe in ready]:
             try:
-                self._progress.on_step(running.cell, *running.pipe.recv())
+                self.progress.on_step(running.cell, *running.pipe.recv())
             except (EOFError, ConnectionResetError):
                 self._running.remove(running)
                 running.pipe.close()
@@ -107,13 +101,13 @@ class LocalExecutor(AbstractContextManager):
         """The row of a cell whose process has ended; None if it was interrupted."""
         error = running.future.exception()
         if error is None and (row := running.future.result()) is not None:
-            log_path(self._folder, running.cell).unlink(missing_ok=True)
+            log_path(self.folder, running.cell).unlink(missing_ok=True)
             return row
-        if self._is_stopping:
+        if self.is_stopping:
             return None
-        where = f"its output is in {log_path(self._folder, running.cell)}"
+        where = f"its output is in {log_path(self.folder, running.cell)}"
         if isinstance(error, TimeoutError):
-            return lost_row(running.cell, "timeout", f"it took more than {self._timeout:g} s; {where}")
+            return lost_row(running.cell, "timeout", f"it took more than {self.timeout:g} s; {where}")
         if isinstance(error, ProcessExpired):
             hint = ", perhaps for lack of memory" if error.exitcode == -signal.SIGKILL else ""
             ended = f"the process ended with exit code {error.exitcode} and without a result{hint}"
@@ -139,12 +133,9 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Conn
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
     _write_output_to(log)
-    ends = time.monotonic() + patience
     try:
-        with waiting_for(work_folder(cell, folder) / ".lock", lambda: time.monotonic() < ends) as is_ours:
-            if not is_ours:
-                raise TrainingError("a process of an earlier run still runs this cell; end it, and retry the cell")
-            return run_cell(cell, folder, _Steps(pipe))
+        with locked(work_folder(cell, folder), patience):
+            return run_cell(cell, folder, lambda done, planned: pipe.send((done, planned)))
     except KeyboardInterrupt:
         return None
     finally:
@@ -171,17 +162,3 @@ def _write_output_to(log: Path) -> None:
         sys.stderr.flush()
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-
-
-class _Steps:
-    """Sends the number of completed steps, at most 5 times per second."""
-
-    def __init__(self, pipe: Connection):
-        self._pipe = pipe
-        self._next = 0.0
-
-    def __call__(self, done: int, planned: int) -> None:
-        now = time.monotonic()
-        if now >= self._next:
-            self._pipe.send((done, planned))
-            self._next = now + _SECONDS_BETWEEN_STEPS

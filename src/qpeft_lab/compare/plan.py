@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,10 +18,10 @@ from qpeft.methods.plan import plan as count_parameters
 from qpeft.methods.suggest import fill_names
 from qpeft_lab.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft_lab.compare.data import TEXT_PAIR, Parts, split_data
-from qpeft_lab.compare.rate_search import MOST_EXTENSIONS, RateSearch
+from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
 from qpeft_lab.compare.smoke import STAND_IN
-from qpeft_lab.compare.study import STUDY, Base, Block, Data, Method, PlannedMethod, PlannedStudy, Study, read_study
+from qpeft_lab.compare.study import STUDY, Base, Data, Method, PlannedMethod, PlannedStudy, Study, data_name, read_study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_folder
@@ -38,12 +38,9 @@ if TYPE_CHECKING:
 
 Rows = Mapping[str, Row]  # by cell_id
 
-BUDGET = "@budget"  # in a candidate's settings: replaced by the block's budget
+BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
 _COLUMNS = ("text_column", "label_column", "prompt_column", "completion_column")  # which the split data do not have
 _WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
-_STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
-_FORWARD = 1 / 3  # of a training step's work
-_ANSWERS = 64  # blocks that generated texts count for
 
 
 @dataclass(frozen=True)
@@ -92,23 +89,6 @@ class Plan:
     def cells(self, rows: Rows) -> list[Cell]:
         return [*self.tuning_cells(rows), *self.final_cells(rows), *self.cost_cells(rows)]
 
-    def hours(self, examples_per_second: float) -> float:
-        """Of all runs, one after the other, at most, at this speed of training. No weights are read."""
-        from qpeft_lab.compare.cell import no_warnings, read_data, read_test_data, settings_of
-
-        tuning, final, cost = self.tuning_cells({}), self.final_cells({}), self.cost_cells({})
-        with no_warnings():
-            n_valid, n_test = len(read_data(settings_of(final[0])).evaluation), len(read_test_data(final[0]).evaluation)
-        run = self.setup.run
-        n_scored = n_valid * (1 + run.n_steps / (run.eval_every or max(1, run.n_steps // 20)))
-        n_tuned = sum(len(method.rates) > 1 for method in self.study.methods)
-        extended = 1 + n_tuned * MOST_EXTENSIONS / max(1, len(tuning))  # grids extend themselves
-        steps = sum(cell.steps for cell in tuning) * extended + sum(cell.steps for cell in final)
-        steps += len(cost) * _STEPS_OF_A_COST_CELL
-        scored = len(tuning) * extended * n_scored + len(final) * (n_scored + n_test + _ANSWERS)
-        work = steps * run.batch_size * run.gradient_accumulation_steps + _FORWARD * scored
-        return work / examples_per_second / 3600
-
     def _searches(self, rows: Rows) -> list[tuple[PlannedMethod, RateSearch]]:
         """Small methods first."""
         by_size = sorted(self.study.methods, key=lambda method: method.trainable)
@@ -120,10 +100,9 @@ class Plan:
             return (method.rates[0] if method.rates else None), None
         if search.best is not None:
             return search.best, None
-        trials = [self.study.trial_of(method, rows, rate) for rate in search.rates]
-        failed = next((row for row in trials if row and row["status"] not in ("success", "diverged")), None)
-        remedy = "give the method a lower lr" if failed is None else f"one {failed['status']}: {failed.get('error')}"
-        return None, f"no trial of a learning rate succeeded; {remedy}"
+        trials = [self.study.row_of(method, rows, f"lr{rate:g}") for rate in search.rates]
+        errors = [str(row.get("error")) for row in trials if row and row["status"] not in ("success", "diverged")]
+        return None, f"no trial of a learning rate succeeded; {(*errors, 'give the method a lower lr')[0]}"
 
     def _cell(
         self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None, impossible: str | None = None
@@ -175,9 +154,8 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
         generation=study.generation,
         reference=next(method for method in planned if method.key == study.reference),
     )
-    same = ("name", "title", "question", "task", "metric", "reference", "seeds", "tuning", "test_blocks", "costs")
     found = PlannedStudy(
-        **{name: getattr(study, name) for name in same},
+        **study.model_dump(include={*PlannedStudy.model_fields} - {"base", "data", "methods", "training"}),
         training=study.training | {"steps": run.n_steps, "seq_len": run.seq_len},
         base=base,
         data=Data(
@@ -232,39 +210,34 @@ def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) ->
 
 
 def _counted(study: Study, host: Host) -> list[PlannedMethod]:
-    """Every method with its counts, those of equal-budget blocks included. Names of modules are those of the base."""
-    found = [_sized(study, host, method, fill_names(method.settings, host.model)) for method in study.methods]
-    budgets = {method.key: method.trainable for method in found}
-    return found + [one for block in study.blocks for one in fill_block(study, host, block, budgets[block.of])]
+    """Every method with its counts. Names of modules are those of the base."""
+    found: dict[str, PlannedMethod] = {}
+    for method in sorted(study.methods, key=lambda method: method.at_size_of is not None):  # first those without one
+        budget = found[method.at_size_of].trainable if method.at_size_of else None
+        found[method.key] = sized(study, host, method, budget)
+    return [found[method.key] for method in study.methods]
 
 
-def fill_block(study: Study, host: Host, block: Block, budget: int) -> Iterator[PlannedMethod]:
-    """Each candidate at its largest size of at most `budget` trainable parameters, or at its smallest.
+def sized(study: Study, host: Host, method: Method, budget: int | None = None) -> PlannedMethod:
+    """The method with its counts, at its largest size of at most `budget` trainable parameters, or at its smallest.
 
-    Raises ConfigError if the method of the block trains nothing.
+    Learning rates and hash follow when the data are known. Raises ConfigError for a budget of 0.
     """
     if budget == 0:
-        raise ConfigError(f"blocks.of: {block.of} trains no parameters that could be a budget; name another method")
-    for one in block.methods:
-        fixed = {name: budget if value == BUDGET else value for name, value in one.settings.items()}
-        fixed, found = fill_names(fixed, host.model), None
-        for value in one.values or [None]:
-            settings = fixed if value is None else {**fixed, str(one.vary): value}
-            label = one.label if value is None else f"{one.label}, {one.vary}={value}"
-            names = {"key": f"{one.key}@{block.of}", "label": label, "role": "equal_budget", "block": block.of}
-            tried = _sized(study, host, one, settings, **names)
-            if found is not None and tried.trainable > budget:
-                break
-            found = tried
-        assert found is not None  # there is at least one size
-        yield found
-
-
-def _sized(study: Study, host: Host, method: Method, settings: dict[str, Any], **changes: Any) -> PlannedMethod:
-    """The method with its counts; learning rates and hash follow when the data are known."""
-    trainable, deployed = count(study, host, method, settings)
-    values = method.model_dump(exclude={"vary", "values"}) | {"settings": settings} | changes
-    return PlannedMethod.model_validate(values | {"hash": "", "trainable": trainable, "deployed": deployed})
+        raise ConfigError(f"method {method.key}: {method.at_size_of} trains no parameters; name another at_size_of")
+    fixed = {name: budget if value == BUDGET else value for name, value in method.settings.items()}
+    fixed, found = fill_names(fixed, host.model), None
+    for value in method.values or [None]:
+        settings = fixed if value is None else {**fixed, str(method.vary): value}
+        label = method.label if value is None else f"{method.label}, {method.vary}={value}"
+        trainable, deployed = count(study, host, method, settings)
+        if found is not None and budget is not None and trainable > budget:
+            break
+        changes = {"label": label, "settings": settings, "vary": None, "values": []}
+        counts = {"hash": "", "trainable": trainable, "deployed": deployed}
+        found = PlannedMethod.model_validate(method.model_dump() | changes | counts)
+    assert found is not None  # there is at least one size
+    return found
 
 
 def _run_of(
@@ -318,6 +291,7 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
     rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
     if record.trains is Trains.NOTHING:
         rates = []
+    data = (None, study.data, data_name(study.data))
     content = {
         **shared,
         "method": without_folder(draft.method),
@@ -336,7 +310,7 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
             "hash": sha[:12],
             "kind": kind_with(record, draft.settings),
             "report_note": lab_record(record).report_note,
-            "published": [value for value in draft.published if value.data in (None, study.data, study.data_name)],
+            "published": [value for value in draft.published if value.data in data],
         }
     )
 

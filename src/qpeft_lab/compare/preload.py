@@ -20,6 +20,8 @@ with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
 
     if FIRST_CELL in os.environ:
         with suppress(Exception):  # a cell that needs the data reads them again, and its row has the reason
-            cell.warm(pickle.loads(bytes.fromhex(os.environ[FIRST_CELL])))  # noqa: S301  (our own)
+            first = pickle.loads(bytes.fromhex(os.environ[FIRST_CELL]))  # noqa: S301  (our own)
+            cell.read_data(cell.settings_of(first))
+            cell.read_test_data(first)
 
 gc.freeze()  # a cell's garbage collections need not go through all packages, and leave the shared memory shared

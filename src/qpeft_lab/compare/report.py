@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from importlib.resources import files
@@ -25,17 +25,9 @@ from qpeft_lab.compare.charts import kind_of
 from qpeft_lab.compare.metrics import METRICS, TRAINABLE
 from qpeft_lab.compare.rate_search import MOST_EXTENSIONS
 from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
-from qpeft_lab.compare.stats import Difference, Stats
+from qpeft_lab.compare.stats import Difference, Stats, describe
 from qpeft_lab.compare.study import read_study
-from qpeft_lab.compare.summary import (
-    SHARE,
-    Reached,
-    Result,
-    Summary,
-    published_of,
-    summarise,
-    unfinished,
-)
+from qpeft_lab.compare.summary import Result, Summary, summarise, unfinished
 
 MISSING = "\u2013"
 _VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
@@ -44,16 +36,6 @@ _DECIMALS, _MOST_DECIMALS = 4, 6
 _NUMBER = re.compile(r"[<>+-]? ?\d")
 # the folders of a path of a machine, which are not shown
 _FOLDERS = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/])")
-# name and caption of a table -> title of a column -> name of the measurement, unit, decimals
-_MORE = {
-    ("costs", "Costs, measured while nothing else of the study ran"): {
-        "Training (s, shared machine)": ("seconds", 1, 1),
-        "Generator parameters": ("params_generator", 1, 0),
-        "Step (ms)": ("step_ms", 1, 1),
-        "Step ÷ the reference's": ("step_ratio", 1, 2),
-        "Peak memory (MB)": ("peak_mem_bytes", 1e6, 1),
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -65,12 +47,12 @@ class Table:
     frame: pd.DataFrame
 
     @classmethod
-    def of(cls, name: str, caption: str, items: Sequence[Any], columns: Mapping[str, Callable[[Any], str]]) -> Table:
-        """A row for each item. `columns`: by title, the text of an item. Columns without any value are left out."""
-        frame = pd.DataFrame({title: [text(item) for item in items] for title, text in columns.items()}, dtype=object)
-        is_empty = frame.isin(["", MISSING]).all()
-        is_empty.iloc[0] = False
-        return cls(name, caption, frame.loc[:, ~is_empty])
+    def of(cls, name: str, caption: str, lines: Sequence[Mapping[str, str]]) -> Table:
+        """`lines`: the texts of each row by title. Columns without any value are left out, except for the first."""
+        frame = pd.DataFrame(lines, dtype=object).fillna("")
+        is_empty = frame.isin(["", MISSING]).all().tolist()
+        kept = [title for place, title in enumerate(frame) if place == 0 or not is_empty[place]]
+        return cls(name, caption, frame.loc[:, kept])
 
     @property
     def columns(self) -> list[str]:
@@ -133,66 +115,70 @@ def without_folders(text: str) -> str:
 
 def results(summary: Summary) -> Table:
     """Every method with its size, quality, and the difference from what it is compared with; the best first."""
-    ordered = [*summary.ordered, *(found for members in summary.blocks.values() for found in members[1:])]
-    steps = f"Steps to {SHARE} % of the gain"
-    columns: dict[str, Callable[[Result], str]] = {
-        "Method": _name(summary),
-        "Trainable parameters": lambda f: count(f.trainable),
-        "Stored (kB)": lambda f: decimal(f.mean("bytes_stored"), 1, 1e3),
-        summary.metric.full_title: lambda f: mean_sd(f.metric, factor=summary.metric.factor),
-        "Compared with": lambda f: _compared(f, summary)[0],
-        "Difference [95 % interval]": lambda f: interval(_compared(f, summary)[1], summary.metric.factor),
-        "Verdict": lambda f: verdict(_compared(f, summary)[1]),
-        steps: lambda f: reached(f.steps_to),
-        "Update rank (effective)": _ranks,
-        "Remarks": lambda f: _remarks(f, summary),
-    }
+    lines, factor = [], summary.metric.factor
+    for found in (*summary.ordered, *(found for members in summary.at_size.values() for found in members[1:])):
+        to, difference = summary.compared(found)
+        rank, effective = found.mean("rank_numerical"), found.mean("rank_effective")
+        lines.append(
+            {
+                "Method": _name(found, summary),
+                "Trainable parameters": f"{found.trainable:,}",
+                "Stored (kB)": decimal(found.mean("bytes_stored"), 1, 1e3),
+                summary.metric.full_title: mean_sd(found.metric, factor=factor),
+                "Compared with": to,
+                "Difference [95 % interval]": interval(difference, factor),
+                "Verdict": difference and f"{_VERDICTS[difference.verdict]} {difference.verdict}",
+                "Update rank (effective)": MISSING if effective is None else f"{decimal(rank, 1)} ({effective:.1f})",
+                "Remarks": _remarks(found, summary),
+            }
+        )
     caption = f"{summary.metric.title} on test data, mean ± standard deviation over seeds, the best first"
-    return Table.of("results", caption, ordered, columns)
+    return Table.of("results", caption, lines)
 
 
 def published(summary: Summary) -> Table:
-    """Published values next to those measured."""
-
-    def decimals(metric: str | None) -> int:
-        return 0 if metric == TRAINABLE else _DECIMALS
-
-    columns: dict[str, Callable[[Any], str]] = {
-        "Method": lambda line: line[0].label,
-        "Metric": lambda line: summary.shown(line[1].metric or summary.study.metric).full_title,
-        "Published": lambda line: f"{line[1].value:,.12g}",
-        "Measured": lambda line: mean_sd(line[2], decimals(line[1].metric)),
-        "Measured - published": lambda line: (
-            MISSING if line[2] is None else decimal(line[2].mean - line[1].value, decimals(line[1].metric), sign="+")
-        ),
-        "Source": lambda line: f"{line[1].source} ({line[1].note})" if line[1].note else line[1].source,
-    }
-    return Table.of("published", "Published values, and those measured here", published_of(summary), columns)
+    """Published values next to those measured, in the unit of the report."""
+    lines = []
+    for found, one in ((result, one) for result in summary.results for one in result.method.published):
+        metric, decimals = one.metric or summary.study.metric, 0 if one.metric == TRAINABLE else _DECIMALS
+        # the plan has counted the parameters
+        stats = describe({0: found.trainable}) if metric == TRAINABLE else found.stats(metric)
+        factor = METRICS[metric].factor
+        lines.append(
+            {
+                "Method": found.label,
+                "Metric": summary.shown(metric).full_title,
+                "Published": f"{one.value:,.12g}",
+                "Measured": mean_sd(stats, decimals, factor),
+                "Measured - published": decimal(stats and factor * stats.mean - one.value, decimals, sign="+"),
+                "Source": f"{one.source} ({one.note})" if one.note else one.source,
+            }
+        )
+    return Table.of("published", "Published values, and those measured here", lines)
 
 
 def learning_rates(summary: Summary) -> Table:
     """Every learning rate that was tried, with the lowest validation loss of its trial."""
-    found = [found for found in _all(summary) if found.trials]
-    n_trials = max((len(f.trials) for f in found), default=0)
 
-    def trial(f: Result, place: int) -> str:
-        if place >= len(f.trials):
-            return ""
-        rate, row = [*f.trials.items()][place]
+    def trial(rate: float, row: Row | None, chosen: float | None) -> str:
         outcome = "missing" if row is None else decimal(row.get("valid_loss")) if succeeded(row) else row["status"]
-        return f"{rate:g}: {outcome}{' ✓' if rate == f.lr else ''}"
+        return f"{rate:g}: {outcome}{' ✓' if rate == chosen else ''}"
 
-    columns: dict[str, Callable[[Result], str]] = {
-        "Method": _name(summary),
-        "Chosen": lambda f: "" if f.lr is None else f"{f.lr:g}{f' ({f.lr_at_edge}est)' if f.lr_at_edge else ''}",
-        **{f"Trial {i + 1}": lambda f, i=i: trial(f, i) for i in range(n_trials)},
-    }
-    return Table.of("rates", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", found, columns)
+    lines = [
+        {
+            "Method": _name(found, summary),
+            "Chosen": found.lr and f"{found.lr:g}{f' ({found.lr_at_edge}est)' if found.lr_at_edge else ''}",
+            **{f"Trial {n}": trial(*one, found.lr) for n, one in enumerate(found.trials.items(), start=1)},
+        }
+        for found in _all(summary)
+        if found.trials
+    ]
+    return Table.of("rates", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", lines)
 
 
 def brief(table: Table, width: int) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table with what fits on a terminal of `width` columns."""
-    left_out = ("Update", "Stored", "Steps to", *(("Compared", "Remarks") if width < _WIDE else ()))
+    left_out = ("Update", "Stored", *(("Compared", "Remarks") if width < _WIDE else ()))
     frame = table.frame[[title for title in table.columns if not title.startswith(left_out)]]
     if width < _WIDE:
         frame = frame.replace(r" \[.*", "", regex=True)
@@ -204,11 +190,6 @@ def failure(row: Row) -> str:
     """Why a row is no success."""
     message = ": ".join(part for part in (row.get("error_type"), row.get("error")) if part)
     return message or "a loss was not finite, or the last one was more than twice the first"
-
-
-def count(value: float | None) -> str:
-    """`294,912`."""
-    return MISSING if value is None else f"{value:,.0f}"
 
 
 def decimal(value: float | None, decimals: int = _DECIMALS, unit: float = 1.0, sign: str = "") -> str:
@@ -237,20 +218,6 @@ def interval(found: Difference | None, factor: float = 1.0) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def verdict(found: Difference | None) -> str:
-    """`▲ better`."""
-    return "" if found is None else f"{_VERDICTS[found.verdict]} {found.verdict}"
-
-
-def reached(found: Reached | None) -> str:
-    """`40`; `40 (4/5)` if one of five seeds did not reach the target, `> 150 (2/5)` if most, `> 150` if all."""
-    if found is None:
-        return MISSING
-    text = f"> {found.limit}" if found.median is None else f"{found.median:.0f}"
-    n = len(found.steps)
-    return f"{text} ({found.n_reached}/{n})" if 0 < found.n_reached < n else text
-
-
 def _facts(summary: Summary) -> dict[str, str]:
     study = summary.study
     epochs = study.training.get("epochs")
@@ -258,7 +225,7 @@ def _facts(summary: Summary) -> dict[str, str]:
     return {
         "Base": f"{Path(study.base.id).name}, {study.base.params_total:,} parameters",
         "Data": without_folders(study.data.id),
-        "Metric": f"{summary.metric.full_title}, {'lower' if summary.lower_is_better else 'higher'} is better",
+        "Metric": f"{summary.metric.full_title}, {'lower' if summary.study.lower_is_better else 'higher'} is better",
         "Reference": summary.reference.label,
         "Training": f"{length}, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",
     }
@@ -267,17 +234,29 @@ def _facts(summary: Summary) -> dict[str, str]:
 def _more(summary: Summary) -> list[Table]:
     """Everything else that was measured."""
 
-    def of(name: str, caption: str, columns: Mapping[str, Callable[[Result], str]]) -> Table:
-        return Table.of(name, caption, _all(summary), {"Method": _name(summary), **columns})
-
-    def column(name: str, unit: float, digits: int) -> Callable[[Result], str]:
-        return lambda found: mean_sd(found.stats(name), digits, 1 / unit)
+    def of(name: str, caption: str, measured: Mapping[str, tuple[str, float, int]]) -> Table:
+        """`measured`: by title, the name of a measurement, the factor to the unit that is shown, and decimals."""
+        lines = [
+            {
+                "Method": _name(found, summary),
+                **{title: mean_sd(found.stats(one), n, factor) for title, (one, factor, n) in measured.items()},
+            }
+            for found in _all(summary)
+        ]
+        return Table.of(name, caption, lines)
 
     others = [name for name in METRICS if name not in (summary.study.metric, TRAINABLE)]
-    scores = {summary.shown(name).full_title: column(name, 1 / METRICS[name].factor, 4) for name in others}
+    scores = {summary.shown(name).full_title: (name, METRICS[name].factor, _DECIMALS) for name in others}
+    costs = {
+        "Training (s, shared machine)": ("seconds", 1.0, 1),
+        "Generator parameters": ("params_generator", 1.0, 0),
+        "Step (ms)": ("step_ms", 1.0, 1),
+        "Step ÷ the reference's": ("step_ratio", 1.0, 2),
+        "Peak memory (MB)": ("peak_mem_bytes", 1e-6, 1),
+    }
     return [
         of("scores", "Other scores on the test data", scores),
-        *(of(*name, {title: column(*one) for title, one in columns.items()}) for name, columns in _MORE.items()),
+        of("costs", "Costs, measured while nothing else of the study ran", costs),
     ]
 
 
@@ -292,29 +271,14 @@ def _all(summary: Summary) -> list[Result]:
     return [*summary.ordered, *(found for found in summary.results if found.role == "equal_budget")]
 
 
-def _name(summary: Summary) -> Callable[[Result], str]:
+def _name(found: Result, summary: Summary) -> str:
     """The label after the sign of its kind, controls indented."""
-    return lambda f: f"{'↳ ' if f.method.against else ''}{kind_of(f, summary).sign} {f.label}"
-
-
-def _compared(found: Result, summary: Summary) -> tuple[str, Difference | None]:
-    """What the table compares the method with: a control with its method, the others with the reference or budget."""
-    if found.method.against:
-        return summary[found.method.against].label, found.control
-    if found.difference is None:
-        return "the reference" if found.key == summary.study.reference else MISSING, None
-    return summary[found.difference.to].label, found.difference
-
-
-def _ranks(found: Result) -> str:
-    """`8.0 (6.4)`: numerical and effective rank of the learned updates."""
-    numerical, effective = found.mean("rank_numerical"), found.mean("rank_effective")
-    return MISSING if effective is None else f"{decimal(numerical, 1)} ({decimal(effective, 1)})"
+    return f"{'↳ ' if found.method.against else ''}{kind_of(found, summary).sign} {found.label}"
 
 
 def _remarks(found: Result, summary: Summary) -> str:
     remarks = [found.lost, "" if found.has_improved else "did not improve on the base"]
-    if found.method.block:
+    if found.method.at_size_of:
         remarks.append(f"has {summary.ratio(found):.0%} of the budget")
     return "; ".join(filter(None, remarks))
 
@@ -322,11 +286,11 @@ def _remarks(found: Result, summary: Summary) -> str:
 def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
     """A line of summary.csv."""
     method, stats = found.method, found.metric
-    names = ("key", "label", "role", "against", "block", "method", "hash", "trainable")
+    names = ("key", "label", "role", "against", "at_size_of", "method", "hash", "trainable")
     line: dict[str, Any] = {name: getattr(method, name) for name in names}
     line |= {name: getattr(found, name) for name in ("deployed", "lr", "lr_at_edge")}
     line |= {
-        "ratio": summary.ratio(found) if method.block else None,
+        "ratio": summary.ratio(found) if method.at_size_of else None,
         "seeds_ok": len(found.successes),
         "statuses": " ".join(f"{seed}:{status}" for seed, status in found.statuses.items()),
         "metric.mean": stats and stats.mean,
@@ -335,8 +299,6 @@ def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
     }
     for name, difference in (("delta", found.difference), ("control", found.control)):
         line |= {f"{name}.{f.name}": difference and getattr(difference, f.name) for f in fields(Difference)}
-    at = found.steps_to
-    line |= {"steps_to": at and (f"> {at.limit}" if at.median is None else at.median), "reached": at and at.n_reached}
     rows = [*found.successes.values(), found.cost or {}]
     measured = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float | int))
     return line | {name: found.mean(name) for name in measured if name not in ("seed", "lr")}

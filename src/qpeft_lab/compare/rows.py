@@ -26,9 +26,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import CheckpointError
 from qpeft.files import write_text
-from qpeft_lab.files import finite, parse_json
+from qpeft_lab.files import json_line, read_json_lines
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
@@ -52,28 +51,12 @@ def is_failure(row: Row) -> bool:
 
 def read_rows(folder: Path) -> dict[str, Row]:
     """All rows of a study's folder, by `cell_id`. Raises CheckpointError for a damaged line."""
-    path = folder / ROWS
-    if not path.exists():
-        return {}
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; remove it")
-    found = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            row = parse_json(line)
-            if not isinstance(row, dict) or not all(isinstance(row.get(n), kind) for n, kind in _IDENTITY.items()):
-                raise ValueError(f"it is no object with {', '.join(_IDENTITY)}")
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} is damaged in line {number} ({error}); delete the line, and its cell runs again"
-            ) from error
-        found[cell_id(row)] = row
-    return found
 
+    def is_valid(row: Row) -> bool:
+        return all(isinstance(row[name], kind) for name, kind in _IDENTITY.items())
 
-def line_of(row: Row) -> str:
-    """The row as a line of JSON, ending in a newline."""
-    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    rows = read_json_lines(folder / ROWS, is_valid, "delete the line, and its cell runs again")
+    return {cell_id(row): row for row in rows}
 
 
 class RowFile:
@@ -89,7 +72,7 @@ class RowFile:
 
     def append(self, row: Row) -> None:
         """Add the row of a cell; it is on the disk when this returns."""
-        line = line_of(row)
+        line = json_line(row)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()

@@ -11,23 +11,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, TrainingError
 from qpeft_lab.compare.cell import Cell, RunCell, Steps, lost_row, run_cell, tidy
 from qpeft_lab.compare.local import LocalExecutor
-from qpeft_lab.compare.progress import CompareProgress
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
 from qpeft_lab.compare.summary import Summary
-from qpeft_lab.files import is_disk_full, remove_unfinished
+from qpeft_lab.files import is_disk_full, locked, remove_unfinished
 from qpeft_lab.interrupt import StopRequest
-from qpeft_lab.training.lock import locked
+from qpeft_lab.progress import CompareProgress
 
 if TYPE_CHECKING:
     from qpeft_lab.compare.plan import Plan
-    from qpeft_lab.compare.ray import RayExecutor
 
 EXECUTORS = ("local", "ray")
 RETRIES = ("failed", "oom", "timeout")
@@ -74,7 +72,7 @@ def run(
         study = _Run(plan, progress, retry)
         study.tidy()
         run_cell = run_cell or partial(run_in_threads, threads)
-        with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
+        with _executor(executor)(plan.folder, run_cell, progress, workers, timeout, threads) as pool:
             study.run(pool)
         _remove_empty(plan.folder / "work")
         return study.outcome(write_outputs(plan.folder))
@@ -103,10 +101,8 @@ class _Run:
             if succeeded(self._file.rows.get(cell.cell_id)):
                 tidy(cell, self._plan.folder)
 
-    def run(self, pool: LocalExecutor | RayExecutor) -> None:
+    def run(self, pool: LocalExecutor) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
-        while self._take_over():  # rows that are copied determine further cells
-            pass
         self._report_total()
         with StopRequest(pool.stop) as stop:
             for phase in (self._plan.tuning_cells, self._plan.final_cells, self._plan.cost_cells):
@@ -115,7 +111,6 @@ class _Run:
                     if stop.wanted:
                         n_left = len(self._left(self._plan.cells(self._file.rows)))
                         raise KeyboardInterrupt(f"{n_left} cells are left. Run the same command again to resume.")
-                    self._take_over()
                     self._report_total()
 
     def _report_total(self) -> None:
@@ -128,7 +123,7 @@ class _Run:
         failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
         return RunOutcome(len(self._ended), len(cells) - len(self._ended), failures, summary)
 
-    def _run_phase(self, left: list[Cell], pool: LocalExecutor | RayExecutor) -> None:
+    def _run_phase(self, left: list[Cell], pool: LocalExecutor) -> None:
         for cell in (cell for cell in left if cell.impossible):
             self._keep(cell, lost_row(cell, "skipped", str(cell.impossible)))
         possible = [cell for cell in left if not cell.impossible]
@@ -150,20 +145,9 @@ class _Run:
         if cell.cell_id in self._ended:  # failed cells are retried once
             return True
         row = self._file.rows.get(cell.cell_id)
-        if row is None or row["status"] in self._retry or not cell.owns(row):
+        if row is None or row["status"] in self._retry or row.get("lr") != cell.lr:
             return False
         return row["status"] != "skipped" or bool(cell.impossible)
-
-    def _take_over(self) -> int:
-        """Copy the rows of equal cells of other methods; times are always measured again."""
-        n_copied = 0
-        for cell in self._left(self._plan.cells(self._file.rows)):
-            known = [] if cell.impossible or cell.role == "cost" else [*self._file.rows.values()]
-            row = next((row for row in known if succeeded(row) and cell.owns(row)), None)
-            if row is not None:
-                self._file.append(row | {"study": cell.study, "method": cell.method, "role": cell.role})
-                n_copied += 1
-        return n_copied
 
 
 @contextmanager
@@ -189,12 +173,12 @@ def check(executor: str, retry: Sequence[str]) -> None:
             raise ConfigError(unknown("status of retry:", status, RETRIES))
 
 
-def _executor(name: str, threads: int, *arguments: Any) -> LocalExecutor | RayExecutor:
-    if name == "ray":
-        from qpeft_lab.compare.ray import RayExecutor
+def _executor(name: str) -> type[LocalExecutor]:
+    if name == "local":
+        return LocalExecutor
+    from qpeft_lab.compare.ray import RayExecutor
 
-        return RayExecutor(*arguments, threads=threads)
-    return LocalExecutor(*arguments)
+    return RayExecutor
 
 
 def _remove_empty(folder: Path) -> None:

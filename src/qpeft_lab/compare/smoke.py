@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +16,7 @@ from qpeft_lab.compare.data import PARTS, part_file
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
-from qpeft_lab.files import output_folder
+from qpeft_lab.files import json_line, output_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -108,12 +106,11 @@ def _config(study: Study) -> PretrainedConfig:
     if name not in CONFIG_MAPPING:
         raise ConfigError(f"smoke.model_type: {unknown('architecture', name, list(CONFIG_MAPPING))}")
     default = AutoConfig.for_model(name)
-    sizes = {name: size for name, size in _SIZES.items() if hasattr(default, name)}
-    if hasattr(default, "vocab_size"):
-        end = (tokenizer := _tokenizer()).eos_token_id
-        # without a padding token, whose random vector would be zero, also in a tied head
-        sizes |= {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
-    return AutoConfig.for_model(name, **sizes | own)
+    end = (tokenizer := _tokenizer()).eos_token_id
+    # without a padding token, whose random vector would be zero, also in a tied head
+    of_texts = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    sizes = _SIZES | (of_texts if hasattr(default, "vocab_size") else {})
+    return AutoConfig.for_model(name, **{name: size for name, size in sizes.items() if hasattr(default, name)} | own)
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:
@@ -124,26 +121,22 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _write_rows(study: Study, part: str, folder: Path) -> None:
-    path, n = folder / part_file(study, part), _ROWS[part]
+    """Rows with the columns of the study's data, or images."""
+    path, n, run = folder / part_file(study, part), _ROWS[part], study.run
     if TASKS[study.task].has_images:
         draw = np.random.default_rng(PARTS.index(part))
         images = draw.integers(0, 256, (n, _SIZES["image_size"], _SIZES["image_size"], 3), dtype=np.uint8)
         np.savez(path, images=images, labels=np.arange(n) % _CLASSES)
         return
-    write_text(path, "".join(json.dumps(row) + "\n" for row in _rows(study, part, n)))
-
-
-def _rows(study: Study, part: str, n: int) -> Iterator[dict[str, Any]]:
-    """Rows with the columns of the study's data."""
-    training, draw = study.run, random.Random(part)
+    words, rows = random.Random(part), []
     for number in range(n):
-        text = f"{part} {number}: {' '.join(draw.choices(_WORDS, k=9))}."
+        text, kind = f"{part} {number}: {' '.join(words.choices(_WORDS, k=9))}.", number % _CLASSES
         if not study.is_language_model:
-            pair = {training.text_pair_column: text} if training.text_pair_column else {}
-            kind = number % _CLASSES
             label = kind / 2 if TASKS[study.task].is_regression else f"class {kind}"
-            yield {training.text_column: text, **pair, training.label_column: label}
+            pair = {run.text_pair_column: text} if run.text_pair_column else {}
+            rows.append({run.text_column: text, **pair, run.label_column: label})
         elif study.generation is not None:
-            yield {training.prompt_column: f"{part}[{number // 2}]", training.completion_column: f" {text}"}
+            rows.append({run.prompt_column: f"{part}[{number // 2}]", run.completion_column: f" {text}"})
         else:
-            yield {training.text_column: "" if training.pad_rows and number % 4 == 1 else text}
+            rows.append({run.text_column: "" if run.pad_rows and number % 4 == 1 else text})
+    write_text(path, "".join(map(json_line, rows)))

@@ -38,10 +38,6 @@ class Stats:
         """Half the width of the 95 % t interval of the mean; None for one value."""
         return None if self.sd is None else float(t.ppf((1 + LEVEL) / 2, self.n - 1)) * self.sd / self.n**0.5
 
-    def times(self, factor: float) -> Stats:
-        """In another unit."""
-        return describe({seed: factor * value for seed, value in self.values.items()}) or self
-
 
 @dataclass(frozen=True)
 class Difference:

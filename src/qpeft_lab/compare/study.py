@@ -34,7 +34,7 @@ from qpeft_lab.settings import HIGHEST_SEED, RunSettings, backend_settings
 from qpeft_lab.training.generate import Decoding
 
 STUDY = "study.json"
-LEAST_SHARE = 0.8  # of a block's budget
+LEAST_SHARE = 0.8  # of the size that a method shall have
 _DEFAULTS = {"steps": 80, "batch_size": 4, "seq_len": 128, "eval_blocks": 24}  # of `training`
 _OWN_FIELDS = {"model", "data", "eval_data", "out", "task", "method", "method_settings", "backend_settings", "host"}
 _OWN_FIELDS |= {"lr", "seed", "trust_remote_code"}  # fields of `RunSettings` that are not in `training`
@@ -61,16 +61,12 @@ TaskName = Annotated[str, _one_of("task", TASKS)]
 MetricName = Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))]
 
 
-def _known(names: Any) -> Any:
-    """Validates that a mapping has no other names, before its values."""
-
-    def check(values: Any) -> Any:
-        for name in values if isinstance(values, dict) else ():
-            if name not in names():
-                raise ValueError(unknown("field", name, names()))
-        return values
-
-    return check
+def _known(values: Any, names: Sequence[str]) -> Any:
+    """The values. Raises ValueError if a mapping has other names, before its values are validated."""
+    for name in values if isinstance(values, dict) else ():
+        if name not in names:
+            raise ValueError(unknown("field", name, names))
+    return values
 
 
 class _Strict(BaseModel):
@@ -79,7 +75,7 @@ class _Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_known_fields(cls, values: Any) -> Any:
-        return _known(lambda: list(cls.model_fields))(values)
+        return _known(values, list(cls.model_fields))
 
 
 class Published(_Strict):
@@ -93,7 +89,11 @@ class Published(_Strict):
 
 
 class Method(_Strict):
-    """A method of `qpeft train` with its settings."""
+    """A method of `qpeft train` with its settings.
+
+    With `at_size_of` another method, it has the largest of `values` for the setting `vary` with which it has at most as
+    many trainable parameters as that one.
+    """
 
     key: MethodKey
     label: _Label = ""  # default: the key
@@ -104,6 +104,9 @@ class Method(_Strict):
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
     role: Role = "main"
     against: str | None = None  # of a control: the key of the method that it is a control of
+    at_size_of: str | None = None  # the key of the method whose size it has, and with which it is compared
+    vary: str | None = None
+    values: list[int] = []
     note: str | None = None
     published: Annotated[
         list[Published], BeforeValidator(lambda found: [found] if isinstance(found, dict) else found)
@@ -111,37 +114,19 @@ class Method(_Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _labelled(cls, values: Any) -> Any:
-        return {**values, "label": values.get("label") or values.get("key")} if isinstance(values, dict) else values
-
-
-class Candidate(Method):
-    """A method of an equal-budget block, with the largest of `values` for the setting `vary` that fits the budget."""
-
-    vary: str | None = None
-    values: list[int] = []
-
-    @model_validator(mode="after")
-    def _varies_something(self) -> Candidate:
-        if (self.vary is None) != (not self.values):
-            raise ValueError("give `vary`, the name of a setting, and its `values` together")
-        if self.values != sorted(self.values):
-            raise ValueError("`values` must increase, from the fewest trainable parameters to the most")
-        return self
-
-
-class Block(_Strict):
-    """Methods at the trainable parameter count of the method `of`."""
-
-    of: str
-    methods: list[Candidate] = Field(min_length=1)
+    def _complete(cls, values: Any) -> Any:
+        """The label is by default the key, and a method at the size of another has a role of its own."""
+        if not isinstance(values, dict):
+            return values
+        values = {**values, "label": values.get("label") or values.get("key")}
+        values["at_size_of"] = values.pop("block", None) or values.get("at_size_of")  # `block` in published rows
+        return values | ({"role": "equal_budget"} if values["at_size_of"] else {})
 
 
 class PlannedMethod(Method):
-    """A method of a planned study; members of equal-budget blocks are methods as well."""
+    """A method of a planned study, at its size."""
 
     kind: Literal["quantum", "classical"] = "classical"
-    block: str | None = None  # of a member of an equal-budget block: the key of the method whose size it has
     report_note: str = ""  # a sentence for the report
     rates: list[float] = []  # the grid of learning rates, sorted; none where nothing is trained
     hash: str
@@ -187,16 +172,11 @@ class _Common(_Strict):
             raise ValueError(f"methods: duplicate key {min(twice)!r}")
         named = [("reference", self.reference)]
         named += [(f"methods: the control {m.key} is against", m.against) for m in self.methods if m.against]
-        named += [("blocks.of", of) for of in self.sizes]
+        named += [(f"methods: {m.key} is at_size_of", m.at_size_of) for m in self.methods if m.at_size_of]
         for field, name in named:
             if name not in keys:
                 raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(keys)}")
         return self
-
-    @property
-    def sizes(self) -> list[str]:
-        """The methods that have an equal-budget block."""
-        raise NotImplementedError
 
     @property
     def is_language_model(self) -> bool:
@@ -214,11 +194,10 @@ class Study(_Common):
     training: _Training = {}
     by_data: dict[str, _Training] = {}  # by `data`: fields of `training` that `load_study` replaces for these data
     generation: Annotated[
-        Generation | None, BeforeValidator(_known(lambda: [known.name for known in fields_of(Generation)]))
+        Generation | None, BeforeValidator(lambda values: _known(values, [f.name for f in fields_of(Generation)]))
     ] = None
     lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
     smoke: dict[str, Any] = {}  # fields of the config of a smoke test's base, with its `model_type`
-    blocks: list[Block] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -237,8 +216,11 @@ class Study(_Common):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Study:
-        for method in (*self.methods, *(one for block in self.blocks for one in block.methods)):
+        sized = {method.key for method in self.methods if method.at_size_of}
+        for method in self.methods:
             _check_method(method)
+            if method.at_size_of in sized:
+                raise ValueError(f"method {method.key}: at_size_of {method.at_size_of}, whose size another determines")
         if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
             raise ValueError("seeds and tuning.seed must differ: learning rates are selected with a separate seed")
         if wrong := _OWN_FIELDS.intersection(self.training):
@@ -264,18 +246,9 @@ class Study(_Common):
             raise ValueError("metric bertscore_f1 needs generation.bertscore_model")
 
     @property
-    def data_name(self) -> str:
-        """The name of the data, without the local files of a task of GLUE."""
-        return _data_name(self.data)
-
-    @property
     def glue(self) -> GlueTask | None:
         """The task of GLUE that the data are, if they are one."""
         return find_glue(self.data)
-
-    @property
-    def sizes(self) -> list[str]:
-        return [block.of for block in self.blocks]
 
 
 class Base(_Strict):
@@ -307,10 +280,6 @@ class PlannedStudy(_Common):
     methods: Sequence[PlannedMethod] = Field(min_length=1)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
-    def sizes(self) -> list[str]:
-        return list(dict.fromkeys(method.block for method in self.methods if method.block))
-
-    @property
     def lower_is_better(self) -> bool:
         return self.metric == "test_loss"
 
@@ -322,22 +291,15 @@ class PlannedStudy(_Common):
         """The seeds that the method runs with."""
         return self.seeds[:1] if self.is_deterministic(method) else self.seeds
 
-    def row_of(
-        self, method: PlannedMethod, rows: Mapping[str, Row], name: str, seed: int, rates: Sequence[float]
-    ) -> Row | None:
-        """The row `name` of the method among `rows`, by cell_id; None if it is missing or that of other work."""
-        row = rows.get(f"{self.name}/{method.key}/{method.hash}/{name}")
-        return row if row is not None and row["seed"] == seed and row.get("lr") in (None, *rates) else None
-
-    def trial_of(self, method: PlannedMethod, rows: Mapping[str, Row], rate: float) -> Row | None:
-        """The row of the trial of a learning rate, or None."""
-        return self.row_of(method, rows, f"lr{rate:g}", self.tuning.seed, [rate])
+    def row_of(self, method: PlannedMethod, rows: Mapping[str, Row], name: str) -> Row | None:
+        """The row `name` of the method among `rows`, by cell_id, or None. Its hash covers what it depends on."""
+        return rows.get(f"{self.name}/{method.key}/{method.hash}/{name}")
 
     def search(self, method: PlannedMethod, rows: Mapping[str, Row]) -> RateSearch:
         """The learning rates that the method tries, as far as `rows`, by cell_id, determine them."""
 
         def loss_of(rate: float) -> float | None:
-            row = self.trial_of(method, rows, rate)
+            row = self.row_of(method, rows, f"lr{rate:g}")
             if row is None or row["status"] not in ("success", "diverged"):
                 return None
             return row["valid_loss"] if succeeded(row) else math.inf
@@ -350,7 +312,7 @@ class PlannedStudy(_Common):
 
 
 def is_comparable(ratio: float) -> bool:
-    """Whether `ratio` of a block's budget is close enough to 1 for a comparison by quality."""
+    """Whether `ratio` of the size that a method shall have is close enough to 1 for a comparison by quality."""
     return LEAST_SHARE <= ratio <= 1
 
 
@@ -378,7 +340,7 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
     """
     found, overrides = _read(name_or_path), dict(overrides or {})
     data, by_data = str(overrides.get("data", found.get("data"))), found.get("by_data")
-    of_data = by_data.get(data, by_data.get(_data_name(data))) if isinstance(by_data, dict) else None
+    of_data = by_data.get(data, by_data.get(data_name(data))) if isinstance(by_data, dict) else None
     _replace(found, {f"training.{field}": value for field, value in (of_data or {}).items()})
     _replace(found, overrides)
     try:
@@ -417,7 +379,8 @@ def _metrics_of(task: str | None) -> Sequence[str]:
     return () if kind is None or kind.is_language_model else tuple(OF_NUMBERS if kind.is_regression else OF_CLASSES)
 
 
-def _data_name(data: str) -> str:
+def data_name(data: str) -> str:
+    """The name of the data, without the local files of a task of GLUE."""
     return data.partition(":")[0] if data.startswith(GLUE) else data
 
 
@@ -428,6 +391,10 @@ def _check_method(method: Method) -> None:
         raise ValueError(f"method {method.key}: {unknown('host', method.host, methods.hosts())}")
     if (method.role == "control") != (method.against is not None):
         raise ValueError(f"method {method.key}: `against`, the controlled method, is for role control and no other")
+    if (method.vary is None) != (not method.values) or (method.vary and method.at_size_of is None):
+        raise ValueError(f"method {method.key}: give at_size_of, vary, the name of a setting, and its values together")
+    if method.values != sorted(method.values):
+        raise ValueError(f"method {method.key}: values must increase, from the fewest trainable parameters to the most")
     if method.against == method.key:
         raise ValueError(f"method {method.key} is a control against itself; name the controlled method")
     if method.backend and not record.takes_backend:

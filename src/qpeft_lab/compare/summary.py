@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
-from qpeft_lab.compare.metrics import METRICS, TRAINABLE, Metric
+from qpeft_lab.compare.metrics import METRICS, Metric
 from qpeft_lab.compare.rate_search import Edge, RateSearch
-from qpeft_lab.compare.rows import Row, cell_id, line_of, read_rows, succeeded
+from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
 from qpeft_lab.compare.stats import (
     BETTER,
     MIN_SEEDS,
@@ -30,35 +29,13 @@ from qpeft_lab.compare.stats import (
 )
 from qpeft_lab.compare.study import LEAST_SHARE, PlannedMethod, PlannedStudy, is_comparable, read_study
 from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.files import json_line
 
 MISSING = "missing"
-SHARE = 80  # per cent of the reference's gain in validation loss, whose steps are counted
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
 MOST_NOISE = 0.1
 _NOT_PUBLISHED = ("texts", "why", "traceback")
 _MOST_NAMED = 6  # methods in a sentence
-
-
-@dataclass(frozen=True)
-class Reached:
-    """The steps after which each seed first had a loss of at most a target; None for a seed that never had.
-
-    `median` counts such a seed as later than all others, and is None if half of the seeds or more are such. `limit`:
-    where training ended. Nothing is interpolated between evaluations.
-    """
-
-    steps: dict[int, float | None]
-    limit: float
-
-    @property
-    def median(self) -> float | None:
-        middle = median(math.inf if step is None else step for step in self.steps.values())
-        return middle if math.isfinite(middle) else None
-
-    @property
-    def n_reached(self) -> int:
-        """Seeds that reached the target."""
-        return sum(step is not None for step in self.steps.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +48,9 @@ class Result:
     cost: Row | None
     search: RateSearch
     metric: Stats | None
-    # to the reference or, of a member of an equal-budget block, to the method whose size it has; None for these two
+    # to the reference or, with `at_size_of`, to that method; None for these two
     difference: Difference | None = None
     control: Difference | None = None  # of a control: to its method
-    steps_to: Reached | None = None  # the share of the reference's gain
 
     @property
     def key(self) -> str:
@@ -163,15 +139,10 @@ class Summary:
 
     study: PlannedStudy
     results: list[Result]
-    target: float | None  # validation loss at the share of the reference's gain, equal for all methods and seeds
     n_comparisons: int  # in the family of Holm's correction
 
     def __getitem__(self, key: str) -> Result:
         return next(found for found in self.results if found.key == key)
-
-    @property
-    def lower_is_better(self) -> bool:
-        return self.study.lower_is_better
 
     @property
     def reference(self) -> Result:
@@ -179,9 +150,7 @@ class Summary:
 
     @property
     def loss_unit(self) -> str:
-        if TASKS[self.study.task].is_regression:
-            return "squared error"
-        return "nats per token" if self.study.is_language_model else "nats per example"
+        return TASKS[self.study.task].unit
 
     @property
     def metric(self) -> Metric:
@@ -196,26 +165,34 @@ class Summary:
     @property
     def by_quality(self) -> list[Result]:
         """All methods, the best first; those without a result last."""
-        sign = 1 if self.lower_is_better else -1
+        sign = 1 if self.study.lower_is_better else -1
         return sorted(self.results, key=lambda found: sign * found.metric.mean if found.metric else math.inf)
 
     @property
     def ordered(self) -> list[Result]:
-        """Main methods, the best first, each followed by its controls; without members of equal-budget blocks."""
+        """Main methods, the best first, each followed by its controls; without those at the size of another."""
         controls = [found for found in self.by_quality if found.role == "control"]
         main = [found for found in self.by_quality if found.role == "main"]
         listed = [item for found in main for item in (found, *(c for c in controls if c.method.against == found.key))]
         return listed + [control for control in controls if control not in listed]
 
     @property
-    def blocks(self) -> dict[str, list[Result]]:
-        """The members of each equal-budget block by the method whose size they have, which is the first."""
-        keys = dict.fromkeys(found.method.block for found in self.results if found.method.block)
-        return {of: [self[of], *(found for found in self.results if found.method.block == of)] for of in keys}
+    def at_size(self) -> dict[str, list[Result]]:
+        """The methods at the size of another by that one, which is the first."""
+        keys = dict.fromkeys(found.method.at_size_of for found in self.results if found.method.at_size_of)
+        return {of: [self[of], *(found for found in self.results if found.method.at_size_of == of)] for of in keys}
 
     def ratio(self, found: Result) -> float:
-        """A block member's share of the budget."""
-        return found.trainable / self[found.method.block].trainable if found.method.block else 1.0
+        """Its size as a share of that which it shall have."""
+        return found.trainable / self[found.method.at_size_of].trainable if found.method.at_size_of else 1.0
+
+    def compared(self, found: Result) -> tuple[str, Difference | None]:
+        """What it is compared with: a control with its method, others with the reference or that of their size."""
+        if found.method.against:
+            return self[found.method.against].label, found.control
+        if found.difference is None:
+            return "the reference" if found.key == self.study.reference else "", None
+        return self[found.difference.to].label, found.difference
 
     @property
     def rows(self) -> list[Row]:
@@ -230,17 +207,17 @@ class Summary:
     @cached_property
     def answers(self) -> list[str]:
         """The answer to the study's question, first what the study is about, in sentences without numbers."""
-        return [text for text in _answers(self) if text]
+        return [*filter(None, _answers(self))]
 
     @cached_property
     def warnings(self) -> list[str]:
         """What the study or its measurements may lack; the command prints it as well."""
-        return list(dict.fromkeys(_warnings(self)))
+        return list(dict.fromkeys(filter(None, _warnings(self))))
 
     @cached_property
     def limits(self) -> list[str]:
         """What the study does not show, the most important first."""
-        return list(dict.fromkeys(text for text in _limits(self) if text))
+        return list(dict.fromkeys(filter(None, _limits(self))))
 
 
 def load(path: Path) -> Summary:
@@ -258,7 +235,7 @@ def publish(folder: Path, file: Path) -> None:
     """Write the study and its rows in `folder`, without generated texts, as one compressed file."""
     summary = load(folder)
     rows = [{name: value for name, value in row.items() if name not in _NOT_PUBLISHED} for row in summary.rows]
-    lines = [json.dumps(summary.study.model_dump()) + "\n", *map(line_of, rows)]
+    lines = [json_line(summary.study.model_dump()), *map(json_line, rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
 
@@ -270,82 +247,53 @@ def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
     values = {key: found.metric.values if found.metric else {} for key, found in by_key.items()}
     failed = {key for key, found in by_key.items() if found.has_failures}
     differences = compare(_pairs(study), values, failed, study.lower_is_better)
-    target = _target_loss(by_key[study.reference])
     results = [
         replace(
             found,
-            difference=differences.get((found.key, found.method.block or study.reference)),
+            difference=differences.get((found.key, found.method.at_size_of or study.reference)),
             control=differences.get((found.key, found.method.against or "")),
-            steps_to=_steps_to(found, target),
         )
         for found in results
     ]
     n_comparisons = len({frozenset(pair) for pair, found in differences.items() if found.p is not None})
-    return Summary(study, results, target, n_comparisons)
+    return Summary(study, results, n_comparisons)
 
 
 def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -> Result:
     find = partial(study.row_of, method, rows)
     search = study.search(method, rows)
-    seeds = {seed: find(f"seed{seed}", seed, search.rates) for seed in study.seeds}
+    seeds = {seed: find(f"seed{seed}") for seed in study.seeds}
     if study.is_deterministic(method):  # the one result counts for every seed
         seeds = dict.fromkeys(seeds, next((row for row in seeds.values() if row is not None), None))
     tried = search.rates if len(method.rates) > 1 else []
-    trials = {rate: row for rate in tried if (row := study.trial_of(method, rows, rate)) or rate in method.rates}
-    found = Result(
-        method=method,
-        seeds=seeds,
-        trials=trials,
-        cost=find("cost", study.seeds[0], search.rates),
-        search=search,
-        metric=None,
-    )
+    trials = {rate: row for rate in tried if (row := find(f"lr{rate:g}")) or rate in method.rates}
+    found = Result(method=method, seeds=seeds, trials=trials, cost=find("cost"), search=search, metric=None)
     return replace(found, metric=found.stats(study.metric) if found.successes else None)
 
 
 def _pairs(study: PlannedStudy) -> list[Pair]:
-    """The study's family of comparisons: with the reference, of controls with their methods, and within blocks."""
-    main = [(method.key, method.block or study.reference) for method in study.methods]
+    """The study's family of comparisons: with the reference, of controls with their methods, within sizes."""
+    main = [(method.key, method.at_size_of or study.reference) for method in study.methods]
     controls = [(method.key, method.against) for method in study.methods if method.against is not None]
     return [(key, to) for key, to in (*main, *controls) if key != to]
 
 
-def _target_loss(reference: Result) -> float | None:
-    """The validation loss at the share of the reference's gain: its mean initial loss minus its mean final one."""
-    ends = [(curve[0][1], curve[-1][1]) for curve in reference.curves.values()]
-    start, end = (fmean(losses) for losses in zip(*ends, strict=True)) if ends else (0.0, 0.0)
-    return start - SHARE / 100 * (start - end) if start > end else None
-
-
-def _steps_to(found: Result, target: float | None) -> Reached | None:
-    """A seed that did not succeed has not reached the target; a seed without a row is left out."""
-    ended = {seed: row.get("curve") or [] for seed, row in found.seeds.items() if row is not None}
-    limit = max((curve[-1][0] for curve in ended.values() if curve), default=None)
-    if limit is None or target is None or not found.method.rates:
-        return None
-
-    def first(seed: int) -> float | None:
-        return next((step for step, valid, _ in found.curves.get(seed, []) if valid <= target), None)
-
-    return Reached({seed: first(seed) for seed in ended}, limit)
-
-
 def _answers(summary: Summary) -> Iterator[str]:
-    """First the controls if most of the trained methods have some, or the blocks if the reference has one."""
+    """First the controls if most of the trained methods have some, or those at its size if the reference has some."""
     main = [found for found in summary.ordered if found.role == "main" and found.method.rates]
     controlled = {found.method.against for found in summary.results if found.role == "control"}
     compared = [_verdicts([(f, f.difference) for f in main if f is not summary.reference], summary.reference.label)]
-    blocks = [_within(of, summary) for of in summary.blocks]
-    compared = [*blocks, *compared] if summary.study.reference in summary.blocks else [*compared, *blocks]
+    sized = [_within(of, summary) for of in summary.at_size]
+    compared = [*sized, *compared] if summary.study.reference in summary.at_size else [*compared, *sized]
     whose = summary[str(*controlled)].label if len(controlled) == 1 else "the controlled methods"
     controls = _verdicts([(f, f.control) for f in summary.by_quality if f.role == "control"], whose)
     yield from (controls, *compared) if 2 * len(controlled) > len(main) else (*compared, controls)
 
 
 def _within(of: str, summary: Summary) -> str:
-    """The comparable members of an equal-budget block."""
+    """The comparable methods at the size of another."""
     members = [
-        found for found in summary.by_quality if found.method.block == of and is_comparable(summary.ratio(found))
+        found for found in summary.by_quality if found.method.at_size_of == of and is_comparable(summary.ratio(found))
     ]
     found = _verdicts([(member, member.difference) for member in members], summary[of].label)
     return found and f"At the size of {summary[of].label}: {found}"
@@ -375,15 +323,16 @@ def unfinished(summary: Summary) -> str:
     return f"{n:,} of {len(statuses):,} runs are missing: the study is not finished." if n else ""
 
 
-def _labels(summary: Summary, is_one: Callable[[Result], Any]) -> str:
-    return "; ".join(found.label for found in summary.results if is_one(found))
+def _where(summary: Summary, text: str, holds: Callable[[Result], Any]) -> str:
+    """The text with the labels of the methods for which it holds; empty if there are none."""
+    labels = "; ".join(found.label for found in summary.results if holds(found))
+    return f"{text}: {labels}." if labels else ""
 
 
 def _warnings(summary: Summary) -> Iterator[str]:
-    if names := _labels(summary, lambda found: not found.has_improved):
-        yield f"The best step is 0 with every seed, so the values are those before training: {names}."
-    if names := _labels(summary, lambda found: found.lr_at_edge):
-        yield f"A learning rate outside those tried may be better for: {names}."
+    before = "The best step is 0 with every seed, so the values are those before training"
+    yield _where(summary, before, lambda found: not found.has_improved)
+    yield _where(summary, "A learning rate outside those tried may be better for", lambda found: found.lr_at_edge)
     yield from (f"{text}." for row in summary.rows for text in row.get("left_out", ()))
     noise = max((found.mean("noise") or 0.0 for found in summary.results), default=0.0)
     if noise > MOST_NOISE:
@@ -413,31 +362,14 @@ def _limits(summary: Summary) -> Iterator[str]:
     yield from summary.warnings
     yield unfinished(summary)
     yield from study.data.notes
-    lists: dict[str, Callable[[Result], Any]] = {
-        f"Preliminary, with fewer than {MIN_SEEDS} seeds": lambda f: f.metric and f.metric.n < MIN_SEEDS,
-        "Favored by no verdict, because seeds failed or diverged": lambda f: f.has_failures,
-        "Trained with different learning rates; run the study again to finish it": lambda f: (
-            len({row["lr"] for row in f.successes.values()}) > 1
-        ),
-        "Controls with another number of trainable parameters than their method": is_odd,
-        "Outside 80 to 100 % of the budget of their block, and not in the answer": lambda f: (
-            not is_comparable(summary.ratio(f))
-        ),
-    }
-    yield from (f"{text}: {names}." for text, is_one in lists.items() if (names := _labels(summary, is_one)))
-
-
-def published_of(summary: Summary) -> list[tuple[Result, Any, Stats | None]]:
-    """Each published value with the method, and what was measured here in the unit of the report."""
-    found = []
-    for result in summary.results:
-        for one in result.method.published:
-            metric = one.metric or summary.study.metric
-            measured = result.stats(metric)
-            if metric == TRAINABLE:  # the plan has counted it
-                measured = describe({0: float(result.trainable)})
-            found.append((result, one, measured and measured.times(METRICS[metric].factor)))
-    return found
+    few = f"Preliminary, with fewer than {MIN_SEEDS} seeds"
+    yield _where(summary, few, lambda found: found.metric and found.metric.n < MIN_SEEDS)
+    yield _where(summary, "Favored by no verdict, because seeds failed or diverged", lambda found: found.has_failures)
+    mixed = "Trained with different learning rates; run the study again to finish it"
+    yield _where(summary, mixed, lambda found: len({row["lr"] for row in found.successes.values()}) > 1)
+    yield _where(summary, "Controls with another number of trainable parameters than their method", is_odd)
+    outside = "Outside 80 to 100 % of the size that they shall have, and not in the answer"
+    yield _where(summary, outside, lambda found: not is_comparable(summary.ratio(found)))
 
 
 def named(labels: Sequence[str]) -> str:

@@ -77,21 +77,18 @@ def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
 
 
 def _read_npz(path: Path) -> list[Labelled]:
+    wanted = "images, uint8 (n, height, width) or (n, height, width, 1, 3 or 4), and labels, integers (n,) from 0"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
-            names = arrays["names"].astype(str) if "names" in arrays else None
-    except Exception as error:  # NumPy and zipfile raise any type for a damaged file
-        raise DataError(f"cannot read {path} as arrays images and labels: {first_line(error)}") from error
+            names = arrays["names"].astype(str)[labels] if "names" in arrays else labels
+    except Exception as error:  # NumPy and zipfile raise any type for a damaged file, or for a label without a name
+        raise DataError(f"cannot read {path} as arrays {wanted}: {first_line(error)}") from error
     is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3, 4))
-    if images.dtype != np.uint8 or not is_image or not images.size:
-        wanted = "uint8 (0 to 255), (n, height, width) or (n, height, width, 1, 3 or 4)"
-        raise DataError(f"{path}: images are {images.dtype} of shape {images.shape}; they must be {wanted}")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        wanted = f"integers, one for each of the {len(images)} images"
-        raise DataError(f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be {wanted}")
-    if names is not None and (labels.min() < 0 or labels.max() >= len(names)):
-        raise DataError(f"{path}: labels run from {labels.min()} to {labels.max()}, and there are {len(names)} names")
+    are_labels = np.issubdtype(labels.dtype, np.integer) and labels.shape == images.shape[:1]
+    if images.dtype != np.uint8 or not (images.size and is_image and are_labels) or labels.min() < 0:
+        found = " and ".join(f"{array.dtype} {array.shape}" for array in (images, labels))
+        raise DataError(f"{path} has arrays {found}; it must have {wanted}")
     pixels = images[..., 0] if images.shape[-1:] == (1,) and images.ndim == 4 else images
-    named = (str(label if names is None else names[label]) for label in labels)
-    return [(image, label_name(name, f"{path}, class names")) for image, name in zip(pixels, named, strict=True)]
+    where = f"{path}, class names"
+    return [(image, label_name(str(name), where)) for image, name in zip(pixels, names, strict=True)]

@@ -22,11 +22,11 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qpeft.checks import unknown
 from qpeft.errors import DataError, DataWarning
 from qpeft.files import file_hash
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
@@ -93,21 +93,15 @@ class SourceName(NamedTuple):
 
 
 def parse_source(source: str) -> SourceName:
-    """The parts of `source`. A path may contain colons: the longest part that exists is the path.
-
-    Raises DataError for an unknown task of GLUE.
-    """
+    """The parts of `source`; a path that exists has no others. Raises DataError for an unknown task of GLUE."""
     if (glue := find_glue(source)) is not None:
         _, _, local = source.partition(":")
         return (parse_source(local) if local else SourceName(HUB, glue.config))._replace(glue=glue)
     path = Path(source).expanduser()
-    first = source.find(":")
-    if first < 0 or path.exists() or path.suffix.lower() in _LOCAL_SUFFIXES:
+    if path.exists() or path.suffix.lower() in _LOCAL_SUFFIXES:
         return SourceName(source)
-    colons = [place for place in range(first, len(source)) if source[place] == ":"]
-    end = next((place for place in reversed(colons) if Path(source[:place]).expanduser().exists()), first)
-    config, _, split = source[end + 1 :].partition(":")
-    return SourceName(source[:end], config or None, split or None)
+    name, config, split = (*source.split(":", 2), "", "")[:3]
+    return SourceName(name, config or None, split or None)
 
 
 def load_examples(source: str, split: str, run: RunSettings) -> list[Row]:
@@ -313,15 +307,9 @@ def split_names(source: str) -> Sequence[str]:
     try:
         return get_dataset_split_names(name.id, name.config)
     except Exception as error:  # offline, unknown, gated, or without configuration
-        cause = _root_cause(error)
-        if name.is_local:
-            raise DataError(f"cannot read the splits of folder {name.name}: {cause}. {_SPLITS}") from error
-        near = get_close_matches(source, BUILT_IN, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ("" if name.config is None else f" {_SPLITS}")
-        raise DataError(
-            f"{source!r} is not a local file or folder, not a built-in text ({', '.join(BUILT_IN)}), and could not be "
-            f"loaded from the hub: {cause}.{hint}"
-        ) from error
+        where = f"folder {name.name}" if name.is_local else f"{source!r}, which is no local file, from the hub"
+        hint = _SPLITS if name.is_local or name.config else f"Or is it an {unknown('built-in text', source, BUILT_IN)}"
+        raise DataError(f"cannot read the splits of {where}: {_root_cause(error)}. {hint}") from error
 
 
 def _names(source: str, row: Row, run: RunSettings) -> dict[str, str]:

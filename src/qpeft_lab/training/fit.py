@@ -19,15 +19,14 @@ import qpeft
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.methods.method import imported
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.files import RUN_AGAIN, is_disk_full
+from qpeft_lab.files import RUN_AGAIN, is_disk_full, locked
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.method_records import lab_record
+from qpeft_lab.progress import Progress
 from qpeft_lab.settings import Intervals, RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import checkpoint_path, find_damaged, last_complete, prune, seal, step_of
-from qpeft_lab.training.lock import locked
 from qpeft_lab.training.prepare import Prepared, full_identity, identity_of, prepare
-from qpeft_lab.training.progress import Progress
 from qpeft_lab.training.run_folder import MetricsLog, RunFolder, TrainResult, read_rows, read_scores
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task

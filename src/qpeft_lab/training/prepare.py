@@ -21,9 +21,9 @@ from qpeft_lab import base_model as base
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.data.split import spread
 from qpeft_lab.method_records import fit_of
+from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import build_adapter, build_config
-from qpeft_lab.training.progress import Progress
 from qpeft_lab.training.tasks import Task, task_class
 from qpeft_lab.user_files import file_hashes
 

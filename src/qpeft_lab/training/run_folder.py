@@ -16,7 +16,9 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json, sync, write_json, write_text
-from qpeft_lab.files import RUN_AGAIN, finite, output_folder, parse_json, remove_unfinished
+from qpeft_lab.files import RUN_AGAIN, json_line, output_folder, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folder, without_folders
@@ -126,15 +128,15 @@ class RunFolder:
         Raises CheckpointError if the recorded `identity` (hashes of data, base and the user's files) differs.
         """
         remove_unfinished(self.path)
-        environment = _environment()
+        made_with = environment()
         if self.config.exists():
             recorded, had = self._recorded()
             self._refuse(_differences(had, identity))
             if all(getattr(recorded, name) == getattr(settings, name) for name in _SOURCES):  # they were not moved
                 return
-            environment = read_json(self.config)["environment"]
+            made_with = read_json(self.config)["environment"]
         stored = {name: value for name, value in _as_json(settings).items() if name != _NOT_STORED}
-        record = {"format": _FORMAT, "settings": stored, "identity": identity, "environment": environment}
+        record = {"format": _FORMAT, "settings": stored, "identity": identity, "environment": made_with}
         write_json(self.config, record)
 
     def write_result(self, result: TrainResult) -> None:
@@ -186,8 +188,8 @@ class MetricsLog:
         """
         kept = [] if step is None else [row for row in read_rows(path) if row["step"] <= step]
         if step is not None and (not kept or kept[0]["step"] != 0):
-            raise CheckpointError(_damaged_log(path, "its first rows are missing"))
-        write_text(path, "".join(map(_line, kept)))
+            raise CheckpointError(f"{path} lacks its first rows; {_remedy(path)}")
+        write_text(path, "".join(map(json_line, kept)))
         self._path = path
         self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
 
@@ -195,7 +197,7 @@ class MetricsLog:
         """Write one row; NaN and infinity, which JSON lacks, become null."""
         seconds = round(time.monotonic() - self._began, 3)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line({"step": step, **values, "seconds": seconds}))
+            file.write(json_line({"step": step, **values, "seconds": seconds}))
 
     def sync(self) -> None:
         """Wait until all rows are on disk, so that a checkpoint saved later always finds them."""
@@ -204,17 +206,7 @@ class MetricsLog:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a metrics.jsonl; none if there is no file. Raises CheckpointError if it is damaged."""
-    rows = []
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        if line.endswith(b"\n"):
-            try:
-                rows.append(row := parse_json(line))
-                if row["step"] < 0 or row["seconds"] < 0:
-                    raise ValueError("a negative number")
-            except (ValueError, TypeError, KeyError) as error:
-                raise CheckpointError(_damaged_log(path, f"line {number}: {error}")) from error
-    return rows
+    return read_json_lines(path, lambda row: row["step"] >= 0 and row["seconds"] >= 0, _remedy(path))
 
 
 def read_scores(path: Path, unit: str) -> list[Score]:
@@ -227,19 +219,12 @@ def read_scores(path: Path, unit: str) -> list[Score]:
                 known = {"loss": metrics.pop("loss"), "n_scored": metrics.pop("n_scored")}
                 found.append(TypeAdapter(Score).validate_python({**known, "unit": unit, "metrics": metrics}))
         except (ValueError, KeyError) as error:
-            raise CheckpointError(_damaged_log(path, f"a score: {error}")) from error
+            raise CheckpointError(f"{path} has a damaged score ({error}); {_remedy(path)}") from error
     return found
 
 
-def _damaged_log(path: Path, how: str) -> str:
-    return (
-        f"{path} is damaged ({how}). Choose another folder for the run, or delete {path.parent / 'checkpoints'} to "
-        "start again from step 0"
-    )
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(finite(row), allow_nan=False) + "\n"
+def _remedy(path: Path) -> str:
+    return f"choose another folder for the run, or delete {path.parent / 'checkpoints'} to start again from step 0"
 
 
 def _compared(settings: RunSettings) -> dict[str, Any]:
@@ -267,12 +252,22 @@ def _as_json(settings: RunSettings) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings), default=sorted))
 
 
-def _environment() -> dict[str, Any]:
+@cache
+def environment() -> dict[str, Any]:
+    """Versions of packages, and the hardware of this process."""
     import torch
 
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
     return {
+        "device": f"{device}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
     }
+
+
+def _cpu_name() -> str:
+    with suppress(OSError):  # only Linux has it
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"cpu {platform.machine()}"

@@ -1,4 +1,4 @@
-"""Time and memory of a method, measured while nothing else runs on the machine."""
+"""Time and memory of a method, alone on the machine; and its capacity, the ranks of the learned updates of weights."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import qpeft
 from qpeft.core.adapter_form import form_of
+from qpeft_lab.compare.rows import Row
+from qpeft_lab.diagnose.adapters import effective_rank
 
 _LEARNING_RATE = 1e-4  # not 0: a generator runs again only after its parameters changed
 _PLANNED_STEPS = 100_000  # SoRA's threshold, which increases over these steps, stays near 0
+_LARGEST = 2048  # the smaller side of an update: the singular values of larger ones take minutes, except for factors
 
 Batch = Mapping[str, Tensor]
 Make = Callable[[], Any]
+Update = Tensor | tuple[Tensor, Tensor]  # (rows, columns), or LoRA's factors B (rows, r) and A (r, columns)
 
 
 class TrainingSteps:
@@ -62,8 +68,8 @@ def measure_cost(
     - `peak_mem_bytes` with `peak_mem_kind`: on a GPU, the peak of allocated memory minus the memory that was allocated
       before the model was built; otherwise the peak resident set of the process, libraries included. Read after
       `warm_up` steps, before the reference is built.
-    - `step_ms`, the median of `timed` steps after `warm_up`, with `step_ms_p10` and `step_ms_p90`; `step_ratio` to the
-      reference. The steps of both models alternate.
+    - `step_ms`, the median of `timed` steps after `warm_up`; `step_ratio` to the reference. The steps of both models
+      alternate.
     - `noise`: the reference takes every step twice; the relative difference between the medians of the two.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,9 +84,8 @@ def measure_cost(
     reference = TrainingSteps(make_reference().to(device), max_grad_norm, weight_decay)
     runs = (run, reference, reference)
     times = [[each.step(batch) for each in runs] for batch in islice(cycle(batches), warm_up + timed)]
-    (low, _, _), (middle, other, twin), (high, _, _) = np.percentile(times[warm_up:], (10, 50, 90), axis=0).tolist()
-    steps = {"step_ms": middle, "step_ms_p10": low, "step_ms_p90": high, "step_ratio": middle / other}
-    return {**memory, **steps, "noise": max(other / twin, twin / other) - 1}
+    own, other, twin = map(median, zip(*times[warm_up:], strict=True))
+    return {**memory, "step_ms": own, "step_ratio": own / other, "noise": max(other / twin, twin / other) - 1}
 
 
 def now() -> float:
@@ -99,3 +104,44 @@ def _peak_memory(before: int) -> dict[str, Any]:
     unit = 1 if os.uname().sysname == "Darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"peak_mem_bytes": peak, "peak_mem_kind": "resident set of the process"}
+
+
+@torch.no_grad()
+def rank_fields(model: Any, make_untrained: Callable[[], Any]) -> Row:
+    """Numerical and effective rank of the learned updates, means over the changed weights.
+
+    There are no fields if the method adds nothing to weights. `model` has run since its parameters changed.
+    `make_untrained`: makes the model before training, which is needed for one that is trained without an adapter.
+    """
+    updates = _of_adapter(model) if isinstance(model, PeftModel) else _of_weights(model, make_untrained())
+    if not updates:
+        return {}
+    found = effective_rank(updates).values
+    return {"rank_numerical": found["numerical_rank"], "rank_effective": found["entropy_rank"]}
+
+
+def _of_adapter(model: PeftModel) -> dict[str, Update]:
+    """By module; of DoRA without its magnitudes."""
+    found: dict[str, Update] = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        a, b = (getattr(layer, part, {}) for part in ("lora_A", "lora_B"))
+        if (adapter := model.active_adapter) in b:
+            found[name] = b[adapter].weight.flatten(1), a[adapter].weight.flatten(1)
+        elif adapter not in a and (update := getattr(layer, "get_delta_weight", None)):
+            _add(found, name, update(adapter))
+    return found
+
+
+def _of_weights(model: Any, untrained: Any) -> dict[str, Update]:
+    found, before = {}, dict(untrained.named_parameters())
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.dim() > 1:
+            _add(found, name, weight - before[name].to(weight.device))
+    return found
+
+
+def _add(found: dict[str, Update], name: str, update: Tensor) -> None:
+    if min((matrix := update.flatten(1)).shape) <= _LARGEST:
+        found[name] = matrix

@@ -1,0 +1,51 @@
+"""The interfaces through which training runs and studies report their progress, for example to a progress bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qpeft_lab.compare.cell import Cell
+    from qpeft_lab.compare.rows import Row
+    from qpeft_lab.training.score import Score
+
+
+class Progress:
+    """Receives a run's events in the training process, between steps. The methods do nothing; override any of them."""
+
+    def on_stage(self, what: str) -> None:
+        """A part of the work begins: `Reading the data`."""
+
+    def on_note(self, line: str) -> None:
+        """A fact about the run: `circuits on lightning.qubit: ...`."""
+
+    def on_start(self, total: int, done: int) -> None:
+        """Training starts, or resumes, after `done` of `total` steps."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
+
+    def on_eval(self, step: int, score: Score) -> None:
+        """The validation data was scored after `step` steps (0 is before training)."""
+
+
+class CompareProgress:
+    """Receives the events of a comparison, in the process of the runner; this base class ignores them.
+
+    Methods should return quickly.
+    """
+
+    def on_total(self, n_cells: int, n_finished: int) -> None:
+        """The study has `n_cells`, of which `n_finished` have rows. A grid of learning rates may extend itself."""
+
+    def on_start(self, cell: Cell) -> None:
+        """A cell starts or resumes."""
+
+    def on_step(self, cell: Cell, done: int, total: int) -> None:
+        """`done` of the cell's `total` steps are done."""
+
+    def on_row(self, cell: Cell, row: Row) -> None:
+        """A cell ended or failed, and its row is written."""
+
+    def on_note(self, text: str) -> None:
+        """A note for the user."""
