@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 from qpeft.user_code import is_file
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import application, command
-from qpeft_lab.cli.console import Answer, facts, line, working
+from qpeft_lab.cli.console import Answer, line, working
 from qpeft_lab.cli.options import Fields
 from qpeft_lab.user_files import named_ansatz
 
@@ -76,14 +76,7 @@ def count(*, chosen: Chosen) -> Answer:
     gates = dict(Counter(gate.name for gate in ansatz.gates()))
     pairs = sum(len(gate.wires) == 2 for gate in ansatz.gates())
     counts = {"n_angles": ansatz.n_angles, "gates": gates, "two_qubit_gates": pairs, "depth": depth(ansatz)}
-
-    def show(console: Any) -> None:
-        console.print(f"{ansatz.name}, n_qubits={ansatz.n_qubits}, n_layers={ansatz.n_layers}\n", style="bold")
-        kinds = ", ".join(f"{name} {n:,}" for name, n in gates.items())
-        rows = [("angles", ansatz.n_angles, ""), ("gates", sum(gates.values()), kinds), ("two-qubit gates", pairs, "")]
-        console.print(facts([*rows, ("depth", counts["depth"], "gates on the longest path")]))
-
-    return Answer({**_size(ansatz), **counts}, show)
+    return Answer({**_size(ansatz), **counts})
 
 
 @command
@@ -111,7 +104,7 @@ def export(
     if target is None:
         return Answer({**_size(ansatz), "text": text}, lambda console: console.out(text.rstrip(), highlight=False))
     write_text(target, text)
-    return Answer({**_size(ansatz), "out": out}, lambda console: line(console, f"Written to {out}."))
+    return Answer({**_size(ansatz), "out": out})
 
 
 def circuits() -> None:

@@ -43,7 +43,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
             if as_json:
                 console.print_json(answer.data)
             else:
-                answer.show(console.stdout())
+                answer.print()
             sys.stdout.flush()
             if answer.exit_code:
                 raise typer.Exit(answer.exit_code)

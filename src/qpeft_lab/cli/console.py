@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import sys
 import warnings
@@ -38,11 +37,16 @@ _VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports th
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a command: `data` for `--json`, `show` for a console."""
+    """The result of a command: `data` for `--json`, `show` for a console, by default the same values."""
 
     data: dict[str, Any]
-    show: Callable[[Console], None]
+    show: Callable[[Console], None] | None = None
     exit_code: int = 0
+
+    def print(self) -> None:
+        """Print it on standard output."""
+        console = stdout()
+        console.print(facts(listed(self.data))) if self.show is None else self.show(console)
 
 
 def stdout() -> Console:
@@ -126,12 +130,6 @@ def say(label: str, message: str, style: str = "bold") -> None:
 def line(console: Console, text: str, style: str | None = None) -> None:
     """Lines that are not wrapped, so that paths, names and code can be copied."""
     console.print(text, style=style, soft_wrap=True)
-
-
-def percent(share: float) -> str:
-    """`0.01322` as `1.322%`; a small share has two significant digits: `0.0000029` is `0.00029%`."""
-    decimals = max(3, 1 - math.floor(math.log10(100 * share))) if share > 0 else 3
-    return f"{share:.{decimals}%}"
 
 
 def size(n_bytes: int) -> str:

@@ -193,16 +193,8 @@ def stock_logits(
 ) -> Tensor:
     """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT in a process without qpeft.
 
-    Args:
-        base: Hub id or folder of the base model.
-        adapter: Exported adapter folder; None for the base alone.
-        inputs: Token ids (B, T), int64, or pixels (B, channels, h, w), float32, by the name of the model's input.
-        trust_remote_code: Execute Python code of the base model.
-        auto_class: The class of transformers that loads the base.
-        options: Further arguments of its `from_pretrained`.
-
-    Raises:
-        VerificationError: the process could not load them.
+    `inputs` are tensors by the name of the model's input; `options` are further arguments of the `from_pretrained` of
+    `auto_class`. Raises VerificationError if the process could not load them.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -232,7 +224,8 @@ def _show(console: Console, written: dict[str, Any]) -> None:
     differ = f"logits differ by at most {written['max_logit_difference']:.1g}"
     line(console, f"Verified in a process that cannot import qpeft: {differ}.\n")
     for server, answer in written.get("servers", {}).items():
-        line(console, f"Loads in {server}: {answer}\nA server that loads the base loads a merged model: add --merge\n")
+        line(console, f"Loads in {server}: {answer}")
+        line(console, "A server that loads the base model loads a merged one: add --merge\n")
     if "url" in written:
         line(console, f"Uploaded to {written['url']}\n")
     console.print("Load it without qpeft:\n")

@@ -9,7 +9,7 @@ import typer
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError, InputError
-from qpeft_lab.cli.adapters import OptionalAdapter
+from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, say, working
 from qpeft_lab.settings import HIGHEST_SEED
@@ -49,7 +49,7 @@ def generate(
         from qpeft_lab.training.classifier import read_record
         from qpeft_lab.training.generate import generate_texts
 
-        if folder is not None and read_record(folder) is not None:
+        if folder and (read_record(folder) or adapter_config(folder).get("task_type") == "SEQ_CLS"):
             raise InputError(f"{folder} is an adapter for labelled data, which generates no text; use qpeft evaluate")
         tokenizer = load_tokenizer(base_name, source.trust_remote_code)
         model: Any = load_model(base_name, trust_remote_code=source.trust_remote_code)
