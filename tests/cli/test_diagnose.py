@@ -14,7 +14,7 @@ QUESTIONS = ("random", "redundant", "gradients", "expressive", "moved", "rank")
 def diagnosed(answer):
     def call(*arguments):
         found = answer("diagnose", *arguments, "--samples", 20)
-        return found, {finding["key"]: finding for finding in found["findings"]}
+        return found, found["findings"]
 
     return call
 
@@ -26,7 +26,7 @@ def test_run_is_diagnosed_with_every_measurement(answer, diagnosed, base_folder,
     assert tuple(by_key) == QUESTIONS
     assert found["page"] == str(tmp_path / "run" / "diagnose.html")
     page = (tmp_path / "run" / "diagnose.html").read_text()
-    assert all(finding["question"] in page for finding in found["findings"])
+    assert all(finding["question"] in page for finding in found["findings"].values())
     assert "http" not in page
     assert set(by_key["random"]["measurements"]) == {"random angles", "start", "trained"}
     angles = by_key["redundant"]["measurements"]["angles"]
@@ -37,7 +37,7 @@ def test_run_is_diagnosed_with_every_measurement(answer, diagnosed, base_folder,
     updates = by_key["rank"]["measurements"]["updates"]
     assert updates["n_used"] == 14
     assert updates["numerical_rank"] <= 8
-    assert all(finding["sentences"] or finding["left_out"] for finding in found["findings"])
+    assert all(finding["sentences"] or finding["left_out"] for finding in found["findings"].values())
 
 
 def test_adapter_folder_is_not_changed(diagnosed, adapter_folder, tmp_path):

@@ -90,26 +90,30 @@ def test_ranks_agree_with_the_bound_of_the_plan(base, tmp_path, hidden):
     config = qpeft.QPAConfig(**LM, r=8, chunk_size=16, hidden=hidden, features=4)
     bound = qpeft.plan(base(), config).sizes["rank_bound"]
     moved(get_peft_model(base(), config), tmp_path / "adapter")
-    found = diagnose(tmp_path / "adapter", samples=10)["rank"].measurements
+    found = diagnose(tmp_path / "adapter", samples=10)["findings"]["rank"]["measurements"]
     assert found["chunks"]["numerical_rank"] <= found["chunks"]["possible"] == bound
     assert found["change"]["numerical_rank"] <= found["change"]["possible"] <= 2 * bound
     assert found["updates"]["possible"] == 8
 
 
 def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
+    def left_out():
+        found = diagnose(tmp_path / "prefix", samples=10)["findings"]
+        return [reason for finding in found.values() for reason in finding["left_out"]]
+
     host = get_peft_model(base("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     moved(qpeft.attach(host, qpeft.QPAGeneratorConfig(**CIRCUIT)), tmp_path / "prefix")
-    found = diagnose(tmp_path / "prefix", samples=10)["rank"]
-    assert ({*found.measurements}, len(found.left_out)) == ({"chunks", "change"}, 1)
+    found = diagnose(tmp_path / "prefix", samples=10)["findings"]["rank"]
+    assert ({*found["measurements"]}, len(found["left_out"])) == ({"chunks", "change"}, 1)
     monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", Adapter(tmp_path / "prefix").circuit().ansatz.n_qubits)
-    assert not any("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings)
+    assert not any("qubits" in text for text in left_out())
     monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", 1)
-    assert sum("qubits" in str(one.left_out) for one in diagnose(tmp_path / "prefix", samples=10).findings) == 4
+    assert sum("qubits" in text for text in left_out()) == 4
     model = moved(get_peft_model(base(), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "sora")
     qpeft.export(model, tmp_path / "exported")
-    found = diagnose(tmp_path / "exported", samples=10)
-    assert found["rank"].measurements["updates"]["numerical_rank"] == 2
-    assert found["moved"].left_out
+    found = diagnose(tmp_path / "exported", samples=10)["findings"]
+    assert found["rank"]["measurements"]["updates"]["numerical_rank"] == 2
+    assert found["moved"]["left_out"]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from qpeft_lab.settings import HIGHEST_SEED
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft_lab.diagnose.answers import Diagnosis
-
 PAGE = "diagnose.html"
 
 
@@ -54,23 +52,20 @@ def diagnose(
 
         torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
         diagnosis = measure(folder, samples, seed, tell)
-    if written is not None:
-        page(written, lambda console: _show(console, diagnosis, target))
+    data = {"target": str(target), "page": html, **diagnosis}
 
     def show(console: Console) -> None:
-        _show(console, diagnosis, target)
+        line(console, f"Diagnosis of {target}\n", "bold")
+        console.print(facts(diagnosis["facts"].items()))
+        for number, finding in enumerate(diagnosis["findings"].values(), 1):
+            console.print(f"\n{number}. {finding['question']}", style="bold")
+            for sentence in finding["sentences"]:
+                console.print(sentence)
+            for reason in finding["left_out"]:
+                console.print(f"Left out: {reason}.", style="dim")
         if html is not None:
             line(console, f"\npage  {html}")
 
-    return Answer({**diagnosis.to_dict(), "target": str(target), "page": html}, show)
-
-
-def _show(console: Console, diagnosis: Diagnosis, target: Path) -> None:
-    line(console, f"Diagnosis of {target}\n", "bold")
-    console.print(facts([(name, value, "") for name, value in diagnosis.facts.items()]))
-    for number, finding in enumerate(diagnosis.findings, 1):
-        console.print(f"\n{number}. {finding.question}", style="bold")
-        for sentence in finding.sentences:
-            console.print(sentence)
-        for reason in finding.left_out:
-            console.print(f"Left out: {reason}.", style="dim")
+    if written is not None:
+        page(written, show)
+    return Answer(data, show)

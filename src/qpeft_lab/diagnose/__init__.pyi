@@ -1,6 +1,5 @@
 from .adapters import angle_movement as angle_movement
 from .adapters import effective_rank as effective_rank
-from .answers import Diagnosis as Diagnosis
 from .answers import diagnose as diagnose
 from .circuits import Measurement as Measurement
 from .circuits import expressibility as expressibility

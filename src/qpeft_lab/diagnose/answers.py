@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,46 +27,12 @@ _SUBJECTS = {
 Answers = Iterator[tuple[str, Measurement]]  # by subject: "start", "trained", ...
 
 
-@dataclass
-class Finding:
-    """The answer to one question. `left_out` lists what could not be measured, and why."""
-
-    key: str
-    question: str
-    measurements: dict[str, Measurement] = field(default_factory=dict)  # by subject
-    left_out: list[str] = field(default_factory=list)
-
-    @property
-    def sentences(self) -> list[str]:
-        """What the measurements mean."""
-        return [f"{_SUBJECTS.get(key, key.capitalize())}: {found.sentence}" for key, found in self.measurements.items()]
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """The answers to all questions about one adapter."""
-
-    facts: dict[str, str]  # what it is: method, qubits, layers, ...
-    findings: tuple[Finding, ...]
-
-    def __getitem__(self, key: str) -> Finding:
-        return {finding.key: finding for finding in self.findings}[key]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        findings = []
-        for found in self.findings:
-            values = {subject: measured.values for subject, measured in found.measurements.items()}
-            findings.append({**vars(found), "measurements": values, "sentences": found.sentences})
-        return {"facts": self.facts, "findings": findings}
-
-
 def diagnose(
     folder: str | Path,
     samples: int = 200,
     seed: int = 0,
     on_question: Callable[[str], None] = lambda _: None,
-) -> Diagnosis:
+) -> dict[str, Any]:
     """Answer every question about a trained adapter.
 
     Args:
@@ -76,30 +41,40 @@ def diagnose(
         seed: Seed of the random circuits.
         on_question: Called with each question before it is answered.
 
+    Returns:
+        `facts`, by name, and `findings`, by key: the `question`, the values of its `measurements` by subject, their
+        `sentences`, and what was `left_out`, and why.
+
     Raises:
         ConfigError: Too few samples, or an adapter to which no measurement applies.
         CheckpointError: The folder is damaged, or not an adapter.
     """
     adapter = Adapter(folder)
-    circuit, findings = adapter.circuit(), []
-    for key, (question, measure) in _OF_CIRCUITS.items():
+    circuit, findings = adapter.circuit(), {}
+    unmeasured = ""
+    if circuit is None:
+        unmeasured = f"method {adapter.method} has no circuit whose probabilities are read from |0...0>"
+    elif circuit.ansatz.n_qubits > _WIDEST:
+        unmeasured = f"{circuit.ansatz.n_qubits} qubits would take too long (at most {_WIDEST})"
+    for key, (question, measure) in (_OF_CIRCUITS | _OF_ADAPTERS).items():
         on_question(question)
-        findings.append(finding := Finding(key, question))
-        if circuit is None:
-            finding.left_out.append(f"method {adapter.method} has no circuit whose probabilities are read from |0...0>")
-        elif circuit.ansatz.n_qubits > _WIDEST:
-            finding.left_out.append(f"{circuit.ansatz.n_qubits} qubits would take too long (at most {_WIDEST})")
-        else:
-            finding.measurements.update(measure(circuit, samples, seed))
-    for key, (question, measure) in _OF_ADAPTERS.items():
-        on_question(question)
-        findings.append(finding := Finding(key, question))
-        try:
-            for subject, found in measure(adapter):
-                finding.measurements[subject] = found
-        except ConfigError as error:
-            finding.left_out.append(str(error))
-    return Diagnosis(_facts(adapter, circuit), tuple(findings))
+        found: dict[str, Measurement] = {}
+        reason = unmeasured if key in _OF_CIRCUITS else ""
+        if key in _OF_CIRCUITS and not reason:
+            found = dict(measure(circuit, samples, seed))
+        elif key in _OF_ADAPTERS:
+            try:
+                for subject, measurement in measure(adapter):
+                    found[subject] = measurement
+            except ConfigError as error:
+                reason = str(error)
+        findings[key] = {
+            "question": question,
+            "measurements": {subject: one.values for subject, one in found.items()},
+            "sentences": [f"{_SUBJECTS.get(name, name.capitalize())}: {one.sentence}" for name, one in found.items()],
+            "left_out": [reason] * bool(reason),
+        }
+    return {"facts": _facts(adapter, circuit), "findings": findings}
 
 
 def _facts(adapter: Adapter, circuit: Circuit | None) -> dict[str, str]:
@@ -164,13 +139,13 @@ def _rank(adapter: Adapter) -> Answers:
     yield "updates", effective_rank(updates)
 
 
-_OF_CIRCUITS: dict[str, tuple[str, Callable[[Circuit, int, int], Answers]]] = {
+_OF_CIRCUITS: dict[str, tuple[str, Callable[..., Answers]]] = {
     "random": ("Is the circuit random?", _random),
     "redundant": ("Are angles redundant?", _redundant),
     "gradients": ("Do gradients vanish?", _gradients),
     "expressive": ("Which states does it reach, and how entangled are they?", _expressive),
 }
-_OF_ADAPTERS: dict[str, tuple[str, Callable[[Adapter], Answers]]] = {
+_OF_ADAPTERS: dict[str, tuple[str, Callable[..., Answers]]] = {
     "moved": ("Did the angles move?", _moved),
     "rank": ("How many directions does it generate?", _rank),
 }
