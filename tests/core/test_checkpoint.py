@@ -112,7 +112,6 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         (lambda f: edit_config(f, peft_type="QPEFT_TOMORROW"), "unknown peft_type 'QPEFT_TOMORROW'"),
         (lambda f: edit_config(f, format_version=99), "format version 99"),
         (lambda f: edit_config(f, mlp_scale=3.0), "has other initial values or settings"),
-        (lambda f: edit_config(f, activation="identity"), "has other initial values or settings"),
         *(
             (lambda f, table=table: edit_config(f, generated=table), "generates other tensors")
             for table in ([1, 2], [], [["x", [-1]]], [[10**8, 16]])
@@ -122,7 +121,6 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         (lambda f: edit_config(f, n_layers=2), r"expected \[1, 2, \d+\]; .* --ansatz"),
         (lambda f: edit_config(f, target_modules=["q_proj"]), "generates other tensors"),
         (lambda f: edit_config(f, r=3), "generates other tensors"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "is damaged or cut off"),
         (lambda f: cut(f / "adapter_model.safetensors"), "is damaged or cut off"),
         (lambda f: save_file({}, f / "adapter_model.safetensors"), "contains no tensors"),
         (lambda f: flip_last_bit(f / "adapter_model.safetensors"), "is not the file that was saved"),
@@ -135,7 +133,6 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
          "has shape"),
         (lambda f: rewrite(f, lambda t: {k: v * torch.nan if v.dtype.is_floating_point else v for k, v in t.items()}),
          "contains NaN or Inf"),
-        (lambda f: rewrite(f, lambda t: {"foreign": torch.ones(2)}), "missing"),
         (lambda f: rewrite(f, lambda t: {k: v + 1e300 if v.is_floating_point() else v for k, v in wide(t).items()}),
          r"\.tau contains NaN or Inf"),
         (lambda f: edit_config(f, generated=json.loads((f / "adapter_config.json").read_text())["generated"][::-1]),

@@ -1,5 +1,6 @@
-"""The ansatz of examples/own_ansatz.py: its contract, counts, exports and registration."""
+"""An ansatz of a user, of examples/own_ansatz.py too: contract, exports, registration, checkpoints, gradients."""
 
+import copy
 import importlib
 import re
 import runpy
@@ -8,9 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
-from qpeft.circuits import Ansatz, ansatz, gate_probabilities, register_ansatz, to_openqasm, to_pennylane
-from qpeft.errors import ConfigError
+import qpeft
+from qpeft.backends import ExactBackend
+from qpeft.circuits import (
+    Ansatz,
+    Gate,
+    ansatz,
+    exact_probabilities,
+    gate_probabilities,
+    register_ansatz,
+    to_openqasm,
+    to_pennylane,
+)
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.testing import ansatz_contract
 
 
@@ -86,3 +99,84 @@ def test_example_trains_and_exports_an_adapter(example, tmp_path, monkeypatch, c
     assert len(losses) == 10
     assert losses[-1] < losses[0] - 0.5
     assert '"ansatz": "cz_ring"' in (tmp_path / "cz-ring-exported/qpeft.json").read_text()
+
+
+# -- adapters with an ansatz of a user
+
+
+def _gates(pair):
+    def layers(n_qubits, n_layers):
+        for layer in range(n_layers):
+            turns = [Gate("rx", (wire,), (layer, wire)) for wire in range(n_qubits)]
+            yield turns + [Gate(pair, (wire, wire + 1)) for wire in range(n_qubits - 1)]
+
+    return layers
+
+
+def _register(layers, angle_shape=lambda n_qubits, n_layers: (n_layers, n_qubits)):
+    ansatz._families.pop("mine", None)
+    register_ansatz("mine", angle_shape, layers)
+
+
+@pytest.fixture
+def mine():
+    _register(_gates("cx"))
+    yield
+    ansatz._families.pop("mine", None)
+
+
+SIZES = {"features": 2, "chunk_size": 64, "n_layers": 2}
+
+
+def adapted(base, **settings):
+    given = {**SIZES, "ansatz": "mine", "r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
+    return get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**given))
+
+
+def attached(base):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    return qpeft.attach(get_peft_model(copy.deepcopy(base), lora), qpeft.QPAGeneratorConfig(ansatz="mine", **SIZES))
+
+
+@pytest.mark.parametrize("make", [adapted, attached])
+def test_checkpoint_of_a_changed_ansatz_is_refused(mine, example, make, llama, tmp_path):
+    qpeft.save(make(llama), tmp_path / "adapter")
+    qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+    _register(example("own_ansatz").layers, example("own_ansatz").angle_shape)
+    with pytest.raises(CheckpointError, match=r"expected \[1, 2, 2, \d\]; .*--ansatz FILE"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+    angles = torch.linspace(-2, 2, 6, dtype=torch.float64).view(2, 3)
+    _register(_gates("cx"))
+    before = exact_probabilities(Ansatz("mine", 3, 2), angles)
+    _register(_gates("cz"))  # other gates with angles of the same shape
+    assert not torch.allclose(exact_probabilities(Ansatz("mine", 3, 2), angles), before)
+    with pytest.raises(CheckpointError, match="other initial values or settings"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+    ansatz._families.pop("mine")
+    with pytest.raises(CheckpointError, match=r"unknown ansatz 'mine'.*import the module that registers it"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+
+
+def gradients(model, ids):
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["mine", "efficient_su2"])
+@pytest.mark.parametrize(
+    ("backend", "rule"),
+    [
+        (ExactBackend(), "adjoint"),
+        ("pennylane:default.qubit", "adjoint"),
+        ("pennylane:lightning.qubit", "parameter-shift"),
+    ],
+)
+def test_gradients_of_every_backend_are_equal(mine, llama, ids, name, backend, rule):
+    pytest.importorskip("pennylane")
+    model = adapted(llama, ansatz=name)
+    expected = gradients(model, ids)
+    assert qpeft.set_backend(model, backend).gradient == rule
+    for found, exact in zip(gradients(model, ids), expected, strict=True):
+        torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-5)
+    assert max(each.abs().max() for each in expected) > 1e-3

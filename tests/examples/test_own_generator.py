@@ -90,19 +90,6 @@ def test_unregistered_generator_raises(trained, tmp_path):
         qpeft.load(plain, tmp_path / "compact")
 
 
-def test_folder_of_other_settings_or_another_generator_raises(trained, tmp_path):
-    _, model = trained()
-    qpeft.save(model, tmp_path / "compact")
-    with pytest.raises(CheckpointError, match=r"other initial values or settings|has shape"):
-        trained(n_layers=3)[1].load_adapter(tmp_path / "compact", "default")
-    over = qpeft.attach(
-        get_peft_model(trained()[0], copy.deepcopy(HOSTS["lora"])),
-        qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6,), n_layers=2),
-    )
-    with pytest.raises(CheckpointError, match=r"does not contain this adapter|generates other"):
-        over.load_adapter(tmp_path / "compact", "default")
-
-
 def test_registration_errors(own):
     for name in ("qpa", "ring"):
         with pytest.raises(ConfigError, match=f"there is already the generator '{name}'"):

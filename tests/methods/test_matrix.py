@@ -420,6 +420,23 @@ def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters)
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
+@pytest.mark.parametrize("variant", [*ONE_EACH, "attached to lora", "attached to a prefix"], indirect=True)
+def test_use_between_forward_and_backward_changes_no_gradient(make, ids, adapters, tmp_path):
+    model = make()
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = adapters.gradients(model)
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids).loss
+    adapters.logits(model, ids.flip(0))
+    with torch.inference_mode():
+        model(input_ids=ids)
+    qpeft.save(model, tmp_path / "saved")
+    loss.backward()
+    found = adapters.gradients(model)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
 @pytest.mark.parametrize(
     "variant", [*ONE_EACH, "quantum_peft in frames", "attached to lora", "attached to a prefix"], indirect=True
 )
