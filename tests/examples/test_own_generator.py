@@ -16,6 +16,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generator_config import GeneratorConfig, generator_config
 from qpeft.testing import generator_contract
+from qpeft_lab.diagnose.adapters import Adapter
 
 LM = {"task_type": "CAUSAL_LM"}
 HOSTS = {
@@ -68,7 +69,7 @@ def trained(llama, ids, adapters, own):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_save_load_and_export(trained, ids, adapters, tmp_path, host):
+def test_save_load_export_and_diagnosis(trained, ids, adapters, tmp_path, host):
     plain, model = trained(host)
     assert model.get_nb_trainable_parameters()[0] == 2 * 2 * 4
     live = adapters.logits(model, ids)
@@ -79,6 +80,8 @@ def test_save_load_and_export(trained, ids, adapters, tmp_path, host):
     qpeft.export(model, tmp_path / "exported")
     stock = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "exported").eval()
     torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-6, rtol=0)
+    if host == "lora":
+        torch.testing.assert_close(*(Adapter(tmp_path / name).factors() for name in ("compact", "exported")))
 
 
 def test_unregistered_generator_raises(trained, tmp_path):
