@@ -3,10 +3,13 @@
 import ast
 import copy
 import json
+import os
 import signal
 import sys
 from functools import cache
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test asks the hub
 
 import hypothesis
 import pytest
@@ -15,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
+
+pytest_plugins = ["tiny_models"]  # whose models and data are fixtures of all tests
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -13,22 +13,13 @@ from qpeft.files import replace_folder, write_json, write_text
 from qpeft_lab.files import is_disk_full, remove_unfinished
 
 
-@pytest.fixture
-def old(tmp_path):
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "adapter").write_text("old")
-    return tmp_path / "old"
-
-
-def test_folder_is_replaced_after_the_block(old):
+def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp_path, monkeypatch):
+    (old := tmp_path / "old").mkdir()
+    (old / "adapter").write_text("first")
     with replace_folder(old) as new:
-        (new / "adapter").write_text("new")
-        assert (old / "adapter").read_text() == "old"
-    assert (old / "adapter").read_text() == "new"
+        (new / "adapter").write_text("old")
+        assert (old / "adapter").read_text() == "first"
     assert list(old.parent.iterdir()) == [old]
-
-
-def test_error_and_interrupt_between_renames_keep_the_old_folder(old, monkeypatch):
     rename, calls = Path.replace, []
 
     def interrupted(self, target):
@@ -131,3 +122,15 @@ def test_files_have_the_permissions_of_the_umask(tmp_path):
         os.umask(before)
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("folder", "folder/a.safetensors", "text")]
     assert modes == [0o750, 0o640, 0o640]
+
+
+def test_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("mine")
+    for name, target in (("file", "mine/file"), ("folder", "mine")):
+        (tmp_path / name).symlink_to(target)
+    write_text(tmp_path / "file", "new")
+    with replace_folder(tmp_path / "folder") as folder:
+        (folder / "file").write_text("new")
+    assert [(tmp_path / name).is_symlink() for name in ("file", "folder")] == [False, False]
+    assert (tmp_path / "mine" / "file").read_text() == "mine"

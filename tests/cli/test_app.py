@@ -1,4 +1,4 @@
-"""Common to all commands: help, imports, exit codes, messages, --json, --debug, streams, Ctrl-C."""
+"""Common to all commands: help, options, imports, exit codes, messages, --json, --debug, progress, Ctrl-C."""
 
 import errno
 import json
@@ -8,6 +8,8 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,8 +17,11 @@ from typer.testing import CliRunner
 from qpeft.errors import ConfigError, DataWarning, QpeftError, TrainingError
 from qpeft_lab.cli.app import COMMANDS, load
 from qpeft_lab.cli.command import application, command
-from qpeft_lab.cli.console import Answer, quiet_libraries
-from qpeft_lab.cli.options import SHOWN
+from qpeft_lab.cli.compare import CompareBar
+from qpeft_lab.cli.console import Answer, quiet_libraries, stderr
+from qpeft_lab.cli.options import SHOWN, Fields
+from qpeft_lab.cli.progress import TrainingBar, bars
+from qpeft_lab.training.score import Score
 
 HEAVY = {"torch", "transformers", "peft", "pennylane", "qiskit", "matplotlib", "datasets", "numpy", "accelerate"}
 
@@ -61,36 +66,109 @@ def test_help_shows_at_most_25_options_and_help_all_the_others(name, qpeft_cli):
             assert f"{parameter.opts[0]} " in full.stdout
 
 
+def test_usage_error_names_the_nearest_name_and_prints_json(qpeft_cli):
+    shown, found = qpeft_cli("exprot"), json.loads(qpeft_cli("exprot", "--json").stdout)
+    assert (shown.exit_code, shown.stdout, found["exit_code"], found["error"]) == (2, "", 2, "UsageError")
+    assert all("export" in text for text in (shown.stderr, found["message"]))
+
+
+# options from fields
+
+HELP = {"help": "A field."}
+
+
+@dataclass
+class First:
+    budget: float | None = field(default=None, metadata=HELP)
+    hidden: tuple[int, ...] | None = field(default=None, metadata=HELP)
+    names: list[str] | str | None = field(default="all-linear", metadata=HELP)
+    flag: bool = field(default=False, metadata=HELP)
+    n: int = field(default=8, metadata=HELP)
+    out: Path = field(default=Path("run"), metadata=HELP)
+    seed: int = field(default=0, metadata=HELP)
+    set: list[str] | None = field(default=None, metadata={**HELP, "repeated": True})
+    lr: float = field(default=1.0, metadata=HELP)
+    internal: dict | None = None
+
+
+@dataclass
+class Second:
+    seed: int = field(default=1, metadata=HELP)
+    left_out: int = field(default=1, metadata=HELP)
+
+
+@dataclass
+class Own:
+    place: str = field(metadata={**HELP, "argument": True})
+    above: int = field(default=1, metadata={**HELP, "at_least": 1})
+
+
+@command
+def probe(
+    first: Annotated[dict[str, Any], Fields(First, "One")],
+    second: Annotated[dict[str, Any], Fields(Second, "Two", leave_out=("left_out",))],
+    own: Own,
+) -> Answer:
+    """Do it."""
+    return Answer({"first": first, "second": second, "own": vars(own)}, lambda _: None)
+
+
+def options_of(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(application([probe]), ["here", *arguments, "--json"])
+    return {"code": result.exit_code, **(json.loads(result.stdout) if result.stdout else {"error": result.stderr})}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "error", "named"),
+    ("arguments", "expected"),
     [
-        (["plan", "--model", "x", "--r", "abc"], "BadParameter", "--r"),
-        (["plan"], "MissingParameter", "--model"),
-        (["plan", "--modle", "x"], "NoSuchOption", "--model"),
-        (["exprot"], "UsageError", "export"),
-        (["train", "--data", "x"], "ConfigError", "--model"),
+        ([], {}),
+        (["--n", "8"], {"n": 8}),  # the default
+        (["--budget", "0.5"], {"budget": 0.5}),
+        (["--budget", "100_000"], {"budget": 100_000}),
+        (["--budget", "1e-3"], {"budget": 0.001}),
+        (["--hidden", "32,64,32"], {"hidden": [32, 64, 32]}),
+        (["--names", "q_proj, v_proj"], {"names": ["q_proj", "v_proj"]}),
+        (["--names", "all-linear"], {"names": "all-linear"}),
+        (["--set", "a=1", "--set", "b=2"], {"set": ["a=1", "b=2"]}),
+        (["--no-flag"], {"flag": False}),
+        (["--out", "a/b"], {"out": "a/b"}),
+        (["--learning-rate", "0.5"], {"lr": 0.5}),
+        (["--learning_rate", "0.5"], {"lr": 0.5}),
+        (["--seed", "7"], {"seed": 7}),
     ],
 )
-def test_usage_error_names_the_nearest_name_and_prints_json(arguments, error, named, qpeft_cli):
-    shown = qpeft_cli(*arguments)
-    assert (shown.exit_code, shown.stdout) == (2, "")
-    assert named in shown.stderr
-    found = json.loads(qpeft_cli(*arguments, "--json").stdout)
-    assert (found["exit_code"], found["error"]) == (2, error)
-    assert named in found["message"]
+def test_value_is_converted_and_passed_to_every_class_that_has_the_field(arguments, expected):
+    found = options_of(*arguments)
+    assert found["first"] == expected
+    assert found["second"] == {name: value for name, value in expected.items() if name == "seed"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--budget", "half"], "--budget"),
+        (["--n", "2.5"], "--n"),
+        (["--hidden", "32,x"], "--hidden"),
+        (["--names", "a,,b"], "--names"),
+        (["--left-out", "1"], "--left-out"),
+        (["--internal", "1"], "--internal"),
+        (["--above", "0"], "above"),
+        (["--out", ""], "--out"),  # as `--out "$OUT"` with a variable that is not set
+        ([""], "empty"),
+    ],
+)
+def test_invalid_value_exits_with_code_2(arguments, named):
+    found = options_of(*arguments)
+    assert found["code"] == 2
+    assert named in found.get("message", "") + found["error"]
 
 
 # exit codes and messages
 
 
-@dataclass
-class Place:
-    path: str = field(default="here", metadata={"help": "Where."})
-
-
 def run(work, *arguments: str):
     @command
-    def probe(place: Place) -> Answer:
+    def probe() -> Answer:
         """Do the work."""
         return work()
 
@@ -155,6 +233,44 @@ def test_only_warnings_of_qpeft_are_shown(capsys):
         for file in (qpeft.errors.__file__, "/other.py"):
             warnings.warn_explicit(DataWarning("no answer"), DataWarning, file, 1)
     assert capsys.readouterr().err == "Note: no answer\n"
+
+
+# progress
+
+
+def planned(method, name):
+    return SimpleNamespace(method=method, name=name)
+
+
+def row(cell, status="success", **fields):
+    return {"study": "s", "method": cell.method, "hash": "h", "name": cell.name, "status": status, **fields}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, monkeypatch):
+    """A run, and a study of which one cell succeeded, one failed and one is in progress."""
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items() if terminal else ():
+        monkeypatch.setenv(name, value)
+    stderr.cache_clear()  # whether it is a terminal was seen before
+    with bars() as shown:
+        bar = TrainingBar(shown, "qpa")
+        bar.on_start(4, 2)
+        bar.on_step(3, 2.5)
+        bar.on_eval(3, Score(2.0, "nats per token", 1, {"perplexity": 7.39}))
+        bar, (good, bad, last) = CompareBar(shown), map(planned, ("lora", "qpa", "lora"), ("lr0.1", "seed0", "seed0"))
+        bar.on_total(5, 2)
+        for cell in (good, bad, last):
+            bar.on_start(cell)
+            bar.on_step(cell, 1, 4)
+        bar.on_row(good, row(good, valid_loss=2.5, best_step=0, lr=0.1))
+        bar.on_row(bad, row(bad, "failed", error="no\nluck"))
+    stderr.cache_clear()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for found in ("resuming from step 2", "perplexity 7.39", "validation loss 2.5000", "failed: no luck"):
+        assert found in captured.err
+    for found in ("75%", "lora seed0", "25%"):
+        assert (found in captured.err) == terminal
 
 
 # Ctrl-C

@@ -1,6 +1,7 @@
 """Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
 
 import json
+import re
 import shlex
 
 import pytest
@@ -12,79 +13,72 @@ ANSWERS = "evaluate --model BASE --data PAIRS --generate"
 TRAIN = "train --model BASE --data TEXT --out OUT"
 LABELS = "--task text-classification"
 
+OUTPUTS = [  # with a place of the other kind
+    ("demo", "--out", "TEXT"),
+    ("train --model embedded --data numpy-docs", "--out", "TEXT"),
+    ("export ADAPTER", "--out", "TEXT"),
+    ("compare run survey", "--out", "TEXT"),
+    ("diagnose ADAPTER --samples 10", "--html", "FOLDER"),
+    ("circuits export --n-qubits 3", "--out", "FOLDER"),
+    ("frames --model embedded --data numpy-docs", "--out", "FOLDER"),
+]
 TABLE = [
+    # usage
+    ("plan --model x", "--r abc", "--r"),
+    ("plan", "", "--model"),
+    ("plan", "--modle x", "--model"),
+    ("exprot", "", "export"),
+    ("train --data x", "", "--model"),
     # a method and its options
     (PLAN, "--budget 0.5 --chunk-size 8", "--chunk-size"),
     (PLAN, "--target-modules q_prj", "q_proj"),
     (PLAN, "--method lora --budget 0.5", "use --method qpa"),
     (PLAN, "--method lora --n-layers 2", "use --method qpa or qaa or quantum_peft"),
     (PLAN, "--share type", "use --method quantum_peft"),
-    (PLAN, "--method quantum_peft --preset official", "official"),
     (PLAN, "--method lora --preset official", "official"),
-    (PLAN, "--method quantum_peft --family core", "frame"),
-    (PLAN, "--method quantum_peft --r 17", "r=17"),
-    (PLAN, "--method quantum_peft --set use_rslora=true", "use_rslora"),
     (PLAN, "--method qaa --feature-source qnn_frozen", "--feature-source"),
-    (PLAN, "--method qpa --feature-source givens", "--feature-source"),
     (PLAN, "--method ia3 --r 4", "'r'"),
-    (PLAN, "--method full", "method"),
     (PLAN, "--method lroa", "'lora'"),
     (PLAN, "--r 0", "--r"),
-    (PLAN, "--lora-dropout 3", "--lora-dropout"),
     (PLAN, "--method prefix --num-virtual-tokens 0", "--num-virtual-tokens"),
     (PLAN, "--preset official --num-virtual-tokens 3", "num_virtual_tokens"),
-    (PLAN, "--set lora_bais=none", "lora_bias"),
     (PLAN, "--method lora --set biass=all", "'bias'"),
     (PLAN, "--r 2 --set r=4", "--set r=4"),
     (PLAN, "--set seed=4", "--seed"),
-    (PLAN, "--set bias", "NAME=VALUE"),
     (PLAN, "--set bias=[1", "NAME=VALUE"),
-    (PLAN, "--method lora --set rank_pattern=3", "rank_pattern"),
     (PLAN, f"{LABELS} --num-labels 99999999999", "--num-labels"),
-    (PLAN, "--num-labels 3", "--num-labels"),
+    (PLAN, "--task image-classification", "image"),
     ("plan --model nowhere/else/at-all", "", "nowhere"),
     # a budget
     (PLAN, "--method auto", "--parameters"),
     # a server
     (PLAN, "--server vlm", "'vllm'"),
-    (PLAN, "--method lora --set modules_to_save=[norm] --server vllm", "modules_to_save (norm)"),
     (PLAN, "--method qaa --server vllm", "only LoRA is supported"),
     (TRAIN, "--method dora --server vllm", "it is DoRA"),
     (PLAN, "--parameters 99 --bytes 99", "--bytes"),
-    (PLAN, "--parameters 0", "--parameters"),
     (PLAN, "--parameters 99 --method lora", "--method auto"),
     (PLAN, "--parameters 99 --r 4 --share type", "--r, --share"),
     (PLAN, f"--parameters 99 {LABELS}", "text-classification"),
-    (PLAN, "--bytes 8", "--bytes"),
     (PLAN, "--bytes 9999 --frames some.safetensors", "some.safetensors"),
     (TRAIN, "--method auto", "--parameters"),
     # a run
     (TRAIN, "--steps 0", "--steps"),
-    (TRAIN, "--steps 3 --epochs 1", "--epochs"),
-    (TRAIN, "--target-modules q_porj", "q_proj"),
     (TRAIN, "--data absent.txt", "absent.txt"),
     (TRAIN, "--task translation", "--task"),
     (TRAIN, "--config absent.yaml", "absent.yaml"),
     (TRAIN, "--shots 1000 --shot-budget 1000", "shot budget"),
-    (TRAIN, "--feature-source none --shots 1000", "backend"),
     (TRAIN, "--backend pennylane:lightening.qubit", "lightening.qubit"),
     ("train --data TEXT --out OUT", "", "--model"),
     ("demo --out OUT", "--methods lora,qap", "'qpa'"),
-    ("demo --out OUT", "--methods ,", "demo method"),
     ("frames --model BASE --data TEXT --out OUT", "--frame weights", "--frame"),
     ("frames --model BASE --data TEXT --out OUT", "--frames some.safetensors", "--frames"),
     # an adapter and its base
     (GENERATE, "--prompt x --temperature -1", "--temperature"),
-    (GENERATE, "--prompt x --temperature nan", "--temperature"),
-    (GENERATE, f"--prompt x --seed {2**63}", "--seed"),
-    (GENERATE, "--prompt x --num-beams 0", "--num-beams"),
     (GENERATE, "--prompt x --length-penalty 2", "--length-penalty"),
     (GENERATE, "--prompt x --num-beams 2 --temperature 1", "--temperature"),
     (GENERATE, "--prompt ''", "--prompt"),
     (GENERATE, f"--prompt '{'word ' * 40}'", "--max-new-tokens"),
-    (GENERATE, "--prompt x --max-new-tokens 0", "--max-new-tokens"),
     (GENERATE, "--prompt x --frames some.safetensors", "--frames"),
-    ("generate --prompt x", "", "--model"),
     ("generate --prompt x --adapter BASE", "", "adapter"),
     ("generate --prompt x --adapter ADAPTER", "--ansatz ry_ladder", "--ansatz"),
     ("generate --prompt x --model nowhere/x", "", "nowhere"),
@@ -104,52 +98,78 @@ TABLE = [
     ("export ADAPTER --out OUT", "--untie", "--merge"),
     ("export ADAPTER --out OUT", "--push-to-hub a/b/c", "--push-to-hub"),
     ("export ADAPTER --out OUT", "--model nowhere/x", "nowhere"),
+    ("export STOCK --out OUT", "", "LORA"),
     ("export ADAPTER --out BASE", "", "BASE"),
-    ("export ADAPTER --out BASE --merge", "", "BASE"),
     ("diagnose", "", "TARGET"),
     ("diagnose ADAPTER", "--method lora", "--method"),
     ("diagnose ADAPTER", "--samples 3", "--samples"),
-    ("diagnose ADAPTER", "--html BASE", "BASE"),
     ("diagnose BASE/absent", "", "absent"),
-    ("diagnose ADAPTER", f"--samples {10**23}", "--samples"),
     # circuits
     ("circuits draw", "--ansatz ry_lader", "'ry_ladder'"),
     ("circuits draw", "--ansatz mine.py", "mine.py:NAME"),
-    ("circuits draw", "--n-qubits 0", "--n-qubits"),
     ("circuits draw", f"--n-qubits {10**23}", "--n-qubits"),
     ("circuits draw", "--adapter ADAPTER --n-qubits 3", "--n-qubits"),
-    ("circuits draw", "--adapter nowhere", "nowhere"),
     ("circuits count", "--n-layers -1", "--n-layers"),
-    ("circuits export", "--out BASE", "BASE"),
     ("circuits drw", "", "draw"),
     # a study
     ("compare run surwey --out OUT", "", "'survey'"),
     ("compare run survey --out OUT", "--steps 0", "steps"),
-    ("compare run survey --out OUT", "--seeds 1,1", "seeds"),
     ("compare run survey --out OUT", "--base no/such/folder", "no/such/folder"),
     ("compare run survey --base BASE --data TEXT --out OUT", "--executor slurm", "--executor"),
     ("compare run survey --base BASE --data TEXT --out OUT", "--retry failed,broken", "'broken'"),
-    ("compare run survey --base BASE --data TEXT --out OUT", "--task translation", "'translation'"),
     ("compare report BASE", "", "study.json"),
+    *((command, f"{option} {other}", other) for command, option, other in OUTPUTS),
+    *((command, f"{option} TEXT/deep/output", "") for command, option, _ in OUTPUTS),
 ]
+
+
+@pytest.fixture(scope="module")
+def stock_folder(base_folder, tmp_path_factory):
+    """A LoRA of PEFT."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(folder := tmp_path_factory.mktemp("stock"))
+    return folder
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("command", "change", "named"), TABLE, ids=lambda part: part[:60])
-def test_bad_input_is_refused(qpeft_cli, base_folder, adapter_folder, tmp_path, monkeypatch, command, change, named):
+def test_bad_input_is_refused_and_nothing_is_written(
+    qpeft_cli, base_folder, adapter_folder, stock_folder, tmp_path, monkeypatch, command, change, named
+):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text("The king went into the wood. " * 20)
-    (tmp_path / "pairs.csv").write_text("prompt,completion\nthe king ,sings\n")
-    places = {"BASE": base_folder, "ADAPTER": adapter_folder, "OUT": tmp_path / "out"}
-    places |= {"TEXT": tmp_path / "text.txt", "PAIRS": tmp_path / "pairs.csv"}
+    places = {"TEXT": tmp_path / "text.txt", "PAIRS": tmp_path / "pairs.csv", "OUT": tmp_path / "out"}
+    places["TEXT"].write_text(text := "The king went into the wood. " * 20)
+    places["PAIRS"].write_text("prompt,completion\nthe king ,sings\n")
+    places |= {
+        "BASE": base_folder,
+        "ADAPTER": adapter_folder,
+        "STOCK": stock_folder,
+        "FOLDER": tmp_path / "a.safetensors",
+    }
+    places["FOLDER"].mkdir()
     before = sorted(tmp_path.iterdir())
-    text = f"{command} {change}"
+    words = f"{command} {change}"
     for name, place in places.items():
-        text, named = text.replace(name, str(place)), named.replace(name, str(place))
-    refused = qpeft_cli(*shlex.split(text), "--json")
+        words, named = words.replace(name, str(place)), named.replace(name, str(place))
+    refused = qpeft_cli(*shlex.split(words), "--json")
     assert refused.exit_code == 2, refused.output
     found = json.loads(refused.stdout)
     assert found["exit_code"] == 2
     field = named.removeprefix("--").replace("-", "_")  # errors of the library name settings as Python does
     assert named in found["message"] or field in found["message"]
     assert sorted(tmp_path.iterdir()) == before
+    assert places["TEXT"].read_text() == text
+
+
+@pytest.mark.parametrize("content", ["method_settings: {hiden: [6]}", "backend_settings: {shot: 3}"])
+def test_wrong_field_of_a_file_of_settings_is_refused(qpeft_cli, base_folder, tmp_path, content):
+    (tmp_path / "run.yaml").write_text(
+        f"model: {base_folder}\ndata: a\nout: {tmp_path / 'run'}\nmethod: qpa\n{content}"
+    )
+    refused = qpeft_cli("train", "--config", tmp_path / "run.yaml", "--json")
+    assert refused.exit_code == 2
+    assert {"hidden", "shots"} & set(re.findall(r"\w+", json.loads(refused.stdout)["message"]))
+    assert not (tmp_path / "run").exists()

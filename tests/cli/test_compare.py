@@ -1,12 +1,22 @@
-"""`qpeft compare` on a tiny base: results, exit codes, invalid input, progress."""
+"""`qpeft compare` on a tiny base: results and exit codes; the recipes of published tables."""
 
+import gc
 import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import planted_cells
 import pytest
 from synthetic_study import write_synthetic_study
+from transformers import AutoConfig
 
-pytestmark = pytest.mark.xdist_group("comparison")
+from qpeft_lab.compare import RECIPES, runner
+from qpeft_lab.compare.cell import run_cell
+from qpeft_lab.compare.plan import count, host_of
+from qpeft_lab.compare.study import load_study
+from qpeft_lab.compare.summary import load
 
 STUDY = """
 name: small
@@ -41,6 +51,7 @@ def untimed(monkeypatch):
 
 
 @pytest.mark.long
+@pytest.mark.xdist_group("comparison")
 def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, untimed, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
@@ -89,14 +100,8 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
         assert word in shown.stdout
 
 
-def test_invalid_option_exits_with_code_2_before_any_cell(qpeft_cli, study, tmp_path):
-    result = qpeft_cli("compare", "run", study, "--out", tmp_path / "out", "--retry", "nowhere")
-    assert result.exit_code == 2, result.output
-    assert "nowhere" in result.stderr
-    assert not (tmp_path / "out" / "rows.jsonl").exists()
-
-
-def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path):
+def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
     folder = write_synthetic_study(tmp_path / "study")
     result = qpeft_cli("compare", "report", folder, "--json")
     assert result.exit_code == 0, result.output
@@ -110,3 +115,123 @@ def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path):
     for word in ("LoRA again is not shown to differ", "QAA", "1 diverged", "2 missing"):
         assert word in shown.stdout
     assert "A learning rate outside those tried may be better for: Quantum-PEFT." in shown.stderr
+
+
+# recipes
+
+OF_GLUE = "quantum-peft-deberta-glue"
+ALIKE = ("survey-gpt2-e2e", "quantum-peft-gpt2-e2e", "qpa-gemma-wikitext2")  # to other recipes
+WITH_CHARTS = "quantum-peft-vit-cifar10"  # they take longer than the cells
+ALL = [name.removeprefix("recipes/").removesuffix(".yaml") for name in RECIPES]
+
+
+def recipe(name):
+    return f"recipes/{name}.yaml"
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Runs cells in this process: forks and imports take longer than the cells."""
+
+    @contextmanager
+    def executor(folder, *_):
+        def run(cells, is_exclusive=False):
+            return ((cell, run_cell(cell, folder)) for cell in cells)
+
+        yield SimpleNamespace(run=run, stop=lambda: None)
+
+    gc.freeze()  # as in a cell's process
+    monkeypatch.setattr(runner, "_executor", lambda name: executor)
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.filterwarnings("ignore")  # those of a command
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in ALL])
+def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the recipe is found without the repository
+    if name != WITH_CHARTS:
+        monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
+    data = "glue/stsb" if name == OF_GLUE else None  # another task than its own: pairs with numbers
+    study = load_study(recipe(name), {"data": data} if data else {})
+    done = qpeft_cli("compare", "run", recipe(name), "--smoke", "--out", "out", *(("--data", data) if data else ()))
+    assert done.exit_code == 0, done.output
+    summary = load(tmp_path / "out")
+    if name != OF_GLUE:  # where equal predictions have no correlation
+        compared = {found.key: found.control.to for found in summary.results if found.control is not None}
+        assert compared == {method.key: method.against for method in study.methods if method.against is not None}
+    rows = summary.rows
+    assert {row["method"] for row in rows} == {method.key for method in study.methods}
+    assert {row["status"] for row in rows} == {"success"}
+    assert all(study.metric in row for row in rows if row["name"] == "seed0")
+    assert (study.metric == "test_pearson") == (data is not None)
+    assert summary.study.title == f"Smoke test of: {study.title}"
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]
+
+
+def test_page_lists_the_epochs_and_lengths_of_the_recipe():
+    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page, flags=re.MULTILINE)
+    assert len(shown) == 8
+    for task, *expected in shown:
+        run = load_study(recipe(OF_GLUE), {"data": f"glue/{task}"}).run
+        assert [run.epochs, run.seq_len] == list(map(int, expected))
+
+
+# the geometry of each language model, as in its config.json
+GPT2 = {"model_type": "gpt2"}
+GPT2_MEDIUM = GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384}
+GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
+GEMMA_2 = {"model_type": "gemma2", "vocab_size": 256_000, "hidden_size": 2304, "intermediate_size": 9216}
+GEMMA_2 |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
+DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128_100, "hidden_size": 768, "intermediate_size": 3072}
+DEBERTA |= {"num_hidden_layers": 12, "num_attention_heads": 12, "type_vocab_size": 0, "relative_attention": True}
+DEBERTA |= {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+MISTRAL = {"model_type": "mistral"}
+
+
+@pytest.mark.parametrize(
+    ("name", "geometry", "counts"),
+    [
+        # 0.5288, 0.2753, 4.3605, 1.0188 and 0.1880 % of the head, printed as 0.52, 0.27, 4.36, 1.01 and 0.18 %
+        (
+            "qpa-gpt2-wikitext2",
+            GPT2,
+            {"lora": 204_100, "qpa": 106_264, "dora": 1_683_057, "prefix": 393_216, "qpa_prefix": 72_552},
+        ),
+        # 0.1969, 0.0332, 0.2000, 0.0138, 0.4005 and 0.0139 %, printed as 0.19, 0.03, 0.20, 0.01, 0.40 and 0.01 %
+        (
+            "qpa-gemma-wikitext2",
+            GEMMA,
+            {
+                "lora": 1_032_192,
+                "qpa": 173_888,
+                "prefix": 1_048_576,
+                "qpa_prefix": 72_592,
+                "ffa": 2_099_712,
+                "qpa_ffa": 72_672,
+            },
+        ),
+        # the base that the paper names: 0.1752 and 0.0295 %, which are not the published ones
+        ("qpa-gemma-wikitext2", GEMMA_2, {"lora": 1_033_216, "qpa": 173_888}),
+        (
+            "quantum-peft-gpt2-e2e",
+            GPT2_MEDIUM,
+            {"lora": 393_216, "quantum_peft": 98_352, "prefix": 344_064, "adapter": 368_808},
+        ),
+        ("quantum-peft-deberta-glue", DEBERTA, {"lora": 331_776, "quantum_peft": 12_720}),
+        (
+            "quantum-peft-mistral-glue",
+            MISTRAL,
+            {"lora": 3_407_872, "quantum_peft": 852_096, "pauli": 7_360, "lora_r2": 851_968},
+        ),
+    ],
+)
+def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
+    study = load_study(recipe(name))
+    AutoConfig.for_model(**geometry).save_pretrained(tmp_path)
+    host = host_of(study, str(tmp_path), False)
+    found = {spec.key: count(study, host, spec, spec.settings)[0] for spec in study.methods if spec.key in counts}
+    assert found == counts

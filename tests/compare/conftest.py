@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from synthetic_study import write_synthetic_study
-from tiny_models import bar_files, opinion_files, text_file, tiny_encoder, tiny_model, tiny_vit  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
-from qpeft import methods
+from qpeft import methods as methods_table
 from qpeft.backends import ExactBackend
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
 from qpeft_lab.compare.cell import (
@@ -24,7 +23,7 @@ from qpeft_lab.compare.cell import (
     work_folder,
 )
 from qpeft_lab.compare.plan import make_plan
-from qpeft_lab.compare.rows import RowFile, cell_id, read_rows
+from qpeft_lab.compare.rows import RowFile, read_rows
 from qpeft_lab.compare.study import load_study, read_study
 from qpeft_lab.compare.summary import summarise
 from qpeft_lab.method_records import lab_record
@@ -63,17 +62,24 @@ def study(tiny_model, text_file):
     return make
 
 
-def changed(cell, **fields):
-    return replace(cell, **fields)
-
-
 def cells_of(plan, *keys, seed=0):
     """Final cells at the lowest learning rate of the grid, without trials."""
     return [
-        changed(cell, impossible=None, lr=(cell.spec.rates or [None])[0])
+        replace(cell, impossible=None, lr=(cell.spec.rates or [None])[0])
         for cell in plan.final_cells({})
         if cell.method in keys and cell.seed == seed
     ]
+
+
+@pytest.fixture
+def planned(study, tmp_path):
+    """A plan, and the cells of these methods in it."""
+
+    def make(*keys, **changes):
+        plan = make_plan(study(**changes), tmp_path / "out")
+        return plan, *cells_of(plan, *keys)
+
+    return make
 
 
 def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
@@ -121,8 +127,11 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
     assert finals["none"].impossible is None
 
 
-def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file):
+def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, tiny_model):
     before = {method.key: method.hash for method in make_plan(study(), tmp_path / "a").study.methods}
+    moved = {"base": str(shutil.copytree(tiny_model, tmp_path / "base")), "data": str(tmp_path / "copy.txt")}
+    shutil.copy(text_file, moved["data"])
+    assert {method.key: method.hash for method in make_plan(study(**moved), tmp_path / "m").study.methods} == before
     other = [{**method, "settings": {"r": 3}} if method["key"] == "lora" else method for method in METHODS]
     after = {m.key: m.hash for m in make_plan(study(methods=other), tmp_path / "b").study.methods}
     assert {key for key in before if before[key] != after[key]} == {"lora"}
@@ -181,9 +190,8 @@ def test_data_order_and_initial_loss_are_equal_for_all_methods(study, tmp_path, 
     assert set(starts.values()) == {base}
 
 
-def test_row_has_the_fields_of_the_specification(study, tmp_path):
-    plan = make_plan(study(), tmp_path / "out")
-    [cell] = cells_of(plan, "qpa")
+def test_row_has_the_fields_of_the_specification(planned):
+    plan, cell = planned("qpa")
     row = run_cell(cell, plan.folder)
     assert row["status"] == "success"
     assert [point[0] for point in row["curve"]] == [0, 3, 6]
@@ -198,84 +206,55 @@ def test_row_has_the_fields_of_the_specification(study, tmp_path):
     assert not folder.exists()
 
 
-def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_file(study, tmp_path):
+def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_file(planned):
     settings = {"r": 2, "frame": "gradient", "frame_rank": 4, "share": "type", "bits": 16, "lambda_bits": 16}
     methods = [{"key": "framed", "method": "quantum_peft", "settings": settings, "lr": 0.01}]
-    plan = make_plan(study(methods=methods, reference="framed"), tmp_path / "out")
-    (row,) = (run_cell(cell, plan.folder) for cell in cells_of(plan, "framed"))
-    values = 2 * row["params_trainable"]
-    assert values < row["bytes_stored"] < values + 200  # one tensor
+    plan, cell = planned("framed", methods=methods, reference="framed")
+    row = run_cell(cell, plan.folder)
+    assert 0 < row["bytes_stored"] - 2 * row["params_trainable"] < 200  # one tensor
 
 
-def test_backend_is_used_in_training_and_not_in_scores(study, tmp_path):
-    settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
-    shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
-    changes = {"methods": [{**shots, "key": "exact", "backend": {}}, shots], "reference": "exact"}
-    plan = make_plan(study(**changes), tmp_path / "out")
+CIRCUITS = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
+SHOTS = {"key": "shots", "method": "qpa", "settings": CIRCUITS, "lr": 0.001, "backend": {"shots": 400}}
+
+
+def test_backend_is_used_in_training_and_not_in_scores(planned):
+    methods = [{**SHOTS, "key": "exact", "backend": {}}, SHOTS]
+    plan, *cells = planned("exact", "shots", methods=methods, reference="exact")
     assert len({method.hash for method in plan.study.methods}) == 2
-    exact, noisy = (run_cell(cell, plan.folder) for cell in cells_of(plan, "exact", "shots"))
+    exact, noisy = (run_cell(cell, plan.folder) for cell in cells)
     assert noisy["circuits"]["shots"] == 400 * noisy["circuits"]["circuits"] > 0
     assert noisy["test_loss"] != exact["test_loss"]  # trained with them
     assert noisy["curve"][0][1] == exact["curve"][0][1]  # scored without
     assert "circuits" not in exact
 
 
-def test_hardware_jobs_are_counted_and_not_sent_for_times(study, tmp_path, monkeypatch):
+def test_hardware_jobs_are_counted_and_not_sent_for_times(planned, tmp_path, monkeypatch):
     sent = []
     run = ExactBackend.run
     monkeypatch.setattr(ExactBackend, "is_simulator", False)
     monkeypatch.setattr(ExactBackend, "run", lambda self, *given: sent.append(given) or run(self, *given))
-    settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity"}
-    shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
-    plan = make_plan(study(methods=[shots], reference="shots"), tmp_path / "out")
-    [cell] = cells_of(plan, "shots")
-    cost = changed(plan.cost_cells({})[0], impossible=None, lr=0.001)
+    plan, cell = planned("shots", methods=[SHOTS], reference="shots")
+    cost = replace(plan.cost_cells({})[0], impossible=None, lr=0.001)
     assert run_cell(cost, plan.folder)["step_ms"] > 0
     assert not sent
     row = run_cell(cell, plan.folder)
-    log = (work_folder(cell, plan.folder) / "run" / "jobs.jsonl").read_text().splitlines()
-    answered = [json.loads(line) for line in log if json.loads(line)["event"] == "answered"]
-    assert len(answered) == len(sent)
-    assert row["circuits"]["jobs"] == len(sent)
+    assert row["circuits"]["jobs"] == len(sent) > 0
     assert settings_of(cell, tmp_path).save_every is None
 
 
-def test_parameters_with_the_lowest_validation_loss_are_tested(study, tmp_path):
+def test_parameters_with_the_lowest_validation_loss_are_tested(planned):
     # the learning rate is so high that the last evaluation is worse than an earlier one
-    plan = make_plan(study(**{"training.eval_every": 1}), tmp_path / "out")
-    [cell] = cells_of(plan, "lora")
-    row = run_cell(changed(cell, lr=0.5), plan.folder)
+    plan, cell = planned("lora", **{"training.eval_every": 1})
+    row = run_cell(replace(cell, lr=0.5), plan.folder)
     curve = [(step, loss) for step, loss, _ in row["curve"]]
     assert row["best_step"] == min(curve, key=lambda point: point[1])[0] < 6
     assert row["valid_loss"] == min(loss for _, loss in curve)
 
 
-def test_moved_study_resumes_with_moved_data_and_base(study, tmp_path, tiny_model, text_file):
-    [unbroken] = cells_of(make_plan(study(), tmp_path / "unbroken"), "lora")
-    expected = run_cell(unbroken, tmp_path / "unbroken")
-
-    def stop(done, _total):
-        if done == 4:
-            raise KeyboardInterrupt
-
-    plan = make_plan(study(), tmp_path / "out")
-    plan.study.write(plan.folder)
-    [cell] = cells_of(plan, "lora")
-    with pytest.raises(KeyboardInterrupt):
-        run_cell(cell, plan.folder, stop)
-    shutil.move(tmp_path / "out", tmp_path / "moved")
-    base, data = shutil.copytree(tiny_model, tmp_path / "base"), shutil.copy(text_file, tmp_path / "copy.txt")
-    plan = make_plan(study(base=str(base), data=str(data)), tmp_path / "moved")
-    [cell], steps = cells_of(plan, "lora"), []
-    row = run_cell(cell, plan.folder, lambda done, _total: steps.append(done))
-    assert steps[0] == 3
-    assert (cell_id(row), row["test_loss"]) == (cell_id(expected), expected["test_loss"])
-
-
-def test_non_finite_loss_gives_status_diverged(study, tmp_path):
-    plan = make_plan(study(), tmp_path / "out")
-    [cell] = cells_of(plan, "full")
-    row = run_cell(changed(cell, lr=1e30), plan.folder)
+def test_non_finite_loss_gives_status_diverged(planned):
+    plan, cell = planned("full")
+    row = run_cell(replace(cell, lr=1e30), plan.folder)
     assert row["status"] == "diverged"
     assert row["error"]
 
@@ -301,43 +280,37 @@ def test_invalid_studies_are_rejected_before_any_cell(study, tmp_path, changes, 
 
 
 @pytest.mark.parametrize("task", ["text-classification", "image-classification"])
-def test_classifications_have_accuracy(task, tmp_path, tiny_encoder, tiny_vit, opinion_files, bar_files):
+def test_classifications_have_accuracy(task, planned, tiny_encoder, tiny_vit, opinion_files, bar_files):
     model, (data, _) = (tiny_encoder, opinion_files) if task == "text-classification" else (tiny_vit, bar_files)
-    methods = [
-        {"key": "head", "method": "head", "lr": 0.01},
-        {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01},
-    ]
-    asked = {**SMALL, "base": str(model), "data": str(data), "task": task, "methods": methods, "reference": "head"}
-    plan = make_plan(load_study("survey", asked), tmp_path / "out")
+    methods = [{"key": "head", "method": "head", "lr": 0.01}, METHODS[1]]
+    asked = {"base": str(model), "data": str(data), "task": task, "methods": methods, "reference": "head"}
+    plan, *cells = planned("head", "lora", **asked)
     assert plan.study.metric == "test_accuracy"
-    torch.manual_seed(0)
-    for cell in cells_of(plan, "head", "lora"):
-        row = run_cell(cell, plan.folder)
+    for row in (run_cell(cell, plan.folder) for cell in cells):
         assert 0 <= row["test_accuracy"] <= 1
         assert 0 < row["params_head"] <= row["params_trainable"]
 
 
-def test_head_of_a_classification_is_not_counted(tmp_path, tiny_vit, bar_files):
+def test_head_of_a_classification_is_not_counted(planned, tmp_path, tiny_vit, bar_files):
     """Whatever number of classes the base has, and with targets that would match the head."""
     settings = {"lora": {"r": 4, "target_modules": "all-linear"}, "qpa": {"r": 4, "budget": 0.5}, "full": {}}
     methods = [{"key": key, "method": key, "settings": own, "lr": 0.01} for key, own in settings.items()]
-    asked = {**SMALL, "base": str(tiny_vit), "data": str(bar_files[0]), "task": "image-classification"}
-    plan = make_plan(load_study("survey", {**asked, "methods": methods, "reference": "lora"}), tmp_path / "out")
+    asked = {"base": str(tiny_vit), "data": str(bar_files[0]), "task": "image-classification", "methods": methods}
+    plan, *_ = planned(**asked, reference="lora")
     for method in plan.study.methods:
-        cell = cells_of(plan, method.key)[0]
+        [cell] = cells_of(plan, method.key)
         model, task = untrained_model(cell), read_data(settings_of(cell, tmp_path))
         assert method.trainable == count_trainable(model) - count_trainable(model, task.head), method.key
         assert method.deployed == count_deployed(model) - count_trainable(model, task.head), method.key
 
 
-def test_answers_to_test_prompts_are_scored(study, tmp_path):
+def test_answers_to_test_prompts_are_scored(planned, tmp_path):
     data = tmp_path / "pairs.csv"
     lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
     data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
     columns = {"training.prompt_column": "mr", "training.completion_column": "ref", "training.seq_len": 61}
     asked = {"data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
-    plan = make_plan(study(**asked), tmp_path / "out")
-    [cell] = cells_of(plan, "lora")
+    plan, cell = planned("lora", **asked)
     row = run_cell(cell, plan.folder)
     assert len(row["texts"]) == 2
     assert row["bleu_signature"].startswith("nrefs:2|")
@@ -347,38 +320,37 @@ def test_answers_to_test_prompts_are_scored(study, tmp_path):
     assert row["bertscore_f1"] is None
 
 
-def test_each_seed_and_the_trials_have_their_own_random_projections(study, tmp_path):
-    names = {"uni_lora": "proj_seed", "tiny_lora": "projection_seed", "vera": "projection_prng_key"}
-    names |= {"fourierft": "random_loc_seed"}
-    own = {"uni_lora": {"r": 2, "theta_d_length": 64}, "fourierft": {"n_frequency": 50}}
-    used = [{"key": key, "method": key, "settings": own.get(key, {}), "lr": 0.01} for key in names]
-    fixed = {"key": "fixed", "method": "vera", "settings": {"projection_prng_key": 7}, "lr": 0.01}
-    plan = make_plan(study(methods=[*METHODS[:2], *used, fixed], reference="lora"), tmp_path / "out")
-    names["fixed"] = "projection_prng_key"
-    found = {key: set() for key in names}
+def test_each_seed_and_the_trials_have_their_own_random_projections(planned):
+    fields = {"uni_lora": "proj_seed", "tiny_lora": "projection_seed", "fixed": "projection_prng_key"}
+    methods = [
+        {"key": "uni_lora", "method": "uni_lora", "settings": {"r": 2, "theta_d_length": 64}, "lr": 0.01},
+        {"key": "tiny_lora", "method": "tiny_lora", "lr": 0.01},
+        {"key": "fixed", "method": "vera", "settings": {"projection_prng_key": 7}, "lr": 0.01},
+    ]
+    plan, *_ = planned(methods=methods, reference="fixed")
+    found = {key: set() for key in fields}
     for cell in (*plan.tuning_cells({}), *plan.final_cells({})):
-        if cell.method in names:
-            config = untrained_model(changed(cell, impossible=None)).peft_config["default"]
-            found[cell.method].add((cell.seed, getattr(config, names[cell.method])))
-    for key in names:
-        step = lab_record(methods.get("vera" if key == "fixed" else key)).seed_step
-        assert found[key] == {(seed, 7 if key == "fixed" else seed * step) for seed in (0, 1, 2, 1000)}, key
+        config = untrained_model(replace(cell, impossible=None)).peft_config["default"]
+        found[cell.method].add((cell.seed, getattr(config, fields[cell.method])))
+    steps = {key: lab_record(methods_table.get(key)).seed_step for key in ("uni_lora", "tiny_lora")}
+    assert steps["tiny_lora"] > 8  # a seed for each module
+    for key, seeds in found.items():
+        assert seeds == {(seed, 7 if key == "fixed" else seed * steps[key]) for seed in (0, 1, 2, 1000)}, key
 
 
-def test_virtual_tokens_shorten_the_blocks_of_all_methods(study, tmp_path):
-    plan = make_plan(study(**{"training.seq_len": None}), tmp_path / "out")
+def test_virtual_tokens_shorten_the_blocks_of_all_methods(planned):
+    plan, *cells = planned("lora", "prefix", **{"training.seq_len": None})
     assert plan.study.training["seq_len"] == 64 - 3
-    rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, "lora", "prefix")]
+    rows = [run_cell(cell, plan.folder) for cell in cells]
     assert len({row["test_scored"] for row in rows}) == 1
 
 
-def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(study, tmp_path):
+def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(planned, tmp_path):
     data = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"{n} " + "the bird sings " * (30 * (n % 3 == 0)), "completion": "at night"} for n in range(60)]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    plan = make_plan(study(data=str(data)), tmp_path / "out")
+    plan, cell = planned("none", data=str(data))
     plan.study.write(plan.folder)
-    [cell] = cells_of(plan, "none")
     row = run_cell(cell, plan.folder)
     for text, share in zip(row["left_out"], ("18 of 54", "1 of 3", "1 of 3"), strict=True):
         assert text.startswith(f"{share} rows of ")

@@ -71,8 +71,8 @@ def test_references_of_texts_with_line_separators(split, tmp_path, separator):
 
 def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 3
-    np.savez(tmp_path / "all.npz", images=images, labels=labels, names=np.array(["ape", "bee", "cat"]))
+    images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 4
+    np.savez(tmp_path / "all.npz", images=images, labels=labels, names=np.array(["ape", "bee", "cat", "dog"]))
     study = load_study(
         "survey", {"generation": None, "data": str(tmp_path / "all.npz"), "task": "image-classification"}
     )
@@ -80,7 +80,7 @@ def test_parts_contain_all_classes(tmp_path):
     for path, n in ((splits.train, 108), (splits.validation, 6), (splits.test, 6)):
         with np.load(path) as found:
             assert len(found["images"]) == n
-            assert set(found["names"][found["labels"]]) == {"ape", "bee", "cat"}
+            assert set(found["names"][found["labels"]]) == {"ape", "bee", "cat", "dog"}
 
 
 def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):

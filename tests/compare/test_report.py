@@ -1,7 +1,7 @@
 """The report: one page that opens anywhere, shows the values of the rows, and names no machine; and the CSV files."""
 
-import csv
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from statistics import fmean
@@ -94,14 +94,6 @@ def test_differences_have_one_sign_convention(page, whole_study):
         assert rows[label][4] == summary[to].label
 
 
-def test_page_names_labels_and_never_keys(study_folder):
-    for key, name in (("ia3", "seed3"), ("vera", "seed4"), ("full", "lr0.01")):  # failures are named by their cell
-        drop_rows(study_folder, key, name)
-    page = unquote(report.page(summary_of(study_folder)))
-    visible = re.sub(r"<style.*?</style>|qpeft compare [^<]*", "", page, flags=re.DOTALL)
-    assert not re.search(r"\b(quantum_peft|qpa_noise|qaa_linear|lora@qaa)\b", visible)
-
-
 def test_charts_are_valid_svg_and_deterministic(whole_study, page):
     summary = summary_of(whole_study)
     for make in (charts.differences, charts.sizes, charts.curves):
@@ -130,7 +122,7 @@ def test_ranks_of_updates_are_a_column_and_older_rows_have_none(study_folder):
     assert (frame["● QPA"], frame["◆ LoRA"]) == ("8.0 (6.4)", report.MISSING)
 
 
-def test_published_values_are_next_to_those_measured(study_folder, qpeft_cli):
+def test_published_values_are_next_to_those_measured(study_folder):
     publish(
         study_folder,
         "qpa",
@@ -138,7 +130,7 @@ def test_published_values_are_next_to_those_measured(study_folder, qpeft_cli):
         {"value": 16400, "metric": "trainable", "source": SOURCE},
         {"value": 20.5, "metric": "bleu", "source": SOURCE},
     )
-    loss, count, bleu = table_of(write_report_of(study_folder).read_text(encoding="utf-8"), "published")
+    loss, count, bleu = table_of(report.page(summary_of(study_folder)), "published")
     mean = fmean(row["test_loss"] for row in stored_rows(study_folder, "qpa", "seed*"))
     assert loss[2:5] == [
         "4.125",
@@ -148,8 +140,6 @@ def test_published_values_are_next_to_those_measured(study_folder, qpeft_cli):
     assert loss[5] == f"&lt;script&gt;{SOURCE} (second hand)"
     assert count[2:5] == ["16,400", "16,382", "-18"]
     assert bleu[2:5] == ["20.5", report.MISSING, report.MISSING]
-    shown = qpeft_cli("compare", "report", study_folder, env={"COLUMNS": "200"}).stdout
-    assert "4.125" in shown
 
 
 def test_accuracy_is_shown_in_percent(study_folder):
@@ -170,16 +160,6 @@ def test_study_without_rows_has_a_page(study_folder):
     assert "<img" not in page
 
 
-def test_csv_has_full_precision(study_folder):
-    write_report_of(study_folder)
-    with (study_folder / "summary.csv").open(newline="", encoding="utf-8") as file:
-        lines = {line["key"]: line for line in csv.DictReader(file)}
-    found = summary_of(study_folder)["qpa"]
-    assert float(lines["qpa"]["metric.mean"]) == found.metric.mean
-    assert float(lines["qpa"]["step_ratio"]) == 1.15
-    assert lines["prefix"]["statuses"] == "0:success 1:success 2:success 3:missing 4:missing"
-
-
 def test_values_as_text():
     assert report.decimal(1234.56789) == "1,234.5679"
     narrow = Difference("lora", 1e-6, 5e-7, 1.5e-6, 5, 0.01, 0.01, "worse")
@@ -196,3 +176,48 @@ def test_values_as_text():
 )
 def test_folders_of_a_machine_are_not_shown(text, shown):
     assert report.without_folders(text) == shown
+
+
+# in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture
+def show(whole_study, tmp_path):
+    """Open the report offline in a headless Chromium; nothing is requested and no message logged."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    file = write_report_of(shutil.copytree(whole_study, tmp_path / "study"))
+    seen = []
+
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+
+        def opened(**options):
+            page = browser.new_context(offline=True, **options).new_page()
+            page.on("request", lambda request: seen.append(request.url))
+            page.on("console", lambda message: seen.append(message.text))
+            page.on("pageerror", lambda error: seen.append(str(error)))
+            page.goto(file.as_uri())
+            return page
+
+        yield opened
+        browser.close()
+    assert not [one for one in seen if one not in (file.as_uri(), "data:,") and not one.startswith("data:image/")]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
+def test_narrow_screen_scrolls_tables_only_and_print_shows_what_is_folded(show):
+    page = show(viewport={"width": 390, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.locator("#table-results").evaluate("(box) => box.scrollWidth > box.clientWidth")
+    for box in (chart.bounding_box() for chart in page.locator("img.chart").all()):
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+    scale = page.locator(".pair img").evaluate_all("(all) => all.map((chart) => chart.width / chart.naturalWidth)")
+    assert min(scale) * 96 / 72 * 9 > 8, "the smallest text of a chart, 9 points, in pixels"
+    page = show()
+    page.emulate_media(media="print")
+    assert page.locator("details table").first.is_visible()
+    hidden = page.locator("main section").evaluate_all("(all) => all.filter((s) => s.offsetHeight < 20).length")
+    assert hidden == 0

@@ -1,22 +1,19 @@
-"""The runner with cells that train nothing: order, resuming, retries, failures."""
+"""The runner with cells that train nothing: order, resuming, retries, failures; and the file of its rows."""
 
 import json
-import os
+import math
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import planted_cells as cells
 import pytest
 
-from qpeft.errors import ConfigError, TrainingError
+from qpeft.errors import CheckpointError, ConfigError, TrainingError
 from qpeft_lab.compare import local, runner
 from qpeft_lab.compare.cell import failed_row, work_folder
 from qpeft_lab.compare.local import log_path
-from qpeft_lab.compare.rows import RowFile, cell_id, is_failure
+from qpeft_lab.compare.rows import RowFile, cell_id, is_failure, read_rows
 from qpeft_lab.compare.runner import run
-from qpeft_lab.files import RUN_AGAIN, locked
+from qpeft_lab.files import RUN_AGAIN, json_line, locked
 from qpeft_lab.progress import CompareProgress
 
 pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, for all
@@ -126,25 +123,6 @@ def test_cell_that_hangs_is_ended_after_the_timeout(tmp_path):
     assert "more than 0.5 s" in plan.row("hangs", "lr0.1")["error"]
 
 
-def test_process_of_a_cell_releases_its_semaphores(tmp_path):
-    script = """
-import sys
-from pathlib import Path
-import planted_cells
-from qpeft_lab.compare import local, runner
-local._PRELOAD = "planted_cells"  # nothing heavy
-runner.write_outputs = lambda folder: None
-outcome = runner.run(planted_cells.PlantedPlan(Path(sys.argv[1]), ("lora",)), run_cell=planted_cells.run_with_semaphore)
-print(outcome.n_done)
-"""
-    paths = os.pathsep.join([str(Path(cells.__file__).parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": paths}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert found.stdout == "5\n"
-    assert "leaked" not in found.stderr
-
-
 def test_failed_cells_run_again_only_with_retry(tmp_path):
     plan = cells.PlantedPlan(tmp_path, ("lora", "raises"))
     first = run(plan, run_cell=cells.run_or_fail)
@@ -166,14 +144,14 @@ def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
     assert {plan.row("lora", name)["lr"] for name in ("seed0", "seed1", "cost")} == {0.2}
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.3}, {"hash": "of other work"}])
-def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan, change):
-    cell = plan.tuning_cells({})[0]
-    row = cells.planted_row(cell, status="success", valid_loss=1.0)
-    RowFile(plan.folder).append(row | change)
-    progress = Recorder()
-    run(plan, progress=progress, run_cell=cells.run_cell)
-    assert cell.cell_id in progress.began
+def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan):
+    changes = ({"lr": 0.3}, {"hash": "of other work"})
+    changed = plan.tuning_cells({})[:2]
+    for cell, change in zip(changed, changes, strict=True):
+        row = cells.planted_row(cell, status="success", valid_loss=1.0)
+        RowFile(plan.folder).append(row | change)
+    run(plan, progress=(progress := Recorder()), run_cell=cells.run_cell)
+    assert {cell.cell_id for cell in changed} <= set(progress.began)
 
 
 def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
@@ -196,19 +174,6 @@ def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
     unbroken = cells.PlantedPlan(tmp_path / "unbroken")
     run(unbroken, run_cell=cells.run_cell)
     assert plan.rows() == unbroken.rows()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"executor": "slurm"}, "'slurm'"),
-        ({"retry": ("diverged",)}, "'diverged'"),
-    ],
-)
-def test_invalid_arguments_are_rejected_before_any_work(plan, arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        run(plan, **arguments)
-    assert not list(plan.folder.iterdir())
 
 
 def test_second_run_in_the_same_folder_is_rejected(plan):
@@ -258,3 +223,44 @@ def test_full_disk_is_reported_with_the_option_that_helps(plan, monkeypatch):
 def test_diverged_trial_is_no_failure():
     statuses = [("tuning", "diverged"), ("tuning", "success"), ("tuning", "failed"), ("main", "diverged")]
     assert [is_failure({"role": role, "status": status}) for role, status in statuses] == [False, False, True, True]
+
+
+# rows
+
+
+def row(name="seed0", **fields):
+    identity = {"study": "study", "method": "lora", "hash": "hash", "name": name, "role": "main", "seed": 0}
+    return identity | {"status": "success", **fields}
+
+
+def test_appended_rows_are_read_again(tmp_path):
+    file = RowFile(tmp_path)
+    rows = [row("seed0", test_loss=0.1 + 0.2, new=[1.5]), row("cost")]
+    for one in rows:
+        file.append(one)
+    assert list(read_rows(tmp_path).values()) == list(file.rows.values()) == rows
+    file.append(row("seed0", status="failed"))  # a later line replaces the earlier one
+    assert [one["status"] for one in read_rows(tmp_path).values()] == ["failed", "success"]
+
+
+@pytest.mark.parametrize("length", [1, 40, -1])
+def test_incomplete_last_line_is_ignored_and_removed_before_the_next_append(tmp_path, length):
+    (tmp_path / "rows.jsonl").write_text(json_line(row("seed0")) + json_line(row("seed1"))[:length])
+    assert [one["name"] for one in read_rows(tmp_path).values()] == ["seed0"]
+    RowFile(tmp_path).append(row("seed2"))
+    assert [one["name"] for one in read_rows(tmp_path).values()] == ["seed0", "seed2"]
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", json.dumps(row(seed="0")), json.dumps({**row(), "status": None}), "[" * 10**5]
+)
+def test_damaged_line_is_named(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(json_line(row("seed0")) + line + "\n" + json_line(row("seed1")))
+    with pytest.raises(CheckpointError, match=r"rows\.jsonl is damaged in line 2 .*delete the line, and its cell runs"):
+        read_rows(tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    RowFile(tmp_path).append(row(test_loss=math.nan, curve=[[0, math.inf, 0.0]], n=10**400))
+    (found,) = read_rows(tmp_path).values()
+    assert (found["test_loss"], found["curve"], found["n"]) == (None, [[0, None, 0.0]], 10**400)

@@ -1,19 +1,26 @@
-"""Means, paired differences, Holm's correction and verdicts."""
+"""Means, paired differences, Holm's correction and verdicts; their recomputation by an independent script."""
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t as student
+from scipy.stats import ttest_rel
+from synthetic_study import drop_rows, edit_rows, summary_of, write_report_of
 
+import recompute_summary as recompute
+from qpeft_lab.compare import report
 from qpeft_lab.compare.stats import (
     BETTER,
     NO_DIFFERENCE,
     PRELIMINARY,
     WORSE,
     compare,
-    describe,
     holm,
     paired_difference,
 )
@@ -25,23 +32,8 @@ def by_seed(values):
     return dict(enumerate(map(float, values)))
 
 
-@given(st.lists(losses, min_size=1, max_size=9))
-def test_mean_and_sample_standard_deviation(values):
-    found = describe(by_seed(values))
-    assert found is not None
-    assert found.n == len(values)
-    assert found.mean == pytest.approx(np.mean(values), rel=1e-13)
-    if len(values) == 1:
-        assert found.sd is None
-    else:
-        assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-9, abs=1e-14)
-
-
 @given(st.lists(st.tuples(losses, losses), min_size=3, max_size=9))
-@settings(max_examples=50)  # the first call imports SciPy
 def test_interval_and_p_value_are_those_of_the_paired_t_test(pairs):
-    from scipy.stats import ttest_rel
-
     x, y = map(np.array, zip(*pairs, strict=True))
     if np.ptp(x - y) < 1e-6:
         return  # SciPy warns of a precision that is lost
@@ -78,19 +70,14 @@ def test_difference_without_spread_is_not_significant(shift, verdict):
     assert (found.mean, found.low, found.high, found.p, found.verdict) == (shift, shift, shift, 1.0, verdict)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_fewer_than_three_seeds_are_preliminary(n):
-    found = paired_difference(by_seed([9.0, 9.1][:n]), by_seed([1.0, 1.0][:n]), "y", lower_is_better=True)
-    assert found is not None
-    assert (found.verdict, found.p, found.n) == (PRELIMINARY, None, n)
-    assert (found.low is None) == (n == 1)
-
-
 def test_pairs_are_the_common_seeds():
     found = paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.0, 2: 1.0, 3: 9.0}, "y", lower_is_better=True)
     assert found is not None
-    assert (found.n, found.mean) == (2, 1.5)
+    assert (found.n, found.mean, found.verdict, found.p) == (2, 1.5, PRELIMINARY, None)  # fewer than three
     assert paired_difference({0: 1.0}, {1: 1.0}, "y", lower_is_better=True) is None
+    alone = paired_difference({0: 9.0}, {0: 1.0}, "y", lower_is_better=True)
+    assert alone is not None
+    assert (alone.verdict, alone.low, alone.p) == (PRELIMINARY, None, None)
 
 
 def test_holm_can_reject_the_verdict_of_the_interval():
@@ -119,3 +106,84 @@ def test_verdict_never_favors_a_method_with_a_failed_seed(lost, verdict):
     assert found.verdict == verdict
     turned = compare([("lora", "qpa")], values, lost, lower_is_better=True)["lora", "qpa"]
     assert turned.verdict == {BETTER: WORSE}.get(verdict, verdict)
+
+
+# recomputation
+
+
+@pytest.fixture
+def written(study_folder, monkeypatch):
+    """A study with its tables, and an empty page."""
+    monkeypatch.setattr(report, "page", lambda summary: "")
+    write_report_of(study_folder)
+    return study_folder
+
+
+def test_recomputation_agrees_without_other_packages(written):
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", recompute.__file__, str(written)], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == "summary.csv agrees with the rows of 15 methods\n"
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 9, 30])
+def test_students_distribution_equals_scipy(df):
+    assert recompute.quantile(df) == pytest.approx(student.ppf(0.975, df), rel=1e-12)
+    for value in (0.0, 0.3, 2.0, 9.0, 300.0):
+        assert recompute.tail(value, df) == pytest.approx(2 * student.sf(value, df), rel=1e-10)
+
+
+def change_cell(key, column, change):
+    """Change a value of summary.csv."""
+
+    def apply(folder):
+        table = pd.read_csv(folder / "summary.csv", dtype=str, keep_default_na=False).set_index("key")
+        table.loc[key, column] = change(table.loc[key, column])
+        table.to_csv(folder / "summary.csv")
+
+    return apply
+
+
+def slightly(value):
+    return repr(float(value) * (1 + 1e-7))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            change_cell("qpa_noise", name, slightly)
+            for name in ("metric.mean", "metric.sd", "delta.low", "control.high")
+        ),
+        change_cell("qpa_noise", "delta.p_holm", slightly),
+        change_cell("qaa", "delta.verdict", lambda _: "better"),
+        lambda folder: drop_rows(folder, "qaa", "seed2"),
+    ],
+)
+def test_changed_table_or_rows_are_reported(written, capsys, change):
+    change(written)
+    assert recompute.main(written) == 1
+    assert capsys.readouterr().out.startswith("summary.csv: ")
+
+
+def test_recomputation_agrees_with_few_rows(written):
+    drop_rows(written, "qpa", "seed[1-4]")
+    drop_rows(written, "qpa_noise", "seed[2-4]")
+    drop_rows(written, "qaa")
+    write_report_of(written)
+    assert recompute.main(written) == 0
+
+
+def test_recomputation_agrees_where_higher_is_better(written):
+    study = written / "study.json"
+    study.write_text(study.read_text().replace('"metric": "test_loss"', '"metric": "bleu"'))
+    edit_rows(
+        written,
+        lambda row: row.update(bleu=90 - 10 * row.get("test_loss", 0)),
+        name="seed*",
+    )
+    write_report_of(written)
+    summary = summary_of(written)
+    assert summary["qpa"].difference.verdict == "worse"
+    assert recompute.main(written) == 0

@@ -1,13 +1,17 @@
-"""Study files: refused whole, with the field at fault."""
+"""Study files: refused whole, with the field at fault; and the study that a smoke test makes of one."""
 
+import json
 from pathlib import Path
 
 import pytest
 from studies import count_methods
+from transformers import AutoConfig
 
 from qpeft.errors import ConfigError
 from qpeft_lab.compare import BUILT_IN
-from qpeft_lab.compare.study import Study, code_of, load_study
+from qpeft_lab.compare.plan import make_plan
+from qpeft_lab.compare.smoke import smoke_test
+from qpeft_lab.compare.study import code_of, load_study
 
 SMALL = """
 name: small
@@ -76,45 +80,30 @@ def at_size(of="lora", **fields):
         ({"generation": {"max_tokens": 8}}, "did you mean 'max_new_tokens'"),
         ({"generation": {"length_penalty": 0.5}}, "length_penalty"),
         ({"seeds": [-1, 0]}, r"seeds\.0"),
-        ({"seeds": []}, "seeds"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"seeds": [1000]}, r"tuning\.seed"),
         ({"by_data": {"a.txt": {"epoch": 3}}}, r"by_data\.a\.txt.*'epochs'"),
-        ({"by_data": {"a.txt": 3}, "data": "a.txt"}, r"by_data\.a\.txt"),
-        ({"by_data": [3]}, "by_data"),
         ({"tuning.grid": [-1.0]}, r"tuning\.grid\.0"),
         ({"metric": "test_accuracy"}, "metric"),
         ({"metric": "test_mcc", "task": "text-regression"}, "metric"),
         ({"metric": "bleu"}, "generation"),
         ({"metric": "bertscore_f1", "generation": {}}, "bertscore_model"),
-        ({"metric": "test_ppl"}, "metric"),
         ({"task": "translation"}, "task"),
-        ({"task": "text-regression", "training.label_smoothing": 0.1}, "label_smoothing"),
-        ({"training.text_pair_column": "b"}, "text_pair_column"),
         ({"training.steps": 3, "training.epochs": 1}, "epochs"),
-        ({"training.lr_schedule": "sine"}, "lr_schedule"),
         ({"training.lr": 0.1}, r"training\.lr"),
-        ({"training.weight_decay": float("inf")}, "weight_decay"),
-        ({"training.steps": 10**20}, "steps"),
-        ({"training.pad_rows": True, "task": "text-classification"}, "pad_rows"),
-        ({"test_blocks": 10**20}, "test_blocks"),
-        ({"lr_scale": float("inf")}, "lr_scale"),
         ({"reference": "loar"}, "'loar'"),
         ({"data": "glue/mrcp"}, "'mrcp'; did you mean 'mrpc'"),
         ({"data": "glue/mrpc", "training.text_column": "a"}, "text_column"),
         (method(label="=1+1"), r"methods\.0\.label"),
         (method(method="lroa"), "'lroa'; did you mean 'lora'"),
-        (method(host="lroa"), "host"),
         (method(backend={"shots": 100}), "backend"),
         ({"methods": [{"key": "qpa", "method": "qpa", "backend": {"shot": 1}}], "reference": "qpa"}, "'shot'"),
         (method(role="control"), "against"),
         (method(role="control", against="lora"), "against"),
         (method(key="../lora"), r"methods\.0\.key"),
         ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key"),
-        ({"methods": []}, "methods"),
         (at_size(of="nobody"), "'nobody'"),
         (at_size(of="a"), "at_size_of"),
-        (at_size(vary="r"), "values"),
         (at_size(vary="r", values=[2, 1]), "values"),
         (method(vary="r", values=[1]), "at_size_of"),
     ],
@@ -142,11 +131,46 @@ def test_invalid_file_is_rejected(tmp_path, content, match):
         load_study(str(tmp_path / "study.yaml"))
 
 
-def test_unknown_study_is_refused_with_the_nearest_name():
-    with pytest.raises(ConfigError, match="did you mean 'survey'"):
-        load_study("surwey")
+# smoke tests
+
+LORA = {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01}
 
 
-def test_study_is_frozen():
-    with pytest.raises(ValueError, match="frozen"):
-        Study.model_validate(load_study("survey").model_dump()).name = "other"
+def small_survey(**fields):
+    return load_study("survey", {"generation": None, "methods": [LORA]} | fields)
+
+
+def test_smoke_test_has_the_architecture_of_the_base_and_the_columns_of_the_data(tiny_encoder, tmp_path):
+    columns = {"training.text_column": "sentence", "training.label_column": "verdict"}
+    made = smoke_test(small_survey(base=str(tiny_encoder), task="text-classification", **columns), tmp_path / "out")
+    assert AutoConfig.from_pretrained(made.base).model_type == "bert"
+    for source in (made.data, made.eval_data, made.test_data):
+        rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+        assert {tuple(row) for row in rows} == {("sentence", "verdict")}
+        assert len({row["verdict"] for row in rows}) == 3
+    assert (len(made.seeds), made.tuning.grid, made.training["steps"]) == (1, [1.0], 2)
+    make_plan(made, tmp_path / "out")
+
+
+def test_smoke_test_has_the_given_architecture_without_the_base(tmp_path):
+    made = smoke_test(small_survey(base="no/hub/id", smoke={"model_type": "gemma2", "sliding_window": 24}), tmp_path)
+    config = AutoConfig.from_pretrained(made.base)
+    assert (config.model_type, config.sliding_window, config.num_hidden_layers) == ("gemma2", 24, 2)
+
+
+def test_second_smoke_test_in_the_folder_uses_the_same_stand_in(tmp_path):
+    first = smoke_test(small_survey(), tmp_path)
+    assert make_plan(smoke_test(small_survey(), tmp_path), tmp_path).setup == make_plan(first, tmp_path).setup
+
+
+def test_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        smoke_test(small_survey(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_unknown_architecture_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="'gpt22'; did you mean 'gpt2'"):
+        smoke_test(small_survey(smoke={"model_type": "gpt22"}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,5 @@
 """The summary of a study: verdicts, ranks, speeds, sentences, limits, and missing results."""
 
-import json
-
 import numpy as np
 import pytest
 from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows, summary_of
@@ -34,12 +32,6 @@ def test_measurements_are_means_over_seeds(study_folder):
     assert summary_of(study_folder)["qpa"].deployed == 20
     drop_rows(study_folder)
     assert summary_of(study_folder)["qpa"].deployed == 32_768  # planned
-
-
-def test_equal_methods_show_no_difference(study_folder):
-    summary = summary_of(study_folder)
-    twin = summary["twin"].difference
-    assert (twin.low, twin.high, twin.verdict) == (0, 0, NO_DIFFERENCE)
 
 
 def test_answers_say_first_what_most_methods_are_for(study_folder):
@@ -124,19 +116,6 @@ def test_answer_of_a_block_names_only_members_near_the_budget(study_folder):
     assert (summary["lora@qaa"].difference.to, summary["lora@qaa"].difference.verdict) == ("qaa", BETTER)
 
 
-def test_learning_rate_at_an_edge_is_named_until_trials_beyond_it_exist(study_folder):
-    summary = summary_of(study_folder)
-    assert (summary["quantum_peft"].lr_at_edge, summary["qpa"].lr_at_edge) == ("high", None)
-    assert any("may be better for: Quantum-PEFT." in limit for limit in summary.limits)
-    (trial,) = stored_rows(study_folder, "quantum_peft", "lr0.01")
-    further = {**trial, "name": "lr0.03333", "lr": 0.03333, "valid_loss": 9.0}
-    with (study_folder / "rows.jsonl").open("a") as file:
-        file.write(json.dumps(further) + "\n")
-    found = summary_of(study_folder)["quantum_peft"]
-    assert found.lr_at_edge is None
-    assert list(found.trials) == [3e-4, 1e-3, 3e-3, 1e-2, 0.03333]
-
-
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     def change(study):
         study["data"].update(notes=["9 rows are shared."])
@@ -147,12 +126,15 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     edit_rows(study_folder, lambda row: row.update(left_out=["3 rows are empty"]), "qpa", "seed2")
     edit_rows(study_folder, lambda row: row.update(noise=0.5), "qpa", "cost")
     edit_rows(study_folder, lambda row: row.update(best_step=0), "twin", "seed*")
-    limits = "\n".join(summary_of(study_folder).limits)
+    summary = summary_of(study_folder)
+    assert (summary["quantum_peft"].lr_at_edge, summary["qpa"].lr_at_edge) == ("high", None)
+    limits = "\n".join(summary.limits)
     for expected in (
         *("All quantum circuits are simulated", "9 rows are shared.", "A note on prefixes.", "3 rows are empty."),
         "Controls with another number of trainable parameters than their method: QPA with noise for its circuit.",
         "run the study again to finish it: QAA.",
         "differ by up to 50%",
+        "may be better for: Quantum-PEFT.",
         "those before training: LoRA again.",
     ):
         assert expected in limits
@@ -190,10 +172,7 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
         (lambda study: study.update(reference="zzz"), "reference: no method has the key 'zzz'"),
         (lambda study: study["methods"][10].update(against="zzz"), "is against: no method has the key 'zzz'"),
         (lambda study: study["methods"][12].update(at_size_of="zzz"), "is at_size_of: no method has the key 'zzz'"),
-        (lambda study: study["methods"].append(study["methods"][2]), "duplicate key 'lora'"),
         (lambda study: study["methods"][1].update(key="x/../../y"), r"methods.1.key: String should match pattern"),
-        (lambda study: study.update(metric="zzz"), "metric: unknown metric 'zzz'; choose one of test_loss"),
-        (lambda study: study.update(seeds=[]), "seeds: List should have at least 1 item"),
         (lambda study: study.update(methods=["lora"]), "methods.0: Input should be"),
         (lambda study: study.clear(), "name: Field required"),
     ],

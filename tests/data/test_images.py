@@ -127,16 +127,13 @@ LABELS = np.array([0, 1, 0, 1])
         {"labels": None},
         {"images": None},
         {"images": IMAGES / 255},
-        {"images": IMAGES[0]},
         {"images": np.zeros((4, 3, 8, 8), np.uint8)},
         {"images": IMAGES[:0], "labels": LABELS[:0]},
         {"images": np.array([{"a": 1}] * 4, dtype=object)},
         {"labels": LABELS / 2},
-        {"labels": LABELS[:3]},
         {"labels": LABELS * 0},
         {"labels": LABELS - 1, "names": np.array(["a", "b"])},
         {"names": np.array(["a"])},
-        {"names": np.array(["a", ""])},
     ],
 )
 def test_arrays_in_another_format_are_refused(read, tmp_path, change):
@@ -162,7 +159,6 @@ def arrays_cut_off(folder, stop):
     [
         (lambda folder: folder.mkdir(), "data"),
         (lambda folder: picture(folder / "a.png", (0, 0, 0)), "data"),
-        (lambda folder: (folder / "cat").mkdir(parents=True), "data"),
         (lambda folder: folder_of(folder, ("cat",)), "data"),
         (lambda folder: folder.write_text("x"), "data"),
         *[(lambda folder, stop=stop: arrays_cut_off(folder, stop), "as arrays") for stop in (0, 200, -40)],
@@ -177,13 +173,6 @@ def test_unusable_images_are_refused(read, tmp_path, made, named):
     made(place)
     with pytest.raises(DataError, match=named):
         read(place)
-
-
-def test_transparent_and_indexed_images_are_converted(tmp_path):
-    for mode, value in (("RGBA", (10, 20, 30, 255)), ("L", 40), ("P", 1), ("1", 1), ("CMYK", (0, 0, 0, 0))):
-        path = picture(tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", value, mode)
-        assert open_image(path, "RGB").mode == "RGB"
-        assert open_image(path.read_bytes(), "L").size == (10, 6)
 
 
 def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
@@ -208,11 +197,14 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
             load_images("someone/animals", "train", label)
 
 
-def test_images_of_more_than_8_bits_are_refused_and_photographs_turned_upright(tmp_path):
+def test_images_are_converted_or_turned_upright_and_those_of_more_than_8_bits_refused(tmp_path):
     for name, kind in (("a.png", np.uint16), ("a.tiff", np.float32)):
         Image.fromarray(np.zeros((4, 4), dtype=kind)).save(tmp_path / name)
         with pytest.raises(DataError, match=name):
             open_image(tmp_path / name, "L")
+    for mode, value in (("RGBA", (10, 20, 30, 255)), ("P", 1), ("CMYK", (0, 0, 0, 0))):
+        path = picture(tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", value, mode)
+        assert open_image(path.read_bytes(), "RGB").mode == "RGB"
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)

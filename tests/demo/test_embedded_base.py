@@ -94,24 +94,3 @@ def test_built_model_has_learned_and_is_loaded_without_dropout(built):
     scores = json.loads((built / "training.json").read_text())["scores"]
     assert scores["stdlib_test"]["loss"] < math.log(320) - 0.1
     assert model.num_parameters() == json.loads((built / "training.json").read_text())["n_parameters"]
-
-
-def test_interrupted_build_resumes(built, tmp_path, monkeypatch):
-    """From the checkpoint of the second of four passes, to the same weights."""
-    checkpoints = sorted(built.with_name("base.partial").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    assert len(checkpoints) == 2
-    checkpoints[-1].rename(tmp_path / "last")  # as if killed in the last pass
-    again = tmp_path / "again"
-    checkpoints[0].parent.rename(again.with_name("again.partial"))
-    SCRIPT["build"](again, SCRIPT["Recipe"](**TINY), DOCS, OTHER)
-    assert (again / "model.safetensors").read_bytes() == (built / "model.safetensors").read_bytes()
-
-
-@given(st.lists(st.text(), unique=True), st.text())
-def test_split_keeps_order_and_does_not_depend_on_other_documents(docs, another):
-    parts = SCRIPT["split"](docs, held_out=0.3)
-    assert sorted(text for part in parts for text in part) == sorted(docs)
-    assert all(part == [text for text in docs if text in set(part)] for part in parts)
-    if another not in docs:
-        with_another = SCRIPT["split"]([another, *docs], held_out=0.3)
-        assert [[text for text in part if text != another] for part in with_another] == list(parts)

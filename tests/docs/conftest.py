@@ -5,7 +5,6 @@ import re
 import shutil
 
 import pytest
-from geometries import write_geometry
 from snippets import snippets
 
 STUDY = """
@@ -39,7 +38,13 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but do not create."""
     import numpy as np
     from PIL import Image
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+    from transformers import (
+        GemmaConfig,
+        GPT2Config,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessorPil,
+    )
 
     import qpeft_lab.demo
     from qpeft_lab.demo.corpus import numpy_docs
@@ -56,10 +61,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     for name, some in (("pairs.csv", pairs), ("few-pairs.csv", pairs[:4])):
         (folder / name).write_text("prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some))
     (folder / "mrpc-files").mkdir()
-    for name, (one, other) in (
-        *((split, ("sentence1", "sentence2")) for split in ("train", "validation")),
-        ("premises", ("premise", "hypothesis")),
-    ):
+    for name, (one, other) in (*((split, ("sentence1", "sentence2")) for split in ("train", "validation")),):
         made = [{one: f"{name} {n}", other: f"{name} {n % 5}", "label": n % 2} for n in range(40)]
         (folder / "mrpc-files" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
@@ -69,8 +71,11 @@ def stand_ins(tmp_path_factory, qpeft_cli):
         folder / "vit"
     )
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "vit")
-    for name in ("gpt2-small", "gemma-2b", "gemma-2-2b"):
-        write_geometry(name, folder / name)
+    gemma = {"vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18}
+    gemma |= {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
+    configs = {"gpt2-small": GPT2Config(), "gemma-2b": GemmaConfig(**gemma)}
+    for name, config in configs.items():
+        config.save_pretrained(folder / name)
     draw = np.random.default_rng(0)
     for kind in ("cats", "dogs"):
         (folder / "photos" / kind).mkdir(parents=True)

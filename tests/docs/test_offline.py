@@ -7,7 +7,7 @@ import sys
 import pytest
 from snippets import FENCE, ROOT
 
-pytestmark = pytest.mark.xdist_group("offline")  # the pages are built once
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("offline")]  # the pages are built once
 
 REMOTE = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|"
@@ -42,18 +42,6 @@ def test_pages_load_nothing_from_the_network(built):
     read = [path for path in built.rglob("*") if path.suffix in (".html", ".css")]
     assert len(read) > 20
     assert not [path.name for path in read if REMOTE.search(path.read_text(encoding="utf-8"))]
-
-
-@pytest.mark.parametrize(
-    "element",
-    [
-        '<script async="async" src="https://cdn.jsdelivr.net/npm/mathjax@4/tex-mml-chtml.js"></script>',
-        '<link href="//fonts.example/a.css" rel="stylesheet">',
-        "src: url('https://fonts.example/a.woff2')",
-    ],
-)
-def test_remote_asset_is_recognized(element):
-    assert REMOTE.search(element)
 
 
 def test_unsupported_latex_command_raises(monkeypatch):

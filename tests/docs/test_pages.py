@@ -1,14 +1,12 @@
-"""The pages and the README agree with the program: command lines, links, quoted results."""
+"""The pages agree with the program: command lines, links, quoted results, paths and packages of ARCHITECTURE.md."""
 
 import re
 import shlex
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from snippets import FENCE
+from snippets import FENCE, ROOT
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "results/README"))]
 
@@ -65,3 +63,26 @@ def test_links_resolve(page):
         target = page.parent / name if name else page
         assert target.is_file(), f"{page.name} links to {name}"
         assert not anchor or anchor in headings(target), f"{page.name} links to {name}#{anchor}"
+
+
+# ARCHITECTURE.md
+
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+SOURCES = [ROOT / "src" / "qpeft", ROOT / "src" / "qpeft_lab"]
+PACKAGES = sorted(path.parent.name for source in SOURCES for path in source.glob("*/__init__.py"))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", ARCHITECTURE))))
+def test_path_exists(path):
+    folders = [
+        ROOT / "src",
+        ROOT,
+        *SOURCES,
+        *(path for source in SOURCES for path in source.iterdir() if path.is_dir()),
+    ]
+    assert any((folder / path).exists() for folder in folders), f"ARCHITECTURE.md names {path}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_is_described(package):
+    assert re.search(rf"^\| .*`{package}/`.*\|", ARCHITECTURE, flags=re.MULTILINE)

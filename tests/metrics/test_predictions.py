@@ -23,16 +23,12 @@ def test_scores_of_classes_equal_those_of_scikit_learn(n_classes):
     assert accuracy(labels, predictions) == np.trace(confusion_matrix(labels, predictions)) / 200
 
 
-def test_f1_of_two_classes_is_that_of_the_second():
+def test_f1_of_two_classes_is_that_of_the_second_and_mcc_of_equal_predictions_is_zero():
     assert f1([1, 1, 0, 0], [1, 0, 0, 0]) == pytest.approx(2 / 3)
     assert f1([0, 0, 1, 1], [0, 1, 1, 1]) == pytest.approx(4 / 5)
     assert f1([0, 0], [0, 0], n_classes=2) == 0.0
     assert f1([0, 1, 0, 1], [0, 1, 1, 1], n_classes=3) == pytest.approx((2 / 3 + 4 / 5) / 2)  # class 2 does not occur
-
-
-@pytest.mark.parametrize("labels", [[0, 1, 0, 1], [1, 1, 1, 1]])
-def test_equal_predictions_have_an_mcc_of_zero(labels):
-    assert mcc(labels, [1, 1, 1, 1]) == 0.0
+    assert mcc([0, 1, 0, 1], [1, 1, 1, 1]) == mcc([1, 1], [1, 1]) == 0.0
 
 
 def test_correlations_are_those_of_values_and_of_ranks():
@@ -74,10 +70,6 @@ def test_bad_values_are_refused(score, values):
     for pair in (([0, 1], values), (values, [0, 1]), ([], [])):
         with pytest.raises(DataError):
             score(*pair)
-
-
-@pytest.mark.parametrize("value", [0.5, math.nan, math.inf, 1e300])
-def test_classes_that_are_no_whole_numbers_are_refused(value):
-    for score in (accuracy, f1, mcc):
+    for value in (0.5, math.nan, 1e300) if score in (accuracy, f1, mcc) else ():
         with pytest.raises(DataError, match="whole number"):
             score([0, 1], [0, value])

@@ -227,17 +227,3 @@ def run_convex(cell, folder, on_step):
     minimum = {"lora": 0.015, "high": 9.0}.get(cell.method, 1e-9)
     loss = 1 + abs(math.log10(cell.lr / minimum))
     return started_row(cell) | {"status": "success", "valid_loss": loss, "test_loss": loss}
-
-
-class KilledWhenItStarts:
-    """A `run_cell` whose process is killed while it reads what it shall run."""
-
-    def __call__(self, cell, folder, on_step):
-        raise AssertionError("the process is killed before")
-
-    def __reduce__(self):
-        return kill_this_process, (), {"more than a pipe holds": bytes(1_000_000)}
-
-
-def kill_this_process():
-    os.kill(os.getpid(), signal.SIGKILL)

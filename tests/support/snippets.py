@@ -15,17 +15,12 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "d
 # name on a page -> file or folder that replaces it (tests/docs/conftest.py creates them)
 STAND_INS = {
     "gpt2": "base",
-    "path/or/hub-id": "base",
     "roberta-base": "base",
     "glue/mrpc": "glue/mrpc:mrpc-files",
-    "premises.jsonl": "mrpc-files/premises.jsonl",
     "google/vit-base-patch16-224-in21k": "vit",
     "openai-community/gpt2": "gpt2-small",
     "google/gemma-2b": "gemma-2b",
-    "google/gemma-2-2b": "gemma-2-2b",
-    "stories260K": "base",
     "numpy-docs": "docs.jsonl",
-    "GrimmsFairyTales.txt": "docs.jsonl",
     "domain.txt": "text.txt",
     "e2e-train.csv": "pairs.csv",
     "e2e-test.csv": "few-pairs.csv",
@@ -34,12 +29,11 @@ STAND_INS = {
     "shots": "tiny.yaml",
     "noise": "tiny.yaml",
     "bits": "tiny.yaml",
-    "budgets": "tiny.yaml",
     "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
     "recipes/quantum-peft-deberta-glue.yaml": "tiny.yaml",
     "glue/rte": "docs.jsonl",
 }
-HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
+HUB_NAMES = ("gpt2",)  # replaced in Python as well
 CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}
 
 # part of a command -> why it is not run
@@ -50,18 +44,15 @@ NOT_RUN = {
     "pip install": "changes the environment; CI installs the extras",
     "python benchmarks/": "takes minutes or hours; bench, kills and bad_files have tests",
     "python scripts/build_embedded_base.py": "an hour of training; tests/demo builds a small one",
-    "--executor ray": "needs a cluster; tests/compare/test_ray.py starts one",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
-    "fully_shard(": "several processes; tests/trainers/test_fsdp2.py runs it",
-    'fsdp="': "several processes; tests/trainers/test_fsdp2.py runs it",
-    "full_state_dict=True": "several processes; tests/trainers/test_fsdp2.py runs it",
+    "fully_shard(": "several processes; tests/trainers/test_distributed.py runs it",
+    'fsdp="': "several processes; tests/trainers/test_distributed.py runs it",
+    "full_state_dict=True": "several processes; tests/trainers/test_distributed.py runs it",
     "accelerate launch": "several processes; tests/trainers/test_distributed.py runs them",
-    "--method own_method.py:METHOD": "tests/cli/test_own_method_command.py runs the file through every command",
-    "--ansatz own_ansatz.py:cz_ring": "tests/cli/test_own_ansatz_command.py runs the file through every command",
+    "--method own_method.py:METHOD": "tests/cli/test_code_of_others.py runs the file through every command",
+    "--ansatz own_ansatz.py:cz_ring": "tests/cli/test_code_of_others.py runs the file through every command",
     "compare run entangling.yaml --out": "takes an hour; the smoke run of the page runs the same methods",
-    "python examples/": "tests/examples runs them with few steps",
     "for task in ": "the same command for other data",
-    "qpeft demo --methods": "docs/reference.md runs the demo, tests/cli/test_demo_command.py its methods",
     "braket.aws.qubit": "needs an account",
     "QiskitRuntimeService": "needs an account",
 }

@@ -1,6 +1,5 @@
 """Tiny models with their own tokenizers and processors, made here, and data for them: for tests of whole runs."""
 
-import hashlib
 import os
 import random
 from pathlib import Path
@@ -57,19 +56,6 @@ def save_base(folder: Path, model) -> Path:
     byte_tokenizer().save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
-
-
-def filled(model, name: str):
-    """Every parameter from the integers of a Philox stream keyed by its name; biases and norms close to their usual."""
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            stream = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
-            integers = stream.random_raw(parameter.numel()) >> np.uint64(40)  # 24 bits: exact in float32
-            values = torch.from_numpy(integers.astype(np.float32) / 2**23 - 1).view(parameter.shape)
-            usual = 1.0 if "norm" in key or ("ln_" in key and key.endswith("weight")) else 0.0
-            parameter.copy_(usual + (0.4 if parameter.ndim > 1 else 0.1) * values)
-    model.name_or_path = model.config.name_or_path = name
-    return model.eval()
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,21 +1,12 @@
 """Tiny models and data for the tests of training runs."""
 
 import pytest
-from tiny_models import (  # noqa: F401
-    bar_files,
-    opinion_files,
-    text_file,
-    tiny_encoder,
-    tiny_model,
-    tiny_vit,
-    tokenizer,
-)
 
 from qpeft_lab import RunSettings
 
 
 @pytest.fixture
-def settings(tiny_model, text_file, tmp_path):  # noqa: F811
+def settings(tiny_model, text_file, tmp_path):
     """Settings of a run of LoRA on the tiny GPT-2: seven steps of two halves, so that epochs end during the run."""
 
     def make(out="run", **changes) -> RunSettings:

@@ -1,4 +1,4 @@
-"""Runs whose circuits are computed by a backend: resumed after kills, robust to device failures, exported exactly."""
+"""Runs whose circuits are computed by a backend: counted, robust to device failures, exported exactly."""
 
 import json
 from pathlib import Path
@@ -116,7 +116,6 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
 @pytest.mark.parametrize(
     ("backend", "message"),
     [
-        ({"backend": "abacus"}, "abacus"),
         ({"backend": "exact", "noise": 0.1}, "noise"),
         ({"backend": "qiskit:aer", "shots": 100, "noise": 0.1}, "does not simulate noise"),
         ({"backend": "nowhere.py:device"}, "nowhere.py"),

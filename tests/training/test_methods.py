@@ -8,21 +8,18 @@ from dataclasses import fields
 
 import pytest
 import torch
-from peft import PeftModel, TrainableTokensConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from peft import PeftModel, TrainableTokensConfig
+from transformers import AutoModelForCausalLM
 
 import qpeft
 from qpeft.errors import ConfigError
 from qpeft.methods import Trains, get, keys
 from qpeft.methods.method import imported
 from qpeft_lab import RunSettings, train
-from qpeft_lab.demo import base_path
-from qpeft_lab.demo.corpus import numpy_docs
 from qpeft_lab.method_records import lab_record
 from qpeft_lab.training.initial import TokensConfig
 from qpeft_lab.training.methods import build_adapter
 from qpeft_lab.training.outputs import count_trainable
-from trainers import arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -199,35 +196,3 @@ def test_run_of_sora_without_remaining_ranks_has_no_export(sora):
         result = train(sora(shrink_budget=10.0))
     assert (result.deployed, result.exported_bytes, result.exported.exists()) == (0, 0, False)
     assert result.after.loss == result.before.loss
-
-
-# -- Quantum-PEFT
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("lr", [2e-4, 2e-3])
-@pytest.mark.parametrize("framed", [False, True])
-def test_usual_learning_rates_of_lora_train_quantum_peft(tmp_path, framed, lr):
-    """With an unchanged Trainer; more than with unfolded learning rates: 0.006, 0.07, 0.50, 1.18 nats."""
-    tokenizer = AutoTokenizer.from_pretrained(base_path())
-    ids = tokenizer("\n".join(numpy_docs()[:60]), return_tensors="pt", verbose=False).input_ids[0][: 48 * 64]
-    rows = [{"input_ids": block, "labels": block} for block in ids.view(48, 64)]
-    held_out = torch.stack([row["input_ids"] for row in rows[40:]])
-    base = AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32)
-    own = {"frame": "gradient", "share": "type"} if framed else {}
-    model = get_peft_model(base, qpeft.QuantumPeftConfig(target_modules="all-linear", task_type="CAUSAL_LM", **own))
-    if framed:
-        qpeft.fit_frames(model, [{"input_ids": row["input_ids"][None]} for row in rows[:40]])
-    losses = []
-    for n_steps in (0, 30):
-        if n_steps:
-            args = arguments(
-                tmp_path, max_steps=n_steps, learning_rate=lr, weight_decay=0.1, per_device_train_batch_size=8
-            )
-            Trainer(model, args, train_dataset=rows[:40]).train()
-        with torch.no_grad():
-            losses.append(model.eval()(input_ids=held_out, labels=held_out).loss.item())
-    assert (
-        losses[0] - losses[1]
-        > {(False, 2e-4): 0.02, (False, 2e-3): 0.4, (True, 2e-4): 0.6, (True, 2e-3): 1.3}[framed, lr]
-    )

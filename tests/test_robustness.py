@@ -1,11 +1,14 @@
-"""Damaged files of every kind give a correct load or a clear error; planted defects are detected."""
+"""Damaged files load correctly or are refused, killed commands resume; both checks also detect planted defects."""
 
+import json
 import os
-import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -76,33 +79,37 @@ def test_loader_with_other_values_is_detected(bad_files, world, monkeypatch):
     assert found(bad_files, world, "exported-qpa") == "other values"
 
 
-@pytest.mark.parametrize(
-    ("raised", "outcome"),
-    [
-        (AttributeError("'int' object has no attribute 'get'"), "wrong error"),
-        (MemoryError(), "memory"),
+def test_uninformative_errors_crashes_and_hangs_are_detected(bad_files, world, monkeypatch):
+    for raised, outcome in (
+        (AttributeError("x has no y"), "wrong error"),
         (ValueError("x" * 10_000), "unclear message"),
-    ],
-)
-def test_uninformative_errors_are_detected(bad_files, world, monkeypatch, raised, outcome):
-    def fail(*_, **__):
-        raise raised
-
-    monkeypatch.setattr("qpeft.load", fail)
-    assert found(bad_files, world, "adapter-qpa") == outcome
-
-
-def test_crash_and_hang_are_detected(bad_files, monkeypatch):
+    ):
+        monkeypatch.setattr("qpeft.load", Mock(side_effect=raised))
+        assert found(bad_files, world, "adapter-qpa") == outcome
     monkeypatch.setattr(bad_files, "SECONDS", 0.5)
     assert bad_files.in_child(lambda report: os.abort())[1].startswith("crash")
     assert bad_files.in_child(lambda report: time.sleep(60))[1] == "hang"
 
 
-def test_damage_is_the_same_for_the_same_seed(bad_files, world, tmp_path):
-    def damaged(name):
-        (tmp_path / name).mkdir()
-        copy = bad_files.copied(world, "adapter-sora", tmp_path / name)
-        how = bad_files.damage(copy, world.goods["adapter-sora"], Path("marker"), random.Random(5))
-        return how, [path.read_bytes() for path in sorted(copy.rglob("*")) if path.is_file()]
+ROOT = Path(__file__).parents[1]
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="kills.py forks and reads /proc")
 
-    assert damaged("one") == damaged("other")
+
+@needs_proc
+def test_killed_commands_resume_to_equal_results(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--out", tmp_path / "kills", "--kills", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in (tmp_path / "kills" / "kills.jsonl").read_text().splitlines()]
+    assert [row["faults"] for row in rows] == [[]] * 30, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert {row["case"] for row in rows} == {"qpa", "quantum_peft", "lora", "sora", "qaa", "shots", "compare"}
+    assert {"change" in row for row in rows} == {True, False}
+
+
+@needs_proc
+def test_defects_planted_in_resumption_are_detected(tmp_path):
+    command = [sys.executable, ROOT / "tests" / "support" / "planted_defects.py", tmp_path / "planted"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unnoticed" not in done.stdout
+    assert done.stdout.count("runs with a fault") == 4  # without a defect, and with each of three

@@ -1,7 +1,9 @@
-"""The Ray executor on a cluster of two CPUs that this test starts: the rows of the plain runner."""
+"""Processes of cells: on Ray, ended with their runner, interrupted and resumed. See also tests/test_robustness.py."""
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import planted_cells as cells
@@ -9,13 +11,14 @@ import pytest
 
 from qpeft.errors import ConfigError
 from qpeft_lab.compare import runner
+from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.runner import run
+from qpeft_lab.files import locked
 from qpeft_lab.progress import CompareProgress
 
-pytestmark = pytest.mark.xdist_group("comparison")
+pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
 
-@pytest.mark.long
 def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path):
     """On a cluster that the run starts and ends itself."""
     ray = pytest.importorskip("ray")
@@ -66,7 +69,6 @@ def test_rows_equal_those_of_the_local_executor(plan, cluster, tmp_path):
     assert cluster.is_initialized()  # what was there before the run is there after it
 
 
-@pytest.mark.long
 def test_crashed_cell_has_one_failed_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
@@ -77,7 +79,6 @@ def test_crashed_cell_has_one_failed_row(plan, cluster):
     assert "exit code -9" in crashing.row("killed", "lr0.1")["error"]
 
 
-@pytest.mark.long
 def test_lost_worker_is_replaced_once(plan, cluster):
     from qpeft_lab.compare.ray import RayExecutor
 
@@ -92,3 +93,47 @@ def test_missing_ray_is_named(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="pip install ray"):
         run(plan, executor="ray")
+
+
+# killed and interrupted runners
+
+PLANTED = """
+import sys
+from pathlib import Path
+import planted_cells as cells
+from qpeft_lab.compare import local, runner
+local._PRELOAD = "planted_cells"  # nothing heavy
+runner.write_outputs = lambda folder: None
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen:
+    support = str(Path(cells.__file__).parent)
+    paths = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+
+
+def test_cells_end_with_their_runner(tmp_path):
+    """Two cells that never end by themselves: each holds a lock as long as its process lives."""
+    script = "runner.run(cells.PlantedPlan(Path(sys.argv[1])), workers=2, run_cell=cells.run_forever)"
+    process = start(PLANTED + script, tmp_path)
+    while not (tmp_path / "journal").exists() or (tmp_path / "journal").read_text().count("begin") < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    locks = list(tmp_path.rglob("work/*/*/*/.lock"))
+    assert len(locks) == 2
+    for lock in locks:
+        with locked(lock.parent, patience=60):
+            pass
+
+
+def test_process_of_a_cell_releases_its_semaphores(tmp_path):
+    script = "runner.run(cells.PlantedPlan(Path(sys.argv[1]), ('lora',)), run_cell=cells.run_with_semaphore)"
+    process = start(PLANTED + script, tmp_path)
+    _, errors = process.communicate()
+    assert process.returncode == 0
+    assert len(read_rows(tmp_path)) == 5
+    assert "leaked" not in errors

@@ -1,10 +1,63 @@
-from dataclasses import fields
+"""Settings are checked from the metadata of their own fields, and those of a run with each other."""
+
+from dataclasses import dataclass, field, fields
 
 import pytest
 
+from qpeft.checks import check_fields
 from qpeft.errors import ConfigError
 from qpeft_lab import RunSettings
 from qpeft_lab.settings import read_settings
+
+
+def described(**rules):
+    return {"help": "A field.", **rules}
+
+
+@dataclass
+class Settings:
+    steps: int = field(default=2, metadata=described(at_least=1, at_most=9))
+    rate: "float | None" = field(default=0.5, metadata=described(above=0, below=1))
+    kind: str = field(default="exp", metadata=described(choices=("exp", "cayley")))
+    folds: bool = field(default=True, metadata=described())
+    inner: int = -1  # no help text: not a setting
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        *[({name: value}, None) for name, value in (("steps", 1), ("steps", 9), ("rate", None), ("kind", "cayley"))],
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 10**400}, "steps must be at most 9"),
+        *[({"steps": value}, "steps must be a whole number") for value in (2.0, True, None)],
+        ({"rate": -(10**400)}, "rate must be above 0"),
+        ({"rate": 0}, "rate must be above 0, got 0"),
+        ({"rate": 1.0}, r"rate must be below 1, got 1\.0"),
+        *[({"rate": value}, "rate must be a finite number") for value in (float("nan"), "0.5")],
+        ({"kind": "expp"}, "unknown kind 'expp'; did you mean 'exp'"),
+        ({"folds": 1}, "folds must be True or False, got 1"),
+    ],
+)
+def test_value_is_checked_by_the_metadata_of_its_field(values, message):
+    if message is None:
+        check_fields(Settings(**values))
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_fields(Settings(**values))
+
+
+def test_only_the_owners_fields_are_checked():
+    @dataclass
+    class More(Settings):
+        extra: int = field(default=0, metadata=described(at_least=1))
+
+    check_fields(More(), Settings)
+    check_fields(More(), skip=("extra",))
+    with pytest.raises(ConfigError, match="extra must be at least 1"):
+        check_fields(More())
+
+
+# -- runs
 
 
 def settings(**changes):
@@ -18,19 +71,15 @@ def test_fields_have_help_texts():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"method": "lroa"}, "did you mean 'lora'"),
         ({"dtype": "float16"}, "dtype"),
         ({"task": "text"}, "task"),
         ({"steps": 0}, "steps"),
-        ({"steps": 10**20}, "steps"),
         ({"seq_len": 1}, "seq_len"),
         ({"lr": 0.0}, "lr"),
         ({"lr": float("nan")}, "lr"),
-        ({"seed": 99_999_999_999}, "seed"),
         ({"warmup": 1.0}, "warmup"),
         ({"method": "full", "dtype": "bfloat16"}, "dtype"),
         ({"steps": 500, "epochs": 1}, "epochs"),
-        ({"epochs": 0}, "epochs"),
         ({"lr_schedule": "sine"}, "did you mean 'cosine'"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"label_smoothing": 0.1, "task": "text-regression"}, "label_smoothing"),
@@ -41,11 +90,8 @@ def test_fields_have_help_texts():
         ({"method": "head"}, "task"),
         ({"method": "prefix", "gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"method": "prefix", "task": "image-classification"}, "prefix"),
-        ({"method": "prompt", "task": "image-classification"}, "prompt"),
         ({"host": "prefix", "method": "lora"}, "host"),
         ({"method": "lora", "backend_settings": {"shots": 9}}, "shots"),
-        ({"backend_settings": {"shot": 5}}, "shots"),
-        ({"backend_settings": {"shots": 0}}, "shots"),
         ({"backend_settings": {"noise": 1.5}}, "noise"),
     ],
 )

@@ -1,6 +1,4 @@
-"""`qpeft circuits draw, count, export`, for an ansatz and for the circuit of an adapter."""
-
-import json
+"""`qpeft circuits draw, count, export`, for an ansatz and for the circuit of an adapter; `qpeft diagnose`."""
 
 import numpy as np
 import pytest
@@ -18,13 +16,8 @@ GENERATOR = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "seed": 3}
 
 
 @pytest.fixture
-def circuits(qpeft_cli):
-    def call(*arguments):
-        result = qpeft_cli("circuits", *arguments, "--json")
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
-
-    return call
+def circuits(answer):
+    return lambda *arguments: answer("circuits", *arguments)
 
 
 @pytest.fixture
@@ -52,11 +45,10 @@ def live_angles(adapter_folder, base_folder):
     return feature.angles()[0].detach().double()
 
 
-@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "square", "qaa", "rxyz"])
-def test_each_ansatz_is_drawn(circuits, ansatz):
-    found = circuits("draw", "--ansatz", ansatz, "--n-qubits", 3, "--n-layers", 2)
-    assert found["drawing"] == Ansatz(ansatz, 3, 2).draw()
-    assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == (ansatz, 3, 2, None)
+def test_ansatz_is_drawn(circuits):
+    found = circuits("draw", "--ansatz", "two_design", "--n-qubits", 3, "--n-layers", 2)
+    assert found["drawing"] == Ansatz("two_design", 3, 2).draw()
+    assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == ("two_design", 3, 2, None)
 
 
 def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, circuits, adapter_folder, live_angles):
@@ -77,17 +69,10 @@ def test_frozen_and_attached_circuits_have_their_initial_angles(circuits, make_a
     assert np.ndim(circuits("draw", "--adapter", several)["angles"]) == 2
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        qpeft.QPAConfig(feature_source="none", **LORA, **GENERATOR),
-        qpeft.QuantumPeftConfig(**LORA),
-        LoraConfig(**LORA),
-    ],
-    ids=["no circuit", "quantum_peft", "lora"],
-)
-def test_adapters_without_a_circuit_of_qpa_are_refused(qpeft_cli, make_adapter, config):
-    assert qpeft_cli("circuits", "draw", "--adapter", make_adapter(config)).exit_code == 2
+def test_adapters_without_a_circuit_of_qpa_are_refused(qpeft_cli, make_adapter):
+    without = qpeft.QPAConfig(feature_source="none", **LORA, **GENERATOR)
+    for config in (without, qpeft.QuantumPeftConfig(**LORA), LoraConfig(**LORA)):
+        assert qpeft_cli("circuits", "draw", "--adapter", make_adapter(config)).exit_code == 2
 
 
 def test_counts_of_the_default_circuit(circuits):
@@ -107,3 +92,49 @@ def test_export_has_the_probabilities_of_the_adapter_or_free_angles(qpeft_cli, a
     assert qpeft_cli(*free).stdout == expected
     assert qpeft_cli(*free, "--out", out).exit_code == 0
     assert out.read_text(encoding="utf-8") == expected
+    target, link = tmp_path / "elsewhere", tmp_path / "link"
+    link.symlink_to(target)
+    for before in (None, "of before"):  # written through a link, with the permissions of its target
+        if before is not None:
+            target.write_text(before)
+            target.chmod(0o600)
+        assert qpeft_cli(*free, "--out", link).exit_code == 0
+        assert (link.is_symlink(), target.read_text(encoding="utf-8")) == (True, expected)
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+# diagnose
+
+QUESTIONS = ("random", "redundant", "gradients", "expressive", "moved", "rank")
+
+
+def test_run_is_diagnosed_with_every_measurement(answer, base_folder, text, tmp_path):
+    sizes = ("--hidden", "6,5", "--chunk-size", 32, "--steps", 4, "--batch-size", 2, "--seq-len", 32, "--lr", "0.01")
+    answer("train", "--model", base_folder, "--data", text, "--out", tmp_path / "run", *sizes, "--eval-blocks", 4)
+    found = answer("diagnose", tmp_path / "run", "--samples", 20)
+    by_key = found["findings"]
+    assert tuple(by_key) == QUESTIONS
+    assert found["page"] == str(tmp_path / "run" / "diagnose.html")
+    page = (tmp_path / "run" / "diagnose.html").read_text()
+    assert all(finding["question"] in page for finding in by_key.values())
+    assert "http" not in page
+    assert set(by_key["random"]["measurements"]) == {"random angles", "start", "trained"}
+    angles = by_key["redundant"]["measurements"]["angles"]
+    n_qubits, n_layers = int(found["facts"]["Qubits"]), int(found["facts"]["Layers"])
+    assert angles["n_angles"] == n_qubits * n_layers
+    assert angles["rank"] == min(n_qubits * n_layers, 2**n_qubits - 1)
+    assert 0 < by_key["moved"]["measurements"]["angles"]["mean"] < 1
+    updates = by_key["rank"]["measurements"]["updates"]
+    assert updates["n_used"] == 14
+    assert updates["numerical_rank"] <= 8
+    assert all(finding["sentences"] or finding["left_out"] for finding in by_key.values())
+
+
+def test_adapter_folder_is_not_changed(answer, adapter_folder, tmp_path):
+    before = sorted(path.name for path in adapter_folder.iterdir())
+    found = answer("diagnose", adapter_folder, "--samples", 20)
+    assert found["page"] is None
+    assert sorted(path.name for path in adapter_folder.iterdir()) == before
+    again = answer("diagnose", adapter_folder, "--samples", 20, "--html", tmp_path / "page.html")
+    assert again["findings"] == found["findings"], "equal seeds, equal measurements"
+    assert (tmp_path / "page.html").is_file()

@@ -4,12 +4,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from peft import PeftModel
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
 from tiny_models import make_vit
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of libraries about tiny models
 
@@ -62,52 +57,16 @@ def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, nam
     assert [score["accuracy"] for score in scores] == [scores[0]["accuracy"]] * 3
 
 
-@pytest.mark.parametrize(("task", "n_outputs"), [("mrpc", 2), ("stsb", 1)])
-def test_reported_scores_are_those_of_scikit_learn_and_scipy(answer, base_folder, tmp_path, task, n_outputs):
-    pairs = [("so " * (i % 4), ("dull", "fine")[i % 2] + " so" * (i % 3)) for i in range(48)]
-    labels = [(i + (i % 5 == 0)) % 2 if task == "mrpc" else i % 2 * 2 + i % 3 / 4 for i in range(48)]
-    columns = ("sentence1", "sentence2", "label")
-    rows = [dict(zip(columns, (*pair, label), strict=True)) for pair, label in zip(pairs, labels, strict=True)]
-    data, out = f"glue/{task}:{tmp_path / 'rows.json'}", tmp_path / "run"
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    few = ["--steps", 12, "--batch-size", 8, "--method", "lora", "--r", 2, "--lr", "1e-2"]
-    answer("train", "--model", base_folder, "--data", data, *few, "--out", out)
-    found = answer("evaluate", "--adapter", out, "--data", data)["adapted"]
-
-    tokenizer = AutoTokenizer.from_pretrained(base_folder)
-    base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=n_outputs, pad_token_id=0)
-    model = PeftModel.from_pretrained(base, out / "exported").eval()
-    with torch.no_grad():
-        logits = [model(torch.tensor([tokenizer(*pair)["input_ids"]])).logits[0] for pair in pairs]
-    if task == "mrpc":
-        predicted = [int(one.argmax()) for one in logits]
-        assert 0 < found["f1"] < 1
-        assert found["accuracy"] == accuracy_score(labels, predicted)
-        assert found["f1"] == f1_score(labels, predicted)
-        assert found["mcc"] == matthews_corrcoef(labels, predicted)
-    else:
-        numbers = [one.item() for one in logits]
-        assert found["pearson"] == pytest.approx(pearsonr(labels, numbers).statistic, abs=1e-5)
-        assert found["spearman"] == pytest.approx(spearmanr(labels, numbers).statistic, abs=1e-3)
-        assert found["loss"] == pytest.approx(mean_squared_error(labels, numbers), rel=1e-4)
-
-
-def test_evaluate_refuses_another_task_and_unknown_classes(qpeft_cli, runs, texts, tmp_path):
+def test_other_tasks_and_unknown_classes_are_refused(qpeft_cli, runs, texts, tmp_path):
     (tmp_path / "new.tsv").write_text("text\tlabel\nso so\tmixed\n")
-    other = ("--data", texts, "--task", "image-classification")
-    for options, named in ((other, "image-classification"), (("--data", tmp_path / "new.tsv"), "'mixed'")):
-        refused = qpeft_cli("evaluate", "--adapter", runs["text"], *options)
+    for command, options, named in (
+        ("evaluate", ("--data", texts, "--task", "image-classification"), "image-classification"),
+        ("evaluate", ("--data", tmp_path / "new.tsv"), "'mixed'"),
+        ("generate", ("--prompt", "so"), "text/adapter"),
+    ):
+        refused = qpeft_cli(command, "--adapter", runs["text"], *options)
         assert refused.exit_code == 2
         assert named in refused.stderr
-
-
-@pytest.mark.long
-def test_export_has_the_same_accuracy(answer, runs, texts, tmp_path):
-    folder = runs["text"]
-    trained = answer("evaluate", "--adapter", folder, "--data", texts)["adapted"]
-    answer("export", folder, "--out", tmp_path / "exported")
-    again = answer("evaluate", "--adapter", tmp_path / "exported", "--data", texts)
-    assert again["adapted"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
 @pytest.mark.long
@@ -117,11 +76,6 @@ def test_merged_classifier_has_the_same_accuracy(answer, runs, images, tmp_path)
     answer("export", folder, "--out", tmp_path / "merged", "--merge")
     whole = answer("evaluate", "--task", "image-classification", "--model", tmp_path / "merged", "--data", images)
     assert whole["base"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
-
-
-def test_generate_refuses_the_adapter_of_a_classification(qpeft_cli, runs):
-    for folder in (runs["text"], runs["image"] / "exported"):
-        assert qpeft_cli("generate", "--adapter", folder, "--prompt", "so").exit_code == 2
 
 
 def test_plan_counts_the_head_as_train_does(answer, runs, base_folder, vit_folder):
@@ -138,10 +92,3 @@ def test_plan_counts_the_head_as_train_does(answer, runs, base_folder, vit_folde
     assert of_images["trainable"] == 16 * 5 + 5  # as many classes as the base has
     assert planned("image-classification", vit_folder, *head, "--num-labels", 3)["trainable"] == 16 * 3 + 3
     assert planned("text-regression", base_folder, *head)["trainable"] == 16
-
-
-def test_base_of_another_kind_is_refused(qpeft_cli, base_folder, images, tmp_path):
-    task = ["--task", "image-classification", "--model", base_folder]
-    for command in (["train", "--data", images, "--out", tmp_path / "run"], ["plan"]):
-        assert qpeft_cli(*command, *task).exit_code == 2
-    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
-"""A user's method and ansatz, FILE.py:NAME, in every command; their errors; files that change."""
+"""Code that is not qpeft's: a user's method and ansatz in every command, and that of a base model or a study."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ def trained(request, qpeft_cli, base_folder, text, tmp_path_factory):
     return part, out
 
 
+@pytest.mark.usefixtures("verified_here")
 def test_every_command_takes_the_file(answer, base_folder, text, trained, tmp_path):
     part, run = trained
     own = option(part)
@@ -49,32 +51,18 @@ def test_every_command_takes_the_file(answer, base_folder, text, trained, tmp_pa
         assert answer("circuits", "count", *own, "--n-qubits", 3)["ansatz"] == "cz_ring"
 
 
-def test_adapter_of_an_unregistered_name_names_the_option(trained):
-    """In a process of its own, that has not executed the file."""
+def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, monkeypatch):
     part, run = trained
-    command = [sys.executable, "-m", "qpeft", "generate", "--adapter", str(run), "--prompt", "The"]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert " ".join(option(part)) in refused.stderr
-    assert subprocess.run([*command, *option(part)], capture_output=True).returncode == 0
-
-
-@pytest.mark.parametrize("part", FILES)
-def test_finished_run_of_a_changed_file_is_refused(qpeft_cli, answer, base_folder, text, tmp_path, monkeypatch, part):
-    code = FILES[part].read_text()
-    for old in ("nola", "NOLA", "cz_ring"):
-        code = code.replace(old, f"{old}_{part}")
-    (file := tmp_path / f"changing_{part}.py").write_text(code)
-    name = NAMES[part].replace("cz_ring", f"cz_ring_{part}")
-    options = ("--model", base_folder, "--data", text, "--out", tmp_path / "run", *STEPS)
-    first = answer("train", *options, f"--{part}", f"{file}:{name}")
-    monkeypatch.chdir(tmp_path)  # another spelling of the path is the same file
-    again = answer("train", *options, f"--{part}", f"{file.name}:{name}")
-    assert (first["already_finished"], again["already_finished"]) == (False, True)
-    file.write_text(code + "\n")
-    refused = qpeft_cli("train", *options, f"--{part}", f"{file}:{name}")
-    assert refused.exit_code == 2
-    assert f"{part} was" in refused.stderr
+    command = ["generate", "--adapter", str(run), "--prompt", "The"]
+    if part == "method":  # PEFT forgets it only in another process
+        refused = subprocess.run([sys.executable, "-m", "qpeft", *command], capture_output=True, text=True)
+        code, message = refused.returncode, refused.stderr
+    else:
+        monkeypatch.delitem(ansatz_table._families, NAMES[part])
+        refused = qpeft_cli(*command)
+        code, message = refused.exit_code, refused.stderr
+    assert code == 2
+    assert " ".join(option(part)) in message
 
 
 def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp_path):
@@ -145,3 +133,91 @@ def test_code_that_is_wrong_is_refused(qpeft_cli, base_folder, text, tmp_path, p
     assert refused.exit_code == 2, refused.output
     assert name in refused.stderr
     assert not (tmp_path / "run").exists()
+
+
+# code of others
+
+CODE = """
+from pathlib import Path
+Path({marker!r}).write_text("executed")
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def marker(tmp_path):
+    return tmp_path / "marker"
+
+
+@pytest.fixture
+def own_base(tmp_path, base_folder, marker, monkeypatch):
+    """A base model whose folder contains the code of its class."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = shutil.copytree(base_folder, tmp_path / "own-base")
+    config = json.loads((folder / "config.json").read_text())
+    auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto}))
+    (folder / "own.py").write_text(CODE.format(marker=str(marker)))
+    return folder
+
+
+@pytest.fixture
+def own_adapter(tmp_path, adapter_folder, own_base):
+    """An adapter that names this base."""
+    folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(own_base)}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "--adapter", "ADAPTER", "--data", "TEXT"),
+        ("generate", "--adapter", "ADAPTER", "--prompt", "The king"),
+        ("export", "ADAPTER", "--out", "OUT"),
+        ("plan", "--model", "BASE"),
+        ("train", "--model", "BASE", "--data", "TEXT", "--out", "OUT"),
+        ("compare", "plan", "survey", "--base", "BASE", "--data", "TEXT"),
+        ("compare", "run", "survey", "--base", "BASE", "--data", "TEXT", "--out", "OUT"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_code_of_a_base_model_is_not_executed(qpeft_cli, command, own_base, own_adapter, text, tmp_path, marker):
+    places = {"BASE": own_base, "ADAPTER": own_adapter, "TEXT": text, "OUT": tmp_path / "out"}
+    done = qpeft_cli(*(places.get(word, word) for word in command), input="y\n" * 9)
+    assert done.exit_code == 2, done.output
+    assert "trust" in done.stderr
+    assert not marker.exists()
+
+
+def test_code_of_a_base_model_is_executed_on_request(qpeft_cli, own_base, text, marker):
+    done = qpeft_cli("evaluate", "--model", own_base, "--data", text, "--seq-len", 16, "--trust-remote-code")
+    assert done.exit_code == 0, done.output
+    assert marker.exists()
+
+
+def test_plan_of_a_study_names_and_does_not_execute_its_backend(qpeft_cli, base_folder, text, tmp_path, marker):
+    (device := tmp_path / "device.py").write_text(f"open({str(marker)!r}, 'w')\nNAME = None\n")
+    (study := tmp_path / "study.yaml").write_text(f"""
+name: small
+title: A study
+question: Does a plan execute it?
+base: {base_folder}
+data: {text}
+reference: lora
+training: {{steps: 1, seq_len: 16, batch_size: 1}}
+methods:
+  - {{key: lora, method: lora, settings: {{r: 2}}}}
+  - {{key: qpa, method: qpa, settings: {{r: 2, budget: 200, hidden: [2]}}, backend: {{backend: "{device}:NAME"}}}}
+""")
+    done = qpeft_cli("compare", "plan", study)
+    assert done.exit_code == 0, done.output
+    assert str(device) in done.stderr
+    assert not marker.exists()

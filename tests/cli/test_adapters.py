@@ -1,0 +1,268 @@
+"""The commands that load adapters: `generate`, `evaluate`, `export`, and `frames`, whose file adapters refer to."""
+
+import hashlib
+import json
+import math
+
+import pytest
+import torch
+from huggingface_hub import RepoUrl
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import qpeft
+from qpeft.core import frame_file
+from qpeft.errors import VerificationError
+from qpeft_lab import metrics
+from qpeft_lab.cli.export import _STOCK, stock_logits
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+IDS = torch.arange(20).reshape(2, 10)
+PROMPT = "a bird said"
+
+
+def load_base(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+# generate
+
+
+@pytest.fixture
+def expected(base_folder):
+    """The prompt and its continuation by transformers."""
+
+    def continued(adapter=None, **options):
+        tokenizer, model = AutoTokenizer.from_pretrained(base_folder), load_base(base_folder)
+        if adapter:
+            model = qpeft.load(model, adapter).eval()
+        inputs = tokenizer(PROMPT, return_tensors="pt")
+        out = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, **options)
+        return tokenizer.decode(out[0], skip_special_tokens=True) + "\n"
+
+    return continued
+
+
+@pytest.fixture
+def written(qpeft_cli):
+    def call(*arguments, **options):
+        result = qpeft_cli("generate", *arguments, "--max-new-tokens", 12, **options)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    return call
+
+
+def test_text_is_that_of_transformers(written, answer, expected, base_folder, adapter_folder, tmp_path):
+    base, adapted, beams = expected(), expected(adapter_folder), expected(num_beams=3, length_penalty=0.8)
+    assert len({base, adapted, beams}) == 3
+    assert written("--model", base_folder, "--prompt", PROMPT) == base
+    assert written("--adapter", adapter_folder, "--prompt", PROMPT) == adapted  # which names its base
+    (tmp_path / "adapter").symlink_to(adapter_folder)  # a run folder
+    assert written("--adapter", tmp_path, input=PROMPT + "\n") == adapted
+    search = ("--num-beams", 3, "--length-penalty", 0.8)
+    assert written("--model", base_folder, "--prompt", PROMPT, *search) == beams
+    found = answer("generate", "--model", base_folder, "--prompt", PROMPT, "--max-new-tokens", 12)
+    assert (found["prompt"] + found["text"] + "\n", found["adapter"]) == (base, None)
+
+
+def test_sampled_text_depends_on_the_seed(written, base_folder):
+    draw = ("--model", base_folder, "--prompt", PROMPT, "--temperature", 1.5)
+    first, again, other = (written(*draw, "--seed", seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# evaluate
+
+
+def n_scored(file, seq_len):
+    """A token a byte, and the first of each block is not scored."""
+    n_bytes = file.stat().st_size
+    return n_bytes - math.ceil(n_bytes / seq_len)
+
+
+def test_base_and_adapter_are_scored_on_the_whole_text(answer, base_folder, adapter_folder, tmp_path):
+    (text := tmp_path / "text.txt").write_text("The king went into the wood.\nThe bird säng.\n" * 9)
+    evaluate = ("evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32)
+    found = answer(*evaluate)
+    assert found["base"]["n_scored"] == found["adapted"]["n_scored"] == n_scored(text, 32)
+    assert found["base"]["bits_per_byte"] == pytest.approx(found["base"]["loss"] / math.log(2), rel=0.01)
+    assert found["adapted"]["loss"] != found["base"]["loss"]
+    assert answer(*evaluate, "--batch-size", 3)["base"]["loss"] == pytest.approx(found["base"]["loss"], rel=1e-6)
+
+
+def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_noted(
+    qpeft_cli, answer, base_folder, text, tmp_path
+):
+    (other := tmp_path / "other.txt").write_text("The bird sings at night.\n" * 9)
+    run = tmp_path / "run"
+    answer(*("train", "--model", base_folder, "--data", text, "--out", run), "--seq-len", 16, "--steps", 1)
+    for adapter, given, seq_len in ((run, (), 16), (run / "adapter", (), 16), (run, ("--seq-len", 32), 32)):
+        found = answer("evaluate", "--adapter", adapter, "--data", other, *given)
+        assert found["adapted"]["n_scored"] == n_scored(other, seq_len)
+    for data, is_noted in ((text, True), (other, False)):
+        shown = qpeft_cli("evaluate", "--adapter", run, "--data", data)
+        assert ("training data" in " ".join(shown.stderr.split())) == is_noted
+
+
+def test_generated_answers_are_scored_against_all_references(answer, base_folder, adapter_folder, tmp_path):
+    rows = [("the king ", "sings at night"), ("the bird ", "sings"), ("the king ", "went into the wood")]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("mr,ref\n" + "".join(f"{prompt},{answer}\n" for prompt, answer in rows))
+    columns, search = ("--prompt-column", "mr", "--completion-column", "ref"), ("--max-new-tokens", 6, "--num-beams", 2)
+    adapter = ("--adapter", adapter_folder, "--model", base_folder)
+    found = answer("evaluate", *adapter, "--data", pairs, *columns, "--generate", *search)
+    references = [["sings at night", "went into the wood"], ["sings"]]
+    assert (found["prompts"], found["references"]) == (["the king ", "the bird "], references)
+    assert found["base"]["texts"] != found["adapted"]["texts"]
+    for who, given in (("base", ("--model", base_folder)), ("adapted", adapter)):
+        one = answer("generate", *given, "--prompt", "the king ", *search)
+        assert found[who]["texts"][0] == one["text"]
+        expected = metrics.score_texts(found[who]["texts"], references)
+        assert {name: found[who][name] for name in expected} == expected
+
+
+# export
+
+
+def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter_folder, tmp_path):
+    out = tmp_path / "exported"
+    out.mkdir()
+    (out / "qpeft.json").write_text("{}")  # an earlier export is replaced
+    found = answer("export", adapter_folder, "--out", out)
+    assert found["max_logit_difference"] <= 1e-6
+    assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    live = qpeft.load(load_base(base_folder), adapter_folder).eval()
+    stock = PeftModel.from_pretrained(load_base(base_folder), str(out)).eval()
+    torch.testing.assert_close(logits(stock), logits(live), rtol=0, atol=1e-6)
+    loaded: dict = {}
+    exec(found["load"], loaded)
+    assert torch.equal(logits(loaded["model"].eval()), logits(stock))
+    assert found["path"] == str(out)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.long
+def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, head_adapter_folder, tmp_path):
+    out = tmp_path / "merged"
+    refused = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge")
+    assert refused.exit_code == 2
+    assert "--untie" in refused.stderr
+    assert not any(tmp_path.iterdir())
+    result = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge", "--untie")
+    assert result.exit_code == 0, result.output
+    live = qpeft.load(load_base(base_folder), head_adapter_folder).eval()
+    torch.testing.assert_close(logits(load_base(out)), logits(live), rtol=0, atol=1e-4)
+    embedding = load_base(out).get_input_embeddings().weight
+    assert torch.equal(embedding, load_base(base_folder).get_input_embeddings().weight)
+    assert qpeft_cli("export", head_adapter_folder, "--out", out, "--merge", "--untie").exit_code == 2  # it is there
+
+
+@pytest.mark.parametrize(("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)])
+def test_failed_verification_keeps_the_earlier_export(qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code):
+    out = tmp_path / "exported"
+    earlier = {"qpeft.json": b"{}", "adapter_model.safetensors": b"good"}
+    out.mkdir()
+    for name, content in earlier.items():
+        (out / name).write_bytes(content)
+    seen = []
+
+    def fails(base, adapter, inputs, *_, **__):
+        seen.append((adapter / "adapter_model.safetensors").stat().st_size)
+        raise failure
+
+    monkeypatch.setattr("qpeft_lab.cli.export.stock_logits", fails)
+    assert qpeft_cli("export", adapter_folder, "--out", out).exit_code == code
+    assert seen[0] > len(b"good")  # the new export was there to be checked
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_verification_process_cannot_import_qpeft(base_folder, monkeypatch):
+    monkeypatch.setattr("qpeft_lab.cli.export._STOCK", _STOCK.split("import torch")[0] + "import qpeft")
+    with pytest.raises(VerificationError, match=r"import of qpeft halted|No module named"):
+        stock_logits(str(base_folder), None, {"input_ids": IDS})
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.usefixtures("verified_here")
+def test_export_is_uploaded(qpeft_cli, adapter_folder, tmp_path, monkeypatch, works):
+    sent = {}
+
+    def upload(_, folder_path, repo_id, **__):
+        if not works:
+            raise OSError("403 Forbidden")
+        sent[repo_id] = {path.name for path in folder_path.iterdir()}
+
+    url = RepoUrl("https://huggingface.co/me/mine")
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **__: url)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    shown = qpeft_cli("export", adapter_folder, "--out", tmp_path / "out", "--push-to-hub", "mine", "--json")
+    found = json.loads(shown.stdout)
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+    if works:
+        assert (shown.exit_code, found["url"]) == (0, str(url))
+        assert sent["me/mine"] >= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    else:
+        assert (shown.exit_code, found["error"]) == (1, "QpeftError")
+        assert "403" in found["message"]
+
+
+@pytest.mark.parametrize("method", ["qaa", "bottleneck"])
+def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported(
+    qpeft_cli, answer, base_folder, text, tmp_path, method
+):
+    options = {"qaa": ("--ansatz", "rxyz", "--n-layers", 2), "bottleneck": ("--bottleneck-size", 4)}[method]
+    paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
+    answer("train", *paths, "--method", method, *options, "--steps", 2)
+    adapter = ("--adapter", tmp_path / "run" / "adapter", "--model", base_folder)
+    found = answer("evaluate", *adapter, "--data", text)
+    assert found["adapted"]["loss"] != found["base"]["loss"]
+    answer("generate", *adapter, "--prompt", "The king", "--max-new-tokens", 4)
+    for merge in ((), ("--merge",)):
+        assert qpeft_cli("export", tmp_path / "run", *merge, "--out", tmp_path / "exported").exit_code == 2
+        assert not (tmp_path / "exported").exists()
+
+
+# frames
+
+
+@pytest.mark.usefixtures("verified_here")
+def test_frame_file_in_another_folder_is_used_by_every_command(qpeft_cli, answer, base_folder, text, tmp_path):
+    def call(command, *options):
+        frame_file._KNOWN.clear()  # as in a new process
+        return qpeft_cli(command, *options)
+
+    (tmp_path / "deep" / "frames").mkdir(parents=True)
+    file, run = tmp_path / "deep" / "frames" / "mine.safetensors", tmp_path / "run"
+    data = ("--model", base_folder, "--data", text, "--seq-len", "32")
+    shared = ("--r", "2", "--n-layers", "1", "--share", "type")
+    made = answer("frames", *data, *shared, "--target-modules", "q_proj,up_proj", "--out", file)
+    assert made["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert qpeft_cli("frames", *data, "--out", file).exit_code == 2  # adapters may refer to it
+
+    options = ("--method", "quantum_peft", "--frames", file, *shared)
+    trained = answer("train", *data, *options, "--steps", "2", "--out", run)
+    plan = answer("plan", "--model", base_folder, *options)
+    assert {name.rpartition(".")[2] for name in plan["target_modules"]} == {"q_proj", "up_proj"}  # those of the file
+    assert plan["trainable"] == trained["trainable"]
+
+    commands = {
+        "generate": ("--adapter", run, "--prompt", "The king", "--max-new-tokens", "2"),
+        "evaluate": ("--adapter", run, "--data", text),
+        "export": (run / "adapter", "--out", tmp_path / "exported"),
+    }
+    for name, given in commands.items():
+        assert call(name, *given).exit_code == 0, name
+    assert call("diagnose", run, "--samples", "10").exit_code == 0
+    moved = file.rename(tmp_path / "moved.safetensors")
+    for name, given in commands.items():
+        refused = call(name, *given)
+        assert refused.exit_code == 2
+        assert "--frames" in refused.stderr
+        assert call(name, *given, "--frames", moved).exit_code == 0

@@ -1,0 +1,142 @@
+"""`qpeft plan`: counts that a run then has; the adapter that the evidence suggests for a budget."""
+
+import json
+import shlex
+from dataclasses import asdict
+
+import pytest
+from transformers import GPT2Config
+
+import qpeft
+from qpeft.methods import suggest as suggest_module
+from qpeft.methods.suggest import Design, Evidence
+from qpeft_lab.cli.method import method_settings
+from qpeft_lab.settings import RunSettings
+from qpeft_lab.training.run_folder import RunFolder
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_published_counts_are_printed(qpeft_cli, tmp_path):
+    """The published log has 106,264; the paper prints 52.06 % (truncated)."""
+    GPT2Config().save_pretrained(tmp_path)
+    result = qpeft_cli("plan", "--model", tmp_path, "--preset", "official")
+    assert result.exit_code == 0, result.output
+    assert not [count for count in ("106,264", "204,100", "52.065%") if count not in result.stdout]
+
+
+def test_options_are_passed_to_the_config(answer, base_folder):
+    arguments = ("--r", 4, "--budget", "0.5", "--hidden", "6,5", "--target-modules", "q_proj,v_proj")
+    config = qpeft.QPAConfig(r=4, budget=0.5, hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    expected = json.loads(json.dumps(asdict(qpeft.plan(base_folder, config))))
+    assert answer("plan", "--model", base_folder, *arguments) == {"model": str(base_folder), **expected}
+
+
+def test_preset_sets_the_options_of_its_method():
+    run = RunSettings(model="m", data="d", out="o", method="qpa")
+    official = method_settings(run, {"preset": "official", "r": 8, "n_layers": 2})
+    assert (official["feature_map"], official["chunk_size"]) == ("squash", 2048)
+    assert (official["r"], official["n_layers"]) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "trainable"),
+    [
+        ("--method qaa --ansatz rxyz --n-layers 2", 4 * (24 + 16 * 4 + 16)),
+        ("--method qaa --feature-source quadratic --carry-norm", 4 * (16 * 4 + 16)),
+        ("--method bottleneck --bottleneck-size 4", 2 * (2 * 16 * 4 + 4 + 16)),
+    ],
+)
+def test_methods_without_a_stock_form_are_counted(answer, base_folder, options, trainable):
+    found = answer("plan", "--model", base_folder, *options.split())
+    assert (found["trainable"], found["exported_bytes"]) == (trainable, None)
+
+
+def test_plan_forecasts_the_circuits_and_shots_of_train(answer, base_folder, text, tmp_path):
+    circuits = ("--r", 2, "--hidden", "6,5", "--chunk-size", 64, "--n-layers", 2, "--shots", 1000, "--steps", 3)
+    forecast = answer("plan", "--model", base_folder, *circuits)["circuits"]
+    data = ("--data", text, "--seq-len", 32, "--batch-size", 2, "--out", tmp_path / "run")
+    used = answer("train", "--model", base_folder, *data, *circuits)["circuits"]
+    assert used["circuits"] == forecast["circuits"] == 3 * forecast["circuits_per_step"]
+    assert used["shots"] == forecast["shots"] == 1000 * used["circuits"]
+
+
+# suggestions
+
+
+FRAMED = {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2}
+RANDOM = {"frame": "random", "share": "type", "n_layers": 1, "r": 2}
+
+
+@pytest.fixture
+def use(monkeypatch):
+    """Evidence with these adapters alone, the best first."""
+
+    def replace(*adapters):
+        setup = {"base": "b", "base_parameters": 10, "data": "d", "steps": 1, "seeds": 2}
+        designs = []
+        for number, (method, settings) in enumerate(adapters):
+            row = {**setup, "trainable": 9, "loss": 3.5, "low": 3.4, "high": 3.6, "share": 0.5 - 0.1 * number}
+            designs.append(Design(f"adapter {number}", method, settings, {"": 0.01, "b": 0.01}, [row]))
+        monkeypatch.setattr(suggest_module, "read_evidence", lambda: Evidence("s", "r", designs))
+
+    return replace
+
+
+def test_plan_and_train_take_the_suggested_adapter(qpeft_cli, answer, base_folder, text, tmp_path, use):
+    use(("ia3", {}), ("quantum_peft", RANDOM), ("uni_lora", {"r": 4, "theta_d_length": 20}))
+    expected = qpeft.suggest(base_folder, parameters=250)
+    assert (expected.label, len(expected.alternatives)) == ("adapter 0", 2)
+    found = answer("plan", "--model", base_folder, "--parameters", 250)
+    shown = json.loads(json.dumps(asdict(expected)))
+    assert {**found["suggestion"], "notes": []} == {**shown, "notes": []}  # there are notes on servers as well
+    assert (found["trainable"], found["stored_bytes"]) == (expected.plan.trainable, expected.plan.stored_bytes)
+    for option, label in ((("--mixed-batches",), "adapter 1"), (("--server", "vllm"), "adapter 1")):
+        other = answer("plan", "--model", base_folder, "--parameters", 250, *option)["suggestion"]
+        assert other["label"] == label
+    refused = qpeft_cli("plan", "--model", base_folder, "--bytes", 8)
+    assert refused.exit_code == 2
+    assert "bytes 8 is too small" in refused.stderr
+    train = ("train", "--model", base_folder, "--data", text, "--method", "auto", "--parameters", 20)
+    train += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--out", tmp_path / "run")
+    assert answer(*train)["trainable"] == 20
+    settings = RunFolder(tmp_path / "run").settings()
+    assert (settings.method, settings.lr) == ("uni_lora", 0.01)
+    assert answer(*train)["already_finished"]
+
+
+def test_adapter_with_a_frame_file_is_trained_with_that_file(
+    qpeft_cli, answer, base_folder, text, tmp_path, monkeypatch, use
+):
+    use(("quantum_peft", FRAMED | {"bits": 16, "lambda_bits": 16}))
+    plan = answer("plan", "--model", base_folder, "--bytes", "1000")
+    assert plan["stored_bytes"] == 2 * plan["trainable"]
+    train = ("train", "--model", base_folder, "--data", text, "--seq-len", "16", "--batch-size", "2")
+    train += ("--method", "auto", "--bytes", "1000", "--steps", "2", "--out", tmp_path / "run")
+    refused = qpeft_cli(*train)
+    assert refused.exit_code == 2
+    command = shlex.split(" ".join(refused.stderr.split()).partition("write one, qpeft ")[2].partition(", and add")[0])
+    monkeypatch.chdir(tmp_path)
+    answer(*command)
+    found = answer(*train, "--frames", tmp_path / "frames.safetensors")
+    assert plan["stored_bytes"] < found["stored_bytes"] < plan["stored_bytes"] + 200
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("quantum_peft", {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": "@norms"}),
+        ("uni_lora", {"r": 4, "theta_d_length": 64}),
+        ("lora", {"r": 1, "target_modules": ["lm_head"]}),
+        ("tiny_lora", {"r": 2, "u": 2, "save_projection": False}),
+    ],
+    ids=str,
+)
+def test_shown_options_are_those_of_the_suggested_adapter(qpeft_cli, answer, base_folder, use, method, settings):
+    use((method, settings))
+    budget = ("plan", "--model", base_folder, "--parameters", "100000")
+    suggested = answer(*budget)
+    (line,) = [line for line in qpeft_cli(*budget).stdout.splitlines() if line.startswith("--method")]
+    *words, option, rate = shlex.split(line)
+    assert (option, rate) == ("--lr", "0.01")
+    del suggested["suggestion"]
+    assert answer("plan", "--model", base_folder, *words) == suggested

@@ -1,0 +1,114 @@
+"""`qpeft train`: its exit codes, and a run of a file with --config; `qpeft demo` with a tiny base and a small text."""
+
+import json
+import signal
+from dataclasses import replace
+
+import pytest
+
+from qpeft import methods
+from qpeft_lab.cli import demo as demo_command
+from qpeft_lab.cli.progress import TrainingBar
+from qpeft_lab.training.run_folder import RunFolder, read_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
+
+
+@pytest.fixture
+def train(qpeft_cli, base_folder, text, tmp_path):
+    """Train a few steps; further options as given."""
+    paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
+    return lambda *options: qpeft_cli("train", *paths, "--r", 8, "--steps", 4, "--batch-size", 4, *options)
+
+
+def test_finished_run_is_not_trained_again(train, tmp_path):
+    method = ("--method", "lora", "--target-modules", "q_proj", "--seed", 3)
+    shown = train(*method)
+    assert shown.exit_code == 0, shown.output
+    assert str(tmp_path / "run" / "exported") in shown.stdout
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["method_settings"], settings["seed"]) == ({"r": 8, "target_modules": ["q_proj"]}, 3)
+    again = json.loads(train(*method, "--json").stdout)
+    assert again["already_finished"]
+    assert again["trainable"] == 2 * 8 * (16 + 16)
+
+
+def test_interrupted_run_exits_with_code_130_and_resumes(train, tmp_path, monkeypatch):
+    def press(_bar, step, loss):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBar, "on_step", press)
+        assert train().exit_code == 130
+    assert train().exit_code == 0
+    steps = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_loss_that_is_not_finite_exits_with_code_1(train):
+    failed = train("--method", "lora", "--lr", "1e30", "--max-grad-norm", 0, "--warmup", 0)
+    assert (failed.exit_code, failed.stdout) == (1, "")
+
+
+def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tmp_path):
+    (config := tmp_path / "run.yaml").write_text(
+        f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 2\nbatch_size: 2\nseq_len: 32\nlr: 1e-3\n"
+        "method: qpa\nmethod_settings: {r: 2, hidden: [6, 5], chunk_size: 32}\nbackend_settings: {shots: 100}\n"
+    )
+    options = ("--per-device-batch-size", 1, "--learning-rate", 0.01, "--chunk-size", 16, "--shots", 50, "--steps", 2)
+    result = qpeft_cli("train", "--config", config, *options)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["method_settings"] == {"r": 2, "hidden": [6, 5], "chunk_size": 16}
+    assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
+    assert settings["backend_settings"] == {"shots": 50}
+    notes = [line for line in result.stderr.splitlines() if "overrides" in line]  # --steps is that of the file
+    assert sorted(note.split()[1] for note in notes) == ["--batch-size", "--chunk-size", "--lr", "--shots"]
+
+
+# demo
+
+
+def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, base_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("qpeft_lab.cli.demo.base_path", lambda: base_folder)
+    texts = [f"Parameters\n----------\na : array_like\n    Number {i} of the array." * 3 for i in range(60)]
+    monkeypatch.setattr("qpeft_lab.demo.corpus.numpy_docs", lambda: texts)
+    # the tiny adapter is smaller than the usual widths
+    small = {"r": 4, "target_modules": "all-linear", "hidden": (6, 5), "chunk_size": 32}
+    monkeypatch.setitem(demo_command.METHODS, "qpa", ("qpa", small))
+    arguments = ("demo", "--steps", 2, "--out", out := tmp_path / "demo")
+    first = qpeft_cli(*arguments, "--json")
+    assert first.exit_code == 0, first.output
+    found = json.loads(first.stdout)
+    rates = {name: methods.named(name).learning_rate for name in ("lora", "qpa", "quantum_peft")}
+    assert list(found["runs"]) == list(rates)
+    assert found["learning_rates"] == rates
+    assert {name: RunFolder(out / name).settings().lr for name in rates} == rates
+    lora, qpa, quantum_peft = found["runs"].values()
+    for generated in (qpa, quantum_peft):
+        assert lora["before"] == generated["before"] != generated["after"]  # the same base, the same text
+        assert lora["data_sha256"] == generated["data_sha256"]
+    assert lora["deployed"] == qpa["deployed"] > qpa["trainable"]
+    assert quantum_peft["deployed"] == 2 * lora["deployed"]  # rank 8, not 4
+    assert quantum_peft["trainable"] < lora["trainable"]
+    loaded: dict = {}
+    exec(found["load"], loaded)
+    assert loaded["model"].peft_config["default"].peft_type == "LORA"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qpeft_lab.training.fit._fit", None)  # training would fail
+        again = qpeft_cli(*arguments, env={"COLUMNS": "80"})
+    assert again.exit_code == 0, again.output
+    for word in (*(f"{name} {rate:g}" for name, rate in rates.items()), f"{out}/quantum_peft/exported\n", "qpa-frozen"):
+        assert word in again.stdout
+
+    other = qpeft_cli("demo", "--steps", 3, "--out", out)
+    assert other.exit_code == 2
+    assert "steps was 2, now 3" in other.stderr
+
+
+def test_control_of_the_demo_differs_from_qpa_only_in_its_circuit(tmp_path):
+    qpa, control = (demo_command.settings_of(name, tmp_path, 5) for name in ("qpa", "qpa-frozen"))
+    same = {"method_settings": {**qpa.method_settings, "feature_source": "qnn_frozen"}, "out": control.out}
+    assert control == replace(qpa, **same)

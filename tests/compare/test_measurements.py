@@ -1,0 +1,107 @@
+"""What a cell measures besides losses: time and memory of a step, and the ranks of the learned updates."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import FourierFTConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
+
+import qpeft
+from qpeft_lab.compare.measure import TrainingSteps, measure_cost, rank_fields
+
+LM = {"task_type": "CAUSAL_LM"}
+LINEAR = {**LM, "target_modules": ["q_proj", "down_proj"]}
+CONFIGS = {
+    "lora": lambda: LoraConfig(**LINEAR, r=4),
+    "sora": lambda: qpeft.SoRAConfig(**LINEAR, r=4),
+    "qpa": lambda: qpeft.QPAConfig(**LINEAR, r=3, hidden=(6, 5), chunk_size=16, n_layers=2),
+    "quantum_peft": lambda: qpeft.QuantumPeftConfig(**LINEAR, r=4),
+    "vera": lambda: VeraConfig(**LINEAR, r=5),
+    "fourierft": lambda: FourierFTConfig(**LINEAR, n_frequency=9),
+    "qaa": lambda: qpeft.QAAConfig(**LM),
+    "prefix": lambda: PrefixTuningConfig(**LM, num_virtual_tokens=3),
+    "ia3": lambda: IA3Config(**LM),
+}
+ADD_TO_NO_WEIGHT = ("qaa", "prefix", "ia3")
+
+
+def make(base, method):
+    model = copy.deepcopy(base)
+    return model if method == "full" else get_peft_model(model, CONFIGS[method]())
+
+
+@pytest.fixture
+def moved(llama):
+    """A model whose trainable parameters have moved."""
+
+    def make_moved(method):
+        model = make(llama, method)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            model(torch.tensor([[1, 2]]))
+        return model
+
+    return make_moved
+
+
+def updates(model, base):
+    """Weights after merging minus those of the base, float64."""
+    merged = copy.deepcopy(model).merge_and_unload() if isinstance(model, PeftModel) else model
+    weights = dict(base.named_parameters())
+    changes = [(p - weights[name]).detach().double().numpy() for name, p in merged.named_parameters() if p.ndim == 2]
+    return [change for change in changes if abs(change).max() > 1e-6]
+
+
+@pytest.mark.parametrize("method", [*CONFIGS, "full"])
+def test_ranks_are_those_of_the_merged_update_by_numpy(llama, moved, method):
+    model = moved(method)
+    found = rank_fields(model, lambda: llama)
+    if method in ADD_TO_NO_WEIGHT:
+        assert found == {}
+        return
+    singular = [np.linalg.svd(change, compute_uv=False) for change in updates(model, llama)]
+    assert found["rank_numerical"] == np.mean([(s > 1e-5 * s[0]).sum() for s in singular])
+    shares = [s / s.sum() for s in singular]
+    expected = np.mean([np.exp(-(p * np.log(p + 1e-300)).sum()) for p in shares])
+    assert found["rank_effective"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_planted_rank_is_found(llama, moved):
+    model = moved("lora")
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data[:, 2:] = 0
+    assert rank_fields(model, lambda: llama)["rank_numerical"] == 2
+
+
+def batches():
+    return [{"input_ids": ids, "labels": ids} for ids in torch.randint(50, (2, 3, 9))]
+
+
+@pytest.mark.parametrize("method", ["lora", "qpa", "sora", "qaa", "prefix", "full"])
+def test_methods_are_measured_and_built_once(llama, method):
+    built = []
+
+    def making(key):
+        return lambda: built.append(key) or make(llama, key)
+
+    found = measure_cost(making(method), making("lora"), batches(), warm_up=1, timed=4)
+    json.dumps(found, allow_nan=False)
+    assert built == [method, "lora"]
+    assert found["step_ms"] > 0
+    assert found["step_ratio"] > 0
+    assert found["noise"] >= 0
+    assert found["peak_mem_bytes"] > 10_000_000
+
+
+def test_timed_step_trains(llama):
+    # a generator that ran but once would cost nothing from the second step on
+    model = make(llama, "qpa")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    TrainingSteps(model).step(batches()[0])
+    assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))

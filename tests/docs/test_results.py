@@ -1,0 +1,74 @@
+"""Pages and pictures have the values of the published rows, and the statistics of the rows are right."""
+
+import json
+import lzma
+import os
+import re
+import subprocess
+import sys
+from importlib import import_module
+from xml.etree import ElementTree
+
+import pytest
+from snippets import ROOT
+
+import findings
+from qpeft_lab.compare.report import write_all
+from qpeft_lab.compare.summary import load
+
+
+@pytest.mark.parametrize("page", findings.PAGES, ids=lambda page: page.stem)
+def test_tables_have_the_values_of_the_rows(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == findings.filled(text), "run make results"
+
+
+ROWS = sorted((ROOT / "results").glob("*/*.jsonl.xz"))
+
+
+@pytest.mark.parametrize("file", ROWS, ids=lambda file: f"{file.parent.name}/{file.name.partition('.')[0]}")
+def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
+    study, *rows = lzma.decompress(file.read_bytes()).decode().splitlines()
+    (tmp_path / "study.json").write_text(study)
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    write_all(tmp_path, load(file))
+    command = [sys.executable, str(ROOT / "benchmarks" / "recompute_summary.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_results_name_no_machine():
+    texts = {path: lzma.decompress(path.read_bytes()).decode() for path in ROWS}
+    assert len(ROWS) > 10
+    for path, text in texts.items():
+        assert not any(f"/{place}/" in text for place in ("tmp", "root", "home", "work")), path
+
+
+def test_picture_of_the_readme_shows_the_stored_measurements(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "extensions")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    picture = import_module("figures.main_result")
+    description = ElementTree.parse(picture.PICTURE).find(".//{http://purl.org/dc/elements/1.1/}description")
+    assert picture.described(description.text) == picture.measured(), "run make results"
+    assert f"({picture.PICTURE.relative_to(ROOT)})" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the script sets variables
+    import bench
+
+    return bench
+
+
+def test_tables_contain_the_stored_results(bench):
+    text = bench.PAGE.read_text(encoding="utf-8")
+    groups = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    assert text == bench.filled(text, groups)
+    assert len(re.findall(r"^<!-- table: .*\n\n\|.*\n\|.*\n\| \w", text, flags=re.MULTILINE)) == 4
+
+
+def test_stored_results_are_complete_runs_of_programs_that_agreed(bench):
+    for group in json.loads(bench.RESULTS.read_text(encoding="utf-8")).values():
+        assert not group["quick"]
+        assert not any(row["refused"] for row in group["rows"])

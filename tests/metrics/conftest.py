@@ -1,1 +1,0 @@
-from tiny_models import tiny_encoder  # noqa: F401
