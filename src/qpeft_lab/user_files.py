@@ -28,17 +28,11 @@ def explain_missing(name: str) -> str:
     return f"{folder} has no {wanted!r}" + (f"; similar: {', '.join(near)}" if near else "")
 
 
-def without_folder(name: str) -> str:
-    """FILE.py:NAME without the folder of the file, which may be moved; other names unchanged."""
-    return Path(name).name if is_file(name) else name
-
-
-def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, without the folders of the files in them."""
-    return {
-        name: Path(value).name if name == FRAMES and isinstance(value, str) else without_folder(value)
-        for name, value in values.items()
-    }
+def without_folders(value: Any, name: str = "") -> Any:
+    """`value`, the field `name`, without the folders of the files in it, which may be moved."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(item, key) for key, item in value.items()}
+    return Path(value).name if is_file(value) or (name == FRAMES and isinstance(value, str)) else value
 
 
 def names_in(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import build_config, build_generator, train_in_full, virtual_tokens
 from qpeft_lab.training.outputs import count_trainable
 from qpeft_lab.training.tasks import task_class
-from qpeft_lab.user_files import file_hashes, without_folder, without_folders
+from qpeft_lab.user_files import file_hashes, without_folders
 
 if TYPE_CHECKING:
     from qpeft_lab.compare.cell import Cell, Setup
@@ -294,7 +294,7 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
     data = (None, study.data, data_name(study.data))
     content = {
         **shared,
-        "method": without_folder(draft.method),
+        "method": without_folders(draft.method),
         "revision": lab_record(record).revision,
         "host": draft.host,
         "settings": without_folders(draft.settings),

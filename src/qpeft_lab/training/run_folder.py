@@ -30,7 +30,7 @@ from qpeft.files import read_json, sync, write_json, write_text
 from qpeft_lab.files import RUN_AGAIN, json_line, output_folder, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
-from qpeft_lab.user_files import without_folder, without_folders
+from qpeft_lab.user_files import without_folders
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -231,8 +231,7 @@ def _compared(settings: RunSettings) -> dict[str, Any]:
     """The settings on which the result depends: not the shot budget, which may be raised, nor the folders of files."""
     known = {name: value for name, value in _as_json(settings).items() if name not in _FREE_TO_CHANGE}
     backend = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
-    files = {"method_settings": without_folders(known["method_settings"]), "backend_settings": without_folders(backend)}
-    return {**known, "method": without_folder(settings.method), **files}
+    return without_folders({**known, "backend_settings": backend})
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
