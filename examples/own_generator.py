@@ -12,7 +12,7 @@ Needs `own_ansatz.py` in the same folder.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class RingGenerator(Generator):
         mixing = init.normal("mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5)
         self.register_buffer("mixing", mixing, persistent=False)  # drawn again from the seed
         self.register_buffer("initial", initial)  # drawn by PEFT, so it is saved
-        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), config.settings()))
+        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), asdict(config)))
 
     def forward(self) -> Tensor:
         moved = self._features() - self._features(initial=True)

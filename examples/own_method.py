@@ -13,7 +13,6 @@ drawn from the seed, and need k times the adapter's memory during training.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -54,9 +53,6 @@ class NolaConfig(GeneratedConfig, LoraConfig):
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> "NolaGenerator":
         return NolaGenerator(self, slots, initial, init)
-
-    def description(self) -> dict[str, Any]:
-        return {"method": "NOLA (arXiv 2310.02556)", "r": self.r, "n_bases": self.n_bases, "seed": self.seed}
 
 
 class NolaGenerator(Generator):

@@ -5,7 +5,7 @@ imported, before or after qpeft.
 """
 
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from qpeft.lazy import lazy_names
 
@@ -20,12 +20,17 @@ def __getattr__(name: str) -> Any:
     return _find(name)
 
 
-class _PeftFinder:
-    """In `sys.meta_path` until peft is imported: it makes the import register the methods at its end."""
+class _Registering:
+    """In `sys.meta_path` until the methods are registered: at the end of the import that has also imported peft.
+
+    That is the outermost import of peft or of a module here, because registering needs complete modules.
+    """
+
+    running: ClassVar[set[str]] = set()
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "peft":
+        if name != "peft" and not name.startswith("qpeft."):
             return None
         others: Any = (finder for finder in sys.meta_path if finder is not cls)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -33,9 +38,14 @@ class _PeftFinder:
             execute = spec.loader.exec_module
 
             def then_register(module: Any) -> None:
-                execute(module)
-                sys.meta_path.remove(cls)
-                _register()
+                cls.running.add(name)
+                try:
+                    execute(module)
+                finally:
+                    cls.running.discard(name)
+                if not cls.running and "peft" in sys.modules and cls in sys.meta_path:
+                    sys.meta_path.remove(cls)
+                    _register()
 
             spec.loader.exec_module = then_register
         return spec
@@ -50,4 +60,4 @@ def _register() -> None:
 if "peft" in sys.modules:
     _register()
 else:
-    sys.meta_path.insert(0, _PeftFinder)
+    sys.meta_path.insert(0, _Registering)

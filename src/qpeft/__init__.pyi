@@ -2,9 +2,9 @@
 
 from . import circuits as circuits
 from . import methods as methods
-from .core.adapter_form import ExportReport as ExportReport
 from .core.checkpoint import load as load
 from .core.checkpoint import save as save
+from .core.export import ExportReport as ExportReport
 from .core.export import export as export
 from .core.param_groups import param_groups as param_groups
 from .core.pool import AdapterPool as AdapterPool

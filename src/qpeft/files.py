@@ -46,6 +46,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def as_json(value: Any) -> Any:
+    """`value` as read back from JSON: sets as sorted lists, tuples as lists, enums as their values."""
+    return json.loads(json.dumps(value, default=sorted))
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

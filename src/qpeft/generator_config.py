@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +50,6 @@ class GeneratorConfig:
             init: Draws all other values from the seed, so that they need not be saved.
         """
         raise NotImplementedError
-
-    def settings(self) -> dict[str, Any]:
-        """Every field by its name."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    def description(self) -> dict[str, Any]:
-        """The "method" and the settings that matter, for model cards."""
-        return {"method": type(self).__name__, **self.settings()}
 
 
 _configs: dict[str, type[GeneratorConfig]] = {}

@@ -205,7 +205,7 @@ class RunSettings:
         for name, value in self._of_glue().items():
             if getattr(self, name) != value:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
-        methods.named(self.method)
+        methods.get(self.method)
         check_fields(self, skip=("method", "host"))
         if self.host not in methods.hosts():
             raise ConfigError(unknown("host", self.host, methods.hosts()))
@@ -253,7 +253,7 @@ class RunSettings:
     @property
     def record(self) -> Method:
         """The record of the method. Raises ConfigError for an unknown one."""
-        return methods.named(self.method)
+        return methods.get(self.method)
 
     @property
     def adapter(self) -> Method:

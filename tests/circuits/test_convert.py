@@ -228,7 +228,9 @@ def state_of(ansatz, angles, wires=None, order=None):
 
 STATES = {  # Qiskit counts qubit 0 as the least significant bit
     "pennylane": state_of,
-    "qiskit": lambda ansatz, angles: Statevector(to_qiskit(ansatz, angles).reverse_bits()).data,
+    "qiskit": lambda ansatz, angles: (
+        Statevector(to_qiskit(ansatz).assign_parameters(angles.flatten().numpy()).reverse_bits()).data
+    ),
     "openqasm": lambda ansatz, angles: Statevector(qasm3.loads(to_openqasm(ansatz, angles)).reverse_bits()).data,
 }
 
@@ -290,4 +292,4 @@ def test_angles_and_wires_of_other_numbers_are_refused(arguments):
         to_pennylane(ladder)(*arguments)
     for angles in (torch.zeros(6), torch.full((2, 3), math.nan)):
         with pytest.raises(ConfigError):
-            to_qiskit(ladder, angles)
+            to_openqasm(ladder, angles)

@@ -81,7 +81,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, base_folder, tm
     first = qpeft_cli(*arguments, "--json")
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
-    rates = {name: methods.named(name).learning_rate for name in ("lora", "qpa", "quantum_peft")}
+    rates = {name: methods.get(name).learning_rate for name in ("lora", "qpa", "quantum_peft")}
     assert list(found["runs"]) == list(rates)
     assert found["learning_rates"] == rates
     assert {name: RunFolder(out / name).settings().lr for name in rates} == rates

@@ -178,7 +178,7 @@ def test_zero_matrices_are_not_averaged():
         (qpeft.QPAConfig(**SMALL), {"seed": 9}, Adapter, CheckpointError),
         (qpeft.QPAConfig(**SMALL), {"n_layers": "x"}, Adapter, InputError),
         (qpeft.QPAConfig(**SMALL), {}, lambda folder: diagnose(folder, samples=1), ConfigError),
-        (qpeft.SoRAConfig(r=2, target_modules=["q_proj"]), {}, Adapter, ConfigError),
+        (qpeft.BottleneckConfig(), {}, Adapter, ConfigError),
         (qpeft.QuantumPeftConfig(**FRAMED, frame="weights"), {}, Adapter, InputError),
         (qpeft.QPAConfig(**SMALL, feature_source="free"), {}, angle_movement, ConfigError),
         (qpeft.QuantumPeftConfig(r=2, family="lie", **LM), {}, angle_movement, ConfigError),

@@ -61,7 +61,6 @@ BAD = {  # the settings, and what the message names
         ({"shrink_budget": -1.0}, "shrink_budget"),
         ({"use_dora": True}, "use_dora"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"target_modules": ["q_prj"]}, "target_modules.*'q_proj'"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens"),

@@ -18,7 +18,7 @@ def adapted(base):
 def test_output_equals_the_equation(llama):
     block = copy.deepcopy(llama.model.layers[0].mlp)
     layer = adapted(llama).base_model.model.model.layers[0].mlp
-    down, up = layer.bottleneck_down["default"], layer.bottleneck_up["default"][-1]
+    down, _, up = layer.bottleneck_adapter["default"]
     assert 0.2 < down.weight.abs().max() <= 0.25  # uniform on +-1/sqrt(16)
     assert not any(zero.any() for zero in (down.bias, up.weight, up.bias))
     for parameter in (*down.parameters(), *up.parameters()):

@@ -11,9 +11,9 @@ from torch import nn
 import qpeft
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
+from qpeft.methods.qaa import FEATURE_SOURCES, QAASettings
 from qpeft.methods.qaa.features import Features
 from qpeft.methods.qaa.model import QAABranch
-from qpeft.methods.qaa.settings import FEATURE_SOURCES, QAASettings
 
 
 def adapted(base, **settings):

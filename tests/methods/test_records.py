@@ -31,7 +31,7 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     wrong = {
         method: (rate, median(found))
         for method, found in medians.items()
-        if not 0.8 < (rate := methods.named(method).learning_rate) / median(found) < 1.25  # one digit
+        if not 0.8 < (rate := methods.get(method).learning_rate) / median(found) < 1.25  # one digit
     }
     assert len(medians) > 10
     assert not wrong
@@ -41,5 +41,5 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     ("settings", "kind"), [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")]
 )
 def test_settings_without_a_circuit_are_classical(settings, kind):
-    assert kind_with(methods.named("quantum_peft"), settings) == kind
+    assert kind_with(methods.get("quantum_peft"), settings) == kind
     assert kind_with(Method(key="x", title="x", kind="quantum"), settings) == "quantum"

@@ -26,32 +26,36 @@ def layers(model):
     return [module for module in model.modules() if isinstance(module, LoraLayer)]
 
 
-def parts(layer):
-    """A, B and g of a gated layer."""
-    b = layer.lora_B["default"]
-    return layer.lora_A["default"].weight, b.b.weight, b.sora_gate.g
+def parts(model):
+    """A, B and g of each layer."""
+    generator = model.base_model.generators["default"]
+    shapes = [shape for _, shape, _ in generator.tensors]
+    split = generator.factors.split([shape.numel() for shape in shapes])
+    factors = [part.view(shape) for part, shape in zip(split, shapes, strict=True)]
+    return zip(factors[::2], factors[1::2], generator.gates_by_module().values(), strict=True)
 
 
 def shake(model):
     """Change the parameters; the first gate of each layer becomes zero."""
     with torch.no_grad():
-        for _, b, gate in map(parts, layers(model)):
+        for _, b, gate in parts(model):
             b.normal_(0, 0.3)
             gate[:1] = 0.0
+    model.base_model.generators.refresh_detached()
     return model.eval()
 
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 def test_output_equals_the_equation(base, request):
-    for layer in layers(shake(adapted(request.getfixturevalue(base), lora_alpha=6))):
+    model = shake(adapted(request.getfixturevalue(base), lora_alpha=6))
+    for layer, (a, b, gate) in zip(layers(model), parts(model), strict=True):
         x = torch.randn(3, 5, layer.in_features)
-        a, b, gate = parts(layer)
         torch.testing.assert_close(layer(x), layer.base_layer(x) + 6 / R * ((x @ a.T) * gate) @ b.T)
 
 
 def test_distribution_of_initial_values():
     model = get_peft_model(nn.Sequential(nn.Linear(100, 1000)), qpeft.SoRAConfig(r=1000, target_modules=["0"]))
-    a, b, gate = parts(layers(model)[0])
+    ((a, b, gate),) = parts(model)
     assert a.abs().max() <= 0.1 < a.abs().max() + 1e-4
     assert abs(a.std().item() - 0.1 / math.sqrt(3)) < 1e-3
     assert abs(gate.mean()) < 0.15
@@ -86,11 +90,10 @@ def gated(base, ranks, **settings):
     torch.manual_seed(1)
     model = get_peft_model(base, qpeft.SoRAConfig(**{"r": 8, "task_type": "CAUSAL_LM", **settings}))
     with torch.no_grad():
-        for (_, _, gate), rank in zip(model.base_model.gates(), ranks, strict=True):
+        generator = model.base_model.generators["default"]
+        generator.factors.normal_(0, 0.3)
+        for gate, rank in zip(generator.gates_by_module().values(), ranks, strict=True):
             gate[torch.randperm(len(gate))[: len(gate) - rank]] = -0.0
-        for name, parameter in model.named_parameters():
-            if name.endswith(".b.weight"):
-                parameter.normal_(0, 0.3)
     return model.eval()
 
 
@@ -150,7 +153,7 @@ def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path):
 def test_adapter_without_an_effect_and_non_finite_gates_are_not_exported(llama, tmp_path, ranks, value):
     model = gated(llama, ranks)
     with torch.no_grad():
-        next(gate for _, _, gate in model.base_model.gates())[0] = value
+        model.base_model.generators["default"].gates[0] = value
     with pytest.raises(ConfigError):
         qpeft.export(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

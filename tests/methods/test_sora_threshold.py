@@ -22,7 +22,7 @@ def tiny(**settings):
 
 
 def gate_of(model):
-    return next(gate for _, _, gate in model.base_model.gates())
+    return model.base_model.generators["default"].gates
 
 
 def manual(gate, k):
@@ -152,7 +152,7 @@ def trainer(gpt2, tmp_path):
 
 
 def gates(trainer):
-    return torch.stack([gate.detach() for _, _, gate in trainer.model.base_model.gates()])
+    return trainer.model.base_model.generators["default"].gates.detach()
 
 
 def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(trainer):

@@ -18,8 +18,6 @@ from qpeft.errors import ConfigError, needs
 from qpeft.user_code import errors_as
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from qiskit.circuit import QuantumCircuit
     from torch import Tensor
 
@@ -45,7 +43,13 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
 
     Raises ConfigError for angles of another shape.
     """
-    values = None if angles is None else checked_angles(ansatz, angles)
+    import torch
+
+    from qpeft.circuits.numerics import check_tensor
+
+    values = None if angles is None else torch.as_tensor(angles, dtype=torch.float64).detach().cpu()
+    if values is not None:
+        check_tensor(values, ansatz.angle_shape, str(ansatz), batched=False)
     slots = itertools.product(*map(range, ansatz.angle_shape)) if values is None else ()
     inputs = "".join(f"input float[64] {_input(slot)};\n" for slot in slots)
     text = _OPENQASM.format(ansatz=ansatz, inputs=inputs)
@@ -84,24 +88,20 @@ def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
     return queue
 
 
-def to_qiskit(ansatz: Ansatz, angles: Any = None) -> QuantumCircuit:
-    """The circuit in Qiskit, without measurement.
+def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
+    """The circuit of `ansatz` in Qiskit, without measurement; its angles are a ParameterVector "theta".
 
-    Wire i is qubit i: the most significant bit in qpeft, the least significant bit in Qiskit.
+    Element k of theta is the angle with index k in the flattened (row-major) angle tensor. Wire i is qubit i: the most
+    significant bit in qpeft, the least significant bit in Qiskit.
 
-    Args:
-        ansatz: The circuit.
-        angles: Radians, of shape `ansatz.angle_shape`. None: the free parameters of a ParameterVector "theta", whose
-            element k is the angle with index k in the flattened (row-major) angle tensor.
-
-    Raises ConfigError if Qiskit is missing, or for angles of another shape.
+    Raises ConfigError if Qiskit is missing.
     """
     with needs("to_qiskit", "Qiskit"):
         from qiskit.circuit import ParameterVector, QuantumCircuit
     import numpy as np
 
-    values: Any = ParameterVector("theta", ansatz.n_angles) if angles is None else checked_angles(ansatz, angles).flat
-    array = np.array(list(values), dtype=object).reshape(ansatz.angle_shape)
+    theta: Any = ParameterVector("theta", ansatz.n_angles)
+    array = np.array(list(theta), dtype=object).reshape(ansatz.angle_shape)
     made = QuantumCircuit(ansatz.n_qubits, name=ansatz.name)
     for gate in ansatz.gates():
         angle = () if len(gate.wires) == 2 else (np.asarray(_angle(gate, array)).item(),)
@@ -240,17 +240,6 @@ def _registered(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[Ga
     return Ansatz(name, n_qubits, 1)
 
 
-def checked_angles(ansatz: Ansatz, angles: Any) -> NDArray[np.float64]:
-    """`angles` (a tensor, an array, nested lists) as float64 of shape `ansatz.angle_shape`, radians."""
-    import numpy as np
-    import torch
-
-    found = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().numpy()
-    if found.shape != ansatz.angle_shape or not np.isfinite(found).all():
-        raise ConfigError(f"{ansatz} has finite angles of shape {ansatz.angle_shape}, got {found.shape}")
-    return found
-
-
 def _angle(gate: Gate, angles: Any) -> Any:
     """The angle of a rotation, from an array, a tensor or Qiskit's parameters; (B,) of (B, *angle_shape)."""
     if gate.slot is None:
@@ -264,7 +253,7 @@ def _input(slot: tuple[int, ...]) -> str:
     return "_".join(["theta", *map(str, slot)])
 
 
-def _openqasm_angle(gate: Gate, values: NDArray[np.float64] | None) -> str:
+def _openqasm_angle(gate: Gate, values: Tensor | None) -> str:
     if gate.slot is None or values is not None:
         return repr(float(_angle(gate, values)))
     scale = "" if gate.scale == 1 else f"{gate.scale!r} * "

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -198,14 +199,15 @@ def _cut_to_size(rows: Tensor, width: int) -> Tensor:
 
 
 def _indices(columns: Sequence[int] | Tensor, n_qubits: int) -> tuple[int, ...]:
-    indices = tuple(columns.tolist() if isinstance(columns, Tensor) else columns)
+    indices = tuple(map(int, columns))
     if not indices or not 0 <= min(indices) <= max(indices) < 2**n_qubits:
         raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(indices)}")
     return indices
 
 
-def basis_columns(kind: str, n_qubits: int, k: int) -> Tensor:
-    """Distinct basis indices (k,) int64 on the CPU.
+@cache
+def basis_columns(kind: str, n_qubits: int, k: int) -> tuple[int, ...]:
+    """k distinct basis indices.
 
     `first` is 0, ..., k-1. `spread` repeats the b = max(2, ceil(log2 k)) low bits of each column's number over
     all wires, from the least significant on, so that every wire takes both of its states:
@@ -220,11 +222,8 @@ def basis_columns(kind: str, n_qubits: int, k: int) -> Tensor:
         raise ConfigError(
             f"a circuit on {n_qubits} qubits has {2**n_qubits} columns; choose 1 to {2**n_qubits} of them, got {k}"
         )
-    number = torch.arange(k, device="cpu")
-    if kind == "first":
-        return number
-    repeated = max(2, (k - 1).bit_length())
-    return sum((number >> wire % repeated & 1) << wire for wire in range(n_qubits)) + torch.zeros_like(number)
+    repeated = n_qubits if kind == "first" else max(2, (k - 1).bit_length())
+    return tuple(sum((number >> wire % repeated & 1) << wire for wire in range(n_qubits)) for number in range(k))
 
 
 def count_orthogonal(width: int, n_layers: int, construction: str = "auto") -> int:

@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.state import GradientState
@@ -30,6 +30,9 @@ from qpeft.core.replication import average, copy_from_first, keep_whole, n_proce
 from qpeft.core.slots import Slot
 from qpeft.errors import QpeftError
 
+if TYPE_CHECKING:
+    from qpeft.core.generator import Generator
+
 _HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -37,11 +40,11 @@ class Binding:
     """Keeps an adapter's tensors equal to its generator's output.
 
     Args:
-        generator: Module with `forward() -> flat (P,)`; registered elsewhere, so that it is saved once.
+        generator: Registered elsewhere, so that it is saved once.
         slots: The tensors to fill, in the order of the flat vector.
     """
 
-    def __init__(self, generator: nn.Module, slots: Sequence[Slot]) -> None:
+    def __init__(self, generator: Generator, slots: Sequence[Slot]) -> None:
         self.generator = generator
         self.slots = list(slots)
         self.sizes = [slot.shape.numel() for slot in slots]

@@ -14,9 +14,9 @@ from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tu
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import check_adapted, check_model
 from qpeft.core.config import check_seal
 from qpeft.core.frame_file import with_frame_settings
+from qpeft.core.meta_model import check_adapted, check_model
 from qpeft.core.model_card import keep_card
 from qpeft.core.replication import refuse_sharded_adapter
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError

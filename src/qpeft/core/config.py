@@ -14,7 +14,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from qpeft.checks import option
 from qpeft.core import model_card
-from qpeft.core.slots import Slot
+from qpeft.core.slots import DRAWN_INITS, Slot
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import file_hash
 from qpeft.generator_config import GeneratorConfig
@@ -38,6 +38,12 @@ class MethodName(str):
         return f"PeftType.{self.value}"
 
 
+def type_name(config: Any) -> str:
+    """The type of an adapter as a name, such as qpa or lora."""
+    kind = config.peft_type
+    return str(getattr(kind, "value", kind)).removeprefix("QPEFT_").lower()
+
+
 # PEFT adds these to a config only after it has built the tuner
 _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
@@ -52,7 +58,12 @@ def own_copy(config: Any) -> Any:
 
 
 def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()) -> None:
-    """Raise ConfigError if `config` sets a variant of LoRA, apart from those `allowed`, or one of `more` options."""
+    """Raise ConfigError if `config` sets a variant of LoRA, apart from those `allowed`, or one of `more` options.
+
+    Also for initial values that depend on data or weights, because they cannot be drawn again from a seed.
+    """
+    if config.init_lora_weights not in DRAWN_INITS:
+        raise ConfigError(f"{method} needs one of init_lora_weights={', '.join(map(repr, DRAWN_INITS))}")
     variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
     for name in (*variants, "target_parameters", "use_qalora", "layer_replication", *more):
         if name not in allowed and getattr(config, name, None):
@@ -142,7 +153,7 @@ class OwnTunerConfig(AdapterConfig):
 class GeneratedConfig(AdapterConfig, GeneratorConfig):
     """The config of a generated adapter: the generator's, with the table of the tensors that it generates.
 
-    For a generated LoRA it is mixed in before `LoraConfig`. A subclass defines `make` and `description`.
+    For a generated LoRA it is mixed in before `LoraConfig`. A subclass defines `make`.
     """
 
     format_version: int = option(FORMAT_VERSION, "Version of the compact format.")

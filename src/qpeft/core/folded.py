@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qpeft.core.quantize import quantize
+
 
 class Folded(nn.Module):
-    """value = initial + scale * tau, with tau = 0 at first.
+    """value = initial + scale * tau, with tau = 0 at first; with `bits`, tau (n,) is rounded to so many bits.
 
     Under Adam this equals a learning rate multiplied by `scale`. Small gradients are raised above Adam's eps, and
     weight decay pulls the value to its initial value instead of 0. Only tau is stored; the initial value is drawn
@@ -17,9 +19,9 @@ class Folded(nn.Module):
     start: Tensor
     tau: nn.Parameter | None
 
-    def __init__(self, initial: Tensor, scale: float, *, trained: bool = True) -> None:
+    def __init__(self, initial: Tensor, scale: float, *, bits: int | None = None, trained: bool = True) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.bits = scale, bits
         self.register_buffer("start", initial, persistent=False)
         # not by register_parameter: inside accelerate's init_empty_weights, which PEFT uses, that would create it on
         # the meta device
@@ -30,7 +32,7 @@ class Folded(nn.Module):
         tau: Tensor | None = self.tau  # a plain tensor, if another generator fills this one
         if initial or tau is None:
             return self.start
-        return torch.add(self.start, tau, alpha=self.scale)
+        return torch.add(self.start, tau if self.bits is None else quantize(tau, self.bits), alpha=self.scale)
 
     def distance(self) -> Tensor:
         """The value minus the initial value; only of a trained one."""

@@ -63,6 +63,8 @@ class Generator(FullPrecision):
 
     fingerprint: Tensor
     needs_fit = False  # whether fit_frames must be called before training
+    is_compression = True  # whether fewer parameters are trained than generated
+    n_unused = 0  # generated values without effect, which an export leaves out
     chunk_shape: tuple[int, int] | None = None  # of `chunks`, if the output consists of chunks
 
     def __call__(self) -> Tensor:
@@ -83,6 +85,13 @@ class Generator(FullPrecision):
     def chunks(self, *, initial: bool = False) -> Tensor:
         """The output before flattening, or the untrained one; shape `chunk_shape`."""
         raise NotImplementedError
+
+    def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int] | None]:
+        """The tensors of the adapter without what has no effect, and the rank that is left of each module.
+
+        `values` are all tensors, and `config` the stock config, which this describes the ranks in. None: all are left.
+        """
+        return values, None
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict as the compact checkpoint stores it."""

@@ -1,4 +1,4 @@
-"""The class of an adapter's base model, and the base model without weights: every tensor on the meta device."""
+"""What is a model, the class of an adapter's base model, and the base without weights: tensors on the meta device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from qpeft.core.adapter_form import check_model
 from qpeft.errors import ConfigError
 
 AUTO_CLASSES = {
@@ -67,6 +66,22 @@ def on_meta(
             "text-classification or image-classification, or name another base model"
         )
     return model
+
+
+def check_model(model: Any) -> None:
+    """Raise ConfigError for anything but a torch model, such as its name."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a torch model is needed, got {type(model).__name__}; load it first")
+
+
+def check_adapted(model: Any) -> None:
+    """Raise ConfigError for anything but a PeftModel, which may be compiled."""
+    check_model(model)
+    if not hasattr(model, "get_base_model"):
+        raise ConfigError(
+            f"{type(model).__name__} has no adapter; give the PeftModel that peft.get_peft_model(base, config) or "
+            "qpeft.load(base, folder) returns"
+        )
 
 
 def refuse_adapted(model: nn.Module) -> None:

@@ -20,21 +20,20 @@ _MARK = b"<!-- made by qpeft, and made again when it saves: delete this line to 
 def load_lines(
     base: str,
     folder: str,
+    registered: type | None,
     *,
-    needs_qpeft: bool,
     auto_class: str = "AutoModelForCausalLM",
     options: Mapping[str, Any] | None = None,
-    registered: type | None = None,
 ) -> str:
     """The lines of Python that load an adapter folder on its base in float32.
 
-    `options` are further arguments of the base's `from_pretrained`, such as the number of classes. `registered` is the
-    class whose module must be imported first, if it is not qpeft's.
+    The module of the class `registered` must be imported first, if it is not qpeft's. None: PEFT alone loads the
+    folder. `options` are further arguments of the base's `from_pretrained`, such as the number of classes.
     """
     arguments = "".join(f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items())
-    loads = "qpeft.load" if needs_qpeft else "PeftModel.from_pretrained"
+    loads = "qpeft.load" if registered else "PeftModel.from_pretrained"
     lines = [
-        "import qpeft" if needs_qpeft else "from peft import PeftModel",
+        "import qpeft" if registered else "from peft import PeftModel",
         f"from transformers import {auto_class}",
         f"model = {loads}({auto_class}.from_pretrained({base!r}{arguments}), {folder!r})",
     ]
@@ -44,22 +43,18 @@ def load_lines(
 
 
 def write_card(folder: Path, registered: type | None = None) -> None:
-    """Describe a folder that contains its config; a card written by the user is kept.
-
-    The module of the class `registered` must be imported before the folder is loaded, if it is not qpeft's. None: PEFT
-    alone loads the folder.
-    """
+    """Describe a folder that contains its config; a card of the user is kept. `registered` is as in `load_lines`."""
     if users_card(folder) is not None:
         return
     config = read_json(folder / CONFIG_NAME)
-    base, is_own = config.get("base_model_name_or_path") or "", registered is not None
+    base = config.get("base_model_name_or_path") or ""
     kind = config["peft_type"].removeprefix("QPEFT_").lower().replace("_", "-")
-    how = {"needs_qpeft": is_own, "auto_class": base_class(config), "registered": registered}
+    code = load_lines(base or "BASE_MODEL", ".", registered, auto_class=base_class(config))
     text = (
         f"---\n{metadata(base, kind)}\n---\n\n"
-        f"# Adapter {kind}: loading it needs {'qpeft' if is_own else 'PEFT alone'}\n\n"
-        f"```python\n{load_lines(base or 'BASE_MODEL', '.', **how)}\n```\n\n"
-        f"How it was made: `{CONFIG_NAME if is_own else 'qpeft.json'}`.\n\n{_MARK.decode()}\n"
+        f"# Adapter {kind}: loading it needs {'qpeft' if registered else 'PEFT alone'}\n\n"
+        f"```python\n{code}\n```\n\n"
+        f"How it was made: `{CONFIG_NAME if registered else 'qpeft.json'}`.\n\n{_MARK.decode()}\n"
     )
     write_text(folder / "README.md", text)
 

@@ -1,37 +1,44 @@
-"""The base classes of tuners whose adapters are saved, loaded and bound to their base as a whole."""
+"""The base class of tuners of their own, whose adapters are saved, loaded and bound to their base as a whole."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import AdapterForm, complete_state
 from qpeft.core.base_digest import bind_base
 from qpeft.core.checkpoint import check_adapter
 from qpeft.core.config import own_copy
 from qpeft.core.targets import set_target_names
+from qpeft.core.tuner import complete_state
 from qpeft.errors import ConfigError
 
-_Tuner = BaseTuner if TYPE_CHECKING else object
 
+class OwnTuner(BaseTuner):
+    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
 
-class CompleteTuner(AdapterForm, _Tuner):
-    """Mixed in before a PEFT tuner: a checkpoint has all of an adapter's tensors, or is refused."""
-
-    def _set_targets(self, model: nn.Module, config: Any) -> None:
-        """Set `target_modules` of `config` to modules of `model`; raise ConfigError if there are none."""
-        raise NotImplementedError
+    A checkpoint has all of an adapter's tensors, or is refused. A subclass defines the class attributes of `BaseTuner`,
+    and the methods that raise NotImplementedError here.
+    """
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again on another model
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
-        self._set_targets(model, config)
+        modules: dict[str, nn.Module] = {}  # of the base model, without adapters of this kind
+        for name, module in model.named_modules():
+            if name and f".{self.prefix}" not in name:
+                modules.setdefault(name.replace(".base_layer", ""), getattr(module, "base_layer", module))
+        if config.target_modules is None:
+            config.target_modules = self._default_targets(modules)
+        set_target_names(model, config, modules)
+        for name, module in modules.items():
+            if check_target_module_exists(config, name):
+                self._check_target(config, name, module)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         bind_base(config, model, adapter_name)
 
@@ -61,12 +68,9 @@ class CompleteTuner(AdapterForm, _Tuner):
         check_adapter(cls, model, adapter_name, state)
         return state
 
-
-class OwnTuner(CompleteTuner, BaseTuner):
-    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
-
-    A subclass defines the class attributes of `BaseTuner`, and the methods that raise NotImplementedError here.
-    """
+    def plan_sizes(self) -> dict[str, Any]:
+        """As `Generator.plan_sizes`; called on the meta device."""
+        return {}
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
         """`target_modules` if the user gives none, of these modules; raise ConfigError if there are none."""
@@ -82,18 +86,6 @@ class OwnTuner(CompleteTuner, BaseTuner):
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         """Add an adapter to the layer called `name`."""
         raise NotImplementedError
-
-    def _set_targets(self, model: nn.Module, config: Any) -> None:
-        modules: dict[str, nn.Module] = {}  # of the base model, without adapters of this kind
-        for name, module in model.named_modules():
-            if name and f".{self.prefix}" not in name:
-                modules.setdefault(name.replace(".base_layer", ""), getattr(module, "base_layer", module))
-        if config.target_modules is None:
-            config.target_modules = self._default_targets(modules)
-        set_target_names(model, config, modules)
-        for name, module in modules.items():
-            if check_target_module_exists(config, name):
-                self._check_target(config, name, module)
 
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, config: Any, adapter_name: str, target: Any, name: str, parent: Any, current_key: str, **_: Any

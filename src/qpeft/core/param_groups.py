@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from qpeft.core.adapter_form import check_model
 from qpeft.core.generator import OTHER, FullPrecision, ParameterGroup
+from qpeft.core.meta_model import check_model
 from qpeft.errors import ConfigError
 
 

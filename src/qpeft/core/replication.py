@@ -60,11 +60,6 @@ def average(gradient: Tensor) -> Tensor:
     return total / n_processes()
 
 
-def local(tensor: Any) -> Tensor:
-    """The part of a sharded tensor that this process holds; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def refuse_sharded_adapter(model: nn.Module) -> None:
     """Raise ConfigError if FSDP2 shards trained parameters, which one process alone cannot save."""
     if any(p.requires_grad and hasattr(p, "to_local") for p in model.parameters()):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
-from qpeft.core.adapter_form import check_adapted
 from qpeft.core.generator import CircuitModule
+from qpeft.core.meta_model import check_adapted
 from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError
 
@@ -49,17 +51,27 @@ def set_backend(
     chosen = BackendSettings(backend=backend, shots=shots, noise=noise, shot_budget=shot_budget)
     check_adapted(model)
     holder = holder_of(model)
-    features = [m for m in model.modules() if isinstance(m, CircuitModule)]
-    if holder is None or not features:
-        raise ConfigError(
-            "the model has no circuit that a backend can run; QPA has one with feature_source 'qnn' or 'qnn_frozen'"
-        )
-    runs: list[CircuitRun | None] = [None] * len(features)
-    if chosen != BackendSettings():
-        device = as_backend(backend, max(feature.ansatz.n_qubits for feature in features), noise)
-        jobs = Jobs(device, shots, seed=seed, shot_budget=shot_budget)
-        if log is not None:
-            jobs.log_to(Path(log))
-        runs = [CircuitRun(each.ansatz, jobs, each.is_trained, each.n_circuits) for each in features]
-    holder.run_on(dict(zip(features, runs, strict=True)))
-    return runs[-1]
+    runs = circuit_runs(holder, chosen, seed, log)
+    assert holder is not None  # it has circuits
+    holder.run_on(runs)
+    return [*runs.values()][-1]
+
+
+def circuit_runs(
+    generators: nn.Module | None, chosen: BackendSettings, seed: int = 0, log: str | Path | None = None
+) -> dict[CircuitModule, CircuitRun | None]:
+    """What runs each circuit of these generators on the backend, as one budget; None for the exact simulator.
+
+    Raises ConfigError if there is no circuit, or options contradict each other.
+    """
+    modules = () if generators is None else generators.modules()
+    circuits = [module for module in modules if isinstance(module, CircuitModule)]
+    if not circuits:
+        raise ConfigError("there is no circuit that a backend can run; QPA has one with feature_source qnn, qnn_frozen")
+    if chosen == BackendSettings():
+        return dict.fromkeys(circuits)
+    device = as_backend(chosen.backend, max(each.ansatz.n_qubits for each in circuits), chosen.noise)
+    jobs = Jobs(device, chosen.shots, seed=seed, shot_budget=chosen.shot_budget)
+    if log is not None:
+        jobs.log_to(Path(log))
+    return {each: CircuitRun(each.ansatz, jobs, each.is_trained, each.n_circuits) for each in circuits}

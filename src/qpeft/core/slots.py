@@ -56,7 +56,7 @@ def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerL
     found: dict[int, tuple[Slot, Any]] = {}
     for module_name, layer in model.named_modules():
         for container_name in layer.adapter_layer_names if isinstance(layer, layer_class) else ():
-            for owner, name, label in _parameters(getattr(layer, container_name, None), adapter_name):
+            for owner, name, label in adapter_parameters(getattr(layer, container_name, None), adapter_name):
                 parameter: Any = owner._parameters[name]
                 full = ".".join(filter(None, (module_name, container_name, label)))
                 slot = Slot(owner, name, full, parameter.shape, parameter.dtype)
@@ -64,7 +64,7 @@ def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerL
     return list(found.values())
 
 
-def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
+def adapter_parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
     """Owner, attribute and label of each of the adapter's parameters in `container`."""
     if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or adapter_name not in container:
         return []

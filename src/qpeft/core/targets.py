@@ -73,12 +73,6 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
         setattr(config, name, getattr(stock, name))
 
 
-def check_is_matrix(module: nn.Module, name: str) -> None:
-    """Raise ConfigError unless the module multiplies by one matrix: `nn.Linear` or transformers' `Conv1D`."""
-    if not isinstance(module, (nn.Linear, Conv1D)):
-        raise ConfigError(f"{type(module).__name__} is not supported for {name}")
-
-
 def _check_names(model: nn.Module, config: Any) -> None:
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     parameters = [name.replace(".base_layer", "") for name, _ in model.named_parameters(remove_duplicate=False)]

@@ -5,7 +5,7 @@ The owner, `Generators`, is in the tuner of a method of qpeft, or next to the ho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from peft.tuners.tuners_utils import (
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import AdapterForm, StockAdapter, complete_state, count_trainable
 from qpeft.core.base_digest import bind_base
 from qpeft.core.binding import Binding
 from qpeft.core.checkpoint import check_tensors
@@ -35,7 +34,7 @@ from qpeft.errors import CheckpointError, ConfigError, QpeftError
 CONTAINER = "qpeft_generator"  # attribute of the tuner, or of the PeftModel of `qpeft.attach`
 
 
-class Generators(AdapterForm, nn.ModuleDict):
+class Generators(nn.ModuleDict):
     """The generator of each adapter, by the adapter's name.
 
     Args:
@@ -53,7 +52,7 @@ class Generators(AdapterForm, nn.ModuleDict):
         hook: Any = self._before_forward
         self._hook = read_by.register_forward_pre_hook(hook)
 
-    def hold(self, adapter_name: str, config: GeneratedConfig, generator: nn.Module, slots: list[Slot]) -> None:
+    def hold(self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]) -> None:
         """Generate the tensors `slots` of the adapter from now on; the config records them."""
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
         parameter: Any = slots[0].owner._parameters[slots[0].name]
@@ -119,6 +118,7 @@ class Generators(AdapterForm, nn.ModuleDict):
 
     @contextmanager
     def exact(self) -> Iterator[None]:
+        """Within: every computation is exact, whatever backend trains the adapter."""
         backends = {m: m.backend for m in self.modules() if isinstance(m, CircuitModule) and m.backend is not None}
         self.run_on(dict.fromkeys(backends))
         try:
@@ -167,41 +167,63 @@ class Generators(AdapterForm, nn.ModuleDict):
     # -- the stock adapter
 
     def count_deployed(self, model: Any) -> int:
-        generated = sum(sum(binding.sizes) for binding in self.bindings.values())
-        return generated + count_trainable(model) - count_trainable(self)
+        """Parameters needed at inference, in addition to the base; `model` is the PeftModel."""
+        return self.count_generated() + count_trainable(model) - count_trainable(self)
 
-    def stock_state(self, model: Any, adapter_name: str) -> dict[str, Tensor]:
-        """The tensors of the generated adapter, by their keys in a stock file; `model` is the PeftModel."""
+    def count_generated(self) -> int:
+        """Generated parameters, without those that an export leaves out."""
+        return sum(sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values())
+
+    def stock_state(self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """The tensors of the generated adapter, by their keys in a stock file; `model` is the PeftModel.
+
+        `values` are those of the slots; by default the current ones.
+        """
         binding = self.bindings[adapter_name]
         state = {key: value for key, value in model.state_dict().items() if not key.startswith(self.prefix)}
         paths: dict[int, list[str]] = {}  # a shared module is saved under each of its names
         for path, module in model.named_modules(remove_duplicate=False):
             paths.setdefault(id(module), []).append(path)
         copied = {}  # norms in modules_to_save, of which PEFT saves the parameters only
-        for slot, value in zip(binding.slots, binding.values(), strict=True):
+        for slot, value in zip(binding.slots, values or binding.values(), strict=True):
             for path in paths[id(slot.owner)]:
                 state[f"{path}.{slot.name}"] = value
                 name, is_copy, _ = path.partition(f".modules_to_save.{adapter_name}")
                 copied |= {f"{name}.{slot.name}": value} if is_copy else {}
         with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
             stock = get_peft_model_state_dict(model, state, adapter_name=adapter_name, save_embedding_layers=False)
-        return stock | copied
+        return {key: value for key, value in (stock | copied).items() if value.numel()}
 
-    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
-        self.refuse_unfitted(adapter_name)
-        binding, config = self.bindings[adapter_name], self.configs[adapter_name]
-        return StockAdapter(
-            tensors=self.stock_state(model, adapter_name),
-            config=config.to_stock(),
-            settings=config.description(),
-            n_trained=sum(p.numel() for p in binding.generator.parameters()),
-            n_deployed=sum(binding.sizes),
-        )
+
+def count_trainable(model: Any) -> int:
+    """Trainable parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with all tensors of the adapter, by their names in `model`.
+
+    PEFT leaves out those with a part of their names that is the name of another adapter, such as "mlp" or "c".
+    """
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
+    if _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes).keys() <= state.keys():
+        return state  # a state dict of a sharded model would need all processes
+    return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
 
 
 def holder_of(model: Any) -> Generators | None:
     """The generators of a PeftModel; None if none of its adapters is generated."""
     return getattr(model, CONTAINER, None)
+
+
+def has_stock_form(model: Any) -> bool:
+    """Whether a stock PEFT adapter is equal to that of this PeftModel.
+
+    Not if it has a tuner from outside PEFT whose tensors are not generated; the tuner of a host counts.
+    """
+    tuner = model.base_model
+    is_stock = not isinstance(tuner, BaseTuner) or type(tuner).__module__.startswith("peft.")
+    return is_stock or isinstance(tuner, GeneratedMixin)
 
 
 @contextmanager

@@ -1,9 +1,5 @@
 """Public names of `qpeft.methods`, each listed once: `__init__.py` imports them lazily from here."""
 
-from ..core.adapter_form import AdapterForm as AdapterForm
-from ..core.adapter_form import ExportReport as ExportReport
-from ..core.adapter_form import StockAdapter as StockAdapter
-from ..core.checkpoint import check_adapter as check_adapter
 from ..core.config import AdapterConfig as AdapterConfig
 from ..core.config import GeneratedConfig as GeneratedConfig
 from ..core.config import MethodName as MethodName
@@ -15,18 +11,12 @@ from ..core.generator import fingerprint as fingerprint
 from ..core.own_tuner import OwnTuner as OwnTuner
 from ..core.seeded_init import SeededInit as SeededInit
 from ..core.slots import Slot as Slot
-from ..core.slots import draw_initial as draw_initial
-from ..core.slots import find_slots as find_slots
-from ..core.targets import check_is_matrix as check_is_matrix
-from ..core.targets import check_target_modules as check_target_modules
 from ..core.tuner import GeneratedMixin as GeneratedMixin
 from ..generator_config import GeneratorConfig as GeneratorConfig
 from .method import Method as Method
 from .method import Trains as Trains
-from .registry import find as find
 from .registry import get as get
 from .registry import hosts as hosts
 from .registry import keys as keys
-from .registry import named as named
 from .registry import records as records
 from .registry import register as register

@@ -7,10 +7,9 @@ merging: the PeftModel gets a class for these.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +22,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from qpeft.checks import option
-from qpeft.core.adapter_form import check_adapted
 from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.config import GeneratedConfig, MethodName
+from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import Slot, find_slots
+from qpeft.core.slots import Slot, adapter_parameters, find_slots
 from qpeft.core.tuner import CONTAINER, CompactState, Generators, described_by, holder_of
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
 
 _NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga", "pissa_niter")  # they depend on data, or change the base randomly
@@ -109,9 +109,8 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
     """
     if model._is_prompt_learning:
         found = [
-            Slot(module, name, ".".join(filter(None, ("prompt_encoder", path, name))), p.shape, p.dtype)
-            for path, module in model.prompt_encoder[adapter_name].named_modules()
-            for name, p in module.named_parameters(recurse=False)
+            Slot(owner, name, f"prompt_encoder.{label}", (p := owner.get_parameter(name)).shape, p.dtype)
+            for owner, name, label in adapter_parameters(model.prompt_encoder, adapter_name)
         ]
     else:
         wrappers = (module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
@@ -196,8 +195,8 @@ class AttachedConfig(GeneratedConfig):
         return cls(
             task_type=host.task_type,
             base_model_name_or_path=host.base_model_name_or_path or "",  # for None PEFT would look for a tuner
-            host=_as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
-            generator=_as_json(generator.settings()),
+            host=as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
+            generator=as_json(asdict(generator)),  # type: ignore[call-overload]
             generator_name=generator_name(generator),
         )
 
@@ -210,14 +209,6 @@ class AttachedConfig(GeneratedConfig):
 
     def registered(self) -> type:
         return generator_config(self.generator_name)
-
-    def description(self) -> dict[str, Any]:
-        return {**self.to_generator().description(), "host": self.host["peft_type"].lower().replace("_", " ")}
-
-
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """The content as read from a file: sets as sorted lists, tuples as lists, enums as their values."""
-    return json.loads(json.dumps(settings, default=sorted))
 
 
 class AttachedModel(PeftModel if TYPE_CHECKING else object):

@@ -13,22 +13,23 @@ from unittest.mock import patch
 import torch
 from peft import PeftConfig, PeftType, UniLoraModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
+from torch import nn
 from transformers import PretrainedConfig
 
-from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
-from qpeft.core.adapter_form import count_trainable, form_of, has_stock_form
-from qpeft.core.config import GeneratedConfig
-from qpeft.core.generator import OTHER, CircuitModule, Generator
+from qpeft.backends import BackendSettings
+from qpeft.core.config import GeneratedConfig, type_name
+from qpeft.core.generator import OTHER, Generator
 from qpeft.core.meta_model import on_meta
+from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.param_groups import param_groups
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.set_backend import circuit_runs
 from qpeft.core.slots import Slot
 from qpeft.core.targets import check_target_modules
+from qpeft.core.tuner import count_trainable, has_stock_form, holder_of
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig, generator_name
 from qpeft.methods.attach import generated_slots
-from qpeft.methods.registry import find_by_config
 
 BYTES = 4  # float32
 _HASH = "fingerprint"  # the end of the names of hashes in a checkpoint, which are not counted
@@ -92,43 +93,29 @@ def plan(
             adapted = _adapt(model, stock)
     except NotImplementedError:  # Uni-LoRA with save_indices counts values
         adapted = _adapt(on_meta(base, config.task_type, trust_remote_code), stock)
-    tuner, method = adapted.base_model, find_by_config(config)
+    tuner = adapted.base_model
     targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names] if isinstance(tuner, BaseTuner) else []
     counts, made = _count(config, adapted), None
     if maker := generator or own:
         slots = generated_slots(adapted, "default")
         slots += own.further_slots(adapted.get_base_model(), "default") if own else []
         initial = torch.empty(sum(slot.shape.numel() for slot in slots), device="meta")
-        made = maker.make(maker.order(slots), initial, _Shapes(maker.seed))
+        made = maker.make(maker.order(slots), initial, SeededInit(maker.seed, "meta"))
         counts |= _count_generator(made, slots, adapted)
-    if generator:
-        name = generator_name(generator)
-    else:
-        name = method.key if method else str(getattr(config.peft_type, "value", config.peft_type)).lower()
+    chosen = BackendSettings(**backend)
+    run = None if chosen == BackendSettings() else next(iter(circuit_runs(made, chosen).values()))
     return Plan(
-        method=name,
+        method=generator_name(generator) if generator else type_name(config),
         base_parameters=base_parameters,
         target_modules=targets,
-        circuits=_forecast(made, BackendSettings(**backend), steps),
+        circuits=None if run is None else run.forecast(steps),
         **counts,
     )
 
 
-class _Shapes(SeededInit):
-    """Draws no values: tensors on the meta device."""
-
-    device = "meta"
-
-    def uniform(self, name: str, shape: Sequence[int], bound: float) -> Tensor:
-        return torch.empty(tuple(shape), device="meta")
-
-    def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
-        return torch.empty(tuple(shape), device="meta")
-
-
 def _count(config: Any, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan for an adapter that is trained as it is; `adapted` is the model on the meta device."""
-    form, is_stock = form_of(adapted), has_stock_form(adapted)
+    tuner, is_stock = adapted.base_model, has_stock_form(adapted)
     deployed, stored = count_deployed(adapted), count_stored(adapted)
     if getattr(config, "init_lora_weights", None) == "lora_ga":
         # the saved adapter also contains the initial one, which PEFT subtracted from the base
@@ -139,9 +126,9 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
         "trainable_parts": _parts(adapted, OTHER.name),
         "deployed": deployed,
         "stored_bytes": stored * BYTES,
-        "exported_bytes": (deployed if form else stored) * BYTES if is_stock else None,
-        "needs_qpeft": bool(form or not is_stock),
-        "sizes": form.plan_sizes() if form else {},
+        "exported_bytes": stored * BYTES if is_stock else None,
+        "needs_qpeft": not is_stock,
+        "sizes": tuner.plan_sizes() if isinstance(tuner, OwnTuner) else {},
         "notes": [] if is_stock else [note],
     }
 
@@ -153,8 +140,11 @@ def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) 
     state = {k: tensor for k, tensor in generator.pack(generator.state_dict()).items() if k != _HASH}
     if frames := sum(tensor.nbytes for name, tensor in state.items() if name.startswith("frames.")):
         sizes["frame_bytes"] = frames
-    notes = [f"{trained:,} trained parameters for {m:,} generated: not a compression"] if trained >= m else []
-    if of_lora := sum(slot.shape.numel() for slot in slots if ".lora_A" in slot.label or ".lora_B" in slot.label):
+    of_lora = sum(slot.shape.numel() for slot in slots if ".lora_A" in slot.label or ".lora_B" in slot.label)
+    notes = []
+    if generator.is_compression and trained >= m:
+        notes.append(f"{trained:,} trained parameters for {m:,} generated: not a compression")
+    if generator.is_compression and of_lora:
         r = min([host.r, *host.rank_pattern.values()])
         if rank := min(max(trained, sizes.get("budget", 0)) * r // of_lora, r):
             size = of_lora // r * rank
@@ -182,19 +172,6 @@ def _memory(tensor: Any) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _forecast(generator: Generator | None, chosen: BackendSettings, steps: int) -> dict[str, Any] | None:
-    """What the generator's circuits cost on a backend; None for the exact simulator."""
-    if chosen == BackendSettings():
-        return None
-    modules = () if generator is None else generator.modules()
-    circuit = next((module for module in modules if isinstance(module, CircuitModule)), None)
-    if circuit is None:
-        raise ConfigError("this method has no circuit that a backend can run; QPA has one with feature_source 'qnn'")
-    backend = as_backend(chosen.backend, circuit.ansatz.n_qubits, chosen.noise)
-    jobs = Jobs(backend, chosen.shots, shot_budget=chosen.shot_budget)
-    return CircuitRun(circuit.ansatz, jobs, circuit.is_trained, circuit.n_circuits).forecast(steps)
-
-
 def _adapt(model: nn.Module, config: Any) -> Any:
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config = copy.copy(config)  # the counts need the initialization
@@ -211,8 +188,8 @@ def _adapt(model: nn.Module, config: Any) -> Any:
 
 def count_deployed(adapted: Any) -> int:
     """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of its encoder."""
-    if form := form_of(adapted):
-        return form.count_deployed(adapted)
+    if (holder := holder_of(adapted)) is not None:
+        return holder.count_deployed(adapted)
     return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
 
 

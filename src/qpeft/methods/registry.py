@@ -48,45 +48,24 @@ def hosts() -> tuple[str, ...]:
     return tuple(method.key for method in records() if method.is_host)
 
 
-def find(name: str) -> Method | None:
-    """The method registered as `name`, or already read from the file `name`; None if there is none."""
-    return _own().get(name) or _registered.get(name) or _from_files.get(name)
-
-
-def get(key: str) -> Method:
-    """The method registered as `key`.
-
-    Raises:
-        ConfigError: there is none; the message shows the nearest name.
-    """
-    if (found := find(key)) is None:
-        raise ConfigError(unknown("method", key, keys()))
-    return found
-
-
-def named(name: str) -> Method:
+def get(name: str) -> Method:
     """The method of a key, or of FILE.py:NAME. The file is executed and its record registered.
 
     For names given by a user in a call, a command or a study file; never for names in a checkpoint.
 
     Raises:
-        ConfigError: there is no such method, the file cannot be executed, or NAME is not a Method in it.
+        ConfigError: there is no such method (the message shows the nearest name), the file cannot be executed, or NAME
+            is not a Method in it.
     """
-    if not is_file(name):
-        return get(name)
-    if name not in _from_files:
+    if is_file(name) and name not in _from_files:
         found = vars(execute(name, "method")).get(name.rpartition(":")[2])
         if not isinstance(found, Method):
             raise ConfigError(f"method {name}: the file has no qpeft.methods.Method of this name")
         register(found)
         _from_files[name] = found
-    return _from_files[name]
-
-
-def find_by_config(config: Any) -> Method | None:
-    """The method with this class of PEFT config; None for PEFT's methods and unregistered ones."""
-    own = (method for method in records() if method.tuner is not None)
-    return next((method for method in own if method.config_class is type(config)), None)
+    if (found := _own().get(name) or _registered.get(name) or _from_files.get(name)) is None:
+        raise ConfigError(unknown("method", name, keys()))
+    return found
 
 
 def register(method: Method) -> None:

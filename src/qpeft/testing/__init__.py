@@ -1,5 +1,7 @@
-"""Contract tests for your own ansatz, generator or adapter; names are in `__init__.pyi`."""
+"""Contract tests for your own ansatz, generator or adapter."""
 
-from qpeft.lazy import lazy_names
+from qpeft.testing.adapter import adapter_contract
+from qpeft.testing.ansatz import ansatz_contract
+from qpeft.testing.generator import generator_contract
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)
+__all__ = ["adapter_contract", "ansatz_contract", "generator_contract"]

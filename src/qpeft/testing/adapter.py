@@ -13,8 +13,8 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import has_stock_form
 from qpeft.core.export import export
+from qpeft.core.tuner import has_stock_form
 from qpeft.errors import ConfigError
 from qpeft.testing.checks import close, disturb, refused, run_checks, same
 
@@ -44,7 +44,7 @@ def adapter_contract(
         `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
         `qpeft.export` produces an adapter that PEFT loads as one of its own types.
 
-    A tuner that does not define `stock_adapter` has no equivalent in PEFT: it must refuse merging and export.
+    A tuner whose tensors are not generated has no equivalent in PEFT: it must refuse merging and export.
 
     Args:
         make_base: Returns a small model without dropout that also runs in float64, with the same weights at every call.

@@ -54,7 +54,7 @@ class Loading:
             CheckpointError: neither folder has a config, or `frames` is another file.
             ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or not named.
         """
-        for name, value, use in (("method", self.method, methods.named), ("ansatz", self.ansatz, named_ansatz)):
+        for name, value, use in (("method", self.method, methods.get), ("ansatz", self.ansatz, named_ansatz)):
             if value is not None:
                 if not is_file(value):
                     raise ConfigError(f"--{name} takes FILE.py:NAME here, got {value!r}; leave out names of qpeft")

@@ -71,7 +71,7 @@ def demo(
         "steps": steps,
         "learning_rates": {name: run.lr for name, run in settings.items()},
         "runs": {name: result.to_dict() for name, result in results.items()},
-        "load": load_lines(str(base_path()), str(last.exported.resolve()), needs_qpeft=False),
+        "load": load_lines(str(base_path()), str(last.exported.resolve()), None),
     }
     return Answer(data, lambda console: _show(console, results, data))
 
@@ -86,7 +86,7 @@ def settings_of(name: str, out: Path, steps: int) -> RunSettings:
         method=method,
         method_settings=dict(method_settings),
         steps=steps,
-        lr=registry.named(method).learning_rate,
+        lr=registry.get(method).learning_rate,
         batch_size=16,
         seq_len=128,
         eval_every=steps,

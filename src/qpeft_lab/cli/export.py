@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +157,8 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
             allowed = tolerance(logits, same_shapes=report.ranks is None)
             difference = _largest(logits - stock_logits(base, target, inputs, trusted, **how))
             servers = {"vLLM": check_export(target, model_type)}
-            load = load_lines(base, place, needs_qpeft=False, **how)
-            found = {**report.to_dict(), "servers": servers, "load": load}
+            load = load_lines(base, place, None, **how)
+            found = {**asdict(report), "servers": servers, "load": load}
         if not difference <= allowed:
             raise VerificationError(
                 f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "

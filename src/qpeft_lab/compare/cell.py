@@ -270,7 +270,7 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     test = read_test_data(cell)
     score = test.score(model)
     found = _quality(score)
-    if methods.named(cell.spec.method).trains in (Trains.ADAPTER, Trains.MODEL):
+    if methods.get(cell.spec.method).trains in (Trains.ADAPTER, Trains.MODEL):
         found |= rank_fields(model, lambda: untrained_model(cell))
     if left_out := [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]:
         found["left_out"] = list(dict.fromkeys(left_out))

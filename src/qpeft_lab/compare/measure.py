@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import qpeft
-from qpeft.core.adapter_form import form_of
+from qpeft.core.tuner import holder_of
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.diagnose.adapters import effective_rank
 
@@ -38,8 +38,7 @@ class TrainingSteps:
         groups = qpeft.param_groups(model, _LEARNING_RATE, weight_decay)
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, fused=True)
-        form: Any = form_of(model)
-        if hasattr(form, "gates"):  # SoRA's
+        if any(hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()):  # SoRA's
             qpeft.SoRACallback.attach(self._optimizer, model, steps=_PLANNED_STEPS)
 
     def step(self, batch: Batch) -> float:

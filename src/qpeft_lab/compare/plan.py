@@ -182,7 +182,7 @@ def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
     """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
-    trains = methods.named(method.method).trains
+    trains = methods.get(method.method).trains
     if trains is Trains.NOTHING:
         return 0, 0
     run = RunSettings(
@@ -286,7 +286,7 @@ def _content(study: Study, run: RunSettings, base: Base, parts: Parts) -> dict[s
 
 
 def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> PlannedMethod:
-    record = methods.named(draft.method)
+    record = methods.get(draft.method)
     middle = (draft.lr or record.learning_rate) * study.lr_scale
     rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
     if record.trains is Trains.NOTHING:

@@ -386,7 +386,7 @@ def data_name(data: str) -> str:
 
 def _check_method(method: Method) -> None:
     """Raise ValueError for a method that is not known. It executes the file of a user's method."""
-    record = methods.named(method.method)
+    record = methods.get(method.method)
     if method.host not in methods.hosts():
         raise ValueError(f"method {method.key}: {unknown('host', method.host, methods.hosts())}")
     if (method.role == "control") != (method.against is not None):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qpeft.circuits import Ansatz
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
-from qpeft.core.config import GeneratedConfig
+from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, CircuitModule, Generator
 from qpeft.core.meta_model import on_meta
@@ -26,8 +26,7 @@ from qpeft.core.slots import Slot, draw_initial
 from qpeft.core.tuner import CONTAINER, holder_of
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.generator_config import generator_name
-from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
-from qpeft.methods.registry import find_by_config
+from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 from qpeft_lab.diagnose.circuits import Measurement
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
@@ -100,11 +99,9 @@ class Adapter:
     @property
     def method(self) -> str:
         """The name of the method or of the generator, or the type of a stock adapter."""
-        if (record := find_by_config(self.config)) is not None:
-            return record.key
-        if isinstance(self.config, GeneratedConfig):
-            return generator_name(self.config.to_generator())
-        return str(getattr(self.config.peft_type, "value", self.config.peft_type)).lower()
+        if isinstance(self.config, GeneratedConfig) and (maker := self.config.to_generator()) is not self.config:
+            return generator_name(maker)
+        return type_name(self.config)
 
     def circuit(self) -> Circuit | None:
         """The generator's circuit, of several the first; None if it has none."""

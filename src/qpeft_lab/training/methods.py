@@ -77,7 +77,7 @@ def registered(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def virtual_tokens(method: str, host: str, given: Mapping[str, Any]) -> int:
     """Positions of the context that the method, or its host, occupies: those of a prefix or prompt, otherwise 0."""
-    record = methods.named(method)
+    record = methods.get(method)
     adapter = record if record.generator is None else methods.get(host)
     return {**adapter.defaults, **given}.get("num_virtual_tokens", 0)
 

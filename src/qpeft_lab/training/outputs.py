@@ -14,9 +14,8 @@ from peft import PeftModel
 
 import qpeft
 from qpeft import methods
-from qpeft.core.adapter_form import form_of, has_stock_form
 from qpeft.core.model_card import load_lines
-from qpeft.core.tuner import holder_of
+from qpeft.core.tuner import has_stock_form, holder_of
 from qpeft.files import replace_folder
 from qpeft.methods.plan import count_deployed as count_adapter
 from qpeft.methods.plan import count_lora
@@ -37,7 +36,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     With method full, exported/ is the model, with its tokenizer or image processor, and there is no adapter/. There is
     no exported/ if stock PEFT has no equal adapter, or if the method has nothing to export.
     """
-    if methods.named(method).config is None:
+    if methods.get(method).config is None:
         with replace_folder(folder.exported) as target:
             model.save_pretrained(str(target))
             task.processor.save_pretrained(str(target))
@@ -45,12 +44,12 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     with replace_folder(folder.adapter) as target:
         qpeft.save(model, target, **saving_options(model))
         task.describe(target)
-    form: Any = form_of(model)
-    if hasattr(form, "is_empty") and form.is_empty():  # SoRA's
+    holder = holder_of(model)
+    if holder is not None and not holder.count_generated():  # without a rank of SoRA
         warnings.warn(_EMPTY, stacklevel=2)
     elif has_stock_form(model):
         with replace_folder(folder.exported) as target:
-            if form is not None:  # adapter/ loads only with qpeft
+            if holder is not None:  # adapter/ loads only with qpeft
                 qpeft.export(model, target)
             else:
                 qpeft.save(model, target, **saving_options(model))
@@ -120,7 +119,6 @@ def weight_bytes(folder: Path) -> int:
 
 def loading_code(result: TrainResult, folder: str) -> str:
     """The lines of Python that load the adapter of a run from `folder`, the path of `result.to_load`."""
-    is_stock = result.has_stock_form
-    registered = None if is_stock else methods.named(result.method).config_class
+    registered = None if result.has_stock_form else methods.get(result.method).config_class
     how = how_to_load(result.to_load)
-    return load_lines(result.model, folder, needs_qpeft=not is_stock, registered=registered, **how)
+    return load_lines(result.model, folder, registered, **how)

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from qpeft.core import quantize as module
+from qpeft.core.quantize import pack, quantize, stored_bytes, unpack
 from qpeft.errors import TrainingError
-from qpeft.methods.quantum_peft import quantize as module
-from qpeft.methods.quantum_peft.quantize import pack, quantize, stored_bytes, unpack
 
 BITS = st.sampled_from([8, 4, 3, 2, 1])
 ALL_BITS = st.sampled_from([16, 8, 4, 3, 2, 1])

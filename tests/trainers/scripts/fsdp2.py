@@ -59,7 +59,7 @@ def train(model, data, steps=4):
 
 
 def has_gates(model):
-    return any("sora_gate" in name for name, _ in model.named_parameters())
+    return any(name.endswith(".gates") for name, _ in model.named_parameters())
 
 
 def whole(model):

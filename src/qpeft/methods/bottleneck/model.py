@@ -60,26 +60,25 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
 class BottleneckLayer(nn.Module, BaseTunerLayer):
     """A module followed by bottleneck adapters; several active ones have the same input and are summed."""
 
-    adapter_layer_names = ("bottleneck_down", "bottleneck_up")
+    adapter_layer_names = ("bottleneck_adapter",)
 
     def __init__(self, base_layer: nn.Module, width: int) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.width = width
         self.in_features, self.out_features = sizes(base_layer) if is_linear(base_layer) else (width, width)
-        self.bottleneck_down, self.bottleneck_up = nn.ModuleDict(), nn.ModuleDict()
+        self.bottleneck_adapter = nn.ModuleDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = self.base_layer(*args, **kwargs)
-        names = [name for name in self.active_adapters if name in self.bottleneck_down]
+        names = [name for name in self.active_adapters if name in self.bottleneck_adapter]
         if self.disable_adapters or not names:
             return output
         x: Any = output[0] if isinstance(output, tuple) and output else output  # (..., d)
         adapted = x
         for name in names:
-            down: Any = self.bottleneck_down[name]
-            inner = down(self._cast_input_dtype(x, down.weight.dtype))
-            adapted = adapted + self.bottleneck_up[name](inner).to(x.dtype)
+            adapter: Any = self.bottleneck_adapter[name]
+            adapted = adapted + adapter(self._cast_input_dtype(x, adapter[0].weight.dtype)).to(x.dtype)
         return adapted if isinstance(output, Tensor) else (adapted, *output[1:])
 
 
@@ -117,11 +116,11 @@ class BottleneckModel(OwnTuner):
         up = nn.Linear(config.bottleneck_size, layer.width, device=device, dtype=dtype)
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
-        if not down.weight.is_meta:
-            drawn = (f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(layer.width))
-            with torch.no_grad():
-                down.weight.copy_(SeededInit(config.seed).uniform(*drawn))
-        layer.bottleneck_down[adapter_name], layer.bottleneck_up[adapter_name] = down, nn.Sequential(nn.GELU(), up)
+        init = SeededInit(config.seed, down.weight.device.type)
+        with torch.no_grad():
+            drawn = f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(layer.width)
+            down.weight.copy_(init.uniform(*drawn))
+        layer.bottleneck_adapter[adapter_name] = nn.Sequential(down, nn.GELU(), up)
 
 
 def _find_width(model: nn.Module, module: nn.Module, name: str) -> int:

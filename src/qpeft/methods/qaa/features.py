@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededInit
-from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
+from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 
 
 class Features(nn.Module):
@@ -42,8 +42,7 @@ class Features(nn.Module):
         self.n_qubits = n = amplitude_qubits(width)
         if self.source in ("quadratic", "linear"):
             rows = n if self.source == "linear" else 2**n
-            shape, is_plan = (rows, width), device.type == "meta"
-            matrix = torch.empty(shape, device=device) if is_plan else init.normal(f"{name}.{self.source}", shape)
+            matrix = init.normal(f"{name}.{self.source}", (rows, width))
             if self.source == "quadratic":  # with R's diagonal positive: uniform over orthonormal columns
                 q, r = torch.linalg.qr(matrix.double())
                 matrix = (q * r.diagonal().sign()).float()
@@ -52,9 +51,9 @@ class Features(nn.Module):
             shape = Ansatz(settings.ansatz, n, settings.n_layers).angle_shape
             drawn = init.uniform(f"{name}.angles", shape, math.pi)
             self.angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
-        if self.source == "givens":
-            order = init.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n), 1.0).argsort(stable=True, dim=-1)
-            self.register_buffer("pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False)
+            if self.source == "givens":
+                order = init.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n), 1.0).argsort(stable=True, dim=-1)
+                self.register_buffer("pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False)
         self.to(device)
 
     def forward(self, x: Tensor) -> Tensor:

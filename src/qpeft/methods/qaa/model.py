@@ -28,8 +28,8 @@ from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import is_linear, sizes
 from qpeft.errors import ConfigError
+from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 from qpeft.methods.qaa.features import Features
-from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
 # names of query and value projections, or of one map that computes both
 _NAMES = "q_proj v_proj, query value, query_proj value_proj, q_lin v_lin, q v, c_attn, query_key_value, qkv_proj"
@@ -171,8 +171,9 @@ class QAAModel(OwnTuner):
         written_slices(config, name, module)
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
-        base, init = layer.get_base_layer(), SeededInit(config.seed)
+        base = layer.get_base_layer()
         weight = next(base.parameters(), torch.empty(0))
+        init = SeededInit(config.seed, weight.device.type)
         features = None
         if config.feature_source != "none":
             features = Features(config, layer.in_features, name, init, weight.device)

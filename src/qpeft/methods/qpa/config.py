@@ -9,9 +9,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 
 from qpeft.core.config import GeneratedConfig, MethodName, refuse_lora_options
-from qpeft.core.slots import DRAWN_INITS
 from qpeft.core.tuner import GeneratedMixin
-from qpeft.errors import ConfigError
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 
@@ -34,11 +32,6 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
         GeneratedConfig.__post_init__(self)
         QPAGeneratorConfig.__post_init__(self)
         self.peft_type = MethodName("QPEFT_QPA")  # type: ignore[assignment]
-        if self.init_lora_weights not in DRAWN_INITS:
-            raise ConfigError(
-                f"init_lora_weights='{self.init_lora_weights}' depends on data or weights, so its initial values "
-                f"cannot be drawn again from a seed; choose one of {', '.join(map(repr, DRAWN_INITS))}"
-            )
         refuse_lora_options(self, "QPA", allowed=("use_dora", "target_parameters"))
 
     @classmethod
@@ -50,9 +43,6 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
     @property
     def drawn_init(self) -> bool | str:
         return "zero" if self.init_mode == "small" else self.init_lora_weights  # type: ignore[return-value]
-
-    def description(self) -> dict[str, Any]:
-        return {**super().description(), "r": self.r}
 
 
 class QPAModel(GeneratedMixin, LoraModel):

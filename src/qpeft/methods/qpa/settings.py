@@ -161,10 +161,6 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             raise ConfigError("init_mode small is for LoRA and DoRA; use residual for another host")
         return QPAGenerator(self, initial, init, keep_initial=not self._is_lora and self.init_mode == "residual")
 
-    def description(self) -> dict[str, Any]:
-        named = ("ansatz", "n_layers", "features", "n_generators", "feature_source", "seed")
-        return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
-
     # -- sizes
 
     @property

@@ -24,9 +24,9 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import write_text
+from qpeft.files import as_json, write_text
+from qpeft.methods.quantum_peft import QuantumPeftGeneratorConfig
 from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator, parts_of
-from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
 _OWN = {  # fields of one adapter, and those that are filled in
     *("frames", "frames_sha256", "format_version", "weights_sha256", "generated", "peft_type"),
@@ -89,8 +89,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     def settings_beyond(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that many adapters can share, where they differ from those `known` and from the defaults."""
-        usual = {**_plain(type(self)()), **known}
-        return {k: v for k, v in _plain(self).items() if k not in _OWN and v != usual.get(k)}
+        usual = {**as_json(type(self)().to_dict()), **known}
+        return {k: v for k, v in as_json(self.to_dict()).items() if k not in _OWN and v != usual.get(k)}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """With a frame file only what differs from its settings, and no model card but the user's."""
@@ -143,16 +143,6 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     def drawn_init(self) -> str:
         return "zero"  # circuits compute the initial values
 
-    def description(self) -> dict[str, Any]:
-        names = ("r", "family", "n_layers", "entangler", "share", "frame", "bits", "seed")
-        return {"method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)", **{name: getattr(self, name) for name in names}}
-
 
 class QuantumPeftModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a QuantumPeftConfig."""
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """Its fields as read back from JSON, with sets in order."""
-    found: dict[str, Any] = json.loads(json.dumps(config.to_dict(), default=sorted))
-    return found

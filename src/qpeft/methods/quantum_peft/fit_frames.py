@@ -14,8 +14,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpeft.core.adapter_form import check_adapted
 from qpeft.core.frame_file import new_path, write_frame_file
+from qpeft.core.meta_model import check_adapted
 from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError, DataError, TrainingError
 

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -32,9 +32,12 @@ from qpeft.circuits.orthogonal import (
     count_orthogonal,
     orthogonal_batches,
 )
+from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
+from qpeft.core.quantize import pack, stored_bytes, unpack
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.methods.quantum_peft import QuantumPeftGeneratorConfig
 from qpeft.methods.quantum_peft.frames import (
     base_weight,
     core_frame,
@@ -43,8 +46,6 @@ from qpeft.methods.quantum_peft.frames import (
     random_frame,
     singular_frame,
 )
-from qpeft.methods.quantum_peft.quantize import Rounded, pack, stored_bytes, unpack
-from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
 if TYPE_CHECKING:
     from qpeft.core.slots import Slot
@@ -146,16 +147,11 @@ def columns(config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, 
 def _circuits(c: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
     """Columns of RY and CZ circuits, or of a control with other entanglers."""
     found = [
-        Columns(p, width, _basis(str(c.columns), column_qubits(width, c.construction), rank))
+        Columns(p, width, basis_columns(str(c.columns), column_qubits(width, c.construction), rank))
         for p, width, rank in batches
     ]
     entangler = None if c.entangler == "cz" else partial(_entangler_signs, c.entangler, c.n_layers, c.seed)
     return orthogonal_batches(found, c.n_layers, c.construction, entangler)
-
-
-@cache
-def _basis(kind: str, n_qubits: int, rank: int) -> tuple[int, ...]:
-    return tuple(basis_columns(kind, n_qubits, rank).tolist())
 
 
 @cached_tables
@@ -220,9 +216,9 @@ class QuantumPeftGenerator(Generator):
         self.angles = self._angles(torch.cat([rows.flatten() for rows in drawn]))
         ranks = [float(part.rank) for part in parts if part.side == "u" for _ in range(len(part.names) * part.rank)]
         self.register_buffer("scale", torch.tensor(ranks), persistent=False)
-        start = torch.zeros(len(ranks), device=init.device)
-        self.lam = None if config.family == "core" else Rounded(start, config.lambda_scale, config.lambda_bits)
-        self.gains = Rounded(gains.detach().float(), config.gain_scale, config.lambda_bits) if gains.numel() else None
+        start, bits = torch.zeros(len(ranks), device=init.device), config.lambda_bits
+        self.lam = None if config.family == "core" else Folded(start, config.lambda_scale, bits=bits)
+        self.gains = Folded(gains.detach().float(), config.gain_scale, bits=bits) if gains.numel() else None
         # a frame file has a hash, and the widths of frames are in the labels
         names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"frames", "frames_sha256", "frame_rank"}
         settings = {name: getattr(config, name) for name in sorted(names)}
@@ -232,13 +228,13 @@ class QuantumPeftGenerator(Generator):
         self.needs_fit = config.stores_frames  # the frames are those of the loss gradient, and still 0
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
 
-    def _angles(self, drawn: Tensor) -> Rounded:
+    def _angles(self, drawn: Tensor) -> Folded:
         config = self.config
         scale = config.lambda_scale if config.family == "core" else float(config.angle_scale or 1)
         if config.freeze_angles or config.bits is None:
-            return Rounded(drawn, scale, None, trained=not config.freeze_angles)
+            return Folded(drawn, scale, trained=not config.freeze_angles)
         # with bits the parameters themselves are rounded, not their distance from the initial values
-        angles = Rounded(torch.zeros_like(drawn), scale, config.bits)
+        angles = Folded(torch.zeros_like(drawn), scale, bits=config.bits)
         angles.tau.data.copy_(drawn / scale)  # type: ignore[union-attr]
         return angles
 
@@ -325,7 +321,7 @@ class QuantumPeftGenerator(Generator):
         frames = {name: state[name].half() for name in state.keys() - parameters if self.config.stores_frames}
         if self.latent:
             return parameters | frames
-        payload = torch.cat([pack(state[name], rounded.bits) for name, rounded in self._rounded().items()])
+        payload = torch.cat([pack(state[name], one.bits) for name, one in self._stored().items()])
         return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -334,19 +330,19 @@ class QuantumPeftGenerator(Generator):
         self.needs_fit = self.config.stores_frames and not all(frame.any() for frame in frames.values())
         if VALUES not in state:
             return state | frames
-        stream, rounded = state[VALUES].cpu(), self._rounded()
-        sizes = [_SEAL, *(stored_bytes(len(one.start), one.bits) for one in rounded.values())]
+        stream, stored = state[VALUES].cpu(), self._stored()
+        sizes = [_SEAL, *(stored_bytes(len(one.start), one.bits) for one in stored.values())]
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
         if not fits or not torch.equal(stream[:_SEAL], self._seal(stream[_SEAL:])):
             raise CheckpointError(
                 "the checkpoint is damaged, or has other initial values or settings (seed, scales, frames, ...) than "
                 "when it was saved; restore its files"
             )
-        parts = zip(rounded.items(), stream.split(sizes)[1:], strict=True)
+        parts = zip(stored.items(), stream.split(sizes)[1:], strict=True)
         values = {name: unpack(part, len(one.start), one.bits) for (name, one), part in parts}
         return {**values, **frames, "fingerprint": self.fingerprint}
 
-    def _rounded(self) -> dict[str, Rounded]:
+    def _stored(self) -> dict[str, Folded]:
         """The trained parameters in the order of the stream, by their names in the state dict."""
         found = {"angles.tau": self.angles, "lam.tau": self.lam, "gains.tau": self.gains}
         return {name: one for name, one in found.items() if one is not None and one.tau is not None}

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from accelerate.scheduler import AcceleratedScheduler
-from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 from torch.nn.functional import softshrink
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
-from qpeft.core.replication import local, n_processes
+from qpeft.core.replication import n_processes
 from qpeft.errors import ConfigError, QpeftWarning
+from qpeft.methods.sora.model import SoRAModel
 
 
 class SoRACallback(TrainerCallback):
@@ -58,15 +58,15 @@ class SoRACallback(TrainerCallback):
         self.remove()
 
     def _begin(self, optimizer: Any, model: nn.Module, steps: int | None, schedule: Any) -> None:
-        tuners = (module for module in model.modules() if isinstance(module, LoraModel) and hasattr(module, "gates"))
-        tuner: Any = next(tuners, None)
+        tuner: Any = next((module for module in model.modules() if isinstance(module, SoRAModel)), None)
         if tuner is None:
             raise ConfigError("the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))")
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
         self._tuner = tuner
-        self._gates = [(gate, tuner.peft_config[name]) for _, name, gate in tuner.gates() if gate.requires_grad]
-        self._group = _group_of(optimizer, {id(gate) for gate, _ in self._gates})
-        for config in {id(config): config for _, config in self._gates}.values():
+        held = ((generator.gates, tuner.peft_config[name]) for name, generator in tuner.generators.items())
+        self._gates = [(gates, config) for gates, config in held if gates.requires_grad]
+        self._group = _group_of(optimizer, {id(gates) for gates, _ in self._gates})
+        for _, config in self._gates:
             config.sora_lambda = _lambda(config, optimizer, self._group, steps, schedule)
         for key, hook in list(optimizer._optimizer_step_post_hooks.items()):
             if isinstance(hook, SoRACallback):  # of an interrupted run; two would shrink twice
@@ -80,9 +80,8 @@ class SoRACallback(TrainerCallback):
         if isinstance(skipped, Tensor) and skipped.item():
             return
         learning_rate = float(optimizer.param_groups[self._group]["lr"])
-        for gate, config in self._gates:
-            value = local(gate)
-            value.copy_(softshrink(value, learning_rate * config.sora_lambda))
+        for gates, config in self._gates:
+            gates.copy_(softshrink(gates, learning_rate * config.sora_lambda))
 
     def remove(self) -> None:
         """Stop shrinking."""

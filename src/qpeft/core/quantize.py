@@ -15,26 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qpeft.core.folded import Folded
 from qpeft.errors import TrainingError
 
 GROUP = 256  # values that share a range
 
 _FLOATS = {None: torch.float32, 16: torch.float16}  # by bits
 _SMALLEST_NORMAL = 2.0**-14  # below it float16 loses digits
-
-
-class Rounded(Folded):
-    """value = initial + scale * tau with tau rounded to `bits` bits; None: not rounded. All are flat."""
-
-    def __init__(self, initial: Tensor, scale: float, bits: int | None, *, trained: bool = True) -> None:
-        super().__init__(initial, scale, trained=trained)
-        self.bits = bits
-
-    def forward(self, *, initial: bool = False) -> Tensor:
-        if initial or self.bits is None or self.tau is None:
-            return super().forward(initial=initial)
-        return torch.add(self.start, quantize(self.tau, self.bits), alpha=self.scale)
 
 
 def quantize(x: Tensor, bits: int) -> Tensor:
