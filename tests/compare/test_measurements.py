@@ -9,7 +9,7 @@ import torch
 from peft import FourierFTConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, VeraConfig, get_peft_model
 
 import qpeft
-from qpeft_lab.compare.measure import TrainingSteps, measure_cost, rank_fields
+from qpeft_lab.compare.measure import measure_cost, rank_fields, stepping
 
 LM = {"task_type": "CAUSAL_LM"}
 LINEAR = {**LM, "target_modules": ["q_proj", "down_proj"]}
@@ -103,5 +103,5 @@ def test_timed_step_trains(llama):
     model = make(llama, "qpa")
     parameters = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
-    TrainingSteps(model).step(batches()[0])
+    stepping(model)(batches()[0])
     assert all(not torch.equal(a, b) for a, b in zip(before, parameters, strict=True))

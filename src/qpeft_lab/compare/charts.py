@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup, escape
 
-from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE, Difference
+from qpeft_lab.compare.stats import BETTER, WORSE, Difference
 from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary
 
@@ -153,14 +153,17 @@ def sizes(summary: Summary) -> Chart | None:
     outside = [found for found in trained if _is_hopeless(found, summary)]
     shown = [found for found in trained if found not in outside] or trained
     points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
-    named = [*dict.fromkeys([summary.study.reference, *points])][:_MOST_NAMED]
+    sign, front = 1 if summary.study.lower_is_better else -1, list[str]()
+    for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
+        if not front or sign * points[key][1] < sign * points[front[-1]][1]:
+            front.append(key)  # no other is better with as few parameters
+    named = [*dict.fromkeys([summary.study.reference, *front, *points])][:_MOST_NAMED]
     with drawing(300) as (figure, axes):
         axes.set_xscale("log")
         for found in reversed(shown):  # the best on top
             (x, y), kind = points[found.key], kind_of(found, summary)
             color = kind.color if found.key in named else FAINT
-            reach = factor * (found.metric.half_width or 0) if found.metric and found.metric.n >= MIN_SEEDS else 0
-            axes.errorbar(x, y, reach, marker=kind.marker, color=color, ms=6, elinewidth=0.8)
+            axes.plot(x, y, marker=kind.marker, color=color, ms=6)
         axes.set_ylim(*_limits([y for _, y in points.values()]))
         xs = [x for x, _ in points.values()]
         axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)

@@ -29,27 +29,24 @@ Make = Callable[[], Any]
 Update = Tensor | tuple[Tensor, Tensor]  # (rows, columns), or LoRA's factors B (rows, r) and A (r, columns)
 
 
-class TrainingSteps:
-    """Single training steps of a model with AdamW."""
+def stepping(model: Any, max_grad_norm: float = 1.0, weight_decay: float = 0.0) -> Callable[[Batch], float]:
+    """A function that trains the model by a step on a batch and returns the milliseconds from forward to AdamW."""
+    groups = qpeft.param_groups(model.train(), _LEARNING_RATE, weight_decay)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    if any(hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()):  # SoRA's
+        qpeft.SoRACallback.attach(optimizer, model, steps=_PLANNED_STEPS)
 
-    def __init__(self, model: Any, max_grad_norm: float = 1.0, weight_decay: float = 0.0):
-        self.model = model.train()
-        self._max_norm = max_grad_norm
-        groups = qpeft.param_groups(model, _LEARNING_RATE, weight_decay)
-        self._parameters = [parameter for group in groups for parameter in group["params"]]
-        self._optimizer = torch.optim.AdamW(groups, fused=True)
-        if any(hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()):  # SoRA's
-            qpeft.SoRACallback.attach(self._optimizer, model, steps=_PLANNED_STEPS)
-
-    def step(self, batch: Batch) -> float:
-        """Milliseconds of forward, backward, clipping and AdamW."""
+    def step(batch: Batch) -> float:
         began = now()
-        self._optimizer.zero_grad()
-        self.model(**batch).loss.backward()
-        if self._max_norm:
-            clip_grad_norm_(self._parameters, self._max_norm)
-        self._optimizer.step()
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        if max_grad_norm:
+            clip_grad_norm_(parameters, max_grad_norm)
+        optimizer.step()
         return 1000 * (now() - began)
+
+    return step
 
 
 def measure_cost(
@@ -76,13 +73,12 @@ def measure_cost(
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    run = TrainingSteps(make_model().to(device), max_grad_norm, weight_decay)
+    step = stepping(make_model().to(device), max_grad_norm, weight_decay)
     for batch in islice(cycle(batches), warm_up):
-        run.step(batch)
+        step(batch)
     memory = _peak_memory(before)
-    reference = TrainingSteps(make_reference().to(device), max_grad_norm, weight_decay)
-    runs = (run, reference, reference)
-    times = [[each.step(batch) for each in runs] for batch in islice(cycle(batches), warm_up + timed)]
+    reference = stepping(make_reference().to(device), max_grad_norm, weight_decay)
+    times = [[step(batch), reference(batch), reference(batch)] for batch in islice(cycle(batches), warm_up + timed)]
     own, other, twin = map(median, zip(*times[warm_up:], strict=True))
     return {**memory, "step_ms": own, "step_ratio": own / other, "noise": max(other / twin, twin / other) - 1}
 

@@ -24,10 +24,9 @@ from qpeft_lab.compare import charts
 from qpeft_lab.compare.charts import kind_of
 from qpeft_lab.compare.metrics import METRICS, TRAINABLE
 from qpeft_lab.compare.rate_search import MOST_EXTENSIONS
-from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
+from qpeft_lab.compare.rows import Row, cell_id, succeeded
 from qpeft_lab.compare.stats import Difference, Stats, describe
-from qpeft_lab.compare.study import read_study
-from qpeft_lab.compare.summary import Result, Summary, summarise, unfinished
+from qpeft_lab.compare.summary import Result, Summary, load, unfinished
 
 MISSING = "\u2013"
 _VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
@@ -71,7 +70,7 @@ class Table:
 
 def write_outputs(folder: Path) -> Summary:
     """Write all files from the rows in `folder`. Raises InputError or CheckpointError where there is no valid study."""
-    summary = summarise(read_study(folder), read_rows(folder))
+    summary = load(folder)
     write_all(folder, summary)
     return summary
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from scipy.stats import t, ttest_1samp
+from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
 MIN_SEEDS = 3  # with fewer nothing is called better
@@ -32,11 +32,6 @@ class Stats:
     @property
     def n(self) -> int:
         return len(self.values)
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the 95 % t interval of the mean; None for one value."""
-        return None if self.sd is None else float(t.ppf((1 + LEVEL) / 2, self.n - 1)) * self.sd / self.n**0.5
 
 
 @dataclass(frozen=True)

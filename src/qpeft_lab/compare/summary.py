@@ -313,7 +313,8 @@ def _verdicts(found: Sequence[tuple[Result, Difference | None]], other: str) -> 
         if labels:
             verb = "is" if len(labels) == 1 else "are"
             clauses.append(f"{named(labels)} {verb} {relation} {'' if clauses else preposition}".strip())
-    return f"{_capital('; '.join(clauses))}." if clauses else ""
+    text = "; ".join(clauses)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def unfinished(summary: Summary) -> str:
@@ -378,8 +379,3 @@ def named(labels: Sequence[str]) -> str:
     if len(labels) > _MOST_NAMED:
         labels = [*labels[: _MOST_NAMED - 1], f"{len(labels) - _MOST_NAMED + 1} others"]
     return " and ".join(filter(None, [", ".join(labels[:-1]), *labels[-1:]]))
-
-
-def _capital(text: str) -> str:
-    """The text with its first letter in upper case; the others stay: BLEU."""
-    return text[:1].upper() + text[1:]
