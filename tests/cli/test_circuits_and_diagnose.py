@@ -121,11 +121,11 @@ def test_run_is_diagnosed_with_every_measurement(answer, base_folder, text, tmp_
     assert set(by_key["random"]["measurements"]) == {"random angles", "start", "trained"}
     angles = by_key["redundant"]["measurements"]["angles"]
     n_qubits, n_layers = int(found["facts"]["Qubits"]), int(found["facts"]["Layers"])
-    assert angles["n_angles"] == n_qubits * n_layers
-    assert angles["rank"] == min(n_qubits * n_layers, 2**n_qubits - 1)
+    assert angles["angles"] == n_qubits * n_layers
+    assert angles["independent"] == min(n_qubits * n_layers, 2**n_qubits - 1)
     assert 0 < by_key["moved"]["measurements"]["angles"]["mean"] < 1
     updates = by_key["rank"]["measurements"]["updates"]
-    assert updates["n_used"] == 14
+    assert updates["matrices"] == 14
     assert updates["numerical_rank"] <= 8
     assert all(finding["sentences"] or finding["left_out"] for finding in by_key.values())
 

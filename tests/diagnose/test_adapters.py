@@ -143,10 +143,10 @@ def test_movement_is_that_of_tau_times_its_scale(base, tmp_path, make, scale, ho
     expected = scale * torch.cat([parameter.detach().flatten().abs() for parameter in planted])
     qpeft.save(model, tmp_path / "adapter")
     found = angle_movement(tmp_path / "adapter")
-    assert found["n_angles"] == len(expected)
+    assert found["angles"] == len(expected)
     assert found["maximum"] == pytest.approx(0.02 * scale, rel=1e-4)
     assert found["mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
-    assert found["still_share"] == pytest.approx((expected < 0.01).double().mean().item())
+    assert found["still"] == pytest.approx((expected < 0.01).double().mean().item())
 
 
 SIDES = st.integers(1, 9)
@@ -169,7 +169,7 @@ def test_zero_matrices_are_not_averaged():
     zero = torch.zeros(4, 2), torch.ones(2, 3)
     assert effective_rank({"w": zero})["entropy_rank"] == 0
     found = effective_rank({"w": zero, "v": torch.eye(3)})
-    assert (found["entropy_rank"], found["possible"], found["n_used"]) == pytest.approx((3, 3, 1))
+    assert (found["entropy_rank"], found["possible"], found["matrices"]) == pytest.approx((3, 3, 1))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
     p = haar_states(samples, n_qubits, field, seed=6).abs().square()
     own, other = porter_thomas(p, field), porter_thomas(p, OTHER[field])
     assert own["p_value"] > 0.01
-    assert own["ipr"] == pytest.approx(own["expected_ipr"], rel=0.1)
+    assert own["inverse_participation"] == pytest.approx(own["expected_participation"], rel=0.1)
     assert (other["p_value"], other["distance"] > 0.1) == (1 / 200, True)
 
 
@@ -88,8 +88,8 @@ def test_distance_and_moments_equal_scipy_and_numpy(field):
     p = probabilities("ry_ladder", 7, 4, 30)
     law, found = stats.beta(PARAMETER[field], 127 * PARAMETER[field]), porter_thomas(p, field)
     assert found["distance"] == pytest.approx(stats.kstest(p.flatten(), law.cdf).statistic, abs=1 / 4096)
-    assert found["ipr"] == pytest.approx(128**2 * np.mean(p**2))
-    assert found["expected_ipr"] == pytest.approx({"real": 3 * 128 / 130, "complex": 2 * 128 / 129}[field])
+    assert found["inverse_participation"] == pytest.approx(128**2 * np.mean(p**2))
+    assert found["expected_participation"] == pytest.approx({"real": 3 * 128 / 130, "complex": 2 * 128 / 129}[field])
     assert porter_thomas(p[:1], field) == porter_thomas(p[0], field)
 
 
@@ -101,7 +101,7 @@ def test_extreme_probabilities_give_finite_results(constant, n_qubits, samples, 
     found = porter_thomas(p, field)
     assert is_json(found)
     assert 1 / 200 <= found["p_value"] <= 1
-    assert 1 - 1e-12 <= found["ipr"] <= size
+    assert 1 - 1e-12 <= found["inverse_participation"] <= size
 
 
 # -- redundancy
@@ -114,9 +114,9 @@ def test_rank_equals_that_of_the_autograd_jacobian(name, n_qubits, n_layers, see
     angles = random_angles(ansatz, 1, seed)[0]
     jacobian = torch.autograd.functional.jacobian(lambda at: gate_probabilities(ansatz, at), angles).flatten(1)
     found = redundancy(ansatz, angles)
-    assert found["rank"] == torch.linalg.matrix_rank(jacobian, rtol=1e-8) <= found["limit"]
-    assert (found["n_angles"], found["n_free"]) == (angles.numel(), 2**n_qubits - 1)
-    assert redundancy(ansatz, torch.zeros_like(angles))["rank"] == 0  # p = (1, 0, ...) is an extreme
+    assert found["independent"] == torch.linalg.matrix_rank(jacobian, rtol=1e-8) <= found["possible"]
+    assert (found["angles"], found["possible"]) == (angles.numel(), min(angles.numel(), 2**n_qubits - 1))
+    assert redundancy(ansatz, torch.zeros_like(angles))["independent"] == 0  # p = (1, 0, ...) is an extreme
     assert is_json(found)
 
 
@@ -161,16 +161,16 @@ def fidelities(n_pairs, n_qubits, field, seed=0):
 def test_random_states_are_at_the_floor_of_their_law(n_qubits, field):
     pairs = fidelities(4000, n_qubits, field)
     found = of_fidelities(pairs, n_qubits, field=field)
-    assert found["divergence"] == pytest.approx(found["floor"], abs=4 * np.sqrt(2 * 49) / 8000)
-    assert of_fidelities(pairs, n_qubits, field=OTHER[field])["divergence"] > 5 * found["floor"]
+    assert found["divergence"] == pytest.approx(found["expected"], abs=4 * np.sqrt(2 * 49) / 8000)
+    assert of_fidelities(pairs, n_qubits, field=OTHER[field])["divergence"] > 5 * found["expected"]
 
 
 def test_divergence_falls_to_the_floor_with_depth(monkeypatch):
     found = [expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 2, 16)]
     product, shallow, deep = (result["divergence"] for result in found)
     assert product > 2 * shallow > 10 * deep
-    assert product > 30 * found[0]["floor"]
-    assert deep < found[2]["floor_limit"]
+    assert product > 30 * found[0]["expected"]
+    assert deep < found[2]["limit"]
     monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 64)
     assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000) == found[0]
     assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000, seed=1) != found[0]
@@ -189,9 +189,9 @@ def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
     counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
     simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
     found = of_fidelities(np.random.default_rng(1).uniform(size=n_pairs), 2, n_bins)
-    assert found["floor"] == pytest.approx(simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000))
+    assert found["expected"] == pytest.approx(simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000))
     if n_pairs >= 10 * n_bins:
-        assert (simulated < found["floor_limit"]).mean() == pytest.approx(0.95, abs=0.02)
+        assert (simulated < found["limit"]).mean() == pytest.approx(0.95, abs=0.02)
 
 
 # -- entanglement

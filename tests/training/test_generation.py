@@ -68,12 +68,15 @@ def test_texts_do_not_depend_on_the_batch_size(embedded, adapter):
         assert prompt + text == loop(model, tokenizer, prompt, 8)
 
 
-def test_generation_stops_at_the_end_token(embedded):
-    base, tokenizer = embedded
+@pytest.mark.parametrize("of", ["tokenizer", "generation config"])
+def test_generation_stops_at_every_end_token(embedded, of):
+    base, tokenizer = copy.deepcopy(embedded)
     free = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6))[0]
     third = tokenizer(PROMPTS[0] + free)["input_ids"][len(tokenizer(PROMPTS[0])["input_ids"]) + 2]
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
+    if of == "tokenizer":
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
+    else:  # as in a chat model, where a turn ends with another token
+        base.generation_config.eos_token_id = [tokenizer.eos_token_id, third]
     cut = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6))[0]
     assert free.startswith(cut)
     assert 0 < len(cut) < len(free)
@@ -91,7 +94,7 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
     model = seeded(tiny_models.llama(vocab_size=5, max_position_embeddings=64))
     ids = torch.tensor([[token for pair in itertools.product(range(5), repeat=2) for token in pair]])  # all pairs
     free, once = (
-        generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n))[0].tolist() for n in (0, 2)
+        generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n), [])[0].tolist() for n in (0, 2)
     )
     assert len(set(itertools.pairwise(free))) < len(free) - 1
     assert len(set(itertools.pairwise(once))) == len(once) - 1 > 1

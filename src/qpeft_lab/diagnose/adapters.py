@@ -146,7 +146,7 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
         adapter: The folder of a saved adapter.
 
     Returns:
-        Over all `n_angles`: `mean`, `maximum`, and `still_share`, the share that moved less than 0.01 rad.
+        Over all `angles`: `mean`, `maximum`, and `still`, the share that moved less than 0.01 rad.
 
     Raises:
         ConfigError: There is no circuit whose angles are trained.
@@ -161,7 +161,7 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     moved = torch.cat([move.detach().double().flatten().abs() for move in moves])
     still = (moved < STILL).double().mean().item()
     mean, maximum = moved.mean().item(), moved.max().item()
-    values = {"n_angles": len(moved), "mean": mean, "maximum": maximum, "still_share": still}
+    values = {"angles": len(moved), "mean": mean, "maximum": maximum, "still": still}
     if maximum == 0:
         return Measurement("The angles did not move", values)
     frozen = (
@@ -193,7 +193,7 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]], bound:
     Returns:
         `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest possible rank;
         `stable_rank` = ||W||_F^2 / ||W||_2^2; `numerical_rank`, the number of singular values above 1e-6 of the
-        largest; `n_used`, the number of matrices that are not zero. No rank depends on a scalar factor of a matrix,
+        largest; `matrices`, the number of matrices that are not zero. No rank depends on a scalar factor of a matrix,
         such as LoRA's scaling.
 
     Raises:
@@ -204,8 +204,8 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]], bound:
     entropy, stable, numerical = map(fmean, zip(*map(_ranks, used or singular), strict=True))
     possible = fmean(min(len(s), bound or len(s)) for s in used or singular)
     values = {"entropy_rank": entropy, "stable_rank": stable, "numerical_rank": numerical, "possible": possible}
-    verdict = "Directions, mean over the matrices that are not zero" if used else "Every matrix is zero"
-    return Measurement(verdict, {**values, "n_used": len(used)})
+    verdict = "Ranks, the mean over the matrices that are not zero" if used else "Every matrix is zero"
+    return Measurement(verdict, {**values, "matrices": len(used)})
 
 
 def _ranks(s: Tensor) -> tuple[float, float, int]:

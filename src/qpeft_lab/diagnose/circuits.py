@@ -89,8 +89,9 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
         field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex" for all others.
 
     Returns:
-        `distance`, of Kolmogorov and Smirnov, of all probabilities to the law, and its `p_value`; `ipr`, the mean of
-        D sum p^2, the inverse participation ratio, and `expected_ipr`, that of random states.
+        `distance`, of Kolmogorov and Smirnov, of all probabilities to the law, and its `p_value`;
+        `inverse_participation`, the mean of D sum p^2, the inverse participation ratio, and `expected_participation`,
+        that of random states.
 
     Raises:
         ConfigError: An unknown field, or values that are not probabilities.
@@ -108,8 +109,8 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
     simulated = [_distance(quantiles, random.dirichlet([a] * size, n)) for _ in range(_RESAMPLES)]
     p_value = (1 + sum(distance >= tested for distance in simulated)) / (_RESAMPLES + 1)
     distance, ipr = _distance(quantiles, p), float(size * (p**2).sum(axis=1).mean())
-    values = {"field": field, "distance": distance, "p_value": p_value, "ipr": ipr}
-    values["expected_ipr"] = expected = size * (a + 1) / (a * size + 1)
+    values = {"field": field, "distance": distance, "p_value": p_value, "inverse_participation": ipr}
+    values["expected_participation"] = expected = size * (a + 1) / (a * size + 1)
     how = "are like" if p_value >= _SHOWN else "are close to" if distance < _CLOSE else "differ from"
     uneven = "" if p_value >= _SHOWN else f": they are {'more uneven' if ipr > expected else 'more even'}"
     return Measurement(f"The probabilities {how} those of random {field} states{uneven}", values)
@@ -118,8 +119,8 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
 def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     """How many of the angles are redundant at `angles`, radians, of shape `ansatz.angle_shape`.
 
-    `rank` is that of the Jacobian (D, P) of the D probabilities with respect to the P = `n_angles` angles, at most
-    `limit`, the smaller of P and `n_free` = D - 1. The columns are exact, by parameter shift, in float64:
+    `independent` is the rank of the Jacobian (D, P) of the D probabilities with respect to the P `angles`, at most
+    `possible`, the smaller of P and D - 1. The columns are exact, by parameter shift, in float64:
     dp/dtheta_k = (p(theta + pi/2 e_k) - p(theta - pi/2 e_k)) / 2. Singular values above 1e-8 times the largest count.
     At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1). Cost: 2 P states of 2^N amplitudes.
 
@@ -132,9 +133,9 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     shifts = math.pi / 2 * torch.eye(n, dtype=angles.dtype).view(-1, *ansatz.angle_shape)
     after, before = (exact_probabilities(ansatz, angles + step * shifts) for step in (1, -1))
     singular = torch.linalg.svdvals((after - before) / 2)
-    rank, limit = int((singular > max(_ROUNDING, _REDUNDANT * singular.max().item())).sum()), min(n, n_free)
+    rank, possible = int((singular > max(_ROUNDING, _REDUNDANT * singular.max().item())).sum()), min(n, n_free)
     verdict = "No angle is redundant" if rank == n else f"{n - rank} of the angles are redundant"
-    return Measurement(verdict, {"n_angles": n, "n_free": n_free, "rank": rank, "limit": limit})
+    return Measurement(verdict, {"angles": n, "independent": rank, "possible": possible})
 
 
 def gradient_variance(
@@ -181,7 +182,7 @@ def gradient_variance(
         slope = float(x @ np.log2(variances) / (x @ x))
         error = math.sqrt(x**2 @ scatter**2 / samples) / float(x @ x)
         vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
-    values = {"observable": observable, "n_layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
+    values = {"observable": observable, "layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
     values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
     does = {
         None: "it is not shown whether gradients vanish",
@@ -218,8 +219,8 @@ def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: i
     """Whether the `ansatz` reaches all states evenly: fidelities F = `|<a|b>|^2` of states at angles drawn from `seed`.
 
     `samples` independent pairs are compared with random states, in `n_bins` bins of equal probability. Returns their
-    `divergence`, of Kullback and Leibler, in nats, from random states; `floor`, its mean for random states; and
-    `floor_limit`, below which it is in 95 of 100 cases. Raises ConfigError for fewer samples than bins.
+    `divergence`, of Kullback and Leibler, in nats, from random states; `expected`, its mean for random states; and
+    `limit`, below which it is in 95 of 100 cases. Raises ConfigError for fewer samples than bins.
     """
     _at_least(n_bins, samples=samples)
     angles = random_angles(ansatz, 2 * samples, seed).split(2 * max(1, _AT_ONCE >> ansatz.n_qubits))
@@ -238,9 +239,9 @@ def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50, field: st
     divergence = float(entropy(np.bincount(bins, minlength=n_bins), np.ones(n_bins)))
     counts = np.arange(1, n_pairs + 1)  # of a bin, where the pairs follow the law: a binomial distribution
     terms = counts / n_pairs * np.log(counts / n_pairs * n_bins)
-    floor = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
+    expected = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
     limit = float(chi2.isf(0.05, n_bins - 1) / (2 * n_pairs))
-    values = {"field": field, "n_pairs": n_pairs, "divergence": divergence, "floor": floor, "floor_limit": limit}
+    values = {"field": field, "pairs": n_pairs, "divergence": divergence, "expected": expected, "limit": limit}
     how = "overlap like random states" if divergence <= limit else f"do not cover all {field} states evenly"
     return Measurement(f"States at random angles {how}", values)
 
@@ -270,7 +271,7 @@ def meyer_wallach(states: Tensor) -> Measurement:
     field = "complex" if psi.is_complex() else "real"
     mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
     expected = (size - 2) / (size + 1 / _parameter(field))
-    values = {"field": field, "n_qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
+    values = {"field": field, "qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
     how = "as" if abs(mean - expected) <= 2 * error else "more than" if mean > expected else "less than"
     return Measurement(f"The qubits are entangled {how} in random {field} states", values)
 

@@ -69,11 +69,11 @@ def generate_texts(
     at_once = 1 if virtual_tokens(model) else batch_size
     places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
+    texts, ends = [""] * len(prompts), _ends(model, tokenizer)
     for start in watch(range(0, len(places), at_once)):
         batch = places[start : start + at_once]
         ids, mask = _left_padded([encoded[place] for place in batch], model.device)
-        for place, new in zip(batch, generate(model, ids, mask, decoding, end, **sampling), strict=True):
+        for place, new in zip(batch, generate(model, ids, mask, decoding, ends, **sampling), strict=True):
             texts[place] = new_text(tokenizer, encoded[place], new)
     return texts
 
@@ -84,21 +84,26 @@ def has_room(model: Any, n_tokens: int) -> bool:
     return context is None or n_tokens + virtual_tokens(model) <= context
 
 
-def generate(
-    model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, end: int | None = None, **others: Any
-) -> Tensor:
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a text: the tokenizer's, then those of the generation config, such as the end of a turn."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    several = configured if isinstance(configured, list) else [configured]
+    return [
+        token for token in dict.fromkeys([cast("int | None", tokenizer.eos_token_id), *several]) if token is not None
+    ]
+
+
+def generate(model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: list[int], **others: Any) -> Tensor:
     """The new tokens (B, new) after prompts (B, T), with a key-value cache; `others` are options of the model's method.
 
-    `end`: the end-of-text token; by default that of the model's generation config.
+    `ends` end a text; what follows in a batch is the first of them.
     """
     from transformers import NoRepeatNGramLogitsProcessor
 
     from qpeft_lab.training.score import evaluation_mode  # which imports torch
 
     options = {"max_new_tokens": decoding.max_new_tokens, "do_sample": False, "use_cache": True, **others}
-    options["pad_token_id"] = end or 0
-    if end is not None:
-        options["eos_token_id"] = end
+    options |= {"pad_token_id": ends[0], "eos_token_id": ends} if ends else {"pad_token_id": 0}
     if decoding.num_beams > 1:
         options |= {"num_beams": decoding.num_beams, "length_penalty": float(decoding.length_penalty)}
     if n := decoding.no_repeat_ngram_size:  # the option of transformers also counts n-grams of the prompt
