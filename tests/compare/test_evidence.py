@@ -97,6 +97,6 @@ def test_published_rows_have_no_better_adapter_within_the_budget(published, base
     assert found.plan.trainable == trainable[best]
     losses = [list(published[case][0][best].values()) for case in cases]
     intervals = [(fmean(own), *t.interval(0.95, len(own) - 1, loc=fmean(own), scale=sem(own))) for own in losses]
-    assert sorted((row["loss"], row["low"], row["high"]) for row in found.evidence) == [
+    assert sorted((row["loss"], row["low"], row["high"]) for row in found.results) == [
         pytest.approx(interval, abs=1e-5) for interval in sorted(intervals)
     ]

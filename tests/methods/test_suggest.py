@@ -81,12 +81,12 @@ def test_best_measured_adapter_within_the_budget_is_suggested(use, budget, label
 
 def test_suggestion_shows_its_evidence(use):
     found = qpeft.suggest(BASE, parameters=600)
-    assert [row["loss"] for row in found.evidence] == [3.2, 4.0]
+    assert [row["loss"] for row in found.results] == [3.2, 4.0]
     assert found.share == pytest.approx((0.8 + 0.5) / 2)
     assert found.learning_rate == 0.02
     # the next best, with their own evidence
     assert [one.label for one in found.alternatives] == ["Quantum-PEFT, L=1, r=8", "Uni-LoRA, 64"]
-    assert [one.evidence[1]["loss"] for one in found.alternatives] == [4.1, 4.5]
+    assert [one.results[1]["loss"] for one in found.alternatives] == [4.1, 4.5]
 
 
 def test_results_on_the_base_itself_count_alone():

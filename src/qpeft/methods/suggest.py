@@ -45,21 +45,37 @@ _FRAME_FILE = (
 
 
 @dataclass(frozen=True)
-class Suggestion:
-    """An adapter with its counts on the base model, and the evidence for it."""
+class Design:
+    """A method with its settings, and what it reached in each setup of the evidence."""
 
     label: str
     method: str  #: as in `qpeft train --method`
     settings: dict[str, Any]  #: of the method
-    learning_rate: float  #: safe in the evidence, whose bases are small and whose runs are short
-    share: float  #: mean over the setups; the reference's gain is 1
+    learning_rates: dict[str, float]  #: the safe one by base, and for all setups under ""
+    #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
+    #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
+    results: list[dict[str, Any]]
+
+    @property
+    def share(self) -> float:
+        """The gain in test loss over the untrained base, as a share of the reference's: mean over the setups."""
+        return fmean(result["share"] for result in self.results)
+
+    @property
+    def learning_rate(self) -> float:
+        """The largest learning rate that is safe in all of its setups, whose bases are small and runs short."""
+        bases = {result["base"] for result in self.results}
+        return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
+
+
+@dataclass(frozen=True)
+class Suggestion(Design):
+    """An adapter with its evidence, and its counts on the base model."""
+
     plan: Plan  #: with a frame file, if it needs one
     needs_frame_file: bool  #: whether it has the counted bytes only with a frame file
     study: str
     reference: str
-    #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
-    #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
-    evidence: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     alternatives: list[Suggestion] = field(default_factory=list)  #: the next best within the budget, at most three
 
@@ -121,11 +137,6 @@ def suggest(
     evidence = read_evidence()
     n_base, in_bytes = sum(p.numel() for p in model.parameters()), bytes is not None
 
-    def was_larger(design: Design) -> bool:
-        """Whether the adapter had more parameters on a smaller base; such designs are counted last."""
-        sizes = [row["trainable"] for row in design.results if row["base_parameters"] < n_base]
-        return not in_bytes and max(sizes, default=0) > budget
-
     def count(design: Design, base: nn.Module) -> tuple[int, Suggestion]:
         given = frames if base is model else None  # which has frames for every layer of `model`
         with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
@@ -143,7 +154,7 @@ def suggest(
     found: list[Suggestion] = []
     larger: list[Design] = []
     refused: list[str] = []
-    for design in sorted(evidence.ranked(n_base), key=was_larger):
+    for design in evidence.ranked(n_base):
         if few and expected(design, _MARGIN * budget) > _MARGIN * budget:
             larger.append(design)
             continue
@@ -208,18 +219,8 @@ def _counted(
     needs_file = frames is None and has_frames and in_bytes
     if needs_file:
         counts = replace(counts, stored_bytes=counts.stored_bytes - counts.sizes["frame_bytes"])
-    return Suggestion(
-        label=design.label,
-        method=method,
-        settings=settings,
-        learning_rate=design.learning_rate,
-        share=design.share,
-        plan=counts,
-        needs_frame_file=needs_file,
-        study=evidence.study,
-        reference=evidence.reference,
-        evidence=design.results,
-    )
+    fields = {**vars(design), "settings": settings, "study": evidence.study, "reference": evidence.reference}
+    return Suggestion(**fields, plan=counts, needs_frame_file=needs_file)
 
 
 def _config(method: str, settings: Mapping[str, Any]) -> PeftConfig:
@@ -231,7 +232,7 @@ def _config(method: str, settings: Mapping[str, Any]) -> PeftConfig:
 def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: int | None) -> list[str]:
     """What limits the evidence and the use of the adapter."""
     notes, n_base = [], found.plan.base_parameters
-    if n_base > 2 * (largest := max(row["base_parameters"] for row in found.evidence)):
+    if n_base > 2 * (largest := max(row["base_parameters"] for row in found.results)):
         text = f"the largest base of the evidence has {largest:,} parameters, this one {n_base:,}"
         notes.append(f"{text}; the order of adapters may differ")
     most = max(result["trainable"] for design in evidence.designs for result in design.results)
@@ -245,31 +246,6 @@ def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: 
 
 
 # -- the evidence
-
-
-@dataclass(frozen=True)
-class Design:
-    """A method with its settings, and what it reached in each setup: the rows of `Suggestion.evidence`.
-
-    `learning_rates` has the safe one by base, and for all setups under "".
-    """
-
-    label: str
-    method: str
-    settings: dict[str, Any]
-    learning_rates: dict[str, float]
-    results: list[dict[str, Any]]
-
-    @property
-    def share(self) -> float:
-        """The gain in test loss over the untrained base, as a share of the reference's: mean over the setups."""
-        return fmean(result["share"] for result in self.results)
-
-    @property
-    def learning_rate(self) -> float:
-        """The largest learning rate that is safe in all of its setups."""
-        bases = {result["base"] for result in self.results}
-        return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
 
 
 class Evidence(NamedTuple):

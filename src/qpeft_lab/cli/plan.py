@@ -70,7 +70,7 @@ def plan(
         "notes": "; ".join(found.notes),
     }
     if suggestion is not None:
-        data["suggestion"] = asdict(suggestion)
+        data["suggestion"] = {**asdict(suggestion), "learning_rate": suggestion.learning_rate}
 
     def show(console: Console) -> None:
         if suggestion is not None:
