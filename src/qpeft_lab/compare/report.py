@@ -115,7 +115,7 @@ def without_folders(text: str) -> str:
 def results(summary: Summary) -> Table:
     """Every method with its size, quality, and the difference from what it is compared with; the best first."""
     lines, factor = [], summary.metric.factor
-    for found in (*summary.ordered, *(found for members in summary.at_size.values() for found in members[1:])):
+    for found in summary.ordered:
         to, difference = summary.compared(found)
         rank, effective = found.mean("rank_numerical"), found.mean("rank_effective")
         lines.append(
@@ -169,7 +169,7 @@ def learning_rates(summary: Summary) -> Table:
             "Chosen": found.lr and f"{found.lr:g}{f' ({found.lr_at_edge}est)' if found.lr_at_edge else ''}",
             **{f"Trial {n}": trial(*one, found.lr) for n, one in enumerate(found.trials.items(), start=1)},
         }
-        for found in _all(summary)
+        for found in summary.ordered
         if found.trials
     ]
     return Table.of("rates", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", lines)
@@ -240,7 +240,7 @@ def _more(summary: Summary) -> list[Table]:
                 "Method": _name(found, summary),
                 **{title: mean_sd(found.stats(one), n, factor) for title, (one, factor, n) in measured.items()},
             }
-            for found in _all(summary)
+            for found in summary.ordered
         ]
         return Table.of(name, caption, lines)
 
@@ -266,13 +266,9 @@ def _machines(summary: Summary) -> str:
     return "; ".join(f"{name} {', '.join(map(str, rows[name].dropna().unique()))}" for name in names)
 
 
-def _all(summary: Summary) -> list[Result]:
-    return [*summary.ordered, *(found for found in summary.results if found.role == "equal_budget")]
-
-
 def _name(found: Result, summary: Summary) -> str:
-    """The label after the sign of its kind, controls indented."""
-    return f"{'↳ ' if found.method.against else ''}{kind_of(found, summary).sign} {found.label}"
+    """The label after the sign of its kind, indented unless it is a main method."""
+    return f"{'↳ ' * (found.role != 'main')}{kind_of(found, summary).sign} {found.label}"
 
 
 def _remarks(found: Result, summary: Summary) -> str:

@@ -170,11 +170,12 @@ class Summary:
 
     @property
     def ordered(self) -> list[Result]:
-        """Main methods, the best first, each followed by its controls; without those at the size of another."""
-        controls = [found for found in self.by_quality if found.role == "control"]
-        main = [found for found in self.by_quality if found.role == "main"]
-        listed = [item for found in main for item in (found, *(c for c in controls if c.method.against == found.key))]
-        return listed + [control for control in controls if control not in listed]
+        """Main methods, the best first, each followed by its controls and by those at its size."""
+        others = [found for found in self.by_quality if found.role != "main"]
+        listed: list[Result] = []
+        for main in (found for found in self.by_quality if found.role == "main"):
+            listed += [main, *(one for one in others if main.key in (one.method.against, one.method.at_size_of))]
+        return listed + [one for one in others if one not in listed]
 
     @property
     def at_size(self) -> dict[str, list[Result]]:
