@@ -48,7 +48,7 @@ from qpeft.errors import InputError, TrainingError
 from qpeft_lab import RunSettings, train
 from qpeft_lab.cli.app import build
 from qpeft_lab.compare.study import load_study
-from qpeft_lab.data.sources import Columns, load_examples
+from qpeft_lab.data.sources import load_examples
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from tiny_models import llama, save_base
@@ -519,7 +519,7 @@ def _difference(asked: Any, found: Any, place: str) -> str | None:
 
 def _load_data(asked: Load) -> None:
     """qpeft's texts are those of an independent reader of the format."""
-    found = [row["text"] for row in load_examples(str(asked.path), "train", Columns())]
+    found = [row["text"] for row in load_examples(str(asked.path), "train", RunSettings(model="", data="", out=""))]
     content = asked.path.read_bytes().decode("utf-8-sig")
     rows: Any
     if asked.path.suffix == ".csv":

@@ -14,25 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import bad_files
+
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")
-def bad_files(request):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(request.config.rootpath / "benchmarks")
-        import bad_files
-
-        yield bad_files
-
-
-@pytest.fixture(scope="module")
-def world(bad_files, tmp_path_factory):
+def world(tmp_path_factory):
     torch.set_num_threads(1)
     return bad_files.prepare(tmp_path_factory.mktemp("bad-files") / "made")
 
 
-def test_200_damaged_files_load_correctly_or_are_refused(bad_files, world):
+def test_200_damaged_files_load_correctly_or_are_refused(world):
     rows = [bad_files.mutated(world, f"1 {number}") for number in range(200)]
     loads = [(row, load) for row in rows for load in row["loads"]]
     assert not [(row, load) for row, load in loads if load["outcome"] not in bad_files.RIGHT]
@@ -42,7 +35,7 @@ def test_200_damaged_files_load_correctly_or_are_refused(bad_files, world):
     assert outcomes["correct"] > 20
 
 
-def found(bad_files, world, name, change=lambda copy: None, way="qpeft.load"):
+def found(world, name, change=lambda copy: None, way="qpeft.load"):
     """The outcome of a load of `name` after `change(copy)`, in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
         copy = bad_files.copied(world, name, Path(place))
@@ -57,14 +50,14 @@ def rename_tensors(copy):
     save_file({name.replace("lora_B", "lora_Bx"): tensor for name, tensor in load_file(file).items()}, file)
 
 
-def test_loader_that_ignores_missing_tensors_is_detected(bad_files, world, monkeypatch):
-    assert found(bad_files, world, "exported-qpa", rename_tensors) == "refused"
+def test_loader_that_ignores_missing_tensors_is_detected(world, monkeypatch):
+    assert found(world, "exported-qpa", rename_tensors) == "refused"
     for name in ("check_whole", "check_seal"):
         monkeypatch.setattr(f"qpeft.core.checkpoint.{name}", lambda *_: None)
-    assert found(bad_files, world, "exported-qpa", rename_tensors) == "base model returned"
+    assert found(world, "exported-qpa", rename_tensors) == "base model returned"
 
 
-def test_loader_with_other_values_is_detected(bad_files, world, monkeypatch):
+def test_loader_with_other_values_is_detected(world, monkeypatch):
     from qpeft.core import checkpoint
 
     load = checkpoint.PeftModel.from_pretrained
@@ -74,18 +67,18 @@ def test_loader_with_other_values_is_detected(bad_files, world, monkeypatch):
         next(p for n, p in model.named_parameters() if "lora_A" in n).data.add_(0.5)
         return model
 
-    assert found(bad_files, world, "exported-qpa") == "correct"
+    assert found(world, "exported-qpa") == "correct"
     monkeypatch.setattr(checkpoint.PeftModel, "from_pretrained", shifted)
-    assert found(bad_files, world, "exported-qpa") == "other values"
+    assert found(world, "exported-qpa") == "other values"
 
 
-def test_uninformative_errors_crashes_and_hangs_are_detected(bad_files, world, monkeypatch):
+def test_uninformative_errors_crashes_and_hangs_are_detected(world, monkeypatch):
     for raised, outcome in (
         (AttributeError("x has no y"), "wrong error"),
         (ValueError("x" * 10_000), "unclear message"),
     ):
         monkeypatch.setattr("qpeft.load", Mock(side_effect=raised))
-        assert found(bad_files, world, "adapter-qpa") == outcome
+        assert found(world, "adapter-qpa") == outcome
     monkeypatch.setattr(bad_files, "SECONDS", 0.5)
     assert bad_files.in_child(lambda report: os.abort())[1].startswith("crash")
     assert bad_files.in_child(lambda report: time.sleep(60))[1] == "hang"

@@ -1,7 +1,6 @@
 """The report: one page that opens anywhere, shows the values of the rows, and names no machine; and the CSV files."""
 
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from statistics import fmean
@@ -176,48 +175,3 @@ def test_values_as_text():
 )
 def test_folders_of_a_machine_are_not_shown(text, shown):
     assert report.without_folders(text) == shown
-
-
-# in a browser
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture
-def show(whole_study, tmp_path):
-    """Open the report offline in a headless Chromium; nothing is requested and no message logged."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    file = write_report_of(shutil.copytree(whole_study, tmp_path / "study"))
-    seen = []
-
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-
-        def opened(**options):
-            page = browser.new_context(offline=True, **options).new_page()
-            page.on("request", lambda request: seen.append(request.url))
-            page.on("console", lambda message: seen.append(message.text))
-            page.on("pageerror", lambda error: seen.append(str(error)))
-            page.goto(file.as_uri())
-            return page
-
-        yield opened
-        browser.close()
-    assert not [one for one in seen if one not in (file.as_uri(), "data:,") and not one.startswith("data:image/")]
-
-
-@pytest.mark.long
-@pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed")
-def test_narrow_screen_scrolls_tables_only_and_print_shows_what_is_folded(show):
-    page = show(viewport={"width": 390, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.locator("#table-results").evaluate("(box) => box.scrollWidth > box.clientWidth")
-    for box in (chart.bounding_box() for chart in page.locator("img.chart").all()):
-        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
-    scale = page.locator(".pair img").evaluate_all("(all) => all.map((chart) => chart.width / chart.naturalWidth)")
-    assert min(scale) * 96 / 72 * 9 > 8, "the smallest text of a chart, 9 points, in pixels"
-    page = show()
-    page.emulate_media(media="print")
-    assert page.locator("details table").first.is_visible()
-    hidden = page.locator("main section").evaluate_all("(all) => all.filter((s) => s.offsetHeight < 20).length")
-    assert hidden == 0
