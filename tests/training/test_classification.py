@@ -235,10 +235,12 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
         loaded["stock"] = PeftModel.from_pretrained(base, result.exported)
         for folder in (result.exported, *([result.adapter] if method == "qpa" else [])):
             text = (folder / "README.md").read_text()
-            (lines,) = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
+            found = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
+            assert len(found) == (method in ("qpa", "quantum_peft"))  # the card of others is PEFT's
             monkeypatch.chdir(folder)
-            exec(lines, found := {})
-            loaded[folder.name] = found["model"]
+            for lines in found:
+                exec(lines, made_by_card := {})
+                loaded[folder.name] = made_by_card["model"]
     for model in loaded.values():
         assert made.score(model.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
 
