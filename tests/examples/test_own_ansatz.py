@@ -6,7 +6,6 @@ import re
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -18,10 +17,7 @@ from qpeft.circuits import (
     Gate,
     ansatz,
     exact_probabilities,
-    gate_probabilities,
     register_ansatz,
-    to_openqasm,
-    to_pennylane,
 )
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.testing import ansatz_contract
@@ -55,21 +51,6 @@ def dense_reference(angles):
 def test_contract(n_qubits, n_layers):
     ansatz = Ansatz("cz_ring", n_qubits, n_layers)
     ansatz_contract(lambda: ansatz, dense_reference)
-
-
-def test_count_and_export():
-    qml = pytest.importorskip("pennylane")
-    ansatz = Ansatz("cz_ring", 3, 2)
-    assert Ansatz("cz_ring", 3, 2).n_angles == 12
-    angles = torch.linspace(-2, 2, 12, dtype=torch.float64).view(ansatz.angle_shape)
-
-    @qml.qnode(qml.device("default.qubit", wires=3))
-    def probabilities(angles):
-        to_pennylane(ansatz)(angles)
-        return qml.probs(range(3))
-
-    np.testing.assert_allclose(probabilities(angles.numpy()), gate_probabilities(ansatz, angles), atol=1e-12)
-    assert to_openqasm(ansatz).count("\ncz q[") == 3
 
 
 def test_only_a_reloaded_module_replaces_a_registration(example, monkeypatch):

@@ -32,7 +32,6 @@ pytestmark = [
 ]
 WEIGHTS = "adapter_model.safetensors"
 ONE_EACH = ["qpa", "quantum_peft", "qaa", "sora", "bottleneck"]
-ATTACHED = [name for name in VARIANTS if name not in TUNERS]
 
 
 @pytest.fixture(params=VARIANTS)

@@ -187,6 +187,11 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
         (LM_HEAD, {"chunk_size": 2048, "feature_source": "free"}, 100, 7, 106_308),
         (LM_HEAD, {"chunk_size": 2048, "feature_source": "random"}, 100, 7, 106_208),
         (LM_HEAD, {"chunk_size": 2048, "feature_source": "none"}, 100, 7, 106_176),
+        # the largest chunk within a budget, which widths of `hidden` may follow; half is the default
+        (LM_HEAD, {"budget": 106_264}, 100, 7, 106_264),
+        (LM_HEAD, {"budget": 102_050}, 107, 7, 102_040),
+        (LM_HEAD, {"budget": 39_146}, 102_050, 17, 39_146),
+        (LM_HEAD, {"budget": None, "hidden": None}, 107, 7, 102_040),
         # several features of a chunk: L (N + k) angles for the ladder, and n K weights
         *(
             (46_240, {"hidden": (), "features": 16, "chunk_size": 1440, "ansatz": ansatz}, 33, 10, n + 16 * 1440)
@@ -195,23 +200,8 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
     ],
 )
 def test_published_counts_of_qpa(m, settings, n_chunks, n_qubits, total):
-    count = QPAGeneratorConfig.paper(**settings).count(m)
+    count = QPAGeneratorConfig.paper(**{"hidden": PAPER_HIDDEN, **settings}).count(m)
     assert (count.n_chunks, count.n_qubits, count.total) == (n_chunks, n_qubits, total)
-
-
-@pytest.mark.parametrize(
-    ("m", "spend", "chunk_size", "n_qubits", "total"),
-    [
-        (LM_HEAD, 106_264, 2048, 7, 106_264),
-        (LM_HEAD, 102_050, 1920, 7, 102_040),
-        (LM_HEAD, 39_146, 2, 17, 39_146),
-        # hidden widths follow the budget, of which half is the default
-        (LM_HEAD, None, 1920, 7, 102_040),
-    ],
-)
-def test_published_budgets(m, spend, chunk_size, n_qubits, total):
-    count = QPAGeneratorConfig.paper(budget=spend, hidden=PAPER_HIDDEN if spend else None).count(m)
-    assert (count.chunk_size, count.n_qubits, count.total) == (chunk_size, n_qubits, total)
 
 
 @pytest.mark.parametrize(

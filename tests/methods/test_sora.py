@@ -78,13 +78,6 @@ def test_training_without_a_threshold_warns_once(llama, ids, recwarn, settings, 
     assert len(ours()) == warnings
 
 
-def test_weighted_sum_raises(llama):
-    model = adapted(llama)
-    model.add_adapter("other", qpeft.SoRAConfig(r=R))
-    with pytest.raises(ConfigError, match="weighted"):
-        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
-
-
 def gated(base, ranks, **settings):
     """An adapter with this number of nonzero gates in each module."""
     torch.manual_seed(1)
@@ -95,26 +88,6 @@ def gated(base, ranks, **settings):
         for gate, rank in zip(generator.gates_by_module().values(), ranks, strict=True):
             gate[torch.randperm(len(gate))[: len(gate) - rank]] = -0.0
     return model.eval()
-
-
-def stock(base, folder):
-    return PeftModel.from_pretrained(base, str(folder)).eval()
-
-
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("base_name", ["gpt2", "llama"])
-def test_stock_peft_gives_equal_outputs(base_name, rslora, request, ids, tmp_path):
-    base = request.getfixturevalue(base_name)
-    fresh, n_sites = copy.deepcopy(base), {"gpt2": 8, "llama": 14}[base_name]
-    ranks = [3, 0, 8, 3, 1, 5, 3, 2, 3, 0, 7, 3, 4, 6][:n_sites]
-    model = gated(base, ranks, target_modules="all-linear", use_rslora=rslora, lora_alpha=12)
-    report = qpeft.export(model, tmp_path / "out")
-    assert report.max_logit_difference <= 1e-6
-    # in float64 the two differ by its rounding alone: they are one function
-    loaded = stock(copy.deepcopy(fresh).double(), tmp_path / "out").double()
-    live = copy.deepcopy(model).double()(input_ids=ids).logits
-    assert (loaded(input_ids=ids).logits - live).abs().max() < 1e-6
-    assert not torch.allclose(fresh.double()(input_ids=ids).logits, live, atol=1e-2)
 
 
 def test_ranks_patterns_and_counts(llama, tmp_path):
@@ -138,15 +111,17 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
     assert report.n_bytes == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
 
 
-def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path):
+@pytest.mark.parametrize("rslora", [False, True])
+def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
     fresh = copy.deepcopy(llama)
-    settings = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 2}}
+    settings = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 2}, "use_rslora": rslora}
     model = gated(llama, [4, 2, 0, 3], target_modules=r".*\.(q|v|o)_proj", exclude_modules=r".*o_proj", **settings)
     model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["k_proj"]))  # is not exported
     expected = model(input_ids=ids).logits
     report = qpeft.export(model, tmp_path)
     assert list(report.ranks.values()) == [4, 2, 0, 3]
-    torch.testing.assert_close(stock(fresh, tmp_path)(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
+    stock = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(stock(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("ranks", "value"), [([0, 0, 0, 0], 0.0), ([3, 4, 5, 6], math.nan)])
