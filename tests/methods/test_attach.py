@@ -118,30 +118,19 @@ def test_classifier_round_trip(llama, ids, adapters, tmp_path, host):
 # -- what is refused
 
 
-def merged(model):
-    model.merge_adapter()
+def changed(model, change):
+    change(model)
     return model
 
 
-def with_a_shared_tensor(model):
+def share_a_tensor(model):
     first, second = (layer.self_attn.v_proj.ia3_l for layer in model.get_base_model().model.layers)
     second["default"] = first["default"]
-    return model
 
 
 def with_a_tied_embedding(base):
     tied = type(base)(type(base.config)(**{**base.config.to_dict(), "tie_word_embeddings": True}))
     return host_on(tied, LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True, **LM))
-
-
-def with_init(model, init):
-    model.peft_config["default"].init_lora_weights = init
-    return model
-
-
-def with_two_adapters(model):
-    model.add_adapter("b", copy.deepcopy(IA3))
-    return model
 
 
 MODELS = {  # by what the message names
@@ -150,14 +139,18 @@ MODELS = {  # by what the message names
     "generated": lambda base: get_peft_model(base, qpeft.QPAConfig(chunk_size=16, target_modules=["q_proj"])),
     "is_trainable=True": lambda base: host_on(base, LORA).requires_grad_(False),
     "no tensor of adapter": lambda base: host_on(base, AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM)),
-    "'loftq'": lambda base: with_init(host_on(base, LORA), "loftq"),
-    "'pissa_niter_1'": lambda base: with_init(host_on(base, LORA), "pissa_niter_1"),
+    **{
+        repr(init): lambda base, init=init: changed(
+            host_on(base, LORA), lambda model: setattr(model.peft_config["default"], "init_lora_weights", init)
+        )
+        for init in ("loftq", "pissa_niter_1")
+    },
     "AdaLoraConfig": lambda base: host_on(base, AdaLoraConfig(total_step=10, **QV)),
-    r"shares .*layers\.1.*": lambda base: with_a_shared_tensor(host_on(base, IA3)),
+    r"shares .*layers\.1.*": lambda base: changed(host_on(base, IA3), share_a_tensor),
     r"shares .*embed_tokens": with_a_tied_embedding,
     "coft": lambda base: host_on(base, OFTConfig(r=0, oft_block_size=4, coft=True, **QV)),
-    "unmerge_adapter": lambda base: merged(host_on(base, LORA)),
-    "default, b": lambda base: with_two_adapters(host_on(base, IA3)),
+    "unmerge_adapter": lambda base: changed(host_on(base, LORA), lambda model: model.merge_adapter()),
+    "default, b": lambda base: changed(host_on(base, IA3), lambda model: model.add_adapter("b", copy.deepcopy(IA3))),
 }
 
 

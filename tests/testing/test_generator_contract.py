@@ -21,11 +21,13 @@ M = 60
 INITIAL = torch.linspace(-1, 1, M)
 
 
+SMALL = {"chunk_size": 8, "hidden": (5, 4), "n_layers": 3}
+
+
 def qpa(seed, initial=INITIAL, **settings):
-    small = {"chunk_size": 8, "hidden": (5, 4), "n_layers": 3}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not a compression
-        return QPAGeneratorConfig(**{**small, **settings, "seed": seed}).make([], initial, SeededInit(seed))
+        return QPAGeneratorConfig(**{**SMALL, **settings, "seed": seed}).make([], initial, SeededInit(seed))
 
 
 def qpa_in_numpy(generator):
@@ -46,7 +48,7 @@ def qpa_in_numpy(generator):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("source", ["qnn", "qnn_frozen", "free", "random", "none"])
 def test_qpa_passes(source, device):
-    counted = QPAGeneratorConfig(chunk_size=8, hidden=(5, 4), n_layers=3, feature_source=source).count(M).total
+    counted = QPAGeneratorConfig(**SMALL, feature_source=source).count(M).total
     reference = qpa_in_numpy if source in ("qnn", "qnn_frozen") else None
     generator_contract(
         lambda seed: qpa(seed, feature_source=source),
@@ -59,11 +61,18 @@ def test_qpa_passes(source, device):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"init_mode": "raw", "center_output": True}, {"feature_map": "squash"},
-     {"activation": "identity"}],
-)  # fmt: skip
+    [
+        {"init_mode": "raw", "center_output": True},
+        {"feature_map": "squash"},
+        {"activation": "identity"},
+        {"hidden": None, "features": 1},
+        *({"n_generators": 3, "features": 4, "hidden": (7,), "feature_source": source} for source in ("qnn", "free")),
+    ],
+    ids=str,
+)
 def test_qpa_passes_with_other_settings(settings):
-    generator_contract(lambda seed: qpa(seed, **settings))
+    n_trained = QPAGeneratorConfig(**{**SMALL, **settings}).count(M).total
+    generator_contract(lambda seed: qpa(seed, **settings), n_trained=n_trained)
 
 
 SHAPES = {

@@ -121,18 +121,6 @@ def test_several_generators_are_the_published_layout(feature_map):
     assert generator.count.total == sum(p.numel() for p in generator.parameters())
 
 
-@pytest.mark.parametrize("source", ["qnn", "qnn_frozen", "free", "random", "none"])
-@pytest.mark.parametrize(
-    "settings", [{}, {"hidden": (7,), "features": 4}, {"n_generators": 3}, {"hidden": None}, {"features": 1}]
-)
-def test_count_is_the_number_of_trained_parameters(source, settings):
-    generator = make(5000, feature_source=source, chunk_size=50, **settings)
-    assert generator.count.total == sum(p.numel() for p in generator.parameters())
-    assert tuple(generator.chunks().shape) == generator.chunk_shape
-    generator().square().sum().backward()
-    assert all(p.grad is not None and p.grad.norm() > 0 for p in generator.parameters())
-
-
 @pytest.mark.parametrize("feature", [scaled, squash])
 def test_features_and_gradients_are_finite_at_zero_angles(feature):
     angles = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
