@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from qpeft.files import replace_folder, write_json, write_text
 from qpeft_lab.files import is_disk_full, remove_unfinished
@@ -110,18 +108,6 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     assert is_disk_full(failed.value)
     assert (tmp_path / "a.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
-
-
-def test_files_have_the_permissions_of_the_umask(tmp_path):
-    before = os.umask(0o027)
-    try:
-        with replace_folder(tmp_path / "folder") as folder:
-            save_file({"a": torch.zeros(1)}, folder / "a.safetensors")  # which are private when safetensors saves them
-        write_text(tmp_path / "text", "a")
-    finally:
-        os.umask(before)
-    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("folder", "folder/a.safetensors", "text")]
-    assert modes == [0o750, 0o640, 0o640]
 
 
 def test_link_is_replaced_and_not_followed(tmp_path):

@@ -66,12 +66,6 @@ def test_help_shows_at_most_25_options_and_help_all_the_others(name, qpeft_cli):
             assert f"{parameter.opts[0]} " in full.stdout
 
 
-def test_usage_error_names_the_nearest_name_and_prints_json(qpeft_cli):
-    shown, found = qpeft_cli("exprot"), json.loads(qpeft_cli("exprot", "--json").stdout)
-    assert (shown.exit_code, shown.stdout, found["exit_code"], found["error"]) == (2, "", 2, "UsageError")
-    assert all("export" in text for text in (shown.stderr, found["message"]))
-
-
 # options from fields
 
 HELP = {"help": "A field."}

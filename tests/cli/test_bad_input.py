@@ -1,7 +1,6 @@
 """Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
 
 import json
-import re
 import shlex
 
 import pytest
@@ -162,14 +161,3 @@ def test_bad_input_is_refused_and_nothing_is_written(
     assert named in found["message"] or field in found["message"]
     assert sorted(tmp_path.iterdir()) == before
     assert places["TEXT"].read_text() == text
-
-
-@pytest.mark.parametrize("content", ["method_settings: {hiden: [6]}", "backend_settings: {shot: 3}"])
-def test_wrong_field_of_a_file_of_settings_is_refused(qpeft_cli, base_folder, tmp_path, content):
-    (tmp_path / "run.yaml").write_text(
-        f"model: {base_folder}\ndata: a\nout: {tmp_path / 'run'}\nmethod: qpa\n{content}"
-    )
-    refused = qpeft_cli("train", "--config", tmp_path / "run.yaml", "--json")
-    assert refused.exit_code == 2
-    assert {"hidden", "shots"} & set(re.findall(r"\w+", json.loads(refused.stdout)["message"]))
-    assert not (tmp_path / "run").exists()

@@ -164,6 +164,7 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     assert {row["method"] for row in rows} == {method.key for method in study.methods}
     assert {row["status"] for row in rows} == {"success"}
     assert all(study.metric in row for row in rows if row["name"] == "seed0")
+    assert {row["params_head"] > 0 for row in rows if "params_head" in row} == {study.task != "causal-lm"}
     assert (study.metric == "test_pearson") == (data is not None)
     assert summary.study.title == f"Smoke test of: {study.title}"
     assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]

@@ -38,19 +38,6 @@ def test_preset_sets_the_options_of_its_method():
     assert (official["r"], official["n_layers"]) == (8, 2)
 
 
-@pytest.mark.parametrize(
-    ("options", "trainable"),
-    [
-        ("--method qaa --ansatz rxyz --n-layers 2", 4 * (24 + 16 * 4 + 16)),
-        ("--method qaa --feature-source quadratic --carry-norm", 4 * (16 * 4 + 16)),
-        ("--method bottleneck --bottleneck-size 4", 2 * (2 * 16 * 4 + 4 + 16)),
-    ],
-)
-def test_methods_without_a_stock_form_are_counted(answer, base_folder, options, trainable):
-    found = answer("plan", "--model", base_folder, *options.split())
-    assert (found["trainable"], found["exported_bytes"]) == (trainable, None)
-
-
 def test_plan_forecasts_the_circuits_and_shots_of_train(answer, base_folder, text, tmp_path):
     circuits = ("--r", 2, "--hidden", "6,5", "--chunk-size", 64, "--n-layers", 2, "--shots", 1000, "--steps", 3)
     forecast = answer("plan", "--model", base_folder, *circuits)["circuits"]

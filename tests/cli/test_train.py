@@ -1,15 +1,13 @@
 """`qpeft train`: its exit codes, and a run of a file with --config; `qpeft demo` with a tiny base and a small text."""
 
 import json
-import signal
 from dataclasses import replace
 
 import pytest
 
 from qpeft import methods
 from qpeft_lab.cli import demo as demo_command
-from qpeft_lab.cli.progress import TrainingBar
-from qpeft_lab.training.run_folder import RunFolder, read_rows
+from qpeft_lab.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 
@@ -31,24 +29,6 @@ def test_finished_run_is_not_trained_again(train, tmp_path):
     again = json.loads(train(*method, "--json").stdout)
     assert again["already_finished"]
     assert again["trainable"] == 2 * 8 * (16 + 16)
-
-
-def test_interrupted_run_exits_with_code_130_and_resumes(train, tmp_path, monkeypatch):
-    def press(_bar, step, loss):
-        if step == 1:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TrainingBar, "on_step", press)
-        assert train().exit_code == 130
-    assert train().exit_code == 0
-    steps = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
-    assert steps == [1, 2, 3, 4]
-
-
-def test_loss_that_is_not_finite_exits_with_code_1(train):
-    failed = train("--method", "lora", "--lr", "1e30", "--max-grad-norm", 0, "--warmup", 0)
-    assert (failed.exit_code, failed.stdout) == (1, "")
 
 
 def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tmp_path):

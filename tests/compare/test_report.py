@@ -12,19 +12,19 @@ from synthetic_study import (
     edit_json,
     edit_rows,
     stored_rows,
-    summary_of,
     write_report_of,
 )
 
 from qpeft_lab.compare import charts, report
 from qpeft_lab.compare.stats import Difference
+from qpeft_lab.compare.summary import load
 
 SOURCE = "arXiv 0000.00000, table 2"
 
 
 @pytest.fixture(scope="module")
 def page(whole_study):
-    return report.page(summary_of(whole_study))
+    return report.page(load(whole_study))
 
 
 def table_of(page, name):
@@ -65,7 +65,7 @@ def test_page_is_valid_html_small_and_loads_nothing(page):
 
 
 def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_rates(page, whole_study):
-    summary = summary_of(whole_study)
+    summary = load(whole_study)
     assert f'<p class="headline">{summary.answers[0]}</p>' in page
     rows = table_of(page, "results")
     assert [re.sub(r"[↳◆●■▲✕] ", "", row[0]).strip() for row in rows] == [
@@ -82,7 +82,7 @@ def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_ra
 
 
 def test_differences_have_one_sign_convention(page, whole_study):
-    summary = summary_of(whole_study)
+    summary = load(whole_study)
     rows = {row[0].lstrip("↳◆●■▲✕ "): row for row in table_of(page, "results")}
     for label, to in (("QPA", "lora"), ("QPA with noise for its circuit", "qpa"), ("LoRA at QAA&#39;s count", "qaa")):
         found = next(f for f in summary.results if f.label == label.replace("&#39;", "'"))
@@ -94,7 +94,7 @@ def test_differences_have_one_sign_convention(page, whole_study):
 
 
 def test_charts_are_valid_svg_and_deterministic(whole_study, page):
-    summary = summary_of(whole_study)
+    summary = load(whole_study)
     for make in (charts.differences, charts.sizes, charts.curves):
         chart = make(summary)
         ET.fromstring(chart.svg)
@@ -107,7 +107,7 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
     curves = {0: [[0, 5.0, 0.0], [20, 3.0, 1.0]], 1: [[0, 5.0, 0.0], [20, 4.0, 1.0]]}
     drop_rows(study_folder, "qpa", "seed[2-4]")
     edit_rows(study_folder, lambda row: row.update(curve=curves[row["seed"]]), "qpa", "seed*")
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     assert charts._mean_curve(summary["qpa"]).to_dict() == {0: 5.0, 20: 3.5}
     svg = charts.curves(summary).svg
     labels = [f.label for f in summary.ordered if f.method.rates and f.role != "equal_budget"]
@@ -117,7 +117,7 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
 def test_ranks_of_updates_are_a_column_and_older_rows_have_none(study_folder):
     edit_rows(study_folder, lambda row: row.update(rank_numerical=8, rank_effective=6.41), "qpa", "seed*")
     edit_rows(study_folder, lambda row: [row.pop(name, None) for name in ("rank_numerical", "rank_effective")], "lora")
-    frame = report.results(summary_of(study_folder)).frame.set_index("Method")["Update rank (effective)"]
+    frame = report.results(load(study_folder)).frame.set_index("Method")["Update rank (effective)"]
     assert (frame["● QPA"], frame["◆ LoRA"]) == ("8.0 (6.4)", report.MISSING)
 
 
@@ -129,11 +129,11 @@ def test_published_values_are_next_to_those_measured(study_folder):
         {"value": 16400, "metric": "trainable", "source": SOURCE},
         {"value": 20.5, "metric": "bleu", "source": SOURCE},
     )
-    loss, count, bleu = table_of(report.page(summary_of(study_folder)), "published")
+    loss, count, bleu = table_of(report.page(load(study_folder)), "published")
     mean = fmean(row["test_loss"] for row in stored_rows(study_folder, "qpa", "seed*"))
     assert loss[2:5] == [
         "4.125",
-        f"{mean:.4f} ± {summary_of(study_folder)['qpa'].metric.sd:.4f}",
+        f"{mean:.4f} ± {load(study_folder)['qpa'].metric.sd:.4f}",
         f"{mean - 4.125:+.4f}",
     ]
     assert loss[5] == f"&lt;script&gt;{SOURCE} (second hand)"
@@ -145,7 +145,7 @@ def test_accuracy_is_shown_in_percent(study_folder):
     edit_json(study_folder / "study.json", lambda s: s.update(metric="test_accuracy", task="text-classification"))
     edit_rows(study_folder, lambda row: row.update(test_accuracy=0.9 + row["seed"] / 100), "*", "seed*")
     publish(study_folder, "qpa", {"value": 91.5, "source": SOURCE})
-    page = report.page(summary_of(study_folder))
+    page = report.page(load(study_folder))
     assert table_of(page, "published")[0][2:5] == ["91.5", "92.0000 ± 1.5811", "+0.5000"]
     assert "Test accuracy (%)" in page
     assert "percentage points" in unquote(page)

@@ -233,16 +233,6 @@ def row(name="seed0", **fields):
     return identity | {"status": "success", **fields}
 
 
-def test_appended_rows_are_read_again(tmp_path):
-    file = RowFile(tmp_path)
-    rows = [row("seed0", test_loss=0.1 + 0.2, new=[1.5]), row("cost")]
-    for one in rows:
-        file.append(one)
-    assert list(read_rows(tmp_path).values()) == list(file.rows.values()) == rows
-    file.append(row("seed0", status="failed"))  # a later line replaces the earlier one
-    assert [one["status"] for one in read_rows(tmp_path).values()] == ["failed", "success"]
-
-
 @pytest.mark.parametrize("length", [1, 40, -1])
 def test_incomplete_last_line_is_ignored_and_removed_before_the_next_append(tmp_path, length):
     (tmp_path / "rows.jsonl").write_text(json_line(row("seed0")) + json_line(row("seed1"))[:length])

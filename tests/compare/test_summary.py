@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows, summary_of
+from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows
 
 from qpeft.errors import CheckpointError, InputError
 from qpeft_lab.compare.stats import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
@@ -19,7 +19,7 @@ def plant(folder, key, losses, metric="test_loss"):
 
 
 def test_measurements_are_means_over_seeds(study_folder):
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     assert [found.key for found in summary.results] == [method.key for method in summary.study.methods]
     values = [row["test_ppl"] for row in stored_rows(study_folder, "qpa", "seed*")]
     found = summary["qpa"].stats("test_ppl")
@@ -29,9 +29,9 @@ def test_measurements_are_means_over_seeds(study_folder):
     assert summary["lora"].mean("params_generator") is None
     left = iter((10, 20, 30, 40, 0))
     edit_rows(study_folder, lambda row: row.update(params_deployed=next(left)), "qpa", "seed*")
-    assert summary_of(study_folder)["qpa"].deployed == 20
+    assert load(study_folder)["qpa"].deployed == 20
     drop_rows(study_folder)
-    assert summary_of(study_folder)["qpa"].deployed == 32_768  # planned
+    assert load(study_folder)["qpa"].deployed == 32_768  # planned
 
 
 def test_answers_say_first_what_most_methods_are_for(study_folder):
@@ -44,7 +44,7 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
     for key in ("quantum_peft", "vera", "ia3"):
         drop_rows(study_folder, key, "seed*")
     edit_rows(study_folder, lambda row: row.update(test_loss=4.8 + row["seed"] / 9), "qaa", "seed*")
-    compared, in_block, controls = summary_of(study_folder).answers
+    compared, in_block, controls = load(study_folder).answers
     assert compared == (
         "Full fine-tuning is better than LoRA; LoRA again is not shown to differ; QPA and QAA are worse; "
         "prefix tuning is without a verdict, with fewer than 3 seeds."
@@ -58,26 +58,20 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
                 method.update(role="control", against="qpa")
 
     edit_json(study_folder / "study.json", become_controls)
-    answers = summary_of(study_folder).answers
+    answers = load(study_folder).answers
     assert "QPA with noise for its circuit" in answers[0]
     assert answers[1] == "QPA and QAA are worse than LoRA."
 
 
-def test_results_without_the_reference(study_folder):
-    drop_rows(study_folder, "lora", "seed*")
-    summary = summary_of(study_folder)
-    assert summary["qpa"].difference is None
-
-
 def test_row_of_the_untrained_base_counts_for_every_seed(study_folder):
-    found = summary_of(study_folder)["none"]
+    found = load(study_folder)["none"]
     assert (found.metric.values, found.metric.sd) == (dict.fromkeys(SEEDS, 4.6), 0.0)
     assert (found.difference.n, found.difference.verdict) == (5, WORSE)
 
 
 def test_one_seed_is_preliminary(study_folder):
     drop_rows(study_folder, "qpa", "seed[1-4]")
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     found = summary["qpa"]
     assert (found.metric.sd, found.difference.low, found.difference.verdict) == (None, None, PRELIMINARY)
     assert (len(found.successes), found.lost) == (1, "4 missing")
@@ -86,7 +80,7 @@ def test_one_seed_is_preliminary(study_folder):
 
 def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
     edit_rows(study_folder, lambda row: row.update(test_loss=1.0 + row["seed"] / 1000), "vera", "seed*")
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     assert (summary["vera"].statuses[4], summary["ia3"].statuses[3]) == ("diverged", "failed")
     assert list(summary["vera"].metric.values) == [0, 1, 2, 3]
     assert [row["name"] for row in summary.failures] == ["lr0.01", "seed4", "seed3"]
@@ -100,14 +94,14 @@ def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
 def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
     plant(study_folder, "lora", [4.0, 4.0, 4.0, 4.0, 4.0])
     plant(study_folder, "qpa", [4.0, 4.02, 4.03, 4.04, 4.06])
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     found = summary["qpa"].difference
     assert (found.low > 0, found.verdict) == (True, NO_DIFFERENCE)
     assert summary.n_comparisons == 11 + 2 + 3  # to LoRA; controls to their methods; the block's to QAA
 
 
 def test_answer_of_a_block_names_only_members_near_the_budget(study_folder):
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     assert [found.key for found in summary.at_size["qaa"]] == ["qaa", "lora@qaa", "quantum_peft@qaa", "bottleneck@qaa"]
     labels = [found.label for found in summary.at_size["qaa"][1:]]
     [answer] = [answer for answer in summary.answers if answer.startswith("At the size of QAA")]
@@ -126,7 +120,7 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     edit_rows(study_folder, lambda row: row.update(left_out=["3 rows are empty"]), "qpa", "seed2")
     edit_rows(study_folder, lambda row: row.update(noise=0.5), "qpa", "cost")
     edit_rows(study_folder, lambda row: row.update(best_step=0), "twin", "seed*")
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     assert (summary["quantum_peft"].lr_at_edge, summary["qpa"].lr_at_edge) == ("high", None)
     limits = "\n".join(summary.limits)
     for expected in (
@@ -146,7 +140,7 @@ def test_accuracy_is_better_when_higher(study_folder):
     edit_rows(study_folder, lambda row: row.update(test_accuracy=accuracies[row["seed"]]), name="seed*")
     plant(study_folder, "qpa", [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
     plant(study_folder, "full", [value + 0.1 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
-    summary = summary_of(study_folder)
+    summary = load(study_folder)
     assert [f.key for f in summary.by_quality[:2]] == ["full", "qpa"]
     assert summary["qpa"].difference.verdict == BETTER
     assert summary.answers[0].startswith("Full fine-tuning and QPA are better than LoRA")
@@ -154,13 +148,13 @@ def test_accuracy_is_better_when_higher(study_folder):
 
 def test_row_of_other_work_counts_as_missing(study_folder):
     edit_rows(study_folder, lambda row: row.update(hash="other"), "lora", "seed1")
-    assert summary_of(study_folder)["lora"].statuses[1] == "missing"
+    assert load(study_folder)["lora"].statuses[1] == "missing"
 
 
 def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
     file = tmp_path / "results" / "synthetic.jsonl.xz"
     publish(study_folder, file)
-    summary, published = summary_of(study_folder), load(file)
+    summary, published = load(study_folder), load(file)
     assert published.study == summary.study
     assert [found.metric for found in published.results] == [found.metric for found in summary.results]
     assert "traceback" not in next(row for row in published.rows if row["status"] == "failed")
@@ -180,6 +174,6 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
 def test_damaged_study_is_refused_with_the_field(study_folder, change, message):
     edit_json(study_folder / "study.json", change)
     with pytest.raises(CheckpointError, match=message):
-        summary_of(study_folder)
+        load(study_folder)
     with pytest.raises(InputError, match=r"holds no study \(study\.json is missing\)"):
-        summary_of(study_folder / "data")
+        load(study_folder / "data")

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from qpeft.errors import DataError
 from qpeft_lab import RunSettings
 from qpeft_lab.data import sources
-from qpeft_lab.data.sources import load_examples, parse_source
+from qpeft_lab.data.sources import load_examples
 
 KEPT = {"pad_rows": True}
 
@@ -81,10 +81,11 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
     put("data1", "other")
     write(tmp_path / "b.jsonl", [{"text": "third"}])
     write(tmp_path / "README.md", "not data")
-    bracket, star = put("data[1]", "mine"), put("a*", "second")
+    bracket, star, colons = put("data[1]", "mine"), put("a*", "second"), put("a:b:c", "2b")
+    assert load(colons) == [{"text": "2b"}]
     assert load(bracket) == [{"text": "mine"}]
     assert load(star) == [{"text": "second"}]
-    assert [row["text"] for row in load(tmp_path)] == ["second", "third", "other", "mine"]
+    assert [row["text"] for row in load(tmp_path)] == ["second", "2b", "third", "other", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +109,6 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
 def test_rows_with_nothing_to_score_are_left_out_with_a_warning(tmp_path, name, content, kept, found):
     with pytest.warns(UserWarning, match=found):
         assert load(write(tmp_path / name, content)) == [kept]
-
-
-def test_built_in_texts_are_found_by_name(monkeypatch):
-    module = type("Module", (), {"two": staticmethod(lambda: ["one", "two"])})
-    monkeypatch.setitem(sources.BUILT_IN, "two-texts", "texts_for_this_test:two")
-    monkeypatch.setattr(sources, "import_module", lambda name: module)
-    assert load("two-texts") == [{"text": "one"}, {"text": "two"}]
 
 
 @pytest.mark.parametrize(
@@ -215,27 +209,11 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "name", "config", "split"),
-    [
-        ("org/name", "org/name", None, None),
-        ("org/name:config:train[:5%]", "org/name", "config", "train[:5%]"),
-        ("name::test", "name", None, "test"),
-        ("missing:1.txt", "missing:1.txt", None, None),
-        ("a:b:c", "a:b:c", None, None),
-    ],
-)
-def test_source_is_a_name_a_configuration_and_a_split(tmp_path, monkeypatch, source, name, config, split):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a:b:c").mkdir()
-    assert parse_source(source) == (name, config, split, None)
-    assert parse_source(source).is_local == (not name.startswith(("org", "name")) and name != "c")
-
-
-@pytest.mark.parametrize(
     ("source", "named"),
     [
         ("a.txt::train", "without ::train"),
         ("numpy-docs::train", "without ::train"),
+        ("missing:1.txt", "missing:1.txt"),
         ("wikitext", "no split train; it has test"),
         ("numpy-doc", "'numpy-docs'"),
         ("./trian.jsonl", "similar: train.jsonl"),

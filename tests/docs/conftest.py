@@ -24,16 +24,6 @@ methods:
 
 
 @pytest.fixture(scope="session")
-def qpeft_cli():
-    """Call the command line in this process, as `qpeft_cli(["plan", "--model", ...])`."""
-    from typer.testing import CliRunner
-
-    from qpeft_lab.cli.app import build
-
-    return lambda arguments: CliRunner().invoke(build(), arguments, prog_name="qpeft")
-
-
-@pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory, qpeft_cli):
     """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but do not create."""
     import numpy as np
@@ -61,8 +51,8 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     for name, some in (("pairs.csv", pairs), ("few-pairs.csv", pairs[:4])):
         (folder / name).write_text("prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some))
     (folder / "mrpc-files").mkdir()
-    for name, (one, other) in (*((split, ("sentence1", "sentence2")) for split in ("train", "validation")),):
-        made = [{one: f"{name} {n}", other: f"{name} {n % 5}", "label": n % 2} for n in range(40)]
+    for name in ("train", "validation"):
+        made = [{"sentence1": f"{name} {n}", "sentence2": f"{name} {n % 5}", "label": n % 2} for n in range(40)]
         (folder / "mrpc-files" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
 
@@ -85,7 +75,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
             )
 
     given = ["--model", "embedded", "--data", str(folder / "docs.jsonl"), "--r", "4", "--steps", "2", "--seq-len", "64"]
-    done = qpeft_cli(["train", *given, "--out", str(folder / "run")])
+    done = qpeft_cli("train", *given, "--out", str(folder / "run"))
     assert done.exit_code == 0, done.output
     shutil.copytree(folder / "run" / "exported", folder / "my-adapter")
     return folder

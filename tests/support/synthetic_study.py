@@ -12,7 +12,7 @@ from typing import Any
 
 from qpeft_lab.compare.report import write_all
 from qpeft_lab.compare.rows import ROWS, Row, cell_id
-from qpeft_lab.compare.summary import Summary, load
+from qpeft_lab.compare.summary import load
 
 SEEDS = [0, 1, 2, 3, 4]
 STEPS = 200
@@ -101,10 +101,6 @@ def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def summary_of(folder: Path) -> Summary:
-    return load(folder)
 
 
 def write_report_of(folder: Path) -> Path:

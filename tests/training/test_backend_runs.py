@@ -31,9 +31,6 @@ class Unreliable(ExactBackend):
         return super().run(ansatz, angles, shots, seed)
 
 
-device = Unreliable()
-
-
 def make(n_qubits):
     assert n_qubits == 5
     return Unreliable()
@@ -118,8 +115,6 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
     [
         ({"backend": "exact", "noise": 0.1}, "noise"),
         ({"backend": "qiskit:aer", "shots": 100, "noise": 0.1}, "does not simulate noise"),
-        ({"backend": "nowhere.py:device"}, "nowhere.py"),
-        ({"backend": "{device}:absent"}, "absent"),
         ({"backend": "{device}:broken"}, "RuntimeError: no credentials"),
         ({"backend": "{device}:text"}, "lightning.qubit"),
     ],

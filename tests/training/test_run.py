@@ -145,6 +145,7 @@ BAD = [
     ({"method": "prefix"}, ConfigError, "10 virtual tokens"),
     ({"report_to": ["nowhere"]}, ConfigError, "nowhere"),
     ({"method_settings": {"r": "eight"}}, ConfigError, "str"),
+    ({"method": "qpa", "method_settings": {"hiden": [6]}}, ConfigError, "hidden"),
     ({"method_settings": {"task_type": "SEQ_CLS"}}, ConfigError, "task_type"),
     ({"method_settings": {"trainable_token_indices": [2**31]}}, ConfigError, "2147483648"),
     ({"method": "full", "method_settings": {"r": 4}}, ConfigError, "r"),
