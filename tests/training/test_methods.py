@@ -19,6 +19,7 @@ from qpeft_lab import RunSettings, train
 from qpeft_lab.method_records import lab_record
 from qpeft_lab.training.initial import TokensConfig
 from qpeft_lab.training.methods import build_adapter
+from qpeft_lab.training.outputs import count_trainable
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -52,6 +53,22 @@ def test_methods_declare_config_defaults_presets_and_every_seed(key):
 
 # a layer of width 16: c_attn 16x48, attn.c_proj 16x16, c_fc 16x64, mlp.c_proj 64x16
 WIDTHS = 2 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [
+        ("lora", 8 * WIDTHS),
+        ("dora", 8 * WIDTHS + 2 * (48 + 16 + 64 + 16)),
+        ("ia3", 2 * (48 + 64)),
+        ("vera", 2 * (4 * 256 + 48 + 16 + 64 + 16)),
+        ("prefix", 2 * 10 * 16 * 2),
+        ("full", None),
+    ],
+)
+def test_stock_methods_train_the_expected_parameters(tiny_model, method, trainable):
+    model = build(tiny_model, method)
+    assert count_trainable(model) == (trainable or sum(p.numel() for p in model.parameters()))
 
 
 @pytest.mark.parametrize("method", ["lora", "qpa", "sora"])
