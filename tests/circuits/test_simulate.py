@@ -10,14 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits import ANSATZE
+from circuits import ANSATZE, by_pennylane
 from qpeft.circuits import (
     Ansatz,
     Gate,
     exact_probabilities,
     register_ansatz,
     simulate,
-    to_pennylane,
     two_design_columns,
 )
 from qpeft.circuits.reference import gate_evolve
@@ -46,19 +45,10 @@ def value_and_gradient(run, angles, weights):
 @every_ansatz
 @pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 2), (2, 3), (3, 2), (4, 8), (5, 2), (7, 1), (9, 2), (10, 3)])
 def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers):
-    qml = pytest.importorskip("pennylane")
     ansatz = Ansatz(name, n_qubits, n_layers)
-    queue = to_pennylane(ansatz)
-
-    @qml.qnode(qml.device("default.qubit", wires=n_qubits), interface="torch", diff_method="backprop")
-    def theirs(angles):
-        queue(angles)
-        return qml.probs(wires=range(n_qubits))
-
     angles, weights = random_angles(ansatz), torch.randn(2**n_qubits, dtype=torch.float64)
-    found, expected = (
-        value_and_gradient(run, angles, weights) for run in (partial(exact_probabilities, ansatz), theirs)
-    )
+    runs = partial(exact_probabilities, ansatz), by_pennylane(ansatz)
+    found, expected = (value_and_gradient(run, angles, weights) for run in runs)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import get_peft_model
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 from transformers import Trainer, TrainerCallback
 
 import qpeft
@@ -46,6 +47,14 @@ def test_schedule_that_cannot_be_evaluated_in_advance_needs_sparse_lambda():
     with pytest.raises(ConfigError, match="sparse_lambda"):
         on(tiny())
     assert on(tiny(sparse_lambda=0.5)) == 0.5
+
+
+def test_lambda_under_accelerate():
+    model = tiny(shrink_budget=0.1)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    schedule = LambdaLR(optimiser, lambda step: 1 - step / 4)
+    attach(*Accelerator(cpu=True).prepare(optimiser, model), steps=4, schedule=Accelerator(cpu=True).prepare(schedule))
+    assert model.peft_config["default"].sora_lambda == pytest.approx(0.1 / (0.05 * 2.5))
 
 
 @pytest.mark.parametrize("fused", [False, True])

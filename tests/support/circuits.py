@@ -3,8 +3,10 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
+from qpeft.circuits import to_pennylane
 from qpeft.circuits.reference import gate_evolve, gate_probabilities
 
 ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
@@ -18,6 +20,19 @@ def random_angles(ansatz, *batch, seed=0, scale=math.pi):
 def exact(ansatz, angles):
     """Probabilities (B, D) by the gate-by-gate simulator, from an array (B, *angle_shape)."""
     return np.stack([gate_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
+
+
+def by_pennylane(ansatz):
+    """Its probabilities as a function of the angles, by PennyLane's simulator and autograd."""
+    qml = pytest.importorskip("pennylane")
+    queue = to_pennylane(ansatz)
+
+    @qml.qnode(qml.device("default.qubit", wires=ansatz.n_qubits), interface="torch", diff_method="backprop")
+    def run(angles):
+        queue(angles)
+        return qml.probs(wires=range(ansatz.n_qubits))
+
+    return run
 
 
 def dense_two_design(angles, n_qubits, n_layers, signs=None):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from qpeft.circuits import Ansatz, probabilities, to_pennylane
+from circuits import by_pennylane
+from qpeft.circuits import Ansatz, probabilities
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
@@ -19,18 +20,6 @@ from qpeft.methods.qpa.settings import QPAGeneratorConfig
 def make(m, **settings):
     config = QPAGeneratorConfig(**{"n_layers": 3, "init_mode": "raw", **settings})
     return QPAGenerator(config, torch.zeros(m), SeededInit(0)).double()
-
-
-def by_pennylane(ansatz):
-    qml = pytest.importorskip("pennylane")
-    queue = to_pennylane(ansatz)
-
-    @qml.qnode(qml.device("default.qubit", wires=ansatz.n_qubits), interface="torch", diff_method="backprop")
-    def run(angles):
-        queue(angles)
-        return qml.probs(wires=range(ansatz.n_qubits))
-
-    return run
 
 
 @pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
