@@ -79,7 +79,7 @@ def run(method, out):
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
         model.save_pretrained(out / method, state_dict=state)
-        if method in GENERATED:
+        if method in GENERATED or method == "sora":
             model.save_pretrained(out / f"{method}_directly")
             qpeft.save(model, out / f"{method}_by_save")
             qpeft.export(model, out / f"{method}_exported")
