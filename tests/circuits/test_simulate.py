@@ -17,7 +17,6 @@ from qpeft.circuits import (
     exact_probabilities,
     register_ansatz,
     simulate,
-    two_design_columns,
 )
 from qpeft.circuits.reference import gate_evolve
 from qpeft.circuits.simulate import basis_states, compiled, evolve
@@ -140,14 +139,6 @@ def test_repeated_and_batched_evaluations(name, large, monkeypatch):
 
 
 # -- other descriptions of the same circuits
-
-
-def test_two_design_is_pennylanes():
-    qml = pytest.importorskip("pennylane")
-    angles = 0.1 * torch.arange(1, 1 + Ansatz("two_design", 5, 2).n_angles, dtype=torch.float64)
-    first, layers = angles[:5], angles[5:].view(2, 4, 2)
-    theirs = qml.matrix(qml.SimplifiedTwoDesign(first, layers, wires=range(5)), wire_order=range(5)).real
-    torch.testing.assert_close(two_design_columns(angles, 5, 2, range(32)), theirs, rtol=0, atol=1e-10)
 
 
 def test_efficient_su2_is_qiskits():

@@ -88,7 +88,6 @@ def test_registered_method_is_found_by_key_and_planned(own, llama):
     assert methods.get("nola") is own.METHOD
     with pytest.raises(ConfigError, match="unknown method 'nolla'; did you mean 'nola'"):
         methods.get("nolla")
-    methods.register(own.METHOD)  # the same again
     with pytest.raises(ConfigError, match="there is already the method 'lora'"):
         methods.register(replace(own.METHOD, key="lora"))
     plan = qpeft.plan(llama, config(own))
