@@ -9,23 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits import gate_amplitude_probabilities, gate_expectations
-from qpeft.circuits import (
-    Ansatz,
-    amplitude,
-    amplitude_expectations,
-    amplitude_probabilities,
-    amplitude_qubits,
-    simulate,
-)
+from circuits import gate_expectations
+from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, amplitude_qubits, simulate
 
 ANSATZE = ("square", "qaa", "rxyz")
-READOUTS = {
-    "z": (amplitude_expectations, gate_expectations),
-    "probs": (amplitude_probabilities, gate_amplitude_probabilities),
-}
 every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
-every_readout = pytest.mark.parametrize("readout", READOUTS)
+every_depth = pytest.mark.parametrize("n_layers", [1, 2])  # one layer of "square" has a kernel of its own
 widths = [(n, d) for n in range(1, 7) for d in (2**n, 2**n - 1) if amplitude_qubits(d) == n] + [(1, 1)]
 
 
@@ -43,7 +32,7 @@ def close(found, expected, tolerance=1e-12):
 
 
 @lru_cache
-def pennylane(circuit, readout):
+def pennylane(circuit):
     wires, rotations = range(circuit.n_qubits), {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ}
 
     @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method="backprop")
@@ -54,19 +43,18 @@ def pennylane(circuit, readout):
                 qml.CNOT(gate.wires)
             else:
                 rotations[gate.name](angles[gate.slot], gate.wires[0])
-        return [qml.expval(qml.PauliZ(wire)) for wire in wires] if readout == "z" else qml.probs(wires)
+        return [qml.expval(qml.PauliZ(wire)) for wire in wires]
 
-    return lambda x, angles: torch.stack(run(x, angles), -1) if readout == "z" else run(x, angles)
+    return lambda x, angles: torch.stack(run(x, angles), -1)
 
 
 @every_ansatz
-@every_readout
-@pytest.mark.parametrize("n_layers", [1, 2])
+@every_depth
 @pytest.mark.parametrize(("n_qubits", "width"), widths)
-def test_values_and_gradients_equal_those_of_pennylane(ansatz, readout, n_layers, n_qubits, width):
+def test_values_and_gradients_equal_those_of_pennylane(ansatz, n_layers, n_qubits, width):
     x, angles, circuit = problem(ansatz, n_layers, width)
-    found = READOUTS[readout][0](x, angles, ansatz)
-    expected = pennylane(circuit, readout)(x, angles)
+    found = amplitude_expectations(x, angles, ansatz)
+    expected = pennylane(circuit)(x, angles)
     close(found, expected)
     weights = torch.randn_like(found)
     gradients = torch.autograd.grad(found, (x, angles), weights)
@@ -77,7 +65,6 @@ def test_values_and_gradients_equal_those_of_pennylane(ansatz, readout, n_layers
 @settings(max_examples=40)
 @given(
     st.sampled_from(ANSATZE),
-    st.sampled_from(list(READOUTS)),
     st.integers(1, 3),
     st.integers(1, 300),
     st.integers(1, 9),
@@ -85,30 +72,24 @@ def test_values_and_gradients_equal_those_of_pennylane(ansatz, readout, n_layers
     st.sampled_from([1, 4, 128]),
     st.integers(0, 2**31),
 )
-def test_groups_and_chunks_of_any_size_agree_with_the_gates(
-    ansatz, readout, n_layers, width, tokens, group, chunk, seed
-):
+def test_groups_and_chunks_of_any_size_agree_with_the_gates(ansatz, n_layers, width, tokens, group, chunk, seed):
     for tables in (amplitude._rotations, simulate._compiled):
         tables.cache_clear()
     x, angles, circuit = problem(ansatz, n_layers, width, tokens, seed)
-    fast, slow = READOUTS[readout]
-    expected = slow(circuit, angles, x)
+    expected = gate_expectations(circuit, angles, x)
     weights = torch.randn_like(expected)
     of_slow = torch.autograd.grad(expected, (x, angles), weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulate, "_GROUP", group)
         patch.setattr(amplitude, "_CHUNK", 1)
         patch.setattr(amplitude, "_TOKENS", chunk)
-        found = fast(x, angles, ansatz)
+        found = amplitude_expectations(x, angles, ansatz)
         of_fast = torch.autograd.grad(found, (x, angles), weights)
-        single = fast(x.detach().float(), angles.detach().float(), ansatz)
+        single = amplitude_expectations(x.detach().float(), angles.detach().float(), ansatz)
     close(found, expected)
     close(of_fast[1], of_slow[1], 1e-11)
     close(of_fast[0], of_slow[0], 1e-11 / min(1, x.detach().norm(dim=1).min().item()))
     close(single.double(), expected.detach(), 1e-5)
-
-
-every_read = pytest.mark.parametrize("read", [amplitude_expectations, amplitude_probabilities])
 
 
 def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
@@ -121,13 +102,12 @@ def test_qubits_of_a_width(width, expected):
     assert amplitude_qubits(width) == expected
 
 
-@every_read
 @every_ansatz
 @pytest.mark.parametrize(("width", "n_layers"), [(5, 1), (5, 2), (200, 1)])
-def test_input_of_zeros_has_zero_features_and_gradients(read, ansatz, width, n_layers):
+def test_input_of_zeros_has_zero_features_and_gradients(ansatz, width, n_layers):
     x = torch.zeros(2, width, requires_grad=True)
     angles = random_angles(ansatz, width, n_layers, torch.float32).requires_grad_()
-    found = read(x, angles, ansatz)
+    found = amplitude_expectations(x, angles, ansatz)
     found.sum().backward()
     assert not found.any()
     assert not x.grad.any()
@@ -145,28 +125,28 @@ def test_tiny_input_is_divided_by_the_smallest_norm(ansatz):
     torch.testing.assert_close((tiny.grad * tiny).sum(), 2 * found.sum(), rtol=1e-9, atol=0)
 
 
-@every_read
+@every_depth
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nonfinite_values_affect_only_their_token(read, bad):
-    x, angles = torch.randn(3, 5), random_angles("square", 5, dtype=torch.float32)
-    clean = read(x, angles)
+def test_nonfinite_values_affect_only_their_token(n_layers, bad):
+    x, angles = torch.randn(3, 5), random_angles("square", 5, n_layers, torch.float32)
+    clean = amplitude_expectations(x, angles)
     x[1, 2] = bad
-    found = read(x, angles)
+    found = amplitude_expectations(x, angles)
     assert found[1].isnan().all()
     assert torch.equal(found[[0, 2]], clean[[0, 2]])
 
 
-@every_read
-def test_shapes_of_inputs_and_results(read):
-    angles = random_angles("square", 6)
+@every_depth
+def test_shapes_of_inputs_and_results(n_layers):
+    angles = random_angles("square", 6, n_layers)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
-    found = read(x, angles)
-    assert found.shape == (2, 3, 3 if read is amplitude_expectations else 8)
+    found = amplitude_expectations(x, angles)
+    assert found.shape == (2, 3, 3)
     assert found.is_contiguous()
-    torch.testing.assert_close(read(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12)
-    assert torch.equal(read(x.mT.contiguous().mT, angles), found)
+    torch.testing.assert_close(amplitude_expectations(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12)
+    assert torch.equal(amplitude_expectations(x.mT.contiguous().mT, angles), found)
     none = x[:0].requires_grad_()
-    nothing = read(none, angles)
+    nothing = amplitude_expectations(none, angles)
     nothing.sum().backward()
     assert nothing.shape == (0, *found.shape[1:])
     assert none.grad.shape == none.shape

@@ -9,7 +9,6 @@ import torch
 from qpeft.circuits import (
     Ansatz,
     amplitude_expectations,
-    amplitude_probabilities,
     amplitude_qubits,
     basis_columns,
     count_orthogonal,
@@ -67,8 +66,7 @@ REFUSED = [
 ]
 FOUR, ONE_LAYER = torch.ones(2, 4), torch.ones(1, 3, 2)
 REFUSED += [
-    (read, *rest)
-    for read in (amplitude_expectations, amplitude_probabilities)
+    (amplitude_expectations, *rest)
     for rest in (
         ((FOUR, ONE_LAYER, "ry_ladder"), ConfigError, "'ry_ladder'"),
         ((FOUR, torch.ones(0, 3, 2)), ConfigError, "n_layers.*0"),
@@ -99,17 +97,19 @@ def columns(width, construction):
     return lambda angles: orthogonal_columns(angles, width, 2, [0, 3], construction), shape
 
 
-def of_angles(read, ansatz, n_layers):
+def of_angles(ansatz, n_layers):
     x = torch.linspace(-1, 2, 200).view(4, 50)
-    return lambda angles: read(x, angles, ansatz), Ansatz(ansatz, amplitude_qubits(50), n_layers).angle_shape
+    return lambda angles: amplitude_expectations(x, angles, ansatz), Ansatz(
+        ansatz, amplitude_qubits(50), n_layers
+    ).angle_shape
 
 
-def of_inputs(read, ansatz):
+def of_inputs(ansatz):
     angles = torch.linspace(-1, 2, 18).view(1, 3, 6)
-    return lambda x: read(x, angles[:, : 1 if ansatz == "qaa" else 3], ansatz), (4, 50)
+    return lambda x: amplitude_expectations(x, angles[:, : 1 if ansatz == "qaa" else 3], ansatz), (4, 50)
 
 
-AMPLITUDE = [(read, a) for read in (amplitude_expectations, amplitude_probabilities) for a in ("square", "qaa", "rxyz")]
+AMPLITUDE = ("square", "qaa", "rxyz")
 SIMULATORS = {
     "ladder": (probabilities, (3, 9)),
     "efficient_su2": (partial(exact_probabilities, Ansatz("efficient_su2", 6, 2)), (3, 2, 6)),
@@ -119,8 +119,8 @@ SIMULATORS = {
     "orthogonal, pad": columns(45, "pad"),
     "orthogonal, circuit": columns(64, "auto"),
     **{f"lie, {kind}": (lambda b, kind=kind: lie_columns(b, 4, kind), (30, 2)) for kind in ("exp", "cayley")},
-    **{f"{read.__name__}, {a}, {n}": of_angles(read, a, n) for read, a in AMPLITUDE for n in (1, 2)},
-    **{f"{read.__name__}, {a}, inputs": of_inputs(read, a) for read, a in AMPLITUDE},
+    **{f"{a}, {n}": of_angles(a, n) for a in AMPLITUDE for n in (1, 2)},
+    **{f"{a}, inputs": of_inputs(a) for a in AMPLITUDE},
 }
 
 

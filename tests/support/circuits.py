@@ -56,14 +56,10 @@ def dense_two_design(angles, n_qubits, n_layers, signs=None):
     return u
 
 
-def gate_amplitude_probabilities(ansatz, angles, x):
-    """Probabilities (T, D) after amplitude embedding of x (T, d): padded with zeros, divided by max(||x||, 1e-8)."""
-    padded = torch.nn.functional.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1]))
-    return gate_evolve(ansatz, angles, (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT).abs().square().mT
-
-
 def gate_expectations(ansatz, angles, x):
-    """<Z> of every wire, (T, N), from `gate_amplitude_probabilities`."""
-    p = gate_amplitude_probabilities(ansatz, angles, x).unflatten(-1, (2,) * ansatz.n_qubits)
+    """<Z> of every wire, (T, N), after amplitude embedding of x (T, d): padded with zeros, over max(||x||, 1e-8)."""
+    padded = torch.nn.functional.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1]))
+    p = gate_evolve(ansatz, angles, (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT).abs().square().mT
+    p = p.unflatten(-1, (2,) * ansatz.n_qubits)
     of_wire = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
     return torch.stack([one[:, 0] - one[:, 1] for one in of_wire], -1)

@@ -1,5 +1,4 @@
 from .amplitude import amplitude_expectations as amplitude_expectations
-from .amplitude import amplitude_probabilities as amplitude_probabilities
 from .amplitude import amplitude_qubits as amplitude_qubits
 from .ansatz import Ansatz as Ansatz
 from .ansatz import Gate as Gate

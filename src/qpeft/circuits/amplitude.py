@@ -66,27 +66,16 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     Raises ConfigError for an unknown ansatz, for angles of another shape, dtype or device, for more than 16 qubits, and
     on the CPU for angles that are not finite.
     """
+    circuit = _check(x, angles, ansatz)
     with torch.autocast(x.device.type, enabled=False):
         if ansatz == "square" and len(angles) == 1:
-            _check(x, angles, ansatz)
             return _default_expectations(x, angles[0])
-        p = amplitude_probabilities(x, angles, ansatz)
-        return p @ _z_signs(angles.shape[-1], False, p.dtype, p.device).mT
-
-
-def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
-    """Probabilities ``|psi_j|^2`` of the basis states, (..., 2**N).
-
-    `x` (..., d), `angles` (L, blocks, N), `ansatz`, dtypes and gradients are those of `amplitude_expectations`. Raises
-    what that raises.
-    """
-    circuit = _check(x, angles, ansatz)
-    program = compiled(circuit, angles.dtype, angles.device)
-    found = [
-        squared(evolve(angles.reshape(1, -1), program, _embedded(rows, circuit.n_qubits)[None])[0])
-        for rows in _chunks(x, circuit.n_qubits)
-    ]
-    return torch.cat(found).view(*x.shape[:-1], 2**circuit.n_qubits)
+        program = compiled(circuit, angles.dtype, angles.device)
+        signs, found = _z_signs(circuit.n_qubits, False, angles.dtype, angles.device).mT, []
+        for rows in _chunks(x, circuit.n_qubits):
+            psi = evolve(angles.reshape(1, -1), program, _embedded(rows, circuit.n_qubits)[None])[0]
+            found.append(squared(psi) @ signs)
+    return torch.cat(found).view(*x.shape[:-1], circuit.n_qubits)
 
 
 def _chunks(x: Tensor, n_qubits: int) -> tuple[Tensor, ...]:

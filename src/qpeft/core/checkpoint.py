@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Set
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -161,13 +161,15 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
         found = set(file.keys())
     # the tensors of generators were checked when they were loaded: a file may have a hash instead of frames
     generated = {key for key in wanted | found if key.startswith("base_model.qpeft_generator.")}
-    missing = sorted(wanted - found - generated)
-    surplus = sorted(found - wanted - generated - model.state_dict().keys())
+    _check_names(str(folder), found - generated - (model.state_dict().keys() - wanted), wanted - generated)
+
+
+def _check_names(what: str, found: Set[str], expected: Set[str]) -> None:
+    missing, surplus = sorted(expected - found), sorted(found - expected)
     if missing or surplus:
         raise CheckpointError(
-            f"{folder} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown "
-            f"{surplus[:3] or 'nothing'}; {WEIGHTS} or {CONFIG} is damaged, or for another base "
-            "model"
+            f"{what} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown "
+            f"{surplus[:3] or 'nothing'}; it is damaged, or was written for another base model or with other settings"
         )
 
 
@@ -184,12 +186,7 @@ def find_not_finite(model: Any, name: str) -> str | None:
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Raise CheckpointError unless `found` has the names, shapes and fingerprint of `expected`, and is finite."""
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or surplus:
-        raise CheckpointError(
-            f"the checkpoint does not contain this adapter: missing {missing or 'nothing'}, "
-            f"unknown {surplus or 'nothing'}; it is damaged or was written with other settings"
-        )
+    _check_names("the checkpoint", found.keys(), expected.keys())
     for name, value in expected.items():
         if found[name].shape != value.shape:
             raise CheckpointError(
@@ -202,14 +199,3 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
             raise CheckpointError(f"the checkpoint has other initial values or settings; {_OTHER}")
         if not torch.isfinite(found[name].to(value.dtype)).all():  # a float64 value may be infinite in float32
             raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
-
-
-def check_adapter(tuner: Any, model: Any, adapter_name: str, found: dict[str, Tensor]) -> None:
-    """`check_tensors` for the tensors `found`, by their name in `model`, of an adapter of the class `tuner`.
-
-    Without it PEFT silently leaves tensors that the file lacks at their initial values.
-    """
-    present = model.state_dict()
-    mine = _filter_state_dict_by_key_prefixes(present, _get_tuner_state_dict_key_prefixes(model, adapter_name))
-    expected = tuner._get_adapter_state_dict(model, model.peft_config[adapter_name], adapter_name, mine, [])
-    check_tensors({k: v for k, v in found.items() if k in expected or k not in present}, expected)

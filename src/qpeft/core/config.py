@@ -139,8 +139,11 @@ def check_seal(folder: Path, expected: str | None) -> None:
 
 @dataclass
 class OwnTunerConfig(AdapterConfig):
-    """The config of an `OwnTuner`, with PEFT's fields that choose modules; a subclass defines `target_modules`."""
+    """The config of an `OwnTuner`, with PEFT's fields that choose modules."""
 
+    target_modules: Collection[str] | str | None = option(
+        None, "Modules to adapt: ends of names, a pattern of whole names, or all-linear. Default: the method's choice."
+    )
     exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
     modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
     layers_to_transform: list[int] | int | None = option(None, "Numbers of the layers to adapt. Default: all.")

@@ -166,10 +166,6 @@ class Generators(nn.ModuleDict):
 
     # -- the stock adapter
 
-    def count_deployed(self, model: Any) -> int:
-        """Parameters needed at inference, in addition to the base; `model` is the PeftModel."""
-        return self.count_generated() + count_trainable(model) - count_trainable(self)
-
     def count_generated(self) -> int:
         """Generated parameters, without those that an export leaves out."""
         return sum(sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values())

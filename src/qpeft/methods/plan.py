@@ -189,7 +189,7 @@ def _adapt(model: nn.Module, config: Any) -> Any:
 def count_deployed(adapted: Any) -> int:
     """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of its encoder."""
     if (holder := holder_of(adapted)) is not None:
-        return holder.count_deployed(adapted)
+        return holder.count_generated() + count_trainable(adapted) - count_trainable(holder)
     return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
 
 

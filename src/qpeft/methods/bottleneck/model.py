@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpeft.checks import option
 from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
@@ -35,7 +33,9 @@ _FEED_FORWARD = ("mlp", "DenseReluDense", r".*\.layer\.\d+\.output\.dense", "fc2
 
 @dataclass
 class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
-    """The feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
+    """The feed-forward adapter of modules, by default of the feed-forward block of each layer.
+
+    It has 2 d b + b + d parameters for each target module of width d.
 
     Example::
 
@@ -44,12 +44,6 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
     Raises:
         ConfigError: a setting is out of range.
     """
-
-    target_modules: Collection[str] | str | None = option(
-        None,
-        "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "
-        "Default: the feed-forward block of each layer.",
-    )
 
     def __post_init__(self) -> None:
         OwnTunerConfig.__post_init__(self)

@@ -11,7 +11,7 @@ can be neither merged nor exported.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -20,7 +20,6 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qpeft.checks import option
 from qpeft.circuits import amplitude_qubits
 from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
@@ -38,7 +37,9 @@ _QUERY_VALUE = [list[str](names.split()) for names in f"{_NAMES}, qkv, Wqkv, in_
 
 @dataclass
 class QAAConfig(QAASettings, OwnTunerConfig):
-    """QAA; angles, (features) x (outputs) and (outputs) parameters for each target module.
+    """QAA of linear maps, by default the query and value projections.
+
+    Each has angles, (features) x (outputs) and (outputs) parameters.
 
     Example::
 
@@ -47,12 +48,6 @@ class QAAConfig(QAASettings, OwnTunerConfig):
     Raises:
         ConfigError: a setting is out of range.
     """
-
-    target_modules: Collection[str] | str | None = option(
-        None,
-        "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
-        "Default: the query and value projections.",
-    )
 
     def __post_init__(self) -> None:
         OwnTunerConfig.__post_init__(self)
