@@ -66,7 +66,14 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     Raises ConfigError for an unknown ansatz, for angles of another shape, dtype or device, for more than 16 qubits, and
     on the CPU for angles that are not finite.
     """
-    circuit = _check(x, angles, ansatz)
+    if ansatz not in AMPLITUDE_ANSATZE:
+        raise ConfigError(f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}")
+    width = x.shape[-1] if x.ndim else 0
+    circuit = Ansatz(ansatz, amplitude_qubits(width), len(angles))
+    check_tensor(angles, circuit.angle_shape, f"{ansatz} on inputs of width {width}", batched=False)
+    if (x.dtype, x.device) != (angles.dtype, angles.device):
+        kinds = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in (x, angles))
+        raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
     with torch.autocast(x.device.type, enabled=False):
         if ansatz == "square" and len(angles) == 1:
             return _default_expectations(x, angles[0])
@@ -95,18 +102,6 @@ def _z_signs(n_qubits: int, behind_ring: bool, dtype: torch.dtype, device: torch
     """(N, 2**N) of +-1: Z of every wire on basis index j, or on R j behind the ring."""
     index = torch.tensor(_ring(n_qubits)) if behind_ring else torch.arange(2**n_qubits)
     return (1 - 2 * (index >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1)).to(device, dtype)
-
-
-def _check(x: Tensor, angles: Tensor, ansatz: str) -> Ansatz:
-    if ansatz not in AMPLITUDE_ANSATZE:
-        raise ConfigError(f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}")
-    width = x.shape[-1] if x.ndim else 0
-    circuit = Ansatz(ansatz, amplitude_qubits(width), len(angles))
-    check_tensor(angles, circuit.angle_shape, f"{ansatz} on inputs of width {width}", batched=False)
-    if (x.dtype, x.device) != (angles.dtype, angles.device):
-        kinds = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in (x, angles))
-        raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
-    return circuit
 
 
 # -- the kernel of the default readout and depth

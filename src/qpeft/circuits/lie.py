@@ -39,7 +39,14 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
     if rank > k:
         raise ConfigError(f"lie_rank={rank} exceeds r={k}: columns would have no effect")
     with torch.autocast(b.device.type, enabled=False):
-        columns = _columns(batch, k, lie_map)
+        b64 = batch.double()
+        eye = torch.eye(k, dtype=b64.dtype, device=b.device).expand(len(b64), -1, -1)
+        head = b64[:, :rank]  # E^T B
+        core = torch.cat([torch.cat([head, -eye[:, :rank, :rank]], 2), torch.cat([b64.mT @ b64, -head.mT], 2)], 1)
+        small = _PHI[lie_map](core, torch.cat([eye[:, :rank], b64[:, :k].mT], 1)).to(b)  # (M, 2K', k)
+        identity = torch.eye(width, k, dtype=b.dtype, device=b.device)
+        lift = torch.nn.functional.pad(small[:, rank:], (0, 0, 0, width - rank))  # E times the lower half
+        columns = identity + batch @ small[:, :rank] - lift
     return columns if b.ndim == 3 else columns[0]
 
 
@@ -55,19 +62,6 @@ def lie_matrix(packed: Tensor, width: int, lie_rank: int) -> Tensor:
     column, row = torch.triu_indices(lie_rank, width, 1, device=packed.device)
     flat = packed.new_zeros(*packed.shape[:-1], lie_rank * width)
     return flat.index_copy(-1, column * width + row, packed).unflatten(-1, (lie_rank, width)).mT
-
-
-def _columns(b: Tensor, k: int, lie_map: str) -> Tensor:
-    """The columns (M, N, k), from the core Y^T X (M, 2K', 2K')."""
-    rank = b.shape[-1]
-    b64 = b.double()
-    eye = torch.eye(k, dtype=b64.dtype, device=b.device).expand(len(b), -1, -1)
-    head = b64[:, :rank]  # E^T B
-    core = torch.cat([torch.cat([head, -eye[:, :rank, :rank]], 2), torch.cat([b64.mT @ b64, -head.mT], 2)], 1)
-    small = _PHI[lie_map](core, torch.cat([eye[:, :rank], b64[:, :k].mT], 1)).to(b)  # (M, 2K', k)
-    identity = torch.eye(b.shape[1], k, dtype=b.dtype, device=b.device)
-    lift = torch.nn.functional.pad(small[:, rank:], (0, 0, 0, b.shape[1] - rank))  # E times the lower half
-    return identity + b @ small[:, :rank] - lift
 
 
 def _exp(core: Tensor, y: Tensor) -> Tensor:
