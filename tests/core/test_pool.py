@@ -230,6 +230,7 @@ def test_request_after_a_failed_forward_pass_has_its_own_adapters(world, after):
         (qpeft.QPAConfig, {"modules_to_save": ["lm_head"]}, True),
         (qpeft.QPAConfig, {"target_modules": ["wte"], "feature_source": "none"}, True),
         (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": "all-linear", "bits": 4}, True),
+        (qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, True),
         (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "ln_1"]}, False),
     ],
 )
@@ -342,7 +343,7 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
     stock = get_peft_model(copy.deepcopy(gpt2), LoraConfig(**LM, r=2, target_modules=["c_attn"]))
     stock.save_pretrained(tmp_path / "stock" / "a")
     for kind in ("attached", "stock"):
-        with pytest.raises(ConfigError, match="QPA and Quantum-PEFT"):
+        with pytest.raises(ConfigError, match="QPA, Quantum-PEFT and SoRA"):
             qpeft.AdapterPool(gpt2, tmp_path / kind)
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(CheckpointError, match="contains no adapter folder"):

@@ -63,10 +63,11 @@ class AdapterPool:
         pool.model.generate(**inputs)
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
-    The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are checked at every request,
-    so a changed adapter is read again. The result of `place` is valid while its adapters are in their slots; after that
-    the model's call raises ConfigError. With several threads, hold a lock of your own from `activate` or `place` to the
-    end of the model's call. Select adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.
+    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and any seeds. Files are checked at every
+    request, so a changed adapter is read again. The result of `place` is valid while its adapters are in their slots;
+    after that the model's call raises ConfigError. With several threads, hold a lock of your own from `activate` or
+    `place` to the end of the model's call. Select adapters with the pool only, not with PEFT's `set_adapter` or
+    `disable_adapter`.
 
     `model` is the base with `capacity` stock adapters, in evaluation mode; `active` is the name given to `activate`.
 
@@ -100,7 +101,7 @@ class AdapterPool:
         first = self.folder / self.names[0]
         content = check_folder(first)
         if not _is_served(kind := content["peft_type"]):
-            raise ConfigError(f"a pool serves compact adapters of QPA and Quantum-PEFT, but {first} is {kind}")
+            raise ConfigError(f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}")
         loaded: Any = load(base, first, frames=frames, allow_other_base=allow_other_base)
         self._settings = _shared(PeftConfig.from_pretrained(str(first)))
         if check_folder(first) != content:
@@ -270,7 +271,7 @@ class AdapterPool:
 def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
     """Why adapters with this config cannot be served in one batch; `base` has no adapter. None: they can."""
     if not _is_served(config.peft_type):
-        return f"AdapterPool serves QPA and Quantum-PEFT, and this is {PeftType(config.peft_type).value}"
+        return f"AdapterPool serves QPA, Quantum-PEFT and SoRA, and this is {PeftType(config.peft_type).value}"
     check_target_modules(base, config := copy.copy(config))  # which names experts as PEFT does
     names = tuple(getattr(config, "modules_to_save", None) or ())
     copies = (module for name, module in base.named_modules() if name.endswith(names))
