@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import warnings
 
 import moe
 import pytest
@@ -72,6 +73,24 @@ def test_another_base_of_equal_shapes_is_heard_once(saved, variant):
             load(tuned(base), folder)
         assert [one.category for one in caught].count(BaseModelWarning) == 1
     qpeft.load(tuned(base), folder, allow_other_base=True)
+
+
+@pytest.mark.parametrize("variant", ["sora", "attached to lora", "attached to a prefix"])
+def test_adapter_that_is_only_read_keeps_its_own_base(saved, tmp_path, variant):
+    base, folder, _ = saved(variant)
+    qpeft.save(qpeft.load(tuned(base), folder, allow_other_base=True), tmp_path / "again")
+    qpeft.load(copy.deepcopy(base), tmp_path / "again")
+    with pytest.warns(BaseModelWarning):
+        qpeft.load(tuned(base), tmp_path / "again")
+
+
+def test_every_adapter_is_heard_under_pythons_own_filters(saved):
+    base, folder, _ = saved("sora")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            qpeft.load(tuned(base), folder)
+    assert [one.category for one in heard].count(BaseModelWarning) == 3
 
 
 @pytest.mark.parametrize("frame", ["gradient", "sign", "weights"])

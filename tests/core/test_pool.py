@@ -220,6 +220,33 @@ def test_request_after_a_failed_forward_pass_has_its_own_adapters(world, after):
     assert len(calls) == 2
 
 
+def test_rows_are_only_those_that_place_returned(pool, ids):
+    for rows in (["slot0", "__base__"], [str(row) for row in pool.place(["user-0", "__base__"])]):
+        with pytest.raises(ConfigError, match="that place returned"):
+            logits_of_rows(pool, rows, ids)
+
+
+def test_calls_inside_a_call_keep_its_adapters(pool, ids):
+    """From a hook of a layer, as a processor of logits in `generate` may do; `pool` has two slots."""
+    rows, inner = pool.place(["user-0", "user-1"]), pool.place(["user-1"])
+    expected = [logits_of_rows(pool, rows, ids), logits_of_rows(pool, inner, ids)]
+    found = []
+
+    def call(*_):
+        handle.remove()
+        found.append(logits_of_rows(pool, inner, ids))
+        for request in (lambda: pool.place(["user-2"]), lambda: pool.activate("user-2")):
+            with pytest.raises(ConfigError, match="running"):
+                request()
+
+    block = pool.model.base_model.model.transformer.h[0]
+    handle = block.register_forward_hook(call)  # later layers follow
+    outer = logits_of_rows(pool, rows, ids)
+    assert torch.equal(outer, expected[0])
+    assert torch.equal(found[0], expected[1])
+    pool.place(["user-2"])
+
+
 # -- kinds of adapters
 
 

@@ -64,7 +64,8 @@ def check_base(config: AdapterConfig, found: str | None, present: str | None, ad
             "qpeft.export and load the exported adapter here"
         )
     if adapter:
-        warnings.warn(BaseModelWarning(f"{adapter} {problem}{_INTENDED}"), stacklevel=2)
+        # without a registry, in which Python would drop the warning of a second adapter with an equal text
+        warnings.warn_explicit(f"{adapter} {problem}{_INTENDED}", BaseModelWarning, __file__, 0, registry={})
     return False
 
 

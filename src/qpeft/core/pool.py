@@ -128,6 +128,7 @@ class AdapterPool:
         tuner = self.model.base_model
         tuner._enable_peft_forward_hooks = partial(self._selecting, tuner._enable_peft_forward_hooks)
         self._switch(BASE)
+        self._used: set[str] = set()  # in a call of the model that is running, whose slots keep their content
         self._held: dict[str, tuple[str, _Stamp]] = {}  # slot and files by name; the least recently used first
 
     @property
@@ -178,19 +179,25 @@ class AdapterPool:
     @contextmanager
     def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
         """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass raises."""
-        for row in options.get("adapter_names") or ():
-            if isinstance(row, _Row) and self._held.get(row.adapter) != (row, row.stamp):
+        rows = [row for row in options.get("adapter_names") or () if row != BASE]
+        for row in rows:
+            if not isinstance(row, _Row):
+                raise ConfigError(f"adapter_names are the list that place returned, or copies of its rows; got {row!r}")
+            if self._held.get(row.adapter) != (row, row.stamp):
                 raise ConfigError(
                     f"adapter '{row.adapter}' was replaced in its slot after these rows were placed; call place again, "
                     "before each call of the model"
                 )
+        used, before = self._used, {key for module in self._modules for key in module._forward_pre_hooks}
+        self._used = used | {row.adapter for row in rows}
         try:
             with select(*args, **options):
                 yield
         finally:
+            self._used = used
             for module in self._modules:
                 for key, hook in list(module._forward_pre_hooks.items()):
-                    if getattr(hook, "func", None) is _adapter_names_pre_forward_hook:
+                    if key not in before and getattr(hook, "func", None) is _adapter_names_pre_forward_hook:
                         del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
 
     def _switch(self, slot: str) -> None:
@@ -209,13 +216,15 @@ class AdapterPool:
         stamp = tuple(n for one in files for n in (one.st_ctime_ns, one.st_size, one.st_ino))
         slot, held = self._held.get(name, (None, ()))
         if slot is None or held != stamp:
+            if name in self._used or not (self._free or slot or self._held.keys() - keep - self._used):
+                raise ConfigError("a call of the model that is running uses the slots; place or activate after it")
             try:
                 tensors = self._read(folder)
                 check_tensors(tensors, self._tensors["slot0"])
             except QpeftError as error:
                 raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
             if slot is None and not self._free:
-                oldest = next(other for other in self._held if other not in keep)
+                oldest = next(other for other in self._held if other not in keep | self._used)
                 self._free.append(self._held.pop(oldest)[0])
             slot = slot or self._free.pop()
             for key, tensor in self._tensors[slot].items():

@@ -158,7 +158,11 @@ def load_attached(
         if not host.is_prompt_learning:
             model.unload()
         raise
-    return model if is_trainable else model.requires_grad_(False)
+    if is_trainable:
+        return model
+    own = model.generators.configs[adapter_name]  # it belongs to the base that it was trained on, not to this one
+    own.base_digest, own.base_model_name_or_path = saved.base_digest, saved.base_model_name_or_path
+    return model.requires_grad_(False)
 
 
 class AttachedTuner(CompactState, BaseTuner):
