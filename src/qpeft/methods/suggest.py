@@ -186,7 +186,7 @@ def suggest(
 def _few_layers(model: Any) -> tuple[int, list[nn.Module]]:
     """The number of layers of `model`, and models like it with one and with two, on which counts take much less time.
 
-    None if it has few layers itself, or if they differ.
+    No models if it has few layers itself, or if they differ.
     """
     found, sizes = [], [sum(p.numel() for p in model.parameters())]
     n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
