@@ -1,7 +1,5 @@
 """The circuit as data, and its drawing; invalid gates or angles of a user are refused before they are used."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -78,15 +76,10 @@ def test_invalid_gates_are_refused(layers, message):
 
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
-def test_every_use_refuses_an_unknown_gate_and_gates_that_change(use):
+def test_every_use_refuses_an_unknown_gate(use):
     use(register([TURNS]))
     with pytest.raises(ConfigError, match=r"'rzz'.* is unknown"):
         use(register([[*TURNS[1:], RZZ]]))
-    kinds = itertools.cycle(["rx", "ry"])
-    ansatz._families.pop("mine")
-    register_ansatz("mine", lambda *_: (1,), lambda *_: [[Gate(next(kinds), (0,), (0,))]])
-    with pytest.raises(ConfigError, match="when they are called again"):
-        use(Ansatz("mine", N_QUBITS, 1))
 
 
 @pytest.mark.parametrize("raised", [KeyError, SystemExit, GeneratorExit])
@@ -106,14 +99,14 @@ def test_invalid_angle_shape_is_refused(shape):
         _ = register([TURNS], shape).angle_shape
 
 
-def test_functions_are_called_twice_for_each_size():
+def test_functions_are_called_once_for_each_size():
     seen = []
     register_ansatz("mine", lambda *size: (N_QUBITS,), lambda *size: [seen.append(size), TURNS][1:])
     mine = Ansatz("mine", N_QUBITS, N_LAYERS)
     for _ in range(3):
         exact_probabilities(mine, torch.zeros(N_QUBITS))
         list(mine.gates())
-    assert seen == [(N_QUBITS, N_LAYERS)] * 2
+    assert seen == [(N_QUBITS, N_LAYERS)]
     with pytest.raises(ConfigError, match="of 0 to 1"):
         list(Ansatz("mine", 2, 1).gates())
     register([[*TURNS[1:], RZZ]])  # registered again under the same name

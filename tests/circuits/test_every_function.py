@@ -49,7 +49,6 @@ REFUSED = [
     (orthogonal_columns, (ELEVEN[:7], 6, 1, range(7), "pad"), ConfigError, "at most 6.*got 7"),
     (orthogonal_columns, (ELEVEN[:9], 6, 1, [0]), ConfigError, r"width 6.*\(11,\)"),
     (orthogonal_columns, (ELEVEN + NAN, 6, 1, [0]), ConfigError, "NaN or Inf"),
-    (basis_columns, ("last", 3, 2), ConfigError, "'last'; choose one of first, spread"),
     (basis_columns, ("first", 2, 5), ConfigError, "1 to 4.*5"),
     (basis_columns, ("spread", 2, 0), ConfigError, "1 to 4.*0"),
     (lie_columns, (torch.zeros(16, 4), 2), ConfigError, "lie_rank=4 exceeds r=2"),

@@ -100,7 +100,7 @@ def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp
 # code that is wrong
 
 ANSATZ = """
-import random, sys
+import sys
 from qpeft.circuits import Gate, register_ansatz
 
 def angle_shape(n_qubits, n_layers):
@@ -118,7 +118,6 @@ WRONG = [
     ("method", "class Own(BaseException): pass\nraise Own"),
     ("ansatz", ANSATZ.format(in_layers="pass", gate="'rzz'")),
     ("ansatz", ANSATZ.format(in_layers="sys.exit(0)", gate="'ry'")),
-    ("ansatz", ANSATZ.format(in_layers="pass", gate="random.choice(('rx', 'ry'))")),
 ]
 
 

@@ -84,13 +84,6 @@ def test_two_active_adapters_have_separate_lambdas():
     assert lambdas == pytest.approx({"default": 0.5, "other": 0.25})
 
 
-def test_sparse_lambda_above_one_warns_only_with_adam():
-    model = tiny(sparse_lambda=1.5)
-    with pytest.warns(UserWarning, match=r"sparse_lambda=1\.5"):
-        attach(torch.optim.AdamW(model.parameters(), weight_decay=0), model)
-    attach(torch.optim.SGD(model.parameters(), lr=0.1), model)  # warnings are errors
-
-
 sgd = torch.optim.SGD
 REFUSED = {  # (model, optimizer, arguments), and what the message names
     "weight decay": (lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.01), {}, {"steps": 5}, "weight_decay"),

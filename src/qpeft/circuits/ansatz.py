@@ -53,8 +53,8 @@ def register_ansatz(
     earlier one, so a notebook cell can be run again.
 
     The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. The first use of a circuit calls the
-    functions twice for each number of qubits and layers, and raises ConfigError for a gate that is not valid, and for
-    results that differ.
+    functions once for each number of qubits and layers, and raises ConfigError for a gate that is not valid. Their
+    results may depend on these numbers alone: an adapter is refused on loading if its gates have changed.
 
     Args:
         name: The name in this process. It must not contain ":", the separator in `--ansatz FILE.py:NAME`.
@@ -246,17 +246,10 @@ _Checked = tuple[tuple[int, ...], tuple[tuple[Gate, ...], ...]]
 def _circuit(ansatz: Ansatz, family: Callable[[int, int], _Circuit]) -> _Checked:
     """Shape and layers of an ansatz. Raises ConfigError if they are not valid."""
     with errors_as(f"{ansatz}: its functions raised", QpeftError):
-        (shape, layers), again = (
-            (shape, tuple(map(tuple, layers)))
-            for shape, layers in (family(ansatz.n_qubits, ansatz.n_layers) for _ in range(2))
-        )
+        shape, layers = family(ansatz.n_qubits, ansatz.n_layers)
+        layers = tuple(map(tuple, layers))
         if problem := _problem(ansatz.n_qubits, shape, [*chain.from_iterable(layers)]):
             raise ConfigError(f"{ansatz}: {problem}")
-    if (shape, layers) != again:
-        raise ConfigError(
-            f"{ansatz}: its functions return something else when they are called again, so an adapter could not be "
-            "loaded; let the result depend on the numbers of qubits and layers alone"
-        )
     return shape, layers
 
 

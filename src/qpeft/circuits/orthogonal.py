@@ -94,7 +94,10 @@ def orthogonal_batches(
         check_tensor(angles, (n_angles,), f"a matrix of width {width} with {n_layers} layers")
         check_rank(len(columns), width, construction)
         n_qubits, is_cut = column_qubits(width, construction), resolve_construction(width, construction) == "pad"
-        states = basis_states(n_qubits, _indices(columns, n_qubits), angles.dtype, angles.device)
+        indices = tuple(map(int, columns))
+        if not indices or not 0 <= min(indices) <= max(indices) < 2**n_qubits:
+            raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(indices)}")
+        states = basis_states(n_qubits, indices, angles.dtype, angles.device)
         jobs.append((angles, 2**n_qubits if is_cut else width, states.expand(len(angles), -1, -1)))
     found = _together([_rows(*job, n_layers) for job in jobs], n_layers, signs)
     return [
@@ -198,13 +201,6 @@ def _cut_to_size(rows: Tensor, width: int) -> Tensor:
     return torch.linalg.solve_triangular(factor, cut.double(), upper=False).to(cut)
 
 
-def _indices(columns: Sequence[int] | Tensor, n_qubits: int) -> tuple[int, ...]:
-    indices = tuple(map(int, columns))
-    if not indices or not 0 <= min(indices) <= max(indices) < 2**n_qubits:
-        raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(indices)}")
-    return indices
-
-
 @cache
 def basis_columns(kind: str, n_qubits: int, k: int) -> tuple[int, ...]:
     """k distinct basis indices.
@@ -214,10 +210,8 @@ def basis_columns(kind: str, n_qubits: int, k: int) -> tuple[int, ...]:
 
         index(j) = sum_i bit(j, i mod b) * 2**i
 
-    Raises ConfigError for an unknown kind and for k outside 1 .. 2**n_qubits.
+    Raises ConfigError for k outside 1 .. 2**n_qubits.
     """
-    if kind not in ("first", "spread"):
-        raise ConfigError(f"unknown columns '{kind}'; choose one of first, spread")
     if not 1 <= k <= 2**n_qubits:
         raise ConfigError(
             f"a circuit on {n_qubits} qubits has {2**n_qubits} columns; choose 1 to {2**n_qubits} of them, got {k}"

@@ -107,11 +107,11 @@ class AdapterConfig(PeftConfig):
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         self.weights_sha256 = file_hash(weights) if weights.is_file() else None
         super().save_pretrained(save_directory, **kwargs)
-        model_card.write_card(Path(save_directory), self.registered())
+        model_card.write_card(Path(save_directory), type(self.to_generator()))
 
-    def registered(self) -> type:
-        """The class whose module must be imported before a folder of this config is loaded."""
-        return type(self)
+    def to_generator(self) -> Any:
+        """The config whose class must be imported before a folder is loaded: this, or that of an attached generator."""
+        return self
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
@@ -171,10 +171,6 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
                 f"this adapter has format version {self.format_version!r}, this qpeft reads {FORMAT_VERSION}; "
                 "load it with the release of qpeft that wrote it"
             )
-
-    def to_generator(self) -> GeneratorConfig:
-        """The configuration of the generator: this config, or that of an attached generator."""
-        return self
 
     def read_files(self, base: nn.Module) -> None:
         """Fill in what a file that the config names determines for `base`; called before the adapter is built."""

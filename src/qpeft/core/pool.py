@@ -99,13 +99,10 @@ class AdapterPool:
         if not self.names:
             raise CheckpointError(f"{self.folder} contains no adapter folder; save one there with qpeft.save")
         first = self.folder / self.names[0]
-        content = check_folder(first)
-        if not _is_served(kind := content["peft_type"]):
+        if not _is_served(kind := check_folder(first)["peft_type"]):
             raise ConfigError(f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}")
         loaded: Any = load(base, first, frames=frames, allow_other_base=allow_other_base)
         self._settings = _shared(PeftConfig.from_pretrained(str(first)))
-        if check_folder(first) != content:
-            raise CheckpointError(f"{first} was replaced while it was read; make the pool again, on a new base model")
         tuner: Any = loaded.base_model
         self._binding = tuner.generators.bindings["default"]
         self._config: Any = tuner.generators.configs["default"]

@@ -211,9 +211,6 @@ class AttachedConfig(GeneratedConfig):
         """The generator's configuration. Raises CheckpointError if the generator is not registered."""
         return generator_config(self.generator_name)(**self.generator)
 
-    def registered(self) -> type:
-        return generator_config(self.generator_name)
-
 
 class AttachedModel(PeftModel if TYPE_CHECKING else object):
     """Mixed in before a PeftModel class by `attach`."""

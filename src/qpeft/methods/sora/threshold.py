@@ -10,7 +10,6 @@ with the gates of an uninterrupted one.
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from qpeft.core.replication import n_processes
-from qpeft.errors import ConfigError, QpeftWarning
+from qpeft.errors import ConfigError
 from qpeft.methods.sora.model import SoRAModel
 
 
@@ -102,10 +101,6 @@ def _group_of(optimizer: Any, gates: set[int]) -> int:
 def _lambda(config: Any, optimizer: Any, group: int, steps: int | None, schedule: Any) -> float:
     """`sparse_lambda`, or `shrink_budget` divided by the sum of the planned learning rates."""
     if config.sparse_lambda is not None:
-        if config.sparse_lambda > 1 and "adam" in type(optimizer).__name__.lower():
-            text = "exceeds 1; with Adam-type optimizers the threshold can outweigh any gradient and remove every rank."
-            # attributed to qpeft, whose warnings the command line shows
-            warnings.warn(QpeftWarning(f"SoRA: sparse_lambda={config.sparse_lambda:.4g} {text}"), stacklevel=1)
         return config.sparse_lambda
     if steps is None:
         raise ConfigError("shrink_budget is distributed over the planned steps: give steps, or sparse_lambda")
