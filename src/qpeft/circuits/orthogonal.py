@@ -203,7 +203,7 @@ def _cut_to_size(rows: Tensor, width: int) -> Tensor:
 
 @cache
 def basis_columns(kind: str, n_qubits: int, k: int) -> tuple[int, ...]:
-    """k distinct basis indices.
+    """k distinct basis indices of the `kind` first or spread.
 
     `first` is 0, ..., k-1. `spread` repeats the b = max(2, ceil(log2 k)) low bits of each column's number over
     all wires, from the least significant on, so that every wire takes both of its states:
