@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -18,7 +19,7 @@ from qpeft_lab.data.text import cut
 from qpeft_lab.demo import corpus
 from qpeft_lab.training.score import evaluate_language_model
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_embedded_base.py"))
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_base.py"))
 TINY = {"width": 16, "layers": 1, "heads": 2, "context": 32, "vocabulary": 320, "passes": 4, "batch": 4}
 DOCS = [f"Return the {i}-th {word} of a sequence.\n\nRaise {i}." for i in range(60) for word in ("item", "line")]
 OTHER = [f"Array number {i}" for i in range(60)]
@@ -79,17 +80,15 @@ def test_any_text_survives_encoding_and_decoding(tokenizer, text):
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("base") / "base"
-    SCRIPT["build"](out, SCRIPT["Recipe"](**TINY), DOCS, OTHER)
-    return out
-
-
-def test_built_model_has_learned_and_is_loaded_without_dropout(built):
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
+def test_built_model_has_learned_and_is_loaded_without_dropout(tmp_path, architecture):
+    built = tmp_path / "base"
+    SCRIPT["build"](built, SCRIPT["Recipe"](architecture, **TINY), {"stdlib": DOCS, "numpy": OTHER})
     model, tokenizer = load_model(str(built)), load_tokenizer(str(built))
     config = json.loads((built / "config.json").read_text())
-    assert [config[key] for key in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "dtype")] == [0.0, 0.0, 0.0, "float16"]
+    assert config["dtype"] == "float16"
+    ids = torch.arange(2, 20)[None]
+    assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
     assert tokenizer.decode(tokenizer(DOCS[3])["input_ids"]) == DOCS[3]
     scores = json.loads((built / "training.json").read_text())["scores"]
     assert scores["stdlib_test"]["loss"] < math.log(320) - 0.1

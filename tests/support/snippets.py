@@ -43,7 +43,7 @@ NOT_RUN = {
     "make ": "creates an environment; CI consists of these targets",
     "pip install": "changes the environment; CI installs the extras",
     "python benchmarks/": "takes minutes or hours; bench, kills and bad_files have tests",
-    "python scripts/build_embedded_base.py": "an hour of training; tests/demo builds a small one",
+    "python scripts/build_base.py": "an hour of training; tests/demo builds a small one",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
     "fully_shard(": "several processes; tests/trainers/test_distributed.py runs it",
     'fsdp="': "several processes; tests/trainers/test_distributed.py runs it",

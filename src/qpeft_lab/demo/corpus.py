@@ -10,12 +10,13 @@ import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from qpeft.errors import DataError
 
 _STDLIB_SKIPPED = frozenset({"test", "tests", "idlelib", "site-packages", "dist-packages"})
-_NUMPY_SKIPPED = frozenset({"tests", "distutils"})  # numpy.distutils repeats the standard library's
+_SKIPPED = frozenset({"tests", "distutils"})  # numpy.distutils repeats the standard library's
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -30,13 +31,16 @@ def stdlib_docs() -> list[str]:
 
 
 def numpy_docs() -> list[str]:
-    """NumPy's docstrings, including those of compiled functions: about 1.7 MB.
+    """NumPy's docstrings, including those of compiled functions: about 1.7 MB. Raises as `package_docs`."""
+    return package_docs("numpy")
 
-    Raises DataError if NumPy has no source files.
-    """
-    spec = importlib.util.find_spec("numpy")  # without importing it
-    root = Path(str(spec and spec.origin)).parent
-    return _distinct(_docstrings(root, _NUMPY_SKIPPED), f"NumPy at {root}")
+
+def package_docs(*names: str) -> list[str]:
+    """The docstrings of installed packages. Raises DataError if they have no source files."""
+    specs = map(importlib.util.find_spec, names)  # without importing them
+    roots = [Path(str(spec and spec.origin)).parent for spec in specs]
+    docs = chain.from_iterable(_docstrings(root, _SKIPPED) for root in roots)
+    return _distinct(docs, f"{', '.join(names)} at {roots[0]}")
 
 
 def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:

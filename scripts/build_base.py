@@ -1,6 +1,8 @@
-"""Train a base model and its tokenizer like those embedded in qpeft.
+"""Train one of the base models of our studies, and its tokenizer, from documentation on this machine.
 
-    python scripts/build_embedded_base.py --out DIR
+    python scripts/build_base.py embedded --out DIR    # like the one that is part of qpeft: an hour
+    python scripts/build_base.py llama10m --out DIR    # 10 million parameters, 4,096 tokens: five hours
+    python scripts/build_base.py bytes1m --out DIR     # 1 million parameters, 256 bytes: an hour
 
 Checkpoints are in DIR.partial, and the same command resumes from the last one. DIR is created at the end.
 """
@@ -8,18 +10,19 @@ Checkpoints are in DIR.partial, and the same command resumes from the last one. 
 import argparse
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
@@ -40,6 +43,7 @@ END, PADDING = "<|endoftext|>", "<|pad|>"  # token 0, which begins and ends a te
 class Recipe:
     """The shape of the model and its training; the defaults are those of the embedded base."""
 
+    architecture: str = "gpt2"
     width: int = 128
     layers: int = 5
     heads: int = 4
@@ -55,25 +59,37 @@ class Recipe:
     seed: int = 0
 
 
-def build(out: Path, recipe: Recipe, stdlib: list[str], numpy: list[str]) -> None:
-    """Train on 90 % of the documents `stdlib`; score their held-out parts and that of `numpy`; write all to `out`."""
+PACKAGES = ("scipy", "sklearn", "pandas", "networkx", "matplotlib", "nltk")  # whose documentation others are trained on
+_OTHER = {"dropout": 0.0, "passes": 1}
+RECIPES: dict[str, Recipe] = {
+    "embedded": Recipe(),
+    "llama10m": Recipe("llama", width=256, layers=10, heads=8, lr=1e-3, **_OTHER),
+    "bytes1m": Recipe("gpt_neox", vocabulary=258, **_OTHER),  # every byte, and two special tokens
+}
+
+
+def build(out: Path, recipe: Recipe, corpora: Mapping[str, list[str]]) -> None:
+    """Train on 90 % of the first corpus; score its held-out parts and those of the others; write all to `out`."""
     if out.exists():
         raise SystemExit(f"{out} exists; name another folder with --out, or remove it")
-    train, validation, test = split(stdlib)
+    name, *_ = corpora
+    train, validation, _ = split(corpora[name])
     tokenizer = train_tokenizer(train, recipe)
     model = pretrain(recipe, _blocks(tokenizer, train, recipe), out.with_name(f"{out.name}.partial"))
-    model.config.resid_pdrop = model.config.embd_pdrop = 0.0  # dropout would be noise when adapters are compared
+    for part in ("resid_pdrop", "embd_pdrop"):
+        if hasattr(model.config, part):
+            setattr(model.config, part, 0.0)  # dropout would be noise when adapters are compared
     with replace_folder(out) as folder:
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        held_out = {"stdlib_validation": validation, "stdlib_test": test, "numpy_test": split(numpy).test}
-        packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+        held_out = {f"{name}_validation": validation, **{f"{key}_test": split(corpora[key]).test for key in corpora}}
+        packages = {package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")}
         facts = {
             "recipe": asdict(recipe),
-            "corpus": {"documents": len(stdlib), "sha256": digest(stdlib)},
+            "corpus": {"documents": len(corpora[name]), "sha256": digest(corpora[name])},
             "versions": {"python": platform.python_version(), **packages},
             "n_parameters": model.num_parameters(),
-            "scores": {name: _score(folder, docs) for name, docs in held_out.items()},
+            "scores": {key: _score(folder, docs) for key, docs in held_out.items()},
         }
         write_json(folder / "training.json", facts)
 
@@ -126,23 +142,9 @@ def train_tokenizer(docs: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
     )
 
 
-def pretrain(recipe: Recipe, blocks: list[dict[str, np.ndarray]], work: Path) -> GPT2LMHeadModel:
+def pretrain(recipe: Recipe, blocks: list[dict[str, np.ndarray]], work: Path) -> Any:
     """A new model trained on `blocks`, or resumed from the last checkpoint in `work`; float32."""
     set_seed(recipe.seed)
-    config = GPT2Config(
-        vocab_size=recipe.vocabulary,
-        n_positions=recipe.context,
-        n_embd=recipe.width,
-        n_layer=recipe.layers,
-        n_head=recipe.heads,
-        resid_pdrop=recipe.dropout,
-        embd_pdrop=recipe.dropout,
-        attn_pdrop=0.0,  # with dropout, CPUs lose the fused attention
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one kernel
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
     steps = recipe.passes * -(-len(blocks) // recipe.batch)
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -155,14 +157,40 @@ def pretrain(recipe: Recipe, blocks: list[dict[str, np.ndarray]], work: Path) ->
         weight_decay=recipe.weight_decay,
         adam_beta2=0.98,
         seed=recipe.seed,
-        save_strategy="epoch",
+        save_steps=200,
         save_total_limit=2,
         use_cpu=True,
         report_to=[],
     )
-    trainer = Trainer(GPT2LMHeadModel(config), arguments, train_dataset=blocks)
+    model = AutoModelForCausalLM.from_config(config_of(recipe))
+    trainer = Trainer(model, arguments, train_dataset=blocks)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
     return trainer.model
+
+
+def config_of(recipe: Recipe) -> PretrainedConfig:
+    """The config of the new model; its output head shares the embedding in GPT-2 only."""
+    usual = {
+        "vocab_size": recipe.vocabulary,
+        "max_position_embeddings": recipe.context,
+        "hidden_size": recipe.width,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 1,
+    }
+    own: dict[str, dict[str, Any]] = {
+        "gpt2": {
+            "resid_pdrop": recipe.dropout,
+            "embd_pdrop": recipe.dropout,
+            "attn_pdrop": 0.0,  # with dropout, CPUs lose the fused attention
+            "activation_function": "gelu_pytorch_tanh",  # GPT-2's own, in one kernel
+        },
+        "llama": {"intermediate_size": recipe.width * 11 // 4, "num_key_value_heads": recipe.heads},
+        "gpt_neox": {"intermediate_size": 4 * recipe.width},
+    }
+    return AutoConfig.for_model(recipe.architecture, **usual, **own[recipe.architecture])
 
 
 def _blocks(tokenizer: PreTrainedTokenizerFast, docs: list[str], recipe: Recipe) -> list[dict[str, np.ndarray]]:
@@ -182,8 +210,12 @@ def _score(folder: Path, docs: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    texts: dict[str, Callable[[], list[str]]] = {"stdlib": corpus.stdlib_docs, "numpy": corpus.numpy_docs}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    out = parser.parse_args().out
+    asked = parser.parse_args()
+    if asked.base != "embedded":
+        texts = {"packages": lambda: corpus.package_docs(*PACKAGES), **texts}
     torch.set_num_threads(1)  # sums depend on the number of threads
-    build(out, Recipe(), corpus.stdlib_docs(), corpus.numpy_docs())
+    build(asked.out, RECIPES[asked.base], {name: read() for name, read in texts.items()})
