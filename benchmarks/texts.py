@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from qpeft.files import write_text
@@ -21,7 +22,7 @@ def divided(text: str, skip: float) -> dict[str, str]:
     """The three parts, by their names."""
     words = re.findall(r"\s*\S+", text)
     ends = [round(len(words) * share) for share in (0, 0.8, 0.9, 0.9 + 0.1 * skip, 1)]
-    train, validation, _, test = ("".join(words[start:end]) for start, end in zip(ends, ends[1:], strict=False))
+    train, validation, _, test = ("".join(words[start:end]) for start, end in pairwise(ends))
     return {"train": train, "validation": validation, "test": test}
 
 
