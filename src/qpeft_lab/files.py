@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,6 @@ from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import UNFINISHED, hidden_folder
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
-_PAUSE = 0.2  # seconds between two attempts to lock a folder
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
 _DISK_FULL = (
     *("no space left on device", "disk quota exceeded", "file too large"),  # the system
@@ -28,45 +26,25 @@ _DISK_FULL = (
 
 @contextmanager
 def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
-    """Create `folder` and lock it against other processes, by its file `.lock`, whose content is not changed.
+    """Create `folder` and lock it against other processes, by its file `.lock`.
 
-    Without effect where the platform or the file system has no locks. Raises ConfigError if another process keeps the
-    folder locked for `patience` seconds.
+    Raises ConfigError if another process keeps the folder locked for `patience` seconds.
     """
+    from filelock import FileLock, Timeout  # which imports asyncio
+
     folder = Path(os.path.realpath(folder))  # a link may name a folder that does not exist yet
     folder.mkdir(parents=True, exist_ok=True)
-    handle, ends = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666), time.monotonic() + patience
+    lock = FileLock(folder / ".lock", timeout=patience)
     try:
-        while not _acquire(handle):
-            if time.monotonic() >= ends:
-                raise ConfigError(
-                    f"another process uses the run folder {folder}; wait until it ends, or choose another"
-                )
-            time.sleep(_PAUSE)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"another process uses the run folder {folder}; wait until it ends, or choose another"
+        ) from error
+    try:
         yield
     finally:
-        os.close(handle)
-
-
-def _acquire(handle: int) -> bool:
-    """Lock the open file; True also where there are no locks."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # a platform or a file system without locks
-        return True
-    return True
-
-
-def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`, but a RecursionError is raised as ValueError, like other invalid JSON."""
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        lock.release()
 
 
 def json_line(value: Any) -> str:
@@ -90,7 +68,7 @@ def read_json_lines(path: Path, is_valid: Callable[[Any], bool], remedy: str) ->
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
         try:
-            found.append(parse_json(line))
+            found.append(json.loads(line))
             if not is_valid(found[-1]):
                 raise ValueError("a field has no valid value")
         except (ValueError, TypeError, KeyError) as error:

@@ -85,13 +85,8 @@ _FROM_DATA = LabRecord(
 )
 _RECORDS = {
     "qpa": LabRecord(presets=("paper", "official"), own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
-    "quantum_peft": LabRecord(
-        classical_values={"family": ("lie", "kronecker", "core")},
-    ),
-    "qaa": LabRecord(
-        report_note="The defaults of QAA are our own choice: the paper's settings are not stated in what we could "
-        "read.",
-    ),
+    "quantum_peft": LabRecord(classical_values={"family": ("lie", "kronecker", "core")}),
+    "qaa": LabRecord(report_note="The defaults of QAA are our own choice: we could not read those of the paper."),
     "sora": LabRecord(uses_param_groups=True),
     "trainable_tokens": LabRecord(check=_refuse_images, calibrate="qpeft_lab.training.initial:choose_tokens"),
     "lora": _FROM_DATA,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from qpeft import methods
 from qpeft.backends import BackendSettings
 from qpeft.checks import MOST, check_fields, option, unknown
-from qpeft.errors import ConfigError, DataError
+from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
@@ -26,12 +27,14 @@ from qpeft_lab.method_records import lab_record
 DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("linear", "cosine", "constant")
 
-# panels of the command line's help
-_OPTIMIZATION = "Optimization"
+# fields by panels of the command line's help
+_optimization = partial(option, panel="Optimization")
 _EVALUATION = "Evaluation and checkpoints"
-_TEXTS = "Texts"
-_COLUMNS = "Columns of the data"
+_evaluation = partial(option, panel=_EVALUATION)
+_texts = partial(option, panel="Texts")
+_column = partial(option, panel="Columns of the data")
 
+_COUNT: Any = {"at_least": 1, "at_most": MOST}
 _STEPS = 500
 _EVALUATED_BLOCKS = 512
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
@@ -47,7 +50,10 @@ class Intervals(NamedTuple):
 
 @dataclass(kw_only=True)
 class RunSettings:
-    """One fine-tuning run; `check()` validates it, and `validated` some of its fields, as from a file."""
+    """One fine-tuning run; `check()` validates it, and `validated` some of its fields, as from a file.
+
+    Raises DataError for an unknown task of GLUE.
+    """
 
     model: str = field(
         metadata={"help": "Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft."}
@@ -87,105 +93,77 @@ class RunSettings:
         "regression also train a new head in full.",
         choices=tuple(TASKS),
     )
-    steps: int | None = option(None, f"Optimizer steps. Default: {_STEPS}.", at_least=1, at_most=MOST)
+    steps: int | None = option(None, f"Optimizer steps. Default: {_STEPS}.", **_COUNT)
     epochs: float | None = option(
         None, "Passes over the training data, instead of a number of steps.", above=0, at_most=MOST
     )
     lr: float = option(1e-3, "Peak learning rate.", above=0)
-    lr_schedule: str = option(
+    lr_schedule: str = _optimization(
         "linear",
         "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays constant.",
         choices=SCHEDULES,
-        panel=_OPTIMIZATION,
     )
-    warmup: float = option(
-        0.06,
-        "Fraction of the steps in which the learning rate increases from 0.",
-        panel=_OPTIMIZATION,
-        at_least=0,
-        below=1,
+    warmup: float = _optimization(
+        0.06, "Fraction of the steps in which the learning rate increases from 0.", at_least=0, below=1
     )
-    batch_size: int = option(8, "Blocks of text, or examples, in one forward pass.", at_least=1, at_most=MOST)
-    gradient_accumulation_steps: int = option(
-        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1, at_most=MOST
-    )
+    batch_size: int = option(8, "Blocks of text, or examples, in one forward pass.", **_COUNT)
+    gradient_accumulation_steps: int = _optimization(1, "Forward passes in one optimizer step.", **_COUNT)
     seq_len: int | None = option(
         None,
         "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
         at_least=2,
         at_most=MOST,
     )
-    weight_decay: float = option(0.0, "Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0)
-    max_grad_norm: float = option(
-        1.0, "Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0
-    )
-    label_smoothing: float = option(
+    weight_decay: float = _optimization(0.0, "Weight decay of AdamW.", at_least=0)
+    max_grad_norm: float = _optimization(1.0, "Clip gradients to this norm; 0 turns clipping off.", at_least=0)
+    label_smoothing: float = _optimization(
         0.0,
         "Train towards this probability spread over all tokens or classes, and the rest on the true one. Scores are "
         "not smoothed.",
-        panel=_OPTIMIZATION,
         at_least=0,
         below=1,
     )
-    seed: int = option(
-        0,
-        "Seed of the adapter's initialization, the data order and dropout.",
-        panel=_OPTIMIZATION,
-        at_least=0,
-        at_most=HIGHEST_SEED,
+    seed: int = _optimization(
+        0, "Seed of the adapter's initialization, the data order and dropout.", at_least=0, at_most=HIGHEST_SEED
     )
-    dtype: str = option(
-        "float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION
+    dtype: str = _optimization("float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES)
+    load_in_4bit: bool = _optimization(
+        False, "Quantize the frozen base to 4 bits (NF4) with bitsandbytes, as QLoRA does."
     )
-    load_in_4bit: bool = option(
-        False, "Quantize the frozen base to 4 bits (NF4) with bitsandbytes, as QLoRA does.", panel=_OPTIMIZATION
+    trust_remote_code: bool = _optimization(
+        False, "Execute Python code that the base model's folder or repository contains."
     )
-    trust_remote_code: bool = option(
-        False, "Execute Python code that the base model's folder or repository contains.", panel=_OPTIMIZATION
-    )
-    gradient_checkpointing: bool = option(
-        False, "Save memory: recompute activations in the backward pass.", panel=_OPTIMIZATION
-    )
-    eval_every: int | None = option(
+    gradient_checkpointing: bool = _optimization(False, "Save memory: recompute activations in the backward pass.")
+    eval_every: int | None = _evaluation(
         None,
         "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
-        panel=_EVALUATION,
-        at_least=1,
-        at_most=MOST,
+        **_COUNT,
     )
-    eval_blocks: int | None = option(
+    eval_blocks: int | None = _evaluation(
         None,
         "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
         "Default: 512 blocks of text, or all examples of a classification.",
-        panel=_EVALUATION,
         at_least=0,
         at_most=MOST,
     )
-    save_every: int | None = option(
-        None,
-        "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
-        panel=_EVALUATION,
-        at_least=1,
-        at_most=MOST,
+    save_every: int | None = _evaluation(
+        None, "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.", **_COUNT
     )
-    pad_rows: bool = option(
+    pad_rows: bool = _texts(
         False,
         "Make every row of text, also an empty one, an example of its own, cut or padded to --seq-len with the "
         "end-of-text token, and score the padding: the protocol of the QPA paper. The rows of a .txt are its lines.",
-        panel=_TEXTS,
     )
-    chat_template: str | None = option(
-        None,
-        "Jinja template for data with messages: chatml, or a file. Default: the one of the tokenizer.",
-        panel=_TEXTS,
+    chat_template: str | None = _texts(
+        None, "Jinja template for data with messages: chatml, or a file. Default: the one of the tokenizer."
     )
-    text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
-    text_pair_column: str | None = option(
-        None, "Column that holds the second text of a pair, for labelled pairs of texts.", panel=_COLUMNS
+    text_column: str = _column("text", "Column that holds the text.")
+    text_pair_column: str | None = _column(
+        None, "Column that holds the second text of a pair, for labelled pairs of texts."
     )
-    label_column: str = option("label", "Column that holds the class or the number.", panel=_COLUMNS)
-    prompt_column: str = option("prompt", "Column that holds the prompt, which is not scored.", panel=_COLUMNS)
-    completion_column: str = option("completion", "Column that holds the answer to the prompt.", panel=_COLUMNS)
+    label_column: str = _column("label", "Column that holds the class or the number.")
+    prompt_column: str = _column("prompt", "Column that holds the prompt, which is not scored.")
+    completion_column: str = _column("completion", "Column that holds the answer to the prompt.")
     report_to: list[str] = option(
         list, "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...", panel=_EVALUATION
     )
@@ -201,7 +179,6 @@ class RunSettings:
 
     def check(self) -> None:
         """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
-        find_glue(self.data)
         for name, value in self._of_glue().items():
             if getattr(self, name) != value:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
@@ -229,20 +206,18 @@ class RunSettings:
 
         Raises ConfigError for an unknown field, with the nearest name, and for a value that is not allowed.
         """
-        known = {f.name: f for f in fields(cls)}
+        known = {f.name: str(f.type) for f in fields(cls)}
+        kinds = {"method": str, "host": str, "method_settings": dict, "backend_settings": dict}
         found = dict(values)
         for name, value in values.items():
             if name not in known:
                 raise ConfigError(unknown("field", name, known))
-            kind = {"method": str, "host": str, "method_settings": dict, "backend_settings": dict}.get(name)
-            if kind is not None and not isinstance(value, kind):
-                raise ConfigError(f"{name} must be a {kind.__name__}, got {value!r}")
-            if "float" in str(known[name].type) and isinstance(value, str):
+            if not isinstance(value, kinds.get(name, object)):
+                raise ConfigError(f"{name} must be a {kinds[name].__name__}, got {value!r}")
+            if "float" in known[name] and isinstance(value, str):
                 with suppress(ValueError):
                     found[name] = float(value)
-        check_fields(
-            SimpleNamespace(**found), cls, skip={"method", "host", *(name for name in known if name not in found)}
-        )
+        check_fields(SimpleNamespace(**found), cls, skip={"method", "host", *(known.keys() - found.keys())})
         return found
 
     @property
@@ -295,11 +270,8 @@ class RunSettings:
 
     def _of_glue(self) -> dict[str, Any]:
         """The fields that a task of GLUE determines."""
-        if isinstance(self.data, str):  # in a damaged file it may be anything
-            with suppress(DataError):  # an unknown one, which `check` reports
-                if (glue := find_glue(self.data)) is not None:
-                    return glue.settings()
-        return {}
+        glue = find_glue(self.data)
+        return {} if glue is None else glue.settings()
 
     def _check_task(self) -> None:
         kind, is_text = TASKS[self.task], self.is_language_model

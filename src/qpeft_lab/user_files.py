@@ -35,18 +35,13 @@ def without_folders(value: Any, name: str = "") -> Any:
     return Path(value).name if is_file(value) or (name == FRAMES and isinstance(value, str)) else value
 
 
-def names_in(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
-    """Each FILE.py:NAME of a run, under `method`, `ansatz` and `backend`: its method, and fields of its settings."""
-    named = {"method": method, "ansatz": settings.get("ansatz"), "backend": backend.get("backend")}
-    return {part: name for part, name in named.items() if is_file(name)}
-
-
 def file_hashes(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files of `names_in`, and of the frame file under `frames`.
+    """SHA-256 of the files of a run, FILE.py:NAME of its method, ansatz and backend, and its frame file.
 
     Raises ConfigError if a file does not exist.
     """
-    found = {part: file_hash(code_path(name)) for part, name in names_in(method, settings, backend).items()}
+    named = {"method": method, "ansatz": settings.get("ansatz"), "backend": backend.get("backend")}
+    found = {part: file_hash(code_path(name)) for part, name in named.items() if is_file(name)}
     if isinstance(frames := settings.get(FRAMES), str):
         path = Path(frames).expanduser()
         if not path.is_file():

@@ -62,7 +62,7 @@ def test_help_shows_at_most_25_options_and_help_all_the_others(name, qpeft_cli):
     hidden = [p for p in LEAVES[name].params if p.hidden]
     assert len(LEAVES[name].params) - len(hidden) + 1 <= SHOWN
     for parameter in LEAVES[name].params:
-        if parameter.param_type_name == "option" and not parameter.name.startswith("not_"):
+        if parameter.param_type_name == "option":
             assert f"{parameter.opts[0]} " in full.stdout
 
 
@@ -76,7 +76,7 @@ class First:
     budget: float | None = field(default=None, metadata=HELP)
     hidden: tuple[int, ...] | None = field(default=None, metadata=HELP)
     names: list[str] | str | None = field(default="all-linear", metadata=HELP)
-    flag: bool = field(default=False, metadata=HELP)
+    flag: bool = field(default=True, metadata=HELP)
     n: int = field(default=8, metadata=HELP)
     out: Path = field(default=Path("run"), metadata=HELP)
     seed: int = field(default=0, metadata=HELP)

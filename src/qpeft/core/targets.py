@@ -159,5 +159,5 @@ def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
             if others := [name for name in names if name != target]:
                 raise TiedWeightError(
                     f"{target} shares its weight with {others[0]}, which merging would change as well; untie an output "
-                    "head with qpeft.untie_lm_head(model)"
+                    "head with qpeft.untie_lm_head(model), or qpeft export --untie"
                 )

@@ -13,7 +13,7 @@ from qpeft.checks import option
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.user_code import is_file
 from qpeft_lab.demo import base_model
-from qpeft_lab.user_files import FRAMES, named_ansatz, names_in
+from qpeft_lab.user_files import FRAMES, named_ansatz
 
 if TYPE_CHECKING:
     from qpeft_lab.training.run_folder import RunFolder
@@ -62,35 +62,33 @@ class Loading:
         folder = next((place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None)
         if folder is None:
             raise CheckpointError(f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder")
-        run, of_run = run_of(folder), {}
-        with suppress(CheckpointError):  # a damaged record is not needed to load the adapter
-            if run is not None and folder.resolve() != run.exported:
-                settings = run.settings()
-                of_run = settings.method_settings
-                self._refuse_unnamed(names_in(settings.method, of_run, {}), path)
         from qpeft.core.checkpoint import check_folder
         from qpeft.core.frame_file import read_frame_file, with_frame_settings
 
+        settings: dict[str, Any] = {}
+        run = run_of(folder)
+        if run is not None and folder.resolve() == run.adapter:
+            with suppress(CheckpointError):  # a damaged record is not needed to load the adapter
+                recorded = run.settings()
+                settings = recorded.method_settings | {"method": recorded.method}
+        for name in ("method", "ansatz"):
+            if is_file(settings.get(name)) and getattr(self, name) is None:  # the folder may be of others
+                raise ConfigError(
+                    f"the adapter at {path} was made with code of a file, which is executed only if you name it; add "
+                    f"--{name} {quote(settings[name])}"
+                )
         if self.frames is not None:
             with_frame_settings(check_folder(folder), folder, self.frames)
-        elif of_run.get(FRAMES):
+        elif settings.get(FRAMES):
             with suppress(InputError):  # it is looked for next to the adapter then
-                read_frame_file(str(of_run[FRAMES]))
+                read_frame_file(str(settings[FRAMES]))
         return folder
-
-    def _refuse_unnamed(self, names: dict[str, str], path: Path) -> None:
-        """Name the options for files that the adapter needs. They are not executed: the folder may be of others."""
-        if options := [f"--{part} {quote(name)}" for part, name in names.items() if getattr(self, part) is None]:
-            raise ConfigError(
-                f"the adapter at {path} was made with code of a file, which is executed only if you name it; add "
-                f"{' '.join(options)}"
-            )
 
     def base(self, folder: Path | None) -> str:
         """The base model: `model`, or the one in the config of the adapter. Raises InputError if there is none."""
         named = self.model or (folder and adapter_config(folder).get("base_model_name_or_path"))
         if not named:
-            raise InputError("no model; pass --model" if folder else "no model; pass --model, --adapter, or both")
+            raise InputError("no base model; pass --model, or an adapter that names one")
         return base_model(str(named))
 
 
@@ -103,9 +101,7 @@ class OptionalAdapter(Loading):
     )
 
     def folder(self) -> Path | None:
-        """The adapter folder, if an adapter is given. Raises ConfigError for a frame file alone."""
-        if self.adapter is None and self.frames is not None:
-            raise ConfigError("--frames is for an adapter; add --adapter, or leave it out")
+        """The adapter folder, if an adapter is given."""
         return None if self.adapter is None else self.find(self.adapter)
 
 

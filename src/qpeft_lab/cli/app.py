@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from qpeft_lab.cli import console
-from qpeft_lab.cli.command import application, exit_code, explain, report
+from qpeft_lab.cli.command import application
 
 COMMANDS = {  # with the lines of `qpeft --help`
     "demo": "Adapt a small language model with LoRA, QPA and Quantum-PEFT, offline.",
@@ -43,9 +43,6 @@ class _Commands(TyperGroup):
         as_json = "--json" in ctx.args  # now: parsing empties the list
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt as error:  # before the command itself runs
-            report(error, explain(error))
-            raise typer.Exit(exit_code(error)) from None
         except Exception as error:
             if as_json and hasattr(error, "format_message"):  # a usage error, whichever click Typer comes with
                 console.print_failure(error, error.format_message(), error.exit_code)  # type: ignore[attr-defined]
@@ -78,7 +75,6 @@ def qpeft(
       qpeft plan --model gpt2 --method qpa --budget 0.5
       qpeft train --model gpt2 --data text.txt --method qpa --out run
       qpeft export run --out my-adapter
-      qpeft diagnose run
       qpeft compare run survey --out survey
     """
     if context.invoked_subcommand is None:

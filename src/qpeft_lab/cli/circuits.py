@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import option
 from qpeft.errors import ConfigError
 from qpeft.user_code import is_file
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import application, command
 from qpeft_lab.cli.console import Answer, line, working
-from qpeft_lab.cli.options import Fields
 from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
@@ -26,32 +25,48 @@ if TYPE_CHECKING:
 class Choice:
     """A circuit: of an ansatz and its size, or of an adapter."""
 
-    ansatz: str = option(
-        "ry_ladder",
-        "ry_ladder is QPA's default, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME is an "
-        "ansatz of your own, which the file registers.",
+    ansatz: str | None = option(
+        None,
+        "ry_ladder, the default, is QPA's; two_design is Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME "
+        "is an ansatz of your own, which the file registers.",
     )
-    n_qubits: int = option(7, "Number of qubits.", at_least=1, at_most=1000)
-    n_layers: int = option(8, "Number of layers.", at_least=1, at_most=10_000)
+    n_qubits: int | None = option(None, "Number of qubits. Default: 7.", at_least=1, at_most=1000)
+    n_layers: int | None = option(None, "Number of layers. Default: 8.", at_least=1, at_most=10_000)
     adapter: Path | None = option(
         None, "Run folder or compact adapter: its circuit with the trained angles, instead of an ansatz.", metavar="DIR"
     )
 
+    def circuit(self) -> tuple[Ansatz, Any]:
+        """The ansatz; and of an adapter the angles, float64 (L, N), of its first circuit, otherwise None."""
+        from qpeft.circuits import Ansatz
 
-Chosen = Annotated[dict[str, Any], Fields(Choice)]
+        if self.adapter is None:
+            return Ansatz(named_ansatz(self.ansatz or "ry_ladder"), self.n_qubits or 7, self.n_layers or 8), None
+        own = self.ansatz if is_file(self.ansatz) else None
+        if self.n_qubits or self.n_layers or self.ansatz != own:
+            raise ConfigError(
+                "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
+                "FILE.py:NAME for an adapter with an ansatz of your own"
+            )
+        with working("Reading the adapter"):
+            from qpeft_lab.diagnose.adapters import Adapter
+
+            found = Adapter(Loading(ansatz=own).find(self.adapter)).circuit()
+        if found is None:
+            raise ConfigError(f"{self.adapter} has no circuit that starts in |0...0>; give another one, or --ansatz")
+        return found.ansatz, found.angles.numpy()
 
 
 @command
-def draw(*, chosen: Chosen) -> Answer:
+def draw(*, choice: Choice) -> Answer:
     """Draw a circuit as text; with an adapter, also list its angles. Rows end at the terminal's width.
 
     Examples:
 
-      qpeft circuits draw --ansatz two_design --n-qubits 5 --n-layers 2
       qpeft circuits draw --ansatz own_ansatz.py:cz_ring --n-qubits 4 --n-layers 2
       qpeft circuits draw --adapter run
     """
-    ansatz, angles = _circuit(chosen)
+    ansatz, angles = choice.circuit()
 
     def show(console: Any) -> None:
         line(console, ansatz.draw(console.width))
@@ -64,25 +79,24 @@ def draw(*, chosen: Chosen) -> Answer:
 
 
 @command
-def count(*, chosen: Chosen) -> Answer:
+def count(*, choice: Choice) -> Answer:
     """Count angles, gates and depth, the number of gates on the longest path.
 
     Examples:
 
       qpeft circuits count
-      qpeft circuits count --ansatz square --n-qubits 10 --n-layers 1 --json
     """
-    ansatz, _ = _circuit(chosen)
-    gates = dict(Counter(gate.name for gate in ansatz.gates()))
-    pairs = sum(len(gate.wires) == 2 for gate in ansatz.gates())
-    counts = {"n_angles": ansatz.n_angles, "gates": gates, "two_qubit_gates": pairs, "depth": depth(ansatz)}
+    ansatz, _ = choice.circuit()
+    gates = list(ansatz.gates())
+    counts = {"n_angles": ansatz.n_angles, "gates": dict(Counter(gate.name for gate in gates))}
+    counts |= {"two_qubit_gates": sum(len(gate.wires) == 2 for gate in gates), "depth": depth(ansatz)}
     return Answer({**_size(ansatz), **counts})
 
 
 @command
 def export(
     *,
-    chosen: Chosen,
+    choice: Choice,
     out: Path | None = option(None, "File to write. Default: standard output.", metavar="FILE"),
 ) -> Answer:
     """Export a circuit to OpenQASM 3, with the angles of an adapter or with free angles.
@@ -99,7 +113,7 @@ def export(
     from qpeft_lab.files import output_file
 
     target = None if out is None else output_file(out)
-    ansatz, angles = _circuit(chosen)
+    ansatz, angles = choice.circuit()
     text = to_openqasm(ansatz, angles)
     if target is None:
         return Answer({**_size(ansatz), "text": text}, lambda console: console.out(text.rstrip(), highlight=False))
@@ -108,43 +122,12 @@ def export(
 
 
 def circuits() -> None:
-    """Draw circuits, count their gates, and export them to OpenQASM 3.
-
-    Examples:
-
-      qpeft circuits draw --n-qubits 4
-      qpeft circuits count
-      qpeft circuits export --adapter run --out circuit.qasm
-    """
+    """Draw circuits, count their gates, and export them to OpenQASM 3."""
 
 
 def group() -> typer.Typer:
     """The commands of `qpeft circuits`."""
     return application((draw, count, export), circuits, no_args_is_help=True)
-
-
-def _circuit(chosen: dict[str, Any]) -> tuple[Ansatz, Any]:
-    """The ansatz of the options, or of an adapter with the angles, float64 (L, N), of its first circuit."""
-    from qpeft.circuits import Ansatz
-
-    choice = Choice(**chosen)
-    check_fields(choice)
-    if choice.adapter is None:
-        return Ansatz(named_ansatz(choice.ansatz), choice.n_qubits, choice.n_layers), None
-    own = choice.ansatz if is_file(choice.ansatz) else None
-    if own is None and chosen.keys() & {"ansatz", "n_qubits", "n_layers"}:
-        raise ConfigError(
-            "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
-            "FILE.py:NAME for an adapter with an ansatz of your own"
-        )
-    with working("Reading the adapter"):
-        from qpeft_lab.diagnose.adapters import Adapter
-
-        folder = Loading(ansatz=own).find(choice.adapter)
-        found = Adapter(folder).circuit()
-    if found is None:
-        raise ConfigError(f"{folder} has no circuit that starts in |0...0>; give another adapter, or pass --ansatz")
-    return found.ansatz, found.angles.numpy()
 
 
 def _size(ansatz: Ansatz) -> dict[str, Any]:
@@ -153,9 +136,9 @@ def _size(ansatz: Ansatz) -> dict[str, Any]:
 
 def depth(ansatz: Ansatz) -> int:
     """Number of gates on the longest path through the circuit."""
-    passed = [0] * ansatz.n_qubits  # gates on the longest path to each wire
+    longest = [0] * ansatz.n_qubits  # path to each wire
     for gate in ansatz.gates():
-        step = 1 + max(passed[wire] for wire in gate.wires)
+        step = 1 + max(longest[wire] for wire in gate.wires)
         for wire in gate.wires:
-            passed[wire] = step
-    return max(passed)
+            longest[wire] = step
+    return max(longest)

@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from qpeft_lab.files import json_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table
 
 _PACKAGE = str(Path(__file__).parents[2] / "qpeft")  # also the beginning of qpeft_lab
@@ -44,19 +45,14 @@ class Answer:
     exit_code: int = 0
 
     def print(self) -> None:
-        """Print it on standard output."""
-        console = stdout()
+        """Print it on standard output, to which nothing else goes."""
+        from rich.console import Console
+
+        console = Console(highlight=False, markup=False)
         console.print(facts(listed(self.data))) if self.show is None else self.show(console)
 
 
-def stdout() -> Console:
-    """The console of results, which alone go to standard output."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False)
-
-
-def page(file: Path, show: Callable[[Console], None]) -> None:
+def write_page(file: Path, show: Callable[[Console], None]) -> None:
     """Write what `show` prints as one HTML file."""
     from rich.console import Console
 
@@ -104,20 +100,16 @@ def print_failure(error: BaseException, message: str, exit_code: int) -> None:
     print_json({"error": type(error).__name__, "message": message, "exit_code": exit_code})
 
 
-@contextmanager
-def working(what: str) -> Iterator[Callable[[str], None]]:
-    """Show a spinner with the text `what` on a terminal while the block runs; the yielded function changes the text."""
-    console = stderr()
-    with console.status(what) if console.is_terminal else nullcontext() as status:
-        yield (lambda text: None) if status is None else status.update
+def working(what: str) -> Status:
+    """While the block runs, a spinner on a terminal with this text, which `update` changes."""
+    return stderr().status(what)
 
 
 def track(items: Sequence[Any], what: str) -> Iterable[Any]:
     """The items, with a progress bar on a terminal."""
     from rich import progress
 
-    console = stderr()
-    return progress.track(items, what, console=console, disable=not console.is_terminal, transient=True)
+    return progress.track(items, what, console=stderr(), transient=True)
 
 
 def say(label: str, message: str, style: str = "bold") -> None:

@@ -17,7 +17,6 @@ from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from qpeft_lab.training.run_folder import TrainResult
 
@@ -28,6 +27,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "qpa-frozen": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "qnn_frozen"}),
     "quantum_peft": ("quantum_peft", {"r": 8, "target_modules": "all-linear"}),
 }
+_COLUMNS = ("method", "trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
 
 
 @command
@@ -52,24 +52,23 @@ def demo(
       qpeft demo
       qpeft demo --methods lora,qpa,qpa-frozen --steps 150 --out longer
     """
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    for name in names or [""]:
+    names = [name.strip() for name in methods.split(",")]
+    for name in names:
         if name not in METHODS:
             raise ConfigError(unknown("demo method", name, METHODS))
     output_folder(out)
     from qpeft.core.model_card import load_lines
     from qpeft_lab.training.fit import train
 
-    settings = {name: settings_of(name, out, steps) for name in names}
     with bars() as shown:
-        results = {name: train(run, TrainingBar(shown, name)) for name, run in settings.items()}
+        results = {name: train(settings_of(name, out, steps), TrainingBar(shown, name)) for name in names}
     if all(result.already_finished for result in results.values()):
         say("Note:", f"{out} holds the results of this demo; remove the folder to run it again")
     last = results[names[-1]]
     data = {
         "base": last.model,
         "steps": steps,
-        "learning_rates": {name: run.lr for name, run in settings.items()},
+        "learning_rates": {name: settings_of(name, out, steps).lr for name in names},
         "runs": {name: result.to_dict() for name, result in results.items()},
         "load": load_lines(str(base_path()), str(last.exported.resolve()), None),
     }
@@ -101,7 +100,12 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
         f"NumPy's documentation, {last.steps} steps for each method on the same data in the same order, scored on "
         f"{last.after.n_scored:,} held-out tokens. Learning rates, as chosen in our studies: {rates}\n"
     )
-    console.print(_table(results))
+    rows: list[tuple[Any, ...]] = [("base model", "", "", "", f"{last.before.metrics['perplexity']:.1f}", "")]
+    for name, run in results.items():
+        seconds = "" if run.seconds_per_step is None else f"{run.seconds_per_step:.2f}"
+        costs = (run.trainable, run.deployed, size(run.stored_bytes))
+        rows.append((name, *costs, f"{run.after.metrics['perplexity']:.1f}", seconds))
+    console.print(table(_COLUMNS, rows))
     line(console, f"Exported adapter: {last.exported}", "bold")
     console.print("Load it with plain PEFT, without qpeft:\n")
     line(console, data["load"], "cyan")
@@ -110,14 +114,3 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
         "the circuit contributes, add the control:\n"
     )
     line(console, "qpeft demo --methods lora,qpa,qpa-frozen", "cyan")
-
-
-def _table(results: dict[str, TrainResult]) -> Table:
-    names = ("trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
-    before = next(iter(results.values())).before
-    rows: list[tuple[Any, ...]] = [("base model", "", "", "", f"{before.metrics['perplexity']:.1f}", "")]
-    for name, run in results.items():
-        score, seconds = run.after.metrics["perplexity"], run.seconds_per_step
-        costs = (run.trainable, run.deployed, size(run.stored_bytes))
-        rows.append((name, *costs, f"{score:.1f}", "" if seconds is None else f"{seconds:.2f}"))
-    return table(("method", *names), rows)

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from qpeft.checks import option
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, line, page, working
+from qpeft_lab.cli.console import Answer, facts, line, listed, working, write_page
 from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.files import output_file
 from qpeft_lab.settings import HIGHEST_SEED
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-PAGE = "diagnose.html"
 
 
 @command
@@ -31,7 +29,7 @@ def diagnose(
     ),
     seed: int = option(0, "Seed of the random circuits.", at_least=0, at_most=HIGHEST_SEED),
     loading: Annotated[Loading, Fields(Loading, only=("method", "ansatz", "frames"))],
-    html: Path | None = option(None, f"Write a page. Default: {PAGE} in a run folder, otherwise none.", metavar="FILE"),
+    html: Path | None = option(None, "Write the text as a page as well.", metavar="FILE"),
 ) -> Answer:
     """Measure whether a circuit is random, redundant and trainable, and whether it moved in training.
 
@@ -42,30 +40,24 @@ def diagnose(
       qpeft diagnose run
       qpeft diagnose my-adapter --html my-adapter.html
     """
-    folder = loading.find(target)
-    html = html or (target / PAGE if (target / "config.json").is_file() else None)
-    written = None if html is None else output_file(html)
-    with working("Measuring") as tell:
+    folder, page = loading.find(target), None if html is None else output_file(html)
+    with working("Measuring"):
         import torch
 
         from qpeft_lab.diagnose.answers import diagnose as measure
 
         torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
-        diagnosis = measure(folder, samples, seed, tell)
-    data = {"target": str(target), "page": html, **diagnosis}
+        found = measure(folder, samples, seed)
 
     def show(console: Console) -> None:
         line(console, f"Diagnosis of {target}\n", "bold")
-        console.print(facts(diagnosis["facts"].items()))
-        for number, finding in enumerate(diagnosis["findings"].values(), 1):
+        console.print(facts(listed(found["facts"])))
+        for number, finding in enumerate(found["findings"].values(), 1):
             console.print(f"\n{number}. {finding['question']}", style="bold")
-            for sentence in finding["sentences"]:
-                console.print(sentence)
-            for reason in finding["left_out"]:
+            console.print(*finding["sentences"], sep="\n")
+            if reason := finding["left_out"]:
                 console.print(f"Left out: {reason}.", style="dim")
-        if html is not None:
-            line(console, f"\npage  {html}")
 
-    if written is not None:
-        page(written, show)
-    return Answer(data, show)
+    if page is not None:
+        write_page(page, show)
+    return Answer({"target": str(target), **found}, show)

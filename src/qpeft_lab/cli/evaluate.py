@@ -62,13 +62,12 @@ def evaluate(
 
     Examples:
 
-      qpeft evaluate --model gpt2 --data text.txt
       qpeft evaluate --adapter run --data text.txt
       qpeft evaluate --model gpt2 --seq-len 1024 \\
           --data Salesforce/wikitext:wikitext-2-raw-v1:test
-      qpeft evaluate --adapter run --data dev.tsv --task text-classification
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
     """
+    from qpeft_lab.data.sources import has_validation_split
     from qpeft_lab.training.classifier import read_record
 
     folder = source.folder()
@@ -81,7 +80,7 @@ def evaluate(
     trusted = source.trust_remote_code
     settings = RunSettings(model=source.base(folder), data=data, out="", trust_remote_code=trusted, **known)
     settings.check()
-    if trained and trained.settings().data == data and not _has_validation(settings):
+    if trained and trained.settings().data == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(
             f"{data} are the training data of {trained.path}: the metrics of the adapter describe learned "
             "examples, except for the part that the run held out",
@@ -92,12 +91,6 @@ def evaluate(
     if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
         raise InputError(f"{flag(given[0])} is for generated answers; add --generate, or leave it out")
     return _score_task(settings, folder, record)
-
-
-def _has_validation(settings: RunSettings) -> bool:
-    from qpeft_lab.data.sources import has_validation_split
-
-    return has_validation_split(settings.data, TASKS[settings.task].has_images)
 
 
 def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord | None) -> Answer:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
-from qpeft.errors import ConfigError, QpeftError, TiedWeightError, VerificationError
-from qpeft_lab.cli.adapters import Loading, adapter_config
+from qpeft.errors import ConfigError, QpeftError, VerificationError
+from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line, size, working
 from qpeft_lab.cli.options import needed
@@ -76,30 +76,17 @@ def export(
 
     if untie and not merge:
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
-    if push_to_hub is not None:
-        _check_repository(push_to_hub)
     output_folder(out.parent)
     target = folder_to_replace(out, ()) if merge else export_folder(out)
     folder = loading.find(source)
     base_name = loading.base(folder)
-    if not merge:
-        _refuse_stock(folder)
-    with working("Exporting and verifying in a process without qpeft") as tell:
+    with working("Exporting and verifying in a process without qpeft") as status:
         data = _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
         data |= {"path": str(out), "base": base_name}
         if push_to_hub is not None:
-            tell("Uploading")
+            status.update("Uploading")
             data["url"] = _upload(out, push_to_hub)
     return Answer(data, lambda console: _show(console, data))
-
-
-def _check_repository(name: str) -> None:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise ConfigError(f"--push-to-hub takes a repository such as me/my-adapter: {error}") from error
 
 
 def _upload(folder: Path, repository: str) -> str:
@@ -113,13 +100,6 @@ def _upload(folder: Path, repository: str) -> str:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise QpeftError(f"{folder} is exported, but its upload to {repository} failed: {reason}") from error
     return str(url)
-
-
-def _refuse_stock(folder: Path) -> None:
-    from peft import PeftType
-
-    if (kind := adapter_config(folder)["peft_type"]) in PeftType.__members__.values():
-        raise ConfigError(f"{folder} is a stock {kind} adapter, which PEFT loads already; pass --merge to merge it")
 
 
 def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool) -> dict[str, Any]:
@@ -143,7 +123,8 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
         logits = live.eval()(**inputs).logits
     with replace_folder(out) as target:
         if merge:
-            _check_mergeable(live)
+            if not hasattr(live, "merge_and_unload"):
+                raise ConfigError("this kind of adapter cannot be merged into the base; use it with PEFT as it is")
             live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
             load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(str(target))
             auto_class, allowed = how.get("auto_class", _LANGUAGE_MODEL), MERGED_TOLERANCE * max(1.0, _largest(logits))
@@ -169,19 +150,6 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
 
 def _largest(values: Tensor) -> float:
     return values.abs().max().item()
-
-
-def _check_mergeable(live: Any) -> None:
-    """Refuse a tied target: PEFT only warns, and the merge would change the input embedding too."""
-    from qpeft.core.targets import check_not_tied
-
-    names = getattr(live.base_model, "targeted_module_names", None)
-    if not names:
-        raise ConfigError("this kind of adapter cannot be merged into the base; use it with PEFT as it is")
-    try:
-        check_not_tied(live.base_model.model, names)
-    except TiedWeightError as error:
-        raise TiedWeightError(f"{error}; on the command line: --untie") from error
 
 
 def stock_logits(

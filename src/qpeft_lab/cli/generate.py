@@ -8,10 +8,10 @@ from typing import Any
 import typer
 
 from qpeft.checks import option
-from qpeft.errors import ConfigError, InputError
+from qpeft.errors import InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, say, working
+from qpeft_lab.cli.console import Answer, working
 from qpeft_lab.settings import HIGHEST_SEED
 from qpeft_lab.training.generate import Decoding
 
@@ -33,12 +33,9 @@ def generate(
 
       qpeft generate --model gpt2 --prompt "Once upon a time"
       qpeft generate --adapter run --prompt "Once upon a time" --temperature 0.8
-      qpeft generate --adapter run --prompt "Once upon a time" --num-beams 5
       echo "Once upon a time" | qpeft generate --adapter run
     """
     decoding.check()
-    if temperature and decoding.num_beams > 1:
-        raise ConfigError("--num-beams searches the most likely text, and --temperature samples; set one of them")
     folder = source.folder()
     base_name, text = source.base(folder), _prompt(prompt)
     with working("Generating"):
@@ -64,8 +61,6 @@ def generate(
 
 def _prompt(given: str | None) -> str:
     if given is None:
-        if sys.stdin.isatty():
-            say("Prompt:", "enter a text, then press Ctrl-D")
         given = sys.stdin.read().rstrip("\n")
     if not given:
         raise InputError("the prompt is empty; pass --prompt or pipe a text into the command")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -26,8 +26,8 @@ _PRESETS = "; ".join(
 
 
 @dataclass
-class AdapterFields:
-    """PEFT's own fields that the command line offers; importing peft for their help would cost seconds."""
+class _Given:
+    """PEFT's own fields that the command line offers (importing peft for their help would cost seconds), and others."""
 
     r: int | None = option(None, "Rank of the update. Default: that of the method.", at_least=1)
     lora_alpha: int | None = option(None, "Scale of the update, which is multiplied by lora_alpha / r.")
@@ -40,10 +40,6 @@ class AdapterFields:
     num_virtual_tokens: int | None = option(
         None, "Number of virtual tokens of a prefix or prompt.", at_least=1, panel=_PANEL
     )
-
-
-@dataclass
-class _Others:
     preset: str | None = option(
         None, f"A published experiment; explicit options take precedence. One of {_PRESETS}.", metavar="NAME"
     )
@@ -61,7 +57,7 @@ _GENERATORS = {
     if method.options is not None
 }
 BackendOptions = Annotated[dict[str, Any], Fields(BackendSettings, "Backend: where circuits run in training")]
-MethodOptions = Annotated[dict[str, Any], Fields(AdapterFields), Fields(_Others), *_GENERATORS.values()]
+MethodOptions = Annotated[dict[str, Any], Fields(_Given), *_GENERATORS.values()]
 
 
 def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +68,9 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
             value out of range.
     """
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
-    of_peft = {f.name for f in fields(AdapterFields)}
-    check_fields(AdapterFields(**{name: value for name, value in given.items() if name in of_peft}))
-    _check_owner(run, [name for name in given if name not in of_peft])
+    common = {f.name for f in fields(_Given)}
+    check_fields(_Given(**{name: value for name, value in given.items() if name in common}))
+    _check_owner(run, given.keys() - common)
     for text in options.get("set") or []:
         name, value = _name_and_value(text)
         if name in given:
@@ -89,15 +85,12 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
 
 def as_options(method: str, settings: Mapping[str, Any]) -> str:
     """The options with which `method_settings` gives these settings of a method, to copy into a shell."""
-    names = {f.name for f in (*fields(AdapterFields), *_GENERATORS.get(method, ()))}
+    names = {f.name for f in (*fields(_Given), *_GENERATORS.get(method, ()))}
     words = ["--method", method]
     for name, value in settings.items():
-        if name not in names or value is None:
-            words += ["--set", f"{name}={json.dumps(value)}"]
-        elif isinstance(value, bool):
-            words.append(flag(name) if value else flag(f"no_{name}"))
-        else:
-            words += [flag(name), ",".join(value) if isinstance(value, list) else str(value)]
+        text = ",".join(value) if isinstance(value, list) else value
+        is_option = name in names and isinstance(text, str | int | float) and not isinstance(text, bool)
+        words += [flag(name), str(text)] if is_option else ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)
 
 
@@ -114,18 +107,17 @@ def _name_and_value(text: str) -> tuple[str, Any]:
     raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
 
 
-def _check_owner(run: RunSettings, names: Collection[str]) -> None:
+def _check_owner(run: RunSettings, names: set[str]) -> None:
     """Refuse options of other methods than the run's and its host's, and name those methods."""
     own: set[str] = set()
     for method in (run.record, run.adapter):
         of_config = () if method.config is None else fields(method.config_class)
         own |= {f.name for f in (*_GENERATORS.get(method.key, ()), *of_config)}
-    for name in (name for name in names if name not in own):
+    for name in sorted(names - own):
         if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
             raise ConfigError(
                 f"{flag(name)} is not an option of method {run.method}; use --method {' or '.join(owners)}"
             )
-        check_setting(run, name)  # in a file
 
 
 def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,6 @@ from qpeft.checks import check_fields
 ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "per-device-batch-size": "batch-size"}
 SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
 _METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
-_NOT = "not_"  # before a field's name: the parameter of its hidden option --no-NAME
 
 
 @dataclass(frozen=True)
@@ -85,15 +84,14 @@ class Signature:
             for found in group:
                 owners.setdefault(found.name, []).append(group)
         #: of the command line, in the order of the help
-        self.parameters = [made for name, groups in owners.items() for made in _parameters(name, groups)]
+        self.parameters = [_parameter(name, groups) for name, groups in owners.items()]
 
     def arguments(self, values: dict[str, Any]) -> dict[str, Any]:
         """The arguments of the function. Raises ConfigError for a value out of range."""
-        given = {name: value for name, value in values.items() if value is not None}
-        given |= {name.removeprefix(_NOT): False for name in given if name.startswith(_NOT)}
         made: dict[str, Any] = {}
         for name, (kind, groups) in self._groups.items():
-            made[name] = {f.name: given[f.name] for group in groups for f in group if f.name in given}
+            names = {f.name for group in groups for f in group}
+            made[name] = {name: value for name, value in values.items() if name in names and value is not None}
             if is_dataclass(kind):
                 made[name] = kind(**made[name])  # type: ignore[operator]
                 check_fields(made[name])
@@ -111,13 +109,11 @@ def canonical(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _parameters(name: str, owners: list[Fields]) -> Iterator[inspect.Parameter]:
-    """The option of a field that each of `owners` has, and --no-NAME for a boolean. One that is not given is None."""
+def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
+    """The option of a field that each of `owners` has. One that is not given is None."""
     found = [next(f for f in group if f.name == name) for group in owners]
-    first = found[0]
-    if len(owners) == 1:
-        text, panel = _help(first), first.metadata.get("panel", owners[0].panel)
-    else:
+    first, text, panel = found[0], _help(found[0]), found[0].metadata.get("panel", owners[0].panel)
+    if len(owners) > 1:
         text = " ".join(f"{group.panel}: {_help(f)}" for group, f in zip(owners, found, strict=True))
         panel = " and ".join(group.panel for group in owners)
     for alias in (alias for alias, of in ALIASES.items() if flag(of) == flag(name)):
@@ -126,13 +122,9 @@ def _parameters(name: str, owners: list[Fields]) -> Iterator[inspect.Parameter]:
     required = first.default is MISSING and first.default_factory is MISSING and owners[0].is_complete
     default = inspect.Parameter.empty if required else None
     if first.metadata.get("argument"):
-        yield parameter(name, hint, typer.Argument(help=text, **extra), default)
-        return
-    if hint is bool:
-        no = flag(f"no_{name}")
-        text += f" Default: yes; {no} turns it off." if first.default else ""
-        yield parameter(_NOT + name, bool | None, typer.Option(no, hidden=True))
-    yield parameter(name, hint, typer.Option(flag(name), help=text, rich_help_panel=panel or None, **extra), default)
+        return parameter(name, hint, typer.Argument(help=text, **extra), default)
+    names = f"{flag(name)}/{flag(f'no_{name}')}" if first.default is True else flag(name)
+    return parameter(name, hint, typer.Option(names, help=text, rich_help_panel=panel or None, **extra), default)
 
 
 def parameter(name: str, hint: Any, option: Any, default: Any = None) -> inspect.Parameter:
@@ -144,8 +136,8 @@ def _help(field: Field[Any]) -> str:
     """The field's help with its choices and its default."""
     choices = field.metadata.get("choices", ())
     text = field.metadata["help"] + (f" One of {', '.join(map(str, choices))}." if choices else "")
-    is_shown = field.default not in (MISSING, None, "") and not isinstance(field.default, bool)
-    return text + (f" Default: {field.default}." if is_shown else "")
+    is_shown = field.default not in (MISSING, None, "") and field.default is not False
+    return text + (f" Default: {'yes' if field.default is True else field.default}." if is_shown else "")
 
 
 def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
@@ -169,22 +161,18 @@ def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
 
 def number(text: str) -> int | float:
     """An int if the text is one, such as `100_000`; otherwise a float."""
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    raise typer.BadParameter(f"expected a number such as 0.5 or 100000, got {text!r}")
+    with suppress(ValueError):
+        return int(text)
+    return float(text)
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"expected integers such as 32,64,32, got {text!r}") from None
+    return tuple(map(int, text.split(",")))
 
 
 def _names(text: str) -> list[str] | str:
     """A list of names; PEFT's `all-linear` stays a string. (PEFT reads any other string as a regular expression.)"""
     names = [part.strip() for part in text.split(",")]
     if not all(names):
-        raise typer.BadParameter(f"expected names such as q_proj,v_proj, got {text!r}")
+        raise ValueError("a name is empty")
     return text if text == "all-linear" else names

@@ -47,7 +47,6 @@ def plan(
 
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
       qpeft plan --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --parameters 5000 --server vllm
-      qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
       qpeft plan --model roberta-base --task text-classification --num-labels 3
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError
-from qpeft_lab.cli.console import facts, line, say, size, table, working
+from qpeft_lab.cli.console import facts, line, size, table, working
 from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
 from qpeft_lab.demo import base_model
@@ -58,10 +58,8 @@ def settled(
     Raises ConfigError for options that contradict each other, and if `--server` does not load the run's export.
     """
     run = {**run, "model": base_model(run["model"])}
-    found = None
-    if _has_budget(run, {**method, **backend}, budget):
-        with working("Choosing the method"):
-            found = _suggested(run, method.get("frames"), budget)
+    found = _suggested(run, {**method, **backend}, budget)
+    if found is not None:
         run = {"lr": found.learning_rate, **run, "method": found.method}
     settings = RunSettings(**run, backend_settings=backend)
     settings.method_settings = method_settings(settings, method) if found is None else found.settings
@@ -76,46 +74,37 @@ def settled(
     return settings, found
 
 
-def _has_budget(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> bool:
-    """Whether the method is to be chosen. Raises ConfigError for options that do not fit."""
-    method, usual = run.get("method"), RunSettings.task
-    chosen = [name for name in ("host",) if name in run] + [name for name in others if name != "frames"]
-    has_budget = budget.parameters is not None or budget.bytes is not None
-    wrong = ""
-    if not has_budget and (method == AUTO or budget.mixed_batches):
-        wrong = "method auto and --mixed-batches need a budget: --parameters N or --bytes N"
-    elif has_budget and method not in (None, AUTO):
-        wrong = f"a budget chooses the method; use --method auto instead of --method {method}, or leave out the budget"
-    elif has_budget and chosen:
-        wrong = f"method auto chooses the adapter with all its settings; leave out {', '.join(map(flag, chosen))}"
-    elif has_budget and run.get("task", usual) != usual:
-        wrong = f"there is evidence for task {usual} only, not for {run['task']}; name a --method instead"
-    if wrong:
-        raise ConfigError(wrong)
-    return has_budget
-
-
-def _suggested(run: Mapping[str, Any], frames: str | None, budget: Budget) -> Suggestion:
+def _suggested(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> Suggestion | None:
+    """The adapter for the budget, if there is one. Raises ConfigError for options that do not fit."""
+    if budget.parameters is None and budget.bytes is None:
+        if run.get("method") == AUTO or budget.mixed_batches:
+            raise ConfigError("method auto and --mixed-batches need a budget: --parameters N or --bytes N")
+        return None
+    usual = {"method": AUTO, "task": RunSettings.task}
+    chosen = [name for name in ("method", "task", "host") if run.get(name) not in (None, usual.get(name))]
+    if chosen := [*chosen, *(name for name in others if name != "frames")]:
+        raise ConfigError(
+            f"a budget chooses the method, with --method {AUTO}, and all its settings, for task {RunSettings.task}; "
+            f"leave out the budget, or {', '.join(map(flag, chosen))}"
+        )
     import qpeft
     from qpeft_lab.stock_servers import refusals
 
-    found = qpeft.suggest(
-        run["model"],
-        parameters=budget.parameters,
-        bytes=budget.bytes,
-        frames=frames,
-        mixed_batches=budget.mixed_batches,
-        refuses=lambda config: next(iter(refusals(config)), None) if budget.server else None,
-        trust_remote_code=run.get("trust_remote_code", False),
-    )
+    with working("Choosing the method"):
+        found = qpeft.suggest(
+            run["model"],
+            parameters=budget.parameters,
+            bytes=budget.bytes,
+            frames=others.get("frames"),
+            mixed_batches=budget.mixed_batches,
+            refuses=lambda config: next(iter(refusals(config)), None) if budget.server else None,
+            trust_remote_code=run.get("trust_remote_code", False),
+        )
     return replace(found, notes=[*found.notes, *refusals(found.config)])
 
 
-def announce(found: Suggestion, run: Mapping[str, Any], lr: float) -> None:
-    """The suggestion on standard error, before a training run with these options and this learning rate.
-
-    Raises ConfigError if it needs a frame file and none is given.
-    """
+def check_frames(found: Suggestion, run: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the suggestion for a run with these options needs a frame file and none is given."""
     if found.needs_frame_file and "frames" not in found.settings:
         modules = sorted({name.rpartition(".")[2] for name in found.plan.target_modules})
         given = {name: value for name, value in run.items() if name in OF_FRAMES and value is not True}
@@ -126,11 +115,6 @@ def announce(found: Suggestion, run: Mapping[str, Any], lr: float) -> None:
             f"{shlex.join(['qpeft', 'frames', *words])}, and add --frames frames.safetensors; or give a budget in "
             "--parameters"
         )
-    say("Suggested:", f"{found.label}: {as_options(found.method, found.settings)} --lr {lr:g}")
-    reached = f"{found.share:.0%} of the gain of {found.reference} in {found.study}"
-    say("Evidence:", f"{reached}; qpeft plan with the same budget shows all of it")
-    for note in found.notes:
-        say("Note:", note)
 
 
 def show_suggestion(console: Console, found: Suggestion) -> None:

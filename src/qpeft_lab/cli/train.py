@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError
-from qpeft.methods import Trains
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, line, say, size
+from qpeft_lab.cli.console import Answer, facts, line, say, size, stderr
 from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields, flag
 from qpeft_lab.cli.progress import TrainingBar, bars
-from qpeft_lab.cli.suggestion import Budget, announce, settled
+from qpeft_lab.cli.suggestion import Budget, check_frames, settled, show_suggestion
 from qpeft_lab.settings import RunSettings, read_settings
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def train(
     Examples:
 
       qpeft train --model embedded --data numpy-docs --steps 70 --out run
-      qpeft train --model gpt2 --data text.txt --method quantum_peft --out run
       qpeft train --config run.yaml --steps 1000
       qpeft train --model gpt2 --data text.txt --method auto --parameters 5000 --out run
       qpeft train --model roberta-base --data reviews.tsv --out run \\
@@ -50,22 +48,18 @@ def train(
     """
     if config is not None:
         run, method, backend = _merged(config, run, method, backend)
-    if missing := [f.name for f in fields(RunSettings) if f.name not in run and _is_required(f)]:
+    if missing := [name for name in ("model", "data", "out") if name not in run]:
         raise ConfigError(f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config")
     settings, suggestion = settled(run, method, backend, budget)
     if suggestion is not None:
-        announce(suggestion, run, settings.lr)
+        check_frames(suggestion, run)
+        show_suggestion(stderr(), suggestion)
     from qpeft_lab.training.fit import train as fine_tune
 
     with bars() as shown:
         result = fine_tune(settings, TrainingBar(shown, settings.method))
-    trained = settings.record.trains
     data = result.to_dict() | ({} if suggestion is None else {"suggestion": asdict(suggestion)})
-    return Answer(data, lambda console: _show(console, result, trained))
-
-
-def _is_required(field: Any) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+    return Answer(data, lambda console: _show(console, result))
 
 
 def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -79,19 +73,17 @@ def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(values | options for options, values in zip(given, in_file, strict=True))
 
 
-def _show(console: Console, result: TrainResult, trained: Trains) -> None:
+def _show(console: Console, result: TrainResult) -> None:
+    from qpeft_lab.training.outputs import loading_code
+
     if result.already_finished:
         line(console, f"{result.out} is finished; nothing was trained. Its result:\n", "bold")
     console.print(facts(_rows(result)))
     if result.after.loss > result.before.loss:
-        before, after = (score.to_dict().get("accuracy", 0.0) for score in (result.before, result.after))
-        what = "the accuracy rose, but the loss" if after > before else "the loss"
-        line(console, f"\nNote: {what} is higher than before training; try a lower --lr or other data")
-    if trained is Trains.MODEL:
+        line(console, "\nNote: the loss is higher than before training; try a lower --lr or other data")
+    if not result.adapter.is_dir():
         line(console, f"\nThe model and its tokenizer or image processor: {result.exported}")
         return
-    from qpeft_lab.training.outputs import loading_code
-
     line(console, f"\n{result.to_load} loads with {'plain PEFT' if result.has_stock_form else 'qpeft'}:\n")
     line(console, loading_code(result, str(result.to_load.resolve())), "cyan")
 

@@ -30,7 +30,6 @@ from qpeft.checks import unknown
 from qpeft.errors import DataError, DataWarning
 from qpeft.files import file_hash
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
-from qpeft_lab.files import parse_json
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
@@ -235,7 +234,7 @@ def _read_json(file: Path) -> list[Row]:
     """A JSON array, one object, or one object per line. (`datasets` would turn columns of mixed types into strings.)"""
     content = file.read_text(encoding="utf-8-sig")
     try:
-        found = parse_json(content)
+        found = json.loads(content)
     except ValueError:
         lines = enumerate(content.split("\n"), start=1)
         found = [_parse_line(number, line) for number, line in lines if line.strip()]
@@ -248,7 +247,7 @@ def _read_json(file: Path) -> list[Row]:
 
 def _parse_line(number: int, line: str) -> Any:
     try:
-        return parse_json(line)
+        return json.loads(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from None
 
