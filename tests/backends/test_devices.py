@@ -51,19 +51,11 @@ def test_wire_0_is_the_most_significant_bit(name, wires, shots):
 
 
 @every_simulator
-@pytest.mark.parametrize("ansatz", ANSATZE)
-def test_batch_of_every_ansatz_is_exact(name, ansatz):
-    ansatz = Ansatz(ansatz, 3, 2)
-    angles = random_angles(ansatz, 4)
-    np.testing.assert_allclose(backend(name).run(ansatz, angles, None, 0), exact(ansatz, angles), atol=1e-12)
-
-
-@every_simulator
 @pytest.mark.parametrize("shots", [None, 100])
 def test_batch_is_one_execution(name, shots):
     device = qml.device(name, wires=3)
     with qml.Tracker(device) as tracker:
-        PennyLaneBackend(device).run(LADDER, random_angles(LADDER, 13), shots, 0)
+        PennyLaneBackend(device).run(LADDER, random_angles(LADDER, 13).numpy(), shots, 0)
     assert (tracker.totals["batches"], tracker.totals["executions"]) == (1, 13)
     assert tracker.totals.get("shots") == (None if shots is None else 1300)
 
@@ -82,10 +74,12 @@ ADJOINT, SHIFT = "adjoint", "parameter-shift"
     [("default.qubit", ADJOINT), ("default.mixed", ADJOINT), ("lightning.qubit", SHIFT), ("reference.qubit", SHIFT)],
 )
 @pytest.mark.parametrize("ansatz", ANSATZE)
-def test_gradients_without_shots_equal_autograd(name, rule, ansatz):
-    """The adjoint where PennyLane has it; with shots always the parameter shift."""
+def test_probabilities_and_gradients_without_shots_are_exact(name, rule, ansatz):
+    """The gradient by the adjoint where PennyLane has it; with shots always by the parameter shift."""
     ansatz, device = Ansatz(ansatz, 3, 2), backend(name)
-    angles = random_angles(ansatz)
+    angles, *others = random_angles(ansatz, 4).numpy()
+    batch = np.stack([angles, *others])
+    np.testing.assert_allclose(device.run(ansatz, batch, None, 0), exact(ansatz, batch), atol=1e-12)
     assert [CircuitRun(ansatz, Jobs(device, shots)).gradient for shots in (None, 1000)] == [rule, SHIFT]
     in_float32 = name == "default.mixed" and ansatz.name in ("square", "rxyz")  # PennyLane's RZ, in torch
     tolerance = 5e-7 if in_float32 else 1e-10
@@ -117,7 +111,7 @@ def test_named_noise_is_depolarising(noise):
 
 def test_gradients_of_a_noisy_circuit_equal_finite_differences():
     """By the adjoint and by the parameter shift, which is exact for a circuit with channels as well."""
-    noisy, angles = as_backend("pennylane:default.mixed", 3, 0.05), random_angles(LADDER)
+    noisy, angles = as_backend("pennylane:default.mixed", 3, 0.05), random_angles(LADDER).numpy()
     moves = 1e-4 * np.eye(angles.size).reshape(-1, *angles.shape)
     plus, minus = (noisy.run(LADDER, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
     expected = ((plus - minus) / 2e-4).reshape(angles.shape)
@@ -153,7 +147,7 @@ def counts_only(tape):
 def test_counts_of_named_simulators_depend_only_on_the_seed(name):
     """A resumed run draws the same counts as an uninterrupted one."""
     named, noise = ("pennylane:default.mixed", 0.1) if name == "noisy" else (name, 0.0)
-    simulator, angles, seed = as_backend(named, 3, noise), random_angles(LADDER, 2), 2**64 - 1
+    simulator, angles, seed = as_backend(named, 3, noise), random_angles(LADDER, 2).numpy(), 2**64 - 1
     first, other = (simulator.run(LADDER, angles, 500, each) for each in (seed, 2))
     assert np.array_equal(simulator.run(LADDER, angles, 500, seed), first)
     assert np.array_equal(as_backend(named, 3, noise).run(LADDER, angles, 500, seed), first)
@@ -258,7 +252,7 @@ def test_outcomes_with_more_than_8_bits(name, n_qubits):
 def test_frequencies_are_drawn_from_the_probabilities(name, ansatz):
     """On a line the ring of QAA's circuits is routed, so wires end elsewhere than they began."""
     ansatz = Ansatz(ansatz, 4, 2)
-    angles = random_angles(ansatz, 3)
+    angles = random_angles(ansatz, 3).numpy()
     found = QiskitBackend(NOISELESS[name]()).run(ansatz, angles, 20_000, 0)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
@@ -270,7 +264,7 @@ def test_angles_removed_by_the_transpiler_are_not_sent():
     """A rotation by 0 is none, so the others must reach their own gates."""
     backend = QiskitBackend(StatevectorSampler(seed=0))
     del backend._transpiled(LADDER).data[0]
-    angles = random_angles(LADDER, 2)
+    angles = random_angles(LADDER, 2).numpy()
     angles[:, 0, 0] = 0
     found = backend.run(LADDER, angles, 20_000, 0)
     assert backend._transpiled(LADDER).num_parameters == 5

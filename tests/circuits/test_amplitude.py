@@ -1,9 +1,7 @@
-"""QAA's circuits compared with PennyLane and the gate-by-gate simulator; symmetries, shapes, special inputs."""
+"""QAA's circuits compared with the gate-by-gate simulator; symmetries, shapes, special inputs."""
 
-from functools import lru_cache
 from math import pi
 
-import pennylane as qml
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +13,6 @@ from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, amplitude_
 ANSATZE = ("square", "qaa", "rxyz")
 every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
 every_depth = pytest.mark.parametrize("n_layers", [1, 2])  # one layer of "square" has a kernel of its own
-widths = [(n, d) for n in range(1, 7) for d in (2**n, 2**n - 1) if amplitude_qubits(d) == n] + [(1, 1)]
 
 
 def problem(ansatz, n_layers, width, tokens=3, seed=0):
@@ -31,44 +28,13 @@ def close(found, expected, tolerance=1e-12):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
-@lru_cache
-def pennylane(circuit):
-    wires, rotations = range(circuit.n_qubits), {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ}
-
-    @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method="backprop")
-    def run(x, angles):
-        qml.AmplitudeEmbedding(x, wires, pad_with=0.0, normalize=True)
-        for gate in circuit.gates():
-            if gate.slot is None:
-                qml.CNOT(gate.wires)
-            else:
-                rotations[gate.name](angles[gate.slot], gate.wires[0])
-        return [qml.expval(qml.PauliZ(wire)) for wire in wires]
-
-    return lambda x, angles: torch.stack(run(x, angles), -1)
-
-
-@every_ansatz
-@every_depth
-@pytest.mark.parametrize(("n_qubits", "width"), widths)
-def test_values_and_gradients_equal_those_of_pennylane(ansatz, n_layers, n_qubits, width):
-    x, angles, circuit = problem(ansatz, n_layers, width)
-    found = amplitude_expectations(x, angles, ansatz)
-    expected = pennylane(circuit)(x, angles)
-    close(found, expected)
-    weights = torch.randn_like(found)
-    gradients = torch.autograd.grad(found, (x, angles), weights)
-    for one, other in zip(gradients, torch.autograd.grad(expected, (x, angles), weights), strict=True):
-        close(one, other)
-
-
 @settings(max_examples=40)
 @given(
     st.sampled_from(ANSATZE),
     st.integers(1, 3),
-    st.integers(1, 300),
+    st.one_of(st.integers(1, 9), st.integers(1, 300)),
     st.integers(1, 9),
-    st.sampled_from([2, 3, 5]),
+    st.sampled_from([2, 3, 5]),  # the last is the default
     st.sampled_from([1, 4, 128]),
     st.integers(0, 2**31),
 )

@@ -14,15 +14,13 @@ from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.circuit.library import efficient_su2, real_amplitudes
 from qiskit.quantum_info import Statevector
 
-from circuits import ANSATZE
-from circuits import random_angles as random_array
+from circuits import ANSATZE, random_angles, value_and_gradient
 from qpeft.circuits import (
     Ansatz,
     exact_probabilities,
     from_openqasm,
     from_pennylane,
     from_qiskit,
-    gate_probabilities,
     to_openqasm,
     to_pennylane,
     to_qiskit,
@@ -32,16 +30,11 @@ from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
 from qpeft_lab.cli.circuits import depth
 
+WEIGHTS = torch.linspace(-1, 2, 16, dtype=torch.float64)
+
 
 def draw(shape):
     return torch.from_numpy(np.random.default_rng(3).uniform(-3, 3, shape))
-
-
-def value_and_gradient(run, angles):
-    at = angles.clone().requires_grad_()
-    found = torch.as_tensor(run(at))
-    weights = torch.linspace(-1, 2, len(found), dtype=torch.float64)
-    return found.detach(), torch.autograd.grad((found * weights).sum(), at)[0]
 
 
 def qnode(layers, n_qubits, device=None):
@@ -91,10 +84,10 @@ def test_qnode_of_pennylane(layers, shape):
     theirs = qnode(layers, 4)
     ansatz = from_pennylane(theirs, shape)
     assert (ansatz.angle_shape, ansatz.n_qubits) == (shape, 4)
-    expected = value_and_gradient(theirs, draw(shape))
-    torch.testing.assert_close(
-        value_and_gradient(partial(exact_probabilities, ansatz), draw(shape)), expected, rtol=0, atol=1e-6
+    found, expected = (
+        value_and_gradient(run, draw(shape), WEIGHTS) for run in (partial(exact_probabilities, ansatz), theirs)
     )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     ansatz_contract(lambda: ansatz, lambda angles: theirs(angles).detach())
     assert from_pennylane(layers, shape) == ansatz  # a function without a device
 
@@ -127,10 +120,10 @@ def test_circuit_of_qiskit(circuit):
         return Statevector(circuit.assign_parameters(list(angles)).reverse_bits()).probabilities()
 
     ansatz, angles = from_qiskit(circuit), draw(circuit.num_parameters)
-    p, slope = value_and_gradient(partial(exact_probabilities, ansatz), angles)
+    p, slope = value_and_gradient(partial(exact_probabilities, ansatz), angles, WEIGHTS)
     np.testing.assert_allclose(p, theirs(angles.numpy()), rtol=0, atol=1e-6)
-    weights, shifts = np.linspace(-1, 2, 16), np.eye(len(angles)) * np.pi / 2
-    expected = [(theirs(angles.numpy() + one) - theirs(angles.numpy() - one)) @ weights / 2 for one in shifts]
+    shifts = np.eye(len(angles)) * np.pi / 2
+    expected = [(theirs(angles.numpy() + one) - theirs(angles.numpy() - one)) @ WEIGHTS.numpy() / 2 for one in shifts]
     np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6)
 
 
@@ -150,7 +143,8 @@ def test_expressions_and_measurements_of_qiskit():
 
 @pytest.mark.parametrize("name", ANSATZE)
 def test_round_trips(name):
-    ansatz = Ansatz(name, 3, 2)
+    """Of more than ten angles, whose names do not sort by index."""
+    ansatz = Ansatz(name, 3, 4)
     gates = sorted(gate[:2] for gate in ansatz.gates())  # Qiskit changes the order of gates on different wires
     for back in (
         from_pennylane(to_pennylane(ansatz), ansatz.angle_shape),
@@ -211,10 +205,6 @@ def test_what_cannot_be_expressed_is_refused_by_name(use, message):
 every_ansatz = pytest.mark.parametrize("name", ANSATZE)
 
 
-def random_angles(ansatz, *batch, scale=math.pi):
-    return torch.from_numpy(random_array(ansatz, *batch, scale=scale))
-
-
 def state_of(ansatz, angles, wires=None, order=None):
     circuit = to_pennylane(ansatz)
 
@@ -255,19 +245,6 @@ def test_wires_have_any_labels_in_any_order():
     swapped = expected.reshape(2, 2, 2).permute(2, 1, 0).flatten()
     torch.testing.assert_close(state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0)
     assert (swapped - expected).abs().max() > 0.01
-
-
-@every_ansatz
-def test_free_parameters_are_the_angles_in_row_major_order(name):
-    """More than ten, whose names do not sort by index."""
-    ansatz = Ansatz(name, 3, 4)
-    angles, circuit, read = random_angles(ansatz), to_qiskit(ansatz), qasm3.loads(to_openqasm(ansatz))
-    assert [p.name for p in circuit.parameters] == [f"theta[{k}]" for k in range(ansatz.n_angles)]
-    values = {f"theta_{'_'.join(map(str, slot))}": angles[slot].item() for slot in np.ndindex(ansatz.angle_shape)}
-    assert {p.name for p in read.parameters} == set(values)
-    for bound in (circuit.assign_parameters(angles.flatten().numpy()), read.assign_parameters(values)):
-        found = Statevector(bound.reverse_bits()).probabilities()
-        np.testing.assert_allclose(found, gate_probabilities(ansatz, angles).numpy(), atol=1e-12)
 
 
 @every_ansatz

@@ -9,7 +9,6 @@ import torch
 from qpeft.circuits import (
     Ansatz,
     amplitude_expectations,
-    amplitude_qubits,
     basis_columns,
     count_orthogonal,
     exact_probabilities,
@@ -86,40 +85,20 @@ def test_invalid_input_is_refused(function, arguments, error, message):
         function(*arguments)
 
 
-def two_design(signs):
-    shape = (2, Ansatz("two_design", 6, 2).n_angles)
-    return lambda angles: orthogonal_columns(angles, 64, 2, range(3), signs=signs), shape
-
-
-def columns(width, construction):
-    shape = (2, count_orthogonal(width, 2, construction))
-    return lambda angles: orthogonal_columns(angles, width, 2, [0, 3], construction), shape
-
-
-def of_angles(ansatz, n_layers):
-    x = torch.linspace(-1, 2, 200).view(4, 50)
-    return lambda angles: amplitude_expectations(x, angles, ansatz), Ansatz(
-        ansatz, amplitude_qubits(50), n_layers
-    ).angle_shape
-
-
-def of_inputs(ansatz):
-    angles = torch.linspace(-1, 2, 18).view(1, 3, 6)
-    return lambda x: amplitude_expectations(x, angles[:, : 1 if ansatz == "qaa" else 3], ansatz), (4, 50)
-
-
-AMPLITUDE = ("square", "qaa", "rxyz")
+X, TURNS = torch.linspace(-1, 2, 200).view(4, 50), torch.linspace(-1, 2, 18).view(1, 3, 6)
+ONES = {6: torch.ones(4, 64)}
 SIMULATORS = {
     "ladder": (probabilities, (3, 9)),
     "efficient_su2": (partial(exact_probabilities, Ansatz("efficient_su2", 6, 2)), (3, 2, 6)),
-    "two_design": two_design(None),
-    "two_design, signs": two_design({6: torch.ones(4, 64)}.__getitem__),
-    "orthogonal, qsd": columns(48, "qsd"),
-    "orthogonal, pad": columns(45, "pad"),
-    "orthogonal, circuit": columns(64, "auto"),
-    **{f"lie, {kind}": (lambda b, kind=kind: lie_columns(b, 4, kind), (30, 2)) for kind in ("exp", "cayley")},
-    **{f"{a}, {n}": of_angles(a, n) for a in AMPLITUDE for n in (1, 2)},
-    **{f"{a}, inputs": of_inputs(a) for a in AMPLITUDE},
+    "two_design, signs": (lambda at: orthogonal_columns(at, 64, 2, range(3), signs=ONES.__getitem__), (2, 26)),
+    "orthogonal, qsd": (lambda at: orthogonal_columns(at, 48, 2, [0, 3], "qsd"), (2, count_orthogonal(48, 2, "qsd"))),
+    "orthogonal, pad": (lambda at: orthogonal_columns(at, 45, 2, [0, 3], "pad"), (2, count_orthogonal(45, 2, "pad"))),
+    **{f"lie, {kind}": (partial(lie_columns, k=4, lie_map=kind), (30, 2)) for kind in ("exp", "cayley")},
+    **{f"{name}, angles": (partial(amplitude_expectations, X, ansatz=name), (1, 3, 6)) for name in ("square", "rxyz")},
+    **{
+        f"{name}, x": (partial(amplitude_expectations, angles=TURNS, ansatz=name), (4, 50))
+        for name in ("square", "rxyz")
+    },
 }
 
 

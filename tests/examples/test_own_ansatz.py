@@ -1,17 +1,14 @@
-"""An ansatz of a user, of examples/own_ansatz.py too: contract, exports, registration, checkpoints, gradients."""
+"""An ansatz of a user, of examples/own_ansatz.py too: contract, export, checkpoints."""
 
 import copy
-import importlib
 import re
 import runpy
-from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
 import qpeft
-from qpeft.backends import ExactBackend
 from qpeft.circuits import (
     Ansatz,
     Gate,
@@ -19,7 +16,7 @@ from qpeft.circuits import (
     exact_probabilities,
     register_ansatz,
 )
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError
 from qpeft.testing import ansatz_contract
 
 
@@ -50,24 +47,6 @@ def reference(angles):
 def test_contract(n_qubits, n_layers):
     ansatz = Ansatz("cz_ring", n_qubits, n_layers)
     ansatz_contract(lambda: ansatz, reference)
-
-
-def test_only_a_reloaded_module_replaces_a_registration(example, monkeypatch):
-    own = example("own_ansatz")
-    monkeypatch.syspath_prepend(str(Path(own.__file__).parent))
-    before = own.layers
-    importlib.reload(own)
-    assert own.layers is not before
-    register_ansatz("cz_ring", own.angle_shape, own.layers)
-    before = list(Ansatz("cz_ring", 3, 2).gates())
-    for name, message in {"cz_ring": "already", "ry_ladder": "already", "": "name", "a:b": "name", 5: "name"}.items():
-        with pytest.raises(ConfigError, match=message):
-            register_ansatz(name, own.angle_shape, angles_elsewhere)
-    assert list(Ansatz("cz_ring", 3, 2).gates()) == before
-
-
-def angles_elsewhere(n_qubits, n_layers):
-    return []
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -135,28 +114,3 @@ def test_checkpoint_of_a_changed_ansatz_is_refused(mine, example, make, llama, t
     ansatz._families.pop("mine")
     with pytest.raises(CheckpointError, match=r"unknown ansatz 'mine'.*import the module that registers it"):
         qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
-
-
-def gradients(model, ids):
-    model.zero_grad()
-    model(input_ids=ids, labels=ids).loss.backward()
-    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
-
-
-@pytest.mark.parametrize("name", ["mine", "efficient_su2"])
-@pytest.mark.parametrize(
-    ("backend", "rule"),
-    [
-        (ExactBackend(), "adjoint"),
-        ("pennylane:default.qubit", "adjoint"),
-        ("pennylane:lightning.qubit", "parameter-shift"),
-    ],
-)
-def test_gradients_of_every_backend_are_equal(mine, llama, ids, name, backend, rule):
-    pytest.importorskip("pennylane")
-    model = adapted(llama, ansatz=name)
-    expected = gradients(model, ids)
-    assert qpeft.set_backend(model, backend).gradient == rule
-    for found, exact in zip(gradients(model, ids), expected, strict=True):
-        torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-5)
-    assert max(each.abs().max() for each in expected) > 1e-3

@@ -4,14 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from studies import count_methods
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import qpeft
 from qpeft.errors import ConfigError
 from qpeft_lab.compare.study import load_study
-from qpeft_lab.demo import base_path
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 DOCS = [
@@ -39,36 +35,14 @@ def finished(example, tmp_path_factory):
     return serve_users, out, trained
 
 
-def test_adapters_of_users_have_a_few_kilobytes(finished):
+def test_adapters_of_users_have_a_few_kilobytes_and_share_batches(finished):
     serve_users, out, trained = finished
+    cut = serve_users.batches(serve_users.REQUESTS, 2)
+    assert [request for batch in cut for request in batch] == serve_users.REQUESTS
     assert trained.keys() == serve_users.USERS.keys()
     for name in trained:
         assert (out / name / "adapter_model.safetensors").stat().st_size < 4_000
         assert serve_users.size(out / name) < 12_000
-
-
-def test_each_request_is_answered_as_by_the_users_adapter_alone(finished):
-    serve_users, out, _ = finished
-    tokenizer = AutoTokenizer.from_pretrained(base_path())
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    base = AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32")
-    pool = qpeft.AdapterPool(base, out, capacity=2)
-    requests = [("ana", "Returns the"), ("__base__", "Parameters"), ("dora", "Raises an error if")]
-    together = serve_users.answer(pool, tokenizer, requests, 6)
-    for (name, prompt), text in zip(requests, together, strict=True):
-        alone = AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32")
-        model = alone if name == "__base__" else qpeft.load(alone, out / name)
-        inputs = tokenizer([prompt], return_tensors="pt")
-        with torch.no_grad():
-            written = model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        assert tokenizer.decode(written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == text
-
-
-def test_batches_never_name_more_users_than_slots(finished):
-    serve_users, _, _ = finished
-    cut = serve_users.batches(serve_users.REQUESTS, 2)
-    assert [request for batch in cut for request in batch] == serve_users.REQUESTS
-    assert all(len({user for user, _ in batch} - {"__base__"}) <= 2 for batch in cut)
 
 
 @pytest.mark.long

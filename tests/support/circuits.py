@@ -13,8 +13,15 @@ ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
 
 
 def random_angles(ansatz, *batch, seed=0, scale=math.pi):
-    """float64 array (*batch, *angle_shape), uniform on [-scale, scale)."""
-    return np.random.default_rng(seed).uniform(-scale, scale, (*batch, *ansatz.angle_shape))
+    """float64 (*batch, *angle_shape), uniform on [-scale, scale)."""
+    return torch.from_numpy(np.random.default_rng(seed).uniform(-scale, scale, (*batch, *ansatz.angle_shape)))
+
+
+def value_and_gradient(run, angles, weights):
+    """`run(angles)`, and the gradient of its sum with weights."""
+    at = angles.clone().requires_grad_()
+    found = run(at)
+    return found.detach(), torch.autograd.grad((found * weights).sum(), at)[0]
 
 
 def exact(ansatz, angles):
