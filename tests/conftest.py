@@ -2,7 +2,6 @@
 
 import ast
 import copy
-import json
 import os
 import signal
 import sys
@@ -14,7 +13,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 import hypothesis
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
@@ -142,19 +140,6 @@ class Adapters:
 @pytest.fixture(scope="session")
 def adapters() -> type[Adapters]:
     return Adapters
-
-
-@pytest.fixture
-def rewrite_tensors():
-    """Change the tensors of an adapter's folder, without the hash that would refuse it before the method does."""
-
-    def rewrite(folder, change):
-        path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
-        save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
-        config.write_text(json.dumps({**json.loads(config.read_text()), "weights_sha256": None}))
-        return folder
-
-    return rewrite
 
 
 @pytest.fixture

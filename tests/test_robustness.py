@@ -1,4 +1,4 @@
-"""Damaged files load correctly or are refused, killed commands resume; both checks also detect planted defects."""
+"""Damaged files load correctly or are refused, which the check does not miss; killed commands resume."""
 
 import json
 import os
@@ -85,10 +85,9 @@ def test_uninformative_errors_crashes_and_hangs_are_detected(world, monkeypatch)
 
 
 ROOT = Path(__file__).parents[1]
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="kills.py forks and reads /proc")
 
 
-@needs_proc
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="kills.py forks and reads /proc")
 def test_killed_commands_resume_to_equal_results(tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--out", tmp_path / "kills", "--kills", "30"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -97,12 +96,3 @@ def test_killed_commands_resume_to_equal_results(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {row["case"] for row in rows} == {"qpa", "quantum_peft", "lora", "sora", "qaa", "shots", "compare"}
     assert {"change" in row for row in rows} == {True, False}
-
-
-@needs_proc
-def test_defects_planted_in_resumption_are_detected(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "support" / "planted_defects.py", tmp_path / "planted"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "unnoticed" not in done.stdout
-    assert done.stdout.count("runs with a fault") == 4  # without a defect, and with each of three

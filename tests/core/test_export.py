@@ -1,16 +1,14 @@
-"""An export has the files and the logits of a stock PEFT adapter; adapters without an export; cards of adapters."""
+"""An export has the files and the logits of a stock PEFT adapter; what has no adapter; cards of adapters."""
 
 import copy
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -24,10 +22,7 @@ from transformers import (
 import qpeft
 from qpeft.core.export import probe_inputs
 from qpeft.core.model_card import metadata
-from qpeft.core.tuner import has_stock_form
 from qpeft.errors import ConfigError, VerificationError
-from qpeft.methods import Method, MethodName
-from qpeft.methods.registry import register_with_peft
 
 SHAPES = {
     "lora": {},
@@ -108,18 +103,6 @@ def test_only_the_card_of_a_compact_checkpoint_imports_qpeft(gpt2, ids, adapters
     assert record["n_trained"] == model.base_model.generators["default"].count.total
 
 
-def test_only_an_earlier_export_is_replaced(llama, ids, adapters, exported, tmp_path):
-    model = adapters.qpa(llama)
-    qpeft.export(model, exported)
-    first = load_file(exported / "adapter_model.safetensors")
-    qpeft.export(adapters.train(model, ids), exported)
-    second = load_file(exported / "adapter_model.safetensors")
-    assert any(not torch.equal(first[k], second[k]) for k in first)
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(ConfigError, match=r"contains other files .*thesis\.txt"):
-        qpeft.export(model, tmp_path)
-
-
 def test_failed_export_saves_nothing(llama, ids, adapters, exported, monkeypatch):
     model = adapters.train(adapters.qpa(llama), ids)
     model.merge_adapter()
@@ -162,32 +145,7 @@ def test_probe_is_within_the_context_the_vocabulary_and_the_image_of_the_model(t
         qpeft.export(without, tmp_path / "exported")
 
 
-# -- adapters that plain PEFT cannot load, and what is none
-
-
-PLAIN = MethodName("TEST_PLAIN_TUNER")
-
-
-@dataclass
-class PlainConfig(LoraConfig):
-    def __post_init__(self):
-        super().__post_init__()
-        self.peft_type = PLAIN
-
-
-class PlainTuner(LoraModel):
-    """A tuner that declares nothing to qpeft."""
-
-
-register_with_peft(Method(key="plain", title="plain", config=PlainConfig, tuner=PlainTuner))
-
-
-def test_tuner_from_outside_peft_needs_qpeft(llama, tmp_path):
-    config = PlainConfig(r=2, target_modules=["q_proj"])
-    plan, model = qpeft.plan(llama, config), get_peft_model(llama, config)
-    assert (plan.needs_qpeft, plan.exported_bytes, has_stock_form(model)) == (True, None, False)
-    with pytest.raises(ConfigError, match="PlainTuner"):
-        qpeft.export(model, tmp_path / "exported")
+# -- what has no adapter
 
 
 USES_OF_AN_ADAPTER = {

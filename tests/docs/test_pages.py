@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from types import SimpleNamespace
 
 import pytest
 from snippets import FENCE, ROOT
@@ -26,29 +25,6 @@ def test_command_line_is_valid(line):
 
     name, *arguments = shlex.split(line, comments=True)[1:]
     load(name).make_context(name, arguments)
-
-
-def test_readme_shows_the_table_of_the_demo():
-    """Only the form: the values are measurements of one machine."""
-    from rich.console import Console
-
-    from qpeft_lab.cli.demo import _table
-    from qpeft_lab.training.score import Score
-
-    shown = PAGES[0].read_text(encoding="utf-8").split("make test\n```\n\n```text\n")[1].split("```")[0]
-    sizes = {"trainable": 40_960, "deployed": 40_960, "stored_bytes": 99_900, "seconds_per_step": 0.55}
-    score = Score(4.6, "nats per token", 8_128, {"perplexity": 99.5})
-    run = SimpleNamespace(**sizes, before=score, after=score)
-    console = Console(width=80, highlight=False, markup=False, color_system=None)
-    with console.capture() as captured:
-        console.print(_table(dict.fromkeys(("lora", "qpa", "quantum_peft"), run)))
-    assert form(shown) == form(captured.get())
-
-
-def form(text):
-    """The lines without values and without spaces that only align."""
-    lines = (re.sub(r"[\d.,]+( [KM]?B)?", "#", " ".join(line.split())) for line in text.splitlines())
-    return list(filter(None, lines))
 
 
 def headings(page):

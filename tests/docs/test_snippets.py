@@ -35,13 +35,15 @@ def test_page_runs(page, enter_folder_for, qpeft_cli):
                 exec(compile(python(snippet.text, folder), page.name, "exec"), namespace)
             printed = output.getvalue()
         elif snippet.language == "sh":
-            printed = [run(line, qpeft_cli) for line in commands(snippet)][-1]
+            outputs = [run(line, qpeft_cli) for line in commands(snippet)]
+            printed = next(filter(None, reversed(outputs)), None)
         if snippet.shows is not None and printed is not None:
             assert shows(snippet.shows, printed), f"the page shows\n{snippet.shows}\nprinted:\n{printed}"
 
 
 def run(line, qpeft_cli):
     """The output of the command; None if it is not run or its output is not compared."""
+    line = line.replace("make demo", "qpeft demo")
     if why_not_run(line) is not None:
         return None
     assert line.startswith("qpeft "), f"not a qpeft command and not in NOT_RUN: {line}"

@@ -1,9 +1,9 @@
 """The PEFT method of examples/own_method.py: its contract, plans, folders."""
 
 import copy
-import json
 
 import pytest
+from folders import edit_config
 from peft import get_peft_model
 
 import qpeft
@@ -37,7 +37,6 @@ def test_method_is_found_by_key_and_planned(own, llama):
 def test_folder_of_an_unregistered_method_raises(own, llama, tmp_path):
     qpeft.save(get_peft_model(copy.deepcopy(llama), config(own)), tmp_path / "compact")
     assert "import own_method  # registers NolaConfig\nimport qpeft" in (tmp_path / "compact/README.md").read_text()
-    path = tmp_path / "compact/adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "ALON"}))
+    edit_config(tmp_path / "compact", peft_type="ALON")
     with pytest.raises(CheckpointError, match="'ALON'"):
         qpeft.load(llama, tmp_path / "compact")

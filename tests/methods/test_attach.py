@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from folders import replace_in_config, rewrite
 from peft import (
     AdaLoraConfig,
     AdaptionPromptConfig,
@@ -21,7 +22,6 @@ from peft import (
     get_peft_model,
 )
 from safetensors.torch import load_file
-from transformers import LlamaForSequenceClassification
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
@@ -97,22 +97,6 @@ def test_adapter_named_like_a_module(llama, ids, adapters, tmp_path, name):
     others = [key for key in stored(tmp_path / name) if "qpeft_generator" not in key]
     assert len(others) == 1  # the trained head
     assert torch.equal(adapters.logits(qpeft.load(llama, tmp_path / name), ids), adapters.logits(model, ids))
-
-
-@pytest.mark.parametrize("host", [IA3, PREFIX])
-def test_classifier_round_trip(llama, ids, adapters, tmp_path, host):
-    llama.config.pad_token_id = 0
-    base, host = LlamaForSequenceClassification(llama.config).eval(), copy.deepcopy(host)
-    host.task_type = "SEQ_CLS"
-    model = attached(base, host)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * parameter.requires_grad
-    qpeft.save(model, tmp_path)
-    live = adapters.logits(model, ids)
-    assert torch.equal(adapters.logits(qpeft.load(base, tmp_path), ids), live)
-    model.load_adapter(tmp_path, "default")
-    assert torch.equal(adapters.logits(model, ids), live)
 
 
 # -- what is refused
@@ -194,19 +178,16 @@ def test_another_adapter(llama, ids, adapters, tmp_path, host):
     assert torch.equal(adapters.logits(model, ids), before)
 
 
-def without_initial(folder, rewrite_tensors):
-    rewrite_tensors(folder, lambda tensors: {k: v for k, v in tensors.items() if not k.endswith("initial")})
-
-
-def without_layers(folder, _):
-    config = folder / "adapter_config.json"
-    config.write_text(config.read_text().replace('"n_layers": 3', '"n_layers": 0'))
-
-
-@pytest.mark.parametrize(("damage", "named"), [(without_initial, "missing"), (without_layers, "n_layers")])
-def test_damaged_folder_changes_nothing(llama, tmp_path, rewrite_tensors, damage, named):
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda f: rewrite(f, lambda t: {k: v for k, v in t.items() if not k.endswith("initial")}), "missing"),
+        (lambda f: replace_in_config(f, '"n_layers": 3', '"n_layers": 0'), "n_layers"),
+    ],
+)
+def test_damaged_folder_changes_nothing(llama, tmp_path, damage, named):
     qpeft.save(attached(llama, LORA), tmp_path)
-    damage(tmp_path, rewrite_tensors)
+    damage(tmp_path)
     with pytest.raises(CheckpointError, match=named):
         qpeft.load(llama, tmp_path)
     assert not any("lora" in name for name, _ in llama.named_modules())

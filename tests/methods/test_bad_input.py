@@ -5,15 +5,9 @@ from peft import get_peft_model
 from torch import nn
 
 import qpeft
+from qpeft import methods
 from qpeft.errors import ConfigError
 
-CONFIGS = {
-    "qpa": qpeft.QPAConfig,
-    "quantum_peft": qpeft.QuantumPeftConfig,
-    "qaa": qpeft.QAAConfig,
-    "sora": qpeft.SoRAConfig,
-    "bottleneck": qpeft.BottleneckConfig,
-}
 BAD = {  # the settings, and what the message names
     "qpa": [
         ({"budget": 0.5}, "chunk_size.*budget"),
@@ -82,7 +76,7 @@ ROWS = [(method, settings, named) for method, rows in BAD.items() for settings, 
 
 
 def config(method, settings):
-    return CONFIGS[method](**{"task_type": "CAUSAL_LM", **USUAL.get(method, {}), **settings})
+    return methods.get(method).config_class(**{"task_type": "CAUSAL_LM", **USUAL.get(method, {}), **settings})
 
 
 @pytest.mark.parametrize(("method", "settings", "named"), ROWS, ids=str)
@@ -97,7 +91,7 @@ def test_invalid_config(llama, ids, adapters, method, settings, named):
     assert adapters.logits(llama, ids).equal(before)
 
 
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("method", BAD)
 def test_invalid_second_adapter(llama, ids, adapters, method):
     """Its targets cannot be adapted; the first one is left as it was."""
     model = get_peft_model(llama, config(method, {})).eval()

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from folders import rewrite
 from peft import (
     AutoPeftModelForCausalLM,
     LoraConfig,
@@ -17,15 +18,13 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from transformers import Trainer
-from variants import TUNERS, VARIANTS
+from variants import TUNERS, VARIANTS, move
 
 import qpeft
 from qpeft.core.param_groups import param_groups
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import get, keys
 from qpeft.testing import adapter_contract
-from trainers import arguments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
@@ -45,7 +44,7 @@ def make(llama, variant):
 
     def adapt(moved=True, **changes):
         model = variant.adapt(copy.deepcopy(llama), **changes)
-        return variant.move(model) if moved else model
+        return move(model) if moved else model
 
     return adapt
 
@@ -102,7 +101,7 @@ def binding_values(model):
 @pytest.mark.parametrize("variant", ONE_EACH, indirect=True)
 def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, name, variant):
     modules = {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
-    first, second = make(**modules), variant.move(make(moved=False, **modules), seed=2)
+    first, second = make(**modules), move(make(moved=False, **modules), seed=2)
     first.save_pretrained(tmp_path / "first")
     second.save_pretrained(tmp_path / "second")
     model = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "first", adapter_name=name).eval()
@@ -122,7 +121,7 @@ def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, nam
 def test_peft_saves_loads_and_recognizes_the_folder(gpt2, llama, ids, adapters, tmp_path, variant):
     gpt2.save_pretrained(tmp_path / "base")
     base = type(gpt2).from_pretrained(tmp_path / "base")
-    model = variant.move(variant.adapt(copy.deepcopy(base), modules_to_save=["ln_f"]))
+    model = move(variant.adapt(copy.deepcopy(base), modules_to_save=["ln_f"]))
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     by_name = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
@@ -164,11 +163,11 @@ def test_copies_are_equal_and_independent(make, ids, adapters):
         assert not torch.equal(adapters.logits(twin, ids), live)
 
 
-def test_missing_tensor_and_nan_raise(llama, make, tmp_path, rewrite_tensors):
+def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
     model = make()
     qpeft.save(model, tmp_path / "good")
     largest = max(load_file(tmp_path / "good" / WEIGHTS).items(), key=lambda item: item[1].numel())[0]
-    rewrite_tensors(tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest})
+    rewrite(tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest})
     with pytest.raises(CheckpointError, match=r"does not contain this adapter|missing"):
         qpeft.load(llama, tmp_path / "good")
     next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
@@ -242,7 +241,7 @@ def test_two_adapters_add_up_and_merge(make, llama, ids, adapters, variant):
     first = adapters.logits(model, ids)
     model.add_adapter("other", variant.make_config())
     model.set_adapter("other")
-    second = adapters.logits(variant.move(model, seed=2), ids)
+    second = adapters.logits(move(model, seed=2), ids)
     model.base_model.set_adapter(["default", "other"])
     both = adapters.logits(model, ids)
     assert not torch.equal(both, first)
@@ -333,7 +332,7 @@ def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
     model(input_ids=ids, labels=ids).loss.backward()
     assert any(p.grad.any() for p in trained_tensors(model))
     if variant.stays_float32:
-        own = [p for name, p in variant.move(model).bfloat16().named_parameters() if _is_ours(name)]
+        own = [p for name, p in move(model).bfloat16().named_parameters() if _is_ours(name)]
         assert own
         assert {p.dtype for p in own} == {torch.float32}
 
@@ -348,7 +347,7 @@ def test_half_precision_adapter_has_the_dtypes_of_stock_lora(
     llama, ids, adapters, tmp_path, variant, low_cpu_mem_usage
 ):
     llama.half()
-    model = variant.move(variant.adapt(copy.deepcopy(llama)))
+    model = move(variant.adapt(copy.deepcopy(llama)))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
     # with low_cpu_mem_usage PEFT rounds LoRA's parameters to the dtype of the base, but not generated ones nor gates
@@ -434,29 +433,6 @@ def test_use_between_forward_and_backward_changes_no_gradient(make, ids, adapter
     found = adapters.gradients(model)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
-
-
-@pytest.mark.parametrize(
-    "variant", [*ONE_EACH, "quantum_peft in frames", "attached to lora", "attached to a prefix"], indirect=True
-)
-def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, variant):
-    rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (16, 8))]
-    settings = {"shrink_budget": 1.0} if variant.method == "sora" else {}
-
-    def train(resume=None):
-        model = make(moved=False, **settings)
-        callbacks = [qpeft.SoRACallback()] if variant.method == "sora" else []
-        args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
-        trainer = Trainer(model, args, train_dataset=rows, callbacks=callbacks)
-        trainer.train(resume_from_checkpoint=resume)
-        return model.eval()
-
-    torch.manual_seed(0)  # the initial values of a stock adapter, before a generator is attached
-    unbroken = train()
-    resumed = train(resume=str(tmp_path / "checkpoint-2"))
-    assert_equal_logits(adapters, ids, resumed, unbroken)
-    found, expected = trained_tensors(resumed), trained_tensors(unbroken)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_parameter_groups_contain_every_trainable_tensor_once(make, variant):

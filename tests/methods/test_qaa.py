@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
+from folders import replace_in_config
 from peft import get_peft_model
 from torch import nn
+from variants import VARIANTS, move
 
 import qpeft
 from qpeft.core.seeded_init import SeededInit
@@ -15,9 +17,7 @@ from qpeft.methods.qaa import FEATURE_SOURCES, QAASettings
 from qpeft.methods.qaa.features import Features
 from qpeft.methods.qaa.model import QAABranch
 
-
-def adapted(base, **settings):
-    return get_peft_model(base, qpeft.QAAConfig(**{"task_type": "CAUSAL_LM", **settings})).eval()
+adapt = VARIANTS["qaa"].adapt
 
 
 def branches(model, adapter_name="default"):
@@ -29,19 +29,10 @@ def branches(model, adapter_name="default"):
     }
 
 
-def shake(model):
-    """Change the parameters, so that the adapter has an effect."""
-    with torch.no_grad():
-        for branch in branches(model).values():
-            for parameter in branch.parameters():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
 @pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}])
 def test_output_equals_the_equation(llama, settings):
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
-    model = shake(adapted(llama, alpha=8, **settings))
+    model = move(adapt(llama, alpha=8, **settings))
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     branch, x = layer.qaa_branch["default"], torch.randn(3, 5, 16)
     z = qpeft.circuits.amplitude_expectations(x, branch.features.angles(), settings.get("ansatz", "square"))
@@ -53,7 +44,7 @@ def test_output_equals_the_equation(llama, settings):
 
 def test_gpt2_adapts_queries_and_values(gpt2):
     layer = copy.deepcopy(gpt2.transformer.h[0].attn.c_attn)
-    model = shake(adapted(gpt2))
+    model = move(adapt(gpt2))
     assert model.peft_config["default"].target_modules == ["c_attn"]
     found = model.base_model.model.transformer.h[0].attn.c_attn
     x, branch = torch.randn(2, 3, 16), found.qaa_branch["default"]
@@ -64,7 +55,7 @@ def test_gpt2_adapts_queries_and_values(gpt2):
 
 
 def test_default_targets_of_llama_have_angles_of_their_own(llama):
-    model = adapted(llama)
+    model = adapt(llama)
     assert {name.rpartition(".")[2] for name in branches(model)} == {"q_proj", "v_proj"}
     first, second, *_ = (branch.features.angles() for branch in branches(model).values())
     assert not torch.equal(first, second)
@@ -75,20 +66,10 @@ def test_default_targets_of_llama_have_angles_of_their_own(llama):
     [('"seed": 0', '"seed": 1'), ('"ansatz": "square"', '"ansatz": "rxyz"'), ('"alpha": 16', '"alpha": 8')],
 )
 def test_folder_with_other_settings_is_refused(gpt2, tmp_path, old, new):
-    adapted(copy.deepcopy(gpt2)).save_pretrained(tmp_path)
-    path = tmp_path / "adapter_config.json"
-    path.write_text(path.read_text().replace(old, new))
-    assert new in path.read_text()
+    adapt(copy.deepcopy(gpt2)).save_pretrained(tmp_path)
+    replace_in_config(tmp_path, old, new)
     with pytest.raises(CheckpointError, match="settings"):
         qpeft.load(gpt2, tmp_path)
-
-
-def test_float64_model_has_a_float64_branch(llama, ids, adapters):
-    model = shake(adapted(copy.deepcopy(llama)))
-    expected = adapters.logits(model, ids)
-    torch.testing.assert_close(adapters.logits(model.double(), ids), expected.double(), atol=1e-5, rtol=0)
-    branch = next(iter(branches(adapted(llama.double())).values()))
-    assert branch(torch.randn(3, 16)).dtype == branch.V.dtype == torch.float64
 
 
 def test_module_with_two_names_is_adapted_once():
@@ -169,16 +150,3 @@ def test_vanishing_inputs(source, norm):
     assert f.abs().max() <= (0 if norm == 0 else 1e-3)
     f.sum().backward()
     assert torch.isfinite(x.grad).all()
-
-
-def test_branch_stays_in_float32():
-    branch = QAABranch(QAASettings(), features(6), 6, [[0, 4]], "").to(torch.bfloat16)
-    assert {p.dtype for p in branch.parameters()} == {torch.float32}
-    assert branch.features.angles.start.dtype == torch.float32
-    with torch.no_grad():
-        branch.V.normal_()
-    x = torch.randn(3, 6, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = branch(x)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, branch(x.float()))

@@ -248,7 +248,7 @@ def test_base_without_such_modules_is_refused():
 
 @pytest.mark.parametrize("budget", [{"parameters": 1300}, {"bytes": 900}], ids=str)
 def test_counts_on_few_layers_change_nothing(use, monkeypatch, budget):
-    use(*EVIDENCE.designs[::6])
+    use(*EVIDENCE.designs[::12])
     base = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=2, vocab_size=64)
     found = qpeft.suggest(base, **budget)
     monkeypatch.setattr(suggest_module, "_MANY_LAYERS", 100)

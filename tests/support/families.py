@@ -7,6 +7,7 @@ from typing import Any
 
 import peft
 import pytest
+import tiny_models
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
@@ -36,12 +37,12 @@ class Family:
 def _decoder(name, **settings):
     config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
     small = {"vocab_size": N_TOKENS, **SIZES, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32}
-    return lambda: getattr(transformers, f"{name}ForCausalLM")(config_class(**small, **TOKENS, **settings))
+    return lambda: getattr(transformers, f"{name}ForCausalLM")(config_class(**{**small, **TOKENS, **settings}))
 
 
-def _gpt2(kind="LMHeadModel"):
-    small = {"vocab_size": N_TOKENS, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return lambda: getattr(transformers, f"GPT2{kind}")(transformers.GPT2Config(**small, **TOKENS, num_labels=N_LABELS))
+def _gpt2_classifier():
+    config = tiny_models.gpt2(pad_token_id=0, num_labels=N_LABELS).config
+    return transformers.GPT2ForSequenceClassification(config)
 
 
 def _encoder(name):
@@ -74,20 +75,44 @@ def _labelled_images():
 
 
 FAMILIES = {
-    "gpt2": Family(_gpt2(), _text),
-    "llama": Family(_decoder("Llama", tie_word_embeddings=False), _text),
+    "gpt2": Family(tiny_models.gpt2, _text),
+    "llama": Family(tiny_models.llama, _text),
     "mistral": Family(_decoder("Mistral", tie_word_embeddings=False), _text),
     "qwen3": Family(_decoder("Qwen3", tie_word_embeddings=True), _text),
     "gemma": Family(_decoder("Gemma"), _text),
     "gemma2": Family(_decoder("Gemma2", query_pre_attn_scalar=8), _text),
     "gemma3": Family(_decoder("Gemma3", query_pre_attn_scalar=8), _text),
     "t5": Family(_t5, _text, "SEQ_2_SEQ_LM", feed_forward="DenseReluDense"),
-    "gpt2-classifier": Family(_gpt2("ForSequenceClassification"), _labelled_text, "SEQ_CLS", head="score"),
+    "gpt2-classifier": Family(_gpt2_classifier, _labelled_text, "SEQ_CLS", head="score"),
     "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     # transformers 5.5 has no such module
     "vit": Family(_vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output.dense")),
 }
+
+
+# mixtures of experts, whose experts (and mostly their router) are parameters instead of modules
+_COMMON = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
+_LATENT = {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+_SPARSE = {"n_routed_experts": 4, "moe_intermediate_size": 12, "first_k_dense_replace": 1, "n_group": 2}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+# PEFT converts LoRA's targets for the first four; the last two have experts that all-linear of stock LoRA leaves out
+EXPERTS = {
+    "mixtral": _decoder("Mixtral", num_local_experts=3, **_COMMON),
+    "qwen3_moe": _decoder("Qwen3Moe", num_experts=3, moe_intermediate_size=12, **_COMMON),
+    "olmoe": _decoder("Olmoe", num_experts=3, **_COMMON),
+    "deepseek_v3": _decoder("DeepseekV3", **_LATENT, **_SPARSE, topk_group=1, num_key_value_heads=2, **_COMMON),
+    "qwen2_moe": _decoder(
+        "Qwen2Moe", num_experts=3, moe_intermediate_size=12, shared_expert_intermediate_size=8, **_COMMON
+    ),
+    "gpt_oss": _decoder("GptOss", num_local_experts=3, **_ROPE, **_COMMON),
+}
+
+
+def experts(name: str) -> nn.Module:
+    """The model of this key of `EXPERTS`, with the same values in every call."""
+    torch.manual_seed(0)
+    return EXPERTS[name]().eval()
 
 
 @pytest.fixture(params=FAMILIES)

@@ -44,17 +44,18 @@ class Variant:
         model = get_peft_model(base, self.make_config(**changes), adapter_name)  # type: ignore[arg-type]
         return (qpeft.attach(model, copy.deepcopy(self.generator)) if self.attached else model).eval()
 
-    def move(self, model: Any, seed: int = 1) -> Any:
-        """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become zero."""
-        draw = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
-                    parameter.add_(0.05 * noise.to(parameter.dtype))
-                if name.endswith(".gates"):
-                    parameter[::4] = 0.0
-        return model.eval()
+
+def move(model: Any, seed: int = 1, spread: float = 0.05) -> Any:
+    """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become zero."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
+                parameter.add_(spread * noise.to(parameter.dtype))
+            if name.endswith(".gates"):
+                parameter[::4] = 0.0
+    return model.eval()
 
 
 def changed(variant: Variant, **settings: Any) -> Variant:

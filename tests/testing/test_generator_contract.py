@@ -172,7 +172,7 @@ def without_numbers(self, state):
     return {name: tensor for name, tensor in state.items() if not name.startswith("numbers")}
 
 
-MISTAKES = {  # what is defined otherwise, and the message
+MISTAKES = {  # what is defined otherwise, the message, and what the contract is given
     "not a number": (through(lambda self, flat: flat * math.nan), "contains NaN or Inf"),
     "detached": (through(lambda self, flat: flat.detach()), "the output has no gradient"),
     "differs in eval": (through(lambda self, flat: flat if self.training else flat + 1e-3), r"eval\(\) changes"),
@@ -200,46 +200,37 @@ MISTAKES = {  # what is defined otherwise, and the message
     ),
     "not moved": ({"_apply": unmoved}, r"\.to\(bfloat16\)"),
     "under autocast": ({"__call__": torch.nn.Module.__call__}, "autocast changes the output"),
+    "count": ({}, "there are 4 trainable parameters, 5 were counted", {"n_trained": 5}),
+    "values": ({}, "dense reference", {"dense_reference": lambda generator: generator().detach() + 1e-6}),
+    "shape": ({}, "dense reference", {"dense_reference": lambda generator: generator().detach()[1:]}),
+    "settings": ({}, "the state of other settings is not refused", {"make_other": lambda: Line(INITIAL * 2, 0)}),
+    "copied": ({}, "must be the tensor object that make", {"initial": INITIAL.clone()}),
 }
 
 
+def scaled():
+    """With another setting, which its fingerprint includes."""
+    line = Line(INITIAL, 0)
+    line.mixing *= 2
+    line.fingerprint.copy_(fingerprint(line.described(SeededInit(0)), "scale", 2.0))
+    return line
+
+
 def test_correct_generator_passes():
-    generator_contract(lambda seed: Line(INITIAL, seed), initial=INITIAL, n_trained=4)
+    initial = INITIAL.clone()
+    generator_contract(
+        lambda seed: Line(initial, seed),
+        initial=initial,
+        n_trained=4,
+        dense_reference=lambda generator: generator().detach().numpy(),
+        make_other=scaled,
+    )
+    assert torch.equal(initial, INITIAL)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_contract_detects_mistakes(mistake):
-    changes, message = MISTAKES[mistake]
+    changes, message, *options = MISTAKES[mistake]
+    given = {"initial": INITIAL} | (options[0] if options else {})
     with pytest.raises(AssertionError, match=message):
-        generator_contract(lambda seed: type("Mistaken", (Line,), changes)(INITIAL, seed), initial=INITIAL)
-
-
-def test_wrong_count_and_wrong_reference_are_detected():
-    with pytest.raises(AssertionError, match="there are 4 trainable parameters, 5 were counted"):
-        generator_contract(lambda seed: Line(INITIAL, seed), n_trained=5)
-    with pytest.raises(AssertionError, match="dense reference"):
-        generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach() + 1e-6)
-    with pytest.raises(AssertionError, match="dense reference"):
-        generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach()[1:])
-    generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach().numpy())
-
-
-def test_fingerprint_without_settings_is_detected():
-    def scaled(scale, *settings):
-        line = Line(INITIAL, 0)
-        line.mixing *= scale
-        line.fingerprint.copy_(fingerprint(line.described(SeededInit(0)), *settings))
-        return line
-
-    with pytest.raises(AssertionError, match="the state of other settings is not refused"):
-        generator_contract(lambda seed: Line(INITIAL, seed), make_other=lambda: Line(INITIAL * 2, 0))
-    generator_contract(lambda seed: Line(INITIAL, seed), make_other=lambda: scaled(2.0, "scale", 2.0))
-
-
-def test_initial_is_restored_and_must_be_the_same_object():
-    initial = INITIAL.clone()
-    generator_contract(lambda seed: Line(initial, seed), initial=initial)
-    assert torch.equal(initial, INITIAL)
-    with pytest.raises(AssertionError, match="must be the tensor object that make"):
-        generator_contract(lambda seed: Line(INITIAL, seed), initial=initial)
-    assert torch.equal(initial, INITIAL)
+        generator_contract(lambda seed: type("Mistaken", (Line,), changes)(INITIAL, seed), **given)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import qpeft
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-METHODS = ("qpa", "quantum_peft", "attached")
-TUNERS = ("qpa_with_head", "qaa", "sora", "bottleneck", "lora")
+METHODS = ("qpa", "quantum_peft", "attached to ia3")
+TUNERS = ("qpa with a network", "qaa", "sora", "bottleneck")
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
@@ -66,7 +66,7 @@ def logits(model):
         return model.eval()(input_ids=torch.arange(8)[None]).logits
 
 
-@pytest.mark.parametrize("method", [name for name in (*METHODS, *TUNERS) if name != "lora"])
+@pytest.mark.parametrize("method", [*METHODS, *TUNERS])
 def test_adapters_saved_under_fsdp2_load(launched, method, script):
     folder, base = launched("fsdp2"), script("tiny").base()
     model = qpeft.load(copy.deepcopy(base), folder / method, is_trainable=True)

@@ -1,14 +1,17 @@
-"""QPA's generator against independent computations: any ansatz, several generators, edge sizes, folded values."""
+"""QPA's generator against independent computations: any ansatz, several generators, sizes, folded values, order."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from circuits import by_pennylane
 from qpeft.circuits import Ansatz, probabilities
+from qpeft.core.binding import _Boundary
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
@@ -147,3 +150,27 @@ def test_folding_equals_a_larger_learning_rate_under_adam():
         (value * torch.arange(1.0, 21.0)).sum().backward()
         optimiser.step()
     torch.testing.assert_close(folded(), plain.detach(), atol=1e-6, rtol=0)
+
+
+def test_vector_order(llama, adapters):
+    def labels(order):
+        model = adapters.qpa(copy.deepcopy(llama), vector_order=order, target_modules=["q_proj", "v_proj"])
+        return [slot.label for slot in model.base_model.generators.bindings["default"].slots]
+
+    stock = get_peft_model(copy.deepcopy(llama), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    names = [n.replace(".default", "") for n, p in stock.base_model.model.named_parameters() if p.requires_grad]
+    assert labels("peft") == names
+    assert labels("official")[:2] == names[1::-1]
+    assert "lora_B" in labels("official")[0]
+    assert sorted(labels("official")) == sorted(names)
+
+
+def test_generator_adds_one_autograd_node(llama, ids, adapters):
+    loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
+    seen, queue = set(), [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue.extend(parent for parent, _ in node.next_functions)
+    assert sum(type(node).__name__ == f"{_Boundary.__name__}Backward" for node in seen) == 1

@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import llama as tiny_llama
+from variants import move
 
 import qpeft
 from qpeft.core import frame_file
@@ -58,19 +59,9 @@ def other(llama, ids, tmp_path):
     return tmp_path / "other.safetensors"
 
 
-def randomized(model, seed=1):
-    """The model with random trained parameters, in evaluation mode."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.base_model.generators.parameters():
-            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    model.base_model.generators.invalidate()
-    return model.eval()
-
-
 def referring(base, frames, **settings):
     config = qpeft.QuantumPeftConfig(**{**SHARED, **settings}, frames=str(frames))
-    return randomized(get_peft_model(copy.deepcopy(base), config))
+    return move(get_peft_model(copy.deepcopy(base), config))
 
 
 def sha_of(file):
@@ -83,7 +74,7 @@ def sha_of(file):
     ids=str,
 )
 def test_logits_are_equal_with_frames_inside_and_outside(llama, ids, frames, adapters, tmp_path, settings):
-    inside, outside = randomized(fitted(llama, ids, **settings)), referring(llama, frames, **settings)
+    inside, outside = move(fitted(llama, ids, **settings)), referring(llama, frames, **settings)
     expected = adapters.logits(inside, ids)
     assert not torch.equal(expected, adapters.logits(llama, ids))
     assert torch.equal(adapters.logits(outside, ids), expected)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
+import shutil
 
 import pytest
 import torch
+from folders import edit_config
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -97,14 +98,13 @@ def test_modules_that_share_a_weight_have_factors_of_their_own_and_are_not_merge
 
 
 def test_checkpoint_of_other_settings_or_another_base_raises(llama, gpt2, tmp_path):
-    quantum_peft(copy.deepcopy(llama)).save_pretrained(str(tmp_path))
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    quantum_peft(copy.deepcopy(llama)).save_pretrained(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"another base model|does not match this model"):
-        PeftModel.from_pretrained(gpt2, str(tmp_path))
+        PeftModel.from_pretrained(gpt2, tmp_path / "saved")
     for change in ({"seed": 1}, {"n_layers": 2}, {"construction": "pad"}, {"lora_alpha": 15}):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        edit_config(shutil.copytree(tmp_path / "saved", tmp_path / str(change)), **change)
         with pytest.raises(CheckpointError):
-            PeftModel.from_pretrained(copy.deepcopy(llama), str(tmp_path))
+            PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / str(change))
 
 
 def test_norm_gains(llama, ids, adapters):

@@ -1,19 +1,16 @@
 """Shared by the scripts: a tiny Llama with an adapter, the same in every process, and rows to train on."""
 
-import copy
 import sys
 from pathlib import Path
 
 import torch
-from peft import LoHaConfig, get_peft_model
-
-import qpeft
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "support"))
 
 import tiny_models
+from variants import VARIANTS, move
 
-METHODS = ("qpa", "quantum_peft", "attached")
+GENERATED = ("qpa", "quantum_peft", "attached to ia3")
 
 
 def base():
@@ -21,29 +18,13 @@ def base():
     return tiny_models.llama()
 
 
-def adapted(method, seed=0):
-    """`seed` is torch's: the initial values of stock PEFT depend on it, those of qpeft do not."""
-    model = base()
-    torch.manual_seed(seed)
-    common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM"}
-    if method == "attached":
-        small = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
-        stock = get_peft_model(model, LoHaConfig(**{**common, "target_modules": ["q_proj", "up_proj"]}))
-        return qpeft.attach(stock, qpeft.QPAGeneratorConfig(**small)).train()
-    config = qpeft.QPAConfig(n_layers=3, **common) if method == "qpa" else qpeft.QuantumPeftConfig(n_layers=2, **common)
-    return get_peft_model(model, config).train()
+def adapted(variant, **changes):
+    return VARIANTS[variant].adapt(base(), **changes).train()
 
 
-def moved(method, steps=2, **options):
-    """An adapter that has left its start, where some gradients are 0."""
-    model = adapted(method, **options)
-    optimiser = torch.optim.AdamW(trained(model).values(), lr=2e-3)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        model(**batch(rows(8))).loss.backward()
-        optimiser.step()
-    model.zero_grad()
-    return copy.deepcopy(model)
+def moved(variant):
+    """An adapter that has left its start, where some gradients are 0, by little: large steps blow up rounding."""
+    return move(adapted(variant), spread=0.005).train()
 
 
 def rows(n):
@@ -57,14 +38,3 @@ def batch(rows):
 
 def trained(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def check_refused(action, kind, words):
-    """`action` raises `kind` with `words` in its message."""
-    message = "nothing was raised"
-    try:
-        action()
-    except kind as error:
-        message = str(error)
-    if words not in message:
-        raise AssertionError(f"expected a refusal with '{words}', but: {message}")
