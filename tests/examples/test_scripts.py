@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from studies import count_methods
 
 from qpeft.errors import ConfigError
 from qpeft_lab.compare.study import load_study
+from studies import count_methods
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 DOCS = [
