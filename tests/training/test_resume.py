@@ -116,7 +116,7 @@ def by_a_full_disk(again, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", fill)
-        with pytest.raises(TrainingError, match="checkpoint of step 2 is intact"):
+        with pytest.raises(TrainingError, match="disk"):
             again()
 
 
@@ -133,18 +133,15 @@ def and_lost_files(again, monkeypatch):
 
 
 def and_damaged_a_file(again, monkeypatch):
-    after_step(5)(again, monkeypatch)
-    checkpoint = again.out / "checkpoints" / "checkpoint-4"
-    for file in checkpoint.iterdir():
-        if file.name in ("adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"):
-            content = bytearray(file.read_bytes())
-            content[len(content) // 2] ^= 1
-            file.write_bytes(content)
-            with pytest.raises(CheckpointError, match=f"{checkpoint} cannot be read: .* Delete the folder"):
-                again()
-    for file in checkpoint.iterdir():
-        file.unlink()
-    checkpoint.rmdir()
+    """Each time in the last checkpoint, which is removed."""
+    for name in ("optimizer.pt", "trainer_state.json"):
+        after_step(5)(again, monkeypatch)
+        file = again.out / "checkpoints" / "checkpoint-4" / name
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        with pytest.warns(UserWarning, match="checkpoint-4 is damaged"):
+            after_step(3)(again, monkeypatch)
 
 
 CRASHES = {
@@ -380,7 +377,7 @@ def test_device_outage_keeps_completed_steps(on_backend, device):
     down = device.parent / "down"
     with pytest.raises(BackendError, match="no answer"):
         train(chosen, Recorder(lambda step: down.touch() if step == 4 else None))
-    with pytest.raises(BackendError, match="unreliable failed"):  # the checkpoint is not blamed
+    with pytest.raises(BackendError, match="unreliable failed"):
         train(chosen)
     down.unlink()
     resumed = Recorder()

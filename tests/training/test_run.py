@@ -4,7 +4,6 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,19 +13,15 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     Trainer,
-    TrainerState,
     TrainingArguments,
     get_scheduler,
 )
 
 from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft_lab import train
-from qpeft_lab.interrupt import StopRequest
-from qpeft_lab.progress import Progress
-from qpeft_lab.settings import Intervals
-from qpeft_lab.training.checkpoints import last_complete, step_of
-from qpeft_lab.training.fit import DivergedError, RunCallback
-from qpeft_lab.training.run_folder import MetricsLog, RunFolder, read_rows, read_scores
+from qpeft_lab.training.checkpoints import last_intact, step_of
+from qpeft_lab.training.fit import DivergedError
+from qpeft_lab.training.run_folder import read_rows
 from qpeft_lab.training.tasks import task_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
@@ -200,41 +195,6 @@ def test_damaged_file_of_a_run_is_refused(settings, name, change):
         train(settings(steps=1))
 
 
-LINE = '{"step": 0, "seconds": 0.1}\n'
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *(f'{LINE}{line}\n{{"step": 2, "seconds": 0.2}}\n' for line in ('{"step": 1, "lo', "[1]", '{"loss": 1.0}')),
-        "",
-        '{"step": 2, "seconds": 0.2}\n',
-    ],
-)
-def test_damaged_metrics_are_refused_on_resume(tmp_path, content):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
-        MetricsLog(path, 2)
-    assert path.read_text() == content
-    MetricsLog(path, None)
-    assert read_rows(path) == []
-    path.write_text('{"step": 0, "seconds": 0.1, "eval_loss": 1.0, "eval_n_scored": "two"}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
-        read_scores(path, "nats per token")
-
-
-def test_metrics_are_synced_before_the_checkpoint_marker(tmp_path, monkeypatch):
-    done = []
-    log = MetricsLog(tmp_path / "metrics.jsonl", None)
-    monkeypatch.setattr("qpeft_lab.training.run_folder.sync", lambda path: done.append(path.name))
-    monkeypatch.setattr("qpeft_lab.training.fit.seal", lambda checkpoint: done.append(checkpoint.name))
-    callback = RunCallback(RunFolder(tmp_path), Intervals(1, 1, 1), StopRequest(lambda: None), Progress(), None)
-    callback.attach(SimpleNamespace(add_callback=lambda _: None), log)
-    callback.on_save(None, TrainerState(global_step=5), None)
-    assert done == ["metrics.jsonl", "checkpoint-5"]
-
-
 def test_run_stops_at_a_loss_that_is_not_finite(settings, monkeypatch):
     forward, calls = GPT2LMHeadModel.forward, []
 
@@ -249,7 +209,7 @@ def test_run_stops_at_a_loss_that_is_not_finite(settings, monkeypatch):
         patched.setattr(GPT2LMHeadModel, "forward", overflow)
         with pytest.raises(DivergedError, match="inf at step 5"):
             train(settings())
-    assert step_of(last_complete(Path(settings().out) / "checkpoints")) == 4
+    assert step_of(last_intact(Path(settings().out) / "checkpoints")) == 4
     assert max(row["step"] for row in losses(settings().out)) == 4
     with pytest.raises(DivergedError, match="is nan at step"):
         train(settings("gradient", lr=1e30, warmup=0, max_grad_norm=0, method="full"))

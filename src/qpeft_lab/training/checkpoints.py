@@ -8,6 +8,7 @@ a kill or a full disk, and is removed.
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 from qpeft.files import apply_umask, file_hash, sync_all, write_text
@@ -31,7 +32,7 @@ def step_of(checkpoint: Path) -> int:
 
 def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as complete when all its files are on disk; then `prune`."""
-    files = _files(checkpoint)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     apply_umask(checkpoint)
     sync_all(checkpoint)
     lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
@@ -39,20 +40,15 @@ def seal(checkpoint: Path) -> None:
     prune(checkpoint.parent)
 
 
-def last_complete(folder: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    complete = _complete(folder)
-    return complete[-1] if complete else None
-
-
-def find_damaged(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, if anything: a file's SHA-256, or a file that `complete` does not list."""
-    hashes = _hashes(checkpoint)
-    files = {file.relative_to(checkpoint).as_posix() for file in _files(checkpoint) if not file.name.startswith(".")}
-    if others := files - {_MARKER, *hashes}:
-        return f"the file {_MARKER} does not list {min(others)}; if this file was added, remove it"
-    changed = (name for name, digest in hashes.items() if file_hash(checkpoint / name) != digest)
-    return next((f"the SHA-256 of {name} has changed" for name in changed), None)
+def last_intact(folder: Path) -> Path | None:
+    """The newest checkpoint whose files have their SHA-256; damaged ones after it are removed, with a warning."""
+    prune(folder)
+    for checkpoint in reversed(_complete(folder)):
+        if all(file_hash(checkpoint / name) == digest for name, digest in _hashes(checkpoint).items()):
+            return checkpoint
+        warnings.warn(f"{checkpoint} is damaged and was removed; the run resumes from before it", stacklevel=2)
+        remove_folder(checkpoint)
+    return None
 
 
 def prune(folder: Path) -> None:
@@ -61,10 +57,6 @@ def prune(folder: Path) -> None:
     for checkpoint in _all(folder):
         if checkpoint not in kept:
             remove_folder(checkpoint)
-
-
-def _files(checkpoint: Path) -> list[Path]:
-    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,18 +16,19 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
-from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
+from qpeft.errors import ConfigError, InputError, TrainingError
+from qpeft.files import write_text
 from qpeft.methods.method import imported
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.files import RUN_AGAIN, is_disk_full, locked
+from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.method_records import lab_record
 from qpeft_lab.progress import Progress
 from qpeft_lab.settings import Intervals, RunSettings
 from qpeft_lab.training import outputs
-from qpeft_lab.training.checkpoints import checkpoint_path, find_damaged, last_complete, prune, seal, step_of
+from qpeft_lab.training.checkpoints import checkpoint_path, last_intact, prune, seal, step_of
 from qpeft_lab.training.prepare import Prepared, full_identity, identity_of, prepare
-from qpeft_lab.training.run_folder import MetricsLog, RunFolder, TrainResult, read_rows, read_scores
+from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task
 
@@ -46,7 +47,7 @@ class FittedRun:
     before: Score
     after: Score
     seconds: float  # from the first score to the last, including saving, without interruptions
-    seconds_per_step: float | None  # median since the last resume, forward to optimizer
+    seconds_per_step: float  # median since the last resume, forward to optimizer
     circuits: dict[str, Any] | None  # their costs; None on the exact simulator
 
     @property
@@ -54,22 +55,12 @@ class FittedRun:
         return self.ready.model
 
 
-def train(
-    settings: RunSettings,
-    progress: Progress | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    task: Task | None = None,
-) -> TrainResult:
+def train(settings: RunSettings, progress: Progress | None = None) -> TrainResult:
     """Execute the run `settings`, or resume it in `settings.out`; the result of a finished run is returned unchanged.
 
     Data and base are compared by content: they and the folder may be moved, copied or named differently.
     On the same device and thread count, a run that was killed and resumed gives the same bits as an uninterrupted one.
-
-    Args:
-        settings: The run.
-        progress: Receives the run's events.
-        callbacks: Trainer callbacks, called after qpeft's own.
-        task: The data, if it has been read already for settings of the same model, data and lengths.
+    `progress` receives the run's events.
 
     Raises:
         InputError: invalid settings, unusable data, base or folder; no work was done.
@@ -81,21 +72,24 @@ def train(
     folder, identity = _checked(settings)
     if (finished := folder.read_result()) is not None:
         return finished
-    with _fitted(settings, folder, identity, progress, callbacks, task) as run:
+    ready = prepare(settings, progress)
+    with locked(folder.path):
+        run = _fit(settings, folder, identity, ready, progress)
         progress.on_stage("Writing the adapter")
-        with _explained(folder, lambda: True):
+        with _explained(folder):
             return _publish(run)
 
 
-def fit(
-    settings: RunSettings,
-    progress: Progress | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    task: Task | None = None,
-) -> FittedRun:
-    """As `train`, resumable in the same way, but the model is returned and nothing is exported."""
-    with _fitted(settings, *_checked(settings), progress or Progress(), callbacks, task) as run:
-        return run
+def fit(settings: RunSettings, progress: Progress, callbacks: Sequence[TrainerCallback], task: Task) -> FittedRun:
+    """As `train`, resumable in the same way, but the model is returned and nothing is exported.
+
+    The `callbacks` are called after qpeft's own. `task` has the data, read for settings of the same model, data and
+    lengths.
+    """
+    folder, identity = _checked(settings)
+    ready = prepare(settings, progress, task)
+    with locked(folder.path):
+        return _fit(settings, folder, identity, ready, progress, callbacks)
 
 
 def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
@@ -107,26 +101,6 @@ def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
     folder, identity = RunFolder(Path(settings.out).expanduser()), identity_of(settings)
     folder.check(settings, identity)
     return folder, identity
-
-
-@contextmanager
-def _fitted(
-    settings: RunSettings,
-    folder: RunFolder,
-    identity: dict[str, str],
-    progress: Progress,
-    callbacks: Sequence[TrainerCallback],
-    task: Task | None,
-) -> Iterator[FittedRun]:
-    """The trained run, whose folder is locked within this context."""
-    ready = prepare(settings, progress, task)
-    with locked(folder.path):
-        folder.claim(settings, full_identity(settings, ready.task, identity))
-        if settings.epochs is not None:
-            given, n = settings.epochs, len(ready.task.train)
-            settings = settings.with_steps(n)
-            progress.on_note(f"epochs: {given:g} of {n:,} examples, {settings.n_steps:,} steps")
-        yield _fit(settings, folder, ready, progress, callbacks)
 
 
 def _publish(run: FittedRun) -> TrainResult:
@@ -155,51 +129,49 @@ def _publish(run: FittedRun) -> TrainResult:
 
 
 def _fit(
-    settings: RunSettings, folder: RunFolder, ready: Prepared, progress: Progress, callbacks: Sequence[TrainerCallback]
+    settings: RunSettings,
+    folder: RunFolder,
+    identity: dict[str, str],
+    ready: Prepared,
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> FittedRun:
-    """Train the remaining steps; `ready.model` is changed in place."""
-    prune(folder.checkpoints)
-    checkpoint = last_complete(folder.checkpoints)
-    done = 0 if checkpoint is None else step_of(checkpoint)
+    """Train the remaining steps in the locked folder; `ready.model` is changed in place."""
+    folder.claim(settings, full_identity(settings, ready.task, identity))
+    if settings.epochs is not None:
+        given, n = settings.epochs, len(ready.task.train)
+        settings = settings.with_steps(n)
+        progress.on_note(f"epochs: {given:g} of {n:,} examples, {settings.n_steps:,} steps")
+    checkpoint = last_intact(folder.checkpoints)
     every, circuits = settings.intervals(), ready.circuits
     if circuits is not None:
         folder.jobs.touch()
         circuits.jobs.log_to(folder.jobs)
-        circuits.forecast(settings.n_steps - done)
+        circuits.forecast(settings.n_steps - (0 if checkpoint is None else step_of(checkpoint)))
         progress.on_note(f"circuits on {circuits}")
         if settings.save_every is None and not circuits.jobs.backend.is_simulator:
             every = every._replace(save=1)
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint is complete: starting from the beginning")
     stop = StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once"))
-    callback = RunCallback(folder, every, stop, progress, ready)
-    with _explained(folder, lambda: callback.has_begun):
-        if checkpoint is not None and (reason := find_damaged(checkpoint)):
-            raise CheckpointError(_damaged(checkpoint, reason))
-        log = MetricsLog(folder.metrics, checkpoint and done)
-        with stop, outputs.resumable(ready.model):
-            trainer = _trainer(settings, ready, folder)
-            callback.attach(trainer, log)
-            for other in filter(None, (imported(settings.record.callback), *callbacks)):
-                trainer.add_callback(other)
-            try:
-                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-            except Exception as error:
-                if checkpoint is None or callback.has_begun or isinstance(error, BackendError):
-                    raise
-                raise CheckpointError(_damaged(checkpoint, str(error).strip() or type(error).__name__)) from error
-        if (done := trainer.state.global_step) < settings.n_steps:
-            raise KeyboardInterrupt(
-                f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
-            )
-        before, *_, after = read_scores(folder.metrics, TASKS[settings.task].unit)
+    with _explained(folder), stop, outputs.resumable(ready.model):
+        trainer = _trainer(settings, ready, folder)
+        callback = RunCallback(trainer, folder, every, stop, progress, ready.task)
+        for one in filter(None, (callback, imported(settings.record.callback), *callbacks)):
+            trainer.add_callback(one)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if (done := trainer.state.global_step) < settings.n_steps:
+        raise KeyboardInterrupt(
+            f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
+        )
+    before, *_, after = (row for row in trainer.state.log_history if "eval_loss" in row)
     costs = None
     if circuits is not None:  # over all parts of a resumed run
         jobs = circuits.jobs
         run = {"backend": jobs.backend.name, "gradient": circuits.gradient, "shots_per_circuit": jobs.shots}
         costs = {**run, **jobs.used}
-    seconds = read_rows(folder.metrics)[-1]["seconds"]
-    return FittedRun(settings, folder, ready, before, after, seconds, callback.seconds_per_step, costs)
+    scores = (Score.from_logs(row, TASKS[settings.task].unit) for row in (before, after))
+    return FittedRun(settings, folder, ready, *scores, after["seconds"], median(callback.seconds), costs)
 
 
 def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Trainer:
@@ -249,37 +221,30 @@ class RunCallback(TrainerCallback):
 
     The validation data is scored before the first step and after the last one, too. A checkpoint is also saved when a
     stop is requested, but not at the last step. A loss or gradient that is not finite raises DivergedError before the
-    checkpoint of its step.
+    checkpoint of its step. The rows of metrics.jsonl are those of the Trainer's `log_history`, which its checkpoints
+    contain, so that a resumed run has exactly the rows up to the resumed step.
     """
 
-    def __init__(self, folder: RunFolder, every: Intervals, stop: StopRequest, progress: Progress, ready: Prepared):
-        self.has_begun = False  # everything is loaded, including a checkpoint
-        self._folder, self._every, self._stop, self._progress, self._ready = folder, every, stop, progress, ready
-        self._seconds: list[float] = []
-        self._began = 0.0
-
-    def attach(self, trainer: Trainer, log: MetricsLog) -> None:
-        """Add the callback to `trainer`."""
-        self._trainer, self._metrics = trainer, log
-        trainer.add_callback(self)
-
-    @property
-    def seconds_per_step(self) -> float | None:
-        """Median of forward, backward and optimizer step; None before the first step."""
-        return median(self._seconds) if self._seconds else None
+    def __init__(
+        self, trainer: Trainer, folder: RunFolder, every: Intervals, stop: StopRequest, progress: Progress, task: Task
+    ):
+        self.seconds: list[float] = []  # of each step, forward to optimizer
+        self._trainer, self._folder, self._every, self._stop = trainer, folder, every, stop
+        self._progress, self._task = progress, task
 
     def on_train_begin(self, args, state, control, **_: Any) -> None:
+        rows = state.log_history
+        write_text(self._folder.metrics, "".join(map(json_line, rows)))
+        self._run_began = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
         self._progress.on_start(state.max_steps, state.global_step)
         if state.global_step == 0:
             self._score(0)
 
     def on_step_begin(self, args, state, control, **_: Any) -> None:
-        self.has_begun = True  # random states are loaded last, after on_train_begin
         self._began = time.perf_counter()
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:
-        logs, step = kwargs["logs"], state.global_step
-        state.log_history.clear()  # metrics.jsonl has it; checkpoints would grow with every step
+        logs, step, row = kwargs["logs"], state.global_step, state.log_history.pop()
         names = {"loss": "training loss", "grad_norm": "gradient's norm", "eval_loss": "validation loss"}
         for name, what in names.items():
             if not math.isfinite(value := logs.get(name, 0.0)):
@@ -288,15 +253,15 @@ class RunCallback(TrainerCallback):
                     f"with a lower lr (it is {args.learning_rate:g}), a longer warmup, or dtype float32 instead of "
                     "bfloat16"
                 )
-        if "eval_loss" in logs:
-            self._metrics.append(step, logs)
-        if "loss" not in logs:  # a score, or the Trainer's summary
-            return
-        self._seconds.append(time.perf_counter() - self._began)  # reading the loss waits for the device
-        self._progress.on_step(step, logs["loss"])
-        if step % self._every.log == 0 or step == state.max_steps:
-            self._metrics.append(step, logs)
-        if step % self._every.evaluate == 0 or step == state.max_steps:
+        is_last, is_step = step == state.max_steps, "loss" in logs  # else a score, or the Trainer's summary
+        if is_step:
+            self.seconds.append(time.perf_counter() - self._began)  # reading the loss waits for the device
+            self._progress.on_step(step, logs["loss"])
+        if "eval_loss" in logs or (is_step and (is_last or step % self._every.log == 0)):
+            state.log_history.append({**row, "seconds": round(time.monotonic() - self._run_began, 3)})
+            with self._folder.metrics.open("a", encoding="utf-8") as file:
+                file.write(json_line(state.log_history[-1]))
+        if is_step and (is_last or step % self._every.evaluate == 0):
             self._score(step)
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
@@ -305,37 +270,27 @@ class RunCallback(TrainerCallback):
             control.should_save = self._stop.wanted or state.global_step % self._every.save == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
-        self._metrics.sync()
         seal(checkpoint_path(self._folder.checkpoints, state.global_step))
 
     def _score(self, step: int) -> None:
-        with outputs.exact_circuits(self._ready.model):  # as the adapter is exported
-            score = self._ready.task.score(self._ready.model)
-        logged = {name: math.nan if value is None else value for name, value in score.to_dict().items()}
-        self._trainer.log({f"eval_{name}": value for name, value in logged.items()})
+        with outputs.exact_circuits(self._trainer.model):  # as the adapter is exported
+            score = self._task.score(self._trainer.model)
+        self._trainer.log(score.to_logs())
         self._progress.on_eval(step, score)
 
 
-def _damaged(checkpoint: Path, reason: str) -> str:
-    return (
-        f"{checkpoint} cannot be read: {reason.splitlines()[0]}. Delete the folder and {RUN_AGAIN}: the "
-        "run resumes from the checkpoint before it, or starts from the beginning"
-    )
-
-
 @contextmanager
-def _explained(folder: RunFolder, has_begun: Callable[[], bool]) -> Iterator[None]:
+def _explained(folder: RunFolder) -> Iterator[None]:
     """Raise TrainingError for a full disk, and for bad input that is found after training began."""
     try:
         yield
     except Exception as error:
         prune(folder.checkpoints)
         if is_disk_full(error):
-            last = last_complete(folder.checkpoints)
-            kept = f"the checkpoint of step {step_of(last)} is intact" if last else "no step had been saved"
             raise TrainingError(
-                f"the disk that holds {folder.path} is full; {kept}. Free some space and {RUN_AGAIN}"
+                f"the disk that holds {folder.path} is full; the complete checkpoints are intact. Free some space and "
+                f"{RUN_AGAIN}"
             ) from error
-        if has_begun() and isinstance(error, InputError):
+        if isinstance(error, InputError):
             raise TrainingError(f"the run cannot continue: {error}") from error
         raise

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,8 +25,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import read_json, sync, write_json, write_text
-from qpeft_lab.files import RUN_AGAIN, json_line, output_folder, read_json_lines, remove_unfinished
+from qpeft.files import read_json, write_json
+from qpeft_lab.files import RUN_AGAIN, output_folder, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folders
@@ -56,7 +55,7 @@ class TrainResult:
     stored_bytes: int  # weights file in adapter/
     exported_bytes: int  # weights files in exported/
     seconds: float  # from the first score to the last, including saving, without interruptions
-    seconds_per_step: float | None  # median since the last resume, forward to optimizer
+    seconds_per_step: float  # median since the last resume, forward to optimizer
     data_sha256: str
     circuits: dict[str, Any] | None = None  # their costs; None on the exact simulator
     already_finished: bool = False
@@ -130,10 +129,7 @@ class RunFolder:
         remove_unfinished(self.path)
         made_with = environment()
         if self.config.exists():
-            recorded, had = self._recorded()
-            self._refuse(_differences(had, identity))
-            if all(getattr(recorded, name) == getattr(settings, name) for name in _SOURCES):  # they were not moved
-                return
+            self._refuse(_differences(self._recorded()[1], identity))
             made_with = read_json(self.config)["environment"]
         stored = {name: value for name, value in _as_json(settings).items() if name != _NOT_STORED}
         record = {"format": _FORMAT, "settings": stored, "identity": identity, "environment": made_with}
@@ -175,56 +171,9 @@ class RunFolder:
         )
 
 
-class MetricsLog:
-    """Appends rows to metrics.jsonl. After a resume it has exactly the rows up to the resumed step.
-
-    Every row has `step`, and `seconds`: the time since the run began, without interruptions.
-    """
-
-    def __init__(self, path: Path, step: int | None):
-        """Keep the rows up to `step`, or none for None, and remove a line that a kill left incomplete.
-
-        Raises CheckpointError if a row up to `step` is damaged, or if the row of step 0 is missing.
-        """
-        kept = [] if step is None else [row for row in read_rows(path) if row["step"] <= step]
-        if step is not None and (not kept or kept[0]["step"] != 0):
-            raise CheckpointError(f"{path} lacks its first rows; {_remedy(path)}")
-        write_text(path, "".join(map(json_line, kept)))
-        self._path = path
-        self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
-
-    def append(self, step: int, values: dict[str, Any]) -> None:
-        """Write one row; NaN and infinity, which JSON lacks, become null."""
-        seconds = round(time.monotonic() - self._began, 3)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json_line({"step": step, **values, "seconds": seconds}))
-
-    def sync(self) -> None:
-        """Wait until all rows are on disk, so that a checkpoint saved later always finds them."""
-        sync(self._path)
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All complete rows of a metrics.jsonl; none if there is no file. Raises CheckpointError if it is damaged."""
-    return read_json_lines(path, lambda row: row["step"] >= 0 and row["seconds"] >= 0, _remedy(path))
-
-
-def read_scores(path: Path, unit: str) -> list[Score]:
-    """The validation scores of a metrics.jsonl, in order. Raises CheckpointError if one is not a number."""
-    found = []
-    for row in read_rows(path):
-        metrics = {name.removeprefix("eval_"): value for name, value in row.items() if name.startswith("eval_")}
-        try:
-            if "loss" in metrics:
-                known = {"loss": metrics.pop("loss"), "n_scored": metrics.pop("n_scored")}
-                found.append(TypeAdapter(Score).validate_python({**known, "unit": unit, "metrics": metrics}))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path} has a damaged score ({error}); {_remedy(path)}") from error
-    return found
-
-
-def _remedy(path: Path) -> str:
-    return f"choose another folder for the run, or delete {path.parent / 'checkpoints'} to start again from step 0"
+    return read_json_lines(path, lambda row: row["step"] >= 0, "choose another folder for the run")
 
 
 def _compared(settings: RunSettings) -> dict[str, Any]:

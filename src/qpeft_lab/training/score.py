@@ -50,6 +50,18 @@ class Score:
         """Loss, amount of data and metrics."""
         return {"loss": self.loss, "n_scored": self.n_scored, **self.metrics}
 
+    def to_logs(self) -> dict[str, float]:
+        """As the Trainer logs it; an undefined metric is NaN."""
+        values = self.to_dict().items()
+        return {f"eval_{name}": math.nan if value is None else value for name, value in values}
+
+    @classmethod
+    def from_logs(cls, row: Mapping[str, Any], unit: str) -> Score:
+        """The score of a row of logs."""
+        found = {name.removeprefix("eval_"): value for name, value in row.items() if name.startswith("eval_")}
+        loss, n_scored = found.pop("loss"), found.pop("n_scored")
+        return cls(loss, unit, n_scored, {name: None if math.isnan(value) else value for name, value in found.items()})
+
     def described(self) -> dict[str, str]:
         """Metrics and loss as text for a table, by title; the most important one first."""
         return {title: self._text(name) for name, title in _TITLES.items() if name in self.metrics} | {
