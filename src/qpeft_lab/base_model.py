@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpeft.errors import ConfigError, InputError
+from qpeft.files import file_hash
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
@@ -19,12 +19,8 @@ Loaded = TypeVar("Loaded")
 
 _LONGEST_DEFAULT = 512
 _ADAPTER = "adapter_config.json"
-_OF_TOKENIZERS = (  # and of processors: names that transformers reads
-    *("tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja"),
-    *("*vocab*.json", "vocab*.txt", "merges.txt", "dict.txt", "bpe.codes", "*.model", "*.spm", "*.tokenizer"),
-    *("normalizer.json", "emoji.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json"),
-    *("preprocessor_config.json", "processor_config.json", "generation_config.json"),
-)
+# suffixes of weights, configs, tokenizers and code
+_LOADED = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model", ".spm", ".codes", ".tokenizer", ".py"}
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -108,12 +104,6 @@ def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **o
                 f"the model {model!r} needs Python code from its folder or repository, which is not executed; read the "
                 "code, and set trust_remote_code if you trust it"
             ) from error
-        if isinstance(error, UnpicklingError):  # its text advises to switch this protection off
-            raise InputError(
-                f"the weights of the base model {model!r} are a pickle that could execute code, or a damaged file, and "
-                "are not read; get them as safetensors, from the model's author or by converting them where you trust "
-                "them"
-            ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = "; if one of its files is damaged, copy or download it again" if path.is_dir() else ""
         raise InputError(f"cannot load the base model {model!r}: {reason}{hint}") from error
@@ -155,31 +145,12 @@ def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> N
 
 
 def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
-    """Identifies the base: the commit on the hub, or the SHA-256 of a folder's config and weights.
+    """Identifies the base and its tokenizer: the commit on the hub, or the SHA-256 of the files that may be loaded.
 
     A folder needs no `config`.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
-    weights = list(folder.glob("*.safetensors")) or list(folder.glob("*.bin"))
-    return _hash_of([folder / "config.json", *weights])
-
-
-def tokenizer_fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
-    """Identifies the tokenizer or image processor of the base, and its generation config, in the same way.
-
-    Other files in a folder do not count.
-    """
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return fingerprint(model, config)
-    return _hash_of({file for pattern in _OF_TOKENIZERS for file in folder.glob(pattern) if file.is_file()})
-
-
-def _hash_of(files: Iterable[Path]) -> str:
-    sha = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as opened:
-            sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
-    return f"sha256:{sha.hexdigest()}"
+    parts = [f"{file.name} {file_hash(file)}" for file in sorted(folder.iterdir()) if file.suffix in _LOADED]
+    return f"sha256:{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"

@@ -4,11 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import kendalltau, pearsonr, rankdata
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
-from qpeft.errors import DataError
 from qpeft_lab.metrics import accuracy, f1, mcc, pearson, spearman
 
 DRAW = np.random.default_rng(0)
@@ -48,28 +46,3 @@ def test_correlations_are_those_of_values_and_of_ranks():
 def test_undefined_correlations_are_none(labels, predictions):
     assert pearson(labels, predictions) is None
     assert spearman(labels, predictions) is None
-
-
-SCORES = [accuracy, f1, mcc, pearson, spearman]
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_arrays_and_tensors_are_scored_as_lists(score):
-    labels, predictions = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
-    tensors = (lambda values: torch.tensor(values, dtype=torch.bfloat16, requires_grad=True), torch.tensor)
-    for make in (tuple, np.array, lambda values: np.array(values, dtype=np.float32), *tensors):
-        assert score(make(labels), make(predictions)) == score(labels, predictions)
-
-
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize(
-    "values",
-    ["01", {0, 1}, {0: 0, 1: 1}, ["a", 1], [[0, 1], [1, 0]], [[0], [0, 1]], 1, [], [0, 1, 1]],
-)
-def test_bad_values_are_refused(score, values):
-    for pair in (([0, 1], values), (values, [0, 1]), ([], [])):
-        with pytest.raises(DataError):
-            score(*pair)
-    for value in (0.5, math.nan, 1e300) if score in (accuracy, f1, mcc) else ():
-        with pytest.raises(DataError, match="whole number"):
-            score([0, 1], [0, value])

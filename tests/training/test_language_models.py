@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from qpeft.errors import DataError
 from qpeft_lab.base_model import load_model, load_tokenizer
-from qpeft_lab.data.text import Tokens, collate, cut, warn_of_unknown
+from qpeft_lab.data.text import Tokens, collate, cut
 from qpeft_lab.demo import base_path
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.generate import Decoding, generate, generate_texts
@@ -97,16 +97,6 @@ def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_pat
     assert math.exp(loss) == pytest.approx(published_perplexity(tiny_model, texts, 8), rel=1e-5)
     score = task.score(model, task.train[:4])
     assert (score.n_scored, score.metrics) == (4 * 7, {"padded_perplexity": pytest.approx(math.exp(loss), rel=1e-5)})
-
-
-def test_unknown_tokens_are_reported():
-    ids, tokens = (
-        np.array([1, 0, 2, 3]),
-        {"unk_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": None},
-    )
-    with pytest.warns(UserWarning, match=r"25\.0%"):
-        warn_of_unknown([ids], SimpleNamespace(**tokens, unk_token="<unk>"), "data")
-    warn_of_unknown([ids], SimpleNamespace(**tokens | {"unk_token_id": 1}), "data")  # has another use
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 3])

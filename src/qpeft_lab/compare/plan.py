@@ -16,7 +16,7 @@ from qpeft.errors import ConfigError, DataWarning
 from qpeft.methods import Trains
 from qpeft.methods.plan import plan as count_parameters
 from qpeft.methods.suggest import fill_names
-from qpeft_lab.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
+from qpeft_lab.base_model import block_length, fingerprint, load_config
 from qpeft_lab.compare.data import TEXT_PAIR, Parts, split_data
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
@@ -141,7 +141,6 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     base = Base(
         id=study.base,
         sha256=fingerprint(model, config),
-        tokenizer_sha256=tokenizer_fingerprint(model, config),
         dtype=run.dtype,
         params_total=sum(p.numel() for p in host.model.parameters()),
     )
@@ -276,7 +275,6 @@ def _content(study: Study, run: RunSettings, base: Base, parts: Parts) -> dict[s
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
         "base": base.sha256,
-        "tokenizer": base.tokenizer_sha256,
         "data": parts.sha256,
         "run": shared,
         "test_blocks": study.test_blocks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
@@ -31,7 +31,6 @@ TEMPLATES = {
 }
 
 _DOCUMENTS_AT_A_TIME = 256  # between which Ctrl-C is handled
-_FEW_UNKNOWN = 0.001
 
 
 class Tokens(NamedTuple):
@@ -194,19 +193,6 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
     return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
-
-
-def warn_of_unknown(texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown."""
-    token = tokenizer.unk_token_id
-    if token in (None, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):  # has another use
-        return
-    if (share := float((np.concatenate(list(texts)) == token).mean())) > _FEW_UNKNOWN:
-        warnings.warn(
-            f"{share:.1%} of the tokens of {source} are unknown to the tokenizer ({tokenizer.unk_token}): their text "
-            "is lost, and as a language it is easy to predict; use text or a model that fit each other",
-            stacklevel=1,
-        )
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:

@@ -1,7 +1,6 @@
 """Scores of generated texts by sacrebleu, rouge-score and bert-score, and all of them at once.
 
-Every score takes the texts and, for each of them, one or more references; it raises DataError for another number of
-lists of references, for a text without any, and for what is not a list of texts.
+Every score takes the texts and, for each of them, one or more references; it raises DataError for other lists.
 """
 
 from __future__ import annotations
@@ -76,24 +75,17 @@ def bertscore(hypotheses: Texts, references: References, encoder: str | Path) ->
 
 
 def encoder_layers(folder: Path) -> int:
-    """The number of layers of the encoder for BERTScore, checked: bert-score does not check its weights.
+    """The number of layers of the encoder for BERTScore.
 
     Raises InputError for an unusable encoder, and if the package bert-score is missing.
     """
-    from transformers import AutoModel
+    from qpeft_lab.base_model import load_config, load_tokenizer
 
-    from qpeft_lab.base_model import load_tokenizer, load_weights, refuse_lacking
-
-    if not (folder / "config.json").is_file():
-        raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
-    tokenizer = load_tokenizer(str(folder))
-    encoder, lacking, others = load_weights(AutoModel, str(folder), "float32", False)
-    refuse_lacking(str(folder), {name for name in lacking | others if not name.startswith("pooler.")})  # not used
-    if tokenizer.model_max_length > _MAX_LENGTH:
+    if load_tokenizer(str(folder)).model_max_length > _MAX_LENGTH:
         raise InputError(f"{folder}/tokenizer_config.json: set model_max_length, to 512 for most encoders")
     if find_spec("bert_score") is None:
         raise InputError("BERTScore needs the package bert-score: pip install 'qpeft[bertscore]'")
-    return encoder.config.num_hidden_layers
+    return load_config(str(folder)).num_hidden_layers
 
 
 def score_texts(hypotheses: Texts, references: References, bertscore_model: Path | None = None) -> dict[str, Any]:
@@ -115,10 +107,6 @@ def score_texts(hypotheses: Texts, references: References, bertscore_model: Path
 
 def _check(hypotheses: Texts, references: References) -> None:
     """Refuse what is not a list of texts: a single text would be scored letter by letter."""
-    if len(hypotheses) != len(references) or not hypotheses:
-        raise DataError(f"{len(hypotheses)} texts and references for {len(references)}; give a list for each text")
-    lists = {"hypotheses": hypotheses} | {f"the references of text {n}": own for n, own in enumerate(references, 1)}
-    for what, texts in lists.items():
-        is_list = isinstance(texts, Sequence) and not isinstance(texts, str) and len(texts) > 0
-        if not is_list or not all(isinstance(text, str) for text in texts):
-            raise DataError(f"{what} must be one or more texts in a list, got {texts!r:.80}")
+    are_lists = hypotheses and all(references) and not any(isinstance(one, str) for one in (hypotheses, *references))
+    if not are_lists or len(hypotheses) != len(references):
+        raise DataError("give a list of texts, and for each text a list of one or more references")

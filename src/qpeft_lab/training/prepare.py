@@ -86,11 +86,10 @@ def identity_of(settings: RunSettings) -> dict[str, str]:
                 found[name] = sha
     if (Path(settings.model).expanduser() / "config.json").is_file():
         found["model"] = base.fingerprint(settings.model)
-        found["tokenizer"] = base.tokenizer_fingerprint(settings.model)
     return found
 
 
 def full_identity(settings: RunSettings, task: Task, identity: dict[str, str]) -> dict[str, str]:
-    """`identity` with what only a data set or a model of the hub needs: hashes of its examples, and its commit."""
-    commit = {"model": base.fingerprint(settings.model, task.config)}
-    return {**commit, **identity, "examples": task.sha256()}
+    """`identity` with the hash of the examples, and the commit of a model of the hub."""
+    model = identity.get("model") or base.fingerprint(settings.model, task.config)
+    return {**identity, "model": model, "examples": task.sha256()}

@@ -117,10 +117,7 @@ class CausalLM(Task):
             self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
         else:
             self.train, self.evaluation = [], text.load_evaluation(s, self.seq_len, self.tokenizer)
-        for blocks, source in ((self.train, s.data), (self.evaluation, s.eval_data or s.data)):
-            if blocks:
-                base.check_vocabulary((block.ids for block in blocks), self.config)
-                text.warn_of_unknown((block.ids for block in blocks), self.tokenizer, source)
+        base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
 
     def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
         return partial(score.mean_nats, label_smoothing=label_smoothing, of_tokens=True) if label_smoothing else None
@@ -245,9 +242,7 @@ class TextClassification(Classification):
             raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
         self._length = min(base.block_length(seq_len, self.config, reserved), room)
         super()._read(reserved, labels)
-        texts = [content.ids for content, _ in (*self.train, *self.evaluation)]
-        base.check_vocabulary(texts, self.config)
-        text.warn_of_unknown(texts, self.tokenizer, self.settings.data)
+        base.check_vocabulary((content.ids for content, _ in (*self.train, *self.evaluation)), self.config)
 
     def read(self, source: str, split: str) -> list[Labelled]:
         names = ("text_column", "text_pair_column", "label_column")
