@@ -71,7 +71,7 @@ def read_json_lines(path: Path, is_valid: Callable[[Any], bool], remedy: str) ->
             found.append(json.loads(line))
             if not is_valid(found[-1]):
                 raise ValueError("a field has no valid value")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged in line {number} ({error}); {remedy}") from error
     return found
 

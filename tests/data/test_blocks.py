@@ -213,7 +213,7 @@ LATE = [{"prompt": "fox " * 40, "completion": "a"}] * 2
         (texts("the king"), {}, "too little"),
         (texts("the king " * 6), {}, "too little"),
         (texts("the king"), {"pad_rows": True}, "too little"),
-        (LATE, {}, "too little"),
+        (LATE, {}, "seq_len=16"),
         (PAIR, {}, "too little"),
         (PAIR, {"eval_data": LATE}, r"other\.jsonl"),
         (PAIR, {"pad_rows": True}, "pad_rows"),

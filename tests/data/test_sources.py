@@ -91,18 +91,18 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
 @pytest.mark.parametrize(
     ("name", "content", "kept", "found"),
     [
-        ("a.csv", "text,n\none,1\n,2\n", {"text": "one"}, "1 of 2 rows .*row 2"),
+        ("a.csv", "text,n\none,1\n,2\n", {"text": "one"}, "1 of 2 rows"),
         (
             "a.jsonl",
             [{"prompt": "", "completion": "A"}, {"prompt": "Q", "completion": ""}],
             {"prompt": "", "completion": "A"},
-            "1 of 2 rows .*row 2",
+            "1 of 2 rows",
         ),
         (
             "a.jsonl",
             [{"messages": m} for m in (MESSAGES[:2], MESSAGES, [], [MESSAGES[1], {**MESSAGES[2], "content": ""}])],
             {"messages": MESSAGES},
-            "3 of 4 rows .*row 1",
+            "3 of 4 rows",
         ),
     ],
 )

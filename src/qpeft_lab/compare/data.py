@@ -168,14 +168,14 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
     if _has_images(study):
         return load_images(source, split, training.label_column)
     columns = {name: column for name in _COLUMNS if (column := getattr(training, name)) is not None}
-    texts, labels = load_labelled_texts(source, split, columns, lambda label, where: label)
+    rows = load_labelled_texts(source, split, columns, lambda label, where: label)
     classes = () if (glue := study.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
     return [
         {
             **dict(zip(("text", TEXT_PAIR), text, strict=False)),
             "label": classes.index(label) if label in classes else label,
         }
-        for text, label in zip(texts, labels, strict=True)
+        for text, label in rows
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from qpeft.errors import DataError
 from qpeft_lab.data.labelled import label_name
-from qpeft_lab.data.sources import class_columns, first_line, is_npz, load_split, parse_source
+from qpeft_lab.data.sources import cause, class_columns, is_npz, load_split, parse_source
 from qpeft_lab.data.split import Labelled
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _read_npz(path: Path) -> list[Labelled]:
             images, labels = arrays["images"], arrays["labels"]
             names = arrays["names"].astype(str)[labels] if "names" in arrays else labels
     except Exception as error:  # NumPy and zipfile raise any type for a damaged file, or for a label without a name
-        raise DataError(f"cannot read {path} as arrays {wanted}: {first_line(error)}") from error
+        raise DataError(f"cannot read {path} as arrays {wanted}: {cause(error)}") from error
     is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3, 4))
     are_labels = np.issubdtype(labels.dtype, np.integer) and labels.shape == images.shape[:1]
     if images.dtype != np.uint8 or not (images.size and is_image and are_labels) or labels.min() < 0:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from qpeft.errors import DataError, DataWarning
-from qpeft_lab.data.sources import check_text, load_rows
+from qpeft.errors import DataError
+from qpeft_lab.data.sources import kept_rows, load_rows
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _LARGEST = 1e15  # its square, times the number of a model's parameters in a gradient's norm, is finite in float32
@@ -59,8 +58,8 @@ def _shown(value: Any) -> str:
 
 def load_labelled_texts(
     source: str, split: str, columns: dict[str, str], label: Callable[[Any, str], Any]
-) -> tuple[list[tuple[str, ...]], list[Any]]:
-    """The texts, or pairs of texts, of a source and their labels; rows without a text are left out, with a warning.
+) -> list[tuple[tuple[str, ...], Any]]:
+    """The texts, or pairs of texts, of a source with their labels; rows without a text are left out, with a warning.
 
     `columns` are the names of the columns by the setting that names them, the label's last. Raises DataError.
     """
@@ -72,21 +71,13 @@ def load_labelled_texts(
             found = ", ".join(map(str, rows[0]))
             raise DataError(f"{source} has the columns {found}, but no {column!r}; set {name}")
     *of_text, of_label = columns.values()
-    texts, labels = [], []
+    kept = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         for column in of_text:
             if not isinstance(row.get(column), str | None):
                 raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
-        check_text(where, row)
-        given = tuple(row.get(column) or "" for column in of_text)
-        value = label(row.get(of_label), where)
+        given, value = tuple(row.get(column) or "" for column in of_text), label(row.get(of_label), where)
         if any(text.strip() for text in given):
-            texts.append(given)
-            labels.append(value)
-    if not texts:
-        raise DataError(f"{source} has no example with a text; give rows with a text in {', '.join(of_text)}")
-    if n_empty := len(rows) - len(texts):
-        found = f"{n_empty} of {len(rows)} rows of {source} have no text; they are left out"
-        warnings.warn(DataWarning(found), stacklevel=2)
-    return texts, labels
+            kept.append((given, value))
+    return kept_rows(source, kept, len(rows), "no text")

@@ -50,6 +50,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {**_WORDS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
 _LOCAL_SUFFIXES = {*_READERS, ".npz"}
+_NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
 
@@ -118,16 +119,19 @@ def load_examples(source: str, split: str, run: RunSettings) -> list[Row]:
         raise DataError(f"{source} is empty")
     names = _names(source, rows[0], run)
     renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
-    left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
-    if left_out:
-        why = "no message of an assistant" if "messages" in renamed[0] else f"nothing in column {list(names)[-1]!r}"
-        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
-        if len(left_out) == len(rows):
-            raise DataError(f"{lacking}; give rows with a text to learn")
-        if run.pad_rows:
-            return renamed
-        warnings.warn(DataWarning(f"{lacking}; they are left out"), stacklevel=1)
-    return [row for row in renamed if _has_something_to_score(row)]
+    scored = [row for row in renamed if _has_something_to_score(row)]
+    why = "no message of an assistant" if "messages" in renamed[0] else f"nothing in column {list(names)[-1]!r}"
+    return renamed if run.pad_rows and scored else kept_rows(source, scored, len(rows), why)
+
+
+def kept_rows(source: str, kept: list[Any], n_rows: int, why: str) -> list[Any]:
+    """`kept`, with a warning if there were more rows. Raises DataError if none is kept."""
+    found = f"{n_rows - len(kept)} of {n_rows} rows of {source} have {why}"
+    if not kept:
+        raise DataError(f"{found}; give rows with a text to learn")
+    if len(kept) < n_rows:
+        warnings.warn(DataWarning(f"{found}; they are left out"), stacklevel=2)
+    return kept
 
 
 def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
@@ -227,39 +231,27 @@ def _read(file: Path, by_line: bool) -> list[Row]:
     except DataError:
         raise
     except Exception as error:  # each reader raises its own types
-        raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
+        raise DataError(f"cannot read {file} as {kind}: {cause(error)}") from error
 
 
 def _read_json(file: Path) -> list[Row]:
-    """A JSON array, one object, or one object per line. (`datasets` would turn columns of mixed types into strings.)"""
-    content = file.read_text(encoding="utf-8-sig")
-    try:
-        found = json.loads(content)
-    except ValueError:
-        lines = enumerate(content.split("\n"), start=1)
-        found = [_parse_line(number, line) for number, line in lines if line.strip()]
-    rows = [{"text": row} if isinstance(row, str) else row for row in (found if isinstance(found, list) else [found])]
+    """A JSON array, or one object or more. (`datasets` would turn columns of mixed types into strings.)"""
+    content, found, end = file.read_text(encoding="utf-8-sig"), [], 0
+    while (start := _NOT_SPACE.search(content, end)) is not None:
+        value, end = json.JSONDecoder().raw_decode(content, start.start())
+        found.append(value)
+    json.dumps(found, ensure_ascii=False).encode()  # raises for unpaired surrogates, which tokenizers cannot encode
+    rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
+        if not isinstance(row, dict | str):
             raise DataError(f"{file}, row {number}: expected an object with columns, got {type(row).__name__}")
-    return rows
+    return [{"text": row} if isinstance(row, str) else row for row in rows]
 
 
-def _parse_line(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from None
-
-
-def _root_cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
+    """The first line of the message of the exception that caused this one, or its type."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -290,7 +282,7 @@ def load_split(source: str, split: str) -> Any:
     try:
         return load_dataset(name.id, name.config, split=part)
     except Exception as error:  # each reader raises its own types
-        raise DataError(f"cannot read {source}: {_root_cause(error)}") from error
+        raise DataError(f"cannot read {source}: {cause(error)}") from error
 
 
 def split_names(source: str) -> Sequence[str]:
@@ -308,7 +300,7 @@ def split_names(source: str) -> Sequence[str]:
     except Exception as error:  # offline, unknown, gated, or without configuration
         where = f"folder {name.name}" if name.is_local else f"{source!r}, which is no local file, from the hub"
         hint = _SPLITS if name.is_local or name.config else f"Or is it an {unknown('built-in text', source, BUILT_IN)}"
-        raise DataError(f"cannot read the splits of {where}: {_root_cause(error)}. {hint}") from error
+        raise DataError(f"cannot read the splits of {where}: {cause(error)}. {hint}") from error
 
 
 def _names(source: str, row: Row, run: RunSettings) -> dict[str, str]:
@@ -340,7 +332,6 @@ def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
         renamed["messages"] = [_message(message) for message in renamed["messages"]]
     if "instruction" in names:
         renamed["prompt"] = _alpaca_prompt(str(renamed["prompt"]), row.get("input"))
-    check_text(where, renamed)
     for message in renamed.get("messages", ()):
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
             raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
@@ -357,14 +348,6 @@ def _alpaca_prompt(instruction: str, given: Any) -> str:
     """The prompt that Alpaca was trained with, whose input may be empty."""
     parts = [_ALPACA.format(_ALPACA_INPUT if given else ""), f"### Instruction:\n{instruction}"]
     return "\n\n".join([*parts, *([f"### Input:\n{given}"] if given else []), "### Response:\n"])
-
-
-def check_text(where: str, content: Any) -> None:
-    """Raise DataError for unpaired surrogates, which JSON allows and tokenizers cannot encode."""
-    try:
-        json.dumps(content, ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where} is not valid text ({error.reason}); correct the row") from error
 
 
 def _has_something_to_score(row: Row) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from qpeft.checks import unknown
-from qpeft.errors import ConfigError, DataError, DataWarning, InputError
-from qpeft_lab.data.sources import Row, first_line, has_validation_split, load_examples
+from qpeft.errors import ConfigError, DataError, InputError
+from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples
 from qpeft_lab.data.split import HELD_OUT_EVERY, long_lines, spread, warn_of_shared
 
 if TYPE_CHECKING:
@@ -128,11 +127,8 @@ def cut(
     if pad_rows:
         return blocks
     scored = [block for block in blocks if block.n_targets]
-    if not is_text and 0 < len(scored) < len(rows):
-        found = f"{len(rows) - len(scored)} of {len(rows)} rows of {source} are left out: no answer begins within"
-        advice = "raise seq_len or shorten the prompts"
-        warnings.warn(DataWarning(f"{found} seq_len={seq_len} tokens; {advice}"), stacklevel=2)
-    return scored
+    why = f"no answer that begins within seq_len={seq_len} tokens"
+    return scored if is_text else kept_rows(source, scored, len(rows), why)
 
 
 def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -234,7 +230,7 @@ def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerB
             return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=opened))
         except Exception as error:  # a template can fail in any way, and raises its own errors for some messages
             raise DataError(
-                f"the chat template of the tokenizer fails for the messages {shown}: {first_line(error)}; change the "
+                f"the chat template of the tokenizer fails for the messages {shown}: {cause(error)}; change the "
                 "messages, or give the columns prompt and completion"
             ) from error
 

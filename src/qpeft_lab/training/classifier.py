@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 RECORD = "task.json"
+_POOLER = ".pooler"  # which language models are saved without
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,13 @@ def load_classifier(
     if record.pad_token_id is not None:
         loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
     head = find_head(loaded)
-    has_own_head = is_classifier(config) and record.labels == class_names(config)
-    new = set() if has_own_head else _new_modules(loaded, lacking, others, head)
-    base.refuse_lacking(model, {key for key in lacking | others if _module_of(loaded, key) not in new})
-    if record.labels != class_names(config):
-        new |= {*head}
+    lacking_in = {key: _module_of(loaded, key) for key in lacking | others}
+    is_for_others = record.labels != class_names(config)
+    may_lack = () if is_classifier(config) and not is_for_others else head
+    base.refuse_lacking(
+        model, {key for key, name in lacking_in.items() if name not in may_lack and not name.endswith(_POOLER)}
+    )
+    new = {*lacking_in.values()} | ({*head} if is_for_others else set())
     if missing := sorted(new - {*head}):
         warnings.warn(
             f"the base model has no weights for {', '.join(missing)}; they are initialized from the seed and "
@@ -188,16 +191,6 @@ def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> Non
                     module.weight.copy_(initial.normal(f"head:{name}.{path}", module.weight.shape, std))
                     if module.bias is not None:
                         module.bias.zero_()
-
-
-def _new_modules(model: PreTrainedModel, lacking: set[str], others: set[str], head: Sequence[str]) -> set[str]:
-    """The modules that are expected to be new: a head, or the body's pooler, which language models are saved without.
-
-    They have no tensor in the base, or only tensors for another number of classes.
-    """
-    found = {name for key in lacking | others if (name := _module_of(model, key)) in head or name.endswith(".pooler")}
-    parts = {name: {key for key in model.state_dict() if _module_of(model, key) == name} for name in found}
-    return {name for name in found if not parts[name] & lacking or parts[name] <= lacking | others}
 
 
 def _module_of(model: PreTrainedModel, key: str) -> str:

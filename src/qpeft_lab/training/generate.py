@@ -58,39 +58,40 @@ def generate_texts(
     Raises:
         DataError: a prompt has no token, or does not fit into the model's context with the new tokens after it.
     """
-    n_new = decoding.max_new_tokens
-    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    n_new, n_virtual = decoding.max_new_tokens, virtual_tokens(model)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    encoded = [torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
-        if not ids or not has_room(model, len(ids) + n_new):
+        if not len(ids) or (context is not None and len(ids) + n_new + n_virtual > context):
             raise DataError(
                 f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {n_new} are generated: it needs at least one, "
                 "and all must fit into the model's context; shorten it or reduce max_new_tokens"
             )
-    at_once = 1 if virtual_tokens(model) else batch_size
+    at_once = 1 if n_virtual else batch_size
     places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     texts, ends = [""] * len(prompts), _ends(model, tokenizer)
     for start in watch(range(0, len(places), at_once)):
         batch = places[start : start + at_once]
-        ids, mask = _left_padded([encoded[place] for place in batch], model.device)
+        rows = [encoded[place].to(model.device) for place in batch]
+        ids = pad_sequence(rows, batch_first=True, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
         for place, new in zip(batch, generate(model, ids, mask, decoding, ends, **sampling), strict=True):
-            texts[place] = new_text(tokenizer, encoded[place], new)
+            # decoded together: tokens may share a character or a blank
+            both = (encoded[place].tolist(), encoded[place].tolist() + new.tolist())
+            before, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in both)
+            texts[place] = whole[len(before) :]
     return texts
-
-
-def has_room(model: Any, n_tokens: int) -> bool:
-    """Whether the model's context has room for `n_tokens` tokens, next to the virtual tokens of an adapter."""
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return context is None or n_tokens + virtual_tokens(model) <= context
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a text: the tokenizer's, then those of the generation config, such as the end of a turn."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = model.generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
-    return [
-        token for token in dict.fromkeys([cast("int | None", tokenizer.eos_token_id), *several]) if token is not None
-    ]
+    return [token for token in dict.fromkeys([cast(Any, tokenizer.eos_token_id), *several]) if token is not None]
 
 
 def generate(model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: list[int], **others: Any) -> Tensor:
@@ -114,19 +115,3 @@ def generate(model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: li
         warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
         written = model.generate(input_ids=ids, attention_mask=mask, **options)
     return written[:, ids.shape[1] :]
-
-
-def new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: Tensor) -> str:
-    """The new text, decoded together with the prompt: tokens may share a character or a blank."""
-    before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, prompt + new.tolist()))
-    return whole[len(before) :]
-
-
-def _left_padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (B, T) of prompts."""
-    import torch
-
-    longest = max(map(len, rows))
-    ids = [[0] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -11,7 +11,6 @@ run/  config.json     settings, hashes of data and base, versions
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import read_json, write_json
+from qpeft.files import as_json, read_json, write_json
 from qpeft_lab.files import RUN_AGAIN, output_folder, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
@@ -131,7 +130,7 @@ class RunFolder:
         if self.config.exists():
             self._refuse(_differences(self._recorded()[1], identity))
             made_with = read_json(self.config)["environment"]
-        stored = {name: value for name, value in _as_json(settings).items() if name != _NOT_STORED}
+        stored = {name: value for name, value in as_json(asdict(settings)).items() if name != _NOT_STORED}
         record = {"format": _FORMAT, "settings": stored, "identity": identity, "environment": made_with}
         write_json(self.config, record)
 
@@ -178,7 +177,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _compared(settings: RunSettings) -> dict[str, Any]:
     """The settings on which the result depends: not the shot budget, which may be raised, nor the folders of files."""
-    known = {name: value for name, value in _as_json(settings).items() if name not in _FREE_TO_CHANGE}
+    known = {name: value for name, value in as_json(asdict(settings)).items() if name not in _FREE_TO_CHANGE}
     backend = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
     return without_folders({**known, "backend_settings": backend})
 
@@ -193,11 +192,6 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif one != other:
             found.append(f"{name} was {one!r}, now {other!r}")
     return found
-
-
-def _as_json(settings: RunSettings) -> dict[str, Any]:
-    """Settings as read back from JSON: tuples as lists, sets in order."""
-    return json.loads(json.dumps(asdict(settings), default=sorted))
 
 
 @cache

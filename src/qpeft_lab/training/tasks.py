@@ -247,7 +247,7 @@ class TextClassification(Classification):
     def read(self, source: str, split: str) -> list[Labelled]:
         names = ("text_column", "text_pair_column", "label_column")
         columns = {name: column for name in names if (column := getattr(self.settings, name)) is not None}
-        texts, labels = load_labelled_texts(source, split, columns, self._label)
+        texts, labels = zip(*load_labelled_texts(source, split, columns, self._label), strict=True)
         return list(zip(self._encode(texts), labels, strict=True))
 
     def _digest(self, content: EncodedText) -> bytes:
