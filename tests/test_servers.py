@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
 import sys
 import types
 from collections import namedtuple
@@ -90,11 +89,11 @@ def logits(model):
 
 
 def test_exported_adapter_is_the_compact_one(cache, adapters, base):
-    (cache.cache / ".new").mkdir(parents=True)  # the rest of a killed export, which is replaced
-    (cache.cache / ".new" / "adapter_config.json").write_text("{")
+    unfinished = cache.cache / ".key.01234567.unfinished"  # of a killed export
+    unfinished.mkdir(parents=True)
     path = cache.find("user-1", str(base))
+    assert not unfinished.exists()
     assert path.parent == cache.cache
-    assert not (cache.cache / ".new").exists()
     served = logits(PeftModel.from_pretrained(loaded(base), path))
     assert torch.equal(served, logits(qpeft.load(loaded(base), adapters / "user-1")))
     assert not torch.equal(served, logits(loaded(base)))
@@ -236,20 +235,19 @@ def test_replaced_adapter_gets_a_new_folder(cache, adapters, base):
     assert after == cache.find("user-1", str(base))
 
 
-def test_adapter_that_is_replaced_while_it_is_read_is_read_again(cache, adapters, base, monkeypatch):
-    write, calls = cache._write, []
+def test_adapter_that_is_replaced_while_it_is_read_is_not_served(cache, adapters, base, monkeypatch):
+    export = qpeft.export
 
-    def replacing(folder, name):
-        write(folder, name)
-        if not calls:
-            shutil.rmtree(folder)
-            shutil.copytree(adapters / "user-1", folder)
-        calls.append(folder)
+    def replacing(*arguments):
+        export(*arguments)
+        shutil.copytree(adapters / "user-1", adapters / "user-0", dirs_exist_ok=True)
 
-    monkeypatch.setattr(cache, "_write", replacing)
-    path = cache.find("user-0", str(base))
-    assert len(calls) == 2
-    assert path == cache.find("user-1", str(base))
+    with monkeypatch.context() as patched:
+        patched.setattr(qpeft, "export", replacing)
+        with pytest.raises(CheckpointError, match="replaced"):
+            cache.find("user-0", str(base))
+    assert exports(cache) == []
+    assert cache.find("user-0", str(base)) == cache.find("user-1", str(base))
 
 
 def size(path):
@@ -280,31 +278,6 @@ def test_adapters_that_are_asked_for_at_once_are_exported_once(cache, adapters, 
     assert [path == paths[number % 4] for number, path in enumerate(paths)] == [True] * 200
     assert len(exports(cache)) == 4  # equal adapters share one
     assert all(size(adapters / f"user-{number}") < 2000 for number in range(200))
-
-
-PROCESS = """
-import sys, warnings
-from pathlib import Path
-from qpeft_lab.vllm_resolver import ExportCache
-warnings.simplefilter("ignore")
-adapters, folder, base = sys.argv[1:]
-cache, write = ExportCache(Path(adapters), Path(folder), 10**9), ExportCache._write
-def counted(self, *args):
-    print("exported")
-    write(self, *args)
-ExportCache._write = counted
-print(*(cache.find(f"user-{number}", base) for number in range(4)))
-"""
-
-
-@pytest.mark.long
-def test_several_processes_export_once(adapters, base, tmp_path):
-    command = [sys.executable, "-c", PROCESS, adapters, tmp_path / "cache", base]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [process.communicate()[0].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [0] * 3
-    assert len({lines[-1] for lines in outputs}) == 1
-    assert sum(lines.count("exported") for lines in outputs) == 4
 
 
 # what vLLM loads

@@ -21,9 +21,9 @@ class LabRecord:
     revision: int = 1  # raised when defaults change: rows of studies with other defaults do not count
     seed_step: int = 1  # the seed of a run is multiplied by it for a `seed_field` that also uses the numbers after it
     check: Callable[[Any], None] | str | None = None  # (settings) raises ConfigError for an unsupported run
-    # (base, config, batches) completes the config, or prepares the base, from training data, which batches() returns
-    calibrate: Callable[[Any, Any, Any], None] | str | None = None
-    fit: Callable[[Any], Any] | str | None = None  # as `Method.fit`, for methods of PEFT
+    # (base, config, batches) completes the config, or prepares the base, from training data, which batches() returns;
+    # it returns a function to call with the model before the first step, or None
+    calibrate: Callable[[Any, Any, Any], Callable[[Any], None] | None] | str | None = None
     uses_param_groups: bool = False  # whether the optimizer needs `qpeft.param_groups`
     report_note: str = ""  # a sentence for reports of studies with this method
 
@@ -36,12 +36,6 @@ class LabRecord:
 def lab_record(method: Method) -> LabRecord:
     """What the laboratory adds to this method; nothing for a method of a user."""
     return _RECORDS.get(method.key, _NONE)
-
-
-def fit_of(method: Method, config: Any) -> Callable[[Any, Any], None] | None:
-    """The function (model, batches) that computes initial values before the first step; None if none is needed."""
-    fit = imported(method.fit)
-    return (fit and fit(config)) or lab_record(method).ask("fit", config)
 
 
 def kind_with(method: Method, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:
@@ -80,9 +74,7 @@ def _check_full(settings: Any) -> None:
 
 
 _NONE = LabRecord()
-_FROM_DATA = LabRecord(
-    calibrate="qpeft_lab.training.initial:attach_gradients", fit="qpeft_lab.training.initial:start_for"
-)
+_FROM_DATA = LabRecord(calibrate="qpeft_lab.training.initial:attach_gradients")
 _RECORDS = {
     "qpa": LabRecord(presets=("paper", "official"), own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
     "quantum_peft": LabRecord(classical_values={"family": ("lie", "kronecker", "core")}),

@@ -20,20 +20,20 @@ import copy
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, QpeftError
+from qpeft.files import file_hash
+from qpeft_lab.files import locked, remove_unfinished
 
 _FILES = ("adapter_config.json", "adapter_model.safetensors")
-_NEW, _LOCK, _SERVER = ".new", ".lock", ".server-"  # in the cache
-_ATTEMPTS = 3  # to read an adapter that is being replaced
+_SERVER = ".server-"  # start of the names of files in the cache
 _log = logging.getLogger("vllm.qpeft")  # vLLM shows the messages of its own loggers
 
 
@@ -68,36 +68,39 @@ class ExportCache:
             _log.info("qpeft: %s has no adapter %r", self.adapters, name)
             return None
         try:
-            with self._locked() as given:
-                return self._export(folder, self.base or served, given)
+            with locked(self.cache, patience=math.inf):  # also against other threads
+                return self._exported(folder, self.base or served)
         except QpeftError as error:
             reason = str(error).replace(f"{self.adapters}{os.sep}", "")  # a client may read it
             message = f"adapter {name!r} cannot be served: {reason}"
             _log.error("qpeft: %s", message)
             raise type(error)(message) from error
 
-    def _export(self, folder: Path, base: str, given: int) -> Path:
-        for _ in range(_ATTEMPTS):
-            target = self.cache / (key := _key(folder, base))
-            if target.is_dir():
-                os.utime(target)  # used last
-            else:
-                self._write(folder, base)
+    def _exported(self, folder: Path, base: str) -> Path:
+        target = self.cache / (key := _key(folder, base))
+        if target.is_dir():
+            os.utime(target)  # used last
+        else:
+            remove_unfinished(self.cache)  # after a kill
+            self._export(folder, base, target)
+            try:
                 if _key(folder, base) != key:
-                    continue  # it was replaced meanwhile
-                self._make_room(_size(self.cache / _NEW))
-                (self.cache / _NEW).rename(target)
-            os.write(given, f"{key}\n".encode())
-            return target
-        raise CheckpointError("it was replaced again and again while it was read; ask again")
+                    raise CheckpointError("it was replaced while it was read; ask again")
+                self._make_room(target)
+            except QpeftError:
+                shutil.rmtree(target)
+                raise
+        if self._given is None:
+            self._given = os.open(self.cache / f"{_SERVER}{secrets.token_hex(4)}", os.O_WRONLY | os.O_CREAT)
+            fcntl.flock(self._given, fcntl.LOCK_EX)
+        os.write(self._given, f"{key}\n".encode())
+        return target
 
-    def _write(self, folder: Path, base: str) -> None:
-        """Export the adapter to the hidden folder `_NEW` of the cache."""
+    def _export(self, folder: Path, base: str, target: Path) -> None:
         import qpeft
         from qpeft_lab.base_model import load_model
         from qpeft_lab.stock_servers import refusals
 
-        shutil.rmtree(self.cache / _NEW, ignore_errors=True)  # after a kill
         if base not in self._models:
             self._models[base] = load_model(base, "auto").eval()
         kept = self._models[base]
@@ -112,19 +115,20 @@ class ExportCache:
             config = adapted.peft_config["default"]
             if reasons := refusals(config, kept.config.model_type, certain=True):
                 raise ConfigError("; ".join(reasons))
-            qpeft.export(adapted.eval(), self.cache / _NEW)
+            qpeft.export(adapted.eval(), target)
 
-    def _make_room(self, needed: int) -> None:
-        """Remove the least recently used exports that no running server was given, until `needed` bytes are free."""
-        given: set[str] = set()
+    def _make_room(self, new: Path) -> None:
+        """Remove the least recently used exports that no running server was given, until all fit, with `new`."""
+        given = {new.name}
         for file in self.cache.glob(f"{_SERVER}*"):
             with file.open() as opened:
-                if _try_lock(opened):
+                try:
+                    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     file.unlink()  # its server has ended
-                else:
+                except BlockingIOError:
                     given |= {*opened.read().split()}
         sizes = {entry: _size(entry) for entry in self.cache.iterdir() if not entry.name.startswith(".")}
-        total = sum(sizes.values()) + needed
+        total = sum(sizes.values())
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime_ns):
             if total > self.limit and entry.name not in given:
                 shutil.rmtree(entry)
@@ -135,39 +139,18 @@ class ExportCache:
                 f"{self.limit:,}; allow more, or restart the server"
             )
 
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        """Within: no other thread or process uses the cache. Yields the file of what this process was given."""
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with (self.cache / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._given is None:
-                self._given = os.open(self.cache / f"{_SERVER}{secrets.token_hex(4)}", os.O_WRONLY | os.O_CREAT)
-                fcntl.flock(self._given, fcntl.LOCK_EX)
-            yield self._given
-
 
 def _key(folder: Path, base: str) -> str:
     """Identifies the adapter's content and its base model. Raises CheckpointError if a file is missing."""
-    sha = hashlib.sha256(base.encode())
-    try:
-        for name in _FILES:  # the config has the hash of the frame file
-            sha.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    try:  # the config has the hash of the frame file
+        parts = [base, *(file_hash(folder / name) for name in _FILES)]
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}); save the adapter again") from error
-    return sha.hexdigest()[:32]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
 
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _try_lock(file: Any) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def register() -> None:

@@ -23,13 +23,14 @@ _Batches = Sequence[Mapping[str, Any]]
 _INITIAL = "qpeft_initial_adapter"  # attribute of a model: the folder of its initial adapter
 
 
-def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) -> None:
-    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes.
+def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) -> Callable[[Any], None] | None:
+    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes; None for other initializations.
 
+    Returns what keeps the initial values, which PEFT subtracts from the base.
     Raises ConfigError for DoRA, whose magnitudes the saved adapter could not restore.
     """
     if config.init_lora_weights != "lora_ga":
-        return
+        return None
     if config.use_dora:
         raise ConfigError(
             "init_lora_weights='lora_ga' changes the base weights, to which DoRA's magnitudes refer; "
@@ -51,14 +52,10 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
         # from the hooks by which PEFT counts; the gradients of the weights are not affected
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         preprocess_loraga(base, targets, backward)
+    return _keep_initial
 
 
-def start_for(config: Any) -> Callable[[Any, _Batches], None] | None:
-    """What keeps the initial values that `config` takes from the data; None for other initializations."""
-    return _keep_initial if config.init_lora_weights == "lora_ga" else None
-
-
-def _keep_initial(model: Any, _: _Batches) -> None:
+def _keep_initial(model: Any) -> None:
     """Keep the initial adapter, with which `qpeft.save` makes the adapter independent of the changed base weights."""
     folder = tempfile.mkdtemp(prefix="qpeft-initial-")
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)

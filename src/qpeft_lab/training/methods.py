@@ -122,13 +122,14 @@ def build_adapter(
     if isinstance(config, GeneratedConfig):
         config.read_files(base)  # which can name the target modules
     check_target_modules(base, config)
-    if batches is not None:
-        lab_record(settings.record).ask("calibrate", base, config, batches)
+    begin = None if batches is None else lab_record(settings.record).ask("calibrate", base, config, batches)
     model = _with_config_errors(get_peft_model, base, config)
     for built in model.peft_config.values():
         for name, value in vars(built).items():
             if isinstance(value, set):  # its order differs between processes, and it is saved
                 setattr(built, name, sorted(value))
+    if begin is not None:
+        begin(model)
     generator = build_generator(settings)
     return model if generator is None else qpeft.attach(model, generator)
 

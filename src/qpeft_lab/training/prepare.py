@@ -17,10 +17,10 @@ import qpeft
 from qpeft.backends import BackendSettings
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, InputError
+from qpeft.methods.method import imported
 from qpeft_lab import base_model as base
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.data.split import spread
-from qpeft_lab.method_records import fit_of
 from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import build_adapter, build_config
@@ -60,7 +60,7 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     progress.on_stage("Loading the base model")
     set_seed(settings.seed)
     model = build_adapter(settings, task.load_base(), task.head, partial(_batches, task, settings.batch_size))
-    if fit := fit_of(settings.record, config):
+    if (fit_for := imported(settings.record.fit)) and (fit := fit_for(config)):
         progress.on_stage("Computing the gradient's directions")
         fit(model.to("cuda" if torch.cuda.is_available() else "cpu"), _batches(task, settings.batch_size))
     circuits = None
