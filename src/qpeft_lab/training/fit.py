@@ -164,14 +164,14 @@ def _fit(
         raise KeyboardInterrupt(
             f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
         )
-    before, *_, after = (row for row in trainer.state.log_history if "eval_loss" in row)
+    rows, unit = trainer.state.log_history, TASKS[settings.task].unit
+    before, *_, after = (Score.from_logs(row, unit) for row in rows if "eval_loss" in row)
     costs = None
     if circuits is not None:  # over all parts of a resumed run
         jobs = circuits.jobs
         run = {"backend": jobs.backend.name, "gradient": circuits.gradient, "shots_per_circuit": jobs.shots}
         costs = {**run, **jobs.used}
-    scores = (Score.from_logs(row, TASKS[settings.task].unit) for row in (before, after))
-    return FittedRun(settings, folder, ready, *scores, after["seconds"], median(callback.seconds), costs)
+    return FittedRun(settings, folder, ready, before, after, rows[-1]["seconds"], median(callback.seconds), costs)
 
 
 def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Trainer:
