@@ -236,9 +236,9 @@ def _read(file: Path, by_line: bool) -> list[Row]:
 
 def _read_json(file: Path) -> list[Row]:
     """A JSON array, or one object or more. (`datasets` would turn columns of mixed types into strings.)"""
-    content, found, end = file.read_text(encoding="utf-8-sig"), [], 0
+    content, decoder, found, end = file.read_text(encoding="utf-8-sig"), json.JSONDecoder(), [], 0
     while (start := _NOT_SPACE.search(content, end)) is not None:
-        value, end = json.JSONDecoder().raw_decode(content, start.start())
+        value, end = decoder.raw_decode(content, start.start())
         found.append(value)
     json.dumps(found, ensure_ascii=False).encode()  # raises for unpaired surrogates, which tokenizers cannot encode
     rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
