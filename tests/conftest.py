@@ -1,7 +1,6 @@
 """Fixtures for every test: one thread, tiny models with random weights, and the shared folder where it exists."""
 
 import ast
-import copy
 import os
 import signal
 import sys
@@ -140,19 +139,6 @@ class Adapters:
 @pytest.fixture(scope="session")
 def adapters() -> type[Adapters]:
     return Adapters
-
-
-@pytest.fixture
-def compiling():
-    """Skips a test of compiled adapters where this torch cannot compile this base itself."""
-
-    def check(base, ids):
-        try:
-            torch.compile(copy.deepcopy(base), backend="eager")(input_ids=ids, labels=ids)
-        except Exception as error:
-            pytest.skip(f"torch {torch.__version__} does not compile the base: {type(error).__name__}: {error}")
-
-    return check
 
 
 @pytest.fixture(scope="session")

@@ -454,8 +454,11 @@ def test_generation_with_and_without_cache_is_equal(make, ids):
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # dynamo's, of what it leaves to Python
-def test_compiled_training_equals_uncompiled(make, llama, ids, compiling):
-    compiling(llama, ids)
+def test_compiled_training_equals_uncompiled(make, llama, ids):
+    try:
+        torch.compile(copy.deepcopy(llama), backend="eager")(input_ids=ids, labels=ids)
+    except Exception as error:
+        pytest.skip(f"torch {torch.__version__} does not compile the base: {error}")
     start, found = make().train(), {}
     for backend in (None, "aot_eager"):
         model = copy.deepcopy(start)

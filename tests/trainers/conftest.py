@@ -1,4 +1,4 @@
-"""Tiny models with each method, and a launcher of scripts in two processes."""
+"""A tiny model with a tokenizer, and a launcher of scripts in two processes."""
 
 import importlib
 import os
@@ -7,35 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_models
+from variants import VARIANTS
 
 SCRIPTS = Path(__file__).parent / "scripts"
-WORDS = ("<pad>", "<eos>", "red", "green", "blue", "one", "two", "three", "is", "the", "sky", "grass", "sea", "what")
-WORDS += ("colour", "?")
 
 
-@pytest.fixture(params=["qpa", "quantum_peft"])
-def method(request):
-    return request.param
-
-
-@pytest.fixture(scope="session")
-def config_of():
-    """A config small enough for a tiny model, by the method's key."""
-    from variants import VARIANTS
-
-    def make(method, **settings):
-        variant = VARIANTS["qpa with a network" if method == "qpa" else method]
-        return variant.make_config(**{"r": 4} if "r" in variant.settings else {}, **settings)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def wrap(config_of):
-    """`base` with an adapter of the method."""
-    from peft import get_peft_model
-
-    return lambda base, method, **settings: get_peft_model(base, config_of(method, **settings))
+@pytest.fixture(params=["qpa with a network", "quantum_peft"])
+def variant(request):
+    return VARIANTS[request.param]
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +40,10 @@ def script(monkeypatch):
 
 @pytest.fixture
 def tokenizer():
-    """One token a word; fewer words than the tiny models have tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    return tiny_models.byte_tokenizer()
 
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+
+@pytest.fixture
+def llama(tokenizer):
+    """A random Llama for this tokenizer."""
+    return tiny_models.llama(vocab_size=len(tokenizer))

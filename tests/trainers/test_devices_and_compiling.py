@@ -4,13 +4,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from variants import VARIANTS
 
 from qpeft.errors import ConfigError
 
 
 @pytest.mark.parametrize("mark", ["ds_id", "_hp_mapping"])
-def test_deepspeed_zero_is_refused_before_the_first_step(llama, method, wrap, ids, mark):
-    model = wrap(llama, method)
+def test_deepspeed_zero_is_refused_before_the_first_step(llama, variant, ids, mark):
+    model = variant.adapt(llama)
     for parameter in model.parameters():
         setattr(parameter, mark, None)  # as DeepSpeed marks parameters
     with pytest.raises(ConfigError, match=r"shards the generator .*use FSDP2"):
@@ -18,18 +19,21 @@ def test_deepspeed_zero_is_refused_before_the_first_step(llama, method, wrap, id
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    ("name", "settings"),
     [
-        *(("qpa", one) for one in ({}, {"chunk_size": 2}, {"feature_source": "free"}, {"feature_source": "none"})),
+        *(
+            ("qpa with a network", one)
+            for one in ({}, {"chunk_size": 2}, {"feature_source": "free"}, {"feature_source": "none"})
+        ),
         ("quantum_peft", {}),
         *(("quantum_peft", one) for one in ({"entangler": "signs"}, {"bits": 4}, {"family": "lie"})),
         ("quantum_peft", {"family": "kronecker"}),
     ],
     ids=str,
 )
-def test_forward_and_backward_read_no_tensor_value(llama, wrap, method, settings, monkeypatch):
+def test_forward_and_backward_read_no_tensor_value(llama, name, settings, monkeypatch):
     """On the meta device every `.item()` and every branch on a value raises."""
-    generator = wrap(llama, method, **settings).base_model.generators["default"]
+    generator = VARIANTS[name].adapt(llama, **settings).base_model.generators["default"]
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unsupported on that device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     generator = generator.to("meta")

@@ -5,6 +5,7 @@ import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from variants import VARIANTS
 
 import qpeft
 from qpeft.methods import suggest
@@ -30,7 +31,7 @@ def saved(tmp_path_factory):
     """A tiny Llama on disk, wide enough for blocks of 64 values."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
-    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 257}
     tiny_models.llama(**sizes).save_pretrained(folder)
     return folder
 
@@ -47,18 +48,18 @@ def quantised(request, saved):
 
 
 @pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16", "ignore:SoRA")
-@pytest.mark.parametrize("method", ["qpa", "quantum_peft", "qaa", "sora"])
-def test_training_on_a_quantised_base(quantised, method, wrap, adapters, ids, tmp_path):
+@pytest.mark.parametrize("name", ["qpa with a network", "quantum_peft", "qaa", "sora"])
+def test_training_on_a_quantised_base(quantised, name, adapters, ids, tmp_path):
     base = quantised()
     start = adapters.logits(base, ids)
-    model = wrap(base, method)
+    model = VARIANTS[name].adapt(base)
     assert torch.equal(adapters.logits(model.train(), ids), start)
     before = model(input_ids=ids, labels=ids).loss.item()
-    live = adapters.logits(adapters.train(model, ids, steps=8, lr=2e-3).train(), ids)
+    live = adapters.logits(adapters.train(model, ids, steps=8, lr=1e-3).train(), ids)
     assert model(input_ids=ids, labels=ids).loss.item() < before - 1e-3
     qpeft.save(model, tmp_path / "adapter")
     assert torch.equal(adapters.logits(qpeft.load(quantised(), tmp_path / "adapter").train(), ids), live)
-    if method != "qaa":  # which stock PEFT has not
+    if name != "qaa":  # which stock PEFT has not
         qpeft.export(model, tmp_path / "exported")
         stock = PeftModel.from_pretrained(quantised(), str(tmp_path / "exported")).train()
         assert stock.peft_config["default"].peft_type == "LORA"
@@ -76,15 +77,15 @@ def test_quantised_model_is_counted_as_its_config(quantised, saved, monkeypatch)
 
 @pytest.mark.parametrize("quantised", [nf4, int8], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
-def test_dora_reads_the_dequantised_weights(quantised, wrap, adapters, ids):
-    stock = get_peft_model(quantised(), LoraConfig(target_modules="all-linear", r=4, use_dora=True)).train()
-    model = wrap(quantised(), "qpa", use_dora=True).train()
+def test_dora_reads_the_dequantised_weights(quantised, adapters, ids):
+    stock = get_peft_model(quantised(), LoraConfig(target_modules="all-linear", r=2, use_dora=True)).train()
+    model = VARIANTS["qpa with a network"].adapt(quantised(), use_dora=True).train()
     torch.testing.assert_close(adapters.logits(model, ids), adapters.logits(stock, ids), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("quantised", [nf4], indirect=True)
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # trl's own default
-def test_generator_stays_float32_under_sft_trainer(quantised, method, wrap, tokenizer, tmp_path):
+def test_generator_stays_float32_under_sft_trainer(quantised, variant, tokenizer, tmp_path):
     """trl casts trainable parameters on a quantized base when it is built; the second run resumes before a forward."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
@@ -93,7 +94,7 @@ def test_generator_stays_float32_under_sft_trainer(quantised, method, wrap, toke
         changes = {"max_steps": steps, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 2}
         args = trl.SFTConfig(str(tmp_path / folder), **{**QUIET, **changes, "bf16": False})
         rows = [{"prompt": "what colour is the sky ?", "completion": " blue"}] * 4
-        model = wrap(quantised(), method)
+        model = variant.adapt(quantised()).train()
         trainer = trl.SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         trainer.train(**options)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -22,9 +22,9 @@ ROWS = [
 
 @pytest.mark.parametrize("given_as", ["wrapped", "peft_config"])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_training_keeps_the_generator_in_float32(llama, method, given_as, bf16, wrap, config_of, tokenizer, tmp_path):
+def test_training_keeps_the_generator_in_float32(llama, variant, given_as, bf16, tokenizer, tmp_path):
     llama = llama.bfloat16() if bf16 else llama
-    model, config = (wrap(llama, method), None) if given_as == "wrapped" else (llama, config_of(method))
+    model, config = (variant.adapt(llama), None) if given_as == "wrapped" else (llama, variant.make_config())
     sizes = {"per_device_train_batch_size": len(ROWS), "bf16": bf16, "max_steps": 8}
     trainer = trl.SFTTrainer(
         model,
