@@ -65,21 +65,25 @@ def draw_angles(width, construction, n_layers, seed, shape=()):
 
 
 @settings(max_examples=60)
-@given(cases(), st.sampled_from(["first", "spread"]))
-def test_constructions_equal_dense_matrices(case, kind):
+@given(cases(), st.sampled_from(["first", "spread"]), st.booleans())
+def test_constructions_equal_dense_matrices(case, kind, has_signs):
+    """Also where signs replace the CZ gates."""
     width, construction, n_layers, k, seed = case
+    rng = np.random.default_rng(seed)
+    table = {n: rng.choice([-1.0, 1.0], (2 * n_layers, 2**n)) if n else np.ones((2 * n_layers, 1)) for n in range(8)}
+    signs = (lambda n: torch.tensor(table[n])) if has_signs else None
     angles = draw_angles(width, construction, n_layers, seed, (2,))
     columns = basis_columns(kind, column_qubits(width, construction), k)
     try:
-        got = orthogonal_columns(angles, width, n_layers, columns, construction)
+        got = orthogonal_columns(angles, width, n_layers, columns, construction, signs)
     except CircuitError:  # angles that `pad` cannot use
         reject()
     name = {"auto": "qsd" if width.bit_count() < 4 else "pad"}.get(construction, construction)
     for row, u in zip(angles, got, strict=True):
-        expected = reference(row.numpy(), width, n_layers, list(columns), name)
+        expected = reference(row.numpy(), width, n_layers, list(columns), name, table if has_signs else None)
         tolerance = 1e-6 if name == "pad" else 1e-10  # the Cholesky factor of a nearly dependent draw magnifies
         np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=tolerance)
-    alone = orthogonal_columns(angles[1], width, n_layers, columns, construction)
+    alone = orthogonal_columns(angles[1], width, n_layers, columns, construction, signs)
     np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance)
 
 
@@ -97,16 +101,6 @@ def test_widths_in_one_batch_equal_each_alone():
         losses = (u[..., 0, :].square().sum() for u in (found, alone))
         slopes = [torch.autograd.grad(loss, batch.angles, retain_graph=True) for loss in losses]
         torch.testing.assert_close(*slopes, rtol=0, atol=1e-13)
-
-
-@pytest.mark.parametrize(("width", "construction"), [(16, "auto"), (20, "qsd"), (21, "qsd"), (21, "pad")])
-def test_signs_replace_cz_in_every_circuit(width, construction):
-    rng = np.random.default_rng(5)
-    table = {n: rng.choice([-1.0, 1.0], (4, 2**n)) if n else np.ones((4, 1)) for n in range(6)}
-    angles = draw_angles(width, construction, 2, seed=2)
-    got = orthogonal_columns(angles, width, 2, [0, 3], construction, lambda n: torch.tensor(table[n]))
-    expected = reference(angles.numpy(), width, 2, [0, 3], construction, table)
-    np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,12 @@ def test_qpa_passes_with_other_settings(settings):
 SHAPES = {
     "one.lora_A.weight": (2, 4), "one.lora_B.weight": (6, 2), "two.lora_A.weight": (3, 4), "two.lora_B.weight": (4, 3)
 }  # fmt: skip
+ONE_WIDE = {"three.lora_A.weight": (1, 1), "three.lora_B.weight": (5, 1)}  # for which the Lie family has no parameters
 
 
 def quantum_peft(seed, gains=3, **settings):
     config = QuantumPeftConfig(**settings, seed=seed, lora_alpha=16, alpha_pattern={"two": 8})
-    shapes = {**SHAPES, **({"norm.weight": (gains,)} if gains else {})}
+    shapes = SHAPES | ({} if config.family == "lie" else ONE_WIDE) | ({"norm.weight": (gains,)} if gains else {})
     slots = [Slot(None, "", label, torch.Size(shape), torch.float32) for label, shape in shapes.items()]
     slots = config.order(slots)
     initial = torch.cat([torch.full(slot.shape, float("norm" in slot.label)).flatten() for slot in slots])

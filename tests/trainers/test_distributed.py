@@ -1,32 +1,38 @@
 """Two processes over gloo, each against one process with the full batch: DDP and FSDP2, alone and under Trainer."""
 
 import copy
+import os
+import subprocess
+import sys
 
+import processes
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel
+from processes import GENERATED, TUNERS
 from safetensors.torch import load_file
 
 import qpeft
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-METHODS = ("qpa", "quantum_peft", "attached to ia3")
-TUNERS = ("qpa with a network", "qaa", "sora", "bottleneck")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 
 @pytest.fixture(scope="module")
-def launched(launch, tmp_path_factory):
-    """The folder of what a script wrote; it also checks what it refuses, activation checkpointing and resuming."""
+def launched(tmp_path_factory):
+    """The folder of what two processes wrote; they also check refusals, activation checkpointing and resuming."""
     folders = {}
 
-    def run(script, *options):
-        if (script, options) not in folders:
-            folders[script, options] = folder = tmp_path_factory.mktemp(script)
-            launch(TORCHRUN, f"{script}.py", folder, *options)
-        return folders[script, options]
+    def run(how):
+        if how not in folders:
+            folders[how] = tmp_path_factory.mktemp(how)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            command = [*TORCHRUN, processes.__file__, how, folders[how]]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
+        return folders[how]
 
     return run
 
@@ -50,13 +56,13 @@ def check_parts(ranks, **tolerance):
     check(found, expected, **tolerance)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GENERATED)
 @pytest.mark.parametrize("options", ["", "find_unused_parameters", "static_graph"])
 def test_gradients_under_ddp_equal_those_of_one_process(launched, method, options):
-    check_parts(load(launched("with_trainer"), method, options), atol=1e-6)
+    check_parts(load(launched("ddp"), method, options), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [*METHODS, *TUNERS])
+@pytest.mark.parametrize("method", [*GENERATED, *TUNERS])
 def test_training_under_fsdp2_equals_one_process(launched, method):
     check_parts(load(launched("fsdp2"), method))
 
@@ -66,33 +72,33 @@ def logits(model):
         return model.eval()(input_ids=torch.arange(8)[None]).logits
 
 
-@pytest.mark.parametrize("method", [*METHODS, *TUNERS])
-def test_adapters_saved_under_fsdp2_load(launched, method, script):
-    folder, base = launched("fsdp2"), script("tiny").base()
+@pytest.mark.parametrize("method", [*GENERATED, *TUNERS])
+def test_adapters_saved_under_fsdp2_load(launched, method):
+    folder, base = launched("fsdp2"), processes.base()
     model = qpeft.load(copy.deepcopy(base), folder / method, is_trainable=True)
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = load(folder, method)[0]
     assert found
     assert all(torch.equal(p, trained[f"found.{name}"]) for name, p in found.items())
-    if method in (*METHODS, "sora"):
+    if method in (*GENERATED, "sora"):
         for way in ("directly", "by_save"):
             assert torch.equal(logits(qpeft.load(copy.deepcopy(base), folder / f"{method}_{way}")), logits(model))
         stock = PeftModel.from_pretrained(copy.deepcopy(base), folder / f"{method}_exported")
         torch.testing.assert_close(logits(stock), logits(model), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("how", [(), ("fsdp2",)], ids=["ddp", "fsdp2"])
-def test_trainer_in_two_processes_equals_one_and_its_adapter_loads(launched, method, how, script, tmp_path):
-    folder = launched("with_trainer", *how)
+@pytest.mark.parametrize("method", GENERATED)
+@pytest.mark.parametrize("how", ["ddp", "trainer_fsdp2"])
+def test_trainer_in_two_processes_equals_one_and_its_adapter_loads(launched, method, how, tmp_path):
+    folder = launched(how)
     try:
-        expected = script("with_trainer").train(method, tmp_path, n_processes=1)
+        expected = processes.train_with_trainer(method, tmp_path, n_processes=1)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     ranks = load(folder, method)
     check(ranks, expected)
-    loaded = qpeft.load(script("tiny").base(), folder / method, is_trainable=True)
+    loaded = qpeft.load(processes.base(), folder / method, is_trainable=True)
     found = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
     assert found
     assert all(torch.equal(p, ranks[0][name]) for name, p in found.items())

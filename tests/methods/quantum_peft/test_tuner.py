@@ -107,17 +107,6 @@ def test_checkpoint_of_other_settings_or_another_base_raises(llama, gpt2, tmp_pa
             PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / str(change))
 
 
-def test_norm_gains(llama, ids, adapters):
-    untouched = copy.deepcopy(llama)
-    model = adapters.train(quantum_peft(llama, modules_to_save=["model.norm"]), ids)
-    generator = model.base_model.generators["default"]
-    assert generator.gains.tau.numel() == 16
-    moved = (model.base_model.model.model.norm.modules_to_save["default"].weight - untouched.model.norm.weight).abs()
-    assert moved.max() > 5 * 5e-3, "the gains' learning rate is folded in"
-    with model.disable_adapter():
-        torch.testing.assert_close(adapters.logits(model, ids), adapters.logits(untouched, ids))
-
-
 def test_factors_equal_pennylanes_columns(llama, ids, adapters):
     """lora_B lora_A = s U diag(lambda) V^T, with U and V from PennyLane's SimplifiedTwoDesign."""
     qml = pytest.importorskip("pennylane")
@@ -143,23 +132,6 @@ def test_factors_equal_pennylanes_columns(llama, ids, adapters):
 
 
 FRAMED = {"share": "type", "frame": "random", "frame_rank": 8}
-
-
-@pytest.mark.parametrize("settings", [{}, {"frame": "random"}])
-@pytest.mark.parametrize("widths", [(5, 1), (1, 5)])
-def test_matrices_of_width_1_train_and_are_saved(tmp_path, settings, widths):
-    def make():
-        return nn.Sequential(nn.Linear(*widths), nn.Tanh())
-
-    base, x = make(), torch.randn(4, widths[0])
-    model = get_peft_model(copy.deepcopy(base), qpeft.QuantumPeftConfig(target_modules=["0"], r=1, **settings))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    for _ in range(3):
-        model(x).sum().backward()
-        optimizer.step()
-    assert not torch.equal(model(x), base(x))
-    model.save_pretrained(tmp_path)
-    assert torch.equal(PeftModel.from_pretrained(base, tmp_path)(x), model(x))
 
 
 @pytest.mark.parametrize("settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"])
