@@ -1,63 +1,11 @@
-"""Settings are checked from the metadata of their own fields, and those of a run with each other."""
-
-from dataclasses import dataclass, field
+"""Settings of a run are checked from the metadata of their own fields, and with each other."""
 
 import pytest
 
-from qpeft.checks import check_fields
+from qpeft.checks import MOST
 from qpeft.errors import ConfigError
 from qpeft_lab import RunSettings
 from qpeft_lab.settings import read_settings
-
-
-def described(**rules):
-    return {"help": "A field.", **rules}
-
-
-@dataclass
-class Settings:
-    steps: int = field(default=2, metadata=described(at_least=1, at_most=9))
-    rate: "float | None" = field(default=0.5, metadata=described(above=0, below=1))
-    kind: str = field(default="exp", metadata=described(choices=("exp", "cayley")))
-    folds: bool = field(default=True, metadata=described())
-    inner: int = -1  # no help text: not a setting
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        *[({name: value}, None) for name, value in (("steps", 1), ("steps", 9), ("rate", None), ("kind", "cayley"))],
-        ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"steps": 10**400}, "steps must be at most 9"),
-        *[({"steps": value}, "steps must be a whole number") for value in (2.0, True, None)],
-        ({"rate": -(10**400)}, "rate must be above 0"),
-        ({"rate": 0}, "rate must be above 0, got 0"),
-        ({"rate": 1.0}, r"rate must be below 1, got 1\.0"),
-        *[({"rate": value}, "rate must be a finite number") for value in (float("nan"), "0.5")],
-        ({"kind": "expp"}, "unknown kind 'expp'; did you mean 'exp'"),
-        ({"folds": 1}, "folds must be True or False, got 1"),
-    ],
-)
-def test_value_is_checked_by_the_metadata_of_its_field(values, message):
-    if message is None:
-        check_fields(Settings(**values))
-    else:
-        with pytest.raises(ConfigError, match=message):
-            check_fields(Settings(**values))
-
-
-def test_only_the_owners_fields_are_checked():
-    @dataclass
-    class More(Settings):
-        extra: int = field(default=0, metadata=described(at_least=1))
-
-    check_fields(More(), Settings)
-    check_fields(More(), skip=("extra",))
-    with pytest.raises(ConfigError, match="extra must be at least 1"):
-        check_fields(More())
-
-
-# -- runs
 
 
 def settings(**changes):
@@ -69,7 +17,12 @@ def settings(**changes):
     [
         ({"dtype": "float16"}, "dtype"),
         ({"task": "text"}, "task"),
-        ({"steps": 0}, "steps"),
+        ({"steps": 0}, "at least 1"),
+        ({"steps": MOST + 1}, "at most"),
+        *[({"steps": value}, "a whole number") for value in (2.0, True)],
+        ({"lr": -(10**400)}, "above 0"),
+        ({"lr": "0.5"}, "a finite number"),
+        ({"pad_rows": 1}, "True or False"),
         ({"seq_len": 1}, "seq_len"),
         ({"lr": 0.0}, "lr"),
         ({"lr": float("nan")}, "lr"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -23,9 +23,6 @@ from qpeft.methods import Method
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.method_records import lab_record
-
-DTYPES = ("float32", "bfloat16")
-SCHEDULES = ("linear", "cosine", "constant")
 
 # fields by panels of the command line's help
 _optimization = partial(option, panel="Optimization")
@@ -55,21 +52,20 @@ class RunSettings:
     Raises DataError for an unknown task of GLUE.
     """
 
-    model: str = field(
-        metadata={"help": "Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft."}
+    model: str = option(
+        MISSING, "Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft."
     )
-    data: str = field(
-        metadata={
-            "help": "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
-            "built-in corpus (numpy-docs, stdlib-docs), or a hub id. NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT "
-            "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
-            "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns, splits and kind of task; glue/TASK:PATH "
-            "is the same in local files. "
-            "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or a "
-            "hub id."
-        }
+    data: str = option(
+        MISSING,
+        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
+        "built-in corpus (numpy-docs, stdlib-docs), or a hub id. NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT "
+        "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
+        "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns, splits and kind of task; glue/TASK:PATH "
+        "is the same in local files. "
+        "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or a "
+        "hub id.",
     )
-    out: str = field(metadata={"help": "Run folder. Run the same command again to resume."})
+    out: str = option(MISSING, "Run folder. Run the same command again to resume.")
     method: str = option(
         "qpa",
         "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a number of parameters.",
@@ -101,7 +97,7 @@ class RunSettings:
     lr_schedule: str = _optimization(
         "linear",
         "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays constant.",
-        choices=SCHEDULES,
+        choices=("linear", "cosine", "constant"),
     )
     warmup: float = _optimization(
         0.06, "Fraction of the steps in which the learning rate increases from 0.", at_least=0, below=1
@@ -126,7 +122,9 @@ class RunSettings:
     seed: int = _optimization(
         0, "Seed of the adapter's initialization, the data order and dropout.", at_least=0, at_most=HIGHEST_SEED
     )
-    dtype: str = _optimization("float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES)
+    dtype: str = _optimization(
+        "float32", "Dtype of the frozen base; the adapter is always float32.", choices=("float32", "bfloat16")
+    )
     load_in_4bit: bool = _optimization(
         False, "Quantize the frozen base to 4 bits (NF4) with bitsandbytes, as QLoRA does."
     )

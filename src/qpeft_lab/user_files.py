@@ -58,8 +58,6 @@ def named_ansatz(name: str) -> str:
     Raises:
         ConfigError: the file does not exist, raises an error, or does not register NAME.
     """
-    if name.endswith(".py"):
-        raise ConfigError(f"ansatz {name}: name the ansatz that this file registers as well, {name}:NAME")
     if not is_file(name):
         return name
     from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names

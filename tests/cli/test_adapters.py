@@ -34,46 +34,33 @@ def logits(model):
 
 
 @pytest.fixture
-def expected(base_folder):
-    """The prompt and its continuation by transformers."""
+def generated(answer):
+    return lambda *options: answer("generate", "--prompt", PROMPT, "--max-new-tokens", 12, *options)["text"]
 
-    def continued(adapter=None, **options):
+
+def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter_folder, tmp_path):
+    def expected(adapter=None, **options):
         tokenizer, model = AutoTokenizer.from_pretrained(base_folder), load_base(base_folder)
         if adapter:
             model = qpeft.load(model, adapter).eval()
         inputs = tokenizer(PROMPT, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, **options)
-        return tokenizer.decode(out[0], skip_special_tokens=True) + "\n"
+        return tokenizer.decode(out[0], skip_special_tokens=True)
 
-    return continued
-
-
-@pytest.fixture
-def written(qpeft_cli):
-    def call(*arguments, **options):
-        result = qpeft_cli("generate", *arguments, "--max-new-tokens", 12, **options)
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    return call
-
-
-def test_text_is_that_of_transformers(written, answer, expected, base_folder, adapter_folder, tmp_path):
     base, adapted, beams = expected(), expected(adapter_folder), expected(num_beams=3, length_penalty=0.8)
     assert len({base, adapted, beams}) == 3
-    assert written("--model", base_folder, "--prompt", PROMPT) == base
-    assert written("--adapter", adapter_folder, "--prompt", PROMPT) == adapted  # which names its base
+    on_base = ("--model", base_folder)
+    assert PROMPT + generated(*on_base) == base
+    assert PROMPT + generated("--adapter", adapter_folder) == adapted  # which names its base
+    assert PROMPT + generated(*on_base, "--num-beams", 3, "--length-penalty", 0.8) == beams
     (tmp_path / "adapter").symlink_to(adapter_folder)  # a run folder
-    assert written("--adapter", tmp_path, input=PROMPT + "\n") == adapted
-    search = ("--num-beams", 3, "--length-penalty", 0.8)
-    assert written("--model", base_folder, "--prompt", PROMPT, *search) == beams
-    found = answer("generate", "--model", base_folder, "--prompt", PROMPT, "--max-new-tokens", 12)
-    assert (found["prompt"] + found["text"] + "\n", found["adapter"]) == (base, None)
+    shown = qpeft_cli("generate", "--adapter", tmp_path, "--max-new-tokens", 12, input=PROMPT + "\n")
+    assert shown.stdout == adapted + "\n"
 
 
-def test_sampled_text_depends_on_the_seed(written, base_folder):
-    draw = ("--model", base_folder, "--prompt", PROMPT, "--temperature", 1.5)
-    first, again, other = (written(*draw, "--seed", seed) for seed in (1, 1, 2))
+def test_sampled_text_depends_on_the_seed(generated, base_folder):
+    draw = ("--model", base_folder, "--temperature", 1.5)
+    first, again, other = (generated(*draw, "--seed", seed) for seed in (1, 1, 2))
     assert first == again != other
 
 

@@ -65,33 +65,31 @@ def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, mo
     assert " ".join(option(part)) in message
 
 
+def study_with(ansatz, **changes):
+    return {
+        **{"name": "own", "title": "Own code", "question": "Does it run?", "tuning": {"grid": [1.0]}},
+        "methods": [
+            {"key": "lora", "method": "lora", "settings": {"r": 1}},
+            {"key": "nola", "method": option("method")[1], "settings": {"r": 2, "n_bases": 4}},
+            {"key": "ring", "method": "qpa", "settings": {"r": 2, "n_layers": 2, "ansatz": ansatz}, **changes},
+        ],
+        "training": {"steps": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 4},
+        **{"seeds": [0], "test_blocks": 4, "costs": False},
+    }
+
+
 def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp_path):
     (file := tmp_path / "studied.py").write_text(FILES["ansatz"].read_text().replace("cz_ring", "studied"))
-
-    def study(ansatz):
-        return {
-            **{"name": "own", "title": "Own code", "question": "Does it run?", "tuning": {"grid": [1.0]}},
-            "methods": [
-                {"key": "lora", "method": "lora", "settings": {"r": 1}},
-                {"key": "nola", "method": option("method")[1], "settings": {"r": 2, "n_bases": 4}},
-                {"key": "ring", "method": "qpa", "settings": {"r": 2, "n_layers": 2, "ansatz": f"{ansatz}:studied"}},
-            ],
-            "training": {"steps": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 4},
-            **{"seeds": [0], "test_blocks": 4, "costs": False},
-        }
-
-    (tmp_path / "own.yaml").write_text(json.dumps(study(file)))
+    (tmp_path / "own.yaml").write_text(json.dumps(study_with(f"{file}:studied")))
     options = ("--base", base_folder, "--data", text, "--out", tmp_path / "out")
     assert answer("compare", "run", tmp_path / "own.yaml", *options)["n_done"] == 3
 
     def hashes(path):
-        found = make_plan(Study(**study(path), base=str(base_folder), data=str(text)), tmp_path / "out").study.methods
-        return {method.key: method.hash for method in found}
+        study = Study(**study_with(f"{path}:studied"), base=str(base_folder), data=str(text))
+        return {method.key: method.hash for method in make_plan(study, tmp_path / "out").study.methods}
 
-    (tmp_path / "moved").mkdir()
-    moved = file.rename(tmp_path / "moved" / "studied.py")
     ansatz_table._families.pop("studied")  # as in a new process
-    before = hashes(moved)
+    before = hashes(moved := file.rename(tmp_path / "out" / "studied.py"))
     moved.write_text(moved.read_text() + "\n")
     after = hashes(moved)
     assert [key for key in before if before[key] != after[key]] == ["ring"]
@@ -204,19 +202,9 @@ def test_code_of_a_base_model_is_executed_on_request(qpeft_cli, own_base, text, 
 
 def test_plan_of_a_study_names_and_does_not_execute_its_backend(qpeft_cli, base_folder, text, tmp_path, marker):
     (device := tmp_path / "device.py").write_text(f"open({str(marker)!r}, 'w')\nNAME = None\n")
-    (study := tmp_path / "study.yaml").write_text(f"""
-name: small
-title: A study
-question: Does a plan execute it?
-base: {base_folder}
-data: {text}
-reference: lora
-training: {{steps: 1, seq_len: 16, batch_size: 1}}
-methods:
-  - {{key: lora, method: lora, settings: {{r: 2}}}}
-  - {{key: qpa, method: qpa, settings: {{r: 2, budget: 200, hidden: [2]}}, backend: {{backend: "{device}:NAME"}}}}
-""")
-    done = qpeft_cli("compare", "plan", study)
+    study = study_with("ry_ladder", backend={"backend": f"{device}:NAME"})
+    (file := tmp_path / "study.yaml").write_text(json.dumps(study))
+    done = qpeft_cli("compare", "plan", file, "--base", base_folder, "--data", text)
     assert done.exit_code == 0, done.output
     assert str(device) in done.stderr
     assert not marker.exists()

@@ -53,6 +53,10 @@ def moved(model, folder, ids=None):
     return model
 
 
+def attached(base):
+    return qpeft.attach(get_peft_model(base, LoraConfig(**LM)), qpeft.QPAGeneratorConfig(**CIRCUIT))
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -81,7 +85,7 @@ def test_factors_of_a_folder_equal_those_of_the_model(base, ids, tmp_path, confi
     [
         lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, n_generators=2)),
         lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, n_generators=2, feature_source="qnn_frozen")),
-        lambda base: qpeft.attach(get_peft_model(base, LoraConfig(**LM)), qpeft.QPAGeneratorConfig(**CIRCUIT)),
+        attached,
     ],
 )
 def test_circuit_of_a_folder_equals_that_of_the_model(base, tmp_path, make):
@@ -130,14 +134,7 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
         (lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, angle_scale=3.0)), 3, "llama"),
         (lambda base: get_peft_model(base, qpeft.QuantumPeftConfig(**PAULI)), 50, "llama"),
         (lambda base: get_peft_model(base, qpeft.QAAConfig(task_type="CAUSAL_LM")), 10, "gpt2"),
-        (
-            lambda base: qpeft.attach(
-                get_peft_model(base, LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")),
-                qpeft.QPAGeneratorConfig(**CIRCUIT),
-            ),
-            10,
-            "gpt2",
-        ),
+        (attached, 10, "llama"),
     ],
 )
 def test_movement_is_that_of_tau_times_its_scale(base, tmp_path, make, scale, host):

@@ -52,12 +52,10 @@ class Loading:
 
         Raises:
             CheckpointError: neither folder has a config, or `frames` is another file.
-            ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or not named.
+            ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or not given.
         """
-        for name, value, use in (("method", self.method, methods.get), ("ansatz", self.ansatz, named_ansatz)):
+        for value, use in ((self.method, methods.get), (self.ansatz, named_ansatz)):
             if value is not None:
-                if not is_file(value):
-                    raise ConfigError(f"--{name} takes FILE.py:NAME here, got {value!r}; leave out names of qpeft")
                 use(value)
         folder = next((place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None)
         if folder is None:

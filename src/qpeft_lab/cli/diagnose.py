@@ -11,7 +11,6 @@ from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, facts, line, listed, working, write_page
 from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.files import output_file
-from qpeft_lab.settings import HIGHEST_SEED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,12 +21,8 @@ def diagnose(
     *,
     target: Path = needed("Run folder or adapter folder.", metavar="TARGET", argument=True),
     samples: int = option(
-        200,
-        "Random circuits for each measurement, and ten times as many pairs of states.",
-        at_least=10,
-        at_most=10**6,
+        200, "Random circuits for each measurement, and ten times as many pairs of states.", at_least=10, at_most=10**6
     ),
-    seed: int = option(0, "Seed of the random circuits.", at_least=0, at_most=HIGHEST_SEED),
     loading: Annotated[Loading, Fields(Loading, only=("method", "ansatz", "frames"))],
     html: Path | None = option(None, "Write the text as a page as well.", metavar="FILE"),
 ) -> Answer:
@@ -47,7 +42,7 @@ def diagnose(
         from qpeft_lab.diagnose.answers import diagnose as measure
 
         torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
-        found = measure(folder, samples, seed)
+        found = measure(folder, samples)
 
     def show(console: Console) -> None:
         line(console, f"Diagnosis of {target}\n", "bold")

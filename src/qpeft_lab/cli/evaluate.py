@@ -81,11 +81,7 @@ def evaluate(
     settings = RunSettings(model=source.base(folder), data=data, out="", trust_remote_code=trusted, **known)
     settings.check()
     if trained and trained.settings().data == data and not has_validation_split(data, TASKS[settings.task].has_images):
-        warnings.warn(
-            f"{data} are the training data of {trained.path}: the metrics of the adapter describe learned "
-            "examples, except for the part that the run held out",
-            stacklevel=2,
-        )
+        warnings.warn(f"{data} are the training data of {trained.path}: most examples were learned", stacklevel=2)
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
@@ -113,8 +109,6 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
         first = next(iter(measured.values()))
         rows = [[who, *score.described().values()] for who, score in measured.items()]
         console.print(table(["", *first.described()], rows), first.size, sep="\n")
-        if scores["base"] is None:
-            console.print("The base has no head for these classes; the adapter folder holds the trained one.")
 
     return Answer(found, show)
 
@@ -172,10 +166,8 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
 
     found = _scores(load_model(settings.model, settings.dtype, settings.trust_remote_code), folder, answer)
     data = {"model": settings.model, "adapter": folder, "data": settings.data, "decoding": asdict(decoding), **found}
+    data |= {"prompts": prompts, "references": references}
     scored = [name for name, value in found["base"].items() if isinstance(value, float)]
     rows = [(name, *(scores[name] for scores in found.values())) for name in scored]
     counts = f"{len(prompts):,} prompts, {sum(map(len, references)):,} references"
-    return Answer(
-        {**data, "prompts": prompts, "references": references},
-        lambda console: console.print(table(["", *found], rows), counts, sep="\n"),
-    )
+    return Answer(data, lambda console: console.print(table(["", *found], rows), counts, sep="\n"))

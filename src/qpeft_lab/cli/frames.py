@@ -7,15 +7,13 @@ from typing import Annotated, Any
 
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, line, size, working
+from qpeft_lab.cli.console import Answer, working
 from qpeft_lab.cli.method import MethodOptions, method_settings
 from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.cli.suggestion import OF_FRAMES
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
 from qpeft_lab.settings import RunSettings
-
-_FRAME = "gradient"
 
 
 @command
@@ -45,13 +43,11 @@ def frames(
     path = new_path(output_file(out))
     settings = RunSettings(**{**run, "model": base_model(run["model"]), "method": "quantum_peft"}, out="")
     given = method_settings(settings, method)
-    if given.get("frames") is not None or given.get("frame", _FRAME) != _FRAME:
+    if given.get("frames") is not None or given.get("frame", "gradient") != "gradient":
         raise ConfigError("a frame file holds new frames of the loss gradient; leave out --frames and --frame")
-    settings.method_settings = {**given, "frame": _FRAME}
+    settings.method_settings = {**given, "frame": "gradient"}
     settings.check()
     with working("Computing the gradient's directions"):
         save_frames(prepare(settings, Progress()).model, path)
     file, n_bytes = read_frame_file(path), path.stat().st_size
-    text = f"Written: {path}, frames of {len(file.shapes):,} modules, {size(n_bytes)}\nSHA-256: {file.sha256}"
-    data = {"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": list(file.shapes)}
-    return Answer(data, lambda console: line(console, text))
+    return Answer({"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from qpeft.checks import option
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, facts, listed, working
@@ -30,15 +29,12 @@ def plan(
     method: MethodOptions,
     budget: Budget,
     backend: BackendOptions,
-    num_labels: int | None = option(
-        None, "Number of classes. Default: as many as the base has.", at_least=2, at_most=10**6
-    ),
 ) -> Answer:
     """Count the parameters that a method trains, deploys and stores, before any work.
 
     Only the configuration of the base model is read; its weights are not downloaded. For a classification, the new
-    head counts as trainable. With --backend or --shots, the plan also gives the circuits, shots and seconds of --steps
-    steps; three small jobs are run to measure the time.
+    head counts as trainable, with as many classes as the base has. With --backend or --shots, the plan also gives the
+    circuits, shots and seconds of --steps steps; three small jobs are run to measure the time.
 
     With --parameters or --bytes, the plan is that of the adapter which the published evidence suggests for this budget,
     classical ones included, and shows this evidence.
@@ -48,15 +44,12 @@ def plan(
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
       qpeft plan --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --parameters 5000 --server vllm
       qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
-      qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
     settings, suggestion = settled({**run, "data": "", "out": ""}, method, backend, budget)
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
-    if num_labels is not None and (settings.is_language_model or TASKS[settings.task].is_regression):
-        raise ConfigError(f"--num-labels is for a classification; task {settings.task} has no classes. Set --task")
     with working("Counting"):
-        found = plan_of(settings, num_labels) if suggestion is None else suggestion.plan
+        found = plan_of(settings) if suggestion is None else suggestion.plan
     data = {"model": run["model"], **asdict(found)}
     kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules)
     shown = {
@@ -79,7 +72,7 @@ def plan(
     return Answer(data, show)
 
 
-def plan_of(settings: RunSettings, num_labels: int | None = None) -> Plan:
+def plan_of(settings: RunSettings) -> Plan:
     """What the method of a run costs on its base model."""
     import qpeft
     from qpeft_lab.training.methods import build_config, build_generator, train_in_full
@@ -90,7 +83,7 @@ def plan_of(settings: RunSettings, num_labels: int | None = None) -> Plan:
     else:
         from qpeft_lab.training.classifier import classifier_on_meta
 
-        n_outputs = 1 if TASKS[settings.task].is_regression else num_labels
+        n_outputs = 1 if TASKS[settings.task].is_regression else None
         base, head, _ = classifier_on_meta(base, settings.task, n_outputs, settings.trust_remote_code)
         train_in_full(config, head)
     return qpeft.plan(base, config, generator, steps=settings.n_steps, **settings.backend_settings, **trusted)

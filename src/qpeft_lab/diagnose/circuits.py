@@ -50,10 +50,7 @@ class Measurement:
     def sentence(self) -> str:
         """The verdict, and in brackets the values that are numbers."""
         numbers = {n: v for n, v in self.values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        shown = (
-            f"{n.replace('_', ' ')} {v:,}" if isinstance(v, int) else f"{n.replace('_', ' ')} {v:.3g}"
-            for n, v in numbers.items()
-        )
+        shown = (f"{n.replace('_', ' ')} {v:{',' if isinstance(v, int) else '.3g'}}" for n, v in numbers.items())
         return f"{self.verdict} ({', '.join(shown)})."
 
 
@@ -184,12 +181,8 @@ def gradient_variance(
         vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
     values = {"observable": observable, "layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
     values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
-    does = {
-        None: "it is not shown whether gradients vanish",
-        True: "gradients vanish",
-        False: "gradients do not vanish",
-    }
-    verdict = f"With {n_layers} layer{'' if n_layers == 1 else 's'} {does[vanishes]} with width"
+    does = "perhaps vanish" if vanishes is None else "vanish" if vanishes else "do not vanish"
+    verdict = f"With {n_layers} layer{'' if n_layers == 1 else 's'} gradients {does} with width"
     return Measurement(
         f"{verdict}: their root mean square is {math.sqrt(variances[-1]):.2g} at {n_qubits[-1]} qubits", values
     )
