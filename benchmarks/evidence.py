@@ -63,9 +63,9 @@ def evidence(root: Path = ROOT) -> dict[str, Any]:
         untrained = next(m.key for m in found.results if not m.method.rates)
         setups.append(
             Setup(
-                base=Path(study.base.id).name,
-                base_parameters=study.base.params_total,
-                data=Path(study.data.id).name,
+                base=Path(study.base).name,
+                base_parameters=study.params_total,
+                data=Path(study.data).name,
                 steps=study.training["steps"],
                 untrained=loss[untrained].mean,
                 untrained_valid=found[untrained].mean("valid_loss"),

@@ -96,9 +96,8 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
 
 def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str, str], dict[str, Any]]:
     """All comparisons of the study with their final verdicts."""
-    pairs = [(m["key"], study["reference"]) for m in study["methods"] if m["role"] != "equal_budget"]
+    pairs = [(m["key"], m["at_size_of"] or study["reference"]) for m in study["methods"]]
     pairs += [(m["key"], m["against"]) for m in study["methods"] if m["against"]]
-    pairs += [(m["key"], m["at_size_of"]) for m in study["methods"] if m["at_size_of"]]
     lower = study["metric"] == "test_loss"
     asked = {pair: compare(results[pair[0]], results[pair[1]], lower) for pair in pairs if pair[0] != pair[1]}
     found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
@@ -176,8 +175,6 @@ def agrees(printed: str, value: Any) -> bool:
 
 def main(folder: Path) -> int:
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    for method in study["methods"]:
-        method.setdefault("at_size_of", method.get("block"))  # its name in the published rows
     results = read_results(folder, study)
     found = disagreements(folder / "summary.csv", expected_summary(study, results))
     print("\n".join(found) if found else f"summary.csv agrees with the rows of {len(results)} methods")

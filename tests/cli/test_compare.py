@@ -2,9 +2,7 @@
 
 import gc
 import json
-import re
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import planted_cells
@@ -168,15 +166,6 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     assert (study.metric == "test_pearson") == (data is not None)
     assert summary.study.title == f"Smoke test of: {study.title}"
     assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]
-
-
-def test_page_lists_the_epochs_and_lengths_of_the_recipe():
-    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page, flags=re.MULTILINE)
-    assert len(shown) == 8
-    for task, *expected in shown:
-        run = load_study(recipe(OF_GLUE), {"data": f"glue/{task}"}).run
-        assert [run.epochs, run.seq_len] == list(map(int, expected))
 
 
 # the geometry of each language model, as in its config.json

@@ -85,7 +85,7 @@ def planned(study, tmp_path):
 def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()
-    plan.study.write(plan.folder)
+    plan.claim()
     written = json.loads((tmp_path / "out" / "study.json").read_text())
     assert read_study(plan.folder) == plan.study
     by_key = {method["key"]: method for method in written["methods"]}
@@ -328,7 +328,7 @@ def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(planned, 
     pairs = [{"prompt": f"{n} " + "the bird sings " * (30 * (n % 3 == 0)), "completion": "at night"} for n in range(60)]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     plan, cell = planned("none", data=str(data))
-    plan.study.write(plan.folder)
+    plan.claim()
     row = run_cell(cell, plan.folder)
     for text, share in zip(row["left_out"], ("18 of 54", "1 of 3", "1 of 3"), strict=True):
         assert text.startswith(f"{share} rows of ")

@@ -55,7 +55,7 @@ tuning: {{grid: [1.0, 3.0]}}
 training: {{steps: 12, batch_size: 2, seq_len: 32}}
 methods:
   - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
-  - {{key: control, method: lora, settings: {{r: 2}}, role: control, against: lora, lr: 1.0}}
+  - {{key: control, method: lora, settings: {{r: 2}}, against: lora, lr: 1.0}}
   - {{key: high, method: lora, settings: {{r: 2}}, lr: 1.0e-5}}
   - {{key: sora@lora, method: sora, at_size_of: lora, settings: {{r: 2}}, lr: 1.0}}
 """

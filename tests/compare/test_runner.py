@@ -89,7 +89,7 @@ def test_parallel_rows_equal_sequential_rows_and_cost_cells_run_alone(plan, tmp_
 
 
 def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
-    methods = ("lora", "raises", "no-memory", "killed", "ends", "exits", "qpa")
+    methods = ("lora", "raises", "killed", "ends", "exits", "qpa")
     plan = cells.PlantedPlan(tmp_path, methods)
     outcome = run(plan, workers=2, run_cell=cells.run_or_fail)
     rows = plan.rows()
@@ -97,7 +97,7 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     trials = {method: plan.row(method, "lr0.1") for method in methods}
     found = {method: row["status"] for method, row in trials.items()}
     failed = dict.fromkeys(("raises", "killed", "ends", "exits"), "failed")
-    assert found == {"lora": "success", "qpa": "success", **failed, "no-memory": "oom"}
+    assert found == {"lora": "success", "qpa": "success", **failed}
     assert trials["raises"]["error_type"] == "RuntimeError"
     assert trials["raises"]["error"] == "planted"
     assert "in _raises" in trials["raises"]["traceback"]
@@ -112,26 +112,13 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     assert "a word of a library" in log.read_text()
 
 
-def test_cell_that_hangs_is_ended_after_the_timeout(tmp_path):
-    plan = cells.PlantedPlan(tmp_path, ("hangs",))
-    run(plan, timeout=0.5, run_cell=cells.run_or_fail)
-    assert [plan.row("hangs", name)["status"] for name in ("lr0.1", "lr0.2", "seed0")] == [
-        "timeout",
-        "timeout",
-        "skipped",
-    ]
-    assert "more than 0.5 s" in plan.row("hangs", "lr0.1")["error"]
-
-
 def test_failed_cells_run_again_only_with_retry(tmp_path):
     plan = cells.PlantedPlan(tmp_path, ("lora", "raises"))
     first = run(plan, run_cell=cells.run_or_fail)
     assert len(first.failures) == 5
     kept = run(plan, run_cell=cells.run_cell)
     assert (kept.n_done, len(kept.failures)) == (0, 5)
-    other = run(plan, retry=("oom", "timeout"), run_cell=cells.run_cell)
-    assert other.n_done == 0
-    mended = run(plan, retry=("failed",), run_cell=cells.run_cell)
+    mended = run(plan, retry=True, run_cell=cells.run_cell)
     assert (mended.n_done, mended.failures) == (5, [])  # what could not run before is run now, without being asked for
 
 

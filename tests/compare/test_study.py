@@ -40,21 +40,14 @@ def test_built_in_study_is_valid(name, tmp_path):
         assert controls.items() <= {spec.key: spec.method for spec in study.methods}.items()
 
 
-def test_training_for_the_data_replaces_that_of_the_study_but_not_overrides(tmp_path):
-    of_data = "data: a.txt\ntraining: {steps: 9, seq_len: 64}\nby_data: {b.txt: {epochs: 3, seq_len: 32}}\n"
-    path = written(tmp_path, SMALL + of_data)
+def test_steps_and_epochs_replace_each_other(tmp_path):
+    path = written(tmp_path, SMALL + "training: {steps: 9}\n")
 
-    def training(**overrides):
-        found = load_study(path, {name.replace("__", "."): value for name, value in overrides.items()}).training
-        return found.get("epochs"), found.get("steps"), found["seq_len"]
+    def length(**overrides):
+        found = load_study(path, {f"training.{name}": value for name, value in overrides.items()}).training
+        return found.get("epochs"), found.get("steps")
 
-    assert training() == (None, 9, 64)
-    assert training(data="b.txt") == (3, None, 32)
-    assert training(data="b.txt", training__seq_len=16) == (3, None, 16)
-    assert training(data="b.txt", training__steps=5) == (None, 5, 32)
-    assert training(training__epochs=0.5) == (0.5, None, 64)
-    study = load_study(path, {"base": "gpt2", "generation.n_prompts": 3})
-    assert (study.base, study.generation.n_prompts) == ("gpt2", 3)
+    assert (length(), length(epochs=0.5), length(steps=5)) == ((None, 9), (0.5, None), (None, 5))
 
 
 def test_code_of_a_study_is_found_before_it_is_executed(tmp_path):
@@ -82,7 +75,6 @@ def at_size(of="lora", **fields):
         ({"seeds": [-1, 0]}, r"seeds\.0"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"seeds": [1000]}, r"tuning\.seed"),
-        ({"by_data": {"a.txt": {"epoch": 3}}}, r"by_data\.a\.txt.*'epochs'"),
         ({"tuning.grid": [-1.0]}, r"tuning\.grid\.0"),
         ({"metric": "test_accuracy"}, "metric"),
         ({"metric": "test_mcc", "task": "text-regression"}, "metric"),
@@ -98,12 +90,11 @@ def at_size(of="lora", **fields):
         (method(method="lroa"), "'lroa'; did you mean 'lora'"),
         (method(backend={"shots": 100}), "backend"),
         ({"methods": [{"key": "qpa", "method": "qpa", "backend": {"shot": 1}}], "reference": "qpa"}, "'shot'"),
-        (method(role="control"), "against"),
-        (method(role="control", against="lora"), "against"),
+        (method(against="lora"), "compared with itself"),
         (method(key="../lora"), r"methods\.0\.key"),
         ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key"),
         (at_size(of="nobody"), "'nobody'"),
-        (at_size(of="a"), "at_size_of"),
+        (at_size(of="a"), "itself"),
         (at_size(vary="r", values=[2, 1]), "values"),
         (method(vary="r", values=[1]), "at_size_of"),
     ],

@@ -55,7 +55,7 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
     def become_controls(study):
         for method in study["methods"]:
             if method["key"] in ("full", "twin", "prefix", "quantum_peft", "vera", "ia3"):
-                method.update(role="control", against="qpa")
+                method.update(against="qpa")
 
     edit_json(study_folder / "study.json", become_controls)
     answers = load(study_folder).answers
@@ -112,7 +112,7 @@ def test_answer_of_a_block_names_only_members_near_the_budget(study_folder):
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     def change(study):
-        study["data"].update(notes=["9 rows are shared."])
+        study.update(data_notes=["9 rows are shared."])
         study["methods"][10].update(trainable=9)
 
     edit_json(study_folder / "study.json", change)

@@ -6,7 +6,6 @@ Processes of cells import this module by its name, so it has no heavy imports.
 import json
 import math
 import multiprocessing
-import multiprocessing.util
 import os
 import signal
 import sys
@@ -154,13 +153,6 @@ def run_forever(cell, folder, on_step):
     threading.Event().wait()
 
 
-def run_with_semaphore(cell, folder, on_step):
-    """`run_cell` in a process that holds a semaphore, as a progress bar does, and needs time to end."""
-    process_lock = multiprocessing.RLock()
-    multiprocessing.util.Finalize(None, lambda _: time.sleep(0.3), (process_lock,), exitpriority=1000)
-    return run_cell(cell, folder, on_step)
-
-
 def planted_row(cell, **fields):
     """A row of `cell` with the fields that the runner reads."""
     identity = {"study": cell.study, "method": cell.method, "hash": cell.spec.hash, "name": cell.name}
@@ -187,21 +179,11 @@ def _raises():
     raise RuntimeError("planted")
 
 
-def _has_no_memory():
-    raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
-
-
-def _hangs():
-    time.sleep(600)
-
-
 DISASTERS = {
     "raises": _raises,
-    "no-memory": _has_no_memory,
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "ends": lambda: os._exit(7),
     "exits": lambda: sys.exit(9),
-    "hangs": _hangs,
 }
 
 

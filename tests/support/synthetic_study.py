@@ -58,8 +58,9 @@ def write_synthetic_study(folder: Path) -> Path:
         "metric": "test_loss",
         "reference": "lora",
         "task": "causal-lm",
-        "base": {"id": "embedded", "sha256": "b" * 64, "params_total": 1_400_000, "dtype": "float32"},
-        "data": {"id": "numpy-docs", "eval_data": None, "test_data": None, "sha256": "d" * 64},
+        "base_sha256": "b" * 64,
+        "params_total": 1_400_000,
+        "data_sha256": "d" * 64,
         "training": {"steps": STEPS, "batch_size": 4, "seq_len": 128, "eval_every": 20},
         "test_blocks": 128,
         "seeds": SEEDS,
@@ -114,13 +115,13 @@ def _matches(row: Row, method: str, name: str) -> bool:
 
 
 def _planned(key: str) -> dict[str, Any]:
-    label, role, against, method, settings, trainable, deployed, _, _ = METHODS[key]
+    label, _, against, method, settings, trainable, deployed, _, _ = METHODS[key]
     return {
-        "key": key, "label": label, "role": role, "against": against, "at_size_of": key.partition("@")[2] or None,
+        "key": key, "label": label, "against": against, "at_size_of": key.partition("@")[2] or None,
         "method": method, "kind": "quantum" if method[0] == "q" else "classical", "settings": settings, "lr": 1e-3,
         "rates": [] if method == "none" else [3e-4, 1e-3, 3e-3, 1e-2], "hash": f"{list(METHODS).index(key):012x}",
         "trainable": trainable, "deployed": deployed,
-        "report_note": "A note on prefixes." if method == "prefix" else "",
+        "note": "A note on prefixes." if method == "prefix" else "",
     }  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _started(method: dict[str, Any], name: str, role: str, seed: int, lr: float 
 def _row(method: dict[str, Any], seed: int) -> Row:
     key = method["key"]
     rate = {"quantum_peft": 1e-2, "none": None}.get(key, 1e-3)
-    row = _started(method, f"seed{seed}", method["role"], seed, rate)
+    row = _started(method, f"seed{seed}", METHODS[key][1], seed, rate)
     if key == "ia3" and seed == 3:
         failed = {"status": "failed", "error_type": "RuntimeError", "error": "a planted | crash in /home/me/x.py"}
         return row | failed | {"traceback": "Traceback (most recent call last):\n  RuntimeError: a planted crash"}

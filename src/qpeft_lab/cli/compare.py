@@ -64,8 +64,7 @@ def run(
     workers: int = option(1, "Runs in parallel. Times are measured one at a time.", at_least=1),
     threads: int = option(1, "CPU threads per run. The number affects the last digits of results.", at_least=1),
     executor: str = option("local", "This machine, or the Ray cluster at RAY_ADDRESS.", choices=("local", "ray")),
-    retry: str = option("", "Run cells of this status again: failed, oom, timeout.", metavar="STATUS,..."),
-    timeout: float | None = option(None, "Stop a run that takes more seconds.", above=0),
+    retry: str | None = option(None, "Run failed cells again.", choices=("failed",)),
     smoke: bool = option(
         False,
         "Only test whether every method runs: two steps on a small random base of the same architecture and invented "
@@ -84,17 +83,14 @@ def run(
 
       qpeft compare run survey --out survey
       qpeft compare run survey --base gpt2 --data text.txt --workers 4 --out gpt2-survey
-      qpeft compare run my-study.yaml --out mine --retry failed,timeout
+      qpeft compare run my-study.yaml --out mine --retry failed
     """
-    from qpeft_lab.compare.runner import check
     from qpeft_lab.compare.runner import run as run_plan
 
-    names = tuple(name.strip() for name in retry.split(",") if name.strip())
-    check(executor, names)
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, out, smoke)
     with bars() as shown:
-        outcome = run_plan(plan, workers, CompareBar(shown), executor, names, timeout, threads)
+        outcome = run_plan(plan, workers, CompareBar(shown), executor, retry is not None, threads)
     data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
     return _reported(out, outcome.summary, outcome.failures, data)
 

@@ -5,27 +5,23 @@ A cell trains in a run folder, restores the parameters with the lowest validatio
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback
 
 import qpeft
 from qpeft import methods
-from qpeft.errors import CheckpointError, DataWarning, QpeftError
+from qpeft.errors import DataWarning, QpeftError
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
@@ -50,9 +46,8 @@ Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
 RunCell = Callable[["Cell", Path, Steps], Row]
 
 _RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_MOST_TASKS = 8  # that are kept in memory
 _DIVERGED = 2.0  # times the first validation loss
+_READ: dict[str, tuple[Task, list[str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -121,14 +116,10 @@ def started_row(cell: Cell) -> Row:
 
 
 def failed_row(cell: Cell, error: BaseException) -> Row:
-    """The row of a cell that raised: status oom for lack of memory, otherwise failed."""
-    is_oom = isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
+    """The row of a cell that raised."""
     tail = "".join(traceback.format_exception(error))[-2000:]
     message = str(error).replace(RUN_AGAIN, _RETRY) or type(error).__name__
-    return lost_row(cell, "oom" if is_oom else "failed", message) | {
-        "error_type": type(error).__name__,
-        "traceback": tail,
-    }
+    return lost_row(cell, "failed", message) | {"error_type": type(error).__name__, "traceback": tail}
 
 
 def lost_row(cell: Cell, status: str, message: str) -> Row:
@@ -142,7 +133,8 @@ def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: No
     The row has status diverged if the loss is not finite, or ends above twice its first value. Other errors are raised.
     """
     row = started_row(cell)
-    with no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries repeat them in every cell
         if cell.role == "cost":
             return row | _cost(cell) | {"status": "success"}
         try:
@@ -177,7 +169,7 @@ def settings_of(cell: Cell, out: Path = Path()) -> RunSettings:
 
 
 def read_data(settings: RunSettings) -> Task:
-    """The data of a cell's run, read once by a process and the processes forked from it."""
+    """The data of a cell's run."""
     return _read(settings)[0]
 
 
@@ -195,40 +187,20 @@ def untrained_model(cell: Cell) -> Any:
     return ready.model
 
 
-@contextlib.contextmanager
-def no_warnings() -> Iterator[None]:
-    """Without the warnings that libraries repeat in every cell."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 class KeepBest(TrainerCallback):
-    """Saves the trainable parameters at each new minimum of the validation loss."""
+    """Saves the trainable parameters at each new minimum of the validation loss, which checkpoints contain."""
 
     def __init__(self, path: Path):
         self._path = path
-        self._lowest = best_of(path)[1] if path.exists() else float("inf")
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:
-        loss = kwargs["logs"].get("eval_loss")
-        if loss is None or loss >= self._lowest:
+        loss, lowest = kwargs["logs"].get("eval_loss"), state.best_metric
+        if loss is None or (lowest is not None and loss >= lowest):
             return
-        self._lowest = loss
-        metadata = {"step": str(state.global_step), "valid_loss": repr(loss)}
+        state.best_metric = loss
         parameters = {name: p.detach().cpu().contiguous() for name, p in _trainable(kwargs["model"]).items()}
         with replace_file(self._path) as temporary:
-            save_file(parameters, temporary, metadata=metadata)
-
-
-def best_of(path: Path) -> tuple[int, float]:
-    """Step and validation loss of the file that KeepBest wrote. Raises CheckpointError for a damaged one."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata()
-            return int(metadata["step"]), float(metadata["valid_loss"])
-    except Exception as error:  # safetensors has no public error class
-        raise CheckpointError(f"{path} is damaged ({error}); delete its folder, and the cell runs again") from error
+            save_file(parameters, temporary)
 
 
 def _train(cell: Cell, work: Path, on_step: Steps) -> tuple[Prepared, Row]:
@@ -237,11 +209,14 @@ def _train(cell: Cell, work: Path, on_step: Steps) -> tuple[Prepared, Row]:
     work.mkdir(parents=True, exist_ok=True)
     task = read_data(settings)
     run = fit(settings, _StepProgress(on_step), [KeepBest(best)], task)
-    _restore(run.model, best)
-    step, loss = best_of(best)
+    saved, curve = load_file(best), _curve(read_rows(run.folder.metrics))
+    with torch.no_grad():
+        for name, parameter in _trainable(run.model).items():
+            parameter.copy_(saved[name])
+    step, loss, _ = min(curve, key=lambda point: point[1])
     found = {
         "seconds": run.seconds,
-        "curve": _curve(read_rows(run.folder.metrics)),
+        "curve": curve,
         "valid_loss": loss,
         "best_step": step,
         "params_trainable": outputs.count_trainable(run.model),
@@ -314,20 +289,17 @@ def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row
 
 
 def _read(settings: RunSettings) -> tuple[Task, list[str]]:
-    """The data, and the warnings of rows that are left out."""
+    """The data, and the warnings of rows that are left out; read once by a process and those forked from it."""
     reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
     seed = 0 if settings.is_language_model else settings.seed  # a new classification head is drawn from it
-    plain = {"method": "none", "host": "lora", "method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed}
-    return _read_once(reserved, json.dumps(asdict(settings) | plain | {"out": "", "save_every": None}))
-
-
-@lru_cache(_MOST_TASKS)
-def _read_once(reserved: int, settings: str) -> tuple[Task, list[str]]:
-    run = RunSettings(**json.loads(settings))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DataWarning)
-        task = task_class(run.task)(run, reserved)
-    return task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
+    plain: dict[str, Any] = {"method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed, "save_every": None}
+    run = replace(settings, method="none", host="lora", out="", **plain)
+    if (key := repr((reserved, run))) not in _READ:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            task = task_class(run.task)(run, reserved)
+        _READ[key] = task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
+    return _READ[key]
 
 
 def _test_settings(cell: Cell) -> RunSettings:
@@ -340,17 +312,6 @@ def _stored_bytes(model: Any, work: Path) -> int:
         (file := work / "frames.safetensors").unlink(missing_ok=True)  # of a run that was killed
         save_frames(model, file)
     return outputs.count_stored_bytes(model)
-
-
-def _restore(model: nn.Module, path: Path) -> None:
-    """Copy the saved parameters into the trained model. Raises CheckpointError if it has other parameters."""
-    parameters = _trainable(model)
-    with safe_open(path, framework="pt") as opened:
-        if set(opened.keys()) != set(parameters):
-            raise CheckpointError(f"{path} holds other parameters than those of this model; delete its folder")
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(opened.get_tensor(name))
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:

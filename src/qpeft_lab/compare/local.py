@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
-
-from pebble import ProcessExpired, concurrent
 
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
 from qpeft_lab.compare.rows import Row
@@ -32,17 +30,16 @@ _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to
 class LocalExecutor(AbstractContextManager):
     """Runs cells of the study in `folder`, `workers` at once.
 
-    A cell that crashes, is killed or takes more than `timeout` seconds gets a row with the reason. The others continue.
+    A cell that crashes or is killed gets a row with the reason. The others continue.
     """
 
     folder: Path
     run_cell: RunCell
     progress: CompareProgress
     workers: int = 1
-    timeout: float | None = None
     threads: int = 1  # of a cell, which sets them itself
     is_stopping: bool = False
-    _running: list[_Running] = field(default_factory=list)
+    _running: dict[Connection, tuple[Cell, BaseProcess]] = field(default_factory=dict)
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -56,16 +53,16 @@ class LocalExecutor(AbstractContextManager):
                     yield from self._start(waiting.popleft())
                 yield from self._ended()
         finally:
-            for running in self._running:
-                running.future.cancel()
+            for _, process in self._running.values():
+                process.kill()
             self._running.clear()
 
     def stop(self) -> None:
         """Let the running cells save the step in progress and end, and then `run`. A signal handler may call it."""
         self.is_stopping = True
-        for running in self._running:
+        for pipe in list(self._running):
             with suppress(OSError):  # it has just ended
-                running.pipe.send(None)
+                pipe.send(None)
 
     def _start(self, cell: Cell) -> Iterator[tuple[Cell, Row]]:
         """Start the cell's process. Yield the cell with its row if the process is killed before it runs."""
@@ -73,12 +70,12 @@ class LocalExecutor(AbstractContextManager):
         context.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = pickle.dumps(cell).hex()
         ours, theirs = context.Pipe()
-        options: dict[str, Any] = {"name": cell.cell_id, "timeout": self.timeout, "context": context}
-        process = concurrent.process(**options)(_run_here)
+        arguments = (cell, self.folder, self.run_cell, theirs, _PATIENCE)
+        process = context.Process(target=_run_here, args=arguments, daemon=True)
         self.progress.on_start(cell)
         try:
-            future = process(cell, self.folder, self.run_cell, log_path(self.folder, cell), theirs, _PATIENCE)
-            self._running.append(_Running(cell, future, ours))
+            process.start()
+            self._running[ours] = cell, process
         except (ConnectionError, EOFError):  # it, or the process that forks it, no longer reads
             if not self.is_stopping:
                 yield cell, lost_row(cell, "failed", "the process was killed while it started")
@@ -87,39 +84,27 @@ class LocalExecutor(AbstractContextManager):
 
     def _ended(self) -> Iterator[tuple[Cell, Row]]:
         """Wait for the next messages, and yield the cells that have ended, with their rows."""
-        ready = wait([running.pipe for running in self._running]) if self._running else []
-        for running in [running for running in self._running if running.pipe in ready]:
+        for pipe in wait(list(self._running)) if self._running else []:
+            cell, process = self._running[pipe]
             try:
-                self.progress.on_step(running.cell, *running.pipe.recv())
-            except (EOFError, ConnectionResetError):
-                self._running.remove(running)
-                running.pipe.close()
-                if (row := self._row(running)) is not None:
-                    yield running.cell, row
+                message = pipe.recv()
+            except (EOFError, OSError):  # it was interrupted or killed
+                message = None
+            if isinstance(message, tuple):
+                self.progress.on_step(cell, *message)
+                continue
+            process.join(_PATIENCE)  # it releases its semaphores
+            process.kill()
+            pipe.close()
+            del self._running[pipe]
+            if message or not self.is_stopping:
+                yield cell, message or self._lost(cell, process.exitcode)
 
-    def _row(self, running: _Running) -> Row | None:
-        """The row of a cell whose process has ended; None if it was interrupted."""
-        error = running.future.exception()
-        if error is None and (row := running.future.result()) is not None:
-            log_path(self.folder, running.cell).unlink(missing_ok=True)
-            return row
-        if self.is_stopping:
-            return None
-        where = f"its output is in {log_path(self.folder, running.cell)}"
-        if isinstance(error, TimeoutError):
-            return lost_row(running.cell, "timeout", f"it took more than {self.timeout:g} s; {where}")
-        if isinstance(error, ProcessExpired):
-            hint = ", perhaps for lack of memory" if error.exitcode == -signal.SIGKILL else ""
-            ended = f"the process ended with exit code {error.exitcode} and without a result{hint}"
-            return lost_row(running.cell, "failed", f"{ended}; {where}")
-        return failed_row(running.cell, error or KeyboardInterrupt("interrupted from outside"))
-
-
-@dataclass(frozen=True)
-class _Running:
-    cell: Cell
-    future: Any  # of pebble; to cancel it ends the process
-    pipe: Connection  # receives (done, planned) steps; what is sent interrupts the cell
+    def _lost(self, cell: Cell, code: int | None) -> Row:
+        """The row of a cell whose process ended without one."""
+        hint = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
+        ended = f"the process ended with exit code {code} and without a result{hint}"
+        return lost_row(cell, "failed", f"{ended}; its output is in {log_path(self.folder, cell)}")
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
@@ -127,20 +112,22 @@ def log_path(folder: Path, cell: Cell) -> Path:
     return folder / "work" / cell.method / cell.spec.hash / f"{cell.name}.log"
 
 
-def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Connection, patience: float) -> Row | None:
-    """Run the cell in its own process, and return its row; None if it was interrupted."""
+def _run_here(cell: Cell, folder: Path, run_cell: RunCell, pipe: Connection, patience: float) -> None:
+    """Run the cell in its own process. Sends (done, planned) steps, and then its row unless it is interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
+    log = log_path(folder, cell)
     _write_output_to(log)
     try:
         with locked(work_folder(cell, folder), patience):
-            return run_cell(cell, folder, lambda done, planned: pipe.send((done, planned)))
+            row = run_cell(cell, folder, lambda done, planned: pipe.send((done, planned)))
+        log.unlink()
     except KeyboardInterrupt:
-        return None
-    finally:
-        # pebble terminates a process as soon as it has the result; it shall end by itself, and release its semaphores
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return
+    except BaseException as error:
+        row = failed_row(cell, error)
+    pipe.send(row)
 
 
 def _obey(pipe: Connection) -> None:

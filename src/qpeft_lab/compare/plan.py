@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qpeft import methods
 from qpeft.core.meta_model import on_meta
 from qpeft.errors import ConfigError, DataWarning
+from qpeft.files import write_json
 from qpeft.methods import Trains
 from qpeft.methods.plan import plan as count_parameters
 from qpeft.methods.suggest import fill_names
 from qpeft_lab.base_model import block_length, fingerprint, load_config
-from qpeft_lab.compare.data import TEXT_PAIR, Parts, split_data
+from qpeft_lab.compare.data import TEXT_PAIR, split_data
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
 from qpeft_lab.compare.smoke import STAND_IN
-from qpeft_lab.compare.study import STUDY, Base, Data, Method, PlannedMethod, PlannedStudy, Study, data_name, read_study
+from qpeft_lab.compare.study import STUDY, Method, PlannedMethod, PlannedStudy, Study, errors_of, read_study
+from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_folder
@@ -54,7 +56,7 @@ class Plan:
     def claim(self) -> None:
         """Write study.json. Raises ConfigError if another study has used the folder since the plan was made."""
         _check_folder(self.study, self.folder)
-        self.study.write(self.folder)
+        write_json(self.folder / STUDY, self.study.model_dump())
 
     def tuning_cells(self, rows: Rows) -> list[Cell]:
         """The trials of learning rates that `rows` make necessary, for methods with several; small methods first."""
@@ -75,7 +77,7 @@ class Plan:
             self._cell(method, method.role, f"seed{seed}", seed, *rate)
             for seed in self.study.seeds
             for method, rate in chosen
-            if seed in self.study.seeds_of(method)
+            if seed == self.study.seeds[0] or not self.study.is_deterministic(method)
         ]
 
     def cost_cells(self, rows: Rows) -> list[Cell]:
@@ -126,6 +128,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     """
     from qpeft_lab.compare.cell import Setup
 
+    study.check()
     _check_folder(study, folder)
     if study.generation and (encoder := study.generation.bertscore_model):
         if not Path(encoder).expanduser().is_dir():
@@ -138,33 +141,23 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     run = _run_of(study, model, config, counted, trust_remote_code)
     parts = split_data(study, folder)
     run = _with_steps(replace(run, data=str(parts.train), eval_data=str(parts.validation)))
-    base = Base(
-        id=study.base,
-        sha256=fingerprint(model, config),
-        dtype=run.dtype,
-        params_total=sum(p.numel() for p in host.model.parameters()),
-    )
-    shared = _content(study, run, base, parts)
-    planned = [_planned(study, method, shared) for method in counted]
-    setup = Setup(
-        run=run,
-        test=parts.test,
-        test_blocks=study.test_blocks,
-        generation=study.generation,
-        reference=next(method for method in planned if method.key == study.reference),
-    )
+    hashes: dict[str, Any] = {
+        "base_sha256": fingerprint(model, config),
+        "data_sha256": parts.sha256,
+    }
+    shared = _content(study, run, hashes)
     found = PlannedStudy(
-        **study.model_dump(include={*PlannedStudy.model_fields} - {"base", "data", "methods", "training"}),
+        **study.model_dump(exclude={"methods", "training"}),
+        **hashes,
         training=study.training | {"steps": run.n_steps, "seq_len": run.seq_len},
-        base=base,
-        data=Data(
-            id=study.data, eval_data=study.eval_data, test_data=study.test_data, sha256=parts.sha256, notes=parts.notes
-        ),
+        params_total=sum(p.numel() for p in host.model.parameters()),
+        data_notes=parts.notes,
         command=command,
-        methods=planned,
+        methods=[_planned(study, method, shared) for method in counted],
     )
     _check_results(found, folder)
-    return Plan(folder, found, setup)
+    reference = next(method for method in found.methods if method.key == study.reference)
+    return Plan(folder, found, Setup(run, parts.test, study.test_blocks, study.generation, reference))
 
 
 def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
@@ -181,30 +174,15 @@ def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
     """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
-    trains = methods.get(method.method).trains
-    if trains is Trains.NOTHING:
-        return 0, 0
-    run = RunSettings(
-        model="",
-        data="",
-        out="",
-        task=study.task,
-        dtype=study.training.get("dtype", "float32"),
-        method=method.method,
-        host=method.host,
-        method_settings=settings,
-    )
-    in_head = count_trainable(host.model, host.head)
-    try:
-        run.check()
-        if trains is not Trains.ADAPTER:
-            total = count_trainable(host.model) - in_head if trains is Trains.MODEL else 0
-            return total, total
+    run, in_head = study.run_of(method, settings), count_trainable(host.model, host.head)
+    trains = run.record.trains
+    if trains is not Trains.ADAPTER:
+        total = count_trainable(host.model) - in_head if trains is Trains.MODEL else 0
+        return total, total
+    with errors_of(method):
         config = build_config(run)
         train_in_full(config, host.head)
         planned = count_parameters(host.model, config, build_generator(run))
-    except ConfigError as error:
-        raise ConfigError(f"method {method.key}: {error}") from error
     return planned.trainable - in_head, planned.deployed - in_head
 
 
@@ -264,19 +242,17 @@ def _with_steps(run: RunSettings) -> RunSettings:
         return run.with_steps(len(task_class(run.task)(run).train))
 
 
-def _content(study: Study, run: RunSettings, base: Base, parts: Parts) -> dict[str, Any]:
+def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the rows of all methods depend on, except for the seed; contents of files, not their paths."""
     paths = dict.fromkeys(("model", "data", "eval_data", "out", "method", "lr", "seed", "trust_remote_code"))
-    shared = {name: value for name, value in asdict(run).items() if name not in paths}
     generation = asdict(study.generation) if study.generation else {}
     if study.generation and (encoder := study.generation.bertscore_model):
         from qpeft_lab.data.sources import content_hash
 
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
-        "base": base.sha256,
-        "data": parts.sha256,
-        "run": shared,
+        **hashes,
+        "run": {name: value for name, value in asdict(run).items() if name not in paths},
         "test_blocks": study.test_blocks,
         "generation": generation,
         "tuning_seed": study.tuning.seed,
@@ -289,25 +265,23 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
     rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
     if record.trains is Trains.NOTHING:
         rates = []
-    data = (None, study.data, data_name(study.data))
     content = {
         **shared,
-        "method": without_folders(draft.method),
         "revision": lab_record(record).revision,
-        "host": draft.host,
-        "settings": without_folders(draft.settings),
-        "backend": without_folders(draft.backend),
         "rates": rates,
+        **{name: without_folders(getattr(draft, name)) for name in ("method", "host", "settings", "backend")},
         **file_hashes(draft.method, draft.settings, draft.backend),
     }
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    # of GLUE without local files
+    data = (None, study.data, study.data.partition(":")[0] if study.data.startswith(GLUE) else study.data)
     return draft.model_copy(
         update={
             "lr": middle,
             "rates": rates,
             "hash": sha[:12],
             "kind": kind_with(record, draft.settings),
-            "report_note": lab_record(record).report_note,
+            "note": draft.note or lab_record(record).report_note,
             "published": [value for value in draft.published if value.data in data],
         }
     )

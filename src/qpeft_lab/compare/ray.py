@@ -57,8 +57,7 @@ class RayExecutor(LocalExecutor):
         options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": gpus}
         task = self._ray.remote(max_retries=1, retry_exceptions=False, **options)(_run_one)
         for cell in cells:
-            arguments = (cell, self.folder.resolve(), self.run_cell, self.timeout)
-            self._tasks[task.remote(*arguments)] = cell
+            self._tasks[task.remote(cell, self.folder.resolve(), self.run_cell)] = cell
         while self._tasks:
             ended, _ = self._ray.wait(list(self._tasks), timeout=_SECONDS_BETWEEN_CHECKS)
             for reference in ended:
@@ -96,9 +95,8 @@ class RayExecutor(LocalExecutor):
             self._ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
 
 
-def _run_one(cell: Cell, folder: Path, run_cell: RunCell, timeout: float | None) -> Row | None:
+def _run_one(cell: Cell, folder: Path, run_cell: RunCell) -> Row | None:
     """Run the cell on the worker, in a process of its own."""
     if not (folder / "study.json").exists():
         raise DataError(f"this machine has no access to {folder}; all machines of the cluster must share it")
-    executor = LocalExecutor(folder, run_cell, CompareProgress(), timeout=timeout)
-    return next((row for _, row in executor.run([cell])), None)
+    return next((row for _, row in LocalExecutor(folder, run_cell, CompareProgress()).run([cell])), None)

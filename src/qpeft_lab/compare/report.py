@@ -222,8 +222,8 @@ def _facts(summary: Summary) -> dict[str, str]:
     epochs = study.training.get("epochs")
     length = f"{study.training['steps']:,} steps" + (f" ({epochs:g} epochs)" if epochs else "")
     return {
-        "Base": f"{Path(study.base.id).name}, {study.base.params_total:,} parameters",
-        "Data": without_folders(study.data.id),
+        "Base": f"{Path(study.base).name}, {study.params_total:,} parameters",
+        "Data": without_folders(study.data),
         "Metric": f"{summary.metric.full_title}, {'lower' if summary.study.lower_is_better else 'higher'} is better",
         "Reference": summary.reference.label,
         "Training": f"{length}, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",

@@ -6,7 +6,7 @@ that have no row, and an unfinished cell resumes from its last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from qpeft_lab.compare.plan import Plan
 
 EXECUTORS = ("local", "ray")
-RETRIES = ("failed", "oom", "timeout")
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ def run(
     workers: int = 1,
     progress: CompareProgress | None = None,
     executor: str = "local",
-    retry: Sequence[str] = (),
-    timeout: float | None = None,
+    retry: bool = False,
     threads: int = 1,
     run_cell: RunCell | None = None,
 ) -> RunOutcome:
@@ -55,24 +53,23 @@ def run(
 
     Args:
         workers: cells that run in parallel; cells that measure time always run alone.
-        retry: statuses, of RETRIES, whose cells are run again.
-        timeout: seconds after which a cell is killed.
+        retry: run the cells that failed in an earlier call again.
         threads: CPU threads of a cell; a different number changes the last bits of its losses.
         run_cell: what runs a cell, importable by a child process; `cell.run_cell` in `threads` threads by default.
 
     Raises:
-        ConfigError: an unknown executor or status, or another run in the same folder; nothing was done.
+        ConfigError: an unknown executor, or another run in the same folder; nothing was done.
         TrainingError: the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
-    check(executor, retry)
-    progress = progress or CompareProgress()
+    make_executor, progress = _executor(executor), progress or CompareProgress()
     with locked(plan.folder), _clear_if_full(plan.folder):
         plan.claim()
+        remove_unfinished(plan.folder)
         study = _Run(plan, progress, retry)
-        study.tidy()
-        run_cell = run_cell or partial(run_in_threads, threads)
-        with _executor(executor)(plan.folder, run_cell, progress, workers, timeout, threads) as pool:
+        with make_executor(
+            plan.folder, run_cell or partial(run_in_threads, threads), progress, workers, threads
+        ) as pool:
             study.run(pool)
         _remove_empty(plan.folder / "work")
         return study.outcome(write_outputs(plan.folder))
@@ -89,17 +86,13 @@ def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Steps) -> Ro
 class _Run:
     """One call of `run`."""
 
-    def __init__(self, plan: Plan, progress: CompareProgress, retry: Sequence[str]):
+    def __init__(self, plan: Plan, progress: CompareProgress, retry: bool):
         self._plan, self._progress, self._retry = plan, progress, retry
         self._file = RowFile(plan.folder)
         self._ended: set[str] = set()  # cells of this call
-
-    def tidy(self) -> None:
-        """Remove incomplete files, and the files of cells that have rows; a killed run leaves both."""
-        remove_unfinished(self._plan.folder)
-        for cell in self._plan.cells(self._file.rows):
+        for cell in plan.cells(self._file.rows):
             if succeeded(self._file.rows.get(cell.cell_id)):
-                tidy(cell, self._plan.folder)
+                tidy(cell, plan.folder)  # files that a killed run left
 
     def run(self, pool: LocalExecutor) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
@@ -145,7 +138,7 @@ class _Run:
         if cell.cell_id in self._ended:  # failed cells are retried once
             return True
         row = self._file.rows.get(cell.cell_id)
-        if row is None or row["status"] in self._retry or row.get("lr") != cell.lr:
+        if row is None or (self._retry and row["status"] == "failed") or row.get("lr") != cell.lr:
             return False
         return row["status"] != "skipped" or bool(cell.impossible)
 
@@ -164,16 +157,9 @@ def _clear_if_full(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check(executor: str, retry: Sequence[str]) -> None:
-    """Raise ConfigError for arguments that `run` does not accept. A command calls it before a plan makes a folder."""
-    if executor not in EXECUTORS:
-        raise ConfigError(unknown("executor", executor, EXECUTORS))
-    for status in retry:
-        if status not in RETRIES:
-            raise ConfigError(unknown("status of retry:", status, RETRIES))
-
-
 def _executor(name: str) -> type[LocalExecutor]:
+    if name not in EXECUTORS:
+        raise ConfigError(unknown("executor", name, EXECUTORS))
     if name == "local":
         return LocalExecutor
     from qpeft_lab.compare.ray import RayExecutor

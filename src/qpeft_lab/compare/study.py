@@ -1,7 +1,7 @@
 """A study: which methods are compared, on which base and data, with which seeds.
 
-`Study` is what a YAML file says, `PlannedStudy` what study.json in the folder of a study holds: every method with its
-size, its learning rates and the hash of everything that determines its rows. All fields are validated.
+`Study` is what a YAML file says. `PlannedStudy`, the content of study.json in the folder of a study, adds the size of
+every method, its learning rates, and the hash of everything that determines its rows. All fields are validated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from importlib.resources import files
 from pathlib import Path
@@ -18,19 +19,17 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from qpeft import methods
 from qpeft.checks import MOST, unknown
 from qpeft.errors import CheckpointError, ConfigError, InputError
-from qpeft.files import read_json, write_json
+from qpeft.files import read_json
 from qpeft.user_code import is_file
 from qpeft_lab.compare import BUILT_IN, RECIPES
 from qpeft_lab.compare.metrics import METRICS, OF_CLASSES, OF_NUMBERS, OF_TEXTS
 from qpeft_lab.compare.rate_search import RateSearch, search_rates
 from qpeft_lab.compare.rows import Row, succeeded
-from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.glue import GlueTask, find_glue
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.settings import HIGHEST_SEED, RunSettings, backend_settings
+from qpeft_lab.settings import HIGHEST_SEED, RunSettings
 from qpeft_lab.training.generate import Decoding
 
 STUDY = "study.json"
@@ -41,11 +40,9 @@ _OWN_FIELDS |= {"lr", "seed", "trust_remote_code"}  # fields of `RunSettings` th
 
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
-Role = Literal["main", "control", "equal_budget"]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
-_Training = Annotated[dict[str, Any], AfterValidator(RunSettings.validated)]
 
 
 def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValidator:
@@ -55,10 +52,6 @@ def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValid
         return name
 
     return AfterValidator(check)
-
-
-TaskName = Annotated[str, _one_of("task", TASKS)]
-MetricName = Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))]
 
 
 def _known(values: Any, names: Sequence[str]) -> Any:
@@ -102,32 +95,30 @@ class Method(_Strict):
     settings: dict[str, Any] = {}
     backend: dict[str, Any] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
-    role: Role = "main"
     against: str | None = None  # of a control: the key of the method that it is a control of
     at_size_of: str | None = None  # the key of the method whose size it has, and with which it is compared
     vary: str | None = None
     values: list[int] = []
-    note: str | None = None
+    note: str = ""  # a sentence for the report
     published: Annotated[
         list[Published], BeforeValidator(lambda found: [found] if isinstance(found, dict) else found)
     ] = []
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, values: Any) -> Any:
-        """The label is by default the key, and a method at the size of another has a role of its own."""
-        if not isinstance(values, dict):
-            return values
-        values = {**values, "label": values.get("label") or values.get("key")}
-        values["at_size_of"] = values.pop("block", None) or values.get("at_size_of")  # `block` in published rows
-        return values | ({"role": "equal_budget"} if values["at_size_of"] else {})
+    def _has_label(cls, values: Any) -> Any:
+        return {**values, "label": values.get("label") or values.get("key")} if isinstance(values, dict) else values
+
+    @property
+    def role(self) -> str:
+        """`control`, `equal_budget` at the size of another, or `main`."""
+        return "control" if self.against else "equal_budget" if self.at_size_of else "main"
 
 
 class PlannedMethod(Method):
     """A method of a planned study, at its size."""
 
     kind: Literal["quantum", "classical"] = "classical"
-    report_note: str = ""  # a sentence for the report
     rates: list[float] = []  # the grid of learning rates, sorted; none where nothing is trained
     hash: str
     trainable: _Count
@@ -149,55 +140,31 @@ class Generation(Decoding):
     bertscore_model: str | None = None
 
 
-class _Common(_Strict):
-    """What a study and a planned study have in common."""
+class Study(_Strict):
+    """A comparison of methods on one base and one data set, as a YAML file describes it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str
     question: str
-    task: TaskName = "causal-lm"
-    metric: MetricName = "test_loss"
-    reference: str = "lora"
-    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
-    tuning: Tuning = Tuning()
-    training: dict[str, Any] = {}  # fields of `RunSettings` that all methods share
-    test_blocks: int = Field(default=96, ge=0, le=MOST)
-    costs: bool = True
-    methods: Sequence[Method] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _has_consistent_keys(self) -> _Common:
-        keys = [method.key for method in self.methods]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"methods: duplicate key {min(twice)!r}")
-        named = [("reference", self.reference)]
-        named += [(f"methods: the control {m.key} is against", m.against) for m in self.methods if m.against]
-        named += [(f"methods: {m.key} is at_size_of", m.at_size_of) for m in self.methods if m.at_size_of]
-        for field, name in named:
-            if name not in keys:
-                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(keys)}")
-        return self
-
-    @property
-    def is_language_model(self) -> bool:
-        """Whether the task predicts the tokens of texts."""
-        return TASKS[self.task].is_language_model
-
-
-class Study(_Common):
-    """A comparison of methods on one base and one data set, as a YAML file describes it."""
-
     base: str = "embedded"
     data: str = "numpy-docs"
     eval_data: str | None = None
     test_data: str | None = None
-    training: _Training = {}
-    by_data: dict[str, _Training] = {}  # by `data`: fields of `training` that `load_study` replaces for these data
+    task: Annotated[str, _one_of("task", TASKS)] = "causal-lm"
+    metric: Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))] = "test_loss"
+    reference: str = "lora"
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    tuning: Tuning = Tuning()
+    # fields of `RunSettings` that all methods share
+    training: Annotated[dict[str, Any], AfterValidator(RunSettings.validated)] = {}
+    test_blocks: int = Field(default=96, ge=0, le=MOST)
     generation: Annotated[
         Generation | None, BeforeValidator(lambda values: _known(values, [f.name for f in fields_of(Generation)]))
     ] = None
+    costs: bool = True
     lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
     smoke: dict[str, Any] = {}  # fields of the config of a smoke test's base, with its `model_type`
+    methods: Sequence[Method] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -215,35 +182,61 @@ class Study(_Common):
         return {**values, "training": given, "task": task or "causal-lm", "metric": metric}
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Study:
+    def _has_consistent_keys(self) -> Study:
+        keys = [method.key for method in self.methods]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"methods: duplicate key {min(twice)!r}")
+        named = [("reference", self.reference)]
+        named += [(f"methods: the control {m.key} is against", m.against) for m in self.methods if m.against]
+        named += [(f"methods: {m.key} is at_size_of", m.at_size_of) for m in self.methods if m.at_size_of]
+        for field, name in named:
+            if name not in keys:
+                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(keys)}")
+        return self
+
+    def check(self) -> None:
+        """Raise ConfigError for a study that cannot run. It executes the files of users' methods."""
+        if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
+            raise ConfigError("seeds and tuning.seed must differ: learning rates are selected with a separate seed")
+        if wrong := _OWN_FIELDS.intersection(self.training):
+            raise ConfigError(f"training.{min(wrong)} is a field of the study or of its methods")
         sized = {method.key for method in self.methods if method.at_size_of}
         for method in self.methods:
-            _check_method(method)
-            if method.at_size_of in sized:
-                raise ValueError(f"method {method.key}: at_size_of {method.at_size_of}, whose size another determines")
-        if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
-            raise ValueError("seeds and tuning.seed must differ: learning rates are selected with a separate seed")
-        if wrong := _OWN_FIELDS.intersection(self.training):
-            raise ValueError(f"training.{min(wrong)} is a field of the study or of its methods")
-        self.run.check()
+            with errors_of(method):
+                self.run_of(method).check()
+                if method.key in (method.against, method.at_size_of):
+                    raise ConfigError("it is compared with itself; name another method")
+                if method.at_size_of in sized:
+                    raise ConfigError(f"at_size_of {method.at_size_of}, whose size another determines")
+                if (method.vary is None) != (not method.values) or (method.vary and method.at_size_of is None):
+                    raise ConfigError("give at_size_of, vary, the name of a setting, and its values together")
+                if method.values != sorted(method.values):
+                    raise ConfigError("values must increase, from the fewest trainable parameters to the most")
         if self.generation is not None:
             self.generation.check()
-        self._check_metric()
-        return self
+        usable = ("test_loss", *(OF_TEXTS if self.is_language_model else _metrics_of(self.task)))
+        if self.metric not in usable:
+            raise ConfigError(f"metric {self.metric} is not one of task {self.task}; use {', '.join(usable)}")
+        if self.metric in OF_TEXTS and self.generation is None:
+            raise ConfigError(f"metric {self.metric} needs `generation`, whose texts it scores")
+        if self.metric == "bertscore_f1" and not (self.generation and self.generation.bertscore_model):
+            raise ConfigError("metric bertscore_f1 needs generation.bertscore_model")
 
     @property
     def run(self) -> RunSettings:
         """`training` as a run on the study's own data."""
         return RunSettings(model="-", data=self.data, out="-", task=self.task, method="none", **self.training)
 
-    def _check_metric(self) -> None:
-        usable = ("test_loss", *(OF_TEXTS if self.is_language_model else _metrics_of(self.task)))
-        if self.metric not in usable:
-            raise ValueError(f"metric {self.metric} is not one of task {self.task}; use {', '.join(usable)}")
-        if self.metric in OF_TEXTS and self.generation is None:
-            raise ValueError(f"metric {self.metric} needs `generation`, whose texts it scores")
-        if self.metric == "bertscore_f1" and not (self.generation and self.generation.bertscore_model):
-            raise ValueError("metric bertscore_f1 needs generation.bertscore_model")
+    def run_of(self, method: Method, settings: Mapping[str, Any] | None = None) -> RunSettings:
+        """The same of a method, with other settings than its own if there are some."""
+        own = dict(method.settings if settings is None else settings)
+        backend = dict(method.backend)
+        return replace(self.run, method=method.method, host=method.host, method_settings=own, backend_settings=backend)
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task predicts the tokens of texts."""
+        return TASKS[self.task].is_language_model
 
     @property
     def glue(self) -> GlueTask | None:
@@ -251,31 +244,13 @@ class Study(_Common):
         return find_glue(self.data)
 
 
-class Base(_Strict):
-    """The base model."""
-
-    id: str
-    sha256: str
-    tokenizer_sha256: str | None = None  # of the tokenizer or image processor
-    dtype: str = "float32"
-    params_total: int = 0
-
-
-class Data(_Strict):
-    """Names of the data sources, the hash of the split data, and what a reader of the report must know of them."""
-
-    id: str
-    eval_data: str | None = None
-    test_data: str | None = None
-    sha256: str
-    notes: list[str] = []
-
-
-class PlannedStudy(_Common):
+class PlannedStudy(Study):
     """The content of study.json."""
 
-    base: Base
-    data: Data
+    base_sha256: str  # with its tokenizer or image processor
+    params_total: int = 0  # of the base
+    data_sha256: str  # of the split data
+    data_notes: list[str] = []  # what a reader of the report must know of the data
     command: str = ""
     methods: Sequence[PlannedMethod] = Field(min_length=1)  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -286,10 +261,6 @@ class PlannedStudy(_Common):
     def is_deterministic(self, method: PlannedMethod) -> bool:
         """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn from the seed."""
         return self.is_language_model and not method.rates
-
-    def seeds_of(self, method: PlannedMethod) -> Sequence[int]:
-        """The seeds that the method runs with."""
-        return self.seeds[:1] if self.is_deterministic(method) else self.seeds
 
     def row_of(self, method: PlannedMethod, rows: Mapping[str, Row], name: str) -> Row | None:
         """The row `name` of the method among `rows`, by cell_id, or None. Its hash covers what it depends on."""
@@ -306,14 +277,19 @@ class PlannedStudy(_Common):
 
         return search_rates(method.rates, loss_of)
 
-    def write(self, folder: Path) -> None:
-        """Write study.json."""
-        write_json(folder / STUDY, self.model_dump())
-
 
 def is_comparable(ratio: float) -> bool:
     """Whether `ratio` of the size that a method shall have is close enough to 1 for a comparison by quality."""
     return LEAST_SHARE <= ratio <= 1
+
+
+@contextmanager
+def errors_of(method: Method) -> Iterator[None]:
+    """Name the method in a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"method {method.key}: {error}") from error
 
 
 def read_study(folder: Path) -> PlannedStudy:
@@ -333,20 +309,19 @@ def read_study(folder: Path) -> PlannedStudy:
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
     """The built-in study of that name, or the study in that file, with `overrides` by dotted name.
 
-    Fields of `training` are those in `overrides`, else those that `by_data` has for the data, else the study's own.
     Raises ConfigError with the name of the study and of the invalid field.
 
     Example: `load_study("survey", {"training.steps": 50})`
     """
-    found, overrides = _read(name_or_path), dict(overrides or {})
-    data, by_data = str(overrides.get("data", found.get("data"))), found.get("by_data")
-    of_data = by_data.get(data, by_data.get(data_name(data))) if isinstance(by_data, dict) else None
-    _replace(found, {f"training.{field}": value for field, value in (of_data or {}).items()})
-    _replace(found, overrides)
+    found = _read(name_or_path)
+    _replace(found, overrides or {})
     try:
-        return Study.model_validate(found)
-    except ValidationError as error:
-        raise ConfigError(f"study {name_or_path}: {described(error)}") from error
+        study = Study.model_validate(found)
+        study.check()
+    except ValueError as error:
+        what = described(error) if isinstance(error, ValidationError) else error
+        raise ConfigError(f"study {name_or_path}: {what}") from error
+    return study
 
 
 def code_of(name_or_path: str) -> list[str]:
@@ -377,29 +352,6 @@ def _metrics_of(task: str | None) -> Sequence[str]:
     """The metrics of labelled data."""
     kind = TASKS.get(task or "")
     return () if kind is None or kind.is_language_model else tuple(OF_NUMBERS if kind.is_regression else OF_CLASSES)
-
-
-def data_name(data: str) -> str:
-    """The name of the data, without the local files of a task of GLUE."""
-    return data.partition(":")[0] if data.startswith(GLUE) else data
-
-
-def _check_method(method: Method) -> None:
-    """Raise ValueError for a method that is not known. It executes the file of a user's method."""
-    record = methods.get(method.method)
-    if method.host not in methods.hosts():
-        raise ValueError(f"method {method.key}: {unknown('host', method.host, methods.hosts())}")
-    if (method.role == "control") != (method.against is not None):
-        raise ValueError(f"method {method.key}: `against`, the controlled method, is for role control and no other")
-    if (method.vary is None) != (not method.values) or (method.vary and method.at_size_of is None):
-        raise ValueError(f"method {method.key}: give at_size_of, vary, the name of a setting, and its values together")
-    if method.values != sorted(method.values):
-        raise ValueError(f"method {method.key}: values must increase, from the fewest trainable parameters to the most")
-    if method.against == method.key:
-        raise ValueError(f"method {method.key} is a control against itself; name the controlled method")
-    if method.backend and not record.takes_backend:
-        raise ValueError(f"method {method.key}: backend is for methods with a circuit that runs on backends")
-    backend_settings(method.backend)
 
 
 def _replace(found: dict[str, Any], changes: Mapping[str, Any]) -> None:

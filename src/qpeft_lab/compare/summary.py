@@ -352,7 +352,7 @@ def _limits(summary: Summary) -> Iterator[str]:
         return bool(size) and not LEAST_SHARE <= control.trainable / size <= 1 / LEAST_SHARE
 
     yield SIMULATED if any(found.method.kind == "quantum" for found in results) else ""
-    yield from (found.method.report_note for found in results)
+    yield from (found.method.note for found in results)
     yield f"One base, one data set, {study.training['steps']:,} steps: others may rank the methods differently."
     if summary.n_comparisons:
         yield (
@@ -363,7 +363,7 @@ def _limits(summary: Summary) -> Iterator[str]:
         yield "Intervals cover the variation over seeds only, not over the choice of test data."
     yield from summary.warnings
     yield unfinished(summary)
-    yield from study.data.notes
+    yield from study.data_notes
     few = f"Preliminary, with fewer than {MIN_SEEDS} seeds"
     yield _where(summary, few, lambda found: found.metric and found.metric.n < MIN_SEEDS)
     yield _where(summary, "Favored by no verdict, because seeds failed or diverged", lambda found: found.has_failures)
