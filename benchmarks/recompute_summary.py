@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 RELATIVE, ABSOLUTE = 1e-9, 1e-12
-FAILED = {"failed", "diverged", "oom", "timeout", "skipped"}
+FAILED = {"failed", "diverged"}
 
 
 @dataclass
@@ -96,8 +96,7 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
 
 def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str, str], dict[str, Any]]:
     """All comparisons of the study with their final verdicts."""
-    pairs = [(m["key"], m["at_size_of"] or study["reference"]) for m in study["methods"]]
-    pairs += [(m["key"], m["against"]) for m in study["methods"] if m["against"]]
+    pairs = [(m["key"], m["against"] or m["at_size_of"] or study["reference"]) for m in study["methods"]]
     lower = study["metric"] == "test_loss"
     asked = {pair: compare(results[pair[0]], results[pair[1]], lower) for pair in pairs if pair[0] != pair[1]}
     found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
@@ -113,28 +112,22 @@ def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str,
 
 
 def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Holm: the smallest p times the number of questions, the next times one less, ..., monotone, at most 1."""
-    questions = {tuple(sorted(pair)) for pair, comparison in found.items() if comparison["p"] is not None}
-    p_values = {question: found[question if question in found else question[::-1]]["p"] for question in questions}
-    largest, corrected, left = 0.0, {}, len(questions)
-    for question in sorted(questions, key=p_values.__getitem__):
-        largest = max(largest, min(1.0, left * p_values[question]))
-        corrected[question] = largest
-        left -= 1
-    for pair, comparison in found.items():
-        comparison["p_holm"] = corrected.get(tuple(sorted(pair)))
+    """Holm: the smallest p times the number of comparisons, the next times one less, ..., monotone, at most 1."""
+    tested = [comparison for comparison in found.values() if comparison["p"] is not None]
+    largest = 0.0
+    for place, comparison in enumerate(sorted(tested, key=lambda comparison: comparison["p"])):
+        largest = max(largest, min(1.0, (len(tested) - place) * comparison["p"]))
+        comparison["p_holm"] = largest
 
 
 def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
     """summary.csv's statistical columns by method."""
-    found = family(study, results)
+    found = {key: comparison for (key, _), comparison in family(study, results).items()}
     sizes = {m["key"]: m["trainable"] for m in study["methods"]}
     lines = {}
     for method in study["methods"]:
         key = method["key"]
-        compared = found.get((key, method["at_size_of"] or study["reference"]))
-        control = found.get((key, method["against"]))
-        lines[key] = metric(results[key]) | columns("delta", compared) | columns("control", control)
+        lines[key] = metric(results[key]) | columns(found.get(key))
         lines[key] |= {"ratio": sizes[key] / sizes[method["at_size_of"]] if method["at_size_of"] else None}
         lines[key] |= {"seeds_ok": results[key].statuses.count("success")}
     return lines
@@ -146,9 +139,9 @@ def metric(result: Result) -> dict[str, Any]:
     return {"metric.mean": statistics.mean(values) if values else None, "metric.sd": sd, "metric.n": len(values)}
 
 
-def columns(name: str, comparison: dict[str, Any] | None) -> dict[str, Any]:
+def columns(comparison: dict[str, Any] | None) -> dict[str, Any]:
     fields = ("mean", "low", "high", "n", "p", "p_holm", "verdict")
-    return {f"{name}.{field}": None if comparison is None else comparison[field] for field in fields}
+    return {f"delta.{field}": None if comparison is None else comparison[field] for field in fields}
 
 
 def disagreements(path: Path, expected: dict[str, dict[str, Any]]) -> list[str]:

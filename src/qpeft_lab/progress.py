@@ -46,6 +46,3 @@ class CompareProgress:
 
     def on_row(self, cell: Cell, row: Row) -> None:
         """A cell ended or failed, and its row is written."""
-
-    def on_note(self, text: str) -> None:
-        """A note for the user."""

@@ -73,9 +73,8 @@ def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 4
     np.savez(tmp_path / "all.npz", images=images, labels=labels, names=np.array(["ape", "bee", "cat", "dog"]))
-    study = load_study(
-        "survey", {"generation": None, "data": str(tmp_path / "all.npz"), "task": "image-classification"}
-    )
+    asked = {"generation": None, "data": str(tmp_path / "all.npz"), "task": "image-classification"}
+    study = load_study("survey", {**asked, "methods": [{"key": "lora", "method": "lora"}]})
     splits = split_data(study, tmp_path / "study")
     for path, n in ((splits.train, 108), (splits.validation, 6), (splits.test, 6)):
         with np.load(path) as found:

@@ -86,9 +86,8 @@ def test_differences_have_one_sign_convention(page, whole_study):
     rows = {row[0].lstrip("↳◆●■▲✕ "): row for row in table_of(page, "results")}
     for label, to in (("QPA", "lora"), ("QPA with noise for its circuit", "qpa"), ("LoRA at QAA&#39;s count", "qaa")):
         found = next(f for f in summary.results if f.label == label.replace("&#39;", "'"))
-        difference = found.control or found.difference
         expected = found.metric.mean - summary[to].metric.mean
-        assert difference.mean == pytest.approx(expected)
+        assert found.difference.mean == pytest.approx(expected)
         assert f"{expected:+.4f} [" in rows[label][5]
         assert rows[label][4] == summary[to].label
 

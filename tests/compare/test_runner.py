@@ -104,9 +104,6 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     assert "exit code -9" in trials["killed"]["error"]
     assert "exit code 7" in trials["ends"]["error"]
     assert (trials["exits"]["error_type"], trials["exits"]["error"]) == ("SystemExit", "9")
-    for method in set(methods) - {"lora", "qpa"}:
-        assert plan.row(method, "seed0")["status"] == "skipped"
-        assert plan.row(method, "seed0")["error"] == "no trial ended well"
     assert {row["method"] for row in outcome.failures} == set(methods) - {"lora", "qpa"}
     log = log_path(plan.folder, plan.tuning_cells({})[2])
     assert "a word of a library" in log.read_text()

@@ -251,9 +251,6 @@ class CompareBar(CompareProgress):
             self._bars.remove_task(task)
         line(stderr(), f"{self._n_done} of {self._total}: {_name(cell)}: {_outcome(row)}")
 
-    def on_note(self, text: str) -> None:
-        say("Note:", text)
-
 
 def _name(cell: Cell) -> str:
     return f"{cell.method} {cell.name}"

@@ -72,7 +72,6 @@ class Cell:
     seed: int
     lr: float | None
     setup: Setup
-    impossible: str | None = None  # why it cannot run
 
     @property
     def method(self) -> str:
@@ -107,7 +106,7 @@ def started_row(cell: Cell) -> Row:
         "role": cell.role,
         "seed": cell.seed,
         "lr": cell.lr,
-        "status": "skipped",
+        "status": "failed",
         "adapter": spec.method,
         "settings": spec.settings,
         **environment(),
@@ -247,14 +246,13 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     found = _quality(score)
     if methods.get(cell.spec.method).trains in (Trains.ADAPTER, Trains.MODEL):
         found |= rank_fields(model, lambda: untrained_model(cell))
-    if left_out := [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]:
-        found["left_out"] = list(dict.fromkeys(left_out))
+    left_out = [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]
     if setup.generation and setup.run.is_language_model:
         try:
             found |= _generated(setup.test, setup.generation, model, test)
         except QpeftError as error:  # the other measurements are kept
-            found["why"] = {"texts": str(error)}
-    return found
+            left_out.append(f"No answers to prompts were scored: {error}")
+    return found | ({"left_out": list(dict.fromkeys(left_out))} if left_out else {})
 
 
 def _cost(cell: Cell) -> Row:
@@ -281,7 +279,7 @@ def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row
     """Answers to the test prompts, and their scores."""
     references = list(test_references(test_file).items())[: asked.n_prompts or None]
     if not references:
-        return {"why": {"texts": "the data has no prompts with answers"}}
+        return {}
     prompts, answers = zip(*references, strict=True)
     texts = generate_texts(model, test.tokenizer, list(prompts), asked)
     encoder = Path(asked.bertscore_model) if asked.bertscore_model else None

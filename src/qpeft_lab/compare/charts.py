@@ -135,10 +135,10 @@ def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
     """The trained methods with their differences, by what they are compared with; the best first."""
     groups: dict[str, list[tuple[Result, Difference]]] = {}
     for found in summary.by_quality:
-        to, difference = summary.compared(found)
+        difference = found.difference
         is_shown = found.method.rates and not _is_hopeless(found, summary) and is_comparable(summary.ratio(found))
         if is_shown and difference is not None and sum(map(len, groups.values())) < _MOST_ROWS:
-            groups.setdefault(f"minus {to}", []).append((found, difference))
+            groups.setdefault(f"minus {summary.compared_with(found)}", []).append((found, difference))
     return groups
 
 

@@ -70,20 +70,20 @@ class Plan:
     def final_cells(self, rows: Rows) -> list[Cell]:
         """Every method with every seed, seed by seed, at the learning rate with the lowest validation loss in `rows`.
 
-        The cells of a method without a successful trial have the reason in `impossible`.
+        If no trial succeeded, it is the lowest one.
         """
-        chosen = [(method, self._chosen(method, search, rows)) for method, search in self._searches(rows)]
+        searches = self._searches(rows)
         return [
-            self._cell(method, method.role, f"seed{seed}", seed, *rate)
+            self._cell(method, method.role, f"seed{seed}", seed, search.chosen)
             for seed in self.study.seeds
-            for method, rate in chosen
+            for method, search in searches
             if seed == self.study.seeds[0] or not self.study.is_deterministic(method)
         ]
 
     def cost_cells(self, rows: Rows) -> list[Cell]:
         """A measurement of time and memory for every trained method; none if the study has `costs: false`."""
         return [
-            self._cell(method, "cost", "cost", self.study.seeds[0], *self._chosen(method, search, rows))
+            self._cell(method, "cost", "cost", self.study.seeds[0], search.chosen)
             for method, search in self._searches(rows)
             if self.study.costs and method.rates
         ]
@@ -96,22 +96,10 @@ class Plan:
         by_size = sorted(self.study.methods, key=lambda method: method.trainable)
         return [(method, self.study.search(method, rows)) for method in by_size]
 
-    def _chosen(self, method: PlannedMethod, search: RateSearch, rows: Rows) -> tuple[float | None, str | None]:
-        """The learning rate of the method, or the reason why there is none."""
-        if len(method.rates) < 2:
-            return (method.rates[0] if method.rates else None), None
-        if search.best is not None:
-            return search.best, None
-        trials = [self.study.row_of(method, rows, f"lr{rate:g}") for rate in search.rates]
-        errors = [str(row.get("error")) for row in trials if row and row["status"] not in ("success", "diverged")]
-        return None, f"no trial of a learning rate succeeded; {(*errors, 'give the method a lower lr')[0]}"
-
-    def _cell(
-        self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None, impossible: str | None = None
-    ) -> Cell:
+    def _cell(self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None) -> Cell:
         from qpeft_lab.compare.cell import Cell
 
-        return Cell(self.study.name, method, role, name, seed, lr, self.setup, impossible)
+        return Cell(self.study.name, method, role, name, seed, lr, self.setup)
 
 
 class Host(NamedTuple):

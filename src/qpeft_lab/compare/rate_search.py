@@ -27,6 +27,11 @@ class RateSearch:
         return None if found is None or math.isinf(self.losses[found]) else found
 
     @property
+    def chosen(self) -> float | None:
+        """The learning rate to train with: the best, else the lowest; None where nothing is trained."""
+        return self.best or next(iter(self.rates), None)
+
+    @property
     def edge(self) -> Edge | None:
         """Where the best is the lowest or highest of the trials that ended; low if all of them diverged."""
         if len(self.losses) < 2:

@@ -40,7 +40,6 @@ class RayExecutor(LocalExecutor):
     def __enter__(self) -> Self:
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
-            self.progress.on_note("Starting Ray" if "RAY_ADDRESS" not in os.environ else "Connecting to Ray")
             self._connect()
         return self
 

@@ -116,7 +116,6 @@ def results(summary: Summary) -> Table:
     """Every method with its size, quality, and the difference from what it is compared with; the best first."""
     lines, factor = [], summary.metric.factor
     for found in summary.ordered:
-        to, difference = summary.compared(found)
         rank, effective = found.mean("rank_numerical"), found.mean("rank_effective")
         lines.append(
             {
@@ -124,9 +123,9 @@ def results(summary: Summary) -> Table:
                 "Trainable parameters": f"{found.trainable:,}",
                 "Stored (kB)": decimal(found.mean("bytes_stored"), 1, 1e3),
                 summary.metric.full_title: mean_sd(found.metric, factor=factor),
-                "Compared with": to,
-                "Difference [95 % interval]": interval(difference, factor),
-                "Verdict": difference and f"{_VERDICTS[difference.verdict]} {difference.verdict}",
+                "Compared with": summary.compared_with(found),
+                "Difference [95 % interval]": interval(found.difference, factor),
+                "Verdict": found.difference and f"{_VERDICTS[found.difference.verdict]} {found.difference.verdict}",
                 "Update rank (effective)": MISSING if effective is None else f"{decimal(rank, 1)} ({effective:.1f})",
                 "Remarks": _remarks(found, summary),
             }
@@ -292,8 +291,7 @@ def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
         "metric.sd": stats and stats.sd,
         "metric.n": stats.n if stats else 0,
     }
-    for name, difference in (("delta", found.difference), ("control", found.control)):
-        line |= {f"{name}.{f.name}": difference and getattr(difference, f.name) for f in fields(Difference)}
+    line |= {f"delta.{f.name}": found.difference and getattr(found.difference, f.name) for f in fields(Difference)}
     rows = [*found.successes.values(), found.cost or {}]
     measured = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, float | int))
     return line | {name: found.mean(name) for name in measured if name not in ("seed", "lr")}

@@ -9,14 +9,14 @@ so that a changed cell never matches an old row. A later line of the same cell r
 last line, which a kill leaves, is ignored.
 
     identity      study method hash name role seed lr
-    outcome       status (success, diverged, failed, skipped) error error_type traceback
+    outcome       status (success, diverged, failed) error error_type traceback
     training      curve ([[step, validation loss, seconds], ...]) seconds valid_loss best_step ...
     test          test_loss test_accuracy bleu ..., at the step of the lowest validation loss
     adapter       params_trainable params_deployed bytes_stored rank_numerical rank_effective ...
     cost          step_ms step_ratio peak_mem_bytes ...
     machine       device threads python torch ...
 
-Numbers have full precision. A number that is not finite is null. `why` has, by name, why a measurement is missing.
+Numbers have full precision. A number that is not finite is null.
 """
 
 from __future__ import annotations

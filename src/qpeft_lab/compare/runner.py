@@ -7,7 +7,7 @@ that have no row, and an unfinished cell resumes from its last checkpoint.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, TrainingError
-from qpeft_lab.compare.cell import Cell, RunCell, Steps, lost_row, run_cell, tidy
+from qpeft_lab.compare.cell import Cell, RunCell, Steps, run_cell, tidy
 from qpeft_lab.compare.local import LocalExecutor
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
 from qpeft_lab.compare.summary import Summary
-from qpeft_lab.files import is_disk_full, locked, remove_unfinished
+from qpeft_lab.files import is_disk_full, locked, remove_folder, remove_unfinished
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.progress import CompareProgress
 
@@ -71,8 +71,10 @@ def run(
             plan.folder, run_cell or partial(run_in_threads, threads), progress, workers, threads
         ) as pool:
             study.run(pool)
-        _remove_empty(plan.folder / "work")
-        return study.outcome(write_outputs(plan.folder))
+        outcome = study.outcome(write_outputs(plan.folder))
+        if not outcome.failures and (work := plan.folder / "work").exists():
+            remove_folder(work)
+        return outcome
 
 
 def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Steps) -> Row:
@@ -90,9 +92,6 @@ class _Run:
         self._plan, self._progress, self._retry = plan, progress, retry
         self._file = RowFile(plan.folder)
         self._ended: set[str] = set()  # cells of this call
-        for cell in plan.cells(self._file.rows):
-            if succeeded(self._file.rows.get(cell.cell_id)):
-                tidy(cell, plan.folder)  # files that a killed run left
 
     def run(self, pool: LocalExecutor) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
@@ -117,18 +116,12 @@ class _Run:
         return RunOutcome(len(self._ended), len(cells) - len(self._ended), failures, summary)
 
     def _run_phase(self, left: list[Cell], pool: LocalExecutor) -> None:
-        for cell in (cell for cell in left if cell.impossible):
-            self._keep(cell, lost_row(cell, "skipped", str(cell.impossible)))
-        possible = [cell for cell in left if not cell.impossible]
-        for cell, row in pool.run(possible, is_exclusive=any(cell.role == "cost" for cell in possible)):
-            self._keep(cell, row)
-
-    def _keep(self, cell: Cell, row: Row) -> None:
-        self._file.append(row)
-        if succeeded(row):
-            tidy(cell, self._plan.folder)
-        self._ended.add(cell.cell_id)
-        self._progress.on_row(cell, row)
+        for cell, row in pool.run(left, is_exclusive=any(cell.role == "cost" for cell in left)):
+            self._file.append(row)
+            if succeeded(row):
+                tidy(cell, self._plan.folder)
+            self._ended.add(cell.cell_id)
+            self._progress.on_row(cell, row)
 
     def _left(self, cells: list[Cell]) -> list[Cell]:
         return [cell for cell in cells if not self._is_done(cell)]
@@ -138,9 +131,7 @@ class _Run:
         if cell.cell_id in self._ended:  # failed cells are retried once
             return True
         row = self._file.rows.get(cell.cell_id)
-        if row is None or (self._retry and row["status"] == "failed") or row.get("lr") != cell.lr:
-            return False
-        return row["status"] != "skipped" or bool(cell.impossible)
+        return row is not None and row.get("lr") == cell.lr and not (self._retry and row["status"] == "failed")
 
 
 @contextmanager
@@ -165,10 +156,3 @@ def _executor(name: str) -> type[LocalExecutor]:
     from qpeft_lab.compare.ray import RayExecutor
 
     return RayExecutor
-
-
-def _remove_empty(folder: Path) -> None:
-    """Remove empty folders; the remaining files belong to failed cells."""
-    for path in sorted([folder, *folder.rglob("*")], reverse=True):
-        with suppress(OSError):
-            path.rmdir()

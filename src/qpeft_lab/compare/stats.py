@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
+import numpy as np
 from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
 MIN_SEEDS = 3  # with fewer nothing is called better
 BETTER, WORSE, NO_DIFFERENCE, PRELIMINARY = "better", "worse", "no difference shown", "preliminary"
 _ROUNDING = 1e-12
-
-Pair = tuple[str, str]  # a method's key and the key of the method it is compared with
 
 
 @dataclass(frozen=True)
@@ -62,74 +61,54 @@ def describe(values: Mapping[int, float]) -> Stats | None:
 
 
 def compare(
-    pairs: Sequence[Pair], values: Mapping[str, Mapping[int, float]], failed: set[str], lower_is_better: bool
-) -> dict[Pair, Difference]:
-    """The difference of every pair that shares a seed, with verdicts after Holm's correction over all of them.
+    others: Mapping[str, str], values: Mapping[str, Mapping[int, float]], failed: set[str], lower_is_better: bool
+) -> dict[str, Difference]:
+    """The difference of each method from its other one in `others`, with verdicts after Holm's correction over all.
 
-    `values`: the metric by method and seed. `failed`: the methods with a failed or diverged seed. Their other seeds are
-    a favorable selection, so no verdict favors such a method.
+    `values`: the metric by method and seed; a method that shares no seed with its other one has no difference.
+    `failed`: the methods with a failed or diverged seed. Their other seeds are a favorable selection, so no verdict
+    favors such a method.
     """
-    found = {
-        (key, to): difference
-        for key, to in dict.fromkeys(pairs)
-        if (difference := paired_difference(values[key], values[to], to, lower_is_better)) is not None
-    }
-    # a pair and its reverse are the same question and count once
-    p_values = {frozenset(pair): difference.p for pair, difference in found.items() if difference.p is not None}
+    pairs = {key: paired_difference(values[key], values[to], to, lower_is_better) for key, to in others.items()}
+    found = {key: difference for key, difference in pairs.items() if difference is not None}
+    p_values = {key: difference.p for key, difference in found.items() if difference.p is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    return {pair: _with_verdict(pair, d, corrected.get(frozenset(pair)), failed) for pair, d in found.items()}
+    for key, difference in found.items():
+        verdict, p_holm = difference.verdict, corrected.get(key)
+        favored = {BETTER: key, WORSE: difference.to}.get(verdict)
+        if favored in failed or (p_holm is not None and p_holm >= 1 - LEVEL):
+            verdict = NO_DIFFERENCE
+        found[key] = replace(difference, p_holm=p_holm, verdict=verdict)
+    return found
 
 
 def paired_difference(
     values: Mapping[int, float], others: Mapping[int, float], to: str, lower_is_better: bool
 ) -> Difference | None:
-    """`values` minus `others` over the seeds that both have, before Holm's correction; None if they share no seed."""
+    """`values` minus `others` over the seeds that both have, before Holm's correction; None if they share no seed.
+
+    Without any spread p is 1: an accuracy may differ by the same few examples with every seed, which is no evidence
+    about other seeds.
+    """
     differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
     if not differences:
         return None
     n, mean = len(differences), fmean(differences)
-    low, high, p = _t_test(differences, mean)
-    verdict = _verdict(low, high, n, lower_is_better)
-    return Difference(to, mean, low, high, n, p if n >= MIN_SEEDS else None, None, verdict)
+    if n == 1:
+        return Difference(to, mean, None, None, n, None, None, PRELIMINARY)
+    low, high, p = mean, mean, 1.0
+    if stdev(differences) > _ROUNDING * abs(mean):
+        test = ttest_1samp(differences, 0.0)
+        low, high = map(float, test.confidence_interval(LEVEL))  # pyright: ignore[reportAttributeAccessIssue]
+        p = float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    if n < MIN_SEEDS:
+        return Difference(to, mean, low, high, n, None, None, PRELIMINARY)
+    verdict = NO_DIFFERENCE if low <= 0 <= high else BETTER if (high < 0) == lower_is_better else WORSE
+    return Difference(to, mean, low, high, n, p, None, verdict)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the order given: a comparison stands if its value is below 1 - LEVEL."""
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def _t_test(differences: Sequence[float], mean: float) -> tuple[float | None, float | None, float | None]:
-    """Interval and two-sided p value of the mean; None for one difference.
-
-    Without any spread p is 1: an accuracy may differ by the same few examples with every seed, which is no
-    evidence about other seeds.
-    """
-    if len(differences) < 2:
-        return None, None, None
-    if stdev(differences) <= _ROUNDING * abs(mean):
-        return mean, mean, 1.0
-    test = ttest_1samp(differences, 0.0)
-    interval = test.confidence_interval(LEVEL)
-    return float(interval.low), float(interval.high), float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _with_verdict(pair: Pair, difference: Difference, p_holm: float | None, failed: set[str]) -> Difference:
-    verdict = difference.verdict
-    if p_holm is not None and p_holm >= 1 - LEVEL:
-        verdict = NO_DIFFERENCE
-    if {BETTER: pair[0], WORSE: pair[1]}.get(verdict) in failed:
-        verdict = NO_DIFFERENCE
-    return replace(difference, p_holm=p_holm, verdict=verdict)
-
-
-def _verdict(low: float | None, high: float | None, n: int, lower_is_better: bool) -> str:
-    if n < MIN_SEEDS or low is None or high is None:
-        return PRELIMINARY
-    if low <= 0 <= high:
-        return NO_DIFFERENCE
-    return BETTER if (high < 0) == lower_is_better else WORSE
+    order = np.argsort(p_values)
+    adjusted = np.maximum.accumulate(np.array(p_values)[order] * np.arange(len(p_values), 0, -1)).clip(max=1.0)
+    return adjusted[np.argsort(order)].tolist()

@@ -22,7 +22,6 @@ from qpeft_lab.compare.stats import (
     PRELIMINARY,
     WORSE,
     Difference,
-    Pair,
     Stats,
     compare,
     describe,
@@ -34,7 +33,7 @@ from qpeft_lab.files import json_line
 MISSING = "missing"
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
 MOST_NOISE = 0.1
-_NOT_PUBLISHED = ("texts", "why", "traceback")
+_NOT_PUBLISHED = ("texts", "traceback")
 _MOST_NAMED = 6  # methods in a sentence
 
 
@@ -48,9 +47,7 @@ class Result:
     cost: Row | None
     search: RateSearch
     metric: Stats | None
-    # to the reference or, with `at_size_of`, to that method; None for these two
-    difference: Difference | None = None
-    control: Difference | None = None  # of a control: to its method
+    difference: Difference | None = None  # from the method that it is compared with
 
     @property
     def key(self) -> str:
@@ -179,21 +176,19 @@ class Summary:
 
     @property
     def at_size(self) -> dict[str, list[Result]]:
-        """The methods at the size of another by that one, which is the first."""
+        """The methods at the size of another by that one, the best first."""
         keys = dict.fromkeys(found.method.at_size_of for found in self.results if found.method.at_size_of)
-        return {of: [self[of], *(found for found in self.results if found.method.at_size_of == of)] for of in keys}
+        return {of: [found for found in self.by_quality if found.method.at_size_of == of] for of in keys}
 
     def ratio(self, found: Result) -> float:
         """Its size as a share of that which it shall have."""
         return found.trainable / self[found.method.at_size_of].trainable if found.method.at_size_of else 1.0
 
-    def compared(self, found: Result) -> tuple[str, Difference | None]:
-        """What it is compared with: a control with its method, others with the reference or that of their size."""
-        if found.method.against:
-            return self[found.method.against].label, found.control
-        if found.difference is None:
-            return "the reference" if found.key == self.study.reference else "", None
-        return self[found.difference.to].label, found.difference
+    def compared_with(self, found: Result) -> str:
+        """The label of what it is compared with."""
+        if found.difference is not None:
+            return self[found.difference.to].label
+        return "the reference" if found.key == self.study.reference else ""
 
     @property
     def rows(self) -> list[Row]:
@@ -247,17 +242,10 @@ def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
     by_key = {found.key: found for found in results}
     values = {key: found.metric.values if found.metric else {} for key, found in by_key.items()}
     failed = {key for key, found in by_key.items() if found.has_failures}
-    differences = compare(_pairs(study), values, failed, study.lower_is_better)
-    results = [
-        replace(
-            found,
-            difference=differences.get((found.key, found.method.at_size_of or study.reference)),
-            control=differences.get((found.key, found.method.against or "")),
-        )
-        for found in results
-    ]
-    n_comparisons = len({frozenset(pair) for pair, found in differences.items() if found.p is not None})
-    return Summary(study, results, n_comparisons)
+    others = {method.key: to for method in study.methods if (to := study.other_of(method)) != method.key}
+    differences = compare(others, values, failed, study.lower_is_better)
+    n_comparisons = sum(found.p is not None for found in differences.values())
+    return Summary(study, [replace(found, difference=differences.get(found.key)) for found in results], n_comparisons)
 
 
 def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -> Result:
@@ -272,35 +260,26 @@ def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -
     return replace(found, metric=found.stats(study.metric) if found.successes else None)
 
 
-def _pairs(study: PlannedStudy) -> list[Pair]:
-    """The study's family of comparisons: with the reference, of controls with their methods, within sizes."""
-    main = [(method.key, method.at_size_of or study.reference) for method in study.methods]
-    controls = [(method.key, method.against) for method in study.methods if method.against is not None]
-    return [(key, to) for key, to in (*main, *controls) if key != to]
-
-
 def _answers(summary: Summary) -> Iterator[str]:
     """First the controls if most of the trained methods have some, or those at its size if the reference has some."""
-    main = [found for found in summary.ordered if found.role == "main" and found.method.rates]
-    controlled = {found.method.against for found in summary.results if found.role == "control"}
-    compared = [_verdicts([(f, f.difference) for f in main if f is not summary.reference], summary.reference.label)]
-    sized = [_within(of, summary) for of in summary.at_size]
+    trained = [one for one in summary.by_quality if one.method.rates]
+    main, controls = ([one for one in trained if one.role == role] for role in ("main", "control"))
+    controlled = {one.method.against for one in controls}
+    compared = [_verdicts(main, summary.reference.label)]
+    sized = [_within(of, members, summary) for of, members in summary.at_size.items()]
     compared = [*sized, *compared] if summary.study.reference in summary.at_size else [*compared, *sized]
     whose = summary[str(*controlled)].label if len(controlled) == 1 else "the controlled methods"
-    controls = _verdicts([(f, f.control) for f in summary.by_quality if f.role == "control"], whose)
-    yield from (controls, *compared) if 2 * len(controlled) > len(main) else (*compared, controls)
+    answer = _verdicts(controls, whose)
+    yield from (answer, *compared) if 2 * len(controlled) > len(main) else (*compared, answer)
 
 
-def _within(of: str, summary: Summary) -> str:
+def _within(of: str, members: Sequence[Result], summary: Summary) -> str:
     """The comparable methods at the size of another."""
-    members = [
-        found for found in summary.by_quality if found.method.at_size_of == of and is_comparable(summary.ratio(found))
-    ]
-    found = _verdicts([(member, member.difference) for member in members], summary[of].label)
-    return found and f"At the size of {summary[of].label}: {found}"
+    text = _verdicts([member for member in members if is_comparable(summary.ratio(member))], summary[of].label)
+    return text and f"At the size of {summary[of].label}: {text}"
 
 
-def _verdicts(found: Sequence[tuple[Result, Difference | None]], other: str) -> str:
+def _verdicts(found: Sequence[Result], other: str) -> str:
     """One sentence: which methods are better than the other, not shown to differ, worse; the best first."""
     relations = {
         BETTER: ("better", f"than {other}"),
@@ -310,7 +289,7 @@ def _verdicts(found: Sequence[tuple[Result, Difference | None]], other: str) -> 
     }
     clauses = []
     for verdict, (relation, preposition) in relations.items():
-        labels = [result.label for result, difference in found if difference and difference.verdict == verdict]
+        labels = [one.label for one in found if one.difference and one.difference.verdict == verdict]
         if labels:
             verb = "is" if len(labels) == 1 else "are"
             clauses.append(f"{named(labels)} {verb} {relation} {'' if clauses else preposition}".strip())
