@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import planted_cells
 import pytest
-from synthetic_study import write_synthetic_study
+from published_study import write_study
 from transformers import AutoConfig
 
 from qpeft_lab.compare import RECIPES, runner
@@ -100,19 +100,19 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
 
 def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path, monkeypatch):
     monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
-    folder = write_synthetic_study(tmp_path / "study")
+    folder = write_study(tmp_path / "study")
     result = qpeft_cli("compare", "report", folder, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     methods = {method["key"]: method for method in found["methods"]}
     assert "3:missing" in methods["prefix"]["statuses"]
-    assert methods["twin"]["delta.verdict"] == "no difference shown"
-    assert [failure["status"] for failure in found["failures"]] == ["diverged", "failed"]  # no trial of a learning rate
+    assert methods["dora"]["delta.verdict"] == "no difference shown"
+    assert [failure["status"] for failure in found["failures"]] == ["failed", "diverged"]  # no trial of a learning rate
     assert (folder / "report.html").is_file()
     shown = qpeft_cli("compare", "report", folder, env={"COLUMNS": "120"})
-    for word in ("LoRA again is not shown to differ", "QAA", "1 diverged", "2 missing"):
+    for word in ("DoRA r=8 is not shown to differ", "QAA", "1 diverged", "2 missing"):
         assert word in shown.stdout
-    assert "A learning rate outside those tried may be better for: Quantum-PEFT." in shown.stderr
+    assert "A learning rate outside those tried may be better for: QPA" in shown.stderr
 
 
 # recipes

@@ -1,19 +1,19 @@
-"""Fixtures of the comparison's tests: tiny models, and a whole study with invented rows."""
+"""Fixtures of the comparison's tests: a whole study with real rows."""
 
 import shutil
 from pathlib import Path
 
 import pytest
-from synthetic_study import write_synthetic_study
+from published_study import write_study
 
 
 @pytest.fixture(scope="session")
 def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic study that no test changes."""
-    return write_synthetic_study(tmp_path_factory.mktemp("synthetic") / "study")
+    """A study that no test changes."""
+    return write_study(tmp_path_factory.mktemp("published") / "study")
 
 
 @pytest.fixture
 def study_folder(whole_study: Path, tmp_path: Path) -> Path:
-    """A synthetic study of the test's own."""
+    """A study of the test's own."""
     return shutil.copytree(whole_study, tmp_path / "study")

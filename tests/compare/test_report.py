@@ -2,23 +2,19 @@
 
 import re
 import xml.etree.ElementTree as ET
+from html import unescape
 from html.parser import HTMLParser
 from statistics import fmean
 from urllib.parse import unquote
 
 import pytest
-from synthetic_study import (
-    drop_rows,
-    edit_json,
-    edit_rows,
-    stored_rows,
-    write_report_of,
-)
+from published_study import drop_rows, edit_rows, edit_study, stored_rows, write_report_of
 
 from qpeft_lab.compare import charts, report
 from qpeft_lab.compare.stats import Difference
 from qpeft_lab.compare.summary import load
 
+SIGNS = "↳◆●■▲✕ "
 SOURCE = "arXiv 0000.00000, table 2"
 
 
@@ -35,10 +31,7 @@ def table_of(page, name):
 
 
 def publish(folder, key, *published):
-    def change(study):
-        next(method for method in study["methods"] if method["key"] == key)["published"] = list(published)
-
-    edit_json(folder / "study.json", change)
+    edit_study(folder, lambda _, methods: methods[key].update(published=list(published)))
 
 
 def test_page_is_valid_html_small_and_loads_nothing(page):
@@ -66,30 +59,29 @@ def test_page_is_valid_html_small_and_loads_nothing(page):
 
 def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_rates(page, whole_study):
     summary = load(whole_study)
-    assert f'<p class="headline">{summary.answers[0]}</p>' in page
+    assert f'<p class="headline">{summary.answers[0]}</p>' in unescape(page)
     rows = table_of(page, "results")
-    assert [re.sub(r"[↳◆●■▲✕] ", "", row[0]).strip() for row in rows] == [
-        found.label.replace("'", "&#39;") for found in summary.ordered
-    ]
+    assert [unescape(row[0].lstrip(SIGNS)) for row in rows] == [found.label for found in summary.ordered]
     assert 2 <= page.count('<img class="chart"') <= 4
     limits = page.partition('<section id="limits">')[2].partition("</section>")[0]
     assert limits.count("<li>") == len(summary.limits)
     rates = {row[0]: row[1:] for row in table_of(page, "rates")}
-    assert rates["● Quantum-PEFT"][0] == "0.01 (highest)"
-    assert any(cell.endswith("diverged") for cell in rates["■ full fine-tuning"])
+    chosen, *trials = rates["● QPA over LoRA r=8, half its parameters"]
+    assert chosen == "0.00015 (lowest)"
+    assert "0.005: diverged" in trials
     assert "a planted | crash in x.py" in page  # without the folder of the machine
     assert "/home/" not in page
 
 
 def test_differences_have_one_sign_convention(page, whole_study):
     summary = load(whole_study)
-    rows = {row[0].lstrip("↳◆●■▲✕ "): row for row in table_of(page, "results")}
-    for label, to in (("QPA", "lora"), ("QPA with noise for its circuit", "qpa"), ("LoRA at QAA&#39;s count", "qaa")):
-        found = next(f for f in summary.results if f.label == label.replace("&#39;", "'"))
+    rows = {unescape(row[0].lstrip(SIGNS)): row for row in table_of(page, "results")}
+    for key, to in (("quantum_peft", "lora"), ("bias_only", "qaa"), ("bottleneck@qaa", "qaa")):
+        found = summary[key]
         expected = found.metric.mean - summary[to].metric.mean
         assert found.difference.mean == pytest.approx(expected)
-        assert f"{expected:+.4f} [" in rows[label][5]
-        assert rows[label][4] == summary[to].label
+        assert f"{expected:+.4f} [" in rows[found.label][5]
+        assert rows[found.label][4] == summary[to].label
 
 
 def test_charts_are_valid_svg_and_deterministic(whole_study, page):
@@ -109,15 +101,16 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
     summary = load(study_folder)
     assert charts._mean_curve(summary["qpa"]).to_dict() == {0: 5.0, 20: 3.5}
     svg = charts.curves(summary).svg
-    labels = [f.label for f in summary.ordered if f.method.rates and f.role != "equal_budget"]
-    assert [label for label in labels if f">{label}<" not in svg] == labels[12:]
+    svg = unescape(svg)
+    shown = [f.label for f in summary.ordered if f.method.rates and f.role != "equal_budget" and f.key != "prefix"]
+    assert all(f">{label}<" in svg for label in shown)
+    assert ">prefix tuning<" not in svg  # worse than the untrained base
 
 
 def test_ranks_of_updates_are_a_column_and_older_rows_have_none(study_folder):
     edit_rows(study_folder, lambda row: row.update(rank_numerical=8, rank_effective=6.41), "qpa", "seed*")
-    edit_rows(study_folder, lambda row: [row.pop(name, None) for name in ("rank_numerical", "rank_effective")], "lora")
     frame = report.results(load(study_folder)).frame.set_index("Method")["Update rank (effective)"]
-    assert (frame["● QPA"], frame["◆ LoRA"]) == ("8.0 (6.4)", report.MISSING)
+    assert (frame["● QPA over LoRA r=8, half its parameters"], frame["◆ LoRA r=8"]) == ("8.0 (6.4)", report.MISSING)
 
 
 def test_published_values_are_next_to_those_measured(study_folder):
@@ -125,7 +118,7 @@ def test_published_values_are_next_to_those_measured(study_folder):
         study_folder,
         "qpa",
         {"value": 4.125, "source": f"<script>{SOURCE}", "note": "second hand"},
-        {"value": 16400, "metric": "trainable", "source": SOURCE},
+        {"value": 23000, "metric": "trainable", "source": SOURCE},
         {"value": 20.5, "metric": "bleu", "source": SOURCE},
     )
     loss, count, bleu = table_of(report.page(load(study_folder)), "published")
@@ -136,12 +129,12 @@ def test_published_values_are_next_to_those_measured(study_folder):
         f"{mean - 4.125:+.4f}",
     ]
     assert loss[5] == f"&lt;script&gt;{SOURCE} (second hand)"
-    assert count[2:5] == ["16,400", "16,382", "-18"]
+    assert count[2:5] == ["23,000", "23,115", "+115"]
     assert bleu[2:5] == ["20.5", report.MISSING, report.MISSING]
 
 
 def test_accuracy_is_shown_in_percent(study_folder):
-    edit_json(study_folder / "study.json", lambda s: s.update(metric="test_accuracy", task="text-classification"))
+    edit_study(study_folder, lambda study, _: study.update(metric="test_accuracy", task="text-classification"))
     edit_rows(study_folder, lambda row: row.update(test_accuracy=0.9 + row["seed"] / 100), "*", "seed*")
     publish(study_folder, "qpa", {"value": 91.5, "source": SOURCE})
     page = report.page(load(study_folder))
@@ -154,7 +147,7 @@ def test_study_without_rows_has_a_page(study_folder):
     drop_rows(study_folder)
     page = write_report_of(study_folder).read_text(encoding="utf-8")
     assert "No method has a result yet." in page
-    assert "75 of 75 runs are missing" in page
+    assert "120 of 120 runs are missing" in page
     assert "<img" not in page
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from published_study import drop_rows, edit_rows, edit_study, write_report_of
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
-from synthetic_study import drop_rows, edit_rows, write_report_of
 
 import recompute_summary as recompute
 from qpeft_lab.compare import report
@@ -109,7 +109,7 @@ def test_recomputation_agrees_without_other_packages(written):
         [sys.executable, "-I", "-S", recompute.__file__, str(written)], capture_output=True, text=True, check=False
     )
     assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout == "summary.csv agrees with the rows of 15 methods\n"
+    assert found.stdout == "summary.csv agrees with the rows of 24 methods\n"
 
 
 @pytest.mark.parametrize("df", [1, 2, 4, 9, 30])
@@ -137,8 +137,8 @@ def slightly(value):
 @pytest.mark.parametrize(
     "change",
     [
-        *(change_cell("qpa_noise", name, slightly) for name in ("metric.mean", "metric.sd", "delta.low", "delta.high")),
-        change_cell("qpa_noise", "delta.p_holm", slightly),
+        *(change_cell("bias_only", name, slightly) for name in ("metric.mean", "metric.sd", "delta.low", "delta.high")),
+        change_cell("bias_only", "delta.p_holm", slightly),
         change_cell("qaa", "delta.verdict", lambda _: "better"),
         lambda folder: drop_rows(folder, "qaa", "seed2"),
     ],
@@ -151,20 +151,15 @@ def test_changed_table_or_rows_are_reported(written, capsys, change):
 
 def test_recomputation_agrees_with_few_rows(written):
     drop_rows(written, "qpa", "seed[1-4]")
-    drop_rows(written, "qpa_noise", "seed[2-4]")
+    drop_rows(written, "bias_only", "seed[2-4]")
     drop_rows(written, "qaa")
     write_report_of(written)
     assert recompute.main(written) == 0
 
 
 def test_recomputation_agrees_where_higher_is_better(written):
-    study = written / "study.json"
-    study.write_text(study.read_text().replace('"metric": "test_loss"', '"metric": "bleu"'))
-    edit_rows(
-        written,
-        lambda row: row.update(bleu=90 - 10 * row.get("test_loss", 0)),
-        name="seed*",
-    )
+    edit_study(written, lambda study, _: study.update(metric="bleu"))
+    edit_rows(written, lambda row: row.update(bleu=90 - 10 * row["test_loss"]), name="seed*")
     write_report_of(written)
     summary = load(written)
     assert summary["qpa"].difference.verdict == "worse"

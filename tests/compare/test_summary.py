@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows
+from published_study import drop_rows, edit_rows, edit_study, stored_rows
 
 from qpeft.errors import CheckpointError, InputError
 from qpeft_lab.compare.stats import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
@@ -20,52 +20,48 @@ def plant(folder, key, losses, metric="test_loss"):
 
 def test_measurements_are_means_over_seeds(study_folder):
     summary = load(study_folder)
-    assert [found.key for found in summary.results] == [method.key for method in summary.study.methods]
     values = [row["test_ppl"] for row in stored_rows(study_folder, "qpa", "seed*")]
     found = summary["qpa"].stats("test_ppl")
     assert found.mean == pytest.approx(np.mean(values), rel=1e-13)
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-12)
-    assert summary["qpa"].mean("step_ms") == 40 * 1.15  # of the cost cell
+    assert summary["qpa"].mean("step_ms") == stored_rows(study_folder, "qpa", "cost")[0]["step_ms"]
     assert summary["lora"].mean("params_generator") is None
-    left = iter((10, 20, 30, 40, 0))
-    edit_rows(study_folder, lambda row: row.update(params_deployed=next(left)), "qpa", "seed*")
-    assert load(study_folder)["qpa"].deployed == 20
-    drop_rows(study_folder)
-    assert load(study_folder)["qpa"].deployed == 32_768  # planned
 
 
 def test_answers_say_first_what_most_methods_are_for(study_folder):
     lora = [4.0, 4.1, 4.2, 4.3, 4.4]
     plant(study_folder, "lora", lora)
     plant(study_folder, "full", [loss - 0.5 + 0.001 * i for i, loss in enumerate(lora)])
-    plant(study_folder, "twin", lora)
+    plant(study_folder, "dora", lora)
     plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
     drop_rows(study_folder, "prefix", "seed[1-4]")
-    for key in ("quantum_peft", "vera", "ia3"):
+    others = ("bottleneck", "prefix_mlp", "quantum_peft", "sora")
+    for key in others:
         drop_rows(study_folder, key, "seed*")
-    edit_rows(study_folder, lambda row: row.update(test_loss=4.8 + row["seed"] / 9), "qaa", "seed*")
-    compared, in_block, controls = load(study_folder).answers
+    plant(study_folder, "qaa", [4.8, 4.92, 5.03, 5.14, 5.24])
+    edit_study(study_folder, lambda _, methods: methods["qpa"].update(label="QPA"))
+    compared, at_size, controls = load(study_folder).answers
     assert compared == (
-        "Full fine-tuning is better than LoRA; LoRA again is not shown to differ; QPA and QAA are worse; "
+        "Full fine-tuning is better than LoRA r=8; DoRA r=8 is not shown to differ; QPA and QAA are worse; "
         "prefix tuning is without a verdict, with fewer than 3 seeds."
     )
-    assert in_block == "At the size of QAA: LoRA at QAA's count is better than QAA."
-    assert controls.startswith("QAA with a random linear map is better than the controlled methods; QPA with noise")
+    assert at_size.startswith("At the size of QAA: ")
+    assert controls == "QAA's offset alone is better than QAA."
 
-    def become_controls(study):
-        for method in study["methods"]:
-            if method["key"] in ("full", "twin", "prefix", "quantum_peft", "vera", "ia3"):
-                method.update(against="qpa")
+    def become_controls(_, methods):
+        for key in ("full", "dora", "prefix", *others):
+            methods[key].update(against="qpa")
 
-    edit_json(study_folder / "study.json", become_controls)
+    edit_study(study_folder, become_controls)
     answers = load(study_folder).answers
-    assert "QPA with noise for its circuit" in answers[0]
-    assert answers[1] == "QPA and QAA are worse than LoRA."
+    assert "QAA's offset alone" in answers[0]
+    assert answers[1] == "QPA and QAA are worse than LoRA r=8."
 
 
 def test_row_of_the_untrained_base_counts_for_every_seed(study_folder):
     found = load(study_folder)["none"]
-    assert (found.metric.values, found.metric.sd) == (dict.fromkeys(SEEDS, 4.6), 0.0)
+    [row] = stored_rows(study_folder, "none")
+    assert (found.metric.values, found.metric.sd) == (dict.fromkeys(SEEDS, row["test_loss"]), 0.0)
     assert (found.difference.n, found.difference.verdict) == (5, WORSE)
 
 
@@ -75,20 +71,20 @@ def test_one_seed_is_preliminary(study_folder):
     found = summary["qpa"]
     assert (found.metric.sd, found.difference.low, found.difference.verdict) == (None, None, PRELIMINARY)
     assert (len(found.successes), found.lost) == (1, "4 missing")
-    assert "Preliminary, with fewer than 3 seeds: QPA." in summary.limits
+    assert any(limit.startswith("Preliminary") and found.label in limit for limit in summary.limits)
 
 
 def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
-    edit_rows(study_folder, lambda row: row.update(test_loss=1.0 + row["seed"] / 1000), "vera", "seed*")
+    edit_rows(study_folder, lambda row: row.update(test_loss=1.0 + row["seed"] / 1000), "sora", "seed*")
     summary = load(study_folder)
-    assert (summary["vera"].statuses[4], summary["ia3"].statuses[3]) == ("diverged", "failed")
-    assert list(summary["vera"].metric.values) == [0, 1, 2, 3]
-    assert [row["name"] for row in summary.failures] == ["lr0.01", "seed4", "seed3"]
-    found = summary["vera"].difference  # the other seeds are a favorable selection
+    assert (summary["sora"].statuses[4], summary["prefix_mlp"].statuses[3]) == ("diverged", "failed")
+    assert list(summary["sora"].metric.values) == [0, 1, 2, 3]
+    assert [row["name"] for row in summary.failures] == ["seed3", "seed4", "lr0.005"]
+    found = summary["sora"].difference  # the other seeds are a favorable selection
     assert (found.high < 0, found.verdict) == (True, NO_DIFFERENCE)
     limits = "\n".join(summary.limits)
-    assert "because seeds failed or diverged: VeRA; IA3." in limits
-    assert "2 of 75 runs are missing" in limits
+    assert "because seeds failed or diverged: prefix tuning through an MLP; SoRA r=8." in limits
+    assert "2 of 120 runs are missing" in limits
 
 
 def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
@@ -97,45 +93,43 @@ def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
     summary = load(study_folder)
     found = summary["qpa"].difference
     assert (found.low > 0, found.verdict) == (True, NO_DIFFERENCE)
-    assert summary.n_comparisons == 9 + 2 + 3  # to LoRA; controls to their methods; the block's to QAA
+    assert summary.n_comparisons == 23  # every method but the reference has one
 
 
-def test_answer_of_a_block_names_only_members_near_the_budget(study_folder):
+def test_answer_of_a_size_names_only_methods_near_it(study_folder):
     summary = load(study_folder)
-    members = {found.key: found.label for found in summary.at_size["qaa"]}
     [answer] = [answer for answer in summary.answers if answer.startswith("At the size of QAA")]
-    named = {key: label in answer for key, label in members.items()}
-    assert named == {"lora@qaa": True, "quantum_peft@qaa": False, "bottleneck@qaa": False}
-    assert summary.ratio(summary["lora@qaa"]) == 16_384 / 16_900
-    assert (summary["lora@qaa"].difference.to, summary["lora@qaa"].difference.verdict) == ("qaa", BETTER)
+    named = {found.key for found in summary.at_size["qaa"] if found.label in answer}
+    assert named == {"bottleneck@qaa", "quantum_peft@qaa", "qpa@qaa", "prefix@qaa"}  # LoRA has 163 %
+    assert summary.ratio(summary["lora@qaa"]) == 5780 / 3540
+    assert (summary["bottleneck@qaa"].difference.to, summary["bottleneck@qaa"].difference.verdict) == ("qaa", BETTER)
 
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
-    def change(study):
+    def change(study, methods):
         study.update(data_notes=["9 rows are shared."])
-        study["methods"][10].update(trainable=9)
+        methods["bias_only"].update(trainable=9)
 
-    edit_json(study_folder / "study.json", change)
+    edit_study(study_folder, change)
     edit_rows(study_folder, lambda row: row.update(lr=3e-4), "qaa", "seed3")
     edit_rows(study_folder, lambda row: row.update(left_out=["3 rows are empty"]), "qpa", "seed2")
     edit_rows(study_folder, lambda row: row.update(noise=0.5), "qpa", "cost")
-    edit_rows(study_folder, lambda row: row.update(best_step=0), "twin", "seed*")
+    edit_rows(study_folder, lambda row: row.update(best_step=0), "dora", "seed*")
     summary = load(study_folder)
-    assert (summary["quantum_peft"].lr_at_edge, summary["qpa"].lr_at_edge) == ("high", None)
+    assert (summary["qpa"].lr_at_edge, summary["lora"].lr_at_edge) == ("low", None)
     limits = "\n".join(summary.limits)
     for expected in (
-        *("All quantum circuits are simulated", "9 rows are shared.", "A note on prefixes.", "3 rows are empty."),
-        "Controls with another number of trainable parameters than their method: QPA with noise for its circuit.",
+        *("All quantum circuits are simulated", "9 rows are shared.", "A prefix changes the base's output"),
+        *("3 rows are empty.", "than their method: QAA's offset alone.", "differ by up to 50%"),
         "run the study again to finish it: QAA.",
-        "differ by up to 50%",
-        "may be better for: Quantum-PEFT.",
-        "those before training: LoRA again.",
+        "may be better for: QPA over LoRA r=8, half its parameters.",
+        "those before training: DoRA r=8.",
     ):
         assert expected in limits
 
 
 def test_accuracy_is_better_when_higher(study_folder):
-    edit_json(study_folder / "study.json", lambda s: s.update(metric="test_accuracy", task="text-classification"))
+    edit_study(study_folder, lambda study, _: study.update(metric="test_accuracy", task="text-classification"))
     accuracies = [0.801, 0.812, 0.793, 0.804, 0.806]
     edit_rows(study_folder, lambda row: row.update(test_accuracy=accuracies[row["seed"]]), name="seed*")
     plant(study_folder, "qpa", [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
@@ -143,7 +137,6 @@ def test_accuracy_is_better_when_higher(study_folder):
     summary = load(study_folder)
     assert [f.key for f in summary.by_quality[:2]] == ["full", "qpa"]
     assert summary["qpa"].difference.verdict == BETTER
-    assert summary.answers[0].startswith("Full fine-tuning and QPA are better than LoRA")
 
 
 def test_row_of_other_work_counts_as_missing(study_folder):
@@ -152,7 +145,7 @@ def test_row_of_other_work_counts_as_missing(study_folder):
 
 
 def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
-    file = tmp_path / "results" / "synthetic.jsonl.xz"
+    file = tmp_path / "results" / "survey.jsonl.xz"
     publish(study_folder, file)
     summary, published = load(study_folder), load(file)
     assert published.study == summary.study
@@ -163,16 +156,16 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda study: study.update(reference="zzz"), "reference: no method has the key 'zzz'"),
-        (lambda study: study["methods"][10].update(against="zzz"), "is against: no method has the key 'zzz'"),
-        (lambda study: study["methods"][12].update(at_size_of="zzz"), "is at_size_of: no method has the key 'zzz'"),
-        (lambda study: study["methods"][1].update(key="x/../../y"), r"methods.1.key: String should match pattern"),
-        (lambda study: study.update(methods=["lora"]), "methods.0: Input should be"),
-        (lambda study: study.clear(), "name: Field required"),
+        (lambda study, _: study.update(reference="zzz"), "reference: no method has the key 'zzz'"),
+        (lambda _, methods: methods["qaa"].update(against="zzz"), "is against: no method has the key 'zzz'"),
+        (lambda _, methods: methods["qaa"].update(at_size_of="zzz"), "is at_size_of: no method has the key 'zzz'"),
+        (lambda _, methods: methods["full"].update(key="x/../../y"), r"methods.1.key: String should match pattern"),
+        (lambda study, _: study.update(methods=["lora"]), "methods.0: Input should be"),
+        (lambda study, _: study.clear(), "name: Field required"),
     ],
 )
 def test_damaged_study_is_refused_with_the_field(study_folder, change, message):
-    edit_json(study_folder / "study.json", change)
+    edit_study(study_folder, change)
     with pytest.raises(CheckpointError, match=message):
         load(study_folder)
     with pytest.raises(InputError, match=r"holds no study \(study\.json is missing\)"):

@@ -13,8 +13,7 @@ import pytest
 from snippets import ROOT
 
 import findings
-from qpeft_lab.compare.report import write_all
-from qpeft_lab.compare.summary import load
+from qpeft_lab.compare.report import write_outputs
 
 
 @pytest.mark.parametrize("page", findings.PAGES, ids=lambda page: page.stem)
@@ -31,7 +30,7 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
     study, *rows = lzma.decompress(file.read_bytes()).decode().splitlines()
     (tmp_path / "study.json").write_text(study)
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    write_all(tmp_path, load(file))
+    write_outputs(file, tmp_path)
     command = [sys.executable, str(ROOT / "benchmarks" / "recompute_summary.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

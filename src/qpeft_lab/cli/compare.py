@@ -130,13 +130,11 @@ def report(
       qpeft compare report survey
     """
     with working("Writing the report"):
-        from qpeft_lab.compare.report import write_all
+        from qpeft_lab.compare.report import write_outputs
         from qpeft_lab.compare.rows import is_failure
-        from qpeft_lab.compare.summary import load
 
-        summary = load(folder)
         out = folder.with_name(folder.name.partition(".")[0]) if folder.is_file() else folder
-        write_all(out, summary)
+        summary = write_outputs(folder, out)
     return _reported(out, summary, [row for row in summary.failures if is_failure(row)])
 
 

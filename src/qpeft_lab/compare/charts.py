@@ -217,7 +217,7 @@ def _mean_curve(found: Result) -> pd.Series:
     """The validation loss by step, over the seeds that succeeded."""
     import pandas as pd
 
-    losses = {seed: {step: loss for step, loss, _ in curve} for seed, curve in found.curves.items()}
+    losses = {seed: {step: loss for step, loss, _ in row["curve"]} for seed, row in found.successes.items()}
     return pd.DataFrame(losses).mean(axis=1)
 
 

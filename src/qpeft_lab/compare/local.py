@@ -108,8 +108,8 @@ class LocalExecutor(AbstractContextManager):
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
-    """The file of a cell's output; it is kept if the cell fails."""
-    return folder / "work" / cell.method / cell.spec.hash / f"{cell.name}.log"
+    """The file of a cell's output."""
+    return work_folder(cell, folder) / "output.log"
 
 
 def _run_here(cell: Cell, folder: Path, run_cell: RunCell, pipe: Connection, patience: float) -> None:
@@ -117,12 +117,10 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, pipe: Connection, pat
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
-    log = log_path(folder, cell)
-    _write_output_to(log)
+    _write_output_to(log_path(folder, cell))
     try:
         with locked(work_folder(cell, folder), patience):
             row = run_cell(cell, folder, lambda done, planned: pipe.send((done, planned)))
-        log.unlink()
     except KeyboardInterrupt:
         return
     except BaseException as error:

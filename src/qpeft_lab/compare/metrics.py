@@ -50,6 +50,5 @@ METRICS = {
     **OF_CLASSES,
     **OF_NUMBERS,
     **OF_TEXTS,
-    "forgetting_shifted": Metric("Forgetting", "nats"),
     TRAINABLE: Metric("Trainable parameters"),
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from qpeft.errors import ConfigError, DataError
-from qpeft_lab.compare.cell import Cell, RunCell, failed_row, lost_row
+from qpeft_lab.compare.cell import Cell, RunCell, failed_row
 from qpeft_lab.compare.local import LocalExecutor
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.progress import CompareProgress
@@ -40,7 +40,13 @@ class RayExecutor(LocalExecutor):
     def __enter__(self) -> Self:
         self._is_ours = not self._ray.is_initialized()
         if self._is_ours:
-            self._connect()
+            address = os.environ.get("RAY_ADDRESS")
+            cpus = self.workers * self.threads
+            local = {} if address else {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+            try:
+                self._ray.init(log_to_driver=False, logging_level="error", **local)
+            except (ConnectionError, ValueError) as error:
+                raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,25 +79,8 @@ class RayExecutor(LocalExecutor):
     def _result(self, cell: Cell, reference: Any) -> Row | None:
         try:
             return self._ray.get(reference)
-        except self._ray.exceptions.TaskCancelledError:
-            return None
-        except self._ray.exceptions.RayTaskError as error:
-            return None if self.is_stopping else failed_row(cell, error.cause or error)
-        except self._ray.exceptions.RayError as error:
-            lost = lost_row(cell, "failed", f"its Ray worker was lost, twice: {error}")
-            return None if self.is_stopping else lost
-
-    def _connect(self) -> None:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if "RAY_ADDRESS" in os.environ:
-            try:
-                self._ray.init(**quiet)
-            except (ConnectionError, ValueError) as error:
-                address = os.environ["RAY_ADDRESS"]
-                raise ConfigError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}") from error
-        else:
-            cpus = self.workers * self.threads
-            self._ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        except self._ray.exceptions.RayError as error:  # it was cancelled, its worker was lost twice, or it raised
+            return None if self.is_stopping else failed_row(cell, getattr(error, "cause", None) or error)
 
 
 def _run_one(cell: Cell, folder: Path, run_cell: RunCell) -> Row | None:

@@ -68,18 +68,16 @@ class Table:
         return {title for title, texts in known.items() if all(map(_NUMBER.match, texts))}
 
 
-def write_outputs(folder: Path) -> Summary:
-    """Write all files from the rows in `folder`. Raises InputError or CheckpointError where there is no valid study."""
-    summary = load(folder)
-    write_all(folder, summary)
-    return summary
+def write_outputs(source: Path, folder: Path | None = None) -> Summary:
+    """Write all files from the rows in `source`, the folder of a study or a published file, to `folder` or there.
 
-
-def write_all(folder: Path, summary: Summary) -> None:
-    """Write all files into `folder`."""
+    Raises InputError or CheckpointError where there is no valid study.
+    """
+    summary, folder = load(source), folder or source
     lines = pd.DataFrame([line_of_method(found, summary) for found in summary.results], dtype=object)
     write_text(folder / "summary.csv", lines.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "report.html", page(summary))
+    return summary
 
 
 def page(summary: Summary) -> str:
@@ -280,9 +278,9 @@ def _remarks(found: Result, summary: Summary) -> str:
 def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
     """A line of summary.csv."""
     method, stats = found.method, found.metric
-    names = ("key", "label", "role", "against", "at_size_of", "method", "hash", "trainable")
+    names = ("key", "label", "role", "against", "at_size_of", "method", "hash", "trainable", "deployed")
     line: dict[str, Any] = {name: getattr(method, name) for name in names}
-    line |= {name: getattr(found, name) for name in ("deployed", "lr", "lr_at_edge")}
+    line |= {name: getattr(found, name) for name in ("lr", "lr_at_edge")}
     line |= {
         "ratio": summary.ratio(found) if method.at_size_of else None,
         "seeds_ok": len(found.successes),

@@ -107,11 +107,6 @@ class Result:
         steps = [row.get("best_step") for row in self.successes.values()]
         return not self.lr or not steps or any(steps)
 
-    @property
-    def curves(self) -> dict[int, list[list[float]]]:
-        """Of each seed that succeeded: [step, validation loss, seconds] of every evaluation."""
-        return {seed: row["curve"] for seed, row in self.successes.items() if row.get("curve")}
-
     def stats(self, name: str) -> Stats | None:
         """A measurement over the seeds that have it; those of the cost cell have one value."""
         values = {seed: row[name] for seed, row in self.successes.items() if row.get(name) is not None}
@@ -122,12 +117,6 @@ class Result:
     def mean(self, name: str) -> float | None:
         found = self.stats(name)
         return None if found is None else found.mean
-
-    @property
-    def deployed(self) -> int:
-        """Deployed parameters, without the head; the plan counts before ranks are pruned."""
-        found = self.mean("params_deployed")
-        return self.method.deployed if found is None else round(found - (self.mean("params_head") or 0))
 
 
 @dataclass(frozen=True)
@@ -146,10 +135,6 @@ class Summary:
         return self[self.study.reference]
 
     @property
-    def loss_unit(self) -> str:
-        return TASKS[self.study.task].unit
-
-    @property
     def metric(self) -> Metric:
         """How the study's metric is shown."""
         return self.shown(self.study.metric)
@@ -157,7 +142,7 @@ class Summary:
     def shown(self, name: str) -> Metric:
         """How a metric of METRICS is shown."""
         found = METRICS[name]
-        return found._replace(unit=self.loss_unit) if name == "test_loss" else found
+        return found._replace(unit=TASKS[self.study.task].unit) if name == "test_loss" else found
 
     @property
     def by_quality(self) -> list[Result]:

@@ -1,0 +1,66 @@
+"""The published study `survey` as a folder whose study and rows a test may change."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from qpeft_lab.compare.report import write_outputs
+from qpeft_lab.compare.rows import ROWS, Row
+
+FILE = Path(__file__).parents[2] / "results" / "survey" / "grimm.jsonl.xz"
+
+
+def write_study(folder: Path) -> Path:
+    """The study with failures: a seed of `sora` diverged, one of `prefix_mlp` failed, two of `prefix` are missing."""
+    study, *rows = lzma.decompress(FILE.read_bytes()).decode().splitlines(keepends=True)
+    folder.mkdir()
+    (folder / "study.json").write_text(study, encoding="utf-8")
+    (folder / ROWS).write_text("".join(rows), encoding="utf-8")
+    edit_rows(folder, lambda row: row.update(status="diverged"), "sora", "seed4")
+    failed = {"status": "failed", "error_type": "RuntimeError", "error": "a planted | crash in /home/me/x.py"}
+    edit_rows(folder, lambda row: row.update(failed, traceback="line 1"), "prefix_mlp", "seed3")
+    drop_rows(folder, "prefix", "seed[34]")
+    return folder
+
+
+def stored_rows(folder: Path, method: str = "*", name: str = "*") -> list[Row]:
+    """The rows of the methods and names that match these patterns."""
+    rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if _matches(row, method, name)]
+
+
+def edit_rows(folder: Path, change: Callable[[Row], Any], method: str = "*", name: str = "*") -> None:
+    """Apply `change` to the rows that match."""
+    rows = stored_rows(folder)
+    for row in rows:
+        if _matches(row, method, name):
+            change(row)
+    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def drop_rows(folder: Path, method: str = "*", name: str = "*") -> None:
+    """Remove the rows that match."""
+    kept = [row for row in stored_rows(folder) if not _matches(row, method, name)]
+    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def edit_study(folder: Path, change: Callable[[dict[str, Any], dict[str, dict[str, Any]]], Any]) -> None:
+    """Apply `change` to the study and its methods by key."""
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    change(study, {method["key"]: method for method in study["methods"]})
+    (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
+
+
+def write_report_of(folder: Path) -> Path:
+    """Write all outputs; returns the report."""
+    write_outputs(folder)
+    return folder / "report.html"
+
+
+def _matches(row: Row, method: str, name: str) -> bool:
+    return fnmatch(row["method"], method) and fnmatch(row["name"], name)
