@@ -239,7 +239,9 @@ def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[
 
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
-        **hashes,
+        "base": hashes["base_sha256"],
+        "tokenizer": hashes["tokenizer_sha256"],
+        "data": hashes["data_sha256"],
         "run": {name: value for name, value in asdict(run).items() if name not in paths},
         "test_blocks": study.test_blocks,
         "generation": generation,
