@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from studies import count_methods
 from transformers import AutoConfig
 
 from qpeft.errors import ConfigError
@@ -12,6 +11,7 @@ from qpeft_lab.compare import BUILT_IN
 from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.smoke import smoke_test
 from qpeft_lab.compare.study import code_of, load_study
+from studies import count_methods
 
 SMALL = """
 name: small

@@ -84,7 +84,8 @@ class LocalExecutor(AbstractContextManager):
 
     def _ended(self) -> Iterator[tuple[Cell, Row]]:
         """Wait for the next messages, and yield the cells that have ended, with their rows."""
-        for pipe in wait(list(self._running)) if self._running else []:
+        ready = wait(self._running) if self._running else []
+        for pipe in [pipe for pipe in self._running if pipe in ready]:
             cell, process = self._running[pipe]
             try:
                 message = pipe.recv()
