@@ -129,10 +129,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     run = _run_of(study, model, config, counted, trust_remote_code)
     parts = split_data(study, folder)
     run = _with_steps(replace(run, data=str(parts.train), eval_data=str(parts.validation)))
-    hashes: dict[str, Any] = {
-        "base_sha256": fingerprint(model, config),
-        "data_sha256": parts.sha256,
-    }
+    hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": parts.sha256}
     shared = _content(study, run, hashes)
     found = PlannedStudy(
         **study.model_dump(exclude={"methods", "training"}),
@@ -240,7 +237,6 @@ def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
         "base": hashes["base_sha256"],
-        "tokenizer": hashes["tokenizer_sha256"],
         "data": hashes["data_sha256"],
         "run": {name: value for name, value in asdict(run).items() if name not in paths},
         "test_blocks": study.test_blocks,
