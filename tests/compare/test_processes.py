@@ -52,13 +52,12 @@ def cluster():
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
-    (tmp_path / "study.json").write_text("{}")
     return cells.PlantedPlan(tmp_path)
 
 
 def test_rows_equal_those_of_the_local_executor(plan, cluster, tmp_path):
     outcome = run(plan, workers=2, executor="ray", run_cell=cells.run_cell)
-    assert (outcome.n_done, outcome.failures) == (10, [])
+    assert (outcome.n_done, outcome.failures) == (12, [])
     local = cells.PlantedPlan(tmp_path / "local")
     run(local, run_cell=cells.run_cell)
     assert plan.rows() == local.rows()
@@ -72,7 +71,7 @@ def test_crashed_cell_has_one_failed_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
     statuses = {name: row["status"] for name, row in crashing.rows().items()}
-    assert len(statuses) == 15
+    assert len(statuses) == 18
     assert {row["method"] for row in outcome.failures} == {"raises", "killed"}
     assert crashing.row("raises", "lr0.1")["error"] == "planted"
     assert "exit code -9" in crashing.row("killed", "lr0.1")["error"]
@@ -81,6 +80,7 @@ def test_crashed_cell_has_one_failed_row(plan, cluster):
 def test_lost_worker_is_replaced_once(plan, cluster):
     from qpeft_lab.compare.ray import RayExecutor
 
+    plan.claim()
     cell = plan.tuning_cells({})[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker, CompareProgress()) as executor:
         ((_, row),) = executor.run([cell])

@@ -1,6 +1,6 @@
 """Cells that train nothing: they write checkpoints and rows as real ones do, or fail as a test demands.
 
-Processes of cells import this module by its name, so it has no heavy imports.
+Processes of cells import this module by its name.
 """
 
 import json
@@ -11,13 +11,13 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from qpeft.files import write_json
-from qpeft_lab.compare.cell import Cell, Setup, started_row, work_folder
+from qpeft_lab.compare.cell import Setup, started_row, work_folder
+from qpeft_lab.compare.plan import Plan, make_plan
 from qpeft_lab.compare.rows import read_rows
-from qpeft_lab.compare.study import PlannedMethod
+from qpeft_lab.compare.study import PlannedMethod, PlannedStudy, load_study
 from qpeft_lab.settings import RunSettings
 
 STEPS = 6
@@ -38,57 +38,9 @@ methods:
 """  # of real cells
 
 
-@dataclass(frozen=True)
-class PlantedPlan:
-    """Two learning rates, two seeds and one cost cell for each method; the first phase selects the learning rate."""
-
-    folder: Path
-    methods: tuple[str, ...] = ("lora", "qpa")
-    name: str = "planted"
-
-    def claim(self):
-        """There is no study.json of planted cells."""
-
-    def tuning_cells(self, rows):
-        return [self.cell(method, "tuning", f"lr{lr:g}", 1000, lr) for method in self.methods for lr in (0.1, 0.2)]
-
-    def final_cells(self, rows):
-        return [
-            self.cell(method, "main", f"seed{seed}", seed, None, rows) for seed in (0, 1) for method in self.methods
-        ]
-
-    def cost_cells(self, rows):
-        return [self.cell(method, "cost", "cost", 0, None, rows) for method in self.methods]
-
-    def cells(self, rows):
-        return [*self.tuning_cells(rows), *self.final_cells(rows), *self.cost_cells(rows)]
-
-    def cell(self, method, role, name, seed, lr, rows=None):
-        if role != "tuning":
-            trials = {lr: rows.get(self.cell_id(method, f"lr{lr:g}")) for lr in (0.1, 0.2)}
-            losses = {lr: row["valid_loss"] for lr, row in trials.items() if row and row["status"] == "success"}
-            lr = min(losses, key=losses.__getitem__, default=0.1)
-        return Cell(self.name, planned(method), role, name, seed, lr, SETUP)
-
-    def cell_id(self, method, name):
-        return f"{self.name}/{method}/{hash_of(method)}/{name}"
-
-    def row(self, method, name):
-        return self.rows()[self.cell_id(method, name)]
-
-    def rows(self):
-        """Every row there is."""
-        return read_rows(self.folder)
-
-
-def hash_of(method):
-    return f"{sum(method.encode()):012x}"
-
-
 def planned(method):
-    return PlannedMethod(
-        key=method, label=method.upper(), method=method, rates=[0.1, 0.2], hash=hash_of(method), trainable=1, deployed=1
-    )
+    key = {"key": method, "label": method.upper(), "method": method, "hash": f"{sum(method.encode()):012x}"}
+    return PlannedMethod(**key, rates=[0.1, 0.2, 0.4], trainable=1, deployed=1)
 
 
 SETUP = Setup(
@@ -98,6 +50,22 @@ SETUP = Setup(
     generation=None,
     reference=planned("lora"),
 )
+
+
+class PlantedPlan(Plan):
+    """Three learning rates, of which the second is the best, two seeds and one cost cell for each method."""
+
+    def __init__(self, folder, methods=("lora", "qpa")):
+        of = {"name": "planted", "title": "Planted", "question": "?", "base_sha256": "", "data_sha256": ""}
+        study = PlannedStudy(**of, reference=methods[0], seeds=[0, 1], methods=[planned(key) for key in methods])
+        super().__init__(folder, study, SETUP)
+
+    def row(self, method, name):
+        return self.study.row_of(planned(method), self.rows(), name)
+
+    def rows(self):
+        """Every row there is."""
+        return read_rows(self.folder)
 
 
 def timeless_rows(folder: Path) -> dict:
@@ -110,15 +78,15 @@ def timeless_rows(folder: Path) -> dict:
     return rows
 
 
+class Untimed(Plan):
+    """Without cells that measure time."""
+
+    def cost_cells(self, rows):
+        return []
+
+
 def untimed_plan(folder, study):
     """A real plan of a study file, without cells that measure time."""
-    from qpeft_lab.compare.plan import Plan, make_plan
-    from qpeft_lab.compare.study import load_study
-
-    class Untimed(Plan):
-        def cost_cells(self, rows):
-            return []
-
     plan = make_plan(load_study(str(study)), Path(folder), "qpeft compare run")
     return Untimed(plan.folder, plan.study, plan.setup)
 
@@ -127,7 +95,7 @@ def run_cell(cell, folder, on_step=lambda done, planned: None):
     """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each step found."""
     journal(folder, f"begin {cell.cell_id}")
     checkpoint = work_folder(cell, folder) / "checkpoint.json"
-    state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "loss": 4.0 + (cell.lr or 0)}
+    state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "loss": 4.0 + abs(cell.lr - 0.2)}
     while state["step"] < STEPS:
         time.sleep(SECONDS)
         state = {"step": state["step"] + 1, "loss": state["loss"] * 0.9 + 0.01 * cell.seed}

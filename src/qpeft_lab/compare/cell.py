@@ -5,6 +5,7 @@ A cell trains in a run folder, restores the parameters with the lowest validatio
 
 from __future__ import annotations
 
+import json
 import math
 import traceback
 import warnings
@@ -25,10 +26,10 @@ from qpeft.errors import DataWarning, QpeftError
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
-from qpeft_lab.compare.data import test_references
 from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
+from qpeft_lab.data.sources import references_by_prompt
 from qpeft_lab.files import RUN_AGAIN, remove_folder
 from qpeft_lab.metrics.texts import score_texts
 from qpeft_lab.progress import Progress
@@ -277,7 +278,8 @@ def _quality(score: Score) -> Row:
 
 def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row:
     """Answers to the test prompts, and their scores."""
-    references = list(test_references(test_file).items())[: asked.n_prompts or None]
+    rows = map(json.loads, test_file.read_bytes().splitlines())
+    references = list(references_by_prompt(rows).items())[: asked.n_prompts or None]
     if not references:
         return {}
     prompts, answers = zip(*references, strict=True)

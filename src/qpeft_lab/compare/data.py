@@ -23,7 +23,6 @@ from qpeft_lab.data.sources import (
     has_validation_split,
     load_examples,
     parse_source,
-    references_by_prompt,
 )
 from qpeft_lab.data.split import count_shared, long_lines
 from qpeft_lab.data.task_types import TASKS
@@ -75,12 +74,6 @@ def split_data(study: Study, folder: Path) -> Parts:
     train, validation, test = parts = [place / part_file(study, part) for part in PARTS]
     sha = hashlib.sha256(b"".join(path.read_bytes() for path in parts))
     return Parts(train, validation, test, sha.hexdigest(), read_json(place / _NOTES))
-
-
-def test_references(path: Path) -> dict[str, list[str]]:
-    """The prompts of a split, in order, each with all its answers; empty for texts without prompts."""
-    # only at newlines: texts may contain other separators
-    return references_by_prompt(map(json.loads, path.read_bytes().splitlines()))
 
 
 def _origin(study: Study) -> dict[str, Any]:
@@ -166,7 +159,7 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
     if study.is_language_model:
         return load_examples(source, split, training)
     if _has_images(study):
-        return load_images(source, split, training.label_column)
+        return [{"image": image, "label": name} for image, name in load_images(source, split, training.label_column)]
     columns = {name: column for name in _COLUMNS if (column := getattr(training, name)) is not None}
     rows = load_labelled_texts(source, split, columns, lambda label, where: label)
     classes = () if (glue := study.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
@@ -187,13 +180,13 @@ def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
         groups.setdefault(object() if is_empty else _content(study, row, of_prompt=True), []).append(row)
     if study.is_language_model:
         return list(groups.values())
-    return sorted(groups.values(), key=lambda group: str(group[0][1] if _has_images(study) else group[0]["label"]))
+    return sorted(groups.values(), key=lambda group: str(group[0]["label"]))
 
 
 def _content(study: Study, row: Any, of_prompt: bool = False) -> Any:
     """The part of a row by which copies are found; `of_prompt`: without the answer. White space does not count."""
-    if _has_images(study):
-        return hashlib.sha256(image_bytes(row[0])).digest()
+    if "image" in row:
+        return hashlib.sha256(image_bytes(row["image"])).digest()
     if study.is_language_model and "text" not in row:
         return row["prompt"] if of_prompt and "prompt" in row else json.dumps(row, sort_keys=True)
     return "\n".join(" ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row).strip()
@@ -220,11 +213,10 @@ def _write_rows(path: Path, rows: Sequence[Any]) -> None:
     write_text(path, "".join(map(json_line, rows)))
 
 
-def _write_images(path: Path, rows: Sequence[tuple[Any, str]]) -> None:
+def _write_images(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """uint8 (n, h, w, 3), all in the size of the first image; the model's processor resizes them anyway."""
-    first = open_image(rows[0][0], "RGB")
-    images = np.stack([np.asarray(open_image(content, "RGB").resize(first.size)) for content, _ in rows])
-    names = sorted({name for _, name in rows})
-    labels = np.array([names.index(name) for _, name in rows])
+    opened = [open_image(row["image"], "RGB") for row in rows]
+    images = np.stack([np.asarray(image.resize(opened[0].size)) for image in opened])
+    names, labels = np.unique([row["label"] for row in rows], return_inverse=True)
     with replace_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, labels=labels, names=np.array(names))
+        np.savez(file, images=images, labels=labels, names=names)

@@ -6,21 +6,19 @@ that have no row, and an unfinished cell resumes from its last checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpeft.checks import unknown
-from qpeft.errors import ConfigError, TrainingError
+from qpeft.errors import ConfigError
 from qpeft_lab.compare.cell import Cell, RunCell, Steps, run_cell, tidy
 from qpeft_lab.compare.local import LocalExecutor
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
 from qpeft_lab.compare.summary import Summary
-from qpeft_lab.files import is_disk_full, locked, remove_folder, remove_unfinished
+from qpeft_lab.files import locked, remove_folder, remove_unfinished
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.progress import CompareProgress
 
@@ -59,11 +57,10 @@ def run(
 
     Raises:
         ConfigError: an unknown executor, or another run in the same folder; nothing was done.
-        TrainingError: the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
     make_executor, progress = _executor(executor), progress or CompareProgress()
-    with locked(plan.folder), _clear_if_full(plan.folder):
+    with locked(plan.folder):
         plan.claim()
         remove_unfinished(plan.folder)
         study = _Run(plan, progress, retry)
@@ -132,20 +129,6 @@ class _Run:
             return True
         row = self._file.rows.get(cell.cell_id)
         return row is not None and row.get("lr") == cell.lr and not (self._retry and row["status"] == "failed")
-
-
-@contextmanager
-def _clear_if_full(folder: Path) -> Iterator[None]:
-    """Raise TrainingError for a full disk: the same command does not run the cells again that failed for it."""
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        raise TrainingError(
-            f"the disk that holds {folder} is full; the rows of finished cells are intact. Free some space and run the "
-            "command again with --retry failed"
-        ) from error
 
 
 def _executor(name: str) -> type[LocalExecutor]:

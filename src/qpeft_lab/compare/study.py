@@ -100,9 +100,7 @@ class Method(_Strict):
     vary: str | None = None
     values: list[int] = []
     note: str = ""  # a sentence for the report
-    published: Annotated[
-        list[Published], BeforeValidator(lambda found: [found] if isinstance(found, dict) else found)
-    ] = []
+    published: list[Published] = []
 
     @model_validator(mode="before")
     @classmethod
