@@ -34,7 +34,6 @@ from qpeft_lab.training.generate import Decoding
 
 STUDY = "study.json"
 LEAST_SHARE = 0.8  # of the size that a method shall have
-_DEFAULTS = {"steps": 80, "batch_size": 4, "seq_len": 128, "eval_blocks": 24}  # of `training`
 _OWN_FIELDS = {"model", "data", "eval_data", "out", "task", "method", "method_settings", "backend_settings", "host"}
 _OWN_FIELDS |= {"lr", "seed", "trust_remote_code"}  # fields of `RunSettings` that are not in `training`
 
@@ -167,17 +166,14 @@ class Study(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """Add defaults of `training`, and the task and its metric that the data determine."""
+        """Add the task and its metric, which the data determine."""
         if not isinstance(values, dict):
             return values
-        task, metric, given = values.get("task"), values.get("metric"), values.get("training") or {}
+        task, metric = values.get("task"), values.get("metric")
         if glue := find_glue(str(values.get("data"))):
             task, metric = task or glue.settings()["task"], metric or f"test_{glue.metrics[0]}"
-        if isinstance(given, dict):
-            usual = {name: value for name, value in _DEFAULTS.items() if name != "steps" or given.get("epochs") is None}
-            given = {name: value for name, value in (usual | given).items() if value is not None}
         metric = metric or next(iter(_metrics_of(task)), "test_loss")
-        return {**values, "training": given, "task": task or "causal-lm", "metric": metric}
+        return {**values, "task": task or "causal-lm", "metric": metric}
 
     @model_validator(mode="after")
     def _has_consistent_keys(self) -> Study:
