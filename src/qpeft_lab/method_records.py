@@ -1,4 +1,4 @@
-"""What the laboratory adds to the records of methods: checks of a run, presets, words of reports."""
+"""What the laboratory adds to the records of methods: checks of a run, words of reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from qpeft.methods.method import Method, imported
 class LabRecord:
     """Of one method; functions may be given as "module:Name", which is imported when first used."""
 
-    presets: tuple[str, ...] = ()  # class methods of the config that return a published experiment
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # hosts that the config itself generates
     classical_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # for which there is no circuit
     revision: int = 1  # raised when defaults change: rows of studies with other defaults do not count
@@ -76,7 +75,7 @@ def _check_full(settings: Any) -> None:
 _NONE = LabRecord()
 _FROM_DATA = LabRecord(calibrate="qpeft_lab.training.initial:attach_gradients")
 _RECORDS = {
-    "qpa": LabRecord(presets=("paper", "official"), own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
+    "qpa": LabRecord(own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
     "quantum_peft": LabRecord(classical_values={"family": ("lie", "kronecker", "core")}),
     "qaa": LabRecord(report_note="The defaults of QAA are our own choice: we could not read those of the paper."),
     "sora": LabRecord(uses_param_groups=True),

@@ -262,4 +262,8 @@ def test_interrupted_command_exits_with_code_130_and_one_line():
         assert process.stderr.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.stdout.read(), process.stderr.read()  # its standard input stays open
-    assert (process.returncode, stdout, stderr) == (130, "", "Interrupted. Run the same command again to resume.\n")
+    assert (process.returncode, stdout, stderr) == (
+        130,
+        "",
+        "Note: Interrupted. Run the same command again to resume.\n",
+    )

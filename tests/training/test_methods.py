@@ -16,7 +16,6 @@ from qpeft.errors import ConfigError
 from qpeft.methods import Trains, get, keys
 from qpeft.methods.method import imported
 from qpeft_lab import RunSettings, train
-from qpeft_lab.method_records import lab_record
 from qpeft_lab.training.initial import TokensConfig
 from qpeft_lab.training.methods import build_adapter
 from qpeft_lab.training.outputs import count_trainable
@@ -36,14 +35,13 @@ def build(base, method, **changes):
 
 
 @pytest.mark.parametrize("key", keys())
-def test_methods_declare_config_defaults_presets_and_every_seed(key):
+def test_methods_declare_config_defaults_and_every_seed(key):
     method = get(key)
     if method.trains is Trains.MODEL:
         assert method.config is None
         return
     names = {f.name for f in fields(method.config_class)}
     assert set(method.defaults) <= names
-    assert all(callable(getattr(method.config_class, preset)) for preset in lab_record(method).presets)
     for name in ("tuner", "generator", "options", "callback"):
         assert imported(getattr(method, name)) is None or callable(imported(getattr(method, name)))
     # a method of PEFT whose config has another seed needs `seed_field` in its record

@@ -98,10 +98,6 @@ class OptionalAdapter(Loading):
         None, "Run folder, or adapter folder (compact or stock). Default: the base model alone."
     )
 
-    def folder(self) -> Path | None:
-        """The adapter folder, if an adapter is given."""
-        return None if self.adapter is None else self.find(self.adapter)
-
 
 def run_of(folder: Path) -> RunFolder | None:
     """The run folder of an adapter folder, if it is in one."""

@@ -55,7 +55,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
             message = explain(error)
             if debug:
                 traceback.print_exception(error, file=sys.stderr)
-            report(error, message)
+            console.say("Note:" if isinstance(error, KeyboardInterrupt) else "Error:", message, style="bold red")
             if as_json:
                 console.print_failure(error, message, exit_code(error))
             raise typer.Exit(exit_code(error)) from None
@@ -65,10 +65,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
         "debug": typer.Option("--debug", metavar="", help="Show tracebacks, and the warnings and logs of libraries."),
         "help_all": typer.Option("--help-all", metavar="", is_eager=True, callback=_help_all, help="Show all options."),
     }
-    parameters = [
-        *signature.parameters,
-        *(parameter(name, bool, option, default=False) for name, option in flags.items()),
-    ]
+    parameters = signature.parameters + [parameter(name, bool, made, default=False) for name, made in flags.items()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
@@ -146,11 +143,3 @@ def explain(error: BaseException) -> str:
         return f"{error.strerror}{where}."
     line = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
     return f"Unexpected {type(error).__name__}: {line}. Run again with --debug to see the traceback."
-
-
-def report(error: BaseException, message: str) -> None:
-    """One line on standard error."""
-    label, rest = "Error:", message
-    if isinstance(error, KeyboardInterrupt):  # begins with "Interrupted" or "Stopped"
-        label, _, rest = message.partition(" ")
-    console.say(label, rest, style="bold red")

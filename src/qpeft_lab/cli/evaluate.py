@@ -70,7 +70,7 @@ def evaluate(
     from qpeft_lab.data.sources import has_validation_split
     from qpeft_lab.training.classifier import read_record
 
-    folder = source.folder()
+    folder = source.adapter and source.find(source.adapter)
     trained, record = (None, None) if folder is None else (run_of(folder), read_record(folder))
     if record is not None and run.get("task", record.task) != record.task:
         raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -21,26 +20,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-_LANGUAGE_MODEL = "AutoModelForCausalLM"
 MERGED_TOLERANCE = 1e-4  # relative to the largest logit; merging rounds the weights
 
 _STOCK = """
-import json, sys
+import sys
 sys.modules["qpeft"] = None  # from here on, `import qpeft` raises ModuleNotFoundError
 import torch
 from safetensors.torch import load_file, save_file
-import transformers
 
-asked = json.loads(sys.argv[1])
-torch.set_num_threads(asked["threads"])
-auto = getattr(transformers, asked["auto_class"])
-model = auto.from_pretrained(asked["base"], dtype=torch.float32, trust_remote_code=asked["trusted"], **asked["options"])
-if asked["adapter"]:
-    from peft import PeftModel
-    model = PeftModel.from_pretrained(model, asked["adapter"])
+code, inputs, logits, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+exec(code)
 with torch.no_grad():
-    logits = model.eval()(**load_file(asked["inputs"])).logits
-save_file({"logits": logits.contiguous()}, asked["logits"])
+    found = model.eval()(**load_file(inputs)).logits
+save_file({"logits": found.contiguous()}, logits)
 """
 
 
@@ -115,7 +108,9 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
     from qpeft_lab.training.outputs import weight_bytes
     from qpeft_lab.training.tasks import load_processor
 
-    record, how, place = read_record(folder), how_to_load(folder), str(out.resolve())
+    record, how = read_record(folder), how_to_load(folder)
+    if trusted:
+        how["options"] = {**how.get("options", {}), "trust_remote_code": True}
     model = load_base(base, record, trusted)
     model_type, live = model.config.model_type, qpeft.load(qpeft.untie_lm_head(model) if untie else model, folder)
     inputs = probe_inputs(live)
@@ -127,64 +122,52 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
                 raise ConfigError("this kind of adapter cannot be merged into the base; use it with PEFT as it is")
             live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
             load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(str(target))
-            auto_class, allowed = how.get("auto_class", _LANGUAGE_MODEL), MERGED_TOLERANCE * max(1.0, _largest(logits))
-            difference = _largest(logits - stock_logits(str(target), None, inputs, trusted, auto_class))
-            load = f"from transformers import {auto_class}\nmodel = {auto_class}.from_pretrained({place!r})"
-            found = {"n_bytes": weight_bytes(target), "load": load}
+            found, allowed = {"n_bytes": weight_bytes(target)}, MERGED_TOLERANCE * max(1.0, _largest(logits))
+            auto, trust = how.get("auto_class", "AutoModelForCausalLM"), ", trust_remote_code=True" if trusted else ""
+            load = f"from transformers import {auto}\nmodel = {auto}.from_pretrained({str(target)!r}{trust})"
         else:
             report = qpeft.export(live, target, probe=inputs)
             if record is not None:
                 record.write(target)
             allowed = tolerance(logits, same_shapes=report.ranks is None)
-            difference = _largest(logits - stock_logits(base, target, inputs, trusted, **how))
-            servers = {"vLLM": check_export(target, model_type)}
-            load = load_lines(base, place, None, **how)
-            found = {**asdict(report), "servers": servers, "load": load}
+            found = {**asdict(report), "servers": {"vLLM": check_export(target, model_type)}}
+            load = load_lines(base, str(target), None, **how)
+        difference = _largest(logits - stock_logits(load, inputs))
         if not difference <= allowed:
             raise VerificationError(
                 f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "
                 "Check that the base model gives the same logits each time it is loaded"
             )
-    return {**found, "max_logit_difference": difference}
+    load = load.replace(repr(str(target)), repr(str(out.resolve())))
+    return {**found, "load": load, "max_logit_difference": difference}
 
 
 def _largest(values: Tensor) -> float:
     return values.abs().max().item()
 
 
-def stock_logits(
-    base: str,
-    adapter: Path | None,
-    inputs: dict[str, Tensor],
-    trust_remote_code: bool = False,
-    auto_class: str = _LANGUAGE_MODEL,
-    options: dict[str, Any] | None = None,
-) -> Tensor:
-    """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT in a process without qpeft.
+def stock_logits(code: str, inputs: dict[str, Tensor]) -> Tensor:
+    """Logits, float32, of the `model` that lines of Python load in a process without qpeft.
 
-    `inputs` are tensors by the name of the model's input; `options` are further arguments of the `from_pretrained` of
-    `auto_class`. Raises VerificationError if the process could not load them.
+    `inputs` are tensors by the name of the model's input. Raises VerificationError if the process could not load it.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as name:
-        files = {part: str(Path(name, part)) for part in ("inputs", "logits")}
-        save_file(inputs, files["inputs"])
-        how = {"auto_class": auto_class, "options": options or {}, "trusted": trust_remote_code}
-        what = {"base": base, "adapter": adapter and str(adapter), "threads": torch.get_num_threads()}
+        files = str(Path(name, "inputs")), str(Path(name, "logits"))
+        save_file(inputs, files[0])
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _STOCK, json.dumps({**files, **how, **what})],
+            [sys.executable, "-W", "ignore", "-c", _STOCK, code, *files, str(torch.get_num_threads())],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             check=False,
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
             raise VerificationError(f"a process without qpeft could not load the export: {last}")
-        return load_file(files["logits"])["logits"]
+        return load_file(files[1])["logits"]
 
 
 def _show(console: Console, written: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def generate(
       echo "Once upon a time" | qpeft generate --adapter run
     """
     decoding.check()
-    folder = source.folder()
+    folder = source.adapter and source.find(source.adapter)
     base_name, text = source.base(folder), _prompt(prompt)
     with working("Generating"):
         import torch

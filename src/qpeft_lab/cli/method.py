@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -14,15 +15,11 @@ from qpeft.errors import ConfigError
 from qpeft.methods import records
 from qpeft.methods.method import imported
 from qpeft_lab.cli.options import Fields, flag
-from qpeft_lab.method_records import lab_record
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.methods import check_setting, registered
 
 _PANEL = "The adapter (fields of PEFT)"
 _HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs in Python
-_PRESETS = "; ".join(
-    f"{', '.join(names)} of method {method.key}" for method in records() if (names := lab_record(method).presets)
-)
 
 
 @dataclass
@@ -41,7 +38,7 @@ class _Given:
         None, "Number of virtual tokens of a prefix or prompt.", at_least=1, panel=_PANEL
     )
     preset: str | None = option(
-        None, f"A published experiment; explicit options take precedence. One of {_PRESETS}.", metavar="NAME"
+        None, "QPA as published; explicit options take precedence.", choices=("paper", "official")
     )
     set: list[str] | None = option(
         None,
@@ -69,7 +66,7 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
     """
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
     common = {f.name for f in fields(_Given)}
-    check_fields(_Given(**{name: value for name, value in given.items() if name in common}))
+    check_fields(_Given(**{name: value for name, value in options.items() if name in common}))
     _check_owner(run, given.keys() - common)
     for text in options.get("set") or []:
         name, value = _name_and_value(text)
@@ -99,11 +96,9 @@ def _name_and_value(text: str) -> tuple[str, Any]:
     import yaml
 
     name, is_pair, value = text.partition("=")
-    try:
-        if is_pair and name.isidentifier():
+    with suppress(yaml.YAMLError):
+        if is_pair:
             return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
     raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
 
 
@@ -122,9 +117,9 @@ def _check_owner(run: RunSettings, names: set[str]) -> None:
 
 def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:
     """The fields in which the preset, with the given ones, differs from the method's defaults."""
-    if preset not in lab_record(run.record).presets:
-        raise ConfigError(f"unknown preset {preset!r} of method {run.method}; choose one of {_PRESETS}")
     made: Any = run.record.generator_class if run.attaches else run.record.config_class
+    if not hasattr(made, preset):
+        raise ConfigError(f"method {run.method} has no preset {preset}; use --method qpa, or leave it out")
     names = {f.name for f in fields(made)}
     published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in names}), made()
     return {
