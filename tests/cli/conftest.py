@@ -18,48 +18,37 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_base(tmp_path_factory.mktemp("base"), tiny_models.llama(**sizes, tie_word_embeddings=True))
 
 
-def save_adapter(base_folder: Path, folder: Path, **settings) -> Path:
-    """A QPA adapter that has left its start, saved compactly."""
-    import torch
-    from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
+@pytest.fixture(scope="session")
+def save_adapter(base_folder, adapters, tmp_path_factory):
+    """The folder of a QPA adapter that has left its start, saved compactly."""
 
-    import qpeft
+    def save(**settings):
+        import torch
+        from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    config = qpeft.QPAConfig(r=2, hidden=(6, 5), chunk_size=32, task_type="CAUSAL_LM", **settings)
-    model = get_peft_model(base, config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(str(folder))
-    return folder
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, on tied heads
+            base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+            model = adapters.qpa(base, r=2, chunk_size=32, **settings)
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+        model.save_pretrained(str(folder := tmp_path_factory.mktemp("compact")))
+        return folder
+
+    return save
 
 
 @pytest.fixture(scope="session")
-def adapter_folder(base_folder, tmp_path_factory) -> Path:
+def adapter_folder(save_adapter) -> Path:
     """QPA on every linear map of the tiny base."""
-    return save_adapter(base_folder, tmp_path_factory.mktemp("compact"), target_modules="all-linear")
-
-
-@pytest.fixture(scope="session")
-def head_adapter_folder(base_folder, tmp_path_factory) -> Path:
-    """QPA on the tied output head."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT's, on tied heads
-        return save_adapter(base_folder, tmp_path_factory.mktemp("head"), target_modules=["lm_head"])
-
-
-TEXT = "The king went into the wood, and the golden bird sang of it at night. " * 60
+    return save_adapter()
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """A file with one sentence again and again."""
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(TEXT)
+    path.write_text("The king went into the wood, and the golden bird sang of it at night. " * 60)
     return path
 
 

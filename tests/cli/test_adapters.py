@@ -135,19 +135,19 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
 
 
 @pytest.mark.long
-def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, head_adapter_folder, tmp_path):
-    out = tmp_path / "merged"
-    refused = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge")
+def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapter, tmp_path):
+    out, adapter = tmp_path / "merged", save_adapter(target_modules=["lm_head"])
+    refused = qpeft_cli("export", adapter, "--out", out, "--merge")
     assert refused.exit_code == 2
     assert "--untie" in refused.stderr
     assert not any(tmp_path.iterdir())
-    result = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge", "--untie")
+    result = qpeft_cli("export", adapter, "--out", out, "--merge", "--untie")
     assert result.exit_code == 0, result.output
-    live = qpeft.load(load_base(base_folder), head_adapter_folder).eval()
+    live = qpeft.load(load_base(base_folder), adapter).eval()
     torch.testing.assert_close(logits(load_base(out)), logits(live), rtol=0, atol=1e-4)
     embedding = load_base(out).get_input_embeddings().weight
     assert torch.equal(embedding, load_base(base_folder).get_input_embeddings().weight)
-    assert qpeft_cli("export", head_adapter_folder, "--out", out, "--merge", "--untie").exit_code == 2  # it is there
+    assert qpeft_cli("export", adapter, "--out", out, "--merge", "--untie").exit_code == 2  # it is there
 
 
 @pytest.mark.parametrize(("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)])

@@ -21,7 +21,6 @@ from qpeft_lab.diagnose import (
     meyer_wallach,
     porter_thomas,
     random_angles,
-    random_states,
     redundancy,
 )
 from qpeft_lab.diagnose.circuits import of_fidelities
@@ -41,10 +40,6 @@ def haar_states(samples, n_qubits, field, seed=0):
     drawn = np.random.default_rng(seed).standard_normal((samples, 2**n_qubits, 2))
     states = torch.view_as_complex(torch.from_numpy(drawn)) if field == "complex" else torch.from_numpy(drawn[..., 0])
     return states / states.norm(dim=1, keepdim=True)
-
-
-def probabilities(name, n_qubits, n_layers, samples):
-    return random_states(Ansatz(name, n_qubits, n_layers), samples).abs().square().numpy()
 
 
 # -- Porter-Thomas
@@ -76,7 +71,7 @@ def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypat
 
 @pytest.mark.parametrize("field", OTHER)
 def test_distance_and_moments_equal_scipy_and_numpy(field):
-    p = probabilities("ry_ladder", 7, 4, 30)
+    p = np.random.default_rng(0).dirichlet([0.7] * 128, 30)
     law, found = stats.beta(PARAMETER[field], 127 * PARAMETER[field]), porter_thomas(p, field)
     assert found["distance"] == pytest.approx(stats.kstest(p.flatten(), law.cdf).statistic, abs=1 / 4096)
     assert found["inverse_participation"] == pytest.approx(128**2 * np.mean(p**2))

@@ -19,7 +19,7 @@ from qpeft.circuits import Ansatz
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
 from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.folded import Folded
-from qpeft.core.generator import ANGLES, CircuitModule, Generator
+from qpeft.core.generator import CircuitModule, Generator
 from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial
@@ -171,15 +171,12 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
 
 
 def _moves(generator: Any) -> Iterator[Tensor]:
-    """Trained minus initial angles of a generator's circuits."""
-    for name, group in generator.groups.items():
-        module: Any = getattr(generator, name, None)
-        config: Any = getattr(generator, "config", None)
-        family = getattr(config, "family", None)  # Quantum-PEFT's; its quantized angles have no initial values
-        is_circuit = family == "pauli" and config.bits is None if family else not isinstance(module, Folded)
-        if group is ANGLES and is_circuit and isinstance(module, nn.Module):
-            angles = (part for part in module.modules() if isinstance(part, Folded) and part.tau is not None)
-            yield from (part() - part(initial=True) for part in angles)
+    """Trained minus initial angles of a generator's circuits; quantized angles have no initial values."""
+    if getattr(getattr(generator, "config", None), "family", "pauli") != "pauli":
+        return  # other families of Quantum-PEFT have classical values there
+    for name, part in generator.named_modules():
+        if name.rpartition(".")[2] == "angles" and isinstance(part, Folded) and part.tau is not None:
+            yield part() - part(initial=True)
 
 
 def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]], bound: int | None = None) -> Measurement:
