@@ -3,28 +3,16 @@
 import copy
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import tiny_models
 import torch
 from folders import edit_config, rewrite
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 import qpeft
 from qpeft.errors import CheckpointError
-
-RELOAD = """
-import sys, torch
-torch.set_num_threads(2)
-import qpeft
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-model = qpeft.load(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
-torch.save([v for v in model.base_model.generators.bindings["default"].values()], sys.argv[3])
-"""
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +42,6 @@ def test_base_on_the_meta_device_gives_equal_values(saved):
     loaded = qpeft.load(clean.to("meta"), folder)
     values = [one.base_model.generators.bindings["default"].values() for one in (loaded, model)]
     for ours, theirs in zip(*values, strict=True):
-        assert torch.equal(ours, theirs)
-
-
-@pytest.mark.long
-def test_another_process_with_other_threads_gives_equal_values(saved, tmp_path):
-    clean, model, folder = saved
-    clean.save_pretrained(tmp_path / "base")
-    command = [sys.executable, "-c", RELOAD, tmp_path / "base", folder, tmp_path / "values.pt"]
-    subprocess.run(command, check=True, capture_output=True)
-    found = torch.load(tmp_path / "values.pt", weights_only=True)
-    for ours, theirs in zip(found, model.base_model.generators.bindings["default"].values(), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -122,8 +99,6 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
          "has shape"),
         (lambda f: rewrite(f, lambda t: {k: v * torch.nan if v.dtype.is_floating_point else v for k, v in t.items()}),
          "contains NaN or Inf"),
-        (lambda f: rewrite(f, lambda t: {k: v + 1e300 if v.is_floating_point() else v for k, v in wide(t).items()}),
-         r"\.tau contains NaN or Inf"),
         (lambda f: edit_config(f, generated=json.loads((f / "adapter_config.json").read_text())["generated"][::-1]),
          "has other initial values or settings"),
     ],
@@ -133,21 +108,6 @@ def test_damaged_folder_raises(saved, damage, message):
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         qpeft.load(clean, folder)
-
-
-def wide(tensors, dtype=torch.float64):
-    """The tensors in another dtype, apart from the fingerprint."""
-    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
-def test_tensors_of_another_dtype_are_converted(saved, dtype):
-    clean, _, folder = saved
-    kept = {}
-    rewrite(folder, lambda t: kept.update(wide(wide(t, dtype), torch.float32)) or wide(t, dtype))
-    model = PeftModel.from_pretrained(clean, str(folder))
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    assert all(torch.equal(state[name], value) for name, value in kept.items())
 
 
 def flip_last_bit(path):

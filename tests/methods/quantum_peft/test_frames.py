@@ -51,13 +51,6 @@ def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
     assert (torch.einsum("ok,oi,ik->k", left, G, right) < 0).all()
 
 
-def test_frame_of_a_flat_spectrum():
-    G = torch.randn(200, 120, generator=torch.Generator().manual_seed(1))
-    left, right = leading_frame(G, 16)
-    s = torch.linalg.svdvals(G)
-    assert (left.mT @ G @ right).square().sum() > 0.8 * s[:16].square().sum()
-
-
 @pytest.mark.parametrize("exact", [1024, 16])
 def test_singular_frame_equals_the_full_svd(monkeypatch, exact):
     monkeypatch.setattr(frames, "_EXACT", exact)
