@@ -20,29 +20,18 @@ DOCS = [
 pytestmark = pytest.mark.filterwarnings("ignore:.*attention mask")
 
 
-@pytest.fixture(scope="module")
-def finished(example, tmp_path_factory):
+def test_adapters_of_users_have_a_few_kilobytes_and_are_trained_once(example, tmp_path, monkeypatch):
     serve_users = example("serve_users")
-    out = tmp_path_factory.mktemp("users")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve_users, "numpy_docs", lambda: DOCS)
-        patch.setattr(serve_users, "BATCH", 1)
-        patch.setattr(sys, "argv", ["serve_users.py", "--out", str(out), "--steps", "1", "--new-tokens", "3"])
-        serve_users.main()
-        trained = {folder.name: (folder / "adapter_model.safetensors").stat().st_mtime_ns for folder in out.iterdir()}
-        patch.setattr(serve_users, "train", None)  # finished runs are not repeated
-        serve_users.main()
-    return serve_users, out, trained
-
-
-def test_adapters_of_users_have_a_few_kilobytes_and_share_batches(finished):
-    serve_users, out, trained = finished
-    cut = serve_users.batches(serve_users.REQUESTS, 2)
-    assert [request for batch in cut for request in batch] == serve_users.REQUESTS
-    assert trained.keys() == serve_users.USERS.keys()
-    for name in trained:
-        assert (out / name / "adapter_model.safetensors").stat().st_size < 4_000
-        assert serve_users.size(out / name) < 12_000
+    monkeypatch.setattr(serve_users, "numpy_docs", lambda: DOCS)
+    monkeypatch.setattr(serve_users, "BATCH", 1)
+    monkeypatch.setattr(sys, "argv", ["serve_users.py", "--out", str(tmp_path), "--steps", "1", "--new-tokens", "3"])
+    serve_users.main()
+    assert {folder.name for folder in tmp_path.iterdir()} == serve_users.USERS.keys()
+    for folder in tmp_path.iterdir():
+        assert (folder / "adapter_model.safetensors").stat().st_size < 4_000
+        assert serve_users.size(folder) < 12_000
+    monkeypatch.setattr(serve_users, "train", None)
+    serve_users.main()
 
 
 @pytest.mark.long

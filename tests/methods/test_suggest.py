@@ -81,6 +81,8 @@ def test_best_measured_adapter_within_the_budget_is_suggested(use, budget, label
 
 def test_suggestion_shows_its_evidence(use):
     found = qpeft.suggest(BASE, parameters=600)
+    assert "10 parameters" in found.notes[0]  # of a smaller base
+    assert found.notes[1] == "the evidence ends at 9 trainable parameters"
     assert [row["loss"] for row in found.results] == [3.2, 4.0]
     assert found.share == pytest.approx((0.8 + 0.5) / 2)
     assert found.learning_rate == 0.02
@@ -193,12 +195,6 @@ def test_adapters_that_the_caller_refuses_are_left_out(use):
     assert found.label == "LoRA r=1"
     with pytest.raises(ConfigError, match="LoRA r=8: never"):
         qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "never")
-
-
-def test_note_on_a_larger_base_and_on_the_end_of_the_evidence(use):
-    notes = qpeft.suggest(BASE, parameters=512).notes
-    assert "10 parameters" in notes[0]
-    assert notes[1] == "the evidence ends at 9 trainable parameters"
 
 
 # -- names of modules that depend on the base
