@@ -31,48 +31,55 @@ def qpa(seed, initial=INITIAL, **settings):
 
 
 def qpa_in_numpy(generator):
-    """w0 + G - G_ref, from the circuit's angles and the MLP's weights."""
+    """Generators of equal shares, with one feature for each of their chunks; w0 + G - G_ref unless raw."""
+    config, share = generator.config, math.ceil(M / generator.config.n_generators)
+    n_chunks = math.ceil(share / config.chunk_size)
+    n_qubits = math.ceil(math.log2(n_chunks))
 
-    def output(initial):
-        p = probabilities(generator.feature.angles(initial=initial)[0].detach()).numpy()
-        x = np.array([[int(bit) * 2 - 1 for bit in f"{c:03b}"] + [(8 * p[c] - 1) / math.sqrt(2)] for c in range(8)])
-        for i, layer in enumerate(generator.mlp):
-            weight, bias = (t(initial=initial)[0].detach().numpy() for t in (layer.weight, layer.bias))
-            x = x @ weight.T + bias
-            x = x / (1 + np.exp(-x)) if i < len(generator.mlp) - 1 else x
-        return x.ravel()[:M]
+    def outputs(initial):
+        for g, angles in enumerate(generator.feature.angles(initial=initial).detach()):
+            p = probabilities(angles).numpy()
+            if config.feature_map == "squash":
+                feature = (0.6 * np.tanh(0.1 * 2 ** (n_qubits - 1) * np.maximum(p, 1e-6 / 2**n_qubits))) ** 0.15
+                feature -= feature.mean()  # over all basis states
+            else:
+                feature = (2**n_qubits * p - 1) / np.sqrt(2)
+            bits = [[2 * int(bit) - 1 for bit in np.binary_repr(c, n_qubits)] for c in range(n_chunks)]
+            x = np.concatenate([np.array(bits), feature[:n_chunks, None]], axis=1)
+            for i, layer in enumerate(generator.mlp):
+                weight, bias = (value(initial=initial)[g].detach().numpy() for value in (layer.weight, layer.bias))
+                x = x @ weight.T + bias
+                x = x / (1 + np.exp(-x)) if config.activation == "silu" and i < len(generator.mlp) - 1 else x
+            part = x.ravel()[:share]
+            yield part - part.mean() if config.center_output else part
 
-    return torch.from_numpy(INITIAL.double().numpy() + output(False) - output(True))
+    found, start = (np.concatenate([*outputs(initial)])[:M] for initial in (False, True))
+    return torch.from_numpy(found if config.init_mode == "raw" else INITIAL.double().numpy() + found - start)
+
+
+OFFICIAL = {"init_mode": "raw", "center_output": True, "feature_map": "squash", "activation": "identity"}
+QPA = [
+    *({"feature_source": source} for source in ("qnn", "qnn_frozen", "free", "random", "none")),
+    {"init_mode": "raw", "center_output": True},
+    {"feature_map": "squash"},
+    {"activation": "identity"},
+    {"hidden": None, "features": 1},
+    {"n_generators": 3, **OFFICIAL},  # the published layout
+    *({"n_generators": 3, "features": 4, "hidden": (7,), "feature_source": source} for source in ("qnn", "free")),
+]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("source", ["qnn", "qnn_frozen", "free", "random", "none"])
-def test_qpa_passes(source, device):
-    counted = QPAGeneratorConfig(**SMALL, feature_source=source).count(M).total
-    reference = qpa_in_numpy if source in ("qnn", "qnn_frozen") else None
+@pytest.mark.parametrize("settings", QPA, ids=str)
+def test_qpa_passes(settings, device):
+    has_circuit = settings.get("feature_source", "qnn").startswith("qnn")
     generator_contract(
-        lambda seed: qpa(seed, feature_source=source),
-        initial=INITIAL,
-        n_trained=counted,
-        dense_reference=reference,
+        lambda seed: qpa(seed, **settings),
+        initial=None if "init_mode" in settings else INITIAL,
+        n_trained=QPAGeneratorConfig(**{**SMALL, **settings}).count(M).total,
+        dense_reference=qpa_in_numpy if has_circuit and "features" not in settings else None,
         device=device,
     )
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"init_mode": "raw", "center_output": True},
-        {"feature_map": "squash"},
-        {"activation": "identity"},
-        {"hidden": None, "features": 1},
-        *({"n_generators": 3, "features": 4, "hidden": (7,), "feature_source": source} for source in ("qnn", "free")),
-    ],
-    ids=str,
-)
-def test_qpa_passes_with_other_settings(settings):
-    n_trained = QPAGeneratorConfig(**{**SMALL, **settings}).count(M).total
-    generator_contract(lambda seed: qpa(seed, **settings), n_trained=n_trained)
 
 
 SHAPES = {

@@ -15,7 +15,6 @@ from qpeft.core.binding import _Boundary
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
-from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGenerator, scaled, squash
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
@@ -82,35 +81,6 @@ def by_svd(features):
     kept = values > 1e-3 * values[0]
     roots = np.where(kept, np.sqrt(len(features) / kept.sum()) / np.maximum(values, 1e-30), 0)
     return torch.from_numpy(vectors.T @ np.diag(roots) @ vectors)
-
-
-@pytest.mark.parametrize("feature_map", ["squash", "scaled"])
-def test_several_generators_are_the_published_layout(feature_map):
-    """k generators of ceil(m / k) parameters each, centered one by one, concatenated and cut; in NumPy."""
-    k, m, n = 3, 1000, 16
-    config = QPAConfig.official(n_generators=k, chunk_size=n, n_layers=3, feature_map=feature_map)
-    generator = QPAGenerator(config, torch.zeros(m), SeededInit(0)).double()
-    share = math.ceil(m / k)
-    n_chunks = math.ceil(share / n)
-    n_qubits = math.ceil(math.log2(n_chunks))
-    run = by_pennylane(Ansatz("ry_ladder", n_qubits, 3))
-    parts = []
-    for g in range(k):
-        p = run(generator.feature.angles()[g].detach()).numpy()
-        if feature_map == "squash":
-            feature = (0.6 * np.tanh(0.1 * 2 ** (n_qubits - 1) * np.maximum(p, 1e-6 / 2**n_qubits))) ** 0.15
-            feature -= feature.mean()  # over all basis states
-        else:
-            feature = (2**n_qubits * p - 1) / np.sqrt(2)
-        bits = [[2 * int(bit) - 1 for bit in np.binary_repr(c, n_qubits)] for c in range(n_chunks)]
-        x = np.concatenate([np.array(bits), feature[:n_chunks, None]], axis=1)
-        for layer in generator.mlp:
-            x = x @ layer.weight()[g].detach().numpy().T + layer.bias()[g].detach().numpy()
-        part = x.reshape(-1)[:share]
-        parts.append(part - part.mean())
-    expected = np.concatenate(parts)[:m]
-    np.testing.assert_allclose(generator().detach().numpy(), expected, atol=1e-12)
-    assert generator.count.total == sum(p.numel() for p in generator.parameters())
 
 
 @pytest.mark.parametrize("feature", [scaled, squash])
