@@ -92,16 +92,39 @@ def register_all() -> None:
     Raises ConfigError if peft's version is not supported, or another package took a name.
     """
     import peft
-
-    from qpeft.methods.attach import AttachedConfig, AttachedTuner
+    from peft import mapping
 
     if not peft.__version__.startswith(f"{SUPPORTED_PEFT}."):
         raise ConfigError(
             f"qpeft works with peft {SUPPORTED_PEFT}, found {peft.__version__}; "
             f"install it with: pip install 'peft=={SUPPORTED_PEFT}.*'"
         )
-    for method in (*records(), Method(key="attached", title="", config=AttachedConfig, tuner=AttachedTuner)):
+    place = "qpeft.methods.attach"
+    attached = Method(key="attached", title="", config=f"{place}:AttachedConfig", tuner=f"{place}:AttachedTuner")
+    tables: tuple[dict[Any, Any], ...] = (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, mapping.PEFT_TYPE_TO_TUNER_MAPPING)
+    for method in (*_own().values(), attached):
+        name = f"QPEFT_{method.key.upper()}"
+        for table in tables if method.tuner is not None else ():
+            table.setdefault(name, _Unimported(method, table, name))
+    for method in _registered.values():
         register_with_peft(method)
+
+
+class _Unimported:
+    """Stands in a table of PEFT for a class that is imported, and then registered itself, when PEFT uses it."""
+
+    def __init__(self, method: Method, table: dict[Any, Any], name: str):
+        self._method, self._table, self._name = method, table, name
+
+    def _found(self) -> Any:
+        register_with_peft(self._method)
+        return self._table[self._name]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._found()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._found(), name)
 
 
 def register_with_peft(method: Method) -> None:
@@ -120,7 +143,8 @@ def register_with_peft(method: Method) -> None:
     tuners: dict[Any, Any] = mapping.PEFT_TYPE_TO_TUNER_MAPPING
     prefixes: dict[Any, Any] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING
     for table, value in ((configs, config), (tuners, tuner)):
-        check_registered("PEFT type", name.value, value, table.get(name))
+        if not isinstance(there := table.get(name), _Unimported):
+            check_registered("PEFT type", name.value, value, there)
     # only the start, because PEFT warns of adapter names within it, such as "en"
     prefixes[name] = (getattr(tuner, "container", None) or tuner.prefix)[:4]
     configs[name], tuners[name] = config, tuner

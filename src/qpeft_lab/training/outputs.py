@@ -17,8 +17,6 @@ from qpeft import methods
 from qpeft.core.model_card import load_lines
 from qpeft.core.tuner import has_stock_form, holder_of
 from qpeft.files import replace_folder
-from qpeft.methods.plan import count_deployed as count_adapter
-from qpeft.methods.plan import count_lora
 from qpeft_lab.training.classifier import how_to_load
 from qpeft_lab.training.initial import saving_options
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
@@ -59,9 +57,12 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
 
 def count_deployed(model: Any) -> int:
     """Parameters needed at inference, in addition to the base, including modules_to_save."""
-    if not isinstance(model, PeftModel):
+    is_peft, is_as_saved = isinstance(model, PeftModel), not saving_options(model)
+    if is_as_saved and not (is_peft and (holder_of(model) or model.active_peft_config.is_prompt_learning)):
         return count_trainable(model)
-    return count_adapter(model) + (count_lora(model) if saving_options(model) else 0)
+    from qpeft.methods import plan  # which imports every kind of adapter
+
+    return plan.count_deployed(model) + (0 if is_as_saved else plan.count_lora(model))
 
 
 def count_generator(model: Any) -> int | None:
