@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft_lab.demo
@@ -49,15 +46,6 @@ def tokenizer(base):
     return AutoTokenizer.from_pretrained(base)
 
 
-def test_base_is_small_and_stored_as_float16(base, training):
-    with safe_open(base / "model.safetensors", "pt") as file:
-        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
-        n = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    assert 1_400_000 <= n <= 2_000_000
-    assert n == training["n_parameters"]
-    assert sum(path.stat().st_size for path in base.iterdir()) < 4_000_000
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_base_has_the_scores_of_its_card(name, model, tokenizer, training):
@@ -68,16 +56,14 @@ def test_base_has_the_scores_of_its_card(name, model, tokenizer, training):
     assert result.loss < 0.7 * math.log(model.config.vocab_size)
 
 
-def test_weights_have_not_changed(base):
-    assert file_hash(base / "model.safetensors") == "e328fe37f9f0c89a736591b3e2e006c9affdb6b2df643b3cf63f9daef291e811"
+DIGESTS = {
+    "model.safetensors": "e328fe37f9f0c89a736591b3e2e006c9affdb6b2df643b3cf63f9daef291e811",
+    "tokenizer.json": "fd4f71763e822face5c5890efacf62221f80110dec3c39bfa1f0109fb00b87e3",
+}
 
 
-@given(text=st.text())
-@example(text="  def f(x):\n\t\treturn 'ß€😀'\r\n\n   ")
-@example(text=" ,' .n't !")
-@example(text="<|endoftext|><|pad|>")
-def test_any_text_survives_encoding_and_decoding(tokenizer, text):
-    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+def test_base_has_not_changed(base):
+    assert {name: file_hash(base / name) for name in DIGESTS} == DIGESTS
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])

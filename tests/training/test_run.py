@@ -181,7 +181,7 @@ def test_unusable_folder_is_refused(settings, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *[("config", change) for change in ({"format": 99}, {"settings": {}}, {"method": None}, {"data": []}, "{")],
+        *[("config", change) for change in ({"identity": 1}, {"settings": {}}, {"method": None}, {"data": []}, "{")],
         *[("result", change) for change in ({"trainable": "nine"}, {"seconds": None}, {"after": {"loss": "low"}}, "{")],
     ],
 )

@@ -114,10 +114,10 @@ class _Unimported:
     """Stands in a table of PEFT for a class that is imported, and then registered itself, when PEFT uses it."""
 
     def __init__(self, method: Method, table: dict[Any, Any], name: str):
-        self._method, self._table, self._name = method, table, name
+        self.method, self._table, self._name = method, table, name
 
     def _found(self) -> Any:
-        register_with_peft(self._method)
+        register_with_peft(self.method)
         return self._table[self._name]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -143,7 +143,8 @@ def register_with_peft(method: Method) -> None:
     tuners: dict[Any, Any] = mapping.PEFT_TYPE_TO_TUNER_MAPPING
     prefixes: dict[Any, Any] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING
     for table, value in ((configs, config), (tuners, tuner)):
-        if not isinstance(there := table.get(name), _Unimported):
+        there = table.get(name)
+        if not (isinstance(there, _Unimported) and there.method is method):
             check_registered("PEFT type", name.value, value, there)
     # only the start, because PEFT warns of adapter names within it, such as "en"
     prefixes[name] = (getattr(tuner, "container", None) or tuner.prefix)[:4]

@@ -30,7 +30,6 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folders
 
-_FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
 _NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must not grant it
 _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
@@ -131,7 +130,7 @@ class RunFolder:
             self._refuse(_differences(self._recorded()[1], identity))
             made_with = read_json(self.config)["environment"]
         stored = {name: value for name, value in as_json(asdict(settings)).items() if name != _NOT_STORED}
-        record = {"format": _FORMAT, "settings": stored, "identity": identity, "environment": made_with}
+        record = {"settings": stored, "identity": identity, "environment": made_with}
         write_json(self.config, record)
 
     def write_result(self, result: TrainResult) -> None:
@@ -161,13 +160,9 @@ class RunFolder:
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
         try:
             record = read_json(self.config)
-            if (found := record["format"]) == _FORMAT:
-                return RunSettings(**RunSettings.validated(record["settings"])), {**record["identity"]}
+            return RunSettings(**RunSettings.validated(record["settings"])), {**record["identity"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.config} is damaged ({error}); choose another folder for the run") from error
-        raise CheckpointError(
-            f"{self.config} has format {found!r}, this version of qpeft reads {_FORMAT}; choose another folder"
-        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
