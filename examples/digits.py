@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
@@ -44,7 +46,8 @@ def write_digits(folder: Path) -> None:
     n_train = round(TRAIN_SHARE * len(high))
     parts = {"low": low, "high-train": high[:n_train], "high-test": high[n_train:]}
     for name, chosen in parts.items():
-        np.savez_compressed(folder / f"{name}.npz", images=images[chosen], labels=labels[chosen])
+        rows = {"image": [Image.fromarray(images[i]) for i in chosen], "label": labels[chosen]}
+        Dataset.from_dict(rows).to_parquet(folder / f"{name}.parquet")
 
 
 def write_untrained(folder: Path) -> None:
@@ -70,7 +73,7 @@ def train_base(out: Path, steps: int) -> Path:
     settings = RunSettings(
         task="image-classification",
         model=str(out / "untrained"),
-        data=str(out / "low.npz"),
+        data=str(out / "low.parquet"),
         method="full",
         steps=steps,
         batch_size=32,
@@ -86,8 +89,8 @@ def adapt(out: Path, base: Path, method: str, steps: int) -> TrainResult:
     settings = RunSettings(
         task="image-classification",
         model=str(base),
-        data=str(out / "high-train.npz"),
-        eval_data=str(out / "high-test.npz"),
+        data=str(out / "high-train.parquet"),
+        eval_data=str(out / "high-test.parquet"),
         method=method,
         method_settings=method_settings,
         steps=steps,

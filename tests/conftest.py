@@ -16,7 +16,7 @@ import torch
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
 
-pytest_plugins = ["tiny_models"]  # whose models and data are fixtures of all tests
+pytest_plugins = ["tiny_models", "image_files"]  # whose models and data are fixtures of all tests
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -62,8 +62,8 @@ class RunSettings:
         "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
         "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns, splits and kind of task; glue/TASK:PATH "
         "is the same in local files. "
-        "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or a "
-        "hub id.",
+        "Images: a folder with one sub-folder for each class, a .parquet file with the columns image and label, or "
+        "a hub id.",
     )
     out: str = option(MISSING, "Run folder. Run the same command again to resume.")
     method: str = option(

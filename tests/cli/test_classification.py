@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from tiny_models import make_vit
 
+from qpeft_lab.data.images import write_images
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of libraries about tiny models
 
 
@@ -22,8 +24,9 @@ def images(tmp_path_factory):
     draw = np.random.default_rng(0)
     labels = np.arange(60) % 2
     pixels = draw.integers(0, 60, (60, 8, 8), dtype=np.uint8) + 150 * labels[:, None, None].astype(np.uint8)
-    file = tmp_path_factory.mktemp("images") / "shades.npz"
-    np.savez(file, images=pixels, labels=labels, names=np.array(["dark", "light"]))
+    names = [("dark", "light")[label] for label in labels]
+    file = tmp_path_factory.mktemp("images") / "shades.parquet"
+    write_images(file, list(zip(pixels, names, strict=True)))
     return file
 
 

@@ -9,6 +9,7 @@ import pytest
 from qpeft.errors import ConfigError, DataError
 from qpeft_lab.compare.data import split_data
 from qpeft_lab.compare.study import load_study
+from qpeft_lab.data.images import load_images, write_images
 from qpeft_lab.files import locked
 
 
@@ -64,14 +65,17 @@ def test_equal_documents_and_answers_to_one_prompt_stay_together(split, tmp_path
 def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 4
-    np.savez(tmp_path / "all.npz", images=images, labels=labels, names=np.array(["ape", "bee", "cat", "dog"]))
-    asked = {"generation": None, "data": str(tmp_path / "all.npz"), "task": "image-classification"}
+    names = ["ape", "bee", "cat", "dog"]
+    write_images(
+        tmp_path / "all.parquet", [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
+    )
+    asked = {"generation": None, "data": str(tmp_path / "all.parquet"), "task": "image-classification"}
     study = load_study("survey", {**asked, "methods": [{"key": "lora", "method": "lora"}]})
     splits = split_data(study, tmp_path / "study")
     for path, n in ((splits.train, 108), (splits.validation, 6), (splits.test, 6)):
-        with np.load(path) as found:
-            assert len(found["images"]) == n
-            assert set(found["names"][found["labels"]]) == {"ape", "bee", "cat", "dog"}
+        found = load_images(str(path), "train", "label")
+        assert len(found) == n
+        assert {name for _, name in found} == {*names}
 
 
 def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):

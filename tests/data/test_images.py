@@ -7,7 +7,7 @@ from tiny_models import make_vit
 
 from qpeft.errors import DataError
 from qpeft_lab import RunSettings
-from qpeft_lab.data.images import load_images, open_image
+from qpeft_lab.data.images import load_images, open_image, write_images
 from qpeft_lab.data.sources import has_validation_split
 from qpeft_lab.training.tasks import ImageClassification
 
@@ -44,13 +44,6 @@ def folder_of(path, names=("cat", "dog"), each=3):
     return path
 
 
-def arrays(path, **content):
-    """A file of images and labels, of which None is left out."""
-    content = {"images": IMAGES, "labels": LABELS, **content}
-    np.savez(path, **{name: part for name, part in content.items() if part is not None})
-    return path
-
-
 def test_folder_with_one_sub_folder_per_class_is_read(read, tmp_path):
     folder = folder_of(tmp_path / "animals", each=20)
     (folder / "dog" / "notes.txt").write_text("not an image")
@@ -74,28 +67,13 @@ def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
         read(folder, eval_data=str(folder_of(tmp_path / "evaluated", ("cow", "dog"))))
 
 
-def test_arrays_are_read_with_and_without_class_names(read, tmp_path):
-    images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
-    bare = arrays(tmp_path / "bare.npz", images=images, labels=np.array([9, 10, 9, 10], dtype=np.uint8))
-    assert read(bare).labels == ("9", "10")
-    named = arrays(
-        tmp_path / "named.npz", images=images, labels=np.array([1, 0, 1, 0]), names=np.array(["z", "a", "never"])
-    )
-    task = read(named, eval_data=str(named))
-    assert task.labels == ("a", "z")
-    assert [index for _, index in task.train] == [0, 1, 0, 1]
-    names = np.array([b"cat", b"dog"])  # as in the files of CIFAR
-    encoded = arrays(tmp_path / "bytes.npz", images=images, labels=LABELS, names=names)
-    assert [name for _, name in load_images(str(encoded), "train", "label")] == ["cat", "dog", "cat", "dog"]
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3), (8, 8, 4), (5, 12)])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 8, 4), (5, 12)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_converted_to_the_models_size_and_channels(read, tmp_path, shape, channels):
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
-    file = arrays(tmp_path / "x.npz", images=images, labels=np.array([0, 1, 0, 1]))
     vit = make_vit(tmp_path / "vit", num_channels=channels)
-    task = read(file, model=str(vit))
+    write_images(tmp_path / "x.parquet", list(zip(images, "abab", strict=True)))
+    task = read(tmp_path / "x.parquet", model=str(vit))
     batch = task.collate(task.train)
     assert batch["pixel_values"].shape == (2, channels, 8, 8)
     assert batch["labels"].dtype == torch.int64
@@ -104,37 +82,14 @@ def test_images_are_converted_to_the_models_size_and_channels(read, tmp_path, sh
         assert torch.allclose(batch["pixel_values"], expected, atol=1e-6)
 
 
-def test_files_and_arrays_give_the_same_pixels_and_their_hash_depends_on_each(read, tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
-    for number, image in enumerate(pixels):
-        path = picture(tmp_path / "files" / "ab"[number % 2] / f"{number}.png", 0)
-        Image.fromarray(image).save(path)
-    array = arrays(tmp_path / "x.npz", images=pixels, labels=np.arange(4) % 2, names=np.array(["a", "b"]))
-    from_files, from_array = read(tmp_path / "files"), read(array)
-    ours, theirs = (task.collate([*task.train, *task.evaluation])["pixel_values"] for task in (from_files, from_array))
-    assert torch.equal(ours, theirs)
-    before = from_files.sha256()
-    assert from_array.sha256() != before == read(tmp_path / "files").sha256()  # the bytes that were read
-    picture(tmp_path / "files" / "a" / "0.png", (1, 2, 3))
-    assert read(tmp_path / "files").sha256() != before
-
-
-IMAGES = np.zeros((4, 8, 8), dtype=np.uint8)
-LABELS = np.array([0, 1, 0, 1])
-
-
-ARRAYS = [  # in another format
-    {"labels": None},
-    {"images": None},
-    {"images": IMAGES / 255},
-    {"images": np.zeros((4, 3, 8, 8), np.uint8)},
-    {"images": IMAGES[:0], "labels": LABELS[:0]},
-    {"images": np.array([{"a": 1}] * 4, dtype=object)},
-    {"labels": LABELS / 2},
-    {"labels": LABELS * 0},
-    {"labels": LABELS - 1, "names": np.array(["a", "b"])},
-    {"names": np.array(["a"])},
-]
+def test_folder_and_parquet_file_give_the_same_examples_and_their_hash_depends_on_each(read, tmp_path):
+    folder = folder_of(tmp_path / "files")
+    write_images(tmp_path / "x.parquet", load_images(str(folder), "train", "label"))
+    from_files, from_table = read(folder), read(tmp_path / "x.parquet")
+    assert from_files.labels == from_table.labels == ("cat", "dog")
+    assert from_files.sha256() == from_table.sha256() == read(folder).sha256()
+    picture(folder / "cat" / "0.png", (1, 2, 3))
+    assert read(folder).sha256() != from_table.sha256()
 
 
 def damaged(path, content):
@@ -143,9 +98,9 @@ def damaged(path, content):
     file.write_bytes(file.read_bytes()[:60] if content is None else content)
 
 
-def arrays_cut_off(file, stop):
-    arrays(file)
-    file.write_bytes(file.read_bytes()[:stop])
+def table_cut_off(file):
+    write_images(file, [(picture(file.parent / "x.png", 0).read_bytes(), "a")])
+    file.write_bytes(file.read_bytes()[:-40])
 
 
 @pytest.mark.parametrize(
@@ -155,8 +110,7 @@ def arrays_cut_off(file, stop):
         (lambda folder: picture(folder / "a.png", (0, 0, 0)), "data"),
         (lambda folder: folder_of(folder, ("cat",)), "data"),
         (lambda folder: folder.write_text("x"), "data"),
-        *[(lambda file, change=change: arrays(file, **change), "data.npz") for change in ARRAYS],
-        *[(lambda file, stop=stop: arrays_cut_off(file, stop), "as arrays") for stop in (0, 200, -40)],
+        (table_cut_off, "data.parquet"),
         *[
             (lambda folder, content=content: damaged(folder_of(folder) / "dog" / "broken.png", content), "broken.png")
             for content in (b"", b"not an image", None)
@@ -164,7 +118,7 @@ def arrays_cut_off(file, stop):
     ],
 )
 def test_unusable_images_are_refused(read, tmp_path, made, named):
-    place = tmp_path / ("data.npz" if named in ("as arrays", "data.npz") else "data")
+    place = tmp_path / ("data.parquet" if named == "data.parquet" else "data")
     made(place)
     with pytest.raises(DataError, match=named):
         read(place)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -171,21 +170,3 @@ def make_vit(folder: Path, **changes) -> Path:
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a two-layer ViT of width 16 with three channels, its image processor, and a head for two classes."""
     return make_vit(tmp_path_factory.mktemp("tiny_vit"))
-
-
-def bars(n: int, seed: int = 0, shape: tuple[int, ...] = (8, 8)) -> dict[str, np.ndarray]:
-    """`n` noisy images of three classes: bright at the left, bright above, dark."""
-    draw = np.random.default_rng(seed)
-    images = draw.integers(0, 60, (n, *shape), dtype=np.uint8)
-    labels = np.arange(n) % 3
-    images[labels == 0, :, :3] += 180
-    images[labels == 1, :3] += 180
-    return {"images": images, "labels": labels, "names": np.array(["left", "above", "dark"])}
-
-
-@pytest.fixture
-def bar_files(tmp_path: Path) -> tuple[Path, Path]:
-    """Grey images of three classes to train on, and others to be scored on."""
-    np.savez(tmp_path / "train.npz", **bars(96))
-    np.savez(tmp_path / "test.npz", **bars(30, seed=1))
-    return tmp_path / "train.npz", tmp_path / "test.npz"

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from image_files import bars
 from peft import PeftModel
 from runs import weights
 from scipy.stats import pearsonr, spearmanr
@@ -265,14 +266,14 @@ def test_new_head_depends_only_on_the_seed(read):
     assert not torch.equal(head(1), head(2))
 
 
-def test_head_of_the_base_is_kept_for_its_classes_and_replaced_for_others(settings, read, bar_files, tmp_path):
+def test_head_of_the_base_is_kept_for_its_classes_and_replaced_for_others(settings, read, tmp_path):
     first = train(settings(IMAGES, "first", method="full", steps=2))
     own = weights(first.exported)["classifier.weight"]
     same = read(IMAGES, model=str(first.exported))
     assert torch.equal(same.model.classifier.weight, own)
     assert same.score(same.model).loss == pytest.approx(first.after.loss, rel=1e-6)
-    np.savez(tmp_path / "other.npz", **{**np.load(bar_files[0]), "names": np.array(["x", "y", "z"])})
-    other = read(IMAGES, model=str(first.exported), data=str(tmp_path / "other.npz"), eval_data=None)
+    renamed = bars(tmp_path / "other.parquet", 96, names=("x", "y", "z"))
+    other = read(IMAGES, model=str(first.exported), data=str(renamed), eval_data=None)
     assert (same.has_new_head, other.has_new_head) == (False, True)
     assert not torch.equal(other.model.classifier.weight, own)
 

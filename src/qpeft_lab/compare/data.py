@@ -11,12 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from qpeft.errors import DataError
-from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
+from qpeft.files import read_json, replace_folder, write_json, write_text
 from qpeft_lab.compare.study import Study
-from qpeft_lab.data.images import image_bytes, load_images, open_image
+from qpeft_lab.data.images import image_bytes, load_images, write_images
 from qpeft_lab.data.labelled import load_labelled_texts
 from qpeft_lab.data.sources import (
     content_hash,
@@ -99,7 +97,7 @@ def _has_images(study: Study) -> bool:
 
 def part_file(study: Study, part: str) -> str:
     """The name of the file of a part."""
-    return f"{part}.npz" if _has_images(study) else f"{part}.jsonl"
+    return f"{part}.parquet" if _has_images(study) else f"{part}.jsonl"
 
 
 def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> list[str]:
@@ -213,10 +211,5 @@ def _write_rows(path: Path, rows: Sequence[Any]) -> None:
     write_text(path, "".join(map(json_line, rows)))
 
 
-def _write_images(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """uint8 (n, h, w, 3), all in the size of the first image; the model's processor resizes them anyway."""
-    opened = [open_image(row["image"], "RGB") for row in rows]
-    images = np.stack([np.asarray(image.resize(opened[0].size)) for image in opened])
-    names, labels = np.unique([row["label"] for row in rows], return_inverse=True)
-    with replace_file(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, images=images, labels=labels, names=names)
+def _write_images(path: Path, rows: Sequence[Any]) -> None:
+    write_images(path, [(row["image"], row["label"]) for row in rows])

@@ -14,6 +14,7 @@ from qpeft.files import replace_folder, write_text
 from qpeft_lab.base_model import load_config
 from qpeft_lab.compare.data import PARTS, part_file
 from qpeft_lab.compare.study import Study
+from qpeft_lab.data.images import write_images
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
 from qpeft_lab.files import json_line, output_folder
@@ -126,7 +127,7 @@ def _write_rows(study: Study, part: str, folder: Path) -> None:
     if TASKS[study.task].has_images:
         draw = np.random.default_rng(PARTS.index(part))
         images = draw.integers(0, 256, (n, _SIZES["image_size"], _SIZES["image_size"], 3), dtype=np.uint8)
-        np.savez(path, images=images, labels=np.arange(n) % _CLASSES)
+        write_images(path, [(pixels, str(number % _CLASSES)) for number, pixels in enumerate(images)])
         return
     words, rows = random.Random(part), []
     for number in range(n):

@@ -49,7 +49,6 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".tsv": ("csv", {**_WORDS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
-_LOCAL_SUFFIXES = {*_READERS, ".npz"}
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
@@ -71,7 +70,7 @@ class SourceName(NamedTuple):
     def is_local(self) -> bool:
         """True if the name is a local path, whether or not it exists."""
         path = Path(self.name).expanduser()
-        return path.exists() or looks_like_path(self.name) or path.suffix.lower() in _LOCAL_SUFFIXES
+        return path.exists() or looks_like_path(self.name) or path.suffix.lower() in _READERS
 
     @property
     def is_whole(self) -> bool:
@@ -98,7 +97,7 @@ def parse_source(source: str) -> SourceName:
         _, _, local = source.partition(":")
         return (parse_source(local) if local else SourceName(HUB, glue.config))._replace(glue=glue)
     path = Path(source).expanduser()
-    if path.exists() or path.suffix.lower() in _LOCAL_SUFFIXES:
+    if path.exists() or path.suffix.lower() in _READERS:
         return SourceName(source)
     name, config, split = (*source.split(":", 2), "", "")[:3]
     return SourceName(name, config or None, split or None)
@@ -174,21 +173,16 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     return rows
 
 
-def is_npz(source: str) -> bool:
-    """Whether the source is a file of arrays with images."""
-    return source.lower().endswith(".npz")
-
-
 def has_validation_split(source: str, has_images: bool = False) -> bool:
     """True if `source` is a data set with a validation split, and names no split itself.
 
     Local files of texts have none, but those of a task of GLUE; `datasets` reads folders of images.
     """
-    if source in BUILT_IN or is_npz(source):
-        return False
     name = parse_source(source)
+    if source in BUILT_IN or (name.is_local and name.path.is_file()):
+        return False
     if name.is_local and name.is_whole and not has_images:
-        return name.glue is not None and name.path.is_dir() and bool(_files(name.path, name.glue.split("validation")))
+        return name.glue is not None and bool(_files(name.path, name.glue.split("validation")))
     return name.glue is not None or (name.split is None and "validation" in split_names(source))
 
 
@@ -217,19 +211,25 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
 
 
 def _read(file: Path, by_line: bool) -> list[Row]:
-    """The rows of a file, streamed: otherwise `datasets` would copy the file to its cache."""
-    from datasets import load_dataset
-
-    kind, options = _READERS[file.suffix.lower()]
-    if kind == "text" and by_line:
-        options = {**options, "sample_by": "line"}
+    """The rows of a file."""
+    kind, _ = _READERS[file.suffix.lower()]
     try:
-        if kind == "json":
-            return _read_json(file)
-        path = glob.escape(str(file))  # `datasets` reads it as a pattern
-        return list(load_dataset(kind, data_files=path, split="train", streaming=True, **options))
+        return _read_json(file) if kind == "json" else list(load_file(file, by_line))
     except DataError:
         raise
+    except Exception as error:  # each reader raises its own types
+        raise DataError(f"cannot read {file} as {kind}: {cause(error)}") from error
+
+
+def load_file(file: Path, by_line: bool = False) -> Any:
+    """A file by `datasets`, streamed: otherwise it would be copied to its cache. Raises DataError for a damaged one."""
+    from datasets import load_dataset
+
+    kind, options = _READERS.get(file.suffix.lower(), ("text", {}))
+    options = {**options, "sample_by": "line"} if by_line and kind == "text" else options
+    try:
+        path = glob.escape(str(file))  # `datasets` reads it as a pattern
+        return load_dataset(kind, data_files=path, split="train", streaming=True, **options)
     except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {file} as {kind}: {cause(error)}") from error
 
