@@ -101,7 +101,7 @@ def register_all() -> None:
         )
     place = "qpeft.methods.attach"
     attached = Method(key="attached", title="", config=f"{place}:AttachedConfig", tuner=f"{place}:AttachedTuner")
-    tables: tuple[dict[Any, Any], ...] = (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, mapping.PEFT_TYPE_TO_TUNER_MAPPING)
+    tables = [getattr(mapping, f"PEFT_TYPE_TO_{kind}_MAPPING") for kind in ("CONFIG", "TUNER")]
     for method in (*_own().values(), attached):
         name = f"QPEFT_{method.key.upper()}"
         for table in tables if method.tuner is not None else ():
