@@ -66,7 +66,7 @@ def read(settings):
 @pytest.mark.parametrize("name", CARD)
 def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
     task = read(settings(write(tmp_path / "data", name)))
-    assert task.name == ("text-regression" if name == "stsb" else "text-classification")
+    assert task.settings.task == ("text-regression" if name == "stsb" else "text-classification")
     assert list(task.labels) == (CARD[name][1].split() or ["LABEL_0"])
     assert (len(task.train), len(task.evaluation)) == (44, 12)
     assert [label for _, label in task.evaluation] == [row["label"] for row in rows(name, 12)]

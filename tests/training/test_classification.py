@@ -112,7 +112,7 @@ def test_score_equals_stock_transformers_on_single_examples(read, request, task,
         task.settings.batch_size = batch_size
         again = task.score(task.model)
         assert again.loss == pytest.approx(score.loss, rel=1e-6)
-    if task.name == NUMBERS:
+    if task.settings.task == NUMBERS:
         predictions = logits.squeeze(-1).double()
         assert score.loss == pytest.approx((predictions - torch.tensor(labels)).square().mean().item(), 1e-5)
         assert score.metrics["pearson"] == pytest.approx(pearsonr(predictions, labels).statistic, abs=1e-4)

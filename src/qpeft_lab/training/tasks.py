@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from qpeft_lab.data.labelled import collect_labels, label_name, label_number, lo
 from qpeft_lab.data.sources import has_validation_split
 from qpeft_lab.data.split import Labelled, hold_out, spread, warn_of_shared
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.data.text import Padding, Tokens
+from qpeft_lab.data.text import IGNORED, Padding, Tokens
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import classifier, score
 from qpeft_lab.training.classifier import TaskRecord, class_names
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
 
 Example = tuple[Any, Any]  # content, index of its class or number
 
+_COLUMNS = ("text_column", "text_pair_column", "label_column")
+
 
 def task_class(name: str) -> type[Task]:
     """The class of the task named `name` in `RunSettings`."""
-    classes: tuple[Any, ...] = (CausalLM, TextClassification, TextRegression, ImageClassification)
-    return next(found for found in classes if found.name == name)
+    kind = TASKS[name]
+    return CausalLM if kind.is_language_model else ImageClassification if kind.has_images else TextClassification
 
 
 class Task(ABC):
@@ -54,7 +56,6 @@ class Task(ABC):
             All of the data is then evaluated and none trained on.
     """
 
-    name: ClassVar[str]
     train: Sequence[Any]  # arguments of `collate`
     evaluation: Sequence[Any]
     processor: Any  # tokenizer or image processor
@@ -62,11 +63,11 @@ class Task(ABC):
     has_new_head: bool = False  # set by load_base
 
     def __init__(self, settings: RunSettings, reserved: int = 0, labels: Sequence[str] | None = None):
-        self.settings = settings
+        self.settings, self.kind = settings, TASKS[settings.task]
         self.config: PretrainedConfig = base.load_config(settings.model, settings.trust_remote_code)
-        if not TASKS[self.name].is_language_model:
-            classifier.check_can_classify(self.config, self.name)
-        self.processor = load_processor(settings.model, self.name, settings.trust_remote_code)
+        if not self.kind.is_language_model:
+            classifier.check_can_classify(self.config, settings.task)
+        self.processor = load_processor(settings.model, settings.task, settings.trust_remote_code)
         self._read(reserved, labels)
 
     @abstractmethod
@@ -104,8 +105,6 @@ class Task(ABC):
 
 class CausalLM(Task):
     """Each token of a block of texts, or of the answer to a prompt, is predicted from those before it."""
-
-    name = "causal-lm"
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         s, self.tokenizer = self.settings, self.processor
@@ -158,11 +157,11 @@ class Classification(Task):
             self.train, self.evaluation = [], self._examples(self.read(s.data, "validation"), s.data)
             return
         train = self.read(s.data, "train")
-        validation = s.eval_data or (s.data if has_validation_split(s.data, TASKS[self.name].has_images) else None)
+        validation = s.eval_data or (s.data if has_validation_split(s.data, self.kind.has_images) else None)
         if validation:
             evaluation = self.read(validation, "validation")
         else:
-            train, evaluation = hold_out(train, s.data, has_classes=not TASKS[self.name].is_regression)
+            train, evaluation = hold_out(train, s.data, has_classes=not self.kind.is_regression)
         self.labels = self._labels_of(train)
         contents = ([self._digest(content) for content, _ in part] for part in (train, evaluation))
         warn_of_shared("evaluation examples", *contents)
@@ -179,9 +178,11 @@ class Classification(Task):
 
     def record(self) -> TaskRecord:
         is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
-        return TaskRecord(self.name, self.labels, self.pad, ignore_mismatched_sizes=is_other)
+        return TaskRecord(self.settings.task, self.labels, self.pad, ignore_mismatched_sizes=is_other)
 
     def loss(self, label_smoothing: float) -> Callable[..., Tensor]:
+        if self.kind.is_regression:
+            return score.regression_loss
         return partial(score.mean_nats, label_smoothing=label_smoothing)
 
     def sha256(self) -> str:
@@ -198,10 +199,13 @@ class Classification(Task):
 
     def score(self, model: Any, examples: Sequence[Example] | None = None, watch: Watch = iter) -> Score:
         scored = self.evaluation if examples is None else examples
-        is_regression = TASKS[self.name].is_regression
-        return score.evaluate_examples(model, scored, self.collate, self.settings.batch_size, watch, is_regression)
+        size, is_regression = self.settings.batch_size, self.kind.is_regression
+        return score.evaluate_examples(model, scored, self.collate, size, watch, is_regression)
 
     def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
+        if self.kind.is_regression:
+            names = class_names(self.config)
+            return names if len(names) == 1 else ("LABEL_0",)  # transformers' name of a single output
         if (glue := find_glue(self.settings.data)) is not None:
             return glue.classes
         return collect_labels((name for _, name in train), self.settings.data, class_names(self.config))
@@ -210,6 +214,8 @@ class Classification(Task):
         self.record().write(folder)
 
     def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
+        if self.kind.is_regression:  # the Trainer does not count labels of -100
+            return [(content, number if number != IGNORED else IGNORED + 1e-5) for content, number in rows]
         index = {name: i for i, name in enumerate(self.labels)}
         for _, name in rows:
             if name not in index:
@@ -229,10 +235,10 @@ class EncodedText(NamedTuple):
 
 
 class TextClassification(Classification):
-    """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its batch."""
+    """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its batch.
 
-    name = "text-classification"
-    _label = staticmethod(label_name)
+    A regression has one output, which is trained on the squared error.
+    """
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         seq_len, self.tokenizer = self.settings.seq_len, self.processor
@@ -245,9 +251,9 @@ class TextClassification(Classification):
         base.check_vocabulary((content.ids for content, _ in (*self.train, *self.evaluation)), self.config)
 
     def read(self, source: str, split: str) -> list[Labelled]:
-        names = ("text_column", "text_pair_column", "label_column")
+        names, label = _COLUMNS, label_number if self.kind.is_regression else label_name
         columns = {name: column for name in names if (column := getattr(self.settings, name)) is not None}
-        texts, labels = zip(*load_labelled_texts(source, split, columns, self._label), strict=True)
+        texts, labels = zip(*load_labelled_texts(source, split, columns, label), strict=True)
         return list(zip(self._encode(texts), labels, strict=True))
 
     def _digest(self, content: EncodedText) -> bytes:
@@ -279,35 +285,8 @@ class TextClassification(Classification):
         }
 
 
-class TextRegression(TextClassification):
-    """As a classification of texts with one output, trained on the squared error."""
-
-    name = "text-regression"
-    _label = staticmethod(label_number)
-
-    def loss(self, label_smoothing: float) -> Callable[..., Tensor]:
-        return score.regression_loss
-
-    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """As for a classification; labels float32 (B,)."""
-        import torch
-
-        batch = super().collate(examples)
-        labels, ignored = batch["labels"].float(), torch.tensor(-100.0)  # the Trainer does not count such labels
-        return {**batch, "labels": labels.where(labels != ignored, torch.nextafter(ignored, torch.tensor(0.0)))}
-
-    def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
-        names = class_names(self.config)
-        return names if len(names) == 1 else ("LABEL_0",)  # transformers' name of a single output
-
-    def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
-        return list(rows)
-
-
 class ImageClassification(Classification):
     """Images, which the image processor of the model resizes and normalizes when a batch is made."""
-
-    name = "image-classification"
 
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)
