@@ -53,7 +53,7 @@ def untimed(monkeypatch):
 def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, untimed, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("qpeft_lab.compare.runner.run_in_threads", planted_cells.crash_in_ia3)
+        patch.setattr("qpeft_lab.compare.cell.run_cell", planted_cells.crash_in_ia3)
         crashed = qpeft_cli("compare", "run", study, "--out", out, "--json")
     assert crashed.exit_code == 3, crashed.output
     found = json.loads(crashed.stdout)

@@ -18,7 +18,6 @@ from qpeft_lab.compare.cell import (
     run_cell,
     settings_of,
     started_row,
-    tidy,
     untrained_model,
     work_folder,
 )
@@ -200,10 +199,7 @@ def test_row_has_the_fields_of_the_specification(planned):
     assert row["test_scored"] > 0
     assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8
     assert json.dumps(row, allow_nan=False)
-    folder = work_folder(cell, plan.folder)
-    assert folder.exists()
-    tidy(cell, plan.folder)
-    assert not folder.exists()
+    assert work_folder(cell, plan.folder).exists()
 
 
 def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_file(planned):

@@ -44,59 +44,27 @@ def test_one_learning_rate_is_no_search():
     assert (search.rates, search.edge) == ([1e-3], None)
 
 
-STUDY = """
-name: searches
-title: Grids that extend themselves
-question: Which learning rate?
-base: embedded
-data: {data}
-seeds: [0, 1]
-tuning: {{grid: [1.0, 3.0]}}
-training: {{steps: 12, batch_size: 2, seq_len: 32}}
-methods:
-  - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
-  - {{key: control, method: lora, settings: {{r: 2}}, against: lora, lr: 1.0}}
-  - {{key: high, method: lora, settings: {{r: 2}}, lr: 1.0e-5}}
-  - {{key: sora@lora, method: sora, at_size_of: lora, settings: {{r: 2}}, lr: 1.0}}
-"""
-
-
-@pytest.fixture
-def plan(tmp_path):
-    (tmp_path / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 60)
-    study = tmp_path / "searches.yaml"
-    study.write_text(STUDY.format(data=tmp_path / "text.txt"))
-    return lambda folder: cells.untimed_plan(tmp_path / folder, study)
-
-
-def rows_by_name(folder):
-    rows = cells.timeless_rows(folder)
-    return {"/".join(name.split("/")[1::2]): row for name, row in rows.items()}
-
-
 @pytest.mark.xdist_group("comparison")
-def test_extension_of_every_kind_of_method_and_its_resumption(plan, monkeypatch):
+def test_extended_trials_have_rows_and_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
-    folder = plan("whole").folder
-    run(plan("whole"), run_cell=cells.run_convex)
-    rows = rows_by_name(folder)
-    summary = load(folder)
+    whole = cells.PlantedPlan(tmp_path / "whole", ("lora", "high", "low"))
+    run(whole, run_cell=cells.run_convex)
+    rows, summary = cells.timeless_rows(whole.folder), load(whole.folder)
     tried = {
-        "lora": ([0.003333, 0.01, 0.03], 0.01, None),
-        "control": ([0.1111, 0.3333, 1.0, 3.0], 0.1111, "low"),
-        "sora@lora": ([0.1111, 0.3333, 1.0, 3.0], 0.1111, "low"),
-        "high": ([1e-5, 3e-5, 9e-5, 2.7e-4], 2.7e-4, "high"),
+        "lora": ([0.1, 0.2, 0.4], 0.2, None),
+        "high": ([0.1, 0.2, 0.4, 0.8, 1.6], 1.6, "high"),
+        "low": ([0.025, 0.05, 0.1, 0.2, 0.4], 0.025, "low"),
     }
-    for method, expected in tried.items():
-        for seed in (0, 1):
-            assert rows[f"{method}/seed{seed}"]["lr"] == expected[1]
-            assert summary[method].lr_at_edge == expected[2]
-        assert {name for name in rows if name.startswith(f"{method}/lr")} == {f"{method}/lr{r:g}" for r in expected[0]}
+    for method, (rates, chosen, edge) in tried.items():
+        of_method = [row for row in rows.values() if row["method"] == method]
+        assert {row["lr"] for row in of_method if row["role"] == "tuning"} == set(rates)
+        assert {row["lr"] for row in of_method if row["role"] != "tuning"} == {chosen}
+        assert summary[method].lr_at_edge == edge
 
-    lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
-    for n in (9, 13):  # killed in both rounds of extensions
-        study = plan(f"killed-{n}")
-        study.claim()
-        (study.folder / "rows.jsonl").write_text("".join(lines[:n]))
-        run(study, run_cell=cells.run_convex)
-        assert rows_by_name(study.folder) == rows
+    lines = (whole.folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    for n in (10, 12):  # killed in both rounds of extensions
+        killed = cells.PlantedPlan(tmp_path / f"killed-{n}", ("lora", "high", "low"))
+        killed.claim()
+        (killed.folder / "rows.jsonl").write_text("".join(lines[:n]))
+        run(killed, run_cell=cells.run_convex)
+        assert cells.timeless_rows(killed.folder) == rows

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from qpeft.files import write_json
 from qpeft_lab.compare.cell import Setup, started_row, work_folder
+from qpeft_lab.compare.cell import run_cell as run_real_cell
 from qpeft_lab.compare.plan import Plan, make_plan
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import PlannedMethod, PlannedStudy, load_study
@@ -162,16 +163,14 @@ def run_after_losing_a_worker(cell, folder, on_step):
     return run_cell(cell, folder, on_step)
 
 
-def crash_in_ia3(threads, cell, folder, on_step):
-    from qpeft_lab.compare.runner import run_in_threads
-
+def crash_in_ia3(cell, folder, on_step):
     if cell.method == "ia3":
         raise RuntimeError("planted")
-    return run_in_threads(threads, cell, folder, on_step)
+    return run_real_cell(cell, folder, on_step)
 
 
 def run_convex(cell, folder, on_step):
     """A loss that is convex in the logarithm of the learning rate, with its minimum beyond the grids but for `lora`."""
-    minimum = {"lora": 0.015, "high": 9.0}.get(cell.method, 1e-9)
+    minimum = {"lora": 0.2, "high": 9.0}.get(cell.method, 1e-9)
     loss = 1 + abs(math.log10(cell.lr / minimum))
     return started_row(cell) | {"status": "success", "valid_loss": loss, "test_loss": loss}

@@ -52,7 +52,6 @@ NOT_RUN = {
     "--method own_method.py:METHOD": "tests/cli/test_code_of_others.py runs the file through every command",
     "--ansatz own_ansatz.py:cz_ring": "tests/cli/test_code_of_others.py runs the file through every command",
     "compare run entangling.yaml --out": "takes an hour; the smoke run of the page runs the same methods",
-    "for task in ": "the same command for other data",
     "braket.aws.qubit": "needs an account",
     "QiskitRuntimeService": "needs an account",
 }

@@ -30,7 +30,7 @@ from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
 from qpeft_lab.data.sources import references_by_prompt
-from qpeft_lab.files import RUN_AGAIN, remove_folder
+from qpeft_lab.files import RUN_AGAIN
 from qpeft_lab.metrics.texts import score_texts
 from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
@@ -88,12 +88,6 @@ def work_folder(cell: Cell, folder: Path) -> Path:
     """The folder of the cell's run, until the cell has its row."""
     rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # a cell with another learning rate must not resume this run
     return folder / "work" / cell.method / cell.spec.hash / f"{cell.name}{rate}"
-
-
-def tidy(cell: Cell, folder: Path) -> None:
-    """Remove the files of the cell's run, once its row is on the disk."""
-    if (work := work_folder(cell, folder)).is_dir():
-        remove_folder(work)
 
 
 def started_row(cell: Cell) -> Row:
@@ -265,8 +259,6 @@ def _cost(cell: Cell) -> Row:
         make_model=lambda: untrained_model(cell),
         make_reference=lambda: untrained_model(reference),
         batches=[task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)],
-        max_grad_norm=settings.max_grad_norm,
-        weight_decay=settings.weight_decay,
     )
 
 

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.files import locked
@@ -37,7 +39,7 @@ class LocalExecutor(AbstractContextManager):
     run_cell: RunCell
     progress: CompareProgress
     workers: int = 1
-    threads: int = 1  # of a cell, which sets them itself
+    threads: int = 1  # of a cell
     is_stopping: bool = False
     _running: dict[Connection, tuple[Cell, BaseProcess]] = field(default_factory=dict)
 
@@ -70,7 +72,7 @@ class LocalExecutor(AbstractContextManager):
         context.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = pickle.dumps(cell).hex()
         ours, theirs = context.Pipe()
-        arguments = (cell, self.folder, self.run_cell, theirs, _PATIENCE)
+        arguments = (cell, self.folder, self.run_cell, self.threads, theirs, _PATIENCE)
         process = context.Process(target=_run_here, args=arguments, daemon=True)
         self.progress.on_start(cell)
         try:
@@ -113,12 +115,13 @@ def log_path(folder: Path, cell: Cell) -> Path:
     return work_folder(cell, folder) / "output.log"
 
 
-def _run_here(cell: Cell, folder: Path, run_cell: RunCell, pipe: Connection, patience: float) -> None:
+def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, pipe: Connection, patience: float) -> None:
     """Run the cell in its own process. Sends (done, planned) steps, and then its row unless it is interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
     _write_output_to(log_path(folder, cell))
+    torch.set_num_threads(threads)
     try:
         with locked(work_folder(cell, folder), patience):
             row = run_cell(cell, folder, lambda done, planned: pipe.send((done, planned)))

@@ -29,9 +29,9 @@ Make = Callable[[], Any]
 Update = Tensor | tuple[Tensor, Tensor]  # (rows, columns), or LoRA's factors B (rows, r) and A (r, columns)
 
 
-def stepping(model: Any, max_grad_norm: float = 1.0, weight_decay: float = 0.0) -> Callable[[Batch], float]:
+def stepping(model: Any) -> Callable[[Batch], float]:
     """A function that trains the model by a step on a batch and returns the milliseconds from forward to AdamW."""
-    groups = qpeft.param_groups(model.train(), _LEARNING_RATE, weight_decay)
+    groups = qpeft.param_groups(model.train(), _LEARNING_RATE)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, fused=True)
     if any(hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()):  # SoRA's
@@ -41,8 +41,7 @@ def stepping(model: Any, max_grad_norm: float = 1.0, weight_decay: float = 0.0) 
         began = now()
         optimizer.zero_grad()
         model(**batch).loss.backward()
-        if max_grad_norm:
-            clip_grad_norm_(parameters, max_grad_norm)
+        clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         return 1000 * (now() - began)
 
@@ -53,15 +52,12 @@ def measure_cost(
     make_model: Make,
     make_reference: Make,
     batches: Sequence[Batch],
-    max_grad_norm: float = 1.0,
-    weight_decay: float = 0.0,
-    *,
     warm_up: int = 5,
     timed: int = 30,
-) -> dict[str, Any]:
+) -> dict[str, float]:
     """Measure a method's model, compared with a reference (usually LoRA). Each is built once.
 
-    - `peak_mem_bytes` with `peak_mem_kind`: on a GPU, the peak of allocated memory minus the memory that was allocated
+    - `peak_mem_bytes`: on a GPU, the peak of allocated memory minus the memory that was allocated
       before the model was built; otherwise the peak resident set of the process, libraries included. Read after
       `warm_up` steps, before the reference is built.
     - `step_ms`, the median of `timed` steps after `warm_up`; `step_ratio` to the reference. The steps of both models
@@ -73,14 +69,19 @@ def measure_cost(
     before = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    step = stepping(make_model().to(device), max_grad_norm, weight_decay)
+    step = stepping(make_model().to(device))
     for batch in islice(cycle(batches), warm_up):
         step(batch)
     memory = _peak_memory(before)
-    reference = stepping(make_reference().to(device), max_grad_norm, weight_decay)
+    reference = stepping(make_reference().to(device))
     times = [[step(batch), reference(batch), reference(batch)] for batch in islice(cycle(batches), warm_up + timed)]
     own, other, twin = map(median, zip(*times[warm_up:], strict=True))
-    return {**memory, "step_ms": own, "step_ratio": own / other, "noise": max(other / twin, twin / other) - 1}
+    return {
+        "peak_mem_bytes": memory,
+        "step_ms": own,
+        "step_ratio": own / other,
+        "noise": max(other / twin, twin / other) - 1,
+    }
 
 
 def now() -> float:
@@ -90,15 +91,13 @@ def now() -> float:
     return time.perf_counter()
 
 
-def _peak_memory(before: int) -> dict[str, Any]:
+def _peak_memory(before: int) -> int:
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() - before
-        return {"peak_mem_bytes": peak, "peak_mem_kind": "allocated on the GPU"}
+        return torch.cuda.max_memory_allocated() - before
     import resource
 
     unit = 1 if os.uname().sysname == "Darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_mem_bytes": peak, "peak_mem_kind": "resident set of the process"}
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ Edge = Literal["low", "high"]
 class RateSearch:
     """The learning rates to try, and the validation losses of the trials that ended."""
 
-    grid: Sequence[float]  # of the study; a single learning rate is no search
     rates: list[float]  # the grid and its extensions, sorted
     losses: dict[float, float]  # by learning rate, sorted; infinite where training diverged
 
@@ -45,20 +44,11 @@ def search_rates(grid: Sequence[float], loss_of: Callable[[float], float | None]
 
     It extends at an edge by the factor between the two rates of `grid` there, once all of its trials have ended.
     """
-    found = _with_losses(grid, grid, loss_of)
-    for _ in range(MOST_EXTENSIONS):
-        if found.edge is None or len(found.losses) < len(found.rates):
+    rates = list(grid)
+    while True:
+        losses = {rate: loss for rate in rates if (loss := loss_of(rate)) is not None}
+        found = RateSearch(rates, losses)
+        if found.edge is None or len(losses) < len(rates) or len(rates) == len(grid) + MOST_EXTENSIONS:
             return found
-        found = _with_losses(grid, sorted([*found.rates, _beyond(found)]), loss_of)
-    return found
-
-
-def _beyond(search: RateSearch) -> float:
-    grid, rates = search.grid, search.rates
-    rate = rates[0] * grid[0] / grid[1] if search.edge == "low" else rates[-1] * grid[-1] / grid[-2]
-    return float(f"{rate:.4g}")  # the rates of a grid differ in three digits
-
-
-def _with_losses(grid: Sequence[float], rates: Sequence[float], loss_of: Callable[[float], float | None]) -> RateSearch:
-    losses = {rate: loss for rate in rates if (loss := loss_of(rate)) is not None}
-    return RateSearch(grid, list(rates), losses)
+        beyond = rates[0] * grid[0] / grid[1] if found.edge == "low" else rates[-1] * grid[-1] / grid[-2]
+        rates = sorted([*rates, float(f"{beyond:.4g}")])  # the rates of a grid differ in three digits

@@ -62,7 +62,7 @@ class RayExecutor(LocalExecutor):
         options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": gpus}
         task = self._ray.remote(max_retries=1, retry_exceptions=False, **options)(_run_one)
         for cell in cells:
-            self._tasks[task.remote(cell, self.folder.resolve(), self.run_cell)] = cell
+            self._tasks[task.remote(cell, self.folder.resolve(), self.run_cell, self.threads)] = cell
         while self._tasks:
             ended, _ = self._ray.wait(list(self._tasks), timeout=_SECONDS_BETWEEN_CHECKS)
             for reference in ended:
@@ -83,8 +83,9 @@ class RayExecutor(LocalExecutor):
             return None if self.is_stopping else failed_row(cell, getattr(error, "cause", None) or error)
 
 
-def _run_one(cell: Cell, folder: Path, run_cell: RunCell) -> Row | None:
+def _run_one(cell: Cell, folder: Path, run_cell: RunCell, threads: int) -> Row | None:
     """Run the cell on the worker, in a process of its own."""
     if not (folder / "study.json").exists():
         raise DataError(f"this machine has no access to {folder}; all machines of the cluster must share it")
-    return next((row for _, row in LocalExecutor(folder, run_cell, CompareProgress()).run([cell])), None)
+    executor = LocalExecutor(folder, run_cell, CompareProgress(), threads=threads)
+    return next((row for _, row in executor.run([cell])), None)

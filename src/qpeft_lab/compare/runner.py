@@ -7,13 +7,12 @@ that have no row, and an unfinished cell resumes from its last checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError
-from qpeft_lab.compare.cell import Cell, RunCell, Steps, run_cell, tidy
+from qpeft_lab.compare import cell as cells
+from qpeft_lab.compare.cell import Cell, RunCell, work_folder
 from qpeft_lab.compare.local import LocalExecutor
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
@@ -53,7 +52,7 @@ def run(
         workers: cells that run in parallel; cells that measure time always run alone.
         retry: run the cells that failed in an earlier call again.
         threads: CPU threads of a cell; a different number changes the last bits of its losses.
-        run_cell: what runs a cell, importable by a child process; `cell.run_cell` in `threads` threads by default.
+        run_cell: what runs a cell, importable by a child process; `cell.run_cell` by default.
 
     Raises:
         ConfigError: an unknown executor, or another run in the same folder; nothing was done.
@@ -64,22 +63,12 @@ def run(
         plan.claim()
         remove_unfinished(plan.folder)
         study = _Run(plan, progress, retry)
-        with make_executor(
-            plan.folder, run_cell or partial(run_in_threads, threads), progress, workers, threads
-        ) as pool:
+        with make_executor(plan.folder, run_cell or cells.run_cell, progress, workers, threads) as pool:
             study.run(pool)
         outcome = study.outcome(write_outputs(plan.folder))
         if not outcome.failures and (work := plan.folder / "work").exists():
             remove_folder(work)
         return outcome
-
-
-def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Steps) -> Row:
-    """Run a cell with `threads` CPU threads, in its process."""
-    import torch
-
-    torch.set_num_threads(threads)
-    return run_cell(cell, folder, on_step)
 
 
 class _Run:
@@ -115,8 +104,8 @@ class _Run:
     def _run_phase(self, left: list[Cell], pool: LocalExecutor) -> None:
         for cell, row in pool.run(left, is_exclusive=any(cell.role == "cost" for cell in left)):
             self._file.append(row)
-            if succeeded(row):
-                tidy(cell, self._plan.folder)
+            if succeeded(row) and (work := work_folder(cell, self._plan.folder)).exists():
+                remove_folder(work)
             self._ended.add(cell.cell_id)
             self._progress.on_row(cell, row)
 
