@@ -93,13 +93,12 @@ class Result:
     @property
     def lr(self) -> float | None:
         """The learning rate of the seeds."""
-        rates = [row["lr"] for row in (*self.successes.values(), *self.rows) if row.get("lr")]
-        return rates[0] if rates and self.method.rates else None
+        return self.search.chosen
 
     @property
     def lr_at_edge(self) -> Edge | None:
         """Whether the learning rate is the lowest or highest of those tried."""
-        return self.search.edge if self.lr is not None and self.lr == self.search.best else None
+        return self.search.edge if self.search.best else None
 
     @property
     def has_improved(self) -> bool:
