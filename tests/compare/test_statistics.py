@@ -1,7 +1,5 @@
 """Means, paired differences, Holm's correction and verdicts; their recomputation by an independent script."""
 
-import subprocess
-import sys
 from itertools import combinations
 
 import numpy as np
@@ -9,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from published_study import drop_rows, edit_rows, edit_study, write_report_of
+from published_study import drop_rows, write_report_of
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
@@ -24,7 +22,6 @@ from qpeft_lab.compare.stats import (
     holm,
     paired_difference,
 )
-from qpeft_lab.compare.summary import load
 
 losses = st.floats(min_value=0.1, max_value=20).map(lambda x: round(x, 6))
 
@@ -104,14 +101,6 @@ def written(study_folder, monkeypatch):
     return study_folder
 
 
-def test_recomputation_agrees_without_other_packages(written):
-    found = subprocess.run(
-        [sys.executable, "-I", "-S", recompute.__file__, str(written)], capture_output=True, text=True, check=False
-    )
-    assert (found.returncode, found.stderr) == (0, "")
-    assert found.stdout == "summary.csv agrees with the rows of 24 methods\n"
-
-
 @pytest.mark.parametrize("df", [1, 2, 4, 9, 30])
 def test_students_distribution_equals_scipy(df):
     assert recompute.quantile(df) == pytest.approx(student.ppf(0.975, df), rel=1e-12)
@@ -154,13 +143,4 @@ def test_recomputation_agrees_with_few_rows(written):
     drop_rows(written, "bias_only", "seed[2-4]")
     drop_rows(written, "qaa")
     write_report_of(written)
-    assert recompute.main(written) == 0
-
-
-def test_recomputation_agrees_where_higher_is_better(written):
-    edit_study(written, lambda study, _: study.update(metric="bleu"))
-    edit_rows(written, lambda row: row.update(bleu=90 - 10 * row["test_loss"]), name="seed*")
-    write_report_of(written)
-    summary = load(written)
-    assert summary["qpa"].difference.verdict == "worse"
     assert recompute.main(written) == 0

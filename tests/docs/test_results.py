@@ -31,7 +31,7 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
     (tmp_path / "study.json").write_text(study)
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     write_outputs(file, tmp_path)
-    command = [sys.executable, str(ROOT / "benchmarks" / "recompute_summary.py"), str(tmp_path)]
+    command = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "recompute_summary.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,10 +64,8 @@ def split_data(study: Study, folder: Path) -> Parts:
     place = folder / "data" / origin[:12]
     if not place.exists():
         parts, notes = _split(study)  # raises before the folder is made
-        write = _write_images if _has_images(study) else _write_rows
         with locked(folder), replace_folder(place) as target:
-            for part, rows in parts.items():
-                write(target / part_file(study, part), rows)
+            write_parts(study, parts, target)
             write_json(target / _NOTES, notes)
     train, validation, test = parts = [place / part_file(study, part) for part in PARTS]
     sha = hashlib.sha256(b"".join(path.read_bytes() for path in parts))
@@ -207,9 +205,11 @@ def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
     return {part: [{"text": text}] if (text := "".join(found)).strip() else [] for part, found in parts.items()}
 
 
-def _write_rows(path: Path, rows: Sequence[Any]) -> None:
-    write_text(path, "".join(map(json_line, rows)))
-
-
-def _write_images(path: Path, rows: Sequence[Any]) -> None:
-    write_images(path, [(row["image"], row["label"]) for row in rows])
+def write_parts(study: Study, parts: Mapping[str, Sequence[Any]], folder: Path) -> None:
+    """Write the rows of each part: lines of JSON, or images."""
+    for part, rows in parts.items():
+        path = folder / part_file(study, part)
+        if _has_images(study):
+            write_images(path, [(row["image"], row["label"]) for row in rows])
+        else:
+            write_text(path, "".join(map(json_line, rows)))

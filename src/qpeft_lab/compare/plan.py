@@ -125,8 +125,8 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     model = base_model(study.base)
     config = load_config(model, trust_remote_code)
     host = host_of(study, model, trust_remote_code)
-    counted = _counted(study, host)
-    run = _run_of(study, model, config, counted, trust_remote_code)
+    methods_at_size = counted(study, host)
+    run = _run_of(study, model, config, methods_at_size, trust_remote_code)
     parts = split_data(study, folder)
     run = _with_steps(replace(run, data=str(parts.train), eval_data=str(parts.validation)))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": parts.sha256}
@@ -138,7 +138,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
         params_total=sum(p.numel() for p in host.model.parameters()),
         data_notes=parts.notes,
         command=command,
-        methods=[_planned(study, method, shared) for method in counted],
+        methods=[_planned(study, method, shared) for method in methods_at_size],
     )
     _check_results(found, folder)
     reference = next(method for method in found.methods if method.key == study.reference)
@@ -171,16 +171,16 @@ def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) ->
     return planned.trainable - in_head, planned.deployed - in_head
 
 
-def _counted(study: Study, host: Host) -> list[PlannedMethod]:
+def counted(study: Study, host: Host) -> list[PlannedMethod]:
     """Every method with its counts. Names of modules are those of the base."""
     found: dict[str, PlannedMethod] = {}
     for method in sorted(study.methods, key=lambda method: method.at_size_of is not None):  # first those without one
         budget = found[method.at_size_of].trainable if method.at_size_of else None
-        found[method.key] = sized(study, host, method, budget)
+        found[method.key] = _sized(study, host, method, budget)
     return [found[method.key] for method in study.methods]
 
 
-def sized(study: Study, host: Host, method: Method, budget: int | None = None) -> PlannedMethod:
+def _sized(study: Study, host: Host, method: Method, budget: int | None = None) -> PlannedMethod:
     """The method with its counts, at its largest size of at most `budget` trainable parameters, or at its smallest.
 
     Learning rates and hash follow when the data are known. Raises ConfigError for a budget of 0.

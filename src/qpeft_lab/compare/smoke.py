@@ -10,14 +10,13 @@ import numpy as np
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError
-from qpeft.files import replace_folder, write_text
+from qpeft.files import replace_folder
 from qpeft_lab.base_model import load_config
-from qpeft_lab.compare.data import PARTS, part_file
+from qpeft_lab.compare.data import PARTS, part_file, write_parts
 from qpeft_lab.compare.study import Study
-from qpeft_lab.data.images import write_images
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
-from qpeft_lab.files import json_line, output_folder
+from qpeft_lab.files import output_folder
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -52,8 +51,7 @@ def smoke_test(study: Study, folder: Path) -> Study:
         config = _config(study)
         with replace_folder(place) as target:
             _write_base(study, config, target / "base")
-            for part in PARTS:
-                _write_rows(study, part, target)
+            write_parts(study, {part: _rows(study, part) for part in PARTS}, target)
     files = {part: str(place / part_file(study, part)) for part in PARTS}
     values = study.model_dump()
     for published in (one for method in values["methods"] for one in method["published"]):
@@ -121,14 +119,13 @@ def _tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(base_path(), model_max_length=_SIZES["max_position_embeddings"])
 
 
-def _write_rows(study: Study, part: str, folder: Path) -> None:
+def _rows(study: Study, part: str) -> list[dict[str, Any]]:
     """Rows with the columns of the study's data, or images."""
-    path, n, run = folder / part_file(study, part), _ROWS[part], study.run
+    n, run = _ROWS[part], study.run
     if TASKS[study.task].has_images:
-        draw = np.random.default_rng(PARTS.index(part))
-        images = draw.integers(0, 256, (n, _SIZES["image_size"], _SIZES["image_size"], 3), dtype=np.uint8)
-        write_images(path, [(pixels, str(number % _CLASSES)) for number, pixels in enumerate(images)])
-        return
+        size = (n, _SIZES["image_size"], _SIZES["image_size"], 3)
+        images = np.random.default_rng(PARTS.index(part)).integers(0, 256, size, dtype=np.uint8)
+        return [{"image": image, "label": f"class {number % _CLASSES}"} for number, image in enumerate(images)]
     words, rows = random.Random(part), []
     for number in range(n):
         text, kind = f"{part} {number}: {' '.join(words.choices(_WORDS, k=9))}.", number % _CLASSES
@@ -140,4 +137,4 @@ def _write_rows(study: Study, part: str, folder: Path) -> None:
             rows.append({run.prompt_column: f"{part}[{number // 2}]", run.completion_column: f" {text}"})
         else:
             rows.append({run.text_column: "" if run.pad_rows and number % 4 == 1 else text})
-    write_text(path, "".join(map(json_line, rows)))
+    return rows
