@@ -112,13 +112,9 @@ def started_row(cell: Cell) -> Row:
 def failed_row(cell: Cell, error: BaseException) -> Row:
     """The row of a cell that raised."""
     tail = "".join(traceback.format_exception(error))[-2000:]
-    message = str(error).replace(RUN_AGAIN, _RETRY) or type(error).__name__
-    return lost_row(cell, "failed", message) | {"error_type": type(error).__name__, "traceback": tail}
-
-
-def lost_row(cell: Cell, status: str, message: str) -> Row:
-    """The row of a cell that did not return one."""
-    return started_row(cell) | {"status": status, "error": message}
+    kind = type(error).__name__
+    message = str(error).replace(RUN_AGAIN, _RETRY) or kind
+    return started_row(cell) | {"error": message, "error_type": kind, "traceback": tail}
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:

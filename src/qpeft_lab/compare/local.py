@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from qpeft_lab.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
+from qpeft.errors import TrainingError
+from qpeft_lab.compare.cell import Cell, RunCell, failed_row, work_folder
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.files import locked
 from qpeft_lab.progress import CompareProgress
@@ -80,7 +81,7 @@ class LocalExecutor(AbstractContextManager):
             self._running[ours] = cell, process
         except (ConnectionError, EOFError):  # it, or the process that forks it, no longer reads
             if not self.is_stopping:
-                yield cell, lost_row(cell, "failed", "the process was killed while it started")
+                yield cell, failed_row(cell, TrainingError("the process was killed while it started"))
         finally:
             theirs.close()  # so that the pipe ends with the process
 
@@ -107,7 +108,7 @@ class LocalExecutor(AbstractContextManager):
         """The row of a cell whose process ended without one."""
         hint = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
         ended = f"the process ended with exit code {code} and without a result{hint}"
-        return lost_row(cell, "failed", f"{ended}; its output is in {log_path(self.folder, cell)}")
+        return failed_row(cell, TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}"))
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
