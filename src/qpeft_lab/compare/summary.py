@@ -325,10 +325,7 @@ def _limits(summary: Summary) -> Iterator[str]:
         )
         yield "Intervals cover the variation over seeds only, not over the choice of test data."
     yield from summary.warnings
-    yield unfinished(summary)
     yield from study.data_notes
-    few = f"Preliminary, with fewer than {MIN_SEEDS} seeds"
-    yield _where(summary, few, lambda found: found.metric and found.metric.n < MIN_SEEDS)
     yield _where(summary, "Favored by no verdict, because seeds failed or diverged", lambda found: found.has_failures)
     mixed = "Trained with different learning rates; run the study again to finish it"
     yield _where(summary, mixed, lambda found: len({row["lr"] for row in found.successes.values()}) > 1)
