@@ -57,13 +57,10 @@ class RunSettings:
     )
     data: str = option(
         MISSING,
-        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
-        "built-in corpus (numpy-docs, stdlib-docs), or a hub id. NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT "
-        "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
-        "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns, splits and kind of task; glue/TASK:PATH "
-        "is the same in local files. "
-        "Images: a folder with one sub-folder for each class, a .parquet file with the columns image and label, or "
-        "a hub id.",
+        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files or with a sub-folder "
+        "of images for each class, a .parquet file with the columns image and label, a built-in corpus (numpy-docs, "
+        "stdlib-docs), or a hub id; NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT selects its configuration and split. "
+        "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns and splits; glue/TASK:PATH has local files.",
     )
     out: str = option(MISSING, "Run folder. Run the same command again to resume.")
     method: str = option(

@@ -55,11 +55,10 @@ class Fields:
     is_complete: bool = True
 
     def __iter__(self) -> Iterator[Field[Any]]:
-        return (f for f in fields(self.settings) if "help" in f.metadata and self._offers(f))
-
-    def _offers(self, field: Field[Any]) -> bool:
-        name = field.name
-        return name not in self.leave_out and (name in self.only if self.only else field.default_factory is not dict)
+        for known in fields(self.settings):
+            is_chosen = known.name in self.only if self.only else known.default_factory is not dict
+            if "help" in known.metadata and is_chosen and known.name not in self.leave_out:
+                yield known
 
 
 def needed(text: str, **metadata: Any) -> Any:
