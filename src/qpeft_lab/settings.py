@@ -57,9 +57,9 @@ class RunSettings:
     )
     data: str = option(
         MISSING,
-        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files or with a sub-folder "
-        "of images for each class, a .parquet file with the columns image and label, a built-in corpus (numpy-docs, "
-        "stdlib-docs), or a hub id; NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT selects its configuration and split. "
+        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files or of one "
+        "sub-folder of images for each class, a .parquet file with the columns image and label, a built-in corpus "
+        "(numpy-docs, stdlib-docs), or a hub id; NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT selects its part. "
         "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns and splits; glue/TASK:PATH has local files.",
     )
     out: str = option(MISSING, "Run folder. Run the same command again to resume.")

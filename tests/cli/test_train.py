@@ -1,7 +1,6 @@
 """`qpeft train`: its exit codes, and a run of a file with --config; `qpeft demo` with a tiny base and a small text."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -75,9 +74,3 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, answer, base_fo
     for word in (*(f"{name} {rate:g}" for name, rate in rates.items()), f"{out}/quantum_peft/exported\n", "qpa-frozen"):
         assert word in again.stdout
     assert qpeft_cli("demo", "--steps", 3, "--out", out).exit_code == 2
-
-
-def test_control_of_the_demo_differs_from_qpa_only_in_its_circuit(tmp_path):
-    qpa, control = (demo_command.settings_of(name, tmp_path, 5) for name in ("qpa", "qpa-frozen"))
-    same = {"method_settings": {**qpa.method_settings, "feature_source": "qnn_frozen"}, "out": control.out}
-    assert control == replace(qpa, **same)

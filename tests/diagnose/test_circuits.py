@@ -201,7 +201,6 @@ LADDER = Ansatz("ry_ladder", 3, 2)
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: porter_thomas(np.full(4, 0.25), "Real"),
         lambda: porter_thomas(np.ones((3, 1))),
         lambda: porter_thomas(np.full(4, 0.5)),
         lambda: porter_thomas(np.array([np.nan, 1.0])),
@@ -209,7 +208,6 @@ LADDER = Ansatz("ry_ladder", 3, 2)
         lambda: redundancy(LADDER, torch.zeros(3, 2)),
         lambda: redundancy(LADDER, torch.full((2, 3), torch.nan)),
         lambda: gradient_variance([4], 8, "z_middle"),
-        lambda: gradient_variance([4, 4], 8),
         lambda: gradient_variance([4], 8, "p_0", 1),
         lambda: expressibility(LADDER, 20),
         lambda: meyer_wallach(torch.ones(3, 6)),

@@ -60,15 +60,10 @@ class Loading:
         folder = next((place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None)
         if folder is None:
             raise CheckpointError(f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder")
-        from qpeft.core.checkpoint import check_folder
-        from qpeft.core.frame_file import read_frame_file, with_frame_settings
-
         settings: dict[str, Any] = {}
-        run = run_of(folder)
-        if run is not None and folder.resolve() == run.adapter:
-            with suppress(CheckpointError):  # a damaged record is not needed to load the adapter
-                recorded = run.settings()
-                settings = recorded.method_settings | {"method": recorded.method}
+        if (run := run_of(folder)) is not None and folder.resolve() == run.adapter:
+            recorded = run.settings()
+            settings = recorded.method_settings | {"method": recorded.method}
         for name in ("method", "ansatz"):
             if is_file(settings.get(name)) and getattr(self, name) is None:  # the folder may be of others
                 raise ConfigError(
@@ -76,8 +71,10 @@ class Loading:
                     f"--{name} {quote(settings[name])}"
                 )
         if self.frames is not None:
-            with_frame_settings(check_folder(folder), folder, self.frames)
+            adapter_config(folder, self.frames)
         elif settings.get(FRAMES):
+            from qpeft.core.frame_file import read_frame_file
+
             with suppress(InputError):  # it is looked for next to the adapter then
                 read_frame_file(str(settings[FRAMES]))
         return folder
@@ -107,12 +104,12 @@ def run_of(folder: Path) -> RunFolder | None:
     return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
 
 
-def adapter_config(folder: Path) -> dict[str, Any]:
+def adapter_config(folder: Path, frames: Path | None = None) -> dict[str, Any]:
     """The content of adapter_config.json. Raises CheckpointError if a file of the adapter is missing or damaged."""
     from qpeft.core.checkpoint import check_folder
     from qpeft.core.frame_file import with_frame_settings
 
-    return with_frame_settings(check_folder(folder), folder)
+    return with_frame_settings(check_folder(folder), folder, frames)
 
 
 def virtual_tokens(folder: Path) -> int:

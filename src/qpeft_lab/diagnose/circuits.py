@@ -62,9 +62,8 @@ def field_of(ansatz: Ansatz) -> str:
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
     """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi) as QPA's initial ones, from `seed`.
 
-    Raises ConfigError for fewer than one of the `samples`.
+    Raises ValueError for a negative number of `samples`.
     """
-    _at_least(1, samples=samples)
     return torch.from_numpy(_stream(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape)))
 
 
@@ -91,7 +90,7 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
         that of random states.
 
     Raises:
-        ConfigError: An unknown field, or values that are not probabilities.
+        ConfigError: Values that are not probabilities.
     """
     p = np.atleast_2d(np.asarray(torch.as_tensor(probabilities).detach().cpu()))
     if p.ndim != 2 or len(p) == 0 or p.shape[1] < 2 or np.iscomplexobj(p):
@@ -99,7 +98,7 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
     p = p.astype(np.float64)
     if not np.isfinite(p).all() or p.min() < 0 or abs(p.sum(axis=1) - 1).max() > 1e-3:
         raise ConfigError("these are not probabilities: each must be 0 or more, and those of each state must sum to 1")
-    size, a, quantiles = p.shape[1], _parameter(field), _haar_law(field, p.shape[1]).ppf(_SHARES)
+    size, a, quantiles = p.shape[1], _PARAMETER[field], _haar_law(field, p.shape[1]).ppf(_SHARES)
     random = _stream(zlib.crc32(p.tobytes()))  # deterministic for the same data
     n = max(1, min(len(p), _TESTED // size))
     tested = _distance(quantiles, p if n == len(p) else random.choice(p, n, replace=False))
@@ -149,7 +148,7 @@ def gradient_variance(
     the middle layer, L // 2 of `ry_ladder`, counted from 0.
 
     Args:
-        n_qubits: Widths, ascending.
+        n_qubits: Different widths.
         n_layers: Depth.
         observable: "p_0", the probability of `|0...0>`, or "scaled", the feature 2^N p_i: the mean over i of its
             squared slopes, estimated with random signs of each sample, because E (sum_i s_i x_i)^2 = sum_i x_i^2.
@@ -163,13 +162,12 @@ def gradient_variance(
         that of an exponential decrease, None if the samples are inconclusive.
 
     Raises:
-        ConfigError: An unknown observable, or sizes out of range.
+        ConfigError: An unknown observable, or fewer than two samples.
     """
     if observable not in OBSERVABLES:
         raise ConfigError(f"unknown observable {observable!r}; choose one of {', '.join(OBSERVABLES)}")
-    if not n_qubits or sorted(set(n_qubits)) != list(n_qubits):
-        raise ConfigError(f"n_qubits must be one or more widths in ascending order, got {list(n_qubits)}")
-    _at_least(2, samples=samples)
+    if samples < 2:
+        raise ConfigError(f"samples must be at least 2, got {samples}")
     squares = [_squared_slopes(Ansatz(ansatz, width, n_layers), observable, samples, seed) for width in n_qubits]
     variances = [float(of_width.mean()) for of_width in squares]
     slope = error = vanishes = None
@@ -215,7 +213,8 @@ def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: i
     `divergence`, of Kullback and Leibler, in nats, from random states; `expected`, its mean for random states; and
     `limit`, below which it is in 95 of 100 cases. Raises ConfigError for fewer samples than bins.
     """
-    _at_least(n_bins, samples=samples)
+    if samples < n_bins:
+        raise ConfigError(f"samples must be at least n_bins={n_bins}, got {samples}")
     angles = random_angles(ansatz, 2 * samples, seed).split(2 * max(1, _AT_ONCE >> ansatz.n_qubits))
     pairs = (circuit_states(ansatz, part).unflatten(0, (-1, 2)) for part in angles)
     fidelities = torch.cat([(pair[:, 0].conj() * pair[:, 1]).sum(1).abs().square().clamp(max=1) for pair in pairs])
@@ -263,7 +262,7 @@ def meyer_wallach(states: Tensor) -> Measurement:
     q = 2 * (1 - torch.stack(purities).mean(0))
     field = "complex" if psi.is_complex() else "real"
     mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
-    expected = (size - 2) / (size + 1 / _parameter(field))
+    expected = (size - 2) / (size + 1 / _PARAMETER[field])
     values = {"field": field, "qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
     how = "as" if abs(mean - expected) <= 2 * error else "more than" if mean > expected else "less than"
     return Measurement(f"The qubits are entangled {how} in random {field} states", values)
@@ -271,13 +270,7 @@ def meyer_wallach(states: Tensor) -> Measurement:
 
 def _haar_law(field: str, size: int) -> Any:
     """The distribution, of scipy, of one of `size` probabilities of a random state, and of the fidelity of two."""
-    return beta(_parameter(field), _parameter(field) * (size - 1))
-
-
-def _parameter(field: str) -> float:
-    if field not in _PARAMETER:
-        raise ConfigError(f"unknown field {field!r}; choose one of {', '.join(_PARAMETER)}")
-    return _PARAMETER[field]
+    return beta(_PARAMETER[field], _PARAMETER[field] * (size - 1))
 
 
 def _distance(quantiles: Floats, p: Floats) -> float:
@@ -287,9 +280,3 @@ def _distance(quantiles: Floats, p: Floats) -> float:
 
 def _stream(*seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(seed))
-
-
-def _at_least(least: int, **numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < least:
-            raise ConfigError(f"{name} must be at least {least}, got {number}")
