@@ -20,11 +20,6 @@ _MARKER = "complete"
 _BETWEEN = "  "
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The checkpoint of a step, where the Trainer saves it."""
-    return folder / f"checkpoint-{step}"
-
-
 def step_of(checkpoint: Path) -> int:
     """The number of completed steps in a checkpoint."""
     return int(checkpoint.name.removeprefix("checkpoint-"))

@@ -26,7 +26,7 @@ from qpeft_lab.method_records import lab_record
 from qpeft_lab.progress import Progress
 from qpeft_lab.settings import Intervals, RunSettings
 from qpeft_lab.training import outputs
-from qpeft_lab.training.checkpoints import checkpoint_path, last_intact, prune, seal, step_of
+from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
 from qpeft_lab.training.prepare import Prepared, full_identity, identity_of, prepare
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
@@ -270,7 +270,7 @@ class RunCallback(TrainerCallback):
             control.should_save = self._stop.wanted or state.global_step % self._every.save == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
-        seal(checkpoint_path(self._folder.checkpoints, state.global_step))
+        seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")  # where the Trainer saves it
 
     def _score(self, step: int) -> None:
         with outputs.exact_circuits(self._trainer.model):  # as the adapter is exported

@@ -50,24 +50,13 @@ def build_config(settings: RunSettings) -> PeftConfig:
     record = settings.adapter if settings.attaches else settings.record
     made, ours = record.config_class, _generator_fields(settings)
     given = {name: value for name, value in registered(settings.method_settings).items() if name not in ours}
-    for f in fields(made):  # PEFT does not check types
-        if f.default_factory is dict and not isinstance(given.get(f.name, {}), Mapping):
-            raise ConfigError(f"{f.name} must be a mapping, such as {{q_proj: 2}}, got {given[f.name]!r}")
     defaults = dict(record.defaults)
     if given.get("frames") is not None:
         defaults.pop("target_modules", None)  # those of the frame file
-    values = {**defaults, **lab_record(record).own_hosts.get(settings.host, {}), **seed_value(settings), **given}
+    if record.seed_field in {f.name for f in fields(made)}:  # of random projections, for example
+        defaults[record.seed_field] = settings.seed * lab_record(record).seed_step
+    values = {**defaults, **lab_record(record).own_hosts.get(settings.host, {}), **given}
     return _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
-
-
-def seed_value(settings: RunSettings) -> dict[str, int]:
-    """The field of the PEFT config that gets the seed of the run, unless it is given; empty if there is none.
-
-    Random projections of PEFT's methods have such a field: they do not depend on torch's random stream.
-    """
-    record = settings.adapter if settings.attaches else settings.record
-    has_field = record.seed_field in {f.name for f in fields(record.config_class)}
-    return {record.seed_field: settings.seed * lab_record(record).seed_step} if has_field else {}
 
 
 def registered(given: Mapping[str, Any]) -> dict[str, Any]:
