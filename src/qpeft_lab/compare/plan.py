@@ -119,8 +119,6 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     study.check()
     _check_folder(study, folder)
     if study.generation and (encoder := study.generation.bertscore_model):
-        if not Path(encoder).expanduser().is_dir():
-            raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name the folder of a local encoder")
         encoder_layers(Path(encoder).expanduser())
     model = base_model(study.base)
     config = load_config(model, trust_remote_code)

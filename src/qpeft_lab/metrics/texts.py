@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from qpeft.errors import DataError, InputError
+from qpeft.errors import ConfigError, DataError, InputError
 
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]  # one or more of each text
@@ -81,6 +81,8 @@ def encoder_layers(folder: Path) -> int:
     """
     from qpeft_lab.base_model import load_config, load_tokenizer
 
+    if not folder.is_dir():
+        raise ConfigError(f"bertscore_model: no folder {folder}; name the folder of a local encoder")
     if load_tokenizer(str(folder)).model_max_length > _MAX_LENGTH:
         raise InputError(f"{folder}/tokenizer_config.json: set model_max_length, to 512 for most encoders")
     if find_spec("bert_score") is None:
