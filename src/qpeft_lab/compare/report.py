@@ -217,7 +217,7 @@ def interval(found: Difference | None, factor: float = 1.0) -> str:
 def _facts(summary: Summary) -> dict[str, str]:
     study = summary.study
     epochs = study.training.get("epochs")
-    length = f"{study.training['steps']:,} steps" + (f" ({epochs:g} epochs)" if epochs else "")
+    length = f"{study.training['steps']:,} steps" + (f" ({epochs:g} epoch{'s' * (epochs != 1)})" if epochs else "")
     return {
         "Base": f"{Path(study.base).name}, {study.params_total:,} parameters",
         "Data": without_folders(study.data),
