@@ -46,7 +46,6 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     for name in ("docs.jsonl", "train.jsonl"):
         (folder / name).write_text(rows, encoding="utf-8")
     (folder / "text.txt").write_text("\n\n".join(docs), encoding="utf-8")
-    (folder / "train.tsv").write_text("what a joy\tgood\nhow very dull\tbad\n" * 20, encoding="utf-8")
     pairs = [f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}." for n in range(60)]
     for name, some in (("pairs.csv", pairs), ("few-pairs.csv", pairs[:4])):
         (folder / name).write_text("prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some))

@@ -2,9 +2,9 @@
 
 import pytest
 from families import EXPERTS, experts
+from folders import bytes_of
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 
 import qpeft
 from qpeft import methods
@@ -23,13 +23,10 @@ def adapted(model):
 
 
 def built(base, config, folder):
-    """What a plan counts, after injection and saving; the stored tensors without hashes."""
+    """What a plan counts, after injection and saving."""
     model = get_peft_model(base, config)
     model.save_pretrained(folder, save_embedding_layers=False)
-    stored = load_file(folder / "adapter_model.safetensors")
-    seal = 8 * any(key.endswith(".values") for key in stored)  # of Quantum-PEFT's stream
-    n_bytes = sum(tensor.nbytes for key, tensor in stored.items() if not key.endswith("fingerprint")) - seal
-    return adapted(model), model.get_nb_trainable_parameters()[0], n_bytes
+    return adapted(model), model.get_nb_trainable_parameters()[0], bytes_of(folder)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from folders import bytes_of, tensors_of
 from peft import (
     IA3Config,
     LNTuningConfig,
@@ -21,7 +22,6 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from safetensors.torch import load_file
 from variants import VARIANTS, Variant, changed
 
 import qpeft
@@ -124,18 +124,6 @@ ROWS = [
     *(("gpt2", variant) for variant in ON_GPT2.items()),
     *(("llama", variant) for variant in (VARIANTS | ON_LLAMA).items()),
 ]
-
-
-def tensors_of(folder):
-    """Those that a plan counts: without hashes."""
-    found = load_file(folder / "adapter_model.safetensors")
-    return {name: tensor for name, tensor in found.items() if not name.endswith("fingerprint")}
-
-
-def bytes_of(folder):
-    tensors = tensors_of(folder)
-    seal = 8 * any(name.endswith(".values") for name in tensors)  # of Quantum-PEFT's stream
-    return sum(tensor.nbytes for tensor in tensors.values()) - seal
 
 
 def live_through(base, variant, batch, folder, logits, **changes):

@@ -1,4 +1,4 @@
-"""Changes to the files of a saved adapter."""
+"""What is stored in the folder of an adapter, and changes to its files."""
 
 import json
 
@@ -22,3 +22,15 @@ def rewrite(folder, change):
     path = folder / "adapter_model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in change(load_file(path)).items()}, path)
     edit_config(folder, weights_sha256=None)
+
+
+def tensors_of(folder):
+    """Those that a plan counts: without hashes."""
+    found = load_file(folder / "adapter_model.safetensors")
+    return {name: tensor for name, tensor in found.items() if not name.endswith("fingerprint")}
+
+
+def bytes_of(folder):
+    tensors = tensors_of(folder)
+    seal = 8 * any(name.endswith(".values") for name in tensors)  # of Quantum-PEFT's stream
+    return sum(tensor.nbytes for tensor in tensors.values()) - seal

@@ -34,7 +34,7 @@ STAND_INS = {
     "glue/rte": "docs.jsonl",
 }
 HUB_NAMES = ("gpt2",)  # replaced in Python as well
-CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}
+CHEAP = {"--steps": "2", "--max-new-tokens": "4"}
 
 # part of a command -> why it is not run
 NOT_RUN = {
@@ -103,7 +103,7 @@ def cheap(line: str) -> list[str]:
         names_something = before.startswith("--") and before != "--out" and before != "--method"
         stands = names_something or (is_study and before in ("run", "plan"))
         found.append(CHEAP.get(before) or (STAND_INS.get(word, word) if stands else word))
-    is_long = words[0] in ("train", "demo") and not {"--steps", "--epochs"} & set(words)
+    is_long = words[0] in ("train", "demo") and "--steps" not in words
     return [*found, "--steps", "2"] if is_long else found
 
 
