@@ -54,8 +54,9 @@ def exported(tmp_path):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_files_and_logits_equal_those_of_stock_peft(llama, ids, adapters, exported, tmp_path, shape):
     plain, llama_copy = copy.deepcopy(llama), copy.deepcopy(llama)
-    model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids)
+    model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids).train()
     report = qpeft.export(model, exported)
+    assert model.training
     fields = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **SHAPES[shape]}
     stock = get_peft_model(plain, LoraConfig(**fields))
     stock.save_pretrained(tmp_path / "stock", save_embedding_layers=False)
@@ -69,7 +70,7 @@ def test_files_and_logits_equal_those_of_stock_peft(llama, ids, adapters, export
     assert report.max_logit_difference <= 1e-6
     assert report.n_bytes == (exported / "adapter_model.safetensors").stat().st_size
     loaded = PeftModel.from_pretrained(llama_copy, exported).eval()
-    torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model, ids), atol=1e-6, rtol=0)
+    torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model.eval(), ids), atol=1e-6, rtol=0)
 
 
 @pytest.mark.long

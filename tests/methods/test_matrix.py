@@ -184,33 +184,21 @@ def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
     def history(make_config):
         model, found = get_peft_model(copy.deepcopy(llama), make_config()), []
 
-        def record():
-            status = model.get_model_status()
-            trained = {
-                name
-                for name in model.peft_config
-                for key, p in model.named_parameters()
-                if p.requires_grad and f".{name}" in key
-            }
-            found.append((status.enabled, status.active_adapters, status.available_adapters, trained))
-
-        record()
-        model.add_adapter("other", make_config())
-        record()
-        model.set_adapter("other")
-        record()
-        model.set_requires_grad("default")
-        record()
-        model.set_adapter("default", inference_mode=True)
-        record()
-        model.set_adapter("default")
-        model.base_model.set_adapter(["default", "other"])
-        record()
-        with model.disable_adapter():
-            found.append(model.get_model_status().enabled)
-        record()
-        model.delete_adapter("default")
-        record()
+        for action in (
+            lambda: None,
+            lambda: model.add_adapter("other", make_config()),
+            lambda: model.set_adapter("other"),
+            lambda: model.set_requires_grad("default"),
+            lambda: model.set_adapter("default", inference_mode=True),
+            lambda: (model.set_adapter("default"), model.base_model.set_adapter(["default", "other"])),
+            lambda: model.delete_adapter("default"),
+        ):
+            action()
+            status, trained = model.get_model_status(), [key for key, p in model.named_parameters() if p.requires_grad]
+            names = {name for name in model.peft_config if any(f".{name}" in key for key in trained)}
+            found.append((status.enabled, status.active_adapters, status.available_adapters, names))
+            with model.disable_adapter():
+                found.append(model.get_model_status().enabled)
         for refused in ("a.b", "other"):
             with pytest.raises((KeyError, ValueError)) as error:
                 model.add_adapter(refused, make_config())
