@@ -5,7 +5,7 @@ imported, before or after qpeft.
 """
 
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 from qpeft.lazy import lazy_names
 
@@ -21,16 +21,11 @@ def __getattr__(name: str) -> Any:
 
 
 class _Registering:
-    """In `sys.meta_path` until the methods are registered: at the end of the import that has also imported peft.
-
-    That is the outermost import of peft or of a module here, because registering needs complete modules.
-    """
-
-    running: ClassVar[set[str]] = set()
+    """In `sys.meta_path` until peft is imported, after which the methods are registered."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != "peft" and not name.startswith("qpeft."):
+        if name != "peft":
             return None
         others: Any = (finder for finder in sys.meta_path if finder is not cls)
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -38,12 +33,8 @@ class _Registering:
             execute = spec.loader.exec_module
 
             def then_register(module: Any) -> None:
-                cls.running.add(name)
-                try:
-                    execute(module)
-                finally:
-                    cls.running.discard(name)
-                if not cls.running and "peft" in sys.modules and cls in sys.meta_path:
+                execute(module)
+                if cls in sys.meta_path:
                     sys.meta_path.remove(cls)
                     _register()
 

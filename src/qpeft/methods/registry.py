@@ -106,8 +106,6 @@ def register_all() -> None:
         name = f"QPEFT_{method.key.upper()}"
         for table in tables if method.tuner is not None else ():
             table.setdefault(name, _Unimported(method, table, name))
-    for method in _registered.values():
-        register_with_peft(method)
 
 
 class _Unimported:
