@@ -89,7 +89,7 @@ def register(method: Method) -> None:
 def register_all() -> None:
     """Register every method of the table with PEFT; safe to call again. Called when peft is imported.
 
-    Raises ConfigError if peft's version is not supported, or another package took a name.
+    Raises ConfigError if the version of peft is not supported.
     """
     import peft
     from peft import mapping
