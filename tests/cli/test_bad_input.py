@@ -78,7 +78,6 @@ TABLE = [
     (ANSWERS, "--prompt-column question --text-column prompt", "--generate"),
     ("export BASE --out OUT", "", "adapter"),
     ("export ADAPTER --out OUT", "--untie", "--merge"),
-    ("export STOCK --out OUT", "", "save_pretrained"),
     ("export ADAPTER --out BASE", "", "BASE"),
     ("diagnose", "", "TARGET"),
     ("diagnose ADAPTER", "--method lroa", "lora"),
@@ -101,28 +100,17 @@ TABLE = [
 ]
 
 
-@pytest.fixture(scope="module")
-def stock_folder(base_folder, tmp_path_factory):
-    """A LoRA of PEFT."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder), LoraConfig(target_modules=["q_proj"]))
-    model.save_pretrained(folder := tmp_path_factory.mktemp("stock"))
-    return folder
-
-
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("command", "change", "named"), TABLE, ids=lambda part: part[:60])
 def test_bad_input_is_refused_and_nothing_is_written(
-    qpeft_cli, base_folder, adapter_folder, stock_folder, tmp_path, monkeypatch, command, change, named
+    qpeft_cli, base_folder, adapter_folder, tmp_path, monkeypatch, command, change, named
 ):
     monkeypatch.chdir(tmp_path)
     places = {"TEXT": tmp_path / "text.txt", "PAIRS": tmp_path / "pairs.csv", "OUT": tmp_path / "out"}
     places["TEXT"].write_text(text := "The king went into the wood. " * 20)
     places["PAIRS"].write_text("prompt,completion\nthe king ,sings\n")
     (folder := tmp_path / "a.safetensors").mkdir()
-    places |= {"BASE": base_folder, "ADAPTER": adapter_folder, "STOCK": stock_folder, "FOLDER": folder}
+    places |= {"BASE": base_folder, "ADAPTER": adapter_folder, "FOLDER": folder}
     before = sorted(tmp_path.iterdir())
     words = f"{command} {change}"
     for name, place in places.items():
