@@ -76,7 +76,7 @@ _NONE = LabRecord()
 _FROM_DATA = LabRecord(calibrate="qpeft_lab.training.initial:attach_gradients")
 _RECORDS = {
     "qpa": LabRecord(own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
-    "quantum_peft": LabRecord(classical_values={"family": ("lie", "kronecker", "core")}),
+    "quantum_peft": LabRecord(classical_values={"family": ("lie", "core")}),
     "qaa": LabRecord(report_note="The defaults of QAA are our own choice: we could not read those of the paper."),
     "sora": LabRecord(uses_param_groups=True),
     "trainable_tokens": LabRecord(check=_refuse_images, calibrate="qpeft_lab.training.initial:choose_tokens"),

@@ -70,7 +70,6 @@ ON_LLAMA = {
         {"columns": "first", "construction": "qsd", "r": 5},
         {"construction": "pad", "n_layers": 2},
         {"family": "lie", "lie_map": "cayley", "lie_rank": 2},
-        {"family": "kronecker", "r": 4},
         {"entangler": "signs", "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}},
         {"entangler": "none", "share": "type"},
         *({"bits": bits, "share": "type"} for bits in (4, 3, 1)),

@@ -27,7 +27,6 @@ def test_deepspeed_zero_is_refused_before_the_first_step(llama, variant, ids, ma
         ),
         ("quantum_peft", {}),
         *(("quantum_peft", one) for one in ({"entangler": "signs"}, {"bits": 4}, {"family": "lie"})),
-        ("quantum_peft", {"family": "kronecker"}),
     ],
     ids=str,
 )

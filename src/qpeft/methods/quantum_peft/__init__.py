@@ -30,9 +30,9 @@ class QuantumPeftGeneratorConfig:
 
     family: str = option(
         "pauli",
-        "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a classical control: "
-        "Kronecker products of small vectors (kronecker), or a trained matrix inside a frame (core).",
-        choices=("pauli", "lie", "kronecker", "core"),
+        "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a control: a trained matrix "
+        "inside a frame (core).",
+        choices=("pauli", "lie", "core"),
     )
     n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1)
     construction: str = option(

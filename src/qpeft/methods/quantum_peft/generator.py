@@ -123,10 +123,6 @@ def draw(config: QuantumPeftGeneratorConfig, init: SeededInit, name: str, width:
         shape = (count_lie(width, config.lie_rank),)
         lie_columns(torch.zeros(width, config.lie_rank), rank)  # raises ConfigError if it does not fit
         return init.normal(name, shape, std or 1.0 / math.sqrt(width))
-    if config.family == "kronecker":
-        a, b, n_a, n_b = _kronecker_sizes(width, rank)
-        left = init.normal(f"{name}.left", (n_a * a,), 1 / math.sqrt(a))
-        return torch.cat([left, init.normal(f"{name}.right", (n_b * b,), 1 / math.sqrt(b))])
     # a core is between U and V^T that are frames
     return torch.zeros(width * rank if name.endswith(".u") else 0, device=init.device)
 
@@ -138,8 +134,6 @@ def columns(config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, 
     if config.family == "lie":
         matrices = [lie_matrix(p, width, config.lie_rank) for p, width, _ in batches]
         return [lie_columns(b, rank, config.lie_map) for b, (*_, rank) in zip(matrices, batches, strict=True)]
-    if config.family == "kronecker":
-        return [_kronecker(*batch) for batch in batches]
     identities = [torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1) for p, _, rank in batches]
     return [p.view_as(eye) if p.numel() else eye for (p, *_), eye in zip(batches, identities, strict=True)]
 
@@ -160,21 +154,6 @@ def _entangler_signs(entangler: str, n_layers: int, seed: int, n_qubits: int) ->
     shape = 2 * n_layers, 2**n_qubits
     drawn = SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0) if entangler == "signs" else torch.ones(shape)
     return torch.where(drawn < 0, -1.0, 1.0)
-
-
-def _kronecker(parameters: Tensor, width: int, rank: int) -> Tensor:
-    """Control: each column is the Kronecker product of two small trained vectors, cut to the width."""
-    a, b, n_a, n_b = _kronecker_sizes(width, rank)
-    left, right = parameters.split([n_a * a, n_b * b], dim=1)
-    products = torch.einsum("nia,njb->nabij", left.view(-1, n_a, a), right.view(-1, n_b, b))
-    return products.reshape(-1, a * b, rank)[:, :width]
-
-
-def _kronecker_sizes(width: int, rank: int) -> tuple[int, int, int, int]:
-    """Lengths a and b, a * b >= w, and numbers A and B of vectors, A * B = K, as equal as can be."""
-    a = math.isqrt(width - 1) + 1
-    n_b = next(d for d in range(math.isqrt(rank), 0, -1) if rank % d == 0)
-    return a, -(-width // a), rank // n_b, n_b
 
 
 # -- the generator
