@@ -1,5 +1,7 @@
-"""The simulator against PennyLane, the gate-by-gate reference, dense matrices and finite differences."""
+"""The simulator against PennyLane, the gate-by-gate reference, dense matrices and finite differences; its memory."""
 
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -132,3 +134,21 @@ def test_contract_detects_another_circuit(mistake):
 
     with pytest.raises(AssertionError, match="dense reference"):
         ansatz_contract(lambda: LADDER, reference)
+
+
+PROGRAM = """
+import resource, torch
+from qpeft.circuits import *
+angles = torch.ones(8, {n}, requires_grad=True)
+torch.autograd.grad(probabilities(angles), angles, torch.ones(2**{n}))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.long
+def test_memory_of_20_qubits_is_below_25_vectors():
+    few, many = (
+        int(subprocess.run([sys.executable, "-c", PROGRAM.format(n=n)], check=True, capture_output=True).stdout)
+        for n in (2, 20)
+    )
+    assert 1024 * (many - few) < 25 * 4 * 2**20
