@@ -58,8 +58,8 @@ UNUSED = ("qiskit", "qiskit_aer", "qiskit_ibm_runtime", "pathos", "torchdiffeq",
 
 def circuits(quick: bool) -> Iterator[Row]:
     """QPA's circuit: all probabilities, and the gradient of a weighted sum of them."""
-    rounds = 2 if quick else 9
-    for n_qubits in (4,) if quick else (7, 8, 10, 12, 16):
+    for n_qubits in (4,) if quick else (7, 8, 10, 12, 16, 20):
+        rounds = 2 if quick else 3 if n_qubits == 20 else 9
         for dtype, tolerance in TOLERANCE.items():
             ansatz, angles, weights = problem(n_qubits, dtype)
             ways = {"PennyLane default.qubit, backprop": default_qubit_gradient}
@@ -70,7 +70,8 @@ def circuits(quick: bool) -> Iterator[Row]:
             others = {name: partial(way, ansatz, angles, weights) for name, way in ways.items()}
             what = f"{n_qubits} qubits, forward and backward, {str(dtype).removeprefix('torch.')}"
             yield from measure(what, partial(gradient, angles, weights), others, tolerance, rounds)
-    for n_qubits in (4,) if quick else (8, 12, 16):
+    for n_qubits in (4,) if quick else (8, 12, 16, 20):
+        rounds = 2 if quick else 3 if n_qubits == 20 else 9
         ansatz, angles, _ = problem(n_qubits, torch.float64)
         others = {
             "PennyLane default.qubit": partial(forward, ansatz, angles, "default.qubit", "backprop"),
