@@ -15,7 +15,6 @@ from qpeft_lab.diagnose.adapters import Adapter, Circuit, angle_movement, effect
 from qpeft_lab.diagnose.circuits import Measurement
 
 _WIDEST = 14  # qubits: with more, sampling many circuits or shifting every angle takes minutes
-_PAIRS = 10  # pairs of states per sample: fidelities are cheap
 _WIDEST_MATRIX = 4096  # rows and columns: the singular values take seconds
 Answers = Iterator[tuple[str, Measurement]]  # by subject: "start", "trained", ...
 
@@ -25,7 +24,7 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
 
     Args:
         folder: Of the adapter, or of its run.
-        samples: Random circuits for each measurement; ten times as many pairs of states for expressibility.
+        samples: Random circuits for each measurement.
         seed: Seed of the random circuits.
 
     Returns:
@@ -97,13 +96,6 @@ def _gradients(adapter: Adapter, samples: int, seed: int) -> Answers:
         yield name, circuits.gradient_variance(widths, ansatz.n_layers, observable, samples, seed, ansatz.name)
 
 
-def _expressive(adapter: Adapter, samples: int, seed: int) -> Answers:
-    """Whether random angles reach all states of the field, and how entangled the states are."""
-    ansatz = _circuit(adapter).ansatz
-    yield "overlap", circuits.expressibility(ansatz, _PAIRS * samples, seed)
-    yield "entanglement", circuits.meyer_wallach(circuits.random_states(ansatz, samples, seed))
-
-
 def _moved(adapter: Adapter, samples: int, seed: int) -> Answers:
     yield "angles", angle_movement(adapter)
 
@@ -130,7 +122,6 @@ _QUESTIONS: dict[str, tuple[str, Callable[..., Answers]]] = {
     "random": ("Is the circuit random?", _random),
     "redundant": ("Are angles redundant?", _redundant),
     "gradients": ("Do gradients vanish?", _gradients),
-    "expressive": ("Which states does it reach, and how entangled are they?", _expressive),
     "moved": ("Did the angles move?", _moved),
     "rank": ("How many directions does it generate?", _rank),
 }
