@@ -41,8 +41,5 @@ class CompareProgress:
     def on_start(self, cell: Cell) -> None:
         """A cell starts or resumes."""
 
-    def on_step(self, cell: Cell, done: int, total: int) -> None:
-        """`done` of the cell's `total` steps are done."""
-
     def on_row(self, cell: Cell, row: Row) -> None:
         """A cell ended or failed, and its row is written."""

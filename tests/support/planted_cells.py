@@ -92,29 +92,28 @@ def untimed_plan(folder, study):
     return Untimed(plan.folder, plan.study, plan.setup)
 
 
-def run_cell(cell, folder, on_step=lambda done, planned: None):
+def run_cell(cell, folder):
     """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each step found."""
-    journal(folder, f"begin {cell.cell_id}")
     checkpoint = work_folder(cell, folder) / "checkpoint.json"
     state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "loss": 4.0 + abs(cell.lr - 0.2)}
+    journal(folder, f"{'resume' if state['step'] else 'begin'} {cell.cell_id}")
     while state["step"] < STEPS:
         time.sleep(SECONDS)
         state = {"step": state["step"] + 1, "loss": state["loss"] * 0.9 + 0.01 * cell.seed}
         write_json(checkpoint, state)
-        on_step(state["step"], STEPS)
     journal(folder, f"end {cell.cell_id}")
     return planted_row(cell, status="success", valid_loss=state["loss"])
 
 
-def run_in_company(cell, folder, on_step):
+def run_in_company(cell, folder):
     """`run_cell`, but no cell that trains ends before a second one has started."""
     journal(folder, f"waiting {cell.cell_id}")
     while not cell.cell_id.endswith("cost") and (folder / "journal").read_text().count("waiting ") < 2:
         time.sleep(SECONDS)
-    return run_cell(cell, folder, on_step)
+    return run_cell(cell, folder)
 
 
-def run_forever(cell, folder, on_step):
+def run_forever(cell, folder):
     """Until the process is ended."""
     journal(folder, f"begin {cell.cell_id}")
     threading.Event().wait()
@@ -126,14 +125,14 @@ def planted_row(cell, **fields):
     return identity | {"role": cell.role, "seed": cell.seed, "lr": cell.lr, **fields}
 
 
-def run_or_fail(cell, folder, on_step):
+def run_or_fail(cell, folder):
     """`run_cell`, except for methods that are named after a failure."""
     sys.stdout.write("a word of a library")
     disaster = DISASTERS.get(cell.method)
     if disaster is not None:
         journal(folder, f"disaster {cell.method}")
         disaster()
-    return run_cell(cell, folder, on_step)
+    return run_cell(cell, folder)
 
 
 def journal(folder, line):
@@ -154,22 +153,22 @@ DISASTERS = {
 }
 
 
-def run_after_losing_a_worker(cell, folder, on_step):
+def run_after_losing_a_worker(cell, folder):
     """The first time, kill the process of Ray that waits for this one."""
     if not (folder / "journal").exists():
         journal(folder, "lost")
         os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
         time.sleep(600)
-    return run_cell(cell, folder, on_step)
+    return run_cell(cell, folder)
 
 
-def crash_in_ia3(cell, folder, on_step):
+def crash_in_ia3(cell, folder):
     if cell.method == "ia3":
         raise RuntimeError("planted")
-    return run_real_cell(cell, folder, on_step)
+    return run_real_cell(cell, folder)
 
 
-def run_convex(cell, folder, on_step):
+def run_convex(cell, folder):
     """A loss that is convex in the logarithm of the learning rate, with its minimum beyond the grids but for `lora`."""
     minimum = {"lora": 0.2, "high": 9.0}.get(cell.method, 1e-9)
     loss = 1 + abs(math.log10(cell.lr / minimum))

@@ -43,8 +43,7 @@ from qpeft_lab.training.run_folder import environment, read_rows
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task, task_class
 
-Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
-RunCell = Callable[["Cell", Path, Steps], Row]
+RunCell = Callable[["Cell", Path], Row]
 
 _RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
 _DIVERGED = 2.0  # times the first validation loss
@@ -117,7 +116,7 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
     return started_row(cell) | {"error": message, "error_type": kind, "traceback": tail}
 
 
-def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
+def run_cell(cell: Cell, folder: Path) -> Row:
     """Run the cell, or resume its run under `folder`/work, and return its row.
 
     The row has status diverged if the loss is not finite, or ends above twice its first value. Other errors are raised.
@@ -128,7 +127,7 @@ def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: No
         if cell.role == "cost":
             return row | _cost(cell) | {"status": "success"}
         try:
-            ready, found = _train(cell, work_folder(cell, folder), on_step) if cell.spec.rates else _untrained(cell)
+            ready, found = _train(cell, work_folder(cell, folder)) if cell.spec.rates else _untrained(cell)
         except DivergedError as error:
             log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
             return row | {"status": "diverged", "error": str(error), "curve": _curve(log)}
@@ -193,12 +192,12 @@ class KeepBest(TrainerCallback):
             save_file(parameters, temporary)
 
 
-def _train(cell: Cell, work: Path, on_step: Steps) -> tuple[Prepared, Row]:
+def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
     settings = settings_of(cell, work / "run")
     best = work / "best.safetensors"
     work.mkdir(parents=True, exist_ok=True)
     task = read_data(settings)
-    run = fit(settings, _StepProgress(on_step), [KeepBest(best)], task)
+    run = fit(settings, Progress(), [KeepBest(best)], task)
     saved, curve = load_file(best), _curve(read_rows(run.folder.metrics))
     with torch.no_grad():
         for name, parameter in _trainable(run.model).items():
@@ -312,15 +311,3 @@ def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
     return [
         [entry["step"], entry["eval_loss"], entry["seconds"]] for entry in log if entry.get("eval_loss") is not None
     ]
-
-
-class _StepProgress(Progress):
-    def __init__(self, on_step: Steps):
-        self._on_step, self._planned = on_step, 0
-
-    def on_start(self, total: int, done: int) -> None:
-        self._planned = total
-        self._on_step(done, total)
-
-    def on_step(self, step: int, loss: float) -> None:
-        self._on_step(step, self._planned)

@@ -86,23 +86,20 @@ class LocalExecutor(AbstractContextManager):
             theirs.close()  # so that the pipe ends with the process
 
     def _ended(self) -> Iterator[tuple[Cell, Row]]:
-        """Wait for the next messages, and yield the cells that have ended, with their rows."""
+        """Wait until a cell ends, and yield those that have ended, with their rows."""
         ready = wait(self._running) if self._running else []
         for pipe in [pipe for pipe in self._running if pipe in ready]:
             cell, process = self._running[pipe]
             try:
-                message = pipe.recv()
+                row = pipe.recv()
             except (EOFError, OSError):  # it was interrupted or killed
-                message = None
-            if isinstance(message, tuple):
-                self.progress.on_step(cell, *message)
-                continue
+                row = None
             process.join(_PATIENCE)  # it releases its semaphores
             process.kill()
             pipe.close()
             del self._running[pipe]
-            if message or not self.is_stopping:
-                yield cell, message or self._lost(cell, process.exitcode)
+            if row or not self.is_stopping:
+                yield cell, row or self._lost(cell, process.exitcode)
 
     def _lost(self, cell: Cell, code: int | None) -> Row:
         """The row of a cell whose process ended without one."""
@@ -117,7 +114,7 @@ def log_path(folder: Path, cell: Cell) -> Path:
 
 
 def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, pipe: Connection, patience: float) -> None:
-    """Run the cell in its own process. Sends (done, planned) steps, and then its row unless it is interrupted."""
+    """Run the cell in its own process, and send its row unless it is interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
@@ -125,7 +122,7 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, pipe: C
     torch.set_num_threads(threads)
     try:
         with locked(work_folder(cell, folder), patience):
-            row = run_cell(cell, folder, lambda done, planned: pipe.send((done, planned)))
+            row = run_cell(cell, folder)
     except KeyboardInterrupt:
         return
     except BaseException as error:
