@@ -131,14 +131,14 @@ def small_survey(**fields):
     return load_study("survey", {"generation": None, "methods": [LORA]} | fields)
 
 
-def test_smoke_test_has_the_architecture_of_the_base_and_the_columns_of_the_data(tiny_encoder, tmp_path):
+def test_smoke_test_has_the_architecture_of_the_base_and_the_format_of_the_data(tiny_encoder, tmp_path):
     columns = {"training.text_column": "sentence", "training.label_column": "verdict"}
     made = smoke_test(small_survey(base=str(tiny_encoder), task="text-classification", **columns), tmp_path / "out")
     assert AutoConfig.from_pretrained(made.base).model_type == "bert"
     for source in (made.data, made.eval_data, made.test_data):
         rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
-        assert {tuple(row) for row in rows} == {("sentence", "verdict")}
-        assert len({row["verdict"] for row in rows}) == 3
+        assert {tuple(row) for row in rows} == {("text", "label")}
+        assert len({row["label"] for row in rows}) == 3
     assert (len(made.seeds), made.tuning.grid, made.training["steps"]) == (1, [1.0], 2)
     make_plan(made, tmp_path / "out")
 

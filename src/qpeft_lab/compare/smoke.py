@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import random
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from qpeft.checks import unknown
 from qpeft.errors import ConfigError
 from qpeft.files import replace_folder
 from qpeft_lab.base_model import load_config
-from qpeft_lab.compare.data import PARTS, part_file, write_parts
+from qpeft_lab.compare.data import PARTS, TEXT_PAIR, part_file, write_parts
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
@@ -27,6 +28,7 @@ _SIZES = {  # of the fields that a config has
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     **{"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "image_size": 8, "patch_size": 4},
 }
+_REPLACED = ("epochs", "text_column", "label_column", "prompt_column", "completion_column")
 _ROWS = {"train": 32, "validation": 12, "test": 12}
 _CLASSES = 3
 _WORDS = ["king", "queen", "bird", "fox", "wood", "night", "song", "house", "river", "stone", "road", "star"]
@@ -52,31 +54,24 @@ def smoke_test(study: Study, folder: Path) -> Study:
         with replace_folder(place) as target:
             _write_base(study, config, target / "base")
             write_parts(study, {part: _rows(study, part) for part in PARTS}, target)
-    files = {part: str(place / part_file(study, part)) for part in PARTS}
-    values = study.model_dump()
-    for published in (one for method in values["methods"] for one in method["published"]):
-        published["data"] = None  # shown next to the values of the stand-in
-    length = min(study.run.seq_len or _SEQ_LEN, _SEQ_LEN)
-    training = {name: value for name, value in study.training.items() if name != "epochs"}
-    if study.glue:  # which determines them
-        training |= {name: getattr(study.run, name) for name in ("text_column", "text_pair_column", "label_column")}
-    changes: dict[str, Any] = {
-        "name": f"smoke-{study.name}",
-        "title": f"Smoke test of: {study.title}",
-        "question": "Does every method run? Base and data are invented: no value on this page is a result.",
-        "base": str(place / "base"),
-        "data": files["train"],
-        "eval_data": files["validation"],
-        "test_data": files["test"],
-        "seeds": study.seeds[:1],
-        "tuning": values["tuning"] | {"grid": [1.0]},
-        "training": training | _TRAINING | {"seq_len": length},
-        "test_blocks": _TRAINING["eval_blocks"],
-        "costs": False,
-    }
-    if study.generation is not None:
-        changes["generation"] = values["generation"] | _GENERATION
-    return Study.model_validate(values | changes)
+    train, validation, test = (str(place / part_file(study, part)) for part in PARTS)
+    training = {name: value for name, value in study.training.items() if name not in _REPLACED}
+    training |= {"text_pair_column": TEXT_PAIR} if study.run.text_pair_column else {}
+    return study.model_copy(
+        update={
+            "name": f"smoke-{study.name}",
+            "title": f"Smoke test of: {study.title}",
+            "question": "Does every method run? Base and data are invented: no value on this page is a result.",
+            "base": str(place / "base"),
+            **{"data": train, "eval_data": validation, "test_data": test},
+            "seeds": study.seeds[:1],
+            "tuning": study.tuning.model_copy(update={"grid": [1.0]}),
+            "training": training | _TRAINING | {"seq_len": min(study.run.seq_len or _SEQ_LEN, _SEQ_LEN)},
+            "test_blocks": _TRAINING["eval_blocks"],
+            "generation": study.generation and replace(study.generation, **_GENERATION),
+            "costs": False,
+        }
+    )
 
 
 def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
@@ -120,21 +115,17 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 
 def _rows(study: Study, part: str) -> list[dict[str, Any]]:
-    """Rows with the columns of the study's data, or images."""
-    n, run = _ROWS[part], study.run
-    if TASKS[study.task].has_images:
-        size = (n, _SIZES["image_size"], _SIZES["image_size"], 3)
-        images = np.random.default_rng(PARTS.index(part)).integers(0, 256, size, dtype=np.uint8)
-        return [{"image": image, "label": f"class {number % _CLASSES}"} for number, image in enumerate(images)]
-    words, rows = random.Random(part), []
-    for number in range(n):
-        text, kind = f"{part} {number}: {' '.join(words.choices(_WORDS, k=9))}.", number % _CLASSES
-        if not study.is_language_model:
-            label = kind / 2 if TASKS[study.task].is_regression else f"class {kind}"
-            pair = {run.text_pair_column: text} if run.text_pair_column else {}
-            rows.append({run.text_column: text, **pair, run.label_column: label})
-        elif study.generation is not None:
-            rows.append({run.prompt_column: f"{part}[{number // 2}]", run.completion_column: f" {text}"})
+    """Rows of the format of the study's data, with the columns of the split data."""
+    random, task, rows, size = Random(part), TASKS[study.task], list[dict[str, Any]](), _SIZES["image_size"]
+    for number in range(_ROWS[part]):
+        text, kind = f"{part} {number}: {' '.join(random.choices(_WORDS, k=9))}.", number % _CLASSES
+        if study.generation is not None and task.is_language_model:
+            rows.append({"prompt": f"{part}[{number // 2}]", "completion": f" {text}"})
+        elif task.is_language_model:
+            rows.append({"text": "" if study.run.pad_rows and number % 4 == 1 else text})
         else:
-            rows.append({run.text_column: "" if run.pad_rows and number % 4 == 1 else text})
+            image = np.frombuffer(random.randbytes(3 * size**2), np.uint8).reshape(size, size, 3)
+            texts = {"text": text, **({TEXT_PAIR: text} if study.run.text_pair_column else {})}
+            label = kind / 2 if task.is_regression else f"class {kind}"
+            rows.append({**({"image": image} if task.has_images else texts), "label": label})
     return rows
