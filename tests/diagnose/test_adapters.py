@@ -97,19 +97,6 @@ def test_circuit_of_a_folder_equals_that_of_the_model(base, tmp_path, make):
     assert circuit.n_circuits == len(feature.angles())
 
 
-@pytest.mark.parametrize("hidden", [None, (16,)])
-def test_ranks_agree_with_the_bound_of_the_plan(base, tmp_path, hidden):
-    """The change in training is the difference of two matrices, each of the rank of the plan."""
-    config = qpeft.QPAConfig(**LM, r=8, chunk_size=16, hidden=hidden, features=4)
-    bound = qpeft.plan(base(), config).sizes["rank_bound"]
-    moved(get_peft_model(base(), config), tmp_path / "adapter")
-    found = diagnose(tmp_path / "adapter", samples=10)["findings"]["rank"]["measurements"]
-    now, change, updates = found.values()
-    assert now["numerical_rank"] <= now["possible"] == bound
-    assert change["numerical_rank"] <= change["possible"] <= 2 * bound
-    assert updates["possible"] == 8
-
-
 def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
     def left_out(folder):
         found = diagnose(tmp_path / folder, samples=10)["findings"]
@@ -117,7 +104,7 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
 
     host = get_peft_model(base("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
     moved(qpeft.attach(host, qpeft.QPAGeneratorConfig(**CIRCUIT)), tmp_path / "prefix")
-    assert [(key, len(measured)) for key, measured in left_out("prefix").items()] == [("rank", 2)]
+    assert left_out("prefix") == {"rank": []}
     n_qubits = Adapter(tmp_path / "prefix").circuit().ansatz.n_qubits
     for widest, expected in ((n_qubits, ["rank"]), (n_qubits - 1, [*OF_CIRCUITS, "rank"])):
         monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", widest)
@@ -165,7 +152,6 @@ def test_factors_have_the_ranks_of_their_product(seed, rows, r, columns, scale):
     share = s / s.sum()
     assert found["possible"] == min(rows, r, columns)
     assert found["entropy_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
-    assert found["stable_rank"] == pytest.approx((s**2).sum() / s[0] ** 2)
     assert found["numerical_rank"] == (s > 1e-6 * s[0]).sum()
 
 

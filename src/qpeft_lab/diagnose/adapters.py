@@ -179,38 +179,30 @@ def _moves(generator: Any) -> Iterator[Tensor]:
             yield part() - part(initial=True)
 
 
-def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]], bound: int | None = None) -> Measurement:
+def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Measurement:
     """Ranks of generated matrices, from their singular values: means over the matrices that are not zero.
 
     Args:
         updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows, r) and (r, columns):
             such as lora_B and lora_A. Their product is never formed.
-        bound: The highest rank that their construction allows, if it is lower than what their shape allows.
 
     Returns:
-        `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest possible rank;
-        `stable_rank` = ||W||_F^2 / ||W||_2^2; `numerical_rank`, the number of singular values above 1e-6 of the
-        largest; `matrices`, the number of matrices that are not zero. No rank depends on a scalar factor of a matrix,
-        such as LoRA's scaling.
+        `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest rank that the shapes
+        allow; `numerical_rank`, the number of singular values above 1e-6 of the largest; `matrices`, the number of
+        matrices that are not zero. No rank depends on a scalar factor of a matrix, such as LoRA's scaling.
 
     Raises:
         ConfigError: A matrix is not finite.
     """
     singular = [_singular_values(name, update) for name, update in updates.items()]
     used = [s for s in singular if s.any()]
-    entropy, stable, numerical = map(fmean, zip(*map(_ranks, used or singular), strict=True))
-    possible = fmean(min(len(s), bound or len(s)) for s in used or singular)
-    values = {"entropy_rank": entropy, "stable_rank": stable, "numerical_rank": numerical, "possible": possible}
     verdict = "Ranks, the mean over the matrices that are not zero" if used else "Every matrix is zero"
+    values = {
+        "entropy_rank": fmean(torch.special.entr(s / s.sum()).sum().exp().item() for s in used) if used else 0.0,
+        "numerical_rank": fmean(int((s > _ZERO * s[0]).sum()) for s in used) if used else 0.0,
+        "possible": fmean(map(len, used or singular)),
+    }
     return Measurement(verdict, {**values, "matrices": len(used)})
-
-
-def _ranks(s: Tensor) -> tuple[float, float, int]:
-    """Entropy rank, stable rank and numerical rank of descending singular values (k,); 0 if all are 0."""
-    if not s.any():
-        return 0.0, 0.0, 0
-    entropy = torch.special.entr(s / s.sum()).sum().exp().item()
-    return entropy, (s.square().sum() / s[0] ** 2).item(), int((s > _ZERO * s[0]).sum())
 
 
 def _singular_values(name: str, update: Tensor | tuple[Tensor, Tensor]) -> Tensor:

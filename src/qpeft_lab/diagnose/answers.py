@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from qpeft.circuits import exact_probabilities
 from qpeft.errors import ConfigError
 from qpeft_lab.diagnose import circuits
@@ -15,7 +13,6 @@ from qpeft_lab.diagnose.adapters import Adapter, Circuit, angle_movement, effect
 from qpeft_lab.diagnose.circuits import Measurement
 
 _WIDEST = 14  # qubits: with more, sampling many circuits or shifting every angle takes minutes
-_WIDEST_MATRIX = 4096  # rows and columns: the singular values take seconds
 Answers = Iterator[tuple[str, Measurement]]  # by subject: "start", "trained", ...
 
 
@@ -100,19 +97,7 @@ def _moved(adapter: Adapter, samples: int, seed: int) -> Answers:
     yield "angles", angle_movement(adapter)
 
 
-@torch.no_grad()
 def _rank(adapter: Adapter, samples: int, seed: int) -> Answers:
-    """How many directions the generated matrices use: the chunks, and the updates of the weights.
-
-    The matrix of chunks has at most the rank that `qpeft.plan` gives as `rank_bound`. Its change in training is the
-    difference of two such matrices, and so has at most twice that rank.
-    """
-    generator = adapter.generator
-    if generator is not None and (shape := generator.chunk_shape) is not None and min(shape) <= _WIDEST_MATRIX:
-        bound = generator.plan_sizes().get("rank_bound")
-        now, start = generator.chunks(), generator.chunks(initial=True)
-        yield "matrix of chunks", effective_rank({"chunks": now}, bound)
-        yield "its change in training", effective_rank({"change": now - start}, bound and 2 * bound)
     if not (updates := adapter.factors()):
         raise ConfigError("the host adapter is not LoRA: it has no update B A of a weight")
     yield "updates of the weights", effective_rank(updates)
