@@ -199,7 +199,8 @@ def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[st
         for answer in summary.answers[:1]:
             console.print(f"{answer}\n")
         for shown in (shown for shown in (page.results(summary), page.published(summary)) if shown.rows):
-            console.print(table(*page.brief(shown, console.width), title=shown.caption))
+            kept = [title for title in shown.columns if not title.startswith(("Update", "Stored", "Compared"))]
+            console.print(table(kept, shown.frame[kept].to_numpy().tolist(), title=shown.caption))
         for note in summary.warnings:
             say("Note:", note, "bold yellow")
         for row in failures:

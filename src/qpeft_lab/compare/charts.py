@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from markupsafe import Markup, escape
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 344  # pixels
-INK, MUTED, FAINT = "#1c1d20", "#5d6067", "#d9d8d2"
+INK, MUTED = "#1c1d20", "#5d6067"
 _MOST_ROWS = 24  # of the chart of differences
 _MOST_NAMED = 12  # of the chart of sizes
 _LETTER, _LINE = 5.4, 12  # pixels of a label
@@ -125,9 +125,10 @@ def differences(summary: Summary) -> Chart | None:
         axes.locator_params(axis="x", nbins=5)
         sides = ("better", "worse") if summary.study.lower_is_better else ("worse", "better")
         axes.set_xlabel(f"← {sides[0]} | {summary.metric.difference} | {sides[1]} →")
-        caption = "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow: none."
-        if n_rows < sum(found.difference is not None for found in summary.results if found.method.rates):
-            caption += " The table has the others."
+        caption = (
+            f"Method minus what it is compared with, with 95 % intervals, of the best {_MOST_ROWS} methods at most. "
+            "Filled: a verdict; hollow: none."
+        )
         return Chart(f"Differences in {summary.metric.title.lower()}", as_svg(figure), caption)
 
 
@@ -143,16 +144,15 @@ def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
 
 
 def sizes(summary: Summary) -> Chart | None:
-    """Quality against trainable parameters, with labels; a method at the size of another is drawn at that."""
+    """Quality against trainable parameters; labels name the reference, and the best within each number of them."""
     trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.trainable]
+    shown = [found for found in trained if not _is_hopeless(found, summary)] or trained
     if len(trained) < 2:
         return None
     from matplotlib.ticker import EngFormatter, LogLocator
 
     factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
-    outside = [found for found in trained if _is_hopeless(found, summary)]
-    shown = [found for found in trained if found not in outside] or trained
-    points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
+    points = {found.key: (found.trainable, factor * found.metric.mean) for found in shown if found.metric}
     sign, front = 1 if summary.study.lower_is_better else -1, list[str]()
     for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
         if not front or sign * points[key][1] < sign * points[front[-1]][1]:
@@ -161,9 +161,8 @@ def sizes(summary: Summary) -> Chart | None:
     with drawing(300) as (figure, axes):
         axes.set_xscale("log")
         for found in reversed(shown):  # the best on top
-            (x, y), kind = points[found.key], kind_of(found, summary)
-            color = kind.color if found.key in named else FAINT
-            axes.plot(x, y, marker=kind.marker, color=color, ms=6)
+            kind = kind_of(found, summary)
+            axes.plot(*points[found.key], marker=kind.marker, color=kind.color, ms=6)
         axes.set_ylim(*_limits([y for _, y in points.values()]))
         xs = [x for x, _ in points.values()]
         axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
@@ -173,9 +172,7 @@ def sizes(summary: Summary) -> Chart | None:
         _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
         axes.set_xlabel("Trainable parameters")
         axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
-        caption = _unnamed(points, named)
-        if outside:
-            caption += f" Worse than the untrained base, not shown: {', '.join(found.label for found in outside)}."
+        caption = "Methods that are worse than the untrained base are not shown."
         return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
 
 
@@ -191,7 +188,7 @@ def curves(summary: Summary) -> Chart | None:
     named = [*dict.fromkeys(key for key in (summary.study.reference, *lines) if key in lines)][:_MOST_NAMED]
     with drawing(300) as (figure, axes):
         for key, line in reversed(lines.items()):
-            color = kind_of(summary[key], summary).color if key in named else FAINT
+            color = kind_of(summary[key], summary).color
             axes.plot(line, color=color, lw=2.2 if key == summary.study.reference else 1.2)
         low, high = _limits([lines[named[0]].iloc[0], *ends.values()])  # prefixes start far above
         axes.set_ylim(low, high)
@@ -209,7 +206,7 @@ def curves(summary: Summary) -> Chart | None:
                 summary[key].label, (1, ends[key]), (1.05, place), axes.get_yaxis_transform(), arrowprops=line,
                 size=9, va="center", color=color, annotation_clip=False,
             )  # fmt: skip
-        caption = f"The learning rates are those that tuning chose.{_unnamed(lines, named)}"
+        caption = "The learning rates are those that tuning chose."
         return Chart("Validation loss against steps", as_svg(figure), caption)
 
 
@@ -227,17 +224,6 @@ def _is_hopeless(found: Result, summary: Summary) -> bool:
     if base is None or found.metric is None:
         return False
     return found.metric.mean > base if summary.study.lower_is_better else found.metric.mean < base
-
-
-def _size(found: Result, summary: Summary) -> int:
-    """Trainable parameters; of a comparable method at the size of another those of that one."""
-    of = found.method.at_size_of
-    return summary[of].trainable if of and is_comparable(summary.ratio(found)) else found.trainable
-
-
-def _unnamed(drawn: Mapping[str, Any], named: Sequence[str]) -> str:
-    """The part of a caption on methods without a label."""
-    return f" Grey: {len(drawn) - len(named)} further methods." if len(named) < len(drawn) else ""
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

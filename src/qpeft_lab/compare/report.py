@@ -26,15 +26,12 @@ from qpeft_lab.compare.metrics import METRICS, TRAINABLE
 from qpeft_lab.compare.rate_search import MOST_EXTENSIONS
 from qpeft_lab.compare.rows import Row, cell_id, succeeded
 from qpeft_lab.compare.stats import Difference, Stats, describe
-from qpeft_lab.compare.summary import Result, Summary, load, unfinished
+from qpeft_lab.compare.summary import Result, Summary, load
 
 MISSING = "\u2013"
 _VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
-_WIDE = 110  # columns of a terminal
 _DECIMALS, _MOST_DECIMALS = 4, 6
 _NUMBER = re.compile(r"[<>+-]? ?\d")
-# the folders of a path of a machine, which are not shown
-_FOLDERS = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/])")
 
 
 @dataclass(frozen=True)
@@ -87,27 +84,20 @@ def page(summary: Summary) -> str:
         "study": summary.study,
         "facts": _facts(summary),
         "kinds": list(dict.fromkeys(kind_of(found, summary) for found in summary.results)),
-        "unfinished": unfinished(summary),
         "results": results(summary),
         "published": published(summary),
         "charts": [chart for make in (charts.differences, charts.sizes, charts.curves) if (chart := make(summary))],
         "rates": learning_rates(summary),
         "extensions": MOST_EXTENSIONS,
-        "more": [table for table in _more(summary) if len(table.columns) > 1 and table.rows],
+        "more": _more(summary),
         "failures": [(cell_id(row), row["status"], failure(row)) for row in summary.failures],
         "machines": _machines(summary),
     }
     templates = files("qpeft_lab.compare") / "templates"
     options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
     environment = Environment(loader=FileSystemLoader(str(templates)), trim_blocks=True, lstrip_blocks=True, **options)
-    environment.filters["short"] = without_folders
     css = Markup((templates / "style.css").read_text("utf-8").strip())
     return environment.get_template("report.html.j2").render(css=css, version=version("qpeft"), **context)
-
-
-def without_folders(text: str) -> str:
-    """The text without the folders of a machine: `train.txt` instead of a path."""
-    return _FOLDERS.sub("", text)
 
 
 def results(summary: Summary) -> Table:
@@ -172,16 +162,6 @@ def learning_rates(summary: Summary) -> Table:
     return Table.of("rates", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", lines)
 
 
-def brief(table: Table, width: int) -> tuple[list[str], list[list[str]]]:
-    """Titles and rows of a table with what fits on a terminal of `width` columns."""
-    left_out = ("Update", "Stored", *(("Compared", "Remarks") if width < _WIDE else ()))
-    frame = table.frame[[title for title in table.columns if not title.startswith(left_out)]]
-    if width < _WIDE:
-        frame = frame.replace(r" \[.*", "", regex=True)
-    titles = [title.removesuffix(" parameters").removesuffix(" [95 % interval]") for title in frame]
-    return titles, frame.to_numpy().tolist()
-
-
 def failure(row: Row) -> str:
     """Why a row is no success."""
     message = ": ".join(part for part in (row.get("error_type"), row.get("error")) if part)
@@ -220,40 +200,33 @@ def _facts(summary: Summary) -> dict[str, str]:
     length = f"{study.training['steps']:,} steps" + (f" ({epochs:g} epoch{'s' * (epochs != 1)})" if epochs else "")
     return {
         "Base": f"{Path(study.base).name}, {study.params_total:,} parameters",
-        "Data": without_folders(study.data),
+        "Data": study.data,
         "Metric": f"{summary.metric.full_title}, {'lower' if summary.study.lower_is_better else 'higher'} is better",
         "Reference": summary.reference.label,
         "Training": f"{length}, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",
     }
 
 
-def _more(summary: Summary) -> list[Table]:
+def _more(summary: Summary) -> Table:
     """Everything else that was measured."""
-
-    def of(name: str, caption: str, measured: Mapping[str, tuple[str, float, int]]) -> Table:
-        """`measured`: by title, the name of a measurement, the factor to the unit that is shown, and decimals."""
-        lines = [
-            {
-                "Method": _name(found, summary),
-                **{title: mean_sd(found.stats(one), n, factor) for title, (one, factor, n) in measured.items()},
-            }
-            for found in summary.ordered
-        ]
-        return Table.of(name, caption, lines)
-
     others = [name for name in METRICS if name not in (summary.study.metric, TRAINABLE)]
-    scores = {summary.shown(name).full_title: (name, METRICS[name].factor, _DECIMALS) for name in others}
-    costs = {
+    measured = {  # by title: the name of a measurement, the factor to the unit that is shown, and decimals
+        **{summary.shown(name).full_title: (name, METRICS[name].factor, _DECIMALS) for name in others},
         "Training (s, shared machine)": ("seconds", 1.0, 1),
         "Generator parameters": ("params_generator", 1.0, 0),
         "Step (ms)": ("step_ms", 1.0, 1),
         "Step ÷ the reference's": ("step_ratio", 1.0, 2),
         "Peak memory (MB)": ("peak_mem_bytes", 1e-6, 1),
     }
-    return [
-        of("scores", "Other scores on the test data", scores),
-        of("costs", "Costs, measured while nothing else of the study ran", costs),
+    lines = [
+        {
+            "Method": _name(found, summary),
+            **{title: mean_sd(found.stats(one), n, factor) for title, (one, factor, n) in measured.items()},
+        }
+        for found in summary.ordered
     ]
+    caption = "Other scores on the test data; costs. Steps and memory were measured while nothing else of the study ran"
+    return Table.of("more", caption, lines)
 
 
 def _machines(summary: Summary) -> str:
@@ -287,7 +260,7 @@ def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
         "statuses": " ".join(f"{seed}:{status}" for seed, status in found.statuses.items()),
         "metric.mean": stats and stats.mean,
         "metric.sd": stats and stats.sd,
-        "metric.n": stats.n if stats else 0,
+        "metric.n": len(stats.values) if stats else 0,
     }
     line |= {f"delta.{f.name}": found.difference and getattr(found.difference, f.name) for f in fields(Difference)}
     rows = [*found.successes.values(), found.cost or {}]

@@ -28,10 +28,6 @@ class Stats:
     sd: float | None
     values: dict[int, float]  # by seed
 
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
 
 @dataclass(frozen=True)
 class Difference:

@@ -281,13 +281,6 @@ def _verdicts(found: Sequence[Result], other: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def unfinished(summary: Summary) -> str:
-    """How many runs are missing; empty for a complete study."""
-    statuses = [status for found in summary.results for status in found.statuses.values()]
-    n = statuses.count(MISSING)
-    return f"{n:,} of {len(statuses):,} runs are missing: the study is not finished." if n else ""
-
-
 def _where(summary: Summary, text: str, holds: Callable[[Result], Any]) -> str:
     """The text with the labels of the methods for which it holds; empty if there are none."""
     labels = "; ".join(found.label for found in summary.results if holds(found))
@@ -295,6 +288,9 @@ def _where(summary: Summary, text: str, holds: Callable[[Result], Any]) -> str:
 
 
 def _warnings(summary: Summary) -> Iterator[str]:
+    statuses = [status for found in summary.results for status in found.statuses.values()]
+    if n := statuses.count(MISSING):
+        yield f"{n:,} of {len(statuses):,} runs are missing: the study is not finished."
     before = "The best step is 0 with every seed, so the values are those before training"
     yield _where(summary, before, lambda found: not found.has_improved)
     yield _where(summary, "A learning rate outside those tried may be better for", lambda found: found.lr_at_edge)
