@@ -24,7 +24,6 @@ class LabRecord:
     # it returns a function to call with the model before the first step, or None
     calibrate: Callable[[Any, Any, Any], Callable[[Any], None] | None] | str | None = None
     uses_param_groups: bool = False  # whether the optimizer needs `qpeft.param_groups`
-    report_note: str = ""  # a sentence for reports of studies with this method
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """Call the function in field `name`; returns None if there is none."""
@@ -77,16 +76,11 @@ _FROM_DATA = LabRecord(calibrate="qpeft_lab.training.initial:attach_gradients")
 _RECORDS = {
     "qpa": LabRecord(own_hosts={"lora": {}, "dora": {"use_dora": True}}, revision=2),
     "quantum_peft": LabRecord(classical_values={"family": ("lie", "core")}),
-    "qaa": LabRecord(report_note="The defaults of QAA are our own choice: we could not read those of the paper."),
     "sora": LabRecord(uses_param_groups=True),
     "trainable_tokens": LabRecord(check=_refuse_images, calibrate="qpeft_lab.training.initial:choose_tokens"),
     "lora": _FROM_DATA,
     "dora": _FROM_DATA,
-    "prefix": LabRecord(
-        check=_check_prefix,
-        report_note="A prefix changes the base's output even if it is zero, so prefix tuning has another initial loss "
-        "than the other methods.",
-    ),
+    "prefix": LabRecord(check=_check_prefix),
     "prompt": LabRecord(check=_refuse_images),
     # PEFT adds the index of the module to the seed: with 1, seeds would share all but a few projections
     "tiny_lora": LabRecord(seed_step=100_000),

@@ -118,7 +118,7 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     assert (summary["qpa"].lr_at_edge, summary["lora"].lr_at_edge) == ("low", None)
     limits = "\n".join(summary.limits)
     for expected in (
-        *("All quantum circuits are simulated", "9 rows are shared.", "A prefix changes the base's output"),
+        *("All quantum circuits are simulated", "9 rows are shared."),
         *("3 rows are empty.", "than their method: QAA's offset alone.", "differ by up to 50%"),
         "run the study again to finish it: QAA.",
         "may be better for: QPA over LoRA r=8, half its parameters.",

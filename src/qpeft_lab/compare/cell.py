@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 
 import qpeft
 from qpeft import methods
-from qpeft.errors import DataWarning, QpeftError
+from qpeft.errors import DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
@@ -236,13 +236,10 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     found = _quality(score)
     if methods.get(cell.spec.method).trains in (Trains.ADAPTER, Trains.MODEL):
         found |= rank_fields(model, lambda: untrained_model(cell))
-    left_out = [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]
     if setup.generation and setup.run.is_language_model:
-        try:
-            found |= _generated(setup.test, setup.generation, model, test)
-        except QpeftError as error:  # the other measurements are kept
-            left_out.append(f"No answers to prompts were scored: {error}")
-    return found | ({"left_out": list(dict.fromkeys(left_out))} if left_out else {})
+        found |= _generated(setup.test, setup.generation, model, test)
+    left_out = [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]
+    return found | {"left_out": list(dict.fromkeys(left_out))}
 
 
 def _cost(cell: Cell) -> Row:

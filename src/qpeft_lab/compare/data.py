@@ -89,13 +89,9 @@ def _content_of(source: str) -> str:
     return source if sha is None else sha if name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
 
 
-def _has_images(study: Study) -> bool:
-    return TASKS[study.task].has_images
-
-
 def part_file(study: Study, part: str) -> str:
     """The name of the file of a part."""
-    return f"{part}.parquet" if _has_images(study) else f"{part}.jsonl"
+    return f"{part}.parquet" if TASKS[study.task].has_images else f"{part}.jsonl"
 
 
 def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> list[str]:
@@ -126,7 +122,7 @@ def _texts(study: Study, row: Any) -> list[Any]:
 def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
     """The parts, and notes on them. Held-out rows that another source replaces are training data again."""
     rows, notes = _read(study, study.data, "train"), list[str]()
-    own = study.data if has_validation_split(study.data, _has_images(study)) else None
+    own = study.data if has_validation_split(study.data, TASKS[study.task].has_images) else None
     source, test_source = study.eval_data or own, study.test_data
     if (glue := study.glue) is not None and own is not None:
         source, test_source = study.eval_data, study.test_data or own
@@ -154,7 +150,7 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
     training = study.run
     if study.is_language_model:
         return load_examples(source, split, training)
-    if _has_images(study):
+    if TASKS[study.task].has_images:
         return [{"image": image, "label": name} for image, name in load_images(source, split, training.label_column)]
     columns = {name: column for name in _COLUMNS if (column := getattr(training, name)) is not None}
     rows = load_labelled_texts(source, split, columns, lambda label, where: label)
@@ -209,7 +205,7 @@ def write_parts(study: Study, parts: Mapping[str, Sequence[Any]], folder: Path) 
     """Write the rows of each part: lines of JSON, or images."""
     for part, rows in parts.items():
         path = folder / part_file(study, part)
-        if _has_images(study):
+        if TASKS[study.task].has_images:
             write_images(path, [(row["image"], row["label"]) for row in rows])
         else:
             write_text(path, "".join(map(json_line, rows)))

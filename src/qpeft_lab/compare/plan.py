@@ -265,7 +265,6 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
             "rates": rates,
             "hash": sha[:12],
             "kind": kind_with(record, draft.settings),
-            "note": draft.note or lab_record(record).report_note,
             "published": [value for value in draft.published if value.data in data],
         }
     )

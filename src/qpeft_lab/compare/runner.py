@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qpeft.checks import unknown
-from qpeft.errors import ConfigError
 from qpeft_lab.compare import cell as cells
 from qpeft_lab.compare.cell import Cell, RunCell, work_folder
 from qpeft_lab.compare.local import LocalExecutor
@@ -23,8 +21,6 @@ from qpeft_lab.progress import CompareProgress
 
 if TYPE_CHECKING:
     from qpeft_lab.compare.plan import Plan
-
-EXECUTORS = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,13 @@ def run(
 
     Args:
         workers: cells that run in parallel; cells that measure time always run alone.
+        executor: `local` or `ray`.
         retry: run the cells that failed in an earlier call again.
         threads: CPU threads of a cell; a different number changes the last bits of its losses.
         run_cell: what runs a cell, importable by a child process; `cell.run_cell` by default.
 
     Raises:
-        ConfigError: an unknown executor, or another run in the same folder; nothing was done.
+        ConfigError: another run uses the same folder; nothing was done.
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
     make_executor, progress = _executor(executor), progress or CompareProgress()
@@ -121,8 +118,6 @@ class _Run:
 
 
 def _executor(name: str) -> type[LocalExecutor]:
-    if name not in EXECUTORS:
-        raise ConfigError(unknown("executor", name, EXECUTORS))
     if name == "local":
         return LocalExecutor
     from qpeft_lab.compare.ray import RayExecutor
