@@ -24,7 +24,6 @@ from qpeft.circuits.simulate import circuit_states
 from qpeft.errors import ConfigError
 
 Floats = NDArray[np.float64]
-OBSERVABLES = ("scaled", "p_0")
 _PARAMETER = {"real": 0.5, "complex": 1.0}
 _SHARES = np.arange(1, 4096) / 4096  # at which distances are computed: more would add less than 1/4096
 _RESAMPLES = 199  # simulated data sets: the smallest p-value is 1/200
@@ -138,21 +137,19 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
 def gradient_variance(
     n_qubits: Sequence[int],
     n_layers: int,
-    observable: str = "scaled",
     samples: int = 200,
     seed: int = 0,
     ansatz: str = "ry_ladder",
 ) -> Measurement:
-    """Whether gradients vanish with width: the variance of d(observable)/d(angle), angles uniform on [-pi, pi).
+    """Whether gradients vanish with width: the variance of d(2^N p_i)/d(angle), angles uniform on [-pi, pi).
 
-    The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the angles of
-    the middle layer, L // 2 of `ry_ladder`, counted from 0.
+    The mean over the angles is 0, so the variance is the mean of squares: over the samples, over the angles of the
+    middle layer, L // 2 of `ry_ladder`, counted from 0, and over i, estimated with random signs s of each sample,
+    because E (sum_i s_i x_i)^2 = sum_i x_i^2.
 
     Args:
         n_qubits: Different widths.
         n_layers: Depth.
-        observable: "p_0", the probability of `|0...0>`, or "scaled", the feature 2^N p_i: the mean over i of its
-            squared slopes, estimated with random signs of each sample, because E (sum_i s_i x_i)^2 = sum_i x_i^2.
         samples: Circuits for each width, at least 2.
         seed: Seed of angles and signs.
         ansatz: Name of the circuit.
@@ -163,13 +160,11 @@ def gradient_variance(
         that of an exponential decrease, None if the samples are inconclusive.
 
     Raises:
-        ConfigError: An unknown observable, or fewer than two samples.
+        ConfigError: Fewer than two samples.
     """
-    if observable not in OBSERVABLES:
-        raise ConfigError(f"unknown observable {observable!r}; choose one of {', '.join(OBSERVABLES)}")
     if samples < 2:
         raise ConfigError(f"samples must be at least 2, got {samples}")
-    squares = [_squared_slopes(Ansatz(ansatz, width, n_layers), observable, samples, seed) for width in n_qubits]
+    squares = [_squared_slopes(Ansatz(ansatz, width, n_layers), samples, seed) for width in n_qubits]
     variances = [float(of_width.mean()) for of_width in squares]
     slope = error = vanishes = None
     if len(n_qubits) > 1 and min(variances) > 0:
@@ -178,7 +173,7 @@ def gradient_variance(
         slope = float(x @ np.log2(variances) / (x @ x))
         error = math.sqrt(x**2 @ scatter**2 / samples) / float(x @ x)
         vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
-    values = {"observable": observable, "layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
+    values = {"layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
     values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
     does = "perhaps vanish" if vanishes is None else "vanish" if vanishes else "do not vanish"
     verdict = f"With {n_layers} layer{'' if n_layers == 1 else 's'} gradients {does} with width"
@@ -187,16 +182,13 @@ def gradient_variance(
     )
 
 
-def _squared_slopes(ansatz: Ansatz, observable: str, samples: int, seed: int) -> Floats:
+def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
     """Averaged over the angles of the middle layer: one value per sample, (samples,)."""
     random, size = _stream(seed, ansatz.n_qubits, ansatz.n_layers), 2**ansatz.n_qubits
     middle = list(ansatz.layers())
     slots = [gate.slot for gate in middle[len(middle) // 2] if gate.slot is not None]
     angles = random_angles(ansatz, samples, int(random.integers(2**63)))
-    if observable == "p_0":
-        weights = torch.eye(1, size, dtype=angles.dtype).expand(samples, -1)
-    else:
-        weights = torch.from_numpy(math.sqrt(size) * random.choice([-1.0, 1.0], (samples, size)))
+    weights = torch.from_numpy(math.sqrt(size) * random.choice([-1.0, 1.0], (samples, size)))
     at_once = max(1, _AT_ONCE // size)
     gradients = []
     for leaf, weight in zip(angles.split(at_once), weights.split(at_once), strict=True):
