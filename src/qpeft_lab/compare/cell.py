@@ -234,8 +234,8 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     test = read_test_data(cell)
     score = test.score(model)
     found = _quality(score)
-    if methods.get(cell.spec.method).trains in (Trains.ADAPTER, Trains.MODEL):
-        found |= rank_fields(model, lambda: untrained_model(cell))
+    if methods.get(cell.spec.method).trains is Trains.ADAPTER:
+        found |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
         found |= _generated(setup.test, setup.generation, model, test)
     left_out = [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]

@@ -26,7 +26,6 @@ _LARGEST = 2048  # the smaller side of an update: the singular values of larger 
 
 Batch = Mapping[str, Tensor]
 Make = Callable[[], Any]
-Update = Tensor | tuple[Tensor, Tensor]  # (rows, columns), or LoRA's factors B (rows, r) and A (r, columns)
 
 
 def stepping(model: Any) -> Callable[[Batch], float]:
@@ -101,41 +100,22 @@ def _peak_memory(before: int) -> int:
 
 
 @torch.no_grad()
-def rank_fields(model: Any, make_untrained: Callable[[], Any]) -> Row:
-    """Numerical and effective rank of the learned updates, means over the changed weights.
+def rank_fields(model: PeftModel) -> Row:
+    """Numerical and effective rank of the updates of an adapter, means over the changed weights; DoRA's magnitudes not.
 
     There are no fields if the method adds nothing to weights. `model` has run since its parameters changed.
-    `make_untrained`: makes the model before training, which is needed for one that is trained without an adapter.
     """
-    updates = _of_adapter(model) if isinstance(model, PeftModel) else _of_weights(model, make_untrained())
-    if not updates:
-        return {}
-    found = effective_rank(updates).values
-    return {"rank_numerical": found["numerical_rank"], "rank_effective": found["entropy_rank"]}
-
-
-def _of_adapter(model: PeftModel) -> dict[str, Update]:
-    """By module; of DoRA without its magnitudes."""
-    found: dict[str, Update] = {}
+    updates: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
         a, b = (getattr(layer, part, {}) for part in ("lora_A", "lora_B"))
         if (adapter := model.active_adapter) in b:
-            found[name] = b[adapter].weight.flatten(1), a[adapter].weight.flatten(1)
+            updates[name] = b[adapter].weight.flatten(1), a[adapter].weight.flatten(1)
         elif adapter not in a and (update := getattr(layer, "get_delta_weight", None)):
-            _add(found, name, update(adapter))
-    return found
-
-
-def _of_weights(model: Any, untrained: Any) -> dict[str, Update]:
-    found, before = {}, dict(untrained.named_parameters())
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and weight.dim() > 1:
-            _add(found, name, weight - before[name].to(weight.device))
-    return found
-
-
-def _add(found: dict[str, Update], name: str, update: Tensor) -> None:
-    if min((matrix := update.flatten(1)).shape) <= _LARGEST:
-        found[name] = matrix
+            matrix = update(adapter).flatten(1)
+            updates |= {name: matrix} if min(matrix.shape) <= _LARGEST else {}
+    if not updates:
+        return {}
+    found = effective_rank(updates).values
+    return {"rank_numerical": found["numerical_rank"], "rank_effective": found["entropy_rank"]}
