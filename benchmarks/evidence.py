@@ -75,7 +75,7 @@ def evidence(root: Path = ROOT) -> dict[str, Any]:
         results.append(
             {
                 m.key: Result(
-                    trainable=m.trainable,
+                    trainable=m.method.trainable,
                     lr=m.lr,
                     losses=_rounded(loss[m.key].values),
                     tuning=_tuning(m.trials),

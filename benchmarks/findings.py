@@ -109,7 +109,7 @@ def _qpa_and_lora(summaries: dict[str, Summary]) -> Iterator[tuple[str, Result, 
         of = {key: [m for m in summary.results if m.method.method == key and m.metric] for key in ("qpa", "lora")}
         for ours, other in product(of["qpa"], of["lora"]):
             same = ours.key.endswith("_head") == other.key.endswith("_head")
-            if is_comparable(other.trainable / ours.trainable) and same:
+            if is_comparable(other.method.trainable / ours.method.trainable) and same:
                 yield name, ours, other, mean_difference([summary], ours.key, other.key)
 
 
@@ -122,7 +122,7 @@ def budgets() -> str:
         for summary in summaries.values():
             ok = [m for m in summary.results if m.metric and m.method.rates and not m.has_failures]
             own, other = (
-                min((m for m in ok if m.trainable <= limit and _has_circuit(m) is has), key=_loss)
+                min((m for m in ok if m.method.trainable <= limit and _has_circuit(m) is has), key=_loss)
                 for has in (True, False)
             )
             cells.append(_difference(mean_difference([summary], own.key, other.key)))
@@ -132,7 +132,7 @@ def budgets() -> str:
 
 def _has_circuit(method: Result) -> bool:
     """Whether it is a design with gates between qubits; with R=2 a circuit has one qubit."""
-    return method.method.kind == "quantum" and method.role == "main" and method.key != "type_R2"
+    return method.method.kind == "quantum" and method.method.role == "main" and method.key != "type_R2"
 
 
 def best() -> str:
@@ -154,7 +154,7 @@ def best() -> str:
     found = [method for method in first.results if usable(method)]
     on_the_maps = [m for m in found if "lm_head" not in str(m.method.settings.get("target_modules"))]
     for limit in (64, 400, 1300, 5000):
-        chosen = [max((m for m in some if m.trainable <= limit), key=share) for some in (found, on_the_maps)]
+        chosen = [max((m for m in some if m.method.trainable <= limit), key=share) for some in (found, on_the_maps)]
         for place, method in enumerate({m.key: m for m in chosen}.values()):
             asked = f"{limit:,}{', without the head' * place}"
             losses = [f"{_loss(summary[method.key]):.3f}" for summary in summaries]

@@ -51,7 +51,7 @@ def measured() -> Drawn:
     """The values from the rows."""
     summary = load(ROWS)
     ran = [one for one in summary.results if one.metric and not one.has_failures]
-    points = {one.key: Point(one.key, one.trainable or 0, round(one.metric.mean, 5)) for one in ran if one.metric}
+    points = {one.key: Point(one.key, one.method.trainable, round(one.metric.mean, 5)) for one in ran if one.metric}
     adapters = [points[one.key] for one in ran if one.method.rates]
     best = [min((p for p in adapters if p.trainable <= budget), key=lambda p: p.loss) for budget in BUDGETS]
     return Drawn(points["none"].loss, adapters, best, [points[key] for key in LORA])

@@ -156,7 +156,7 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     assert done.exit_code == 0, done.output
     summary = load(tmp_path / "out")
     if name != OF_GLUE:  # where equal predictions have no correlation
-        compared = {found.key: found.difference.to for found in summary.results if found.role == "control"}
+        compared = {found.key: found.difference.to for found in summary.results if found.method.role == "control"}
         assert compared == {method.key: method.against for method in study.methods if method.against is not None}
     rows = summary.rows
     assert {row["method"] for row in rows} == {method.key for method in study.methods}

@@ -101,7 +101,9 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
     assert charts._mean_curve(summary["qpa"]).to_dict() == {0: 5.0, 20: 3.5}
     svg = charts.curves(summary).svg
     svg = unescape(svg)
-    shown = [f.label for f in summary.ordered if f.method.rates and f.role != "equal_budget" and f.key != "prefix"]
+    shown = [
+        f.label for f in summary.ordered if f.method.rates and f.method.role != "equal_budget" and f.key != "prefix"
+    ]
     assert all(f">{label}<" in svg for label in shown)
     assert ">prefix tuning<" not in svg  # worse than the untrained base
 

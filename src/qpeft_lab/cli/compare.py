@@ -198,9 +198,10 @@ def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[st
         console.print(f"{summary.study.title}\n", style="bold")
         for answer in summary.answers[:1]:
             console.print(f"{answer}\n")
-        for shown in (shown for shown in (page.results(summary), page.published(summary)) if shown.rows):
-            kept = [title for title in shown.columns if not title.startswith(("Update", "Stored", "Compared"))]
-            console.print(table(kept, shown.frame[kept].to_numpy().tolist(), title=shown.caption))
+        for shown in (page.results(summary), page.published(summary)):
+            kept = [title for title in shown.frame if not str(title).startswith(("Update", "Stored", "Compared"))]
+            if kept:
+                console.print(table(kept, shown.frame[kept].to_numpy().tolist(), title=shown.caption))
         for note in summary.warnings:
             say("Note:", note, "bold yellow")
         for row in failures:

@@ -55,7 +55,7 @@ def kind_of(found: Result, summary: Summary) -> Kind:
     """The kind of a method in its study."""
     if found.key == summary.study.reference:
         return REFERENCE
-    if found.role == "control":
+    if found.method.role == "control":
         return CONTROL
     if not found.method.rates:
         return BASE
@@ -145,14 +145,14 @@ def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
 
 def sizes(summary: Summary) -> Chart | None:
     """Quality against trainable parameters; labels name the reference, and the best within each number of them."""
-    trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.trainable]
+    trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.method.trainable]
     shown = [found for found in trained if not _is_hopeless(found, summary)] or trained
     if len(trained) < 2:
         return None
     from matplotlib.ticker import EngFormatter, LogLocator
 
     factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
-    points = {found.key: (found.trainable, factor * found.metric.mean) for found in shown if found.metric}
+    points = {found.key: (found.method.trainable, factor * found.metric.mean) for found in shown if found.metric}
     sign, front = 1 if summary.study.lower_is_better else -1, list[str]()
     for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
         if not front or sign * points[key][1] < sign * points[front[-1]][1]:
@@ -179,7 +179,7 @@ def sizes(summary: Summary) -> Chart | None:
 def curves(summary: Summary) -> Chart | None:
     """Validation loss against steps at the chosen learning rate, a line for each method, with its label at the end."""
 
-    ordered = [found for found in summary.ordered if found.method.rates and found.role != "equal_budget"]
+    ordered = [found for found in summary.ordered if found.method.rates and found.method.role != "equal_budget"]
     shown = [found for found in ordered if not _is_hopeless(found, summary)]
     lines = {found.key: line for found in shown if len(line := _mean_curve(found)) > 1}
     if not lines:

@@ -44,25 +44,15 @@ class Table:
 
     @classmethod
     def of(cls, name: str, caption: str, lines: Sequence[Mapping[str, str]]) -> Table:
-        """`lines`: the texts of each row by title. Columns without any value are left out, except for the first."""
+        """`lines`: the texts of each row by title. Columns without any value are left out."""
         frame = pd.DataFrame(lines, dtype=object).fillna("")
-        is_empty = frame.isin(["", MISSING]).all().tolist()
-        kept = [title for place, title in enumerate(frame) if place == 0 or not is_empty[place]]
-        return cls(name, caption, frame.loc[:, kept])
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.frame.columns)
-
-    @property
-    def rows(self) -> list[list[str]]:
-        return self.frame.to_numpy().tolist()
+        return cls(name, caption, frame.loc[:, ~frame.isin(["", MISSING]).all()])
 
     @property
     def numeric(self) -> set[str]:
         """The columns of numbers, which are aligned to the right."""
-        known = {title: self.frame[title][~self.frame[title].isin(["", MISSING])] for title in self.columns[1:]}
-        return {title for title, texts in known.items() if all(map(_NUMBER.match, texts))}
+        known = {title: texts[~texts.isin(["", MISSING])] for title, texts in self.frame.iloc[:, 1:].items()}
+        return {str(title) for title, texts in known.items() if all(map(_NUMBER.match, texts))}
 
 
 def write_outputs(source: Path, folder: Path | None = None) -> Summary:
@@ -84,12 +74,9 @@ def page(summary: Summary) -> str:
         "study": summary.study,
         "facts": _facts(summary),
         "kinds": list(dict.fromkeys(kind_of(found, summary) for found in summary.results)),
-        "results": results(summary),
-        "published": published(summary),
+        "tables": {make.__name__: make(summary) for make in (results, published, learning_rates, measurements)},
         "charts": [chart for make in (charts.differences, charts.sizes, charts.curves) if (chart := make(summary))],
-        "rates": learning_rates(summary),
         "extensions": MOST_EXTENSIONS,
-        "more": _more(summary),
         "failures": [(cell_id(row), row["status"], failure(row)) for row in summary.failures],
         "machines": _machines(summary),
     }
@@ -108,7 +95,7 @@ def results(summary: Summary) -> Table:
         lines.append(
             {
                 "Method": _name(found, summary),
-                "Trainable parameters": f"{found.trainable:,}",
+                "Trainable parameters": f"{found.method.trainable:,}",
                 "Stored (kB)": decimal(found.mean("bytes_stored"), 1, 1e3),
                 summary.metric.full_title: mean_sd(found.metric, factor=factor),
                 "Compared with": summary.compared_with(found),
@@ -128,7 +115,7 @@ def published(summary: Summary) -> Table:
     for found, one in ((result, one) for result in summary.results for one in result.method.published):
         metric, decimals = one.metric or summary.study.metric, 0 if one.metric == TRAINABLE else _DECIMALS
         # the plan has counted the parameters
-        stats = describe({0: found.trainable}) if metric == TRAINABLE else found.stats(metric)
+        stats = describe({0: found.method.trainable}) if metric == TRAINABLE else found.stats(metric)
         factor = METRICS[metric].factor
         lines.append(
             {
@@ -207,7 +194,7 @@ def _facts(summary: Summary) -> dict[str, str]:
     }
 
 
-def _more(summary: Summary) -> Table:
+def measurements(summary: Summary) -> Table:
     """Everything else that was measured."""
     others = [name for name in METRICS if name not in (summary.study.metric, TRAINABLE)]
     measured = {  # by title: the name of a measurement, the factor to the unit that is shown, and decimals
@@ -238,7 +225,7 @@ def _machines(summary: Summary) -> str:
 
 def _name(found: Result, summary: Summary) -> str:
     """The label after the sign of its kind, indented unless it is a main method."""
-    return f"{'↳ ' * (found.role != 'main')}{kind_of(found, summary).sign} {found.label}"
+    return f"{'↳ ' * (found.method.role != 'main')}{kind_of(found, summary).sign} {found.label}"
 
 
 def _remarks(found: Result, summary: Summary) -> str:

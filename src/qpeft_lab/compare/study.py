@@ -198,8 +198,6 @@ class Study(_Strict):
         for method in self.methods:
             with errors_of(method):
                 self.run_of(method).check()
-                if method.key in (method.against, method.at_size_of):
-                    raise ConfigError("it is compared with itself; name another method")
                 if method.at_size_of in sized:
                     raise ConfigError(f"at_size_of {method.at_size_of}, whose size another determines")
                 if (method.vary is None) != (not method.values) or (method.vary and method.at_size_of is None):

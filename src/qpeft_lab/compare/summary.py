@@ -57,14 +57,6 @@ class Result:
     def label(self) -> str:
         return self.method.label
 
-    @property
-    def role(self) -> str:
-        return self.method.role
-
-    @property
-    def trainable(self) -> int:
-        return self.method.trainable
-
     @cached_property
     def successes(self) -> dict[int, Row]:
         return {seed: row for seed, row in self.seeds.items() if row is not None and succeeded(row)}
@@ -152,9 +144,9 @@ class Summary:
     @property
     def ordered(self) -> list[Result]:
         """Main methods, the best first, each followed by its controls and by those at its size."""
-        others = [found for found in self.by_quality if found.role != "main"]
+        others = [found for found in self.by_quality if found.method.role != "main"]
         listed: list[Result] = []
-        for main in (found for found in self.by_quality if found.role == "main"):
+        for main in (found for found in self.by_quality if found.method.role == "main"):
             listed += [main, *(one for one in others if main.key in (one.method.against, one.method.at_size_of))]
         return listed + [one for one in others if one not in listed]
 
@@ -166,7 +158,9 @@ class Summary:
 
     def ratio(self, found: Result) -> float:
         """Its size as a share of that which it shall have."""
-        return found.trainable / self[found.method.at_size_of].trainable if found.method.at_size_of else 1.0
+        return (
+            found.method.trainable / self[found.method.at_size_of].method.trainable if found.method.at_size_of else 1.0
+        )
 
     def compared_with(self, found: Result) -> str:
         """The label of what it is compared with."""
@@ -247,7 +241,7 @@ def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -
 def _answers(summary: Summary) -> Iterator[str]:
     """First the controls if most of the trained methods have some, or those at its size if the reference has some."""
     trained = [one for one in summary.by_quality if one.method.rates]
-    main, controls = ([one for one in trained if one.role == role] for role in ("main", "control"))
+    main, controls = ([one for one in trained if one.method.role == role] for role in ("main", "control"))
     controlled = {one.method.against for one in controls}
     compared = [_verdicts(main, summary.reference.label)]
     sized = [_within(of, members, summary) for of, members in summary.at_size.items()]
@@ -307,8 +301,8 @@ def _limits(summary: Summary) -> Iterator[str]:
     study, results = summary.study, summary.results
 
     def is_odd(control: Result) -> bool:
-        size = summary[control.method.against].trainable if control.method.against else 0
-        return bool(size) and not LEAST_SHARE <= control.trainable / size <= 1 / LEAST_SHARE
+        size = summary[control.method.against].method.trainable if control.method.against else 0
+        return bool(size) and not LEAST_SHARE <= control.method.trainable / size <= 1 / LEAST_SHARE
 
     yield SIMULATED if any(found.method.kind == "quantum" for found in results) else ""
     yield from (found.method.note for found in results)
