@@ -98,7 +98,7 @@ def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
 def test_answer_of_a_size_names_only_methods_near_it(study_folder):
     summary = load(study_folder)
     [answer] = [answer for answer in summary.answers if answer.startswith("At the size of QAA")]
-    named = {found.key for found in summary.at_size["qaa"] if found.label in answer}
+    named = {found.key for found in summary.results if found.method.at_size_of == "qaa" and found.label in answer}
     assert named == {"bottleneck@qaa", "quantum_peft@qaa", "qpa@qaa", "prefix@qaa"}  # LoRA has 163 %
     assert summary.ratio(summary["lora@qaa"]) == 5780 / 3540
     assert (summary["bottleneck@qaa"].difference.to, summary["bottleneck@qaa"].difference.verdict) == ("qaa", BETTER)

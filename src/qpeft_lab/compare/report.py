@@ -77,7 +77,7 @@ def page(summary: Summary) -> str:
         "tables": {make.__name__: make(summary) for make in (results, published, learning_rates, measurements)},
         "charts": [chart for make in (charts.differences, charts.sizes, charts.curves) if (chart := make(summary))],
         "extensions": MOST_EXTENSIONS,
-        "failures": [(cell_id(row), row["status"], failure(row)) for row in summary.failures],
+        "failures": {cell_id(row): row for row in summary.failures},
         "machines": _machines(summary),
     }
     templates = files("qpeft_lab.compare") / "templates"
@@ -149,12 +149,6 @@ def learning_rates(summary: Summary) -> Table:
     return Table.of("rates", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", lines)
 
 
-def failure(row: Row) -> str:
-    """Why a row is no success."""
-    message = ": ".join(part for part in (row.get("error_type"), row.get("error")) if part)
-    return message or "a loss was not finite, or the last one was more than twice the first"
-
-
 def decimal(value: float | None, decimals: int = _DECIMALS, unit: float = 1.0, sign: str = "") -> str:
     """`3.0512`: the value divided by `unit`."""
     return MISSING if value is None else f"{value / unit:{sign},.{decimals}f}"
@@ -183,14 +177,12 @@ def interval(found: Difference | None, factor: float = 1.0) -> str:
 
 def _facts(summary: Summary) -> dict[str, str]:
     study = summary.study
-    epochs = study.training.get("epochs")
-    length = f"{study.training['steps']:,} steps" + (f" ({epochs:g} epoch{'s' * (epochs != 1)})" if epochs else "")
     return {
         "Base": f"{Path(study.base).name}, {study.params_total:,} parameters",
         "Data": study.data,
         "Metric": f"{summary.metric.full_title}, {'lower' if summary.study.lower_is_better else 'higher'} is better",
         "Reference": summary.reference.label,
-        "Training": f"{length}, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",
+        "Training": f"{study.training['steps']:,} steps, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",
     }
 
 

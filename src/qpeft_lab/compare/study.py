@@ -7,7 +7,6 @@ every method, its learning rates, and the hash of everything that determines its
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -334,14 +333,9 @@ def code_of(name_or_path: str) -> list[str]:
 
 
 def described(error: ValidationError) -> str:
-    """The first three errors, such as `training.steps: Input should be a valid integer, got 'many'`."""
-    lines = []
-    for found in error.errors()[:3]:
-        where, what = ".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")
-        is_plain = found["type"] in ("missing", "value_error")
-        got = "" if is_plain else f", got {reprlib.repr(found['input'])}"  # a short one
-        lines.append(f"{where}: {what}{got}" if where else what)
-    return "; ".join(lines)
+    """The first error, such as `training.steps: Input should be a valid integer`."""
+    found = error.errors()[0]
+    return ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")]))
 
 
 def _metrics_of(task: str | None) -> Sequence[str]:

@@ -150,12 +150,6 @@ class Summary:
             listed += [main, *(one for one in others if main.key in (one.method.against, one.method.at_size_of))]
         return listed + [one for one in others if one not in listed]
 
-    @property
-    def at_size(self) -> dict[str, list[Result]]:
-        """The methods at the size of another by that one, the best first."""
-        keys = dict.fromkeys(found.method.at_size_of for found in self.results if found.method.at_size_of)
-        return {of: [found for found in self.by_quality if found.method.at_size_of == of] for of in keys}
-
     def ratio(self, found: Result) -> float:
         """Its size as a share of that which it shall have."""
         return (
@@ -244,17 +238,14 @@ def _answers(summary: Summary) -> Iterator[str]:
     main, controls = ([one for one in trained if one.method.role == role] for role in ("main", "control"))
     controlled = {one.method.against for one in controls}
     compared = [_verdicts(main, summary.reference.label)]
-    sized = [_within(of, members, summary) for of, members in summary.at_size.items()]
-    compared = [*sized, *compared] if summary.study.reference in summary.at_size else [*compared, *sized]
+    for of in dict.fromkeys(found.method.at_size_of for found in summary.results if found.method.at_size_of):
+        near = [one for one in trained if one.method.at_size_of == of and is_comparable(summary.ratio(one))]
+        if text := _verdicts(near, summary[of].label):
+            place = 0 if of == summary.study.reference else len(compared)
+            compared.insert(place, f"At the size of {summary[of].label}: {text}")
     whose = summary[str(*controlled)].label if len(controlled) == 1 else "the controlled methods"
     answer = _verdicts(controls, whose)
     yield from (answer, *compared) if 2 * len(controlled) > len(main) else (*compared, answer)
-
-
-def _within(of: str, members: Sequence[Result], summary: Summary) -> str:
-    """The comparable methods at the size of another."""
-    text = _verdicts([member for member in members if is_comparable(summary.ratio(member))], summary[of].label)
-    return text and f"At the size of {summary[of].label}: {text}"
 
 
 def _verdicts(found: Sequence[Result], other: str) -> str:
