@@ -179,7 +179,6 @@ def held_out(tmp_path, tokenizer, rows, seq_len, **changes):
     return [[tokenizer.decode(block.ids) for block in part] for part in parts]
 
 
-@pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_one_document_in_20_or_the_last_20th_of_the_blocks_is_held_out(tmp_path, tokenizer):
     train, evaluation = held_out(tmp_path, tokenizer, texts(*(f"{n} the king went" for n in range(40))), 8)
     assert "".join(evaluation) == "19 the king went<end>39 the king went"
@@ -191,7 +190,6 @@ def test_one_document_in_20_or_the_last_20th_of_the_blocks_is_held_out(tmp_path,
     assert len(evaluation) == len(whole) // 20 > 1
 
 
-@pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_partial_block_is_evaluated_but_not_trained_and_blocks_are_limited(tmp_path, tokenizer):
     row, same = texts("the king sings " * 60), {"eval_data": str(tmp_path / "data.jsonl")}
     n = len(tokenizer(row[0]["text"])["input_ids"])
@@ -225,11 +223,3 @@ def test_unusable_texts_are_refused(tmp_path, tokenizer, rows, changes, named):
         changes = {"eval_data": str(tmp_path / "other.jsonl")}
     with pytest.raises(DataError, match=named):
         load_blocks(data(tmp_path, rows, **changes), 16, tokenizer)
-
-
-def test_evaluation_data_that_are_training_data_are_reported(tmp_path, tokenizer):
-    text = "".join(f"The bird number {n} sings in the wood at night.\n" for n in range(90))
-    for shift, found in (("", "evaluation blocks"), ("x", "89 of 90 long lines")):
-        (copy := tmp_path / "copy.txt").write_text(shift + text)
-        with pytest.warns(UserWarning, match=found):
-            load_blocks(data(tmp_path, texts(text), eval_data=str(copy), eval_blocks=0), 64, tokenizer)

@@ -12,10 +12,7 @@ from qpeft_lab.data.glue import TASKS
 from qpeft_lab.data.sources import SourceName, has_validation_split, load_rows, parse_source
 from qpeft_lab.training.tasks import task_class
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:the base model has no weights for"),
-    pytest.mark.filterwarnings("ignore:.* are also training data"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights for")
 
 # columns, classes and validation split of each task, from the data card of nyu-mll/glue
 CARD = {

@@ -11,8 +11,6 @@ from qpeft_lab.data.images import load_images, open_image, write_images
 from qpeft_lab.data.sources import has_validation_split
 from qpeft_lab.training.tasks import ImageClassification
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* are also training data")
-
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):

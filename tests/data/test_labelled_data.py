@@ -14,10 +14,7 @@ from qpeft_lab.data.sources import load_rows
 from qpeft_lab.data.split import hold_out
 from qpeft_lab.training.tasks import TextClassification
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:the base model has no weights for"),
-    pytest.mark.filterwarnings("ignore:.* are also training data"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights for")
 
 
 @pytest.fixture

@@ -37,7 +37,6 @@ from qpeft_lab.training.tasks import task_class
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:the base model has no weights for"),
-    pytest.mark.filterwarnings("ignore:.* are also training data"),
 ]
 
 TEXTS, NUMBERS, IMAGES = TASKS = ["text-classification", "text-regression", "image-classification"]

@@ -85,7 +85,6 @@ def published_perplexity(folder, rows, length) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-@pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_path):
     texts = ["", "the king went into the wood and said how well it sings", "", "a fox"]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 5))

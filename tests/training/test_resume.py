@@ -26,7 +26,6 @@ from qpeft_lab.training.prepare import prepare
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:the base model has no weights for bert.pooler"),
-    pytest.mark.filterwarnings("ignore:.*evaluation examples are also training data"),
 ]
 
 SMALL = {"r": 2, "n_layers": 2, "features": 4}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
@@ -44,21 +43,6 @@ def spread(limit: int, items: list[Item]) -> list[Item]:
     if not limit or len(items) <= limit:
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
-
-
-def warn_of_shared(what: str, training: Iterable[Any], others: Iterable[Any]) -> bool:
-    """Warn if a tenth of the contents, such as the bytes of an example, of the data `what` are also training data.
-
-    Returns whether it warned.
-    """
-    n_shared, n = count_shared(training, others)
-    if is_shared := n_shared > n // 10:
-        warnings.warn(
-            f"{n_shared} of {n} {what} are also training data, so the metrics describe learned examples; give other "
-            "data to measure generalization",
-            stacklevel=1,
-        )
-    return is_shared
 
 
 def count_shared(training: Iterable[Any], others: Iterable[Any]) -> tuple[int, int]:

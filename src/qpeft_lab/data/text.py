@@ -13,7 +13,7 @@ import numpy as np
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples
-from qpeft_lab.data.split import HELD_OUT_EVERY, long_lines, spread, warn_of_shared
+from qpeft_lab.data.split import HELD_OUT_EVERY, spread
 
 if TYPE_CHECKING:
     import torch
@@ -63,10 +63,9 @@ def load_blocks(
     make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)
     rows = load_examples(settings.data, "train", settings)
     validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
-    others: list[Row] = []
     if validation:
-        others = load_examples(validation, "validation", settings)
-        train, evaluation = make(rows, source=settings.data), make(others, source=validation)
+        train = make(rows, source=settings.data)
+        evaluation = make(load_examples(validation, "validation", settings), source=validation)
     elif len(rows) >= HELD_OUT_EVERY:
         train = make([row for number, row in enumerate(rows, start=1) if number % HELD_OUT_EVERY])
         evaluation = make(rows[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY])
@@ -83,10 +82,6 @@ def load_blocks(
                 "tokens each, or an answer within that length; change seq_len, give more data, or set "
                 "eval_data"
             )
-    contents = ([block.ids.tobytes() for block in part if len(block.ids)] for part in (train, evaluation))
-    if not warn_of_shared("evaluation blocks", *contents):
-        # the blocks of a copy may be shifted
-        warn_of_shared("long lines of the evaluation data", long_lines(rows), long_lines(others))
     return train, spread(settings.eval_blocks or 0, evaluation)
 
 

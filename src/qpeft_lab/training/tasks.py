@@ -21,7 +21,7 @@ from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.images import image_bytes, load_images, open_image
 from qpeft_lab.data.labelled import collect_labels, label_name, label_number, load_labelled_texts
 from qpeft_lab.data.sources import has_validation_split
-from qpeft_lab.data.split import Labelled, hold_out, spread, warn_of_shared
+from qpeft_lab.data.split import Labelled, hold_out, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Padding, Tokens
 from qpeft_lab.settings import RunSettings
@@ -163,8 +163,6 @@ class Classification(Task):
         else:
             train, evaluation = hold_out(train, s.data, has_classes=not self.kind.is_regression)
         self.labels = self._labels_of(train)
-        contents = ([self._digest(content) for content, _ in part] for part in (train, evaluation))
-        warn_of_shared("evaluation examples", *contents)
         self.train = self._examples(train, s.data)
         self.evaluation = spread(s.eval_blocks or 0, self._examples(evaluation, validation or s.data))
 
