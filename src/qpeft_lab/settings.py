@@ -13,7 +13,7 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from qpeft import methods
 from qpeft.backends import BackendSettings
@@ -35,14 +35,6 @@ _COUNT: Any = {"at_least": 1, "at_most": MOST}
 _STEPS = 500
 _EVALUATED_BLOCKS = 512
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
-
-
-class Intervals(NamedTuple):
-    """Steps from one to the next."""
-
-    evaluate: int
-    save: int
-    log: int  # training losses in metrics.jsonl: at most 1,000 in a run
 
 
 @dataclass(kw_only=True)
@@ -255,13 +247,10 @@ class RunSettings:
         steps = ceil(self.epochs * ceil(n_batches / self.gradient_accumulation_steps))
         return replace(self, steps=steps, epochs=None)
 
-    def intervals(self) -> Intervals:
-        """The given intervals, or defaults that depend on the number of steps."""
-        return Intervals(
-            evaluate=self.eval_every or max(1, self.n_steps // 10),
-            save=self.save_every or max(1, min(500, self.n_steps // 10)),
-            log=ceil(self.n_steps / 1000),
-        )
+    def intervals(self) -> tuple[int, int, int]:
+        """Steps between evaluations, checkpoints, and training losses in metrics.jsonl: at most 1,000 in a run."""
+        tenth = max(1, self.n_steps // 10)
+        return self.eval_every or tenth, self.save_every or min(500, tenth), ceil(self.n_steps / 1000)
 
     def _of_glue(self) -> dict[str, Any]:
         """The fields that a task of GLUE determines."""

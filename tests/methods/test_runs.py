@@ -12,7 +12,7 @@ import qpeft
 from qpeft.methods import Trains, get, hosts, keys
 from qpeft_lab import RunSettings, train
 from qpeft_lab.data.text import load_blocks
-from qpeft_lab.training.methods import build_config, build_generator
+from qpeft_lab.training.methods import build_configs
 from qpeft_lab.training.score import evaluate_language_model
 
 pytestmark = [
@@ -107,7 +107,7 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         assert not result.exported.exists()
     if get(asked.method).trains is Trains.ADAPTER:
         saved = weights(result.adapter if result.adapter.exists() else result.exported)
-        planned = qpeft.plan(asked.model, build_config(asked), build_generator(asked)).stored_bytes
+        planned = qpeft.plan(asked.model, *build_configs(asked)).stored_bytes
         assert 0 <= sum(tensor.nbytes for tensor in saved.values()) - planned <= HASHES
     for model in models.values():
         found = evaluate_language_model(model.eval(), blocks, asked.batch_size)

@@ -75,9 +75,9 @@ def plan(
 def plan_of(settings: RunSettings) -> Plan:
     """What the method of a run costs on its base model."""
     import qpeft
-    from qpeft_lab.training.methods import build_config, build_generator, train_in_full
+    from qpeft_lab.training.methods import build_configs
 
-    config, generator, base, trusted = build_config(settings), build_generator(settings), settings.model, {}
+    base, head, trusted = settings.model, list[str](), {}
     if settings.is_language_model:
         trusted = {"trust_remote_code": settings.trust_remote_code}
     else:
@@ -85,5 +85,6 @@ def plan_of(settings: RunSettings) -> Plan:
 
         n_outputs = 1 if TASKS[settings.task].is_regression else None
         base, head, _ = classifier_on_meta(base, settings.task, n_outputs, settings.trust_remote_code)
-        train_in_full(config, head)
-    return qpeft.plan(base, config, generator, steps=settings.n_steps, **settings.backend_settings, **trusted)
+    return qpeft.plan(
+        base, *build_configs(settings, head), steps=settings.n_steps, **settings.backend_settings, **trusted
+    )

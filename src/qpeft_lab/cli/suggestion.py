@@ -14,7 +14,7 @@ from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
 from qpeft_lab.demo import base_model
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.methods import build_config
+from qpeft_lab.training.methods import build_configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,12 +64,12 @@ def settled(
     settings = RunSettings(**run, backend_settings=backend)
     settings.method_settings = method_settings(settings, method) if found is None else found.settings
     settings.check()
-    if budget.server is not None and settings.record.config is not None:
+    if budget.server is not None and (config := build_configs(settings)[0]) is not None:
         from qpeft_lab.base_model import load_config
         from qpeft_lab.stock_servers import refusals
 
         model_type = load_config(settings.model, settings.trust_remote_code).model_type
-        if reasons := refusals(build_config(settings), model_type, certain=True):
+        if reasons := refusals(config, model_type, certain=True):
             raise ConfigError(f"{'; '.join(reasons)}; choose another adapter or base, or leave out --server")
     return settings, found
 

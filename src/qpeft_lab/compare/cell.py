@@ -197,10 +197,10 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
     best = work / "best.safetensors"
     work.mkdir(parents=True, exist_ok=True)
     task = read_data(settings)
-    run = fit(settings, Progress(), [KeepBest(best)], task)
-    saved, curve = load_file(best), _curve(read_rows(run.folder.metrics))
+    ready, run = fit(settings, Progress(), [KeepBest(best)], task)
+    model, saved, curve = ready.model, load_file(best), _curve(read_rows(work / "run" / "metrics.jsonl"))
     with torch.no_grad():
-        for name, parameter in _trainable(run.model).items():
+        for name, parameter in _trainable(model).items():
             parameter.copy_(saved[name])
     step, loss, _ = min(curve, key=lambda point: point[1])
     found = {
@@ -208,16 +208,16 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
         "curve": curve,
         "valid_loss": loss,
         "best_step": step,
-        "params_trainable": outputs.count_trainable(run.model),
-        "params_head": outputs.count_trainable(run.model, task.head),
-        "params_deployed": outputs.count_deployed(run.model),
-        "params_generator": outputs.count_generator(run.model),
-        "bytes_stored": _stored_bytes(run.model, work),
+        "params_trainable": outputs.count_trainable(model),
+        "params_head": outputs.count_trainable(model, task.head),
+        "params_deployed": outputs.count_deployed(model),
+        "params_generator": outputs.count_generator(model),
+        "bytes_stored": _stored_bytes(model, work),
     }
     if run.circuits is not None:
         found["circuits"] = run.circuits
-        qpeft.set_backend(run.model)  # exact, as it is exported
-    return run.ready, found
+        qpeft.set_backend(model)  # exact, as it is exported
+    return ready, found
 
 
 def _untrained(cell: Cell) -> tuple[Prepared, Row]:

@@ -30,7 +30,7 @@ from qpeft_lab.files import output_folder
 from qpeft_lab.method_records import kind_with, lab_record
 from qpeft_lab.metrics.texts import encoder_layers
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.methods import build_config, build_generator, train_in_full, virtual_tokens
+from qpeft_lab.training.methods import build_configs, virtual_tokens
 from qpeft_lab.training.outputs import count_trainable
 from qpeft_lab.training.tasks import task_class
 from qpeft_lab.user_files import file_hashes, without_folders
@@ -163,9 +163,7 @@ def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) ->
         total = count_trainable(host.model) - in_head if trains is Trains.MODEL else 0
         return total, total
     with errors_of(method):
-        config = build_config(run)
-        train_in_full(config, host.head)
-        planned = count_parameters(host.model, config, build_generator(run))
+        planned = count_parameters(host.model, *build_configs(run, host.head))
     return planned.trainable - in_head, planned.deployed - in_head
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,15 +19,16 @@ import qpeft
 from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
 from qpeft.methods.method import imported
+from qpeft_lab.base_model import fingerprint
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.method_records import lab_record
 from qpeft_lab.progress import Progress
-from qpeft_lab.settings import Intervals, RunSettings
+from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
-from qpeft_lab.training.prepare import Prepared, full_identity, identity_of, prepare
+from qpeft_lab.training.prepare import Prepared, identity_of, prepare
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task
@@ -35,24 +36,6 @@ from qpeft_lab.training.tasks import Task
 
 class DivergedError(TrainingError):
     """A loss or a gradient is not finite."""
-
-
-@dataclass(frozen=True)
-class FittedRun:
-    """A trained model with its scores, in a run folder without an adapter."""
-
-    settings: RunSettings  # with a number of steps
-    folder: RunFolder
-    ready: Prepared  # the model is the trained one, on the device it was trained on
-    before: Score
-    after: Score
-    seconds: float  # from the first score to the last, including saving, without interruptions
-    seconds_per_step: float  # median since the last resume, forward to optimizer
-    circuits: dict[str, Any] | None  # their costs; None on the exact simulator
-
-    @property
-    def model(self) -> Any:
-        return self.ready.model
 
 
 def train(settings: RunSettings, progress: Progress | None = None) -> TrainResult:
@@ -74,14 +57,20 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
         return finished
     ready = prepare(settings, progress)
     with locked(folder.path):
-        run = _fit(settings, folder, identity, ready, progress)
+        result = _fit(settings, folder, identity, ready, progress)
         progress.on_stage("Writing the adapter")
         with _explained(folder):
-            return _publish(run)
+            outputs.write_adapter(ready.model, folder, settings.method, ready.task)
+            stored, exported = map(outputs.weight_bytes, (folder.adapter, folder.exported))
+            result = replace(result, stored_bytes=stored, exported_bytes=exported)
+            folder.write_result(result)
+    return result
 
 
-def fit(settings: RunSettings, progress: Progress, callbacks: Sequence[TrainerCallback], task: Task) -> FittedRun:
-    """As `train`, resumable in the same way, but the model is returned and nothing is exported.
+def fit(
+    settings: RunSettings, progress: Progress, callbacks: Sequence[TrainerCallback], task: Task
+) -> tuple[Prepared, TrainResult]:
+    """As `train`, resumable in the same way, but with the trained model, on its device; no adapter is written.
 
     The `callbacks` are called after qpeft's own. `task` has the data, read for settings of the same model, data and
     lengths.
@@ -89,7 +78,7 @@ def fit(settings: RunSettings, progress: Progress, callbacks: Sequence[TrainerCa
     folder, identity = _checked(settings)
     ready = prepare(settings, progress, task)
     with locked(folder.path):
-        return _fit(settings, folder, identity, ready, progress, callbacks)
+        return ready, _fit(settings, folder, identity, ready, progress, callbacks)
 
 
 def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
@@ -103,31 +92,6 @@ def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
     return folder, identity
 
 
-def _publish(run: FittedRun) -> TrainResult:
-    """Write the compact and the exported adapter, and result.json, which marks the run as finished."""
-    folder, model, task, settings = run.folder, run.model, run.ready.task, run.settings
-    result = TrainResult(
-        out=folder.path,
-        model=settings.model,
-        method=settings.record.key,
-        task=settings.task,
-        steps=settings.n_steps,
-        before=run.before,
-        after=run.after,
-        trainable=outputs.count_trainable(model),
-        trainable_head=outputs.count_trainable(model, task.head),
-        deployed=outputs.write_adapter(model, folder, settings.method, task),
-        stored_bytes=outputs.weight_bytes(folder.adapter),
-        exported_bytes=outputs.weight_bytes(folder.exported),
-        seconds=run.seconds,
-        seconds_per_step=run.seconds_per_step,
-        data_sha256=task.sha256(),
-        circuits=run.circuits,
-    )
-    folder.write_result(result)
-    return result
-
-
 def _fit(
     settings: RunSettings,
     folder: RunFolder,
@@ -135,28 +99,28 @@ def _fit(
     ready: Prepared,
     progress: Progress,
     callbacks: Sequence[TrainerCallback] = (),
-) -> FittedRun:
+) -> TrainResult:
     """Train the remaining steps in the locked folder; `ready.model` is changed in place."""
-    folder.claim(settings, full_identity(settings, ready.task, identity))
+    task, circuits, data_sha256 = ready.task, ready.circuits, ready.task.sha256()
+    model = identity.get("model") or fingerprint(settings.model, task.config)
+    folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
     if settings.epochs is not None:
-        given, n = settings.epochs, len(ready.task.train)
-        settings = settings.with_steps(n)
-        progress.on_note(f"epochs: {given:g} of {n:,} examples, {settings.n_steps:,} steps")
+        given, settings = settings.epochs, ready.settings
+        progress.on_note(f"epochs: {given:g} of {len(task.train):,} examples, {settings.n_steps:,} steps")
     checkpoint = last_intact(folder.checkpoints)
-    every, circuits = settings.intervals(), ready.circuits
     if circuits is not None:
         folder.jobs.touch()
         circuits.jobs.log_to(folder.jobs)
         circuits.forecast(settings.n_steps - (0 if checkpoint is None else step_of(checkpoint)))
         progress.on_note(f"circuits on {circuits}")
         if settings.save_every is None and not circuits.jobs.backend.is_simulator:
-            every = every._replace(save=1)
+            settings = replace(settings, save_every=1)
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint is complete: starting from the beginning")
     stop = StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once"))
     with _explained(folder), stop, outputs.resumable(ready.model):
         trainer = _trainer(settings, ready, folder)
-        callback = RunCallback(trainer, folder, every, stop, progress, ready.task)
+        callback = RunCallback(trainer, folder, settings, stop, progress, task)
         for one in filter(None, (callback, imported(settings.record.callback), *callbacks)):
             trainer.add_callback(one)
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -171,7 +135,22 @@ def _fit(
         jobs = circuits.jobs
         run = {"backend": jobs.backend.name, "gradient": circuits.gradient, "shots_per_circuit": jobs.shots}
         costs = {**run, **jobs.used}
-    return FittedRun(settings, folder, ready, before, after, rows[-1]["seconds"], median(callback.seconds), costs)
+    return TrainResult(
+        out=folder.path,
+        model=settings.model,
+        method=settings.record.key,
+        task=settings.task,
+        steps=settings.n_steps,
+        before=before,
+        after=after,
+        trainable=outputs.count_trainable(ready.model),
+        trainable_head=outputs.count_trainable(ready.model, task.head),
+        deployed=outputs.count_deployed(ready.model),
+        seconds=rows[-1]["seconds"],
+        seconds_per_step=median(callback.seconds),
+        data_sha256=data_sha256,
+        circuits=costs,
+    )
 
 
 def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Trainer:
@@ -217,7 +196,7 @@ def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Train
 
 
 class RunCallback(TrainerCallback):
-    """Reports every loss, and logs, scores and saves at the intervals of `every`.
+    """Reports every loss, and logs, scores and saves at the intervals of the run.
 
     The validation data is scored before the first step and after the last one, too. A checkpoint is also saved when a
     stop is requested, but not at the last step. A loss or gradient that is not finite raises DivergedError before the
@@ -226,11 +205,17 @@ class RunCallback(TrainerCallback):
     """
 
     def __init__(
-        self, trainer: Trainer, folder: RunFolder, every: Intervals, stop: StopRequest, progress: Progress, task: Task
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        settings: RunSettings,
+        stop: StopRequest,
+        progress: Progress,
+        task: Task,
     ):
         self.seconds: list[float] = []  # of each step, forward to optimizer
-        self._trainer, self._folder, self._every, self._stop = trainer, folder, every, stop
-        self._progress, self._task = progress, task
+        self._trainer, self._folder, self._stop, self._progress, self._task = trainer, folder, stop, progress, task
+        self._evaluate_every, self._save_every, self._log_every = settings.intervals()
 
     def on_train_begin(self, args, state, control, **_: Any) -> None:
         rows = state.log_history
@@ -257,17 +242,17 @@ class RunCallback(TrainerCallback):
         if is_step:
             self.seconds.append(time.perf_counter() - self._began)  # reading the loss waits for the device
             self._progress.on_step(step, logs["loss"])
-        if "eval_loss" in logs or (is_step and (is_last or step % self._every.log == 0)):
+        if "eval_loss" in logs or (is_step and (is_last or step % self._log_every == 0)):
             state.log_history.append({**row, "seconds": round(time.monotonic() - self._run_began, 3)})
             with self._folder.metrics.open("a", encoding="utf-8") as file:
                 file.write(json_line(state.log_history[-1]))
-        if is_step and (is_last or step % self._every.evaluate == 0):
+        if is_step and (is_last or step % self._evaluate_every == 0):
             self._score(step)
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
         if state.global_step < state.max_steps:  # after the last step the adapter is saved
             control.should_training_stop |= self._stop.wanted
-            control.should_save = self._stop.wanted or state.global_step % self._every.save == 0
+            control.should_save = self._stop.wanted or state.global_step % self._save_every == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
         seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")  # where the Trainer saves it

@@ -15,7 +15,6 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
     from transformers import PreTrainedModel
 
     from qpeft.generator_config import GeneratorConfig
@@ -40,23 +39,32 @@ def check_setting(settings: RunSettings, name: str) -> None:
         raise ConfigError(unknown(f"field of {whose}:", name, sorted(known)))
 
 
-def build_config(settings: RunSettings) -> PeftConfig:
-    """The PEFT config of a run; the host's, if `qpeft.attach` adds the generator.
+def build_configs(settings: RunSettings, head: Sequence[str] = ()) -> tuple[Any, GeneratorConfig | None]:
+    """The PEFT config of a run, the host's if `qpeft.attach` adds the generator; and the config of this generator.
 
+    None where there is none. The modules named by `head` are trained in full, in addition to the adapter.
     Raises ConfigError for an unknown field or an invalid value.
     """
     for name in settings.method_settings:
         check_setting(settings, name)
+    if settings.record.config is None:
+        return None, None
+    given, generator = registered(settings.method_settings), None
+    if settings.attaches:
+        made = settings.record.generator_class
+        ours = {name: given.pop(name) for name in _generator_fields(settings) & given.keys()}
+        generator = _with_config_errors(made, **{"seed": settings.seed, **ours})
     record = settings.adapter if settings.attaches else settings.record
-    made, ours = record.config_class, _generator_fields(settings)
-    given = {name: value for name, value in registered(settings.method_settings).items() if name not in ours}
-    defaults = dict(record.defaults)
+    made, defaults = record.config_class, dict(record.defaults)
     if given.get("frames") is not None:
         defaults.pop("target_modules", None)  # those of the frame file
     if record.seed_field in {f.name for f in fields(made)}:  # of random projections, for example
         defaults[record.seed_field] = settings.seed * lab_record(record).seed_step
     values = {**defaults, **lab_record(record).own_hosts.get(settings.host, {}), **given}
-    return _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
+    config = _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
+    if head:
+        config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *head})
+    return config, generator
 
 
 def registered(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,15 +79,6 @@ def virtual_tokens(method: str, host: str, given: Mapping[str, Any]) -> int:
     return {**adapter.defaults, **given}.get("num_virtual_tokens", 0)
 
 
-def build_generator(settings: RunSettings) -> GeneratorConfig | None:
-    """The generator that `qpeft.attach` adds to the host; None for other runs. Raises ConfigError."""
-    if not settings.attaches:
-        return None
-    ours = _generator_fields(settings)
-    given = {name: value for name, value in registered(settings.method_settings).items() if name in ours}
-    return _with_config_errors(settings.record.generator_class, **{"seed": settings.seed, **given})
-
-
 def _generator_fields(settings: RunSettings) -> set[str]:
     return {f.name for f in fields(settings.record.generator_class)} if settings.attaches else set()
 
@@ -92,13 +91,11 @@ def build_adapter(
 ) -> Any:
     """The model to train: `base` with an adapter, or `base` itself if the method has none.
 
-    The modules named by `head` are trained in full, in addition to the adapter. `batches` returns training data, for
-    methods that choose what they adapt from it.
-    Raises ConfigError for an unknown field, an invalid value, or target modules that do not exist.
+    `batches` returns training data, for methods that choose what they adapt from it. Raises ConfigError as
+    `build_configs`, and for target modules that do not exist.
     """
-    if settings.record.config is None:
-        for name in settings.method_settings:
-            check_setting(settings, name)
+    config, generator = build_configs(settings, head)
+    if config is None:
         return base
     from peft import get_peft_model
 
@@ -106,8 +103,6 @@ def build_adapter(
     from qpeft.core.config import GeneratedConfig
     from qpeft.core.targets import check_target_modules
 
-    config = build_config(settings)
-    train_in_full(config, head)
     if isinstance(config, GeneratedConfig):
         config.read_files(base)  # which can name the target modules
     check_target_modules(base, config)
@@ -119,14 +114,7 @@ def build_adapter(
                 setattr(built, name, sorted(value))
     if begin is not None:
         begin(model)
-    generator = build_generator(settings)
     return model if generator is None else qpeft.attach(model, generator)
-
-
-def train_in_full(config: Any, modules: Sequence[str]) -> None:
-    """Add `modules` to those that a PEFT config trains in full."""
-    if modules:
-        config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *modules})
 
 
 def _with_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:

@@ -28,8 +28,8 @@ _EMPTY = (
 )
 
 
-def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int:
-    """Save adapter/ and exported/, each atomically; returns the number of parameters needed at inference.
+def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> None:
+    """Save adapter/ and exported/, each atomically.
 
     With method full, exported/ is the model, with its tokenizer or image processor, and there is no adapter/. There is
     no exported/ if stock PEFT has no equal adapter, or if the method has nothing to export.
@@ -38,7 +38,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
         with replace_folder(folder.exported) as target:
             model.save_pretrained(str(target))
             task.processor.save_pretrained(str(target))
-        return count_trainable(model)
+        return
     with replace_folder(folder.adapter) as target:
         qpeft.save(model, target, **saving_options(model))
         task.describe(target)
@@ -52,7 +52,6 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
             else:
                 qpeft.save(model, target, **saving_options(model))
             task.describe(target)
-    return count_deployed(model)
 
 
 def count_deployed(model: Any) -> int:

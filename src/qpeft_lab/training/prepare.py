@@ -23,7 +23,7 @@ from qpeft_lab.data.sources import content_hash
 from qpeft_lab.data.split import spread
 from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.methods import build_adapter, build_config
+from qpeft_lab.training.methods import build_adapter, build_configs
 from qpeft_lab.training.tasks import Task, task_class
 from qpeft_lab.user_files import file_hashes
 
@@ -37,6 +37,7 @@ _GRADIENT_EXAMPLES = 64  # more hardly change the leading directions
 class Prepared:
     """The model before training, and the task with its data."""
 
+    settings: RunSettings  # with a number of steps
     model: Any
     task: Task
     circuits: CircuitRun | None = None  # None: the exact simulator
@@ -52,7 +53,7 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     for name in settings.report_to:
         if name not in (known := get_available_reporting_integrations()):
             raise ConfigError(f"{unknown('place to report to', name, known)}; perhaps its package is not installed")
-    config = None if settings.record.config is None else build_config(settings)
+    config, _ = build_configs(settings)
     if task is None:
         progress.on_stage("Reading the data")
         task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
@@ -68,7 +69,7 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
         circuits = qpeft.set_backend(model, **asdict(settings.backend), seed=settings.seed)
         if circuits is not None:
             circuits.forecast(settings.n_steps)  # checks the shot budget
-    return Prepared(model, task, circuits)
+    return Prepared(settings, model, task, circuits)
 
 
 def _batches(task: Task, batch_size: int) -> list[Any]:
@@ -87,9 +88,3 @@ def identity_of(settings: RunSettings) -> dict[str, str]:
     if (Path(settings.model).expanduser() / "config.json").is_file():
         found["model"] = base.fingerprint(settings.model)
     return found
-
-
-def full_identity(settings: RunSettings, task: Task, identity: dict[str, str]) -> dict[str, str]:
-    """`identity` with the hash of the examples, and the commit of a model of the hub."""
-    model = identity.get("model") or base.fingerprint(settings.model, task.config)
-    return {**identity, "model": model, "examples": task.sha256()}

@@ -50,12 +50,12 @@ class TrainResult:
     trainable: int  # trainable parameters, including a head
     trainable_head: int  # of the trainable parameters, those of a classification head
     deployed: int  # parameters at inference, in addition to the base
-    stored_bytes: int  # weights file in adapter/
-    exported_bytes: int  # weights files in exported/
     seconds: float  # from the first score to the last, including saving, without interruptions
     seconds_per_step: float  # median since the last resume, forward to optimizer
     data_sha256: str
     circuits: dict[str, Any] | None = None  # their costs; None on the exact simulator
+    stored_bytes: int = 0  # weights file in adapter/
+    exported_bytes: int = 0  # weights files in exported/
     already_finished: bool = False
 
     @property
