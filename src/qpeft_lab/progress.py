@@ -16,7 +16,7 @@ class Progress:
     def on_stage(self, what: str) -> None:
         """A part of the work begins: `Reading the data`."""
 
-    def on_note(self, line: str) -> None:
+    def on_note(self, text: str) -> None:
         """A fact about the run: `circuits on lightning.qubit: ...`."""
 
     def on_start(self, total: int, done: int) -> None:

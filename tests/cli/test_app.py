@@ -19,9 +19,8 @@ from qpeft.errors import ConfigError, DataWarning, QpeftError, TrainingError
 from qpeft_lab.cli.app import COMMANDS, load
 from qpeft_lab.cli.command import application, command
 from qpeft_lab.cli.compare import CompareBar
-from qpeft_lab.cli.console import Answer, quiet_libraries, stderr
+from qpeft_lab.cli.console import Answer, TrainingBar, bars, quiet_libraries, stderr
 from qpeft_lab.cli.options import SHOWN, Fields
-from qpeft_lab.cli.progress import TrainingBar, bars
 from qpeft_lab.training.score import Score
 
 HEAVY = {"torch", "transformers", "peft", "pennylane", "qiskit", "matplotlib", "datasets", "numpy", "accelerate"}

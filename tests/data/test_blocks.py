@@ -21,7 +21,7 @@ def texts(*values):
 
 def some_tokens(length: int, first_id: int = 1) -> Tokens:
     ids = np.arange(first_id, first_id + length)
-    return Tokens(ids, np.ones(length, dtype=bool), np.ones(length, dtype=np.int64))
+    return Tokens(ids, np.ones(length, dtype=bool), np.ones(length, dtype=np.int64), np.ones(length, dtype=bool))
 
 
 @given(values=TEXTS)
@@ -151,7 +151,7 @@ def test_long_examples_are_truncated_or_left_out(tokenizer):
 
 
 def test_attention_mask_distinguishes_token_0_from_padding():
-    block = Tokens(np.array([5, 0, 0]), np.ones(3, dtype=bool), np.ones(3, dtype=np.int64))
+    block = some_tokens(3)._replace(ids=np.array([5, 0, 0]))
     batch = collate([block, some_tokens(4)])
     assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
@@ -165,10 +165,11 @@ def data(tmp_path, rows, **changes) -> RunSettings:
     return RunSettings(model="m", data=str(path), out="o", **changes)
 
 
-def test_empty_rows_of_both_parts_are_not_reported_as_shared(tmp_path, tokenizer):
+def test_padded_rows_are_examples_also_empty_ones(tmp_path, tokenizer):
     rows = texts(*(f"{n} the king" if n % 2 else "" for n in range(60)))
     blocks = load_blocks(data(tmp_path, rows, pad_rows=True), 16, tokenizer)  # a warning is an error
-    assert (len(blocks[0]), len(blocks[1])) == (57, 3)
+    assert [[len(block.ids) for block in part] for part in blocks] == [[16] * 57, [16] * 3]
+    assert not blocks[0][0].attended.any()
 
 
 # -- training and evaluation data

@@ -22,8 +22,8 @@ class Recorder(Progress):
     def on_stage(self, what):
         self.events.append(what)
 
-    def on_note(self, line):
-        self.events.append(line)
+    def on_note(self, text):
+        self.events.append(text)
 
     def on_start(self, total, done):
         self.events.append(("start", total, done))

@@ -30,7 +30,10 @@ from qpeft_lab.training.tasks import CausalLM
 
 def random_blocks(lengths, seed=0) -> list[Tokens]:
     draw = np.random.default_rng(seed)
-    return [Tokens(draw.integers(40, size=n), draw.random(n) < 0.8, draw.integers(0, 5, size=n)) for n in lengths]
+    return [
+        Tokens(draw.integers(40, size=n), draw.random(n) < 0.8, draw.integers(0, 5, size=n), np.ones(n, dtype=bool))
+        for n in lengths
+    ]
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])

@@ -12,9 +12,8 @@ import typer
 
 from qpeft.checks import option
 from qpeft_lab.cli.command import SOME_FAILED, application, command
-from qpeft_lab.cli.console import Answer, facts, line, listed, say, stderr, table, working
+from qpeft_lab.cli.console import Answer, bars, facts, line, listed, say, stderr, table, working
 from qpeft_lab.cli.options import Fields, flag, needed
-from qpeft_lab.cli.progress import bars
 from qpeft_lab.compare import BUILT_IN, RECIPES
 from qpeft_lab.progress import CompareProgress
 from qpeft_lab.settings import RunSettings

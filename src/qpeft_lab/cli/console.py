@@ -10,17 +10,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.files import write_text
 from qpeft_lab.files import json_line
+from qpeft_lab.progress import Progress
 
 if TYPE_CHECKING:
+    from rich import progress
     from rich.console import Console
     from rich.status import Status
     from rich.table import Table
+
+    from qpeft_lab.training.score import Score
 
 _PACKAGE = str(Path(__file__).parents[2] / "qpeft")  # also the beginning of qpeft_lab
 
@@ -105,11 +109,36 @@ def working(what: str) -> Status:
     return stderr().status(what)
 
 
-def track(items: Sequence[Any], what: str) -> Iterable[Any]:
-    """The items, with a progress bar on a terminal."""
+def bars() -> progress.Progress:
+    """Bars with the time left, for `TrainingBar` and for a comparison; nothing without a terminal."""
     from rich import progress
 
-    return progress.track(items, what, console=stderr(), transient=True)
+    columns = (*progress.Progress.get_default_columns(), "{task.fields[text]}")
+    return progress.Progress(*columns, console=stderr(), disable=not stderr().is_terminal, transient=True)
+
+
+class TrainingBar(Progress):
+    """Shows the steps of the run `name` as one of `shown`, and prints a line per event."""
+
+    def __init__(self, shown: progress.Progress, name: str) -> None:
+        self._name, self._update = name, partial(shown.update, shown.add_task(name, total=None, text=""))
+
+    def on_stage(self, what: str) -> None:
+        self._update(text=what)
+
+    def on_note(self, text: str) -> None:
+        line(stderr(), f"{self._name}: {text}")
+
+    def on_start(self, total: int, done: int) -> None:
+        self._update(total=total, completed=done)
+        if done:
+            self.on_note(f"resuming from step {done}")
+
+    def on_step(self, step: int, loss: float) -> None:
+        self._update(completed=step, text=f"loss {loss:.3f}")
+
+    def on_eval(self, step: int, score: Score) -> None:
+        self.on_note(f"step {step}: {' '.join(score.headline)}")
 
 
 def say(label: str, message: str, style: str = "bold") -> None:

@@ -9,8 +9,7 @@ from qpeft import methods as registry
 from qpeft.checks import option, unknown
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, line, say, size, table
-from qpeft_lab.cli.progress import TrainingBar, bars
+from qpeft_lab.cli.console import Answer, TrainingBar, bars, line, say, size, table
 from qpeft_lab.demo import base_path
 from qpeft_lab.files import output_folder
 from qpeft_lab.settings import RunSettings

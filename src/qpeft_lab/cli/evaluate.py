@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from qpeft.checks import option
 from qpeft.errors import ConfigError, InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, run_of, virtual_tokens
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, table, track
+from qpeft_lab.cli.console import Answer, table, working
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
@@ -98,7 +97,7 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
 
     def score(model: Any, who: str) -> Score | None:
         is_scored = who == "adapted" or not task.has_new_head
-        return task.score(model, watch=partial(track, what=f"Scoring {who}")) if is_scored else None
+        return task.score(model) if is_scored else None
 
     scores = _scores(task.load_base(), folder, score)
     found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
@@ -134,9 +133,10 @@ def _scores(model: Any, folder: Path | None, score: Callable[[Any, str], Any]) -
     import qpeft
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scores = {"base": score(model.to(device), "base")}
-    if folder is not None:
-        scores["adapted"] = score(qpeft.load(model, folder).to(device), "adapted")
+    with working("Scoring"):
+        scores = {"base": score(model.to(device), "base")}
+        if folder is not None:
+            scores["adapted"] = score(qpeft.load(model, folder).to(device), "adapted")
     return scores
 
 
@@ -160,8 +160,7 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
 
     def answer(model: Any, who: str) -> dict[str, Any]:
-        watch = partial(track, what=f"Generating with {who}")
-        texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size, watch)
+        texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size)
         return {**score_texts(texts, references, encoder), "texts": texts}
 
     found = _scores(load_model(settings.model, settings.dtype, settings.trust_remote_code), folder, answer)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from qpeft.checks import option
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, line, say, size, stderr
+from qpeft_lab.cli.console import Answer, TrainingBar, bars, facts, line, say, size, stderr
 from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields, flag
-from qpeft_lab.cli.progress import TrainingBar, bars
 from qpeft_lab.cli.suggestion import Budget, check_frames, settled, show_suggestion
 from qpeft_lab.settings import RunSettings, read_settings
 

@@ -38,22 +38,11 @@ class Tokens(NamedTuple):
     ids: np.ndarray  # (T,) int64
     scored: np.ndarray  # (T,) bool
     n_bytes: np.ndarray  # (T,) int64; 0 for special tokens
+    attended: np.ndarray  # (T,) bool; False for padding that is scored
 
     def cut(self, start: int, stop: int) -> Tokens:
         """Tokens `start` to `stop`, without copying."""
         return Tokens(*(part[start:stop] for part in self))
-
-    @property
-    def n_targets(self) -> int:
-        """Number of scored tokens that have a predecessor."""
-        return int(self.scored[1:].sum())
-
-
-class Padding(NamedTuple):
-    """Blocks are padded to `length` with `token`, and the padding is scored."""
-
-    length: int
-    token: int
 
 
 def load_blocks(
@@ -104,10 +93,11 @@ def cut(
     """Blocks of at most `seq_len` tokens, each with at least one token to score.
 
     Texts are joined by one end-of-text token, and cut; only the last block may be shorter.
-    With `pad_rows` every text is a block, perhaps an empty one, which `collate` pads. Rows with a prompt are not joined
-    but truncated to `seq_len`; a row whose answer begins later is left out, with a warning.
+    With `pad_rows` every text, also an empty one, is a block, padded with the end-of-text token, which is scored. Rows
+    with a prompt are not joined but truncated to `seq_len`; a row whose answer begins later is left out, with a
+    warning.
 
-    Raises DataError for rows with a prompt and `pad_rows`.
+    Raises DataError for rows with a prompt and `pad_rows`, and InputError for `pad_rows` without an end-of-text token.
     """
     is_text = "text" in rows[0]
     if not is_text and pad_rows:
@@ -120,42 +110,32 @@ def cut(
     else:
         blocks = [tokens.cut(0, seq_len) for tokens in encoded]
     if pad_rows:
-        return blocks
-    scored = [block for block in blocks if block.n_targets]
+        end = end_of_text(tokenizer)
+        if not len(end.ids):
+            raise InputError("the tokenizer has no end-of-text token to pad rows with; add one to it")
+        padding = end._replace(attended=np.zeros(1, dtype=bool))
+        return [join([block, *[padding] * (seq_len - len(block.ids))]) for block in blocks]
+    scored = [block for block in blocks if block.scored[1:].any()]
     why = f"no answer that begins within seq_len={seq_len} tokens"
     return scored if is_text else kept_rows(source, scored, len(rows), why)
 
 
-def padding_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token for padding that is scored: the end of a text. Raises InputError if the tokenizer has none."""
-    if not isinstance(tokenizer.eos_token_id, int):
-        raise InputError("the tokenizer has no end-of-text token to pad rows with; add one to it")
-    return tokenizer.eos_token_id
-
-
-def collate(blocks: Sequence[Tokens], padding: Padding | None = None) -> dict[str, torch.Tensor]:
+def collate(blocks: Sequence[Tokens]) -> dict[str, torch.Tensor]:
     """A batch of int64 tensors (B, T), padded on the right: input_ids, attention_mask, and labels.
 
-    A label is -100 where the token is not scored. The padding has the mask 0; its id is 0 and its label -100, unless
-    `padding` scores it.
+    A label is -100 where the token is not scored. Where blocks are shorter, the id and the mask are 0.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    ids, masks, labels = [], [], []
+    parts = {"input_ids": [], "attention_mask": [], "labels": []}
     for block in blocks:
-        n_padding = 0 if padding is None else padding.length - len(block.ids)
-        scored_padding = np.full(n_padding, 0 if padding is None else padding.token, dtype=np.int64)
-        ids.append(torch.from_numpy(np.concatenate([block.ids, scored_padding])))
-        masks.append(torch.from_numpy(np.repeat([1, 0], [len(block.ids), n_padding])))
-        label = np.concatenate([np.where(block.scored, block.ids, IGNORED), scored_padding])
-        label[0] = IGNORED  # it has no predecessor
-        labels.append(torch.from_numpy(label))
-    return {
-        "input_ids": pad_sequence(ids, batch_first=True),
-        "attention_mask": pad_sequence(masks, batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-    }
+        labels = np.where(block.scored, block.ids, IGNORED)
+        labels[0] = IGNORED  # it has no predecessor
+        for name, values in zip(parts, (block.ids, block.attended.astype(np.int64), labels), strict=True):
+            parts[name].append(torch.from_numpy(values))
+    usual = {"labels": IGNORED}
+    return {name: pad_sequence(part, True, usual.get(name, 0)) for name, part in parts.items()}
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
@@ -183,7 +163,7 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
-    return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
+    return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64), np.ones(len(ids), dtype=bool))
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
@@ -260,7 +240,7 @@ def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[S
     scored = np.full(len(ids), spans is None)
     for first, last in spans or []:
         scored |= (ends > first) & (starts < last)
-    return Tokens(np.array(ids, dtype=np.int64), scored, _bytes_between(text, ends))
+    return Tokens(np.array(ids, dtype=np.int64), scored, _bytes_between(text, ends), np.ones(len(ids), dtype=bool))
 
 
 def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -46,13 +46,12 @@ def generate_texts(
     prompts: Sequence[str],
     decoding: Decoding,
     batch_size: int = 8,
-    watch: Callable[[Sequence[Any]], Iterable[Any]] = iter,
     temperature: float = 0.0,
 ) -> list[str]:
     """The continuation of each prompt, up to an end of text, without the prompt.
 
     Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual tokens, which padding
-    would separate from the text, prompts are continued one by one. `watch` may show progress over the batches.
+    would separate from the text, prompts are continued one by one.
     Above 0, `temperature` samples tokens.
 
     Raises:
@@ -74,7 +73,7 @@ def generate_texts(
     places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
     texts, ends = [""] * len(prompts), _ends(model, tokenizer)
-    for start in watch(range(0, len(places), at_once)):
+    for start in range(0, len(places), at_once):
         batch = places[start : start + at_once]
         rows = [encoded[place].to(model.device) for place in batch]
         ids = pad_sequence(rows, batch_first=True, padding_side="left")

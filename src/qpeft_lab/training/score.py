@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.data.text import IGNORED, Padding, Tokens, collate
+from qpeft_lab.data.text import IGNORED, Tokens, collate
 from qpeft_lab.metrics import f1, mcc, pearson, spearman
 
 if TYPE_CHECKING:
     import torch
 
-Watch = Callable[[Sequence[int]], Iterable[int]]  # gives what it is given, batch by batch, and may show progress
 Collate = Callable[[Sequence[Any]], Mapping[str, "torch.Tensor"]]
 
 _HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
@@ -93,25 +92,19 @@ class Score:
         return f"{value:,.2f}" if name.endswith("perplexity") else f"{value:.4f}"
 
 
-def evaluate_language_model(
-    model: torch.nn.Module,
-    blocks: Sequence[Tokens],
-    batch_size: int = 8,
-    padding: Padding | None = None,
-    watch: Watch = iter,
-) -> Score:
-    """Score the marked tokens of `blocks` and the `padding`, except the first of each block: it has no predecessor.
+def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8) -> Score:
+    """Score the marked tokens of `blocks`, except the first of each block: it has no predecessor.
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
     """
     nats, n_scored = 0.0, 0
-    for logits, labels in _outputs(model, blocks, lambda part: collate(part, padding), batch_size, watch):
+    for logits, labels in _outputs(model, blocks, collate, batch_size):
         # the last T positions: virtual tokens of a prompt precede the text
         nats += _nats(logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten())  # (B (T-1), vocabulary)
         n_scored += int((labels != IGNORED).sum())
     loss = nats / n_scored
     metrics = {"perplexity": math.exp(loss) if loss <= _HOPELESS_LOSS else None}
-    if padding is not None:
+    if not all(block.attended.all() for block in blocks):
         metrics = {"padded_perplexity": metrics["perplexity"]}
     elif n_bytes := sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks):
         metrics["bits_per_byte"] = nats / (math.log(2) * n_bytes)
@@ -123,14 +116,13 @@ def evaluate_examples(
     examples: Sequence[Any],
     collate: Collate,
     batch_size: int = 8,
-    watch: Watch = iter,
     is_regression: bool = False,
 ) -> Score:
     """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
     from scipy.stats import binomtest
 
     total, true, predictions, n_classes = 0.0, [], [], 0
-    for logits, labels in _outputs(model, examples, collate, batch_size, watch):
+    for logits, labels in _outputs(model, examples, collate, batch_size):
         if is_regression:
             predicted = logits.squeeze(-1).double()
             total += (predicted - labels).square().sum().item()
@@ -154,14 +146,14 @@ def evaluate_examples(
 
 
 def _outputs(
-    model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int, watch: Watch
+    model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits, at least float32, and labels of each batch."""
     import torch
 
     device = next(model.parameters()).device
     with evaluation_mode(model):
-        for start in watch(range(0, len(examples), batch_size)):
+        for start in range(0, len(examples), batch_size):
             batch = {name: part.to(device) for name, part in collate(examples[start : start + batch_size]).items()}
             labels = batch.pop("labels")
             logits = model(**batch).logits

@@ -23,11 +23,11 @@ from qpeft_lab.data.labelled import collect_labels, label_name, label_number, lo
 from qpeft_lab.data.sources import has_validation_split
 from qpeft_lab.data.split import Labelled, hold_out, spread
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.data.text import IGNORED, Padding, Tokens
+from qpeft_lab.data.text import IGNORED, Tokens
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import classifier, score
 from qpeft_lab.training.classifier import TaskRecord, class_names
-from qpeft_lab.training.score import Score, Watch
+from qpeft_lab.training.score import Score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,8 +91,8 @@ class Task(ABC):
         """The arguments of the model's forward, including `labels`."""
 
     @abstractmethod
-    def score(self, model: Any, examples: Sequence[Any] | None = None, watch: Watch = iter) -> Score:
-        """The score of `model` on `examples`, by default the evaluation data; `watch` may show progress."""
+    def score(self, model: Any, examples: Sequence[Any] | None = None) -> Score:
+        """The score of `model` on `examples`, by default the evaluation data."""
 
     def record(self) -> TaskRecord | None:
         """The content of task.json; None for a language model."""
@@ -111,7 +111,6 @@ class CausalLM(Task):
         if s.chat_template is not None:
             self.tokenizer.chat_template = text.read_template(s.chat_template)
         self.seq_len = base.block_length(s.seq_len, self.config, reserved)
-        self._padding = Padding(self.seq_len, text.padding_token(self.tokenizer)) if s.pad_rows else None
         if labels is None:
             self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
         else:
@@ -133,11 +132,11 @@ class CausalLM(Task):
         return base.load_model(s.model, s.dtype, s.trust_remote_code, s.load_in_4bit)
 
     def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
-        return text.collate(examples, self._padding)
+        return text.collate(examples)
 
-    def score(self, model: Any, examples: Sequence[Tokens] | None = None, watch: Watch = iter) -> Score:
+    def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> Score:
         blocks = self.evaluation if examples is None else examples
-        return score.evaluate_language_model(model, blocks, self.settings.batch_size, self._padding, watch)
+        return score.evaluate_language_model(model, blocks, self.settings.batch_size)
 
     def describe(self, folder: Path) -> None:
         if self.settings.chat_template is not None:
@@ -195,10 +194,9 @@ class Classification(Task):
         self.head, self.has_new_head = loaded.trained, loaded.has_new_head
         return loaded.model
 
-    def score(self, model: Any, examples: Sequence[Example] | None = None, watch: Watch = iter) -> Score:
+    def score(self, model: Any, examples: Sequence[Example] | None = None) -> Score:
         scored = self.evaluation if examples is None else examples
-        size, is_regression = self.settings.batch_size, self.kind.is_regression
-        return score.evaluate_examples(model, scored, self.collate, size, watch, is_regression)
+        return score.evaluate_examples(model, scored, self.collate, self.settings.batch_size, self.kind.is_regression)
 
     def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
         if self.kind.is_regression:
