@@ -69,7 +69,9 @@ def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
     assert [label for _, label in task.evaluation] == [row["label"] for row in rows(name, 12)]
     tokenizer, columns = task.tokenizer, CARD[name][0].split()
     texts = [[row[column] for column in columns] for row in rows(name, 12, len(CARD[name][2]))]
-    assert [text.ids.tolist() for text, _ in task.evaluation] == [tokenizer(*pair)["input_ids"] for pair in texts]
+    assert [text["input_ids"].tolist() for text, _ in task.evaluation] == [
+        tokenizer(*pair)["input_ids"] for pair in texts
+    ]
 
 
 def test_hub_is_asked_for_configuration_and_split(monkeypatch):

@@ -9,9 +9,8 @@ from transformers import AutoTokenizer, VitsConfig
 
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft_lab import RunSettings
-from qpeft_lab.data.labelled import collect_labels
+from qpeft_lab.data.labelled import collect_labels, hold_out
 from qpeft_lab.data.sources import load_rows
-from qpeft_lab.data.split import hold_out
 from qpeft_lab.training.tasks import TextClassification
 
 pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights for")
@@ -48,7 +47,7 @@ def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
         task = read(tmp_path / file, eval_data=str(tmp_path / file), **columns)
         assert task.labels == ("a", "b")
         for part in (task.train, task.evaluation):
-            decoded = [task.tokenizer.decode(text.ids, skip_special_tokens=True) for text, _ in part]
+            decoded = [task.tokenizer.decode(text["input_ids"], skip_special_tokens=True) for text, _ in part]
             assert list(zip(decoded, (task.labels[i] for _, i in part), strict=True)) == ROWS
         hashes.add(task.sha256())
     assert len(hashes) == 1
@@ -121,11 +120,11 @@ def test_rows_without_a_text_are_left_out_and_counted(read):
 
 def test_texts_are_truncated_before_their_last_special_token(read, tiny_encoder, opinion_files, tmp_path):
     task = read([("a fox went into the wood", "1"), ("the king", "0")] * 2, seq_len=5)
-    long, short = task.train[0][0].ids, task.train[1][0].ids
+    long, short = (task.train[place][0]["input_ids"] for place in (0, 1))
     assert (len(long), len(short)) == (5, 4)
     assert long[-1] == task.tokenizer.sep_token_id
     short = shorten(shutil.copytree(tiny_encoder, tmp_path / "short"))
-    assert max(len(text.ids) for text, _ in read(opinion_files[0], model=short).train) == 8
+    assert max(len(text["input_ids"]) for text, _ in read(opinion_files[0], model=short).train) == 8
 
 
 def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):

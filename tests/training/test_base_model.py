@@ -38,7 +38,7 @@ def with_an_adapter(folder, name):
 
 
 def classifier(folder):
-    return load_classifier(str(folder), "float32", TaskRecord("text-classification", ("a", "b", "c")), seed=0)
+    return load_classifier(str(folder), "float32", TaskRecord("text-classification", ("a", "b", "c")), seed=0)[0]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def save(tiny_encoder, tmp_path):
         folder = tmp_path / kind
         if kind == "encoder":
             return shutil.copytree(tiny_encoder, folder)
-        model = {"gpt2": gpt2, "llama": llama, "classifier": lambda: classifier(tiny_encoder).model}[kind]()
+        model = {"gpt2": gpt2, "llama": llama, "classifier": lambda: classifier(tiny_encoder)}[kind]()
         model.save_pretrained(folder)
         return folder
 

@@ -21,7 +21,6 @@ from qpeft.methods.quantum_peft.fit_frames import save_frames
 from qpeft_lab import train
 from qpeft_lab.progress import Progress
 from qpeft_lab.training import fit, outputs
-from qpeft_lab.training.prepare import prepare
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
@@ -196,7 +195,7 @@ def with_file(settings, tmp_path):
     def make(kind):
         file = tmp_path / ("f.safetensors" if kind == "frames" else "own_of_run.py")
         if kind == "frames":
-            save_frames(prepare(settings(**IN_FRAMES), Progress()).model, file)
+            save_frames(fit.prepare(settings(**IN_FRAMES), Progress()).model, file)
         elif kind == "ansatz":
             file.write_text(ANSATZ.read_text().replace("cz_ring", "ring_of_run"))
         else:

@@ -92,8 +92,10 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
     """The scores of the base, unless its head is for other classes, and of the adapted model."""
     from qpeft_lab.training.tasks import task_class
 
-    labels = () if settings.is_language_model else record.labels if record else _own_classes(settings, folder)
-    task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
+    if folder is not None and record is None and not settings.is_language_model:
+        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
+    reserved = 0 if folder is None else virtual_tokens(folder)
+    task = task_class(settings.task)(settings, reserved, () if record is None else record.labels)
 
     def score(model: Any, who: str) -> Score | None:
         is_scored = who == "adapted" or not task.has_new_head
@@ -110,20 +112,6 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
         console.print(table(["", *first.described()], rows), first.size, sep="\n")
 
     return Answer(found, show)
-
-
-def _own_classes(settings: RunSettings, folder: Path | None) -> tuple[str, ...]:
-    """The classes of the base's own head. Raises InputError if it has none for the task."""
-    from qpeft_lab.base_model import load_config
-    from qpeft_lab.training.classifier import class_names, is_classifier
-
-    if folder is not None:
-        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
-    config = load_config(settings.model, settings.trust_remote_code)
-    names = class_names(config)
-    if not is_classifier(config) or (TASKS[settings.task].is_regression and len(names) != 1):
-        raise InputError(f"{settings.model} has no head for {settings.task}; pass --adapter with a trained run")
-    return names
 
 
 def _scores(model: Any, folder: Path | None, score: Callable[[Any, str], Any]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def frames(
     from qpeft.core.frame_file import new_path, read_frame_file
     from qpeft.methods.quantum_peft.fit_frames import save_frames
     from qpeft_lab.progress import Progress
-    from qpeft_lab.training.prepare import prepare
+    from qpeft_lab.training.fit import prepare
 
     path = new_path(output_file(out))
     settings = RunSettings(**{**run, "model": base_model(run["model"]), "method": "quantum_peft"}, out="")

@@ -84,7 +84,7 @@ def plan_of(settings: RunSettings) -> Plan:
         from qpeft_lab.training.classifier import classifier_on_meta
 
         n_outputs = 1 if TASKS[settings.task].is_regression else None
-        base, head, _ = classifier_on_meta(base, settings.task, n_outputs, settings.trust_remote_code)
+        base, head = classifier_on_meta(base, settings.task, n_outputs, settings.trust_remote_code)
     return qpeft.plan(
         base, *build_configs(settings, head), steps=settings.n_steps, **settings.backend_settings, **trusted
     )

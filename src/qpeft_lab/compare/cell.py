@@ -35,10 +35,9 @@ from qpeft_lab.metrics.texts import score_texts
 from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
-from qpeft_lab.training.fit import DivergedError, fit
+from qpeft_lab.training.fit import DivergedError, Prepared, fit, prepare
 from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
-from qpeft_lab.training.prepare import Prepared, prepare
 from qpeft_lab.training.run_folder import environment, read_rows
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task, task_class

@@ -22,7 +22,6 @@ from qpeft_lab.data.sources import (
     load_examples,
     parse_source,
 )
-from qpeft_lab.data.split import count_shared, long_lines
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import json_line, locked
 
@@ -34,6 +33,7 @@ _SOURCES = ("data", "eval_data", "test_data")
 _COLUMNS = ("text_column", "text_pair_column", "label_column")
 _OF_RUN = (*_COLUMNS, "prompt_column", "completion_column", "pad_rows")
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
+_LONG_LINE = 8  # words
 _COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
 
 
@@ -99,7 +99,9 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
 
     Texts are compared by their long lines, and by the whole if they have none. White space does not count.
     """
-    n_shared, n = count_shared(*([text for row in part for text in _texts(study, row)] for part in (rows, others)))
+    known = {text for row in rows for text in _texts(study, row)}
+    found = [text in known for row in others for text in _texts(study, row)]
+    n_shared, n = sum(found), len(found)
     one = one.replace("train", "training")
     if n_shared > _COPY * n:
         raise DataError(
@@ -108,15 +110,16 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
         )
     if not n_shared:
         return []
-    found = f"{n_shared} of {n} texts of the {other} data are also in the {one} data"
-    warnings.warn(f"{found}; remove them", stacklevel=1)
-    return [f"{found}: results on them describe learned text."]
+    shared = f"{n_shared} of {n} texts of the {other} data are also in the {one} data"
+    warnings.warn(f"{shared}; remove them", stacklevel=1)
+    return [f"{shared}: results on them describe learned text."]
 
 
 def _texts(study: Study, row: Any) -> list[Any]:
     """What of a row must not be in two parts of the data."""
-    lines = long_lines([row]) if study.is_language_model else []
-    return lines or list(filter(None, [_content(study, row)]))
+    lines = [line.split() for line in row.get("text", "").splitlines()] if study.is_language_model else []
+    long = [" ".join(words) for words in lines if len(words) >= _LONG_LINE]  # too long to be equal by chance
+    return long or list(filter(None, [_content(study, row)]))
 
 
 def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:

@@ -151,8 +151,7 @@ def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
 
     glue = study.glue
     n_classes = 1 if TASKS[study.task].is_regression else None if glue is None else len(glue.classes)
-    found = classifier_on_meta(model, study.task, n_classes, trust_remote_code)
-    return Host(found.model, found.trained)
+    return Host(*classifier_on_meta(model, study.task, n_classes, trust_remote_code))
 
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:

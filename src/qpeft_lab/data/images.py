@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError
 from qpeft.files import replace_file
-from qpeft_lab.data.labelled import label_name
+from qpeft_lab.data.labelled import Labelled, label_name
 from qpeft_lab.data.sources import class_columns, load_file, load_split, parse_source
-from qpeft_lab.data.split import Labelled
 
 if TYPE_CHECKING:
     from PIL.Image import Image

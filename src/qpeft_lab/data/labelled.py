@@ -1,16 +1,21 @@
-"""Labels of examples: names of classes and their order, numbers; and rows of labelled texts."""
+"""Labels of examples: names of classes and their order, numbers; rows of labelled texts; and held-out examples."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from qpeft.errors import DataError
 from qpeft_lab.data.sources import kept_rows, load_rows
 
+Item = TypeVar("Item")
+Labelled = tuple[Any, Any]  # content, class name or number
+
+HELD_OUT_EVERY = 20
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _LARGEST = 1e15  # its square, times the number of a model's parameters in a gradient's norm, is finite in float32
 
@@ -81,3 +86,33 @@ def load_labelled_texts(
         if any(text.strip() for text in given):
             kept.append((given, value))
     return kept_rows(source, kept, len(rows), "no text")
+
+
+def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tuple[list[Labelled], list[Labelled]]:
+    """Hold out every 20th example of each class; of a smaller class the last one, if it has two.
+
+    Without classes all examples count as one class. Raises DataError if no class has two examples.
+    """
+    by_class = defaultdict(list)
+    for place, (_, name) in enumerate(rows):
+        by_class[name if has_classes else None].append(place)
+    chosen = {place for places in by_class.values() for place in _held_out(places)}
+    if not chosen:
+        raise DataError(
+            f"{source} has only one example{' of each class' * has_classes}, and none for evaluation; set eval_data"
+        )
+    train = [row for place, row in enumerate(rows) if place not in chosen]
+    return train, [row for place, row in enumerate(rows) if place in chosen]
+
+
+def _held_out(places: list[int]) -> list[int]:
+    if len(places) >= HELD_OUT_EVERY:
+        return places[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+    return places[-1:] if len(places) > 1 else []
+
+
+def spread(limit: int, items: list[Item]) -> list[Item]:
+    """At most `limit` items, evenly spaced; 0 takes all."""
+    if not limit or len(items) <= limit:
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]

@@ -12,8 +12,8 @@ import numpy as np
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, InputError
+from qpeft_lab.data.labelled import HELD_OUT_EVERY, spread
 from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples
-from qpeft_lab.data.split import HELD_OUT_EVERY, spread
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -83,7 +83,7 @@ def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = F
     """The base, in float32, for an adapter with this record; without a record a language model."""
     if record is None:
         return base.load_model(model, trust_remote_code=trust_remote_code)
-    return load_classifier(model, "float32", record, 0, trust_remote_code).model  # the adapter replaces a new head
+    return load_classifier(model, "float32", record, 0, trust_remote_code)[0]  # the adapter replaces a new head
 
 
 def n_channels(config: Any) -> int:
@@ -91,21 +91,14 @@ def n_channels(config: Any) -> int:
     return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
 
 
-class Classifier(NamedTuple):
-    """A base model with a classification head."""
-
-    model: PreTrainedModel
-    trained: list[str]  # modules to train in full: the head, and modules that the base has no weights for
-    has_new_head: bool
-
-
 def load_classifier(
     model: str, dtype: str, record: TaskRecord, seed: int, trust_remote_code: bool = False
-) -> Classifier:
-    """The base with a head for `record.labels`, the head in float32.
+) -> tuple[PreTrainedModel, list[str], bool]:
+    """The base with a head for `record.labels`, in float32; the modules to train in full; whether the head is new.
 
-    The base keeps its own head if it is for the same classes in the same order. Otherwise a new head is initialized
-    from `seed`, equally on every device. Raises InputError if the base cannot classify, or lacks other weights.
+    Trained in full are the head, and modules that the base has no weights for. The base keeps its own head if it is for
+    the same classes in the same order. Otherwise a new head is initialized from `seed`, equally on every device. Raises
+    InputError if the base cannot classify, or lacks other weights.
     """
     config = base.load_config(model, trust_remote_code)
     loaded, lacking, others = base.load_weights(
@@ -137,18 +130,20 @@ def load_classifier(
     init_modules(loaded, sorted(new), seed)
     trained = sorted(new | {*head})
     _to_float32(loaded, trained)
-    return Classifier(loaded, trained, bool(new))
+    return loaded, trained, bool(new)
 
 
-def classifier_on_meta(model: str, task: str, n_outputs: int | None, trust_remote_code: bool = False) -> Classifier:
-    """As `load_classifier`, on the meta device; by default with as many outputs as the config of the base has."""
+def classifier_on_meta(
+    model: str, task: str, n_outputs: int | None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
+    """The base with a head, on the meta device, and the head; by default with as many outputs as its config has."""
     config = base.load_config(model, trust_remote_code)
     check_can_classify(config, task)
     if n_outputs is not None:
         config.num_labels = n_outputs
     with torch.device("meta"):
         made = _auto_class(task).from_config(config)
-    return Classifier(made, find_head(made), has_new_head=True)
+    return made, find_head(made)
 
 
 def check_can_classify(config: PretrainedConfig, task: str) -> None:

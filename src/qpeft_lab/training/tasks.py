@@ -7,9 +7,8 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +18,16 @@ from qpeft_lab import base_model as base
 from qpeft_lab.data import text
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.images import image_bytes, load_images, open_image
-from qpeft_lab.data.labelled import collect_labels, label_name, label_number, load_labelled_texts
+from qpeft_lab.data.labelled import (
+    Labelled,
+    collect_labels,
+    hold_out,
+    label_name,
+    label_number,
+    load_labelled_texts,
+    spread,
+)
 from qpeft_lab.data.sources import has_validation_split
-from qpeft_lab.data.split import Labelled, hold_out, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Tokens
 from qpeft_lab.settings import RunSettings
@@ -52,8 +58,8 @@ class Task(ABC):
     Args:
         settings: The run.
         reserved: Positions of the model's context that the adapter occupies.
-        labels: The outputs of a trained adapter: its classes, one name for a regression, none for a language model.
-            All of the data is then evaluated and none trained on.
+        labels: The outputs of a trained adapter: its classes, one name for a regression; empty for a language model,
+            and for the outputs of the base's own head. All of the data is then evaluated and none trained on.
     """
 
     train: Sequence[Any]  # arguments of `collate`
@@ -152,7 +158,7 @@ class Classification(Task):
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         s = self.settings
         if labels is not None:
-            self.labels = tuple(labels)
+            self.labels = tuple(labels) or self._own_labels()
             self.train, self.evaluation = [], self._examples(self.read(s.data, "validation"), s.data)
             return
         train = self.read(s.data, "train")
@@ -191,12 +197,19 @@ class Classification(Task):
     def load_base(self) -> PreTrainedModel:
         s = self.settings
         loaded = classifier.load_classifier(s.model, s.dtype, self.record(), s.seed, s.trust_remote_code)
-        self.head, self.has_new_head = loaded.trained, loaded.has_new_head
-        return loaded.model
+        model, self.head, self.has_new_head = loaded
+        return model
 
     def score(self, model: Any, examples: Sequence[Example] | None = None) -> Score:
         scored = self.evaluation if examples is None else examples
         return score.evaluate_examples(model, scored, self.collate, self.settings.batch_size, self.kind.is_regression)
+
+    def _own_labels(self) -> tuple[str, ...]:
+        names = class_names(self.config)
+        if not classifier.is_classifier(self.config) or (self.kind.is_regression and len(names) != 1):
+            task = self.settings.task
+            raise InputError(f"{self.settings.model} has no head for {task}; pass --adapter with a trained run")
+        return names
 
     def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
         if self.kind.is_regression:
@@ -223,28 +236,23 @@ class Classification(Task):
         return [(content, index[name]) for content, name in rows]
 
 
-class EncodedText(NamedTuple):
-    """A text, or a pair of texts, of T tokens."""
-
-    ids: np.ndarray  # (T,) int64
-    types: np.ndarray | None  # (T,) int64, 1 for tokens of the second text; None if the model distinguishes none
-
-
 class TextClassification(Classification):
     """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its batch.
 
-    A regression has one output, which is trained on the squared error.
+    A content has input_ids (T,), and of a pair token_type_ids (T,) if the model distinguishes two texts by them. A
+    regression has one output, which is trained on the squared error.
     """
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         seq_len, self.tokenizer = self.settings.seq_len, self.processor
-        self.pad = _pad_token(self.tokenizer, self.config)
+        self.tokenizer.pad_token_id = self.pad = _pad_token(self.tokenizer, self.config)
+        self.tokenizer.padding_side = "right"
         room = self.tokenizer.model_max_length - reserved
         if seq_len is not None and seq_len > room:
             raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
         self._length = min(base.block_length(seq_len, self.config, reserved), room)
         super()._read(reserved, labels)
-        base.check_vocabulary((content.ids for content, _ in (*self.train, *self.evaluation)), self.config)
+        base.check_vocabulary((content["input_ids"] for content, _ in (*self.train, *self.evaluation)), self.config)
 
     def read(self, source: str, split: str) -> list[Labelled]:
         names, label = _COLUMNS, label_number if self.kind.is_regression else label_name
@@ -252,33 +260,24 @@ class TextClassification(Classification):
         texts, labels = zip(*load_labelled_texts(source, split, columns, label), strict=True)
         return list(zip(self._encode(texts), labels, strict=True))
 
-    def _digest(self, content: EncodedText) -> bytes:
-        return hashlib.sha256(b"".join(part.tobytes() for part in content if part is not None)).digest()
+    def _digest(self, content: dict[str, np.ndarray]) -> bytes:
+        return hashlib.sha256(b"".join(part.tobytes() for part in content.values())).digest()
 
-    def _encode(self, texts: Sequence[Sequence[str]]) -> list[EncodedText]:
+    def _encode(self, texts: Sequence[Sequence[str]]) -> list[dict[str, np.ndarray]]:
         """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
         first, *second = (list(part) for part in zip(*texts, strict=True))
         options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
         encoded = self.tokenizer(first, text_pair=second[0] if second else None, **options)
-        ids = [np.array(one, dtype=np.int64) for one in encoded["input_ids"]]
-        if not second or "token_type_ids" not in encoded or not _takes_token_types(self.config):
-            return [EncodedText(one, None) for one in ids]
-        types = [np.array(one, dtype=np.int64) for one in encoded["token_type_ids"]]
-        return [EncodedText(*both) for both in zip(ids, types, strict=True)]
+        has_types = second and getattr(self.config.get_text_config(), "type_vocab_size", 0) > 1
+        names = [name for name in ("input_ids", *["token_type_ids"] * bool(has_types)) if name in encoded]
+        parts = zip(*(encoded[name] for name in names), strict=True)
+        return [{name: np.array(part, np.int64) for name, part in zip(names, one, strict=True)} for one in parts]
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded on the right."""
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
+        from transformers import DataCollatorWithPadding
 
-        texts = [torch.from_numpy(content.ids) for content, _ in examples]
-        types = [torch.from_numpy(one.types) for one, _ in examples if one.types is not None]
-        return {
-            "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.pad or 0),
-            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
-            **({"token_type_ids": pad_sequence(types, batch_first=True)} if types else {}),
-            "labels": torch.tensor([label for _, label in examples]),
-        }
+        return {**DataCollatorWithPadding(self.tokenizer)([{**one, "label": label} for one, label in examples])}
 
 
 class ImageClassification(Classification):
@@ -308,16 +307,6 @@ def load_processor(model: str, task: str, trust_remote_code: bool = False) -> An
     if not TASKS[task].has_images:
         return base.load_tokenizer(model, trust_remote_code)
     return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
-
-
-def _takes_token_types(config: Any) -> bool:
-    """Whether the model distinguishes two texts by their token types, as BERT does."""
-    from transformers import AutoModelForSequenceClassification
-
-    if getattr(config.get_text_config(), "type_vocab_size", 2) < 2:
-        return False
-    model: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
-    return "token_type_ids" in signature(model.forward).parameters
 
 
 def _pad_token(tokenizer: Any, config: Any) -> int:
