@@ -128,12 +128,6 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
     return seq_len
 
 
-def virtual_tokens(model: Any) -> int:
-    """The virtual tokens of a model's adapter; 0 without one."""
-    configs = getattr(model, "peft_config", {}).values()
-    return max((getattr(config, "num_virtual_tokens", None) or 0 for config in configs), default=0)
-
-
 def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> None:
     """Raise InputError if a text, token ids (T,), has a token outside the vocabulary of the model."""
     size = config.get_text_config().vocab_size

@@ -229,8 +229,12 @@ class RunSettings:
 
     @property
     def backend(self) -> BackendSettings:
-        """`backend_settings` with their defaults."""
-        return backend_settings(self.backend_settings)
+        """`backend_settings` with their defaults. Raises ConfigError for an unknown field or a value out of range."""
+        known = [f.name for f in fields(BackendSettings)]
+        for name in self.backend_settings:
+            if name not in known:
+                raise ConfigError(unknown("backend setting", name, known))
+        return BackendSettings(**self.backend_settings)
 
     @property
     def n_steps(self) -> int:
@@ -268,15 +272,6 @@ class RunSettings:
         for name, does_apply in applies.items():
             if not does_apply and getattr(self, name) != getattr(RunSettings, name):
                 raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
-
-
-def backend_settings(given: dict[str, Any]) -> BackendSettings:
-    """Settings from a dictionary. Raises ConfigError for an unknown field or a value out of range."""
-    known = [f.name for f in fields(BackendSettings)]
-    for name in given:
-        if name not in known:
-            raise ConfigError(unknown("backend setting", name, known))
-    return BackendSettings(**given)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def test_plan_and_train_take_the_suggested_adapter(qpeft_cli, answer, base_folde
     train = ("train", "--model", base_folder, "--data", text, "--method", "auto", "--parameters", 20)
     train += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--out", tmp_path / "run")
     assert answer(*train)["trainable"] == 20
-    settings = RunFolder(tmp_path / "run").settings()
+    settings = RunFolder(tmp_path / "run").recorded()[0]
     assert (settings.method, settings.lr) == ("uni_lora", 0.01)
     assert answer(*train)["already_finished"]
 

@@ -62,7 +62,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, answer, base_fo
         {name: methods.get(name).learning_rate for name in ("lora", "qpa", "quantum_peft")},
     )
     assert (list(found["runs"]), found["learning_rates"]) == (list(rates), rates)
-    assert {name: RunFolder(out / name).settings().lr for name in rates} == rates
+    assert {name: RunFolder(out / name).recorded()[0].lr for name in rates} == rates
     lora, qpa, quantum_peft = found["runs"].values()
     for generated in (qpa, quantum_peft):
         assert lora["before"] == generated["before"] != generated["after"]  # the same base, the same text

@@ -62,7 +62,7 @@ class Loading:
             raise CheckpointError(f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder")
         settings: dict[str, Any] = {}
         if (run := run_of(folder)) is not None and folder.resolve() == run.adapter:
-            recorded = run.settings()
+            recorded, _ = run.recorded()
             settings = recorded.method_settings | {"method": recorded.method}
         for name in ("method", "ansatz"):
             if is_file(settings.get(name)) and getattr(self, name) is None:  # the folder may be of others
@@ -110,9 +110,3 @@ def adapter_config(folder: Path, frames: Path | None = None) -> dict[str, Any]:
     from qpeft.core.frame_file import with_frame_settings
 
     return with_frame_settings(check_folder(folder), folder, frames)
-
-
-def virtual_tokens(folder: Path) -> int:
-    """Positions of the context that a prefix or a prompt occupies; 0 for other adapters."""
-    config = adapter_config(folder)
-    return config.get("num_virtual_tokens") or (config.get("host") or {}).get("num_virtual_tokens") or 0

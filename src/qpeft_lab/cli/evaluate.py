@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError, InputError
-from qpeft_lab.cli.adapters import OptionalAdapter, run_of, virtual_tokens
+from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, table, working
 from qpeft_lab.cli.options import Fields, flag, needed
@@ -71,16 +71,17 @@ def evaluate(
 
     folder = source.adapter and source.find(source.adapter)
     trained, record = (None, None) if folder is None else (run_of(folder), read_record(folder))
+    ran = {} if trained is None else asdict(trained.recorded()[0])
     if record is not None and run.get("task", record.task) != record.task:
         raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")
     names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)}
-    of_run = {name: value for name, value in asdict(trained.settings()).items() if name in names} if trained else {}
-    known = {**of_run, **run, **({"task": record.task} if record else {})}
+    of_run: dict[str, Any] = {name: value for name, value in ran.items() if name in names}
+    known = of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
     settings = RunSettings(model=source.base(folder), data=data, out="", trust_remote_code=trusted, **known)
     settings.check()
-    if trained and trained.settings().data == data and not has_validation_split(data, TASKS[settings.task].has_images):
-        warnings.warn(f"{data} are the training data of {trained.path}: most examples were learned", stacklevel=2)
+    if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
+        warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
@@ -94,12 +95,12 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
 
     if folder is not None and record is None and not settings.is_language_model:
         raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
-    reserved = 0 if folder is None else virtual_tokens(folder)
+    config = {} if folder is None else adapter_config(folder)
+    reserved = (config | (config.get("host") or {})).get("num_virtual_tokens") or 0  # positions of a prefix or a prompt
     task = task_class(settings.task)(settings, reserved, () if record is None else record.labels)
 
-    def score(model: Any, who: str) -> Score | None:
-        is_scored = who == "adapted" or not task.has_new_head
-        return task.score(model) if is_scored else None
+    def score(model: Any, is_base: bool) -> Score | None:
+        return None if is_base and task.has_new_head else task.score(model)
 
     scores = _scores(task.load_base(), folder, score)
     found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
@@ -109,12 +110,13 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
         measured = {who: score for who, score in scores.items() if score is not None}
         first = next(iter(measured.values()))
         rows = [[who, *score.described().values()] for who, score in measured.items()]
-        console.print(table(["", *first.described()], rows), first.size, sep="\n")
+        counts = f"{first.n_scored:,} {'tokens' if settings.is_language_model else 'examples'}"
+        console.print(table(["", *first.described()], rows), counts, sep="\n")
 
     return Answer(found, show)
 
 
-def _scores(model: Any, folder: Path | None, score: Callable[[Any, str], Any]) -> dict[str, Any]:
+def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) -> dict[str, Any]:
     """The scores of `base`, and of `adapted` if there is an adapter."""
     import torch
 
@@ -122,9 +124,9 @@ def _scores(model: Any, folder: Path | None, score: Callable[[Any, str], Any]) -
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with working("Scoring"):
-        scores = {"base": score(model.to(device), "base")}
+        scores = {"base": score(model.to(device), True)}
         if folder is not None:
-            scores["adapted"] = score(qpeft.load(model, folder).to(device), "adapted")
+            scores["adapted"] = score(qpeft.load(model, folder).to(device), False)
     return scores
 
 
@@ -147,7 +149,7 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
     prompts, references = list(known), list(known.values())
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
 
-    def answer(model: Any, who: str) -> dict[str, Any]:
+    def answer(model: Any, _: bool) -> dict[str, Any]:
         texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size)
         return {**score_texts(texts, references, encoder), "texts": texts}
 

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 import qpeft
 from qpeft import methods
+from qpeft.core.tuner import holder_of
 from qpeft.errors import DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains
@@ -202,6 +203,7 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
         for name, parameter in _trainable(model).items():
             parameter.copy_(saved[name])
     step, loss, _ = min(curve, key=lambda point: point[1])
+    holder = holder_of(model)
     found = {
         "seconds": run.seconds,
         "curve": curve,
@@ -210,7 +212,7 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
         "params_trainable": outputs.count_trainable(model),
         "params_head": outputs.count_trainable(model, task.head),
         "params_deployed": outputs.count_deployed(model),
-        "params_generator": outputs.count_generator(model),
+        "params_generator": None if holder is None else outputs.count_trainable(holder),
         "bytes_stored": _stored_bytes(model, work),
     }
     if run.circuits is not None:

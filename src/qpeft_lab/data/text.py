@@ -74,15 +74,6 @@ def load_blocks(
     return train, spread(settings.eval_blocks or 0, evaluation)
 
 
-def load_evaluation(settings: RunSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """All blocks of `settings.data`, none held out."""
-    rows = load_examples(settings.data, "validation", settings)
-    blocks = cut(rows, seq_len, tokenizer, settings.data, settings.pad_rows)
-    if not blocks:
-        raise DataError(f"{settings.data} has no token to score within seq_len={seq_len}")
-    return blocks
-
-
 def cut(
     rows: Sequence[Row],
     seq_len: int,

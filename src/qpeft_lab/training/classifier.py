@@ -86,11 +86,6 @@ def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = F
     return load_classifier(model, "float32", record, 0, trust_remote_code)[0]  # the adapter replaces a new head
 
 
-def n_channels(config: Any) -> int:
-    """Channels of the model's images: 1 for grayscale, 3 for RGB."""
-    return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
-
-
 def load_classifier(
     model: str, dtype: str, record: TaskRecord, seed: int, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, list[str], bool]:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 import qpeft
 from qpeft.backends import BackendSettings
 from qpeft.checks import unknown
+from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
 from qpeft.methods.method import imported
@@ -133,32 +134,27 @@ def fit(
 
 
 def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
-    """The folder of the run, and hashes of its local files."""
+    """The folder of the run; and hashes of its data, base and files of the user, of those that are local and exist."""
     settings.check()
     for name in ("model", "data", "out", "eval_data"):
         if getattr(settings, name) == "":  # a shell variable that is not set; as a path it is the current folder
             raise ConfigError(f"{name} is empty; give a value")
-    folder, identity = RunFolder(Path(settings.out).expanduser()), identity_of(settings)
-    folder.check(settings, identity)
-    return folder, identity
-
-
-def _batches(task: Task, batch_size: int) -> list[Any]:
-    """Batches of examples spread over the training data."""
-    chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
-    return [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
-
-
-def identity_of(settings: RunSettings) -> dict[str, str]:
-    """Hashes of the local files of a run: its data, its base, and files of the user. Missing sources are left out."""
-    found = dict(file_hashes(settings.method, settings.method_settings, settings.backend_settings))
+    found = file_hashes(settings.method, settings.method_settings, settings.backend_settings)
     for name in ("data", "eval_data"):
         with suppress(OSError, InputError):
             if (source := getattr(settings, name)) and (sha := content_hash(source)):
                 found[name] = sha
     if (Path(settings.model).expanduser() / "config.json").is_file():
         found["model"] = fingerprint(settings.model)
-    return found
+    folder = RunFolder(Path(settings.out).expanduser())
+    folder.check(settings, found)
+    return folder, found
+
+
+def _batches(task: Task, batch_size: int) -> list[Any]:
+    """Batches of examples spread over the training data."""
+    chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
+    return [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
 
 
 def _fit(
@@ -327,7 +323,8 @@ class RunCallback(TrainerCallback):
         seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")  # where the Trainer saves it
 
     def _score(self, step: int) -> None:
-        with outputs.exact_circuits(self._trainer.model):  # as the adapter is exported
+        holder = holder_of(self._trainer.model)
+        with nullcontext() if holder is None else holder.exact():  # as the adapter is exported
             score = self._task.score(self._trainer.model)
         self._trainer.log(score.to_logs())
         self._progress.on_eval(step, score)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qpeft.checks import MOST, check_fields, option
 from qpeft.errors import ConfigError, DataError
-from qpeft_lab.base_model import virtual_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +59,8 @@ def generate_texts(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    n_new, n_virtual = decoding.max_new_tokens, virtual_tokens(model)
+    n_new, adapter = decoding.max_new_tokens, getattr(model, "active_peft_config", None)
+    n_virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encoded = [torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,18 +62,6 @@ def count_deployed(model: Any) -> int:
     from qpeft.methods import plan  # which imports every kind of adapter
 
     return plan.count_deployed(model) + (0 if is_as_saved else plan.count_lora(model))
-
-
-def count_generator(model: Any) -> int | None:
-    """Trainable parameters of the generators; None if nothing is generated."""
-    holder = holder_of(model)
-    return None if holder is None else count_trainable(holder)
-
-
-def exact_circuits(model: Any) -> AbstractContextManager[None]:
-    """Circuits run on the exact simulator within this context, whatever backend they train on."""
-    holder = holder_of(model)
-    return nullcontext() if holder is None else holder.exact()
 
 
 @contextmanager

@@ -98,10 +98,6 @@ class RunFolder:
         self.exported = path / "exported"
         self.result = path / "result.json"
 
-    def settings(self) -> RunSettings:
-        """The settings in config.json. Raises CheckpointError if it is missing or damaged."""
-        return self._recorded()[0]
-
     def check(self, settings: RunSettings, identity: Mapping[str, str]) -> None:
         """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if it is that of another run.
 
@@ -113,7 +109,7 @@ class RunFolder:
             if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
             return
-        recorded, had = self._recorded()
+        recorded, had = self.recorded()
         was, now = _compared(recorded), _compared(settings)
         for name in (name for name in _SOURCES if name in identity):  # compared by content
             was[name] = now[name] = None
@@ -127,7 +123,7 @@ class RunFolder:
         remove_unfinished(self.path)
         made_with = environment()
         if self.config.exists():
-            self._refuse(_differences(self._recorded()[1], identity))
+            self._refuse(_differences(self.recorded()[1], identity))
             made_with = read_json(self.config)["environment"]
         stored = {name: value for name, value in as_json(asdict(settings)).items() if name != _NOT_STORED}
         record = {"settings": stored, "identity": identity, "environment": made_with}
@@ -154,8 +150,8 @@ class RunFolder:
                 f"{self.path} holds another run: {'; '.join(changed)}. Repeat that run, or choose another folder"
             )
 
-    def _recorded(self) -> tuple[RunSettings, dict[str, str]]:
-        """Settings and hashes in config.json."""
+    def recorded(self) -> tuple[RunSettings, dict[str, str]]:
+        """Settings and hashes in config.json. Raises CheckpointError if it is missing or damaged."""
         if not self.config.is_file():
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
         try:

@@ -79,11 +79,6 @@ class Score:
         others = [f"{name} {text}" for name, text in list(self.described().items())[1:-1]]
         return ", ".join([f"{self.loss:.4f} {self.unit}", *others])
 
-    @property
-    def size(self) -> str:
-        """The amount of scored data."""
-        return f"{self.n_scored:,} {'tokens' if 'token' in self.unit else 'examples'}"
-
     def _text(self, name: str) -> str:
         if (value := self.metrics[name]) is None:
             return "undefined"

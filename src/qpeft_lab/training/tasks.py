@@ -27,7 +27,7 @@ from qpeft_lab.data.labelled import (
     load_labelled_texts,
     spread,
 )
-from qpeft_lab.data.sources import has_validation_split
+from qpeft_lab.data.sources import has_validation_split, load_examples
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Tokens
 from qpeft_lab.settings import RunSettings
@@ -120,7 +120,10 @@ class CausalLM(Task):
         if labels is None:
             self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
         else:
-            self.train, self.evaluation = [], text.load_evaluation(s, self.seq_len, self.tokenizer)
+            rows = load_examples(s.data, "validation", s)
+            self.train, self.evaluation = [], text.cut(rows, self.seq_len, self.tokenizer, s.data, s.pad_rows)
+            if not self.evaluation:
+                raise DataError(f"{s.data} has no token to score within seq_len={self.seq_len}")
         base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
 
     def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
@@ -293,7 +296,8 @@ class ImageClassification(Classification):
         """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
         import torch
 
-        mode = "L" if classifier.n_channels(self.config) == 1 else "RGB"
+        n_channels = getattr(getattr(self.config, "vision_config", self.config), "num_channels", None)
+        mode = "L" if n_channels == 1 else "RGB"
         images = [np.array(open_image(content, mode)) for content, _ in examples]
         images = [image if image.ndim == 3 else image[..., None] for image in images]  # (h, w, c)
         made = self.processor(images, input_data_format="channels_last", return_tensors="pt")
