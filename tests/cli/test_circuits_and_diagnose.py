@@ -61,7 +61,7 @@ def test_run_is_diagnosed_with_every_measurement_and_is_not_changed(answer, base
     found = answer("diagnose", tmp_path / "run", "--samples", 20, "--html", tmp_path / "page.html")
     assert sorted((tmp_path / "run").rglob("*")) == before
     by_key = found["findings"]
-    assert tuple(by_key) == ("random", "redundant", "gradients", "moved", "rank")
+    assert tuple(by_key) == ("random", "redundant", "gradients", "expressive", "moved", "rank")
     page = (tmp_path / "page.html").read_text()
     assert all(finding["question"] in page for finding in by_key.values())
     assert "http" not in page

@@ -22,7 +22,7 @@ CIRCUIT = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
 SMALL = {**LM, **CIRCUIT}
 PAULI = {"r": 2, "n_layers": 1, **LM}
 FRAMED = {"r": 2, "target_modules": ["q_proj"], "frame_rank": 4, "task_type": "CAUSAL_LM"}
-OF_CIRCUITS = ("random", "redundant", "gradients")
+OF_CIRCUITS = ("random", "redundant", "gradients", "expressive")
 BASES = {"llama": tiny_models.llama, "gpt2": tiny_models.gpt2}
 
 

@@ -5,6 +5,7 @@ import math
 import sys
 
 import numpy as np
+import pennylane as qml
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +15,15 @@ from scipy import stats
 from qpeft.circuits import Ansatz
 from qpeft.circuits.reference import gate_probabilities
 from qpeft.errors import ConfigError
-from qpeft_lab.diagnose import gradient_variance, porter_thomas, random_angles, redundancy
+from qpeft_lab.diagnose import (
+    expressibility,
+    gradient_variance,
+    meyer_wallach,
+    porter_thomas,
+    random_angles,
+    redundancy,
+)
+from qpeft_lab.diagnose.circuits import of_fidelities
 
 OTHER = {"real": "complex", "complex": "real"}
 PARAMETER = {"real": 0.5, "complex": 1.0}
@@ -128,6 +137,67 @@ def test_variances_depend_only_on_the_seed(monkeypatch):
     assert gradient_variance([2, 3, 5], 4, samples=20, seed=7)["variances"] == pytest.approx(table["variances"])
 
 
+# -- expressibility
+
+
+def fidelities(n_pairs, n_qubits, field, seed=0):
+    states = haar_states(2 * n_pairs, n_qubits, field, seed).view(n_pairs, 2, -1)
+    return (states[:, 0].conj() * states[:, 1]).sum(1).abs().square().numpy()
+
+
+@pytest.mark.parametrize("field", OTHER)
+@pytest.mark.parametrize("n_qubits", [1, 4, 8])
+def test_random_states_are_at_the_floor_of_their_law(n_qubits, field):
+    pairs = fidelities(4000, n_qubits, field)
+    found = of_fidelities(pairs, n_qubits, field=field)
+    assert found["divergence"] == pytest.approx(found["expected"], abs=4 * np.sqrt(2 * 49) / 8000)
+    assert of_fidelities(pairs, n_qubits, field=OTHER[field])["divergence"] > 5 * found["expected"]
+
+
+def test_divergence_falls_to_the_floor_with_depth_and_depends_only_on_the_seed(monkeypatch):
+    shallow, deep = (expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 16))
+    assert shallow["divergence"] > 30 * shallow["expected"]
+    assert deep["divergence"] < deep["limit"]
+    monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 64)
+    assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000) == shallow
+    assert expressibility(Ansatz("ry_ladder", 6, 1), samples=3000, seed=1) != shallow
+    assert expressibility(Ansatz("rxyz", 3, 1))["field"] == "complex"
+
+
+def test_divergence_equals_scipy_in_bins_of_equal_probability():
+    pairs = fidelities(500, 3, "real", seed=1) ** 1.5
+    edges = stats.beta(0.5, 3.5).ppf(np.linspace(0, 1, 11))
+    shares = np.histogram(pairs, [0, *edges[1:-1], 1])[0] / 500
+    assert of_fidelities(pairs, 3, n_bins=10)["divergence"] == pytest.approx(stats.entropy(shares, np.full(10, 0.1)))
+    assert of_fidelities(np.zeros(10), 3, n_bins=10)["divergence"] == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize(("n_pairs", "n_bins"), [(50, 50), (400, 20), (2000, 50)])
+def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
+    counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
+    simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
+    found = of_fidelities(np.random.default_rng(1).uniform(size=n_pairs), 2, n_bins)
+    assert found["expected"] == pytest.approx(simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000))
+    if n_pairs >= 10 * n_bins:
+        assert (simulated < found["limit"]).mean() == pytest.approx(0.95, abs=0.02)
+
+
+# -- entanglement
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 5), st.integers(2, 3), st.sampled_from([*OTHER]), st.integers(0, 99))
+def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
+    states = haar_states(samples, n_qubits, field, seed)
+    reduced = (qml.math.reduce_statevector(states.numpy().astype(complex), [wire]) for wire in range(n_qubits))
+    found = meyer_wallach(states)
+    expected = 2 * (1 - np.mean([qml.math.purity(each, [0]) for each in reduced]))
+    assert found["mean"] == pytest.approx(expected, abs=1e-12)
+    of_random = meyer_wallach(haar_states(2000, n_qubits, field))
+    assert of_random["mean"] == pytest.approx(of_random["expected"], abs=5 * of_random["error"])
+    assert is_json(found)
+
+
 LADDER = Ansatz("ry_ladder", 3, 2)
 
 
@@ -141,6 +211,9 @@ LADDER = Ansatz("ry_ladder", 3, 2)
         lambda: redundancy(LADDER, torch.zeros(3, 2)),
         lambda: redundancy(LADDER, torch.full((2, 3), torch.nan)),
         lambda: gradient_variance([4], 8, 1),
+        lambda: expressibility(LADDER, 20),
+        lambda: meyer_wallach(torch.ones(3, 6)),
+        lambda: meyer_wallach(torch.full((2, 4), 0.25)),
     ],
 )
 def test_bad_input_is_refused(call):

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def diagnose(
     *,
     target: Path = needed("Run folder or adapter folder.", metavar="TARGET", argument=True),
-    samples: int = option(200, "Random circuits for each measurement.", at_least=10, at_most=10**6),
+    samples: int = option(
+        200, "Random circuits for each measurement, and ten times as many pairs of states.", at_least=10, at_most=10**6
+    ),
     loading: Annotated[Loading, Fields(Loading, only=("method", "ansatz", "frames"))],
     html: Path | None = option(None, "Write the text as a page as well.", metavar="FILE"),
 ) -> Answer:

@@ -2,7 +2,9 @@ from .adapters import angle_movement as angle_movement
 from .adapters import effective_rank as effective_rank
 from .answers import diagnose as diagnose
 from .circuits import Measurement as Measurement
+from .circuits import expressibility as expressibility
 from .circuits import gradient_variance as gradient_variance
+from .circuits import meyer_wallach as meyer_wallach
 from .circuits import porter_thomas as porter_thomas
 from .circuits import random_angles as random_angles
 from .circuits import random_states as random_states

@@ -13,6 +13,7 @@ from qpeft_lab.diagnose.adapters import Adapter, Circuit, angle_movement, effect
 from qpeft_lab.diagnose.circuits import Measurement
 
 _WIDEST = 14  # qubits: with more, sampling many circuits or shifting every angle takes minutes
+_PAIRS = 10  # pairs of states per sample: fidelities are cheap
 Answers = Iterator[tuple[str, Measurement]]  # by subject: "start", "trained", ...
 
 
@@ -21,7 +22,7 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
 
     Args:
         folder: Of the adapter, or of its run.
-        samples: Random circuits for each measurement.
+        samples: Random circuits for each measurement; ten times as many pairs of states for expressibility.
         seed: Seed of the random circuits.
 
     Returns:
@@ -93,6 +94,13 @@ def _gradients(adapter: Adapter, samples: int, seed: int) -> Answers:
     yield "the generator's input 2^N p", found
 
 
+def _expressive(adapter: Adapter, samples: int, seed: int) -> Answers:
+    """Whether random angles reach all states of the field, and how entangled the states are."""
+    ansatz = _circuit(adapter).ansatz
+    yield "overlap", circuits.expressibility(ansatz, _PAIRS * samples, seed)
+    yield "entanglement", circuits.meyer_wallach(circuits.random_states(ansatz, samples, seed))
+
+
 def _moved(adapter: Adapter, samples: int, seed: int) -> Answers:
     yield "angles", angle_movement(adapter)
 
@@ -107,6 +115,7 @@ _QUESTIONS: dict[str, tuple[str, Callable[..., Answers]]] = {
     "random": ("Is the circuit random?", _random),
     "redundant": ("Are angles redundant?", _redundant),
     "gradients": ("Do gradients vanish?", _gradients),
+    "expressive": ("Which states does it reach, and how entangled are they?", _expressive),
     "moved": ("Did the angles move?", _moved),
     "rank": ("How many directions does it generate?", _rank),
 }

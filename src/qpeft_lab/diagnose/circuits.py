@@ -1,8 +1,8 @@
-"""Measurements of circuits: are they random, redundant, trainable?
+"""Measurements of circuits: are they random, redundant, trainable, expressive, entangled?
 
 Random states are uniform on the sphere of unit vectors (Haar-random). Their D probabilities follow the Dirichlet law of
-parameters a, with a = 1/2 for real and a = 1 for complex states, and one probability Beta(a, a (D - 1)). Circuits of
-RY, CNOT and CZ, such as QPA's and Quantum-PEFT's, have real states.
+parameters a, with a = 1/2 for real and a = 1 for complex states; one probability, and the fidelity |<x|y>|^2 of two
+states, follows Beta(a, a (D - 1)). Circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's, have real states.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta
+from scipy.stats import beta, binom, chi2, entropy
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, exact_probabilities
@@ -97,8 +97,7 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
     p = p.astype(np.float64)
     if not np.isfinite(p).all() or p.min() < 0 or abs(p.sum(axis=1) - 1).max() > 1e-3:
         raise ConfigError("these are not probabilities: each must be 0 or more, and those of each state must sum to 1")
-    size, a = p.shape[1], _PARAMETER[field]
-    quantiles = beta(a, a * (size - 1)).ppf(_SHARES)
+    size, a, quantiles = p.shape[1], _PARAMETER[field], _haar_law(field, p.shape[1]).ppf(_SHARES)
     random = _stream(zlib.crc32(p.tobytes()))  # deterministic for the same data
     n = max(1, min(len(p), _TESTED // size))
     tested = _distance(quantiles, p if n == len(p) else random.choice(p, n, replace=False))
@@ -197,6 +196,73 @@ def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
             gradients += torch.autograd.grad(p, leaf, weight)
     found = torch.cat(gradients)  # (samples, *ansatz.angle_shape)
     return torch.stack([found[:, *slot] for slot in slots], dim=1).square().mean(1).numpy()
+
+
+def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Measurement:
+    """Whether the `ansatz` reaches all states evenly: fidelities F = `|<a|b>|^2` of states at angles drawn from `seed`.
+
+    `samples` independent pairs are compared with random states, in `n_bins` bins of equal probability. Returns their
+    `divergence`, of Kullback and Leibler, in nats, from random states; `expected`, its mean for random states; and
+    `limit`, below which it is in 95 of 100 cases. Raises ConfigError for fewer samples than bins.
+    """
+    if samples < n_bins:
+        raise ConfigError(f"samples must be at least n_bins={n_bins}, got {samples}")
+    angles = random_angles(ansatz, 2 * samples, seed).split(2 * max(1, _AT_ONCE >> ansatz.n_qubits))
+    pairs = (circuit_states(ansatz, part).unflatten(0, (-1, 2)) for part in angles)
+    fidelities = torch.cat([(pair[:, 0].conj() * pair[:, 1]).sum(1).abs().square().clamp(max=1) for pair in pairs])
+    return of_fidelities(fidelities.numpy(), ansatz.n_qubits, n_bins, field_of(ansatz))
+
+
+def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50, field: str = "real") -> Measurement:
+    """As `expressibility`, from the fidelities (pairs,) of pairs of states of N qubits.
+
+    Equal bins of F on [0, 1] would put all fidelities of a wide circuit into the first bin.
+    """
+    n_pairs = len(fidelities)
+    bins = np.minimum((n_bins * _haar_law(field, 2**n_qubits).cdf(fidelities)).astype(int), n_bins - 1)
+    divergence = float(entropy(np.bincount(bins, minlength=n_bins), np.ones(n_bins)))
+    counts = np.arange(1, n_pairs + 1)  # of a bin, where the pairs follow the law: a binomial distribution
+    terms = counts / n_pairs * np.log(counts / n_pairs * n_bins)
+    expected = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
+    limit = float(chi2.isf(0.05, n_bins - 1) / (2 * n_pairs))
+    values = {"field": field, "pairs": n_pairs, "divergence": divergence, "expected": expected, "limit": limit}
+    how = "overlap like random states" if divergence <= limit else f"do not cover all {field} states evenly"
+    return Measurement(f"States at random angles {how}", values)
+
+
+def meyer_wallach(states: Tensor) -> Measurement:
+    """How entangled normalised `states` (S, 2^N) are, S at least 2.
+
+    `mean` is that of Meyer and Wallach's Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state of qubit i, from 0
+    (a product state) to 1, and `error` its standard error. `expected` is the mean of random states with amplitudes of
+    the same field: (D-2)/(D+2) of real ones with D = 2^N, (D-2)/(D+1) of complex ones.
+
+    Raises:
+        ConfigError: States of another shape or norm.
+    """
+    size = states.shape[-1] if states.ndim == 2 else 0
+    if len(states) < 2 or size < 2 or size & (size - 1):
+        raise ConfigError(f"states must have shape (2 or more states, 2**n_qubits), got {tuple(states.shape)}")
+    psi = states.detach().cpu().to(torch.complex128 if states.is_complex() else torch.float64)
+    if not ((psi.norm(dim=1) - 1).abs() < 1e-3).all():
+        raise ConfigError("states must have norm 1; give amplitudes, not probabilities")
+    n_qubits = (size - 1).bit_length()
+    purities = []  # Tr rho^2 of each qubit, (S,)
+    for wire in range(n_qubits):
+        parts = psi.view(len(psi), 2**wire, 2, -1)
+        purities.append(torch.einsum("sabc,sadc->sbd", parts, parts.conj()).abs().square().sum((1, 2)))
+    q = 2 * (1 - torch.stack(purities).mean(0))
+    field = "complex" if psi.is_complex() else "real"
+    mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
+    expected = (size - 2) / (size + 1 / _PARAMETER[field])
+    values = {"field": field, "qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
+    how = "as" if abs(mean - expected) <= 2 * error else "more than" if mean > expected else "less than"
+    return Measurement(f"The qubits are entangled {how} in random {field} states", values)
+
+
+def _haar_law(field: str, size: int) -> Any:
+    """The distribution, of scipy, of one of `size` probabilities of a random state, and of the fidelity of two."""
+    return beta(_PARAMETER[field], _PARAMETER[field] * (size - 1))
 
 
 def _distance(quantiles: Floats, p: Floats) -> float:
