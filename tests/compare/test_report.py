@@ -1,4 +1,4 @@
-"""The report: one page that opens anywhere and shows the values of the rows; and the CSV files."""
+"""The report: one page that opens anywhere, shows the values of the rows, and names no machine; and the CSV files."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -69,7 +69,8 @@ def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_ra
     chosen, *trials = rates["● QPA over LoRA r=8, half its parameters"]
     assert chosen == "0.00015 (lowest)"
     assert "0.005: diverged" in trials
-    assert "a planted | crash in" in page
+    assert "a planted | crash in x.py" in page  # without the folder of the machine
+    assert "/home/" not in page
 
 
 def test_differences_have_one_sign_convention(page, whole_study):
@@ -156,3 +157,15 @@ def test_values_as_text():
     assert report.decimal(1234.56789) == "1,234.5679"
     narrow = Difference("lora", 1e-6, 5e-7, 1.5e-6, 5, 0.01, 0.01, "worse")
     assert report.interval(narrow) == "+0.000001 [+0.000000, +0.000002]"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("--base /home/me/models/gpt2 --data ../shared/a.txt", "--base gpt2 --data a.txt"),
+        ("recipes/x.yaml and/or https://a.b/c", "recipes/x.yaml and/or https://a.b/c"),
+        ("'~/x/y.txt'", "'y.txt'"),
+    ],
+)
+def test_folders_of_a_machine_are_not_shown(text, shown):
+    assert report.without_folders(text) == shown

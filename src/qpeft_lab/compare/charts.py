@@ -144,7 +144,7 @@ def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
 
 
 def sizes(summary: Summary) -> Chart | None:
-    """Quality against trainable parameters; labels name the reference, and the best within each number of them."""
+    """Quality against trainable parameters, with labels; a method at the size of another is drawn at that."""
     trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.method.trainable]
     shown = [found for found in trained if not _is_hopeless(found, summary)] or trained
     if len(trained) < 2:
@@ -152,7 +152,7 @@ def sizes(summary: Summary) -> Chart | None:
     from matplotlib.ticker import EngFormatter, LogLocator
 
     factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
-    points = {found.key: (found.method.trainable, factor * found.metric.mean) for found in shown if found.metric}
+    points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
     sign, front = 1 if summary.study.lower_is_better else -1, list[str]()
     for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
         if not front or sign * points[key][1] < sign * points[front[-1]][1]:
@@ -224,6 +224,12 @@ def _is_hopeless(found: Result, summary: Summary) -> bool:
     if base is None or found.metric is None:
         return False
     return found.metric.mean > base if summary.study.lower_is_better else found.metric.mean < base
+
+
+def _size(found: Result, summary: Summary) -> int:
+    """Trainable parameters; of a comparable method at the size of another those of that one."""
+    of = found.method.at_size_of
+    return (summary[of] if of and is_comparable(summary.ratio(found)) else found).method.trainable
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -32,6 +32,8 @@ MISSING = "\u2013"
 _VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
 _DECIMALS, _MOST_DECIMALS = 4, 6
 _NUMBER = re.compile(r"[<>+-]? ?\d")
+# the folders of a path of a machine, which are not shown
+_FOLDERS = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/])")
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,14 @@ def page(summary: Summary) -> str:
     templates = files("qpeft_lab.compare") / "templates"
     options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
     environment = Environment(loader=FileSystemLoader(str(templates)), trim_blocks=True, lstrip_blocks=True, **options)
+    environment.filters["short"] = without_folders
     css = Markup((templates / "style.css").read_text("utf-8").strip())
     return environment.get_template("report.html.j2").render(css=css, version=version("qpeft"), **context)
+
+
+def without_folders(text: str) -> str:
+    """The text without the folders of a machine: `train.txt` instead of a path."""
+    return _FOLDERS.sub("", text)
 
 
 def results(summary: Summary) -> Table:
@@ -179,7 +187,7 @@ def _facts(summary: Summary) -> dict[str, str]:
     study = summary.study
     return {
         "Base": f"{Path(study.base).name}, {study.params_total:,} parameters",
-        "Data": study.data,
+        "Data": without_folders(study.data),
         "Metric": f"{summary.metric.full_title}, {'lower' if summary.study.lower_is_better else 'higher'} is better",
         "Reference": summary.reference.label,
         "Training": f"{study.training['steps']:,} steps, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",

@@ -7,6 +7,7 @@ every method, its learning rates, and the hash of everything that determines its
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -333,9 +334,11 @@ def code_of(name_or_path: str) -> list[str]:
 
 
 def described(error: ValidationError) -> str:
-    """The first error, such as `training.steps: Input should be a valid integer`."""
+    """The first error, such as `training.steps: Input should be a valid integer, got 'many'`."""
     found = error.errors()[0]
-    return ": ".join(filter(None, [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ")]))
+    got = "" if found["type"] in ("missing", "value_error") else f", got {reprlib.repr(found['input'])}"  # a short one
+    where = [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ") + got]
+    return ": ".join(filter(None, where))
 
 
 def _metrics_of(task: str | None) -> Sequence[str]:
