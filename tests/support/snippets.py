@@ -29,7 +29,7 @@ STAND_INS = {
     "glue/rte": "docs.jsonl",
 }
 HUB_NAMES = ("gpt2",)  # replaced in Python as well
-CHEAP = {"--steps": "2", "--max-new-tokens": "4"}
+CHEAP = {"--steps": "2", "--max-new-tokens": "4", "--seq-len": "64", "--epochs": "1"}
 
 # part of a command -> why it is not run
 NOT_RUN = {
