@@ -258,7 +258,7 @@ class Attempts:
 
 def _start_server() -> psutil.Process:
     """The process from which cells are forked, one for all attempts; it and this one import everything."""
-    from qpeft_lab.cli import progress  # noqa: F401
+    from qpeft_lab.cli import console  # noqa: F401
     from qpeft_lab.compare import cell, runner  # noqa: F401
 
     forkserver.set_forkserver_preload(["qpeft_lab.compare.preload", "kills"])
