@@ -75,8 +75,8 @@ def evaluate(
     if record is not None and run.get("task", record.task) != record.task:
         raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")
     names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)}
-    of_run: dict[str, Any] = {name: value for name, value in ran.items() if name in names}
-    known = of_run | run | ({"task": record.task} if record else {})
+    of_run = {name: value for name, value in ran.items() if name in names}
+    known: dict[str, Any] = of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
     settings = RunSettings(model=source.base(folder), data=data, out="", trust_remote_code=trusted, **known)
     settings.check()
