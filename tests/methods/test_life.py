@@ -184,9 +184,13 @@ def live_through(base, variant, batch, folder, logits, **changes):
     stock = PeftModel.from_pretrained(copy.deepcopy(base), folder / "exported").eval()
     torch.testing.assert_close(logits(stock, batch), live, atol=1e-5, rtol=0)
     assert torch.equal(logits(model, batch), live)
+    if variant.merges:  # in float32 a merged weight is rounded
+        exact = copy.deepcopy(stock).double()
+        expected = logits(exact, batch)
+        torch.testing.assert_close(logits(exact.merge_and_unload(), batch), expected, atol=1e-9, rtol=0)
     for each in (model, stock) if variant.merges else ():
         merged = each.merge_and_unload()
-        torch.testing.assert_close(logits(merged, batch), live, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(merged, batch), live, atol=1e-4, rtol=1e-5)
         assert not any("qpeft" in name for name, _ in merged.named_modules())
 
 

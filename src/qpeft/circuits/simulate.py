@@ -33,6 +33,7 @@ from qpeft.circuits.numerics import cached_tables, check_tensor, refuse_second_d
 
 _GROUP = 5  # wires at most: larger matrices do more work, smaller ones need more products (measured)
 _TABLES = 2**26  # numbers of all tables of a circuit, about
+_KEPT = 2**12  # amplitudes of a circuit at most whose states are all kept for the gradient
 _AT_ONCE = 2**20  # amplitudes of a batch of circuits
 
 _PAULIS = {
@@ -146,42 +147,52 @@ def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
 
 
 class Stages(torch.autograd.Function):
-    """psi (M, K, 2**N) through all stages. The gradient needs only the final states: it undoes one stage after another.
+    """psi (M, K, 2**N) through all stages.
 
+    For the gradient all states of small circuits are kept; of large ones only the final states, and the stages undone.
     Groups are turned in such an order that the axis of the next one is always the last, or the first on the way back.
     """
 
     @staticmethod
     def forward(ctx: Any, psi: Tensor, boundaries: Sequence[Boundary], *groups: Tensor) -> Tensor:
         n_circuits, n_columns, size = psi.shape
+        kept: list[Tensor] = []
         for stage, boundary in enumerate(boundaries):
             for group in reversed(groups):
-                d = group.shape[-1]
-                psi = torch.bmm(group[stage], psi.reshape(n_circuits, n_columns * size // d, d).mT)
+                psi = psi.reshape(n_circuits, -1, group.shape[-1])
+                kept += [psi] if size <= _KEPT else []
+                psi = torch.bmm(group[stage], psi.mT)
             psi = boundary.cross(psi.view(n_circuits, size, n_columns)).mT
-        ctx.boundaries = boundaries
-        ctx.save_for_backward(psi, *groups)
+        ctx.boundaries, ctx.n_groups = boundaries, len(groups)
+        ctx.save_for_backward(psi, *groups, *kept)
         return psi
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
+        psi, *saved = ctx.saved_tensors
+        groups, kept = saved[: ctx.n_groups], saved[ctx.n_groups :]
         with torch.autocast(grad.device.type, enabled=False):
-            of_psi, of_groups = _gradient(grad, ctx.boundaries, *ctx.saved_tensors)
+            of_psi, of_groups = _gradient(grad, ctx.boundaries, psi, groups, kept)
         return of_psi, None, *of_groups
 
 
-def _gradient(lam: Tensor, boundaries: Sequence[Boundary], psi: Tensor, *groups: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _gradient(
+    lam: Tensor, boundaries: Sequence[Boundary], psi: Tensor, groups: list[Tensor], kept: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
     """The gradients of the initial states and of the matrices, from that of the final states psi."""
     (n_circuits, n_columns, size), found = psi.shape, [torch.empty_like(group) for group in groups]
     for stage, boundary in reversed(list(enumerate(boundaries))):
-        psi, lam = (boundary.cross_back(block.mT) for block in (psi, lam))
+        lam = boundary.cross_back(lam.mT)
+        psi = psi if kept else boundary.cross_back(psi.mT)
         for group, of_group in zip(groups, found, strict=True):
-            d = group.shape[-1]
-            after, of_after = (block.reshape(n_circuits, d, n_columns * size // d) for block in (psi, lam))
-            psi, lam = (torch.bmm(block.mT, group[stage].conj()) for block in (after, of_after))  # the axis goes last
+            back = group[stage].conj()
+            of_after, after = (block.reshape(n_circuits, len(back[0]), -1) for block in (lam, psi))
+            psi = kept.pop() if kept else torch.bmm(after.mT, back)  # the axis goes last
+            lam = torch.bmm(of_after.mT, back)
             torch.bmm(of_after, psi.conj(), out=of_group[stage])
-        psi, lam = (block.view(n_circuits, n_columns, size) for block in (psi, lam))
+        lam = lam.view(n_circuits, n_columns, size)
+        psi = psi.view(n_circuits, n_columns, size)
     return lam, found
 
 
