@@ -211,14 +211,17 @@ def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), p._version, p.device, p.requires_grad) for p in parameters)
 
 
-def _before_loading(generator: nn.Module, *_: Any) -> None:
-    """Values are loaded in full precision."""
+def _before_loading(generator: Generator, *_: Any) -> None:
+    """Values are loaded in full precision, to the device of the generator."""
+    generator.home = generator.fingerprint.device
     for binding in _live_of(generator.parameters()):
         binding.restore_precision()
 
 
-def _after_loading(generator: nn.Module, *_: Any) -> None:
+def _after_loading(generator: Generator, *_: Any) -> None:
     """Refresh at once, so that nothing reads an adapter tensor from before the loading."""
+    if generator.fingerprint.device != generator.home:  # PEFT's low_cpu_mem_usage assigns tensors of an accelerator
+        generator.to(generator.home)
     for binding in _live_of(generator.parameters()):
         with suppress(QpeftError):  # the next forward pass raises it
             binding.renew()

@@ -62,6 +62,7 @@ class Generator(FullPrecision):
     """
 
     fingerprint: Tensor
+    home: torch.device  # where it was before a checkpoint was loaded
     needs_fit = False  # whether fit_frames must be called before training
     is_compression = True  # whether fewer parameters are trained than generated
     n_unused = 0  # generated values without effect, which an export leaves out

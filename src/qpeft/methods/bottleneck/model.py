@@ -75,6 +75,11 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             adapted = adapted + adapter(self._cast_input_dtype(x, adapter[0].weight.dtype)).to(x.dtype)
         return adapted if isinstance(output, Tensor) else (adapted, *output[1:])
 
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT knows the device of a linear map, not of a block
+        first = next(self.get_base_layer().parameters(), None)
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device or (None if first is None else first.device))
+
 
 class BottleneckModel(OwnTuner):
     """The tuner that PEFT builds for a BottleneckConfig."""
