@@ -77,8 +77,6 @@ class Generators(nn.ModuleDict):
             frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
             generator.requires_grad_(name in active and not frozen)
 
-    # -- values
-
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if getattr(module, "_is_replica", False):
@@ -163,8 +161,6 @@ class Generators(nn.ModuleDict):
         for binding in self.bindings.values():
             binding.follow(fn)
         return result
-
-    # -- the stock adapter
 
     def count_generated(self) -> int:
         """Generated parameters, without those that an export leaves out."""
@@ -308,8 +304,6 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         generators: Any = self._modules[CONTAINER]
         return generators
 
-    # -- life of an adapter
-
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, because the binding records this adapter's tensors in it
         config: Any = own_copy(self.peft_config[adapter_name])
@@ -360,8 +354,6 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             del held[adapter_name]
         self.generators.train_only(self.active_adapters)
 
-    # -- which adapter trains
-
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
@@ -371,8 +363,6 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
             if name in self.generators:
                 self.generators[name].requires_grad_(requires_grad)
-
-    # -- merging and unloading
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         with self.generators.merging(self):

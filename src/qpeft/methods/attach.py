@@ -225,8 +225,6 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         """The base model; PEFT finds it by the config, which is the generator's while an adapter is saved."""
         return self.base_model.model if isinstance(self.base_model, BaseTuner) else self.base_model
 
-    # -- the compact folder
-
     def _compact(self) -> AbstractContextManager[None]:
         """Within: PEFT saves and loads the generator."""
         return described_by(self, *next(iter(self.generators.configs.items())))
@@ -255,8 +253,6 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         self.generators.refresh_detached()
         return found
 
-    # -- which adapter trains
-
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         self.generators.refresh_detached()  # PEFT sets requires_grad of the tensors it finds, which views refuse
         super().set_adapter(adapter_name, inference_mode=inference_mode)
@@ -279,8 +275,6 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         )
 
     delete_adapter = add_weighted_adapter = add_adapter
-
-    # -- merging and unloading
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         with self.generators.merging(self._tuner):

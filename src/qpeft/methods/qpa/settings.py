@@ -161,8 +161,6 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             raise ConfigError("init_mode small is for LoRA and DoRA; use residual for another host")
         return QPAGenerator(self, initial, init, keep_initial=not self._is_lora and self.init_mode == "residual")
 
-    # -- sizes
-
     @property
     def _k(self) -> int:
         return self.features  # type: ignore[return-value]  # a number after the initialization

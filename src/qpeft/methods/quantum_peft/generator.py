@@ -241,8 +241,6 @@ class QuantumPeftGenerator(Generator):
             return (x if frame is None else torch.bmm(frame, x)).flatten()  # (M, d, K)
         return (x.mT if frame is None else torch.bmm(x.mT, frame.mT)).flatten()  # (M, K, d)
 
-    # -- frames
-
     def use_base(self, base: nn.Module) -> None:
         """Take the frames from the frame file that the config names, or compute them from the weights of the base."""
         config = self.config
@@ -288,8 +286,6 @@ class QuantumPeftGenerator(Generator):
             qubits = max(column_qubits(part.inner, config.construction) for part in self.parts)
             found |= {"n_circuits": sum(n for n, _ in self.shapes), "n_qubits": qubits}
         return found
-
-    # -- the compact state
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A stream with the bytes of all trained parameters after a seal, and frames as float16 unless they are known.
