@@ -30,6 +30,13 @@ def test_200_damaged_files_load_correctly_or_are_refused(world):
     assert outcomes["correct"] > 20
 
 
+def test_checks_that_are_missing_are_found(world, monkeypatch):
+    for check in ("checkpoint.check_seal", "checkpoint.check_whole", "tuner.check_tensors"):
+        monkeypatch.setattr(f"qpeft.core.{check}", lambda *_: None)
+    found = [load["outcome"] for number in range(100) for load in bad_files.mutated(world, f"1 {number}")["loads"]]
+    assert {*found} - {*bad_files.RIGHT}
+
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -42,3 +49,23 @@ def test_killed_commands_resume_to_equal_results(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {row["case"] for row in rows} == {"qpa", "quantum_peft", "lora", "sora", "qaa", "shots", "compare"}
     assert {"change" in row for row in rows} == {True, False}
+
+
+PLANTED = {
+    "incomplete checkpoints count": "checkpoints._complete = checkpoints._all",
+    "the optimizer's state is lost": "transformers.Trainer._load_optimizer_and_scheduler = lambda *_: None",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="kills.py forks and reads /proc")
+@pytest.mark.parametrize("defect", PLANTED)
+def test_planted_defects_are_found_by_kills(tmp_path, defect):
+    code = f"""
+import sys, transformers, kills
+from qpeft_lab.training import checkpoints
+{PLANTED[defect]}
+sys.exit(kills.main(["--out", "{tmp_path}", "--kills", "30", "--what", "lora"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    rows = [json.loads(line) for line in (tmp_path / "kills.jsonl").read_text().splitlines()]
+    assert (done.returncode, any(row["faults"] for row in rows)) == (1, True), done.stderr
