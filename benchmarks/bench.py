@@ -93,6 +93,8 @@ def steps(quick: bool) -> Iterator[Row]:
         yield from step_rows("attention", ATTENTION, options, rounds=9)
         yield from step_rows("all linear maps", GENERATED, options, rounds=9)
         yield from memory_rows("attention", ATTENTION, options)
+    options = Namespace(**usual, batch_size=8, geometry="gpt2")
+    yield from step_rows("all linear maps", GENERATED, options, rounds=5)
 
 
 GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {"circuits": circuits, "steps": steps}

@@ -159,7 +159,7 @@ class CircuitRun:
     def __repr__(self) -> str:
         shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots per circuit"
         gradients = f"gradients by {self.gradient}" if self.trained else "frozen angles"
-        facts = shots, gradients, f"{self.circuits_per_step:,} circuits per step"
+        facts = shots, gradients, f"circuits per step: {self.circuits_per_step:,}"
         return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {', '.join(facts)}"
 
     @property
