@@ -30,8 +30,7 @@ TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
 
 _NOTES = "notes.json"
 _SOURCES = ("data", "eval_data", "test_data")
-_COLUMNS = ("text_column", "text_pair_column", "label_column")
-_OF_RUN = (*_COLUMNS, "prompt_column", "completion_column", "pad_rows")
+_OF_RUN = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column", "pad_rows")
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 _LONG_LINE = 8  # words
 _COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
@@ -155,8 +154,7 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
         return load_examples(source, split, training)
     if TASKS[study.task].has_images:
         return [{"image": image, "label": name} for image, name in load_images(source, split, training.label_column)]
-    columns = {name: column for name in _COLUMNS if (column := getattr(training, name)) is not None}
-    rows = load_labelled_texts(source, split, columns, lambda label, where: label)
+    rows = load_labelled_texts(source, split, training, lambda label, where: label)
     classes = () if (glue := study.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
     return [
         {

@@ -7,15 +7,19 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpeft.errors import DataError
 from qpeft_lab.data.sources import kept_rows, load_rows
+
+if TYPE_CHECKING:
+    from qpeft_lab.settings import RunSettings
 
 Item = TypeVar("Item")
 Labelled = tuple[Any, Any]  # content, class name or number
 
 HELD_OUT_EVERY = 20
+_COLUMNS = ("text_column", "text_pair_column", "label_column")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _LARGEST = 1e15  # its square, times the number of a model's parameters in a gradient's norm, is finite in float32
 
@@ -62,15 +66,14 @@ def _shown(value: Any) -> str:
 
 
 def load_labelled_texts(
-    source: str, split: str, columns: dict[str, str], label: Callable[[Any, str], Any]
+    source: str, split: str, run: RunSettings, label: Callable[[Any, str], Any]
 ) -> list[tuple[tuple[str, ...], Any]]:
     """The texts, or pairs of texts, of a source with their labels; rows without a text are left out, with a warning.
 
-    `columns` are the names of the columns by the setting that names them, the label's last. Raises DataError.
+    `run` names the columns; `label` checks a label. Raises DataError.
     """
     rows = load_rows(source, split)
-    if not rows:
-        raise DataError(f"{source} is empty")
+    columns = {name: column for name in _COLUMNS if (column := getattr(run, name)) is not None}
     for name, column in columns.items():
         if column not in rows[0]:
             found = ", ".join(map(str, rows[0]))

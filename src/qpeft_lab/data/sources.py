@@ -114,8 +114,6 @@ def load_examples(source: str, split: str, run: RunSettings) -> list[Row]:
         DataError: the source is missing, unreadable or empty, or lacks the columns.
     """
     rows = load_rows(source, split, by_line=run.pad_rows)
-    if not rows:
-        raise DataError(f"{source} is empty")
     names = _names(source, rows[0], run)
     renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
     scored = [row for row in renamed if _has_something_to_score(row)]
@@ -149,7 +147,7 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     classes of a task of GLUE are named.
 
     Raises:
-        DataError: the source is missing or unreadable, or a task of GLUE has no such class.
+        DataError: the source is missing, unreadable or empty, or a task of GLUE has no such class.
     """
     if source in BUILT_IN:
         module, function = BUILT_IN[source].split(":")
@@ -170,6 +168,8 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     if name.glue is not None:
         for number, row in enumerate(rows, start=1):
             row[LABEL] = name.glue.name_class(row.get(LABEL), f"{source}, row {number}")
+    if not rows:
+        raise DataError(f"{source} is empty")
     return rows
 
 

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 Example = tuple[Any, Any]  # content, index of its class or number
 
-_COLUMNS = ("text_column", "text_pair_column", "label_column")
-
 
 def task_class(name: str) -> type[Task]:
     """The class of the task named `name` in `RunSettings`."""
@@ -258,9 +256,8 @@ class TextClassification(Classification):
         base.check_vocabulary((content["input_ids"] for content, _ in (*self.train, *self.evaluation)), self.config)
 
     def read(self, source: str, split: str) -> list[Labelled]:
-        names, label = _COLUMNS, label_number if self.kind.is_regression else label_name
-        columns = {name: column for name in names if (column := getattr(self.settings, name)) is not None}
-        texts, labels = zip(*load_labelled_texts(source, split, columns, label), strict=True)
+        label = label_number if self.kind.is_regression else label_name
+        texts, labels = zip(*load_labelled_texts(source, split, self.settings, label), strict=True)
         return list(zip(self._encode(texts), labels, strict=True))
 
     def _digest(self, content: dict[str, np.ndarray]) -> bytes:
