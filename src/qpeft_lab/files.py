@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,26 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
     folder = Path(os.path.realpath(folder))  # a link may name a folder that does not exist yet
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=patience)
     try:
-        lock.acquire()
+        with FileLock(folder / ".lock", timeout=patience):
+            yield
     except Timeout as error:
         raise ConfigError(
             f"another process uses the run folder {folder}; wait until it ends, or choose another"
         ) from error
+
+
+def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
+    """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as the `example`."""
+    import yaml
+
     try:
-        yield
-    finally:
-        lock.release()
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} has no fields, such as {example}")
+    return found
 
 
 def json_line(value: Any) -> str:

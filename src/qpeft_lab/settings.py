@@ -22,6 +22,7 @@ from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.files import read_yaml
 from qpeft_lab.method_records import lab_record
 
 # fields by panels of the command line's help
@@ -279,15 +280,8 @@ def read_settings(path: str | Path) -> dict[str, Any]:
 
     Raises ConfigError if the file cannot be read, or for an unknown field or a value that is not allowed.
     """
-    import yaml
-
     path = Path(path).expanduser()
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} has no fields of a run, such as `model: gpt2`")
+    values = read_yaml(path, "`model: gpt2`")
     try:
         return RunSettings.validated(values)
     except ConfigError as error:

@@ -16,7 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from qpeft.checks import MOST, unknown
@@ -29,6 +28,7 @@ from qpeft_lab.compare.rate_search import RateSearch, search_rates
 from qpeft_lab.compare.rows import Row, succeeded
 from qpeft_lab.data.glue import GlueTask, find_glue
 from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.files import read_yaml
 from qpeft_lab.settings import HIGHEST_SEED, RunSettings
 from qpeft_lab.training.generate import Decoding
 
@@ -296,9 +296,8 @@ def read_study(folder: Path) -> PlannedStudy:
     try:
         return PlannedStudy.model_validate(read_json(path))
     except ValueError as error:
-        what = described(error) if isinstance(error, ValidationError) else error
         raise CheckpointError(
-            f"{path} is damaged ({what}); delete it and run `qpeft compare run` again with its command"
+            f"{path} is damaged ({_described(error)}); delete it and run `qpeft compare run` again with its command"
         ) from error
 
 
@@ -315,8 +314,7 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
         study = Study.model_validate(found)
         study.check()
     except ValueError as error:
-        what = described(error) if isinstance(error, ValidationError) else error
-        raise ConfigError(f"study {name_or_path}: {what}") from error
+        raise ConfigError(f"study {name_or_path}: {_described(error)}") from error
     return study
 
 
@@ -333,8 +331,10 @@ def code_of(name_or_path: str) -> list[str]:
     return sorted(set(texts(_read(name_or_path))))
 
 
-def described(error: ValidationError) -> str:
-    """The first error, such as `training.steps: Input should be a valid integer, got 'many'`."""
+def _described(error: ValueError) -> str:
+    """The first error of fields, such as `training.steps: Input should be a valid integer, got 'many'`."""
+    if not isinstance(error, ValidationError):
+        return str(error)
     found = error.errors()[0]
     got = "" if found["type"] in ("missing", "value_error") else f", got {reprlib.repr(found['input'])}"  # a short one
     where = [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ") + got]
@@ -372,10 +372,4 @@ def _read(name_or_path: str) -> dict[str, Any]:
         place = files("qpeft_lab.compare") / name_or_path
     else:
         raise ConfigError(f"{unknown('study', name_or_path, (*BUILT_IN, *RECIPES))}, or give the path of a YAML file")
-    try:
-        found = yaml.safe_load(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"study {name_or_path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"study {name_or_path} has no fields; it needs `name`, `title`, `question` and `methods`")
-    return found
+    return read_yaml(place, "`name`, `title`, `question` and `methods`")
