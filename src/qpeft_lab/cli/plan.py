@@ -11,7 +11,6 @@ from qpeft_lab.cli.console import Answer, facts, listed, working
 from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields
 from qpeft_lab.cli.suggestion import Budget, settled, show_suggestion
-from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def plan(
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
     with working("Counting"):
-        found = plan_of(settings) if suggestion is None else suggestion.plan
+        found = _counted(settings) if suggestion is None else suggestion.plan
     data = {"model": run["model"], **asdict(found)}
     kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules)
     shown = {
@@ -72,19 +71,10 @@ def plan(
     return Answer(data, show)
 
 
-def plan_of(settings: RunSettings) -> Plan:
-    """What the method of a run costs on its base model."""
+def _counted(settings: RunSettings) -> Plan:
     import qpeft
+    from qpeft_lab.training.classifier import base_on_meta
     from qpeft_lab.training.methods import build_configs
 
-    base, head, trusted = settings.model, list[str](), {}
-    if settings.is_language_model:
-        trusted = {"trust_remote_code": settings.trust_remote_code}
-    else:
-        from qpeft_lab.training.classifier import classifier_on_meta
-
-        n_outputs = 1 if TASKS[settings.task].is_regression else None
-        base, head = classifier_on_meta(base, settings.task, n_outputs, settings.trust_remote_code)
-    return qpeft.plan(
-        base, *build_configs(settings, head), steps=settings.n_steps, **settings.backend_settings, **trusted
-    )
+    base, head = base_on_meta(settings.model, settings.task, settings.trust_remote_code)
+    return qpeft.plan(base, *build_configs(settings, head), steps=settings.n_steps, **settings.backend_settings)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft import methods
-from qpeft.core.meta_model import on_meta
 from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import write_json
 from qpeft.methods import Trains
@@ -24,12 +23,12 @@ from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
 from qpeft_lab.compare.smoke import STAND_IN
 from qpeft_lab.compare.study import STUDY, Method, PlannedMethod, PlannedStudy, Study, errors_of, read_study
 from qpeft_lab.data.glue import PREFIX as GLUE
-from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_folder
 from qpeft_lab.method_records import kind_with, lab_record
 from qpeft_lab.metrics.texts import encoder_layers
 from qpeft_lab.settings import RunSettings
+from qpeft_lab.training.classifier import base_on_meta
 from qpeft_lab.training.methods import build_configs, virtual_tokens
 from qpeft_lab.training.outputs import count_trainable
 from qpeft_lab.training.tasks import task_class
@@ -106,7 +105,7 @@ class Host(NamedTuple):
     """A base model on the meta device, and the modules of its classification head, which every method trains."""
 
     model: Any
-    head: Sequence[str] = ()
+    head: Sequence[str]
 
 
 def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: bool = False) -> Plan:
@@ -126,7 +125,11 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     methods_at_size = counted(study, host)
     run = _run_of(study, model, config, methods_at_size, trust_remote_code)
     parts = split_data(study, folder)
-    run = _with_steps(replace(run, data=str(parts.train), eval_data=str(parts.validation)))
+    run = replace(run, data=str(parts.train), eval_data=str(parts.validation))
+    if run.epochs is not None:  # their steps depend on the training data
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
+            run = run.with_steps(len(task_class(run.task)(run).train))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": parts.sha256}
     shared = _content(study, run, hashes)
     found = PlannedStudy(
@@ -145,13 +148,8 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
 
 def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
     """The study's base on the meta device."""
-    if study.is_language_model:
-        return Host(on_meta(model, TASKS[study.task].peft_type, trust_remote_code))
-    from qpeft_lab.training.classifier import classifier_on_meta
-
-    glue = study.glue
-    n_classes = 1 if TASKS[study.task].is_regression else None if glue is None else len(glue.classes)
-    return Host(*classifier_on_meta(model, study.task, n_classes, trust_remote_code))
+    n_classes = len(study.glue.classes) if study.glue else None
+    return Host(*base_on_meta(model, study.task, trust_remote_code, n_classes))
 
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
@@ -211,15 +209,6 @@ def _run_of(
     return RunSettings(
         model=model, data="", out="", task=study.task, method="none", trust_remote_code=trust_remote_code, **training
     )
-
-
-def _with_steps(run: RunSettings) -> RunSettings:
-    """The run with the steps of its epochs, for which its training data are read."""
-    if run.epochs is None:
-        return run
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
-        return run.with_steps(len(task_class(run.task)(run).train))
 
 
 def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 
+from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json, write_text
@@ -128,13 +129,15 @@ def load_classifier(
     return loaded, trained, bool(new)
 
 
-def classifier_on_meta(
-    model: str, task: str, n_outputs: int | None, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, list[str]]:
-    """The base with a head, on the meta device, and the head; by default with as many outputs as its config has."""
+def base_on_meta(
+    model: str, task: str, trust_remote_code: bool = False, n_classes: int | None = None
+) -> tuple[nn.Module, list[str]]:
+    """The base on the meta device, and the modules of its head; by default with as many classes as its config has."""
+    if TASKS[task].is_language_model:
+        return on_meta(model, TASKS[task].peft_type, trust_remote_code), []
     config = base.load_config(model, trust_remote_code)
     check_can_classify(config, task)
-    if n_outputs is not None:
+    if n_outputs := 1 if TASKS[task].is_regression else n_classes:
         config.num_labels = n_outputs
     with torch.device("meta"):
         made = _auto_class(task).from_config(config)
