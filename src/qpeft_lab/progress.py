@@ -38,8 +38,5 @@ class CompareProgress:
     def on_total(self, n_cells: int, n_finished: int) -> None:
         """The study has `n_cells`, of which `n_finished` have rows. A grid of learning rates may extend itself."""
 
-    def on_start(self, cell: Cell) -> None:
-        """A cell starts or resumes."""
-
     def on_row(self, cell: Cell, row: Row) -> None:
         """A cell ended or failed, and its row is written."""

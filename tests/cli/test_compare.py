@@ -139,7 +139,7 @@ def inline(monkeypatch):
         yield SimpleNamespace(run=run, stop=lambda: None)
 
     gc.freeze()  # as in a cell's process
-    monkeypatch.setattr(runner, "_executor", lambda name: executor)
+    monkeypatch.setattr(runner, "LocalExecutor", executor)
     yield
     gc.unfreeze()
 

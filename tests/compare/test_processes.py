@@ -13,7 +13,6 @@ from qpeft.errors import ConfigError
 from qpeft_lab.compare import runner
 from qpeft_lab.compare.runner import run
 from qpeft_lab.files import locked
-from qpeft_lab.progress import CompareProgress
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
@@ -82,7 +81,7 @@ def test_lost_worker_is_replaced_once(plan, cluster):
 
     plan.claim()
     cell = plan.tuning_cells({})[0]
-    with RayExecutor(plan.folder, cells.run_after_losing_a_worker, CompareProgress()) as executor:
+    with RayExecutor(plan.folder, cells.run_after_losing_a_worker) as executor:
         ((_, row),) = executor.run([cell])
     assert row["status"] == "success"
     assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"

@@ -36,16 +36,13 @@ class Recorder(CompareProgress):
     """Records all events."""
 
     def __init__(self):
-        self.totals, self.began, self.ended = [], [], []
+        self.totals, self.ended = [], {}
 
     def on_total(self, n_cells, n_finished):
         self.totals.append((n_cells, n_finished))
 
-    def on_start(self, cell):
-        self.began.append(cell.cell_id)
-
     def on_row(self, cell, row):
-        self.ended.append((cell.cell_id, row["status"]))
+        self.ended[cell.cell_id] = row["status"]
 
 
 def names(ids):
@@ -58,7 +55,7 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     assert (outcome.n_done, outcome.n_skipped, outcome.failures) == (12, 0, [])
     expected = [f"{method} lr{rate}" for method in ("lora", "qpa") for rate in (0.1, 0.2, 0.4)]
     expected += ["lora seed0", "qpa seed0", "lora seed1", "qpa seed1", "lora cost", "qpa cost"]
-    assert names(progress.began) == expected
+    assert names(progress.ended) == expected
     assert progress.totals == [(12, 0), (12, 6), (12, 10), (12, 12)]
     assert all(row["lr"] == 0.2 for name, row in plan.rows().items() if "seed" in name)  # the lower loss
     assert not (plan.folder / "work").exists()
@@ -66,7 +63,7 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     before = (plan.folder / "rows.jsonl").read_bytes()
     again = Recorder()
     outcome = run(plan, progress=again, run_cell=cells.run_cell)
-    assert (outcome.n_done, outcome.n_skipped, again.began, again.totals) == (0, 12, [], [(12, 12)])
+    assert (outcome.n_done, outcome.n_skipped, again.ended, again.totals) == (0, 12, {}, [(12, 12)])
     assert (plan.folder / "rows.jsonl").read_bytes() == before
 
 
@@ -132,7 +129,7 @@ def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan):
         row = cells.planted_row(cell, status="success", valid_loss=1.0)
         RowFile(plan.folder).append(row | change)
     run(plan, progress=(progress := Recorder()), run_cell=cells.run_cell)
-    assert {cell.cell_id for cell in changed} <= set(progress.began)
+    assert {cell.cell_id for cell in changed} <= set(progress.ended)
 
 
 def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
@@ -176,7 +173,7 @@ def test_cell_waits_for_the_process_of_a_killed_run(plan):
     progress = Releasing()
     outcome = run(plan, workers=2, progress=progress, run_cell=cells.run_cell)
     assert outcome.failures == []
-    assert progress.ended[0][0] != first.cell_id
+    assert next(iter(progress.ended)) != first.cell_id
 
 
 def test_cell_fails_if_the_process_of_a_killed_run_does_not_end(plan, monkeypatch):

@@ -224,12 +224,11 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
 
 
 class CompareBar(CompareProgress):
-    """Shows the cells done and the names of those that run, and prints a line per finished cell."""
+    """Shows the number of cells done, and prints a line per finished cell."""
 
     def __init__(self, shown: progress.Progress) -> None:
         self._bars, self._n_done, self._total = shown, 0, 0
         self._all = shown.add_task("cells", total=None, text="")
-        self._running: list[str] = []
 
     def on_total(self, n_cells: int, n_finished: int) -> None:
         if n_finished > self._n_done:
@@ -237,19 +236,10 @@ class CompareBar(CompareProgress):
         self._n_done, self._total = n_finished, n_cells
         self._bars.update(self._all, total=n_cells, completed=n_finished)
 
-    def on_start(self, cell: Cell) -> None:
-        self._running.append(_name(cell))
-        self._bars.update(self._all, text=", ".join(self._running))
-
     def on_row(self, cell: Cell, row: Row) -> None:
         self._n_done += 1
-        self._running = [name for name in self._running if name != _name(cell)]
-        self._bars.update(self._all, completed=self._n_done, text=", ".join(self._running))
-        line(stderr(), f"{self._n_done} of {self._total}: {_name(cell)}: {_outcome(row)}")
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.method} {cell.name}"
+        self._bars.update(self._all, completed=self._n_done)
+        line(stderr(), f"{self._n_done} of {self._total}: {cell.method} {cell.name}: {_outcome(row)}")
 
 
 def _outcome(row: Row) -> str:

@@ -16,7 +16,7 @@ from qpeft.methods import records
 from qpeft.methods.method import imported
 from qpeft_lab.cli.options import Fields, flag
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.methods import check_setting, registered
+from qpeft_lab.training.methods import registered
 
 _PANEL = "The adapter (fields of PEFT)"
 _HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs in Python
@@ -74,7 +74,6 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
             raise ConfigError(f"{name} is given twice; leave out --set {text}")
         if name == "seed":
             raise ConfigError(f"the seed of a run is not a field of its method; replace --set {text} by --seed")
-        check_setting(run, name)
         given[name] = value
     preset = options.get("preset")
     return given if preset is None else _preset(run, preset, registered(given)) | given

@@ -16,8 +16,6 @@ from qpeft_lab.settings import RunSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.methods.plan import Plan
-
 _SETTINGS = ("model", "method", "host", "task", "steps", "trust_remote_code")
 
 
@@ -48,7 +46,16 @@ def plan(
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
     with working("Counting"):
-        found = _counted(settings) if suggestion is None else suggestion.plan
+        import qpeft
+        from qpeft_lab.training.classifier import base_on_meta
+        from qpeft_lab.training.methods import build_configs
+
+        if suggestion is None:
+            base, head = base_on_meta(settings.model, settings.task, settings.trust_remote_code)
+            configs = build_configs(settings, head)
+            found = qpeft.plan(base, *configs, steps=settings.n_steps, **settings.backend_settings)
+        else:
+            found = suggestion.plan
     data = {"model": run["model"], **asdict(found)}
     kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules)
     shown = {
@@ -69,12 +76,3 @@ def plan(
         console.print(facts(listed(shown)))
 
     return Answer(data, show)
-
-
-def _counted(settings: RunSettings) -> Plan:
-    import qpeft
-    from qpeft_lab.training.classifier import base_on_meta
-    from qpeft_lab.training.methods import build_configs
-
-    base, head = base_on_meta(settings.model, settings.task, settings.trust_remote_code)
-    return qpeft.plan(base, *build_configs(settings, head), steps=settings.n_steps, **settings.backend_settings)

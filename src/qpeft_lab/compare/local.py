@@ -22,7 +22,6 @@ from qpeft.errors import TrainingError
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row, work_folder
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.files import locked
-from qpeft_lab.progress import CompareProgress
 
 FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads, pickled
 _PRELOAD = "qpeft_lab.compare.preload"
@@ -38,7 +37,6 @@ class LocalExecutor(AbstractContextManager):
 
     folder: Path
     run_cell: RunCell
-    progress: CompareProgress
     workers: int = 1
     threads: int = 1  # of a cell
     is_stopping: bool = False
@@ -75,7 +73,6 @@ class LocalExecutor(AbstractContextManager):
         ours, theirs = context.Pipe()
         arguments = (cell, self.folder, self.run_cell, self.threads, theirs, _PATIENCE)
         process = context.Process(target=_run_here, args=arguments, daemon=True)
-        self.progress.on_start(cell)
         try:
             process.start()
             self._running[ours] = cell, process
@@ -98,14 +95,12 @@ class LocalExecutor(AbstractContextManager):
             process.kill()
             pipe.close()
             del self._running[pipe]
-            if row or not self.is_stopping:
-                yield cell, row or self._lost(cell, process.exitcode)
-
-    def _lost(self, cell: Cell, code: int | None) -> Row:
-        """The row of a cell whose process ended without one."""
-        hint = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
-        ended = f"the process ended with exit code {code} and without a result{hint}"
-        return failed_row(cell, TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}"))
+            if row is None and not self.is_stopping:
+                hint = ", perhaps for lack of memory" if process.exitcode == -signal.SIGKILL else ""
+                ended = f"the process ended with exit code {process.exitcode} and without a result{hint}"
+                row = failed_row(cell, TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}"))
+            if row is not None:
+                yield cell, row
 
 
 def log_path(folder: Path, cell: Cell) -> Path:

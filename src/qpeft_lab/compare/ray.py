@@ -16,7 +16,6 @@ from qpeft.errors import ConfigError, DataError
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row
 from qpeft_lab.compare.local import LocalExecutor
 from qpeft_lab.compare.rows import Row
-from qpeft_lab.progress import CompareProgress
 
 _SECONDS_BETWEEN_CHECKS = 0.5  # signals are handled in between
 
@@ -87,5 +86,5 @@ def _run_one(cell: Cell, folder: Path, run_cell: RunCell, threads: int) -> Row |
     """Run the cell on the worker, in a process of its own."""
     if not (folder / "study.json").exists():
         raise DataError(f"this machine has no access to {folder}; all machines of the cluster must share it")
-    executor = LocalExecutor(folder, run_cell, CompareProgress(), threads=threads)
+    executor = LocalExecutor(folder, run_cell, threads=threads)
     return next((row for _, row in executor.run([cell])), None)

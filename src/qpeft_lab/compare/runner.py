@@ -55,12 +55,16 @@ def run(
         ConfigError: another run uses the same folder; nothing was done.
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
-    make_executor, progress = _executor(executor), progress or CompareProgress()
+    make_executor: type[LocalExecutor] = LocalExecutor
+    if executor == "ray":
+        from qpeft_lab.compare.ray import RayExecutor
+
+        make_executor = RayExecutor
     with locked(plan.folder):
         plan.claim()
         remove_unfinished(plan.folder)
-        study = _Run(plan, progress, retry)
-        with make_executor(plan.folder, run_cell or cells.run_cell, progress, workers, threads) as pool:
+        study = _Run(plan, progress or CompareProgress(), retry)
+        with make_executor(plan.folder, run_cell or cells.run_cell, workers, threads) as pool:
             study.run(pool)
         outcome = study.outcome(write_outputs(plan.folder))
         if not outcome.failures and (work := plan.folder / "work").exists():
@@ -115,11 +119,3 @@ class _Run:
             return True
         row = self._file.rows.get(cell.cell_id)
         return row is not None and row.get("lr") == cell.lr and not (self._retry and row["status"] == "failed")
-
-
-def _executor(name: str) -> type[LocalExecutor]:
-    if name == "local":
-        return LocalExecutor
-    from qpeft_lab.compare.ray import RayExecutor
-
-    return RayExecutor

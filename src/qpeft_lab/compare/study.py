@@ -254,10 +254,6 @@ class PlannedStudy(Study):
         """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn from the seed."""
         return self.is_language_model and not method.rates
 
-    def other_of(self, method: PlannedMethod) -> str:
-        """The key of the method that it is compared with; the reference has its own."""
-        return method.against or method.at_size_of or self.reference
-
     def row_of(self, method: PlannedMethod, rows: Mapping[str, Row], name: str) -> Row | None:
         """The row `name` of the method among `rows`, by cell_id, or None. Its hash covers what it depends on."""
         return rows.get(f"{self.name}/{method.key}/{method.hash}/{name}")

@@ -214,7 +214,8 @@ def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
     by_key = {found.key: found for found in results}
     values = {key: found.metric.values if found.metric else {} for key, found in by_key.items()}
     failed = {key for key, found in by_key.items() if found.has_failures}
-    others = {method.key: to for method in study.methods if (to := study.other_of(method)) != method.key}
+    others = {one.key: one.against or one.at_size_of or study.reference for one in study.methods}
+    others = {key: to for key, to in others.items() if to != key}  # the reference is compared with none
     differences = compare(others, values, failed, study.lower_is_better)
     n_comparisons = sum(found.p is not None for found in differences.values())
     return Summary(study, [replace(found, difference=differences.get(found.key)) for found in results], n_comparisons)

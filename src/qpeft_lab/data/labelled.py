@@ -99,19 +99,15 @@ def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tup
     by_class = defaultdict(list)
     for place, (_, name) in enumerate(rows):
         by_class[name if has_classes else None].append(place)
-    chosen = {place for places in by_class.values() for place in _held_out(places)}
+    chosen = set[int]()
+    for places in by_class.values():
+        chosen |= {*(places[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or places[1:][-1:])}
     if not chosen:
         raise DataError(
             f"{source} has only one example{' of each class' * has_classes}, and none for evaluation; set eval_data"
         )
     train = [row for place, row in enumerate(rows) if place not in chosen]
     return train, [row for place, row in enumerate(rows) if place in chosen]
-
-
-def _held_out(places: list[int]) -> list[int]:
-    if len(places) >= HELD_OUT_EVERY:
-        return places[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
-    return places[-1:] if len(places) > 1 else []
 
 
 def spread(limit: int, items: list[Item]) -> list[Item]:

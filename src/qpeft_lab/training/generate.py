@@ -72,7 +72,9 @@ def generate_texts(
     at_once = 1 if n_virtual else batch_size
     places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    texts, ends = [""] * len(prompts), _ends(model, tokenizer)
+    texts, configured = [""] * len(prompts), model.generation_config.eos_token_id  # such as the end of a turn
+    several = [cast(Any, tokenizer.eos_token_id), *(configured if isinstance(configured, list) else [configured])]
+    ends = [token for token in dict.fromkeys(several) if token is not None]
     for start in range(0, len(places), at_once):
         batch = places[start : start + at_once]
         rows = [encoded[place].to(model.device) for place in batch]
@@ -84,13 +86,6 @@ def generate_texts(
             before, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in both)
             texts[place] = whole[len(before) :]
     return texts
-
-
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a text: the tokenizer's, then those of the generation config, such as the end of a turn."""
-    configured = model.generation_config.eos_token_id
-    several = configured if isinstance(configured, list) else [configured]
-    return [token for token in dict.fromkeys([cast(Any, tokenizer.eos_token_id), *several]) if token is not None]
 
 
 def generate(model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: list[int], **others: Any) -> Tensor:
