@@ -113,7 +113,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def output_file(path: Path, is_folder: bool = False) -> Path:
-    """The file to write for an output that the user named; links are followed.
+    """The file to write, or the folder to fill, for an output that the user named; links are followed.
 
     Raises ConfigError, before any work, if it cannot be written. A full disk is not the fault of the path.
     """
@@ -129,8 +129,3 @@ def output_file(path: Path, is_folder: bool = False) -> Path:
             raise
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another place") from error
     return real
-
-
-def output_folder(path: Path) -> Path:
-    """The folder to fill, as `output_file`."""
-    return output_file(path, is_folder=True)

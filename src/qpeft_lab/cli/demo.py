@@ -11,7 +11,7 @@ from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, TrainingBar, bars, line, say, size, table
 from qpeft_lab.demo import base_path
-from qpeft_lab.files import output_folder
+from qpeft_lab.files import output_file
 from qpeft_lab.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def demo(
     for name in names:
         if name not in METHODS:
             raise ConfigError(unknown("demo method", name, METHODS))
-    output_folder(out)
+    output_file(out, is_folder=True)
     from qpeft.core.model_card import load_lines
     from qpeft_lab.training.fit import train
 

@@ -65,11 +65,11 @@ def export(
     """
     from qpeft.core.export import export_folder
     from qpeft.files import folder_to_replace
-    from qpeft_lab.files import output_folder
+    from qpeft_lab.files import output_file
 
     if untie and not merge:
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
-    output_folder(out.parent)
+    output_file(out.parent, is_folder=True)
     target = folder_to_replace(out, ()) if merge else export_folder(out)
     folder = loading.find(source)
     base_name = loading.base(folder)
@@ -130,7 +130,7 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
             if record is not None:
                 record.write(target)
             allowed = tolerance(logits, same_shapes=report.ranks is None)
-            found = {**asdict(report), "servers": {"vLLM": check_export(target, model_type)}}
+            found = {**asdict(report), "vllm": check_export(target, model_type)}
             load = load_lines(base, str(target), None, **how)
         difference = _largest(logits - stock_logits(load, inputs))
         if not difference <= allowed:
@@ -175,8 +175,8 @@ def _show(console: Console, written: dict[str, Any]) -> None:
     line(console, f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", "bold")
     differ = f"logits differ by at most {written['max_logit_difference']:.1g}"
     line(console, f"Verified in a process that cannot import qpeft: {differ}.\n")
-    for server, answer in written.get("servers", {}).items():
-        line(console, f"Loads in {server}: {answer}")
+    if "vllm" in written:
+        line(console, f"Loads in vLLM: {written['vllm']}")
         line(console, "A server that loads the base model loads a merged one: add --merge\n")
     if "url" in written:
         line(console, f"Uploaded to {written['url']}\n")

@@ -40,7 +40,6 @@ from qpeft_lab.training.fit import DivergedError, Prepared, fit, prepare
 from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.run_folder import environment, read_rows
-from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import Task, task_class
 
 RunCell = Callable[["Cell", Path], Row]
@@ -234,7 +233,9 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     model, setup = ready.model.eval(), cell.setup
     test = read_test_data(cell)
     score = test.score(model)
-    found = _quality(score)
+    found: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
+    names = {"perplexity": "test_ppl", "padded_perplexity": "test_ppl"}
+    found |= {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
     if methods.get(cell.spec.method).trains is Trains.ADAPTER:
         found |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
@@ -255,12 +256,6 @@ def _cost(cell: Cell) -> Row:
     )
 
 
-def _quality(score: Score) -> Row:
-    names = {"perplexity": "test_ppl", "padded_perplexity": "test_ppl"}
-    metrics = {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
-    return {"test_loss": score.loss, "test_scored": score.n_scored, **metrics}
-
-
 def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row:
     """Answers to the test prompts, and their scores."""
     rows = map(json.loads, test_file.read_bytes().splitlines())
@@ -275,7 +270,7 @@ def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row
 
 def _read(settings: RunSettings) -> tuple[Task, list[str]]:
     """The data, and the warnings of rows that are left out; read once by a process and those forked from it."""
-    reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
+    reserved = virtual_tokens(settings)
     seed = 0 if settings.is_language_model else settings.seed  # a new classification head is drawn from it
     plain: dict[str, Any] = {"method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed, "save_every": None}
     run = replace(settings, method="none", host="lora", out="", **plain)

@@ -24,7 +24,7 @@ from qpeft_lab.compare.smoke import STAND_IN
 from qpeft_lab.compare.study import STUDY, Method, PlannedMethod, PlannedStudy, Study, errors_of, read_study
 from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.demo import base_model
-from qpeft_lab.files import output_folder
+from qpeft_lab.files import output_file
 from qpeft_lab.method_records import kind_with, lab_record
 from qpeft_lab.metrics.texts import encoder_layers
 from qpeft_lab.settings import RunSettings
@@ -201,7 +201,7 @@ def _run_of(
     """What the runs of all methods share: the same blocks of text, for which every method has room."""
     training = dict(study.training)
     if study.is_language_model:
-        reserved = max((virtual_tokens(d.method, d.host, d.settings) for d in drafts), default=0)
+        reserved = max(virtual_tokens(study.run_of(draft)) for draft in drafts)
         training["seq_len"] = block_length(training.get("seq_len"), config, reserved)
     training = {name: value for name, value in training.items() if name not in _COLUMNS}
     if study.run.text_pair_column:
@@ -258,7 +258,7 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
 
 def _check_folder(study: Study | PlannedStudy, folder: Path) -> None:
     """Reject a folder with another study's rows."""
-    output_folder(folder)
+    output_file(folder, is_folder=True)
     if not folder.exists():
         return
     if (folder / STUDY).exists():

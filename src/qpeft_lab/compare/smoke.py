@@ -17,7 +17,7 @@ from qpeft_lab.compare.data import PARTS, TEXT_PAIR, part_file, write_parts
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
-from qpeft_lab.files import output_folder
+from qpeft_lab.files import output_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ def smoke_test(study: Study, folder: Path) -> Study:
     """
     place = folder / STAND_IN
     if not place.is_dir():
-        if output_folder(folder).is_dir() and any(folder.iterdir()):
+        if output_file(folder, is_folder=True).is_dir() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty; name another folder for the smoke test")
         config = _config(study)
         with replace_folder(place) as target:

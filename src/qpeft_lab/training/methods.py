@@ -72,11 +72,9 @@ def registered(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
 
 
-def virtual_tokens(method: str, host: str, given: Mapping[str, Any]) -> int:
+def virtual_tokens(settings: RunSettings) -> int:
     """Positions of the context that the method, or its host, occupies: those of a prefix or prompt, otherwise 0."""
-    record = methods.get(method)
-    adapter = record if record.generator is None else methods.get(host)
-    return {**adapter.defaults, **given}.get("num_virtual_tokens", 0)
+    return {**settings.adapter.defaults, **settings.method_settings}.get("num_virtual_tokens", 0)
 
 
 def _generator_fields(settings: RunSettings) -> set[str]:

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, read_json, write_json
-from qpeft_lab.files import RUN_AGAIN, output_folder, read_json_lines, remove_unfinished
+from qpeft_lab.files import RUN_AGAIN, output_file, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folders
@@ -104,7 +104,7 @@ class RunFolder:
         `identity` has hashes of the files that exist; others are not compared.
         """
         if not os.path.lexists(self.result):  # a finished run is only read
-            output_folder(self.path)
+            output_file(self.path, is_folder=True)
         if not self.config.exists():
             if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
                 raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
