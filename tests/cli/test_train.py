@@ -35,7 +35,7 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
         f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 2\nbatch_size: 2\nseq_len: 32\nlr: 1e-3\n"
         "method: qpa\nmethod_settings: {r: 2, hidden: [6, 5], chunk_size: 32}\nbackend_settings: {shots: 100}\n"
     )
-    options = ("--batch-size", 1, "--lr", 0.01, "--chunk-size", 16, "--shots", 50, "--steps", 2)
+    options = ("--per-device-batch-size", 1, "--learning-rate", 0.01, "--chunk-size", 16, "--shots", 50, "--steps", 2)
     result = qpeft_cli("train", "--config", config, *options)
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]

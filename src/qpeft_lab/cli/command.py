@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from qpeft.errors import InputError, QpeftError
 from qpeft_lab.cli import console
-from qpeft_lab.cli.options import SHOWN, Signature, parameter
+from qpeft_lab.cli.options import SHOWN, Signature, canonical, parameter
 from qpeft_lab.files import is_disk_full
 
 WORK_FAILED = 1
@@ -106,7 +106,8 @@ def application(
     if about is not None:
         made.callback(help=_filled(about))(about)
     for function in commands:
-        made.command(cls=Command, help=_filled(function))(function)
+        settings = {"token_normalize_func": canonical}
+        made.command(cls=Command, help=_filled(function), context_settings=settings)(function)
     return made
 
 

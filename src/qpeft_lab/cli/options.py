@@ -30,6 +30,7 @@ import typer
 
 from qpeft.checks import check_fields
 
+ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "per-device-batch-size": "batch-size"}
 SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
 _METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
 
@@ -101,6 +102,12 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def canonical(name: str) -> str:
+    """The name of an option without its dashes, typed as in other tools: `learning_rate` is `lr`."""
+    name = name.replace("_", "-")
+    return ALIASES.get(name, name)
+
+
 def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     """The option of a field that each of `owners` has. One that is not given is None."""
     found = [next(f for f in group if f.name == name) for group in owners]
@@ -108,6 +115,8 @@ def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     if len(owners) > 1:
         text = " ".join(f"{group.panel}: {_help(f)}" for group, f in zip(owners, found, strict=True))
         panel = " and ".join(group.panel for group in owners)
+    for alias in (alias for alias, of in ALIASES.items() if flag(of) == flag(name)):
+        text += f" Also {flag(alias)}."
     hint, extra = _typer_type(get_type_hints(owners[0].settings)[name], first)
     required = first.default is MISSING and first.default_factory is MISSING and owners[0].is_complete
     default = inspect.Parameter.empty if required else None
