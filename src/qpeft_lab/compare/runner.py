@@ -82,15 +82,20 @@ class _Run:
 
     def run(self, pool: LocalExecutor) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
-        self._report_total()
         with StopRequest(pool.stop) as stop:
             for phase in (self._plan.tuning_cells, self._plan.final_cells, self._plan.cost_cells):
                 while left := self._left(phase(self._file.rows)):  # trials may make further ones necessary
-                    self._run_phase(left, pool)
+                    self._report_total()
+                    for cell, row in pool.run(left, is_exclusive=left[0].role == "cost"):
+                        self._file.append(row)
+                        if succeeded(row) and (work := work_folder(cell, self._plan.folder)).exists():
+                            remove_folder(work)
+                        self._ended.add(cell.cell_id)
+                        self._progress.on_row(cell, row)
                     if stop.wanted:
                         n_left = len(self._left(self._plan.cells(self._file.rows)))
                         raise KeyboardInterrupt(f"{n_left} cells are left. Run the same command again to resume.")
-                    self._report_total()
+        self._report_total()
 
     def _report_total(self) -> None:
         cells = self._plan.cells(self._file.rows)
@@ -101,14 +106,6 @@ class _Run:
         cells, rows = self._plan.cells(self._file.rows), self._file.rows
         failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
         return RunOutcome(len(self._ended), len(cells) - len(self._ended), failures, summary)
-
-    def _run_phase(self, left: list[Cell], pool: LocalExecutor) -> None:
-        for cell, row in pool.run(left, is_exclusive=any(cell.role == "cost" for cell in left)):
-            self._file.append(row)
-            if succeeded(row) and (work := work_folder(cell, self._plan.folder)).exists():
-                remove_folder(work)
-            self._ended.add(cell.cell_id)
-            self._progress.on_row(cell, row)
 
     def _left(self, cells: list[Cell]) -> list[Cell]:
         return [cell for cell in cells if not self._is_done(cell)]
