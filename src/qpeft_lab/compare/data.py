@@ -16,12 +16,7 @@ from qpeft.files import read_json, replace_folder, write_json, write_text
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.images import image_bytes, load_images, write_images
 from qpeft_lab.data.labelled import load_labelled_texts
-from qpeft_lab.data.sources import (
-    content_hash,
-    has_validation_split,
-    load_examples,
-    parse_source,
-)
+from qpeft_lab.data.sources import content_hash, has_validation_split, load_examples, parse_source
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import json_line, locked
 

@@ -184,7 +184,7 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
     fixed, found = fill_names(fixed, host.model), None
     for value in method.values or [None]:
         settings = fixed if value is None else {**fixed, str(method.vary): value}
-        label = method.label if value is None else f"{method.label}, {method.vary}={value}"
+        label = (method.label or method.key) + ("" if value is None else f", {method.vary}={value}")
         trainable, deployed = count(study, host, method, settings)
         if found is not None and budget is not None and trainable > budget:
             break

@@ -6,6 +6,7 @@ every method, its learning rates, and the hash of everything that determines its
 
 from __future__ import annotations
 
+import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,7 +89,7 @@ class Method(_Strict):
     """
 
     key: MethodKey
-    label: _Label = ""  # default: the key
+    label: _Label = ""  # a plan has the key instead of an empty one
     method: str
     host: str = "lora"
     settings: dict[str, Any] = {}
@@ -100,11 +101,6 @@ class Method(_Strict):
     values: list[int] = []
     note: str = ""  # a sentence for the report
     published: list[Published] = []
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_label(cls, values: Any) -> Any:
-        return {**values, "label": values.get("label") or values.get("key")} if isinstance(values, dict) else values
 
     @property
     def role(self) -> str:
@@ -316,15 +312,8 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
 def code_of(name_or_path: str) -> list[str]:
     """The names FILE.py:NAME in a study. Loading, planning and running the study executes these files."""
-
-    def texts(value: Any) -> Iterator[str]:
-        if isinstance(value, dict | list):
-            for part in value.values() if isinstance(value, dict) else value:
-                yield from texts(part)
-        elif is_file(value):
-            yield value
-
-    return sorted(set(texts(_read(name_or_path))))
+    content = json.dumps(_read(name_or_path), ensure_ascii=False, default=str)
+    return sorted({text for text in content.split('"') if is_file(text)})
 
 
 def _described(error: ValueError) -> str:

@@ -38,11 +38,6 @@ class TaskRecord:
     pad_token_id: int | None = None  # of texts; None for images
     ignore_mismatched_sizes: bool = False  # whether the base has a head for another number of classes
 
-    @property
-    def auto_class(self) -> str:
-        """The class of transformers that loads the base."""
-        return TASKS[self.task].auto_class
-
     def options(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` that load the base with stock transformers."""
         pad = {} if self.pad_token_id is None else {"pad_token_id": self.pad_token_id}
@@ -77,7 +72,7 @@ def read_record(folder: Path) -> TaskRecord | None:
 def how_to_load(folder: Path) -> dict[str, Any]:
     """Arguments of `load_lines` for the base of an adapter folder."""
     record = read_record(folder)
-    return {} if record is None else {"auto_class": record.auto_class, "options": record.options()}
+    return {} if record is None else {"auto_class": TASKS[record.task].auto_class, "options": record.options()}
 
 
 def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = False) -> PreTrainedModel:

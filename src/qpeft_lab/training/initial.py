@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import tempfile
 import warnings
@@ -44,14 +43,12 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
 
     config.lora_ga_config = config.lora_ga_config or LoraGAConfig()
     base.to("cuda" if torch.cuda.is_available() else "cpu")
-    targets = config
     if str(config.target_modules).lower() == "all-linear":  # which PEFT expands only when it adds the adapter
-        targets = copy.copy(config)
-        set_target_names(base, targets, dict(base.named_modules()))
+        set_target_names(base, config, dict(base.named_modules()))
     with warnings.catch_warnings():
         # from the hooks by which PEFT counts; the gradients of the weights are not affected
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-        preprocess_loraga(base, targets, backward)
+        preprocess_loraga(base, config, backward)
     return _keep_initial
 
 
