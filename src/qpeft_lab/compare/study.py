@@ -6,7 +6,6 @@ every method, its learning rates, and the hash of everything that determines its
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -312,8 +311,15 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
 def code_of(name_or_path: str) -> list[str]:
     """The names FILE.py:NAME in a study. Loading, planning and running the study executes these files."""
-    content = json.dumps(_read(name_or_path), ensure_ascii=False, default=str)
-    return sorted({text for text in content.split('"') if is_file(text)})
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict | list):
+            for part in value.values() if isinstance(value, dict) else value:
+                yield from texts(part)
+        elif is_file(value):
+            yield value
+
+    return sorted(set(texts(_read(name_or_path))))
 
 
 def _described(error: ValueError) -> str:
