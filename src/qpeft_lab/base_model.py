@@ -7,6 +7,9 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
 from qpeft.errors import ConfigError, InputError
 from qpeft.files import file_hash
 from qpeft_lab.user_files import explain_missing, looks_like_path
@@ -25,15 +28,11 @@ _LOADED = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model", ".spm", 
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a folder or hub id. Raises InputError if there is none."""
-    from transformers import AutoConfig
-
     return load(AutoConfig.from_pretrained, model, trust_remote_code)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises InputError if there is none."""
-    from transformers import AutoTokenizer
-
     tokenizer = load(AutoTokenizer.from_pretrained, model, trust_remote_code)
     if not tokenizer.vocab_size:  # for a folder without the files of a tokenizer
         raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights")
@@ -44,8 +43,6 @@ def load_model(
     model: str, dtype: str = "float32", trust_remote_code: bool = False, load_in_4bit: bool = False
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub id. Raises InputError if there is none, or if it lacks weights."""
-    from transformers import AutoModelForCausalLM
-
     loaded, lacking, others = load_weights(AutoModelForCausalLM, model, dtype, trust_remote_code, load_in_4bit)
     refuse_lacking(model, lacking | others)
     return loaded
@@ -60,9 +57,6 @@ def load_weights(
     """
     options |= {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if load_in_4bit:
-        import torch
-        from transformers import BitsAndBytesConfig
-
         compute = getattr(torch, dtype)
         quantized = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
         options["quantization_config"] = BitsAndBytesConfig(**quantized)

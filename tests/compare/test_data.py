@@ -24,7 +24,7 @@ def split(tmp_path):
 
     def make(**changes):
         found = split_data(load_study("survey", {"generation": None, **changes}), tmp_path / "study")
-        return [[json.loads(line) for line in path.read_bytes().splitlines()] for path in found[:3]], found
+        return [[json.loads(line) for line in path.read_bytes().splitlines()] for path in found[0].values()], found
 
     return make
 
@@ -37,10 +37,11 @@ def test_parts_share_no_document_and_lose_none(split, tmp_path, pads):
     assert [len(part) for part in parts] == [90, 5, 5]
     assert [row["text"] for row in parts[1]] == texts[19::20]
     assert sorted(row["text"] for part in parts for row in part) == sorted(texts)
-    assert found.notes == []
-    was = found.train.stat().st_mtime_ns
+    files, _, notes = found
+    assert notes == []
+    was = files["train"].stat().st_mtime_ns
     assert split(data=data, **{"training.pad_rows": pads})[1] == found  # the same files
-    assert found.train.stat().st_mtime_ns == was
+    assert files["train"].stat().st_mtime_ns == was
 
 
 def test_single_text_is_split_between_words(split, tmp_path):
@@ -71,9 +72,9 @@ def test_parts_contain_all_classes(tmp_path):
     )
     asked = {"generation": None, "data": str(tmp_path / "all.parquet"), "task": "image-classification"}
     study = load_study("survey", {**asked, "methods": [{"key": "lora", "method": "lora"}]})
-    splits = split_data(study, tmp_path / "study")
-    for path, n in ((splits.train, 108), (splits.validation, 6), (splits.test, 6)):
-        found = load_images(str(path), "train", "label")
+    files, _, _ = split_data(study, tmp_path / "study")
+    for part, n in (("train", 108), ("validation", 6), ("test", 6)):
+        found = load_images(str(files[part]), "train", "label")
         assert len(found) == n
         assert {name for _, name in found} == {*names}
 
@@ -91,7 +92,7 @@ def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
     assert parts[2][0] == {"text": "test 0"}
     others, other = split(**{**named, "test_data": f"{folder}::test[:3]"})
     assert [len(part) for part in others] == [60, 5, 3]
-    assert other.sha256 != found.sha256
+    assert other[1] != found[1]
 
 
 @pytest.mark.parametrize(("task", "metric", "n_classes"), [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)])
@@ -108,7 +109,7 @@ def test_validation_split_of_glue_is_test_data(tmp_path, split, task, metric, n_
     assert [row["text_pair"] for row in test] == [f"validation sentence2 {i}" for i in range(9)]
     # classes by their index: a run sorts them, and their names would be in another order
     assert [row["label"] for row in test] == [i % n_classes if n_classes else i / 4 for i in range(9)]
-    assert len(found.notes) == 1
+    assert len(found[2]) == 1
 
 
 LINES = [f"line {n} of a long tale that nobody would write twice\n" for n in range(80)]
@@ -133,7 +134,7 @@ def test_texts_that_two_parts_share_are_counted(split, tmp_path):
     data, test = write(tmp_path / "a.jsonl", rows(0)), write(tmp_path / "b.jsonl", rows(55))
     with pytest.warns(UserWarning, match="5 of 60"):
         _, found = split(data=data, test_data=test)
-    assert "5 of 60" in found.notes[0]
+    assert "5 of 60" in found[2][0]
     (tmp_path / "all.txt").write_text("".join(LINES))
     (tmp_path / "end.txt").write_text("".join(LINES[-20:] + [line.replace("twice", "once") for line in LINES[-20:]]))
     with pytest.warns(UserWarning, match="20 of 40"):

@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 from qpeft.user_code import is_file
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import application, command
-from qpeft_lab.cli.console import Answer, line, working
+from qpeft_lab.cli.console import Answer, line, stderr
 from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Choice:
                 "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
                 "FILE.py:NAME for an adapter with an ansatz of your own"
             )
-        with working("Reading the adapter"):
+        with stderr().status("Reading the adapter"):
             from qpeft_lab.diagnose.adapters import Adapter
 
             found = Adapter(Loading(ansatz=own).find(self.adapter)).circuit()

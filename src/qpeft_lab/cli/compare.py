@@ -12,7 +12,7 @@ import typer
 
 from qpeft.checks import option
 from qpeft_lab.cli.command import SOME_FAILED, application, command
-from qpeft_lab.cli.console import Answer, bars, facts, line, listed, say, stderr, table, working
+from qpeft_lab.cli.console import Answer, bars, facts, line, listed, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.compare import BUILT_IN, RECIPES
 from qpeft_lab.progress import CompareProgress
@@ -86,7 +86,7 @@ def run(
     """
     from qpeft_lab.compare.runner import run as run_plan
 
-    with working("Preparing the study"):
+    with stderr().status("Preparing the study"):
         plan = _plan(study, overrides, out, out, smoke)
     with bars() as shown:
         outcome = run_plan(plan, workers, CompareBar(shown), executor, retry is not None, threads)
@@ -107,7 +107,7 @@ def plan(
       qpeft compare plan survey
       qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
     """
-    with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
+    with stderr().status("Preparing the study"), tempfile.TemporaryDirectory() as folder:
         found = _plan(study, overrides, Path(folder) / "study", Path(Path(study).stem))
         cells = {"tuning": found.tuning_cells({}), "final": found.final_cells({}), "cost": found.cost_cells({})}
         data = {
@@ -128,7 +128,7 @@ def report(
 
       qpeft compare report survey
     """
-    with working("Writing the report"):
+    with stderr().status("Writing the report"):
         from qpeft_lab.compare.report import write_outputs
         from qpeft_lab.compare.rows import is_failure
 

@@ -21,7 +21,6 @@ from qpeft_lab.progress import Progress
 if TYPE_CHECKING:
     from rich import progress
     from rich.console import Console
-    from rich.status import Status
     from rich.table import Table
 
     from qpeft_lab.training.score import Score
@@ -67,7 +66,7 @@ def write_page(file: Path, show: Callable[[Console], None]) -> None:
 
 @cache
 def stderr() -> Console:
-    """The console of progress, notes and errors. One object, so that a note is printed above a progress bar."""
+    """The console of spinners, bars, notes and errors. One object, so that a note is printed above a progress bar."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False)
@@ -102,11 +101,6 @@ def print_json(data: dict[str, Any]) -> None:
 def print_failure(error: BaseException, message: str, exit_code: int) -> None:
     """A failure as a JSON object on standard output."""
     print_json({"error": type(error).__name__, "message": message, "exit_code": exit_code})
-
-
-def working(what: str) -> Status:
-    """While the block runs, a spinner on a terminal with this text, which `update` changes."""
-    return stderr().status(what)
 
 
 def bars() -> progress.Progress:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from qpeft.checks import option
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, line, listed, working, write_page
+from qpeft_lab.cli.console import Answer, facts, line, listed, stderr, write_page
 from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.files import output_file
 
@@ -36,7 +36,7 @@ def diagnose(
       qpeft diagnose my-adapter --html my-adapter.html
     """
     folder, page = loading.find(target), None if html is None else output_file(html)
-    with working("Measuring"):
+    with stderr().status("Measuring"):
         import torch
 
         from qpeft_lab.diagnose.answers import diagnose as measure

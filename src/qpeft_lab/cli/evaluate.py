@@ -12,7 +12,7 @@ from qpeft.checks import option
 from qpeft.errors import ConfigError, InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, table, working
+from qpeft_lab.cli.console import Answer, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
@@ -123,7 +123,7 @@ def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) 
     import qpeft
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with working("Scoring"):
+    with stderr().status("Scoring"):
         scores = {"base": score(model.to(device), True)}
         if folder is not None:
             scores["adapted"] = score(qpeft.load(model, folder).to(device), False)

@@ -13,7 +13,7 @@ from qpeft.checks import option
 from qpeft.errors import ConfigError, QpeftError, VerificationError
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, line, size, working
+from qpeft_lab.cli.console import Answer, line, size, stderr
 from qpeft_lab.cli.options import needed
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def export(
     target = folder_to_replace(out, ()) if merge else export_folder(out)
     folder = loading.find(source)
     base_name = loading.base(folder)
-    with working("Exporting and verifying in a process without qpeft") as status:
+    with stderr().status("Exporting and verifying in a process without qpeft") as status:
         data = _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
         data |= {"path": str(out), "base": base_name}
         if push_to_hub is not None:

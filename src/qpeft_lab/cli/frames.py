@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, working
+from qpeft_lab.cli.console import Answer, stderr
 from qpeft_lab.cli.method import MethodOptions, method_settings
 from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.cli.suggestion import OF_FRAMES
@@ -47,7 +47,7 @@ def frames(
         raise ConfigError("a frame file holds new frames of the loss gradient; leave out --frames and --frame")
     settings.method_settings = {**given, "frame": "gradient"}
     settings.check()
-    with working("Computing the gradient's directions"):
+    with stderr().status("Computing the gradient's directions"):
         save_frames(prepare(settings, Progress()).model, path)
     file, n_bytes = read_frame_file(path), path.stat().st_size
     return Answer({"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)})

@@ -11,7 +11,7 @@ from qpeft.checks import option
 from qpeft.errors import InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, working
+from qpeft_lab.cli.console import Answer, stderr
 from qpeft_lab.settings import HIGHEST_SEED
 from qpeft_lab.training.generate import Decoding
 
@@ -38,7 +38,7 @@ def generate(
     decoding.check()
     folder = source.adapter and source.find(source.adapter)
     base_name, text = source.base(folder), _prompt(prompt)
-    with working("Generating"):
+    with stderr().status("Generating"):
         import torch
 
         import qpeft

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.errors import ConfigError
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, facts, listed, working
+from qpeft_lab.cli.console import Answer, facts, listed, stderr
 from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields
 from qpeft_lab.cli.suggestion import Budget, settled, show_suggestion
@@ -45,7 +45,7 @@ def plan(
     settings, suggestion = settled({**run, "data": "", "out": ""}, method, backend, budget)
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
-    with working("Counting"):
+    with stderr().status("Counting"):
         import qpeft
         from qpeft_lab.training.classifier import base_on_meta
         from qpeft_lab.training.methods import build_configs

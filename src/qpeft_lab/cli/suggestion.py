@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError
-from qpeft_lab.cli.console import facts, line, size, table, working
+from qpeft_lab.cli.console import facts, line, size, stderr, table
 from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
 from qpeft_lab.demo import base_model
@@ -90,7 +90,7 @@ def _suggested(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget
     import qpeft
     from qpeft_lab.stock_servers import refusals
 
-    with working("Choosing the method"):
+    with stderr().status("Choosing the method"):
         found = qpeft.suggest(
             run["model"],
             parameters=budget.parameters,

@@ -157,13 +157,8 @@ def settings_of(cell: Cell, out: Path = Path()) -> RunSettings:
 
 
 def read_data(settings: RunSettings) -> Task:
-    """The data of a cell's run."""
+    """The data of a cell's run, or its test data."""
     return _read(settings)[0]
-
-
-def read_test_data(cell: Cell) -> Task:
-    """The test data of a cell."""
-    return read_data(_test_settings(cell))
 
 
 def untrained_model(cell: Cell) -> Any:
@@ -231,7 +226,7 @@ def _untrained(cell: Cell) -> tuple[Prepared, Row]:
 def _measured(cell: Cell, ready: Prepared) -> Row:
     """The scores on the test data, and the ranks of the learned updates."""
     model, setup = ready.model.eval(), cell.setup
-    test = read_test_data(cell)
+    test = read_data(test_settings_of(cell))
     score = test.score(model)
     found: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
     names = {"perplexity": "test_ppl", "padded_perplexity": "test_ppl"}
@@ -240,7 +235,7 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
         found |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
         found |= _generated(setup.test, setup.generation, model, test)
-    left_out = [text for used in (settings_of(cell), _test_settings(cell)) for text in _read(used)[1]]
+    left_out = [text for used in (settings_of(cell), test_settings_of(cell)) for text in _read(used)[1]]
     return found | {"left_out": list(dict.fromkeys(left_out))}
 
 
@@ -282,7 +277,8 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
     return _READ[key]
 
 
-def _test_settings(cell: Cell) -> RunSettings:
+def test_settings_of(cell: Cell) -> RunSettings:
+    """The same with the test data for evaluation."""
     return replace(settings_of(cell), eval_data=str(cell.setup.test), eval_blocks=cell.setup.test_blocks)
 
 

@@ -16,6 +16,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
+import pandas as pd
 from markupsafe import Markup, escape
 
 from qpeft_lab.compare.stats import BETTER, WORSE, Difference
@@ -23,7 +24,6 @@ from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -212,8 +212,6 @@ def curves(summary: Summary) -> Chart | None:
 
 def _mean_curve(found: Result) -> pd.Series:
     """The validation loss by step, over the seeds that succeeded."""
-    import pandas as pd
-
     losses = {seed: {step: loss for step, loss, _ in row["curve"]} for seed, row in found.successes.items()}
     return pd.DataFrame(losses).mean(axis=1)
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from qpeft.errors import DataError
 from qpeft.files import read_json, replace_folder, write_json, write_text
@@ -31,20 +31,11 @@ _LONG_LINE = 8  # words
 _COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
 
 
-class Parts(NamedTuple):
-    """The files of the split data, the hash over their content, and what a reader of the report must know."""
-
-    train: Path
-    validation: Path
-    test: Path
-    sha256: str
-    notes: list[str]
-
-
-def split_data(study: Study, folder: Path) -> Parts:
+def split_data(study: Study, folder: Path) -> tuple[dict[str, Path], str, list[str]]:
     """Split the study's data and write it to a folder in `folder`/data, which is named after what determines the split.
 
-    A second call returns the same files.
+    Returns the file of each part, the hash over their content, and what a reader of the report must know. A second call
+    returns the same files.
 
     Without eval_data and test_data, of every 20 documents (prompts with all their answers, examples of a class) the
     10th is test and the 20th validation data; of fewer documents the last twentieth of the text is test data, the one
@@ -61,9 +52,9 @@ def split_data(study: Study, folder: Path) -> Parts:
         with locked(folder), replace_folder(place) as target:
             write_parts(study, parts, target)
             write_json(target / _NOTES, notes)
-    train, validation, test = parts = [place / part_file(study, part) for part in PARTS]
-    sha = hashlib.sha256(b"".join(path.read_bytes() for path in parts))
-    return Parts(train, validation, test, sha.hexdigest(), read_json(place / _NOTES))
+    paths = {part: place / part_file(study, part) for part in PARTS}
+    sha = hashlib.sha256(b"".join(path.read_bytes() for path in paths.values()))
+    return paths, sha.hexdigest(), read_json(place / _NOTES)
 
 
 def _origin(study: Study) -> dict[str, Any]:

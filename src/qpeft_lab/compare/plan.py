@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
+
+from torch import nn
 
 from qpeft import methods
 from qpeft.errors import ConfigError, DataWarning
@@ -17,12 +19,14 @@ from qpeft.methods import Trains
 from qpeft.methods.plan import plan as count_parameters
 from qpeft.methods.suggest import fill_names
 from qpeft_lab.base_model import block_length, fingerprint, load_config
+from qpeft_lab.compare.cell import Cell, Setup
 from qpeft_lab.compare.data import TEXT_PAIR, split_data
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
 from qpeft_lab.compare.smoke import STAND_IN
 from qpeft_lab.compare.study import STUDY, Method, PlannedMethod, PlannedStudy, Study, errors_of, read_study
 from qpeft_lab.data.glue import PREFIX as GLUE
+from qpeft_lab.data.sources import content_hash
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
 from qpeft_lab.method_records import kind_with, lab_record
@@ -34,10 +38,8 @@ from qpeft_lab.training.outputs import count_trainable
 from qpeft_lab.training.tasks import task_class
 from qpeft_lab.user_files import file_hashes, without_folders
 
-if TYPE_CHECKING:
-    from qpeft_lab.compare.cell import Cell, Setup
-
 Rows = Mapping[str, Row]  # by cell_id
+Host = tuple[nn.Module, Sequence[str]]
 
 BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
 _COLUMNS = ("text_column", "label_column", "prompt_column", "completion_column")  # which the split data do not have
@@ -96,16 +98,7 @@ class Plan:
         return [(method, self.study.search(method, rows)) for method in by_size]
 
     def _cell(self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None) -> Cell:
-        from qpeft_lab.compare.cell import Cell
-
         return Cell(self.study.name, method, role, name, seed, lr, self.setup)
-
-
-class Host(NamedTuple):
-    """A base model on the meta device, and the modules of its classification head, which every method trains."""
-
-    model: Any
-    head: Sequence[str]
 
 
 def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: bool = False) -> Plan:
@@ -113,8 +106,6 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
 
     Raises InputError, ConfigError or DataError for a study that cannot run.
     """
-    from qpeft_lab.compare.cell import Setup
-
     study.check()
     _check_folder(study, folder)
     if study.generation and (encoder := study.generation.bertscore_model):
@@ -124,43 +115,44 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     host = host_of(study, model, trust_remote_code)
     methods_at_size = counted(study, host)
     run = _run_of(study, model, config, methods_at_size, trust_remote_code)
-    parts = split_data(study, folder)
-    run = replace(run, data=str(parts.train), eval_data=str(parts.validation))
+    parts, data_sha256, notes = split_data(study, folder)
+    run = replace(run, data=str(parts["train"]), eval_data=str(parts["validation"]))
     if run.epochs is not None:  # their steps depend on the training data
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
             run = run.with_steps(len(task_class(run.task)(run).train))
-    hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": parts.sha256}
+    hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)
     found = PlannedStudy(
         **study.model_dump(exclude={"methods", "training"}),
         **hashes,
         training=study.training | {"steps": run.n_steps, "seq_len": run.seq_len},
-        params_total=sum(p.numel() for p in host.model.parameters()),
-        data_notes=parts.notes,
+        params_total=sum(p.numel() for p in host[0].parameters()),
+        data_notes=notes,
         command=command,
         methods=[_planned(study, method, shared) for method in methods_at_size],
     )
     _check_results(found, folder)
     reference = next(method for method in found.methods if method.key == study.reference)
-    return Plan(folder, found, Setup(run, parts.test, study.test_blocks, study.generation, reference))
+    return Plan(folder, found, Setup(run, parts["test"], study.test_blocks, study.generation, reference))
 
 
 def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
-    """The study's base on the meta device."""
+    """The study's base on the meta device, and the modules of its classification head, which every method trains."""
     n_classes = len(study.glue.classes) if study.glue else None
-    return Host(*base_on_meta(model, study.task, trust_remote_code, n_classes))
+    return base_on_meta(model, study.task, trust_remote_code, n_classes)
 
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
     """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
-    run, in_head = study.run_of(method, settings), count_trainable(host.model, host.head)
+    base, head = host
+    run, in_head = study.run_of(method, settings), count_trainable(base, head)
     trains = run.record.trains
     if trains is not Trains.ADAPTER:
-        total = count_trainable(host.model) - in_head if trains is Trains.MODEL else 0
+        total = count_trainable(base) - in_head if trains is Trains.MODEL else 0
         return total, total
     with errors_of(method):
-        planned = count_parameters(host.model, *build_configs(run, host.head))
+        planned = count_parameters(base, *build_configs(run, head))
     return planned.trainable - in_head, planned.deployed - in_head
 
 
@@ -181,7 +173,7 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
     if budget == 0:
         raise ConfigError(f"method {method.key}: {method.at_size_of} trains no parameters; name another at_size_of")
     fixed = {name: budget if value == BUDGET else value for name, value in method.settings.items()}
-    fixed, found = fill_names(fixed, host.model), None
+    fixed, found = fill_names(fixed, host[0]), None
     for value in method.values or [None]:
         settings = fixed if value is None else {**fixed, str(method.vary): value}
         label = (method.label or method.key) + ("" if value is None else f", {method.vary}={value}")
@@ -216,8 +208,6 @@ def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[
     paths = dict.fromkeys(("model", "data", "eval_data", "out", "method", "lr", "seed", "trust_remote_code"))
     generation = asdict(study.generation) if study.generation else {}
     if study.generation and (encoder := study.generation.bertscore_model):
-        from qpeft_lab.data.sources import content_hash
-
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
         "base": hashes["base_sha256"],

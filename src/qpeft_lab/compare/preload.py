@@ -22,6 +22,6 @@ with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         with suppress(Exception):  # a cell that needs the data reads them again, and its row has the reason
             first = pickle.loads(bytes.fromhex(os.environ[FIRST_CELL]))  # noqa: S301  (our own)
             cell.read_data(cell.settings_of(first))
-            cell.read_test_data(first)
+            cell.read_data(cell.test_settings_of(first))
 
 gc.freeze()  # a cell's garbage collections need not go through all packages, and leave the shared memory shared

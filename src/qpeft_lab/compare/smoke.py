@@ -8,6 +8,9 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError
@@ -76,9 +79,6 @@ def smoke_test(study: Study, folder: Path) -> Study:
 
 def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
     """A model with random weights, and its tokenizer or an image processor of ViT."""
-    import torch
-    import transformers
-
     task = TASKS[study.task]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -93,8 +93,6 @@ def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
 
 def _config(study: Study) -> PretrainedConfig:
     """The config of the base's architecture with small sizes."""
-    from transformers import CONFIG_MAPPING, AutoConfig
-
     own = {**study.smoke}
     name: str = own.pop("model_type", None) or load_config(base_model(study.base)).model_type
     if name not in CONFIG_MAPPING:
@@ -109,8 +107,6 @@ def _config(study: Study) -> PretrainedConfig:
 
 def _tokenizer() -> PreTrainedTokenizerBase:
     """That of the embedded base, which is always on this machine."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(base_path(), model_max_length=_SIZES["max_position_embeddings"])
 
 

@@ -9,6 +9,8 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, InputError
@@ -16,7 +18,6 @@ from qpeft_lab.data.labelled import HELD_OUT_EVERY, spread
 from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
     from qpeft_lab.settings import RunSettings
@@ -116,9 +117,6 @@ def collate(blocks: Sequence[Tokens]) -> dict[str, torch.Tensor]:
 
     A label is -100 where the token is not scored. Where blocks are shorter, the id and the mask are 0.
     """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
     parts = {"input_ids": [], "attention_mask": [], "labels": []}
     for block in blocks:
         labels = np.where(block.scored, block.ids, IGNORED)

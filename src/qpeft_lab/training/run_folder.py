@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
@@ -188,8 +189,6 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 @cache
 def environment() -> dict[str, Any]:
     """Versions of packages, and the hardware of this process."""
-    import torch
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
     return {
         "device": f"{device}, {torch.get_num_threads()} threads",

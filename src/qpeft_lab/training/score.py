@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy, mse_loss
 
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Tokens, collate
 from qpeft_lab.metrics import f1, mcc, pearson, spearman
 
-if TYPE_CHECKING:
-    import torch
-
-Collate = Callable[[Sequence[Any]], Mapping[str, "torch.Tensor"]]
+Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor]]
 
 _HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
 _TITLES = {
@@ -144,8 +144,6 @@ def _outputs(
     model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits, at least float32, and labels of each batch."""
-    import torch
-
     device = next(model.parameters()).device
     with evaluation_mode(model):
         for start in range(0, len(examples), batch_size):
@@ -156,8 +154,6 @@ def _outputs(
 
 
 def _nats(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    from torch.nn.functional import cross_entropy
-
     return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").double().sum().item()
 
 
@@ -174,8 +170,6 @@ def mean_nats(
     averaging. Its label smoothing recognizes language models by the names of transformers' classes, so it would not
     shift the labels of other models, and not skip virtual tokens.
     """
-    from torch.nn.functional import cross_entropy
-
     logits = outputs.logits.float()
     if of_tokens:
         logits, labels = logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten()
@@ -186,8 +180,6 @@ def mean_nats(
 
 def regression_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """Mean squared error over the examples of an optimizer step, as `mean_nats`; scalar."""
-    from torch.nn.functional import mse_loss
-
     numbers = outputs.logits.float().squeeze(-1)
     total = mse_loss(numbers, labels.to(numbers.device), reduction="sum")
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
@@ -196,8 +188,6 @@ def regression_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """No dropout and no gradients. (Tensors made in torch's inference mode could not be used in a later backward.)"""
-    import torch
-
     was_training = model.training
     model.eval()
     try:

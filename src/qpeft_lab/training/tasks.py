@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from transformers import AutoImageProcessor, DataCollatorWithPadding
 
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.files import write_text
@@ -176,10 +178,6 @@ class Classification(Task):
     def read(self, source: str, split: str) -> list[Labelled]:
         """All examples of a split of a source, checked."""
 
-    @abstractmethod
-    def _digest(self, content: Any) -> bytes:
-        """The hash of an example."""
-
     def record(self) -> TaskRecord:
         is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
         return TaskRecord(self.settings.task, self.labels, self.pad, ignore_mismatched_sizes=is_other)
@@ -190,9 +188,10 @@ class Classification(Task):
         return partial(score.mean_nats, label_smoothing=label_smoothing)
 
     def sha256(self) -> str:
-        sha = hashlib.sha256("\0".join(self.labels).encode())
+        sha, is_text = hashlib.sha256("\0".join(self.labels).encode()), not self.kind.has_images
         for content, label in (*self.train, *self.evaluation):
-            sha.update(self._digest(content) + struct.pack("<d", label))
+            parts = [part.tobytes() for part in content.values()] if is_text else [image_bytes(content)]
+            sha.update(hashlib.sha256(b"".join(parts)).digest() + struct.pack("<d", label))
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
@@ -260,9 +259,6 @@ class TextClassification(Classification):
         texts, labels = zip(*load_labelled_texts(source, split, self.settings, label), strict=True)
         return list(zip(self._encode(texts), labels, strict=True))
 
-    def _digest(self, content: dict[str, np.ndarray]) -> bytes:
-        return hashlib.sha256(b"".join(part.tobytes() for part in content.values())).digest()
-
     def _encode(self, texts: Sequence[Sequence[str]]) -> list[dict[str, np.ndarray]]:
         """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
         first, *second = (list(part) for part in zip(*texts, strict=True))
@@ -275,8 +271,6 @@ class TextClassification(Classification):
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded on the right."""
-        from transformers import DataCollatorWithPadding
-
         return {**DataCollatorWithPadding(self.tokenizer)([{**one, "label": label} for one, label in examples])}
 
 
@@ -286,13 +280,8 @@ class ImageClassification(Classification):
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)
 
-    def _digest(self, content: Any) -> bytes:
-        return hashlib.sha256(image_bytes(content)).digest()
-
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
-        import torch
-
         n_channels = getattr(getattr(self.config, "vision_config", self.config), "num_channels", None)
         mode = "L" if n_channels == 1 else "RGB"
         images = [np.array(open_image(content, mode)) for content, _ in examples]
@@ -303,8 +292,6 @@ class ImageClassification(Classification):
 
 def load_processor(model: str, task: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a base, or for images its image processor, with PIL. Raises InputError if it has none."""
-    from transformers import AutoImageProcessor
-
     if not TASKS[task].has_images:
         return base.load_tokenizer(model, trust_remote_code)
     return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
