@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from qpeft.errors import ConfigError, InputError
 from qpeft.files import file_hash
 from qpeft_lab.user_files import explain_missing, looks_like_path
-
-if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Loaded = TypeVar("Loaded")
 
@@ -28,12 +26,12 @@ _LOADED = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model", ".spm", 
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a folder or hub id. Raises InputError if there is none."""
-    return load(AutoConfig.from_pretrained, model, trust_remote_code)
+    return load(transformers.AutoConfig.from_pretrained, model, trust_remote_code)
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises InputError if there is none."""
-    tokenizer = load(AutoTokenizer.from_pretrained, model, trust_remote_code)
+    tokenizer = load(transformers.AutoTokenizer.from_pretrained, model, trust_remote_code)
     if not tokenizer.vocab_size:  # for a folder without the files of a tokenizer
         raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights")
     return tokenizer
@@ -43,7 +41,9 @@ def load_model(
     model: str, dtype: str = "float32", trust_remote_code: bool = False, load_in_4bit: bool = False
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub id. Raises InputError if there is none, or if it lacks weights."""
-    loaded, lacking, others = load_weights(AutoModelForCausalLM, model, dtype, trust_remote_code, load_in_4bit)
+    loaded, lacking, others = load_weights(
+        transformers.AutoModelForCausalLM, model, dtype, trust_remote_code, load_in_4bit
+    )
     refuse_lacking(model, lacking | others)
     return loaded
 
@@ -59,7 +59,7 @@ def load_weights(
     if load_in_4bit:
         compute = getattr(torch, dtype)
         quantized = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
-        options["quantization_config"] = BitsAndBytesConfig(**quantized)
+        options["quantization_config"] = transformers.BitsAndBytesConfig(**quantized)
     loaded, info = load(auto_class.from_pretrained, model, trust_remote_code, **options)
     for module in loaded.modules() if load_in_4bit else ():
         module.support_avx512bf16_for_cpu = False  # evaluation would pack weights for a product without gradients

@@ -13,19 +13,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import pandas as pd
 from markupsafe import Markup, escape
+from matplotlib import style as styles
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from qpeft_lab.compare.stats import BETTER, WORSE, Difference
 from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH = 344  # pixels
 INK, MUTED = "#1c1d20", "#5d6067"
@@ -79,9 +79,6 @@ class Chart(NamedTuple):
 @contextmanager
 def drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure of WIDTH by `height` pixels with one pair of axes. The style sheet applies inside the block."""
-    from matplotlib import style as styles
-    from matplotlib.figure import Figure
-
     sheet = files("qpeft_lab.compare") / "templates" / "style.mplstyle"
     with styles.context(["default", str(sheet)]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
@@ -149,8 +146,6 @@ def sizes(summary: Summary) -> Chart | None:
     shown = [found for found in trained if not _is_hopeless(found, summary)] or trained
     if len(trained) < 2:
         return None
-    from matplotlib.ticker import EngFormatter, LogLocator
-
     factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
     points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
     sign, front = 1 if summary.study.lower_is_better else -1, list[str]()

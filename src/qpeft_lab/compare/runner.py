@@ -7,20 +7,17 @@ that have no row, and an unfinished cell resumes from its last checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qpeft_lab.compare import cell as cells
 from qpeft_lab.compare.cell import Cell, RunCell, work_folder
 from qpeft_lab.compare.local import LocalExecutor
+from qpeft_lab.compare.plan import Plan
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
 from qpeft_lab.compare.summary import Summary
 from qpeft_lab.files import locked, remove_folder, remove_unfinished
 from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.progress import CompareProgress
-
-if TYPE_CHECKING:
-    from qpeft_lab.compare.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError
@@ -21,9 +21,6 @@ from qpeft_lab.compare.study import Study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
 from qpeft_lab.files import output_file
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 STAND_IN = "stand-in"  # folder of the stand-in's base and data, in that of the study
 

@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
@@ -21,9 +22,6 @@ from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json, write_text
 from qpeft_lab import base_model as base
 from qpeft_lab.data.task_types import TASKS
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
 RECORD = "task.json"
 _POOLER = ".pooler"  # which language models are saved without

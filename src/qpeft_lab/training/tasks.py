@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, DataCollatorWithPadding
+from torch import Tensor
+from transformers import AutoImageProcessor, DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
 
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.files import write_text
@@ -36,10 +37,6 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import classifier, score
 from qpeft_lab.training.classifier import TaskRecord, class_names
 from qpeft_lab.training.score import Score
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedModel
 
 Example = tuple[Any, Any]  # content, index of its class or number
 
