@@ -10,17 +10,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 def accuracy(labels: Sequence[int], predictions: Sequence[int]) -> float:
     """The fraction of `predictions` that equal their `labels`."""
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(labels, predictions))
 
 
 def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
     """Matthews' correlation of `labels` and `predictions`, from -1 to 1; 0 if all are the same."""
+    from sklearn.metrics import matthews_corrcoef
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single class
         return float(matthews_corrcoef(labels, predictions))
@@ -32,6 +34,8 @@ def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None 
     The mean is over the classes that occur in `labels` or `predictions`, and 0 where F1 is undefined. Without
     `n_classes`, there are two classes unless one is above 1.
     """
+    from sklearn.metrics import f1_score
+
     is_binary = max(n_classes or 2, 1 + max(*labels, *predictions)) <= 2
     no_division: Any = 0  # scikit-learn's types know the text "warn" alone
     only = [1] if is_binary else None
@@ -43,11 +47,15 @@ def pearson(labels: Sequence[float], predictions: Sequence[float]) -> float | No
 
     None where it is undefined: fewer than two values, equal labels or equal predictions, values that are not finite.
     """
+    from scipy.stats import pearsonr
+
     return _correlation(pearsonr, labels, predictions)
 
 
 def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float | None:
     """Spearman's correlation of the ranks of `labels` and `predictions`; None as `pearson`."""
+    from scipy.stats import spearmanr
+
     return _correlation(spearmanr, labels, predictions)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy, mse_loss
 
 from qpeft_lab.data.task_types import TASKS
@@ -115,6 +114,8 @@ def evaluate_examples(
     is_regression: bool = False,
 ) -> Score:
     """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
+    from scipy.stats import binomtest  # slow to import, and for classes alone
+
     total, true, predictions, n_classes = 0.0, [], [], 0
     for logits, labels in _outputs(model, examples, collate, batch_size):
         if is_regression:
