@@ -194,7 +194,7 @@ def test_row_has_the_fields_of_the_specification(planned):
     row = run_cell(cell, plan.folder)
     assert row["status"] == "success"
     assert [point[0] for point in row["curve"]] == [0, 3, 6]
-    assert {"lr", "seconds", "valid_loss", "test_loss", "test_ppl", "best_step"} <= row.keys()
+    assert {"lr", "seconds", "valid_loss", "test_loss", "test_ppl", "bits_per_byte", "best_step"} <= row.keys()
     assert row["params_trainable"] == row["params_generator"] < row["params_deployed"]
     assert row["test_scored"] > 0
     assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8

@@ -28,7 +28,7 @@ from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary
 
 WIDTH = 344  # pixels
-INK, MUTED = "#1c1d20", "#5d6067"
+INK, MUTED, FAINT = "#1c1d20", "#5d6067", "#d9d8d2"
 _MOST_ROWS = 24  # of the chart of differences
 _MOST_NAMED = 12  # of the chart of sizes
 _LETTER, _LINE = 5.4, 12  # pixels of a label
@@ -157,7 +157,7 @@ def sizes(summary: Summary) -> Chart | None:
         axes.set_xscale("log")
         for found in reversed(shown):  # the best on top
             kind = kind_of(found, summary)
-            axes.plot(*points[found.key], marker=kind.marker, color=kind.color, ms=6)
+            axes.plot(*points[found.key], marker=kind.marker, color=kind.color if found.key in named else FAINT, ms=6)
         axes.set_ylim(*_limits([y for _, y in points.values()]))
         xs = [x for x, _ in points.values()]
         axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
@@ -167,7 +167,7 @@ def sizes(summary: Summary) -> Chart | None:
         _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
         axes.set_xlabel("Trainable parameters")
         axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
-        caption = "Methods that are worse than the untrained base are not shown."
+        caption = "Pale: without a label. Methods that are worse than the untrained base are not shown."
         return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
 
 
@@ -183,7 +183,7 @@ def curves(summary: Summary) -> Chart | None:
     named = [*dict.fromkeys(key for key in (summary.study.reference, *lines) if key in lines)][:_MOST_NAMED]
     with drawing(300) as (figure, axes):
         for key, line in reversed(lines.items()):
-            color = kind_of(summary[key], summary).color
+            color = kind_of(summary[key], summary).color if key in named else FAINT
             axes.plot(line, color=color, lw=2.2 if key == summary.study.reference else 1.2)
         low, high = _limits([lines[named[0]].iloc[0], *ends.values()])  # prefixes start far above
         axes.set_ylim(low, high)
@@ -201,7 +201,7 @@ def curves(summary: Summary) -> Chart | None:
                 summary[key].label, (1, ends[key]), (1.05, place), axes.get_yaxis_transform(), arrowprops=line,
                 size=9, va="center", color=color, annotation_clip=False,
             )  # fmt: skip
-        caption = "The learning rates are those that tuning chose."
+        caption = "The learning rates are those that tuning chose. Pale: without a label."
         return Chart("Validation loss against steps", as_svg(figure), caption)
 
 
