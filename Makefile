@@ -40,7 +40,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python scripts/size.py --check benchmarks megabytes
+	$(BIN)/python scripts/size.py --check
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
