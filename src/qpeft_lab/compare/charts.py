@@ -122,10 +122,8 @@ def differences(summary: Summary) -> Chart | None:
         axes.locator_params(axis="x", nbins=5)
         sides = ("better", "worse") if summary.study.lower_is_better else ("worse", "better")
         axes.set_xlabel(f"← {sides[0]} | {summary.metric.difference} | {sides[1]} →")
-        caption = (
-            f"Method minus what it is compared with, with 95 % intervals, of the best {_MOST_ROWS} methods at most. "
-            "Filled: a verdict; hollow: none."
-        )
+        caption = "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow: none."
+        caption += " The table has those that are not drawn."
         return Chart(f"Differences in {summary.metric.title.lower()}", as_svg(figure), caption)
 
 
@@ -167,7 +165,7 @@ def sizes(summary: Summary) -> Chart | None:
         _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
         axes.set_xlabel("Trainable parameters")
         axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
-        caption = "Pale: without a label. Methods that are worse than the untrained base are not shown."
+        caption = "Pale: without a label. A method at the size of another is drawn at that. Not drawn: worse than the base."
         return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
 
 
