@@ -165,7 +165,7 @@ def sizes(summary: Summary) -> Chart | None:
         _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
         axes.set_xlabel("Trainable parameters")
         axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
-        caption = "Pale: without a label. A method at the size of another is drawn at that. Not drawn: worse than the base."
+        caption = "Pale: without a label. Not drawn: worse than the base. Methods at the size of another are at that."
         return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
 
 
