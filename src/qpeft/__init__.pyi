@@ -12,6 +12,7 @@ from .core.set_backend import set_backend as set_backend
 from .core.targets import untie_lm_head as untie_lm_head
 from .methods.attach import attach as attach
 from .methods.bottleneck.model import BottleneckConfig as BottleneckConfig
+from .methods.cua.model import CUAConfig as CUAConfig
 from .methods.plan import Plan as Plan
 from .methods.plan import plan as plan
 from .methods.qaa.model import QAAConfig as QAAConfig

@@ -59,6 +59,12 @@ BAD = {  # the settings, and what the message names
         ({"target_modules": ["q_prj"]}, "target_modules.*'q_proj'"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
     ],
+    "cua": [
+        ({"block_size": 1}, "block_size"),
+        ({"readout": "magnitudes"}, "readout.*'magnitude'"),
+        ({"block_size": 5}, "block_size=5 does not divide 16, .*q_proj"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
+    ],
     "bottleneck": [
         ({"bottleneck_size": 0}, "bottleneck_size"),
         ({"target_modules": ["mlpp"]}, "target_modules.*'mlp'"),

@@ -24,6 +24,7 @@ METHODS = {
     "quantum_peft": (qpeft.QuantumPeftConfig, {"r": 2}, LINEAR),
     "sora": (qpeft.SoRAConfig, {"r": 2}, LINEAR),
     "qaa": (qpeft.QAAConfig, {}, LINEAR),
+    "cua": (qpeft.CUAConfig, {"block_size": 2}, LINEAR),
     "bottleneck": (qpeft.BottleneckConfig, {"bottleneck_size": 2}, LINEAR | {"norm"}),
 }
 

@@ -31,6 +31,8 @@ class Variant:
     dropout: str | None = None  # the name of the config's field
     exports: bool = True
     merges: bool = True
+    is_own: bool = False  # a tuner of its own, neither stock nor generated
+    is_seeded: bool = True
     starts_at_base: bool = True
     exact_gradient: bool = True
     stays_float32: bool = True  # also in a model that was cast to half precision
@@ -63,6 +65,16 @@ def changed(variant: Variant, **settings: Any) -> Variant:
 
 
 RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
+OWN_LINEAR = [  # method, config, settings, differences
+    ("cua", "CUAConfig", {}, {"is_seeded": False}),
+    ("cua", "CUAConfig", {"side": "output"}, {"is_seeded": False, "exports": False}),
+    (
+        "cua",
+        "CUAConfig",
+        {"readout": "magnitude"},
+        {"is_seeded": False, "exports": False, "merges": False, "exact_gradient": False},  # kinks
+    ),
+]
 VARIANTS = {
     "qpa": RAW,
     "qpa, 2 generators": changed(RAW, n_generators=2, features=4),
@@ -90,6 +102,12 @@ VARIANTS = {
         merges=False,
         stays_float32=False,
     ),
+    **{
+        f"{name}{''.join(f', {value}' for value in settings.values())}": Variant(
+            name, getattr(qpeft, config), {"target_modules": "all-linear", **settings}, is_own=True, **more
+        )
+        for name, config, settings, more in OWN_LINEAR
+    },
     "attached to lora": Variant(
         "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
     ),

@@ -74,7 +74,7 @@ class OwnTuner(BaseTuner):
         """As `Generator.plan_sizes`; called on the meta device."""
         return {}
 
-    def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
+    def _default_targets(self, modules: dict[str, nn.Module]) -> list[str] | str:
         """`target_modules` if the user gives none, of these modules; raise ConfigError if there are none."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import get_peft_model_state_dict
@@ -32,6 +32,16 @@ from qpeft.core.targets import check_not_tied, check_target_modules
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 CONTAINER = "qpeft_generator"  # attribute of the tuner, or of the PeftModel of `qpeft.attach`
+
+
+class StockAdapter(NamedTuple):
+    """What an export writes: a stock config, and the tensors by their keys in a stock file."""
+
+    config: Any
+    tensors: dict[str, Tensor]
+    n_trained: int  # parameters of the adapter
+    n_deployed: int  # parameters of the stock adapter
+    ranks: dict[str, int] | None = None  # of each module, if training chose them
 
 
 class Generators(nn.ModuleDict):
@@ -166,6 +176,14 @@ class Generators(nn.ModuleDict):
         """Generated parameters, without those that an export leaves out."""
         return sum(sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values())
 
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        """The generated adapter as stock PEFT has it; `model` is the PeftModel."""
+        self.refuse_unfitted(adapter_name)
+        binding, stock = self.bindings[adapter_name], self.configs[adapter_name].to_stock()
+        values, ranks = binding.generator.export(binding.values(), stock)
+        n_trained, n_deployed = (sum(v.numel() for v in found) for found in (binding.generator.parameters(), values))
+        return StockAdapter(stock, self.stock_state(model, adapter_name, values), n_trained, n_deployed, ranks)
+
     def stock_state(self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """The tensors of the generated adapter, by their keys in a stock file; `model` is the PeftModel.
 
@@ -208,14 +226,20 @@ def holder_of(model: Any) -> Generators | None:
     return getattr(model, CONTAINER, None)
 
 
+def is_compact(model: Any) -> bool:
+    """Whether the saved adapters of this PeftModel are not those of its export: generated, or of a `LinearTuner`."""
+    return holder_of(model) is not None or hasattr(model.base_model, "stock_adapter")
+
+
 def has_stock_form(model: Any) -> bool:
     """Whether a stock PEFT adapter is equal to that of this PeftModel.
 
-    Not if it has a tuner from outside PEFT whose tensors are not generated; the tuner of a host counts.
+    Not if it has a tuner from outside PEFT whose tensors are not generated, unless this has a method `stock_problem`
+    that finds none; the tuner of a host counts.
     """
     tuner = model.base_model
     is_stock = not isinstance(tuner, BaseTuner) or type(tuner).__module__.startswith("peft.")
-    return is_stock or isinstance(tuner, GeneratedMixin)
+    return is_stock or isinstance(tuner, GeneratedMixin) or getattr(tuner, "stock_problem", lambda: "none")() == ""
 
 
 @contextmanager

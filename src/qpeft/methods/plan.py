@@ -26,7 +26,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.set_backend import circuit_runs
 from qpeft.core.slots import Slot
 from qpeft.core.targets import check_target_modules
-from qpeft.core.tuner import count_trainable, has_stock_form, holder_of
+from qpeft.core.tuner import count_trainable, has_stock_form, holder_of, is_compact
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig, generator_name
 from qpeft.methods.attach import generated_slots
@@ -120,14 +120,15 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
     if getattr(config, "init_lora_weights", None) == "lora_ga":
         # the saved adapter also contains the initial one, which PEFT subtracted from the base
         deployed, stored = deployed + count_lora(adapted), stored + count_lora(adapted)
-    note = "no stock PEFT adapter is equal to it: it cannot be merged into the base, nor exported"
+    merged = "" if getattr(tuner, "merges", False) else "merged into the base, nor "
+    note = f"no stock PEFT adapter is equal to it: it cannot be {merged}exported"
     return {
         "trainable": count_trainable(adapted),
         "trainable_parts": _parts(adapted, OTHER.name),
         "deployed": deployed,
         "stored_bytes": stored * BYTES,
-        "exported_bytes": stored * BYTES if is_stock else None,
-        "needs_qpeft": not is_stock,
+        "exported_bytes": (deployed if is_compact(adapted) else stored) * BYTES if is_stock else None,
+        "needs_qpeft": is_compact(adapted) or not is_stock,
         "sizes": tuner.plan_sizes() if isinstance(tuner, OwnTuner) else {},
         "notes": [] if is_stock else [note],
     }
@@ -190,6 +191,9 @@ def count_deployed(adapted: Any) -> int:
     """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of its encoder."""
     if (holder := holder_of(adapted)) is not None:
         return holder.count_generated() + count_trainable(adapted) - count_trainable(holder)
+    tuner: Any = adapted.base_model
+    if is_compact(adapted) and has_stock_form(adapted):
+        return sum(value.numel() for value in tuner.stock_adapter(adapted, "default").tensors.values())
     return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
 
 

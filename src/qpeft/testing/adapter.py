@@ -19,7 +19,8 @@ from qpeft.errors import ConfigError
 from qpeft.testing.checks import close, disturb, refused, run_checks, same
 
 _CLOSE = 1e-5  # relative to the largest logit, in float32
-_STEP = 5e-3  # of differences: float64 models still compute norms and losses in float32
+_STEP, _LONGEST = 5e-3, 0.1  # of differences: float64 models still compute norms and losses in float32
+_RISE = 5e-5  # of the loss in a step, above its rounding
 _POINTS = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # of fourth order: circuits on inputs curve within a step
 _SLOPE = 1e-2  # of the gradient's norm
 
@@ -44,7 +45,8 @@ def adapter_contract(
         `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
         `qpeft.export` produces an adapter that PEFT loads as one of its own types.
 
-    A tuner whose tensors are not generated has no equivalent in PEFT: it must refuse merging and export.
+    A tuner whose tensors are not generated has no equivalent in PEFT: it must refuse the export, and merging unless it
+    has an attribute `merges` that is true. An equivalent is declared by a method `stock_problem` that returns "".
 
     Args:
         make_base: Returns a small model without dropout that also runs in float64, with the same weights at every call.
@@ -68,15 +70,17 @@ def adapter_contract(
         ("a second adapter", lambda: _check_second(model, make_config(), batch, lr, base)),
     )
     exported = partial(_exported, model, make_base)
-    if not has_stock_form(model):
+    live, has_stock, checks = _logits(model, batch), has_stock_form(model), []
+    if has_stock or getattr(model.base_model, "merges", False):
+        checks.append(("merging", lambda: _check_merge(copy.deepcopy(model), batch, live)))
+    else:
         refused("merging", ConfigError, model.merge_and_unload)
+    if has_stock:
+        what = "the exported adapter has different outputs"
+        checks.append(("qpeft.export", lambda: _check_same(exported(), batch, live, what)))
+    else:
         refused("the export", ConfigError, exported)
-        return
-    live = _logits(model, batch)
-    run_checks(
-        ("merging", lambda: _check_merge(copy.deepcopy(model), batch, live)),
-        ("qpeft.export", lambda: _check_same(exported(), batch, live, "the exported adapter has different outputs")),
-    )
+    run_checks(*checks)
     same(_logits(model, batch), live, "merging a copy, or qpeft.export, changes the model")
 
 
@@ -105,15 +109,16 @@ def _check_gradient(double: Any, batch: Mapping[str, Tensor], *, exact: bool) ->
     # along the gradient with random weights: slopes of single entries are below the rounding error
     uphill = gradient * torch.randn(len(gradient), generator=draw).abs().to(gradient)
     direction = uphill / uphill.norm()
+    step = min(max(_STEP, _RISE / gradient.norm().item()), _LONGEST)
 
     def loss(point: int) -> float:
-        at = (start + point * _STEP * direction).split([p.numel() for p in trained.values()])
+        at = (start + point * step * direction).split([p.numel() for p in trained.values()])
         with torch.no_grad():
             for parameter, values in zip(trained.values(), at, strict=True):
                 parameter.copy_(values.view_as(parameter))
         return double(**batch).loss.item()
 
-    slope = sum(weight * loss(point) for point, weight in _POINTS.items()) / _STEP
+    slope = sum(weight * loss(point) for point, weight in _POINTS.items()) / step
     distance = abs(gradient @ direction - slope) / gradient.norm()
     assert distance <= _SLOPE or not exact, f"the gradient is off by {distance:.1e} of its norm from finite differences"
 

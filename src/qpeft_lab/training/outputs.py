@@ -15,7 +15,7 @@ from peft import PeftModel
 import qpeft
 from qpeft import methods
 from qpeft.core.model_card import load_lines
-from qpeft.core.tuner import has_stock_form, holder_of
+from qpeft.core.tuner import has_stock_form, holder_of, is_compact
 from qpeft.files import replace_folder
 from qpeft_lab.training.classifier import how_to_load
 from qpeft_lab.training.initial import saving_options
@@ -47,7 +47,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> Non
         warnings.warn(_EMPTY, stacklevel=2)
     elif has_stock_form(model):
         with replace_folder(folder.exported) as target:
-            if holder is not None:  # adapter/ loads only with qpeft
+            if is_compact(model):  # adapter/ loads only with qpeft
                 qpeft.export(model, target)
             else:
                 qpeft.save(model, target, **saving_options(model))
@@ -57,7 +57,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> Non
 def count_deployed(model: Any) -> int:
     """Parameters needed at inference, in addition to the base, including modules_to_save."""
     is_peft, is_as_saved = isinstance(model, PeftModel), not saving_options(model)
-    if is_as_saved and not (is_peft and (holder_of(model) or model.active_peft_config.is_prompt_learning)):
+    if is_as_saved and not (is_peft and (is_compact(model) or model.active_peft_config.is_prompt_learning)):
         return count_trainable(model)
     from qpeft.methods import plan  # which imports every kind of adapter
 

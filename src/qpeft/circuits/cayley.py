@@ -1,0 +1,50 @@
+"""Block-diagonal rotations by the Cayley transform of skew-symmetric matrices.
+
+    cay(S) = (I - S)(I + S)^-1        orthogonal for every skew S, without the eigenvalue -1
+
+A rotation Q is computed as the change Q - I, which is exactly 0 for S = 0 and keeps small angles in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def skew(v: Tensor) -> Tensor:
+    """The matrix (..., n, n) with v (..., n(n-1)/2) above its diagonal, row by row, and -v below."""
+    n = (1 + math.isqrt(1 + 8 * v.shape[-1])) // 2
+    row, column = torch.triu_indices(n, n, 1, device=v.device)
+    upper = v.new_zeros(*v.shape[:-1], n * n).index_copy(-1, row * n + column, v).unflatten(-1, (n, n))
+    return upper - upper.mT
+
+
+def cayley_change(s: Tensor) -> Tensor:
+    """cay(S) - I = -2 (I + S)^-1 S of skew matrices (..., n, n), in their dtype."""
+    return -2 * torch.linalg.solve(torch.eye(s.shape[-1], dtype=s.dtype, device=s.device) + s, s)
+
+
+def inverse_cayley(q: Tensor) -> Tensor:
+    """The skew S (..., n, n) with cay(S) = q; not finite, or LinAlgError, if q has the eigenvalue -1."""
+    eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
+    return torch.linalg.solve(eye + q, eye - q)
+
+
+def block_change(x: Tensor, parts: Sequence[Tensor], size: int, *, transposed: bool = False) -> Tensor:
+    """D x, or D^T x, for a block-diagonal D; shape and dtype of x (..., d).
+
+    x begins with N slices of `size` values. Each of the parts (N, m, m) acts on the next m values of every slice; D is
+    0 on the others, and on the rest of x.
+    """
+    n_blocks, first, found = len(parts[0]), 0, []
+    slices = x[..., : n_blocks * size].unflatten(-1, (n_blocks, size))
+    for part in parts:
+        piece = slices[..., first : first + part.shape[-1]]  # (..., N, m)
+        found.append(torch.einsum("nji,...nj->...ni" if transposed else "nij,...nj->...ni", part, piece))
+        first += part.shape[-1]
+    change = pad(torch.cat(found, -1), (0, size - first)).flatten(-2)
+    return pad(change, (0, x.shape[-1] - n_blocks * size))

@@ -1,0 +1,258 @@
+"""The base class of tuners that put an adapter in front of, behind, or in parallel with frozen linear maps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+from peft import OFTConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from qpeft.circuits.cayley import block_change, inverse_cayley
+from qpeft.core.config import OwnTunerConfig
+from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
+from qpeft.core.own_tuner import OwnTuner
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.targets import check_not_tied, is_linear, sizes
+from qpeft.core.tuner import StockAdapter
+from qpeft.errors import ConfigError, QpeftWarning
+
+_MOST_CONDITION = 1e4  # of I + Q, before its inverse loses too many digits of float32
+
+
+class LinearAdapter(FullPrecision):
+    """An adapter of y = W x + b, with W (outputs, inputs), by a change f that is 0 before training.
+
+        side "input"     y = W (x + f(x)) + b
+        side "output"    y = W x + f(W x) + b
+        side "parallel"  y = W x + b + f(x)
+
+    It is computed in the dtype of its parameters, float32, or float64 on a float64 base. A subclass defines `change`.
+
+    Args:
+        side: One of the three.
+        settings: A dataclass, all of whose fields determine the adapter, as `parts` do.
+    """
+
+    groups: ClassVar[Any] = {"angles": ANGLES, "gates": ParameterGroup("gates")}
+    is_linear = True  # whether f is, so that it can be merged
+    fingerprint: Tensor
+
+    def __init__(self, side: str, settings: Any, *parts: Any) -> None:
+        super().__init__()
+        self.side = side
+        names = {f.name for f in fields(settings)} - {f.name for f in fields(OwnTunerConfig)}
+        own = {name: getattr(settings, name) for name in names}
+        self.register_buffer("fingerprint", fingerprint(type(self).__name__, own, *parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x), in the dtype of the parameters."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.change(x.to(next(self.parameters()).dtype))
+
+    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        """f(x) for x (..., width), computed in its dtype; `transposed`, only for linear f: by the transposed matrix."""
+        raise NotImplementedError
+
+    def merge_into(self, weight: Tensor) -> Tensor:
+        """The weight (outputs, inputs) of the adapted map, for that of the map, in float64."""
+        if self.side == "input":
+            return weight + self.change(weight, transposed=True)
+        if self.side == "output":
+            return weight + self.change(weight.mT).mT
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
+        return weight + self.change(eye).mT
+
+    def stock_problem(self, linear: nn.Module) -> str:
+        """Why no stock adapter of the map equals this one; empty if one does."""
+        return "no method of PEFT computes it"
+
+
+class Rotation(LinearAdapter):
+    """A block-diagonal rotation Q = I + D of the input or of the output; on the input it is equal to PEFT's OFT.
+
+    A subclass sets `size`, the width of a block, and defines `parts`.
+    """
+
+    size: int
+
+    def parts(self, dtype: torch.dtype) -> list[Tensor]:
+        """D as the parts (N, m, m) of `block_change`."""
+        raise NotImplementedError
+
+    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        return block_change(x, self.parts(x.dtype), self.size, transposed=transposed)
+
+    def stock_problem(self, linear: nn.Module) -> str:
+        if self.side != "input" or not self.is_linear:
+            return "OFT, its equal in PEFT, rotates inputs by a linear map"
+        return "OFT, its equal in PEFT, does not adapt Conv1D" if isinstance(linear, Conv1D) else ""
+
+    @torch.no_grad()
+    def oft_weight(self) -> Tensor:
+        """The weight (N, size (size - 1) / 2) of the equal OFT; ConfigError for a rotation by 180 degrees."""
+        # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q)
+        parts = self.parts(torch.float64)
+        q = torch.eye(self.size, dtype=torch.float64, device=parts[0].device).repeat(len(parts[0]), 1, 1)
+        first = 0
+        for part in parts:
+            last = first + part.shape[-1]
+            q[:, first:last, first:last] += part
+            first = last
+        eye = torch.eye(self.size, dtype=q.dtype, device=q.device)
+        if not q.is_meta and not (torch.linalg.cond(q + eye) < _MOST_CONDITION).all():
+            raise ConfigError("a rotation by about 180 degrees has no parameters of OFT; merge the adapter instead")
+        row, column = torch.triu_indices(self.size, self.size, 1, device=q.device)
+        return -inverse_cayley(q)[:, row, column].float()
+
+
+class LinearLayer(nn.Module, BaseTunerLayer):
+    """A linear map with its adapters. Of several active ones, the last is nearest to the map on the input side.
+
+    That is the order of merging: W Q_1 Q_2, and Q_2 Q_1 W on the output side.
+    """
+
+    adapter_layer_names = ("qpeft_adapter",)
+
+    def __init__(self, base_layer: nn.Module, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = sizes(base_layer)
+        self.qpeft_adapter = nn.ModuleDict()
+        self.merged_adapters = []
+        self._unmerged: Tensor | None = None  # the weight without adapters, while some are merged
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.disable_adapters:
+            self.unmerge()
+        names = [] if self.disable_adapters or self.merged else self.active_adapters
+        active: list[Any] = [self.qpeft_adapter[name] for name in names if name in self.qpeft_adapter]
+        given, bias = x, getattr(self.get_base_layer(), "bias", None)
+        for adapter in reversed(active):
+            if adapter.side == "input":
+                x = (x + adapter(x)).to(x.dtype)
+        y = self.base_layer(x, *args, **kwargs)
+        for adapter in active:
+            if adapter.side == "output":
+                y = (y + adapter(y if bias is None else y - bias)).to(y.dtype)
+            elif adapter.side == "parallel":
+                y = (y + adapter(given)).to(y.dtype)
+        return y
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """As PEFT's, in float64; a copy of the weight is kept for `unmerge`."""
+        base: Any = self.get_base_layer()
+        weight = base.weight.data
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.qpeft_adapter:
+                continue
+            adapter: Any = self.qpeft_adapter[name]
+            old = weight.double()
+            new = adapter.merge_into(old.mT).mT if isinstance(base, Conv1D) else adapter.merge_into(old)
+            if safe_merge and not torch.isfinite(new).all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+            if self._unmerged is None:
+                self._unmerged = weight.clone()
+            weight.copy_(new)
+            self.merged_adapters.append(name)
+
+    def unmerge(self) -> None:
+        """Restore the weight exactly."""
+        if self._unmerged is not None:
+            base: Any = self.get_base_layer()
+            base.weight.data.copy_(self._unmerged)
+            self._unmerged, self.merged_adapters = None, []
+
+
+class LinearTuner(OwnTuner):
+    """A `LinearLayer` around each target; by default all linear maps apart from the output head.
+
+    A subclass defines `_make`, and `_stock_sizes` if its adapters have an equal in OFT.
+    """
+
+    prefix = "qpeft_"
+    tuner_layer_cls = LinearLayer
+
+    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> LinearAdapter:
+        """An adapter of the map `name` with (inputs, outputs) `shape`; raises ConfigError if it does not fit."""
+        raise NotImplementedError
+
+    def _stock_sizes(self, config: Any) -> dict[str, int]:
+        """OFT's `r` and `oft_block_size`, one of which is 0."""
+        raise NotImplementedError
+
+    def _default_targets(self, modules: dict[str, nn.Module]) -> str:
+        return "all-linear"
+
+    def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
+        if not is_linear(module):
+            raise ConfigError(f"this method adapts Linear or Conv1D; {name} is {type(module).__name__}")
+        with torch.device("meta"):
+            self._make(config, name, sizes(module), SeededInit(0, "meta"))
+
+    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
+        weight = next(layer.get_base_layer().parameters(), torch.empty(0))
+        init = SeededInit(getattr(config, "seed", 0), weight.device.type)
+        adapter = self._make(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
+        layer.qpeft_adapter[adapter_name] = adapter.double() if weight.dtype == torch.float64 else adapter
+
+    def _layers(self) -> Iterator[tuple[str, LinearLayer]]:
+        return ((name, layer) for name, layer in self.model.named_modules() if isinstance(layer, LinearLayer))
+
+    # -- merging and export
+
+    @property
+    def merges(self) -> bool:
+        """Whether every adapter is a change of weights."""
+        return all(a.is_linear for _, layer in self._layers() for a in layer.qpeft_adapter.values())
+
+    def _check_merge_allowed(self) -> None:
+        if not self.merges:
+            super()._check_merge_allowed()
+        check_not_tied(self.model, self.targeted_module_names)
+        dtypes = {layer.weight.dtype for _, layer in self._layers()}
+        if not all(dtype.is_floating_point for dtype in dtypes):
+            raise ConfigError("the weights are quantized; load the base model without quantization to merge into it")
+        if any(dtype.itemsize < 4 for dtype in dtypes):
+            text = (
+                "merging into weights of half precision loses small changes: rotations by 1e-3 rad leave most weights "
+                "of bfloat16 as they are; load the base model in float32 to merge"
+            )
+            warnings.warn(QpeftWarning(text), stacklevel=4)
+
+    def stock_problem(self) -> str:
+        """Why no stock adapter equals those of this tuner; empty if there is one."""
+        found = ((layer.get_base_layer(), a) for _, layer in self._layers() for a in layer.qpeft_adapter.values())
+        return next(filter(None, (adapter.stock_problem(linear) for linear, adapter in found)), "")
+
+    @property
+    def configs(self) -> Any:
+        """The config of each adapter, by its name; as those of `Generators`, for the export."""
+        return self.peft_config
+
+    def exact(self) -> Any:
+        """As that of `Generators`; every computation is exact already."""
+        return nullcontext()
+
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        """The equal OFT with the exact Cayley transform; `model` is the PeftModel, also on the meta device."""
+        config: Any = self.peft_config[adapter_name]
+        names = {f.name for f in fields(OFTConfig) if f.init} & {f.name for f in fields(OwnTunerConfig)} - {"peft_type"}
+        stock = OFTConfig(
+            **{name: getattr(config, name) for name in names}, **self._stock_sizes(config), use_cayley_neumann=False
+        )
+        held: Any = [
+            (n, one.qpeft_adapter[adapter_name]) for n, one in self._layers() if adapter_name in one.qpeft_adapter
+        ]
+        tensors = {f"base_model.model.{name}.oft_R.weight": adapter.oft_weight() for name, adapter in held}
+        n_trained = sum(p.numel() for _, adapter in held for p in adapter.parameters())
+        state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        others = {key: value for key, value in state.items() if f".{self.prefix}" not in key}  # modules_to_save
+        return StockAdapter(stock, tensors | others, n_trained, sum(value.numel() for value in tensors.values()))

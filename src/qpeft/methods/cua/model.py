@@ -1,0 +1,80 @@
+"""CUA, Cayley unitary adapters (arXiv 2605.05914), as a PEFT tuner: our interpretation of public summaries.
+
+A vector of width d is cut into d / b blocks, each of which is rotated by a matrix of its own:
+
+    Q_i = cay(K_i / 2)    K_i = skew(k_i), k_i (b(b-1)/2,) initially 0    Q = diag(Q_1, .., Q_m, I)
+    linear      g(x) = Q x                      magnitude   g(x) = sign(x) |Q x|, elementwise
+    input       y = W0 g(x) + b0                output      y = g(W0 x) + b0
+
+On hardware a block is the amplitudes of q = log2 b qubits. With the linear readout on the input side CUA is equal to
+OFT with blocks of b and the exact Cayley transform, as which it is exported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits.cayley import cayley_change, skew
+from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.folded import Folded
+from qpeft.core.linear_tuner import LinearTuner, Rotation
+from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import ConfigError
+from qpeft.methods.cua import CUASettings
+
+
+@dataclass
+class CUAConfig(CUASettings, OwnTunerConfig):
+    """CUA of linear maps, by default of all but the output head.
+
+    Each has d (b - 1) / 2 parameters in radians, float32, for the width d of its input, or of its output. A block size
+    must divide the width of an input; behind a map, the last values that fill no block are not rotated.
+
+    Example::
+
+        model = get_peft_model(base, CUAConfig(block_size=4, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+
+    Raises:
+        ConfigError: a setting is out of range; on the model, a block does not fit a width.
+    """
+
+    def __post_init__(self) -> None:
+        OwnTunerConfig.__post_init__(self)
+        CUASettings.__post_init__(self)
+        self.peft_type = MethodName("QPEFT_CUA")  # type: ignore[assignment]
+
+
+class CUARotation(Rotation):
+    """g(x) - x; `angles` are k, (m, b(b-1)/2)."""
+
+    def __init__(self, settings: CUASettings, width: int) -> None:
+        super().__init__(settings.side, settings, width)
+        self.size, self.is_linear = settings.block_size, settings.readout == "linear"
+        self.angles = Folded(torch.zeros(width // self.size, self.size * (self.size - 1) // 2), 1.0)
+
+    def parts(self, dtype: torch.dtype) -> list[Tensor]:
+        return [cayley_change(skew(self.angles().to(dtype) / 2))]
+
+    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        rotated = super().change(x, transposed=transposed)
+        return rotated if self.is_linear else x.sign() * (x + rotated).abs() - x
+
+
+class CUAModel(LinearTuner):
+    """The tuner that PEFT builds for a CUAConfig."""
+
+    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> CUARotation:
+        width, size = shape[config.side == "output"], config.block_size
+        if size > width or (config.side == "input" and width % size):
+            raise ConfigError(
+                f"block_size={size} does not divide {width}, the width of the {config.side} of {name}; choose another, "
+                "or leave the module out with exclude_modules"
+            )
+        return CUARotation(config, width)
+
+    def _stock_sizes(self, config: Any) -> dict[str, int]:
+        return {"r": 0, "oft_block_size": config.block_size}

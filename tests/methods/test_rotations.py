@@ -1,0 +1,110 @@
+"""CUA, QuIC and QuanTA: published check values, their twins in PEFT, their circuits, and refusals."""
+
+import copy
+
+import peft
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from variants import move
+
+import qpeft
+from qpeft.circuits.cayley import cayley_change, skew
+from qpeft.errors import ConfigError, QpeftWarning
+from qpeft.methods.cua import CUASettings
+from qpeft.methods.cua.model import CUARotation
+
+K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
+ONE_TO_FOUR = torch.arange(1.0, 5, dtype=torch.float64)
+
+
+def wavy(*shape):
+    """sin(1), sin(4), sin(9), ..., row by row."""
+    return torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).square().sin().view(shape)
+
+
+def close(found, expected, atol=1e-6):
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(torch.as_tensor(found).detach().double(), expected, atol=atol, rtol=0)
+
+
+def cua(k, width, **settings):
+    """The rotation with these parameters (blocks, n), in float64."""
+    rotation = CUARotation(CUASettings(**settings), width).double()
+    rotation.angles.tau.data = k
+    return rotation
+
+
+def on_linear(config, d=8, o=6, kind=nn.Linear, move_by=0.3):
+    """A model with one linear map `f`, adapted, with changed parameters, and an input; all in float64."""
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"f": nn.Linear(d, o) if kind is nn.Linear else Conv1D(o, d)}).double()
+    return move(get_peft_model(base, config), spread=move_by), torch.randn(5, d, dtype=torch.float64)
+
+
+def test_check_values_of_cua():
+    close(cua(torch.ones(1, 1), 2, block_size=2)(torch.eye(2)).mT + torch.eye(2), [[0.6, -0.8], [0.8, 0.6]])  # C1
+    q = cayley_change(skew(K / 2)) + torch.eye(4)
+    close(q[0], [0.942341, -0.184868, -0.211744, -0.181611])  # C2
+    close(q @ ONE_TO_FOUR, [-0.789071, -1.002362, 0.427804, 5.309390])
+    k = torch.tensor([[*K[:5], 6.0]], dtype=torch.float64)  # C3
+    linear = [0.570581, 1.743483, -5.060862, -1.011128]
+    for readout, expected in (("linear", linear), ("magnitude", [abs(y) for y in linear])):
+        close(cua(k, 4, readout=readout)(ONE_TO_FOUR) + ONE_TO_FOUR, expected)
+    w, rotation = wavy(6, 8), cua(torch.stack([K, -K]), 8)  # C6
+    merged = rotation.merge_into(w).detach()
+    close(
+        torch.stack([merged.sum(), merged[0, 0], (merged - w).norm()]), [-1.26091818, 0.74293078, 2.78856121], atol=1e-8
+    )
+    assert torch.linalg.matrix_rank(merged - w) == 6
+    close(torch.linalg.svdvals(merged), torch.linalg.svdvals(w), atol=1e-14)
+
+
+def test_magnitude_is_odd_homogeneous_and_keeps_norms():
+    g, x = cua(torch.stack([K, -2 * K]), 10, readout="magnitude", side="output"), torch.randn(7, 10).double()
+    value = g(x) + x
+    close(g(-3 * x) - 3 * x, -3 * value, atol=1e-13)
+    close(value.norm(dim=-1), x.norm(dim=-1), atol=1e-13)
+    assert torch.equal(value[:, 8:], x[:, 8:])  # that fill no block
+    assert torch.equal(value.sign(), x.sign())
+
+
+@pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc
+@pytest.mark.parametrize("b", [2, 4, 8])
+def test_linear_cua_equals_oft_and_boft(b):
+    model, x = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"]))
+    live = model.base_model.model["f"](x)
+    s = next(p for p in model.parameters() if p.requires_grad).detach() / 2
+    oft = peft.OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=["f"])
+    boft = peft.BOFTConfig(boft_block_size=b, boft_block_num=0, target_modules=["f"])
+    for config, parameters in ((oft, -s), (boft, -skew(s)[None])):
+        twin = get_peft_model(copy.deepcopy(model).unload(), config).double()
+        next(p for p in twin.parameters() if p.requires_grad).data = parameters
+        close(twin.base_model.model["f"](x), live, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [qpeft.CUAConfig])
+def test_conv1d_merges_exactly_and_is_not_exported(config, tmp_path):
+    for kind in (nn.Linear, Conv1D):
+        for side in ("input", "output"):
+            model, x = on_linear(config(target_modules=["f"], side=side), d=8, o=12, kind=kind)
+            live = model.base_model.model["f"](x)
+            if kind is Conv1D or side == "output":
+                with pytest.raises(ConfigError, match=r"OFT, its equal in PEFT, .*(Conv1D|inputs)"):
+                    qpeft.export(model, tmp_path)
+            close(model.merge_and_unload()["f"](x), live, atol=1e-13)
+
+
+def test_merging_in_half_precision_warns_and_unmerging_is_exact():
+    model, _ = on_linear(qpeft.CUAConfig(target_modules=["f"]), move_by=1e-3)
+    model.bfloat16()
+    layer = model.base_model.model["f"]
+    before = layer.weight.clone()
+    with pytest.warns(QpeftWarning, match="half precision"):
+        model.merge_adapter()
+    assert 0.5 < (layer.weight == before).float().mean() < 1
+    model.unmerge_adapter()
+    assert torch.equal(layer.weight, before)
+    assert {p.dtype for p in layer.qpeft_adapter.parameters()} == {torch.float64}
