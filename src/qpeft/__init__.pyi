@@ -20,6 +20,7 @@ from .methods.qpa.config import QPAConfig as QPAConfig
 from .methods.qpa.settings import QPAGeneratorConfig as QPAGeneratorConfig
 from .methods.quantum_peft.config import QuantumPeftConfig as QuantumPeftConfig
 from .methods.quantum_peft.fit_frames import fit_frames as fit_frames
+from .methods.quic.model import QuICConfig as QuICConfig
 from .methods.sora.model import SoRAConfig as SoRAConfig
 from .methods.sora.threshold import SoRACallback as SoRACallback
 from .methods.suggest import Suggestion as Suggestion

@@ -65,6 +65,11 @@ BAD = {  # the settings, and what the message names
         ({"block_size": 5}, "block_size=5 does not divide 16, .*q_proj"),
         ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
     ],
+    "quic": [
+        ({"order": 0}, "order"),
+        ({"n_blocks": 3}, "n_blocks=3 does not divide 16, .*q_proj"),
+        ({"n_blocks": 8, "order": 3}, "order=3 does not fit blocks of 2"),
+    ],
     "bottleneck": [
         ({"bottleneck_size": 0}, "bottleneck_size"),
         ({"target_modules": ["mlpp"]}, "target_modules.*'mlp'"),

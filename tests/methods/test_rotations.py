@@ -1,7 +1,10 @@
 """CUA, QuIC and QuanTA: published check values, their twins in PEFT, their circuits, and refusals."""
 
 import copy
+from functools import partial
+from itertools import combinations
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -12,9 +15,13 @@ from variants import move
 
 import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.cua import CUASettings
 from qpeft.methods.cua.model import CUARotation
+from qpeft.methods.quic import QuICSettings
+from qpeft.methods.quic.compound import compounds, pyramid, rotations
+from qpeft.methods.quic.model import QuICRotation
 
 K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
 ONE_TO_FOUR = torch.arange(1.0, 5, dtype=torch.float64)
@@ -85,7 +92,55 @@ def test_linear_cua_equals_oft_and_boft(b):
         close(twin.base_model.model["f"](x), live, atol=1e-12)
 
 
-@pytest.mark.parametrize("config", [qpeft.CUAConfig])
+def test_check_values_of_quic():
+    a, m = cayley_change(skew(K)) + torch.eye(4), wavy(4, 4)
+    close(a[0], [0.847214, -0.394490, -0.313087, -0.169067])  # K1
+    close(compounds(a, 2)[1][0], [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745])
+    close(torch.linalg.det(compounds(m, 2)[1]), 32.41234358, atol=1e-8)  # K2
+    a = rotations(K, pyramid(4), 4)  # K3
+    close(a[0], [0.573592, 0.714291, 0.386869, 0.105417])
+    close(compounds(a, 2)[1][0], [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961])
+    found = torch.autograd.functional.jacobian(  # K6
+        lambda t: compounds(cayley_change(skew(t * K)) + torch.eye(4), 2)[1], torch.zeros((), dtype=torch.float64)
+    )
+    close(found[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),  # K4
+    [((1, 2), (231, 703, 4005)), ((3, 2), (198, 693, 3825)), ((4, 2), (180, 684, 3784)), ((4, 3), (84, 180, 612))],
+)
+def test_published_counts_of_quic(settings, counts):
+    for width, count in zip((256, 768, 4096), counts, strict=True):
+        config = qpeft.QuICConfig.paper(n_blocks=settings[0], order=settings[1], target_modules=["0"])
+        assert qpeft.plan(nn.Sequential(nn.Linear(width, width, device="meta")), config).trainable == count
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_compounds_are_the_circuit_on_k_excitations(k):
+    pennylane = pytest.importorskip("pennylane")
+    angles = torch.linspace(-2, 3, 10, dtype=torch.float64)
+    turns = [pennylane.SingleExcitation(2 * t, wires=pair) for t, pair in zip(angles.tolist(), pyramid(5), strict=True)]
+    circuit = pennylane.matrix(pennylane.prod(*reversed(turns)), wire_order=range(5))
+    states = [sum(1 << 4 - wire for wire in subset) for subset in combinations(range(5), k)]
+    close(compounds(rotations(angles, pyramid(5), 5), k)[-1], circuit[np.ix_(states, states)].real, atol=1e-14)
+
+
+@pytest.mark.parametrize("base", ["cayley", "pyramid", "butterfly"])
+@pytest.mark.parametrize("multiplier", ["compound", "random"])
+def test_quic_is_a_rotation_and_order_1_is_cua(base, multiplier):
+    settings = QuICSettings(n_blocks=2, order=3, base=base, multiplier=multiplier)
+    rotation = QuICRotation(settings, 30, SeededInit(0)).double()
+    rotation.angles.tau.data = torch.randn_like(rotation.angles.tau)
+    q = rotation.merge_into(torch.eye(30).double())
+    close(q @ q.mT, torch.eye(30), atol=1e-13)
+    first = QuICRotation(QuICSettings(n_blocks=2, order=1, side="output"), 8, SeededInit(0)).double()
+    first.angles.tau.data = torch.stack([K, -K])
+    twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output")
+    close(first.merge_into(wavy(8, 3)), twin.merge_into(wavy(8, 3)).detach(), atol=1e-14)
+
+
+@pytest.mark.parametrize("config", [qpeft.CUAConfig, partial(qpeft.QuICConfig, n_blocks=1)])
 def test_conv1d_merges_exactly_and_is_not_exported(config, tmp_path):
     for kind in (nn.Linear, Conv1D):
         for side in ("input", "output"):

@@ -65,15 +65,15 @@ def changed(variant: Variant, **settings: Any) -> Variant:
 
 
 RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
+UNMERGED = {"exports": False, "merges": False}
 OWN_LINEAR = [  # method, config, settings, differences
     ("cua", "CUAConfig", {}, {"is_seeded": False}),
     ("cua", "CUAConfig", {"side": "output"}, {"is_seeded": False, "exports": False}),
-    (
-        "cua",
-        "CUAConfig",
-        {"readout": "magnitude"},
-        {"is_seeded": False, "exports": False, "merges": False, "exact_gradient": False},  # kinks
-    ),
+    ("cua", "CUAConfig", {"readout": "magnitude"}, {**UNMERGED, "is_seeded": False, "exact_gradient": False}),  # kinks
+    ("quic", "QuICConfig", {"n_blocks": 1}, {}),
+    ("quic", "QuICConfig", {"n_blocks": 2, "side": "output", "base": "pyramid"}, {"exports": False}),
+    ("quic", "QuICConfig", {"n_blocks": 1, "order": 3, "base": "butterfly"}, {}),
+    ("quic", "QuICConfig", {"n_blocks": 1, "multiplier": "random"}, {}),
 ]
 VARIANTS = {
     "qpa": RAW,

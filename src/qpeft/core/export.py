@@ -53,8 +53,8 @@ def export(
     """Save the adapter as a stock PEFT folder, load it with stock PEFT, and compare logits.
 
     Args:
-        model: A PeftModel with an adapter that is generated or a rotation of inputs, or with SoRA, whose gates are folded
-            in; not changed.
+        model: A PeftModel with an adapter that is generated, or with SoRA, whose gates are folded in, or with a
+            rotation of inputs; not changed.
         directory: The folder; an earlier export there is replaced but for a model card that the user wrote or
             changed, any other content refused.
         adapter_name: Which adapter.

@@ -1,0 +1,125 @@
+"""QuIC adapters (arXiv 2502.06916) as a PEFT tuner.
+
+A vector of width d is cut into N blocks of beta = floor(d / N) values. Each block is rotated by the compounds of a
+small orthogonal matrix A_i, which has the parameters; n is the largest width whose compounds fit:
+
+    C_k(A)[I, J] = det A[I, J]    I, J the k-subsets of 0..n-1           sum over k <= K of binom(n, k) <= beta
+    A_i = cay(skew(s_i)), s_i (n(n-1)/2,) initially 0                    C = diag over i of (A_i, .., C_K(A_i), I)
+    input    y = W0 (C x) + b0                                           output    y = C^T (W0 x) + b0
+
+A circuit of RBS gates on n wires multiplies states with k excitations by C_k. On the input side QuIC is exported as an
+OFT with N blocks and the exact Cayley transform.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import comb
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits.cayley import cayley_change, skew
+from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.folded import Folded
+from qpeft.core.linear_tuner import LinearTuner, Rotation
+from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import ConfigError
+from qpeft.methods.quic import QuICSettings
+from qpeft.methods.quic.compound import butterfly, compounds, largest, pyramid, rotations
+
+
+@dataclass
+class QuICConfig(QuICSettings, OwnTunerConfig):
+    """QuIC of linear maps, by default of all but the output head.
+
+    Each has N n(n-1)/2 parameters in radians, float32, or N (n/2) log2 n with base butterfly. On the input side N must
+    divide the width; behind a map, the last values that fill no block are not rotated.
+
+    Example::
+
+        model = get_peft_model(base, QuICConfig(n_blocks=4, order=2, task_type="CAUSAL_LM"))
+
+    Raises:
+        ConfigError: a setting is out of range; on the model, N does not divide a width, or no order fits its blocks.
+    """
+
+    def __post_init__(self) -> None:
+        OwnTunerConfig.__post_init__(self)
+        QuICSettings.__post_init__(self)
+        self.peft_type = MethodName("QPEFT_QUIC")  # type: ignore[assignment]
+
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """The settings of the paper for language models: output side, three blocks, order 2."""
+        return cls(**{"side": "output", "n_blocks": 3, "order": 2, **settings})
+
+
+class QuICRotation(Rotation):
+    """C - I, or its transpose on the output side; `angles` are s, or the gates' angles, (N, n(n-1)/2).
+
+    With multiplier random, C_k is cay(skew(E_k s)) for k > 1. Each row of E_k has one Gaussian entry at a random
+    place, of a variance with which C_k changes as much as the compound near the identity.
+    """
+
+    def __init__(self, settings: QuICSettings, width: int, init: SeededInit) -> None:
+        self.settings, self.size = settings, width // settings.n_blocks
+        is_butterfly = settings.base == "butterfly"
+        widths = (2**i for i in range(1, 32)) if is_butterfly else range(2, self.size + 1)
+        self.n = n = largest(self.size, settings.order, widths)
+        if n < max(settings.order, 2):
+            raise ConfigError(
+                f"order={settings.order} does not fit blocks of {self.size} values, which hold the compounds of a "
+                f"matrix of width {n}; choose a lower order or fewer blocks"
+            )
+        count = len(butterfly(n)) if is_butterfly else n * (n - 1) // 2
+        drawn = []
+        for k in range(2, settings.order + 1) if settings.multiplier == "random" else ():
+            n_entries = comb(comb(n, k), 2)
+            std = (count * comb(n - 2, k - 1) / max(n_entries, 1)) ** 0.5
+            place = init.uniform(f"quic.{n}.{k}.place", (n_entries,), 1.0).add(1).mul(count / 2).long()
+            drawn.append((place.clamp(0, count - 1), init.normal(f"quic.{n}.{k}.weight", (n_entries,), std)))
+        super().__init__(settings.side, settings, width, init.hexdigest())
+        for k, (place, weight) in enumerate(drawn, 2):
+            self.register_buffer(f"place_{k}", place, persistent=False)
+            self.register_buffer(f"weight_{k}", weight, persistent=False)
+        self.angles = Folded(torch.zeros(settings.n_blocks, count), 1.0)
+
+    @cached_property
+    def gates(self) -> list[tuple[int, int]]:
+        """The pairs of wires of a base of gates."""
+        return pyramid(self.n) if self.settings.base == "pyramid" else butterfly(self.n)
+
+    def parts(self, dtype: torch.dtype) -> list[Tensor]:
+        s, order = self.angles().to(dtype), self.settings.order
+        eye = torch.eye(self.n, dtype=dtype, device=s.device)
+        change = cayley_change(skew(s)) if self.settings.base == "cayley" else rotations(s, self.gates, self.n) - eye
+        if self.settings.multiplier == "random":
+            maps = [(self.get_buffer(f"place_{k}"), self.get_buffer(f"weight_{k}")) for k in range(2, order + 1)]
+            found = [change, *(cayley_change(skew(s[:, place] * weight.to(dtype))) for place, weight in maps)]
+        else:
+            higher = compounds(change + eye, order)[1:]
+            found = [change, *(c - torch.eye(c.shape[-1], dtype=dtype, device=s.device) for c in higher)]
+        return [part.mT for part in found] if self.side == "output" else found
+
+
+class QuICModel(LinearTuner):
+    """The tuner that PEFT builds for a QuICConfig."""
+
+    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QuICRotation:
+        width = shape[config.side == "output"]
+        if config.side == "input" and width % config.n_blocks:
+            raise ConfigError(
+                f"n_blocks={config.n_blocks} does not divide {width}, the width of the input of {name}; choose "
+                'another, or side="output", or leave the module out with exclude_modules'
+            )
+        return QuICRotation(config, width, init)
+
+    def _stock_sizes(self, config: Any) -> dict[str, int]:
+        return {"r": config.n_blocks, "oft_block_size": 0}
+
+    def plan_sizes(self) -> dict[str, Any]:
+        found = [m for m in self.modules() if isinstance(m, QuICRotation)]
+        return {"n_wires": max(rotation.n for rotation in found)}
