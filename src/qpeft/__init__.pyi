@@ -18,6 +18,7 @@ from .methods.plan import plan as plan
 from .methods.qaa.model import QAAConfig as QAAConfig
 from .methods.qpa.config import QPAConfig as QPAConfig
 from .methods.qpa.settings import QPAGeneratorConfig as QPAGeneratorConfig
+from .methods.quanta.model import QuanTAConfig as QuanTAConfig
 from .methods.quantum_peft.config import QuantumPeftConfig as QuantumPeftConfig
 from .methods.quantum_peft.fit_frames import fit_frames as fit_frames
 from .methods.quic.model import QuICConfig as QuICConfig

@@ -70,6 +70,11 @@ BAD = {  # the settings, and what the message names
         ({"n_blocks": 3}, "n_blocks=3 does not divide 16, .*q_proj"),
         ({"n_blocks": 8, "order": 3}, "order=3 does not fit blocks of 2"),
     ],
+    "quanta": [
+        ({"form": "mps"}, "form.*mpo"),
+        ({"axes": [16]}, "axes must be two or more"),
+        ({"axes": (3, 5)}, r"axes \[3, 5\] have 15 places, fewer than the 16 values of .*q_proj"),
+    ],
     "bottleneck": [
         ({"bottleneck_size": 0}, "bottleneck_size"),
         ({"target_modules": ["mlpp"]}, "target_modules.*'mlp'"),

@@ -19,6 +19,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.cua import CUASettings
 from qpeft.methods.cua.model import CUARotation
+from qpeft.methods.quanta.model import apply_gate, apply_mpo, default_axes, pairs
 from qpeft.methods.quic import QuICSettings
 from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
@@ -138,6 +139,47 @@ def test_quic_is_a_rotation_and_order_1_is_cua(base, multiplier):
     first.angles.tau.data = torch.stack([K, -K])
     twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output")
     close(first.merge_into(wavy(8, 3)), twin.merge_into(wavy(8, 3)).detach(), atol=1e-14)
+
+
+def quanta(gates, x, axes=(3, 2, 2)):
+    """Gates on the pairs of axes of x (..., n), flat."""
+    x = x.unflatten(-1, axes)
+    for gate, pair in zip(gates, pairs(len(axes)), strict=True):
+        x = apply_gate(x, gate, pair)
+    return x.flatten(-len(axes))
+
+
+def test_check_values_of_quanta():
+    eye = torch.eye(12, dtype=torch.float64)
+    gates = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
+    t = quanta(gates, eye).mT  # Q1
+    assert pairs(3) == [(-2, -1), (-3, -1), (-3, -2)]
+    close(t[0, :4], [0.227131, 1.292321, -2.190032, -0.233162])
+    close(torch.stack([t.trace(), t.norm()]), [3.84483806, 15.17809563], atol=1e-8)
+    close((t @ torch.arange(1.0, 13).double())[:4], [-4.876549, -0.054248, -17.209719, -22.101175])
+    g, h, k = (gate.view(*pair * 2) for gate, pair in zip(gates, ((2, 2), (3, 2), (3, 2)), strict=True))
+    close(torch.einsum("efbc,diaf,ghde->ghiabc", g, h, k).reshape(12, 12), t, atol=1e-13)
+    near = [torch.eye(len(gate)) + 0.3 * gate for gate in gates]  # Q2
+    close(torch.linalg.det(quanta(near, eye)), 0.03395459, atol=1e-8)
+    cores = wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)  # M1
+    p = apply_mpo(torch.eye(6).double().view(6, 3, 2), cores).flatten(1).mT
+    close(p[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789])
+    close((p @ p.mT).trace(), 13.19465716, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),  # Q5, M2
+    [
+        ({}, (6_144, 22_528, 43_008)),
+        ({"form": "mpo"}, (1_344, 1_856, 3_136)),
+        ({"form": "kron", "axes": [64, 64]}, (8192, 8192, 8192)),
+    ],
+)
+def test_published_counts_of_quanta(settings, counts):
+    for width, count in zip((256, 768, 4096), counts, strict=True):
+        config = qpeft.QuanTAConfig(**settings, target_modules=["0"])
+        assert qpeft.plan(nn.Sequential(nn.Linear(width, width, device="meta")), config).trainable == count
+    assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
 
 
 @pytest.mark.parametrize("config", [qpeft.CUAConfig, partial(qpeft.QuICConfig, n_blocks=1)])

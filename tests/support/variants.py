@@ -74,6 +74,9 @@ OWN_LINEAR = [  # method, config, settings, differences
     ("quic", "QuICConfig", {"n_blocks": 2, "side": "output", "base": "pyramid"}, {"exports": False}),
     ("quic", "QuICConfig", {"n_blocks": 1, "order": 3, "base": "butterfly"}, {}),
     ("quic", "QuICConfig", {"n_blocks": 1, "multiplier": "random"}, {}),
+    ("quanta", "QuanTAConfig", {}, {"exports": False}),
+    ("quanta", "QuanTAConfig", {"form": "mpo"}, {"exports": False}),
+    ("quanta", "QuanTAConfig", {"form": "kron"}, {"exports": False}),
 ]
 VARIANTS = {
     "qpa": RAW,

@@ -1,0 +1,44 @@
+"""QuanTA (arXiv 2406.00132): gates on pairs of axes of the input, in parallel with a linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from qpeft.checks import MOST, check_fields, option
+from qpeft.errors import ConfigError
+from qpeft.methods.method import Method
+
+METHOD = Method(
+    key="quanta",
+    title="QuanTA (arXiv 2406.00132)",
+    config="qpeft.methods.quanta.model:QuanTAConfig",
+    tuner="qpeft.methods.quanta.model:QuanTAModel",
+    learning_rate=1e-3,
+    options="qpeft.methods.quanta:QuanTASettings",
+)
+
+
+@dataclass(kw_only=True)
+class QuanTASettings:
+    """The axes of QuanTA and what acts on them; importable without torch."""
+
+    axes: Sequence[int] | None = option(
+        None, "Sizes of the axes, whose product is at least each width. Default: three or four of similar size."
+    )
+    form: str = option(
+        "gates",
+        "A gate on each pair of axes (gates), or a control: one on each axis (kron), or a tensor train (mpo).",
+        choices=("gates", "mpo", "kron"),
+    )
+    bond: int = option(4, "Bond dimension of form mpo.", at_least=1, at_most=4096)
+    seed: int = option(0, "Seed of the initial gates.", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self, QuanTASettings)
+        if self.axes is None:
+            return
+        self.axes = list(self.axes)
+        if len(self.axes) < 2 or not all(type(n) is int and n > 1 for n in self.axes) or prod(self.axes) > MOST:
+            raise ConfigError(f"axes must be two or more whole numbers above 1, got {self.axes}")
