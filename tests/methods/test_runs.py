@@ -34,7 +34,8 @@ SIZES = {
     "fourierft": {"n_frequency": 50},
     "uni_lora": {"theta_d_length": 64},
 }
-NOT_ON_GPT2 = {"loha", "head"}  # LoHa does not adapt Conv1D; a language model has no new head
+NOT_ON_GPT2 = {"loha", "lokr", "oft", "boft", "hra", "road"}  # which do not adapt Conv1D
+NOT_ON_GPT2 |= {"head"}  # a language model has no new head
 
 
 def run(method, **settings):

@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from peft import PeftConfig, PeftType, UniLoraModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import PretrainedConfig
@@ -177,11 +178,13 @@ def _adapt(model: nn.Module, config: Any) -> Any:
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config = copy.copy(config)  # the counts need the initialization
         config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
+    # BOFT would make and read matrices of permutations
+    lazy = {"block_butterfly_perm": lambda _, n, *rest: n, "perm2mat": lambda _, n: torch.empty(n, n)}
     # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds, and saves none
     is_drawn = getattr(config, "save_indices", True)
     draws = nullcontext() if is_drawn else patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
     try:
-        with draws:
+        with draws, patch.multiple(BOFTLayer, **lazy):
             return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
         raise error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0]) from error

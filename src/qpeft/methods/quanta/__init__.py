@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -24,7 +23,7 @@ METHOD = Method(
 class QuanTASettings:
     """The axes of QuanTA and what acts on them; importable without torch."""
 
-    axes: Sequence[int] | None = option(
+    axes: list[int] | None = option(
         None, "Sizes of the axes, whose product is at least each width. Default: three or four of similar size."
     )
     form: str = option(
