@@ -63,15 +63,12 @@ BAD = {  # the settings, and what the message names
         ({"block_size": 1}, "block_size"),
         ({"readout": "magnitudes"}, "readout.*'magnitude'"),
         ({"block_size": 5}, "block_size=5 does not divide 16, .*q_proj"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens"),
     ],
     "quic": [
-        ({"order": 0}, "order"),
         ({"n_blocks": 3}, "n_blocks=3 does not divide 16, .*q_proj"),
         ({"n_blocks": 8, "order": 3}, "order=3 does not fit blocks of 2"),
     ],
     "quanta": [
-        ({"form": "mps"}, "form.*mpo"),
         ({"axes": [16]}, "axes must be two or more"),
         ({"axes": (3, 5)}, r"axes \[3, 5\] have 15 places, fewer than the 16 values of .*q_proj"),
     ],

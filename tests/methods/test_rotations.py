@@ -1,4 +1,4 @@
-"""CUA, QuIC and QuanTA: published check values, their twins in PEFT, their circuits, and refusals."""
+"""CUA, QuIC and QuanTA: published values (C1, K1, ...), their equals in PEFT, their circuits, merging."""
 
 import copy
 from functools import partial
@@ -8,8 +8,8 @@ import numpy as np
 import peft
 import pytest
 import torch
-from peft import get_peft_model
 from torch import nn
+from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 from variants import move
 
@@ -25,7 +25,8 @@ from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
 
 K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
-ONE_TO_FOUR = torch.arange(1.0, 5, dtype=torch.float64)
+K6 = torch.tensor([*K[:5], 6], dtype=torch.float64)
+X, EYE = torch.arange(1, 13, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
 
 
 def wavy(*shape):
@@ -34,87 +35,103 @@ def wavy(*shape):
 
 
 def close(found, expected, atol=1e-6):
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(torch.as_tensor(found).detach().double(), expected, atol=atol, rtol=0)
+    torch.testing.assert_close(found.detach(), torch.as_tensor(expected, dtype=torch.float64), atol=atol, rtol=0)
 
 
-def cua(k, width, **settings):
-    """The rotation with these parameters (blocks, n), in float64."""
-    rotation = CUARotation(CUASettings(**settings), width).double()
-    rotation.angles.tau.data = k
+def turned(rotation, values):
+    """The rotation with these parameters, in float64."""
+    rotation.double().angles.tau.data = values
     return rotation
 
 
-def on_linear(config, d=8, o=6, kind=nn.Linear, move_by=0.3):
-    """A model with one linear map `f`, adapted, with changed parameters, and an input; all in float64."""
-    torch.manual_seed(0)
+def cua(values, width, **settings):
+    return turned(CUARotation(CUASettings(**settings), width), values)
+
+
+def on_linear(config, d=8, o=6, kind=nn.Linear, spread=0.3):
+    """A float64 model with one linear map `f`, adapted, with changed parameters, and an input."""
     base = nn.ModuleDict({"f": nn.Linear(d, o) if kind is nn.Linear else Conv1D(o, d)}).double()
-    return move(get_peft_model(base, config), spread=move_by), torch.randn(5, d, dtype=torch.float64)
+    return move(peft.get_peft_model(base, config), spread=spread), torch.randn(5, d, dtype=torch.float64)
 
 
-def test_check_values_of_cua():
-    close(cua(torch.ones(1, 1), 2, block_size=2)(torch.eye(2)).mT + torch.eye(2), [[0.6, -0.8], [0.8, 0.6]])  # C1
-    q = cayley_change(skew(K / 2)) + torch.eye(4)
-    close(q[0], [0.942341, -0.184868, -0.211744, -0.181611])  # C2
-    close(q @ ONE_TO_FOUR, [-0.789071, -1.002362, 0.427804, 5.309390])
-    k = torch.tensor([[*K[:5], 6.0]], dtype=torch.float64)  # C3
-    linear = [0.570581, 1.743483, -5.060862, -1.011128]
-    for readout, expected in (("linear", linear), ("magnitude", [abs(y) for y in linear])):
-        close(cua(k, 4, readout=readout)(ONE_TO_FOUR) + ONE_TO_FOUR, expected)
-    w, rotation = wavy(6, 8), cua(torch.stack([K, -K]), 8)  # C6
-    merged = rotation.merge_into(w).detach()
-    close(
-        torch.stack([merged.sum(), merged[0, 0], (merged - w).norm()]), [-1.26091818, 0.74293078, 2.78856121], atol=1e-8
-    )
-    assert torch.linalg.matrix_rank(merged - w) == 6
-    close(torch.linalg.svdvals(merged), torch.linalg.svdvals(w), atol=1e-14)
+def cay(k):
+    return cayley_change(skew(k)) + torch.eye(4)
 
 
-def test_magnitude_is_odd_homogeneous_and_keeps_norms():
-    g, x = cua(torch.stack([K, -2 * K]), 10, readout="magnitude", side="output"), torch.randn(7, 10).double()
-    value = g(x) + x
-    close(g(-3 * x) - 3 * x, -3 * value, atol=1e-13)
-    close(value.norm(dim=-1), x.norm(dim=-1), atol=1e-13)
-    assert torch.equal(value[:, 8:], x[:, 8:])  # that fill no block
-    assert torch.equal(value.sign(), x.sign())
+def quanta(gates, x):
+    """Gates on the pairs of axes 3, 2, 2 of x (..., 12)."""
+    x = x.unflatten(-1, (3, 2, 2))
+    for gate, pair in zip(gates, pairs(3), strict=True):
+        x = apply_gate(x, gate, pair)
+    return x.flatten(-3)
+
+
+W, RING = wavy(6, 8), rotations(K, pyramid(4), 4)
+WR = cua(torch.stack([K, -K]), 8).merge_into(W).detach()
+GATES = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
+T, P = quanta(GATES, EYE).mT, apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT
+FOUR_AXES = [gate.view(*pair * 2) for gate, pair in zip(GATES, ((2, 2), (3, 2), (3, 2)), strict=True)]
+LINEAR = [0.570581, 1.743483, -5.060862, -1.011128]
+SLOPE = torch.autograd.functional.jacobian(lambda t: compounds(cay(t * K), 2)[1], torch.zeros((), dtype=torch.float64))
+CHECKS = {
+    "C1": (cua(torch.ones(1, 1).double(), 2, block_size=2).merge_into(EYE[:2, :2]), [[0.6, -0.8], [0.8, 0.6]]),
+    "C2": (cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611]),
+    "C2, product": (cay(K / 2) @ X[:4], [-0.789071, -1.002362, 0.427804, 5.309390]),
+    "C3": (cua(K6[None], 4)(X[:4]) + X[:4], LINEAR),
+    "C3, magnitude": (cua(K6[None], 4, readout="magnitude")(X[:4]) + X[:4], [abs(y) for y in LINEAR]),
+    "C6": (torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]), [-1.26091818, 0.74293078, 2.78856121]),
+    "C6, rank": (torch.linalg.matrix_rank(WR - W).double(), 6),
+    "C6, singular values": (torch.linalg.svdvals(WR), torch.linalg.svdvals(W)),
+    "K1": (cay(K)[0], [0.847214, -0.394490, -0.313087, -0.169067]),
+    "K1, C_2": (compounds(cay(K), 2)[1][0], [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745]),
+    "K2": (torch.linalg.det(compounds(wavy(4, 4), 2)[1]), 32.41234358),
+    "K3": (RING[0], [0.573592, 0.714291, 0.386869, 0.105417]),
+    "K3, C_2": (compounds(RING, 2)[1][0], [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961]),
+    "K6": (SLOPE[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]]),
+    "Q1": (T[0, :4], [0.227131, 1.292321, -2.190032, -0.233162]),
+    "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
+    "Q1, product": ((T @ X)[:4], [-4.876549, -0.054248, -17.209719, -22.101175]),
+    "Q1, contraction of the paper": (T, torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12)),
+    "Q2": (torch.linalg.det(quanta([torch.eye(len(g)) + 0.3 * g for g in GATES], EYE)), 0.03395459),
+    "M1": (P[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789]),
+    "M1, trace": ((P @ P.mT).trace(), 13.19465716),
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_check_values(name):
+    close(*CHECKS[name])
+
+
+COUNTS = [  # K4, Q5, M2: parameters of square maps of width 256, 768 and 4096
+    (partial(qpeft.QuICConfig.paper, n_blocks=1), (231, 703, 4005)),
+    (qpeft.QuICConfig.paper, (198, 693, 3825)),
+    (partial(qpeft.QuICConfig.paper, n_blocks=4, order=3), (84, 180, 612)),
+    (qpeft.QuICConfig, (180, 684, 3784)),
+    (qpeft.CUAConfig, (384, 1152, 6144)),
+    (qpeft.QuanTAConfig, (6144, 22_528, 43_008)),
+    (partial(qpeft.QuanTAConfig, form="mpo"), (1344, 1856, 3136)),
+]
+
+
+@pytest.mark.parametrize(("config", "counts"), COUNTS)
+def test_published_counts(config, counts):
+    bases = [nn.Sequential(nn.Linear(n, n, device="meta")) for n in (256, 768, 4096)]
+    assert tuple(qpeft.plan(base, config(target_modules=["0"])).trainable for base in bases) == counts
+    assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc
 @pytest.mark.parametrize("b", [2, 4, 8])
 def test_linear_cua_equals_oft_and_boft(b):
     model, x = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"]))
-    live = model.base_model.model["f"](x)
     s = next(p for p in model.parameters() if p.requires_grad).detach() / 2
     oft = peft.OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=["f"])
     boft = peft.BOFTConfig(boft_block_size=b, boft_block_num=0, target_modules=["f"])
     for config, parameters in ((oft, -s), (boft, -skew(s)[None])):
-        twin = get_peft_model(copy.deepcopy(model).unload(), config).double()
+        twin = peft.get_peft_model(copy.deepcopy(model).unload(), config).double()
         next(p for p in twin.parameters() if p.requires_grad).data = parameters
-        close(twin.base_model.model["f"](x), live, atol=1e-12)
-
-
-def test_check_values_of_quic():
-    a, m = cayley_change(skew(K)) + torch.eye(4), wavy(4, 4)
-    close(a[0], [0.847214, -0.394490, -0.313087, -0.169067])  # K1
-    close(compounds(a, 2)[1][0], [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745])
-    close(torch.linalg.det(compounds(m, 2)[1]), 32.41234358, atol=1e-8)  # K2
-    a = rotations(K, pyramid(4), 4)  # K3
-    close(a[0], [0.573592, 0.714291, 0.386869, 0.105417])
-    close(compounds(a, 2)[1][0], [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961])
-    found = torch.autograd.functional.jacobian(  # K6
-        lambda t: compounds(cayley_change(skew(t * K)) + torch.eye(4), 2)[1], torch.zeros((), dtype=torch.float64)
-    )
-    close(found[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]])
-
-
-@pytest.mark.parametrize(
-    ("settings", "counts"),  # K4
-    [((1, 2), (231, 703, 4005)), ((3, 2), (198, 693, 3825)), ((4, 2), (180, 684, 3784)), ((4, 3), (84, 180, 612))],
-)
-def test_published_counts_of_quic(settings, counts):
-    for width, count in zip((256, 768, 4096), counts, strict=True):
-        config = qpeft.QuICConfig.paper(n_blocks=settings[0], order=settings[1], target_modules=["0"])
-        assert qpeft.plan(nn.Sequential(nn.Linear(width, width, device="meta")), config).trainable == count
+        close(twin.base_model.model["f"](x), model.base_model.model["f"](x).detach(), atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -129,79 +146,35 @@ def test_compounds_are_the_circuit_on_k_excitations(k):
 
 @pytest.mark.parametrize("base", ["cayley", "pyramid", "butterfly"])
 @pytest.mark.parametrize("multiplier", ["compound", "random"])
-def test_quic_is_a_rotation_and_order_1_is_cua(base, multiplier):
-    settings = QuICSettings(n_blocks=2, order=3, base=base, multiplier=multiplier)
-    rotation = QuICRotation(settings, 30, SeededInit(0)).double()
-    rotation.angles.tau.data = torch.randn_like(rotation.angles.tau)
-    q = rotation.merge_into(torch.eye(30).double())
-    close(q @ q.mT, torch.eye(30), atol=1e-13)
-    first = QuICRotation(QuICSettings(n_blocks=2, order=1, side="output"), 8, SeededInit(0)).double()
-    first.angles.tau.data = torch.stack([K, -K])
-    twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output")
-    close(first.merge_into(wavy(8, 3)), twin.merge_into(wavy(8, 3)).detach(), atol=1e-14)
-
-
-def quanta(gates, x, axes=(3, 2, 2)):
-    """Gates on the pairs of axes of x (..., n), flat."""
-    x = x.unflatten(-1, axes)
-    for gate, pair in zip(gates, pairs(len(axes)), strict=True):
-        x = apply_gate(x, gate, pair)
-    return x.flatten(-len(axes))
-
-
-def test_check_values_of_quanta():
-    eye = torch.eye(12, dtype=torch.float64)
-    gates = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
-    t = quanta(gates, eye).mT  # Q1
-    assert pairs(3) == [(-2, -1), (-3, -1), (-3, -2)]
-    close(t[0, :4], [0.227131, 1.292321, -2.190032, -0.233162])
-    close(torch.stack([t.trace(), t.norm()]), [3.84483806, 15.17809563], atol=1e-8)
-    close((t @ torch.arange(1.0, 13).double())[:4], [-4.876549, -0.054248, -17.209719, -22.101175])
-    g, h, k = (gate.view(*pair * 2) for gate, pair in zip(gates, ((2, 2), (3, 2), (3, 2)), strict=True))
-    close(torch.einsum("efbc,diaf,ghde->ghiabc", g, h, k).reshape(12, 12), t, atol=1e-13)
-    near = [torch.eye(len(gate)) + 0.3 * gate for gate in gates]  # Q2
-    close(torch.linalg.det(quanta(near, eye)), 0.03395459, atol=1e-8)
-    cores = wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)  # M1
-    p = apply_mpo(torch.eye(6).double().view(6, 3, 2), cores).flatten(1).mT
-    close(p[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789])
-    close((p @ p.mT).trace(), 13.19465716, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("settings", "counts"),  # Q5, M2
-    [
-        ({}, (6_144, 22_528, 43_008)),
-        ({"form": "mpo"}, (1_344, 1_856, 3_136)),
-        ({"form": "kron", "axes": [64, 64]}, (8192, 8192, 8192)),
-    ],
-)
-def test_published_counts_of_quanta(settings, counts):
-    for width, count in zip((256, 768, 4096), counts, strict=True):
-        config = qpeft.QuanTAConfig(**settings, target_modules=["0"])
-        assert qpeft.plan(nn.Sequential(nn.Linear(width, width, device="meta")), config).trainable == count
-    assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
+def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, multiplier):
+    rotation = QuICRotation(QuICSettings(n_blocks=1, order=3, base=base, multiplier=multiplier), 15, SeededInit(0))
+    q = turned(rotation, torch.randn_like(rotation.angles.tau).double()).merge_into(torch.eye(15).double())
+    close(q @ q.mT, torch.eye(15), atol=1e-13)
+    after = partial(functional_call, rotation, args=(wavy(15),))
+    assert torch.autograd.gradcheck(lambda s: after({"angles.tau": s}), rotation.angles.tau)
+    first = QuICRotation(QuICSettings(n_blocks=2, order=1, side="output"), 8, SeededInit(0))
+    twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output").merge_into(wavy(8, 3)).detach()
+    close(turned(first, torch.stack([K, -K])).merge_into(wavy(8, 3)), twin, atol=1e-14)
 
 
 @pytest.mark.parametrize("config", [qpeft.CUAConfig, partial(qpeft.QuICConfig, n_blocks=1)])
-def test_conv1d_merges_exactly_and_is_not_exported(config, tmp_path):
-    for kind in (nn.Linear, Conv1D):
-        for side in ("input", "output"):
-            model, x = on_linear(config(target_modules=["f"], side=side), d=8, o=12, kind=kind)
-            live = model.base_model.model["f"](x)
-            if kind is Conv1D or side == "output":
-                with pytest.raises(ConfigError, match=r"OFT, its equal in PEFT, .*(Conv1D|inputs)"):
-                    qpeft.export(model, tmp_path)
-            close(model.merge_and_unload()["f"](x), live, atol=1e-13)
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_merging_is_exact_and_the_export_says_why_there_is_none(config, kind, side, tmp_path):
+    model, x = on_linear(config(target_modules=["f"], side=side), d=8, o=12, kind=kind)
+    live = model.base_model.model["f"](x).detach()
+    if (kind, side) != (nn.Linear, "input"):
+        with pytest.raises(ConfigError, match=r"OFT, its equal in PEFT, .*(Conv1D|inputs)"):
+            qpeft.export(model, tmp_path)
+    close(model.merge_and_unload()["f"](x), live, atol=1e-13)
 
 
 def test_merging_in_half_precision_warns_and_unmerging_is_exact():
-    model, _ = on_linear(qpeft.CUAConfig(target_modules=["f"]), move_by=1e-3)
-    model.bfloat16()
-    layer = model.base_model.model["f"]
+    model, _ = on_linear(qpeft.CUAConfig(target_modules=["f"]), spread=1e-3)
+    layer = model.bfloat16().base_model.model["f"]
     before = layer.weight.clone()
     with pytest.warns(QpeftWarning, match="half precision"):
         model.merge_adapter()
     assert 0.5 < (layer.weight == before).float().mean() < 1
     model.unmerge_adapter()
     assert torch.equal(layer.weight, before)
-    assert {p.dtype for p in layer.qpeft_adapter.parameters()} == {torch.float64}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -20,7 +18,6 @@ from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerpr
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_not_tied, is_linear, sizes
-from qpeft.core.tuner import StockAdapter
 from qpeft.errors import ConfigError, QpeftWarning
 
 _MOST_CONDITION = 1e4  # of I + Q, before its inverse loses too many digits of float32
@@ -33,11 +30,8 @@ class LinearAdapter(FullPrecision):
         side "output"    y = W x + f(W x) + b
         side "parallel"  y = W x + b + f(x)
 
-    It is computed in the dtype of its parameters, float32, or float64 on a float64 base. A subclass defines `change`.
-
-    Args:
-        side: One of the three.
-        settings: A dataclass, all of whose fields determine the adapter, as `parts` do.
+    It is computed in the dtype of its parameters, float32, or float64 on a float64 base. All fields of the dataclass
+    `settings` determine the adapter, as `parts` do. A subclass defines `change`.
     """
 
     groups: ClassVar[Any] = {"angles": ANGLES, "gates": ParameterGroup("gates")}
@@ -57,21 +51,15 @@ class LinearAdapter(FullPrecision):
             return self.change(x.to(next(self.parameters()).dtype))
 
     def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        """f(x) for x (..., width), computed in its dtype; `transposed`, only for linear f: by the transposed matrix."""
+        """f(x) for x (..., width), computed in its dtype; `transposed`, of side "input": by the transposed matrix."""
         raise NotImplementedError
 
     def merge_into(self, weight: Tensor) -> Tensor:
-        """The weight (outputs, inputs) of the adapted map, for that of the map, in float64."""
+        """The weight (outputs, inputs) of the adapted map, for that of the map, in its dtype."""
         if self.side == "input":
             return weight + self.change(weight, transposed=True)
-        if self.side == "output":
-            return weight + self.change(weight.mT).mT
-        eye = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        return weight + self.change(eye).mT
-
-    def stock_problem(self, linear: nn.Module) -> str:
-        """Why no stock adapter of the map equals this one; empty if one does."""
-        return "no method of PEFT computes it"
+        columns = weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)
+        return weight + self.change(columns).mT
 
 
 class Rotation(LinearAdapter):
@@ -89,34 +77,22 @@ class Rotation(LinearAdapter):
     def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
         return block_change(x, self.parts(x.dtype), self.size, transposed=transposed)
 
-    def stock_problem(self, linear: nn.Module) -> str:
-        if self.side != "input" or not self.is_linear:
-            return "OFT, its equal in PEFT, rotates inputs by a linear map"
-        return "OFT, its equal in PEFT, does not adapt Conv1D" if isinstance(linear, Conv1D) else ""
-
     @torch.no_grad()
     def oft_weight(self) -> Tensor:
         """The weight (N, size (size - 1) / 2) of the equal OFT; ConfigError for a rotation by 180 degrees."""
-        # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q)
-        parts = self.parts(torch.float64)
-        q = torch.eye(self.size, dtype=torch.float64, device=parts[0].device).repeat(len(parts[0]), 1, 1)
-        first = 0
-        for part in parts:
-            last = first + part.shape[-1]
-            q[:, first:last, first:last] += part
-            first = last
-        eye = torch.eye(self.size, dtype=q.dtype, device=q.device)
+        parts, size = self.parts(torch.float64), self.size
+        eye = torch.eye(size, dtype=torch.float64, device=parts[0].device)
+        columns = block_change(eye.repeat(1, len(parts[0])), parts, size)  # of all blocks, one after the other
+        q = eye + columns.unflatten(-1, (-1, size)).permute(1, 2, 0)  # (N, size, size)
         if not q.is_meta and not (torch.linalg.cond(q + eye) < _MOST_CONDITION).all():
             raise ConfigError("a rotation by about 180 degrees has no parameters of OFT; merge the adapter instead")
-        row, column = torch.triu_indices(self.size, self.size, 1, device=q.device)
+        row, column = torch.triu_indices(size, size, 1, device=q.device)
+        # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q)
         return -inverse_cayley(q)[:, row, column].float()
 
 
 class LinearLayer(nn.Module, BaseTunerLayer):
-    """A linear map with its adapters. Of several active ones, the last is nearest to the map on the input side.
-
-    That is the order of merging: W Q_1 Q_2, and Q_2 Q_1 W on the output side.
-    """
+    """A linear map with its adapters, the first active one nearest to the map: W Q_1 Q_2, or Q_2 Q_1 W, as merging."""
 
     adapter_layer_names = ("qpeft_adapter",)
 
@@ -174,18 +150,16 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 class LinearTuner(OwnTuner):
     """A `LinearLayer` around each target; by default all linear maps apart from the output head.
 
-    A subclass defines `_make`, and `_stock_sizes` if its adapters have an equal in OFT.
+    A subclass defines `_make`, and, if its adapters have an equal in OFT, `oft_sizes(config)`: OFT's `r` and
+    `oft_block_size`, one of which is 0.
     """
 
     prefix = "qpeft_"
     tuner_layer_cls = LinearLayer
+    oft_sizes: Any
 
     def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> LinearAdapter:
         """An adapter of the map `name` with (inputs, outputs) `shape`; raises ConfigError if it does not fit."""
-        raise NotImplementedError
-
-    def _stock_sizes(self, config: Any) -> dict[str, int]:
-        """OFT's `r` and `oft_block_size`, one of which is 0."""
         raise NotImplementedError
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> str:
@@ -203,21 +177,24 @@ class LinearTuner(OwnTuner):
         adapter = self._make(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
         layer.qpeft_adapter[adapter_name] = adapter.double() if weight.dtype == torch.float64 else adapter
 
-    def _layers(self) -> Iterator[tuple[str, LinearLayer]]:
-        return ((name, layer) for name, layer in self.model.named_modules() if isinstance(layer, LinearLayer))
+    def _pairs(self, adapter_name: str | None = None) -> list[tuple[str, LinearLayer, Any]]:
+        """Name, layer and adapter of each target, of one adapter or of all."""
+        layers = [(name, layer) for name, layer in self.model.named_modules() if isinstance(layer, LinearLayer)]
+        found = [(name, layer, *item) for name, layer in layers for item in layer.qpeft_adapter.items()]
+        return [(name, layer, one) for name, layer, key, one in found if adapter_name in (None, key)]
 
     # -- merging and export
 
     @property
     def merges(self) -> bool:
         """Whether every adapter is a change of weights."""
-        return all(a.is_linear for _, layer in self._layers() for a in layer.qpeft_adapter.values())
+        return all(adapter.is_linear for _, _, adapter in self._pairs())
 
     def _check_merge_allowed(self) -> None:
         if not self.merges:
             super()._check_merge_allowed()
         check_not_tied(self.model, self.targeted_module_names)
-        dtypes = {layer.weight.dtype for _, layer in self._layers()}
+        dtypes = {layer.weight.dtype for _, layer, _ in self._pairs()}
         if not all(dtype.is_floating_point for dtype in dtypes):
             raise ConfigError("the weights are quantized; load the base model without quantization to merge into it")
         if any(dtype.itemsize < 4 for dtype in dtypes):
@@ -229,30 +206,25 @@ class LinearTuner(OwnTuner):
 
     def stock_problem(self) -> str:
         """Why no stock adapter equals those of this tuner; empty if there is one."""
-        found = ((layer.get_base_layer(), a) for _, layer in self._layers() for a in layer.qpeft_adapter.values())
-        return next(filter(None, (adapter.stock_problem(linear) for linear, adapter in found)), "")
+        for _, layer, adapter in self._pairs():
+            if not isinstance(adapter, Rotation):
+                return "no method of PEFT computes it"
+            if adapter.side != "input" or not adapter.is_linear:
+                return "OFT, its equal in PEFT, rotates inputs by a linear map"
+            if isinstance(layer.get_base_layer(), Conv1D):
+                return "OFT, its equal in PEFT, does not adapt Conv1D"
+        return ""
 
-    @property
-    def configs(self) -> Any:
-        """The config of each adapter, by its name; as those of `Generators`, for the export."""
-        return self.peft_config
-
-    def exact(self) -> Any:
-        """As that of `Generators`; every computation is exact already."""
-        return nullcontext()
-
-    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
-        """The equal OFT with the exact Cayley transform; `model` is the PeftModel, also on the meta device."""
+    def stock_adapter(self, model: Any, adapter_name: str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+        """As that of `Generators`: the equal OFT with the exact Cayley transform; also on the meta device."""
         config: Any = self.peft_config[adapter_name]
         names = {f.name for f in fields(OFTConfig) if f.init} & {f.name for f in fields(OwnTunerConfig)} - {"peft_type"}
-        stock = OFTConfig(
-            **{name: getattr(config, name) for name in names}, **self._stock_sizes(config), use_cayley_neumann=False
-        )
-        held: Any = [
-            (n, one.qpeft_adapter[adapter_name]) for n, one in self._layers() if adapter_name in one.qpeft_adapter
-        ]
-        tensors = {f"base_model.model.{name}.oft_R.weight": adapter.oft_weight() for name, adapter in held}
-        n_trained = sum(p.numel() for _, adapter in held for p in adapter.parameters())
+        same = {name: getattr(config, name) for name in names}
+        stock = OFTConfig(**same, **self.oft_sizes(config), use_cayley_neumann=False)
+        held = self._pairs(adapter_name)
+        tensors = {f"base_model.model.{name}.oft_R.weight": adapter.oft_weight() for name, _, adapter in held}
+        n_trained = sum(p.numel() for _, _, adapter in held for p in adapter.parameters())
         state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         others = {key: value for key, value in state.items() if f".{self.prefix}" not in key}  # modules_to_save
-        return StockAdapter(stock, tensors | others, n_trained, sum(value.numel() for value in tensors.values()))
+        n_deployed = sum(value.numel() for value in tensors.values())
+        return stock, tensors | others, {"n_trained": n_trained, "n_deployed": n_deployed, "ranks": None}

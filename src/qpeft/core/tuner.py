@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import get_peft_model_state_dict
@@ -32,16 +32,6 @@ from qpeft.core.targets import check_not_tied, check_target_modules
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 CONTAINER = "qpeft_generator"  # attribute of the tuner, or of the PeftModel of `qpeft.attach`
-
-
-class StockAdapter(NamedTuple):
-    """What an export writes: a stock config, and the tensors by their keys in a stock file."""
-
-    config: Any
-    tensors: dict[str, Tensor]
-    n_trained: int  # parameters of the adapter
-    n_deployed: int  # parameters of the stock adapter
-    ranks: dict[str, int] | None = None  # of each module, if training chose them
 
 
 class Generators(nn.ModuleDict):
@@ -176,13 +166,14 @@ class Generators(nn.ModuleDict):
         """Generated parameters, without those that an export leaves out."""
         return sum(sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values())
 
-    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
-        """The generated adapter as stock PEFT has it; `model` is the PeftModel."""
+    def stock_adapter(self, model: Any, adapter_name: str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+        """The stock config, the tensors by their keys in a stock file, and the counts and ranks of `ExportReport`."""
         self.refuse_unfitted(adapter_name)
         binding, stock = self.bindings[adapter_name], self.configs[adapter_name].to_stock()
         values, ranks = binding.generator.export(binding.values(), stock)
-        n_trained, n_deployed = (sum(v.numel() for v in found) for found in (binding.generator.parameters(), values))
-        return StockAdapter(stock, self.stock_state(model, adapter_name, values), n_trained, n_deployed, ranks)
+        counts = {"n_deployed": sum(value.numel() for value in values), "ranks": ranks}
+        counts["n_trained"] = sum(p.numel() for p in binding.generator.parameters())
+        return stock, self.stock_state(model, adapter_name, values), counts
 
     def stock_state(self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """The tensors of the generated adapter, by their keys in a stock file; `model` is the PeftModel.

@@ -76,5 +76,5 @@ class CUAModel(LinearTuner):
             )
         return CUARotation(config, width)
 
-    def _stock_sizes(self, config: Any) -> dict[str, int]:
+    def oft_sizes(self, config: Any) -> dict[str, int]:
         return {"r": 0, "oft_block_size": config.block_size}

@@ -14,7 +14,7 @@ is initially 0 (mpo):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -58,26 +58,18 @@ class QuanTAConfig(QuanTASettings, OwnTunerConfig):
 
 @cache
 def default_axes(width: int, n_axes: int) -> tuple[int, ...]:
-    """Sizes, largest first, as equal as possible and at most a factor of 2 apart; of the next width that has some."""
-    if width in _PUBLISHED and n_axes == len(_PUBLISHED[width]):
+    """Sizes of axes, largest first: similar, and at most a factor of 2 apart; of the next width that has such sizes."""
+    if len(_PUBLISHED.get(width, ())) == n_axes:
         return _PUBLISHED[width]
     n = max(width, 2**n_axes)
     while True:
-        # the last ones have the smallest largest size
-        for found in reversed(list(_factors(n, n_axes, n))):
-            if found[0] <= 2 * found[-1]:
-                return found
+        found, rest = [], n
+        for left in range(n_axes, 0, -1):
+            found.append(next(a for a in range(1, rest + 1) if rest % a == 0 and a**left >= rest))
+            rest //= found[-1]
+        if max(found) <= 2 * min(found):
+            return tuple(sorted(found, reverse=True))
         n += 1
-
-
-def _factors(n: int, count: int, most: int) -> Iterator[tuple[int, ...]]:
-    """The non-increasing sizes of `count` axes, at most `most`, whose product is n; decreasing."""
-    if count == 1:
-        yield from [(n,)] if n <= most else []
-        return
-    for first in range(min(n, most), 0, -1):
-        if n % first == 0 and first**count >= n:
-            yield from ((first, *rest) for rest in _factors(n // first, count - 1, first))
 
 
 def pairs(n_axes: int) -> list[tuple[int, int]]:

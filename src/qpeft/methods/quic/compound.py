@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
@@ -37,16 +36,6 @@ def compounds(a: Tensor, order: int) -> list[Tensor]:
         terms = ((-1) ** i * top[..., element[:, i]] * below[..., rest[:, i]] for i in range(k))
         found.append(sum(terms, torch.zeros((), dtype=a.dtype, device=a.device)))
     return found
-
-
-def largest(size: int, order: int, widths: Iterable[int]) -> int:
-    """The largest n of increasing `widths` whose compounds of orders 1 to `order` fit a block of `size`; else 0."""
-    fitting = 0
-    for n in widths:
-        if sum(math.comb(n, k) for k in range(1, order + 1)) > size:
-            break
-        fitting = n
-    return fitting
 
 
 def pyramid(n: int) -> list[tuple[int, int]]:

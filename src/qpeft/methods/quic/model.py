@@ -14,7 +14,6 @@ OFT with N blocks and the exact Cayley transform.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from math import comb
 from typing import Any, Self
 
@@ -28,7 +27,7 @@ from qpeft.core.linear_tuner import LinearTuner, Rotation
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.quic import QuICSettings
-from qpeft.methods.quic.compound import butterfly, compounds, largest, pyramid, rotations
+from qpeft.methods.quic.compound import butterfly, compounds, pyramid, rotations
 
 
 @dataclass
@@ -65,18 +64,18 @@ class QuICRotation(Rotation):
     """
 
     def __init__(self, settings: QuICSettings, width: int, init: SeededInit) -> None:
-        self.settings, self.size = settings, width // settings.n_blocks
+        self.settings, self.size, order = settings, width // settings.n_blocks, settings.order
         is_butterfly = settings.base == "butterfly"
-        widths = (2**i for i in range(1, 32)) if is_butterfly else range(2, self.size + 1)
-        self.n = n = largest(self.size, settings.order, widths)
-        if n < max(settings.order, 2):
+        widths = [2**i for i in range(1, self.size.bit_length())] if is_butterfly else range(2, self.size + 1)
+        n = max((n for n in widths if sum(comb(n, k) for k in range(1, order + 1)) <= self.size), default=0)
+        if n < max(order, 2):
             raise ConfigError(
-                f"order={settings.order} does not fit blocks of {self.size} values, which hold the compounds of a "
+                f"order={order} does not fit blocks of {self.size} values, which hold the compounds of a "
                 f"matrix of width {n}; choose a lower order or fewer blocks"
             )
-        count = len(butterfly(n)) if is_butterfly else n * (n - 1) // 2
-        drawn = []
-        for k in range(2, settings.order + 1) if settings.multiplier == "random" else ():
+        self.n, self.gates = n, butterfly(n) if is_butterfly else pyramid(n)
+        count, drawn = len(self.gates), []  # also of Cayley parameters
+        for k in range(2, order + 1) if settings.multiplier == "random" else ():
             n_entries = comb(comb(n, k), 2)
             std = (count * comb(n - 2, k - 1) / max(n_entries, 1)) ** 0.5
             place = init.uniform(f"quic.{n}.{k}.place", (n_entries,), 1.0).add(1).mul(count / 2).long()
@@ -86,11 +85,6 @@ class QuICRotation(Rotation):
             self.register_buffer(f"place_{k}", place, persistent=False)
             self.register_buffer(f"weight_{k}", weight, persistent=False)
         self.angles = Folded(torch.zeros(settings.n_blocks, count), 1.0)
-
-    @cached_property
-    def gates(self) -> list[tuple[int, int]]:
-        """The pairs of wires of a base of gates."""
-        return pyramid(self.n) if self.settings.base == "pyramid" else butterfly(self.n)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         s, order = self.angles().to(dtype), self.settings.order
@@ -117,7 +111,7 @@ class QuICModel(LinearTuner):
             )
         return QuICRotation(config, width, init)
 
-    def _stock_sizes(self, config: Any) -> dict[str, int]:
+    def oft_sizes(self, config: Any) -> dict[str, int]:
         return {"r": config.n_blocks, "oft_block_size": 0}
 
     def plan_sizes(self) -> dict[str, Any]:
