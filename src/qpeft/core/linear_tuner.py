@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import fields
+from math import comb
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qpeft.circuits.cayley import block_change, inverse_cayley
 from qpeft.core.config import OwnTunerConfig
+from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
@@ -65,10 +67,11 @@ class LinearAdapter(FullPrecision):
 class Rotation(LinearAdapter):
     """A block-diagonal rotation Q = I + D of the input or of the output; on the input it is equal to PEFT's OFT.
 
-    A subclass sets `size`, the width of a block, and defines `parts`.
+    A subclass sets `size`, the width of a block, and `angles` of its N blocks, and defines `parts`.
     """
 
     size: int
+    angles: Folded  # (N, ..)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         """D as the parts (N, m, m) of `block_change`."""
@@ -214,6 +217,11 @@ class LinearTuner(OwnTuner):
             if isinstance(layer.get_base_layer(), Conv1D):
                 return "OFT, its equal in PEFT, does not adapt Conv1D"
         return ""
+
+    def count_more(self) -> int:
+        """The parameters that the equal stock adapters have in addition."""
+        rotations = [adapter for _, _, adapter in self._pairs()]
+        return sum(len(one.angles.start) * comb(one.size, 2) - one.angles.start.numel() for one in rotations)
 
     def stock_adapter(self, model: Any, adapter_name: str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
         """As that of `Generators`: the equal OFT with the exact Cayley transform; also on the meta device."""

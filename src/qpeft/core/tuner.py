@@ -229,8 +229,10 @@ def has_stock_form(model: Any) -> bool:
     that finds none; the tuner of a host counts.
     """
     tuner = model.base_model
+    if holder_of(model) is None and hasattr(tuner, "stock_problem"):
+        return not tuner.stock_problem()
     is_stock = not isinstance(tuner, BaseTuner) or type(tuner).__module__.startswith("peft.")
-    return is_stock or isinstance(tuner, GeneratedMixin) or getattr(tuner, "stock_problem", lambda: "none")() == ""
+    return is_stock or isinstance(tuner, GeneratedMixin)
 
 
 @contextmanager

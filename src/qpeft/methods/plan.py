@@ -196,7 +196,7 @@ def count_deployed(adapted: Any) -> int:
         return holder.count_generated() + count_trainable(adapted) - count_trainable(holder)
     tuner: Any = adapted.base_model
     if is_compact(adapted) and has_stock_form(adapted):
-        return sum(value.numel() for value in tuner.stock_adapter(adapted, "default")[1].values())
+        return count_trainable(adapted) + tuner.count_more()
     return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
 
 
