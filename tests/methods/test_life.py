@@ -92,6 +92,7 @@ ON_LLAMA = {
         {"target_modules": "all-linear", "carry_norm": True, "n_layers": 2},
         {"target_modules": ["lm_head"], "out_slices": [[2, 5], [7, 8]]},
     ),
+    **rows("quic, 1", {"order": 1, "modules_to_save": ["lm_head", "norm"]}),
     **rows("sora", {"rank_pattern": {"q_proj": 2}, "use_rslora": True}),
     **hosts(
         (PrefixTuningConfig, {**TOKENS, "prefix_projection": True, "encoder_hidden_size": 8}),
@@ -114,6 +115,7 @@ ON_LLAMA = {
 ON_GPT2 = {
     **{name: VARIANTS[name] for name in ("qpa", "qpa with dora", "quantum_peft", "qaa", "sora", "bottleneck")},
     **{name: VARIANTS[name] for name in ("quantum_peft in frames", "attached to lora", "attached to ia3")},
+    **{name: VARIANTS[name] for name in ("cua, output", "quanta")},
     **rows("quantum_peft", {"modules_to_save": ["ln_1", "ln_f"]}, {"frame": "weights", "family": "core"}),
     **rows("qpa with a network", {"bias": "all"}),
     **rows("qaa", {"target_modules": r".*\.1\.attn\.c_proj"}, {"modules_to_save": ["ln_f"]}),
