@@ -17,10 +17,8 @@ import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, QpeftWarning
-from qpeft.methods.cua import CUASettings
 from qpeft.methods.cua.model import CUARotation
 from qpeft.methods.quanta.model import apply_gate, apply_mpo, default_axes, pairs
-from qpeft.methods.quic import QuICSettings
 from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
 
@@ -45,7 +43,7 @@ def turned(rotation, values):
 
 
 def cua(values, width, **settings):
-    return turned(CUARotation(CUASettings(**settings), width), values)
+    return turned(CUARotation(qpeft.CUAConfig(**settings), width), values)
 
 
 def on_linear(config, d=8, o=6, kind=nn.Linear, spread=0.3):
@@ -147,12 +145,12 @@ def test_compounds_are_the_circuit_on_k_excitations(k):
 @pytest.mark.parametrize("base", ["cayley", "pyramid", "butterfly"])
 @pytest.mark.parametrize("multiplier", ["compound", "random"])
 def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, multiplier):
-    rotation = QuICRotation(QuICSettings(n_blocks=1, order=3, base=base, multiplier=multiplier), 15, SeededInit(0))
+    rotation = QuICRotation(qpeft.QuICConfig(n_blocks=1, order=3, base=base, multiplier=multiplier), 15, SeededInit(0))
     q = turned(rotation, torch.randn_like(rotation.angles.tau).double()).merge_into(torch.eye(15).double())
     close(q @ q.mT, torch.eye(15), atol=1e-13)
     after = partial(functional_call, rotation, args=(wavy(15),))
     assert torch.autograd.gradcheck(lambda s: after({"angles.tau": s}), rotation.angles.tau)
-    first = QuICRotation(QuICSettings(n_blocks=2, order=1, side="output"), 8, SeededInit(0))
+    first = QuICRotation(qpeft.QuICConfig(n_blocks=2, order=1, side="output"), 8, SeededInit(0))
     twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output").merge_into(wavy(8, 3)).detach()
     close(turned(first, torch.stack([K, -K])).merge_into(wavy(8, 3)), twin, atol=1e-14)
 

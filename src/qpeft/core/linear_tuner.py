@@ -166,6 +166,8 @@ class LinearTuner(OwnTuner):
         raise NotImplementedError
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> str:
+        if not any(map(is_linear, modules.values())):
+            raise ConfigError("the model has no Linear or Conv1D to adapt; set target_modules")
         return "all-linear"
 
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:

@@ -36,8 +36,10 @@ class QuanTASettings:
 
     def __post_init__(self) -> None:
         check_fields(self, QuanTASettings)
-        if self.axes is None:
-            return
-        self.axes = list(self.axes)
-        if len(self.axes) < 2 or not all(type(n) is int and n > 1 for n in self.axes) or prod(self.axes) > MOST:
-            raise ConfigError(f"axes must be two or more whole numbers above 1, got {self.axes}")
+        if isinstance(self.axes, (list, tuple)):
+            self.axes = list(self.axes)
+            are_sizes = len(self.axes) > 1 and all(type(n) is int and n > 1 for n in self.axes)
+            if are_sizes and prod(self.axes) <= MOST:
+                return
+        if self.axes is not None:
+            raise ConfigError(f"axes must be two or more whole numbers above 1, got {self.axes!r}")
