@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-QUANTUM_ADAPTERS = [f"src/qpeft/methods/{name}" for name in ("cua", "quic", "quanta")]  # with a limit of their own
+QUANTUM_ADAPTERS = [f"src/qpeft/methods/{name}" for name in ("cua", "quic", "quanta")]
 CODE = {".py", ".pyi", ".j2", ".html", ".js", ".css"}
 
 
@@ -36,8 +36,8 @@ def measure() -> list[tuple[str, float, float]]:
     bytes_in_all = sum((ROOT / f).stat().st_size for f in files if not (ROOT / f).is_symlink())
     words = sum(len((ROOT / f).read_text(encoding="utf-8").split()) for f in pages(files))
     return [
-        ("library, lines", lines(files, "src/qpeft") - lines(files, *QUANTUM_ADAPTERS), 9_500),
-        ("quantum adapters, lines", lines(files, *QUANTUM_ADAPTERS), 800),
+        ("library, lines", lines(files, "src/qpeft"), 10_300),
+        ("of these cua, quic, quanta", lines(files, *QUANTUM_ADAPTERS), 800),
         ("laboratory, lines", lines(files, "src/qpeft_lab"), 10_000),
         ("tests, lines", lines(files, "tests"), 16_500),
         ("benchmarks, lines", lines(files, "benchmarks"), 2_600),
