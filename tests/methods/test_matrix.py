@@ -315,7 +315,7 @@ def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
 
 
 def _is_ours(name):
-    return any(part in name for part in ("qpeft_generator", "qaa_branch", "qpeft_adapter"))
+    return any(part in name for part in ("qpeft_generator", "qpeft_adapter"))
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])

@@ -102,9 +102,9 @@ def test_check_values(name):
 
 
 COUNTS = [  # K4, Q5, M2: parameters of square maps of width 256, 768 and 4096
-    (partial(qpeft.QuICConfig.paper, n_blocks=1), (231, 703, 4005)),
-    (qpeft.QuICConfig.paper, (198, 693, 3825)),
-    (partial(qpeft.QuICConfig.paper, n_blocks=4, order=3), (84, 180, 612)),
+    (partial(qpeft.QuICConfig, side="output", n_blocks=1), (231, 703, 4005)),
+    (partial(qpeft.QuICConfig, side="output", n_blocks=3), (198, 693, 3825)),
+    (partial(qpeft.QuICConfig, side="output", n_blocks=4, order=3), (84, 180, 612)),
     (qpeft.QuICConfig, (180, 684, 3784)),
     (qpeft.CUAConfig, (384, 1152, 6144)),
     (qpeft.QuanTAConfig, (6144, 22_528, 43_008)),

@@ -28,12 +28,6 @@ def cayley_change(s: Tensor) -> Tensor:
     return -2 * torch.linalg.solve(torch.eye(s.shape[-1], dtype=s.dtype, device=s.device) + s, s)
 
 
-def inverse_cayley(q: Tensor) -> Tensor:
-    """The skew S (..., n, n) with cay(S) = q; not finite, or LinAlgError, if q has the eigenvalue -1."""
-    eye = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
-    return torch.linalg.solve(eye + q, eye - q)
-
-
 def block_change(x: Tensor, parts: Sequence[Tensor], size: int, *, transposed: bool = False) -> Tensor:
     """D x, or D^T x, for a block-diagonal D; shape and dtype of x (..., d).
 

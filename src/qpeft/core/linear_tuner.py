@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from qpeft.circuits.cayley import block_change, inverse_cayley
+from qpeft.circuits.cayley import block_change
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
@@ -48,9 +48,9 @@ class LinearAdapter(FullPrecision):
         self.register_buffer("fingerprint", fingerprint(type(self).__name__, own, *parts))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f(x), in the dtype of the parameters."""
+        """f(x), in float32, or float64 of x in float64."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.change(x.to(next(self.parameters()).dtype))
+            return self.change(x.to(torch.promote_types(x.dtype, torch.float32)))
 
     def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
         """f(x) for x (..., width), computed in its dtype; `transposed`, of side "input": by the transposed matrix."""
@@ -90,8 +90,8 @@ class Rotation(LinearAdapter):
         if not q.is_meta and not (torch.linalg.cond(q + eye) < _MOST_CONDITION).all():
             raise ConfigError("a rotation by about 180 degrees has no parameters of OFT; merge the adapter instead")
         row, column = torch.triu_indices(size, size, 1, device=q.device)
-        # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q)
-        return -inverse_cayley(q)[:, row, column].float()
+        # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q) = (Q + I)^-1 (Q - I)
+        return torch.linalg.solve(q + eye, q - eye)[:, row, column].float()
 
 
 class LinearLayer(nn.Module, BaseTunerLayer):

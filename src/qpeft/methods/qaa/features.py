@@ -28,7 +28,7 @@ from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 
 
 class Features(nn.Module):
-    """f (..., n) of x (..., width), on `device`; `init` draws the initial values by `name`.
+    """f (..., n) of x (..., width); `init` draws the initial values by `name`.
 
     Raises ConfigError for more than 16 qubits.
     """
@@ -36,7 +36,7 @@ class Features(nn.Module):
     matrix: Tensor
     pairs: Tensor  # (L * blocks, 2, n)
 
-    def __init__(self, settings: QAASettings, width: int, name: str, init: SeededInit, device: torch.device) -> None:
+    def __init__(self, settings: QAASettings, width: int, name: str, init: SeededInit) -> None:
         super().__init__()
         self.source, self.ansatz = settings.feature_source, settings.ansatz
         self.n_qubits = n = amplitude_qubits(width)
@@ -54,7 +54,6 @@ class Features(nn.Module):
             if self.source == "givens":
                 order = init.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n), 1.0).argsort(stable=True, dim=-1)
                 self.register_buffer("pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False)
-        self.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         n_states = 2**self.n_qubits

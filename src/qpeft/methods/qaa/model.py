@@ -12,20 +12,19 @@ can be neither merged nor exported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qpeft.circuits import amplitude_qubits
 from qpeft.core.config import MethodName, OwnTunerConfig
-from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
-from qpeft.core.own_tuner import OwnTuner
+from qpeft.core.generator import ANGLES, ParameterGroup
+from qpeft.core.linear_tuner import LinearAdapter, LinearTuner
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.targets import is_linear, sizes
+from qpeft.core.targets import is_linear
 from qpeft.errors import ConfigError
 from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 from qpeft.methods.qaa.features import Features
@@ -55,8 +54,8 @@ class QAAConfig(QAASettings, OwnTunerConfig):
         self.peft_type = MethodName("QPEFT_QAA")  # type: ignore[assignment]
 
 
-class QAABranch(FullPrecision):
-    """(alpha / n) (V f(x) + c), for the adapted outputs; `features` is f, None without features.
+class QAABranch(LinearAdapter):
+    """(alpha / n) (V f(x) + c), at the adapted outputs; `features` is f, None without features.
 
     V (written, n) and c (written,) are initialized to 0. All arithmetic is float32, or float64 in a model of float64,
     because squares of small amplitudes underflow in half precision.
@@ -67,76 +66,47 @@ class QAABranch(FullPrecision):
         "V": ParameterGroup("V", decays=True),
         "c": ParameterGroup("offset"),
     }
-    fingerprint: Tensor
+    is_linear = False
 
     def __init__(
         self,
         settings: QAASettings,
         features: Features | None,
-        width: int,
+        shape: tuple[int, int],
         slices: list[list[int]],
         start_hash: str,
-        device: torch.device | None = None,
     ) -> None:
-        super().__init__()
-        self.carry_norm, self.features, n_qubits = settings.carry_norm, features, amplitude_qubits(width)
+        (width, self.outputs), n_qubits = shape, amplitude_qubits(shape[0])
+        super().__init__("parallel", settings, ANGLE_SCALE, start_hash, width, slices)
+        self.carry_norm, self.features = settings.carry_norm, features
         self.scale, self.slices = settings.alpha / n_qubits, slices
         written = sum(stop - start for start, stop in slices)
-        self.V = nn.Parameter(torch.zeros(written, n_qubits, device=device)) if features else None
-        self.c = nn.Parameter(torch.zeros(written, device=device))
-        hashed = {f.name: getattr(settings, f.name) for f in fields(QAASettings)}
-        self.register_buffer("fingerprint", fingerprint(ANGLE_SCALE, start_hash, width, slices, hashed).to(device))
+        self.V = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
+        self.c = nn.Parameter(torch.zeros(written))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The added term, (..., written), for an input x (..., width)."""
-        with torch.autocast(x.device.type, enabled=False):
-            if self.V is None:
-                return (self.scale * self.c).expand(*x.shape[:-1], -1)
-            return self.scale * linear(self.read(x), self.V, self.c)
+    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
+        added = self.c.expand(*x.shape[:-1], -1) if self.V is None else linear(self.read(x), self.V, self.c)
+        parts = added.split([stop - start for start, stop in self.slices], -1)
+        y = x.new_zeros(*x.shape[:-1], self.outputs)
+        for (start, stop), part in zip(self.slices, parts, strict=True):
+            y[..., start:stop] += self.scale * part
+        return y
 
     def read(self, x: Tensor) -> Tensor:
         """Features f(x), (..., n), in the branch's dtype."""
         assert self.features is not None
-        assert self.V is not None
-        x = x.to(self.V.dtype)
         f = self.features(x)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
         return f * norm if self.carry_norm else f
 
-    def add(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (..., outputs) plus the branch of x at the adapted outputs; the other values are unchanged."""
-        y, added = y.clone(), self(x).to(y.dtype)
-        for (start, stop), part in zip(self.slices, added.split([b - a for a, b in self.slices], -1), strict=True):
-            y[..., start:stop] += part
-        return y
 
-
-class QAALayer(nn.Module, BaseTunerLayer):
-    """A linear map with QAA's branches; several active ones have the same input and are summed."""
-
-    adapter_layer_names = ("qaa_branch",)
-
-    def __init__(self, base_layer: nn.Module, name: str) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.in_features, self.out_features = sizes(base_layer)
-        self.qaa_branch = nn.ModuleDict()
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs)
-        for name in () if self.disable_adapters else self.active_adapters:
-            if name in self.qaa_branch:
-                branch: Any = self.qaa_branch[name]
-                y = branch.add(y, x)
-        return y
-
-
-def written_slices(config: QAASettings, name: str, module: nn.Module) -> list[list[int]]:
+def written_slices(config: QAASettings, name: str, shape: tuple[int, int]) -> list[list[int]]:
     """The ranges of the module's output to which the adapter adds; by default queries and values of GPT-2's c_attn.
 
     Raises ConfigError if `out_slices` exceed the output.
     """
-    width, outputs = sizes(module)
+    width, outputs = shape
     if config.out_slices is None:
         is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
         return [[0, width], [2 * width, 3 * width]] if is_fused else [[0, outputs]]
@@ -146,11 +116,8 @@ def written_slices(config: QAASettings, name: str, module: nn.Module) -> list[li
     return config.out_slices
 
 
-class QAAModel(OwnTuner):
+class QAAModel(LinearTuner):
     """The tuner that PEFT builds for a QAAConfig."""
-
-    prefix = "qaa_"
-    tuner_layer_cls = QAALayer
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
         parts = {name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)}
@@ -159,22 +126,10 @@ class QAAModel(OwnTuner):
                 return names
         raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
 
-    def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
-        if not is_linear(module):
-            raise ConfigError(f"QAA adapts Linear or Conv1D; {name} is {type(module).__name__}")
-        amplitude_qubits(sizes(module)[0])
-        written_slices(config, name, module)
-
-    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
-        base = layer.get_base_layer()
-        weight = next(base.parameters(), torch.empty(0))
-        init = SeededInit(config.seed, weight.device.type)
-        features = None
-        if config.feature_source != "none":
-            features = Features(config, layer.in_features, name, init, weight.device)
-        slices = written_slices(config, name, base)
-        branch = QAABranch(config, features, layer.in_features, slices, init.hexdigest(), weight.device)
-        layer.qaa_branch[adapter_name] = branch.double() if weight.dtype == torch.float64 else branch
+    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QAABranch:
+        has_features = config.feature_source != "none"
+        features = Features(config, shape[0], name, init) if has_features else None
+        return QAABranch(config, features, shape, written_slices(config, name, shape), init.hexdigest())
 
     def plan_sizes(self) -> dict[str, Any]:
         n_qubits = [m.n_qubits for m in self.modules() if isinstance(m, Features) and m.source == "qnn"]

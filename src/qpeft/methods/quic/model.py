@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,11 +49,6 @@ class QuICConfig(QuICSettings, OwnTunerConfig):
         OwnTunerConfig.__post_init__(self)
         QuICSettings.__post_init__(self)
         self.peft_type = MethodName("QPEFT_QUIC")  # type: ignore[assignment]
-
-    @classmethod
-    def paper(cls, **settings: Any) -> Self:
-        """The settings of the paper for language models: output side, three blocks, order 2."""
-        return cls(**{"side": "output", "n_blocks": 3, "order": 2, **settings})
 
 
 class QuICRotation(Rotation):
