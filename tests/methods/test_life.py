@@ -115,7 +115,7 @@ ON_LLAMA = {
 ON_GPT2 = {
     **{name: VARIANTS[name] for name in ("qpa", "qpa with dora", "quantum_peft", "qaa", "sora", "bottleneck")},
     **{name: VARIANTS[name] for name in ("quantum_peft in frames", "attached to lora", "attached to ia3")},
-    **{name: VARIANTS[name] for name in ("cua, output", "quanta")},
+    **{name: VARIANTS[name] for name in ("cua, output", "quanta, gates")},
     **rows("quantum_peft", {"modules_to_save": ["ln_1", "ln_f"]}, {"frame": "weights", "family": "core"}),
     **rows("qpa with a network", {"bias": "all"}),
     **rows("qaa", {"target_modules": r".*\.1\.attn\.c_proj"}, {"modules_to_save": ["ln_f"]}),

@@ -97,8 +97,7 @@ def test_only_carry_norm_depends_on_the_input_norm(source):
     x = torch.randn(5, 12, dtype=torch.float64)
     for carry_norm in (False, True):
         settings = QAASettings(feature_source=source, carry_norm=carry_norm)
-        made = Features(settings, 12, "site", SeededInit(0)).double()
-        branch = QAABranch(settings, made, (12, 3), [[0, 3]], "").double()
+        branch = QAABranch(settings, "site", (12, 3), SeededInit(0)).double()
         with torch.no_grad():
             branch.V.normal_()
         found = branch(7 * x)

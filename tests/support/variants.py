@@ -31,8 +31,6 @@ class Variant:
     dropout: str | None = None  # the name of the config's field
     exports: bool = True
     merges: bool = True
-    is_own: bool = False  # a tuner of its own, neither stock nor generated
-    is_seeded: bool = True
     starts_at_base: bool = True
     exact_gradient: bool = True
     stays_float32: bool = True  # also in a model that was cast to half precision
@@ -65,18 +63,14 @@ def changed(variant: Variant, **settings: Any) -> Variant:
 
 
 RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
-UNMERGED = {"exports": False, "merges": False}
-OWN_LINEAR = [  # method, config, settings, differences
-    ("cua", "CUAConfig", {}, {"is_seeded": False}),
-    ("cua", "CUAConfig", {"side": "output"}, {"is_seeded": False, "exports": False}),
-    ("cua", "CUAConfig", {"readout": "magnitude"}, {**UNMERGED, "is_seeded": False, "exact_gradient": False}),  # kinks
-    ("quic", "QuICConfig", {"n_blocks": 1}, {}),
-    ("quic", "QuICConfig", {"n_blocks": 2, "side": "output", "base": "pyramid"}, {"exports": False}),
-    ("quic", "QuICConfig", {"n_blocks": 1, "order": 3, "base": "butterfly"}, {}),
-    ("quic", "QuICConfig", {"n_blocks": 1, "multiplier": "random"}, {}),
-    ("quanta", "QuanTAConfig", {}, {"exports": False}),
-    ("quanta", "QuanTAConfig", {"form": "mpo"}, {"exports": False}),
-    ("quanta", "QuanTAConfig", {"form": "kron"}, {"exports": False}),
+OWN_LINEAR = [  # config, settings, whether it exports
+    (qpeft.CUAConfig, {}, True),
+    (qpeft.CUAConfig, {"side": "output"}, False),
+    (qpeft.QuICConfig, {"n_blocks": 1}, True),
+    (qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
+    (qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
+    (qpeft.QuICConfig, {"n_blocks": 1, "multiplier": "random"}, True),
+    *((qpeft.QuanTAConfig, {"form": form}, False) for form in ("gates", "mpo", "kron")),
 ]
 VARIANTS = {
     "qpa": RAW,
@@ -106,11 +100,14 @@ VARIANTS = {
         stays_float32=False,
     ),
     **{
-        f"{name}{''.join(f', {value}' for value in settings.values())}": Variant(
-            name, getattr(qpeft, config), {"target_modules": "all-linear", **settings}, is_own=True, **more
+        ", ".join([name := config.__name__.removesuffix("Config").lower(), *map(str, settings.values())]): Variant(
+            name, config, {"target_modules": "all-linear", **settings}, exports=exports
         )
-        for name, config, settings, more in OWN_LINEAR
+        for config, settings, exports in OWN_LINEAR
     },
+    "cua, magnitude": Variant(  # its gradient has kinks
+        "cua", qpeft.CUAConfig, {"readout": "magnitude"}, exports=False, merges=False, exact_gradient=False
+    ),
     "attached to lora": Variant(
         "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
     ),

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from qpeft.circuits.lie import lie_matrix
+
 
 def skew(v: Tensor) -> Tensor:
     """The matrix (..., n, n) with v (..., n(n-1)/2) above its diagonal, row by row, and -v below."""
     n = (1 + math.isqrt(1 + 8 * v.shape[-1])) // 2
-    row, column = torch.triu_indices(n, n, 1, device=v.device)
-    upper = v.new_zeros(*v.shape[:-1], n * n).index_copy(-1, row * n + column, v).unflatten(-1, (n, n))
-    return upper - upper.mT
+    lower = lie_matrix(v, n, n)
+    return lower.mT - lower
 
 
 def cayley_change(s: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class QAAConfig(QAASettings, OwnTunerConfig):
 
 
 class QAABranch(LinearAdapter):
-    """(alpha / n) (V f(x) + c), at the adapted outputs; `features` is f, None without features.
+    """(alpha / n) (V f(x) + c), at the adapted outputs of the module `name`; `features` is f, None without features.
 
     V (written, n) and c (written,) are initialized to 0. All arithmetic is float32, or float64 in a model of float64,
     because squares of small amplitudes underflow in half precision.
@@ -68,17 +68,11 @@ class QAABranch(LinearAdapter):
     }
     is_linear = False
 
-    def __init__(
-        self,
-        settings: QAASettings,
-        features: Features | None,
-        shape: tuple[int, int],
-        slices: list[list[int]],
-        start_hash: str,
-    ) -> None:
-        (width, self.outputs), n_qubits = shape, amplitude_qubits(shape[0])
-        super().__init__("parallel", settings, ANGLE_SCALE, start_hash, width, slices)
-        self.carry_norm, self.features = settings.carry_norm, features
+    def __init__(self, settings: QAASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
+        (width, outputs), n_qubits, slices = shape, amplitude_qubits(shape[0]), written_slices(settings, name, shape)
+        features = None if settings.feature_source == "none" else Features(settings, width, name, init)
+        super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
+        self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
         self.scale, self.slices = settings.alpha / n_qubits, slices
         written = sum(stop - start for start, stop in slices)
         self.V = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
@@ -86,19 +80,16 @@ class QAABranch(LinearAdapter):
 
     def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
-        added = self.c.expand(*x.shape[:-1], -1) if self.V is None else linear(self.read(x), self.V, self.c)
+        added = self.c.expand(*x.shape[:-1], -1)
+        if self.features is not None and self.V is not None:
+            f = self.features(x)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            added = linear(f * norm if self.carry_norm else f, self.V, self.c)
         parts = added.split([stop - start for start, stop in self.slices], -1)
         y = x.new_zeros(*x.shape[:-1], self.outputs)
         for (start, stop), part in zip(self.slices, parts, strict=True):
             y[..., start:stop] += self.scale * part
         return y
-
-    def read(self, x: Tensor) -> Tensor:
-        """Features f(x), (..., n), in the branch's dtype."""
-        assert self.features is not None
-        f = self.features(x)
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-        return f * norm if self.carry_norm else f
 
 
 def written_slices(config: QAASettings, name: str, shape: tuple[int, int]) -> list[list[int]]:
@@ -127,9 +118,7 @@ class QAAModel(LinearTuner):
         raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
 
     def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QAABranch:
-        has_features = config.feature_source != "none"
-        features = Features(config, shape[0], name, init) if has_features else None
-        return QAABranch(config, features, shape, written_slices(config, name, shape), init.hexdigest())
+        return QAABranch(config, name, shape, init)
 
     def plan_sizes(self) -> dict[str, Any]:
         n_qubits = [m.n_qubits for m in self.modules() if isinstance(m, Features) and m.source == "qnn"]
