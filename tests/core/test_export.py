@@ -1,14 +1,12 @@
-"""An export has the files and the logits of a stock PEFT adapter; what has no adapter; cards of adapters."""
+"""An export has the files of a stock PEFT adapter, in `test_life.py` its logits; what has no adapter; cards."""
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -32,18 +30,6 @@ SHAPES = {
     "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
     "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
 }
-WITHOUT_QPEFT = """
-import sys
-sys.modules["qpeft"] = None
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
-ids = torch.arange(24).view(2, 12) % 50
-with torch.no_grad():
-    torch.save(model(input_ids=ids).logits, sys.argv[3])
-"""
 
 
 @pytest.fixture
@@ -52,10 +38,10 @@ def exported(tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_files_and_logits_equal_those_of_stock_peft(llama, ids, adapters, exported, tmp_path, shape):
-    plain, llama_copy = copy.deepcopy(llama), copy.deepcopy(llama)
+def test_files_equal_those_of_stock_peft(llama, ids, adapters, exported, tmp_path, shape):
+    plain = copy.deepcopy(llama)
     model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids).train()
-    report = qpeft.export(model, exported)
+    qpeft.export(model, exported)
     assert model.training
     fields = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **SHAPES[shape]}
     stock = get_peft_model(plain, LoraConfig(**fields))
@@ -67,22 +53,6 @@ def test_files_and_logits_equal_those_of_stock_peft(llama, ids, adapters, export
     for config in (ours, theirs):  # sets have no order in JSON
         config["target_modules"] = sorted(config["target_modules"])
     assert ours == theirs
-    assert report.max_logit_difference <= 1e-6
-    assert report.n_bytes == (exported / "adapter_model.safetensors").stat().st_size
-    loaded = PeftModel.from_pretrained(llama_copy, exported).eval()
-    torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model.eval(), ids), atol=1e-6, rtol=0)
-
-
-@pytest.mark.long
-def test_exported_adapter_loads_without_qpeft(gpt2, ids, adapters, exported, tmp_path):
-    gpt2.save_pretrained(tmp_path / "base")
-    base = type(gpt2).from_pretrained(tmp_path / "base")
-    model = adapters.train(adapters.qpa(base, target_modules=["c_attn", "lm_head"]), ids)
-    qpeft.export(model, exported)
-    command = [sys.executable, "-c", WITHOUT_QPEFT, tmp_path / "base", exported, tmp_path / "logits.pt"]
-    subprocess.run(command, check=True, capture_output=True)
-    found = torch.load(tmp_path / "logits.pt", weights_only=True)
-    torch.testing.assert_close(found, adapters.logits(model, torch.arange(24).view(2, 12) % 50), atol=1e-6, rtol=0)
 
 
 def test_export_of_a_second_adapter(llama, ids, adapters, exported):

@@ -100,7 +100,6 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
     state = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert sum(t.numel() for t in state.values()) == report.n_deployed
     assert {t.dtype for t in state.values()} == {torch.float32}
-    assert report.n_bytes == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
 
 
 @pytest.mark.parametrize("rslora", [False, True])

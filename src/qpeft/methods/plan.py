@@ -194,9 +194,8 @@ def count_deployed(adapted: Any) -> int:
     """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of its encoder."""
     if (holder := holder_of(adapted)) is not None:
         return holder.count_generated() + count_trainable(adapted) - count_trainable(holder)
-    tuner: Any = adapted.base_model
     if is_compact(adapted) and has_stock_form(adapted):
-        return count_trainable(adapted) + tuner.count_more()
+        return count_trainable(adapted) + adapted.base_model.count_more()
     return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
 
 
