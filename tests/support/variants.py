@@ -66,6 +66,7 @@ RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_bas
 OWN_LINEAR = [  # config, settings, whether it exports
     (qpeft.CUAConfig, {}, True),
     (qpeft.CUAConfig, {"side": "output"}, False),
+    (qpeft.CUAConfig, {"readout": "magnitude"}, False),  # not linear, and its gradient has kinks
     (qpeft.QuICConfig, {"n_blocks": 1}, True),
     (qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
     (qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
@@ -101,13 +102,14 @@ VARIANTS = {
     ),
     **{
         ", ".join([name := config.__name__.removesuffix("Config").lower(), *map(str, settings.values())]): Variant(
-            name, config, {"target_modules": "all-linear", **settings}, exports=exports
+            name,
+            config,
+            {"target_modules": "all-linear", **settings},
+            exports=exports,
+            **dict.fromkeys(("merges", "exact_gradient"), "readout" not in settings),
         )
         for config, settings, exports in OWN_LINEAR
     },
-    "cua, magnitude": Variant(  # its gradient has kinks
-        "cua", qpeft.CUAConfig, {"readout": "magnitude"}, exports=False, merges=False, exact_gradient=False
-    ),
     "attached to lora": Variant(
         "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
     ),

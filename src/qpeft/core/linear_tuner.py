@@ -145,8 +145,7 @@ class LinearLayer(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Restore the weight exactly."""
         if self._unmerged is not None:
-            base: Any = self.get_base_layer()
-            base.weight.data.copy_(self._unmerged)
+            self.weight.data.copy_(self._unmerged)
             self._unmerged, self.merged_adapters = None, []
 
 
@@ -165,7 +164,7 @@ class LinearTuner(OwnTuner):
         """An adapter of the map `name` with (inputs, outputs) `shape`; raises ConfigError if it does not fit."""
         raise NotImplementedError
 
-    def _default_targets(self, modules: dict[str, nn.Module]) -> str:
+    def _default_targets(self, modules: dict[str, nn.Module]) -> list[str] | str:
         if not any(map(is_linear, modules.values())):
             raise ConfigError("the model has no Linear or Conv1D to adapt; set target_modules")
         return "all-linear"

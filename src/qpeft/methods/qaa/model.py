@@ -67,6 +67,8 @@ class QAABranch(LinearAdapter):
         "c": ParameterGroup("offset"),
     }
     is_linear = False
+    V: Tensor | None
+    c: Tensor
 
     def __init__(self, settings: QAASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
         (width, outputs), n_qubits, slices = shape, amplitude_qubits(shape[0]), written_slices(settings, name, shape)
@@ -75,8 +77,9 @@ class QAABranch(LinearAdapter):
         self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
         self.scale, self.slices = settings.alpha / n_qubits, slices
         written = sum(stop - start for start, stop in slices)
-        self.V = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
-        self.c = nn.Parameter(torch.zeros(written))
+        # not by register_parameter, as in `Folded`
+        self._parameters["V"] = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
+        self._parameters["c"] = nn.Parameter(torch.zeros(written))
 
     def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""

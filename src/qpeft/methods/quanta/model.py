@@ -142,5 +142,4 @@ class QuanTAModel(LinearTuner):
         return QuanTABranch(config, name, shape, init)
 
     def plan_sizes(self) -> dict[str, Any]:
-        found = [m for m in self.modules() if isinstance(m, QuanTABranch)]
-        return {"axes": list(max((branch.axes for branch in found), key=prod))}
+        return {"axes": list(max((m.axes for m in self.modules() if isinstance(m, QuanTABranch)), key=prod))}

@@ -110,5 +110,4 @@ class QuICModel(LinearTuner):
         return {"r": config.n_blocks, "oft_block_size": 0}
 
     def plan_sizes(self) -> dict[str, Any]:
-        found = [m for m in self.modules() if isinstance(m, QuICRotation)]
-        return {"n_wires": max(rotation.n for rotation in found)}
+        return {"n_wires": max(m.n for m in self.modules() if isinstance(m, QuICRotation))}
