@@ -196,7 +196,7 @@ def memory_rows(case: str, methods: list[str], options: argparse.Namespace) -> I
     lora = peak_memory("lora", case, options)
     for name in methods:
         found = peak_memory(name, case, options)
-        what = f"{name}: {options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
+        what = f"memory of {name}: {options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
         yield Row(what, "stock LoRA", "bytes", found, lora, lora / found, rounds=1)
 
 
