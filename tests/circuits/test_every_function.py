@@ -16,7 +16,6 @@ from qpeft.circuits import (
     orthogonal_columns,
     probabilities,
     to_openqasm,
-    two_design_columns,
 )
 from qpeft.circuits.lie import count_lie
 from qpeft.circuits.simulate import circuit_states
@@ -35,12 +34,11 @@ REFUSED = [
     (exact_probabilities, (SU2, torch.full((3, 2, 3), NAN)), ConfigError, "efficient_su2.*NaN"),
     (probabilities, (torch.zeros(3),), ConfigError, r"got \(3,\)"),
     (circuit_states, (LADDER, torch.zeros(2, 3)), ConfigError, r"got \(2, 3\)"),
-    (two_design_columns, (SEVEN, 3, 0, [0]), ConfigError, "n_layers.*0"),
-    (two_design_columns, (SEVEN, -1, 1, [0]), ConfigError, "at least 1"),
-    (two_design_columns, (SEVEN, 4, 1, [0]), ConfigError, r"\(10,\).*7"),
-    (two_design_columns, (SEVEN[None, None], 3, 1, [0]), ConfigError, r"\(7,\).*1, 7\)"),
-    (two_design_columns, (SEVEN, 3, 1, torch.tensor([-1])), ConfigError, r"0 to 7, got \[-1\]"),
-    (two_design_columns, (SEVEN, 3, 1, []), ConfigError, r"got \[\]"),
+    (orthogonal_columns, (SEVEN, 8, 0, [0]), ConfigError, "n_layers.*0"),
+    (orthogonal_columns, (SEVEN, 16, 1, [0]), ConfigError, r"\(10,\).*7"),
+    (orthogonal_columns, (SEVEN[None, None], 8, 1, [0]), ConfigError, r"\(7,\).*1, 7\)"),
+    (orthogonal_columns, (SEVEN, 8, 1, torch.tensor([-1])), ConfigError, r"0 to 7, got \[-1\]"),
+    (orthogonal_columns, (SEVEN, 8, 1, []), ConfigError, r"got \[\]"),
     (orthogonal_columns, (ELEVEN, 6, 1, [0], "qft"), ConfigError, "'qft'; choose one of auto, qsd, pad"),
     (orthogonal_columns, (ELEVEN, 0, 1, [0]), ConfigError, "width.*0"),
     (orthogonal_columns, (ELEVEN, 6, 0, [0]), ConfigError, "n_layers.*0"),

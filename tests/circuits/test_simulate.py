@@ -18,7 +18,7 @@ from qpeft.circuits import (
     simulate,
 )
 from qpeft.circuits.reference import gate_evolve
-from qpeft.circuits.simulate import basis_states, compiled, evolve
+from qpeft.circuits.simulate import compiled, evolve
 from qpeft.testing import ansatz_contract
 
 ALL = (*ANSATZE, "efficient_su2")
@@ -53,7 +53,7 @@ def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
     (columns_found, slopes), (block_found, block_slopes), (expected, expected_slopes) = (
         value_and_gradient(lambda at, run=run: run(at).abs().square(), angles, weights)
         for run in (
-            lambda at: evolve(at.flatten(1), program, basis_states(n_qubits, tuple(columns), at.dtype, at.device)),
+            lambda at: evolve(at.flatten(1), program, tuple(columns)),
             lambda at: evolve(at.flatten(1), program, start[None]),
             lambda at: torch.stack([gate_evolve(ansatz, each, start.mT).mT for each in at]),
         )

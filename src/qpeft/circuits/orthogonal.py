@@ -17,34 +17,20 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import Ansatz, Gate, two_design_pairs
 from qpeft.circuits.numerics import cached_tables, check_tensor
-from qpeft.circuits.simulate import Program, basis_states, compile_gates, compiled, evolve
+from qpeft.circuits.simulate import Program, compile_gates, compiled, evolve
 from qpeft.errors import CircuitError, ConfigError
 
 CONSTRUCTIONS = ("auto", "qsd", "pad")
 MAX_CONDITION = 1e6
 
 Signs = Callable[[int], Tensor]
-
-
-def two_design_columns(angles: Tensor, n_qubits: int, n_layers: int, columns: Sequence[int] | Tensor) -> Tensor:
-    """The columns `columns` of the orthogonal matrix of the `two_design` circuit, L = `n_layers`: equation (QP-2).
-
-    `angles` (P,) or (M, P), float32 or float64, flat in the order in which they act, P = (2L+1) N - 2L for
-    N = `n_qubits`; `columns` are K basis indices, wire 0 the most significant bit. Returns (2**N, K) or (M, 2**N, K)
-    with orthonormal columns in the angles' dtype and on their device; [[1]] for no qubits. Angles have period 4 pi:
-    a shift by 2 pi negates every column.
-
-    Raises ConfigError for another dtype, for a wrong number of angles, qubits or layers, for columns outside
-    0 .. 2**N - 1, and on the CPU for angles that are not finite.
-    """
-    return orthogonal_columns(angles, 2**n_qubits, n_layers, columns)
 
 
 class Columns(NamedTuple):
@@ -55,7 +41,8 @@ class Columns(NamedTuple):
     columns: Sequence[int] | Tensor
 
 
-_Job = tuple[Tensor, int, Tensor]  # M matrices: angles (M, P), the width N, and states (M, K, N) that they act on
+_States = Tensor | tuple[int, ...]
+_Job = tuple[Tensor, int, _States]  # M matrices: angles (M, P), the width N, and K basis states or states (M, K, N)
 
 
 def orthogonal_columns(
@@ -70,9 +57,9 @@ def orthogonal_columns(
 
     `angles` (P,) or (M, P), float32 or float64, P = `count_orthogonal(width, n_layers, construction)`;
     `columns` are K basis indices on ceil(log2 N) wires for `pad`, on floor(log2 N) wires otherwise. Returns (N, K) or
-    (M, N, K) in the angles' dtype and on their device. A power of two is one circuit. Other widths: `qsd` is the
-    cosine-sine recursion, `pad` a larger circuit cut to size, `auto` is `qsd` for two or three set bits of the width
-    and `pad` for more.
+    (M, N, K) in the angles' dtype and on their device. A power of two is one circuit: equation (QP-2), wire 0 the most
+    significant bit. Other widths: `qsd` is the cosine-sine recursion, `pad` a larger circuit cut to size, `auto` is
+    `qsd` for two or three set bits of the width and `pad` for more.
 
     `signs`: n_qubits -> (2L, 2**n_qubits) of +-1, which replace the CZ gates of step a, step b of the first layer,
     step a of the second, ... in every circuit: random signs, or ones, are classical controls.
@@ -97,8 +84,7 @@ def orthogonal_batches(
         indices = tuple(map(int, columns))
         if not indices or not 0 <= min(indices) <= max(indices) < 2**n_qubits:
             raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(indices)}")
-        states = basis_states(n_qubits, indices, angles.dtype, angles.device)
-        jobs.append((angles, 2**n_qubits if is_cut else width, states.expand(len(angles), -1, -1)))
+        jobs.append((angles, 2**n_qubits if is_cut else width, indices))
     found = _together([_rows(*job, n_layers) for job in jobs], n_layers, signs)
     return [
         (rows if rows.shape[2] == batch.width else _cut_to_size(rows, batch.width)).mT
@@ -109,22 +95,23 @@ def orthogonal_batches(
 _Rows = Generator[_Job, Tensor, Tensor]
 
 
-def _rows(angles: Tensor, width: int, states: Tensor, n_layers: int) -> _Rows:
+def _rows(angles: Tensor, width: int, states: _States, n_layers: int) -> _Rows:
     """The columns (M, K, N) by the recursion, which yields each circuit on a power of two and is sent its states.
 
-    States that are zero on the bottom block lack it, and the angles then lack those of V2.
+    Basis states are zero on the bottom block, and the angles then lack those of V2.
     """
     if width.bit_count() == 1:
         return (yield angles, width, states)
     n1, n2 = _blocks(width)
-    v1, *v2, c, u1, u2 = angles.split(_part_sizes(width, n_layers, states.shape[2] == width), dim=1)
+    above, below = (states[..., :n1], states[..., n1:]) if isinstance(states, Tensor) else (states, None)
+    v1, *v2, c, u1, u2 = angles.split(_part_sizes(width, n_layers, with_v2=below is not None), dim=1)
     with torch.autocast(c.device.type, enabled=False):
         half = (c @ _half_bits(n2, c.dtype, c.device))[:, None]  # phi / 2, (M, 1, N2)
     cos, sin = half.cos(), half.sin()
-    head, tail = (yield v1, n1, states[..., :n1]).split([n2, n1 - n2], dim=2)
+    head, tail = (yield v1, n1, above).split([n2, n1 - n2], dim=2)
     top, bottom = cos * head, sin * head
-    for its_angles in v2:
-        below = yield from _rows(its_angles, n2, states[..., n1:], n_layers)
+    if below is not None:
+        below = yield from _rows(v2[0], n2, below, n_layers)
         top, bottom = top - sin * below, bottom + cos * below
     upper = yield u1, n1, torch.cat([top, tail], dim=2)
     lower = yield from _rows(u2, n2, bottom, n_layers)
@@ -135,12 +122,13 @@ def _together(recursions: Sequence[_Rows], n_layers: int, signs: Signs | None) -
     """The results of all recursions. Of their next circuits, those of equal widths and K run in one batch."""
     jobs, found = {rows: next(rows) for rows in recursions}, dict[_Rows, Tensor]()
     while jobs:
-        alike: dict[tuple[int, int], dict[_Rows, _Job]] = defaultdict(dict)
+        alike: dict[Any, dict[_Rows, _Job]] = defaultdict(dict)
         for rows, (angles, width, states) in jobs.items():
-            alike[width, states.shape[1]][rows] = angles, width, states
-        for (width, _), batch in alike.items():
+            alike[width, states if isinstance(states, tuple) else states.shape[1]][rows] = angles, width, states
+        for (width, start), batch in alike.items():
             angles, _, states = zip(*batch.values(), strict=True)
-            ended = _circuits(torch.cat(angles), width, torch.cat(states), n_layers, signs)
+            start = start if isinstance(start, tuple) else torch.cat(states)
+            ended = _circuits(torch.cat(angles), width, start, n_layers, signs)
             for rows, part in zip(batch, ended.split([len(part) for part in angles]), strict=True):
                 try:
                     jobs[rows] = rows.send(part)
@@ -150,10 +138,10 @@ def _together(recursions: Sequence[_Rows], n_layers: int, signs: Signs | None) -
     return [found[rows] for rows in recursions]
 
 
-def _circuits(angles: Tensor, width: int, states: Tensor, n_layers: int, signs: Signs | None) -> Tensor:
+def _circuits(angles: Tensor, width: int, states: _States, n_layers: int, signs: Signs | None) -> Tensor:
     """The final states (M, K, N) of circuits whose width is a power of two."""
-    if width == 1:
-        return states + angles.sum(1)[:, None, None]  # of no angles
+    if width == 1:  # no angles
+        return states if isinstance(states, Tensor) else angles.new_ones(len(angles), 1, 1)
     n_qubits = width.bit_length() - 1
     pattern = None if signs is None else (signs(n_qubits) > 0).cpu().numpy().tobytes()
     return evolve(angles, _program(n_qubits, n_layers, pattern, angles.dtype, angles.device), states)

@@ -50,13 +50,13 @@ class Boundary(NamedTuple):
     target: Tensor | None
     signs: Tensor | None  # (2**N, 1)
 
-    def cross(self, block: Tensor) -> Tensor:  # (M, 2**N, K)
-        block = block if self.source is None else block.index_select(1, self.source)
-        return block if self.signs is None else block * self.signs
+    def cross(self, axis: int, block: Tensor) -> Tensor:  # whose axis 1 or 2 are the 2**N amplitudes
+        block = block if self.source is None else block.index_select(axis, self.source)
+        return block if self.signs is None else block * (self.signs if axis == 1 else self.signs.mT)
 
-    def cross_back(self, block: Tensor) -> Tensor:
-        block = block if self.signs is None else block * self.signs
-        return block if self.target is None else block.index_select(1, self.target)
+    def cross_back(self, axis: int, block: Tensor) -> Tensor:
+        block = block if self.signs is None else block * (self.signs if axis == 1 else self.signs.mT)
+        return block if self.target is None else block.index_select(axis, self.target)
 
 
 class Program(NamedTuple):
@@ -102,30 +102,34 @@ def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
     """
     samples = len(angles) if angles.ndim else 1
     check_tensor(angles, (samples, *ansatz.angle_shape), str(ansatz), batched=False)
-    start = basis_states(ansatz.n_qubits, (0,), angles.dtype, angles.device)
-    return evolve(angles.flatten(1), compiled(ansatz, angles.dtype, angles.device), start)[:, 0]
+    return evolve(angles.flatten(1), compiled(ansatz, angles.dtype, angles.device), (0,))[:, 0]
 
 
 def squared(psi: Tensor) -> Tensor:
     return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
 
 
-def evolve(angles: Tensor, program: Program, states: Tensor) -> Tensor:
-    """Final states (M, K, 2**N) of M circuits with angles (M, P), from the states (M or 1, K, 2**N) in their dtype.
+def evolve(angles: Tensor, program: Program, states: Tensor | tuple[int, ...]) -> Tensor:
+    """Final states (M, K, 2**N) of M circuits with angles (M, P), from K basis states, or states (M or 1, K, 2**N).
 
     The result is complex for circuits with RX or RZ, and a view whose memory may have its last two axes exchanged.
     Differentiable.
     """
     with torch.autocast(angles.device.type, enabled=False):  # which would round the state to bfloat16
         groups = group_matrices(angles, program)
-        psi = states.to(groups[0].dtype).expand(len(angles), -1, -1)
-        return Stages.apply(psi, program.boundaries, *groups)
+        if isinstance(states, Tensor):
+            return Stages.apply(states.to(groups[0].dtype).expand(len(angles), -1, -1), program.boundaries, *groups)
+        # behind the first matrices, a basis state is a product of their columns
+        digits = _digits(states, program.sizes, angles.device)
+        columns = [group[0].index_select(2, digit) for group, digit in zip(groups, digits, strict=True)]
+        psi = reduce(lambda right, left: (left[:, :, None] * right[:, None]).flatten(1, 2), reversed(columns))
+        return Stages.apply(psi, program.boundaries, *(group[1:] for group in groups))
 
 
 @cached_tables
-def basis_states(n_qubits: int, indices: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The states (1, K, 2**N) of K basis indices."""
-    return torch.nn.functional.one_hot(torch.tensor(indices), 2**n_qubits)[None].to(device, dtype)
+def _digits(indices: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> list[Tensor]:
+    """The index (K,) of each basis state in every group of wires."""
+    return [digit.to(device) for digit in torch.unravel_index(torch.tensor(indices), [2**size for size in sizes])]
 
 
 def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
@@ -147,53 +151,58 @@ def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
 
 
 class Stages(torch.autograd.Function):
-    """psi (M, K, 2**N) through all stages.
+    """psi (M, K, 2**N) through all stages, or psi (M, 2**N, K) behind the matrices of the first one through the rest.
 
     For the gradient all states of small circuits are kept; of large ones only the final states, and the stages undone.
-    Groups are turned in such an order that the axis of the next one is always the last, or the first on the way back.
+    So that no axes are exchanged in memory, a stage takes its groups from the last axis, puts them first and ends as
+    (M, 2**N, K); the next one takes them from the first axis, puts them last and ends as (M, K, 2**N).
     """
 
     @staticmethod
     def forward(ctx: Any, psi: Tensor, boundaries: Sequence[Boundary], *groups: Tensor) -> Tensor:
-        n_circuits, n_columns, size = psi.shape
-        kept: list[Tensor] = []
+        first, kept = len(boundaries) - len(groups[0]), list[Tensor]()
+        size = psi.shape[2 - first]
         for stage, boundary in enumerate(boundaries):
-            for group in reversed(groups):
-                psi = psi.reshape(n_circuits, -1, group.shape[-1])
-                kept += [psi] if size <= _KEPT else []
-                psi = torch.bmm(group[stage], psi.mT)
-            psi = boundary.cross(psi.view(n_circuits, size, n_columns)).mT
-        ctx.boundaries, ctx.n_groups = boundaries, len(groups)
+            axis = 1 + stage % 2  # of the amplitudes behind this stage
+            for group in () if stage < first else reversed(groups) if axis == 1 else groups:
+                before = _on_axis(3 - axis, psi, group.shape[-1])
+                kept += [before] if size <= _KEPT else []
+                psi = _moved(axis, before, group[stage - first])
+            psi = boundary.cross(axis, _on_axis(axis, psi, size))
+        ctx.boundaries, ctx.sizes = boundaries, (first, size, len(groups))
         ctx.save_for_backward(psi, *groups, *kept)
-        return psi
+        return psi.mT if len(boundaries) % 2 else psi
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
-        psi, *saved = ctx.saved_tensors
-        groups, kept = saved[: ctx.n_groups], saved[ctx.n_groups :]
+        (first, size, n_groups), (psi, *saved) = ctx.sizes, ctx.saved_tensors
+        pairs, kept = [(group, torch.empty_like(group)) for group in saved[:n_groups]], saved[n_groups:]
+        lam = grad.mT if len(ctx.boundaries) % 2 else grad
         with torch.autocast(grad.device.type, enabled=False):
-            of_psi, of_groups = _gradient(grad, ctx.boundaries, psi, groups, kept)
-        return of_psi, None, *of_groups
+            for stage, boundary in reversed(list(enumerate(ctx.boundaries))):
+                axis = 1 + stage % 2
+                lam = boundary.cross_back(axis, _on_axis(axis, lam, size))
+                if stage < first:
+                    break
+                psi = psi if kept else boundary.cross_back(axis, _on_axis(axis, psi, size))
+                for group, of_group in pairs if axis == 1 else reversed(pairs):
+                    undo = group[stage - first].mH
+                    of_after, after = (_on_axis(axis, block, undo.shape[-1]) for block in (lam, psi))
+                    psi, lam = kept.pop() if kept else _moved(3 - axis, after, undo), _moved(3 - axis, of_after, undo)
+                    of_after, before = (of_after, psi) if axis == 1 else (of_after.mT, psi.mT)
+                    torch.bmm(of_after, before.conj(), out=of_group[stage - first])
+        return _on_axis(2 - first, lam, size), None, *(of_group for _, of_group in pairs)
 
 
-def _gradient(
-    lam: Tensor, boundaries: Sequence[Boundary], psi: Tensor, groups: list[Tensor], kept: list[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradients of the initial states and of the matrices, from that of the final states psi."""
-    (n_circuits, n_columns, size), found = psi.shape, [torch.empty_like(group) for group in groups]
-    for stage, boundary in reversed(list(enumerate(boundaries))):
-        lam = boundary.cross_back(lam.mT)
-        psi = psi if kept else boundary.cross_back(psi.mT)
-        for group, of_group in zip(groups, found, strict=True):
-            back = group[stage].conj()
-            of_after, after = (block.reshape(n_circuits, len(back[0]), -1) for block in (lam, psi))
-            psi = kept.pop() if kept else torch.bmm(after.mT, back)  # the axis goes last
-            lam = torch.bmm(of_after.mT, back)
-            torch.bmm(of_after, psi.conj(), out=of_group[stage])
-        lam = lam.view(n_circuits, n_columns, size)
-        psi = psi.view(n_circuits, n_columns, size)
-    return lam, found
+def _on_axis(axis: int, block: Tensor, d: int) -> Tensor:
+    """The block with d amplitudes on axis 1 or 2, and everything else on the other one."""
+    return block.reshape((len(block), d, -1) if axis == 1 else (len(block), -1, d))
+
+
+def _moved(to: int, block: Tensor, matrix: Tensor) -> Tensor:
+    """The matrices (M, d, d) times the d amplitudes of the block, which end on axis `to` and were on the other one."""
+    return torch.bmm(matrix, block.mT) if to == 1 else torch.bmm(block.mT, matrix.mT)
 
 
 # -- compilation
