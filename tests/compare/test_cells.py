@@ -197,6 +197,7 @@ def test_row_has_the_fields_of_the_specification(planned):
     assert {"lr", "seconds", "valid_loss", "test_loss", "test_ppl", "bits_per_byte", "best_step"} <= row.keys()
     assert row["params_trainable"] == row["params_generator"] < row["params_deployed"]
     assert row["test_scored"] > 0
+    assert min(row["test_losses"]) < row["test_loss"] < max(row["test_losses"])
     assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8
     assert json.dumps(row, allow_nan=False)
     assert work_folder(cell, plan.folder).exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,6 +44,7 @@ class Score:
     unit: str  # of the loss
     n_scored: int  # tokens or examples
     metrics: dict[str, float | None]  # None where a metric is undefined
+    block_losses: list[float] = field(default_factory=list)  # of each block of a text
 
     def to_dict(self) -> dict[str, Any]:
         """Loss, amount of data and metrics."""
@@ -92,18 +93,19 @@ def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], ba
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
     """
-    nats, n_scored = 0.0, 0
+    found: list[tuple[float, int]] = []  # nats and scored tokens of each block
     for logits, labels in _outputs(model, blocks, collate, batch_size):
         # the last T positions: virtual tokens of a prompt precede the text
-        nats += _nats(logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten())  # (B (T-1), vocabulary)
-        n_scored += int((labels != IGNORED).sum())
+        each = _nats(logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten())  # (B (T-1), vocabulary)
+        found += zip(each.view(len(labels), -1).sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True)
+    nats, n_scored = map(sum, zip(*found, strict=True))
     loss = nats / n_scored
     metrics = {"perplexity": math.exp(loss) if loss <= _HOPELESS_LOSS else None}
     if not all(block.attended.all() for block in blocks):
         metrics = {"padded_perplexity": metrics["perplexity"]}
     elif n_bytes := sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks):
         metrics["bits_per_byte"] = nats / (math.log(2) * n_bytes)
-    return Score(loss, TASKS["causal-lm"].unit, n_scored, metrics)
+    return Score(loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / max(1, n) for part, n in found])
 
 
 def evaluate_examples(
@@ -122,7 +124,7 @@ def evaluate_examples(
             predicted = logits.squeeze(-1).double()
             total += (predicted - labels).square().sum().item()
         else:
-            total += _nats(logits, labels)
+            total += _nats(logits, labels).sum().item()
             predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)  # argmax takes NaN for the largest
             n_classes = logits.shape[-1]
         predictions += predicted.tolist()
@@ -153,8 +155,8 @@ def _outputs(
             yield logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
 
 
-def _nats(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").double().sum().item()
+def _nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").double()
 
 
 def mean_nats(
