@@ -271,13 +271,13 @@ def test_cache_is_bounded_and_keeps_what_a_running_server_was_given(cache, adapt
 
 
 def test_adapters_that_are_asked_for_at_once_are_exported_once(cache, adapters, base):
-    for number in range(4, 200):
+    for number in range(4, 1000):
         shutil.copytree(adapters / f"user-{number % 4}", adapters / f"user-{number}")
     with ThreadPoolExecutor(8) as pool:
-        paths = list(pool.map(lambda number: cache.find(f"user-{number}", str(base)), range(200)))
-    assert [path == paths[number % 4] for number, path in enumerate(paths)] == [True] * 200
+        paths = list(pool.map(lambda number: cache.find(f"user-{number}", str(base)), range(1000)))
+    assert [path == paths[number % 4] for number, path in enumerate(paths)] == [True] * 1000
     assert len(exports(cache)) == 4  # equal adapters share one
-    assert all(size(adapters / f"user-{number}") < 2000 for number in range(200))
+    assert all(size(adapters / f"user-{number}") < 2000 for number in range(1000))
 
 
 # what vLLM loads

@@ -13,6 +13,7 @@ import pytest
 from snippets import ROOT
 
 import findings
+import protocol
 from qpeft_lab.compare.report import write_outputs
 
 
@@ -27,9 +28,7 @@ ROWS = sorted((ROOT / "results").glob("*/*.jsonl.xz"))
 
 @pytest.mark.parametrize("file", ROWS, ids=lambda file: f"{file.parent.name}/{file.name.partition('.')[0]}")
 def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
-    study, *rows = lzma.decompress(file.read_bytes()).decode().splitlines()
-    (tmp_path / "study.json").write_text(study)
-    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    protocol.restore(file, tmp_path)
     write_outputs(file, tmp_path)
     command = [sys.executable, "-I", "-S", str(ROOT / "benchmarks" / "recompute_summary.py"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -8,10 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import qpeft
-from qpeft.circuits import (
-    Ansatz,
-    ansatz,
-)
+from qpeft.circuits import Ansatz, ansatz
 from qpeft.errors import CheckpointError
 from qpeft.testing import ansatz_contract
 

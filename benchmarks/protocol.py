@@ -1,0 +1,152 @@
+"""Choose and compare the adapters of the studies of results/PROTOCOL.md.
+
+    python benchmarks/protocol.py keep RUN results/equal-search/SETUP.jsonl.xz      # a study, finished or not
+    python benchmarks/protocol.py restore results/equal-search/SETUP.jsonl.xz RUN   # its command goes on there
+    python benchmarks/protocol.py final results/equal-search/SETUP.jsonl.xz FINAL.yaml
+
+`final` writes the study `equal-search-final` of a setup: the winner of each family at each budget, with new seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from scipy.stats import t as student
+
+from qpeft.files import write_json, write_text
+from qpeft_lab.compare.rows import ROWS
+from qpeft_lab.compare.stats import holm
+from qpeft_lab.compare.study import STUDY
+from qpeft_lab.compare.summary import Result, Summary, load, publish
+from qpeft_lab.files import json_line
+
+SEEDS = range(1, 11)
+MARGIN = 0.02  # of the gain of LoRA r=8
+LEVEL = 0.05
+TEST_BLOCKS = 192
+_KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
+
+
+class Winner(NamedTuple):
+    """The configuration of a family with the lowest validation loss at a budget, and its learning rate."""
+
+    found: Result
+    lr: float
+    loss: float
+
+
+def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
+    """The winner of each (family, budget); a family without an adapter that is small enough has none."""
+    best: dict[tuple[str, int], Winner] = {}
+    for found in summary.results:
+        match, search = _KEY.fullmatch(found.key), found.search
+        if match is None or search.best is None or found.method.trainable > int(match["budget"]):
+            continue
+        one = Winner(found, search.best, search.losses[search.best])
+        place = match["family"], int(match["budget"])
+        best[place] = min(best.get(place, one), one, key=lambda winner: winner.loss)
+    return best
+
+
+def final_study(summary: Summary) -> dict[str, Any]:
+    """The content of the study that runs the winners again; its data are given on the command line."""
+    chosen = [
+        {
+            "key": f"{family}_{budget}",
+            "label": one.found.label,
+            **{name: getattr(one.found.method, name) for name in ("method", "host", "settings")},
+            "lr": one.lr,
+        }
+        for (family, budget), one in sorted(winners(summary).items(), key=lambda item: item[0][1])
+    ]
+    return {
+        "name": f"{summary.study.name}-final",
+        "title": "The winners of an equal search, with new seeds on new text",
+        "question": "Which family is the best at each budget? The protocol is results/PROTOCOL.md.",
+        "reference": chosen[0]["key"],
+        "seeds": [*SEEDS],
+        "tuning": {"grid": [1.0]},
+        "training": dict(summary.study.training),
+        "test_blocks": TEST_BLOCKS,
+        "costs": False,
+        "methods": [{"key": "none", "label": "untrained base", "method": "none"}, *chosen],
+    }
+
+
+class Paired(NamedTuple):
+    """The mean of a difference in nats per token, its standard error and degrees of freedom."""
+
+    mean: float
+    error: float
+    df: int
+
+    def interval(self, level: float = 1 - LEVEL) -> tuple[float, float]:
+        reach = self.error * float(student.ppf((1 + level) / 2, self.df))
+        return self.mean - reach, self.mean + reach
+
+    @property
+    def p(self) -> float:
+        """Of no difference."""
+        return float(2 * student.sf(abs(self.mean) / self.error, self.df))
+
+    def p_outside(self, margin: float) -> float:
+        """Of a difference of `margin` or more in either direction: the larger of two one-sided tests."""
+        return float(student.sf((margin - abs(self.mean)) / self.error, self.df))
+
+
+def difference(losses: Mapping[int, Sequence[float]], others: Mapping[int, Sequence[float]]) -> Paired:
+    """The losses minus the others, both those of the same blocks by seed, with the variation of seeds and of blocks."""
+    found = np.array([np.subtract(losses[seed], others[seed]) for seed in sorted(losses.keys() & others.keys())])
+    seeds, blocks = found.mean(1), found.mean(0)
+    error = math.sqrt(seeds.var(ddof=1) / len(seeds) + blocks.var(ddof=1) / len(blocks))
+    return Paired(float(found.mean()), error, len(seeds) - 1)
+
+
+def losses_of(found: Result) -> dict[int, list[float]]:
+    """The test losses of every block, by seed."""
+    return {seed: row["test_losses"] for seed, row in found.successes.items()}
+
+
+def verdicts(differences: Sequence[Paired], margin: float) -> Iterator[str]:
+    """Each of one family of comparisons, after Holm's correction: equivalent, better, worse or open.
+
+    "Equivalent" comes first: a difference that is shown may be smaller than the margin.
+    """
+    shown = holm([one.p for one in differences])
+    inside = holm([one.p_outside(margin) for one in differences])
+    for one, p, p_outside in zip(differences, shown, inside, strict=True):
+        sign = "better" if one.mean < 0 else "worse"
+        yield "equivalent" if p_outside < LEVEL else sign if p < LEVEL else "open"
+
+
+def restore(file: Path, folder: Path) -> None:
+    """The folder of a study whose rows were kept."""
+    study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / ROWS, "".join(map(json_line, rows)))
+    write_json(folder / STUDY, study)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("do", choices=["keep", "restore", "final"])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    asked = parser.parse_args()
+    if asked.do == "final":
+        write_text(asked.target, yaml.safe_dump(final_study(load(asked.source)), sort_keys=False))
+    else:
+        {"keep": publish, "restore": restore}[asked.do](asked.source, asked.target)
+
+
+if __name__ == "__main__":
+    main()

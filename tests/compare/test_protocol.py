@@ -1,0 +1,54 @@
+"""The protocol of the evidence: intervals over seeds and blocks, verdicts, and winners."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+from published_study import FILE
+from scipy.stats import ttest_rel
+
+import protocol
+from qpeft_lab.compare.rate_search import RateSearch
+from qpeft_lab.compare.study import Study
+from qpeft_lab.compare.summary import load
+
+
+def test_difference_of_constant_blocks_is_the_paired_t_test():
+    ours, others = np.random.default_rng(0).normal(3.0, 0.1, (2, 10))
+    found = protocol.difference(*({seed: [x] * 40 for seed, x in enumerate(xs)} for xs in (ours, others)))
+    expected = ttest_rel(ours, others)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    low, high = found.interval(0.90)
+    assert found.p_outside(max(-low, high)) == pytest.approx(0.05)  # two one-sided tests at 5 %
+
+
+def test_interval_contains_the_variation_of_seeds_and_of_blocks():
+    draw, covered = np.random.default_rng(1), []
+    for _ in range(500):
+        values = 0.01 + draw.normal(0, 0.02, (10, 1)) + draw.normal(0, 0.1, 60) + draw.normal(0, 0.02, (10, 60))
+        low, high = protocol.difference(dict(enumerate(values)), dict.fromkeys(range(10), np.zeros(60))).interval()
+        covered.append(low <= 0.01 <= high)
+    assert np.mean(covered) > 0.94
+
+
+def test_verdicts():
+    found = [protocol.Paired(mean, error, 9) for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))]
+    assert [*protocol.verdicts(found, margin=0.01)] == ["equivalent", "better", "worse", "open"]
+
+
+def test_winner_has_the_lowest_validation_loss_within_the_budget():
+    losses = {"uni_400_a": [3.2, 3.1], "uni_400_b": [3.0, 3.2], "uni_400_c": [2.0, 2.0], "none": [1.0, 1.0]}
+    results = [
+        SimpleNamespace(key=key, label=key, search=RateSearch([0.1, 0.2], dict(zip([0.1, 0.2], found, strict=True))))
+        for key, found in losses.items()
+    ]
+    for one in results:
+        size = 401 if one.key == "uni_400_c" else 400
+        one.method = SimpleNamespace(trainable=size, method="lora", host="lora", settings={"r": 1})
+    summary = SimpleNamespace(study=load(FILE).study, results=results)
+    (((family, budget), one),) = protocol.winners(summary).items()
+    assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
+    study = Study.model_validate(yaml.safe_load(yaml.safe_dump(protocol.final_study(summary))))
+    assert [(method.key, method.lr) for method in study.methods] == [("none", None), ("uni_400", 0.1)]
