@@ -34,7 +34,6 @@ REFUSED = [
     (exact_probabilities, (SU2, torch.full((3, 2, 3), NAN)), ConfigError, "efficient_su2.*NaN"),
     (probabilities, (torch.zeros(3),), ConfigError, r"got \(3,\)"),
     (circuit_states, (LADDER, torch.zeros(2, 3)), ConfigError, r"got \(2, 3\)"),
-    (orthogonal_columns, (SEVEN, 8, 0, [0]), ConfigError, "n_layers.*0"),
     (orthogonal_columns, (SEVEN, 16, 1, [0]), ConfigError, r"\(10,\).*7"),
     (orthogonal_columns, (SEVEN[None, None], 8, 1, [0]), ConfigError, r"\(7,\).*1, 7\)"),
     (orthogonal_columns, (SEVEN, 8, 1, torch.tensor([-1])), ConfigError, r"0 to 7, got \[-1\]"),
