@@ -91,8 +91,8 @@ def test_widths_in_one_batch_equal_each_alone():
     """Circuits of equal numbers of qubits run together: those of 12, 20 and 21 are 2, 3 and 4 qubits."""
     signs = {n: torch.where(torch.rand(4, 2**n) < 0.5, -1.0, 1.0) for n in range(6)}
     batches = [
-        Columns(draw_angles(width, "qsd", 2, width, (m,)).requires_grad_(), width, [0, 2])
-        for width, m in ((12, 2), (20, 1), (21, 3), (16, 2), (8, 1))
+        Columns(draw_angles(width, "qsd", 2, width, (m,)).requires_grad_(), width, columns)
+        for width, m, columns in ((12, 2, [0, 2]), (20, 1, [1, 0]), (21, 3, [0, 2, 5]), (16, 2, [0, 2]), (8, 1, [1]))
     ]
     together = orthogonal_batches(batches, 2, "qsd", signs.__getitem__)
     for batch, found in zip(batches, together, strict=True):
