@@ -115,9 +115,9 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
 
 
 def test_quadratic_control_is_one_random_orthogonal_matrix():
-    made = features(6, feature_source="quadratic")
+    made, x = features(6, feature_source="quadratic"), torch.randn(3, 6)
+    assert not made.state_dict()  # it is drawn again
     torch.testing.assert_close(made.matrix.T @ made.matrix, torch.eye(6))
-    x = torch.randn(3, 6)
     a = torch.nn.functional.normalize(x, dim=-1)
     forms = [made.matrix.T @ torch.diag(signs(3)[:, r]) @ made.matrix for r in range(3)]
     expected = torch.stack([((a @ form) * a).sum(-1) for form in forms], -1) * math.sqrt(5)
