@@ -82,9 +82,9 @@ def test_constructions_equal_dense_matrices(case, kind, has_signs):
     for row, u in zip(angles, got, strict=True):
         expected = reference(row.numpy(), width, n_layers, list(columns), name, table if has_signs else None)
         tolerance = 1e-6 if name == "pad" else 1e-10  # the Cholesky factor of a nearly dependent draw magnifies
-        np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=tolerance, strict=True)
     alone = orthogonal_columns(angles[1], width, n_layers, columns, construction, signs)
-    np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance, strict=True)
 
 
 def test_widths_in_one_batch_equal_each_alone():
