@@ -36,7 +36,7 @@ NORMS, LAST_NORM, LINEAR = "@norms", "@last-norm", "@linear-and-head"  # stand f
 _TASK = "CAUSAL_LM"
 _ALTERNATIVES = 3
 _MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
-_MARGIN = 1.5  # factor of the budget above which an adapter is too large by these counts
+_MARGIN = 1.1  # factor of the budget above which an adapter is too large by these counts
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
     "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "
