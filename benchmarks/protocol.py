@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 from scipy.stats import t as student
 
+from qpeft.errors import InputError
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare.rows import ROWS
 from qpeft_lab.compare.stats import holm
@@ -30,7 +31,6 @@ from qpeft_lab.compare.summary import Result, Summary, load, publish
 from qpeft_lab.files import json_line
 
 SEEDS = range(1, 11)
-MARGIN = 0.02  # of the gain of LoRA r=8
 LEVEL = 0.05
 TEST_BLOCKS = 192
 _KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
@@ -45,10 +45,15 @@ class Winner(NamedTuple):
 
 
 def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
-    """The winner of each (family, budget); a family without an adapter that is small enough has none."""
+    """The winner of each (family, budget); a family without an adapter that is small enough has none.
+
+    Raises InputError for a search that has not ended: its winners would depend on when it was stopped.
+    """
     best: dict[tuple[str, int], Winner] = {}
     for found in summary.results:
         match, search = _KEY.fullmatch(found.key), found.search
+        if match and len(search.losses) < len(search.rates):
+            raise InputError(f"{found.key} has not tried all learning rates; run the study until it ends")
         if match is None or search.best is None or found.method.trainable > int(match["budget"]):
             continue
         one = Winner(found, search.best, search.losses[search.best])
@@ -109,11 +114,6 @@ def difference(losses: Mapping[int, Sequence[float]], others: Mapping[int, Seque
     seeds, blocks = found.mean(1), found.mean(0)
     error = math.sqrt(seeds.var(ddof=1) / len(seeds) + blocks.var(ddof=1) / len(blocks))
     return Paired(float(found.mean()), error, len(seeds) - 1)
-
-
-def losses_of(found: Result) -> dict[int, list[float]]:
-    """The test losses of every block, by seed."""
-    return {seed: row["test_losses"] for seed, row in found.successes.items()}
 
 
 def verdicts(differences: Sequence[Paired], margin: float) -> Iterator[str]:

@@ -9,6 +9,7 @@ from published_study import FILE
 from scipy.stats import ttest_rel
 
 import protocol
+from qpeft.errors import InputError
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.study import Study
 from qpeft_lab.compare.summary import load
@@ -52,3 +53,6 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
     study = Study.model_validate(yaml.safe_load(yaml.safe_dump(protocol.final_study(summary))))
     assert [(method.key, method.lr) for method in study.methods] == [("none", None), ("uni_400", 0.1)]
+    results[0].search.rates.append(0.3)  # not tried yet
+    with pytest.raises(InputError, match="uni_400_a"):
+        protocol.winners(summary)

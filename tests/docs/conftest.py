@@ -28,13 +28,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but do not create."""
     import numpy as np
     from PIL import Image
-    from transformers import (
-        GemmaConfig,
-        GPT2Config,
-        ViTConfig,
-        ViTForImageClassification,
-        ViTImageProcessorPil,
-    )
+    from transformers import GemmaConfig, GPT2Config, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
     import qpeft_lab.demo
     from qpeft_lab.demo.corpus import numpy_docs

@@ -44,7 +44,7 @@ class Score:
     unit: str  # of the loss
     n_scored: int  # tokens or examples
     metrics: dict[str, float | None]  # None where a metric is undefined
-    block_losses: list[float] = field(default_factory=list)  # of each block of a text
+    block_losses: list[float] = field(default_factory=list)  # of each block of a text with scored tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Loss, amount of data and metrics."""
@@ -105,7 +105,7 @@ def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], ba
         metrics = {"padded_perplexity": metrics["perplexity"]}
     elif n_bytes := sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks):
         metrics["bits_per_byte"] = nats / (math.log(2) * n_bytes)
-    return Score(loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / max(1, n) for part, n in found])
+    return Score(loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / n for part, n in found if n])
 
 
 def evaluate_examples(
