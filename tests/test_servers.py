@@ -17,6 +17,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from tiny_models import llama, save_base
+from variants import move
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, InputError
@@ -26,7 +27,7 @@ from qpeft_lab.vllm_resolver import ExportCache
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.arange(16).view(2, 8)
-LARGE = 10**9
+LARGE, SPREAD = 10**9, 0.25  # bytes of a cache, and of trained values
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="`make compat` installs vllm")
 
 
@@ -40,22 +41,13 @@ SETTINGS = {"target_modules": ["q_proj", "down_proj"]}
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("base")
-    save_base(folder, llama(vocab_size=257))
-    return folder
+    return save_base(tmp_path_factory.mktemp("base"), llama(vocab_size=257))
 
 
 def loaded(base):
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(base, dtype="float32").eval()
-
-
-def moved(model, seed):
-    draw = torch.Generator().manual_seed(seed)
-    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
-        parameter.data += torch.randn(parameter.shape, generator=draw) / 4
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def framed(base, tmp_path_factory):
     model = make(loaded(base), frame="gradient", frame_rank=4)
     qpeft.fit_frames(model, [{"input_ids": torch.arange(40).view(2, 20)}], save_to=folder / "frames")
     for seed in range(4):
-        qpeft.save(moved(model, seed), folder / f"user-{seed}")
+        qpeft.save(move(model, seed, SPREAD), folder / f"user-{seed}")
     return folder
 
 
@@ -206,7 +198,7 @@ def test_adapter_of_another_base_is_refused(cache, adapters, base, tmp_path):
     save_base(tmp_path / "other", llama(vocab_size=257))
     for name, changes in (("framed", None), ("plain", {})):
         if changes is not None:
-            qpeft.save(moved(make(loaded(base), **changes), 0), adapters / name)
+            qpeft.save(move(make(loaded(base), **changes), spread=SPREAD), adapters / name)
         with pytest.raises(CheckpointError):
             cache.find("user-0" if changes is None else name, str(tmp_path / "other"))
     assert exports(cache) == []
@@ -215,7 +207,7 @@ def test_adapter_of_another_base_is_refused(cache, adapters, base, tmp_path):
 
 
 def test_what_vllm_cannot_load_is_refused_with_the_reason(cache, adapters, base):
-    qpeft.save(moved(make(loaded(base), modules_to_save=["norm"]), 0), adapters / "norms")
+    qpeft.save(move(make(loaded(base), modules_to_save=["norm"]), spread=SPREAD), adapters / "norms")
     with pytest.raises(ConfigError, match="norm"):
         cache.find("norms", str(base))
     config = qpeft.QAAConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")

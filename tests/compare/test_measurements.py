@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from peft import FourierFTConfig, IA3Config, LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model
+from variants import move
 
 import qpeft
 from qpeft_lab.compare import measure
@@ -33,20 +34,11 @@ def make(base, method):
     return model if method == "full" else get_peft_model(model, CONFIGS[method]())
 
 
-@pytest.fixture
-def moved(llama):
+def moved(base, method):
     """A model whose trainable parameters have moved."""
-
-    def make_moved(method):
-        model = make(llama, method)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-            model(torch.tensor([[1, 2]]))
-        return model
-
-    return make_moved
+    model = move(make(base, method), spread=0.1)
+    model(torch.tensor([[1, 2]]))
+    return model
 
 
 def updates(model, base):
@@ -58,8 +50,8 @@ def updates(model, base):
 
 
 @pytest.mark.parametrize("method", CONFIGS)
-def test_ranks_are_those_of_the_merged_update_by_numpy(llama, moved, method):
-    model = moved(method)
+def test_ranks_are_those_of_the_merged_update_by_numpy(llama, method):
+    model = moved(llama, method)
     found = rank_fields(model)
     if method in ADD_TO_NO_WEIGHT:
         assert found == {}
@@ -71,8 +63,8 @@ def test_ranks_are_those_of_the_merged_update_by_numpy(llama, moved, method):
     assert found["rank_effective"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_planted_rank_is_found(llama, moved):
-    model = moved("lora")
+def test_planted_rank_is_found(llama):
+    model = moved(llama, "lora")
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data[:, 2:] = 0

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
+from variants import move
 
 from qpeft.errors import DataError
 from qpeft_lab.base_model import load_model, load_tokenizer
@@ -146,13 +147,7 @@ def embedded():
 def moved(base, adapter):
     if ADAPTERS[adapter] is None:
         return base
-    model = get_peft_model(copy.deepcopy(base), ADAPTERS[adapter]())
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    return model.eval()
+    return move(get_peft_model(copy.deepcopy(base), ADAPTERS[adapter]()))
 
 
 def loop(model, tokenizer, prompt, n):
