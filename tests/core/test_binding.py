@@ -42,15 +42,23 @@ class Host(nn.Module):
         return self.b(torch.tanh(self.a(x)))
 
 
-def bound():
-    host, generator = Host(), Toy()
-    slots = [Slot(m, "weight", n, m.weight.shape, m.weight.dtype) for n, m in (("a", host.a), ("b", host.b))]
-    return host, generator, Binding(generator, slots)
+class Bound:
+    """A host whose weights are bound to a generator."""
+
+    def __init__(self):
+        self.host, self.generator = Host(), Toy()
+        named = (("a", self.host.a), ("b", self.host.b))
+        slots = [Slot(m, "weight", n, m.weight.shape, m.weight.dtype) for n, m in named]
+        self.binding = Binding(self.generator, slots)
+
+    def loss(self, x):
+        self.binding.refresh()
+        return self.host(x).square().sum()
 
 
-def loss_of(host, binding, x):
-    binding.refresh()
-    return host(x).square().sum()
+@pytest.fixture
+def toy():
+    return Bound()
 
 
 @pytest.fixture
@@ -65,91 +73,82 @@ def accelerator():
     GradientState._reset_state()
 
 
-def test_gradients_equal_plain_autograd(x):
-    host, generator, binding = bound()
-    loss_of(host, binding, x).backward()
-    flat = generator()
+def test_gradients_equal_plain_autograd(toy, x):
+    toy.loss(x).backward()
+    flat = toy.generator()
     a, b = flat[:4].view(2, 2), flat[4:].view(1, 2)
-    (plain,) = torch.autograd.grad((torch.tanh(x @ a.T) @ b.T).square().sum(), generator.angles)
-    torch.testing.assert_close(generator.angles.grad, plain, atol=1e-12, rtol=0)
+    (plain,) = torch.autograd.grad((torch.tanh(x @ a.T) @ b.T).square().sum(), toy.generator.angles)
+    torch.testing.assert_close(toy.generator.angles.grad, plain, atol=1e-12, rtol=0)
 
 
-def test_forward_passes_in_all_modes_share_one_evaluation(x):
-    host, generator, binding = bound()
+def test_forward_passes_in_all_modes_share_one_evaluation(toy, x):
     with torch.no_grad():
-        loss_of(host, binding, x)
+        toy.loss(x)
     for _ in range(3):
-        loss_of(host, binding, x).backward()
+        toy.loss(x).backward()
     with torch.inference_mode():
-        loss_of(host, binding, x)
-    loss_of(host, binding, x).backward()
-    assert generator.evaluations == 1
+        toy.loss(x)
+    toy.loss(x).backward()
+    assert toy.generator.evaluations == 1
 
 
-def test_second_backward_doubles_the_gradient(x):
-    host, generator, binding = bound()
-    loss = loss_of(host, binding, x) + 2 * loss_of(host, binding, x + 1)
+def test_second_backward_doubles_the_gradient(toy, x):
+    loss = toy.loss(x) + 2 * toy.loss(x + 1)
     loss.backward(retain_graph=True)
-    once = generator.angles.grad.clone()
+    once = toy.generator.angles.grad.clone()
     loss.backward()
-    torch.testing.assert_close(generator.angles.grad, 2 * once)
+    torch.testing.assert_close(toy.generator.angles.grad, 2 * once)
 
 
-def test_backward_of_an_earlier_forward_uses_the_earlier_values(x):
-    host, generator, binding = bound()
-    loss = loss_of(host, binding, x)
-    (expected,) = torch.autograd.grad(loss, generator.angles, retain_graph=True)
+def test_backward_of_an_earlier_forward_uses_the_earlier_values(toy, x):
+    loss = toy.loss(x)
+    (expected,) = torch.autograd.grad(loss, toy.generator.angles, retain_graph=True)
     with torch.no_grad():
-        generator.angles.add_(0.5)
-    binding.refresh()
+        toy.generator.angles.add_(0.5)
+    toy.binding.refresh()
     loss.backward()
-    torch.testing.assert_close(generator.angles.grad, expected)
+    torch.testing.assert_close(toy.generator.angles.grad, expected)
 
 
-def test_host_has_no_parameters_until_released(x):
-    host, generator, binding = bound()
-    loss_of(host, binding, x).backward()
-    assert [n for n, _ in host.named_parameters()] == []
-    assert host.state_dict() == {}
-    binding.release()
-    assert sorted(n for n, _ in host.named_parameters()) == ["a.weight", "b.weight"]
-    torch.testing.assert_close(host.a.weight.detach().flatten(), generator()[:4].detach())
+def test_host_has_no_parameters_until_released(toy, x):
+    toy.loss(x).backward()
+    assert [n for n, _ in toy.host.named_parameters()] == []
+    assert toy.host.state_dict() == {}
+    toy.binding.release()
+    assert sorted(n for n, _ in toy.host.named_parameters()) == ["a.weight", "b.weight"]
+    torch.testing.assert_close(toy.host.a.weight.detach().flatten(), toy.generator()[:4].detach())
 
 
-def test_data_writes_are_used_after_invalidate(x):
-    host, generator, binding = bound()
-    before = loss_of(host, binding, x).item()
-    generator.angles.data[0] += 1.0
-    binding.invalidate()
-    assert loss_of(host, binding, x).item() != before
+def test_data_writes_are_used_after_invalidate(toy, x):
+    before = toy.loss(x).item()
+    toy.generator.angles.data[0] += 1.0
+    toy.binding.invalidate()
+    assert toy.loss(x).item() != before
 
 
-def test_parameters_unfrozen_after_an_evaluation_get_gradients(x):
-    host, generator, binding = bound()
-    generator.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
-    generator.forward = lambda: Toy.forward(generator) + generator.shift
-    generator.angles.requires_grad_(False)
-    loss_of(host, binding, x)
-    generator.angles.requires_grad_(True)
-    loss_of(host, binding, x).backward()
-    assert generator.angles.grad.all()
+def test_parameters_unfrozen_after_an_evaluation_get_gradients(toy, x):
+    toy.generator.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    toy.generator.forward = lambda: Toy.forward(toy.generator) + toy.generator.shift
+    toy.generator.angles.requires_grad_(False)
+    toy.loss(x)
+    toy.generator.angles.requires_grad_(True)
+    toy.loss(x).backward()
+    assert toy.generator.angles.grad.all()
 
 
-def test_cast_is_undone_where_the_memory_is_reused(x, monkeypatch):
+def test_cast_is_undone_where_the_memory_is_reused(toy, x, monkeypatch):
     """The parameters then have the address and version of the last evaluation, through which they get no gradient."""
-    host, generator, binding = bound()
-    generator.float()
-    loss_of(host, binding, x)
-    key = binding._key
+    toy.generator.float()
+    toy.loss(x)
+    key = toy.binding._key
     monkeypatch.setattr("qpeft.core.binding._key", lambda parameters: key)
-    generator.angles.data = generator.angles.data.bfloat16()
-    loss_of(host, binding, x).backward()
-    assert generator.angles.grad.all()
+    toy.generator.angles.data = toy.generator.angles.data.bfloat16()
+    toy.loss(x).backward()
+    assert toy.generator.angles.grad.all()
 
 
-def test_partial_gradients_under_ddp_raise(x, monkeypatch):
-    host, _generator, binding = bound()
-    loss = loss_of(host, binding, x)
+def test_partial_gradients_under_ddp_raise(toy, x, monkeypatch):
+    loss = toy.loss(x)
     loss.backward(retain_graph=True)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
@@ -173,69 +172,58 @@ def test_tensors_are_updated_directly_after_the_step(llama, ids, adapters):
 def without_accumulation(*batches, share=0.5, moved=0.0):
     """The gradient of `share` of each batch's loss, at angles that were moved."""
     GradientState._reset_state()
-    host, generator, binding = bound()
+    toy = Bound()
     with torch.no_grad():
-        generator.angles.add_(moved)
+        toy.generator.angles.add_(moved)
     for batch in batches:
-        (share * loss_of(host, binding, batch)).backward()
-    return generator.angles.grad
-
-
-def accumulate(accelerator, host, generator, binding, batches, between):
-    optimiser = accelerator.prepare(torch.optim.SGD(generator.parameters(), lr=0.0))
-    for batch in batches:
-        with accelerator.accumulate(generator):
-            accelerator.backward(loss_of(host, binding, batch))
-            between()
-            optimiser.step()
+        (share * toy.loss(batch)).backward()
+    return toy.generator.angles.grad
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
-def test_micro_batches_share_one_evaluation_and_one_backward(accelerator, x, evaluates):
+def test_micro_batches_share_one_evaluation_and_one_backward(toy, accelerator, x, evaluates):
     """Also with an evaluation of the model between them."""
-
-    def between():
-        with torch.no_grad():
-            loss_of(host, binding, x)
-
-    host, generator, binding = bound()
-    accumulate(accelerator, host, generator, binding, [x, x + 1], between if evaluates else lambda: None)
-    assert (generator.backwards, generator.evaluations) == (1, 2)  # the second prepares the next step
-    torch.testing.assert_close(generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
-
-
-def test_step_during_accumulation_has_the_gradient(accelerator, x):
-    host, generator, binding = bound()
-    with accelerator.accumulate(generator):
-        accelerator.backward(loss_of(host, binding, x))
-    assert binding._deferred is not None
-    torch.optim.SGD(generator.parameters(), lr=0.0).step()
-    assert generator.angles.grad.abs().sum() > 0
-    assert binding._deferred is None
+    optimiser = accelerator.prepare(torch.optim.SGD(toy.generator.parameters(), lr=0.0))
+    for batch in (x, x + 1):
+        with accelerator.accumulate(toy.generator):
+            accelerator.backward(toy.loss(batch))
+            if evaluates:
+                with torch.no_grad():
+                    toy.loss(x)
+            optimiser.step()
+    assert (toy.generator.backwards, toy.generator.evaluations) == (1, 2)  # the second prepares the next step
+    torch.testing.assert_close(toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
 
 
-def test_abandoned_accumulation_does_not_change_the_next(accelerator, x):
+def test_step_during_accumulation_has_the_gradient(toy, accelerator, x):
+    with accelerator.accumulate(toy.generator):
+        accelerator.backward(toy.loss(x))
+    assert toy.binding._deferred is not None
+    torch.optim.SGD(toy.generator.parameters(), lr=0.0).step()
+    assert toy.generator.angles.grad.abs().sum() > 0
+    assert toy.binding._deferred is None
+
+
+def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x):
     """Training was interrupted during accumulation; the next run clears the gradients first."""
-    host, generator, binding = bound()
-    with accelerator.accumulate(generator):
-        accelerator.backward(loss_of(host, binding, x))
-    assert generator.angles.grad is not None  # zeros, so that a clipping loop sees a gradient
-    generator.zero_grad()
+    with accelerator.accumulate(toy.generator):
+        accelerator.backward(toy.loss(x))
+    assert toy.generator.angles.grad is not None  # zeros, so that a clipping loop sees a gradient
+    toy.generator.zero_grad()
     GradientState._reset_state()
-    loss_of(host, binding, x + 1).backward()
-    torch.testing.assert_close(generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0)
+    toy.loss(x + 1).backward()
+    torch.testing.assert_close(toy.generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0)
 
 
-def test_gradient_of_values_replaced_during_accumulation(accelerator, x):
-    host, generator, binding = bound()
-    with accelerator.accumulate(generator):
-        accelerator.backward(loss_of(host, binding, x))
+def test_gradient_of_values_replaced_during_accumulation(toy, accelerator, x):
+    with accelerator.accumulate(toy.generator):
+        accelerator.backward(toy.loss(x))
     with torch.no_grad():
-        generator.angles.add_(0.5)
-    with accelerator.accumulate(generator):
-        accelerator.backward(loss_of(host, binding, x))
+        toy.generator.angles.add_(0.5)
+    with accelerator.accumulate(toy.generator):
+        accelerator.backward(toy.loss(x))
     expected = without_accumulation(x) + without_accumulation(x, moved=0.5)
-    torch.testing.assert_close(generator.angles.grad, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(toy.generator.angles.grad, expected, atol=1e-12, rtol=0)
 
 
 def test_untie_lm_head_without_a_head_or_a_tie(llama):
