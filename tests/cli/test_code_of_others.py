@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import edit_config, edit_json
 
 from qpeft.circuits import ansatz as ansatz_table
 from qpeft_lab.compare.plan import make_plan
@@ -141,9 +142,8 @@ def own_base(tmp_path, base_folder, marker, monkeypatch):
     """A base model whose folder contains the code of its class."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = shutil.copytree(base_folder, tmp_path / "own-base")
-    config = json.loads((folder / "config.json").read_text())
     auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": auto}))
+    edit_json(folder / "config.json", model_type="own", auto_map=auto)
     (folder / "own.py").write_text(CODE.format(marker=str(marker)))
     return folder
 
@@ -152,8 +152,7 @@ def own_base(tmp_path, base_folder, marker, monkeypatch):
 def own_adapter(tmp_path, adapter_folder, own_base):
     """An adapter that names this base."""
     folder = shutil.copytree(adapter_folder, tmp_path / "adapter")
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(own_base)}))
+    edit_config(folder, base_model_name_or_path=str(own_base))
     return folder
 
 

@@ -5,6 +5,7 @@ import shutil
 
 import datasets
 import pytest
+from folders import edit_json
 from transformers import AutoTokenizer, VitsConfig
 
 from qpeft.errors import ConfigError, DataError, InputError
@@ -95,7 +96,8 @@ def test_unusable_data_or_base_is_refused(read, tiny_encoder, tmp_path, rows, ch
     if (model := changes.get("model")) == "speech":
         VitsConfig().save_pretrained(tmp_path / model)
     elif model == "short":
-        shorten(shutil.copytree(tiny_encoder, tmp_path / model))
+        shutil.copytree(tiny_encoder, tmp_path / model)
+        edit_json(tmp_path / model / "tokenizer_config.json", model_max_length=8)
     changes = {**changes, **({"model": str(tmp_path / model)} if model else {})}
     if isinstance(others := changes.get("eval_data"), list):
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in others)
@@ -103,13 +105,6 @@ def test_unusable_data_or_base_is_refused(read, tiny_encoder, tmp_path, rows, ch
         changes["eval_data"] = str(tmp_path / "dev.jsonl")
     with pytest.raises(error, match=named):
         read(rows, **changes)
-
-
-def shorten(folder):
-    """A base whose tokenizer allows 8 tokens."""
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 8}))
-    return str(folder)
 
 
 def test_rows_without_a_text_are_left_out_and_counted(read):
@@ -123,8 +118,9 @@ def test_texts_are_truncated_before_their_last_special_token(read, tiny_encoder,
     long, short = (task.train[place][0]["input_ids"] for place in (0, 1))
     assert (len(long), len(short)) == (5, 4)
     assert long[-1] == task.tokenizer.sep_token_id
-    short = shorten(shutil.copytree(tiny_encoder, tmp_path / "short"))
-    assert max(len(text["input_ids"]) for text, _ in read(opinion_files[0], model=short).train) == 8
+    base = shutil.copytree(tiny_encoder, tmp_path / "short")
+    edit_json(base / "tokenizer_config.json", model_max_length=8)
+    assert max(len(text["input_ids"]) for text, _ in read(opinion_files[0], model=str(base)).train) == 8
 
 
 def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):

@@ -1,11 +1,10 @@
 """Measurements of saved adapters equal those of the loaded models; the base's weights are not read."""
 
-import json
-
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from folders import edit_config
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
@@ -174,7 +173,6 @@ def test_zero_matrices_are_not_averaged():
 )
 def test_folder_that_cannot_be_measured_is_refused(base, tmp_path, config, changed, call, error):
     moved(get_peft_model(base(), config), tmp_path / "adapter")
-    file = tmp_path / "adapter" / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+    edit_config(tmp_path / "adapter", **changed)
     with pytest.raises(error):
         call(tmp_path / "adapter")

@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from folders import replace_in_config, rewrite
+from folders import edit_config, rewrite
 from peft import (
     AdaLoraConfig,
     AdaptionPromptConfig,
@@ -182,7 +182,7 @@ def test_another_adapter(llama, ids, adapters, tmp_path, host):
     ("damage", "named"),
     [
         (lambda f: rewrite(f, lambda t: {k: v for k, v in t.items() if not k.endswith("initial")}), "missing"),
-        (lambda f: replace_in_config(f, '"n_layers": 3', '"n_layers": 0'), "n_layers"),
+        (lambda f: edit_config(f, generator={"n_layers": 0}), "n_layers"),
     ],
 )
 def test_damaged_folder_changes_nothing(llama, tmp_path, damage, named):

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from folders import edit_json
 from rouge_score.rouge_scorer import RougeScorer
 
 from qpeft.errors import DataError, InputError
@@ -84,8 +85,7 @@ def test_bad_texts_are_refused(texts, references):
 def encoder(tiny_encoder: Path, tmp_path: Path) -> Path:
     """A copy whose tokenizer says how long a text may be."""
     folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 32}))
+    edit_json(folder / "tokenizer_config.json", model_max_length=32)
     return folder
 
 

@@ -5,16 +5,12 @@ import json
 from safetensors.torch import load_file, save_file
 
 
-def edit_config(folder, **changes):
-    path = folder / "adapter_config.json"
+def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def replace_in_config(folder, old, new):
-    """Text of the config, also of settings inside settings."""
-    path = folder / "adapter_config.json"
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
+def edit_config(folder, **changes):
+    edit_json(folder / "adapter_config.json", **changes)
 
 
 def rewrite(folder, change):

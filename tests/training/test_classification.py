@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from folders import edit_json
 from image_files import bars
 from peft import PeftModel
 from runs import weights
@@ -89,9 +90,7 @@ def read(settings):
 def tiny_decoder(tiny_model, tmp_path):
     """The tiny GPT-2 without dropout."""
     folder = shutil.copytree(tiny_model, tmp_path / "decoder")
-    config = json.loads((folder / "config.json").read_text())
-    without = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0)
-    (folder / "config.json").write_text(json.dumps(config | without))
+    edit_json(folder / "config.json", attn_pdrop=0, embd_pdrop=0, resid_pdrop=0)
     return folder
 
 
