@@ -34,24 +34,16 @@ methods:
 
 
 @pytest.fixture
-def study(base_folder, tmp_path):
-    text = tmp_path / "text.txt"
-    text.write_text("The king went into the wood, and the golden bird sang. " * 60)
-    path = tmp_path / "small.yaml"
-    path.write_text(STUDY.format(base=base_folder, data=text))
+def study(base_folder, text, tmp_path):
+    (path := tmp_path / "small.yaml").write_text(STUDY.format(base=base_folder, data=text))
     return path
-
-
-@pytest.fixture
-def untimed(monkeypatch):
-    """Cells that measure time are slow, and tested elsewhere."""
-    monkeypatch.setattr("qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: [])
 
 
 @pytest.mark.long
 @pytest.mark.xdist_group("comparison")
-def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, untimed, tmp_path, monkeypatch):
+def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path, monkeypatch):
     out = tmp_path / "out"
+    monkeypatch.setattr("qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: [])  # slow, and tested elsewhere
     with monkeypatch.context() as patch:
         patch.setattr("qpeft_lab.compare.cell.run_cell", planted_cells.crash_in_ia3)
         crashed = qpeft_cli("compare", "run", study, "--out", out, "--json")

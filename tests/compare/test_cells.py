@@ -40,17 +40,9 @@ METHODS = [
     {"key": "qaa", "method": "qaa", "lr": 0.01},
     {"key": "quantum_peft", "method": "quantum_peft", "settings": {"r": 4}, "lr": 0.01},
 ]
-SMALL = {
-    "methods": METHODS,
-    "generation": None,
-    "training.steps": 6,
-    "training.batch_size": 2,
-    "training.seq_len": 32,
-    "training.eval_every": 3,
-    "training.eval_blocks": 4,
-    "test_blocks": 4,
-    "seeds": [0, 1, 2],
-}
+TRAINING = {"steps": 6, "batch_size": 2, "seq_len": 32, "eval_every": 3, "eval_blocks": 4}
+SMALL = {f"training.{name}": value for name, value in TRAINING.items()}
+SMALL |= {"methods": METHODS, "generation": None, "test_blocks": 4, "seeds": [0, 1, 2]}
 
 
 @pytest.fixture

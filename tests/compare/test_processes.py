@@ -11,18 +11,22 @@ import pytest
 
 from qpeft.errors import ConfigError
 from qpeft_lab.compare import runner
+from qpeft_lab.compare.plan import Plan, make_plan
 from qpeft_lab.compare.runner import run
+from qpeft_lab.compare.study import load_study
 from qpeft_lab.files import locked
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
+PATHS = os.pathsep.join([str(Path(cells.__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
-def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path):
+def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path, monkeypatch):
     """On a cluster that the run starts and ends itself."""
     ray = pytest.importorskip("ray")
     study = tmp_path / "small.yaml"
     study.write_text(cells.TINY_STUDY.format(base=tiny_model, data=text_file))
-    here, there = (cells.untimed_plan(tmp_path / name, study) for name in ("here", "there"))
+    monkeypatch.setattr(Plan, "cost_cells", lambda self, rows: [])  # which measure time
+    here, there = (make_plan(load_study(str(study)), tmp_path / name) for name in ("here", "there"))
     run(here)
     run(there, workers=2, executor="ray")
     rows = cells.timeless_rows(there.folder)
@@ -35,14 +39,13 @@ def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path):
 def cluster():
     """What a user would have started; its workers find the planted cells."""
     ray = pytest.importorskip("ray")
-    paths = os.pathsep.join([str(Path(cells.__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
         address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        runtime_env={"env_vars": {"PYTHONPATH": PATHS}},
     )
     yield ray
     ray.shutdown()
@@ -105,17 +108,11 @@ runner.write_outputs = lambda folder: None
 """
 
 
-def start(script: str, *arguments: object) -> subprocess.Popen:
-    support = str(Path(cells.__file__).parent)
-    paths = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
-
-
 def test_cells_end_with_their_runner(tmp_path):
     """Two cells that never end by themselves: each holds a lock as long as its process lives."""
     script = "runner.run(cells.PlantedPlan(Path(sys.argv[1])), workers=2, run_cell=cells.run_forever)"
-    process = start(PLANTED + script, tmp_path)
+    command = [sys.executable, "-c", PLANTED + script, tmp_path]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": PATHS})
     while not (tmp_path / "journal").exists() or (tmp_path / "journal").read_text().count("begin") < 2:
         assert process.poll() is None
         time.sleep(0.01)

@@ -16,9 +16,9 @@ from pathlib import Path
 from qpeft.files import write_json
 from qpeft_lab.compare.cell import Setup, started_row, work_folder
 from qpeft_lab.compare.cell import run_cell as run_real_cell
-from qpeft_lab.compare.plan import Plan, make_plan
+from qpeft_lab.compare.plan import Plan
 from qpeft_lab.compare.rows import read_rows
-from qpeft_lab.compare.study import PlannedMethod, PlannedStudy, load_study
+from qpeft_lab.compare.study import PlannedMethod, PlannedStudy
 from qpeft_lab.settings import RunSettings
 
 STEPS = 6
@@ -77,19 +77,6 @@ def timeless_rows(folder: Path) -> dict:
         for name in ("seconds", "created_at", "peak_mem_bytes"):
             row.pop(name, None)
     return rows
-
-
-class Untimed(Plan):
-    """Without cells that measure time."""
-
-    def cost_cells(self, rows):
-        return []
-
-
-def untimed_plan(folder, study):
-    """A real plan of a study file, without cells that measure time."""
-    plan = make_plan(load_study(str(study)), Path(folder), "qpeft compare run")
-    return Untimed(plan.folder, plan.study, plan.setup)
 
 
 def run_cell(cell, folder):
