@@ -145,19 +145,16 @@ def test_value_is_converted_for_every_class_that_has_the_field_or_refused(argume
 
 
 def run(work, *arguments: str):
+    """A command that does this work, or raises this error."""
+
     @command
     def probe() -> Answer:
         """Do the work."""
+        if isinstance(work, BaseException):
+            raise work
         return work()
 
     return CliRunner().invoke(application([probe]), list(arguments))
-
-
-def raiser(error: BaseException):
-    def work() -> Answer:
-        raise error
-
-    return work
 
 
 FAILURES = [
@@ -178,17 +175,17 @@ FAILURES = [
 
 @pytest.mark.parametrize(("error", "code", "named"), FAILURES, ids=lambda value: type(value).__name__)
 def test_failure_prints_one_message_and_sets_the_exit_code(error, code, named):
-    result = run(raiser(error))
+    result = run(error)
     assert (result.exit_code, result.stdout) == (code, "")
     assert named in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    found = json.loads(run(raiser(error), "--json").stdout)
+    found = json.loads(run(error, "--json").stdout)
     assert (found["exit_code"], found["error"]) == (code, type(error).__name__)
     assert named in found["message"]
 
 
 def test_debug_shows_the_traceback():
-    assert "raise error" in run(raiser(ZeroDivisionError("deep")), "--debug").stderr
+    assert "raise work" in run(ZeroDivisionError("deep"), "--debug").stderr
 
 
 def test_answer_as_text_and_as_json_without_the_output_of_libraries():

@@ -2,32 +2,21 @@
 
 import json
 
-import numpy as np
 import pytest
-from tiny_models import make_vit
-
-from qpeft_lab.data.images import write_images
+from image_files import bars
+from tiny_models import make_vit, opinions, write_tsv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of libraries about tiny models
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    file = tmp_path_factory.mktemp("texts") / "reviews.tsv"
-    rows = [f"{'so ' * (i % 4)}{('dull', 'fine')[i % 2]}\t{('bad', 'good')[i % 2]}\n" for i in range(60)]
-    file.write_text("".join(["text\tlabel\n", *rows]))
-    return file
+    return write_tsv(tmp_path_factory.mktemp("texts") / "reviews.tsv", opinions(60))
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    draw = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    pixels = draw.integers(0, 60, (60, 8, 8), dtype=np.uint8) + 150 * labels[:, None, None].astype(np.uint8)
-    names = [("dark", "light")[label] for label in labels]
-    file = tmp_path_factory.mktemp("images") / "shades.parquet"
-    write_images(file, list(zip(pixels, names, strict=True)))
-    return file
+    return bars(tmp_path_factory.mktemp("images") / "bars.parquet", 60)
 
 
 @pytest.fixture(scope="module")

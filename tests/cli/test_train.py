@@ -11,21 +11,15 @@ from qpeft_lab.training.run_folder import RunFolder
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 
 
-@pytest.fixture
-def train(qpeft_cli, base_folder, text, tmp_path):
-    """Train a few steps; further options as given."""
-    paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
-    return lambda *options: qpeft_cli("train", *paths, "--r", 8, "--steps", 4, "--batch-size", 4, *options)
-
-
-def test_finished_run_is_not_trained_again(train, tmp_path):
-    method = ("--method", "lora", "--target-modules", "q_proj", "--seed", 3)
-    shown = train(*method)
+def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_path):
+    command = ("train", "--model", base_folder, "--data", text, "--out", tmp_path / "run", "--steps", 4)
+    command += ("--batch-size", 4, "--method", "lora", "--r", 8, "--target-modules", "q_proj", "--seed", 3)
+    shown = qpeft_cli(*command)
     assert shown.exit_code == 0, shown.output
     assert str(tmp_path / "run" / "exported") in shown.stdout
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["method_settings"], settings["seed"]) == ({"r": 8, "target_modules": ["q_proj"]}, 3)
-    again = json.loads(train(*method, "--json").stdout)
+    again = json.loads(qpeft_cli(*command, "--json").stdout)
     assert again["already_finished"]
     assert again["trainable"] == 2 * 8 * (16 + 16)
 
@@ -57,10 +51,8 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, answer, base_fo
     small = {"r": 4, "target_modules": "all-linear", "hidden": (6, 5), "chunk_size": 32}
     monkeypatch.setitem(demo_command.METHODS, "qpa", ("qpa", small))
     arguments = ("demo", "--steps", 2, "--out", out := tmp_path / "demo")
-    found, rates = (
-        answer(*arguments),
-        {name: methods.get(name).learning_rate for name in ("lora", "qpa", "quantum_peft")},
-    )
+    found = answer(*arguments)
+    rates = {name: methods.get(name).learning_rate for name in ("lora", "qpa", "quantum_peft")}
     assert (list(found["runs"]), found["learning_rates"]) == (list(rates), rates)
     assert {name: RunFolder(out / name).recorded()[0].lr for name in rates} == rates
     lora, qpa, quantum_peft = found["runs"].values()
