@@ -16,9 +16,7 @@ from qpeft.methods.qpa.generator import QPAGenerator
 from qpeft.methods.registry import register_with_peft
 from qpeft.testing import adapter_contract
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
-]
+pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 SMALL = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
 QPA = {"r": 2, "hidden": (6, 5), "chunk_size": 16, "n_layers": 3, **SMALL}
 
