@@ -100,8 +100,7 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
     edit_rows(study_folder, lambda row: row.update(curve=curves[row["seed"]]), "qpa", "seed*")
     summary = load(study_folder)
     assert charts._mean_curve(summary["qpa"]).to_dict() == {0: 5.0, 20: 3.5}
-    svg = charts.curves(summary).svg
-    svg = unescape(svg)
+    svg = unescape(charts.curves(summary).svg)
     shown = [
         f.label for f in summary.ordered if f.method.rates and f.method.role != "equal_budget" and f.key != "prefix"
     ]

@@ -10,13 +10,7 @@ from qpeft_lab.compare.study import load_study
 from studies import count_methods
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
-DOCS = [
-    "A polynomial of degree two.",
-    "Draw random numbers.",
-    "A random seed.",
-    "A mask hides a value.",
-    "A string.",
-] * 30
+DOCS = [f"A {word} of two values." for word in ("polynomial", "random seed", "mask", "string")] * 30
 pytestmark = pytest.mark.filterwarnings("ignore:.*attention mask")
 
 

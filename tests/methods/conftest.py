@@ -1,4 +1,3 @@
-"""Tiny models and data, for every method."""
+"""Tiny models of every family."""
 
 from families import base, batch, family  # noqa: F401
-from tiny_models import text_file, tiny_model, tokenizer  # noqa: F401

@@ -104,42 +104,26 @@ def test_attach_errors(case):
         attach(optimiser(model), nn.Linear(2, 2), steps=5)
 
 
-STEPS = 8
-
-
-@pytest.fixture
-def trainer(gpt2, tmp_path):
-    """A Trainer with accumulation 2 and 8 optimizer steps."""
-    tokens = torch.randint(50, (32, 8), generator=torch.Generator().manual_seed(0))
-    settings = {"max_steps": STEPS, "learning_rate": 0.2, "gradient_accumulation_steps": 2}
-    return Trainer(
-        model=get_peft_model(gpt2, qpeft.SoRAConfig(r=8, task_type="CAUSAL_LM", shrink_budget=0.5)),
-        args=arguments(tmp_path, **settings),
-        train_dataset=[{"input_ids": row, "labels": row} for row in tokens],
-        callbacks=[SoRACallback()],
-    )
-
-
-def gates(trainer):
-    return trainer.model.base_model.generators["default"].gates.detach()
-
-
-def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(trainer):
-    rates = []
+def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(gpt2, tmp_path):
+    steps, rates = 8, []
 
     class Listen(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             optimiser = kwargs["optimizer"].optimizer
             optimiser.register_step_post_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
 
-    trainer.add_callback(Listen())
+    tokens = torch.randint(50, (32, 8), generator=torch.Generator().manual_seed(0))
+    rows = [{"input_ids": row, "labels": row} for row in tokens]
+    args = arguments(tmp_path, max_steps=steps, learning_rate=0.2, gradient_accumulation_steps=2)
+    model = get_peft_model(gpt2, qpeft.SoRAConfig(r=8, task_type="CAUSAL_LM", shrink_budget=0.5))
+    trainer = Trainer(model, args, train_dataset=rows, callbacks=[SoRACallback(), Listen()])
     trainer.train()
-    assert rates == pytest.approx([0.2 * (1 - step / STEPS) for step in range(STEPS)])
+    assert rates == pytest.approx([0.2 * (1 - step / steps) for step in range(steps)])
     config = trainer.model.peft_config["default"]
     assert config.sora_lambda == pytest.approx(0.5 / sum(rates))
-    assert (gates(trainer) == 0).any()
+    assert (gate_of(trainer.model) == 0).any()
     assert not trainer.model.base_model.shrinks  # removed at the end
-    trainer.args.max_steps = 2 * STEPS
+    trainer.args.max_steps = 2 * steps
     first = config.sora_lambda
     trainer.train()
     assert config.sora_lambda < first

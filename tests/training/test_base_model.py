@@ -33,10 +33,6 @@ def cut_off(folder, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:-200])
 
 
-def with_an_adapter(folder, name):
-    (folder / name).write_text("{}")
-
-
 def classifier(folder):
     return load_classifier(str(folder), "float32", TaskRecord("text-classification", ("a", "b", "c")), seed=0)[0]
 
@@ -64,7 +60,7 @@ def save(tiny_encoder, tmp_path):
         ("gpt2", without, "wte.weight"),
         ("gpt2", other_shape, "transformer.ln_f.weight"),
         ("gpt2", cut_off, WEIGHTS),
-        ("gpt2", with_an_adapter, "adapter_config.json"),
+        ("gpt2", lambda folder, name: (folder / name).write_text("{}"), "adapter_config.json"),
         ("llama", without, "lm_head.weight"),
         ("encoder", cut_off, "config.json"),
         ("encoder", cut_off, "tokenizer.json"),
