@@ -94,6 +94,17 @@ class Rotation(LinearAdapter):
         return torch.linalg.solve(q + eye, q - eye)[:, row, column].float()
 
 
+def rotated_width(settings: Any, field: str, name: str, shape: tuple[int, int]) -> int:
+    """The width of the rotated side of the map `name`; ConfigError if `field`, on the input, does not divide it."""
+    width, number = shape[settings.side == "output"], getattr(settings, field)
+    if number > width or (settings.side == "input" and width % number):
+        raise ConfigError(
+            f"{field}={number} does not divide {width}, the width of the {settings.side} of {name}; choose another, or "
+            "leave the module out with exclude_modules"
+        )
+    return width
+
+
 class LinearLayer(nn.Module, BaseTunerLayer):
     """A linear map with its adapters, the first active one nearest to the map: W Q_1 Q_2, or Q_2 Q_1 W, as merging."""
 
@@ -152,17 +163,15 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 class LinearTuner(OwnTuner):
     """A `LinearLayer` around each target; by default all linear maps apart from the output head.
 
-    A subclass defines `_make`, and, if its adapters have an equal in OFT, `oft_sizes(config)`: OFT's `r` and
-    `oft_block_size`, one of which is 0.
+    A subclass sets `adapter_class`, and, if its adapters have an equal in OFT, defines `oft_sizes(config)`: OFT's `r`
+    and `oft_block_size`, one of which is 0.
     """
 
     prefix = "qpeft_"
     tuner_layer_cls = LinearLayer
+    #: made of the config, the name and (inputs, outputs) of a map, and SeededInit; ConfigError if it does not fit
+    adapter_class: Any
     oft_sizes: Any
-
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> LinearAdapter:
-        """An adapter of the map `name` with (inputs, outputs) `shape`; raises ConfigError if it does not fit."""
-        raise NotImplementedError
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str] | str:
         if not any(map(is_linear, modules.values())):
@@ -173,12 +182,12 @@ class LinearTuner(OwnTuner):
         if not is_linear(module):
             raise ConfigError(f"this method adapts Linear or Conv1D; {name} is {type(module).__name__}")
         with torch.device("meta"):
-            self._make(config, name, sizes(module), SeededInit(0, "meta"))
+            self.adapter_class(config, name, sizes(module), SeededInit(0, "meta"))
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         weight = next(layer.get_base_layer().parameters(), torch.empty(0))
         init = SeededInit(getattr(config, "seed", 0), weight.device.type)
-        adapter = self._make(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
+        adapter = self.adapter_class(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
         layer.qpeft_adapter[adapter_name] = adapter.double() if weight.dtype == torch.float64 else adapter
 
     def _pairs(self, adapter_name: str | None = None) -> list[tuple[str, LinearLayer, Any]]:

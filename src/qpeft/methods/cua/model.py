@@ -21,9 +21,8 @@ from torch import Tensor
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.core.folded import Folded
-from qpeft.core.linear_tuner import LinearTuner, Rotation
+from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError
 from qpeft.methods.cua import CUASettings
 
 
@@ -51,7 +50,8 @@ class CUAConfig(CUASettings, OwnTunerConfig):
 class CUARotation(Rotation):
     """g(x) - x; `angles` are k, (m, b(b-1)/2)."""
 
-    def __init__(self, settings: CUASettings, width: int) -> None:
+    def __init__(self, settings: CUASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
+        width = rotated_width(settings, "block_size", name, shape)
         super().__init__(settings.side, settings, width)
         self.size, self.is_linear = settings.block_size, settings.readout == "linear"
         self.angles = Folded(torch.zeros(width // self.size, self.size * (self.size - 1) // 2), 1.0)
@@ -67,14 +67,7 @@ class CUARotation(Rotation):
 class CUAModel(LinearTuner):
     """The tuner that PEFT builds for a CUAConfig."""
 
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> CUARotation:
-        width, size = shape[config.side == "output"], config.block_size
-        if size > width or (config.side == "input" and width % size):
-            raise ConfigError(
-                f"block_size={size} does not divide {width}, the width of the {config.side} of {name}; choose another, "
-                "or leave the module out with exclude_modules"
-            )
-        return CUARotation(config, width)
+    adapter_class = CUARotation
 
     def oft_sizes(self, config: Any) -> dict[str, int]:
         return {"r": 0, "oft_block_size": config.block_size}

@@ -113,15 +113,14 @@ def written_slices(config: QAASettings, name: str, shape: tuple[int, int]) -> li
 class QAAModel(LinearTuner):
     """The tuner that PEFT builds for a QAAConfig."""
 
+    adapter_class = QAABranch
+
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
         parts = {name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)}
         for names in _QUERY_VALUE:
             if parts.issuperset(names):
                 return names
         raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
-
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QAABranch:
-        return QAABranch(config, name, shape, init)
 
     def plan_sizes(self) -> dict[str, Any]:
         n_qubits = [m.n_qubits for m in self.modules() if isinstance(m, Features) and m.source == "qnn"]

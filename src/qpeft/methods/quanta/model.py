@@ -138,8 +138,7 @@ class QuanTABranch(LinearAdapter):
 class QuanTAModel(LinearTuner):
     """The tuner that PEFT builds for a QuanTAConfig."""
 
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QuanTABranch:
-        return QuanTABranch(config, name, shape, init)
+    adapter_class = QuanTABranch
 
     def plan_sizes(self) -> dict[str, Any]:
         return {"axes": list(max((m.axes for m in self.modules() if isinstance(m, QuanTABranch)), key=prod))}
