@@ -23,7 +23,7 @@ from torch import nn
 
 from qpeft.checks import option
 from qpeft.core.base_digest import bind_base, check_base, name_of
-from qpeft.core.config import GeneratedConfig, MethodName
+from qpeft.core.config import GeneratedConfig
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, adapter_parameters, find_slots
@@ -184,10 +184,10 @@ class AttachedConfig(GeneratedConfig):
     host: dict[str, Any] = option(dict, "The stock adapter's config.")
     generator: dict[str, Any] = option(dict, "The generator's settings.")
     generator_name: str = option("qpa", "The registered name of the generator.")
+    method_name = "QPEFT_ATTACHED"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = MethodName("QPEFT_ATTACHED")  # type: ignore[assignment]
         self.to_generator()  # raises an error for invalid settings
 
     @classmethod

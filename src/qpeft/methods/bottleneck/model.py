@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import is_linear, sizes
@@ -45,10 +45,7 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
         ConfigError: a setting is out of range.
     """
 
-    def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        BottleneckSettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_BOTTLENECK")  # type: ignore[assignment]
+    method_name = "QPEFT_BOTTLENECK"
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):

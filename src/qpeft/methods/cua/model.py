@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.cayley import cayley_change, skew
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
 from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
 from qpeft.core.seeded_init import SeededInit
@@ -41,10 +41,7 @@ class CUAConfig(CUASettings, OwnTunerConfig):
         ConfigError: a setting is out of range; on the model, a block does not fit a width.
     """
 
-    def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        CUASettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_CUA")  # type: ignore[assignment]
+    method_name = "QPEFT_CUA"
 
 
 class CUARotation(Rotation):

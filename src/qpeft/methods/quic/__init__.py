@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import option
 from qpeft.methods.method import Method
 
 METHOD = Method(
@@ -33,6 +33,3 @@ class QuICSettings:
         choices=("compound", "random"),
     )
     seed: int = option(0, "Seed of the maps of multiplier random.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, QuICSettings)

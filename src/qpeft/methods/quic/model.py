@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.circuits.numerics import cached_tables
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
 from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
 from qpeft.core.seeded_init import SeededInit
@@ -73,10 +73,7 @@ class QuICConfig(QuICSettings, OwnTunerConfig):
         ConfigError: a setting is out of range; on the model, N does not divide a width, or no order fits its blocks.
     """
 
-    def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        QuICSettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_QUIC")  # type: ignore[assignment]
+    method_name = "QPEFT_QUIC"
 
 
 class QuICRotation(Rotation):
