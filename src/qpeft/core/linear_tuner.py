@@ -110,7 +110,7 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("qpeft_adapter",)
 
-    def __init__(self, base_layer: nn.Module, name: str) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = sizes(base_layer)

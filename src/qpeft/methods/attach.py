@@ -27,7 +27,7 @@ from qpeft.core.config import GeneratedConfig
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, adapter_parameters, find_slots
-from qpeft.core.tuner import CONTAINER, CompactState, Generators, described_by, holder_of
+from qpeft.core.tuner import CONTAINER, CompactState, GeneratedMixin, Generators, described_by, holder_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
@@ -215,11 +215,7 @@ class AttachedConfig(GeneratedConfig):
 class AttachedModel(PeftModel if TYPE_CHECKING else object):
     """Mixed in before a PeftModel class by `attach`."""
 
-    @property
-    def generators(self) -> Generators:
-        """The generator of the adapter, by the adapter's name."""
-        generators: Any = self._modules[CONTAINER]
-        return generators
+    generators = GeneratedMixin.generators
 
     def get_base_model(self) -> Any:
         """The base model; PEFT finds it by the config, which is the generator's while an adapter is saved."""
