@@ -163,15 +163,13 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 class LinearTuner(OwnTuner):
     """A `LinearLayer` around each target; by default all linear maps apart from the output head.
 
-    A subclass sets `adapter_class`, and, if its adapters have an equal in OFT, defines `oft_sizes(config)`: OFT's `r`
-    and `oft_block_size`, one of which is 0.
+    A subclass sets `adapter_class`, of which one is made of the config, the name and (inputs, outputs) of a map, and
+    a SeededInit; ConfigError if it does not fit.
     """
 
     prefix = "qpeft_"
     tuner_layer_cls = LinearLayer
-    #: made of the config, the name and (inputs, outputs) of a map, and SeededInit; ConfigError if it does not fit
     adapter_class: Any
-    oft_sizes: Any
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str] | str:
         if not any(map(is_linear, modules.values())):
@@ -238,8 +236,10 @@ class LinearTuner(OwnTuner):
         config: Any = self.peft_config[adapter_name]
         names = {f.name for f in fields(OFTConfig) if f.init} & {f.name for f in fields(OwnTunerConfig)} - {"peft_type"}
         same = {name: getattr(config, name) for name in names}
-        stock = OFTConfig(**same, **self.oft_sizes(config), use_cayley_neumann=False)
         held = self._pairs(adapter_name)
+        widths = {adapter.size for _, _, adapter in held}  # of blocks; if they differ, their number does not
+        r, width = (0, widths.pop()) if len(widths) == 1 else (len(held[0][2].angles.start), 0)
+        stock = OFTConfig(**same, r=r, oft_block_size=width, use_cayley_neumann=False)
         tensors = {f"base_model.model.{name}.oft_R.weight": adapter.oft_weight() for name, _, adapter in held}
         n_trained = sum(p.numel() for _, _, adapter in held for p in adapter.parameters())
         state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)

@@ -13,7 +13,6 @@ OFT with blocks of b and the exact Cayley transform, as which it is exported.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +64,3 @@ class CUAModel(LinearTuner):
     """The tuner that PEFT builds for a CUAConfig."""
 
     adapter_class = CUARotation
-
-    def oft_sizes(self, config: Any) -> dict[str, int]:
-        return {"r": 0, "oft_block_size": config.block_size}

@@ -122,8 +122,5 @@ class QuICModel(LinearTuner):
 
     adapter_class = QuICRotation
 
-    def oft_sizes(self, config: Any) -> dict[str, int]:
-        return {"r": config.n_blocks, "oft_block_size": 0}
-
     def plan_sizes(self) -> dict[str, Any]:
         return {"n_wires": max(m.n for m in self.modules() if isinstance(m, QuICRotation))}
