@@ -28,25 +28,22 @@ from qpeft.methods import (
     GeneratedMixin,
     Generator,
     Method,
-    MethodName,
     SeededInit,
     Slot,
     fingerprint,
 )
-
-NOLA = MethodName("NOLA")
 
 
 @dataclass
 class NolaConfig(GeneratedConfig, LoraConfig):
     """LoRA's own fields, and how many random factors are mixed."""
 
+    method_name = "NOLA"
     n_bases: int = field(default=16, metadata={"help": "Random factors mixed into each factor of LoRA: k."})
     seed: int = field(default=0, metadata={"help": "Seed of the random factors and of LoRA's initial values."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = NOLA
         refuse_lora_options(self, "NOLA")
         if self.n_bases < 1:
             raise ConfigError(f"n_bases must be at least 1, got {self.n_bases}")

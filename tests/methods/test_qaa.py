@@ -15,12 +15,11 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
 from qpeft.methods.qaa import FEATURE_SOURCES, QAASettings
 from qpeft.methods.qaa.features import Features
-from qpeft.methods.qaa.model import QAABranch
 
 adapt = VARIANTS["qaa"].adapt
 
 
-@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}])
+@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}])
 def test_output_equals_the_equation(llama, settings):
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
     model = move(adapt(llama, alpha=8, **settings))
@@ -28,8 +27,6 @@ def test_output_equals_the_equation(llama, settings):
     branch, x = layer.qpeft_adapter["default"], torch.randn(3, 5, 16)
     z = qpeft.circuits.amplitude_expectations(x, branch.features.angles(), settings.get("ansatz", "square"))
     f = (18 / 2) ** 0.5 * z
-    if settings.get("carry_norm"):
-        f = f * x.norm(dim=-1, keepdim=True) / 4
     torch.testing.assert_close(layer(x), projection(x) + 8 / 4 * (f @ branch.V.T + branch.c), atol=1e-5, rtol=1e-5)
 
 
@@ -81,15 +78,9 @@ def test_sources_are_even_but_the_linear_one_is_odd(source, sign):
 
 
 @pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
-def test_only_carry_norm_depends_on_the_input_norm(source):
-    x = torch.randn(5, 12, dtype=torch.float64)
-    for carry_norm in (False, True):
-        settings = QAASettings(feature_source=source, carry_norm=carry_norm)
-        branch = QAABranch(settings, "site", (12, 3), SeededInit(0)).double()
-        with torch.no_grad():
-            branch.V.normal_()
-        found = branch(7 * x)
-        torch.testing.assert_close(found, (7 if carry_norm else 1) * branch(x), atol=1e-12, rtol=1e-12)
+def test_features_do_not_depend_on_the_input_norm(source):
+    made, x = features(12, feature_source=source).double(), torch.randn(5, 12, dtype=torch.float64)
+    torch.testing.assert_close(made(7 * x), made(x), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("source", "low", "high"), [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)])

@@ -7,12 +7,12 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft import LoraConfig, PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from qpeft.checks import option
+from qpeft.checks import check_fields, option
 from qpeft.core import model_card
 from qpeft.core.slots import DRAWN_INITS, Slot
 from qpeft.errors import CheckpointError, ConfigError
@@ -81,6 +81,8 @@ class AdapterConfig(PeftConfig):
         None, "Digest of the base model's adapted weights; filled in when bound.", filled_in=True
     )
 
+    method_name: ClassVar[str] = ""  # the PEFT type; a config without it sets `peft_type` to a MethodName itself
+
     @property
     def depends_on_base(self) -> bool:
         """Whether the adapter's values have a meaning on its own base model only."""
@@ -97,6 +99,8 @@ class AdapterConfig(PeftConfig):
             if isinstance(value, tuple):
                 setattr(self, name, list(value))  # as it is read back from JSON
         super().__post_init__()
+        if self.method_name:
+            self.peft_type = MethodName(self.method_name)  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as in adapter_config.json; sets are sorted, so that every process saves the same."""
@@ -150,6 +154,10 @@ class OwnTunerConfig(AdapterConfig):
     layers_pattern: list[str] | str | None = option(
         None, "Names of the lists of layers that layers_to_transform counts, such as h. Default: any."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self)
 
 
 @dataclass

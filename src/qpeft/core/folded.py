@@ -33,8 +33,3 @@ class Folded(nn.Module):
         if initial or tau is None:
             return self.start
         return torch.add(self.start, tau if self.bits is None else quantize(tau, self.bits), alpha=self.scale)
-
-    def distance(self) -> Tensor:
-        """The value minus the initial value; only of a trained one."""
-        assert self.tau is not None
-        return self.scale * self.tau

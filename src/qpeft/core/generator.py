@@ -66,7 +66,6 @@ class Generator(FullPrecision):
     needs_fit = False  # whether fit_frames must be called before training
     is_compression = True  # whether fewer parameters are trained than generated
     n_unused = 0  # generated values without effect, which an export leaves out
-    chunk_shape: tuple[int, int] | None = None  # of `chunks`, if the output consists of chunks
 
     def __call__(self) -> Tensor:
         """The adapter's parameters, flat (P,), float32 whatever autocast is set to."""
@@ -82,10 +81,6 @@ class Generator(FullPrecision):
     def plan_sizes(self) -> dict[str, Any]:
         """What `qpeft.plan` shows next to the parameters, such as `n_qubits` of the largest circuit."""
         return {}
-
-    def chunks(self, *, initial: bool = False) -> Tensor:
-        """The output before flattening, or the untrained one; shape `chunk_shape`."""
-        raise NotImplementedError
 
     def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int] | None]:
         """The tensors of the adapter without what has no effect, and the rank that is left of each module.

@@ -94,12 +94,23 @@ class Rotation(LinearAdapter):
         return torch.linalg.solve(q + eye, q - eye)[:, row, column].float()
 
 
+def rotated_width(settings: Any, field: str, name: str, shape: tuple[int, int]) -> int:
+    """The width of the rotated side of the map `name`; ConfigError if `field`, on the input, does not divide it."""
+    width, number = shape[settings.side == "output"], getattr(settings, field)
+    if number > width or (settings.side == "input" and width % number):
+        raise ConfigError(
+            f"{field}={number} does not divide {width}, the width of the {settings.side} of {name}; choose another, or "
+            "leave the module out with exclude_modules"
+        )
+    return width
+
+
 class LinearLayer(nn.Module, BaseTunerLayer):
     """A linear map with its adapters, the first active one nearest to the map: W Q_1 Q_2, or Q_2 Q_1 W, as merging."""
 
     adapter_layer_names = ("qpeft_adapter",)
 
-    def __init__(self, base_layer: nn.Module, name: str) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = sizes(base_layer)
@@ -152,17 +163,13 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 class LinearTuner(OwnTuner):
     """A `LinearLayer` around each target; by default all linear maps apart from the output head.
 
-    A subclass defines `_make`, and, if its adapters have an equal in OFT, `oft_sizes(config)`: OFT's `r` and
-    `oft_block_size`, one of which is 0.
+    A subclass sets `adapter_class`, of which one is made of the config, the name and (inputs, outputs) of a map, and
+    a SeededInit; ConfigError if it does not fit.
     """
 
     prefix = "qpeft_"
     tuner_layer_cls = LinearLayer
-    oft_sizes: Any
-
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> LinearAdapter:
-        """An adapter of the map `name` with (inputs, outputs) `shape`; raises ConfigError if it does not fit."""
-        raise NotImplementedError
+    adapter_class: Any
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str] | str:
         if not any(map(is_linear, modules.values())):
@@ -173,12 +180,12 @@ class LinearTuner(OwnTuner):
         if not is_linear(module):
             raise ConfigError(f"this method adapts Linear or Conv1D; {name} is {type(module).__name__}")
         with torch.device("meta"):
-            self._make(config, name, sizes(module), SeededInit(0, "meta"))
+            self.adapter_class(config, name, sizes(module), SeededInit(0, "meta"))
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         weight = next(layer.get_base_layer().parameters(), torch.empty(0))
         init = SeededInit(getattr(config, "seed", 0), weight.device.type)
-        adapter = self._make(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
+        adapter = self.adapter_class(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
         layer.qpeft_adapter[adapter_name] = adapter.double() if weight.dtype == torch.float64 else adapter
 
     def _pairs(self, adapter_name: str | None = None) -> list[tuple[str, LinearLayer, Any]]:
@@ -229,8 +236,10 @@ class LinearTuner(OwnTuner):
         config: Any = self.peft_config[adapter_name]
         names = {f.name for f in fields(OFTConfig) if f.init} & {f.name for f in fields(OwnTunerConfig)} - {"peft_type"}
         same = {name: getattr(config, name) for name in names}
-        stock = OFTConfig(**same, **self.oft_sizes(config), use_cayley_neumann=False)
         held = self._pairs(adapter_name)
+        widths = {adapter.size for _, _, adapter in held}  # of blocks; if they differ, their number does not
+        r, width = (0, widths.pop()) if len(widths) == 1 else (len(held[0][2].angles.start), 0)
+        stock = OFTConfig(**same, r=r, oft_block_size=width, use_cayley_neumann=False)
         tensors = {f"base_model.model.{name}.oft_R.weight": adapter.oft_weight() for name, _, adapter in held}
         n_trained = sum(p.numel() for _, _, adapter in held for p in adapter.parameters())
         state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)

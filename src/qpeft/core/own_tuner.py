@@ -81,10 +81,6 @@ class OwnTuner(BaseTuner):
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
         """Raise an error if this module cannot be adapted."""
 
-    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
-        """A layer without adapters around the module `target` called `name`."""
-        return self.tuner_layer_cls(target, name)  # type: ignore[call-arg]
-
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         """Add an adapter to the layer called `name`."""
         raise NotImplementedError
@@ -92,7 +88,8 @@ class OwnTuner(BaseTuner):
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, config: Any, adapter_name: str, target: Any, name: str, parent: Any, current_key: str, **_: Any
     ) -> None:
-        layer = target if isinstance(target, self.tuner_layer_cls) else self._new_layer(target, current_key)
+        kind: Any = self.tuner_layer_cls
+        layer = target if isinstance(target, kind) else kind(target)
         self._add_adapter(layer, adapter_name, config, current_key)
         self._replace_module(parent, name, layer, target)
 

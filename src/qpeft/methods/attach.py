@@ -23,11 +23,11 @@ from torch import nn
 
 from qpeft.checks import option
 from qpeft.core.base_digest import bind_base, check_base, name_of
-from qpeft.core.config import GeneratedConfig, MethodName
+from qpeft.core.config import GeneratedConfig
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, adapter_parameters, find_slots
-from qpeft.core.tuner import CONTAINER, CompactState, Generators, described_by, holder_of
+from qpeft.core.tuner import CONTAINER, CompactState, GeneratedMixin, Generators, described_by, holder_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
@@ -184,10 +184,10 @@ class AttachedConfig(GeneratedConfig):
     host: dict[str, Any] = option(dict, "The stock adapter's config.")
     generator: dict[str, Any] = option(dict, "The generator's settings.")
     generator_name: str = option("qpa", "The registered name of the generator.")
+    method_name = "QPEFT_ATTACHED"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = MethodName("QPEFT_ATTACHED")  # type: ignore[assignment]
         self.to_generator()  # raises an error for invalid settings
 
     @classmethod
@@ -215,11 +215,7 @@ class AttachedConfig(GeneratedConfig):
 class AttachedModel(PeftModel if TYPE_CHECKING else object):
     """Mixed in before a PeftModel class by `attach`."""
 
-    @property
-    def generators(self) -> Generators:
-        """The generator of the adapter, by the adapter's name."""
-        generators: Any = self._modules[CONTAINER]
-        return generators
+    generators = GeneratedMixin.generators
 
     def get_base_model(self) -> Any:
         """The base model; PEFT finds it by the config, which is the generator's while an adapter is saved."""

@@ -8,8 +8,6 @@ from enum import Enum
 from importlib import import_module
 from typing import Any, Literal
 
-DEFAULT_LEARNING_RATE = 2e-4  # usual for LoRA; for methods that no study has tuned
-
 
 class Trains(Enum):
     """What a training run of the method changes."""
@@ -35,7 +33,7 @@ class Method:
     tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
     kind: Literal["quantum", "classical"] = "classical"
     trains: Trains = Trains.ADAPTER
-    learning_rate: float = DEFAULT_LEARNING_RATE  #: what our studies chose; the factor 1 of its grid in a study
+    learning_rate: float = 2e-4  #: what our studies chose, else the usual one of LoRA; the factor 1 of a grid
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields with other defaults than in the config
     seed_field: str = "seed"  #: config field that gets the seed of the run, if the config has it
     options: type | str | None = None  #: dataclass of the method's own fields, free of torch, for the command line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import option
 from qpeft.methods.method import Method
 
 METHOD = Method(
@@ -24,6 +24,3 @@ class BottleneckSettings:
 
     bottleneck_size: int = option(64, "Inner width b of the adapter.", at_least=1, at_most=2**16)
     seed: int = option(0, "Seed of the initial values.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, BottleneckSettings)

@@ -20,7 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import is_linear, sizes
@@ -45,10 +45,7 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
         ConfigError: a setting is out of range.
     """
 
-    def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        BottleneckSettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_BOTTLENECK")  # type: ignore[assignment]
+    method_name = "QPEFT_BOTTLENECK"
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
@@ -56,11 +53,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("bottleneck_adapter",)
 
-    def __init__(self, base_layer: nn.Module, width: int) -> None:
+    def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.width = width
-        self.in_features, self.out_features = sizes(base_layer) if is_linear(base_layer) else (width, width)
         self.bottleneck_adapter = nn.ModuleDict()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -103,21 +98,20 @@ class BottleneckModel(OwnTuner):
         if outer := [one for one in parents if one in layers or check_target_module_exists(config, one)]:
             raise ConfigError(f"target_modules match {outer[0]} and {name} within it; give a longer name")
 
-    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
-        return BottleneckLayer(target, _find_width(self.model, target, name))
-
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         # initially it adds 0; W_down is uniform on +-1/sqrt(d)
-        held = list(layer.get_base_layer().parameters())
+        base = layer.get_base_layer()
+        width, held = _find_width(self.model, base, name), list(base.parameters())
+        layer.in_features, layer.out_features = sizes(base) if is_linear(base) else (width, width)
         dtype = next((p.dtype for p in held if p.is_floating_point()), torch.float32)  # a quantized base has others
         device = held[0].device if held else None
-        down = nn.Linear(layer.width, config.bottleneck_size, device=device, dtype=dtype)
-        up = nn.Linear(config.bottleneck_size, layer.width, device=device, dtype=dtype)
+        down = nn.Linear(width, config.bottleneck_size, device=device, dtype=dtype)
+        up = nn.Linear(config.bottleneck_size, width, device=device, dtype=dtype)
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
         init = SeededInit(config.seed, down.weight.device.type)
         with torch.no_grad():
-            drawn = f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(layer.width)
+            drawn = f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)
             down.weight.copy_(init.uniform(*drawn))
         layer.bottleneck_adapter[adapter_name] = nn.Sequential(down, nn.GELU(), up)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import option
 from qpeft.methods.method import Method
 
 METHOD = Method(
@@ -32,6 +32,3 @@ class CUASettings:
         "values before the rotation.",
         choices=("linear", "magnitude"),
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self, CUASettings)

@@ -13,17 +13,15 @@ OFT with blocks of b and the exact Cayley transform, as which it is exported.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from qpeft.circuits.cayley import cayley_change, skew
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
-from qpeft.core.linear_tuner import LinearTuner, Rotation
+from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError
 from qpeft.methods.cua import CUASettings
 
 
@@ -42,16 +40,14 @@ class CUAConfig(CUASettings, OwnTunerConfig):
         ConfigError: a setting is out of range; on the model, a block does not fit a width.
     """
 
-    def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        CUASettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_CUA")  # type: ignore[assignment]
+    method_name = "QPEFT_CUA"
 
 
 class CUARotation(Rotation):
     """g(x) - x; `angles` are k, (m, b(b-1)/2)."""
 
-    def __init__(self, settings: CUASettings, width: int) -> None:
+    def __init__(self, settings: CUASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
+        width = rotated_width(settings, "block_size", name, shape)
         super().__init__(settings.side, settings, width)
         self.size, self.is_linear = settings.block_size, settings.readout == "linear"
         self.angles = Folded(torch.zeros(width // self.size, self.size * (self.size - 1) // 2), 1.0)
@@ -67,14 +63,4 @@ class CUARotation(Rotation):
 class CUAModel(LinearTuner):
     """The tuner that PEFT builds for a CUAConfig."""
 
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> CUARotation:
-        width, size = shape[config.side == "output"], config.block_size
-        if size > width or (config.side == "input" and width % size):
-            raise ConfigError(
-                f"block_size={size} does not divide {width}, the width of the {config.side} of {name}; choose another, "
-                "or leave the module out with exclude_modules"
-            )
-        return CUARotation(config, width)
-
-    def oft_sizes(self, config: Any) -> dict[str, int]:
-        return {"r": 0, "oft_block_size": config.block_size}
+    adapter_class = CUARotation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import option
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
 from qpeft.methods.method import Method
 
@@ -41,16 +41,7 @@ class QAASettings:
     )
     train_circuit: bool = option(True, "False is a control: the angles are not trained.")
     alpha: float = option(16.0, "The branch is multiplied by alpha / qubits.", above=0)
-    carry_norm: bool = option(
-        False, "Multiply features by ||x|| / sqrt(d); otherwise the branch does not depend on the norm of x."
-    )
     out_slices: list[list[int]] | None = option(
         None, "Adapted ranges [start, stop) of the output. Default: all; for GPT-2's c_attn queries and values."
     )
     seed: int = option(0, "Seed of the initial angles, or of a control's values.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, QAASettings)
-        self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
-        if self.out_slices is not None:
-            self.out_slices = [list(pair) for pair in self.out_slices]

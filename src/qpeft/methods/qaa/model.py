@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qpeft.circuits import amplitude_qubits
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.generator import ANGLES, ParameterGroup
 from qpeft.core.linear_tuner import LinearAdapter, LinearTuner
 from qpeft.core.seeded_init import SeededInit
@@ -48,10 +48,13 @@ class QAAConfig(QAASettings, OwnTunerConfig):
         ConfigError: a setting is out of range.
     """
 
+    method_name = "QPEFT_QAA"
+
     def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        QAASettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_QAA")  # type: ignore[assignment]
+        super().__post_init__()
+        self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
+        if self.out_slices is not None:
+            self.out_slices = [list(pair) for pair in self.out_slices]
 
 
 class QAABranch(LinearAdapter):
@@ -74,8 +77,7 @@ class QAABranch(LinearAdapter):
         (width, outputs), n_qubits, slices = shape, amplitude_qubits(shape[0]), written_slices(settings, name, shape)
         features = None if settings.feature_source == "none" else Features(settings, width, name, init)
         super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
-        self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
-        self.scale, self.slices = settings.alpha / n_qubits, slices
+        self.features, self.outputs, self.scale, self.slices = features, outputs, settings.alpha / n_qubits, slices
         written = sum(stop - start for start, stop in slices)
         # not by register_parameter, as in `Folded`
         self._parameters["V"] = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
@@ -85,9 +87,7 @@ class QAABranch(LinearAdapter):
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
         added = self.c.expand(*x.shape[:-1], -1)
         if self.features is not None and self.V is not None:
-            f = self.features(x)
-            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
-            added = linear(f * norm if self.carry_norm else f, self.V, self.c)
+            added = linear(self.features(x), self.V, self.c)
         parts = added.split([stop - start for start, stop in self.slices], -1)
         y = x.new_zeros(*x.shape[:-1], self.outputs)
         for (start, stop), part in zip(self.slices, parts, strict=True):
@@ -113,15 +113,14 @@ def written_slices(config: QAASettings, name: str, shape: tuple[int, int]) -> li
 class QAAModel(LinearTuner):
     """The tuner that PEFT builds for a QAAConfig."""
 
+    adapter_class = QAABranch
+
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str]:
         parts = {name.rpartition(".")[2] for name, module in modules.items() if is_linear(module)}
         for names in _QUERY_VALUE:
             if parts.issuperset(names):
                 return names
         raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
-
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QAABranch:
-        return QAABranch(config, name, shape, init)
 
     def plan_sizes(self) -> dict[str, Any]:
         n_qubits = [m.n_qubits for m in self.modules() if isinstance(m, Features) and m.source == "qnn"]

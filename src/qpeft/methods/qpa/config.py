@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 
-from qpeft.core.config import GeneratedConfig, MethodName, refuse_lora_options
+from qpeft.core.config import GeneratedConfig, refuse_lora_options
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
@@ -25,13 +25,13 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
         ConfigError: a field is out of range, or a LoRA option that QPA cannot generate.
     """
 
+    method_name = "QPEFT_QPA"
     _is_lora = True
     adapts_parameters: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         GeneratedConfig.__post_init__(self)
         QPAGeneratorConfig.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_QPA")  # type: ignore[assignment]
         refuse_lora_options(self, "QPA", allowed=("use_dora", "target_parameters"))
 
     @classmethod

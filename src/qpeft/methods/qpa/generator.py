@@ -145,7 +145,6 @@ class QPAGenerator(Generator):
         super().__init__()
         self.config, self.m = config, initial.numel()
         self.count = count = config.count(self.m)
-        self.chunk_shape = count.n_chunks, count.chunk_size
         self.feature = _make_feature(config, count, init)
         self._ansatz: Ansatz | None = getattr(self.feature, "ansatz", None)
         g, widths = config.n_generators, count.widths

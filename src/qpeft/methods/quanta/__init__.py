@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
-from qpeft.checks import MOST, check_fields, option
-from qpeft.errors import ConfigError
+from qpeft.checks import option
 from qpeft.methods.method import Method
 
 METHOD = Method(
@@ -33,13 +31,3 @@ class QuanTASettings:
     )
     bond: int = option(4, "Bond dimension of form mpo.", at_least=1, at_most=4096)
     seed: int = option(0, "Seed of the initial gates.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, QuanTASettings)
-        if isinstance(self.axes, (list, tuple)):
-            self.axes = list(self.axes)
-            are_sizes = len(self.axes) > 1 and all(type(n) is int and n > 1 for n in self.axes)
-            if are_sizes and prod(self.axes) <= MOST:
-                return
-        if self.axes is not None:
-            raise ConfigError(f"axes must be two or more whole numbers above 1, got {self.axes!r}")

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from qpeft.core.config import MethodName, OwnTunerConfig
+from qpeft.checks import MOST
+from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
 from qpeft.core.linear_tuner import LinearAdapter, LinearTuner
 from qpeft.core.seeded_init import SeededInit
@@ -50,10 +51,15 @@ class QuanTAConfig(QuanTASettings, OwnTunerConfig):
         ConfigError: a setting is out of range; on the model, the axes have fewer places than a width.
     """
 
+    method_name = "QPEFT_QUANTA"
+
     def __post_init__(self) -> None:
-        OwnTunerConfig.__post_init__(self)
-        QuanTASettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_QUANTA")  # type: ignore[assignment]
+        super().__post_init__()  # which makes a list of a tuple
+        if self.axes is None:
+            return
+        are_sizes = isinstance(self.axes, list) and all(type(n) is int and n > 1 for n in self.axes)
+        if not are_sizes or len(self.axes) < 2 or prod(self.axes) > MOST:
+            raise ConfigError(f"axes must be two or more whole numbers above 1, got {self.axes!r}")
 
 
 @cache
@@ -138,8 +144,7 @@ class QuanTABranch(LinearAdapter):
 class QuanTAModel(LinearTuner):
     """The tuner that PEFT builds for a QuanTAConfig."""
 
-    def _make(self, config: Any, name: str, shape: tuple[int, int], init: SeededInit) -> QuanTABranch:
-        return QuanTABranch(config, name, shape, init)
+    adapter_class = QuanTABranch
 
     def plan_sizes(self) -> dict[str, Any]:
         return {"axes": list(max((m.axes for m in self.modules() if isinstance(m, QuanTABranch)), key=prod))}

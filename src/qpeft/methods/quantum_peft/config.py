@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from qpeft.checks import option
-from qpeft.core.config import GeneratedConfig, MethodName, refuse_lora_options
+from qpeft.core.config import GeneratedConfig, refuse_lora_options
 from qpeft.core.frame_file import FrameFile, read_frame_file, with_frame_settings
 from qpeft.core.model_card import users_card
 from qpeft.core.seeded_init import SeededInit
@@ -51,12 +51,12 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     r: int = option(8, "Rank of the update, the paper's K.")
     lora_alpha: int = option(16, "The factor s of the update; it is not divided by r.")
+    method_name = "QPEFT_QUANTUM_PEFT"
 
     def __post_init__(self) -> None:
         self._of_file: dict[str, Any] | None = None  # settings in the frame file, which may be moved before saving
         GeneratedConfig.__post_init__(self)
         QuantumPeftGeneratorConfig.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_QUANTUM_PEFT")  # type: ignore[assignment]
         if self.init_lora_weights is not True:
             raise ConfigError("init_lora_weights does not apply: circuits compute the initial values")
         refuse_lora_options(self, "Quantum-PEFT", more=("lora_bias", "use_rslora"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import option
 from qpeft.methods.method import Method
 
 METHOD = Method(
@@ -26,12 +26,6 @@ class QuICSettings:
     order: int = option(
         2, "Largest order K: a block is the compounds of orders 1 to K. 1 is CUA, or OFT.", at_least=1, at_most=6
     )
-    base: str = option(
-        "cayley",
-        "The small matrix: a Cayley transform, or the product of rotations of pairs of wires in a pyramid of "
-        "neighbours or in a butterfly.",
-        choices=("cayley", "pyramid", "butterfly"),
-    )
     side: str = option("input", "Rotate the input or the output of a linear map.", choices=("input", "output"))
     multiplier: str = option(
         "compound",
@@ -39,6 +33,3 @@ class QuICSettings:
         choices=("compound", "random"),
     )
     seed: int = option(0, "Seed of the maps of multiplier random.", at_least=0)
-
-    def __post_init__(self) -> None:
-        check_fields(self, QuICSettings)

@@ -21,7 +21,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from qpeft.checks import option
-from qpeft.core.config import GeneratedConfig, MethodName, refuse_lora_options
+from qpeft.core.config import GeneratedConfig, refuse_lora_options
 from qpeft.core.generator import OTHER, Generator, ParameterGroup, fingerprint
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot
@@ -47,11 +47,11 @@ class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
     sora_lambda: float | None = option(
         None, "Threshold divided by the learning rate; filled in when training begins.", filled_in=True
     )
+    method_name = "QPEFT_SORA"
 
     def __post_init__(self) -> None:
         GeneratedConfig.__post_init__(self)
         SoRASettings.__post_init__(self)
-        self.peft_type = MethodName("QPEFT_SORA")  # type: ignore[assignment]
         refuse_lora_options(self, "SoRA", more=("lora_bias",))
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> SoRAGenerator:
