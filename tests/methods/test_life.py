@@ -89,7 +89,7 @@ ON_LLAMA = {
         "qaa",
         *({"feature_source": source} for source in ("quadratic", "linear", "givens", "none")),
         {"ansatz": "qaa", "train_circuit": False},
-        {"target_modules": "all-linear", "n_layers": 2},
+        {"target_modules": "all-linear", "carry_norm": True, "n_layers": 2},
         {"target_modules": ["lm_head"], "out_slices": [[2, 5], [7, 8]]},
     ),
     **rows("quic, 1", {"order": 1, "modules_to_save": ["lm_head", "norm"]}),

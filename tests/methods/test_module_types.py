@@ -25,7 +25,7 @@ METHODS = {
     "sora": (qpeft.SoRAConfig, {"r": 2}, LINEAR),
     "qaa": (qpeft.QAAConfig, {}, LINEAR),
     "cua": (qpeft.CUAConfig, {"block_size": 2}, LINEAR),
-    "quic": (qpeft.QuICConfig, {"n_blocks": 2}, LINEAR),
+    "quic": (qpeft.QuICConfig, {"n_blocks": 2, "base": "pyramid"}, LINEAR),
     "quanta": (qpeft.QuanTAConfig, {}, LINEAR),
     "bottleneck": (qpeft.BottleneckConfig, {"bottleneck_size": 2}, LINEAR | {"norm"}),
 }

@@ -19,7 +19,7 @@ from qpeft.methods.qaa.features import Features
 adapt = VARIANTS["qaa"].adapt
 
 
-@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}])
+@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}])
 def test_output_equals_the_equation(llama, settings):
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
     model = move(adapt(llama, alpha=8, **settings))
@@ -27,6 +27,8 @@ def test_output_equals_the_equation(llama, settings):
     branch, x = layer.qpeft_adapter["default"], torch.randn(3, 5, 16)
     z = qpeft.circuits.amplitude_expectations(x, branch.features.angles(), settings.get("ansatz", "square"))
     f = (18 / 2) ** 0.5 * z
+    if settings.get("carry_norm"):
+        f = f * x.norm(dim=-1, keepdim=True) / 4
     torch.testing.assert_close(layer(x), projection(x) + 8 / 4 * (f @ branch.V.T + branch.c), atol=1e-5, rtol=1e-5)
 
 

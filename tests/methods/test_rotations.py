@@ -18,7 +18,8 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import QpeftWarning
 from qpeft.methods.cua.model import CUARotation
 from qpeft.methods.quanta.model import apply_gate, apply_mpo, default_axes, pairs
-from qpeft.methods.quic.model import QuICRotation, compounds
+from qpeft.methods.quic.compound import compounds, pyramid, rotations
+from qpeft.methods.quic.model import QuICRotation
 
 K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
 K6 = torch.tensor([*K[:5], 6], dtype=torch.float64)
@@ -65,7 +66,7 @@ def quanta(gates, x):
     return x.flatten(-3)
 
 
-W = wavy(6, 8)
+W, RING = wavy(6, 8), rotations(K, pyramid(4), 4)
 WR = cua(torch.stack([K, -K]), 8).merge_into(W).detach()
 GATES = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
 T, P = quanta(GATES, EYE).mT, apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT
@@ -82,6 +83,8 @@ CHECKS = {
     "K1": (cay(K)[0], [0.847214, -0.394490, -0.313087, -0.169067]),
     "K1, C_2": (compounds(cay(K), 2)[1][0], [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745]),
     "K2": (torch.linalg.det(compounds(wavy(4, 4), 2)[1]), 32.41234358),
+    "K3": (RING[0], [0.573592, 0.714291, 0.386869, 0.105417]),
+    "K3, C_2": (compounds(RING, 2)[1][0], [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961]),
     "K6": (SLOPE[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]]),
     "Q1": (T[0, :4], [0.227131, 1.292321, -2.190032, -0.233162]),
     "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
@@ -130,22 +133,21 @@ def test_linear_cua_equals_oft_and_boft(b):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_compounds_are_the_circuit_on_k_excitations(k):
     pennylane = pytest.importorskip("pennylane")
-    gates = [(wire, wire + 1) for first in range(4) for wire in range(first, -1, -1)]  # neighbours, in a pyramid
-    angles = np.linspace(-2, 3, len(gates))
-    turns = [pennylane.SingleExcitation(2 * t, wires=pair) for t, pair in zip(angles, gates, strict=True)]
+    angles = torch.linspace(-2, 3, 10, dtype=torch.float64)
+    turns = [pennylane.SingleExcitation(2 * t, wires=pair) for t, pair in zip(angles.tolist(), pyramid(5), strict=True)]
     circuit = pennylane.matrix(pennylane.prod(*reversed(turns)), wire_order=range(5))
-    states = {n: [sum(1 << 4 - wire for wire in subset) for subset in combinations(range(5), n)] for n in (1, k)}
-    one, several = (torch.tensor(circuit[np.ix_(states[n], states[n])].real) for n in (1, k))
-    close(compounds(one, k)[-1], several, atol=1e-14)
+    states = [sum(1 << 4 - wire for wire in subset) for subset in combinations(range(5), k)]
+    close(compounds(rotations(angles, pyramid(5), 5), k)[-1], circuit[np.ix_(states, states)].real, atol=1e-14)
 
 
+@pytest.mark.parametrize(("base", "n_angles"), [("cayley", 6), ("pyramid", 6), ("butterfly", 4)])
 @pytest.mark.parametrize("multiplier", ["compound", "random"])
-def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(multiplier):
-    rotation = quic(15, n_blocks=1, order=3, multiplier=multiplier)
+def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, n_angles, multiplier):
+    rotation = quic(15, n_blocks=1, order=3, base=base, multiplier=multiplier)
     q = turned(rotation, torch.randn_like(rotation.angles.tau).double()).merge_into(torch.eye(15).double())
     close(q @ q.mT, torch.eye(15), atol=1e-13)
     after = partial(functional_call, rotation, args=(wavy(15),))
-    assert rotation.angles.tau.numel() == 6
+    assert rotation.angles.tau.numel() == n_angles
     assert torch.autograd.gradcheck(lambda s: after({"angles.tau": s}), rotation.angles.tau)
     first = quic(8, n_blocks=2, order=1, side="output")
     twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output").merge_into(wavy(8, 3)).detach()

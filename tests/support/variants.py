@@ -68,8 +68,8 @@ OWN_LINEAR = [  # config, settings, whether it exports
     (qpeft.CUAConfig, {"side": "output"}, False),
     (qpeft.CUAConfig, {"readout": "magnitude"}, False),  # not linear, and its gradient has kinks
     (qpeft.QuICConfig, {"n_blocks": 1}, True),
-    (qpeft.QuICConfig, {"n_blocks": 2, "side": "output"}, False),
-    (qpeft.QuICConfig, {"n_blocks": 1, "order": 3}, True),
+    (qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
+    (qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
     (qpeft.QuICConfig, {"n_blocks": 1, "multiplier": "random"}, True),
     *((qpeft.QuanTAConfig, {"form": form}, False) for form in ("gates", "mpo", "kron")),
 ]

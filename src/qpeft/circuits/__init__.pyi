@@ -13,6 +13,7 @@ from .lie import lie_columns as lie_columns
 from .orthogonal import basis_columns as basis_columns
 from .orthogonal import count_orthogonal as count_orthogonal
 from .orthogonal import orthogonal_columns as orthogonal_columns
+from .orthogonal import two_design_columns as two_design_columns
 from .reference import gate_probabilities as gate_probabilities
 from .simulate import exact_probabilities as exact_probabilities
 from .simulate import probabilities as probabilities

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from math import isfinite
 from typing import Any, TypeVar, cast
 
@@ -16,13 +16,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def cached_tables(function: F) -> F:
-    """Cache the tensors that a function of sizes, dtype and device makes.
+    """Cache the tensors that a function of sizes, dtype and device makes; for good, because CUDA graphs read them.
 
     All callers use the same tensors, so these are independent of the first caller: of its default device, and of its
     `torch.inference_mode()`, whose tensors cannot be used in training.
     """
 
-    @lru_cache(maxsize=64)
+    @cache
     @wraps(function)
     def make(*args: Any) -> Any:
         with torch.device("cpu"), torch.inference_mode(False):

@@ -41,6 +41,9 @@ class QAASettings:
     )
     train_circuit: bool = option(True, "False is a control: the angles are not trained.")
     alpha: float = option(16.0, "The branch is multiplied by alpha / qubits.", above=0)
+    carry_norm: bool = option(
+        False, "Multiply features by ||x|| / sqrt(d); otherwise the branch does not depend on the norm of x."
+    )
     out_slices: list[list[int]] | None = option(
         None, "Adapted ranges [start, stop) of the output. Default: all; for GPT-2's c_attn queries and values."
     )

@@ -77,7 +77,8 @@ class QAABranch(LinearAdapter):
         (width, outputs), n_qubits, slices = shape, amplitude_qubits(shape[0]), written_slices(settings, name, shape)
         features = None if settings.feature_source == "none" else Features(settings, width, name, init)
         super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
-        self.features, self.outputs, self.scale, self.slices = features, outputs, settings.alpha / n_qubits, slices
+        self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
+        self.scale, self.slices = settings.alpha / n_qubits, slices
         written = sum(stop - start for start, stop in slices)
         # not by register_parameter, as in `Folded`
         self._parameters["V"] = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
@@ -87,7 +88,9 @@ class QAABranch(LinearAdapter):
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
         added = self.c.expand(*x.shape[:-1], -1)
         if self.features is not None and self.V is not None:
-            added = linear(self.features(x), self.V, self.c)
+            f = self.features(x)
+            norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+            added = linear(f * norm if self.carry_norm else f, self.V, self.c)
         parts = added.split([stop - start for start, stop in self.slices], -1)
         y = x.new_zeros(*x.shape[:-1], self.outputs)
         for (start, stop), part in zip(self.slices, parts, strict=True):

@@ -26,6 +26,12 @@ class QuICSettings:
     order: int = option(
         2, "Largest order K: a block is the compounds of orders 1 to K. 1 is CUA, or OFT.", at_least=1, at_most=6
     )
+    base: str = option(
+        "cayley",
+        "The small matrix: a Cayley transform, or the product of rotations of pairs of wires in a pyramid of "
+        "neighbours or in a butterfly.",
+        choices=("cayley", "pyramid", "butterfly"),
+    )
     side: str = option("input", "Rotate the input or the output of a linear map.", choices=("input", "output"))
     multiplier: str = option(
         "compound",

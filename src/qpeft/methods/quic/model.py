@@ -14,7 +14,6 @@ OFT with N blocks and the exact Cayley transform.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from math import comb
 from typing import Any
 
@@ -22,48 +21,21 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.cayley import cayley_change, skew
-from qpeft.circuits.numerics import cached_tables
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
 from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.quic import QuICSettings
-
-
-@cached_tables
-def _rows(n: int, k: int) -> tuple[Tensor, Tensor]:
-    """For each k-subset of 0..n-1 and each position in it: its element there, and the rest as a (k-1)-subset's number.
-
-    Both (binom(n, k), k), subsets in lexicographic order.
-    """
-    number = {subset: i for i, subset in enumerate(combinations(range(n), k - 1))}
-    subsets = list(combinations(range(n), k))
-    rest = [[number[s[:i] + s[i + 1 :]] for i in range(k)] for s in subsets]
-    return torch.tensor(subsets), torch.tensor(rest)
-
-
-def compounds(a: Tensor, order: int) -> list[Tensor]:
-    """C_1 .. C_order of matrices a (..., n, n): C_k[I, J] = det a[I, J] for k-subsets I, J in lexicographic order.
-
-    C_k comes from C_(k-1) by expansion along the first row of each minor: differentiable everywhere, and exactly the
-    identity for the identity.
-    """
-    found = [a]
-    for k in range(2, order + 1):
-        element, rest = (table.to(a.device) for table in _rows(a.shape[-1], k))
-        top, below = a[..., element[:, 0], :], found[-1][..., rest[:, 0], :]  # (..., subsets, n), (..., subsets, ...)
-        terms = ((-1) ** i * top[..., element[:, i]] * below[..., rest[:, i]] for i in range(k))
-        found.append(sum(terms, torch.zeros((), dtype=a.dtype, device=a.device)))
-    return found
+from qpeft.methods.quic.compound import butterfly, compounds, pyramid, rotations
 
 
 @dataclass
 class QuICConfig(QuICSettings, OwnTunerConfig):
     """QuIC of linear maps, by default of all but the output head.
 
-    Each has N n(n-1)/2 parameters in radians, float32. On the input side N must divide the width; behind a map, the
-    last values that fill no block are not rotated.
+    Each has N n(n-1)/2 parameters in radians, float32, or N (n/2) log2 n with base butterfly. On the input side N must
+    divide the width; behind a map, the last values that fill no block are not rotated.
 
     Example::
 
@@ -77,7 +49,7 @@ class QuICConfig(QuICSettings, OwnTunerConfig):
 
 
 class QuICRotation(Rotation):
-    """C - I, or its transpose on the output side; `angles` are s, (N, n(n-1)/2).
+    """C - I, or its transpose on the output side; `angles` are s, or the gates' angles, (N, n(n-1)/2).
 
     With multiplier random, C_k is cay(skew(E_k s)) for k > 1. Each row of E_k has one Gaussian entry at a random
     place, of a variance with which C_k changes as much as the compound near the identity.
@@ -86,14 +58,16 @@ class QuICRotation(Rotation):
     def __init__(self, settings: QuICSettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
         width = rotated_width(settings, "n_blocks", name, shape)
         self.settings, self.size, order = settings, width // settings.n_blocks, settings.order
-        fits = (n for n in range(2, self.size + 1) if sum(comb(n, k) for k in range(1, order + 1)) <= self.size)
-        n = max(fits, default=0)
+        is_butterfly = settings.base == "butterfly"
+        widths = [2**i for i in range(1, self.size.bit_length())] if is_butterfly else range(2, self.size + 1)
+        n = max((n for n in widths if sum(comb(n, k) for k in range(1, order + 1)) <= self.size), default=0)
         if n < max(order, 2):
             raise ConfigError(
                 f"order={order} does not fit blocks of {self.size} values, which hold the compounds of a "
                 f"matrix of width {n}; choose a lower order or fewer blocks"
             )
-        self.n, count, drawn = n, comb(n, 2), []
+        self.n, self.gates = n, butterfly(n) if is_butterfly else pyramid(n)
+        count, drawn = len(self.gates), []  # also of Cayley parameters
         for k in range(2, order + 1) if settings.multiplier == "random" else ():
             n_entries = comb(comb(n, k), 2)
             std = (count * comb(n - 2, k - 1) / max(n_entries, 1)) ** 0.5
@@ -107,12 +81,13 @@ class QuICRotation(Rotation):
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         s, order = self.angles().to(dtype), self.settings.order
-        found = [cayley_change(skew(s))]
+        eye = torch.eye(self.n, dtype=dtype, device=s.device)
+        found = [cayley_change(skew(s)) if self.settings.base == "cayley" else rotations(s, self.gates, self.n) - eye]
         if self.settings.multiplier == "random":
             maps = [(self.get_buffer(f"place_{k}"), self.get_buffer(f"weight_{k}")) for k in range(2, order + 1)]
             found += [cayley_change(skew(s[:, place] * weight.to(dtype))) for place, weight in maps]
         else:
-            higher = compounds(found[0] + torch.eye(self.n, dtype=dtype, device=s.device), order)[1:]
+            higher = compounds(found[0] + eye, order)[1:]
             found += [c - torch.eye(c.shape[-1], dtype=dtype, device=s.device) for c in higher]
         return [part.mT for part in found] if self.side == "output" else found
 

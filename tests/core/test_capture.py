@@ -1,0 +1,101 @@
+"""CUDA graphs of a generator: on a GPU the same bits; elsewhere with a stand-in that reuses memory as graphs do."""
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_models import llama
+
+import qpeft
+from qpeft.core.capture import Captured
+from qpeft.errors import TrainingError
+
+CONFIGS = {
+    "qpa": lambda: qpeft.QPAConfig(r=2, target_modules="all-linear", budget=0.2, task_type="CAUSAL_LM"),
+    "quantum_peft": lambda: qpeft.QuantumPeftConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+}
+
+
+def reusing_memory(function, samples, allow_unused_input):
+    """As torch.cuda.make_graphed_callables: values and gradients of the last call, each time in the same memory."""
+    inputs = [sample.detach().clone().requires_grad_() for sample in samples]
+    memory, gradients, last = function(*inputs).detach(), [torch.zeros_like(sample) for sample in samples], []
+
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *values):
+            with torch.enable_grad():
+                for mine, value in zip(inputs, values, strict=True):
+                    mine.data.copy_(value)
+                last[:] = [function(*inputs)]
+            memory.copy_(last[0].detach())
+            return memory.detach()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            torch._foreach_copy_(gradients, torch.autograd.grad(last[0], inputs, gradient, retain_graph=True))
+            return tuple(mine.detach() for mine in gradients)
+
+    return Replay.apply
+
+
+def trained(config, ids, device="cpu", capture=lambda model: None):
+    """The parameters' values after three steps of two micro-batches, and of a plain evaluation in between."""
+    torch.manual_seed(0)
+    model = get_peft_model(llama(), config).to(device)
+    capture(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        for part in ids.to(device).chunk(2):
+            model(input_ids=part, labels=part).loss.backward()
+        model.base_model.generators.bindings["default"].values()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [p.detach().clone() for p in model.parameters() if p.requires_grad]
+
+
+def replay(model):
+    binding = model.base_model.generators.bindings["default"]
+    binding._captured = Captured(binding.generator)
+    binding.invalidate()
+    assert binding._captured.is_usable()
+    return binding
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", reusing_memory)
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_training_with_reused_memory_is_equal(kind, ids, stand_in):
+    plain, captured = trained(CONFIGS[kind](), ids), trained(CONFIGS[kind](), ids, capture=replay)
+    assert all(map(torch.equal, plain, captured))
+
+
+def test_what_a_graph_cannot_follow(ids, stand_in):
+    model = get_peft_model(llama(), CONFIGS["qpa"]())
+    binding = replay(model)
+    early = model(input_ids=ids, labels=ids).loss
+    binding.renew()
+    with pytest.raises(TrainingError, match="evaluated again"):
+        early.backward()
+    binding.generator.mlp.requires_grad_(False)
+    assert not binding._captured.is_usable()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert binding.generator.feature.angles.tau.grad.any()
+
+
+def test_cpu_is_left_as_it_is(ids):
+    assert qpeft.capture(get_peft_model(llama(), CONFIGS["qpa"]())) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_graphs_give_equal_bits(kind, ids):
+    def capture(model):
+        assert qpeft.capture(model) == 1
+
+    plain, captured = (trained(CONFIGS[kind](), ids, "cuda", how) for how in (lambda model: None, capture))
+    assert all(map(torch.equal, plain, captured))
