@@ -130,7 +130,7 @@ class CausalLM(Task):
         s = self.settings
         return base.load_model(s.model, s.dtype, s.trust_remote_code, s.load_in_4bit)
 
-    collate = staticmethod(text.collate)
+    collate = staticmethod(text.collate)  # type: ignore[assignment]
 
     def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> Score:
         blocks = self.evaluation if examples is None else examples
