@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import re
 import shutil
@@ -59,15 +58,8 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
 
 def json_line(value: Any) -> str:
     """A line of JSON, in which numbers that are not finite are null."""
-    return json.dumps(_finite(value), allow_nan=False, default=str) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    read = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    return json.dumps(read) + "\n"
 
 
 def read_json_lines(path: Path, is_valid: Callable[[Any], bool], remedy: str) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from qpeft.errors import ConfigError
 from qpeft.methods import register
-from qpeft.methods.method import Method, imported
+from qpeft.methods.method import Method
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabRecord:
-    """Of one method; functions may be given as "module:Name", which is imported when first used."""
+    """Of one method; functions may be given as "module:Name", for `qpeft.methods.method.imported`."""
 
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # hosts that the config itself generates
     classical_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # for which there is no circuit
@@ -24,11 +24,6 @@ class LabRecord:
     # it returns a function to call with the model before the first step, or None
     calibrate: Callable[[Any, Any, Any], Callable[[Any], None] | None] | str | None = None
     uses_param_groups: bool = False  # whether the optimizer needs `qpeft.param_groups`
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        """Call the function in field `name`; returns None if there is none."""
-        function = imported(getattr(self, name))
-        return None if function is None else function(*arguments)
 
 
 def lab_record(method: Method) -> LabRecord:

@@ -1,8 +1,12 @@
-"""The interfaces through which training runs and studies report their progress, for example to a progress bar."""
+"""How training runs and studies report their progress, for example to a progress bar, and how Ctrl-C stops them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qpeft_lab.compare.cell import Cell
@@ -40,3 +44,27 @@ class CompareProgress:
 
     def on_row(self, cell: Cell, row: Row) -> None:
         """A cell ended or failed, and its row is written."""
+
+
+@contextmanager
+def stop_request(on_request: Callable[[], None]) -> Iterator[threading.Event]:
+    """Within this context, the first SIGINT sets the event and calls `on_request`; the second interrupts at once.
+
+    The caller completes and saves the current step before it stops.
+    """
+    wanted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals are handled only there
+        yield wanted
+        return
+
+    def handle(*_: Any) -> None:
+        wanted.set()
+        signal.signal(signal.SIGINT, before)
+        on_request()
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield wanted
+    finally:
+        signal.signal(signal.SIGINT, before)

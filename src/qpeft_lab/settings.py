@@ -20,6 +20,7 @@ from qpeft.backends import BackendSettings
 from qpeft.checks import MOST, check_fields, option, unknown
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
+from qpeft.methods.method import imported
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import read_yaml
@@ -157,7 +158,8 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        for name, value in self._of_glue().items():
+        glue = find_glue(self.data)
+        for name, value in glue.settings().items() if glue else ():
             if getattr(self, name) == getattr(RunSettings, name):
                 setattr(self, name, value)
         if self.steps is None and self.epochs is None:
@@ -167,7 +169,8 @@ class RunSettings:
 
     def check(self) -> None:
         """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
-        for name, value in self._of_glue().items():
+        glue = find_glue(self.data)
+        for name, value in glue.settings().items() if glue else ():
             if getattr(self, name) != value:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
         methods.get(self.method)
@@ -176,7 +179,15 @@ class RunSettings:
             raise ConfigError(unknown("host", self.host, methods.hosts()))
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs both limit the run; give one of them")
-        self._check_task()
+        kind = TASKS[self.task]
+        applies = {
+            **dict.fromkeys(("pad_rows", "chat_template", "load_in_4bit"), kind.is_language_model),
+            "text_pair_column": not kind.is_language_model and not kind.has_images,
+            "label_smoothing": not kind.is_regression,
+        }
+        for name, does_apply in applies.items():
+            if not does_apply and getattr(self, name) != getattr(RunSettings, name):
+                raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
         if self.host != RunSettings.host and self.record.generator is None:
             owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
             raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
@@ -186,7 +197,8 @@ class RunSettings:
                 f"{', '.join(self.backend_settings)}"
             )
         for record in dict.fromkeys((self.record, self.adapter)):
-            lab_record(record).ask("check", self)
+            if check := imported(lab_record(record).check):
+                check(self)
 
     @classmethod
     def validated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,23 +268,6 @@ class RunSettings:
         """Steps between evaluations, checkpoints, and training losses in metrics.jsonl: at most 1,000 in a run."""
         tenth = max(1, self.n_steps // 10)
         return self.eval_every or tenth, self.save_every or min(500, tenth), ceil(self.n_steps / 1000)
-
-    def _of_glue(self) -> dict[str, Any]:
-        """The fields that a task of GLUE determines."""
-        glue = find_glue(self.data)
-        return {} if glue is None else glue.settings()
-
-    def _check_task(self) -> None:
-        kind, is_text = TASKS[self.task], self.is_language_model
-        of_texts = dict.fromkeys(("pad_rows", "chat_template", "load_in_4bit"), is_text)
-        applies = {
-            **of_texts,
-            "text_pair_column": not is_text and not kind.has_images,
-            "label_smoothing": not kind.is_regression,
-        }
-        for name, does_apply in applies.items():
-            if not does_apply and getattr(self, name) != getattr(RunSettings, name):
-                raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

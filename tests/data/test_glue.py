@@ -10,7 +10,7 @@ from qpeft.errors import ConfigError, DataError
 from qpeft_lab import RunSettings
 from qpeft_lab.data.glue import TASKS
 from qpeft_lab.data.sources import SourceName, has_validation_split, load_rows, parse_source
-from qpeft_lab.training.tasks import task_class
+from qpeft_lab.training.tasks import TASK_CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights for")
 
@@ -57,7 +57,7 @@ def settings(tiny_encoder, tmp_path):
 
 def read(settings):
     settings.check()
-    return task_class(settings.task)(settings)
+    return TASK_CLASSES[settings.task](settings)
 
 
 @pytest.mark.parametrize("name", CARD)

@@ -33,7 +33,7 @@ from qpeft.errors import CheckpointError, DataError
 from qpeft_lab import RunSettings, train
 from qpeft_lab.training.classifier import find_head, read_record
 from qpeft_lab.training.run_folder import RunFolder
-from qpeft_lab.training.tasks import task_class
+from qpeft_lab.training.tasks import TASK_CLASSES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
@@ -79,7 +79,7 @@ def read(settings):
     """The task of a run, and its base."""
 
     def make(task, **changes):
-        made = task_class(task)(settings(task, **changes))
+        made = TASK_CLASSES[task](settings(task, **changes))
         made.model = made.load_base().eval()
         return made
 
@@ -158,7 +158,7 @@ def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(se
     common = {"model": str(folder), "data": str(file), "eval_data": None, "batch_size": 4, "steps": 2, **PAIR}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for seq_len in (12, 64):
-        task = task_class(TEXTS)(settings(TEXTS, **common, seq_len=seq_len), labels=("n", "y"))
+        task = TASK_CLASSES[TEXTS](settings(TEXTS, **common, seq_len=seq_len), labels=("n", "y"))
         for (text, _), pair in zip(task.evaluation, texts, strict=True):
             own = tokenizer(*pair, truncation=True, max_length=seq_len)
             # others: a model with no token types, and a tokenizer that gives none
@@ -182,7 +182,7 @@ def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
     lines = (json.dumps({"premise": one, "hypothesis": other, "label": "n"}) + "\n" for one, other in rows)
     (tmp_path / "x.jsonl").write_text("".join(lines))
     with pytest.warns(UserWarning, match="1 of 3 rows"):
-        task = task_class(TEXTS)(settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y"))
+        task = TASK_CLASSES[TEXTS](settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y"))
     assert len(task.evaluation) == 2
 
 
@@ -194,12 +194,12 @@ def test_label_that_is_no_number_is_named_with_its_row(settings, tmp_path, label
     rows = [{"text": "the king", "label": 1}, {"text": "a fox", "label": "2.5"}, {"text": "a bird", "label": label}]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=r"bad\.jsonl, row 3"):
-        task_class(NUMBERS)(settings(NUMBERS, data=str(tmp_path / "bad.jsonl")))
+        TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(tmp_path / "bad.jsonl")))
 
 
 def test_label_that_the_trainer_ignores_is_counted(settings, tmp_path):
     (tmp_path / "low.jsonl").write_text('{"text": "the king", "label": -100}\n{"text": "a fox", "label": 1}\n')
-    task = task_class(NUMBERS)(settings(NUMBERS, data=str(tmp_path / "low.jsonl")))
+    task = TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(tmp_path / "low.jsonl")))
     labels = task.collate(task.train)["labels"]
     assert labels.ne(-100).all()
     assert labels.tolist() == pytest.approx([-100, 1])
@@ -215,7 +215,7 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
     result = train(asked)
     assert result.after.loss < 0.9 * result.before.loss
     assert RunFolder(result.out).read_result().after == result.after
-    made = task_class(task)(asked)
+    made = TASK_CLASSES[task](asked)
     pooler = 0 if task == IMAGES else 16 * 16 + 16  # a masked language model has none
     assert result.trainable_head == (16 + 1) * len(made.labels) + pooler
     if method == "head":

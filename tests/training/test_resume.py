@@ -148,7 +148,7 @@ CRASHES = {
     "within a checkpoint": within(torch, "save"),
     "before the seal": within(fit, "seal"),
     "while a checkpoint is removed": while_a_checkpoint_is_removed,
-    "before the adapter": within(outputs, "qpeft"),
+    "before the adapter": within(outputs, "save"),
     "by Ctrl-C": by_ctrl_c,
     "by a full disk": by_a_full_disk,
     "and lost files": and_lost_files,

@@ -22,7 +22,7 @@ from qpeft_lab import train
 from qpeft_lab.training.checkpoints import last_intact, step_of
 from qpeft_lab.training.fit import DivergedError
 from qpeft_lab.training.run_folder import read_rows
-from qpeft_lab.training.tasks import task_class
+from qpeft_lab.training.tasks import TASK_CLASSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -61,7 +61,7 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
 
     progress = Recorder()
     unbroken = train(length(out="unbroken"), progress)
-    n_blocks = len(task_class("causal-lm")(length()).train)
+    n_blocks = len(TASK_CLASSES["causal-lm"](length()).train)
     same = {"num_train_epochs": epochs, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
     quiet = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
     arguments = TrainingArguments(str(unbroken.out / "trainer"), **same, **quiet)

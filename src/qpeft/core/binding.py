@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.core.capture import Captured

@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from qpeft.core.config import check_seal
-from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.meta_model import check_adapted, check_model
 from qpeft.core.model_card import keep_card
 from qpeft.core.replication import refuse_sharded_adapter
@@ -79,6 +78,8 @@ def load(
             and the adapter acts in frames of its base model.
         ConfigError: `base` is no model, or there is no file `frames`.
     """
+    from qpeft.core.frame_file import with_frame_settings
+
     check_model(base)
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:

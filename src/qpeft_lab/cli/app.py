@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Annotated, Any
 
 import typer
@@ -49,19 +49,9 @@ class _Commands(TyperGroup):
             raise
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"qpeft {version('qpeft')}")
-        raise typer.Exit
-
-
 def qpeft(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
 ) -> None:
     """Fine-tune Hugging Face models with adapters that small quantum circuits generate.
 
@@ -77,6 +67,9 @@ def qpeft(
       qpeft export run --out my-adapter
       qpeft compare run survey --out survey
     """
+    if version:
+        typer.echo(f"qpeft {metadata.version('qpeft')}")
+        raise typer.Exit
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

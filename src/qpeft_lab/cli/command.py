@@ -9,14 +9,14 @@ import traceback
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from qpeft.errors import InputError, QpeftError
 from qpeft_lab.cli import console
-from qpeft_lab.cli.options import SHOWN, Signature, canonical, parameter
+from qpeft_lab.cli.options import ALIASES, SHOWN, Signature
 from qpeft_lab.files import is_disk_full
 
 WORK_FAILED = 1
@@ -65,7 +65,10 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
         "debug": typer.Option("--debug", metavar="", help="Show tracebacks, and the warnings and logs of libraries."),
         "help_all": typer.Option("--help-all", metavar="", is_eager=True, callback=_help_all, help="Show all options."),
     }
-    parameters = signature.parameters + [parameter(name, bool, made, default=False) for name, made in flags.items()]
+    parameters = list(signature.parameters)
+    for name, made in flags.items():
+        kind, hint = inspect.Parameter.KEYWORD_ONLY, Annotated[bool, made]
+        parameters.append(inspect.Parameter(name, kind, default=False, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
@@ -105,8 +108,9 @@ def application(
     made = typer.Typer(add_completion=False, rich_markup_mode="rich", **options)
     if about is not None:
         made.callback(help=_filled(about))(about)
+    # of an option without its dashes, so that `--learning_rate` is `--lr`
+    settings = {"token_normalize_func": lambda name: ALIASES.get(dashed := name.replace("_", "-"), dashed)}
     for function in commands:
-        settings = {"token_normalize_func": canonical}
         made.command(cls=Command, help=_filled(function), context_settings=settings)(function)
     return made
 

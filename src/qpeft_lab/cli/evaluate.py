@@ -91,13 +91,13 @@ def evaluate(
 
 def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord | None) -> Answer:
     """The scores of the base, unless its head is for other classes, and of the adapted model."""
-    from qpeft_lab.training.tasks import task_class
+    from qpeft_lab.training.tasks import TASK_CLASSES
 
     if folder is not None and record is None and not settings.is_language_model:
         raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
     config = {} if folder is None else adapter_config(folder)
     reserved = (config | (config.get("host") or {})).get("num_virtual_tokens") or 0  # positions of a prefix or a prompt
-    task = task_class(settings.task)(settings, reserved, () if record is None else record.labels)
+    task = TASK_CLASSES[settings.task](settings, reserved, () if record is None else record.labels)
 
     def score(model: Any, is_base: bool) -> Score | None:
         return None if is_base and task.has_new_head else task.score(model)

@@ -16,7 +16,7 @@ from qpeft.methods import records
 from qpeft.methods.method import imported
 from qpeft_lab.cli.options import Fields, flag
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.methods import registered
+from qpeft_lab.user_files import named_ansatz
 
 _PANEL = "The adapter (fields of PEFT)"
 _HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs in Python
@@ -67,7 +67,15 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
     common = {f.name for f in fields(_Given)}
     check_fields(_Given(**{name: value for name, value in options.items() if name in common}))
-    _check_owner(run, given.keys() - common)
+    own = set(common)
+    for method in (run.record, run.adapter):
+        of_config = () if method.config is None else fields(method.config_class)
+        own |= {f.name for f in (*_GENERATORS.get(method.key, ()), *of_config)}
+    for name in sorted(given.keys() - own):
+        if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
+            raise ConfigError(
+                f"{flag(name)} is not an option of method {run.method}; use --method {' or '.join(owners)}"
+            )
     for text in options.get("set") or []:
         name, value = _name_and_value(text)
         if name in given:
@@ -76,7 +84,7 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
             raise ConfigError(f"the seed of a run is not a field of its method; replace --set {text} by --seed")
         given[name] = value
     preset = options.get("preset")
-    return given if preset is None else _preset(run, preset, registered(given)) | given
+    return given if preset is None else _preset(run, preset, given) | given
 
 
 def as_options(method: str, settings: Mapping[str, Any]) -> str:
@@ -101,26 +109,14 @@ def _name_and_value(text: str) -> tuple[str, Any]:
     raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
 
 
-def _check_owner(run: RunSettings, names: set[str]) -> None:
-    """Refuse options of other methods than the run's and its host's, and name those methods."""
-    own: set[str] = set()
-    for method in (run.record, run.adapter):
-        of_config = () if method.config is None else fields(method.config_class)
-        own |= {f.name for f in (*_GENERATORS.get(method.key, ()), *of_config)}
-    for name in sorted(names - own):
-        if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
-            raise ConfigError(
-                f"{flag(name)} is not an option of method {run.method}; use --method {' or '.join(owners)}"
-            )
-
-
 def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:
     """The fields in which the preset, with the given ones, differs from the method's defaults."""
     made: Any = run.record.generator_class if run.attaches else run.record.config_class
     if not hasattr(made, preset):
         raise ConfigError(f"method {run.method} has no preset {preset}; use --method qpa, or leave it out")
     names = {f.name for f in fields(made)}
-    published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in names}), made()
+    values = {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
+    published, usual = getattr(made, preset)(**{k: v for k, v in values.items() if k in names}), made()
     return {
         f.name: getattr(published, f.name)
         for f in fields(usual)

@@ -30,7 +30,7 @@ import typer
 
 from qpeft.checks import check_fields
 
-ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "per-device-batch-size": "batch-size"}
+ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "per-device-batch-size": "batch-size"}  # as in other tools
 SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
 _METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
 
@@ -102,12 +102,6 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def canonical(name: str) -> str:
-    """The name of an option without its dashes, typed as in other tools: `learning_rate` is `lr`."""
-    name = name.replace("_", "-")
-    return ALIASES.get(name, name)
-
-
 def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     """The option of a field that each of `owners` has. One that is not given is None."""
     found = [next(f for f in group if f.name == name) for group in owners]
@@ -118,17 +112,13 @@ def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     for alias in (alias for alias, of in ALIASES.items() if flag(of) == flag(name)):
         text += f" Also {flag(alias)}."
     hint, extra = _typer_type(get_type_hints(owners[0].settings)[name], first)
+    names = f"{flag(name)}/{flag(f'no_{name}')}" if first.default is True else flag(name)
+    made: Any = typer.Option(names, help=text, rich_help_panel=panel or None, **extra)
+    if first.metadata.get("argument"):
+        made = typer.Argument(help=text, **extra)
     required = first.default is MISSING and first.default_factory is MISSING and owners[0].is_complete
     default = inspect.Parameter.empty if required else None
-    if first.metadata.get("argument"):
-        return parameter(name, hint, typer.Argument(help=text, **extra), default)
-    names = f"{flag(name)}/{flag(f'no_{name}')}" if first.default is True else flag(name)
-    return parameter(name, hint, typer.Option(names, help=text, rich_help_panel=panel or None, **extra), default)
-
-
-def parameter(name: str, hint: Any, option: Any, default: Any = None) -> inspect.Parameter:
-    """A keyword-only parameter that Typer turns into `option`."""
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option])
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, made])
 
 
 def _help(field: Field[Any]) -> str:

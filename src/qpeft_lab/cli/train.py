@@ -73,7 +73,9 @@ def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def _show(console: Console, result: TrainResult) -> None:
-    from qpeft_lab.training.outputs import loading_code
+    from qpeft import methods
+    from qpeft.core.model_card import load_lines
+    from qpeft_lab.training.classifier import how_to_load
 
     if result.already_finished:
         line(console, f"{result.out} is finished; nothing was trained. Its result:\n", "bold")
@@ -83,16 +85,22 @@ def _show(console: Console, result: TrainResult) -> None:
     if not result.adapter.is_dir():
         line(console, f"\nThe model and its tokenizer or image processor: {result.exported}")
         return
-    line(console, f"\n{result.to_load} loads with {'plain PEFT' if result.has_stock_form else 'qpeft'}:\n")
-    line(console, loading_code(result, str(result.to_load.resolve())), "cyan")
+    is_stock = result.has_stock_form
+    folder = result.exported if is_stock else result.adapter
+    registered = None if is_stock else methods.get(result.method).config_class
+    line(console, f"\n{folder} loads with {'plain PEFT' if is_stock else 'qpeft'}:\n")
+    line(console, load_lines(result.model, str(folder.resolve()), registered, **how_to_load(folder)), "cyan")
 
 
 def _rows(result: TrainResult) -> list[tuple[Any, ...]]:
-    scores = (("before", result.before), ("after", result.after))
     head = f" ({result.trainable_head:,} in the classification head)" if result.trainable_head else ""
     exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
-    rows: list[tuple[Any, ...]] = [
-        *((f"{score.headline[0]} {when}", score.headline[1], score.details) for when, score in scores),
+    rows: list[tuple[Any, ...]] = []
+    for when, score in (("before", result.before), ("after", result.after)):
+        name, best = score.headline
+        _, *others, (unit, loss) = score.described().items()
+        rows.append((f"{name} {when}", best, ", ".join((f"{loss} {unit}", *map(" ".join, others)))))
+    rows += [
         ("trainable", result.trainable, f"parameters{head}"),
         ("deployed", result.deployed, "parameters at inference, in addition to the base"),
         ("weights file", size(result.stored_bytes or result.exported_bytes), exported),

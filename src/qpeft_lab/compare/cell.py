@@ -40,7 +40,7 @@ from qpeft_lab.training.fit import DivergedError, Prepared, fit, prepare
 from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.run_folder import environment, read_rows
-from qpeft_lab.training.tasks import Task, task_class
+from qpeft_lab.training.tasks import TASK_CLASSES, Task
 
 RunCell = Callable[["Cell", Path], Row]
 
@@ -273,7 +273,7 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
     if (key := repr((reserved, run))) not in _READ:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DataWarning)
-            task = task_class(run.task)(run, reserved)
+            task = TASK_CLASSES[run.task](run, reserved)
         _READ[key] = task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
     return _READ[key]
 

@@ -35,7 +35,7 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.classifier import base_on_meta
 from qpeft_lab.training.methods import build_configs, virtual_tokens
 from qpeft_lab.training.outputs import count_trainable
-from qpeft_lab.training.tasks import task_class
+from qpeft_lab.training.tasks import TASK_CLASSES
 from qpeft_lab.user_files import file_hashes, without_folders
 
 Rows = Mapping[str, Row]  # by cell_id
@@ -120,7 +120,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     if run.epochs is not None:  # their steps depend on the training data
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
-            run = run.with_steps(len(task_class(run.task)(run).train))
+            run = run.with_steps(len(TASK_CLASSES[run.task](run).train))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)
     found = PlannedStudy(

@@ -16,8 +16,7 @@ from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import Row, RowFile, is_failure, succeeded
 from qpeft_lab.compare.summary import Summary
 from qpeft_lab.files import locked, remove_folder, remove_unfinished
-from qpeft_lab.interrupt import StopRequest
-from qpeft_lab.progress import CompareProgress
+from qpeft_lab.progress import CompareProgress, stop_request
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class _Run:
 
     def run(self, pool: LocalExecutor) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
-        with StopRequest(pool.stop) as stop:
+        with stop_request(pool.stop) as stop:
             for phase in (self._plan.tuning_cells, self._plan.final_cells, self._plan.cost_cells):
                 while left := self._left(phase(self._file.rows)):  # trials may make further ones necessary
                     self._report_total()
@@ -89,7 +88,7 @@ class _Run:
                             remove_folder(work)
                         self._ended.add(cell.cell_id)
                         self._progress.on_row(cell, row)
-                    if stop.wanted:
+                    if stop.is_set():
                         n_left = len(self._left(self._plan.cells(self._file.rows)))
                         raise KeyboardInterrupt(f"{n_left} cells are left. Run the same command again to resume.")
         self._report_total()

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError
 from qpeft_lab.data.sources import kept_rows, load_rows
@@ -15,7 +15,6 @@ from qpeft_lab.data.sources import kept_rows, load_rows
 if TYPE_CHECKING:
     from qpeft_lab.settings import RunSettings
 
-Item = TypeVar("Item")
 Labelled = tuple[Any, Any]  # content, class name or number
 
 HELD_OUT_EVERY = 20
@@ -108,10 +107,3 @@ def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tup
         )
     train = [row for place, row in enumerate(rows) if place not in chosen]
     return train, [row for place, row in enumerate(rows) if place in chosen]
-
-
-def spread(limit: int, items: list[Item]) -> list[Item]:
-    """At most `limit` items, evenly spaced; 0 takes all."""
-    if not limit or len(items) <= limit:
-        return items
-    return [items[i * len(items) // limit] for i in range(limit)]

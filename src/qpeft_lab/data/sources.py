@@ -114,10 +114,27 @@ def load_examples(source: str, split: str, run: RunSettings) -> list[Row]:
         DataError: the source is missing, unreadable or empty, or lacks the columns.
     """
     rows = load_rows(source, split, by_line=run.pad_rows)
-    names = _names(source, rows[0], run)
+    formats: tuple[dict[str, str], ...] = (  # column of the source -> key in the row; the last one is scored
+        {"messages": "messages"},
+        {"conversations": "messages"},
+        {run.prompt_column: "prompt", run.completion_column: "completion"},
+        {"instruction": "prompt", "output": "completion"},
+        {run.text_column: "text"},
+    )
+    names = next((names for names in formats if names.keys() <= rows[0].keys()), None)
+    if names is None:
+        raise DataError(
+            f"{source} has the columns {', '.join(rows[0])}; required: {run.text_column!r}, or {run.prompt_column!r} "
+            f"and {run.completion_column!r}, or 'messages', or those of Alpaca or ShareGPT. text_column, prompt_column "
+            "and completion_column give the names of these columns"
+        )
     renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
-    scored = [row for row in renamed if _has_something_to_score(row)]
-    why = "no message of an assistant" if "messages" in renamed[0] else f"nothing in column {list(names)[-1]!r}"
+    column, key = list(names.items())[-1]
+    if key == "messages":
+        scored = [row for row in renamed if any(one["role"] == "assistant" and one["content"] for one in row[key])]
+        why = "no message of an assistant"
+    else:
+        scored, why = [row for row in renamed if row[key]], f"nothing in column {column!r}"
     return renamed if run.pad_rows and scored else kept_rows(source, scored, len(rows), why)
 
 
@@ -129,6 +146,13 @@ def kept_rows(source: str, kept: list[Any], n_rows: int, why: str) -> list[Any]:
     if len(kept) < n_rows:
         warnings.warn(DataWarning(f"{found}; they are left out"), stacklevel=2)
     return kept
+
+
+def spread(limit: int, items: list[Any]) -> list[Any]:
+    """At most `limit` items, evenly spaced; 0 takes all."""
+    if not limit or len(items) <= limit:
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
@@ -303,25 +327,6 @@ def split_names(source: str) -> Sequence[str]:
         raise DataError(f"cannot read the splits of {where}: {cause(error)}. {hint}") from error
 
 
-def _names(source: str, row: Row, run: RunSettings) -> dict[str, str]:
-    """Column of the source -> key in the row; the last one is scored."""
-    formats = (
-        {"messages": "messages"},
-        {"conversations": "messages"},
-        {run.prompt_column: "prompt", run.completion_column: "completion"},
-        {"instruction": "prompt", "output": "completion"},
-        {run.text_column: "text"},
-    )
-    for names in formats:
-        if names.keys() <= row.keys():
-            return names
-    raise DataError(
-        f"{source} has the columns {', '.join(row)}; required: {run.text_column!r}, or {run.prompt_column!r} and "
-        f"{run.completion_column!r}, or 'messages', or those of Alpaca or ShareGPT. text_column, prompt_column and "
-        "completion_column give the names of these columns"
-    )
-
-
 def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
     kind = list if "messages" in names.values() else str
     for column in names:
@@ -348,9 +353,3 @@ def _alpaca_prompt(instruction: str, given: Any) -> str:
     """The prompt that Alpaca was trained with, whose input may be empty."""
     parts = [_ALPACA.format(_ALPACA_INPUT if given else ""), f"### Instruction:\n{instruction}"]
     return "\n\n".join([*parts, *([f"### Input:\n{given}"] if given else []), "### Response:\n"])
-
-
-def _has_something_to_score(row: Row) -> bool:
-    if "messages" in row:
-        return any(message["role"] == "assistant" and message["content"] for message in row["messages"])
-    return bool(row.get("completion", row.get("text")))

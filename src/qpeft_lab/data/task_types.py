@@ -14,18 +14,14 @@ class TaskType:
     is_language_model: bool = False  # predicts the tokens of texts; the others are classifications or regressions
     has_images: bool = False
     is_regression: bool = False  # predicts a number
-
-    @property
-    def unit(self) -> str:
-        """Of the loss."""
-        if self.is_regression:
-            return "mean squared error"
-        return "nats per token" if self.is_language_model else "nats per example"
+    unit: str = "nats per example"  # of the loss
 
 
 TASKS = {
-    "causal-lm": TaskType("AutoModelForCausalLM", "CAUSAL_LM", is_language_model=True),
+    "causal-lm": TaskType("AutoModelForCausalLM", "CAUSAL_LM", is_language_model=True, unit="nats per token"),
     "text-classification": TaskType("AutoModelForSequenceClassification", "SEQ_CLS"),
-    "text-regression": TaskType("AutoModelForSequenceClassification", "SEQ_CLS", is_regression=True),
+    "text-regression": TaskType(
+        "AutoModelForSequenceClassification", "SEQ_CLS", is_regression=True, unit="mean squared error"
+    ),
     "image-classification": TaskType("AutoModelForImageClassification", None, has_images=True),
 }

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, InputError
-from qpeft_lab.data.labelled import HELD_OUT_EVERY, spread
-from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples
+from qpeft_lab.data.labelled import HELD_OUT_EVERY
+from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples, spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +40,6 @@ class Tokens(NamedTuple):
     scored: np.ndarray  # (T,) bool
     n_bytes: np.ndarray  # (T,) int64; 0 for special tokens
     attended: np.ndarray  # (T,) bool; False for padding that is scored
-
-    def cut(self, start: int, stop: int) -> Tokens:
-        """Tokens `start` to `stop`, without copying."""
-        return Tokens(*(part[start:stop] for part in self))
 
 
 def load_blocks(
@@ -98,9 +94,10 @@ def cut(
     if is_text and not pad_rows:
         end = end_of_text(tokenizer)
         joined = join([part for document in encoded for part in (end, document)][1:])
-        blocks = [joined.cut(start, start + seq_len) for start in range(0, len(joined.ids), seq_len)]
+        begins = [(joined, start) for start in range(0, len(joined.ids), seq_len)]
     else:
-        blocks = [tokens.cut(0, seq_len) for tokens in encoded]
+        begins = [(tokens, 0) for tokens in encoded]
+    blocks = [Tokens(*(part[start : start + seq_len] for part in tokens)) for tokens, start in begins]
     if pad_rows:
         end = end_of_text(tokenizer)
         if not len(end.ids):
@@ -229,15 +226,10 @@ def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[S
     scored = np.full(len(ids), spans is None)
     for first, last in spans or []:
         scored |= (ends > first) & (starts < last)
-    return Tokens(np.array(ids, dtype=np.int64), scored, _bytes_between(text, ends), np.ones(len(ids), dtype=bool))
-
-
-def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
-    """Bytes from the end of the previous token to the end of each token, so that they add up to the whole text.
-
-    Some tokenizers leave spaces out of their offsets, and several tokens may share one character.
-    """
+    # Bytes from the end of the previous token to the end of each token, so that they add up to the whole text: some
+    # tokenizers leave spaces out of their offsets, and several tokens may share one character.
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
     before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character
-    return np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else np.zeros(0, dtype=np.int64)
+    n_bytes = np.diff(before[np.maximum.accumulate(ends)], prepend=0)
+    return Tokens(np.array(ids, dtype=np.int64), scored, n_bytes, np.ones(len(ids), dtype=bool))

@@ -10,6 +10,7 @@ import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -26,13 +27,8 @@ def stdlib_docs() -> list[str]:
     Raises DataError if this Python has no source files.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    texts = [*_docstrings(root, _STDLIB_SKIPPED), *_topics(root / "pydoc_data" / "topics.py")]
+    texts = chain(_docstrings(root, _STDLIB_SKIPPED), _topics(root / "pydoc_data" / "topics.py"))
     return _distinct(texts, f"Python's standard library at {root}")
-
-
-def numpy_docs() -> list[str]:
-    """NumPy's docstrings, including those of compiled functions: about 1.7 MB. Raises as `package_docs`."""
-    return package_docs("numpy")
 
 
 def package_docs(*names: str) -> list[str]:
@@ -43,10 +39,13 @@ def package_docs(*names: str) -> list[str]:
     return _distinct(docs, f"{', '.join(names)} at {roots[0]}")
 
 
+numpy_docs = partial(package_docs, "numpy")  # including those of compiled functions: about 1.7 MB
+
+
 def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
     for path in sorted(root.rglob("*.py*")):
         if path.suffix in {".py", ".pyi"} and not skipped & set(path.relative_to(root).parts):
-            for node in ast.walk(_parse(path)):
+            for node in ast.walk(ast.parse(path.read_bytes())):
                 if isinstance(node, _WITH_DOCSTRING):
                     yield ast.get_docstring(node, clean=False) or ""
                 elif isinstance(node, ast.Call) and "add_newdoc" in ast.unparse(node.func):  # perhaps of a module
@@ -57,24 +56,18 @@ def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
 
 def _topics(path: Path) -> Iterator[str]:
     """The help topics of pydoc; some distributions do not include the file."""
-    for statement in _parse(path).body if path.is_file() else []:
+    for statement in ast.parse(path.read_bytes()).body if path.is_file() else []:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             yield from ast.literal_eval(statement.value).values()
 
 
-def _parse(path: Path) -> ast.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escape sequences in the parsed files
-        return ast.parse(path.read_bytes())
-
-
 def _distinct(texts: Iterable[str], source: str) -> list[str]:
-    docs = list(dict.fromkeys(filter(None, map(_normalise, texts))))
+    """The texts as `help` shows them: without common indentation and trailing spaces; each once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escape sequences in the files, which are parsed here
+        lines = (inspect.cleandoc(text).splitlines() for text in texts)
+        shown = ("\n".join(line.rstrip() for line in text).strip() for text in lines)
+        docs = list(dict.fromkeys(filter(None, shown)))
     if not docs:
         raise DataError(f"no documentation in {source}: its .py sources are missing; use a Python that has them")
     return docs
-
-
-def _normalise(text: str) -> str:
-    """The text without common indentation and trailing spaces, as `help` shows it."""
-    return "\n".join(line.rstrip() for line in inspect.cleandoc(text).splitlines()).strip()

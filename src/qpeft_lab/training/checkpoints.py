@@ -37,8 +37,7 @@ def seal(checkpoint: Path) -> None:
 
 def last_intact(folder: Path) -> Path | None:
     """The newest checkpoint whose files have their SHA-256; damaged ones after it are removed, with a warning."""
-    prune(folder)
-    for checkpoint in reversed(_complete(folder)):
+    for checkpoint in reversed(prune(folder)):
         if all(file_hash(checkpoint / name) == digest for name, digest in _hashes(checkpoint).items()):
             return checkpoint
         warnings.warn(f"{checkpoint} is damaged and was removed; the run resumes from before it", stacklevel=2)
@@ -46,18 +45,16 @@ def last_intact(folder: Path) -> Path | None:
     return None
 
 
-def prune(folder: Path) -> None:
-    """Remove incomplete checkpoints, and all but the last two complete ones."""
-    kept = _complete(folder)[-KEPT:]
-    for checkpoint in _all(folder):
+def prune(folder: Path) -> list[Path]:
+    """Remove incomplete checkpoints, and all but the last two complete ones, which are returned, the oldest first."""
+    names = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    found = sorted(names, key=step_of)
+    complete = [path for path in found if (files := _hashes(path)) and all((path / name).is_file() for name in files)]
+    kept = complete[-KEPT:]
+    for checkpoint in found:
         if checkpoint not in kept:
             remove_folder(checkpoint)
-
-
-def _complete(folder: Path) -> list[Path]:
-    return [
-        path for path in _all(folder) if (hashes := _hashes(path)) and all((path / name).is_file() for name in hashes)
-    ]
+    return kept
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
@@ -69,9 +66,3 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
         return {}
     parts = [line.partition(_BETWEEN) for line in lines]
     return {name: digest for digest, _, name in parts}
-
-
-def _all(folder: Path) -> list[Path]:
-    """Oldest first."""
-    found = folder.glob("checkpoint-*") if folder.is_dir() else []
-    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,20 +26,18 @@ from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
 from qpeft.methods.method import imported
 from qpeft_lab.base_model import fingerprint
-from qpeft_lab.data.labelled import spread
-from qpeft_lab.data.sources import content_hash
+from qpeft_lab.data.sources import content_hash, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
-from qpeft_lab.interrupt import StopRequest
 from qpeft_lab.method_records import lab_record
-from qpeft_lab.progress import Progress
+from qpeft_lab.progress import Progress, stop_request
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
 from qpeft_lab.training.methods import build_adapter, build_configs
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
-from qpeft_lab.training.tasks import Task, task_class
+from qpeft_lab.training.tasks import TASK_CLASSES, Task
 from qpeft_lab.user_files import file_hashes
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     config, _ = build_configs(settings)
     if task is None:
         progress.on_stage("Reading the data")
-        task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
+        task = TASK_CLASSES[settings.task](settings, getattr(config, "num_virtual_tokens", 0))
     settings = settings.with_steps(len(task.train))
     progress.on_stage("Loading the base model")
     set_seed(settings.seed)
@@ -182,8 +181,8 @@ def _fit(
             settings = replace(settings, save_every=1)
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint is complete: starting from the beginning")
-    stop = StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once"))
-    with _explained(folder), stop, outputs.resumable(ready.model):
+    stopping = partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once")
+    with _explained(folder), stop_request(stopping) as stop, outputs.resumable(ready.model):
         trainer = _trainer(settings, ready, folder)
         callback = RunCallback(trainer, folder, settings, stop, progress, task)
         for one in filter(None, (callback, imported(settings.record.callback), *callbacks)):
@@ -274,7 +273,7 @@ class RunCallback(TrainerCallback):
         trainer: Trainer,
         folder: RunFolder,
         settings: RunSettings,
-        stop: StopRequest,
+        stop: Event,
         progress: Progress,
         task: Task,
     ):
@@ -316,8 +315,8 @@ class RunCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
         if state.global_step < state.max_steps:  # after the last step the adapter is saved
-            control.should_training_stop |= self._stop.wanted
-            control.should_save = self._stop.wanted or state.global_step % self._save_every == 0
+            control.should_training_stop |= self._stop.is_set()
+            control.should_save = self._stop.is_set() or state.global_step % self._save_every == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
         seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")  # where the Trainer saves it
@@ -326,7 +325,9 @@ class RunCallback(TrainerCallback):
         holder = holder_of(self._trainer.model)
         with nullcontext() if holder is None else holder.exact():  # as the adapter is exported
             score = self._task.score(self._trainer.model)
-        self._trainer.log(score.to_logs())
+        # an undefined metric is NaN in the Trainer's logs
+        values = score.to_dict().items()
+        self._trainer.log({f"eval_{name}": math.nan if value is None else value for name, value in values})
         self._progress.on_eval(step, score)
 
 

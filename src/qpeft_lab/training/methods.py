@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft import methods
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, QpeftError
+from qpeft.methods.method import imported
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.method_records import lab_record
 from qpeft_lab.settings import RunSettings
@@ -49,7 +50,9 @@ def build_configs(settings: RunSettings, head: Sequence[str] = ()) -> tuple[Any,
         check_setting(settings, name)
     if settings.record.config is None:
         return None, None
-    given, generator = registered(settings.method_settings), None
+    given, generator = {**settings.method_settings}, None
+    if "ansatz" in given:
+        given["ansatz"] = named_ansatz(given["ansatz"])
     if settings.attaches:
         made = settings.record.generator_class
         ours = {name: given.pop(name) for name in _generator_fields(settings) & given.keys()}
@@ -65,11 +68,6 @@ def build_configs(settings: RunSettings, head: Sequence[str] = ()) -> tuple[Any,
     if head:
         config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *head})
     return config, generator
-
-
-def registered(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a method with the name of an ansatz instead of FILE.py:NAME, whose file is executed."""
-    return {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
 
 
 def virtual_tokens(settings: RunSettings) -> int:
@@ -104,7 +102,8 @@ def build_adapter(
     if isinstance(config, GeneratedConfig):
         config.read_files(base)  # which can name the target modules
     check_target_modules(base, config)
-    begin = None if batches is None else lab_record(settings.record).ask("calibrate", base, config, batches)
+    calibrate = imported(lab_record(settings.record).calibrate)
+    begin = calibrate(base, config, batches) if calibrate is not None and batches is not None else None
     model = _with_config_errors(get_peft_model, base, config)
     for built in model.peft_config.values():
         for name, value in vars(built).items():

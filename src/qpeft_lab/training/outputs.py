@@ -14,12 +14,11 @@ from peft import PeftModel
 
 import qpeft
 from qpeft import methods
-from qpeft.core.model_card import load_lines
+from qpeft.core.checkpoint import save
 from qpeft.core.tuner import has_stock_form, holder_of, is_compact
 from qpeft.files import replace_folder
-from qpeft_lab.training.classifier import how_to_load
 from qpeft_lab.training.initial import saving_options
-from qpeft_lab.training.run_folder import RunFolder, TrainResult
+from qpeft_lab.training.run_folder import RunFolder
 from qpeft_lab.training.tasks import Task
 
 _EMPTY = (
@@ -40,7 +39,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> Non
             task.processor.save_pretrained(str(target))
         return
     with replace_folder(folder.adapter) as target:
-        qpeft.save(model, target, **saving_options(model))
+        save(model, target, **saving_options(model))
         task.describe(target)
     holder = holder_of(model)
     if holder is not None and not holder.count_generated():  # without a rank of SoRA
@@ -50,7 +49,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> Non
             if is_compact(model):  # adapter/ loads only with qpeft
                 qpeft.export(model, target)
             else:
-                qpeft.save(model, target, **saving_options(model))
+                save(model, target, **saving_options(model))
             task.describe(target)
 
 
@@ -94,7 +93,7 @@ def count_stored_bytes(model: Any) -> int:
     """Size of the weights file of the compact adapter, or of a model without adapter."""
     with TemporaryDirectory() as place:
         if isinstance(model, PeftModel):
-            qpeft.save(model, place, **saving_options(model))
+            save(model, place, **saving_options(model))
         else:
             model.save_pretrained(place)
         return weight_bytes(Path(place))
@@ -103,10 +102,3 @@ def count_stored_bytes(model: Any) -> int:
 def weight_bytes(folder: Path) -> int:
     """Size of a folder's weights files; 0 without them."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def loading_code(result: TrainResult, folder: str) -> str:
-    """The lines of Python that load the adapter of a run from `folder`, the path of `result.to_load`."""
-    registered = None if result.has_stock_form else methods.get(result.method).config_class
-    how = how_to_load(result.to_load)
-    return load_lines(result.model, folder, registered, **how)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -73,11 +72,6 @@ class TrainResult:
     def has_stock_form(self) -> bool:
         """Whether there is an exported adapter; stock PEFT has none that is equal to some adapters."""
         return self.exported_bytes > 0
-
-    @property
-    def to_load(self) -> Path:
-        """The folder to load the adapter from: the exported adapter, or the compact checkpoint if there is none."""
-        return self.exported if self.has_stock_form else self.adapter
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -189,17 +183,15 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 @cache
 def environment() -> dict[str, Any]:
     """Versions of packages, and the hardware of this process."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    device = f"cpu {platform.machine()}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    elif (cpus := Path("/proc/cpuinfo")).is_file():  # only Linux has it
+        lines = cpus.read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        device = next(names, device)
     return {
         "device": f"{device}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
     }
-
-
-def _cpu_name() -> str:
-    with suppress(OSError):  # only Linux has it
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return f"cpu {platform.machine()}"

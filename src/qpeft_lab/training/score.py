@@ -50,42 +50,31 @@ class Score:
         """Loss, amount of data and metrics."""
         return {"loss": self.loss, "n_scored": self.n_scored, **self.metrics}
 
-    def to_logs(self) -> dict[str, float]:
-        """As the Trainer logs it; an undefined metric is NaN."""
-        values = self.to_dict().items()
-        return {f"eval_{name}": math.nan if value is None else value for name, value in values}
-
     @classmethod
     def from_logs(cls, row: Mapping[str, Any], unit: str) -> Score:
-        """The score of a row of logs."""
+        """The score of a row of the Trainer's logs, in which an undefined metric is NaN."""
         found = {name.removeprefix("eval_"): value for name, value in row.items() if name.startswith("eval_")}
         loss, n_scored = found.pop("loss"), found.pop("n_scored")
         return cls(loss, unit, n_scored, {name: None if math.isnan(value) else value for name, value in found.items()})
 
     def described(self) -> dict[str, str]:
         """Metrics and loss as text for a table, by title; the most important one first."""
-        return {title: self._text(name) for name, title in _TITLES.items() if name in self.metrics} | {
-            self.unit: f"{self.loss:.4f}"
-        }
+        found = {}
+        for name in (name for name in _TITLES if name in self.metrics):
+            if (value := self.metrics[name]) is None:
+                text = "undefined"
+            elif name == "accuracy":
+                text = f"{value:.1%} ({self.metrics['accuracy_low']:.1%} to {self.metrics['accuracy_high']:.1%})"
+            else:
+                text = f"{value:,.2f}" if name.endswith("perplexity") else f"{value:.4f}"
+            found[_TITLES[name]] = text
+        return found | {self.unit: f"{self.loss:.4f}"}
 
     @property
     def headline(self) -> tuple[str, str]:
         """The name and the text of the most important metric."""
         name, text = next(iter(self.described().items()))
         return name.partition(" (")[0], text
-
-    @property
-    def details(self) -> str:
-        """What accompanies the headline, as text."""
-        others = [f"{name} {text}" for name, text in list(self.described().items())[1:-1]]
-        return ", ".join([f"{self.loss:.4f} {self.unit}", *others])
-
-    def _text(self, name: str) -> str:
-        if (value := self.metrics[name]) is None:
-            return "undefined"
-        if name == "accuracy":
-            return f"{value:.1%} ({self.metrics['accuracy_low']:.1%} to {self.metrics['accuracy_high']:.1%})"
-        return f"{value:,.2f}" if name.endswith("perplexity") else f"{value:.4f}"
 
 
 def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8) -> Score:
@@ -96,7 +85,8 @@ def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], ba
     found: list[tuple[float, int]] = []  # nats and scored tokens of each block
     for logits, labels in _outputs(model, blocks, collate, batch_size):
         # the last T positions: virtual tokens of a prompt precede the text
-        each = _nats(logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten())  # (B (T-1), vocabulary)
+        predicted = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B (T-1), vocabulary)
+        each = cross_entropy(predicted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none").double()
         found += zip(each.view(len(labels), -1).sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True)
     nats, n_scored = map(sum, zip(*found, strict=True))
     loss = nats / n_scored
@@ -124,7 +114,7 @@ def evaluate_examples(
             predicted = logits.squeeze(-1).double()
             total += (predicted - labels).square().sum().item()
         else:
-            total += _nats(logits, labels).sum().item()
+            total += cross_entropy(logits, labels, reduction="none").double().sum().item()
             predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)  # argmax takes NaN for the largest
             n_classes = logits.shape[-1]
         predictions += predicted.tolist()
@@ -153,10 +143,6 @@ def _outputs(
             labels = batch.pop("labels")
             logits = model(**batch).logits
             yield logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
-
-
-def _nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none").double()
 
 
 def mean_nats(

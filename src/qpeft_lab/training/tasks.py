@@ -28,9 +28,8 @@ from qpeft_lab.data.labelled import (
     label_name,
     label_number,
     load_labelled_texts,
-    spread,
 )
-from qpeft_lab.data.sources import has_validation_split, load_examples
+from qpeft_lab.data.sources import has_validation_split, load_examples, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Tokens
 from qpeft_lab.settings import RunSettings
@@ -39,12 +38,6 @@ from qpeft_lab.training.classifier import TaskRecord, class_names
 from qpeft_lab.training.score import Score
 
 Example = tuple[Any, Any]  # content, index of its class or number
-
-
-def task_class(name: str) -> type[Task]:
-    """The class of the task named `name` in `RunSettings`."""
-    kind = TASKS[name]
-    return CausalLM if kind.is_language_model else ImageClassification if kind.has_images else TextClassification
 
 
 class Task(ABC):
@@ -137,8 +130,7 @@ class CausalLM(Task):
         s = self.settings
         return base.load_model(s.model, s.dtype, s.trust_remote_code, s.load_in_4bit)
 
-    def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
-        return text.collate(examples)
+    collate = staticmethod(text.collate)  # type: ignore[assignment]
 
     def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> Score:
         blocks = self.evaluation if examples is None else examples
@@ -285,6 +277,14 @@ class ImageClassification(Classification):
         images = [image if image.ndim == 3 else image[..., None] for image in images]  # (h, w, c)
         made = self.processor(images, input_data_format="channels_last", return_tensors="pt")
         return {"pixel_values": made["pixel_values"], "labels": torch.tensor([index for _, index in examples])}
+
+
+TASK_CLASSES: dict[str, type[Task]] = {  # by the names of tasks in `RunSettings`
+    "causal-lm": CausalLM,
+    "text-classification": TextClassification,
+    "text-regression": TextClassification,
+    "image-classification": ImageClassification,
+}
 
 
 def load_processor(model: str, task: str, trust_remote_code: bool = False) -> Any:
