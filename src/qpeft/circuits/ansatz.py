@@ -38,7 +38,6 @@ class Gate(NamedTuple):
 
 _Circuit = tuple[tuple[int, ...], Iterable[Iterable[Gate]]]  # the angles' shape, and the gates of each layer
 
-
 _families: dict[str, Callable[[int, int], _Circuit]] = {}
 
 
@@ -222,11 +221,10 @@ def definition(ansatz: Ansatz) -> Any:
     return _families[ansatz.name]
 
 
-_Checked = tuple[tuple[int, ...], tuple[tuple[Gate, ...], ...]]
-
-
 @lru_cache(maxsize=256)
-def _circuit(ansatz: Ansatz, family: Callable[[int, int], _Circuit]) -> _Checked:
+def _circuit(
+    ansatz: Ansatz, family: Callable[[int, int], _Circuit]
+) -> tuple[tuple[int, ...], tuple[tuple[Gate, ...], ...]]:
     """Shape and layers of an ansatz. Raises ConfigError if they are not valid."""
     with errors_as(f"{ansatz}: its functions raised", QpeftError):
         shape, layers = family(ansatz.n_qubits, ansatz.n_layers)
