@@ -36,8 +36,8 @@ Signs = Callable[[int], Tensor]
 def two_design_columns(angles: Tensor, n_qubits: int, n_layers: int, columns: Sequence[int] | Tensor) -> Tensor:
     """`orthogonal_columns` (2**N, K) or (M, 2**N, K) of the `two_design` circuit on N = `n_qubits`: equation (QP-2).
 
-    `angles` are (P,) or (M, P), P = (2L+1) N - 2L, in the order in which they act. They have period 4 pi: a shift by
-    2 pi negates every column. Raises as `orthogonal_columns`.
+    `angles` are (P,) or (M, P), P = (2L+1) N - 2L with L = `n_layers`, in the order in which they act; a shift by 2 pi
+    negates every column. `columns` are K basis indices. Raises as `orthogonal_columns`.
     """
     return orthogonal_columns(angles, 2**n_qubits, n_layers, columns)
 
