@@ -62,7 +62,6 @@ def _check_value(known: Field[Any], value: Any) -> None:
         return
     allowed = [_KINDS[kind] for kind in _KINDS if kind in kinds]
     fits = any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind, _ in allowed)
-    wanted = []
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         wanted = [" or ".join(text for _, text in allowed)]
     else:

@@ -125,7 +125,6 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 9))
 SHAPES = {  # of the angles
     "ry_ladder": lambda n, layers: (layers, n),
     "two_design": lambda n, layers: (n + 2 * layers * (n - 1),),
-    "efficient_su2": lambda n, layers: (layers + 1, 2, n),
     "square": lambda n, layers: (layers, 3, n),
     "qaa": lambda n, layers: (layers, 1, n),
     "rxyz": lambda n, layers: (layers, 3, n),
@@ -138,8 +137,6 @@ SHAPES = {  # of the angles
         ("ry_ladder", 3, "ry0 ry1 ry2 cx01 cx12"),
         ("ry_ladder", 1, "ry0"),
         ("two_design", 3, "ry0 ry1 ry2 cz01 ry0 ry1 cz12 ry1 ry2"),
-        ("efficient_su2", 2, "ry0 ry1 rz0 rz1 cx01 ry0 ry1 rz0 rz1"),
-        ("efficient_su2", 3, "ry0 ry1 ry2 rz0 rz1 rz2 cx01 cx12 cx20 ry0 ry1 ry2 rz0 rz1 rz2"),
         ("square", 2, "ry0 ry1 rz0 rz1 cx01 cx10 ry0 ry1"),
         ("square", 1, "ry0 rz0 ry0"),
         ("qaa", 2, "ry0 ry1 cx01 cx10"),

@@ -21,7 +21,7 @@ from qpeft.circuits.lie import count_lie
 from qpeft.circuits.simulate import circuit_states
 from qpeft.errors import ConfigError
 
-SU2, LADDER = Ansatz("efficient_su2", 3, 2), Ansatz("ry_ladder", 3, 2)
+SQUARE, LADDER = Ansatz("square", 3, 2), Ansatz("ry_ladder", 3, 2)
 SEVEN, ELEVEN = torch.zeros(7), torch.zeros(11)  # two_design on 3 qubits, 1 layer; qsd of width 6, 1 layer
 NAN, INF = torch.nan, torch.inf
 
@@ -29,9 +29,9 @@ REFUSED = [
     (Ansatz, ("mystery", 2, 2), ConfigError, "'mystery'.*ry_ladder, two_design"),
     (Ansatz, ("ry_ladder", 0, 2), ConfigError, "n_qubits.*0"),
     (Ansatz, ("ry_ladder", 2, 0), ConfigError, "n_layers.*0"),
-    (exact_probabilities, (SU2, torch.zeros(2, 3)), ConfigError, r"3, 2, 3\), got \(2, 3\)"),
-    (exact_probabilities, (SU2, torch.zeros(3, 2, 3).half()), ConfigError, "float16"),
-    (exact_probabilities, (SU2, torch.full((3, 2, 3), NAN)), ConfigError, "efficient_su2.*NaN"),
+    (exact_probabilities, (SQUARE, torch.zeros(2, 3)), ConfigError, r"2, 3, 3\), got \(2, 3\)"),
+    (exact_probabilities, (SQUARE, torch.zeros(2, 3, 3).half()), ConfigError, "float16"),
+    (exact_probabilities, (SQUARE, torch.full((2, 3, 3), NAN)), ConfigError, "square.*NaN"),
     (probabilities, (torch.zeros(3),), ConfigError, r"got \(3,\)"),
     (circuit_states, (LADDER, torch.zeros(2, 3)), ConfigError, r"got \(2, 3\)"),
     (orthogonal_columns, (SEVEN, 16, 1, [0]), ConfigError, r"\(10,\).*7"),
@@ -86,7 +86,7 @@ X, TURNS = torch.linspace(-1, 2, 200).view(4, 50), torch.linspace(-1, 2, 18).vie
 ONES = {6: torch.ones(4, 64)}
 SIMULATORS = {
     "ladder": (probabilities, (3, 9)),
-    "efficient_su2": (partial(exact_probabilities, Ansatz("efficient_su2", 6, 2)), (3, 2, 6)),
+    "square": (partial(exact_probabilities, Ansatz("square", 6, 2)), (2, 3, 6)),
     "two_design, signs": (lambda at: orthogonal_columns(at, 64, 2, range(3), signs=ONES.__getitem__), (2, 26)),
     "orthogonal, qsd": (lambda at: orthogonal_columns(at, 48, 2, [0, 3], "qsd"), (2, count_orthogonal(48, 2, "qsd"))),
     "orthogonal, pad": (lambda at: orthogonal_columns(at, 45, 2, [0, 3], "pad"), (2, count_orthogonal(45, 2, "pad"))),

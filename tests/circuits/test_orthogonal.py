@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from circuits import dense_two_design
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
 from qpeft.circuits.orthogonal import (
-    Columns,
     basis_columns,
     column_qubits,
     count_orthogonal,
@@ -91,15 +90,15 @@ def test_widths_in_one_batch_equal_each_alone():
     """Circuits of equal numbers of qubits run together: those of 12, 20 and 21 are 2, 3 and 4 qubits."""
     signs = {n: torch.where(torch.rand(4, 2**n) < 0.5, -1.0, 1.0) for n in range(6)}
     batches = [
-        Columns(draw_angles(width, "qsd", 2, width, (m,)).requires_grad_(), width, columns)
+        (draw_angles(width, "qsd", 2, width, (m,)).requires_grad_(), width, columns)
         for width, m, columns in ((12, 2, [0, 2]), (20, 1, [1, 0]), (21, 3, [0, 2, 5]), (16, 2, [0, 2]), (8, 1, [1]))
     ]
     together = orthogonal_batches(batches, 2, "qsd", signs.__getitem__)
-    for batch, found in zip(batches, together, strict=True):
-        alone = orthogonal_columns(batch.angles, batch.width, 2, batch.columns, "qsd", signs.__getitem__)
+    for (angles, width, columns), found in zip(batches, together, strict=True):
+        alone = orthogonal_columns(angles, width, 2, columns, "qsd", signs.__getitem__)
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-14)
         losses = (u[..., 0, :].square().sum() for u in (found, alone))
-        slopes = [torch.autograd.grad(loss, batch.angles, retain_graph=True) for loss in losses]
+        slopes = [torch.autograd.grad(loss, angles, retain_graph=True) for loss in losses]
         torch.testing.assert_close(*slopes, rtol=0, atol=1e-13)
 
 

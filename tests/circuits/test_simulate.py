@@ -21,8 +21,7 @@ from qpeft.circuits.reference import gate_evolve
 from qpeft.circuits.simulate import compiled, evolve
 from qpeft.testing import ansatz_contract
 
-ALL = (*ANSATZE, "efficient_su2")
-every_ansatz = pytest.mark.parametrize("name", ALL)
+every_ansatz = pytest.mark.parametrize("name", ANSATZE)
 CLOSE = {"rtol": 0, "atol": 1e-12}
 
 

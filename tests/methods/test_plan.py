@@ -193,7 +193,7 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
         # several features of a chunk: L (N + k) angles for the ladder, and n K weights
         *(
             (46_240, {"hidden": (), "features": 16, "chunk_size": 1440, "ansatz": ansatz}, 33, 10, n + 16 * 1440)
-            for ansatz, n in (("ry_ladder", 80), ("two_design", 154), ("efficient_su2", 180))
+            for ansatz, n in (("ry_ladder", 80), ("two_design", 154), ("square", 240))
         ),
     ],
 )

@@ -76,7 +76,7 @@ OWN_LINEAR = [  # config, settings, whether it exports
 VARIANTS = {
     "qpa": RAW,
     "qpa, 2 generators": changed(RAW, n_generators=2, features=4),
-    "qpa, efficient_su2": changed(RAW, ansatz="efficient_su2", features=4, n_layers=2),
+    "qpa, square": changed(RAW, ansatz="square", features=4, n_layers=2),
     "qpa with dora": replace(changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3),
     "qpa with a network": Variant("qpa", qpeft.QPAConfig, NETWORK, dropout="lora_dropout"),
     "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**NETWORK, "feature_source": "none"}),

@@ -12,7 +12,6 @@ The last sum has the same cosine for all j that agree in the bits of F_r up to a
 
 from __future__ import annotations
 
-from functools import lru_cache
 from itertools import product
 
 import torch
@@ -143,14 +142,13 @@ def _rotations(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Progr
     return compile_gates(gates, n_qubits, (n_qubits,), dtype, device)
 
 
-@lru_cache(maxsize=64)
+@cached_tables
 def _ring(n_qubits: int) -> list[int]:
     """R j for every basis index j: a ring of CNOTs moves amplitude j to R j."""
-    with torch.device("cpu"):
-        return permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0].argsort().tolist()
+    return permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0].argsort().tolist()
 
 
-@lru_cache(maxsize=64)
+@cached_tables
 def _flips(n_qubits: int) -> list[list[int]]:
     """The wires that X of every wire r flips behind the ring: the bits of R^-1 e_r, with e_r the bit of wire r."""
     bits = [1 << (n_qubits - 1 - wire) for wire in range(n_qubits)]

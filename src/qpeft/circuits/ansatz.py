@@ -38,7 +38,6 @@ class Gate(NamedTuple):
 
 _Circuit = tuple[tuple[int, ...], Iterable[Iterable[Gate]]]  # the angles' shape, and the gates of each layer
 
-
 _families: dict[str, Callable[[int, int], _Circuit]] = {}
 
 
@@ -107,33 +106,22 @@ def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
     return [(wire, (wire + 1) % n_qubits) for wire in range(n_qubits if n_qubits > 1 else 0)]
 
 
-# the steps of one layer, in order: a rotation of every wire, or the ring of CNOTs
-_STEPS = {
-    "efficient_su2": ("ry", "rz", "ring"),
-    "square": ("ry", "rz", "ring", "ry"),
-    "qaa": ("ry", "ring"),
-    "rxyz": ("rx", "ry", "rz", "ring"),
-}
-AMPLITUDE_ANSATZE = ("square", "qaa", "rxyz")
+# the rotations of every wire in one layer, before and behind the ring of CNOTs
+_BLOCKS = {"square": (["ry", "rz"], ["ry"]), "qaa": (["ry"], []), "rxyz": (["rx", "ry", "rz"], [])}
+AMPLITUDE_ANSATZE = tuple(_BLOCKS)
 
 
 def _rings(name: str, n_qubits: int, n_layers: int) -> _Circuit:
-    is_su2 = name == "efficient_su2"  # ends with rotations, and joins two wires once
-    ring = [Gate("cx", pair) for pair in ring_pairs(n_qubits)][: 1 if is_su2 and n_qubits == 2 else None]
-    layers = []
-    for layer in range(n_layers + is_su2):
-        blocks, gates = count(), []
-        for step in _STEPS[name]:
-            if step != "ring":
-                block = next(blocks)
-                gates += [Gate(step, (wire,), (layer, block, wire)) for wire in range(n_qubits)]
-            elif layer < n_layers:
-                gates += ring
-        layers.append(gates)
-    return (len(layers), len(_STEPS[name]) - 1, n_qubits), layers
+    before, behind = _BLOCKS[name]
+    ring, layers, n_before = [Gate("cx", pair) for pair in ring_pairs(n_qubits)], [], n_qubits * len(before)
+    blocks = list(enumerate(before + behind))
+    for layer in range(n_layers):
+        turns = [Gate(kind, (wire,), (layer, block, wire)) for block, kind in blocks for wire in range(n_qubits)]
+        layers.append(turns[:n_before] + ring + turns[n_before:])
+    return (n_layers, len(blocks), n_qubits), layers
 
 
-_families |= {"ry_ladder": _ry_ladder, "two_design": _two_design, **{name: partial(_rings, name) for name in _STEPS}}
+_families |= {"ry_ladder": _ry_ladder, "two_design": _two_design, **{name: partial(_rings, name) for name in _BLOCKS}}
 OWN_ANSATZE = tuple(_families)
 
 
@@ -149,9 +137,6 @@ class Ansatz:
     `two_design` is Quantum-PEFT's circuit, PennyLane's SimplifiedTwoDesign: RY on every wire; then in each layer
     step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
     its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
-
-    `efficient_su2` is the hardware-efficient circuit of Qiskit's library: RY and RZ on every wire; then in each layer
-    a ring of CNOTs, and RY and RZ on every wire again. Its angles have shape (L+1, 2, N).
 
     QAA's circuits start in the state whose amplitudes are the normalized input. Each layer consists of blocks, which
     rotate every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1). The angles have
@@ -194,10 +179,7 @@ class Ansatz:
         return prod(self.angle_shape)
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
-        """The gates of each layer, in the order in which they act.
-
-        `two_design` and `efficient_su2` have one layer of rotations more, which is the first or the last one here.
-        """
+        """The gates of each layer, in the order in which they act; `two_design` begins with one of rotations alone."""
         return iter(_circuit(self, _families[self.name])[1])
 
     def gates(self) -> Iterator[Gate]:
@@ -239,11 +221,10 @@ def definition(ansatz: Ansatz) -> Any:
     return _families[ansatz.name]
 
 
-_Checked = tuple[tuple[int, ...], tuple[tuple[Gate, ...], ...]]
-
-
 @lru_cache(maxsize=256)
-def _circuit(ansatz: Ansatz, family: Callable[[int, int], _Circuit]) -> _Checked:
+def _circuit(
+    ansatz: Ansatz, family: Callable[[int, int], _Circuit]
+) -> tuple[tuple[int, ...], tuple[tuple[Gate, ...], ...]]:
     """Shape and layers of an ansatz. Raises ConfigError if they are not valid."""
     with errors_as(f"{ansatz}: its functions raised", QpeftError):
         shape, layers = family(ansatz.n_qubits, ansatz.n_layers)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _AFFINE = "has an angle that is not a multiple of one parameter plus a constant"
 PENNYLANE_GATES = {"rx": "RX", "ry": "RY", "rz": "RZ", "cx": "CNOT", "cz": "CZ"}
 
-
 _OPENQASM = """\
 OPENQASM 3.0;
 include "stdgates.inc";

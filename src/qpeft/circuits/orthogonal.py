@@ -17,7 +17,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,18 +36,10 @@ Signs = Callable[[int], Tensor]
 def two_design_columns(angles: Tensor, n_qubits: int, n_layers: int, columns: Sequence[int] | Tensor) -> Tensor:
     """`orthogonal_columns` (2**N, K) or (M, 2**N, K) of the `two_design` circuit on N = `n_qubits`: equation (QP-2).
 
-    `angles` are (P,) or (M, P), P = (2L+1) N - 2L, in the order in which they act. They have period 4 pi: a shift by
-    2 pi negates every column. Raises as `orthogonal_columns`.
+    `angles` are (P,) or (M, P), P = (2L+1) N - 2L with L = `n_layers`, in the order in which they act; a shift by 2 pi
+    negates every column. `columns` are K basis indices. Raises as `orthogonal_columns`.
     """
     return orthogonal_columns(angles, 2**n_qubits, n_layers, columns)
-
-
-class Columns(NamedTuple):
-    """M matrices of one width: angles (M, P), and the basis indices of their columns."""
-
-    angles: Tensor
-    width: int
-    columns: Sequence[int] | Tensor
 
 
 _States = Tensor | tuple[int, ...]
@@ -76,14 +68,20 @@ def orthogonal_columns(
     Raises ConfigError for unusable arguments, CircuitError if `pad` finds nearly dependent columns.
     """
     batch = angles if angles.ndim == 2 else angles[None]
-    result = orthogonal_batches([Columns(batch, width, columns)], n_layers, construction, signs)[0]
+    result = orthogonal_batches([(batch, width, columns)], n_layers, construction, signs)[0]
     return result if angles.ndim == 2 else result[0]
 
 
 def orthogonal_batches(
-    batches: Sequence[Columns], n_layers: int, construction: str = "auto", signs: Signs | None = None
+    batches: Sequence[tuple[Tensor, int, Sequence[int] | Tensor]],
+    n_layers: int,
+    construction: str = "auto",
+    signs: Signs | None = None,
 ) -> list[Tensor]:
-    """`orthogonal_columns` (M, N, K) of several widths, with the circuits of equal numbers of qubits in one batch."""
+    """`orthogonal_columns` (M, N, K) of several angles (M, P), widths N and basis indices.
+
+    The circuits of equal numbers of qubits run in one batch.
+    """
     jobs: list[_Job] = []
     for angles, width, columns in batches:
         n_angles = count_orthogonal(width, n_layers, construction)
@@ -95,10 +93,8 @@ def orthogonal_batches(
             raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(indices)}")
         jobs.append((angles, 2**n_qubits if is_cut else width, indices))
     found = _together([_rows(*job, n_layers) for job in jobs], n_layers, signs)
-    return [
-        (rows if rows.shape[2] == batch.width else _cut_to_size(rows, batch.width)).mT
-        for rows, batch in zip(found, batches, strict=True)
-    ]
+    widths = [width for _, width, _ in batches]
+    return [(x if x.shape[2] == n else _cut_to_size(x, n)).mT for x, n in zip(found, widths, strict=True)]
 
 
 _Rows = Generator[_Job, Tensor, Tensor]

@@ -110,7 +110,6 @@ def digest(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def _entries(weight: Tensor) -> Tensor:
-    """Some entries of a weight, flat."""
     step = weight.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
     places = torch.arange(0, weight.numel(), step, device=weight.device)
     return weight[torch.unravel_index(places, weight.shape)]  # a flat view may be a copy of the weight

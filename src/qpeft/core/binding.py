@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +33,6 @@ from qpeft.errors import QpeftError
 
 if TYPE_CHECKING:
     from qpeft.core.generator import Generator
-
-_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class Binding:
@@ -111,7 +110,7 @@ class Binding:
     def restore_precision(self) -> None:
         """Undo casts to half precision, which trainers apply to the adapters of quantized models."""
         for parameter in self.generator.parameters():
-            if parameter.dtype in _HALF_PRECISION:
+            if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
                 self._key = ()  # even at the address of the last evaluation, whose graph no longer reaches it
 
@@ -189,7 +188,8 @@ class _Boundary(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
         binding: Binding = ctx.binding
-        if _more_micro_batches():
+        accelerate = GradientState._shared_state
+        if accelerate and not accelerate.get("sync_gradients", True):  # more micro-batches before the optimizer step
             deferred = binding._deferred
             binding._deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
             # zeros and not None: if `grad` is None later, the accumulation was abandoned
@@ -237,12 +237,6 @@ def _after_loading(generator: Generator, *_: Any) -> None:
             binding.renew()
 
 
-def _more_micro_batches() -> bool:
-    """Whether, according to accelerate, other micro-batches follow before the optimizer step."""
-    state = GradientState._shared_state
-    return bool(state) and not state.get("sync_gradients", True)
-
-
 _live: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
 
 
@@ -257,17 +251,13 @@ def _live_of(parameters: Iterable[Tensor]) -> list[Binding]:
     return [b for b in list(_live.values()) if any(id(p) in ids for p in b.generator.parameters())]
 
 
-def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    """Add deferred gradients, if the step is made during accumulation."""
+def _on_trained(method: Callable[[Binding], None], optimizer: Optimizer, *_: Any) -> None:
+    """Call the method of every binding whose parameters the optimizer has."""
     for binding in _live_of(p for group in optimizer.param_groups for p in group["params"]):
-        binding.flush()
+        method(binding)
 
 
-def _after_step(optimizer: Optimizer, *_: Any) -> None:
-    """Refresh at once, so that nothing reads an adapter tensor from before the step."""
-    for binding in _live_of(p for group in optimizer.param_groups for p in group["params"]):
-        binding.renew()
-
-
-register_optimizer_step_pre_hook(_before_step)
-register_optimizer_step_post_hook(_after_step)
+# deferred gradients are added, if the step is made during accumulation
+register_optimizer_step_pre_hook(partial(_on_trained, Binding.flush))
+# at once, so that nothing reads an adapter tensor from before the step
+register_optimizer_step_post_hook(partial(_on_trained, Binding.renew))

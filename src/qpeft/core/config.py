@@ -51,8 +51,7 @@ _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 def own_copy(config: Any) -> Any:
     """A copy of the config, so that the user's can be used again, with the heads that PEFT trains."""
     copied = copy.copy(config)
-    heads = _HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
-    if heads:
+    if heads := _HEADS.get(str(getattr(config.task_type, "value", config.task_type))):
         copied.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
     return copied
 
@@ -82,11 +81,7 @@ class AdapterConfig(PeftConfig):
     )
 
     method_name: ClassVar[str] = ""  # the PEFT type; a config without it sets `peft_type` to a MethodName itself
-
-    @property
-    def depends_on_base(self) -> bool:
-        """Whether the adapter's values have a meaning on its own base model only."""
-        return False
+    depends_on_base: ClassVar[bool] = False  # whether its values have a meaning on its own base model only
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         if args:  # the first field of PEFT's configs is the task

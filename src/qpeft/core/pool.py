@@ -263,7 +263,6 @@ class AdapterPool:
         return others | {stock_key(slot.label): part.view(slot.shape) for slot, part in parts}
 
     def _draw(self, seed: int) -> Any:
-        """The generator of a seed."""
         first, slots, config = self._binding.generator, self._binding.slots, copy.copy(self._config)
         if seed == config.seed:
             return first
@@ -302,7 +301,6 @@ def _is_name(name: Any) -> bool:
 
 
 def _shared(config: PeftConfig) -> dict[str, Any]:
-    """The settings that all adapters of a pool share."""
     return {name: value for name, value in config.to_dict().items() if name not in _FREE}
 
 

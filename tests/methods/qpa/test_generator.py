@@ -28,8 +28,8 @@ def make(m, **settings):
 @pytest.mark.parametrize(
     ("ansatz", "features", "chunk_size", "m", "k"),
     [
-        *((ansatz, 16, 40, 1000, 1) for ansatz in ("ry_ladder", "two_design", "efficient_su2", "square")),
-        ("efficient_su2", 4, 13, 777, 2),
+        *((ansatz, 16, 40, 1000, 1) for ansatz in ("ry_ladder", "two_design", "rxyz", "square")),
+        ("rxyz", 4, 13, 777, 2),
         ("ry_ladder", 1, 5, 200, 3),
         ("two_design", 8, 300, 300, 1),  # one chunk
         ("ry_ladder", 16, 2, 2501, 1),  # 15 qubits

@@ -62,7 +62,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         refuse_lora_options(self, "Quantum-PEFT", more=("lora_bias", "use_rslora"))
 
     @property
-    def depends_on_base(self) -> bool:
+    def depends_on_base(self) -> bool:  # type: ignore[override]
         return self.frame not in (None, "random")
 
     def read_files(self, base: nn.Module) -> None:

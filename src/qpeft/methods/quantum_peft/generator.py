@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
 from qpeft.circuits.numerics import cached_tables
 from qpeft.circuits.orthogonal import (
-    Columns,
     basis_columns,
     check_rank,
     column_qubits,
@@ -141,7 +140,7 @@ def columns(config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, 
 def _circuits(c: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
     """Columns of RY and CZ circuits, or of a control with other entanglers."""
     found = [
-        Columns(p, width, basis_columns(str(c.columns), column_qubits(width, c.construction), rank))
+        (p, width, basis_columns(str(c.columns), column_qubits(width, c.construction), rank))
         for p, width, rank in batches
     ]
     entangler = None if c.entangler == "cz" else partial(_entangler_signs, c.entangler, c.n_layers, c.seed)
