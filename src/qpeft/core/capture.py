@@ -33,6 +33,7 @@ def capture(model: Any) -> int:
 class Captured:
     """A generator's trainable parameters -> flat (P,), by graphs that read and write the same memory in every call."""
 
+    @torch.enable_grad()
     def __init__(self, generator: Generator) -> None:
         self._generator, self._n_calls = generator, 0
         names = [name for name, p in generator.named_parameters() if p.requires_grad]
@@ -43,7 +44,8 @@ class Captured:
 
         samples = tuple(p.detach().clone().requires_grad_() for p in self._parameters)
         graphed = None if _waits(evaluate, samples) else torch.cuda.make_graphed_callables
-        self._replay = graphed and graphed(evaluate, samples, allow_unused_input=True)
+        with torch.cuda.device_of(samples[0]):
+            self._replay = graphed and graphed(evaluate, samples, allow_unused_input=True)
         # which no module may free while a graph reads them
         self._read = [x for module in generator.modules() for x in vars(module).values() if isinstance(x, Tensor)]
         self._state = self._current_state()
