@@ -45,7 +45,7 @@ class Captured:
         samples = tuple(p.detach().clone().requires_grad_() for p in self._parameters)
         graphed = None if _waits(evaluate, samples) else torch.cuda.make_graphed_callables
         with torch.cuda.device_of(samples[0]):
-            self._replay = graphed and graphed(evaluate, samples, allow_unused_input=True)
+            self._replay: Any = graphed and graphed(evaluate, samples, allow_unused_input=True)
         # which no module may free while a graph reads them
         self._read = [x for module in generator.modules() for x in vars(module).values() if isinstance(x, Tensor)]
         self._state = self._current_state()
