@@ -4,6 +4,8 @@ import pytest
 import torch
 from peft import get_peft_model
 from tiny_models import llama
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import qpeft
 from qpeft.core.capture import Captured
@@ -15,27 +17,30 @@ CONFIGS = {
 }
 
 
-def reusing_memory(function, samples, allow_unused_input):
-    """As torch.cuda.make_graphed_callables: values and gradients of the last call, each time in the same memory."""
-    inputs = [sample.detach().clone().requires_grad_() for sample in samples]
-    memory, gradients, last = function(*inputs).detach(), [torch.zeros_like(sample) for sample in samples], []
+class Graph:
+    """A stand-in for torch.cuda.CUDAGraph: the recorded operations again, on the same memory."""
 
-    class Replay(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, *values):
-            with torch.enable_grad():
-                for mine, value in zip(inputs, values, strict=True):
-                    mine.data.copy_(value)
-                last[:] = [function(*inputs)]
-            memory.copy_(last[0].detach())
-            return memory.detach()
+    def pool(self):
+        return None
 
-        @staticmethod
-        def backward(ctx, gradient):
-            torch._foreach_copy_(gradients, torch.autograd.grad(last[0], inputs, gradient, retain_graph=True))
-            return tuple(mine.detach() for mine in gradients)
+    def replay(self):
+        for function, args, kwargs, results in self.calls:
+            for old, new in zip(tree_leaves(results), tree_leaves(function(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor):
+                    old.copy_(new)
 
-    return Replay.apply
+
+class Recording(TorchDispatchMode):
+    """A stand-in for torch.cuda.graph."""
+
+    def __init__(self, graph, **_):
+        super().__init__()
+        self.calls = graph.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, results))
+        return results
 
 
 def trained(config, ids, device="cpu", capture=lambda model: None):
@@ -58,12 +63,15 @@ def replay(model):
     binding._captured = Captured(binding.generator)
     binding.invalidate()
     assert binding._captured.is_usable()
+    # a graph whose tensors were freed would reuse their memory
+    torch.autograd.grad(binding._captured.flat.sum(), binding._captured.inputs, retain_graph=True)
     return binding
 
 
 @pytest.fixture
 def stand_in(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", reusing_memory)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from qpeft.errors import TrainingError
 def capture(model: Any) -> int:
     """Run the generators of a model on a GPU as CUDA graphs from now on, with equal bits; returns how many can be.
 
-    Call it when the model is on its device, and before another thread uses the GPU, such as that of a DataLoader with
-    pinned memory. A generator runs as usual if it waits for the GPU (`pad` circuits, family lie, a backend), and after
-    a change that a graph cannot follow: another device, or other trainable parameters.
+    Call it before training, when the model is on its device. A generator runs as usual if it waits for the GPU (`pad`
+    circuits, family lie, a backend), and after a change that a graph cannot follow: another device, or other trainable
+    parameters.
 
     Raises:
         ConfigError: the model has no adapter.
@@ -35,52 +34,79 @@ class Captured:
 
     @torch.enable_grad()
     def __init__(self, generator: Generator) -> None:
-        self._generator, self._n_calls = generator, 0
+        self._generator, self.n_calls = generator, 0
         names = [name for name, p in generator.named_parameters() if p.requires_grad]
         self._parameters = [generator.get_parameter(name) for name in names]
-
-        def evaluate(*values: Tensor) -> Tensor:
-            return functional_call(generator, dict(zip(names, values, strict=True)), ())
-
-        samples = tuple(p.detach().clone().requires_grad_() for p in self._parameters)
-        graphed = None if _waits(evaluate, samples) else torch.cuda.make_graphed_callables
-        with torch.cuda.device_of(samples[0]):
-            self._replay: Any = graphed and graphed(evaluate, samples, allow_unused_input=True)
-        # which no module may free while a graph reads them
+        # kept, because a graph reads their memory
         self._read = [x for module in generator.modules() for x in vars(module).values() if isinstance(x, Tensor)]
         self._state = self._current_state()
 
+        def evaluate(values: Sequence[Tensor]) -> Tensor:
+            return functional_call(generator, dict(zip(names, values, strict=True)), ())
+
+        if _waits(evaluate, self._copies()):
+            self._state = None
+            return
+        self.inputs, self.forward, self.backward = self._copies(), torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.device_of(self.inputs[0]):
+            with torch.cuda.graph(self.forward, capture_error_mode="thread_local"):
+                self.flat = evaluate(self.inputs)
+            self.gradient = torch.zeros_like(self.flat)
+            with torch.cuda.graph(self.backward, pool=self.forward.pool(), capture_error_mode="thread_local"):
+                # retained, or a first backward pass would overwrite what a second one reads
+                self.found = _gradient(self.flat, self.inputs, self.gradient)
+
     def is_usable(self) -> bool:
         """Whether nothing has changed but the values of the parameters."""
-        return self._replay is not None and self._state == self._current_state()
+        return self._state == self._current_state()
 
-    def _current_state(self) -> list[Any]:
+    def _current_state(self) -> list[Any] | None:
         tensors = *self._generator.parameters(), *self._generator.buffers()
         backends = (m.backend for m in self._generator.modules() if isinstance(m, CircuitModule))
-        return [*((t.data_ptr(), t.device, t.requires_grad) for t in tensors), *backends]
+        return [*((id(t), t.data_ptr(), t.device, t.requires_grad) for t in tensors), *backends]
+
+    def _copies(self) -> list[Tensor]:
+        return [p.detach().clone().requires_grad_() for p in self._parameters]
 
     def __call__(self) -> Tensor:
-        self._n_calls += 1
-        values = [p.view_as(p) for p in self._parameters]
-        for value in values:
-            value.register_hook(torch.clone)  # otherwise `grad` would be the graph's memory
-        flat = self._replay(*values).clone()
-        flat.register_hook(partial(self._check_latest, self._n_calls))
-        return flat
+        self.n_calls += 1
+        return _Replay.apply(self, *self._parameters)
 
-    def _check_latest(self, call: int, _: Tensor) -> None:
-        if call != self._n_calls:
+    def __reduce__(self) -> Any:
+        return type(None), ()  # a copy has no graphs
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, captured: Captured, *parameters: Tensor) -> Tensor:
+        for mine, current in zip(captured.inputs, parameters, strict=True):
+            mine.copy_(current)
+        captured.forward.replay()
+        ctx.captured, ctx.call = captured, captured.n_calls
+        return captured.flat.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        captured = ctx.captured
+        if ctx.call != captured.n_calls:
             raise TrainingError("the adapter was evaluated again after this loss; call its backward() first")
+        captured.gradient.copy_(gradient)
+        captured.backward.replay()
+        return None, *(found if found is None else found.clone() for found in captured.found)
 
 
-def _waits(evaluate: Callable[..., Tensor], samples: tuple[Tensor, ...]) -> bool:
+def _gradient(flat: Tensor, values: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(flat, values, gradient, retain_graph=True, allow_unused=True)
+
+
+def _waits(evaluate: Callable[[Sequence[Tensor]], Tensor], values: Sequence[Tensor]) -> bool:
     """Whether the generator waits for the GPU, or fails: then a capture would leave torch's CUDA state damaged."""
     before = torch.cuda.get_sync_debug_mode()
     try:
         for mode in ("default", "error"):  # the first evaluation makes tables
             torch.cuda.set_sync_debug_mode(mode)
-            flat = evaluate(*samples)
-            torch.autograd.grad(flat, samples, torch.ones_like(flat), allow_unused=True)
+            flat = evaluate(values)
+            _gradient(flat, values, torch.ones_like(flat))
     except RuntimeError:
         return True
     finally:

@@ -65,6 +65,9 @@ def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     """The fields of the run, the method and the backend in a file, and the options, which override them."""
     of_run = read_settings(path)
     in_file = (of_run, of_run.pop("method_settings", {}), of_run.pop("backend_settings", {}))
+    for limit, other in (("steps", "epochs"), ("epochs", "steps")):
+        if limit in given[0] and of_run.get(other) is not None:
+            say("Note:", f"{flag(limit)} {given[0][limit]} replaces {other}: {of_run.pop(other)} of {path}")
     for options, values in zip(given, in_file, strict=True):
         for name in options:
             if name in values and options[name] != values[name]:

@@ -10,7 +10,6 @@ import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -39,7 +38,9 @@ def package_docs(*names: str) -> list[str]:
     return _distinct(docs, f"{', '.join(names)} at {roots[0]}")
 
 
-numpy_docs = partial(package_docs, "numpy")  # including those of compiled functions: about 1.7 MB
+def numpy_docs() -> list[str]:
+    """The docstrings of NumPy, including those of compiled functions: about 1.7 MB."""
+    return package_docs("numpy")
 
 
 def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:

@@ -108,6 +108,8 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
         return finished
     ready = prepare(settings, progress)
     with locked(folder.path):
+        if (finished := folder.read_result()) is not None:  # by another process, in the meantime
+            return finished
         result = _fit(settings, folder, identity, ready, progress)
         progress.on_stage("Writing the adapter")
         with _explained(folder):

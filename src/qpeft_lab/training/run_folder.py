@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import version
@@ -186,10 +187,10 @@ def environment() -> dict[str, Any]:
     device = f"cpu {platform.machine()}"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-    elif (cpus := Path("/proc/cpuinfo")).is_file():  # only Linux has it
-        lines = cpus.read_text(encoding="utf-8").splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        device = next(names, device)
+    else:
+        with suppress(OSError):  # only Linux has it
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            device = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device)
     return {
         "device": f"{device}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),

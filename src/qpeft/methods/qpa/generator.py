@@ -217,15 +217,12 @@ class QPAGenerator(Generator):
 
     def plan_sizes(self) -> dict[str, Any]:
         count, config, hidden = self.count, self.config, self.count.widths[1:-1]
-        # of the (C, n) matrix of chunks: at most the inputs of a linear map, or the last inner width; biases add one
-        inner = hidden[-1] if hidden and config.activation == "silu" else min(count.widths[:-1])
         found = {
             "n_qubits": count.n_qubits,
             "n_circuits": config.n_generators if self._ansatz else None,
             "n_chunks": count.n_chunks,
             "chunk_size": count.chunk_size,
             "hidden": hidden or None,
-            "rank_bound": min(config.n_generators * (inner + bool(hidden)), count.n_chunks, count.chunk_size),
             "budget": config.budget_count(self.m) if config.chunk_size is None else None,
         }
         return {name: value for name, value in found.items() if value is not None}
