@@ -40,6 +40,16 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
     assert sorted(note.split()[1] for note in notes) == ["--batch-size", "--chunk-size", "--lr", "--shots"]
 
 
+def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_path):
+    run = f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 5\nseq_len: 32\nmethod: lora\n"
+    (config := tmp_path / "run.yaml").write_text(run)
+    result = qpeft_cli("train", "--config", config, "--num-epochs", 0.01)
+    assert result.exit_code == 0, result.output
+    assert "--epochs" in result.stderr
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["steps"], settings["epochs"]) == (None, 0.01)
+
+
 # demo
 
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft_lab import train
+from qpeft_lab.training import fit
 from qpeft_lab.training.checkpoints import last_intact, step_of
 from qpeft_lab.training.fit import DivergedError
 from qpeft_lab.training.run_folder import read_rows
@@ -117,6 +118,17 @@ def test_folder_in_use_is_refused_and_a_link_is_followed(settings, tmp_path):
     (tmp_path / "link").symlink_to("disk/run")
     train(settings("link", steps=1))
     assert (tmp_path / "disk" / "run" / "result.json").is_file()
+
+
+def test_run_that_another_process_finished_in_the_meantime_is_not_repeated(settings, monkeypatch):
+    def prepare_slowly(*args):
+        monkeypatch.setattr(fit, "prepare", prepare)
+        assert not train(settings()).already_finished
+        return prepare(*args)
+
+    prepare = fit.prepare
+    monkeypatch.setattr(fit, "prepare", prepare_slowly)
+    assert train(settings()).already_finished
 
 
 def test_gradient_checkpointing_and_bfloat16(settings):
