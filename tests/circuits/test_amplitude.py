@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits import gate_expectations
-from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, amplitude_qubits, simulate
+from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, simulate
 
 ANSATZE = ("square", "qaa", "rxyz")
 every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
@@ -18,7 +18,7 @@ every_depth = pytest.mark.parametrize("n_layers", [1, 2])  # one layer of "squar
 def problem(ansatz, n_layers, width, tokens=3, seed=0):
     """Inputs (T, d), angles (L, blocks, N), both with gradients, and the circuit."""
     draw = torch.Generator().manual_seed(seed)
-    circuit = Ansatz(ansatz, amplitude_qubits(width), n_layers)
+    circuit = Ansatz(ansatz, amplitude.amplitude_qubits(width), n_layers)
     x = torch.randn(tokens, width, generator=draw, dtype=torch.float64)
     angles = (torch.rand(circuit.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1) * pi
     return x.requires_grad_(), angles.requires_grad_(), circuit
@@ -59,13 +59,13 @@ def test_groups_and_chunks_of_any_size_agree_with_the_gates(ansatz, n_layers, wi
 
 
 def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
-    shape = Ansatz(ansatz, amplitude_qubits(width), n_layers).angle_shape
+    shape = Ansatz(ansatz, amplitude.amplitude_qubits(width), n_layers).angle_shape
     return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * pi).to(dtype)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)])
 def test_qubits_of_a_width(width, expected):
-    assert amplitude_qubits(width) == expected
+    assert amplitude.amplitude_qubits(width) == expected
 
 
 @every_ansatz

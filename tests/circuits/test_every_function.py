@@ -9,7 +9,6 @@ import torch
 from qpeft.circuits import (
     Ansatz,
     amplitude_expectations,
-    basis_columns,
     count_orthogonal,
     exact_probabilities,
     lie_columns,
@@ -18,6 +17,7 @@ from qpeft.circuits import (
     to_openqasm,
 )
 from qpeft.circuits.lie import count_lie
+from qpeft.circuits.orthogonal import basis_columns
 from qpeft.circuits.simulate import circuit_states
 from qpeft.errors import ConfigError
 

@@ -1,5 +1,4 @@
 from .amplitude import amplitude_expectations as amplitude_expectations
-from .amplitude import amplitude_qubits as amplitude_qubits
 from .ansatz import Ansatz as Ansatz
 from .ansatz import Gate as Gate
 from .ansatz import register_ansatz as register_ansatz
@@ -10,7 +9,6 @@ from .convert import to_openqasm as to_openqasm
 from .convert import to_pennylane as to_pennylane
 from .convert import to_qiskit as to_qiskit
 from .lie import lie_columns as lie_columns
-from .orthogonal import basis_columns as basis_columns
 from .orthogonal import count_orthogonal as count_orthogonal
 from .orthogonal import orthogonal_columns as orthogonal_columns
 from .orthogonal import two_design_columns as two_design_columns

@@ -50,10 +50,16 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
     if values is not None:
         check_tensor(values, ansatz.angle_shape, str(ansatz), batched=False)
     slots = itertools.product(*map(range, ansatz.angle_shape)) if values is None else ()
-    inputs = "".join(f"input float[64] {_input(slot)};\n" for slot in slots)
+    names = {slot: "_".join(["theta", *map(str, slot)]) for slot in slots}
+    inputs = "".join(f"input float[64] {name};\n" for name in names.values())
     text = _OPENQASM.format(ansatz=ansatz, inputs=inputs)
     for gate in ansatz.gates():
-        angle = f"({_openqasm_angle(gate, values)})" if len(gate.wires) == 1 else ""
+        angle = ""
+        if gate.slot in names:
+            scale = "" if gate.scale == 1 else f"{gate.scale!r} * "
+            angle = f"({scale}{names[gate.slot]}{f' + {gate.shift!r}' if gate.shift else ''})"
+        elif len(gate.wires) == 1:
+            angle = f"({float(_angle(gate, values))!r})"
         text += f"{gate.name}{angle} {', '.join(f'q[{wire}]' for wire in gate.wires)};\n"
     return text
 
@@ -245,15 +251,3 @@ def _angle(gate: Gate, angles: Any) -> Any:
         return gate.shift
     angle = angles[(..., *gate.slot)]
     return angle if gate[3:] == (1, 0) else gate.scale * angle + gate.shift
-
-
-def _input(slot: tuple[int, ...]) -> str:
-    """`theta_0_3` for the angle at [0, 3]."""
-    return "_".join(["theta", *map(str, slot)])
-
-
-def _openqasm_angle(gate: Gate, values: Tensor | None) -> str:
-    if gate.slot is None or values is not None:
-        return repr(float(_angle(gate, values)))
-    scale = "" if gate.scale == 1 else f"{gate.scale!r} * "
-    return f"{scale}{_input(gate.slot)}" + (f" + {gate.shift!r}" if gate.shift else "")

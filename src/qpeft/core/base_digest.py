@@ -103,16 +103,15 @@ def digest(weights: Mapping[str, Tensor]) -> str | None:
     if not found or any(not w.numel() or w.is_meta or hasattr(w, "__tensor_flatten__") for w in found):
         return None
     names = json.dumps(sorted([name, list(w.shape)] for name, w in weights.items())).encode()
-    entries = torch.cat([_entries(w).float().to(found[0].device) for w in found]).cpu()  # moved at once
+    sampled = []
+    for w in found:
+        step = w.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
+        places = torch.unravel_index(torch.arange(0, w.numel(), step, device=w.device), w.shape)
+        sampled.append(w[places].float().to(found[0].device))  # a flat view may be a copy of the weight
+    entries = torch.cat(sampled).cpu()  # moved at once
     values = (torch.signbit(entries).float(), entries)
     hashes = [hashlib.sha256(names + v.numpy().astype("<f4").tobytes()).hexdigest()[:_HASH] for v in values]
     return ":".join(["+".join(sorted({str(w.dtype).removeprefix("torch.") for w in found})), *hashes])
-
-
-def _entries(weight: Tensor) -> Tensor:
-    step = weight.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
-    places = torch.arange(0, weight.numel(), step, device=weight.device)
-    return weight[torch.unravel_index(places, weight.shape)]  # a flat view may be a copy of the weight
 
 
 def is_quantized(*digests: str) -> bool:

@@ -137,7 +137,8 @@ class Binding:
     def release(self) -> None:
         """Stop generating; the adapter's own parameters get the current values."""
         for slot, value in zip(self.slots, self.values(), strict=True):
-            slot.restore_parameter(value)
+            del slot.owner.__dict__[slot.name]
+            slot.owner._parameters[slot.name] = nn.Parameter(value, requires_grad=False)
         _live.pop(id(self), None)
 
     def flush(self) -> None:

@@ -1,9 +1,8 @@
-"""What is a model, the class of an adapter's base model, and the base without weights: tensors on the meta device."""
+"""What is a model, the classes of base models, and the base without weights: tensors on the meta device."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,6 @@ AUTO_CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }  # by PEFT's task type
-
-
-def base_class(config: Mapping[str, Any]) -> str:
-    """The class for the content of an adapter_config.json: by its task, or else as recorded by PEFT."""
-    mapping = config.get("auto_mapping")
-    recorded = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    return AUTO_CLASSES.get(str(config.get("task_type"))) or recorded or "AutoModelForCausalLM"
 
 
 def on_meta(

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft.utils import CONFIG_NAME
 
-from qpeft.core.meta_model import base_class
+from qpeft.core.meta_model import AUTO_CLASSES
 from qpeft.files import read_json, write_text
 
 _PEFT_TEMPLATE = b"# Model Card for Model ID"
@@ -49,7 +49,10 @@ def write_card(folder: Path, registered: type | None = None) -> None:
     config = read_json(folder / CONFIG_NAME)
     base = config.get("base_model_name_or_path") or ""
     kind = config["peft_type"].removeprefix("QPEFT_").lower().replace("_", "-")
-    code = load_lines(base or "BASE_MODEL", ".", registered, auto_class=base_class(config))
+    mapping = config.get("auto_mapping")
+    recorded = mapping.get("base_model_class") if isinstance(mapping, dict) else None  # for an adapter without a task
+    auto_class = AUTO_CLASSES.get(str(config.get("task_type"))) or recorded or "AutoModelForCausalLM"
+    code = load_lines(base or "BASE_MODEL", ".", registered, auto_class=auto_class)
     text = (
         f"---\n{metadata(base, kind)}\n---\n\n"
         f"# Adapter {kind}: loading it needs {'qpeft' if registered else 'PEFT alone'}\n\n"

@@ -35,11 +35,6 @@ class Slot:
         self.owner._parameters.pop(self.name, None)
         self.owner.__dict__[self.name] = tensor
 
-    def restore_parameter(self, value: Tensor) -> None:
-        """Undo `put`; the parameter gets `value`."""
-        del self.owner.__dict__[self.name]
-        self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
-
 
 def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
     """The trainable tensors of a LoRA that was just injected into `model`, in PEFT's order."""

@@ -50,7 +50,7 @@ class Generators(nn.ModuleDict):
         self.prefix = prefix
         self._base = (base,)  # not a submodule
         hook: Any = self._before_forward
-        self._hook = read_by.register_forward_pre_hook(hook)
+        self.hook = read_by.register_forward_pre_hook(hook)
 
     def hold(self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]) -> None:
         """Generate the tensors `slots` of the adapter from now on; the config records them."""
@@ -65,11 +65,7 @@ class Generators(nn.ModuleDict):
         with self.exact():
             for binding in self.bindings.values():
                 binding.release()
-        self.close()
-
-    def close(self) -> None:
-        """No longer take part in forward passes."""
-        self._hook.remove()
+        self.hook.remove()
 
     def train_only(self, active: Any, inference_mode: bool | None = None) -> None:
         """Train the generators of these adapters, unless in inference mode, by default that of their configs."""
@@ -359,7 +355,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         if self.generators:
             super().delete_adapter(adapter_name)
         else:
-            self.generators.close()
+            self.generators.hook.remove()
             for module in self.model.modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
                     module._active_adapter = []  # so that unloading restores the original, not the trained copy

@@ -60,12 +60,21 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
         ConfigError: the adapter is not the only one, or generated already; its tensors cannot be generated; or the
             configuration does not fit it.
     """
-    generator_name(config)  # raises ConfigError if it is not registered
+    registered = generator_name(config)
     name, host = _checked_host(model)
     slots = config.order(generated_slots(model, name))
     initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
     generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
-    attached = AttachedConfig.of(host, config)
+    settings = {key: value for key, value in host.to_dict().items() if key != "base_digest"}
+    if heads := settings.get("modules_to_save"):
+        settings["modules_to_save"] = sorted(set(heads))  # PEFT adds heads each time it builds a model
+    attached = AttachedConfig(
+        task_type=host.task_type,
+        base_model_name_or_path=host.base_model_name_or_path or "",  # for None PEFT would look for a tuner
+        host=as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
+        generator=as_json(asdict(config)),  # type: ignore[call-overload]
+        generator_name=registered,
+    )
     keeps_weights = not str(getattr(host, "init_lora_weights", "")).startswith(_CHANGE_BASE)
     bind_base(attached, model.get_base_model(), name, keeps_weights=keeps_weights)
     model.__class__ = attached_class(type(model))
@@ -189,20 +198,6 @@ class AttachedConfig(GeneratedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.to_generator()  # raises an error for invalid settings
-
-    @classmethod
-    def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:
-        """The config of a `host` adapter with this generator."""
-        settings = {name: value for name, value in host.to_dict().items() if name != "base_digest"}
-        if names := settings.get("modules_to_save"):
-            settings["modules_to_save"] = sorted(set(names))  # PEFT adds heads each time it builds a model
-        return cls(
-            task_type=host.task_type,
-            base_model_name_or_path=host.base_model_name_or_path or "",  # for None PEFT would look for a tuner
-            host=as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
-            generator=as_json(asdict(generator)),  # type: ignore[call-overload]
-            generator_name=generator_name(generator),
-        )
 
     def to_stock(self) -> PeftConfig:
         return PeftConfig.from_peft_type(**copy.deepcopy(self.host))

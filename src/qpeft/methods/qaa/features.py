@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
+from qpeft.circuits import Ansatz, amplitude_expectations
+from qpeft.circuits.amplitude import amplitude_qubits
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qaa import ANGLE_SCALE, QAASettings

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qpeft.circuits import amplitude_qubits
+from qpeft.circuits.amplitude import amplitude_qubits
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.generator import ANGLES, ParameterGroup
 from qpeft.core.linear_tuner import LinearAdapter, LinearTuner

@@ -156,7 +156,9 @@ class QPAGenerator(Generator):
             for i, ((n_in, n_out), bound) in enumerate(zip(itertools.pairwise(widths), bounds, strict=True))
         )
         n_bits = widths[0] - (0 if self.feature is None else int(config.features or 1))
-        bits = _bits(count.n_chunks // g, n_bits).expand(g, -1, -1) if n_bits else None
+        # those of the chunk's number as -1 and +1, wire 0 (the most significant) first: (G, C, bits)
+        bits = torch.arange(count.n_chunks // g)[:, None] >> torch.arange(n_bits - 1, -1, -1) & 1
+        bits = (bits.float() * 2 - 1).expand(g, -1, -1) if n_bits else None
         self.register_buffer("bits", bits, persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
         self.register_buffer("whitening", self._whitening(), persistent=False)
@@ -226,9 +228,3 @@ class QPAGenerator(Generator):
             "budget": config.budget_count(self.m) if config.chunk_size is None else None,
         }
         return {name: value for name, value in found.items() if value is not None}
-
-
-def _bits(n_chunks: int, n_qubits: int) -> Tensor:
-    """Row c: the bits of c, wire 0 (the most significant) first, as -1 and +1; shape (C, N)."""
-    index = torch.arange(n_chunks)[:, None]
-    return (index >> torch.arange(n_qubits - 1, -1, -1) & 1).float() * 2 - 1

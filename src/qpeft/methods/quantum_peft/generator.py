@@ -129,22 +129,16 @@ def draw(config: QuantumPeftGeneratorConfig, init: SeededInit, name: str, width:
 def columns(config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
     """The factors (n, w, K) of each batch: parameters (n, p), w and K."""
     if config.family == "pauli":
-        return _circuits(config, batches)
+        n_layers, kind, cut = config.n_layers, str(config.columns), config.construction
+        found = [(p, width, basis_columns(kind, column_qubits(width, cut), rank)) for p, width, rank in batches]
+        is_cz = config.entangler == "cz"
+        signs = None if is_cz else partial(_entangler_signs, config.entangler, n_layers, config.seed)
+        return orthogonal_batches(found, n_layers, cut, signs)
     if config.family == "lie":
         matrices = [lie_matrix(p, width, config.lie_rank) for p, width, _ in batches]
         return [lie_columns(b, rank, config.lie_map) for b, (*_, rank) in zip(matrices, batches, strict=True)]
     identities = [torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1) for p, _, rank in batches]
     return [p.view_as(eye) if p.numel() else eye for (p, *_), eye in zip(batches, identities, strict=True)]
-
-
-def _circuits(c: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
-    """Columns of RY and CZ circuits, or of a control with other entanglers."""
-    found = [
-        (p, width, basis_columns(str(c.columns), column_qubits(width, c.construction), rank))
-        for p, width, rank in batches
-    ]
-    entangler = None if c.entangler == "cz" else partial(_entangler_signs, c.entangler, c.n_layers, c.seed)
-    return orthogonal_batches(found, c.n_layers, c.construction, entangler)
 
 
 @cached_tables
