@@ -74,8 +74,7 @@ methods:
 """
 # what depends on the time and the number of attempts
 _TIMED = {"seconds", "seconds_per_step", "created_at", "peak_mem_bytes", "circuits", "out", "command"}
-_TIMED_FILES = ("results.csv", "summary.csv", "report.html")
-_TIMED_FILES += ("jobs.jsonl", "README.md", "training_args.bin", ".lock")
+_TIMED_FILES = ("summary.csv", "report.html", "jobs.jsonl", "README.md", "training_args.bin", ".lock")
 
 
 @dataclass(frozen=True)
