@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from qpeft.circuits.numerics import refuse_second_derivative
-from qpeft.core.capture import Captured
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot
 from qpeft.errors import QpeftError
 
 if TYPE_CHECKING:
+    from qpeft.core.capture import Captured
     from qpeft.core.generator import Generator
 
 
@@ -89,6 +89,8 @@ class Binding:
 
     def capture(self) -> bool:
         """Evaluate the generator by CUDA graphs from now on, if it trains on a GPU and can be captured."""
+        from qpeft.core.capture import Captured
+
         is_trained = any(p.requires_grad for p in self.generator.parameters())
         self._captured = Captured(self.generator) if is_trained and self.generator.fingerprint.is_cuda else None
         self.invalidate()
