@@ -206,8 +206,15 @@ def filled(text: str) -> str:
     tables = {"circuit": lambda: differences(CIRCUIT, "replacement"), "signs": lambda: differences(SIGNS, "design")}
     tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
     tables |= {make.__name__: make for make in (sizes, lora, budgets, best, classes, studies)}
-    marked = re.compile("(<!-- table: (.*?) -->).*?(<!-- end -->)", re.DOTALL)
-    return marked.sub(lambda mark: f"{mark[1]}\n\n{tables[mark[2]]()}\n\n{mark[3]}", text)
+    rows = {"circuit": CIRCUIT, "signs": SIGNS, "bits": BITS, "shots": SHOTS}
+    of = {name: dict.fromkeys(study for study, *_ in table) for name, table in rows.items()}
+    of |= {"sizes": ("sizes",), **dict.fromkeys(("lora", "budgets", "best"), ("budgets",))}
+
+    def table(mark: re.Match[str]) -> str:
+        links = ", ".join(f"[`{study}`](../results/{study})" for study in of.get(mark[2], ()))
+        return "\n\n".join(filter(None, (mark[1], tables[mark[2]](), links and f"Rows: {links}", mark[3])))
+
+    return re.sub("(<!-- table: (.*?) -->).*?(<!-- end -->)", table, text, flags=re.DOTALL)
 
 
 def main() -> None:

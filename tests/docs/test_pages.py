@@ -37,7 +37,7 @@ def headings(page):
 def test_links_resolve(page):
     for name, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
         target = page.parent / name if name else page
-        assert target.is_file(), f"{page.name} links to {name}"
+        assert target.exists(), f"{page.name} links to {name}"
         assert not anchor or anchor in headings(target), f"{page.name} links to {name}#{anchor}"
 
 
