@@ -207,7 +207,7 @@ def filled(text: str) -> str:
     tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
     tables |= {make.__name__: make for make in (sizes, lora, budgets, best, classes, studies)}
     rows = {"circuit": CIRCUIT, "signs": SIGNS, "bits": BITS, "shots": SHOTS}
-    of = {name: dict.fromkeys(study for study, *_ in table) for name, table in rows.items()}
+    of = {name: tuple(dict.fromkeys(study for study, *_ in table)) for name, table in rows.items()}
     of |= {"sizes": ("sizes",), **dict.fromkeys(("lora", "budgets", "best"), ("budgets",))}
 
     def table(mark: re.Match[str]) -> str:
