@@ -95,6 +95,14 @@ def test_what_a_graph_cannot_follow(ids, stand_in):
     assert binding.generator.feature.angles.tau.grad.any()
 
 
+def test_tensors_that_a_module_may_drop_are_kept(stand_in):
+    generator = replay(get_peft_model(llama(), qpeft.QPAConfig(init_mode="residual", budget=0.2))).generator
+    captured, reference = Captured(generator), generator._reference
+    generator.to("cpu")  # which drops it
+    assert generator._reference is None
+    assert any(kept is reference for kept in captured._read)
+
+
 def test_cpu_is_left_as_it_is(ids):
     assert qpeft.capture(get_peft_model(llama(), CONFIGS["qpa"]())) == 0
 

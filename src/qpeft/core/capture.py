@@ -39,7 +39,7 @@ class Captured:
         self._parameters = [generator.get_parameter(name) for name in names]
         # kept, because a graph reads their memory
         self._read = [x for module in generator.modules() for x in vars(module).values() if isinstance(x, Tensor)]
-        self._state = self._current_state()
+        self._state: list[Any] | None = self._current_state()
 
         def evaluate(values: Sequence[Tensor]) -> Tensor:
             return functional_call(generator, dict(zip(names, values, strict=True)), ())
@@ -60,7 +60,7 @@ class Captured:
         """Whether nothing has changed but the values of the parameters."""
         return self._state == self._current_state()
 
-    def _current_state(self) -> list[Any] | None:
+    def _current_state(self) -> list[Any]:
         tensors = *self._generator.parameters(), *self._generator.buffers()
         backends = (m.backend for m in self._generator.modules() if isinstance(m, CircuitModule))
         return [*((id(t), t.data_ptr(), t.device, t.requires_grad) for t in tensors), *backends]

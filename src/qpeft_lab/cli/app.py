@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -68,6 +68,8 @@ def qpeft(
       qpeft compare run survey --out survey
     """
     if version:
+        from importlib import metadata
+
         typer.echo(f"qpeft {metadata.version('qpeft')}")
         raise typer.Exit
     if context.invoked_subcommand is None:

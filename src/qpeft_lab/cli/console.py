@@ -132,7 +132,7 @@ class TrainingBar(Progress):
         self._update(completed=step, text=f"loss {loss:.3f}")
 
     def on_eval(self, step: int, score: Score) -> None:
-        line(stderr(), f"{self._name}: step {step}: {' '.join(score.headline)}")
+        self.on_note(f"step {step}: {' '.join(score.headline)}")
 
 
 def say(label: str, message: str, style: str = "bold") -> None:
