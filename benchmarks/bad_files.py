@@ -248,9 +248,16 @@ def _make_data(folder: Path) -> None:
     with (folder / "a.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "n"), *((text, i) for i, text in enumerate(texts))])
     study = {
-        **{"name": "tiny", "title": "A tiny study", "question": "Does it run?", "base": str(folder / "base")},
-        **{"data": str(folder / "a.txt"), "seeds": [0, 1], "reference": "lora", "tuning": {"grid": [0.3, 1.0]}},
-        "training": {"steps": 4, "batch_size": 2, "seq_len": 32, "dtype": "float32"},
+        **{"name": "tiny", "title": "A tiny study", "question": "Does it run?", "seeds": [0, 1]},
+        **{"reference": "lora", "tuning": {"grid": [0.3, 1.0]}},
+        "run": {
+            "model": str(folder / "base"),
+            "data": str(folder / "a.txt"),
+            "steps": 4,
+            "batch_size": 2,
+            "seq_len": 32,
+            "dtype": "float32",
+        },
         "methods": [
             {"key": "lora", "label": "LoRA", "method": "lora", "settings": {"r": 2}},
             {"key": "qpa", "method": "qpa", "settings": {"r": 2, "chunk_size": 16}, "lr": 0.001},

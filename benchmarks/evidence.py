@@ -63,10 +63,10 @@ def evidence(root: Path = ROOT) -> dict[str, Any]:
         untrained = next(m.key for m in found.results if not m.method.rates)
         setups.append(
             Setup(
-                base=Path(study.base).name,
+                base=Path(study.run.model).name,
                 base_parameters=study.params_total,
-                data=Path(study.data).name,
-                steps=study.training["steps"],
+                data=Path(study.run.data).name,
+                steps=study.run.steps,
                 untrained=loss[untrained].mean,
                 untrained_valid=found[untrained].mean("valid_loss"),
                 reference=loss[study.reference].mean,

@@ -61,11 +61,9 @@ _STUDY = """
 name: small
 title: A small study
 question: Is the result of a killed run the same?
-base: {base}
-data: {text}
 seeds: [0, 1]
 tuning: {{grid: [1.0, 3.0]}}
-training: {{steps: 4, batch_size: 2, seq_len: 32, eval_every: 2, eval_blocks: 4, save_every: 2}}
+run: {{model: "{base}", data: "{text}", steps: 4, batch_size: 2, seq_len: 32, eval_every: 2, save_every: 2}}
 test_blocks: 4
 costs: false
 methods:

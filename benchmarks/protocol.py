@@ -80,7 +80,7 @@ def final_study(summary: Summary) -> dict[str, Any]:
         "reference": chosen[0]["key"],
         "seeds": [*SEEDS],
         "tuning": {"grid": [1.0]},
-        "training": dict(summary.study.training),
+        "run": summary.study.model_dump(exclude_defaults=True)["run"],
         "test_blocks": TEST_BLOCKS,
         "costs": False,
         "methods": [{"key": "none", "label": "untrained base", "method": "none"}, *chosen],

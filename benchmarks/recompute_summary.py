@@ -47,7 +47,7 @@ def read_results(folder: Path, study: dict[str, Any]) -> dict[str, Result]:
 def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[str, Any]) -> Result:
     cells = {seed: f"{study['name']}/{method['key']}/{method['hash']}/seed{seed}" for seed in study["seeds"]}
     rows = {seed: all_rows[cell_id] for seed, cell_id in cells.items() if cell_id in all_rows}
-    if not method["rates"] and rows and study["task"] == "causal-lm":  # untrained: one evaluation for all seeds
+    if not method["rates"] and rows and study["run"]["task"] == "causal-lm":  # untrained: one evaluation for all seeds
         rows = dict.fromkeys(cells, next(iter(rows.values())))
     metric = {seed: row.get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]

@@ -18,6 +18,7 @@ from qpeft.files import UNFINISHED, hidden_folder
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-3 too, which is a text in YAML 1.1
 _DISK_FULL = (
     *("no space left on device", "disk quota exceeded", "file too large"),  # the system
     *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
@@ -47,8 +48,11 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
     """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as the `example`."""
     import yaml
 
+    class Loader(yaml.SafeLoader): ...
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):

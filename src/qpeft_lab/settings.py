@@ -1,19 +1,21 @@
 """The one description of a training run: the command line, the documentation and a study read each field from it.
 
-It is a dataclass of `option` fields, like the settings of methods, so that one mechanism makes the options of all
-commands. It is importable without torch.
+Pydantic checks the types. The fields are `option` fields, like the settings of methods, so that one mechanism makes
+the options of all commands. It is importable without torch.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass
 
 from qpeft import methods
 from qpeft.backends import BackendSettings
@@ -21,10 +23,12 @@ from qpeft.checks import MOST, check_fields, option, unknown
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft.methods.method import imported
-from qpeft_lab.data.glue import find_glue
+from qpeft_lab.data.glue import GlueTask, find_glue
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import read_yaml
 from qpeft_lab.method_records import lab_record
+
+_Settings = TypeVar("_Settings", bound="SharedSettings")
 
 # fields by panels of the command line's help
 _optimization = partial(option, panel="Optimization")
@@ -39,11 +43,11 @@ _EVALUATED_BLOCKS = 512
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
-@dataclass(kw_only=True)
-class RunSettings:
-    """One fine-tuning run; `check()` validates it, and `validated` some of its fields, as from a file.
+@dataclass(kw_only=True, config=ConfigDict(strict=True))
+class SharedSettings:
+    """The part of a run that all methods of a study share: base, data and training.
 
-    Raises DataError for an unknown task of GLUE.
+    Raises pydantic's ValidationError for a value of another type, and for an unknown task of GLUE.
     """
 
     model: str = option(
@@ -55,19 +59,6 @@ class RunSettings:
         "sub-folder of images for each class, a .parquet file with the columns image and label, a built-in corpus "
         "(numpy-docs, stdlib-docs), or a hub id; NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT selects its part. "
         "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns and splits; glue/TASK:PATH has local files.",
-    )
-    out: str = option(MISSING, "Run folder. Run the same command again to resume.")
-    method: str = option(
-        "qpa",
-        "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a number of parameters.",
-        choices=methods.keys(),
-    )
-    method_settings: dict[str, Any] = option(dict, "Fields of the method's config, such as r or budget.")
-    backend_settings: dict[str, Any] = option(
-        dict, "Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."
-    )
-    host: str = option(
-        "lora", "The adapter that is generated, if the method supports several.", choices=methods.hosts()
     )
     eval_data: str | None = option(
         None,
@@ -84,7 +75,6 @@ class RunSettings:
     epochs: float | None = option(
         None, "Passes over the training data, instead of a number of steps.", above=0, at_most=MOST
     )
-    lr: float = option(1e-3, "Peak learning rate.", above=0)
     lr_schedule: str = _optimization(
         "linear",
         "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays constant.",
@@ -110,17 +100,11 @@ class RunSettings:
         at_least=0,
         below=1,
     )
-    seed: int = _optimization(
-        0, "Seed of the adapter's initialization, the data order and dropout.", at_least=0, at_most=HIGHEST_SEED
-    )
     dtype: str = _optimization(
         "float32", "Dtype of the frozen base; the adapter is always float32.", choices=("float32", "bfloat16")
     )
     load_in_4bit: bool = _optimization(
         False, "Quantize the frozen base to 4 bits (NF4) with bitsandbytes, as QLoRA does."
-    )
-    trust_remote_code: bool = _optimization(
-        False, "Execute Python code that the base model's folder or repository contains."
     )
     gradient_checkpointing: bool = _optimization(False, "Save memory: recompute activations in the backward pass.")
     eval_every: int | None = _evaluation(
@@ -158,19 +142,57 @@ class RunSettings:
     )
 
     def __post_init__(self) -> None:
-        glue = find_glue(self.data)
-        for name, value in glue.settings().items() if glue else ():
-            if getattr(self, name) == getattr(RunSettings, name):
+        for name, value in self.glue.settings().items() if self.glue else ():
+            if getattr(self, name) == getattr(SharedSettings, name):
                 setattr(self, name, value)
         if self.steps is None and self.epochs is None:
             self.steps = _STEPS
         if self.eval_blocks is None:
             self.eval_blocks = _EVALUATED_BLOCKS if self.is_language_model else 0
 
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the tokens of texts are predicted; the other tasks are classifications or regressions."""
+        return self.task in TASKS and TASKS[self.task].is_language_model
+
+    @property
+    def glue(self) -> GlueTask | None:
+        """The task of GLUE that the data are, if they are one."""
+        return find_glue(self.data)
+
+    def with_method(self, **own: Any) -> RunSettings:
+        """The run with these fields of `RunSettings`, such as `method`."""
+        return RunSettings(**{**vars(self), "out": "-", **own})
+
+
+@dataclass(kw_only=True, config=ConfigDict(strict=True))
+class RunSettings(SharedSettings):
+    """One fine-tuning run. Its types are checked when it is made, and `check()` validates the rest."""
+
+    out: str = option(MISSING, "Run folder. Run the same command again to resume.")
+    method: str = option(
+        "qpa",
+        "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a number of parameters.",
+        choices=methods.keys(),
+    )
+    method_settings: dict[str, Any] = option(dict, "Fields of the method's config, such as r or budget.")
+    backend_settings: dict[str, Any] = option(
+        dict, "Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."
+    )
+    host: str = option(
+        "lora", "The adapter that is generated, if the method supports several.", choices=methods.hosts()
+    )
+    lr: float = option(1e-3, "Peak learning rate.", above=0)
+    seed: int = _optimization(
+        0, "Seed of the adapter's initialization, the data order and dropout.", at_least=0, at_most=HIGHEST_SEED
+    )
+    trust_remote_code: bool = _optimization(
+        False, "Execute Python code that the base model's folder or repository contains."
+    )
+
     def check(self) -> None:
         """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
-        glue = find_glue(self.data)
-        for name, value in glue.settings().items() if glue else ():
+        for name, value in self.glue.settings().items() if self.glue else ():
             if getattr(self, name) != value:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
         methods.get(self.method)
@@ -199,31 +221,6 @@ class RunSettings:
         for record in dict.fromkeys((self.record, self.adapter)):
             if check := imported(lab_record(record).check):
                 check(self)
-
-    @classmethod
-    def validated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Some fields of a run, each checked alone. A number written as text, such as YAML's `1e-3`, is converted.
-
-        Raises ConfigError for an unknown field, with the nearest name, and for a value that is not allowed.
-        """
-        known = {f.name: str(f.type) for f in fields(cls)}
-        kinds = {"method": str, "host": str, "method_settings": dict, "backend_settings": dict}
-        found = dict(values)
-        for name, value in values.items():
-            if name not in known:
-                raise ConfigError(unknown("field", name, known))
-            if not isinstance(value, kinds.get(name, object)):
-                raise ConfigError(f"{name} must be a {kinds[name].__name__}, got {value!r}")
-            if "float" in known[name] and isinstance(value, str):
-                with suppress(ValueError):
-                    found[name] = float(value)
-        check_fields(SimpleNamespace(**found), cls, skip={"method", "host", *(known.keys() - found.keys())})
-        return found
-
-    @property
-    def is_language_model(self) -> bool:
-        """Whether the tokens of texts are predicted; the other tasks are classifications or regressions."""
-        return self.task in TASKS and TASKS[self.task].is_language_model
 
     @property
     def record(self) -> Method:
@@ -270,14 +267,39 @@ class RunSettings:
         return self.eval_every or tenth, self.save_every or min(500, tenth), ceil(self.n_steps / 1000)
 
 
+def settings_from(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    """The settings with these fields, of a file or options. Raises ConfigError, with the name of the field at fault."""
+    known, of_run = ([f.name for f in fields(owner)] for owner in (kind, RunSettings))
+    for name in values:
+        if name not in known:
+            shared = f"{name} is not shared by the runs of a study; it is a field of its methods, or follows from them"
+            raise ConfigError(shared if name in of_run else unknown("field", name, known))
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ConfigError(described(error)) from error
+
+
+def described(error: ValueError) -> str:
+    """The first error of fields, such as `steps: Input should be a valid integer, got 'many'`."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors()[0]
+    got = "" if found["type"] in ("missing", "value_error") else f", got {reprlib.repr(found['input'])}"  # a short one
+    where = [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ") + got]
+    return ": ".join(filter(None, where))
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The validated fields of a run in a YAML file: `RunSettings(**read_settings("run.yaml"))`.
+    """The fields of a run in a YAML file: `RunSettings(**read_settings("run.yaml"))`.
 
     Raises ConfigError if the file cannot be read, or for an unknown field or a value that is not allowed.
     """
     path = Path(path).expanduser()
     values = read_yaml(path, "`model: gpt2`")
     try:
-        return RunSettings.validated(values)
+        made = settings_from(RunSettings, {**dict.fromkeys(("model", "data", "out"), "-"), **values})
+        check_fields(made, skip=("method", "host"))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return {name: getattr(made, name) for name in values}

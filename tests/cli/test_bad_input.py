@@ -92,8 +92,8 @@ TABLE = [
     # a study
     ("compare run surwey --out OUT", "", "'survey'"),
     ("compare run survey --out OUT", "--steps 0", "steps"),
-    ("compare run survey --base BASE --data TEXT --out OUT", "--executor slurm", "--executor"),
-    ("compare run survey --base BASE --data TEXT --out OUT", "--retry broken", "'broken'"),
+    ("compare run survey --model BASE --data TEXT --out OUT", "--executor slurm", "--executor"),
+    ("compare run survey --model BASE --data TEXT --out OUT", "--retry broken", "'broken'"),
     ("compare report BASE", "", "study.json"),
     *((command, f"{option} {other}", other) for command, option, other in OUTPUTS),
     *((command, f"{option} TEXT/deep/output", "") for command, option, _ in OUTPUTS),

@@ -74,7 +74,7 @@ def study_with(ansatz, **changes):
             {"key": "nola", "method": option("method")[1], "settings": {"r": 2, "n_bases": 4}},
             {"key": "ring", "method": "qpa", "settings": {"r": 2, "n_layers": 2, "ansatz": ansatz}, **changes},
         ],
-        "training": {"steps": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 4},
+        "run": {"model": "embedded", "data": "-", "steps": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 4},
         **{"seeds": [0], "test_blocks": 4, "costs": False},
     }
 
@@ -82,11 +82,13 @@ def study_with(ansatz, **changes):
 def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp_path):
     (file := tmp_path / "studied.py").write_text(FILES["ansatz"].read_text().replace("cz_ring", "studied"))
     (tmp_path / "own.yaml").write_text(json.dumps(study_with(f"{file}:studied")))
-    options = ("--base", base_folder, "--data", text, "--out", tmp_path / "out")
+    options = ("--model", base_folder, "--data", text, "--out", tmp_path / "out")
     assert answer("compare", "run", tmp_path / "own.yaml", *options)["n_done"] == 3
 
     def hashes(path):
-        study = Study(**study_with(f"{path}:studied"), base=str(base_folder), data=str(text))
+        made = study_with(f"{path}:studied")
+        made["run"] |= {"model": str(base_folder), "data": str(text)}
+        study = Study(**made)
         return {method.key: method.hash for method in make_plan(study, tmp_path / "out").study.methods}
 
     ansatz_table._families.pop("studied")  # as in a new process
@@ -164,8 +166,8 @@ def own_adapter(tmp_path, adapter_folder, own_base):
         ("export", "ADAPTER", "--out", "OUT"),
         ("plan", "--model", "BASE"),
         ("train", "--model", "BASE", "--data", "TEXT", "--out", "OUT"),
-        ("compare", "plan", "survey", "--base", "BASE", "--data", "TEXT"),
-        ("compare", "run", "survey", "--base", "BASE", "--data", "TEXT", "--out", "OUT"),
+        ("compare", "plan", "survey", "--model", "BASE", "--data", "TEXT"),
+        ("compare", "run", "survey", "--model", "BASE", "--data", "TEXT", "--out", "OUT"),
     ],
     ids=lambda command: " ".join(command[:2]),
 )
@@ -187,7 +189,7 @@ def test_plan_of_a_study_names_and_does_not_execute_its_backend(qpeft_cli, base_
     (device := tmp_path / "device.py").write_text(f"open({str(marker)!r}, 'w')\nNAME = None\n")
     study = study_with("ry_ladder", backend={"backend": f"{device}:NAME"})
     (file := tmp_path / "study.yaml").write_text(json.dumps(study))
-    done = qpeft_cli("compare", "plan", file, "--base", base_folder, "--data", text)
+    done = qpeft_cli("compare", "plan", file, "--model", base_folder, "--data", text)
     assert done.exit_code == 0, done.output
     assert str(device) in done.stderr
     assert not marker.exists()

@@ -20,11 +20,9 @@ STUDY = """
 name: small
 title: A small study
 question: Does the command line work?
-base: {base}
-data: {data}
 seeds: [0, 1]
 tuning: {{grid: [1.0]}}
-training: {{steps: 3, batch_size: 2, seq_len: 32, eval_every: 3, eval_blocks: 2}}
+run: {{model: "{base}", data: "{data}", steps: 3, batch_size: 2, seq_len: 32, eval_every: 3, eval_blocks: 2}}
 test_blocks: 2
 methods:
   - {{key: none, method: none}}
@@ -82,8 +80,8 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
-    assert found["study"]["training"]["steps"] == 5
-    assert found["study"]["command"] == f"qpeft compare run {study} --seeds 0,1,2 --steps 5 --out small"
+    assert found["study"]["run"]["steps"] == 5
+    assert found["study"]["command"] == f"qpeft compare run {study} --steps 5 --seeds 0,1,2 --out small"
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli("compare", "plan", study)
     for word in ("lora", "0.01", "final"):
@@ -143,7 +141,7 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     if name != WITH_CHARTS:
         monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
     data = "glue/stsb" if name == OF_GLUE else None  # another task than its own: pairs with numbers
-    study = load_study(recipe(name), {"data": data} if data else {})
+    study = load_study(recipe(name), {"run.data": data} if data else {})
     done = qpeft_cli("compare", "run", recipe(name), "--smoke", "--out", "out", *(("--data", data) if data else ()))
     assert done.exit_code == 0, done.output
     summary = load(tmp_path / "out")
@@ -154,7 +152,7 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     assert {row["method"] for row in rows} == {method.key for method in study.methods}
     assert {row["status"] for row in rows} == {"success"}
     assert all(study.metric in row for row in rows if row["name"] == "seed0")
-    assert {row["params_head"] > 0 for row in rows if "params_head" in row} == {study.task != "causal-lm"}
+    assert {row["params_head"] > 0 for row in rows if "params_head" in row} == {study.run.task != "causal-lm"}
     assert (study.metric == "test_pearson") == (data is not None)
     assert summary.study.title == f"Smoke test of: {study.title}"
     assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]

@@ -27,6 +27,7 @@ from qpeft_lab.compare.study import load_study, read_study
 from qpeft_lab.compare.summary import summarise
 from qpeft_lab.method_records import lab_record
 from qpeft_lab.training.outputs import count_deployed, count_trainable
+from studies import of_run
 
 METHODS = [
     {"key": "none", "method": "none"},
@@ -40,15 +41,14 @@ METHODS = [
     {"key": "qaa", "method": "qaa", "lr": 0.01},
     {"key": "quantum_peft", "method": "quantum_peft", "settings": {"r": 4}, "lr": 0.01},
 ]
-TRAINING = {"steps": 6, "batch_size": 2, "seq_len": 32, "eval_every": 3, "eval_blocks": 4}
-SMALL = {f"training.{name}": value for name, value in TRAINING.items()}
+SMALL = of_run(steps=6, batch_size=2, seq_len=32, eval_every=3, eval_blocks=4)
 SMALL |= {"methods": METHODS, "generation": None, "test_blocks": 4, "seeds": [0, 1, 2]}
 
 
 @pytest.fixture
 def study(tiny_model, text_file):
     def make(**changes):
-        return load_study("survey", {**SMALL, "base": str(tiny_model), "data": str(text_file), **changes})
+        return load_study("survey", {**SMALL, "run.model": str(tiny_model), "run.data": str(text_file), **changes})
 
     return make
 
@@ -95,13 +95,13 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
 
 
 def test_plan_of_epochs_has_their_steps(tiny_model, text_file, tmp_path):
-    asked = {"base": str(tiny_model), "data": str(text_file), "methods": METHODS[:2], "training.epochs": 2.5}
-    asked |= {name: value for name, value in SMALL.items() if name not in ("methods", "training.steps")}
-    plan = make_plan(load_study("survey", asked | {"training.lr_schedule": "cosine"}), tmp_path / "out")
+    asked = {"run.model": str(tiny_model), "run.data": str(text_file), "methods": METHODS[:2], "run.epochs": 2.5}
+    asked |= {name: value for name, value in SMALL.items() if name not in ("methods", "run.steps")}
+    plan = make_plan(load_study("survey", asked | {"run.lr_schedule": "cosine"}), tmp_path / "out")
     [row] = map(json.loads, Path(plan.setup.run.data).read_text().splitlines())
     n_blocks = len(AutoTokenizer.from_pretrained(tiny_model)(row["text"])["input_ids"]) // 32
     [cell] = cells_of(plan, "lora")
-    assert plan.setup.run.n_steps == plan.study.training["steps"] == math.ceil(2.5 * math.ceil(n_blocks / 2))
+    assert plan.setup.run.n_steps == plan.study.run.steps == math.ceil(2.5 * math.ceil(n_blocks / 2))
     assert settings_of(cell, tmp_path).lr_schedule == "cosine"
 
 
@@ -119,8 +119,8 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
 
 def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, tiny_model):
     before = {method.key: method.hash for method in make_plan(study(), tmp_path / "a").study.methods}
-    moved = {"base": str(shutil.copytree(tiny_model, tmp_path / "base")), "data": str(tmp_path / "copy.txt")}
-    shutil.copy(text_file, moved["data"])
+    moved = {"run.model": str(shutil.copytree(tiny_model, tmp_path / "base")), "run.data": str(tmp_path / "copy.txt")}
+    shutil.copy(text_file, moved["run.data"])
     assert {method.key: method.hash for method in make_plan(study(**moved), tmp_path / "m").study.methods} == before
     changed = {"lora": {"settings": {"r": 3}}, "qpa": {"backend": {"shots": 9}}}
     other = [{**method, **changed.get(method["key"], {})} for method in METHODS]
@@ -128,11 +128,11 @@ def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, ti
     assert {key for key in before if before[key] != after[key]} == {*changed}
     (other := tmp_path / "other.txt").write_text(text_file.read_text() + " more")
     for change in (
-        {"training.steps": 7},
+        {"run.steps": 7},
         {"test_blocks": 2},
         {"tuning.grid": [1.0]},
         {"lr_scale": 2.0},
-        {"data": str(other)},
+        {"run.data": str(other)},
         {"generation": {"num_beams": 2}},
     ):
         changed_methods = make_plan(study(**change), tmp_path / "c").study.methods
@@ -146,7 +146,7 @@ def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     exact = {"key": "qpa@prefix", "method": "qpa", "settings": {"r": 4, "budget": "@budget"}}
     methods = [{**method, "at_size_of": "prefix"} for method in (sizes, tight, exact)]
     methods += [*METHODS[:2], {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 30}}]
-    plan = make_plan(study(methods=methods, **{"training.seq_len": 16}), tmp_path / "out")
+    plan = make_plan(study(methods=methods, **{"run.seq_len": 16}), tmp_path / "out")
     found = {method.key: method.trainable for method in plan.study.methods}
     budget = 30 * 2 * 16 * 2
     assert found["prefix"] == budget
@@ -223,7 +223,7 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(planned, tmp_path, mon
 
 def test_parameters_with_the_lowest_validation_loss_are_tested(planned):
     # the learning rate is so high that the last evaluation is worse than an earlier one
-    plan, cell = planned("lora", **{"training.eval_every": 1})
+    plan, cell = planned("lora", **{"run.eval_every": 1})
     row = run_cell(replace(cell, lr=0.5), plan.folder)
     curve = [(step, loss) for step, loss, _ in row["curve"]]
     assert row["best_step"] == min(curve, key=lambda point: point[1])[0] < 6
@@ -240,12 +240,12 @@ def test_non_finite_loss_gives_status_diverged(planned):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"base": "./no/model"}, InputError, "no model folder"),
-        ({"data": "nothing.txt"}, DataError, "no file or folder"),
+        ({"run.model": "./no/model"}, InputError, "no model folder"),
+        ({"run.data": "nothing.txt"}, DataError, "no file or folder"),
         ({"bad": {"method": "qpa", "settings": {"budget": 3}}}, ConfigError, "method bad: .*too small"),
         ({"bad": {"method": "lora", "settings": {"rank": 3}}}, ConfigError, "'rank'"),
         ({"bad": {"method": "head"}}, ConfigError, "method bad: .*which task causal-lm lacks"),
-        ({"bad": {"method": "full"}, "training.dtype": "bfloat16"}, ConfigError, "method bad: .*use dtype float32"),
+        ({"bad": {"method": "full"}, "run.dtype": "bfloat16"}, ConfigError, "method bad: .*use dtype float32"),
         ({"bad": {"method": "lora", "at_size_of": "none"}}, ConfigError, "none trains no parameters"),
         ({"generation": {"bertscore_model": "no/encoder"}}, ConfigError, "bertscore_model: no folder"),
     ],
@@ -261,8 +261,8 @@ def test_head_of_a_classification_is_not_counted(planned, tmp_path, tiny_vit, ba
     """Whatever number of classes the base has, and with targets that would match the head."""
     settings = {"lora": {"r": 4, "target_modules": "all-linear"}, "qpa": {"r": 4, "budget": 0.5}, "full": {}}
     methods = [{"key": key, "method": key, "settings": own, "lr": 0.01} for key, own in settings.items()]
-    asked = {"base": str(tiny_vit), "data": str(bar_files[0]), "task": "image-classification", "methods": methods}
-    plan, *_ = planned(**asked, reference="lora")
+    asked = of_run(model=str(tiny_vit), data=str(bar_files[0]), task="image-classification")
+    plan, *_ = planned(**asked, methods=methods, reference="lora")
     for method in plan.study.methods:
         [cell] = cells_of(plan, method.key)
         model, task = untrained_model(cell), read_data(settings_of(cell, tmp_path))
@@ -274,8 +274,8 @@ def test_answers_to_test_prompts_are_scored(planned, tmp_path):
     data = tmp_path / "pairs.csv"
     lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
     data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
-    columns = {"training.prompt_column": "mr", "training.completion_column": "ref", "training.seq_len": 61}
-    asked = {"data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
+    columns = {"run.prompt_column": "mr", "run.completion_column": "ref", "run.seq_len": 61}
+    asked = {"run.data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
     plan, cell = planned("lora", **asked)
     row = run_cell(cell, plan.folder)
     assert len(row["texts"]) == 2
@@ -305,8 +305,8 @@ def test_each_seed_and_the_trials_have_their_own_random_projections(planned):
 
 
 def test_virtual_tokens_shorten_the_blocks_of_all_methods(planned):
-    plan, *cells = planned("lora", "prefix", **{"training.seq_len": None})
-    assert plan.study.training["seq_len"] == 64 - 3
+    plan, *cells = planned("lora", "prefix", **{"run.seq_len": None})
+    assert plan.study.run.seq_len == 64 - 3
     rows = [run_cell(cell, plan.folder) for cell in cells]
     assert len({row["test_scored"] for row in rows}) == 1
 
@@ -315,7 +315,7 @@ def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(planned, 
     data = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"{n} " + "the bird sings " * (30 * (n % 3 == 0)), "completion": "at night"} for n in range(60)]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    plan, cell = planned("none", data=str(data))
+    plan, cell = planned("none", **{"run.data": str(data)})
     plan.claim()
     row = run_cell(cell, plan.folder)
     for text, share in zip(row["left_out"], ("18 of 54", "1 of 3", "1 of 3"), strict=True):
@@ -331,10 +331,10 @@ def test_folder_of_other_work_is_rejected(study, tmp_path, text_file):
     with pytest.raises(ConfigError, match="'survey'"):
         other.claim()
     (longer := tmp_path / "longer.txt").write_text(text_file.read_text() + " more")
-    make_plan(study(data=str(longer)), tmp_path / "out")  # nothing has been trained
+    make_plan(study(**{"run.data": str(longer)}), tmp_path / "out")  # nothing has been trained
     RowFile(plan.folder).append({**started_row(cells_of(plan, "lora")[0]), "status": "success"})
     with pytest.raises(ConfigError, match="other data"):
-        make_plan(study(data=str(longer)), tmp_path / "out")
+        make_plan(study(**{"run.data": str(longer)}), tmp_path / "out")
     make_plan(study(methods=METHODS[:3], seeds=[0, 1, 2, 3]), tmp_path / "out")
     (tmp_path / "out" / "study.json").write_text('{"schema": 1')
     with pytest.raises(CheckpointError, match="damaged"):

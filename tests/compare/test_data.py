@@ -23,7 +23,8 @@ def split(tmp_path):
     """Split the data of a study; the rows of each part, the record."""
 
     def make(**changes):
-        found = split_data(load_study("survey", {"generation": None, **changes}), tmp_path / "study")
+        named = {name if name == "test_data" else f"run.{name}": value for name, value in changes.items()}
+        found = split_data(load_study("survey", {"generation": None, **named}), tmp_path / "study")
         return [[json.loads(line) for line in path.read_bytes().splitlines()] for path in found[0].values()], found
 
     return make
@@ -33,14 +34,14 @@ def split(tmp_path):
 def test_parts_share_no_document_and_lose_none(split, tmp_path, pads):
     texts = [f"document number {n}" if n % 3 or not pads else "" for n in range(100)]
     data = write(tmp_path / "texts.jsonl", ({"text": text} for text in texts))
-    parts, found = split(data=data, **{"training.pad_rows": pads})
+    parts, found = split(data=data, pad_rows=pads)
     assert [len(part) for part in parts] == [90, 5, 5]
     assert [row["text"] for row in parts[1]] == texts[19::20]
     assert sorted(row["text"] for part in parts for row in part) == sorted(texts)
     files, _, notes = found
     assert notes == []
     was = files["train"].stat().st_mtime_ns
-    assert split(data=data, **{"training.pad_rows": pads})[1] == found  # the same files
+    assert split(data=data, pad_rows=pads)[1] == found  # the same files
     assert files["train"].stat().st_mtime_ns == was
 
 
@@ -70,7 +71,7 @@ def test_parts_contain_all_classes(tmp_path):
     write_images(
         tmp_path / "all.parquet", [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
     )
-    asked = {"generation": None, "data": str(tmp_path / "all.parquet"), "task": "image-classification"}
+    asked = {"generation": None, "run.data": str(tmp_path / "all.parquet"), "run.task": "image-classification"}
     study = load_study("survey", {**asked, "methods": [{"key": "lora", "method": "lora"}]})
     files, _, _ = split_data(study, tmp_path / "study")
     for part, n in (("train", 108), ("validation", 6), ("test", 6)):
@@ -102,7 +103,7 @@ def test_validation_split_of_glue_is_test_data(tmp_path, split, task, metric, n_
         made = ({f"sentence{k}": f"{name} sentence{k} {i}" for k in (1, 2)} for i in range(n))
         rows = ({**row, "label": i % n_classes if n_classes else i / 4} for i, row in enumerate(made))
         write(folder / f"{name}.jsonl", rows)
-    assert load_study("survey", {"generation": None, "data": f"glue/{task}:{folder}"}).metric == metric
+    assert load_study("survey", {"generation": None, "run.data": f"glue/{task}:{folder}"}).metric == metric
     (train, validation, test), found = split(data=f"glue/{task}:{folder}")
     assert [len(part) for part in (train, validation, test)] == [95, 5, 9]
     assert [row["text"] for row in test] == [f"validation sentence1 {i}" for i in range(9)]

@@ -8,7 +8,7 @@ from statistics import fmean
 from urllib.parse import unquote
 
 import pytest
-from published_study import drop_rows, edit_rows, edit_study, stored_rows, write_report_of
+from published_study import drop_rows, edit_rows, edit_study, score_classes, stored_rows, write_report_of
 
 from qpeft_lab.compare import charts, report
 from qpeft_lab.compare.stats import Difference
@@ -135,7 +135,7 @@ def test_published_values_are_next_to_those_measured(study_folder):
 
 
 def test_accuracy_is_shown_in_percent(study_folder):
-    edit_study(study_folder, lambda study, _: study.update(metric="test_accuracy", task="text-classification"))
+    edit_study(study_folder, score_classes)
     edit_rows(study_folder, lambda row: row.update(test_accuracy=0.9 + row["seed"] / 100), "*", "seed*")
     publish(study_folder, "qpa", {"value": 91.5, "source": SOURCE})
     page = report.page(load(study_folder))

@@ -11,12 +11,13 @@ from qpeft_lab.compare import BUILT_IN
 from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.smoke import smoke_test
 from qpeft_lab.compare.study import code_of, load_study
-from studies import count_methods
+from studies import count_methods, of_run
 
 SMALL = """
 name: small
 title: A small study
 question: Which?
+run: {model: embedded, data: numpy-docs}
 methods:
   - {key: lora, method: lora, settings: {r: 2}}
   - {key: qpa, method: qpa, lr: 0.01}
@@ -41,11 +42,11 @@ def test_built_in_study_is_valid(name, tmp_path):
 
 
 def test_steps_and_epochs_replace_each_other(tmp_path):
-    path = written(tmp_path, SMALL + "training: {steps: 9}\n")
+    path = written(tmp_path, SMALL.replace("numpy-docs", "numpy-docs, steps: 9"))
 
     def length(**overrides):
-        found = load_study(path, {f"training.{name}": value for name, value in overrides.items()}).training
-        return found.get("epochs"), found.get("steps")
+        found = load_study(path, {f"run.{name}": value for name, value in overrides.items()}).run
+        return found.epochs, found.steps
 
     assert (length(), length(epochs=0.5), length(steps=5)) == ((None, 9), (0.5, None), (None, 5))
 
@@ -67,8 +68,9 @@ def at_size(of="lora", **fields):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"training.steps": "many"}, "steps"),
-        ({"training.stesp": 3}, "'stesp'; did you mean 'steps'"),
+        ({"run.steps": "many"}, "steps"),
+        ({"run.stesp": 3}, "'stesp'; did you mean 'steps'"),
+        ({"steps": 3}, "steps is a field of `run`"),
         ({"referense": "lora"}, "did you mean 'reference'"),
         ({"generation": {"max_tokens": 8}}, "did you mean 'max_new_tokens'"),
         ({"generation": {"length_penalty": 0.5}}, "length_penalty"),
@@ -77,15 +79,15 @@ def at_size(of="lora", **fields):
         ({"seeds": [1000]}, r"tuning\.seed"),
         ({"tuning.grid": [-1.0]}, r"tuning\.grid\.0"),
         ({"metric": "test_accuracy"}, "metric"),
-        ({"metric": "test_mcc", "task": "text-regression"}, "metric"),
+        ({"metric": "test_mcc", "run.task": "text-regression"}, "metric"),
         ({"metric": "bleu"}, "generation"),
         ({"metric": "bertscore_f1", "generation": {}}, "bertscore_model"),
-        ({"task": "translation"}, "task"),
-        ({"training.steps": 3, "training.epochs": 1}, "epochs"),
-        ({"training.lr": 0.1}, r"training\.lr"),
+        ({"run.task": "translation"}, "task"),
+        ({"run.steps": 3, "run.epochs": 1}, "epochs"),
+        ({"run.lr": 0.1}, "lr is not shared"),
         ({"reference": "loar"}, "'loar'"),
-        ({"data": "glue/mrcp"}, "'mrcp'; did you mean 'mrpc'"),
-        ({"data": "glue/mrpc", "training.text_column": "a"}, "text_column"),
+        ({"run.data": "glue/mrcp"}, "'mrcp'; did you mean 'mrpc'"),
+        ({"run.data": "glue/mrpc", "run.text_column": "a"}, "text_column"),
         (method(label="=1+1"), r"methods\.0\.label"),
         (method(method="lroa"), "'lroa'; did you mean 'lora'"),
         (method(backend={"shots": 100}), "backend"),
@@ -110,6 +112,7 @@ def test_invalid_field_is_named(tmp_path, change, match):
         (b"- a\n- b\n", "fields"),
         (b"a: [1", "YAML"),
         (b"name: x\n", "title"),
+        (b"name: x\ntitle: x\nquestion: x\nrun: {steps: 5}\n", "run: model: Field required"),
         ("name: stüdy".encode("latin-1"), "YAML"),
         (b"a: &a [*a]\n", "study"),
         (b"base: !!python/object/apply:os.getcwd []\n", "YAML"),  # it makes no Python objects
@@ -131,20 +134,21 @@ def small_survey(**fields):
 
 
 def test_smoke_test_has_the_architecture_of_the_base_and_the_format_of_the_data(tiny_encoder, tmp_path):
-    columns = {"training.text_column": "sentence", "training.label_column": "verdict"}
-    made = smoke_test(small_survey(base=str(tiny_encoder), task="text-classification", **columns), tmp_path / "out")
-    assert AutoConfig.from_pretrained(made.base).model_type == "bert"
-    for source in (made.data, made.eval_data, made.test_data):
+    columns = of_run(task="text-classification", text_column="sentence", label_column="verdict")
+    made = smoke_test(small_survey(**columns, **of_run(model=str(tiny_encoder))), tmp_path / "out")
+    assert AutoConfig.from_pretrained(made.run.model).model_type == "bert"
+    for source in (made.run.data, made.run.eval_data, made.test_data):
         rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
         assert {tuple(row) for row in rows} == {("text", "label")}
         assert len({row["label"] for row in rows}) == 3
-    assert (len(made.seeds), made.tuning.grid, made.training["steps"]) == (1, [1.0], 2)
+    assert (len(made.seeds), made.tuning.grid, made.run.steps) == (1, [1.0], 2)
     make_plan(made, tmp_path / "out")
 
 
 def test_smoke_test_has_the_given_architecture_without_the_base(tmp_path):
-    made = smoke_test(small_survey(base="no/hub/id", smoke={"model_type": "gemma2", "sliding_window": 24}), tmp_path)
-    config = AutoConfig.from_pretrained(made.base)
+    small = {"model_type": "gemma2", "sliding_window": 24}
+    made = smoke_test(small_survey(**of_run(model="no/hub/id"), smoke=small), tmp_path)
+    config = AutoConfig.from_pretrained(made.run.model)
     assert (config.model_type, config.sliding_window, config.num_hidden_layers) == ("gemma2", 24, 2)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from published_study import drop_rows, edit_rows, edit_study, stored_rows
+from published_study import drop_rows, edit_rows, edit_study, score_classes, stored_rows
 
 from qpeft.errors import CheckpointError, InputError
 from qpeft_lab.compare.stats import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
@@ -128,7 +128,7 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
 
 
 def test_accuracy_is_better_when_higher(study_folder):
-    edit_study(study_folder, lambda study, _: study.update(metric="test_accuracy", task="text-classification"))
+    edit_study(study_folder, score_classes)
     accuracies = [0.801, 0.812, 0.793, 0.804, 0.806]
     edit_rows(study_folder, lambda row: row.update(test_accuracy=accuracies[row["seed"]]), name="seed*")
     plant(study_folder, "qpa", [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")

@@ -11,10 +11,9 @@ STUDY = """
 name: tiny
 title: Two methods
 question: Does it run?
-data: docs.jsonl
 seeds: [0]
 tuning: {grid: [1.0]}
-training: {steps: 2, batch_size: 2, seq_len: 32}
+run: {model: embedded, data: docs.jsonl, steps: 2, batch_size: 2, seq_len: 32}
 test_blocks: 4
 costs: false
 methods:

@@ -27,11 +27,9 @@ TINY_STUDY = """
 name: small
 title: A small study
 question: Is a killed run the same?
-base: {base}
-data: {data}
 seeds: [0, 1]
 tuning: {{grid: [1.0, 3.0]}}
-training: {{steps: 12, batch_size: 2, seq_len: 32, eval_every: 4, eval_blocks: 4, save_every: 1}}
+run: {{model: "{base}", data: "{data}", steps: 12, batch_size: 2, seq_len: 32, eval_every: 4, save_every: 1}}
 test_blocks: 4
 methods:
   - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
@@ -57,8 +55,9 @@ class PlantedPlan(Plan):
     """Three learning rates, of which the second is the best, two seeds and one cost cell for each method."""
 
     def __init__(self, folder, methods=("lora", "qpa")):
-        of = {"name": "planted", "title": "Planted", "question": "?", "base_sha256": "", "data_sha256": ""}
-        study = PlannedStudy(**of, reference=methods[0], seeds=[0, 1], methods=[planned(key) for key in methods])
+        of: dict = {"name": "planted", "title": "Planted", "question": "?", "base_sha256": "", "data_sha256": ""}
+        of |= {"run": SETUP.run, "reference": methods[0], "seeds": [0, 1]}
+        study = PlannedStudy(**of, methods=[planned(key) for key in methods])
         super().__init__(folder, study, SETUP)
 
     def row(self, method, name):

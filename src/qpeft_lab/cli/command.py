@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout
 from itertools import pairwise
 from typing import Annotated, Any
@@ -102,14 +102,17 @@ def _help_all(context: typer.Context, wanted: bool) -> None:
 
 
 def application(
-    commands: Iterable[Callable[..., None]], about: Callable[..., None] | None = None, **options: Any
+    commands: Iterable[Callable[..., None]],
+    about: Callable[..., None] | None = None,
+    aliases: Mapping[str, str] = ALIASES,
+    **options: Any,
 ) -> typer.Typer:
     """Commands under one name, whose help is the docstring of `about`; without it, a single command."""
     made = typer.Typer(add_completion=False, rich_markup_mode="rich", **options)
     if about is not None:
         made.callback(help=_filled(about))(about)
     # of an option without its dashes, so that `--learning_rate` is `--lr`
-    settings = {"token_normalize_func": lambda name: ALIASES.get(dashed := name.replace("_", "-"), dashed)}
+    settings = {"token_normalize_func": lambda name: aliases.get(dashed := name.replace("_", "-"), dashed)}
     for function in commands:
         made.command(cls=Command, help=_filled(function), context_settings=settings)(function)
     return made

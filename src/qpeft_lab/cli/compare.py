@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +13,11 @@ import typer
 from qpeft.checks import option
 from qpeft_lab.cli.command import SOME_FAILED, application, command
 from qpeft_lab.cli.console import Answer, bars, facts, line, listed, say, stderr, table
-from qpeft_lab.cli.options import Fields, flag, needed
+from qpeft_lab.cli.options import ALIASES, Fields, flag, needed
 from qpeft_lab.compare import BUILT_IN, RECIPES
+from qpeft_lab.compare.study import Study, code_of, load_study
 from qpeft_lab.progress import CompareProgress
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, SharedSettings
 
 if TYPE_CHECKING:
     from rich import progress
@@ -27,31 +28,17 @@ if TYPE_CHECKING:
     from qpeft_lab.compare.rows import Row
     from qpeft_lab.compare.summary import Summary
 
-_TRAINING = ("steps", "epochs", "batch_size", "seq_len", "prompt_column", "completion_column")  # of a study's run
-
-
 _STUDY = needed(f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.", metavar="STUDY", argument=True)
 
 
-@dataclass(kw_only=True)
-class _Overrides:
-    """Fields of a study that a run does not have."""
-
-    base: str | None = option(None, "Base model: a Hub id, a folder, or `embedded`, the model inside qpeft.")
-    test_data: str | None = option(None, "Test data, read once per run, at its end.")
-    seeds: tuple[int, ...] | None = option(None, "Seeds of the final runs, such as 0,1,2,3,4.")
-    lr_scale: float | None = option(None, "Factor for every learning rate: another base may need other ones.")
-
-
-Overrides = Annotated[
+_OF_STUDY = [(name, Study.model_fields[name]) for name in ("test_data", "seeds", "lr_scale")]
+_STUDY_OPTIONS = [(name, found.annotation, option(None, str(found.description))) for name, found in _OF_STUDY]
+# instead of the study's own
+OfRun = Annotated[dict[str, Any], Fields(SharedSettings, is_complete=False)]
+OfStudy = Annotated[
     dict[str, Any],
-    Fields(_Overrides),
-    Fields(
-        RunSettings,
-        "Instead of the study's own",
-        only=("task", "data", "eval_data", "trust_remote_code", *_TRAINING),
-        is_complete=False,
-    ),
+    Fields(make_dataclass("StudyOptions", _STUDY_OPTIONS)),
+    Fields(RunSettings, only=("trust_remote_code",)),
 ]
 
 
@@ -69,25 +56,26 @@ def run(
         "Only test whether every method runs: two steps on a small random base of the same architecture and invented "
         "data. Nothing is downloaded, and the values mean nothing.",
     ),
-    overrides: Overrides,
+    of_run: OfRun,
+    of_study: OfStudy,
 ) -> Answer:
     """Train every method with every seed under equal conditions, measure, and write a report.
 
     Each method first tries a few learning rates on validation data, then trains with every seed at the best one. Time
     and memory are measured at the end, one method at a time. Every cell is a separate process: if one fails, its row
     records the failure and the others continue. Run the same command again to resume. Exit code 3: some cells failed;
-    the report is still written.
+    the report is still written. Options of a run, such as --model and --steps, replace those of the study.
 
     Examples:
 
       qpeft compare run survey --out survey
-      qpeft compare run survey --base gpt2 --data text.txt --workers 4 --out gpt2-survey
+      qpeft compare run survey --model gpt2 --data text.txt --workers 4 --out gpt2-survey
       qpeft compare run my-study.yaml --out mine --retry failed
     """
     from qpeft_lab.compare.runner import run as run_plan
 
     with stderr().status("Preparing the study"):
-        plan = _plan(study, overrides, out, out, smoke)
+        plan = _plan(study, of_run, of_study, out, out, smoke)
     with bars() as shown:
         outcome = run_plan(plan, workers, CompareBar(shown), executor, retry is not None, threads)
     data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
@@ -98,17 +86,18 @@ def run(
 def plan(
     *,
     study: str = _STUDY,
-    overrides: Overrides,
+    of_run: OfRun,
+    of_study: OfStudy,
 ) -> Answer:
     """Show what a study would run: cells, parameters, learning rates. Nothing is trained or written.
 
     Examples:
 
       qpeft compare plan survey
-      qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
+      qpeft compare plan rank-perplexity --model gpt2 --data text.txt --json
     """
     with stderr().status("Preparing the study"), tempfile.TemporaryDirectory() as folder:
-        found = _plan(study, overrides, Path(folder) / "study", Path(Path(study).stem))
+        found = _plan(study, of_run, of_study, Path(folder) / "study", Path(Path(study).stem))
         cells = {"tuning": found.tuning_cells({}), "final": found.final_cells({}), "cost": found.cost_cells({})}
         data = {
             "study": found.study.model_dump(),
@@ -150,25 +139,22 @@ def compare() -> None:
 
 def group() -> typer.Typer:
     """The commands of `qpeft compare`."""
-    return application((run, plan, report), compare, no_args_is_help=True)
+    return application((run, plan, report), compare, {**ALIASES, "base": "model"}, no_args_is_help=True)
 
 
-def _plan(study: str, overrides: dict[str, Any], folder: Path, out: Path, smoke: bool = False) -> Plan:
+def _plan(
+    study: str, of_run: dict[str, Any], of_study: dict[str, Any], folder: Path, out: Path, smoke: bool = False
+) -> Plan:
     """The plan of a study in `folder`, with the command that reproduces its rows in `out`."""
-    from qpeft_lab.compare.study import code_of, load_study
-
     for name in code_of(study):
         say("Note:", f"the study executes the code in {name.rpartition(':')[0]}", "bold yellow")
-    trusted = overrides.pop("trust_remote_code", False)
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in overrides.items()}
-    found = load_study(
-        study, {f"training.{name}" if name in _TRAINING else name: value for name, value in values.items()}
-    )
+    trusted = of_study.pop("trust_remote_code", False)
+    found = load_study(study, {f"run.{name}": value for name, value in of_run.items()} | of_study)
     from qpeft_lab.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
 
     words = ["qpeft", "compare", "run", study]  # how many run in parallel, and where, is left out
-    for name, value in values.items():
-        words += [flag(name), ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    for name, value in {**of_run, **of_study}.items():
+        words += [flag(name), ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
     if smoke:
         from qpeft_lab.compare.smoke import smoke_test
 
@@ -218,7 +204,7 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
         (one.key, one.trainable, one.deployed, " ".join(f"{rate:g}" for rate in one.rates)) for one in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
-    console.print(facts(listed({"steps": study.training["steps"], "runs": data["cells"]})))
+    console.print(facts(listed({"steps": study.run.steps, "runs": data["cells"]})))
     console.print("\nMore tuning runs follow if the best learning rate is at an edge. To run it:\n")
     line(console, study.command, "cyan")
 

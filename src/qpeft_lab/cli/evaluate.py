@@ -16,7 +16,7 @@ from qpeft_lab.cli.console import Answer, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def evaluate(
     of_run = {name: value for name, value in ran.items() if name in names}
     known: dict[str, Any] = of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
-    settings = RunSettings(model=source.base(folder), data=data, out="", trust_remote_code=trusted, **known)
+    known |= {"model": source.base(folder), "data": data, "out": "", "trust_remote_code": trusted}
+    settings = settings_from(RunSettings, known)
     settings.check()
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)

@@ -13,7 +13,7 @@ from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.cli.suggestion import OF_FRAMES
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, settings_from
 
 
 @command
@@ -41,7 +41,8 @@ def frames(
     from qpeft_lab.training.fit import prepare
 
     path = new_path(output_file(out))
-    settings = RunSettings(**{**run, "model": base_model(run["model"]), "method": "quantum_peft"}, out="")
+    fixed = {"model": base_model(run["model"]), "method": "quantum_peft", "out": ""}
+    settings = settings_from(RunSettings, {**run, **fixed})
     given = method_settings(settings, method)
     if given.get("frames") is not None or given.get("frame", "gradient") != "gradient":
         raise ConfigError("a frame file holds new frames of the loss gradient; leave out --frames and --frame")

@@ -13,7 +13,7 @@ from qpeft_lab.cli.console import facts, line, size, stderr, table
 from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
 from qpeft_lab.demo import base_model
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.methods import build_configs
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def settled(
     found = _suggested(run, {**method, **backend}, budget)
     if found is not None:
         run = {"lr": found.learning_rate, **run, "method": found.method}
-    settings = RunSettings(**run, backend_settings=backend)
+    settings = settings_from(RunSettings, {**run, "backend_settings": backend})
     settings.method_settings = method_settings(settings, method) if found is None else found.settings
     settings.check()
     if budget.server is not None and (config := build_configs(settings)[0]) is not None:

@@ -7,6 +7,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from qpeft_lab.data.labelled import load_labelled_texts
 from qpeft_lab.data.sources import content_hash, has_validation_split, load_examples, parse_source
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import json_line, locked
+from qpeft_lab.settings import SharedSettings
 
 PARTS = ("train", "validation", "test")
 TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
 
 _NOTES = "notes.json"
-_SOURCES = ("data", "eval_data", "test_data")
 _OF_RUN = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column", "pad_rows")
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 _LONG_LINE = 8  # words
@@ -60,9 +61,9 @@ def split_data(study: Study, folder: Path) -> tuple[dict[str, Path], str, list[s
 def _origin(study: Study) -> dict[str, Any]:
     """What determines the split: the content of local files, which may be moved, or names, and columns."""
     run = study.run
-    given = {name: getattr(study, name) for name in _SOURCES}
+    given = {"data": run.data, "eval_data": run.eval_data, "test_data": study.test_data}
     return {
-        "task": study.task,
+        "task": run.task,
         **{name: source and _content_of(source) for name, source in given.items()},
         **{name: getattr(run, name) for name in _OF_RUN},
     }
@@ -74,9 +75,16 @@ def _content_of(source: str) -> str:
     return source if sha is None else sha if name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
 
 
+def on_parts(run: SharedSettings, **changes: Any) -> SharedSettings:
+    """The run with other fields, and with the columns of the parts instead of those of the data."""
+    columns = ("text_column", "label_column", "prompt_column", "completion_column")
+    usual = {name: getattr(SharedSettings, name) for name in columns}
+    return replace(run, text_pair_column=run.text_pair_column and TEXT_PAIR, **usual, **changes)
+
+
 def part_file(study: Study, part: str) -> str:
     """The name of the file of a part."""
-    return f"{part}.parquet" if TASKS[study.task].has_images else f"{part}.jsonl"
+    return f"{part}.parquet" if TASKS[study.run.task].has_images else f"{part}.jsonl"
 
 
 def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> list[str]:
@@ -102,18 +110,18 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
 
 def _texts(study: Study, row: Any) -> list[Any]:
     """What of a row must not be in two parts of the data."""
-    lines = [line.split() for line in row.get("text", "").splitlines()] if study.is_language_model else []
+    lines = [line.split() for line in row.get("text", "").splitlines()] if study.run.is_language_model else []
     long = [" ".join(words) for words in lines if len(words) >= _LONG_LINE]  # too long to be equal by chance
     return long or list(filter(None, [_content(study, row)]))
 
 
 def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
     """The parts, and notes on them. Held-out rows that another source replaces are training data again."""
-    rows, notes = _read(study, study.data, "train"), list[str]()
-    own = study.data if has_validation_split(study.data, TASKS[study.task].has_images) else None
-    source, test_source = study.eval_data or own, study.test_data
-    if (glue := study.glue) is not None and own is not None:
-        source, test_source = study.eval_data, study.test_data or own
+    rows, notes = _read(study, study.run.data, "train"), list[str]()
+    own = study.run.data if has_validation_split(study.run.data, TASKS[study.run.task].has_images) else None
+    source, test_source = study.run.eval_data or own, study.test_data
+    if (glue := study.run.glue) is not None and own is not None:
+        source, test_source = study.run.eval_data, study.test_data or own
         if study.test_data is None:
             notes.append(
                 f"GLUE's test labels are withheld: its split {glue.validation} is the test data here. A part of "
@@ -130,18 +138,18 @@ def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
         left = [row for part in given if part != "train" for row in parts[part]]
         given = parts | given | {"train": parts["train"] + left}
     if empty := [part for part in PARTS if not given[part]]:
-        raise DataError(f"{study.data} leaves nothing for {empty[0]}; give more data, or other data for it")
+        raise DataError(f"{study.run.data} leaves nothing for {empty[0]}; give more data, or other data for it")
     return {part: given[part] for part in PARTS}, notes
 
 
 def _read(study: Study, source: str, split: str) -> list[Any]:
-    training = study.run
-    if study.is_language_model:
-        return load_examples(source, split, training)
-    if TASKS[study.task].has_images:
-        return [{"image": image, "label": name} for image, name in load_images(source, split, training.label_column)]
-    rows = load_labelled_texts(source, split, training, lambda label, where: label)
-    classes = () if (glue := study.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
+    run = study.run
+    if run.is_language_model:
+        return load_examples(source, split, run)
+    if TASKS[study.run.task].has_images:
+        return [{"image": image, "label": name} for image, name in load_images(source, split, run.label_column)]
+    rows = load_labelled_texts(source, split, run, lambda label, where: label)
+    classes = () if (glue := study.run.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
     return [
         {
             **dict(zip(("text", TEXT_PAIR), text, strict=False)),
@@ -155,9 +163,9 @@ def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
     """Rows that must stay together: equal documents or examples, the answers to a prompt. Classes are sorted."""
     groups: dict[Any, list[Any]] = {}
     for row in rows:
-        is_empty = study.is_language_model and row.get("text") == ""  # empty texts need not stay together
+        is_empty = study.run.is_language_model and row.get("text") == ""  # empty texts need not stay together
         groups.setdefault(object() if is_empty else _content(study, row, of_prompt=True), []).append(row)
-    if study.is_language_model:
+    if study.run.is_language_model:
         return list(groups.values())
     return sorted(groups.values(), key=lambda group: str(group[0]["label"]))
 
@@ -166,7 +174,7 @@ def _content(study: Study, row: Any, of_prompt: bool = False) -> Any:
     """The part of a row by which copies are found; `of_prompt`: without the answer. White space does not count."""
     if "image" in row:
         return hashlib.sha256(image_bytes(row["image"])).digest()
-    if study.is_language_model and "text" not in row:
+    if study.run.is_language_model and "text" not in row:
         return row["prompt"] if of_prompt and "prompt" in row else json.dumps(row, sort_keys=True)
     return "\n".join(" ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row).strip()
 
@@ -180,7 +188,7 @@ def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
 
 
 def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
-    if not study.is_language_model or "text" not in rows[0] or study.run.pad_rows:
+    if not study.run.is_language_model or "text" not in rows[0] or study.run.pad_rows:
         return {"train": list(rows), "validation": [], "test": []}
     words = re.findall(r"\S{1,99}\s*|\s+", "\n\n".join(row["text"] for row in rows))
     first, second = (len(words) * share // _EVERY for share in (_EVERY - 2, _EVERY - 1))
@@ -192,7 +200,7 @@ def write_parts(study: Study, parts: Mapping[str, Sequence[Any]], folder: Path) 
     """Write the rows of each part: lines of JSON, or images."""
     for part, rows in parts.items():
         path = folder / part_file(study, part)
-        if TASKS[study.task].has_images:
+        if TASKS[study.run.task].has_images:
             write_images(path, [(row["image"], row["label"]) for row in rows])
         else:
             write_text(path, "".join(map(json_line, rows)))

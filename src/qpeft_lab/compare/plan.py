@@ -20,7 +20,7 @@ from qpeft.methods.plan import plan as count_parameters
 from qpeft.methods.suggest import fill_names
 from qpeft_lab.base_model import block_length, fingerprint, load_config
 from qpeft_lab.compare.cell import Cell, Setup
-from qpeft_lab.compare.data import TEXT_PAIR, split_data
+from qpeft_lab.compare.data import on_parts, split_data
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
 from qpeft_lab.compare.smoke import STAND_IN
@@ -42,7 +42,6 @@ Rows = Mapping[str, Row]  # by cell_id
 Host = tuple[nn.Module, Sequence[str]]
 
 BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
-_COLUMNS = ("text_column", "label_column", "prompt_column", "completion_column")  # which the split data do not have
 _WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
 
 
@@ -110,7 +109,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     _check_folder(study, folder)
     if study.generation and (encoder := study.generation.bertscore_model):
         encoder_layers(Path(encoder).expanduser())
-    model = base_model(study.base)
+    model = base_model(study.run.model)
     config = load_config(model, trust_remote_code)
     host = host_of(study, model, trust_remote_code)
     methods_at_size = counted(study, host)
@@ -124,9 +123,9 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)
     found = PlannedStudy(
-        **study.model_dump(exclude={"methods", "training"}),
+        **study.model_dump(exclude={"methods", "run"}),
         **hashes,
-        training=study.training | {"steps": run.n_steps, "seq_len": run.seq_len},
+        run=replace(study.run, steps=run.n_steps, epochs=None, seq_len=run.seq_len),
         params_total=sum(p.numel() for p in host[0].parameters()),
         data_notes=notes,
         command=command,
@@ -139,8 +138,8 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
 
 def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
     """The study's base on the meta device, and the modules of its classification head, which every method trains."""
-    n_classes = len(study.glue.classes) if study.glue else None
-    return base_on_meta(model, study.task, trust_remote_code, n_classes)
+    n_classes = len(study.run.glue.classes) if study.run.glue else None
+    return base_on_meta(model, study.run.task, trust_remote_code, n_classes)
 
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
@@ -191,16 +190,12 @@ def _run_of(
     study: Study, model: str, config: Any, drafts: Sequence[PlannedMethod], trust_remote_code: bool
 ) -> RunSettings:
     """What the runs of all methods share: the same blocks of text, for which every method has room."""
-    training = dict(study.training)
-    if study.is_language_model:
+    seq_len = study.run.seq_len
+    if study.run.is_language_model:
         reserved = max(virtual_tokens(study.run_of(draft)) for draft in drafts)
-        training["seq_len"] = block_length(training.get("seq_len"), config, reserved)
-    training = {name: value for name, value in training.items() if name not in _COLUMNS}
-    if study.run.text_pair_column:
-        training["text_pair_column"] = TEXT_PAIR
-    return RunSettings(
-        model=model, data="", out="", task=study.task, method="none", trust_remote_code=trust_remote_code, **training
-    )
+        seq_len = block_length(seq_len, config, reserved)
+    run = on_parts(study.run, model=model, data="", seq_len=seq_len)
+    return run.with_method(method="none", trust_remote_code=trust_remote_code)
 
 
 def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +229,8 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
     }
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     # of GLUE without local files
-    data = (None, study.data, study.data.partition(":")[0] if study.data.startswith(GLUE) else study.data)
+    name = study.run.data
+    data = (None, name, name.partition(":")[0] if name.startswith(GLUE) else name)
     return draft.model_copy(
         update={
             "lr": middle,

@@ -186,11 +186,11 @@ def interval(found: Difference | None, factor: float = 1.0) -> str:
 def _facts(summary: Summary) -> dict[str, str]:
     study = summary.study
     return {
-        "Base": f"{Path(study.base).name}, {study.params_total:,} parameters",
-        "Data": without_folders(study.data),
+        "Base": f"{Path(study.run.model).name}, {study.params_total:,} parameters",
+        "Data": without_folders(study.run.data),
         "Metric": f"{summary.metric.full_title}, {'lower' if summary.study.lower_is_better else 'higher'} is better",
         "Reference": summary.reference.label,
-        "Training": f"{study.training['steps']:,} steps, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",
+        "Training": f"{study.run.steps:,} steps, {len(study.seeds)} seed{'s' * (len(study.seeds) > 1)}",
     }
 
 

@@ -16,7 +16,7 @@ from qpeft.checks import unknown
 from qpeft.errors import ConfigError
 from qpeft.files import replace_folder
 from qpeft_lab.base_model import load_config
-from qpeft_lab.compare.data import PARTS, TEXT_PAIR, part_file, write_parts
+from qpeft_lab.compare.data import PARTS, TEXT_PAIR, on_parts, part_file, write_parts
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model, base_path
@@ -28,13 +28,12 @@ _SIZES = {  # of the fields that a config has
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     **{"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "image_size": 8, "patch_size": 4},
 }
-_REPLACED = ("epochs", "text_column", "label_column", "prompt_column", "completion_column")
 _ROWS = {"train": 32, "validation": 12, "test": 12}
 _CLASSES = 3
 _WORDS = ["king", "queen", "bird", "fox", "wood", "night", "song", "house", "river", "stone", "road", "star"]
 _STEPS = 2
-_TRAINING = {"steps": _STEPS, "eval_every": _STEPS, "save_every": _STEPS, "eval_blocks": 2}
-_TRAINING |= {"batch_size": 2, "gradient_accumulation_steps": 1, "dtype": "float32"}
+_TRAINING: dict[str, Any] = {"steps": _STEPS, "eval_every": _STEPS, "save_every": _STEPS, "eval_blocks": 2}
+_TRAINING |= {"epochs": None, "batch_size": 2, "gradient_accumulation_steps": 1, "dtype": "float32"}
 _GENERATION = {"n_prompts": 2, "max_new_tokens": 4, "bertscore_model": None}
 _SEQ_LEN = 32
 
@@ -55,18 +54,17 @@ def smoke_test(study: Study, folder: Path) -> Study:
             _write_base(study, config, target / "base")
             write_parts(study, {part: _rows(study, part) for part in PARTS}, target)
     train, validation, test = (str(place / part_file(study, part)) for part in PARTS)
-    training = {name: value for name, value in study.training.items() if name not in _REPLACED}
-    training |= {"text_pair_column": TEXT_PAIR} if study.run.text_pair_column else {}
+    seq_len = min(study.run.seq_len or _SEQ_LEN, _SEQ_LEN)
+    base = str(place / "base")
     return study.model_copy(
         update={
             "name": f"smoke-{study.name}",
             "title": f"Smoke test of: {study.title}",
             "question": "Does every method run? Base and data are invented: no value on this page is a result.",
-            "base": str(place / "base"),
-            **{"data": train, "eval_data": validation, "test_data": test},
+            "run": on_parts(study.run, model=base, data=train, eval_data=validation, seq_len=seq_len, **_TRAINING),
+            "test_data": test,
             "seeds": study.seeds[:1],
             "tuning": study.tuning.model_copy(update={"grid": [1.0]}),
-            "training": training | _TRAINING | {"seq_len": min(study.run.seq_len or _SEQ_LEN, _SEQ_LEN)},
             "test_blocks": _TRAINING["eval_blocks"],
             "generation": study.generation and replace(study.generation, **_GENERATION),
             "costs": False,
@@ -76,7 +74,7 @@ def smoke_test(study: Study, folder: Path) -> Study:
 
 def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
     """A model with random weights, and its tokenizer or an image processor of ViT."""
-    task = TASKS[study.task]
+    task = TASKS[study.run.task]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         auto_class = getattr(transformers, task.auto_class) if task.is_language_model else transformers.AutoModel
@@ -91,7 +89,7 @@ def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
 def _config(study: Study) -> PretrainedConfig:
     """The config of the base's architecture with small sizes."""
     own = {**study.smoke}
-    name: str = own.pop("model_type", None) or load_config(base_model(study.base)).model_type
+    name: str = own.pop("model_type", None) or load_config(base_model(study.run.model)).model_type
     if name not in CONFIG_MAPPING:
         raise ConfigError(f"smoke.model_type: {unknown('architecture', name, list(CONFIG_MAPPING))}")
     default = AutoConfig.for_model(name)
@@ -109,7 +107,7 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 def _rows(study: Study, part: str) -> list[dict[str, Any]]:
     """Rows of the format of the study's data, with the columns of the split data."""
-    random, task, rows, size = Random(part), TASKS[study.task], list[dict[str, Any]](), _SIZES["image_size"]
+    random, task, rows, size = Random(part), TASKS[study.run.task], list[dict[str, Any]](), _SIZES["image_size"]
     for number in range(_ROWS[part]):
         text, kind = f"{part} {number}: {' '.join(random.choices(_WORDS, k=9))}.", number % _CLASSES
         if study.generation is not None and task.is_language_model:

@@ -7,16 +7,15 @@ every method, its learning rates, and the hash of everything that determines its
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from qpeft.checks import MOST, unknown
 from qpeft.errors import CheckpointError, ConfigError, InputError
@@ -26,16 +25,13 @@ from qpeft_lab.compare import BUILT_IN, RECIPES
 from qpeft_lab.compare.metrics import METRICS, OF_CLASSES, OF_NUMBERS, OF_TEXTS
 from qpeft_lab.compare.rate_search import RateSearch, search_rates
 from qpeft_lab.compare.rows import Row, succeeded
-from qpeft_lab.data.glue import GlueTask, find_glue
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import read_yaml
-from qpeft_lab.settings import HIGHEST_SEED, RunSettings
+from qpeft_lab.settings import HIGHEST_SEED, RunSettings, SharedSettings, described, settings_from
 from qpeft_lab.training.generate import Decoding
 
 STUDY = "study.json"
 LEAST_SHARE = 0.8  # of the size that a method shall have
-_OWN_FIELDS = {"model", "data", "eval_data", "out", "task", "method", "method_settings", "backend_settings", "host"}
-_OWN_FIELDS |= {"lr", "seed", "trust_remote_code"}  # fields of `RunSettings` that are not in `training`
 
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
@@ -124,6 +120,10 @@ class Tuning(_Strict):
     seed: Seed = 1000  # of the trials; not one of `seeds`
 
 
+def _shared(values: Any) -> Any:
+    return settings_from(SharedSettings, values) if isinstance(values, dict) else values
+
+
 @dataclass(frozen=True)
 class Generation(Decoding):
     """Answers to the test prompts, which are scored by all metrics `OF_TEXTS`; BERTScore only with an encoder."""
@@ -133,42 +133,39 @@ class Generation(Decoding):
 
 
 class Study(_Strict):
-    """A comparison of methods on one base and one data set, as a YAML file describes it."""
+    """A comparison of methods in equal runs, as a YAML file describes it: `run` has their base, data and training."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str
     question: str
-    base: str = "embedded"
-    data: str = "numpy-docs"
-    eval_data: str | None = None
-    test_data: str | None = None
-    task: Annotated[str, _one_of("task", TASKS)] = "causal-lm"
-    metric: Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))] = "test_loss"
+    run: Annotated[SharedSettings, BeforeValidator(_shared)]
+    test_data: str | None = Field(default=None, description="Test data, read once per run, at its end.")
+    metric: Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))] = Field(
+        default_factory=lambda found: _usual_metric(found["run"]), validate_default=True
+    )
     reference: str = "lora"
-    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field(
+        default=[0, 1, 2], min_length=1, description="Seeds of the final runs, such as 0,1,2,3,4."
+    )
     tuning: Tuning = Tuning()
-    # fields of `RunSettings` that all methods share
-    training: Annotated[dict[str, Any], AfterValidator(RunSettings.validated)] = {}
     test_blocks: int = Field(default=96, ge=0, le=MOST)
     generation: Annotated[
         Generation | None, BeforeValidator(lambda values: _known(values, [f.name for f in fields_of(Generation)]))
     ] = None
     costs: bool = True
-    lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
+    lr_scale: float = Field(
+        default=1.0, gt=0, description="Factor for every learning rate: another base may need other ones."
+    )
     smoke: dict[str, Any] = {}  # fields of the config of a smoke test's base, with its `model_type`
     methods: Sequence[Method] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, values: Any) -> Any:
-        """Add the task and its metric, which the data determine."""
-        if not isinstance(values, dict):
-            return values
-        task, metric = values.get("task"), values.get("metric")
-        if glue := find_glue(str(values.get("data"))):
-            task, metric = task or glue.settings()["task"], metric or f"test_{glue.metrics[0]}"
-        metric = metric or next(iter(_metrics_of(task)), "test_loss")
-        return {**values, "task": task or "causal-lm", "metric": metric}
+    def _has_known_fields(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if name in (f.name for f in fields_of(SharedSettings)):
+                raise ValueError(f"{name} is a field of `run`; write `run: {{{name}: ...}}`")
+        return _known(values, list(cls.model_fields))
 
     @model_validator(mode="after")
     def _has_consistent_keys(self) -> Study:
@@ -187,8 +184,6 @@ class Study(_Strict):
         """Raise ConfigError for a study that cannot run. It executes the files of users' methods."""
         if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
             raise ConfigError("seeds and tuning.seed must differ: learning rates are selected with a separate seed")
-        if wrong := _OWN_FIELDS.intersection(self.training):
-            raise ConfigError(f"training.{min(wrong)} is a field of the study or of its methods")
         sized = {method.key for method in self.methods if method.at_size_of}
         for method in self.methods:
             with errors_of(method):
@@ -201,34 +196,21 @@ class Study(_Strict):
                     raise ConfigError("values must increase, from the fewest trainable parameters to the most")
         if self.generation is not None:
             self.generation.check()
-        usable = ("test_loss", *(OF_TEXTS if self.is_language_model else _metrics_of(self.task)))
+        usable = ("test_loss", *(OF_TEXTS if self.run.is_language_model else _metrics_of(self.run.task)))
         if self.metric not in usable:
-            raise ConfigError(f"metric {self.metric} is not one of task {self.task}; use {', '.join(usable)}")
+            raise ConfigError(f"metric {self.metric} is not one of task {self.run.task}; use {', '.join(usable)}")
         if self.metric in OF_TEXTS and self.generation is None:
             raise ConfigError(f"metric {self.metric} needs `generation`, whose texts it scores")
         if self.metric == "bertscore_f1" and not (self.generation and self.generation.bertscore_model):
             raise ConfigError("metric bertscore_f1 needs generation.bertscore_model")
 
-    @property
-    def run(self) -> RunSettings:
-        """`training` as a run on the study's own data."""
-        return RunSettings(model="-", data=self.data, out="-", task=self.task, method="none", **self.training)
-
     def run_of(self, method: Method, settings: Mapping[str, Any] | None = None) -> RunSettings:
-        """The same of a method, with other settings than its own if there are some."""
+        """The run of a method, with other settings than its own if there are some."""
         own = dict(method.settings if settings is None else settings)
         backend = dict(method.backend)
-        return replace(self.run, method=method.method, host=method.host, method_settings=own, backend_settings=backend)
-
-    @property
-    def is_language_model(self) -> bool:
-        """Whether the task predicts the tokens of texts."""
-        return TASKS[self.task].is_language_model
-
-    @property
-    def glue(self) -> GlueTask | None:
-        """The task of GLUE that the data are, if they are one."""
-        return find_glue(self.data)
+        return self.run.with_method(
+            method=method.method, host=method.host, method_settings=own, backend_settings=backend
+        )
 
 
 class PlannedStudy(Study):
@@ -247,7 +229,7 @@ class PlannedStudy(Study):
 
     def is_deterministic(self, method: PlannedMethod) -> bool:
         """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn from the seed."""
-        return self.is_language_model and not method.rates
+        return self.run.is_language_model and not method.rates
 
     def row_of(self, method: PlannedMethod, rows: Mapping[str, Row], name: str) -> Row | None:
         """The row `name` of the method among `rows`, by cell_id, or None. Its hash covers what it depends on."""
@@ -288,7 +270,7 @@ def read_study(folder: Path) -> PlannedStudy:
         return PlannedStudy.model_validate(read_json(path))
     except ValueError as error:
         raise CheckpointError(
-            f"{path} is damaged ({_described(error)}); delete it and run `qpeft compare run` again with its command"
+            f"{path} is damaged ({described(error)}); delete it and run `qpeft compare run` again with its command"
         ) from error
 
 
@@ -297,7 +279,7 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
     Raises ConfigError with the name of the study and of the invalid field.
 
-    Example: `load_study("survey", {"training.steps": 50})`
+    Example: `load_study("survey", {"run.steps": 50})`
     """
     found = _read(name_or_path)
     _replace(found, overrides or {})
@@ -305,7 +287,7 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
         study = Study.model_validate(found)
         study.check()
     except ValueError as error:
-        raise ConfigError(f"study {name_or_path}: {_described(error)}") from error
+        raise ConfigError(f"study {name_or_path}: {described(error)}") from error
     return study
 
 
@@ -322,19 +304,14 @@ def code_of(name_or_path: str) -> list[str]:
     return sorted(set(texts(_read(name_or_path))))
 
 
-def _described(error: ValueError) -> str:
-    """The first error of fields, such as `training.steps: Input should be a valid integer, got 'many'`."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    found = error.errors()[0]
-    got = "" if found["type"] in ("missing", "value_error") else f", got {reprlib.repr(found['input'])}"  # a short one
-    where = [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ") + got]
-    return ": ".join(filter(None, where))
+def _usual_metric(run: SharedSettings) -> str:
+    """That of GLUE's task, the first one of labelled data, or the loss."""
+    return f"test_{run.glue.metrics[0]}" if run.glue else next(iter(_metrics_of(run.task)), "test_loss")
 
 
-def _metrics_of(task: str | None) -> Sequence[str]:
+def _metrics_of(task: str) -> Sequence[str]:
     """The metrics of labelled data."""
-    kind = TASKS.get(task or "")
+    kind = TASKS.get(task)
     return () if kind is None or kind.is_language_model else tuple(OF_NUMBERS if kind.is_regression else OF_CLASSES)
 
 
@@ -348,7 +325,7 @@ def _replace(found: dict[str, Any], changes: Mapping[str, Any]) -> None:
                 place[parent] = {}
             place = place[parent]
         other = {"steps": "epochs", "epochs": "steps"}.get(last, "")
-        if parents == ["training"] and f"training.{other}" not in changes:
+        if parents == ["run"] and f"run.{other}" not in changes:
             place.pop(other, None)
         place[last] = value
 

@@ -133,7 +133,7 @@ class Summary:
     def shown(self, name: str) -> Metric:
         """How a metric of METRICS is shown."""
         found = METRICS[name]
-        return found._replace(unit=TASKS[self.study.task].unit) if name == "test_loss" else found
+        return found._replace(unit=TASKS[self.study.run.task].unit) if name == "test_loss" else found
 
     @property
     def by_quality(self) -> list[Result]:
@@ -298,7 +298,7 @@ def _limits(summary: Summary) -> Iterator[str]:
 
     yield SIMULATED if any(found.method.kind == "quantum" for found in results) else ""
     yield from (found.method.note for found in results)
-    yield f"One base, one data set, {study.training['steps']:,} steps: others may rank the methods differently."
+    yield f"One base, one data set, {study.run.steps:,} steps: others may rank the methods differently."
     if summary.n_comparisons:
         yield (
             '"Better" and "worse" require that the 95 % interval of the difference, paired by seed, excludes 0 with at '

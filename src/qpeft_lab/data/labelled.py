@@ -13,7 +13,7 @@ from qpeft.errors import DataError
 from qpeft_lab.data.sources import kept_rows, load_rows
 
 if TYPE_CHECKING:
-    from qpeft_lab.settings import RunSettings
+    from qpeft_lab.settings import SharedSettings
 
 Labelled = tuple[Any, Any]  # content, class name or number
 
@@ -65,7 +65,7 @@ def _shown(value: Any) -> str:
 
 
 def load_labelled_texts(
-    source: str, split: str, run: RunSettings, label: Callable[[Any, str], Any]
+    source: str, split: str, run: SharedSettings, label: Callable[[Any, str], Any]
 ) -> list[tuple[tuple[str, ...], Any]]:
     """The texts, or pairs of texts, of a source with their labels; rows without a text are left out, with a warning.
 

@@ -33,7 +33,7 @@ from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
-    from qpeft_lab.settings import RunSettings
+    from qpeft_lab.settings import SharedSettings
 
 Row = dict[str, Any]
 
@@ -103,7 +103,7 @@ def parse_source(source: str) -> SourceName:
     return SourceName(name, config or None, split or None)
 
 
-def load_examples(source: str, split: str, run: RunSettings) -> list[Row]:
+def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     """Rows of `source` in one of the three formats above, which the first row determines; `run` names the columns.
 
     `split` ("train" or "validation") selects a split of a hub data set if the source names none; other sources have

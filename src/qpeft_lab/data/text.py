@@ -20,7 +20,7 @@ from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from qpeft_lab.settings import RunSettings
+    from qpeft_lab.settings import SharedSettings
 
 Span = tuple[int, int]  # first character, one past the last
 
@@ -43,7 +43,7 @@ class Tokens(NamedTuple):
 
 
 def load_blocks(
-    settings: RunSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase
+    settings: SharedSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Tokens], list[Tokens]]:
     """The blocks of a run to train on and to evaluate. Raises DataError if there is too little data."""
     make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)

@@ -27,7 +27,7 @@ from pydantic import TypeAdapter
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, read_json, write_json
 from qpeft_lab.files import RUN_AGAIN, output_file, read_json_lines, remove_unfinished
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folders
 
@@ -152,7 +152,7 @@ class RunFolder:
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
         try:
             record = read_json(self.config)
-            return RunSettings(**RunSettings.validated(record["settings"])), {**record["identity"]}
+            return settings_from(RunSettings, record["settings"]), {**record["identity"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{self.config} is damaged ({error}); choose another folder for the run") from error
 
