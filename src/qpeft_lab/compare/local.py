@@ -10,13 +10,15 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
+from pebble import ProcessExpired, ProcessFuture, concurrent
 
 from qpeft.errors import TrainingError
 from qpeft_lab.compare.cell import Cell, RunCell, failed_row, work_folder
@@ -26,6 +28,8 @@ from qpeft_lab.files import locked
 FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads, pickled
 _PRELOAD = "qpeft_lab.compare.preload"
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_process: Any = concurrent.process  # its annotations have another name for `context`
 
 
 @dataclass
@@ -40,67 +44,56 @@ class LocalExecutor(AbstractContextManager):
     workers: int = 1
     threads: int = 1  # of a cell
     is_stopping: bool = False
-    _running: dict[Connection, tuple[Cell, BaseProcess]] = field(default_factory=dict)
+    _stop: tuple[Connection, Connection] = field(default_factory=lambda: multiprocessing.Pipe(duplex=False))
 
     def __exit__(self, *_: object) -> None: ...
 
     def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
         """Yield each cell with its row when it ends; `is_exclusive`: one by one."""
         waiting = deque(cells)
+        running: dict[Future[Row], Cell] = {}
         workers = 1 if is_exclusive else self.workers
         try:
-            while (waiting and not self.is_stopping) or self._running:
-                while waiting and not self.is_stopping and len(self._running) < workers:
-                    yield from self._start(waiting.popleft())
-                yield from self._ended()
+            while (waiting and not self.is_stopping) or running:
+                while waiting and not self.is_stopping and len(running) < workers:
+                    cell = waiting.popleft()
+                    running[self._start(cell)] = cell
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    if (row := self._row(cell, future)) is not None:
+                        yield cell, row
         finally:
-            for _, process in self._running.values():
-                process.kill()
-            self._running.clear()
+            for future in running:
+                future.cancel()  # which ends its process
 
     def stop(self) -> None:
         """Let the running cells save the step in progress and end, and then `run`. A signal handler may call it."""
         self.is_stopping = True
-        for pipe in list(self._running):
-            with suppress(OSError):  # it has just ended
-                pipe.send(None)
+        self._stop[1].send(None)
 
-    def _start(self, cell: Cell) -> Iterator[tuple[Cell, Row]]:
-        """Start the cell's process. Yield the cell with its row if the process is killed before it runs."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", _PRELOAD])
+    def _start(self, cell: Cell) -> Future[Row]:
+        """Start the cell's process."""
+        _FORKSERVER.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = pickle.dumps(cell).hex()
-        ours, theirs = context.Pipe()
-        arguments = (cell, self.folder, self.run_cell, self.threads, theirs, _PATIENCE)
-        process = context.Process(target=_run_here, args=arguments, daemon=True)
         try:
-            process.start()
-            self._running[ours] = cell, process
+            return _run_here(cell, self.folder, self.run_cell, self.threads, self._stop[0], _PATIENCE)
         except (ConnectionError, EOFError):  # it, or the process that forks it, no longer reads
-            if not self.is_stopping:
-                yield cell, failed_row(cell, TrainingError("the process was killed while it started"))
-        finally:
-            theirs.close()  # so that the pipe ends with the process
+            future = ProcessFuture()
+            future.set_exception(TrainingError("the process was killed while it started"))
+            return future
 
-    def _ended(self) -> Iterator[tuple[Cell, Row]]:
-        """Wait until a cell ends, and yield those that have ended, with their rows."""
-        ready = wait(self._running) if self._running else []
-        for pipe in [pipe for pipe in self._running if pipe in ready]:
-            cell, process = self._running[pipe]
-            try:
-                row = pipe.recv()
-            except (EOFError, OSError):  # it was interrupted or killed
-                row = None
-            process.join(_PATIENCE)  # it releases its semaphores
-            process.kill()
-            pipe.close()
-            del self._running[pipe]
-            if row is None and not self.is_stopping:
-                hint = ", perhaps for lack of memory" if process.exitcode == -signal.SIGKILL else ""
-                ended = f"the process ended with exit code {process.exitcode} and without a result{hint}"
-                row = failed_row(cell, TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}"))
-            if row is not None:
-                yield cell, row
+    def _row(self, cell: Cell, future: Future[Row]) -> Row | None:
+        """The row of a cell whose process has ended; None if it was interrupted."""
+        error = future.exception()
+        if error is None:
+            return future.result()
+        if self.is_stopping:
+            return None
+        if isinstance(error, ProcessExpired):
+            hint = ", perhaps for lack of memory" if error.exitcode == -signal.SIGKILL else ""
+            ended = f"the process ended with exit code {error.exitcode} and without a result{hint}"
+            error = TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}")
+        return failed_row(cell, error)
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
@@ -108,32 +101,33 @@ def log_path(folder: Path, cell: Cell) -> Path:
     return work_folder(cell, folder) / "output.log"
 
 
-def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, pipe: Connection, patience: float) -> None:
-    """Run the cell in its own process, and send its row unless it is interrupted."""
+@_process(context=_FORKSERVER)
+def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, stop: Connection, patience: float) -> Row:
+    """Run the cell in its own process. Raises KeyboardInterrupt if it is interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_obey, args=(stop,), daemon=True).start()
     _write_output_to(log_path(folder, cell))
     torch.set_num_threads(threads)
     try:
         with locked(work_folder(cell, folder), patience):
-            row = run_cell(cell, folder)
+            return run_cell(cell, folder)
     except KeyboardInterrupt:
-        return
-    except BaseException as error:
-        row = failed_row(cell, error)
-    pipe.send(row)
+        raise
+    except BaseException as error:  # not all can be pickled
+        return failed_row(cell, error)
+    finally:
+        # pebble terminates a process that has sent its result; it shall end by itself, and release its semaphores
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _obey(pipe: Connection) -> None:
-    """Interrupt the cell when the runner sends a message. If the runner has ended, end the process."""
-    with suppress(OSError):
-        while True:
-            try:
-                pipe.recv()
-            except EOFError:
-                os._exit(1)
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+def _obey(stop: Connection) -> None:
+    """Interrupt the cell when the runner stops. If the runner has ended, end the process."""
+    stop.poll(None)  # the message is left to the other cells
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    if (runner := multiprocessing.parent_process()) is not None:
+        runner.join()
+    os._exit(1)
 
 
 def _write_output_to(log: Path) -> None:
