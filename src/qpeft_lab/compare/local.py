@@ -90,7 +90,8 @@ class LocalExecutor(AbstractContextManager):
         if self.is_stopping:
             return None
         if isinstance(error, ProcessExpired):
-            hint = ", perhaps for lack of memory" if error.exitcode == -signal.SIGKILL else ""
+            # 255: multiprocessing could not read the code, because another process started at that moment
+            hint = ", perhaps for lack of memory" if error.exitcode in (-signal.SIGKILL, 255) else ""
             ended = f"the process ended with exit code {error.exitcode} and without a result{hint}"
             error = TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}")
         return failed_row(cell, error)
