@@ -83,7 +83,7 @@ def circuits(quick: bool) -> Iterator[Row]:
 
 def steps(quick: bool) -> Iterator[Row]:
     """A training step with each adapter compared with stock LoRA: time, peak memory, and the cost of the generation."""
-    usual = {"dtype": "float32", "device": "cpu", "r": 4, "tokens": 64, "steps": 1}
+    usual = {"dtype": "float32", "device": "cpu", "layers": None, "r": 4, "tokens": 64, "steps": 1}
     if quick:
         options = Namespace(**usual, batch_size=1, geometry="tiny")
         yield from step_rows("attention", ["qpa", "bottleneck"], options, rounds=2)
@@ -94,10 +94,18 @@ def steps(quick: bool) -> Iterator[Row]:
         yield from step_rows("all linear maps", GENERATED, options, rounds=9)
         yield from memory_rows("attention", ATTENTION, options)
     options = Namespace(**usual, batch_size=8, geometry="gpt2")
-    yield from step_rows("all linear maps", GENERATED, options, rounds=5)
+    yield from step_rows("all linear maps", GENERATED, options, rounds=9)
 
 
-GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {"circuits": circuits, "steps": steps}
+def published(quick: bool) -> Iterator[Row]:
+    """A training step with each of the published quantum adapters, and with their classical twins."""
+    usual = {"dtype": "float32", "device": "cpu", "layers": 1, "r": 4, "tokens": 64, "batch_size": 1, "steps": 1}
+    for geometry, twins in (("tiny", ["mpo"]),) if quick else (("gpt2", ["mpo"]), ("llama-1b", ["oft", "mpo"])):
+        options = Namespace(**usual, geometry=geometry)
+        yield from step_rows("all linear maps", ["cua", "quic", "quanta", *twins], options, rounds=2 if quick else 9)
+
+
+GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {"circuits": circuits, "steps": steps, "published": published}
 
 # -- QPA's circuit in each program
 

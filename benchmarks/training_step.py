@@ -13,17 +13,19 @@ AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that 
 from __future__ import annotations
 
 import argparse
+import copy
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, OFTConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 import qpeft
@@ -46,11 +48,13 @@ class Geometry:
     config: PreTrainedConfig
     cases: dict[str, list[str]]
 
-    def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-        """A model with random weights."""
+    def model(self, device: torch.device, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
+        """A model with random weights, and with all `layers` by default."""
         torch.manual_seed(0)
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = layers or config.num_hidden_layers
         with device:
-            return AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 GEOMETRIES = {
@@ -74,21 +78,30 @@ GEOMETRIES = {
     ),
 }
 
-GENERATED = ["qpa", "quantum_peft"]
+GENERATED = ["qpa", "quantum_peft", "framed"]
 RANKED = {
     "lora": LoraConfig,
     "qpa": qpeft.QPAConfig,
     "quantum_peft": qpeft.QuantumPeftConfig,
+    "framed": partial(qpeft.QuantumPeftConfig, frame="random", frame_rank=16),  # frames of any kind cost the same
     "sora": qpeft.SoRAConfig,
 }
-METHODS = [*RANKED, "qaa", "bottleneck"]
+OTHERS = {
+    "qaa": qpeft.QAAConfig,
+    "cua": qpeft.CUAConfig,
+    "oft": partial(OFTConfig, r=0, oft_block_size=4, use_cayley_neumann=False),  # twin of CUA, not for Conv1D
+    "quic": qpeft.QuICConfig,
+    "quanta": qpeft.QuanTAConfig,
+    "mpo": partial(qpeft.QuanTAConfig, form="mpo"),
+}
+METHODS = [*RANKED, *OTHERS, "bottleneck"]
 WARM_UP = 3
 
 
 def config(method: str, case: str, options: argparse.Namespace) -> Any:
     targets = GEOMETRIES[options.geometry].cases[case]
-    if method == "qaa":
-        return qpeft.QAAConfig(target_modules=targets, task_type="CAUSAL_LM")
+    if method in OTHERS:
+        return OTHERS[method](target_modules=targets, task_type="CAUSAL_LM")
     if method == "bottleneck":
         return qpeft.BottleneckConfig(bottleneck_size=options.r, task_type="CAUSAL_LM")
     return RANKED[method](r=options.r, target_modules=targets, task_type="CAUSAL_LM")
@@ -96,7 +109,9 @@ def config(method: str, case: str, options: argparse.Namespace) -> Any:
 
 def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
     """The model with an adapter, in training mode."""
-    base = GEOMETRIES[options.geometry].model(torch.device(options.device), getattr(torch, options.dtype))
+    base = GEOMETRIES[options.geometry].model(
+        torch.device(options.device), getattr(torch, options.dtype), options.layers
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT on GPT-2's Conv1D, the same for all
         return get_peft_model(base, config(method, case, options)).train()
@@ -172,6 +187,7 @@ def peak_memory(method: str, case: str, options: argparse.Namespace) -> int:
     """Peak bytes of a child process that trains a few turns: resident, or of the accelerator's allocator."""
     known = ("device", "geometry", "dtype", "r", "batch_size", "tokens", "steps")
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in known]
+    flags += [f"--layers={options.layers}"] if options.layers else []
     command = [sys.executable, __file__, *flags, f"--case={case}", f"--child={method}"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -216,6 +232,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="gpt2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model")
+    parser.add_argument("--layers", type=int, help="of the model; default: all")
     parser.add_argument("--r", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)

@@ -73,7 +73,6 @@ def test_fields_of_a_file_are_validated(tmp_path):
     [
         ("step: 5", "steps"),
         ("steps: many", "many"),
-        ("task: [1]", "task"),
         ("lr: 0", "lr"),
         ("- a", "run.yaml"),
         ("{", "YAML"),

@@ -109,9 +109,6 @@ def test_invalid_field_is_named(tmp_path, change, match):
     ("content", "match"),
     [
         (b"", "fields"),
-        (b"- a\n- b\n", "fields"),
-        (b"a: [1", "YAML"),
-        (b"name: x\n", "title"),
         (b"name: x\ntitle: x\nquestion: x\nrun: {steps: 5}\n", "run: model: Field required"),
         ("name: stüdy".encode("latin-1"), "YAML"),
         (b"a: &a [*a]\n", "study"),

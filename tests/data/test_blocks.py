@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.errors import ConfigError, DataError
+from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings
 from qpeft_lab.data.text import IGNORED, TEMPLATES, Tokens, collate, cut, encode, load_blocks, read_template
 from qpeft_lab.training.tasks import CausalLM
@@ -141,6 +142,9 @@ def test_chat_template_can_be_given(tokenizer, tiny_model, tmp_path, name):
     assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == read_template(name)
     with pytest.raises(ConfigError, match="did you mean 'chatml'"):
         read_template("chatlm")
+    (tmp_path / "plain.txt").write_text("the bird and the fox " * 400)
+    with pytest.warns(DataWarning, match="no messages"):
+        load_blocks(replace(asked, data=str(tmp_path / "plain.txt")), 64, tokenizer)
 
 
 def test_long_examples_are_truncated_or_left_out(tokenizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from qpeft.checks import unknown
-from qpeft.errors import ConfigError, DataError, InputError
+from qpeft.errors import ConfigError, DataError, DataWarning, InputError
 from qpeft_lab.data.labelled import HELD_OUT_EVERY
 from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples, spread
 
@@ -48,6 +49,8 @@ def load_blocks(
     """The blocks of a run to train on and to evaluate. Raises DataError if there is too little data."""
     make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)
     rows = load_examples(settings.data, "train", settings)
+    if settings.chat_template is not None and not any("messages" in row for row in rows):
+        warnings.warn(f"{settings.data} has no messages: the chat template is not used", DataWarning, stacklevel=2)
     validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
     if validation:
         train = make(rows, source=settings.data)
