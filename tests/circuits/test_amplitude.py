@@ -1,5 +1,6 @@
 """QAA's circuits compared with the gate-by-gate simulator; symmetries, shapes, special inputs."""
 
+from functools import partial
 from math import pi
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from circuits import gate_expectations
 from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, simulate
+from qpeft.errors import ConfigError
 
 ANSATZE = ("square", "qaa", "rxyz")
 every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
@@ -56,6 +58,32 @@ def test_groups_and_chunks_of_any_size_agree_with_the_gates(ansatz, n_layers, wi
     close(of_fast[1], of_slow[1], 1e-11)
     close(of_fast[0], of_slow[0], 1e-11 / min(1, x.detach().norm(dim=1).min().item()))
     close(single.double(), expected.detach(), 1e-5)
+
+
+@pytest.mark.parametrize(("width", "n_layers"), [(2, 1), (3, 3), (29, 2)])
+@pytest.mark.parametrize("ansatz", ["mps", "all_pairs"])
+def test_blocks_on_pairs_agree_with_pennylane(ansatz, width, n_layers):
+    """A block is StronglyEntanglingLayers, as in the authors' code; one qubit is too few."""
+    qml = pytest.importorskip("pennylane")
+    if width == 2:
+        with pytest.raises(ConfigError, match=f"ansatz {ansatz} acts on pairs"):
+            problem(ansatz, n_layers, width)
+        return
+    x, angles, circuit = problem(ansatz, n_layers, width)
+    pairs = {"mps": {2: [(0, 1)], 5: [(0, 1), (1, 2), (2, 3), (3, 4)]}, "all_pairs": {2: [(0, 1)] * 2}}[ansatz]
+    five = [(0, 1), (2, 3), *((0, 1), (1, 2), (2, 3), (3, 4)), *((0, 2), (1, 3), (2, 4)), *((0, 3), (1, 4)), (0, 4)]
+
+    @qml.qnode(qml.device("default.qubit"), interface="torch")
+    def by_pennylane(row):
+        qml.AmplitudeEmbedding(row, range(circuit.n_qubits), pad_with=0, normalize=True)
+        for block, pair in enumerate(pairs.get(circuit.n_qubits, five)):
+            qml.StronglyEntanglingLayers(angles.detach()[:, block], pair)
+        return [qml.expval(qml.PauliZ(wire)) for wire in range(circuit.n_qubits)]
+
+    found = amplitude_expectations(x, angles, ansatz)
+    close(found, torch.stack([torch.stack(by_pennylane(row)) for row in x.detach()]), 1e-10)
+    assert torch.autograd.gradcheck(partial(amplitude_expectations, ansatz=ansatz), (x, angles))
+    close(found, gate_expectations(circuit, angles, x))
 
 
 def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):

@@ -14,10 +14,11 @@ from variants import move
 
 import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
+from qpeft.circuits.numerics import apply_gates
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import QpeftWarning
 from qpeft.methods.cua.model import CUARotation
-from qpeft.methods.quanta.model import apply_gate, apply_mpo, default_axes, pairs
+from qpeft.methods.quanta.model import apply_mpo, default_axes, pairs
 from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
 
@@ -60,10 +61,7 @@ def cay(k):
 
 def quanta(gates, x):
     """Gates on the pairs of axes 3, 2, 2 of x (..., 12)."""
-    x = x.unflatten(-1, (3, 2, 2))
-    for gate, pair in zip(gates, pairs(3), strict=True):
-        x = apply_gate(x, gate, pair)
-    return x.flatten(-3)
+    return apply_gates(x.unflatten(-1, (3, 2, 2)), gates, pairs(3)).flatten(-3)
 
 
 W, RING = wavy(6, 8), rotations(K, pyramid(4), 4)
@@ -99,7 +97,7 @@ def test_check_values(name):
     close(*CHECKS[name])
 
 
-COUNTS = [  # K4, Q5, M2: parameters of square maps of width 256, 768 and 4096
+COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 4096
     (partial(qpeft.QuICConfig, side="output", n_blocks=1), (231, 703, 4005)),
     (partial(qpeft.QuICConfig, side="output", n_blocks=3), (198, 693, 3825)),
     (partial(qpeft.QuICConfig, side="output", n_blocks=4, order=3), (84, 180, 612)),
@@ -107,6 +105,7 @@ COUNTS = [  # K4, Q5, M2: parameters of square maps of width 256, 768 and 4096
     (qpeft.CUAConfig, (384, 1152, 6144)),
     (qpeft.QuanTAConfig, (6144, 22_528, 43_008)),
     (partial(qpeft.QuanTAConfig, form="mpo"), (1344, 1856, 3136)),
+    (partial(qpeft.QAAConfig, ansatz="all_pairs", readout="last_r", n_layers=4), (1280, 2736, 9920)),
 ]
 
 

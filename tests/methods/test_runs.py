@@ -58,6 +58,7 @@ RUNS = {
     "lora from the gradient": run("lora", r=1, init_lora_weights="lora_ga"),
     "lora from activations": run("lora", r=2, init_lora_weights="eva", eva_config={"rho": 1.0}),
     "qaa, rxyz": run("qaa", ansatz="rxyz"),
+    "qaa, qchft": run("qaa", ansatz="mps", readout="last_r", n_read=3, n_layers=2),
     # the projections are drawn again from the config of the adapter
     "vera, drawn again": run("vera", save_projection=False),
     "tiny_lora, drawn again": run("tiny_lora", save_projection=False),

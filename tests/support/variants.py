@@ -89,6 +89,9 @@ VARIANTS = {
     ),
     "qaa": Variant("qaa", qpeft.QAAConfig, exports=False, merges=False),
     "qaa, rxyz": Variant("qaa", qpeft.QAAConfig, {"ansatz": "rxyz"}, exports=False, merges=False),
+    "qaa, qchft": Variant(
+        "qaa", qpeft.QAAConfig, {"ansatz": "all_pairs", "readout": "last_r", "n_layers": 2}, exports=False, merges=False
+    ),
     "sora": Variant(
         "sora", qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, dropout="lora_dropout"
     ),

@@ -73,8 +73,7 @@ def _exp(core: Tensor, y: Tensor) -> Tensor:
 
 
 def _cayley(core: Tensor, y: Tensor) -> Tensor:
-    eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
-    return torch.linalg.solve(eye - core / 2, y)
+    return torch.linalg.solve(torch.eye(core.shape[-1]).to(core) - core / 2, y)
 
 
 _PHI = {"exp": _exp, "cayley": _cayley}

@@ -229,8 +229,7 @@ def tolerance(live: Tensor, *, same_shapes: bool = True) -> float:
 def probe_inputs(model: Any) -> dict[str, Tensor]:
     """Up to 16 token ids (1, n), the same for the decoder of an encoder-decoder, or an image; on the model's device.
 
-    Raises:
-        ConfigError: the model takes other inputs, or does not declare them.
+    Raises ConfigError if the model takes other inputs, or does not declare them.
     """
     base, generator = model.get_base_model(), torch.Generator().manual_seed(0)
     config, kind = getattr(base, "config", None), getattr(base, "main_input_name", None)

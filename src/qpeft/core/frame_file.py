@@ -76,8 +76,7 @@ class FrameFile:
     def frame(self, name: str, rank: int) -> tuple[Tensor, Tensor]:
         """The first `rank` directions of a matrix, (d_out, rank) and (d_in, rank) float32.
 
-        Raises:
-            ConfigError: it has no frame for the matrix, or fewer directions.
+        Raises ConfigError if it has no frame for the matrix, or fewer directions.
         """
         if (found := self.shapes.get(name, (0, 0, 0))[2]) < rank:
             raise ConfigError(

@@ -52,14 +52,12 @@ class LinearAdapter(FullPrecision):
         with torch.autocast(x.device.type, enabled=False):
             return self.change(x.to(torch.promote_types(x.dtype, torch.float32)))
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        """f(x) for x (..., width), computed in its dtype; `transposed`, of side "input": by the transposed matrix."""
+    def change(self, x: Tensor) -> Tensor:
+        """f(x) for x (..., width), computed in its dtype."""
         raise NotImplementedError
 
     def merge_into(self, weight: Tensor) -> Tensor:
         """The weight (outputs, inputs) of the adapted map, for that of the map, in its dtype."""
-        if self.side == "input":
-            return weight + self.change(weight, transposed=True)
         columns = weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)
         return weight + self.change(columns).mT
 
@@ -77,8 +75,13 @@ class Rotation(LinearAdapter):
         """D as the parts (N, m, m) of `block_change`."""
         raise NotImplementedError
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        return block_change(x, self.parts(x.dtype), self.size, transposed=transposed)
+    def change(self, x: Tensor) -> Tensor:
+        return block_change(x, self.parts(x.dtype), self.size)
+
+    def merge_into(self, weight: Tensor) -> Tensor:
+        if self.side == "output":
+            return super().merge_into(weight)
+        return weight + block_change(weight, [part.mT for part in self.parts(weight.dtype)], self.size)
 
     @torch.no_grad()
     def oft_weight(self) -> Tensor:

@@ -100,11 +100,7 @@ def _short(names: Iterable[str]) -> list[str]:
 
 
 def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Module]) -> None:
-    """Check the config's `target_modules`; all-linear becomes the names of linear maps in `modules`.
-
-    Raises:
-        ConfigError: a name matches no module.
-    """
+    """As `check_target_modules`; all-linear becomes the names of linear maps in `modules`."""
     _convert_targets(model, config)
     if str(config.target_modules).lower() == "all-linear":
         # like PEFT, without the output head; PEFT's own search skips modules that have an adapter

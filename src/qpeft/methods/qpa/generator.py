@@ -173,11 +173,7 @@ class QPAGenerator(Generator):
         return getattr(self.feature, "backend", None) is not None
 
     def forward(self) -> Tensor:
-        """The adapter's parameters, flat (m,).
-
-        Raises:
-            ConfigError: an angle is not finite (checked on the CPU only).
-        """
+        """The adapter's parameters, flat (m,). Raises ConfigError if an angle is not finite (on the CPU only)."""
         output = self._output()
         if self.config.init_mode == "raw":
             return output
