@@ -121,22 +121,14 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     torch.testing.assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
 
 
-def test_quadratic_control_is_one_random_orthogonal_matrix():
-    made, x = features(6, feature_source="quadratic"), torch.randn(3, 6)
-    assert not made.state_dict()  # it is drawn again
-    torch.testing.assert_close(made.matrix.T @ made.matrix, torch.eye(6))
-    a = torch.nn.functional.normalize(x, dim=-1)
-    forms = [made.matrix.T @ torch.diag(signs(3)[:, r]) @ made.matrix for r in range(3)]
-    expected = torch.stack([((a @ form) * a).sum(-1) for form in forms], -1) * math.sqrt(5)
-    torch.testing.assert_close(made(x), expected)
-
-
+@pytest.mark.parametrize("more", [*LAST, {"ansatz": "rxyz", "n_layers": 2}])
 @pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
 @pytest.mark.parametrize("norm", [0.0, 1e-12])
-def test_vanishing_inputs(source, norm):
+def test_vanishing_inputs(source, norm, more):
     x = torch.full((2, 6), norm / math.sqrt(6)).requires_grad_()
-    made = features(6, feature_source=source)
+    made = features(6, feature_source=source, **more)
     f = made(x)
     assert f.abs().max() <= (0 if norm == 0 else 1e-3)
     f.sum().backward()
     assert torch.isfinite(x.grad).all()
+    assert norm or source == "linear" or not x.grad.any()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from transformers import LlamaConfig
 from variants import move
 
 import qpeft
@@ -69,11 +70,19 @@ WR = cua(torch.stack([K, -K]), 8).merge_into(W).detach()
 GATES = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
 T, P = quanta(GATES, EYE).mT, apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT
 FOUR_AXES = [gate.view(*pair * 2) for gate, pair in zip(GATES, ((2, 2), (3, 2), (3, 2)), strict=True)]
+QX = cua(K[None], 4)(X) + X
+SHOTS = np.random.default_rng(0).multinomial(8192, QX.detach() ** 2 / 30)
+NOISY = 0.881 * QX.square() / 30 + 0.119 / 4  # of depolarizing noise
+KRON, HALVES = torch.kron(wavy(3, 3), wavy(4, 4)), EYE.unflatten(-1, (3, 4))
+TURNED = quanta([torch.linalg.qr(gate)[0] for gate in GATES], EYE)
 LINEAR = [0.570581, 1.743483, -5.060862, -1.011128]
 SLOPE = torch.autograd.functional.jacobian(lambda t: compounds(cay(t * K), 2)[1], torch.zeros((), dtype=torch.float64))
 CHECKS = {
     "C1": (cua(torch.ones(1, 1).double(), 2, block_size=2).merge_into(EYE[:2, :2]), [[0.6, -0.8], [0.8, 0.6]]),
     "C2": (cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611]),
+    "C2, rotated": (QX, [-0.789071, -1.002362, 0.427804, 5.309390]),
+    "C4": ((30 * NOISY).sqrt(), [1.200433, 1.333292, 1.026517, 5.072234]),
+    "C4, shots": (torch.tensor(SHOTS).double(), [151, 276, 60, 7705]),
     "C3": (cua(K6[None], 4)(X) + X, LINEAR),
     "C3, magnitude": (cua(K6[None], 4, readout="magnitude")(X) + X, [abs(y) for y in LINEAR]),
     "C6": (torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]), [-1.26091818, 0.74293078, 2.78856121]),
@@ -88,6 +97,8 @@ CHECKS = {
     "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
     "Q1, contraction of the paper": (T, torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12)),
     "Q2": (torch.linalg.det(quanta([torch.eye(len(g)) + 0.3 * g for g in GATES], EYE)), 0.03395459),
+    "Q3, orthogonal gates": (TURNED @ TURNED.mT, EYE),
+    "Q4": (apply_gates(HALVES, [KRON], pairs(2)).flatten(-2).mT, KRON),
     "M1": (P[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789]),
 }
 
@@ -105,6 +116,8 @@ COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 40
     (qpeft.CUAConfig, (384, 1152, 6144)),
     (qpeft.QuanTAConfig, (6144, 22_528, 43_008)),
     (partial(qpeft.QuanTAConfig, form="mpo"), (1344, 1856, 3136)),
+    (partial(qpeft.QuanTAConfig, form="mpo", bond=9), (5904, 7056, 12_816)),
+    (partial(qpeft.QuanTAConfig, form="mpo", bond=17), (19_856, 22_032, 41_616)),
     (partial(qpeft.QAAConfig, ansatz="all_pairs", readout="last_r", n_layers=4), (1280, 2736, 9920)),
 ]
 
@@ -114,6 +127,21 @@ def test_published_counts(config, counts):
     bases = [nn.Sequential(nn.Linear(n, n, device="meta")) for n in (256, 768, 4096)]
     assert tuple(qpeft.plan(base, config(target_modules=["0"])).trainable for base in bases) == counts
     assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
+
+
+def test_cua_of_every_map_of_smollm2_135m():
+    """C5: the count decides which side was published."""
+    widths = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    base = LlamaConfig(num_hidden_layers=30, **widths)
+    counts = [qpeft.plan(base, qpeft.CUAConfig(side=side)).trainable for side in ("input", "output")]
+    assert counts == [224_640, 233_280]
+
+
+def test_rank_of_quanta_with_changed_gates():
+    """Q3: full with all gates changed; of one changed by rank k, k times the other axes."""
+    first = [GATES[0] + torch.outer(wavy(4), wavy(4)), *GATES[1:]]
+    for changed, rank in ([gate + gate.flip(0) / 9 for gate in GATES], 12), (first, 3):
+        assert torch.linalg.matrix_rank(quanta(changed, EYE).mT - T) == rank
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, PAIR_ANSATZE, Ansatz, Gate, block_pairs, ring_pairs
 from qpeft.circuits.numerics import apply_gates, cached_tables, check_tensor
-from qpeft.circuits.simulate import (
-    Program,
-    Stages,
-    compile_gates,
-    compiled,
-    evolve,
-    group_matrices,
-    permutation,
-    squared,
-)
+from qpeft.circuits.simulate import Stages, compile_gates, compiled, evolve, group_matrices, permutation, squared
 from qpeft.errors import ConfigError
 
 MOST_QUBITS = 16
@@ -122,11 +114,10 @@ def _through_blocks(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:
 
 def _kernel(angles: Tensor) -> Callable[[Tensor], Tensor]:
     """From angles (3, N) to the map of the embedded inputs (T, 2**N) to (T, N)."""
-    n_qubits, kind = angles.shape[-1], (angles.dtype, angles.device)
-    signs, owner = _corner_signs(n_qubits, *kind)
+    n_qubits = angles.shape[-1]
+    program, behind_ring, signs, owner = _tables(n_qubits, angles.dtype, angles.device)
     of_corners = -2 * owner * angles[2].sin() * (signs * angles[1]).sum(1, keepdim=True).cos()
     weights = torch.cat([angles[2].cos().diag(), of_corners])  # (F, N)
-    program, behind_ring = _rotations(n_qubits, *kind), z_signs(n_qubits, *kind)[_ring(n_qubits)].mT
     matrices = group_matrices(angles[:1], program)
 
     def expectations(psi: Tensor) -> Tensor:
@@ -151,13 +142,6 @@ def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
 
 
 @cached_tables
-def _rotations(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Program:
-    """RY on every wire."""
-    gates = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
-    return compile_gates(gates, n_qubits, (n_qubits,), dtype, device)
-
-
-@cached_tables
 def _ring(n_qubits: int) -> list[int]:
     """R j for every basis index j: a ring of CNOTs moves amplitude j to R j."""
     return permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0].argsort().tolist()
@@ -172,12 +156,17 @@ def _flips(n_qubits: int) -> list[list[int]]:
 
 
 @cached_tables
-def _corner_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their wires, one-hot."""
-    signs, owners = [], []
+def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """The program of RY on every wire; (N, 2**N) of +-1, Z of every wire on basis index j behind the ring.
+
+    And (F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their wires, one-hot.
+    """
+    turns = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
+    program, signs, owners = compile_gates(turns, n_qubits, (n_qubits,), dtype, device), [], []
     for owner, wires in enumerate(_flips(n_qubits)):
         for pattern in product((1, -1), repeat=len(wires) - 1):
             sign = dict(zip(wires, (1, *pattern), strict=True))
             signs.append([sign.get(wire, 0) for wire in range(n_qubits)])
             owners.append([wire == owner for wire in range(n_qubits)])
-    return torch.tensor(signs).to(device, dtype), torch.tensor(owners).to(device, dtype)
+    behind_ring = z_signs(n_qubits, dtype, device)[_ring(n_qubits)].mT
+    return program, behind_ring, torch.tensor(signs).to(device, dtype), torch.tensor(owners).to(device, dtype)

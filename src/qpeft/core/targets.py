@@ -33,9 +33,8 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     type of model if there are none, and `target_parameters` instead of the names of experts, whose weights
     transformers keeps in one parameter for all experts.
 
-    Raises:
-        ConfigError: a name matches nothing in `model`, or the targets contain experts, and the method adapts modules
-            alone.
+    Raises ConfigError if a name matches nothing in `model`, or the targets contain experts, and the method adapts
+    modules alone.
     """
     try:
         _convert_targets(model, config)
