@@ -1,12 +1,15 @@
 """CUA, QuIC and QuanTA: published values (C1, K1, ...), their equals in PEFT, their circuits, merging."""
 
 import copy
+import subprocess
+import sys
 from functools import partial
 from itertools import combinations
 
 import numpy as np
 import peft
 import pytest
+import tiny_models
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -17,7 +20,7 @@ import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.circuits.numerics import apply_gates
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import QpeftWarning
+from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.cua.model import CUARotation
 from qpeft.methods.quanta.model import apply_mpo, default_axes, pairs
 from qpeft.methods.quic.compound import compounds, pyramid, rotations
@@ -142,6 +145,38 @@ def test_rank_of_quanta_with_changed_gates():
     first = [GATES[0] + torch.outer(wavy(4), wavy(4)), *GATES[1:]]
     for changed, rank in ([gate + gate.flip(0) / 9 for gate in GATES], 12), (first, 3):
         assert torch.linalg.matrix_rank(quanta(changed, EYE).mT - T) == rank
+
+
+LOAD = """
+import sys
+sys.modules["qpeft"] = None
+import peft, torch, transformers
+base = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64)
+torch.save(peft.PeftModel.from_pretrained(base, sys.argv[2])(torch.arange(8)[None]).logits.detach(), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    "config", [partial(qpeft.CUAConfig, block_size=2), partial(qpeft.QuICConfig, n_blocks=4, order=1)]
+)
+def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
+    base, exported, logits = tmp_path / "base", tmp_path / "exported", tmp_path / "logits"
+    llama = tiny_models.llama(num_attention_heads=4, num_key_value_heads=2).double()
+    llama.save_pretrained(base)
+    config = partial(config, side="output", layers_to_transform=[1], task_type="CAUSAL_LM")
+    plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
+    model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
+    assert qpeft.export(model, exported).n_deployed == plan.deployed == 8  # 2 of a head, each for 2 query heads
+    subprocess.run([sys.executable, "-c", LOAD, base, exported, logits], check=True)
+    close(torch.load(logits), model(torch.arange(8)[None]).logits.detach(), atol=1e-10)
+
+
+@pytest.mark.parametrize("target", ["v_proj", "k_proj"])
+@pytest.mark.parametrize("changes", [{"attention_bias": True}, {"num_attention_heads": 8, "num_key_value_heads": 2}])
+def test_other_rotations_of_outputs_have_no_oft(tmp_path, target, changes):
+    config = qpeft.CUAConfig(side="output", target_modules=[target])  # blocks of 4 do not divide 8 heads of 2
+    with pytest.raises(ConfigError, match=rf"no stock PEFT adapter .*{target}; .* v_proj without bias"):
+        qpeft.export(peft.get_peft_model(tiny_models.llama(**changes), config), tmp_path / "exported")
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc

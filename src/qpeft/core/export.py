@@ -54,7 +54,7 @@ def export(
 
     Args:
         model: A PeftModel with an adapter that is generated, or with SoRA, whose gates are folded in, or with a
-            rotation of inputs; not changed.
+            rotation that is an OFT; not changed.
         directory: The folder; an earlier export there is replaced but for a model card that the user wrote or
             changed, any other content refused.
         adapter_name: Which adapter.
