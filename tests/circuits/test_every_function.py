@@ -67,6 +67,7 @@ REFUSED += [
         ((FOUR, torch.ones(0, 3, 2)), ConfigError, "n_layers.*0"),
         ((FOUR, ONE_LAYER, "qaa"), ConfigError, r"\(1, 1, 2\), got \(1, 3, 2\)"),
         ((torch.ones(1, 5), torch.ones(6)), ConfigError, r"width 5.*got \(6,\)"),
+        ((FOUR[:, :2], torch.ones(1, 0, 2, 3), "mps"), ConfigError, "mps acts on pairs"),
         ((torch.ones(1, 0), ONE_LAYER), ConfigError, "wide.*0"),
         ((torch.ones(1, 65537), torch.ones(1, 3, 17)), ConfigError, "n = 17 .*limit is 16"),
         ((FOUR.double(), ONE_LAYER), ConfigError, "float64 on cpu and torch.float32"),

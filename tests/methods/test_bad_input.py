@@ -45,6 +45,8 @@ BAD = {  # the settings, and what the message names
     ],
     "qaa": [
         ({"ansatz": "cube"}, "ansatz"),
+        ({"readout": "last_r", "n_read": 5}, "n_read=5 exceeds 4, .*q_proj"),
+        ({"readout": "last_r", "feature_source": "none"}, "readout='z'"),
         ({"out_slices": [[0, 8], [12, 17]]}, "out_slices.*17"),
     ],
     "sora": [

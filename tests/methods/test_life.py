@@ -88,6 +88,7 @@ ON_LLAMA = {
     **rows(
         "qaa",
         *({"feature_source": source} for source in ("quadratic", "linear", "givens", "none")),
+        *({"feature_source": source, "readout": "last_r"} for source in ("linear", "givens")),
         {"ansatz": "qaa", "train_circuit": False},
         {"target_modules": "all-linear", "carry_norm": True, "n_layers": 2},
         {"target_modules": ["lm_head"], "out_slices": [[2, 5], [7, 8]]},

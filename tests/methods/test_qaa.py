@@ -19,17 +19,23 @@ from qpeft.methods.qaa.features import Features
 adapt = VARIANTS["qaa"].adapt
 
 
-@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}])
+QCHFT = {"ansatz": "all_pairs", "readout": "last_r", "n_read": 3}
+LAST = [{}, {"readout": "last_r", "ansatz": "mps"}]
+
+
+@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}, QCHFT])
 def test_output_equals_the_equation(llama, settings):
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
     model = move(adapt(llama, alpha=8, **settings))
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     branch, x = layer.qpeft_adapter["default"], torch.randn(3, 5, 16)
     z = qpeft.circuits.amplitude_expectations(x, branch.features.angles(), settings.get("ansatz", "square"))
-    f = (18 / 2) ** 0.5 * z
+    f = z[..., -3:] if "n_read" in settings else (18 / 2) ** 0.5 * z
     if settings.get("carry_norm"):
         f = f * x.norm(dim=-1, keepdim=True) / 4
-    torch.testing.assert_close(layer(x), projection(x) + 8 / 4 * (f @ branch.V.T + branch.c), atol=1e-5, rtol=1e-5)
+    offset = 0 if "n_read" in settings else branch.c  # QCHFT has none
+    expected = projection(x) + 8 / f.shape[-1] * (f @ branch.V.T + offset)
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_gpt2_adapts_queries_and_values(gpt2):
@@ -50,7 +56,7 @@ def test_default_targets_of_llama_have_angles_of_their_own(llama):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"ansatz": "rxyz"}, {"alpha": 8}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"ansatz": "rxyz"}, {"alpha": 8}, {"n_read": 1}])
 def test_folder_with_other_settings_is_refused(gpt2, tmp_path, change):
     adapt(copy.deepcopy(gpt2)).save_pretrained(tmp_path)
     edit_config(tmp_path, **change)
@@ -73,23 +79,30 @@ def signs(n):
     return torch.tensor([[1.0 - 2 * (j >> (n - 1 - r) & 1) for r in range(n)] for j in range(2**n)])
 
 
+@pytest.mark.parametrize("more", LAST)
 @pytest.mark.parametrize(("source", "sign"), [("qnn", 1), ("quadratic", 1), ("givens", 1), ("linear", -1)])
-def test_sources_are_even_but_the_linear_one_is_odd(source, sign):
-    made, x = features(13, feature_source=source), torch.randn(50, 13)
-    assert torch.equal(made(x), sign * made(-x))
+def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_norm(source, sign, more):
+    made, x = features(13, feature_source=source, n_layers=3, **more).double(), torch.randn(50, 13).double()
+    f = made(x)
+    assert torch.equal(f, sign * made(-x))
+    torch.testing.assert_close(made(7 * x), f, atol=1e-12, rtol=1e-12)
+    assert f.shape == (50, 2 if more else 4)
+    assert not more or source == "linear" or f.abs().max() <= 1
 
 
-@pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
-def test_features_do_not_depend_on_the_input_norm(source):
-    made, x = features(12, feature_source=source).double(), torch.randn(5, 12, dtype=torch.float64)
-    torch.testing.assert_close(made(7 * x), made(x), atol=1e-12, rtol=1e-12)
+def test_last_r_reads_the_last_qubits():
+    """F1: three layers at angles 0, CNOTs there and back three times, are the identity."""
+    made = features(4, ansatz="mps", n_layers=3, readout="last_r", n_read=1)
+    made.angles.start.zero_()
+    torch.testing.assert_close(made(torch.arange(1.0, 5)), torch.tensor([-1 / 3]))
 
 
+@pytest.mark.parametrize("more", LAST)
 @pytest.mark.parametrize(("source", "low", "high"), [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)])
-def test_controls_have_the_variance_of_a_real_circuit(source, low, high):
+def test_controls_have_the_variance_of_a_real_circuit(source, low, high, more):
     x = torch.randn(4000, 64)
-    drawn = torch.cat([features(64, seed, feature_source=source)(x).var(0) for seed in range(20)])
-    assert low < drawn.mean() < high
+    drawn = torch.cat([features(64, seed, feature_source=source, **more)(x).var(0) for seed in range(20)])
+    assert low < drawn.mean() * (33 if more else 1) < high
 
 
 def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
@@ -98,6 +111,7 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     assert made.pairs.shape == (6, 2, 6)
     for pairs in made.pairs:
         assert len(pairs.flatten().unique()) == 12
+    assert features(13, feature_source="givens", ansatz="mps").pairs.shape == (5, 2, 4)  # 18 angles
     one, x = features(4, feature_source="givens", ansatz="qaa"), torch.randn(3, 4)
     (i, j), angle = one.pairs[0], one.angles()[0, 0]
     a = torch.nn.functional.normalize(x, dim=-1)
@@ -107,22 +121,14 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     torch.testing.assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
 
 
-def test_quadratic_control_is_one_random_orthogonal_matrix():
-    made, x = features(6, feature_source="quadratic"), torch.randn(3, 6)
-    assert not made.state_dict()  # it is drawn again
-    torch.testing.assert_close(made.matrix.T @ made.matrix, torch.eye(6))
-    a = torch.nn.functional.normalize(x, dim=-1)
-    forms = [made.matrix.T @ torch.diag(signs(3)[:, r]) @ made.matrix for r in range(3)]
-    expected = torch.stack([((a @ form) * a).sum(-1) for form in forms], -1) * math.sqrt(5)
-    torch.testing.assert_close(made(x), expected)
-
-
+@pytest.mark.parametrize("more", [*LAST, {"ansatz": "rxyz", "n_layers": 2}])
 @pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
 @pytest.mark.parametrize("norm", [0.0, 1e-12])
-def test_vanishing_inputs(source, norm):
+def test_vanishing_inputs(source, norm, more):
     x = torch.full((2, 6), norm / math.sqrt(6)).requires_grad_()
-    made = features(6, feature_source=source)
+    made = features(6, feature_source=source, **more)
     f = made(x)
     assert f.abs().max() <= (0 if norm == 0 else 1e-3)
     f.sum().backward()
     assert torch.isfinite(x.grad).all()
+    assert norm or source == "linear" or not x.grad.any()

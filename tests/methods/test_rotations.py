@@ -1,23 +1,28 @@
 """CUA, QuIC and QuanTA: published values (C1, K1, ...), their equals in PEFT, their circuits, merging."""
 
 import copy
+import subprocess
+import sys
 from functools import partial
 from itertools import combinations
 
 import numpy as np
 import peft
 import pytest
+import tiny_models
 import torch
 from torch import nn
 from torch.func import functional_call
+from transformers import LlamaConfig
 from variants import move
 
 import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
+from qpeft.circuits.numerics import apply_gates
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import QpeftWarning
+from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.cua.model import CUARotation
-from qpeft.methods.quanta.model import apply_gate, apply_mpo, default_axes, pairs
+from qpeft.methods.quanta.model import apply_mpo, default_axes, pairs
 from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
 
@@ -60,10 +65,7 @@ def cay(k):
 
 def quanta(gates, x):
     """Gates on the pairs of axes 3, 2, 2 of x (..., 12)."""
-    x = x.unflatten(-1, (3, 2, 2))
-    for gate, pair in zip(gates, pairs(3), strict=True):
-        x = apply_gate(x, gate, pair)
-    return x.flatten(-3)
+    return apply_gates(x.unflatten(-1, (3, 2, 2)), gates, pairs(3)).flatten(-3)
 
 
 W, RING = wavy(6, 8), rotations(K, pyramid(4), 4)
@@ -71,11 +73,19 @@ WR = cua(torch.stack([K, -K]), 8).merge_into(W).detach()
 GATES = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
 T, P = quanta(GATES, EYE).mT, apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT
 FOUR_AXES = [gate.view(*pair * 2) for gate, pair in zip(GATES, ((2, 2), (3, 2), (3, 2)), strict=True)]
+QX = cua(K[None], 4)(X) + X
+SHOTS = np.random.default_rng(0).multinomial(8192, QX.detach() ** 2 / 30)
+NOISY = 0.881 * QX.square() / 30 + 0.119 / 4  # of depolarizing noise
+KRON, HALVES = torch.kron(wavy(3, 3), wavy(4, 4)), EYE.unflatten(-1, (3, 4))
+TURNED = quanta([torch.linalg.qr(gate)[0] for gate in GATES], EYE)
 LINEAR = [0.570581, 1.743483, -5.060862, -1.011128]
 SLOPE = torch.autograd.functional.jacobian(lambda t: compounds(cay(t * K), 2)[1], torch.zeros((), dtype=torch.float64))
 CHECKS = {
     "C1": (cua(torch.ones(1, 1).double(), 2, block_size=2).merge_into(EYE[:2, :2]), [[0.6, -0.8], [0.8, 0.6]]),
     "C2": (cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611]),
+    "C2, rotated": (QX, [-0.789071, -1.002362, 0.427804, 5.309390]),
+    "C4": ((30 * NOISY).sqrt(), [1.200433, 1.333292, 1.026517, 5.072234]),
+    "C4, shots": (torch.tensor(SHOTS).double(), [151, 276, 60, 7705]),
     "C3": (cua(K6[None], 4)(X) + X, LINEAR),
     "C3, magnitude": (cua(K6[None], 4, readout="magnitude")(X) + X, [abs(y) for y in LINEAR]),
     "C6": (torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]), [-1.26091818, 0.74293078, 2.78856121]),
@@ -90,6 +100,8 @@ CHECKS = {
     "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
     "Q1, contraction of the paper": (T, torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12)),
     "Q2": (torch.linalg.det(quanta([torch.eye(len(g)) + 0.3 * g for g in GATES], EYE)), 0.03395459),
+    "Q3, orthogonal gates": (TURNED @ TURNED.mT, EYE),
+    "Q4": (apply_gates(HALVES, [KRON], pairs(2)).flatten(-2).mT, KRON),
     "M1": (P[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789]),
 }
 
@@ -99,7 +111,7 @@ def test_check_values(name):
     close(*CHECKS[name])
 
 
-COUNTS = [  # K4, Q5, M2: parameters of square maps of width 256, 768 and 4096
+COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 4096
     (partial(qpeft.QuICConfig, side="output", n_blocks=1), (231, 703, 4005)),
     (partial(qpeft.QuICConfig, side="output", n_blocks=3), (198, 693, 3825)),
     (partial(qpeft.QuICConfig, side="output", n_blocks=4, order=3), (84, 180, 612)),
@@ -107,6 +119,9 @@ COUNTS = [  # K4, Q5, M2: parameters of square maps of width 256, 768 and 4096
     (qpeft.CUAConfig, (384, 1152, 6144)),
     (qpeft.QuanTAConfig, (6144, 22_528, 43_008)),
     (partial(qpeft.QuanTAConfig, form="mpo"), (1344, 1856, 3136)),
+    (partial(qpeft.QuanTAConfig, form="mpo", bond=9), (5904, 7056, 12_816)),
+    (partial(qpeft.QuanTAConfig, form="mpo", bond=17), (19_856, 22_032, 41_616)),
+    (partial(qpeft.QAAConfig, ansatz="all_pairs", readout="last_r", n_layers=4), (1280, 2736, 9920)),
 ]
 
 
@@ -115,6 +130,53 @@ def test_published_counts(config, counts):
     bases = [nn.Sequential(nn.Linear(n, n, device="meta")) for n in (256, 768, 4096)]
     assert tuple(qpeft.plan(base, config(target_modules=["0"])).trainable for base in bases) == counts
     assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
+
+
+def test_cua_of_every_map_of_smollm2_135m():
+    """C5: the count decides which side was published."""
+    widths = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    base = LlamaConfig(num_hidden_layers=30, **widths)
+    counts = [qpeft.plan(base, qpeft.CUAConfig(side=side)).trainable for side in ("input", "output")]
+    assert counts == [224_640, 233_280]
+
+
+def test_rank_of_quanta_with_changed_gates():
+    """Q3: full with all gates changed; of one changed by rank k, k times the other axes."""
+    first = [GATES[0] + torch.outer(wavy(4), wavy(4)), *GATES[1:]]
+    for changed, rank in ([gate + gate.flip(0) / 9 for gate in GATES], 12), (first, 3):
+        assert torch.linalg.matrix_rank(quanta(changed, EYE).mT - T) == rank
+
+
+LOAD = """
+import sys
+sys.modules["qpeft"] = None
+import peft, torch, transformers
+base = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64)
+torch.save(peft.PeftModel.from_pretrained(base, sys.argv[2])(torch.arange(8)[None]).logits.detach(), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(
+    "config", [partial(qpeft.CUAConfig, block_size=2), partial(qpeft.QuICConfig, n_blocks=4, order=1)]
+)
+def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
+    base, exported, logits = tmp_path / "base", tmp_path / "exported", tmp_path / "logits"
+    llama = tiny_models.llama(num_attention_heads=4, num_key_value_heads=2).double()
+    llama.save_pretrained(base)
+    config = partial(config, side="output", layers_to_transform=[1], task_type="CAUSAL_LM")
+    plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
+    model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
+    assert qpeft.export(model, exported).n_deployed == plan.deployed == 8  # 2 of a head, each for 2 query heads
+    subprocess.run([sys.executable, "-c", LOAD, base, exported, logits], check=True)
+    close(torch.load(logits), model(torch.arange(8)[None]).logits.detach(), atol=1e-10)
+
+
+@pytest.mark.parametrize("target", ["v_proj", "k_proj"])
+@pytest.mark.parametrize("changes", [{"attention_bias": True}, {"num_attention_heads": 8, "num_key_value_heads": 2}])
+def test_other_rotations_of_outputs_have_no_oft(tmp_path, target, changes):
+    config = qpeft.CUAConfig(side="output", target_modules=[target])  # blocks of 4 do not divide 8 heads of 2
+    with pytest.raises(ConfigError, match=rf"no stock PEFT adapter .*{target}; .* v_proj without bias"):
+        qpeft.export(peft.get_peft_model(tiny_models.llama(**changes), config), tmp_path / "exported")
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Specified to not (load|save):UserWarning"),
 ]
 STEPS = 7
-HASHES = 80  # bytes of fingerprints in a saved adapter, which a plan does not count
+HASHES = 256  # bytes of fingerprints in a saved adapter, 32 for a map, which a plan does not count
 GENERATOR = {"chunk_size": 32, "hidden": (6,), "n_layers": 2}
 SIZES = {
     "qpa": {"r": 4},
@@ -57,7 +57,7 @@ RUNS = {
     "quantum_peft in frames of the weights": run("quantum_peft", frame="weights", family="core"),
     "lora from the gradient": run("lora", r=1, init_lora_weights="lora_ga"),
     "lora from activations": run("lora", r=2, init_lora_weights="eva", eva_config={"rho": 1.0}),
-    "qaa, rxyz": run("qaa", ansatz="rxyz"),
+    "qaa, qchft": run("qaa", ansatz="mps", readout="last_r", n_read=3, n_layers=2),
     # the projections are drawn again from the config of the adapter
     "vera, drawn again": run("vera", save_projection=False),
     "tiny_lora, drawn again": run("tiny_lora", save_projection=False),

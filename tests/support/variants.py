@@ -16,6 +16,7 @@ import qpeft
 
 QPA = {"r": 2, "n_layers": 3, "target_modules": "all-linear"}
 NETWORK = {**QPA, "hidden": (6, 5), "chunk_size": 16}
+QCHFT = {"ansatz": "all_pairs", "readout": "last_r", "n_layers": 2}
 QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
 
 
@@ -88,7 +89,7 @@ VARIANTS = {
         "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "frame": "random", "frame_rank": 8}
     ),
     "qaa": Variant("qaa", qpeft.QAAConfig, exports=False, merges=False),
-    "qaa, rxyz": Variant("qaa", qpeft.QAAConfig, {"ansatz": "rxyz"}, exports=False, merges=False),
+    "qaa, qchft": Variant("qaa", qpeft.QAAConfig, QCHFT, exports=False, merges=False),
     "sora": Variant(
         "sora", qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, dropout="lora_dropout"
     ),

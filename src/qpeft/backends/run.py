@@ -86,7 +86,12 @@ class Jobs:
         # before it is sent: its shots count even if it fails, or the process is killed while it runs
         self._note("sent", shots=shots)
         try:
-            found = self._answer(ansatz, angles)
+            key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
+            seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+            found = self.backend.run(ansatz, angles, self.shots, seed)
+            is_whole = found.shape == (len(angles), 2**ansatz.n_qubits)
+            if not (is_whole and (found > -1e-9).all() and (abs(found.sum(axis=1) - 1) < 1e-3).all()):
+                raise RuntimeError(f"{self.backend.name} returned {found.shape} values that are not probabilities")
         except ConfigError:
             raise
         except Exception as error:
@@ -95,15 +100,6 @@ class Jobs:
                 f"a job on {self.backend.name} failed: {reason}. Checkpoints are intact: resume when the device answers"
             ) from error
         self._note("answered", jobs=1, circuits=len(angles), seconds=time.perf_counter() - began)
-        return found
-
-    def _answer(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
-        key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
-        seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
-        found = self.backend.run(ansatz, angles, self.shots, seed)
-        is_whole = found.shape == (len(angles), 2**ansatz.n_qubits)
-        if not (is_whole and (found > -1e-9).all() and (abs(found.sum(axis=1) - 1) < 1e-3).all()):
-            raise RuntimeError(f"{self.backend.name} returned {found.shape} values that are not probabilities")
         return found
 
     def _note(self, event: str, **costs: Any) -> None:

@@ -1,8 +1,10 @@
 """QAA's circuits on inputs embedded as amplitudes: exact expectations and probabilities.
 
-The simulator runs every circuit on the block of normalized inputs. The default, <Z> behind one layer of `square`, has a
-kernel, which takes a fifth of the time: the ring and what follows it are never applied. With psi the real state
-behind the first rotations RY(t1), j' the basis index j with the bits that X_r flips behind the ring inverted (set F_r),
+The simulator runs every circuit on the block of normalized inputs. Of `mps` and `all_pairs` it runs each block on its
+two wires alone, and the matrices (4, 4) are applied to the inputs; the tables of the whole circuit would need 13 GB for
+10 qubits. The default, <Z> behind one layer of `square`, has a kernel, which takes a fifth of the time: the ring and
+what follows it are never applied. With psi the real state behind the first rotations RY(t1), j' the basis index j with
+the bits that X_r flips behind the ring inverted (set F_r),
 
     z_r = cos t3_r sum_j s_rj psi_j^2 - sin t3_r sum_j psi_j psi_j' cos(sum over i in F_r of s_ij t2_i)
 
@@ -12,23 +14,18 @@ The last sum has the same cosine for all j that agree in the bits of F_r up to a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, Ansatz, Gate, ring_pairs
-from qpeft.circuits.numerics import cached_tables, check_tensor
-from qpeft.circuits.simulate import (
-    Program,
-    Stages,
-    compile_gates,
-    compiled,
-    evolve,
-    group_matrices,
-    permutation,
-    squared,
-)
+from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, PAIR_ANSATZE, Ansatz, Gate, block_pairs, ring_pairs
+from qpeft.circuits.numerics import apply_gates, cached_tables, check_tensor
+from qpeft.circuits.simulate import Stages, compile_gates, compiled, evolve, group_matrices, permutation, squared
 from qpeft.errors import ConfigError
 
 MOST_QUBITS = 16
@@ -50,9 +47,10 @@ def amplitude_qubits(width: int) -> int:
 
 
 def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
-    """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, blocks, N).
+    """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, ...).
 
-    Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)). It starts in the amplitudes
+    Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)), and the angles have its
+    `angle_shape`: (L, blocks, N), or (L, pairs, 2, 3) of `mps` and `all_pairs`. It starts in the amplitudes
     ``a = x / max(||x||, 1e-8)`` padded with zeros to 2**N. With psi its final state,
     ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All are 0 for x = 0, and each is
     an exactly even function of x.
@@ -73,58 +71,66 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     if (x.dtype, x.device) != (angles.dtype, angles.device):
         kinds = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in (x, angles))
         raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
-    with torch.autocast(x.device.type, enabled=False):
-        if ansatz == "square" and len(angles) == 1:
-            return _default_expectations(x, angles[0])
-        program = compiled(circuit, angles.dtype, angles.device)
-        signs, found = _z_signs(circuit.n_qubits, False, angles.dtype, angles.device).mT, []
-        for rows in _chunks(x, circuit.n_qubits):
-            psi = evolve(angles.reshape(1, -1), program, _embedded(rows, circuit.n_qubits)[None])[0]
-            found.append(squared(psi) @ signs)
-    return torch.cat(found).view(*x.shape[:-1], circuit.n_qubits)
-
-
-def _chunks(x: Tensor, n_qubits: int) -> tuple[Tensor, ...]:
-    """The rows (T, d) of x (..., d) in parts that fit the cache."""
+    n_qubits = circuit.n_qubits
     tokens = max(_TOKENS, _CHUNK >> n_qubits) if x.device.type == "cpu" else max(1, x.numel())
-    return x.reshape(-1, x.shape[-1]).split(tokens)
+    with torch.autocast(x.device.type, enabled=False):
+        is_default = ansatz == "square" and len(angles) == 1
+        expectations = _kernel(angles[0]) if is_default else partial(_simulated, circuit, angles)
+        found = [expectations(embedded(rows, n_qubits)) for rows in x.reshape(-1, width).split(tokens)]
+    return torch.cat(found).view(*x.shape[:-1], n_qubits)
 
 
-def _embedded(x: Tensor, n_qubits: int) -> Tensor:
-    """Normalized rows (T, 2**N), padded with zeros, of x (T, d)."""
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
-    return torch.nn.functional.pad(x / norms, (0, 2**n_qubits - x.shape[1]))
+def embedded(x: Tensor, n_qubits: int) -> Tensor:
+    """Normalized rows (..., 2**N), padded with zeros, of x (..., d)."""
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
+    return torch.nn.functional.pad(x / norms, (0, 2**n_qubits - x.shape[-1]))
 
 
 @cached_tables
-def _z_signs(n_qubits: int, behind_ring: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N, 2**N) of +-1: Z of every wire on basis index j, or on R j behind the ring."""
-    index = torch.tensor(_ring(n_qubits)) if behind_ring else torch.arange(2**n_qubits)
-    return (1 - 2 * (index >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1)).to(device, dtype)
+def z_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(2**N, N) of +-1: Z of every wire on basis index j."""
+    return (1 - 2 * (torch.arange(2**n_qubits)[:, None] >> torch.arange(n_qubits - 1, -1, -1) & 1)).to(device, dtype)
+
+
+def _simulated(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:
+    """(T, N) from the embedded inputs psi (T, 2**N)."""
+    if circuit.name in PAIR_ANSATZE:  # the states between blocks are computed again for the gradient
+        psi = checkpoint(_through_blocks, circuit, angles, psi, use_reentrant=False, preserve_rng_state=False)
+    else:
+        psi = evolve(angles.reshape(1, -1), compiled(circuit, angles.dtype, angles.device), psi[None])[0]
+    return squared(psi) @ z_signs(circuit.n_qubits, angles.dtype, angles.device)
+
+
+def _through_blocks(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:
+    """The states psi (T, 2**N) behind a circuit of blocks, complex; angles (L, pairs, 2, 3)."""
+    program, n = compiled(Ansatz("mps", 2, len(angles)), angles.dtype, angles.device), circuit.n_qubits
+    blocks = evolve(angles.movedim(1, 0).flatten(1), program, (0, 1, 2, 3)).mT  # (pairs, 4, 4)
+    axes = [(a - n, b - n) for a, b in block_pairs(circuit.name, n)]
+    return apply_gates(psi.to(blocks.dtype).unflatten(1, (2,) * n), blocks.unbind(), axes).flatten(1)
 
 
 # -- the kernel of the default readout and depth
 
 
-def _default_expectations(x: Tensor, angles: Tensor) -> Tensor:
-    """(..., N) from x (..., d) and angles (3, N)."""
-    n_qubits, kind = angles.shape[-1], (angles.dtype, angles.device)
-    z_signs, (signs, owner) = _z_signs(n_qubits, True, *kind), _corner_signs(n_qubits, *kind)
+def _kernel(angles: Tensor) -> Callable[[Tensor], Tensor]:
+    """From angles (3, N) to the map of the embedded inputs (T, 2**N) to (T, N)."""
+    n_qubits = angles.shape[-1]
+    program, behind_ring, signs, owner = _tables(n_qubits, angles.dtype, angles.device)
     of_corners = -2 * owner * angles[2].sin() * (signs * angles[1]).sum(1, keepdim=True).cos()
     weights = torch.cat([angles[2].cos().diag(), of_corners])  # (F, N)
-    program = _rotations(n_qubits, *kind)
     matrices = group_matrices(angles[:1], program)
-    found = []
-    for rows in _chunks(x, n_qubits):
+
+    def expectations(psi: Tensor) -> Tensor:
         # states are columns, so that vector instructions run over the tokens
-        psi = Stages.apply(_embedded(rows, n_qubits)[None], program.boundaries, *matrices)[0].mT
+        psi = Stages.apply(psi[None], program.boundaries, *matrices)[0].mT
         products = [
             (here * there).sum(tuple(range(here.ndim - 1)))
             for wires in _flips(n_qubits)
             for here, there in _corners(psi, wires)
         ]
-        found.append(torch.cat([z_signs @ psi.square(), torch.stack(products)]).mT @ weights)  # of (F, T)
-    return torch.cat(found).view(*x.shape[:-1], n_qubits)
+        return torch.cat([behind_ring @ psi.square(), torch.stack(products)]).mT @ weights  # of (F, T)
+
+    return expectations
 
 
 def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
@@ -133,13 +139,6 @@ def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
     for removed, wire in enumerate(wires):
         views = [part for view in views for part in view.unbind(wire - removed)]
     return list(zip(views[: len(views) // 2], reversed(views), strict=False))
-
-
-@cached_tables
-def _rotations(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Program:
-    """RY on every wire."""
-    gates = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
-    return compile_gates(gates, n_qubits, (n_qubits,), dtype, device)
 
 
 @cached_tables
@@ -157,12 +156,17 @@ def _flips(n_qubits: int) -> list[list[int]]:
 
 
 @cached_tables
-def _corner_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their wires, one-hot."""
-    signs, owners = [], []
+def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """The program of RY on every wire; (N, 2**N) of +-1, Z of every wire on basis index j behind the ring.
+
+    And (F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their wires, one-hot.
+    """
+    turns = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
+    program, signs, owners = compile_gates(turns, n_qubits, (n_qubits,), dtype, device), [], []
     for owner, wires in enumerate(_flips(n_qubits)):
         for pattern in product((1, -1), repeat=len(wires) - 1):
             sign = dict(zip(wires, (1, *pattern), strict=True))
             signs.append([sign.get(wire, 0) for wire in range(n_qubits)])
             owners.append([wire == owner for wire in range(n_qubits)])
-    return torch.tensor(signs).to(device, dtype), torch.tensor(owners).to(device, dtype)
+    behind_ring = z_signs(n_qubits, dtype, device)[_ring(n_qubits)].mT
+    return program, behind_ring, torch.tensor(signs).to(device, dtype), torch.tensor(owners).to(device, dtype)

@@ -108,7 +108,8 @@ def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
 
 # the rotations of every wire in one layer, before and behind the ring of CNOTs
 _BLOCKS = {"square": (["ry", "rz"], ["ry"]), "qaa": (["ry"], []), "rxyz": (["rx", "ry", "rz"], [])}
-AMPLITUDE_ANSATZE = tuple(_BLOCKS)
+PAIR_ANSATZE = ("mps", "all_pairs")
+AMPLITUDE_ANSATZE = (*_BLOCKS, *PAIR_ANSATZE)
 
 
 def _rings(name: str, n_qubits: int, n_layers: int) -> _Circuit:
@@ -121,7 +122,27 @@ def _rings(name: str, n_qubits: int, n_layers: int) -> _Circuit:
     return (n_layers, len(blocks), n_qubits), layers
 
 
+def block_pairs(name: str, n_qubits: int) -> list[tuple[int, int]]:
+    """The wires of each block of `mps` or `all_pairs`, in the order in which the blocks act."""
+    neighbours = [(wire, wire + 1) for wire in range(n_qubits - 1)]
+    if name == "mps":
+        return neighbours
+    return neighbours[::2] + [(wire, wire + gap) for gap in range(1, n_qubits) for wire in range(n_qubits - gap)]
+
+
+def _blocks(name: str, n_qubits: int, n_layers: int) -> _Circuit:
+    if n_qubits < 2:
+        raise ConfigError(f"ansatz {name} acts on pairs of qubits, so it needs at least 2; choose another one")
+    pairs, layers = block_pairs(name, n_qubits), []
+    for (block, pair), layer in product(enumerate(pairs), range(n_layers)):
+        places = product(enumerate(pair), enumerate(("rz", "ry", "rz")))
+        turns = [Gate(kind, (wire,), (layer, block, side, turn)) for (side, wire), (turn, kind) in places]
+        layers.append([*turns, Gate("cx", pair), Gate("cx", pair[::-1])])
+    return (n_layers, len(pairs), 2, 3), layers
+
+
 _families |= {"ry_ladder": _ry_ladder, "two_design": _two_design, **{name: partial(_rings, name) for name in _BLOCKS}}
+_families |= {name: partial(_blocks, name) for name in PAIR_ANSATZE}
 OWN_ANSATZE = tuple(_families)
 
 
@@ -145,6 +166,12 @@ class Ansatz:
     - `square`: RY, RZ, ring, RY
     - `qaa`: RY, ring
     - `rxyz`: RX, RY, RZ, ring; the last layer's RZ has no effect on what is measured
+
+    Two more, QCHFT's, start in that state and consist of blocks on pairs of wires. A block has L layers of RZ, RY, RZ
+    on both wires and CNOTs a->b, b->a; the angles have shape (L, pairs, 2, 3). They need at least two qubits.
+
+    - `mps`: pairs (0, 1), (1, 2), ..., (N-2, N-1)
+    - `all_pairs`: (0, 1), (2, 3), ...; then all pairs, (0, 1), (1, 2), ..., (0, 2), (1, 3), ..., (0, N-1)
 
     `register_ansatz` adds circuits of your own.
 

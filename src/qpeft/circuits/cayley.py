@@ -29,8 +29,8 @@ def cayley_change(s: Tensor) -> Tensor:
     return -2 * torch.linalg.solve(torch.eye(s.shape[-1], dtype=s.dtype, device=s.device) + s, s)
 
 
-def block_change(x: Tensor, parts: Sequence[Tensor], size: int, *, transposed: bool = False) -> Tensor:
-    """D x, or D^T x, for a block-diagonal D; shape and dtype of x (..., d).
+def block_change(x: Tensor, parts: Sequence[Tensor], size: int) -> Tensor:
+    """D x for a block-diagonal D; shape and dtype of x (..., d).
 
     x begins with N slices of `size` values. Each of the parts (N, m, m) acts on the next m values of every slice; D is
     0 on the others, and on the rest of x.
@@ -39,7 +39,7 @@ def block_change(x: Tensor, parts: Sequence[Tensor], size: int, *, transposed: b
     slices = x[..., : n_blocks * size].unflatten(-1, (n_blocks, size))
     for part in parts:
         piece = slices[..., first : first + part.shape[-1]]  # (..., N, m)
-        found.append(torch.einsum("nji,...nj->...ni" if transposed else "nij,...nj->...ni", part, piece))
+        found.append(torch.einsum("nij,...nj->...ni", part, piece))
         first += part.shape[-1]
     change = pad(torch.cat(found, -1), (0, size - first)).flatten(-2)
     return pad(change, (0, x.shape[-1] - n_blocks * size))

@@ -72,9 +72,4 @@ def _exp(core: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.matrix_exp(block)[:, :n, n:] @ y
 
 
-def _cayley(core: Tensor, y: Tensor) -> Tensor:
-    eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
-    return torch.linalg.solve(eye - core / 2, y)
-
-
-_PHI = {"exp": _exp, "cayley": _cayley}
+_PHI = {"exp": _exp, "cayley": lambda core, y: torch.linalg.solve(torch.eye(core.shape[-1]).to(core) - core / 2, y)}

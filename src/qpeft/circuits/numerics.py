@@ -1,8 +1,8 @@
-"""Precision, shape and finiteness of the tensors of the simulators, and tables that are made once."""
+"""Validation of the tensors of the simulators, tables that are made once, and matrices on some of the axes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from math import isfinite
 from typing import Any, TypeVar, cast
@@ -29,6 +29,15 @@ def cached_tables(function: F) -> F:
             return function(*args)
 
     return cast(F, make)
+
+
+def apply_gates(x: Tensor, gates: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Tensor:
+    """x with each matrix applied in turn to its axes of x, of which the last runs fastest; shape of x."""
+    for gate, at in zip(gates, axes, strict=True):
+        last = tuple(range(-len(at), 0))
+        y = x.movedim(at, last)
+        x = (y.flatten(-len(at)) @ gate.mT).unflatten(-1, y.shape[-len(at) :]).movedim(last, at)
+    return x
 
 
 def refuse_second_derivative() -> None:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import torch
@@ -158,17 +159,11 @@ def _program(n_qubits: int, n_layers: int, pattern: bytes | None, dtype: torch.d
     ansatz = Ansatz("two_design", n_qubits, n_layers)
     if pattern is None:
         return compiled(ansatz, dtype, device)
-    signs = 2.0 * torch.frombuffer(bytearray(pattern), dtype=torch.bool).view(2 * n_layers, -1) - 1
-    return compile_gates(_with_signs(ansatz, signs), n_qubits, ansatz.angle_shape, dtype, device)
-
-
-def _with_signs(ansatz: Ansatz, signs: Tensor) -> Iterator[Gate | Tensor]:
-    """The gates of `two_design` with diagonals in place of its CZs."""
     turns = (gate for gate in ansatz.gates() if gate.name == "ry")
-    yield from (next(turns) for _ in range(ansatz.n_qubits))
-    for step, diagonal in enumerate(signs):
-        yield diagonal
-        yield from (next(turns) for _ in range(2 * len(two_design_pairs(ansatz.n_qubits, step % 2))))
+    gates: list[Gate | Tensor] = [*islice(turns, n_qubits)]
+    for step, row in enumerate(torch.frombuffer(bytearray(pattern), dtype=torch.bool).view(2 * n_layers, -1)):
+        gates += [2.0 * row - 1, *islice(turns, 2 * len(two_design_pairs(n_qubits, step % 2)))]
+    return compile_gates(gates, n_qubits, ansatz.angle_shape, dtype, device)
 
 
 @cached_tables

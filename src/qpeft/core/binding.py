@@ -61,8 +61,7 @@ class Binding:
     def refresh(self) -> None:
         """Evaluate the generator if its parameters changed, and place the tensors for the next forward pass.
 
-        Raises:
-            ConfigError: FSDP or DeepSpeed ZeRO has sharded the generator.
+        Raises ConfigError if FSDP or DeepSpeed ZeRO has sharded the generator.
         """
         refuse_sharded(self.generator)
         self.restore_precision()

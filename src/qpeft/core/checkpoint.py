@@ -110,11 +110,7 @@ def load(
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """Check that both files are readable; return the content of adapter_config.json.
-
-    Raises:
-        CheckpointError: naming the file and what to do.
-    """
+    """The content of adapter_config.json. Raises CheckpointError, with what to do, if one of both files is damaged."""
     if not folder.is_dir():
         raise CheckpointError(f"no adapter folder at {folder}; give the folder that contains {CONFIG}")
     for name in (CONFIG, WEIGHTS):

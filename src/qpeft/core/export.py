@@ -54,7 +54,7 @@ def export(
 
     Args:
         model: A PeftModel with an adapter that is generated, or with SoRA, whose gates are folded in, or with a
-            rotation of inputs; not changed.
+            rotation that is an OFT; not changed.
         directory: The folder; an earlier export there is replaced but for a model card that the user wrote or
             changed, any other content refused.
         adapter_name: Which adapter.
@@ -229,8 +229,7 @@ def tolerance(live: Tensor, *, same_shapes: bool = True) -> float:
 def probe_inputs(model: Any) -> dict[str, Tensor]:
     """Up to 16 token ids (1, n), the same for the decoder of an encoder-decoder, or an image; on the model's device.
 
-    Raises:
-        ConfigError: the model takes other inputs, or does not declare them.
+    Raises ConfigError if the model takes other inputs, or does not declare them.
     """
     base, generator = model.get_base_model(), torch.Generator().manual_seed(0)
     config, kind = getattr(base, "config", None), getattr(base, "main_input_name", None)

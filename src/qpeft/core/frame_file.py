@@ -76,8 +76,7 @@ class FrameFile:
     def frame(self, name: str, rank: int) -> tuple[Tensor, Tensor]:
         """The first `rank` directions of a matrix, (d_out, rank) and (d_in, rank) float32.
 
-        Raises:
-            ConfigError: it has no frame for the matrix, or fewer directions.
+        Raises ConfigError if it has no frame for the matrix, or fewer directions.
         """
         if (found := self.shapes.get(name, (0, 0, 0))[2]) < rank:
             raise ConfigError(
@@ -112,8 +111,7 @@ def write_frame_file(
         settings: Fields of the PEFT config, ready for JSON.
         model: The base model.
 
-    Raises:
-        ConfigError: a weight of the base has no digest, so that nothing could tell it from another base.
+    Raises ConfigError if a weight of the base has no digest, so that nothing could tell it from another base.
     """
     tensors = {f"{name}.{side}": t for name, pair in frames.items() for side, t in zip("uv", pair, strict=True)}
     base = _digest({name: model.get_submodule(name) for name in frames})
@@ -132,11 +130,9 @@ def write_frame_file(
 
 
 def read_frame_file(path: str | Path, sha256: str | None = None) -> FrameFile:
-    """Read a frame file into memory, and check it.
+    """Read a frame file into memory, and check it. Raises ConfigError if there is none.
 
-    Raises:
-        ConfigError: there is no such file.
-        CheckpointError: it is damaged, not a frame file, or another one than that with `sha256`.
+    Raises CheckpointError if it is damaged, not a frame file, or another one than that with `sha256`.
     """
     path = Path(path).expanduser().absolute()
     if not isfile(path):  # noqa: PTH113
@@ -180,9 +176,7 @@ def with_frame_settings(content: dict[str, Any], folder: Path, given: str | Path
     The file is `given`, or it is searched for: where this process has read it, in the adapter's `folder`, and in two
     above.
 
-    Raises:
-        CheckpointError: with the name and hash of the file, if it is missing or another one.
-        ConfigError: there is no file `given`.
+    Raises CheckpointError, with its name and hash, if it is missing or another one; ConfigError if `given` is missing.
     """
     name, sha256 = content.get("frames"), content.get("frames_sha256")
     if sha256 is None:

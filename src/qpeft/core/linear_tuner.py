@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import fields
+from itertools import pairwise
 from math import comb
 from typing import Any, ClassVar
 
@@ -33,7 +34,7 @@ class LinearAdapter(FullPrecision):
         side "parallel"  y = W x + b + f(x)
 
     It is computed in the dtype of its parameters, float32, or float64 on a float64 base. All fields of the dataclass
-    `settings` determine the adapter, as `parts` do. A subclass defines `change`.
+    `settings` determine the adapter, as `parts` do. A subclass defines `change` and, of side "input", `merge_into`.
     """
 
     groups: ClassVar[Any] = {"angles": ANGLES, "gates": ParameterGroup("gates")}
@@ -52,14 +53,12 @@ class LinearAdapter(FullPrecision):
         with torch.autocast(x.device.type, enabled=False):
             return self.change(x.to(torch.promote_types(x.dtype, torch.float32)))
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        """f(x) for x (..., width), computed in its dtype; `transposed`, of side "input": by the transposed matrix."""
+    def change(self, x: Tensor) -> Tensor:
+        """f(x) for x (..., width), computed in its dtype."""
         raise NotImplementedError
 
     def merge_into(self, weight: Tensor) -> Tensor:
         """The weight (outputs, inputs) of the adapted map, for that of the map, in its dtype."""
-        if self.side == "input":
-            return weight + self.change(weight, transposed=True)
         columns = weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)
         return weight + self.change(columns).mT
 
@@ -77,8 +76,13 @@ class Rotation(LinearAdapter):
         """D as the parts (N, m, m) of `block_change`."""
         raise NotImplementedError
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        return block_change(x, self.parts(x.dtype), self.size, transposed=transposed)
+    def change(self, x: Tensor) -> Tensor:
+        return block_change(x, self.parts(x.dtype), self.size)
+
+    def merge_into(self, weight: Tensor) -> Tensor:
+        if self.side == "output":
+            return super().merge_into(weight)
+        return weight + block_change(weight, [part.mT for part in self.parts(weight.dtype)], self.size)
 
     @torch.no_grad()
     def oft_weight(self) -> Tensor:
@@ -91,7 +95,7 @@ class Rotation(LinearAdapter):
             raise ConfigError("a rotation by about 180 degrees has no parameters of OFT; merge the adapter instead")
         row, column = torch.triu_indices(size, size, 1, device=q.device)
         # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q) = (Q + I)^-1 (Q - I)
-        return torch.linalg.solve(q + eye, q - eye)[:, row, column].float()
+        return torch.linalg.solve(q + eye, q - eye)[:, row, column].to(self.angles.start.dtype)
 
 
 def rotated_width(settings: Any, field: str, name: str, shape: tuple[int, int]) -> int:
@@ -217,31 +221,57 @@ class LinearTuner(OwnTuner):
 
     def stock_problem(self) -> str:
         """Why no stock adapter equals those of this tuner; empty if there is one."""
-        for _, layer, adapter in self._pairs():
-            if not isinstance(adapter, Rotation):
-                return "no method of PEFT computes it"
-            if adapter.side != "input" or not adapter.is_linear:
-                return "OFT, its equal in PEFT, rotates inputs by a linear map"
-            if isinstance(layer.get_base_layer(), Conv1D):
-                return "OFT, its equal in PEFT, does not adapt Conv1D"
+        try:
+            self.count_more()
+        except ConfigError as error:
+            return str(error)
         return ""
 
+    def _equal_oft(self, name: str, layer: LinearLayer, adapter: Any) -> tuple[str, Tensor]:
+        """The map whose inputs the equal OFT rotates, and for each of its blocks the number of the adapter's.
+
+        A rotation inside the heads commutes with attention. Behind a v_proj it is one in front of the o_proj, where the
+        blocks of a key-value head are repeated for its query heads. Raises ConfigError if no OFT is equal.
+        """
+        if not isinstance(adapter, Rotation):
+            raise ConfigError("no method of PEFT computes it")
+        base: Any = layer.get_base_layer()
+        if not adapter.is_linear or isinstance(base, Conv1D):
+            raise ConfigError("OFT, its equal in PEFT, rotates by a linear map, and does not adapt Conv1D")
+        blocks = torch.arange(len(adapter.angles.start))
+        if adapter.side == "output":
+            parent, _, end = name.rpartition(".")
+            attention: Any = self.model.get_submodule(parent)
+            width = sizes(attention.o_proj)[0] if hasattr(attention, "o_proj") else 0
+            widths = adapter.size, getattr(attention, "head_dim", 1), layer.out_features, width
+            if end != "v_proj" or not width or base.bias is not None or any(b % a for a, b in pairwise(widths)):
+                raise ConfigError(
+                    f"OFT, its equal in PEFT, rotates inputs, not the output of {name}; only that of a v_proj without "
+                    "bias is one, that of an o_proj, if the width of a block divides that of a head"
+                )
+            name, n_heads = f"{parent}.o_proj", layer.out_features // widths[1]
+            blocks = blocks.view(n_heads, -1).repeat_interleave(width // layer.out_features, 0).flatten()
+        return name, blocks
+
     def count_more(self) -> int:
-        """The parameters that the equal stock adapters have in addition."""
-        rotations = [adapter for _, _, adapter in self._pairs()]
-        return sum(len(one.angles.start) * comb(one.size, 2) - one.angles.start.numel() for one in rotations)
+        """The parameters that the equal stock adapters have in addition; ConfigError if no OFT is equal."""
+        oft = [(len(self._equal_oft(*pair)[1]), pair[2]) for pair in self._pairs()]
+        return sum(n_blocks * comb(one.size, 2) - one.angles.start.numel() for n_blocks, one in oft)
 
     def stock_adapter(self, model: Any, adapter_name: str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
         """As that of `Generators`: the equal OFT with the exact Cayley transform; also on the meta device."""
         config: Any = self.peft_config[adapter_name]
         names = {f.name for f in fields(OFTConfig) if f.init} & {f.name for f in fields(OwnTunerConfig)} - {"peft_type"}
         same = {name: getattr(config, name) for name in names}
-        held = self._pairs(adapter_name)
+        held = [(*self._equal_oft(*pair), pair[2]) for pair in self._pairs(adapter_name)]
+        if config.side == "output":  # its targets are others
+            same |= {"target_modules": [name for name, _, _ in held], "exclude_modules": None}
+            same |= {"layers_to_transform": None, "layers_pattern": None}
         widths = {adapter.size for _, _, adapter in held}  # of blocks; if they differ, their number does not
-        r, width = (0, widths.pop()) if len(widths) == 1 else (len(held[0][2].angles.start), 0)
+        r, width = (0, widths.pop()) if len(widths) == 1 else (len(held[0][1]), 0)
         stock = OFTConfig(**same, r=r, oft_block_size=width, use_cayley_neumann=False)
-        tensors = {f"base_model.model.{name}.oft_R.weight": adapter.oft_weight() for name, _, adapter in held}
-        n_trained = sum(p.numel() for _, _, adapter in held for p in adapter.parameters())
+        tensors = {f"base_model.model.{name}.oft_R.weight": one.oft_weight()[blocks] for name, blocks, one in held}
+        n_trained = sum(p.numel() for *_, adapter in held for p in adapter.parameters())
         state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         others = {key: value for key, value in state.items() if f".{self.prefix}" not in key}  # modules_to_save
         n_deployed = sum(value.numel() for value in tensors.values())

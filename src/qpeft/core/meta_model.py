@@ -33,9 +33,8 @@ def on_meta(
     For a config the class is that of PEFT's `task_type`, or the one in its `architectures`, or a language model, or a
     model without a head.
 
-    Raises:
-        ConfigError: there is no model at `base`, transformers has none for its config, it has an adapter already, or
-            the task does not fit.
+    Raises ConfigError if there is no model at `base`, transformers has none for its config, it has an adapter already,
+    or the task does not fit.
     """
     if isinstance(base, (str, Path)):
         try:

@@ -235,10 +235,8 @@ class AdapterPool:
     def _read(self, folder: Path) -> dict[str, Tensor]:
         """The adapter's tensors by their keys in a stock file, float32 if generated; valid until the next call.
 
-        Raises:
-            CheckpointError: the folder is damaged, foreign, for another base model, or has other settings than the
-                first one.
-            ConfigError: the adapter was saved before its frames were fitted, or its seed is none.
+        Raises CheckpointError if the folder is damaged, foreign, for another base model, or has other settings than the
+        first one; ConfigError if the adapter was saved before its frames were fitted, or its seed is none.
         """
         check_folder(folder)
         saved: Any = PeftConfig.from_pretrained(str(folder))

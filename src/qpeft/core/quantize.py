@@ -37,8 +37,7 @@ def pack(x: Tensor, bits: int | None) -> Tensor:
 
     Code i has the bits i*b to (i+1)*b of the codes, lowest first.
 
-    Raises:
-        TrainingError: a value is not finite or too large for float16.
+    Raises TrainingError if a value is not finite or too large for float16.
     """
     x = x.detach()
     if x.is_meta:

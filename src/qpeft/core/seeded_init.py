@@ -36,6 +36,11 @@ class SeededInit:
 
         return self._drawn(name, shape, 2, box_muller)
 
+    def orthonormal(self, name: str, width: int, rank: int) -> Tensor:
+        """Uniform over all orthonormal columns, float32, shape (width, rank)."""
+        basis, triangle = torch.linalg.qr(self.normal(name, (width, rank)).double())
+        return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
+
     def hexdigest(self) -> str:
         """SHA-256 over the names and integers drawn so far, in the order of drawing."""
         return self._digest.hexdigest()

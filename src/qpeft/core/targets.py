@@ -33,9 +33,8 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     type of model if there are none, and `target_parameters` instead of the names of experts, whose weights
     transformers keeps in one parameter for all experts.
 
-    Raises:
-        ConfigError: a name matches nothing in `model`, or the targets contain experts, and the method adapts modules
-            alone.
+    Raises ConfigError if a name matches nothing in `model`, or the targets contain experts, and the method adapts
+    modules alone.
     """
     try:
         _convert_targets(model, config)
@@ -100,11 +99,7 @@ def _short(names: Iterable[str]) -> list[str]:
 
 
 def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Module]) -> None:
-    """Check the config's `target_modules`; all-linear becomes the names of linear maps in `modules`.
-
-    Raises:
-        ConfigError: a name matches no module.
-    """
+    """As `check_target_modules`; all-linear becomes the names of linear maps in `modules`."""
     _convert_targets(model, config)
     if str(config.target_modules).lower() == "all-linear":
         # like PEFT, without the output head; PEFT's own search skips modules that have an adapter

@@ -113,8 +113,7 @@ def _checked_host(model: Any) -> tuple[str, Any]:
 def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
     """The trainable tensors of an adapter, which `attach` generates, in PEFT's order.
 
-    Raises:
-        ConfigError: no tensor is trainable, or several modules share one.
+    Raises ConfigError if no tensor is trainable, or several modules share one.
     """
     if model._is_prompt_learning:
         found = [
@@ -151,8 +150,7 @@ def load_attached(
 ) -> PeftModel:
     """The model saved in `folder`: the host adapter on `base`, with its generator.
 
-    Raises:
-        CheckpointError: the folder is damaged, or made for another base model; `base` is unchanged.
+    Raises CheckpointError if the folder is damaged, or made for another base model; `base` is unchanged.
     """
     saved: AttachedConfig = AttachedConfig.from_pretrained(folder)
     host, generator = saved.to_stock(), saved.to_generator()

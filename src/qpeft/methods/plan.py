@@ -151,7 +151,7 @@ def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) 
         if rank := min(max(trained, sizes.get("budget", 0)) * r // of_lora, r):
             size = of_lora // r * rank
             notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this budget")
-    stored = count_stored(adapted, {_memory(slot.owner._parameters[slot.name]) for slot in slots})
+    stored = count_stored(adapted, {slot.owner.get_parameter(slot.name).untyped_storage()._cdata for slot in slots})
     return {
         "trainable": trained + deployed - m,
         "trainable_parts": {**_parts(generator, "generator"), "other": deployed - m},
@@ -168,10 +168,6 @@ def _parts(module: nn.Module, ungrouped: str) -> dict[str, int]:
     groups = param_groups(module, lr=0.0) if count_trainable(module) else []
     names = {group["name"]: sum(p.numel() for p in group["params"]) for group in groups}
     return {ungrouped if name == OTHER.name else name: n for name, n in names.items()}
-
-
-def _memory(tensor: Any) -> int:
-    return tensor.untyped_storage()._cdata
 
 
 def _adapt(model: nn.Module, config: Any) -> Any:
@@ -213,7 +209,9 @@ def count_stored(adapted: Any, generated: Collection[int] = ()) -> int:
     config: Any = adapted.active_peft_config
     if not config.is_prompt_learning:
         state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        kept = [t for name, t in state.items() if not name.endswith(_HASH) and _memory(t) not in generated]
+        kept = [
+            t for name, t in state.items() if not name.endswith(_HASH) and t.untyped_storage()._cdata not in generated
+        ]
         return sum(tensor.numel() for tensor in kept)
     saved_modules = sum(p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name)
     is_prefix = config.peft_type == PeftType.PREFIX_TUNING

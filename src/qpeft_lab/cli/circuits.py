@@ -27,8 +27,8 @@ class Choice:
 
     ansatz: str | None = option(
         None,
-        "ry_ladder, the default, is QPA's; two_design is Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME "
-        "is an ansatz of your own, which the file registers.",
+        "ry_ladder, the default, is QPA's; two_design is Quantum-PEFT's; square, qaa, rxyz, mps and all_pairs are "
+        "QAA's. FILE.py:NAME is an ansatz of your own, which the file registers.",
     )
     n_qubits: int | None = option(None, "Number of qubits. Default: 7.", at_least=1, at_most=1000)
     n_layers: int | None = option(None, "Number of layers. Default: 8.", at_least=1, at_most=10_000)

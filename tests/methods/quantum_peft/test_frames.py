@@ -18,7 +18,6 @@ from qpeft.methods.quantum_peft.frames import (
     core_frame,
     frame_rank_for,
     leading_frame,
-    random_frame,
     singular_frame,
 )
 
@@ -85,10 +84,10 @@ def test_frame_rank(width, frame_rank):
 
 
 def test_random_frames():
-    frame = random_frame("layer.0.left", 30, 8, SeededInit(3))
+    frame = SeededInit(3).orthonormal("layer.0.left", 30, 8)
     assert torch.allclose(frame.mT @ frame, torch.eye(8), atol=1e-6)
-    assert torch.equal(frame, random_frame("layer.0.left", 30, 8, SeededInit(3)))
-    others = [random_frame("layer.1.left", 30, 8, SeededInit(3)), random_frame("layer.0.left", 30, 8, SeededInit(4))]
+    assert torch.equal(frame, SeededInit(3).orthonormal("layer.0.left", 30, 8))
+    others = [SeededInit(3).orthonormal("layer.1.left", 30, 8), SeededInit(4).orthonormal("layer.0.left", 30, 8)]
     assert all((frame.mT @ other).square().sum() / 8 < 0.6 for other in others)
     # the frame of a normal matrix, with the triangle's diagonal positive
     drawn = SeededInit(3).normal("layer.0.left", (30, 8))

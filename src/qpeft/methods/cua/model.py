@@ -55,8 +55,8 @@ class CUARotation(Rotation):
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         return [cayley_change(skew(self.angles().to(dtype) / 2))]
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        rotated = super().change(x, transposed=transposed)
+    def change(self, x: Tensor) -> Tensor:
+        rotated = super().change(x)
         return rotated if self.is_linear else x.sign() * (x + rotated).abs() - x
 
 

@@ -1,4 +1,4 @@
-"""QAA (arXiv 2509.16244): features from a circuit whose initial state is a layer's input."""
+"""QAA (arXiv 2509.16244), and QCHFT: features from a circuit whose initial state is a layer's input."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ class QAASettings:
     ansatz: str = option(
         "square",
         "Gates of a layer: RY, RZ, ring of CNOTs, RY (square); RY, ring, a real circuit (qaa); RX, RY, RZ, ring "
-        "(rxyz).",
+        "(rxyz). Or blocks of L layers on pairs of qubits, QCHFT's: on neighbours (mps), or on all pairs.",
         choices=AMPLITUDE_ANSATZE,
     )
+    readout: str = option(
+        "z",
+        "Features: Z of every qubit, with an offset (z), or of the last r qubits alone, as QCHFT (last_r).",
+        choices=("z", "last_r"),
+    )
+    n_read: int = option(2, "Number r of the qubits that readout last_r reads.", at_least=1)
     feature_source: str = option(
         "qnn",
         "Source of the features: the circuit (qnn) or a control: a fixed random orthogonal matrix (quadratic), "
@@ -40,7 +46,7 @@ class QAASettings:
         choices=FEATURE_SOURCES,
     )
     train_circuit: bool = option(True, "False is a control: the angles are not trained.")
-    alpha: float = option(16.0, "The branch is multiplied by alpha / qubits.", above=0)
+    alpha: float = option(16.0, "The branch is multiplied by alpha / features.", above=0)
     carry_norm: bool = option(
         False, "Multiply features by ||x|| / sqrt(d); otherwise the branch does not depend on the norm of x."
     )

@@ -5,6 +5,8 @@ circuit, and reads n features f(x):
 
     y = W0 x + b0 + (alpha / n) (V f(x) + c)        V (outputs, features) and c (outputs,) are initialized to 0
 
+With readout last_r and ansatz mps or all_pairs this is QCHFT, of which n is n_read, and V is B; it has no c.
+
 `features.py` contains f and its classical controls. f is even in x, so no change of the weight equals the branch: it
 can be neither merged nor exported.
 """
@@ -38,14 +40,16 @@ _QUERY_VALUE = [list[str](names.split()) for names in f"{_NAMES}, qkv, Wqkv, in_
 class QAAConfig(QAASettings, OwnTunerConfig):
     """QAA of linear maps, by default the query and value projections.
 
-    Each has angles, (features) x (outputs) and (outputs) parameters.
+    Each has angles, (features) x (outputs) and, with readout z, (outputs) parameters.
 
     Example::
 
         model = get_peft_model(base, QAAConfig(task_type="CAUSAL_LM"))
 
+    QCHFT is ``QAAConfig(ansatz="all_pairs", readout="last_r", n_read=2, n_layers=4)``.
+
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range; on the model, n_read exceeds the number of qubits.
     """
 
     method_name = "QPEFT_QAA"
@@ -53,6 +57,8 @@ class QAAConfig(QAASettings, OwnTunerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
+        if self.readout == "last_r" and self.feature_source == "none":
+            raise ConfigError("feature_source='none' leaves the offset, which readout='last_r' lacks; use readout='z'")
         if self.out_slices is not None:
             self.out_slices = [list(pair) for pair in self.out_slices]
 
@@ -60,8 +66,8 @@ class QAAConfig(QAASettings, OwnTunerConfig):
 class QAABranch(LinearAdapter):
     """(alpha / n) (V f(x) + c), at the adapted outputs of the module `name`; `features` is f, None without features.
 
-    V (written, n) and c (written,) are initialized to 0. All arithmetic is float32, or float64 in a model of float64,
-    because squares of small amplitudes underflow in half precision.
+    V (written, features) and c (written,), None with readout last_r, are initialized to 0. All arithmetic is float32,
+    or float64 in a model of float64, because squares of small amplitudes underflow in half precision.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {
@@ -71,46 +77,38 @@ class QAABranch(LinearAdapter):
     }
     is_linear = False
     V: Tensor | None
-    c: Tensor
+    c: Tensor | None
 
     def __init__(self, settings: QAASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
-        (width, outputs), n_qubits, slices = shape, amplitude_qubits(shape[0]), written_slices(settings, name, shape)
+        (width, outputs), slices = shape, settings.out_slices
+        if slices is None:  # of GPT-2's c_attn queries and values
+            is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
+            slices = [[0, width], [2 * width, outputs]] if is_fused else [[0, outputs]]
+        for start, stop in slices:
+            if start < 0 or stop > outputs:
+                raise ConfigError(f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}.")
         features = None if settings.feature_source == "none" else Features(settings, width, name, init)
         super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
         self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
-        self.scale, self.slices = settings.alpha / n_qubits, slices
+        count = amplitude_qubits(width) if features is None else features.n_features
+        self.scale, self.slices = settings.alpha / count, slices
         written = sum(stop - start for start, stop in slices)
         # not by register_parameter, as in `Folded`
-        self._parameters["V"] = nn.Parameter(torch.zeros(written, n_qubits)) if features else None
-        self._parameters["c"] = nn.Parameter(torch.zeros(written))
+        self._parameters["V"] = nn.Parameter(torch.zeros(written, count)) if features else None
+        self._parameters["c"] = nn.Parameter(torch.zeros(written)) if settings.readout == "z" else None
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+    def change(self, x: Tensor) -> Tensor:
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
-        added = self.c.expand(*x.shape[:-1], -1)
+        added: Any = self.c
         if self.features is not None and self.V is not None:
             f = self.features(x)
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             added = linear(f * norm if self.carry_norm else f, self.V, self.c)
-        parts = added.split([stop - start for start, stop in self.slices], -1)
+        parts = added.expand(*x.shape[:-1], -1).split([stop - start for start, stop in self.slices], -1)
         y = x.new_zeros(*x.shape[:-1], self.outputs)
         for (start, stop), part in zip(self.slices, parts, strict=True):
             y[..., start:stop] += self.scale * part
         return y
-
-
-def written_slices(config: QAASettings, name: str, shape: tuple[int, int]) -> list[list[int]]:
-    """The ranges of the module's output to which the adapter adds; by default queries and values of GPT-2's c_attn.
-
-    Raises ConfigError if `out_slices` exceed the output.
-    """
-    width, outputs = shape
-    if config.out_slices is None:
-        is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
-        return [[0, width], [2 * width, 3 * width]] if is_fused else [[0, outputs]]
-    for start, stop in config.out_slices:
-        if start < 0 or stop > outputs:
-            raise ConfigError(f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}.")
-    return config.out_slices
 
 
 class QAAModel(LinearTuner):

@@ -161,7 +161,10 @@ class QPAGenerator(Generator):
         bits = (bits.float() * 2 - 1).expand(g, -1, -1) if n_bits else None
         self.register_buffer("bits", bits, persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
-        self.register_buffer("whitening", self._whitening(), persistent=False)
+        self.register_buffer("whitening", None, persistent=False)
+        if config.feature_map == "whitened" and self.feature is not None and not initial.is_meta:
+            with torch.no_grad(), torch.device("cpu"):
+                self.whitening = whitening(deepcopy(self.feature).double()(initial=True))
         settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
         gates = [] if self._ansatz is None else list(self._ansatz.gates())  # another circuit may have the same name
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.m, settings, gates))
@@ -173,11 +176,7 @@ class QPAGenerator(Generator):
         return getattr(self.feature, "backend", None) is not None
 
     def forward(self) -> Tensor:
-        """The adapter's parameters, flat (m,).
-
-        Raises:
-            ConfigError: an angle is not finite (checked on the CPU only).
-        """
+        """The adapter's parameters, flat (m,). Raises ConfigError if an angle is not finite (on the CPU only)."""
         output = self._output()
         if self.config.init_mode == "raw":
             return output
@@ -205,12 +204,6 @@ class QPAGenerator(Generator):
             hidden = layer(hidden, initial=initial)
             hidden = F.silu(hidden) if self.config.activation == "silu" else hidden
         return self.mlp[-1](hidden, initial=initial).flatten(0, 1)
-
-    def _whitening(self) -> Tensor | None:
-        if self.config.feature_map != "whitened" or self.feature is None or self.initial.is_meta:
-            return None
-        with torch.no_grad(), torch.device("cpu"):
-            return whitening(deepcopy(self.feature).double()(initial=True))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
         self._reference = None

@@ -168,8 +168,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     def count(self, m: int) -> QPACount:
         """The generator's sizes for m adapter parameters.
 
-        Raises:
-            ConfigError: m is 0, the budget is too small, or the chunks need more than `MAX_QUBITS` qubits.
+        Raises ConfigError if m is 0, the budget is too small, or the chunks need more than `MAX_QUBITS` qubits.
         """
         if m < 1:
             raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
@@ -177,7 +176,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             return self._largest(m, self.budget_count(m))
         counted = self._count(m, self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden)
         if counted.n_qubits > MAX_QUBITS:
-            fewest = _ceil(self.share(m) * self._k, 2**MAX_QUBITS)
+            fewest = -(-self.share(m) * self._k // 2**MAX_QUBITS)
             raise ConfigError(
                 f"{counted.n_chunks} chunks with features={self.features} need {counted.n_qubits} qubits, "
                 f"more than {MAX_QUBITS}; use chunk_size >= {fewest} or fewer features"
@@ -186,7 +185,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
 
     def share(self, m: int) -> int:
         """Parameters of each generator."""
-        return _ceil(m, self.n_generators)
+        return -(-m // self.n_generators)
 
     def budget_count(self, m: int) -> int:
         """The budget as a number of trainable parameters."""
@@ -196,7 +195,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     def _count(self, m: int, chunk_size: int, hidden: Sequence[int], source: str = "") -> QPACount:
         """The counts for chunks of `chunk_size`, for another feature source if it is given."""
         source, k, g = source or self.feature_source, self._k, self.n_generators
-        chunks = _ceil(self.share(m), chunk_size)
+        chunks = -(-self.share(m) // chunk_size)
         bits = max(1, (chunks - 1).bit_length())
         n_qubits = bits + k.bit_length() - 1
         widths = (bits if source == "none" else k + (bits if hidden else 0), *hidden, chunk_size)
@@ -215,7 +214,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         hidden, share = self._hidden_for(budget) if self.hidden is None else self.hidden, self.share(m)
         tried, above = [], share + 1
         for bits in range(1, 1 + min(MAX_QUBITS + 1 - self._k.bit_length(), share.bit_length())):
-            size = _ceil(share, 2**bits)
+            size = -(-share // 2**bits)
             tried.append(found := self._count(m, size, hidden, "qnn"))
             if found.total <= budget:
                 each = self.n_generators * (found.widths[-2] + bool(hidden))  # parameters for one more in the chunk
@@ -240,7 +239,3 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
 def _map_size(widths: Sequence[int], *, has_bias: bool) -> int:
     """Weights and biases of linear layers between consecutive widths."""
     return sum((a + has_bias) * b for a, b in itertools.pairwise(widths))
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)

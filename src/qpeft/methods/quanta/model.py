@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from qpeft.checks import MOST
+from qpeft.circuits.numerics import apply_gates
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
 from qpeft.core.linear_tuner import LinearAdapter, LinearTuner
@@ -83,13 +84,6 @@ def pairs(n_axes: int) -> list[tuple[int, int]]:
     return [(-b, -a) for a in range(1, n_axes) for b in range(a + 1, n_axes + 1)]
 
 
-def apply_gate(x: Tensor, gate: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """x with the matrix `gate` applied to its `axes`, of which the last runs fastest; shape of x."""
-    last = tuple(range(-len(axes), 0))
-    y = x.movedim(axes, last)
-    return (y.flatten(-len(axes)) @ gate.mT).unflatten(-1, y.shape[-len(axes) :]).movedim(last, axes)
-
-
 def apply_mpo(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
     """The tensor train with cores (bond, o_k, d_k, next bond) applied to the last axes of x, (..., d_1, .., d_M)."""
     bond = -len(cores) - 1
@@ -125,7 +119,7 @@ class QuanTABranch(LinearAdapter):
         super().__init__("parallel", settings, shape, init.hexdigest())
         self.gates = nn.ModuleList(Folded(one, std) for one, (_, std) in zip(initial, drawn, strict=True))
 
-    def change(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+    def change(self, x: Tensor) -> Tensor:
         x = pad(x, (0, prod(self.axes) - x.shape[-1])).unflatten(-1, self.axes)
         y = self._apply_all(x, initial=False)
         if self.form != "mpo":
@@ -134,11 +128,7 @@ class QuanTABranch(LinearAdapter):
 
     def _apply_all(self, x: Tensor, *, initial: bool) -> Tensor:
         gates = [gate(initial=initial).to(x.dtype) for gate in self.gates]
-        if self.form == "mpo":
-            return apply_mpo(x, gates)
-        for gate, axes in zip(gates, self.pairs, strict=True):
-            x = apply_gate(x, gate, axes)
-        return x
+        return apply_mpo(x, gates) if self.form == "mpo" else apply_gates(x, gates, self.pairs)
 
 
 class QuanTAModel(LinearTuner):

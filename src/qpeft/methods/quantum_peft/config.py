@@ -68,8 +68,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     def read_files(self, base: nn.Module) -> None:
         """Take hash, largest number of directions and, unless they are set, target modules from the frame file.
 
-        Raises:
-            CheckpointError: the file is damaged, for another base model, or another one than that with `frames_sha256`.
+        Raises CheckpointError as `frame_file`, or if the file is for another base model.
         """
         if self.frames is None:
             return

@@ -77,12 +77,6 @@ def base_weight(name: str, layer: Any) -> Tensor:
     return weight.mT if layer.fan_in_fan_out else weight
 
 
-def random_frame(name: str, width: int, rank: int, init: SeededInit) -> Tensor:
-    """Control: R random orthonormal directions (width, R), float32, drawn from `init` under `name`."""
-    basis, triangle = torch.linalg.qr(init.normal(name, (width, rank)).double())
-    return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
-
-
 def _orthonormal(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns, (d, C), with the matrix's dtype and device."""
     return torch.linalg.qr(matrix.double().cpu())[0].to(matrix)

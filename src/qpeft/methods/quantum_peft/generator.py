@@ -42,7 +42,6 @@ from qpeft.methods.quantum_peft.frames import (
     core_frame,
     frame_rank_for,
     leading_frame,
-    random_frame,
     singular_frame,
 )
 
@@ -182,7 +181,7 @@ class QuantumPeftGenerator(Generator):
             frame = None if config.frame is None else torch.zeros(size, device=init.device)
             if config.frame == "random":
                 seeds = [f"{name}.{part.side}.frame" for name in part.names]
-                frame = torch.stack([random_frame(seed, part.width, part.inner, init) for seed in seeds])
+                frame = torch.stack([init.orthonormal(seed, part.width, part.inner) for seed in seeds])
             self.frames.register_buffer(part.label, frame)
         self.shapes = [rows.shape for rows in drawn]
         self.angles = self._angles(torch.cat([rows.flatten() for rows in drawn]))
@@ -211,11 +210,7 @@ class QuantumPeftGenerator(Generator):
         return angles
 
     def forward(self) -> Tensor:
-        """The adapter's parameters, flat (P,).
-
-        Raises:
-            CircuitError: the current angles give no usable factor.
-        """
+        """The adapter's parameters, flat (P,). Raises CircuitError if the current angles give no usable factor."""
         angles = self.angles().split([shape.numel() for shape in self.shapes])
         rows = [x.view(shape) for x, shape in zip(angles, self.shapes, strict=True)]
         factors = columns(self.config, [(x, part.inner, part.rank) for x, part in zip(rows, self.parts, strict=True)])
