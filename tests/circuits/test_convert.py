@@ -28,6 +28,7 @@ from qpeft.circuits import (
 from qpeft.circuits.reference import gate_evolve
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
+from qpeft_lab.cli.circuits import depth
 
 WEIGHTS = torch.linspace(-1, 2, 16, dtype=torch.float64)
 
@@ -240,6 +241,14 @@ def test_wires_have_any_labels_in_any_order():
     swapped = expected.reshape(2, 2, 2).permute(2, 1, 0).flatten()
     torch.testing.assert_close(state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0)
     assert (swapped - expected).abs().max() > 0.01
+
+
+@every_ansatz
+@given(size=st.tuples(st.integers(1, 9), st.integers(1, 5)))
+@settings(max_examples=10)
+def test_depth_equals_that_of_qiskit(name, size):
+    ansatz = Ansatz(name, *size)
+    assert depth(ansatz) == to_qiskit(ansatz).depth()
 
 
 @pytest.mark.parametrize(

@@ -204,3 +204,14 @@ def test_stock_and_compact_folders_are_not_confused(llama, tmp_path):
     for load in (lambda folder: PeftModel.from_pretrained(llama, folder), AutoPeftModelForCausalLM.from_pretrained):
         with pytest.raises(ConfigError, match=r"qpeft\.load"):
             load(tmp_path / "compact")
+
+
+@pytest.mark.parametrize(
+    ("host", "change"),
+    [(PREFIX, {"head_dim": 16}), (PREFIX, {"num_hidden_layers": 3}), (IA3, {"intermediate_size": 32})],
+)
+def test_another_base(llama, tmp_path, host, change):
+    qpeft.save(attached(llama, host), tmp_path)
+    other = type(llama)(type(llama.config)(**{**llama.config.to_dict(), **change}))
+    with pytest.raises(CheckpointError, match="base model"):
+        qpeft.load(other, tmp_path)

@@ -121,6 +121,14 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     torch.testing.assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
 
 
+def test_quadratic_control_is_one_random_orthogonal_matrix():
+    made, x = features(6, feature_source="quadratic"), torch.randn(3, 6)
+    assert not made.state_dict()  # it is drawn again
+    torch.testing.assert_close(made.matrix.T @ made.matrix, torch.eye(6))
+    phi = torch.nn.functional.normalize(x, dim=-1) @ made.matrix.T
+    torch.testing.assert_close(made(x), math.sqrt(10 / 2) * phi.square() @ signs(3))
+
+
 @pytest.mark.parametrize("more", [*LAST, {"ansatz": "rxyz", "n_layers": 2}])
 @pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
 @pytest.mark.parametrize("norm", [0.0, 1e-12])
