@@ -22,7 +22,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from variants import VARIANTS, Variant, changed
+from variants import SMALL_GENERATOR, VARIANTS, attached, changed
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -41,11 +41,9 @@ def rows(name, *changes):
 
 def hosts(*configs):
     """Rows for generators over these adapters of PEFT."""
-    generator = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3)
-    same = {"method": "attach", "attached": True, "generator": generator, "lr": 1e-3}
     return {
-        f"over {config.__name__}, {settings}": Variant(
-            config=config, settings=settings, merges=not config(**settings).is_prompt_learning, **same
+        f"over {config.__name__}, {settings}": attached(
+            config, settings, merges=not config(**settings).is_prompt_learning, generator=SMALL_GENERATOR, lr=1e-3
         )
         for config, settings in configs
     }

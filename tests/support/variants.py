@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import peft
@@ -18,6 +19,10 @@ QPA = {"r": 2, "n_layers": 3, "target_modules": "all-linear"}
 NETWORK = {**QPA, "hidden": (6, 5), "chunk_size": 16}
 QCHFT = {"ansatz": "all_pairs", "readout": "last_r", "n_layers": 2}
 QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
+SORA = {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}
+BOTTLENECK = {"bottleneck_size": 4}
+NO_STOCK_FORM: dict[str, Any] = {"exports": False, "merges": False}
+SMALL_GENERATOR = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3)  # for hosts of few parameters
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ def changed(variant: Variant, **settings: Any) -> Variant:
     return replace(variant, settings={**variant.settings, **settings})
 
 
+quantum_peft = partial(Variant, "quantum_peft", qpeft.QuantumPeftConfig)
+attached = partial(Variant, "attach", attached=True)
 RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
 OWN_LINEAR = [  # config, settings, whether it exports
     (qpeft.CUAConfig, {}, True),
@@ -81,26 +88,13 @@ VARIANTS = {
     "qpa with dora": replace(changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3),
     "qpa with a network": Variant("qpa", qpeft.QPAConfig, NETWORK, dropout="lora_dropout"),
     "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**NETWORK, "feature_source": "none"}),
-    "quantum_peft": Variant("quantum_peft", qpeft.QuantumPeftConfig, QUANTUM_PEFT, dropout="lora_dropout"),
-    "quantum_peft, lie, shared": Variant(
-        "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "family": "lie", "share": "type"}
-    ),
-    "quantum_peft in frames": Variant(
-        "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "frame": "random", "frame_rank": 8}
-    ),
-    "qaa": Variant("qaa", qpeft.QAAConfig, exports=False, merges=False),
-    "qaa, qchft": Variant("qaa", qpeft.QAAConfig, QCHFT, exports=False, merges=False),
-    "sora": Variant(
-        "sora", qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, dropout="lora_dropout"
-    ),
-    "bottleneck": Variant(
-        "bottleneck",
-        qpeft.BottleneckConfig,
-        {"bottleneck_size": 4},
-        exports=False,
-        merges=False,
-        stays_float32=False,
-    ),
+    "quantum_peft": quantum_peft(QUANTUM_PEFT, dropout="lora_dropout"),
+    "quantum_peft, lie, shared": quantum_peft({**QUANTUM_PEFT, "family": "lie", "share": "type"}),
+    "quantum_peft in frames": quantum_peft({**QUANTUM_PEFT, "frame": "random", "frame_rank": 8}),
+    "qaa": Variant("qaa", qpeft.QAAConfig, **NO_STOCK_FORM),
+    "qaa, qchft": Variant("qaa", qpeft.QAAConfig, QCHFT, **NO_STOCK_FORM),
+    "sora": Variant("sora", qpeft.SoRAConfig, SORA, dropout="lora_dropout"),
+    "bottleneck": Variant("bottleneck", qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM, stays_float32=False),
     **{
         ", ".join([name := config.__name__.removesuffix("Config").lower(), *map(str, settings.values())]): Variant(
             name,
@@ -111,26 +105,10 @@ VARIANTS = {
         )
         for config, settings, exports in OWN_LINEAR
     },
-    "attached to lora": Variant(
-        "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
-    ),
-    "attached to ia3": Variant(  # too few parameters for 16 features
-        "attach",
-        IA3Config,
-        attached=True,
-        generator=qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3),
-    ),
-    "attached to a bottleneck": Variant(
-        "attach",
-        qpeft.BottleneckConfig,
-        {"bottleneck_size": 4},
-        attached=True,
-        exports=False,
-        merges=False,
-    ),
-    "attached to qaa": Variant("attach", qpeft.QAAConfig, attached=True, exports=False, merges=False),
-    "attached to a prefix": Variant(
-        "attach", PrefixTuningConfig, {"num_virtual_tokens": 4}, attached=True, merges=False
-    ),
+    "attached to lora": attached(LoraConfig, {"r": 2, "target_modules": "all-linear"}, dropout="lora_dropout"),
+    "attached to ia3": attached(IA3Config, generator=SMALL_GENERATOR),
+    "attached to a bottleneck": attached(qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM),
+    "attached to qaa": attached(qpeft.QAAConfig, **NO_STOCK_FORM),
+    "attached to a prefix": attached(PrefixTuningConfig, {"num_virtual_tokens": 4}, merges=False),
 }
 TUNERS = [name for name, variant in VARIANTS.items() if not variant.attached]  # which get_peft_model alone makes
