@@ -26,6 +26,7 @@ from transformers import (
 torch.set_num_threads(1)
 
 CONTEXT = 64
+SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 _WORDS = "the a king queen golden bird fox went into wood and said see how well it sings at night"
 
 
@@ -80,10 +81,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", bos_token="<end>")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=300, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.1)
+    gpt2(vocab_size=300, n_positions=CONTEXT, **dropout).save_pretrained(folder)
     return folder
 
 
@@ -140,26 +139,16 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     made.save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=CONTEXT,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=0.3,
-    )
-    BertForMaskedLM(config).save_pretrained(folder)
+    fixed = {**SHAPE, "max_position_embeddings": CONTEXT, "initializer_range": 0.3}
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **fixed, **dropout)).save_pretrained(folder)
     return folder
 
 
 def make_vit(folder: Path, **changes) -> Path:
     """A random ViT for images of 8 x 8, and its image processor."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = ViTConfig(**{**shape, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes})
+    config = ViTConfig(**{**SHAPE, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes})
     ViTForImageClassification(config).save_pretrained(folder)
     half, size = [0.5] * config.num_channels, dict.fromkeys(("height", "width"), config.image_size)
     ViTImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(folder)
