@@ -15,8 +15,6 @@ import qpeft_lab.demo
 from qpeft_lab.compare.summary import load
 
 ROOT = Path(__file__).parents[2]
-
-
 ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
 
 
@@ -34,12 +32,9 @@ ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
     ],
 )
 def test_learning_rate_is_the_largest_that_is_safe_in_all_setups(tunings, expected):
-    assert learning_rate(tunings, {0: 3.0, 1: 3.1, 2: 3.2}) == expected
-
-
-def learning_rate(tunings, losses, lr=3.0):
     setup = evidence.Setup("b", 10, "d", 1, untrained=4.0, untrained_valid=4.0, reference=3.0)
-    return evidence.safe_learning_rate([(setup, evidence.Result(1, lr, losses, tuning)) for tuning in tunings])
+    results = [(setup, evidence.Result(1, 3.0, {0: 3.0, 1: 3.1, 2: 3.2}, tuning)) for tuning in tunings]
+    assert evidence.safe_learning_rate(results) == expected
 
 
 def test_packaged_evidence_is_that_of_the_published_results():

@@ -45,17 +45,13 @@ class Recorder(CompareProgress):
         self.ended[cell.cell_id] = row["status"]
 
 
-def names(ids):
-    return [f"{one.split('/')[1]} {one.split('/')[3]}" for one in ids]
-
-
 def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.n_skipped, outcome.failures) == (12, 0, [])
     expected = [f"{method} lr{rate}" for method in ("lora", "qpa") for rate in (0.1, 0.2, 0.4)]
     expected += ["lora seed0", "qpa seed0", "lora seed1", "qpa seed1", "lora cost", "qpa cost"]
-    assert names(progress.ended) == expected
+    assert [f"{one.split('/')[1]} {one.split('/')[3]}" for one in progress.ended] == expected
     assert progress.totals == [(12, 0), (12, 6), (12, 10), (12, 12)]
     assert all(row["lr"] == 0.2 for name, row in plan.rows().items() if "seed" in name)  # the lower loss
     assert not (plan.folder / "work").exists()

@@ -39,10 +39,6 @@ def on_attention(config, **settings):
     return config(target_modules=["c_attn"], task_type="CAUSAL_LM", **settings)
 
 
-def lora(r):
-    return on_attention(LoraConfig, r=r, fan_in_fan_out=True)
-
-
 def bottleneck(width):
     return qpeft.BottleneckConfig(bottleneck_size=width)
 
@@ -59,7 +55,7 @@ WIDE = 31 + 40  # angles of Gemma's widths 2048 and 16384; 31 + 22 of 2048 and 2
 COUNTS = [  # base, config, trainable and deployed parameters; None: not compared here
     (GPT2, prefix(), 184_320, 184_320),
     (GPT2, prefix(512), 9_857_024, 184_320),  # the encoder is not deployed
-    (GPT2, lora(8), 294_912, 294_912),
+    (GPT2, on_attention(LoraConfig, r=8, fan_in_fan_out=True), 294_912, 294_912),
     (GPT2, on_attention(qpeft.QAAConfig), 203_112, None),
     (GPT2, on_attention(qpeft.QAAConfig, feature_source="none"), 18_432, None),
     (GPT2, on_attention(qpeft.SoRAConfig, r=8), 294_912 + 96, None),

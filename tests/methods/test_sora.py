@@ -23,10 +23,6 @@ def adapted(base, **settings):
     return get_peft_model(base, qpeft.SoRAConfig(**{"r": R, "task_type": "CAUSAL_LM", **settings}))
 
 
-def layers(model):
-    return [module for module in model.modules() if isinstance(module, LoraLayer)]
-
-
 def parts(model):
     """A, B and g of each layer."""
     generator = model.base_model.generators["default"]
@@ -40,7 +36,8 @@ def parts(model):
 def test_output_equals_the_equation(base, request):
     model = move(adapted(request.getfixturevalue(base), lora_alpha=6))
     model.base_model.generators.refresh_detached()
-    for layer, (a, b, gate) in zip(layers(model), parts(model), strict=True):
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer, (a, b, gate) in zip(layers, parts(model), strict=True):
         x = torch.randn(3, 5, layer.in_features)
         torch.testing.assert_close(layer(x), layer.base_layer(x) + 6 / R * ((x @ a.T) * gate) @ b.T)
 

@@ -33,10 +33,6 @@ def new_process(monkeypatch):
     monkeypatch.setattr(frame_file, "_KNOWN", {})
 
 
-def forget():
-    frame_file._KNOWN.clear()
-
-
 def fitted(base, ids, save_to=None, **settings):
     """`base` with new gradient frames, fitted to `ids`."""
     config = qpeft.QuantumPeftConfig(**{**SHARED, "frame": "gradient", "target_modules": TARGETS, **settings})
@@ -50,13 +46,6 @@ def frames(llama, ids, tmp_path):
     """A frame file of the base model `llama`."""
     fitted(llama, ids, tmp_path / "frames")
     return tmp_path / "frames.safetensors"
-
-
-@pytest.fixture
-def other(llama, ids, tmp_path):
-    """A file with other frames of the same base."""
-    fitted(llama, (ids + 1) % 50, tmp_path / "other")
-    return tmp_path / "other.safetensors"
 
 
 def referring(base, frames, **settings):
@@ -81,7 +70,7 @@ def test_logits_are_equal_with_frames_inside_and_outside(llama, ids, frames, ada
     qpeft.save(inside, tmp_path / "inside")
     qpeft.save(outside, tmp_path / "outside")
     assert qpeft.export(outside, tmp_path / "exported").max_logit_difference <= 1e-6
-    forget()
+    frame_file._KNOWN.clear()
     for name in ("inside", "outside"):
         assert torch.equal(adapters.logits(qpeft.load(copy.deepcopy(llama), tmp_path / name).eval(), ids), expected)
 
@@ -125,11 +114,12 @@ def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, fra
     assert all(torch.equal(found[key], tensor) for key, tensor in load_file(frames).items())
 
 
-def test_missing_or_different_frame_file_is_refused(llama, frames, other, adapters, ids, tmp_path):
+def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids, tmp_path):
     model, folder, sha = referring(llama, frames), tmp_path / "users" / "a", sha_of(frames)
     qpeft.save(model, folder)
+    fitted(llama, (ids + 1) % 50, other := tmp_path / "other.safetensors")
     moved = frames.rename(tmp_path / "elsewhere.safetensors")
-    forget()
+    frame_file._KNOWN.clear()
     for loads in (qpeft.load, PeftModel.from_pretrained):
         with pytest.raises(CheckpointError, match=rf"frames\.safetensors with SHA-256 {sha}, which is missing"):
             loads(copy.deepcopy(llama), folder)
@@ -238,7 +228,7 @@ def test_byte_changed_or_lost_anywhere_is_refused_for_adapters_that_refer_to_the
     content = {"frames": "damaged.safetensors", "frames_sha256": hashlib.sha256(original).hexdigest()}
     for found in (damaged, original[:place]):
         frames.with_name("damaged.safetensors").write_bytes(found)
-        forget()
+        frame_file._KNOWN.clear()
         with pytest.raises(CheckpointError):
             frame_file.with_frame_settings(content, frames.parent / "a")
 
