@@ -40,13 +40,8 @@ DESIGNS = [
     design("LoRA r=1", "lora", {"r": 1, "lora_alpha": 1}, 3.2, 4.0),
     design("LoRA r=8", "lora", {"r": 8, "lora_alpha": 8}, 3.0, 3.0),
 ]
-FRAMED = design(
-    "framed",
-    "quantum_peft",
-    {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2, "bits": 16, "lambda_bits": 16},
-    2.9,
-    2.9,
-)
+IN_FRAMES = {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2}
+FRAMED = design("framed", "quantum_peft", {**IN_FRAMES, "bits": 16, "lambda_bits": 16}, 2.9, 2.9)
 
 
 @pytest.fixture
@@ -106,13 +101,10 @@ def frame_file(tmp_path):
     torch.manual_seed(0)
     base = GPT2LMHeadModel(BASE).eval()
 
-    def make(frame_rank=4, target_modules="all-linear"):
-        config = qpeft.QuantumPeftConfig(
-            r=2, n_layers=1, share="type", frame="gradient", frame_rank=frame_rank, target_modules=target_modules
-        )
-        file = tmp_path / f"{frame_rank}.safetensors"
-        qpeft.fit_frames(get_peft_model(copy.deepcopy(base), config), BATCHES, save_to=file)
-        return file, base
+    def make(target_modules="all-linear"):
+        config = qpeft.QuantumPeftConfig(**IN_FRAMES, target_modules=target_modules)
+        qpeft.fit_frames(get_peft_model(copy.deepcopy(base), config), BATCHES, save_to=tmp_path / "frames")
+        return tmp_path / "frames.safetensors", base
 
     return make
 

@@ -44,10 +44,9 @@ KINDS = {
 @pytest.fixture
 def number_files(opinion_files, tmp_path):
     """The texts of two classes with numbers as labels."""
-    (tmp_path / "numbers.tsv").write_text(
-        opinion_files[0].read_text().replace("\tgood", "\t1").replace("\tbad", "\t-2.5")
-    )
-    return [tmp_path / "numbers.tsv"]
+    text = opinion_files[0].read_text().replace("\tgood", "\t1").replace("\tbad", "\t-2.5")
+    (file := tmp_path / "numbers.tsv").write_text(text)
+    return [file]
 
 
 @pytest.fixture
@@ -154,8 +153,6 @@ CRASHES = {
     "and lost files": and_lost_files,
     "and damaged a file": and_damaged_a_file,
 }
-
-
 CASES = [("lora", crash) for crash in CRASHES] + [(kind, "after a step") for kind in KINDS if kind != "lora"]
 
 
