@@ -68,9 +68,8 @@ def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 4
     names = ["ape", "bee", "cat", "dog"]
-    write_images(
-        tmp_path / "all.parquet", [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
-    )
+    rows = [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
+    write_images(tmp_path / "all.parquet", rows)
     asked = {"generation": None, "run.data": str(tmp_path / "all.parquet"), "run.task": "image-classification"}
     study = load_study("survey", {**asked, "methods": [{"key": "lora", "method": "lora"}]})
     files, _, _ = split_data(study, tmp_path / "study")

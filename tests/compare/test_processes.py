@@ -39,14 +39,8 @@ def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path, monkeyp
 def cluster():
     """What a user would have started; its workers find the planted cells."""
     ray = pytest.importorskip("ray")
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        runtime_env={"env_vars": {"PYTHONPATH": PATHS}},
-    )
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+    ray.init(address="local", num_cpus=2, **quiet, runtime_env={"env_vars": {"PYTHONPATH": PATHS}})
     yield ray
     ray.shutdown()
 

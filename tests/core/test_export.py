@@ -118,7 +118,6 @@ def test_probe_is_within_the_context_the_vocabulary_and_the_image_of_the_model(t
 
 # -- what has no adapter
 
-
 USES_OF_AN_ADAPTER = {
     "export": lambda model, folder: qpeft.export(model, folder),
     "save": lambda model, folder: qpeft.save(model, folder),

@@ -71,9 +71,8 @@ def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
     assert [label for _, label in task.evaluation] == [row["label"] for row in rows(name, 12)]
     tokenizer, columns = task.tokenizer, CARD[name][0].split()
     texts = [[row[column] for column in columns] for row in rows(name, 12, len(CARD[name][2]))]
-    assert [text["input_ids"].tolist() for text, _ in task.evaluation] == [
-        tokenizer(*pair)["input_ids"] for pair in texts
-    ]
+    expected = [tokenizer(*pair)["input_ids"] for pair in texts]
+    assert [text["input_ids"].tolist() for text, _ in task.evaluation] == expected
 
 
 def test_hub_is_asked_for_configuration_and_split(monkeypatch):
@@ -85,16 +84,12 @@ def test_hub_is_asked_for_configuration_and_split(monkeypatch):
         return made.cast_column("label", ClassLabel(names=CARD["mnli"][1].split()))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(
-        datasets,
-        "get_dataset_split_names",
-        lambda *_: ["train", "validation_matched", "validation_mismatched", "test_matched", "test_mismatched"],
-    )
+    splits = ["train", "validation_matched", "validation_mismatched"]
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: [*splits, "test_matched", "test_mismatched"])
     found = load_rows("glue/mnli", "train")
     assert [row["label"] for row in found[:3]] == ["entailment", "neutral", "contradiction"]
     load_rows("glue/mnli", "validation")
     load_rows("glue/mnli_mismatched", "validation")
-    splits = "train", "validation_matched", "validation_mismatched"
     assert asked == [("nyu-mll/glue", "mnli", split) for split in splits]
     assert has_validation_split("glue/mnli")
     assert parse_source("glue/sst2") == SourceName("nyu-mll/glue", "sst2", None, TASKS["sst2"])

@@ -129,10 +129,9 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
     def hub(column, content):
         features = datasets.Features({column: datasets.Image(), **kinds})
         rows = [{column: {"bytes": content, "path": None}, "kind": 1, "number": 7}]
+        made = datasets.Dataset.from_list(rows, features=features)
         monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
-        monkeypatch.setattr(
-            datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows, features=features)
-        )
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
 
     hub("img", encoded)
     assert load_images("someone/animals", "train", "kind") == [(encoded, "dog")]

@@ -62,9 +62,8 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     for kind in ("cats", "dogs"):
         (folder / "photos" / kind).mkdir(parents=True)
         for n in range(12):
-            Image.fromarray(draw.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(
-                folder / "photos" / kind / f"{n}.png"
-            )
+            pixels = draw.integers(256, size=(8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / kind / f"{n}.png")
 
     given = ["--model", "embedded", "--data", str(folder / "docs.jsonl"), "--r", "4", "--steps", "2", "--seq-len", "64"]
     done = qpeft_cli("train", *given, "--out", str(folder / "run"))

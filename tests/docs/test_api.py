@@ -47,10 +47,8 @@ def test_names_on_the_page_exist():
 
 
 def explained_by_its_docstring(what, name):
-    is_part_of_methods = name.startswith("qpeft.methods.") and name not in (
-        "qpeft.methods.get",
-        "qpeft.methods.register",
-    )
+    functions = [f"qpeft.methods.{function}" for function in ("get", "register")]
+    is_part_of_methods = name.startswith("qpeft.methods.") and name not in functions
     return callable(what) and not is_dataclass(what) and not is_part_of_methods  # results and parts have other tests
 
 

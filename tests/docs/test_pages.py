@@ -50,12 +50,8 @@ PACKAGES = sorted(path.parent.name for source in SOURCES for path in source.glob
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", ARCHITECTURE))))
 def test_path_exists(path):
-    folders = [
-        ROOT / "src",
-        ROOT,
-        *SOURCES,
-        *(path for source in SOURCES for path in source.iterdir() if path.is_dir()),
-    ]
+    packages = (path for source in SOURCES for path in source.iterdir() if path.is_dir())
+    folders = [ROOT / "src", ROOT, *SOURCES, *packages]
     assert any((folder / path).exists() for folder in folders), f"ARCHITECTURE.md names {path}"
 
 

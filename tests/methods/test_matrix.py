@@ -180,7 +180,6 @@ def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
 def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
     def history(make_config):
         model, found = get_peft_model(copy.deepcopy(llama), make_config()), []
-
         for action in (
             lambda: None,
             lambda: model.add_adapter("other", make_config()),

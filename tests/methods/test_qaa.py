@@ -17,8 +17,6 @@ from qpeft.methods.qaa import FEATURE_SOURCES, QAASettings
 from qpeft.methods.qaa.features import Features
 
 adapt = VARIANTS["qaa"].adapt
-
-
 QCHFT = {"ansatz": "all_pairs", "readout": "last_r", "n_read": 3}
 LAST = [{}, {"readout": "last_r", "ansatz": "mps"}]
 

@@ -19,8 +19,6 @@ from qpeft.testing import generator_contract
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 M = 60
 INITIAL = torch.linspace(-1, 1, M)
-
-
 SMALL = {"chunk_size": 8, "hidden": (5, 4), "n_layers": 3}
 
 

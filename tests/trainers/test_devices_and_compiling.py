@@ -18,18 +18,13 @@ def test_deepspeed_zero_is_refused_before_the_first_step(llama, variant, ids, ma
         model(input_ids=ids)
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        *(
-            ("qpa with a network", one)
-            for one in ({}, {"chunk_size": 2}, {"feature_source": "free"}, {"feature_source": "none"})
-        ),
-        ("quantum_peft", {}),
-        *(("quantum_peft", one) for one in ({"entangler": "signs"}, {"bits": 4}, {"family": "lie"})),
-    ],
-    ids=str,
-)
+SETTINGS = {
+    "qpa with a network": [{}, {"chunk_size": 2}, {"feature_source": "free"}, {"feature_source": "none"}],
+    "quantum_peft": [{}, {"entangler": "signs"}, {"bits": 4}, {"family": "lie"}],
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), [(name, one) for name in SETTINGS for one in SETTINGS[name]], ids=str)
 def test_forward_and_backward_read_no_tensor_value(llama, name, settings, monkeypatch):
     """On the meta device every `.item()` and every branch on a value raises."""
     generator = VARIANTS[name].adapt(llama, **settings).base_model.generators["default"]
