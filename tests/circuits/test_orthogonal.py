@@ -102,6 +102,17 @@ def test_widths_in_one_batch_equal_each_alone():
         torch.testing.assert_close(*slopes, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize(
+    ("width", "construction", "n_layers"),
+    [(8, "auto", 1), (8, "auto", 3), (12, "qsd", 1), (13, "qsd", 2), (11, "pad", 2)],
+)
+def test_gradients_against_finite_differences(width, construction, n_layers):
+    angles = draw_angles(width, construction, n_layers, seed=3, shape=(2,)).requires_grad_()
+    columns = basis_columns("spread", column_qubits(width, construction), 3)
+    f = partial(orthogonal_columns, width=width, n_layers=n_layers, columns=columns, construction=construction)
+    assert torch.autograd.gradcheck(f, (angles,))
+
+
 COUNTS = {  # L = 1, 2, 3, 4
     768: {"qsd": [81, 127, 173, 219], "pad": [28, 46, 64, 82]},
     896: {"qsd": [150, 234, 318, 402], "pad": [28, 46, 64, 82]},

@@ -166,3 +166,13 @@ def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapter
     put(model, path.parent)
     assert path.read_bytes() == kept
     assert (kept == made) == (change is None)
+
+
+def test_card_names_the_base_only_if_it_has_a_name(llama, adapters, tmp_path):
+    model = adapters.qpa(llama, target_modules=["q_proj"])
+    for name in ("", "org/some-base"):
+        llama.name_or_path = llama.config.name_or_path = model.peft_config["default"].base_model_name_or_path = name
+        for put, kind in ((qpeft.save, "qpa"), (qpeft.export, "lora")):
+            put(model, tmp_path / name / kind)
+            front = yaml.safe_load((tmp_path / name / kind / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+            assert (front.get("base_model"), front["tags"]) == (name or None, [kind, "qpeft"])
