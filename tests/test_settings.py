@@ -22,6 +22,7 @@ def settings(**changes):
         ({"steps": MOST + 1}, "at most"),
         ({"lr": -1e300}, "above 0"),
         ({"seq_len": 1}, "seq_len"),
+        ({"host": "nohost"}, "unknown host"),
         ({"lr": 0.0}, "lr"),
         ({"lr": float("nan")}, "lr"),
         ({"warmup": 1.0}, "warmup"),
@@ -48,8 +49,10 @@ def test_invalid_settings_are_refused(changes, field):
         settings(**changes).check()
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 2.0), ("steps", True), ("lr", "0.5"), ("pad_rows", 1)])
-def test_values_of_another_type_are_refused(name, value):
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 2.0), ("steps", True), ("lr", "0.5"), ("pad_rows", 1), ("stepz", 3)]
+)
+def test_unknown_fields_and_values_of_another_type_are_refused(name, value):
     with pytest.raises(ValidationError, match=name):
         settings(**{name: value})
 

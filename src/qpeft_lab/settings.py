@@ -35,19 +35,21 @@ _optimization = partial(option, panel="Optimization")
 _EVALUATION = "Evaluation and checkpoints"
 _evaluation = partial(option, panel=_EVALUATION)
 _texts = partial(option, panel="Texts")
-_column = partial(option, panel="Columns of the data")
+_COLUMNS = "Columns of the data"
+_column = partial(option, panel=_COLUMNS)
 
 _COUNT: Any = {"at_least": 1, "at_most": MOST}
 _STEPS = 500
 _EVALUATED_BLOCKS = 512
+_STRICT = ConfigDict(strict=True, extra="forbid")
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
-@dataclass(kw_only=True, config=ConfigDict(strict=True))
+@dataclass(kw_only=True, config=_STRICT)
 class SharedSettings:
-    """The part of a run that all methods of a study share: base, data and training.
+    """The part of a run that all methods of a study share: base, data and training. `check()` validates the values.
 
-    Raises pydantic's ValidationError for a value of another type, and for an unknown task of GLUE.
+    Raises pydantic's ValidationError for an unknown field, a value of another type, and an unknown task of GLUE.
     """
 
     model: str = option(
@@ -150,6 +152,33 @@ class SharedSettings:
         if self.eval_blocks is None:
             self.eval_blocks = _EVALUATED_BLOCKS if self.is_language_model else 0
 
+    def check(self) -> None:
+        """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
+        for name, value in self.glue.settings().items() if self.glue else ():
+            if getattr(self, name) != value:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
+        check_fields(self, skip=("method", "host"))
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("steps and epochs both limit the run; give one of them")
+        kind = TASKS[self.task]
+        applies = {
+            **dict.fromkeys(("pad_rows", "chat_template", "load_in_4bit"), kind.is_language_model),
+            "text_pair_column": not kind.is_language_model and not kind.has_images,
+            "label_smoothing": not kind.is_regression,
+        }
+        for name, does_apply in applies.items():
+            if not does_apply and getattr(self, name) != getattr(SharedSettings, name):
+                raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
+        if self.chat_template is not None:
+            from qpeft_lab.data.text import read_template
+
+            read_template(self.chat_template)
+        if self.report_to:
+            from transformers.integrations.integration_utils import get_available_reporting_integrations as available
+
+            for name in (name for name in self.report_to if name not in available()):
+                raise ConfigError(f"{unknown('place to report to', name, available())}; install its package")
+
     @property
     def is_language_model(self) -> bool:
         """Whether the tokens of texts are predicted; the other tasks are classifications or regressions."""
@@ -165,9 +194,9 @@ class SharedSettings:
         return RunSettings(**{**vars(self), "out": "-", **own})
 
 
-@dataclass(kw_only=True, config=ConfigDict(strict=True))
+@dataclass(kw_only=True, config=_STRICT)
 class RunSettings(SharedSettings):
-    """One fine-tuning run. Its types are checked when it is made, and `check()` validates the rest."""
+    """One fine-tuning run, with its own fields and those that a study shares."""
 
     out: str = option(MISSING, "Run folder. Run the same command again to resume.")
     method: str = option(
@@ -191,25 +220,9 @@ class RunSettings(SharedSettings):
     )
 
     def check(self) -> None:
-        """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
-        for name, value in self.glue.settings().items() if self.glue else ():
-            if getattr(self, name) != value:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
-        methods.get(self.method)
-        check_fields(self, skip=("method", "host"))
-        if self.host not in methods.hosts():
-            raise ConfigError(unknown("host", self.host, methods.hosts()))
-        if self.steps is not None and self.epochs is not None:
-            raise ConfigError("steps and epochs both limit the run; give one of them")
-        kind = TASKS[self.task]
-        applies = {
-            **dict.fromkeys(("pad_rows", "chat_template", "load_in_4bit"), kind.is_language_model),
-            "text_pair_column": not kind.is_language_model and not kind.has_images,
-            "label_smoothing": not kind.is_regression,
-        }
-        for name, does_apply in applies.items():
-            if not does_apply and getattr(self, name) != getattr(RunSettings, name):
-                raise ConfigError(f"{name} does not apply to task {self.task}; leave it out")
+        """Raise ConfigError as `SharedSettings.check`, and for what does not fit the method."""
+        super().check()
+        records = dict.fromkeys((self.record, self.adapter))
         if self.host != RunSettings.host and self.record.generator is None:
             owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
             raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
@@ -218,7 +231,7 @@ class RunSettings(SharedSettings):
                 f"method {self.method} has no circuit that can run on a backend; leave out "
                 f"{', '.join(self.backend_settings)}"
             )
-        for record in dict.fromkeys((self.record, self.adapter)):
+        for record in records:
             if check := imported(lab_record(record).check):
                 check(self)
 
@@ -229,7 +242,12 @@ class RunSettings(SharedSettings):
 
     @property
     def adapter(self) -> Method:
-        """The record of the adapter that is trained or generated: the host's if a generator produces its tensors."""
+        """The record of the adapter that is trained or generated: the host's if a generator produces its tensors.
+
+        Raises ConfigError for an unknown one.
+        """
+        if self.host not in methods.hosts():
+            raise ConfigError(unknown("host", self.host, methods.hosts()))
         return self.record if self.record.generator is None else methods.get(self.host)
 
     @property
@@ -267,6 +285,10 @@ class RunSettings(SharedSettings):
         return self.eval_every or tenth, self.save_every or min(500, tenth), ceil(self.n_steps / 1000)
 
 
+NEEDED = tuple(f.name for f in fields(RunSettings) if f.default is MISSING and f.default_factory is MISSING)
+COLUMNS = tuple(f.name for f in fields(SharedSettings) if f.metadata.get("panel") == _COLUMNS)
+
+
 def settings_from(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
     """The settings with these fields, of a file or options. Raises ConfigError, with the name of the field at fault."""
     known, of_run = ([f.name for f in fields(owner)] for owner in (kind, RunSettings))
@@ -298,7 +320,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     path = Path(path).expanduser()
     values = read_yaml(path, "`model: gpt2`")
     try:
-        made = settings_from(RunSettings, {**dict.fromkeys(("model", "data", "out"), "-"), **values})
+        made = settings_from(RunSettings, {**dict.fromkeys(NEEDED, "-"), **values})
         check_fields(made, skip=("method", "host"))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error

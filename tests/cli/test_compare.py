@@ -73,12 +73,15 @@ def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path
 
 def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     before = sorted(tmp_path.iterdir())
-    result = qpeft_cli("compare", "plan", study, "--seeds", "0,1,2", "--steps", 5, "--json")
+    result = qpeft_cli("compare", "plan", study, "--seeds", "0,1,2", "--steps", 5, "--gradient-checkpointing", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
     assert found["study"]["run"]["steps"] == 5
-    assert found["study"]["command"] == f"qpeft compare run {study} --steps 5 --seeds 0,1,2 --out small"
+    assert (
+        found["study"]["command"]
+        == f"qpeft compare run {study} --steps 5 --gradient-checkpointing --seeds 0,1,2 --out small"
+    )
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli("compare", "plan", study)
     for word in ("lora", "0.01", "final"):

@@ -69,6 +69,10 @@ def at_size(of="lora", **fields):
     ("change", "match"),
     [
         ({"run.steps": "many"}, "steps"),
+        ({"run.steps": 0}, "run: steps must be at least 1"),
+        ({"run.report_to": ["nosuch"]}, "run: unknown place to report to"),
+        ({"run.chat_template": "nosuch"}, "run: unknown chat_template"),
+        ({"run": [1]}, "run: fields of a run are needed"),
         ({"run.stesp": 3}, "'stesp'; did you mean 'steps'"),
         ({"steps": 3}, "steps is a field of `run`"),
         ({"referense": "lora"}, "did you mean 'reference'"),

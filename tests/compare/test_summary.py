@@ -169,3 +169,5 @@ def test_damaged_study_is_refused_with_the_field(study_folder, change, message):
         load(study_folder)
     with pytest.raises(InputError, match=r"holds no study \(study\.json is missing\)"):
         load(study_folder / "data")
+    with pytest.raises(InputError, match="no file of results"):
+        load(study_folder / "study.json")

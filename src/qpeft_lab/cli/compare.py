@@ -15,6 +15,7 @@ from qpeft_lab.cli.command import SOME_FAILED, application, command
 from qpeft_lab.cli.console import Answer, bars, facts, line, listed, say, stderr, table
 from qpeft_lab.cli.options import ALIASES, Fields, flag, needed
 from qpeft_lab.compare import BUILT_IN, RECIPES
+from qpeft_lab.compare.rows import ROWS, Row, cell_id, is_failure
 from qpeft_lab.compare.study import Study, code_of, load_study
 from qpeft_lab.progress import CompareProgress
 from qpeft_lab.settings import RunSettings, SharedSettings
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from qpeft_lab.compare.cell import Cell
     from qpeft_lab.compare.plan import Plan
-    from qpeft_lab.compare.rows import Row
     from qpeft_lab.compare.summary import Summary
 
 _STUDY = needed(f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.", metavar="STUDY", argument=True)
@@ -64,7 +64,8 @@ def run(
     Each method first tries a few learning rates on validation data, then trains with every seed at the best one. Time
     and memory are measured at the end, one method at a time. Every cell is a separate process: if one fails, its row
     records the failure and the others continue. Run the same command again to resume. Exit code 3: some cells failed;
-    the report is still written. Options of a run, such as --model and --steps, replace those of the study.
+    the report is still written. Options of a run, such as --model and --steps, replace those of the study;
+    --base is another name of --model.
 
     Examples:
 
@@ -79,7 +80,7 @@ def run(
     with bars() as shown:
         outcome = run_plan(plan, workers, CompareBar(shown), executor, retry is not None, threads)
     data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped}
-    return _reported(out, outcome.summary, outcome.failures, data)
+    return _reported(out, out / ROWS, outcome.summary, outcome.failures, data)
 
 
 @command
@@ -119,11 +120,11 @@ def report(
     """
     with stderr().status("Writing the report"):
         from qpeft_lab.compare.report import write_outputs
-        from qpeft_lab.compare.rows import is_failure
 
         out = folder.with_name(folder.name.partition(".")[0]) if folder.is_file() else folder
         summary = write_outputs(folder, out)
-    return _reported(out, summary, [row for row in summary.failures if is_failure(row)])
+    rows = folder if folder.is_file() else folder / ROWS
+    return _reported(out, rows, summary, [row for row in summary.failures if is_failure(row)])
 
 
 def compare() -> None:
@@ -148,13 +149,15 @@ def _plan(
     """The plan of a study in `folder`, with the command that reproduces its rows in `out`."""
     for name in code_of(study):
         say("Note:", f"the study executes the code in {name.rpartition(':')[0]}", "bold yellow")
-    trusted = of_study.pop("trust_remote_code", False)
-    found = load_study(study, {f"run.{name}": value for name, value in of_run.items()} | of_study)
+    overrides = {f"run.{name}": value for name, value in of_run.items()} | of_study
+    trusted = overrides.pop("trust_remote_code", False)
+    found = load_study(study, overrides)
     from qpeft_lab.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
 
     words = ["qpeft", "compare", "run", study]  # how many run in parallel, and where, is left out
     for name, value in {**of_run, **of_study}.items():
-        words += [flag(name), ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+        text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        words += [flag(name)] if value is True else [flag(name), text]
     if smoke:
         from qpeft_lab.compare.smoke import smoke_test
 
@@ -163,14 +166,15 @@ def _plan(
     return make_plan(found, folder, shlex.join([*words, "--out", str(out)]), trusted)
 
 
-def _reported(folder: Path, summary: Summary, failures: list[Row], data: dict[str, Any] | None = None) -> Answer:
-    """The results of a study; exit code 3 if a cell of its run failed."""
+def _reported(
+    folder: Path, rows: Path, summary: Summary, failures: list[Row], data: dict[str, Any] | None = None
+) -> Answer:
+    """The results of a study with their outputs in `folder`; exit code 3 if a cell of its run failed."""
     from qpeft_lab.compare import report as page
-    from qpeft_lab.compare.rows import cell_id
 
     found = {
         **(data or {}),
-        **{"out": folder, "report": folder / "report.html", "rows": folder / "rows.jsonl"},
+        **{"out": folder, "report": folder / "report.html", "rows": rows},
         **{"answers": summary.answers, "limits": summary.limits},
         "methods": [page.line_of_method(one, summary) | {"settings": one.method.settings} for one in summary.results],
         "failures": [
@@ -205,7 +209,8 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
     console.print(facts(listed({"steps": study.run.steps, "runs": data["cells"]})))
-    console.print("\nMore tuning runs follow if the best learning rate is at an edge. To run it:\n")
+    more = "More tuning runs follow if the best learning rate is at an edge. " if data["cells"]["tuning"] else ""
+    console.print(f"\n{more}To run it:\n")
     line(console, study.command, "cyan")
 
 

@@ -13,7 +13,7 @@ from qpeft_lab.cli.console import Answer, TrainingBar, bars, facts, line, say, s
 from qpeft_lab.cli.method import BackendOptions, MethodOptions
 from qpeft_lab.cli.options import Fields, flag
 from qpeft_lab.cli.suggestion import Budget, check_frames, settled, show_suggestion
-from qpeft_lab.settings import RunSettings, read_settings
+from qpeft_lab.settings import NEEDED, RunSettings, read_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,7 @@ def train(
     """
     if config is not None:
         run, method, backend = _merged(config, run, method, backend)
-    if missing := [name for name in ("model", "data", "out") if name not in run]:
+    if missing := [name for name in NEEDED if name not in run]:
         raise ConfigError(f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config")
     settings, suggestion = settled(run, method, backend, budget)
     if suggestion is not None:

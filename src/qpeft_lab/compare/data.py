@@ -20,13 +20,12 @@ from qpeft_lab.data.labelled import load_labelled_texts
 from qpeft_lab.data.sources import content_hash, has_validation_split, load_examples, parse_source
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import json_line, locked
-from qpeft_lab.settings import SharedSettings
+from qpeft_lab.settings import COLUMNS, SharedSettings
 
 PARTS = ("train", "validation", "test")
 TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
 
 _NOTES = "notes.json"
-_OF_RUN = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column", "pad_rows")
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 _LONG_LINE = 8  # words
 _COPY = 0.9  # of the texts that are also in the training data: held-out data are a copy
@@ -65,7 +64,7 @@ def _origin(study: Study) -> dict[str, Any]:
     return {
         "task": run.task,
         **{name: source and _content_of(source) for name, source in given.items()},
-        **{name: getattr(run, name) for name in _OF_RUN},
+        **{name: getattr(run, name) for name in (*COLUMNS, "pad_rows")},
     }
 
 
@@ -77,9 +76,9 @@ def _content_of(source: str) -> str:
 
 def on_parts(run: SharedSettings, **changes: Any) -> SharedSettings:
     """The run with other fields, and with the columns of the parts instead of those of the data."""
-    columns = ("text_column", "label_column", "prompt_column", "completion_column")
-    usual = {name: getattr(SharedSettings, name) for name in columns}
-    return replace(run, text_pair_column=run.text_pair_column and TEXT_PAIR, **usual, **changes)
+    columns = {name: getattr(SharedSettings, name) for name in COLUMNS}
+    columns["text_pair_column"] = run.text_pair_column and TEXT_PAIR
+    return replace(run, **columns, **changes)
 
 
 def part_file(study: Study, part: str) -> str:

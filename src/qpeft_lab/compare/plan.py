@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
 from qpeft_lab.method_records import kind_with, lab_record
 from qpeft_lab.metrics.texts import encoder_layers
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, SharedSettings
 from qpeft_lab.training.classifier import base_on_meta
 from qpeft_lab.training.methods import build_configs, virtual_tokens
 from qpeft_lab.training.outputs import count_trainable
@@ -42,6 +42,7 @@ Rows = Mapping[str, Row]  # by cell_id
 Host = tuple[nn.Module, Sequence[str]]
 
 BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
+_BY_CONTENT = ("model", "data", "eval_data")  # identified by their hashes
 _WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
 
 
@@ -150,7 +151,7 @@ def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) ->
     if trains is not Trains.ADAPTER:
         total = count_trainable(base) - in_head if trains is Trains.MODEL else 0
         return total, total
-    with errors_of(method):
+    with errors_of(f"method {method.key}"):
         planned = count_parameters(base, *build_configs(run, head))
     return planned.trainable - in_head, planned.deployed - in_head
 
@@ -200,14 +201,13 @@ def _run_of(
 
 def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that the rows of all methods depend on, except for the seed; contents of files, not their paths."""
-    paths = dict.fromkeys(("model", "data", "eval_data", "out", "method", "lr", "seed", "trust_remote_code"))
     generation = asdict(study.generation) if study.generation else {}
     if study.generation and (encoder := study.generation.bertscore_model):
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
         "base": hashes["base_sha256"],
         "data": hashes["data_sha256"],
-        "run": {name: value for name, value in asdict(run).items() if name not in paths},
+        "run": {f.name: getattr(run, f.name) for f in fields(SharedSettings) if f.name not in _BY_CONTENT},
         "test_blocks": study.test_blocks,
         "generation": generation,
         "tuning_seed": study.tuning.seed,

@@ -86,7 +86,7 @@ class Method(_Strict):
     key: MethodKey
     label: _Label = ""  # a plan has the key instead of an empty one
     method: str
-    host: str = "lora"
+    host: str = RunSettings.host
     settings: dict[str, Any] = {}
     backend: dict[str, Any] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
@@ -121,7 +121,11 @@ class Tuning(_Strict):
 
 
 def _shared(values: Any) -> Any:
-    return settings_from(SharedSettings, values) if isinstance(values, dict) else values
+    if isinstance(values, SharedSettings):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f"fields of a run are needed, such as {{model: gpt2, data: text.txt}}, got {values!r}")
+    return settings_from(SharedSettings, values)
 
 
 @dataclass(frozen=True)
@@ -183,10 +187,12 @@ class Study(_Strict):
     def check(self) -> None:
         """Raise ConfigError for a study that cannot run. It executes the files of users' methods."""
         if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
-            raise ConfigError("seeds and tuning.seed must differ: learning rates are selected with a separate seed")
+            raise ConfigError("all seeds, and tuning.seed, must differ: learning rates have a separate seed")
+        with errors_of("run"):
+            self.run.check()
         sized = {method.key for method in self.methods if method.at_size_of}
         for method in self.methods:
-            with errors_of(method):
+            with errors_of(f"method {method.key}"):
                 self.run_of(method).check()
                 if method.at_size_of in sized:
                     raise ConfigError(f"at_size_of {method.at_size_of}, whose size another determines")
@@ -253,12 +259,12 @@ def is_comparable(ratio: float) -> bool:
 
 
 @contextmanager
-def errors_of(method: Method) -> Iterator[None]:
-    """Name the method in a ConfigError."""
+def errors_of(part: str) -> Iterator[None]:
+    """Name the part of the study in a ConfigError."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"method {method.key}: {error}") from error
+        raise ConfigError(f"{part}: {error}") from error
 
 
 def read_study(folder: Path) -> PlannedStudy:

@@ -12,6 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from qpeft.errors import InputError
 from qpeft_lab.compare.metrics import METRICS, Metric
 from qpeft_lab.compare.rate_search import Edge, RateSearch
 from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
@@ -195,8 +196,11 @@ def load(path: Path) -> Summary:
     """
     if not path.is_file():
         return summarise(read_study(path), read_rows(path))
-    study, *rows = map(json.loads, lzma.decompress(path.read_bytes()).splitlines())
-    return summarise(PlannedStudy.model_validate(study), {cell_id(row): row for row in rows})
+    try:
+        study, *rows = map(json.loads, lzma.decompress(path.read_bytes()).splitlines())
+        return summarise(PlannedStudy.model_validate(study), {cell_id(row): row for row in rows})
+    except (lzma.LZMAError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no file of results; give one of results/, or the --out folder of a run") from error
 
 
 def publish(folder: Path, file: Path) -> None:

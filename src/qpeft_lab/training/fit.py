@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 import qpeft
 from qpeft.backends import BackendSettings
-from qpeft.checks import unknown
 from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
@@ -67,9 +65,6 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
-    for name in settings.report_to:
-        if name not in (known := get_available_reporting_integrations()):
-            raise ConfigError(f"{unknown('place to report to', name, known)}; perhaps its package is not installed")
     config, _ = build_configs(settings)
     if task is None:
         progress.on_stage("Reading the data")
