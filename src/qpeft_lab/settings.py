@@ -117,7 +117,7 @@ class SharedSettings:
     eval_blocks: int | None = _evaluation(
         None,
         "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
-        "Default: 512 blocks of text, or all examples of a classification.",
+        "Default: 512 blocks of text, or all examples of a classification; in evaluate all.",
         at_least=0,
         at_most=MOST,
     )

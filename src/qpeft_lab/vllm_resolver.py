@@ -105,8 +105,7 @@ class ExportCache:
             self._models[base] = load_model(base, "auto").eval()
         kept = self._models[base]
         model = copy.deepcopy(kept, {id(tensor): tensor for tensor in (*kept.parameters(), *kept.buffers())})
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PEFT
+        with warnings.catch_warnings(action="ignore"):  # of PEFT
             warnings.simplefilter("error", BaseModelWarning)
             try:
                 adapted: Any = qpeft.load(model, folder)
@@ -127,7 +126,8 @@ class ExportCache:
                     file.unlink()  # its server has ended
                 except BlockingIOError:
                     given |= {*opened.read().split()}
-        sizes = {entry: _size(entry) for entry in self.cache.iterdir() if not entry.name.startswith(".")}
+        exports = [entry for entry in self.cache.iterdir() if not entry.name.startswith(".")]
+        sizes = {export: sum(file.stat().st_size for file in export.iterdir()) for export in exports}
         total = sum(sizes.values())
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime_ns):
             if total > self.limit and entry.name not in given:
@@ -147,10 +147,6 @@ def _key(folder: Path, base: str) -> str:
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}); save the adapter again") from error
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def register() -> None:

@@ -97,6 +97,23 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
         assert ("training data" in " ".join(shown.stderr.split())) == is_noted
 
 
+@pytest.mark.parametrize("method", ["--method qaa", "--method cua --readout magnitude"])
+def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
+    qpeft_cli, answer, base_folder, text, tmp_path, method
+):
+    model = ("--model", base_folder, "--data", text, "--seq-len", 16)
+    answer("train", *model, *method.split(), "--lr", 0.1, "--steps", 2, "--out", tmp_path / "run")
+    evaluate = ("evaluate", "--adapter", tmp_path / "run", "--data", text, "--eval-blocks", 2)
+    found, other = (answer(*evaluate, "--shots", 64, "--noise", 0.1, "--seed", seed) for seed in (0, 1))
+    assert found["adapted"]["n_scored"] == found["measured"]["n_scored"] == 2 * 15
+    assert found["adapted"] == other["adapted"] != found["measured"] != other["measured"]
+    assert abs(found["measured"]["loss"] - found["adapted"]["loss"]) < 0.5
+    assert found["circuits"]["shots"] == 64 * found["circuits"]["circuits"] > 0
+    refused = qpeft_cli(*evaluate, "--shots", 64, "--shot-budget", 63)
+    assert refused.exit_code == 2
+    assert f"Forecast: {found['circuits']['circuits']:,} circuits" in refused.stderr
+
+
 def test_generated_answers_are_scored_against_all_references(answer, base_folder, adapter_folder, tmp_path):
     rows = [("the king ", "sings at night"), ("the bird ", "sings"), ("the king ", "went into the wood")]
     pairs = tmp_path / "pairs.csv"

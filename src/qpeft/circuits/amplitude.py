@@ -15,7 +15,6 @@ The last sum has the same cosine for all j that agree in the bits of F_r up to a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -75,7 +74,8 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     tokens = max(_TOKENS, _CHUNK >> n_qubits) if x.device.type == "cpu" else max(1, x.numel())
     with torch.autocast(x.device.type, enabled=False):
         is_default = ansatz == "square" and len(angles) == 1
-        expectations = _kernel(angles[0]) if is_default else partial(_simulated, circuit, angles)
+        signs = z_signs(n_qubits, x.dtype, x.device)
+        expectations = _kernel(angles[0]) if is_default else lambda psi: squares_behind(psi, circuit, angles) @ signs
         found = [expectations(embedded(rows, n_qubits)) for rows in x.reshape(-1, width).split(tokens)]
     return torch.cat(found).view(*x.shape[:-1], n_qubits)
 
@@ -92,13 +92,13 @@ def z_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return (1 - 2 * (torch.arange(2**n_qubits)[:, None] >> torch.arange(n_qubits - 1, -1, -1) & 1)).to(device, dtype)
 
 
-def _simulated(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:
-    """(T, N) from the embedded inputs psi (T, 2**N)."""
+def squares_behind(psi: Tensor, circuit: Ansatz, angles: Tensor) -> Tensor:
+    """Squared amplitudes (T, 2**N) behind a circuit that starts in the states psi (T, 2**N)."""
     if circuit.name in PAIR_ANSATZE:  # the states between blocks are computed again for the gradient
         psi = checkpoint(_through_blocks, circuit, angles, psi, use_reentrant=False, preserve_rng_state=False)
     else:
         psi = evolve(angles.reshape(1, -1), compiled(circuit, angles.dtype, angles.device), psi[None])[0]
-    return squared(psi) @ z_signs(circuit.n_qubits, angles.dtype, angles.device)
+    return squared(psi)
 
 
 def _through_blocks(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
 from math import comb
@@ -35,10 +36,16 @@ class LinearAdapter(FullPrecision):
 
     It is computed in the dtype of its parameters, float32, or float64 on a float64 base. All fields of the dataclass
     `settings` determine the adapter, as `parts` do. A subclass defines `change` and, of side "input", `merge_into`.
+
+    If f reads probabilities of circuits of `n_qubits` on its inputs, `measure(a, circuit, values)` replaces them where
+    it is set: squared amplitudes (..., D) of states a (..., D) of any norm, behind a circuit at the angles `values`, or
+    for None behind orthogonal matrices (..., D, D).
     """
 
     groups: ClassVar[Any] = {"angles": ANGLES, "gates": ParameterGroup("gates")}
     is_linear = True  # whether f is, so that it can be merged
+    n_qubits = 0
+    measure: Callable[[Tensor, Any, Tensor], Tensor] | None = None
     fingerprint: Tensor
 
     def __init__(self, side: str, settings: Any, *parts: Any) -> None:

@@ -49,8 +49,13 @@ def on_meta(
             model = _new(base, task_type, trust_remote_code)
         else:
             refuse_adapted(base)
-            # packed parameters of a quantized base cannot be copied, and have other shapes
-            model = type(base)(base.config) if getattr(base, "is_quantized", False) else _copied(base)
+            is_packed = getattr(base, "is_quantized", False)  # such parameters cannot be copied, and have other shapes
+            tensors = () if is_packed else (*base.parameters(), *base.buffers())
+            shells = {
+                id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+                for t in tensors
+            }
+            model = type(base)(base.config) if is_packed else copy.deepcopy(base, shells)
     if task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):  # PEFT: AttributeError
         raise ConfigError(
             f"the base is a {type(model).__name__}, which is no language model; set task, for example "
@@ -92,12 +97,3 @@ def _new(config: PretrainedConfig, task_type: str | None, trust_remote_code: boo
             if kind is not None:
                 return kind.from_config(config, trust_remote_code=trust_remote_code)
     raise ConfigError(f"transformers has no model for {type(config).__name__}; give the model itself to plan for it")
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """The same modules with every tensor on the meta device."""
-    shells = {
-        id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
-        for t in (*model.parameters(), *model.buffers())
-    }
-    return copy.deepcopy(model, shells)

@@ -50,9 +50,8 @@ def set_backend(
     """
     chosen = BackendSettings(backend=backend, shots=shots, noise=noise, shot_budget=shot_budget)
     check_adapted(model)
-    holder = holder_of(model)
+    holder: Any = holder_of(model)
     runs = circuit_runs(holder, chosen, seed, log)
-    assert holder is not None  # it has circuits
     holder.run_on(runs)
     return [*runs.values()][-1]
 
@@ -67,7 +66,10 @@ def circuit_runs(
     modules = () if generators is None else generators.modules()
     circuits = [module for module in modules if isinstance(module, CircuitModule)]
     if not circuits:
-        raise ConfigError("there is no circuit that a backend can run; QPA has one with feature_source qnn, qnn_frozen")
+        raise ConfigError(
+            "there is no circuit that a backend can run in training; QPA has one with feature_source qnn, qnn_frozen. "
+            "Circuits on inputs, of QAA and CUA, are measured by qpeft evaluate"
+        )
     if chosen == BackendSettings():
         return dict.fromkeys(circuits)
     device = as_backend(chosen.backend, max(each.ansatz.n_qubits for each in circuits), chosen.noise)

@@ -82,8 +82,7 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
         os.environ.setdefault(name, value)
     for name in _VERBOSE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(action="always"):
         warnings.showwarning = _show_own
         yield
 

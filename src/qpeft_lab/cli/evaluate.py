@@ -5,16 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from qpeft.backends import BackendSettings
 from qpeft.checks import option
 from qpeft.errors import ConfigError, InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, stderr, table
+from qpeft_lab.cli.console import Answer, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
+from qpeft_lab.data.sources import has_validation_split, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
@@ -23,12 +26,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qpeft_lab.training.classifier import TaskRecord
-    from qpeft_lab.training.score import Score
 
 _COLUMNS = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
 _LENGTHS = ("seq_len", "chat_template")
-_OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "dtype", *_COLUMNS)
+_OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *_COLUMNS)
 _PANEL = "Generated answers"
+_SHOTS = Fields(BackendSettings, "Measured circuits of QAA and CUA", only=("shots", "noise", "shot_budget"))
 
 
 @command
@@ -49,6 +52,8 @@ def evaluate(
         panel=_PANEL,
     ),
     search: Annotated[dict[str, Any], Fields(Decoding, _PANEL)],
+    circuits: Annotated[dict[str, Any], _SHOTS],
+    seed: int = option(0, "Seed of the simulated shots.", at_least=0, panel=_SHOTS.panel),
 ) -> Answer:
     """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes, correlation of numbers.
 
@@ -57,7 +62,8 @@ def evaluate(
     with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's correlation. The base alone
     is scored if it has a head for the same classes.
 
-    With --generate, answers to the prompts are generated and scored instead.
+    With --generate, answers to the prompts are generated and scored instead. With --shots or --noise, QAA or CUA is
+    scored exactly and, after a forecast of their number, with measured circuits.
 
     Examples:
 
@@ -65,8 +71,8 @@ def evaluate(
       qpeft evaluate --model gpt2 --seq-len 1024 \\
           --data Salesforce/wikitext:wikitext-2-raw-v1:test
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
+      qpeft evaluate --adapter run --data text.txt --shots 1024 --noise 0.01
     """
-    from qpeft_lab.data.sources import has_validation_split
     from qpeft_lab.training.classifier import read_record
 
     folder = source.adapter and source.find(source.adapter)
@@ -79,19 +85,26 @@ def evaluate(
     known: dict[str, Any] = of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
     known |= {"model": source.base(folder), "data": data, "out": "", "trust_remote_code": trusted}
+    known.setdefault("eval_blocks", 0)
     settings = settings_from(RunSettings, known)
     settings.check()
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
+    chosen = BackendSettings(**circuits) if circuits else None
+    if chosen and (generate or folder is None or not circuits.keys() & {"shots", "noise"}):
+        raise InputError(f"{flag(next(iter(circuits)))} needs --adapter, and --shots or --noise, without --generate")
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
         raise InputError(f"{flag(given[0])} is for generated answers; add --generate, or leave it out")
-    return _score_task(settings, folder, record)
+    return _score_task(settings, folder, record, chosen, seed)
 
 
-def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord | None) -> Answer:
-    """The scores of the base, unless its head is for other classes, and of the adapted model."""
+def _score_task(
+    settings: RunSettings, folder: Path | None, record: TaskRecord | None, chosen: BackendSettings | None, seed: int
+) -> Answer:
+    """The scores of the base, unless its head is for other classes, and of the adapted model; or of its circuits."""
+    from qpeft_lab.training.measured import measured_scores
     from qpeft_lab.training.tasks import TASK_CLASSES
 
     if folder is not None and record is None and not settings.is_language_model:
@@ -99,12 +112,18 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
     config = {} if folder is None else adapter_config(folder)
     reserved = (config | (config.get("host") or {})).get("num_virtual_tokens") or 0  # positions of a prefix or a prompt
     task = TASK_CLASSES[settings.task](settings, reserved, () if record is None else record.labels)
+    task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
 
-    def score(model: Any, is_base: bool) -> Score | None:
-        return None if is_base and task.has_new_head else task.score(model)
+    def score(model: Any, is_base: bool) -> Any:
+        if is_base and (chosen or task.has_new_head):
+            return None
+        scored = partial(task.score, model)
+        return measured_scores(model, scored, chosen, seed, _say_forecast) if chosen else scored()
 
     scores = _scores(task.load_base(), folder, score)
     found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
+    if chosen:
+        found["circuits"], scores = scores["adapted"]
     found |= {who: score and score.to_dict() for who, score in scores.items()}
 
     def show(console: Console) -> None:
@@ -115,6 +134,10 @@ def _score_task(settings: RunSettings, folder: Path | None, record: TaskRecord |
         console.print(table(["", *first.described()], rows), counts, sep="\n")
 
     return Answer(found, show)
+
+
+def _say_forecast(costs: dict[str, Any]) -> None:
+    say("Forecast:", f"{costs['circuits']:,} circuits, {costs['shots']:,} shots")
 
 
 def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) -> dict[str, Any]:

@@ -121,8 +121,7 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     The row has status diverged if the loss is not finite, or ends above twice its first value. Other errors are raised.
     """
     row = started_row(cell)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries repeat them in every cell
+    with warnings.catch_warnings(action="ignore"):  # libraries repeat them in every cell
         if cell.role == "cost":
             return row | _cost(cell) | {"status": "success"}
         try:
@@ -271,8 +270,7 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
     plain: dict[str, Any] = {"method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed, "save_every": None}
     run = replace(settings, method="none", host="lora", out="", **plain)
     if (key := repr((reserved, run))) not in _READ:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", DataWarning)
+        with warnings.catch_warnings(record=True, action="always", category=DataWarning) as caught:
             task = TASK_CLASSES[run.task](run, reserved)
         _READ[key] = task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
     return _READ[key]

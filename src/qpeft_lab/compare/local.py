@@ -108,7 +108,11 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, stop: C
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(stop,), daemon=True).start()
-    _write_output_to(log_path(folder, cell))
+    (log := log_path(folder, cell)).parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:  # for the output of libraries, which would disturb the runner's progress bar
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(threads)
     try:
         with locked(work_folder(cell, folder), patience):
@@ -129,13 +133,3 @@ def _obey(stop: Connection) -> None:
     if (runner := multiprocessing.parent_process()) is not None:
         runner.join()
     os._exit(1)
-
-
-def _write_output_to(log: Path) -> None:
-    """Redirect the output of libraries, which would disturb the runner's progress bar."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(file.fileno(), sys.stdout.fileno())
-        os.dup2(file.fileno(), sys.stderr.fileno())

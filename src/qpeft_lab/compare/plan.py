@@ -118,8 +118,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     parts, data_sha256, notes = split_data(study, folder)
     run = replace(run, data=str(parts["train"]), eval_data=str(parts["validation"]))
     if run.epochs is not None:  # their steps depend on the training data
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
+        with warnings.catch_warnings(action="ignore", category=DataWarning):  # each row reports what is left out
             run = run.with_steps(len(TASK_CLASSES[run.task](run).train))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)

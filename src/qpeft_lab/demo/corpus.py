@@ -64,8 +64,7 @@ def _topics(path: Path) -> Iterator[str]:
 
 def _distinct(texts: Iterable[str], source: str) -> list[str]:
     """The texts as `help` shows them: without common indentation and trailing spaces; each once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escape sequences in the files, which are parsed here
+    with warnings.catch_warnings(action="ignore"):  # invalid escape sequences in the files, which are parsed here
         lines = (inspect.cleandoc(text).splitlines() for text in texts)
         shown = ("\n".join(line.rstrip() for line in text).strip() for text in lines)
         docs = list(dict.fromkeys(filter(None, shown)))

@@ -23,8 +23,7 @@ def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
     """Matthews' correlation of `labels` and `predictions`, from -1 to 1; 0 if all are the same."""
     from sklearn.metrics import matthews_corrcoef
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a single class
+    with warnings.catch_warnings(action="ignore"):  # a single class
         return float(matthews_corrcoef(labels, predictions))
 
 

@@ -103,7 +103,9 @@ def load_classifier(
     if record.pad_token_id is not None:
         loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
     head = find_head(loaded)
-    lacking_in = {key: _module_of(loaded, key) for key in lacking | others}
+    body = loaded.base_model_prefix  # of a tensor there, a child of the body; of another, a part of the head
+    parts = {key: key.split(".") for key in lacking | others}
+    lacking_in = {key: ".".join(names[: 2 if names[0] == body else 1]) for key, names in parts.items()}
     is_for_others = record.labels != class_names(config)
     may_lack = () if is_classifier(config) and not is_for_others else head
     base.refuse_lacking(
@@ -177,11 +179,6 @@ def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> Non
                     module.weight.copy_(initial.normal(f"head:{name}.{path}", module.weight.shape, std))
                     if module.bias is not None:
                         module.bias.zero_()
-
-
-def _module_of(model: PreTrainedModel, key: str) -> str:
-    """The module of a tensor: a part of the head, or a child of the body."""
-    return ".".join(key.split(".")[: 2 if key.split(".")[0] == model.base_model_prefix else 1])
 
 
 def _to_float32(model: Any, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from peft import LoraGAConfig, TrainableTokensConfig
 from peft.tuners.lora.loraga import preprocess_loraga
 
+from qpeft.checks import option
 from qpeft.core.targets import set_target_names
 from qpeft.errors import ConfigError
 
@@ -73,9 +74,7 @@ class TokensConfig(TrainableTokensConfig):
     It is saved as PEFT's own config, with the indices.
     """
 
-    n_tokens: int = field(
-        default=2, metadata={"help": "Number of tokens, the most frequent ones of the training data."}
-    )
+    n_tokens: int = option(2, "Number of tokens, the most frequent ones of the training data.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

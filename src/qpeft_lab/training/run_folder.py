@@ -122,8 +122,7 @@ class RunFolder:
             self._refuse(_differences(self.recorded()[1], identity))
             made_with = read_json(self.config)["environment"]
         stored = {name: value for name, value in as_json(asdict(settings)).items() if name != _NOT_STORED}
-        record = {"settings": stored, "identity": identity, "environment": made_with}
-        write_json(self.config, record)
+        write_json(self.config, {"settings": stored, "identity": identity, "environment": made_with})
 
     def write_result(self, result: TrainResult) -> None:
         """Write result.json, which marks the run as finished, without its path: a folder can be moved."""

@@ -111,8 +111,7 @@ class BottleneckModel(OwnTuner):
             nn.init.zeros_(zero)
         init = SeededInit(config.seed, down.weight.device.type)
         with torch.no_grad():
-            drawn = f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)
-            down.weight.copy_(init.uniform(*drawn))
+            down.weight.copy_(init.uniform(f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)))
         layer.bottleneck_adapter[adapter_name] = nn.Sequential(down, nn.GELU(), up)
 
 

@@ -50,12 +50,19 @@ class CUARotation(Rotation):
         width = rotated_width(settings, "block_size", name, shape)
         super().__init__(settings.side, settings, width)
         self.size, self.is_linear = settings.block_size, settings.readout == "linear"
+        if not self.is_linear and self.size.bit_count() == 1:  # probabilities lack the signs of the linear readout
+            self.n_qubits = self.size.bit_length() - 1
         self.angles = Folded(torch.zeros(width // self.size, self.size * (self.size - 1) // 2), 1.0)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         return [cayley_change(skew(self.angles().to(dtype) / 2))]
 
     def change(self, x: Tensor) -> Tensor:
+        if self.measure is not None:
+            rotated, blocks = len(self.angles.start) * self.size, self.parts(x.dtype)[0]
+            slices = x[..., :rotated].unflatten(-1, (-1, self.size))
+            squares = self.measure(slices, None, blocks + torch.eye(self.size).to(x))
+            return x.sign() * torch.cat([squares.sqrt().flatten(-2), x[..., rotated:].abs()], -1) - x
         rotated = super().change(x)
         return rotated if self.is_linear else x.sign() * (x + rotated).abs() - x
 

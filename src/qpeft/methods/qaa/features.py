@@ -17,6 +17,7 @@ and "linear" is f = A a with a normal A (features, d) of the variance of a real 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ class Features(nn.Module):
 
     def __init__(self, settings: QAASettings, width: int, name: str, init: SeededInit) -> None:
         super().__init__()
-        self.source, self.ansatz = settings.feature_source, settings.ansatz
-        self.n_qubits = n = amplitude_qubits(width)
+        self.source, self.n_qubits = settings.feature_source, amplitude_qubits(width)
+        self.circuit, n = Ansatz(settings.ansatz, self.n_qubits, settings.n_layers), self.n_qubits
         unit = math.sqrt((2**n + 2) / 2)
         self.n_features, self.scale = (n, unit) if settings.readout == "z" else (settings.n_read, 1.0)
         if self.n_features > n:
@@ -53,7 +54,7 @@ class Features(nn.Module):
         elif self.source == "quadratic":
             self.register_buffer("matrix", init.orthonormal(f"{name}.quadratic", 2**n, width), persistent=False)
         else:
-            shape = Ansatz(settings.ansatz, n, settings.n_layers).angle_shape
+            shape = self.circuit.angle_shape
             drawn = init.uniform(f"{name}.angles", shape, math.pi)
             self.angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
             if self.source == "givens":
@@ -61,9 +62,12 @@ class Features(nn.Module):
                 order = init.uniform(f"{name}.pairs", (n_rounds, 2**n), 1.0).argsort(stable=True, dim=-1)
                 self.register_buffer("pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.source == "qnn":
-            z = amplitude_expectations(x, self.angles().to(x.dtype), self.ansatz)
+    def forward(self, x: Tensor, measure: Callable[[Tensor, Any, Tensor], Tensor] | None = None) -> Tensor:
+        if measure is not None:
+            squares = measure(embedded(x, self.n_qubits), self.circuit, self.angles().to(x.dtype))
+            z = squares @ z_signs(self.n_qubits, x.dtype, x.device)
+        elif self.source == "qnn":
+            z = amplitude_expectations(x, self.angles().to(x.dtype), self.circuit.name)
         else:
             a = embedded(x, self.n_qubits)
             phi = self._rotated(a) if self.source == "givens" else a[..., : x.shape[-1]] @ self.matrix.to(x.dtype).mT

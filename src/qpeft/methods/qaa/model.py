@@ -90,6 +90,7 @@ class QAABranch(LinearAdapter):
         features = None if settings.feature_source == "none" else Features(settings, width, name, init)
         super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
         self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
+        self.n_qubits = features.n_qubits if features and features.source == "qnn" else 0
         count = amplitude_qubits(width) if features is None else features.n_features
         self.scale, self.slices = settings.alpha / count, slices
         written = sum(stop - start for start, stop in slices)
@@ -101,7 +102,7 @@ class QAABranch(LinearAdapter):
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
         added: Any = self.c
         if self.features is not None and self.V is not None:
-            f = self.features(x)
+            f = self.features(x, self.measure)
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             added = linear(f * norm if self.carry_norm else f, self.V, self.c)
         parts = added.expand(*x.shape[:-1], -1).split([stop - start for start, stop in self.slices], -1)
@@ -124,5 +125,5 @@ class QAAModel(LinearTuner):
         raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
 
     def plan_sizes(self) -> dict[str, Any]:
-        n_qubits = [m.n_qubits for m in self.modules() if isinstance(m, Features) and m.source == "qnn"]
+        n_qubits = [branch.n_qubits for _, _, branch in self._pairs() if branch.n_qubits]
         return {"n_qubits": max(n_qubits), "n_circuits": len(n_qubits)} if n_qubits else {}

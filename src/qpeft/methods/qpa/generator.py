@@ -207,8 +207,7 @@ class QPAGenerator(Generator):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
         self._reference = None
-        super()._apply(fn, recurse)
-        return self
+        return super()._apply(fn, recurse)
 
     def plan_sizes(self) -> dict[str, Any]:
         count, config, hidden = self.count, self.config, self.count.widths[1:-1]

@@ -52,6 +52,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     r: int = option(8, "Rank of the update, the paper's K.")
     lora_alpha: int = option(16, "The factor s of the update; it is not divided by r.")
     method_name = "QPEFT_QUANTUM_PEFT"
+    drawn_init = "zero"  # type: ignore[assignment]  # circuits compute the initial values
 
     def __post_init__(self) -> None:
         self._of_file: dict[str, Any] | None = None  # settings in the frame file, which may be moved before saving
@@ -79,8 +80,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         self._of_file = file.settings
         if self.target_modules is None:
             targets: Any = file.settings.get("target_modules")
-            targets = set(targets) if isinstance(targets, list) else targets
-            self.target_modules = targets
+            self.target_modules = set(targets) if isinstance(targets, list) else targets  # type: ignore[assignment]
 
     def frame_file(self) -> FrameFile:
         """Read the frame file. Raises CheckpointError if it is damaged, or not that with `frames_sha256`."""
@@ -137,10 +137,6 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
                         initial = torch.zeros(p.shape) if p.is_meta else p.detach().float().cpu()
                         found.append(Slot(module, key, f"{name}.{key}", p.shape, p.dtype, initial))
         return found
-
-    @property
-    def drawn_init(self) -> str:
-        return "zero"  # circuits compute the initial values
 
 
 class QuantumPeftModel(GeneratedMixin, LoraModel):
