@@ -176,8 +176,8 @@ class SharedSettings:
         if self.report_to:
             from transformers.integrations.integration_utils import get_available_reporting_integrations as available
 
-            for name in (name for name in self.report_to if name not in available()):
-                raise ConfigError(f"{unknown('place to report to', name, available())}; install its package")
+            if missing := [name for name in self.report_to if name not in available()]:
+                raise ConfigError(f"{unknown('place to report to', missing[0], available())}; install its package")
 
     @property
     def is_language_model(self) -> bool:

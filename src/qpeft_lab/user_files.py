@@ -55,8 +55,7 @@ def named_ansatz(name: str) -> str:
 
     For names given by a user in a command or a study file; never for names in a checkpoint.
 
-    Raises:
-        ConfigError: the file does not exist, raises an error, or does not register NAME.
+    Raises ConfigError if the file does not exist, raises an error, or does not register NAME.
     """
     if not is_file(name):
         return name

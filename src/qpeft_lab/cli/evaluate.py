@@ -19,7 +19,7 @@ from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.sources import has_validation_split, spread
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.settings import RunSettings, settings_from
+from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
 
 if TYPE_CHECKING:
@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from qpeft_lab.training.classifier import TaskRecord
 
-_COLUMNS = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
 _LENGTHS = ("seq_len", "chat_template")
-_OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *_COLUMNS)
+_OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *COLUMNS)
 _PANEL = "Generated answers"
 _SHOTS = Fields(BackendSettings, "Measured circuits of QAA and CUA", only=("shots", "noise", "shot_budget"))
 
@@ -80,7 +79,7 @@ def evaluate(
     ran = {} if trained is None else asdict(trained.recorded()[0])
     if record is not None and run.get("task", record.task) != record.task:
         raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")
-    names = {*_LENGTHS, *(() if find_glue(data) else _COLUMNS)}
+    names = {*_LENGTHS, *(() if find_glue(data) else COLUMNS)}
     of_run = {name: value for name, value in ran.items() if name in names}
     known: dict[str, Any] = of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
@@ -114,11 +113,14 @@ def _score_task(
     task = TASK_CLASSES[settings.task](settings, reserved, () if record is None else record.labels)
     task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
 
+    def forecast(costs: dict[str, Any]) -> None:
+        say("Forecast:", f"{costs['circuits']:,} circuits, {costs['shots']:,} shots")
+
     def score(model: Any, is_base: bool) -> Any:
         if is_base and (chosen or task.has_new_head):
             return None
         scored = partial(task.score, model)
-        return measured_scores(model, scored, chosen, seed, _say_forecast) if chosen else scored()
+        return measured_scores(model, scored, chosen, seed, forecast) if chosen else scored()
 
     scores = _scores(task.load_base(), folder, score)
     found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
@@ -134,10 +136,6 @@ def _score_task(
         console.print(table(["", *first.described()], rows), counts, sep="\n")
 
     return Answer(found, show)
-
-
-def _say_forecast(costs: dict[str, Any]) -> None:
-    say("Forecast:", f"{costs['circuits']:,} circuits, {costs['shots']:,} shots")
 
 
 def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) -> dict[str, Any]:

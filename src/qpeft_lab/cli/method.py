@@ -60,9 +60,8 @@ MethodOptions = Annotated[dict[str, Any], Fields(_Given), *_GENERATORS.values()]
 def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the method that its options, --set and --preset give; other fields keep the method's defaults.
 
-    Raises:
-        ConfigError: an unknown preset or field, a field given twice, an option of another method's generator, or a
-            value out of range.
+    Raises ConfigError for an unknown preset or field, a field given twice, an option of another method's generator, or
+    a value out of range.
     """
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
     common = {f.name for f in fields(_Given)}

@@ -212,11 +212,9 @@ class Study(_Strict):
 
     def run_of(self, method: Method, settings: Mapping[str, Any] | None = None) -> RunSettings:
         """The run of a method, with other settings than its own if there are some."""
-        own = dict(method.settings if settings is None else settings)
-        backend = dict(method.backend)
-        return self.run.with_method(
-            method=method.method, host=method.host, method_settings=own, backend_settings=backend
-        )
+        own = {"method_settings": dict(method.settings if settings is None else settings)}
+        own |= {"backend_settings": dict(method.backend)}
+        return self.run.with_method(method=method.method, host=method.host, **own)
 
 
 class PlannedStudy(Study):

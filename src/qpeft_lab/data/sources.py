@@ -110,8 +110,7 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     only one. Rows with nothing to score, an empty text or no answer, are left out with a warning, or kept for
     `pad_rows`; then a .txt has a row per line.
 
-    Raises:
-        DataError: the source is missing, unreadable or empty, or lacks the columns.
+    Raises DataError if the source is missing, unreadable or empty, or lacks the columns.
     """
     rows = load_rows(source, split, by_line=run.pad_rows)
     formats: tuple[dict[str, str], ...] = (  # column of the source -> key in the row; the last one is scored
@@ -170,8 +169,7 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     A .txt is one row, or one per line, without its line break. Quotation marks have no special meaning in a .tsv. The
     classes of a task of GLUE are named.
 
-    Raises:
-        DataError: the source is missing, unreadable or empty, or a task of GLUE has no such class.
+    Raises DataError if the source is missing, unreadable or empty, or a task of GLUE has no such class.
     """
     if source in BUILT_IN:
         module, function = BUILT_IN[source].split(":")

@@ -191,8 +191,7 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Mea
         allow; `numerical_rank`, the number of singular values above 1e-6 of the largest; `matrices`, the number of
         matrices that are not zero. No rank depends on a scalar factor of a matrix, such as LoRA's scaling.
 
-    Raises:
-        ConfigError: A matrix is not finite.
+    Raises ConfigError if a matrix is not finite.
     """
     singular = [_singular_values(name, update) for name, update in updates.items()]
     used = [s for s in singular if s.any()]

@@ -88,8 +88,7 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
         `inverse_participation`, the mean of D sum p^2, the inverse participation ratio, and `expected_participation`,
         that of random states.
 
-    Raises:
-        ConfigError: Values that are not probabilities.
+    Raises ConfigError for values that are not probabilities.
     """
     p = np.atleast_2d(np.asarray(torch.as_tensor(probabilities).detach().cpu()))
     if p.ndim != 2 or len(p) == 0 or p.shape[1] < 2 or np.iscomplexobj(p):
@@ -119,8 +118,7 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     dp/dtheta_k = (p(theta + pi/2 e_k) - p(theta - pi/2 e_k)) / 2. Singular values above 1e-8 times the largest count.
     At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1). Cost: 2 P states of 2^N amplitudes.
 
-    Raises:
-        ConfigError: Angles of another shape, or not finite.
+    Raises ConfigError for angles of another shape, or not finite.
     """
     if tuple(angles.shape) != ansatz.angle_shape or not torch.isfinite(angles).all():
         raise ConfigError(f"angles must be finite, of shape {ansatz.angle_shape}, got {tuple(angles.shape)}")
@@ -158,8 +156,7 @@ def gradient_variance(
         standard error `slope_error` from the samples, both None for one width; and `vanishes`: whether the slope is
         that of an exponential decrease, None if the samples are inconclusive.
 
-    Raises:
-        ConfigError: Fewer than two samples.
+    Raises ConfigError for fewer than two samples.
     """
     if samples < 2:
         raise ConfigError(f"samples must be at least 2, got {samples}")
@@ -237,8 +234,7 @@ def meyer_wallach(states: Tensor) -> Measurement:
     (a product state) to 1, and `error` its standard error. `expected` is the mean of random states with amplitudes of
     the same field: (D-2)/(D+2) of real ones with D = 2^N, (D-2)/(D+1) of complex ones.
 
-    Raises:
-        ConfigError: States of another shape or norm.
+    Raises ConfigError for states of another shape or norm.
     """
     size = states.shape[-1] if states.ndim == 2 else 0
     if len(states) < 2 or size < 2 or size & (size - 1):

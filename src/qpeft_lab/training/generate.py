@@ -53,8 +53,7 @@ def generate_texts(
     would separate from the text, prompts are continued one by one.
     Above 0, `temperature` samples tokens.
 
-    Raises:
-        DataError: a prompt has no token, or does not fit into the model's context with the new tokens after it.
+    Raises DataError if a prompt has no token, or does not fit into the model's context with the new tokens after it.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
