@@ -29,7 +29,8 @@ HELD_OUT = {
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_base_has_the_scores_of_its_card(name):
     docs, base = HELD_OUT[name](), base_path()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype="float32"), AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(base)
     card = json.loads((base / "training.json").read_text())["scores"][name]
     same_text = SCRIPT["digest"](docs) == card["sha256"]  # else another version of Python or NumPy
     result = evaluate_language_model(model, cut([{"text": text} for text in docs], 256, tokenizer))

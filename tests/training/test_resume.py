@@ -51,6 +51,7 @@ def number_files(opinion_files, tmp_path):
 
 
 def train_fails(error, message, asked, progress=None):
+    """A run that is killed or refused."""
     with pytest.raises(error, match=message):
         train(asked, progress)
 
@@ -268,7 +269,8 @@ def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_mo
 
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_folder_of_another_run_is_refused(settings, text_file, tiny_model, tmp_path, is_finished):
-    own = partial(settings, model=str(base := shutil.copytree(tiny_model, tmp_path / "base")))
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    own = partial(settings, model=str(base))
     result = train(own()) if is_finished else train_fails(Killed, None, own(), kill_at(1))
     others = {"lr": 0.5, "method_settings": {"r": 2}, "seed": 1, "steps": 9}
     for changes in (*({name: value} for name, value in others.items()), {"steps": None, "epochs": 2.0}):
