@@ -143,12 +143,14 @@ def adapters() -> type[Adapters]:
 
 @pytest.fixture(scope="session")
 def qpeft_cli():
-    """Call the command line as `qpeft_cli("plan", "--model", ...)`."""
+    """Call the command line as `qpeft_cli("plan", "--model", ...)`; if a `code` is given, it must exit with it."""
     from typer.testing import CliRunner
 
     from qpeft_lab.cli.app import build
 
-    def call(*arguments, **options):
-        return CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)
+    def call(*arguments, code=None, **options):
+        result = CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)
+        assert code in (None, result.exit_code), result.output
+        return result
 
     return call

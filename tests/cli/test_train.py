@@ -14,8 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_path):
     command = ("train", "--model", base_folder, "--data", text, "--out", tmp_path / "run", "--steps", 4)
     command += ("--batch-size", 4, "--method", "lora", "--r", 8, "--target-modules", "q_proj", "--seed", 3)
-    shown = qpeft_cli(*command)
-    assert shown.exit_code == 0, shown.output
+    shown = qpeft_cli(*command, code=0)
     assert str(tmp_path / "run" / "exported") in shown.stdout
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["method_settings"], settings["seed"]) == ({"r": 8, "target_modules": ["q_proj"]}, 3)
@@ -30,8 +29,7 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
         "method: qpa\nmethod_settings: {r: 2, hidden: [6, 5], chunk_size: 32}\nbackend_settings: {shots: 100}\n"
     )
     options = ("--per-device-batch-size", 1, "--learning-rate", 0.01, "--chunk-size", 16, "--shots", 50, "--steps", 2)
-    result = qpeft_cli("train", "--config", config, *options)
-    assert result.exit_code == 0, result.output
+    result = qpeft_cli("train", "--config", config, *options, code=0)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert settings["method_settings"] == {"r": 2, "hidden": [6, 5], "chunk_size": 16}
     assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
@@ -43,9 +41,7 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
 def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_path):
     run = f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 5\nseq_len: 32\nmethod: lora\n"
     (config := tmp_path / "run.yaml").write_text(run)
-    result = qpeft_cli("train", "--config", config, "--num-epochs", 0.01)
-    assert result.exit_code == 0, result.output
-    assert "--epochs" in result.stderr
+    assert "--epochs" in qpeft_cli("train", "--config", config, "--num-epochs", 0.01, code=0).stderr
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["steps"], settings["epochs"]) == (None, 0.01)
 

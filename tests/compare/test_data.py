@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 
@@ -80,8 +81,6 @@ def test_parts_contain_all_classes(tmp_path):
 
 
 def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (folder := tmp_path / "tales").mkdir()
     for name, n in (("train", 60), ("validation", 5), ("test", 7)):

@@ -1,5 +1,7 @@
 """The autograd boundary: equal to plain autograd and evaluated once per step; regression tests."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -32,23 +34,13 @@ class Toy(nn.Module):
         self.backwards += 1
 
 
-class Host(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(2, 2, bias=False, dtype=torch.float64)
-        self.b = nn.Linear(2, 1, bias=False, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.b(torch.tanh(self.a(x)))
-
-
 class Bound:
     """A host whose weights are bound to a generator."""
 
     def __init__(self):
-        self.host, self.generator = Host(), Toy()
-        named = (("a", self.host.a), ("b", self.host.b))
-        slots = [Slot(m, "weight", n, m.weight.shape, m.weight.dtype) for n, m in named]
+        maps = {"a": nn.Linear(2, 2, bias=False), "tanh": nn.Tanh(), "b": nn.Linear(2, 1, bias=False)}
+        self.host, self.generator = nn.Sequential(OrderedDict(maps)).double(), Toy()
+        slots = [Slot(maps[n], "weight", n, maps[n].weight.shape, torch.float64) for n in "ab"]
         self.binding = Binding(self.generator, slots)
 
     def loss(self, x):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import PreTrainedTokenizerFast
 
 from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings
@@ -44,9 +46,6 @@ def test_blocks_join_texts_with_one_end_of_text_token(tokenizer, values, seq_len
 
 
 def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
-    from tokenizers import processors
-    from transformers import PreTrainedTokenizerFast
-
     trimming = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
     trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     offsets = trimming("the king", return_offsets_mapping=True)["offset_mapping"]
@@ -64,8 +63,6 @@ def test_only_answer_and_end_are_scored_and_a_token_that_spans_both_parts(tokeni
 
 @pytest.fixture
 def chat(tokenizer):
-    from transformers import PreTrainedTokenizerFast
-
     chat = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
     chat.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}"

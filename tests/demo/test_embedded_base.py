@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import qpeft_lab.demo
 from qpeft.files import file_hash
 from qpeft_lab.base_model import load_model, load_tokenizer
 from qpeft_lab.data.text import cut
-from qpeft_lab.demo import corpus
+from qpeft_lab.demo import base_path, corpus
 from qpeft_lab.training.score import evaluate_language_model
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_base.py"))
@@ -26,30 +25,13 @@ HELD_OUT = {
 }
 
 
-@pytest.fixture(scope="module")
-def base() -> Path:
-    return qpeft_lab.demo.base_path()
-
-
-@pytest.fixture(scope="module")
-def training(base) -> dict:
-    return json.loads((base / "training.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def model(base):
-    return AutoModelForCausalLM.from_pretrained(base, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(base):
-    return AutoTokenizer.from_pretrained(base)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("name", HELD_OUT)
-def test_base_has_the_scores_of_its_card(name, model, tokenizer, training):
-    docs, card = HELD_OUT[name](), training["scores"][name]
+def test_base_has_the_scores_of_its_card(name):
+    docs, base = HELD_OUT[name](), base_path()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    card = json.loads((base / "training.json").read_text())["scores"][name]
     same_text = SCRIPT["digest"](docs) == card["sha256"]  # else another version of Python or NumPy
     result = evaluate_language_model(model, cut([{"text": text} for text in docs], 256, tokenizer))
     assert result.loss == pytest.approx(card["loss"], abs=1e-3 if same_text else 0.3)
@@ -62,8 +44,8 @@ DIGESTS = {
 }
 
 
-def test_base_has_not_changed(base):
-    assert {name: file_hash(base / name) for name in DIGESTS} == DIGESTS
+def test_base_has_not_changed():
+    assert {name: file_hash(base_path() / name) for name in DIGESTS} == DIGESTS
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])

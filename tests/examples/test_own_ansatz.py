@@ -57,17 +57,11 @@ SIZES = {"ansatz": "cz_ring", "features": 2, "chunk_size": 64, "n_layers": 2}
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
-def adapted(base):
-    return get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**SIZES, **LORA))
-
-
-def attached(base):
-    return qpeft.attach(get_peft_model(copy.deepcopy(base), LoraConfig(**LORA)), qpeft.QPAGeneratorConfig(**SIZES))
-
-
-@pytest.mark.parametrize("make", [adapted, attached])
-def test_checkpoint_of_a_changed_ansatz_is_refused(make, llama, tmp_path, monkeypatch):
-    qpeft.save(make(llama), tmp_path)
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_checkpoint_of_a_changed_ansatz_is_refused(is_attached, llama, tmp_path, monkeypatch):
+    config = LoraConfig(**LORA) if is_attached else qpeft.QPAConfig(**SIZES, **LORA)
+    model = get_peft_model(copy.deepcopy(llama), config)
+    qpeft.save(qpeft.attach(model, qpeft.QPAGeneratorConfig(**SIZES)) if is_attached else model, tmp_path)
     qpeft.load(copy.deepcopy(llama), tmp_path)
     own = ansatz._families["cz_ring"]
 

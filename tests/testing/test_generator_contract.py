@@ -135,18 +135,6 @@ class Line(Generator):
         return self.initial + self.mixing @ torch.sin(self.numbers())
 
 
-class Wrong(torch.autograd.Function):
-    """x times a factor, whose gradient forgets the factor."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        return x * factor
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad, None
-
-
 def unmoved(self, fn, recurse=True):
     """A tensor that is neither parameter nor buffer is not moved, and neither are the others."""
     torch.nn.Module._apply(self, fn, recurse)
@@ -183,7 +171,7 @@ MISTAKES = {  # what is defined otherwise, the message, and what the contract is
     "detached": (through(lambda self, flat: flat.detach()), "the output has no gradient"),
     "differs in eval": (through(lambda self, flat: flat if self.training else flat + 1e-3), r"eval\(\) changes"),
     "no fingerprint": (after(lambda self: delattr(self, "fingerprint")), "no fingerprint"),
-    "wrong gradient": (through(lambda self, flat: Wrong.apply(flat - self.initial, 2) + self.initial), "numbers.tau"),
+    "wrong gradient": (through(lambda self, flat: flat + (flat - self.initial).detach()), "numbers.tau"),
     "noisy": (through(lambda self, flat: flat + torch.randn(M) * self.numbers().abs().sum()), "two evaluations differ"),
     "drawn by torch": ({"drawn": lambda self, start, shape: torch.randn(shape)}, "draw from `init`, not from torch"),
     "not at start": (through(lambda self, flat: flat + 1e-3), "must equal `initial` exactly"),

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,12 @@ def number_files(opinion_files, tmp_path):
     text = opinion_files[0].read_text().replace("\tgood", "\t1").replace("\tbad", "\t-2.5")
     (file := tmp_path / "numbers.tsv").write_text(text)
     return [file]
+
+
+def train_fails(error, message, asked, progress=None):
+    """A run that is killed or refused."""
+    with pytest.raises(error, match=message):
+        train(asked, progress)
 
 
 @pytest.fixture
@@ -214,16 +221,13 @@ def with_file(settings, tmp_path):
 def test_file_of_a_user_may_be_moved_but_neither_missing_nor_changed(with_file, tmp_path, kind):
     file, asked = with_file(kind)
     unbroken = train(asked(file, "unbroken"))
-    with pytest.raises(Killed):
-        train(asked(file, "killed"), kill_at(5))
+    train_fails(Killed, None, asked(file, "killed"), kill_at(5))
     (tmp_path / "moved").mkdir()
     moved = Path(shutil.move(file, tmp_path / "moved"))
-    with pytest.raises(ConfigError, match=file.name):
-        train(asked(file, "killed"))
+    train_fails(ConfigError, file.name, asked(file, "killed"))
     content = moved.read_bytes()
     moved.write_bytes(content + b"#")
-    with pytest.raises(CheckpointError, match=f"{kind} was"):
-        train(asked(moved, "killed"))
+    train_fails(CheckpointError, f"{kind} was", asked(moved, "killed"))
     moved.write_bytes(content)
     ansatz._families.pop("ring_of_run", None)  # as in a new process
     assert_same_result(train(asked(moved, "killed")).out, unbroken.out)
@@ -249,8 +253,7 @@ def test_finished_run_of_a_changed_method_is_refused(settings, tmp_path, monkeyp
 
 def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_model, tmp_path):
     unbroken = train(settings("unbroken"))
-    with pytest.raises(Killed):
-        train(settings(), kill_at(3))
+    train_fails(Killed, None, settings(), kill_at(3))
     shutil.move(tmp_path / "run", tmp_path / "moved")
     base = shutil.copytree(tiny_model, tmp_path / "base")
     copy = shutil.copy(text_file, tmp_path / "copy.txt")
@@ -267,29 +270,23 @@ def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_mo
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_folder_of_another_run_is_refused(settings, text_file, tiny_model, tmp_path, is_finished):
     base = shutil.copytree(tiny_model, tmp_path / "base")
-    result = None
-    if is_finished:
-        result = train(settings(model=str(base)))
-    else:
-        with pytest.raises(Killed):
-            train(settings(model=str(base)), kill_at(1))
+    own = partial(settings, model=str(base))
+    result = train(own()) if is_finished else train_fails(Killed, None, own(), kill_at(1))
     others = {"lr": 0.5, "method_settings": {"r": 2}, "seed": 1, "steps": 9}
     for changes in (*({name: value} for name, value in others.items()), {"steps": None, "epochs": 2.0}):
-        with pytest.raises(CheckpointError, match="r was" if "method_settings" in changes else f"{min(changes)} was"):
-            train(settings(model=str(base), **changes))
+        field = "r" if "method_settings" in changes else min(changes)
+        train_fails(CheckpointError, f"{field} was", own(**changes))
     text, tensors = text_file.read_text(), load_file(base / "model.safetensors")
     text_file.write_text(text.replace("fox", "wolf"))
-    with pytest.raises(CheckpointError, match="data was"):
-        train(settings(model=str(base)))
+    train_fails(CheckpointError, "data was", own())
     text_file.write_text(text)
     save_file({name: t + 1e-3 for name, t in tensors.items()}, base / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="model was"):
-        train(settings(model=str(base)))
+    train_fails(CheckpointError, "model was", own())
     if result is not None:  # without base and data the result is shown
         shutil.rmtree(base)
         text_file.unlink()
         progress = Recorder()
-        again = train(settings(model=str(base)), progress)
+        again = train(own(), progress)
         assert {**again.to_dict(), "already_finished": False} == result.to_dict()
         assert progress.events == []
 
@@ -370,10 +367,8 @@ def test_device_outage_keeps_completed_steps(on_backend, device):
     plain = train(on_backend("plain"))
     chosen = on_backend(backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None)
     down = device.parent / "down"
-    with pytest.raises(BackendError, match="no answer"):
-        train(chosen, Recorder(lambda step: down.touch() if step == 4 else None))
-    with pytest.raises(BackendError, match="unreliable failed"):
-        train(chosen)
+    train_fails(BackendError, "no answer", chosen, Recorder(lambda step: down.touch() if step == 4 else None))
+    train_fails(BackendError, "unreliable failed", chosen)
     down.unlink()
     resumed = Recorder()
     result = train(chosen, resumed)
@@ -385,14 +380,12 @@ def test_device_outage_keeps_completed_steps(on_backend, device):
 @pytest.mark.long
 def test_run_resumes_with_a_larger_shot_budget(on_backend):
     needed = 512 * (STEPS * N_CIRCUITS)
-    with pytest.raises(ConfigError, match="shot budget"):
-        train(on_backend(backend_settings={"shots": 512, "shot_budget": needed - 1}))
+    little = {"shots": 512, "shot_budget": needed - 1}
+    train_fails(ConfigError, "shot budget", on_backend(backend_settings=little))
     assert not Path(on_backend().out).exists()
     tight = {"shots": 512, "shot_budget": needed}
-    with pytest.raises(Killed):
-        train(on_backend(backend_settings=tight), kill_at(5))
-    with pytest.raises(ConfigError, match="shot budget"):
-        train(on_backend(backend_settings=tight))  # the step that was lost is not in it
+    train_fails(Killed, None, on_backend(backend_settings=tight), kill_at(5))
+    train_fails(ConfigError, "shot budget", on_backend(backend_settings=tight))  # the lost step is not in it
     result = train(on_backend(backend_settings={"shots": 512, "shot_budget": 2 * needed}))
     assert_same_result(result.out, train(on_backend("whole")).out)
 
@@ -409,6 +402,5 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
 def test_invalid_backend_settings_are_refused(on_backend, device, backend, message):
     given = {k: v.format(device=device) if isinstance(v, str) else v for k, v in backend.items()}
     chosen = on_backend(backend_settings=given)
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
-        train(chosen)
+    train_fails(ConfigError, message, chosen)
     assert not Path(chosen.out).exists()
