@@ -144,7 +144,7 @@ class SharedSettings:
     )
 
     def __post_init__(self) -> None:
-        for name, value in self.glue.settings().items() if self.glue else ():
+        for name, value in glue.settings().items() if (glue := find_glue(self.data)) else ():
             if getattr(self, name) == getattr(SharedSettings, name):
                 setattr(self, name, value)
         if self.steps is None and self.epochs is None:
@@ -154,7 +154,7 @@ class SharedSettings:
 
     def check(self) -> None:
         """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
-        for name, value in self.glue.settings().items() if self.glue else ():
+        for name, value in glue.settings().items() if (glue := find_glue(self.data)) else ():
             if getattr(self, name) != value:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
         check_fields(self, skip=("method", "host"))

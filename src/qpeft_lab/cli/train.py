@@ -82,20 +82,6 @@ def _show(console: Console, result: TrainResult) -> None:
 
     if result.already_finished:
         line(console, f"{result.out} is finished; nothing was trained. Its result:\n", "bold")
-    console.print(facts(_rows(result)))
-    if result.after.loss > result.before.loss:
-        line(console, "\nNote: the loss is higher than before training; try a lower --lr or other data")
-    if not result.adapter.is_dir():
-        line(console, f"\nThe model and its tokenizer or image processor: {result.exported}")
-        return
-    is_stock = result.has_stock_form
-    folder = result.exported if is_stock else result.adapter
-    registered = None if is_stock else methods.get(result.method).config_class
-    line(console, f"\n{folder} loads with {'plain PEFT' if is_stock else 'qpeft'}:\n")
-    line(console, load_lines(result.model, str(folder.resolve()), registered, **how_to_load(folder)), "cyan")
-
-
-def _rows(result: TrainResult) -> list[tuple[Any, ...]]:
     head = f" ({result.trainable_head:,} in the classification head)" if result.trainable_head else ""
     exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
     rows: list[tuple[Any, ...]] = []
@@ -113,4 +99,15 @@ def _rows(result: TrainResult) -> list[tuple[Any, ...]]:
         where = f"on {used['backend']} in {used['jobs']:,} jobs{shots}, {used['seconds']:.1f} s"
         rows.append(("circuits", used["circuits"], where))
     per_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
-    return [*rows, ("time", f"{result.seconds:.1f} s", per_step)]
+    rows.append(("time", f"{result.seconds:.1f} s", per_step))
+    console.print(facts(rows))
+    if result.after.loss > result.before.loss:
+        line(console, "\nNote: the loss is higher than before training; try a lower --lr or other data")
+    if not result.adapter.is_dir():
+        line(console, f"\nThe model and its tokenizer or image processor: {result.exported}")
+        return
+    is_stock = result.has_stock_form
+    folder = result.exported if is_stock else result.adapter
+    registered = None if is_stock else methods.get(result.method).config_class
+    line(console, f"\n{folder} loads with {'plain PEFT' if is_stock else 'qpeft'}:\n")
+    line(console, load_lines(result.model, str(folder.resolve()), registered, **how_to_load(folder)), "cyan")

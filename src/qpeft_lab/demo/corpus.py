@@ -10,6 +10,7 @@ import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -38,9 +39,8 @@ def package_docs(*names: str) -> list[str]:
     return _distinct(docs, f"{', '.join(names)} at {roots[0]}")
 
 
-def numpy_docs() -> list[str]:
-    """The docstrings of NumPy, including those of compiled functions: about 1.7 MB."""
-    return package_docs("numpy")
+# the docstrings of NumPy, including those of compiled functions: about 1.7 MB
+numpy_docs = partial(package_docs, "numpy")
 
 
 def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
