@@ -171,12 +171,36 @@ def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
     close(torch.load(logits), model(torch.arange(8)[None]).logits.detach(), atol=1e-10)
 
 
-@pytest.mark.parametrize("target", ["v_proj", "k_proj"])
-@pytest.mark.parametrize("changes", [{"attention_bias": True}, {"num_attention_heads": 8, "num_key_value_heads": 2}])
-def test_other_rotations_of_outputs_have_no_oft(tmp_path, target, changes):
-    config = qpeft.CUAConfig(side="output", target_modules=[target])  # blocks of 4 do not divide 8 heads of 2
-    with pytest.raises(ConfigError, match=rf"no stock PEFT adapter .*{target}; .* v_proj without bias"):
+@pytest.mark.parametrize(
+    ("changes", "settings", "reason"),
+    [
+        ({"attention_bias": True}, {}, "v_proj without bias"),
+        ({}, {"target_modules": ["k_proj"]}, "k_proj; .* v_proj without bias"),
+        ({}, {"modules_to_save": ["o_proj"]}, "o_proj that is not trained"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 2}, {}, "divide a head of 2"),
+    ],
+)
+def test_other_rotations_of_outputs_have_no_oft(tmp_path, changes, settings, reason):
+    config = qpeft.CUAConfig(side="output", **{"target_modules": ["v_proj"], **settings})
+    with pytest.raises(ConfigError, match=f"no stock PEFT adapter .*{reason}"):
         qpeft.export(peft.get_peft_model(tiny_models.llama(**changes), config), tmp_path / "exported")
+
+
+@pytest.mark.parametrize("is_meta", [False, True])
+def test_rotation_in_front_of_a_gate_has_no_oft(tmp_path, is_meta):
+    """Also without weights, where nothing can be compared."""
+    llama = tiny_models.llama().to("meta" if is_meta else "cpu")
+    model = peft.get_peft_model(llama, qpeft.CUAConfig(side="output", target_modules=["v_proj"]))
+    llama.config.model_type = "afmoe"  # whose attention ends in a gate
+    with pytest.raises(ConfigError, match="in models of type"):
+        qpeft.export(model, tmp_path / "exported")
+
+
+def test_angles_that_are_not_finite_are_not_exported(llama, tmp_path):
+    model = peft.get_peft_model(llama, qpeft.CUAConfig(target_modules=["v_proj"]))
+    torch.nn.init.constant_(next(p for p in model.parameters() if p.requires_grad), float("nan"))
+    with pytest.raises(ConfigError, match="not finite"):
+        qpeft.export(model, tmp_path / "exported")
 
 
 @pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc

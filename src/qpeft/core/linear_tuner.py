@@ -24,6 +24,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_not_tied, is_linear, sizes
 from qpeft.errors import ConfigError, QpeftWarning
 
+_PLAIN_ATTENTION = ("gemma3_text", "llama", "mistral", "qwen3")  # nothing but heads between v_proj and o_proj
 _MOST_CONDITION = 1e4  # of I + Q, before its inverse loses too many digits of float32
 
 
@@ -98,6 +99,8 @@ class Rotation(LinearAdapter):
         eye = torch.eye(size, dtype=torch.float64, device=parts[0].device)
         columns = block_change(eye.repeat(1, len(parts[0])), parts, size)  # of all blocks, one after the other
         q = eye + columns.unflatten(-1, (-1, size)).permute(1, 2, 0)  # (N, size, size)
+        if not q.is_meta and not q.isfinite().all():
+            raise ConfigError("a rotation has angles that are not finite; train again, or load a checkpoint")
         if not q.is_meta and not (torch.linalg.cond(q + eye) < _MOST_CONDITION).all():
             raise ConfigError("a rotation by about 180 degrees has no parameters of OFT; merge the adapter instead")
         row, column = torch.triu_indices(size, size, 1, device=q.device)
@@ -248,16 +251,18 @@ class LinearTuner(OwnTuner):
         blocks = torch.arange(len(adapter.angles.start))
         if adapter.side == "output":
             parent, _, end = name.rpartition(".")
+            is_plain = getattr(getattr(self.model, "config", None), "model_type", "") in _PLAIN_ATTENTION
             attention: Any = self.model.get_submodule(parent)
-            width = sizes(attention.o_proj)[0] if hasattr(attention, "o_proj") else 0
-            widths = adapter.size, getattr(attention, "head_dim", 1), layer.out_features, width
-            if end != "v_proj" or not width or base.bias is not None or any(b % a for a, b in pairwise(widths)):
+            if not is_plain or end != "v_proj" or base.bias is not None or hasattr(attention.o_proj, "modules_to_save"):
                 raise ConfigError(
-                    f"OFT, its equal in PEFT, rotates inputs, not the output of {name}; only that of a v_proj without "
-                    "bias is one, that of an o_proj, if the width of a block divides that of a head"
+                    f"OFT, its equal in PEFT, rotates inputs, not the output of {name}; that of a v_proj without bias "
+                    f"is the input of an o_proj that is not trained, in models of type {', '.join(_PLAIN_ATTENTION)}"
                 )
+            widths = adapter.size, attention.head_dim, layer.out_features, sizes(attention.o_proj)[0]
+            if any(b % a for a, b in pairwise(widths)):
+                raise ConfigError(f"OFT, its equal in PEFT, needs blocks that divide a head of {widths[1]}")
             name, n_heads = f"{parent}.o_proj", layer.out_features // widths[1]
-            blocks = blocks.view(n_heads, -1).repeat_interleave(width // layer.out_features, 0).flatten()
+            blocks = blocks.view(n_heads, -1).repeat_interleave(widths[3] // widths[2], 0).flatten()
         return name, blocks
 
     def count_more(self) -> int:

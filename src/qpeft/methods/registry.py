@@ -53,9 +53,8 @@ def get(name: str) -> Method:
 
     For names given by a user in a call, a command or a study file; never for names in a checkpoint.
 
-    Raises:
-        ConfigError: there is no such method (the message shows the nearest name), the file cannot be executed, or NAME
-            is not a Method in it.
+    Raises ConfigError if there is no such method (the message shows the nearest name), the file cannot be executed, or
+    NAME is not a Method in it.
     """
     if is_file(name) and name not in _from_files:
         found = vars(execute(name, "method")).get(name.rpartition(":")[2])
@@ -75,8 +74,7 @@ def register(method: Method) -> None:
     `qpeft.testing.adapter_contract` tests the method. Registering a record with a config of the same module and
     qualified name again replaces the earlier one, so that a notebook's cell can be executed twice.
 
-    Raises:
-        ConfigError: it is not a Method, or another method has its key or the `peft_type` of its config.
+    Raises ConfigError if it is not a Method, or another method has its key or the `peft_type` of its config.
     """
     if not isinstance(method, Method):
         raise ConfigError(f"register takes a qpeft.methods.Method, got {method!r}")

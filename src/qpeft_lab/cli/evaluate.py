@@ -168,7 +168,8 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
     known = references_by_prompt(load_examples(settings.data, "validation", settings))
     if not known:
         raise InputError(f"{settings.data} has no prompts with answers; --generate needs rows with both")
-    prompts, references = list(known), list(known.values())
+    prompts = spread(settings.eval_blocks or 0, list(known))
+    references = [known[prompt] for prompt in prompts]
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
 
     def answer(model: Any, _: bool) -> dict[str, Any]:

@@ -41,8 +41,7 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
 
         model = get_peft_model(base, BottleneckConfig(bottleneck_size=16, target_modules=["mlp"]))
 
-    Raises:
-        ConfigError: a setting is out of range.
+    Raises ConfigError if a setting is out of range.
     """
 
     method_name = "QPEFT_BOTTLENECK"

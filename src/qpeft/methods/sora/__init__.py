@@ -24,8 +24,7 @@ METHOD = Method(
 class SoRASettings:
     """SoRA's fields in addition to LoRA's; importable without torch.
 
-    Raises:
-        ConfigError: a value is out of range, or both ways to set the threshold are given.
+    Raises ConfigError if a value is out of range, or both ways to set the threshold are given.
     """
 
     shrink_budget: float | None = option(

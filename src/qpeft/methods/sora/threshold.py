@@ -43,8 +43,7 @@ class SoRACallback(TrainerCallback):
             schedule: The learning rate scheduler, if there is one; with `shrink_budget` a LambdaLR, such as
                 transformers' schedules.
 
-        Raises:
-            ConfigError: no gates to train, gates outside the optimizer or with weight decay, or another schedule.
+        Raises ConfigError for no gates to train, gates outside the optimizer or with weight decay, or another schedule.
         """
         hook = cls()
         hook._begin(optimizer, model, steps, schedule)
