@@ -31,6 +31,7 @@ from qpeft.core.tuner import CONTAINER, CompactState, GeneratedMixin, Generators
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
+from qpeft.methods.registry import get, keys
 
 _NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga", "pissa_niter")  # they depend on data, or change the base randomly
 _CHANGE_BASE = ("pissa", "olora")  # the adapted weights, by a decomposition that rounds
@@ -202,7 +203,8 @@ class AttachedConfig(GeneratedConfig):
 
     def to_generator(self) -> GeneratorConfig:
         """The generator's configuration. Raises CheckpointError if the generator is not registered."""
-        return generator_config(self.generator_name)(**self.generator)
+        made = get(self.generator_name).generator_class if self.generator_name in keys() else None  # perhaps imports it
+        return (made or generator_config(self.generator_name))(**self.generator)
 
 
 class AttachedModel(PeftModel if TYPE_CHECKING else object):
