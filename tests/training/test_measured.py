@@ -1,18 +1,25 @@
 """QAA and CUA with measured circuits: shots and noise of every circuit on an input, their forecast and budget."""
 
+import copy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from qiskit.primitives import BackendSamplerV2
+from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit.transpiler import CouplingMap
 from torch import nn
 from variants import move
 
 import qpeft
-from qpeft.backends import BackendSettings
+from qpeft.backends import BackendSettings, ExactBackend
+from qpeft.circuits import exact_probabilities
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError
+from qpeft.errors import BackendError, ConfigError
 from qpeft.methods.cua.model import CUARotation
+from qpeft_lab.training.input_circuits import angles_on_inputs, circuit_on_inputs
 from qpeft_lab.training.measured import measured_scores
 
 QAA, CUA, LORA = qpeft.QAAConfig, partial(qpeft.CUAConfig, readout="magnitude"), LoraConfig(target_modules="all-linear")
@@ -24,12 +31,12 @@ MODELS = {  # with their circuits on a batch of 27 tokens
 }
 
 
-def scored(model, ids, seen=None, **settings):
+def scored(model, ids, seen=None, folder=Path(), **settings):
     """Costs and logits of measured circuits; `seen` gets the costs, and a call of the model."""
     seen = [] if seen is None else seen
     score = lambda: seen.append("score") or model(input_ids=ids).logits.detach()  # noqa: E731
     with torch.no_grad():
-        return measured_scores(model, score, BackendSettings(**settings), forecast=seen.append)
+        return measured_scores(model, score, BackendSettings(**settings), forecast=seen.append, folder=folder)
 
 
 @pytest.fixture(params=MODELS)
@@ -97,3 +104,85 @@ def test_adapters_without_measured_circuits_are_refused(llama, ids, config):
     assert not seen
     with pytest.raises(ConfigError, match="measured by qpeft evaluate"):
         qpeft.set_backend(model, shots=100)
+
+
+# on devices: an input is prepared by rotations
+
+
+class Flaky(ExactBackend):
+    """Counts circuits, and does not answer the job `fails`."""
+
+    def __init__(self, fails=None):
+        self.fails, self.jobs, self.circuits = fails, 0, 0
+
+    def run(self, ansatz, angles, shots, seed):
+        self.jobs += 1
+        if self.jobs == self.fails:
+            raise ConnectionError("queue is down")
+        self.circuits += len(angles)
+        return super().run(ansatz, angles, shots, seed)
+
+
+@pytest.mark.parametrize("backend", ["pennylane:default.qubit", Flaky()], ids=str)
+def test_devices_without_shots_give_the_exact_outputs(adapted, ids, tmp_path, backend):
+    model, circuits = adapted
+    costs, found = scored(model, ids, folder=tmp_path, backend=backend)
+    assert costs["circuits"] == circuits
+    torch.testing.assert_close(found["measured"], found["adapted"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
+@pytest.mark.parametrize("sign", [1, -1])  # of the determinant
+def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign):
+    q = torch.linalg.qr(torch.randn(5, 2**n_qubits, 2**n_qubits, dtype=torch.float64)).Q
+    q[:, 0] *= torch.where(torch.linalg.det(q) * sign > 0, 1, -1)[:, None]
+    a = torch.nn.functional.normalize(torch.randn(7, 5, 2**n_qubits, dtype=torch.float64), dim=-1)
+    a[0, 0] = torch.eye(2**n_qubits)[-1]
+    ansatz, angles = circuit_on_inputs(2**n_qubits, None), angles_on_inputs(a.numpy(), None, q.numpy())
+    assert ansatz.n_angles == 2**n_qubits - 1 + 2**n_qubits * (2**n_qubits - 1) // 2
+    found = exact_probabilities(ansatz, torch.from_numpy(angles).flatten(0, 1)).view(a.shape)
+    torch.testing.assert_close(found, torch.einsum("mij,rmj->rmi", q, a).square(), atol=1e-13, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")  # Qiskit's, on fake devices
+@pytest.mark.parametrize("name", ["qiskit:aer", "fake"])
+def test_counts_of_qiskit_are_those_of_the_exact_probabilities(llama, ids, tmp_path, name):
+    fake = GenericBackendV2(4, coupling_map=CouplingMap.from_line(4), noise_info=False, seed=1)
+    backend = BackendSamplerV2(backend=fake, options={"seed_simulator": 0}) if name == "fake" else name
+    for number, config in enumerate((QAA(target_modules=["q_proj"]), CUA(target_modules=["v_proj"]))):
+        model = move(get_peft_model(copy.deepcopy(llama), config), spread=0.3)
+        _, found = scored(model, ids[:1], folder=tmp_path / f"{number}", backend=backend, shots=20_000)
+        error, few = (found[name] - found["adapted"] for name in ("measured", "adapted"))
+        assert 0 < error.abs().max() < 0.05
+        assert not few.any()
+
+
+def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_path):
+    model = move(get_peft_model(llama, MODELS["cua"][0]), spread=0.3)
+    run = partial(scored, model, torch.cat([ids] * 3), folder=tmp_path, shots=100)
+    whole = Flaky()
+    expected = scored(model, torch.cat([ids] * 3), folder=tmp_path / "whole", shots=100, backend=whole)[1]
+    assert (whole.jobs, whole.circuits) == (4, 648)
+    first = Flaky(fails=3)
+    with pytest.raises(BackendError, match="queue is down"):
+        run(backend=first, shot_budget=64_800)
+    with pytest.raises(ConfigError, match="32,400 more shots are needed, and 58,000"):  # sent, 256 + 68 + 256
+        run(backend=(second := Flaky()), shot_budget=64_800)
+    assert not second.jobs
+    costs, found = run(backend=second, shot_budget=90_400)
+    assert (costs["circuits"], costs["jobs"], costs["answered_before"]) == (648, 4, first.circuits)
+    assert first.circuits + second.circuits == 648
+    assert torch.equal(found["measured"], expected["measured"])
+    again = Flaky(fails=1)
+    assert torch.equal(run(backend=again)[1]["measured"], expected["measured"])
+    assert not again.jobs
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"backend": "abacus"}, "abacus"), ({"backend": "qiskit:aer"}, "set shots"), ({"shots": -1}, "shots")],
+)
+def test_unusable_devices_are_refused_before_any_job(llama, ids, tmp_path, settings, named):
+    with pytest.raises(ConfigError, match=named):
+        scored(get_peft_model(llama, QAA()), ids, folder=tmp_path, **settings)
+    assert not any(tmp_path.iterdir())

@@ -176,7 +176,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             raise ConfigError(f"{operation} {_AFFINE}")
         angle = (slots[used[0]], slope[used[0]].item(), round(shift, 12) + 0.0) if used else (None, 1.0, shift)
         gates.append(Gate(names[operation.name], tuple(map(labels.index, operation.wires)), *angle))
-    return _registered("pennylane", len(labels), shape, gates)
+    return fixed_ansatz("pennylane", len(labels), shape, gates)
 
 
 def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None) -> Ansatz:
@@ -213,7 +213,7 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
             slot, shift = ((order.index(used[0]),), value.bind({used[0]: 0})) if used else (None, value)
         wires = tuple(found.find_bit(qubit).index for qubit in instruction.qubits)
         gates.append(Gate(instruction.name, wires, slot, float(scale), float(shift)))
-    return _registered("qiskit", circuit.num_qubits, (len(order),), gates)
+    return fixed_ansatz("qiskit", circuit.num_qubits, (len(order),), gates)
 
 
 def from_openqasm(text: str) -> Ansatz:
@@ -230,7 +230,7 @@ def from_openqasm(text: str) -> Ansatz:
     return from_qiskit(circuit, sorted(circuit.parameters, key=lambda parameter: order.index(parameter.name)))
 
 
-def _registered(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[Gate]) -> Ansatz:
+def fixed_ansatz(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[Gate]) -> Ansatz:
     """The ansatz of a circuit of one size, under a name made of its gates."""
     gates = [gate for gate in gates if len(gate.wires) == 2 or gate.slot or gate.shift]  # a rotation by 0 is none
     name = f"{tool}-{sha256(repr((n_qubits, shape, gates)).encode()).hexdigest()[:12]}"

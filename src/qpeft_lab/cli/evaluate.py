@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,13 +15,14 @@ from qpeft.checks import option
 from qpeft.errors import ConfigError, InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, say, stderr, table
+from qpeft_lab.cli.console import Answer, cell, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.sources import has_validation_split, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
+from qpeft_lab.user_files import file_hashes, without_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 _LENGTHS = ("seq_len", "chat_template")
 _OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *COLUMNS)
 _PANEL = "Generated answers"
-_SHOTS = Fields(BackendSettings, "Measured circuits of QAA and CUA", only=("shots", "noise", "shot_budget"))
+_SHOTS = Fields(BackendSettings, "Measured circuits of QAA and CUA")
 
 
 @command
@@ -53,6 +55,9 @@ def evaluate(
     search: Annotated[dict[str, Any], Fields(Decoding, _PANEL)],
     circuits: Annotated[dict[str, Any], _SHOTS],
     seed: int = option(0, "Seed of the simulated shots.", at_least=0, panel=_SHOTS.panel),
+    seconds_per_circuit: float | None = option(
+        None, "Time that a device needs for each circuit, for a forecast in hours.", above=0, panel=_SHOTS.panel
+    ),
 ) -> Answer:
     """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes, correlation of numbers.
 
@@ -61,8 +66,9 @@ def evaluate(
     with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's correlation. The base alone
     is scored if it has a head for the same classes.
 
-    With --generate, answers to the prompts are generated and scored instead. With --shots or --noise, QAA or CUA is
-    scored exactly and, after a forecast of their number, with measured circuits.
+    With --generate, answers to the prompts are generated and scored instead. With --shots, --noise or --backend,
+    QAA or CUA is scored exactly and, after a forecast of their number, with measured circuits. Answers of a device are
+    kept in the adapter's folder, in measured: run the same command again to resume.
 
     Examples:
 
@@ -71,6 +77,8 @@ def evaluate(
           --data Salesforce/wikitext:wikitext-2-raw-v1:test
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
       qpeft evaluate --adapter run --data text.txt --shots 1024 --noise 0.01
+      qpeft evaluate --adapter run --data text.txt --eval-blocks 1 --shots 1024 \\
+          --backend qiskit:aer --shot-budget 1000000
     """
     from qpeft_lab.training.classifier import read_record
 
@@ -83,27 +91,50 @@ def evaluate(
     of_run = {name: value for name, value in ran.items() if name in names}
     known: dict[str, Any] = of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
-    known |= {"model": source.base(folder), "data": data, "out": "", "trust_remote_code": trusted}
+    known |= {"model": source.base(folder), "data": data, "out": "", "seed": seed, "trust_remote_code": trusted}
     known.setdefault("eval_blocks", 0)
     settings = settings_from(RunSettings, known)
     settings.check()
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
     chosen = BackendSettings(**circuits) if circuits else None
-    if chosen and (generate or folder is None or not circuits.keys() & {"shots", "noise"}):
-        raise InputError(f"{flag(next(iter(circuits)))} needs --adapter, and --shots or --noise, without --generate")
+    if chosen and (generate or folder is None or not circuits.keys() & {"shots", "noise", "backend"}):
+        raise InputError(f"{flag(next(iter(circuits)))} needs --adapter, --shots, --noise or --backend, no --generate")
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
         raise InputError(f"{flag(given[0])} is for generated answers; add --generate, or leave it out")
-    return _score_task(settings, folder, record, chosen, seed)
+    measure = None
+    if chosen and folder:
+        measure = partial(_measured, settings, folder, chosen, seconds_per_circuit)
+    return _score_task(settings, folder, record, measure)
+
+
+def _measured(
+    settings: RunSettings, folder: Path, chosen: BackendSettings, seconds: float | None, task: Any, model: Any
+) -> Any:
+    """Costs and scores of measured circuits; the jobs of this evaluation are in a folder of their own in `folder`."""
+    from qpeft.core.checkpoint import WEIGHTS
+    from qpeft.files import file_hash
+    from qpeft_lab.training.measured import measured_scores
+
+    device = {**asdict(chosen), "shot_budget": None}
+    run = settings.model, settings.dtype, settings.batch_size, settings.seed
+    parts = run, without_folders(device), file_hashes(None, {}, device), task.sha256(), file_hash(folder / WEIGHTS)
+    where = folder / "measured" / hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+    def forecast(costs: dict[str, Any]) -> None:
+        if seconds is not None:
+            costs["hours"] = seconds * (costs["circuits"] - costs.get("answered_before", 0)) / 3600
+        say("Forecast:", ", ".join(f"{cell(value)} {name.replace('_', ' ')}" for name, value in costs.items()))
+
+    return measured_scores(model, partial(task.score, model), chosen, settings.seed, forecast, where)
 
 
 def _score_task(
-    settings: RunSettings, folder: Path | None, record: TaskRecord | None, chosen: BackendSettings | None, seed: int
+    settings: RunSettings, folder: Path | None, record: TaskRecord | None, measure: Callable[..., Any] | None
 ) -> Answer:
     """The scores of the base, unless its head is for other classes, and of the adapted model; or of its circuits."""
-    from qpeft_lab.training.measured import measured_scores
     from qpeft_lab.training.tasks import TASK_CLASSES
 
     if folder is not None and record is None and not settings.is_language_model:
@@ -113,18 +144,14 @@ def _score_task(
     task = TASK_CLASSES[settings.task](settings, reserved, () if record is None else record.labels)
     task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
 
-    def forecast(costs: dict[str, Any]) -> None:
-        say("Forecast:", f"{costs['circuits']:,} circuits, {costs['shots']:,} shots")
-
     def score(model: Any, is_base: bool) -> Any:
-        if is_base and (chosen or task.has_new_head):
+        if is_base and (measure or task.has_new_head):
             return None
-        scored = partial(task.score, model)
-        return measured_scores(model, scored, chosen, seed, forecast) if chosen else scored()
+        return measure(task, model) if measure else task.score(model)
 
     scores = _scores(task.load_base(), folder, score)
     found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
-    if chosen:
+    if measure:
         found["circuits"], scores = scores["adapted"]
     found |= {who: score and score.to_dict() for who, score in scores.items()}
 

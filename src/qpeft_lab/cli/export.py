@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
-from qpeft.errors import ConfigError, QpeftError, VerificationError
+from qpeft.errors import ConfigError, VerificationError
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line, size, stderr
@@ -46,22 +46,18 @@ def export(
     untie: bool = option(
         False, "With --merge: give the output head its own copy of a weight that it shares with the embedding."
     ),
-    push_to_hub: str | None = option(
-        None, "Then upload the folder to this model repository of the Hugging Face Hub.", metavar="REPO"
-    ),
     loading: Loading,
 ) -> Answer:
     """Export an adapter in PEFT's own format and verify it in a process that cannot import qpeft.
 
     The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the largest logit where
     SoRA's zero ranks are removed or OFT computes a rotation, or to 1e-4 of it where the adapter is merged. Otherwise
-    nothing is written. An upload uses the token of `hf auth login`.
+    nothing is written. `hf upload me/my-adapter my-adapter` then uploads the folder to the hub.
 
     Examples:
 
       qpeft export run --out my-adapter
       qpeft export run --out my-model --merge
-      qpeft export run --out my-adapter --push-to-hub me/my-adapter
     """
     from qpeft.core.export import export_folder
     from qpeft.files import folder_to_replace
@@ -73,26 +69,10 @@ def export(
     target = folder_to_replace(out, ()) if merge else export_folder(out)
     folder = loading.find(source)
     base_name = loading.base(folder)
-    with stderr().status("Exporting and verifying in a process without qpeft") as status:
+    with stderr().status("Exporting and verifying in a process without qpeft"):
         data = _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
-        data |= {"path": str(out), "base": base_name}
-        if push_to_hub is not None:
-            status.update("Uploading")
-            data["url"] = _upload(out, push_to_hub)
+    data |= {"path": str(out), "base": base_name}
     return Answer(data, lambda console: _show(console, data))
-
-
-def _upload(folder: Path, repository: str) -> str:
-    """The address of the repository, which is created if there is none."""
-    from huggingface_hub import HfApi
-
-    try:
-        url = HfApi().create_repo(repository, exist_ok=True)
-        HfApi().upload_folder(folder_path=folder, repo_id=url.repo_id, commit_message="Upload of an adapter by qpeft")
-    except (OSError, RuntimeError, ValueError) as error:  # those of the hub's client and of its connection
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise QpeftError(f"{folder} is exported, but its upload to {repository} failed: {reason}") from error
-    return str(url)
 
 
 def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool) -> dict[str, Any]:
@@ -179,7 +159,5 @@ def _show(console: Console, written: dict[str, Any]) -> None:
     if "vllm" in written:
         line(console, f"Loads in vLLM: {written['vllm']}")
         line(console, "A server that loads the base model loads a merged one: add --merge\n")
-    if "url" in written:
-        line(console, f"Uploaded to {written['url']}\n")
     console.print("Load it without qpeft:\n")
     line(console, written["load"], "cyan")

@@ -149,11 +149,9 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
         return [{"image": image, "label": name} for image, name in load_images(source, split, run.label_column)]
     rows = load_labelled_texts(source, split, run, lambda label, where: label)
     classes = () if (glue := study.run.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
+    names = ("text", TEXT_PAIR)
     return [
-        {
-            **dict(zip(("text", TEXT_PAIR), text, strict=False)),
-            "label": classes.index(label) if label in classes else label,
-        }
+        {**dict(zip(names, text, strict=False)), "label": classes.index(label) if label in classes else label}
         for text, label in rows
     ]
 
