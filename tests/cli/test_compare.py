@@ -170,6 +170,8 @@ DEBERTA |= {"num_hidden_layers": 12, "num_attention_heads": 12, "type_vocab_size
 DEBERTA |= {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 MISTRAL = {"model_type": "mistral"}
+LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_key_value_heads": 8}
+LLAMA |= {"num_attention_heads": 32}
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,7 @@ MISTRAL = {"model_type": "mistral"}
             MISTRAL,
             {"lora": 3_407_872, "quantum_peft": 852_096, "pauli": 7_360, "lora_r2": 851_968},
         ),
+        ("cua-llama-wikitext2", LLAMA, {"cua": 6_144, "cua_linear": 6_144, "oft": 6_144, "lora": 5_120}),
     ],
 )
 def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
