@@ -50,7 +50,7 @@ results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/findings.py
 	$(BIN)/python benchmarks/bench.py --page
 	$(BIN)/python benchmarks/evidence.py
-	PYTHONPATH=docs/extensions $(BIN)/python docs/figures/main_result.py
+	PYTHONPATH=docs/extensions:benchmarks $(BIN)/python docs/figures/main_result.py
 
 bench: $(BENCH)/.installed
 	$(BENCH)/bin/python benchmarks/bench.py

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean
 
+import protocol
 from qpeft.files import write_text
 from qpeft_lab.compare.stats import Difference, paired_difference
 from qpeft_lab.compare.study import is_comparable
@@ -27,6 +28,13 @@ SETUPS = {  # of the study `budgets`, in the order of the tables
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2",
     "embedded-wikitext": "embedded base, WikiText-2",
+}
+FINAL = "equal-search-final"
+SEARCHED = {  # its setups, in the order of the tables
+    "embedded-numpy": "embedded base, NumPy's documentation",
+    "embedded-shakespeare": "embedded base, Shakespeare",
+    "stories-grimm": "stories260K, Grimm's tales",
+    "stories-shakespeare": "stories260K, Shakespeare",
 }
 CIRCUIT = [  # study, its method, the method with the replacement, in words
     ("controls", "qpa", "qpa_frozen", "QPA: the circuit's angles are frozen"),
@@ -48,7 +56,7 @@ IMAGES = {"digits": "digits", "cifar10": "CIFAR-10, five classes", "sst2": "film
 
 def summaries_of(study: str) -> dict[str, Summary]:
     """The results of a study by setup, those of `SETUPS` in their order."""
-    order = list(SETUPS)
+    order = [*SETUPS, *SEARCHED]
     files = {file.name.partition(".")[0]: file for file in sorted((RESULTS / study).iterdir())}
     names = sorted(files, key=lambda name: order.index(name) if name in order else len(order))
     return {name: load(files[name]) for name in names}
@@ -135,6 +143,26 @@ def _has_circuit(method: Result) -> bool:
     return method.method.kind == "quantum" and method.method.role == "main" and method.key != "type_R2"
 
 
+def equal() -> str:
+    """The best adapter of the equal search with a circuit minus the best without, by budget and setup."""
+    summaries = summaries_of(FINAL)
+    cells = list(product(protocol.BUDGETS, summaries.values()))
+    pairs = [tuple(protocol.best(summary, most, has) for has in (True, False)) for most, summary in cells]
+    found = [protocol.compared(*pair) for pair in pairs]
+    verdicts = protocol.verdicts(found, [protocol.margin(summary) for _, summary in cells])
+    texts = [_winners(*row) for row in zip(pairs, found, verdicts, strict=True)]
+    lines = [["parameters, at most", *map(SEARCHED.get, summaries)], ["---:", *["---"] * len(summaries)]]
+    for most in protocol.BUDGETS:
+        lines.append([f"{most:,}", *(text for text, (of, _) in zip(texts, cells, strict=True) if of == most)])
+    return _lines(lines)
+
+
+def _winners(pair: tuple[Result, Result], found: protocol.Paired, verdict: str) -> str:
+    ours, other = (one.label.partition(",")[0] for one in pair)
+    low, high = found.interval()
+    return f"{ours} and {other}: {found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
+
+
 def best() -> str:
     """The adapters of `budgets` with the highest mean share of the reference's gain on the two texts of stories260K."""
     summaries = [summaries_of("budgets")[name] for name in ("grimm", "wikitext")]
@@ -205,10 +233,10 @@ def filled(text: str) -> str:
     """The page with new tables between its marks."""
     tables = {"circuit": lambda: differences(CIRCUIT, "replacement"), "signs": lambda: differences(SIGNS, "design")}
     tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
-    tables |= {make.__name__: make for make in (sizes, lora, budgets, best, classes, studies)}
+    tables |= {make.__name__: make for make in (sizes, lora, budgets, best, equal, classes, studies)}
     rows = {"circuit": CIRCUIT, "signs": SIGNS, "bits": BITS, "shots": SHOTS}
     of = {name: tuple(dict.fromkeys(study for study, *_ in table)) for name, table in rows.items()}
-    of |= {"sizes": ("sizes",), **dict.fromkeys(("lora", "budgets", "best"), ("budgets",))}
+    of |= {"sizes": ("sizes",), **dict.fromkeys(("lora", "budgets", "best"), ("budgets",)), "equal": (FINAL,)}
 
     def table(mark: re.Match[str]) -> str:
         links = ", ".join(f"[`{study}`](../results/{study})" for study in of.get(mark[2], ()))

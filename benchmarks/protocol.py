@@ -30,8 +30,11 @@ from qpeft_lab.compare.study import STUDY
 from qpeft_lab.compare.summary import Result, Summary, load, publish
 from qpeft_lab.files import json_line
 
+CIRCUITS = ("qpa", "plain", "framed")  # families with gates between qubits
+BUDGETS = (128, 400, 1300, 5000)
 SEEDS = range(1, 11)
 LEVEL = 0.05
+MARGIN = 0.02  # of LoRA's gain: a smaller difference is none
 TEST_BLOCKS = 192
 _KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
 
@@ -87,6 +90,29 @@ def final_study(summary: Summary) -> dict[str, Any]:
     }
 
 
+def best(summary: Summary, budget: int, has_circuit: bool) -> Result:
+    """Of the winners with at most so many parameters the one with the lowest mean validation loss.
+
+    Its test losses have no part in the choice.
+    """
+    families = {found.key: found.key.rpartition("_")[0] for found in summary.results if found.method.rates}
+    return min(
+        (summary[key] for key, name in families.items() if (name in CIRCUITS) is has_circuit and not summary[key].lost),
+        key=lambda found: found.mean("valid_loss") if found.method.trainable <= budget else math.inf,
+    )
+
+
+def compared(one: Result, other: Result) -> Paired:
+    """The test loss of `one` minus that of `other`."""
+    losses = [{seed: row["test_losses"] for seed, row in found.successes.items()} for found in (one, other)]
+    return difference(*losses)
+
+
+def margin(summary: Summary) -> float:
+    """A share of what LoRA within the largest budget gains over the untrained base, in nats per token."""
+    return MARGIN * -compared(summary[f"lora_{BUDGETS[-1]}"], summary["none"]).mean
+
+
 class Paired(NamedTuple):
     """The mean of a difference in nats per token, its standard error and degrees of freedom."""
 
@@ -116,13 +142,13 @@ def difference(losses: Mapping[int, Sequence[float]], others: Mapping[int, Seque
     return Paired(float(found.mean()), error, len(seeds) - 1)
 
 
-def verdicts(differences: Sequence[Paired], margin: float) -> Iterator[str]:
+def verdicts(differences: Sequence[Paired], margins: Sequence[float]) -> Iterator[str]:
     """Each of one family of comparisons, after Holm's correction: equivalent, better, worse or open.
 
     "Equivalent" comes first: a difference that is shown may be smaller than the margin.
     """
     shown = holm([one.p for one in differences])
-    inside = holm([one.p_outside(margin) for one in differences])
+    inside = holm([one.p_outside(margin) for one, margin in zip(differences, margins, strict=True)])
     for one, p, p_outside in zip(differences, shown, inside, strict=True):
         sign = "better" if one.mean < 0 else "worse"
         yield "equivalent" if p_outside < LEVEL else sign if p < LEVEL else "open"

@@ -17,7 +17,6 @@ from pathlib import Path
 from qpeft.files import write_text
 from qpeft_lab.demo import corpus
 
-
 EPOCH = 400_000  # characters
 
 

@@ -1,7 +1,7 @@
-"""The picture of the README: test loss against trainable parameters of the adapters of the study `budgets`.
+"""The picture of the README: the best adapters with and without a circuit, by the number of trainable parameters.
 
-`PYTHONPATH=docs/extensions python docs/figures/main_result.py`, a part of `make results`, writes
-docs/static/main_result.svg from the rows. The values that are drawn are stored in the file's description.
+`PYTHONPATH=docs/extensions:benchmarks python docs/figures/main_result.py`, a part of `make results`, writes
+docs/static/main_result.svg from the rows of `equal-search-final`. The values that are drawn are in its description.
 """
 
 import json
@@ -12,92 +12,78 @@ import figure_style as style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qpeft_lab.compare.summary import load
+from findings import FINAL, SEARCHED, summaries_of
+from protocol import BUDGETS, best
+from qpeft_lab.compare.summary import Result, Summary
 
 ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "static" / "main_result.svg"
-ROWS = ROOT / "results" / "budgets" / "grimm.jsonl.xz"
-BUDGETS = (50, 130, 400, 1300, 5000, 50_000)
-LORA = {"lora_r1_head": "LoRA r=1", "lora_r2_head": "r=2", "lora_r4_head": "r=4", "lora_r8_head": "r=8"}
-# methods on the line of the best, in a few words, and whether they have circuits of more than one qubit
-WORDS = {
-    "type_R2": ("rotations of a plane", False),
-    "type_R4": ("circuits", True),
-    "type_lie_head": ("Lie rotations", False),
-    "core_R6_head": ("small matrices", False),
-    "uni_5k_head": ("Uni-LoRA, QPA", False),
-    "uni_50k_head": ("Uni-LoRA", False),
+LINES = {  # name of the line, its colour and its marker
+    "with a circuit": (style.QUANTUM, "o"),
+    "without a circuit": (style.CONTROL, "s"),
+    "LoRA": (style.CLASSICAL, "^"),
 }
 
 
-class Point(NamedTuple):
-    """An adapter: its key in the study, its trainable parameters, and its mean test loss in nats per token."""
+class Panel(NamedTuple):
+    """A setup: test losses in nats per token, of points (trainable parameters, loss)."""
 
-    key: str
-    trainable: int
-    loss: float
-
-
-class Drawn(NamedTuple):
-    """What the picture shows."""
-
-    base: float
-    adapters: list[Point]
-    best: list[Point]
-    lora: list[Point]
+    title: str
+    untrained: float
+    adapters: list[list[float]]
+    lines: dict[str, list[list[float]]]
 
 
-def measured() -> Drawn:
+def measured() -> list[Panel]:
     """The values from the rows."""
-    summary = load(ROWS)
-    ran = [one for one in summary.results if one.metric and not one.has_failures]
-    points = {one.key: Point(one.key, one.method.trainable, round(one.metric.mean, 5)) for one in ran if one.metric}
-    adapters = [points[one.key] for one in ran if one.method.rates]
-    best = [min((p for p in adapters if p.trainable <= budget), key=lambda p: p.loss) for budget in BUDGETS]
-    return Drawn(points["none"].loss, adapters, best, [points[key] for key in LORA])
+    return [_panel(SEARCHED[name], summary) for name, summary in summaries_of(FINAL).items()]
 
 
-def described(text: str) -> Drawn:
+def _panel(title: str, summary: Summary) -> Panel:
+    trained = [found for found in summary.results if found.metric and found.method.rates]
+    lines = {
+        name: [_point(best(summary, budget, has_circuit)) for budget in BUDGETS]
+        for name, has_circuit in zip(LINES, (True, False), strict=False)
+    }
+    lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]
+    return Panel(title, _point(summary["none"])[1], [_point(found) for found in trained], lines)
+
+
+def _point(found: Result) -> list[float]:
+    assert found.metric is not None
+    return [found.method.trainable, round(found.metric.mean, 5)]
+
+
+def described(text: str) -> list[Panel]:
     """The values in the description of the file."""
-    found: dict[str, Any] = json.loads(text)
-    points = {name: [Point(*values) for values in found[name]] for name in ("adapters", "best", "lora")}
-    return Drawn(base=found["base"], **points)
+    found: list[dict[str, Any]] = json.loads(text)
+    return [Panel(**one) for one in found]
 
 
-def draw(shown: Drawn) -> Figure:
-    chart = style.figure(height=380, width=720)
-    plot = chart.subplots()
-    plot.axhline(shown.base, color=style.CLASSICAL, linestyle="--", linewidth=1)
-    _say(plot, "untrained base", (90_000, shown.base), (0, 5), style.CLASSICAL, "right")
-    sizes, losses = ([getattr(p, name) for p in shown.adapters] for name in ("trainable", "loss"))
-    plot.plot(sizes, losses, "o", color="#c4c3bd", markersize=4)
-    _say(plot, "each dot is one of 94 adapters", (300, 3.35), (4, 8), style.MUTED, "left")
-    _line(plot, shown.lora, style.CLASSICAL)
-    for point in shown.lora:
-        _say(plot, LORA[point.key], point[1:], (2, 8), style.CLASSICAL, "left")
-    _line(plot, shown.best, style.QUANTUM)
-    for point in shown.best:
-        words, has_circuit = WORDS[point.key]
-        colour = style.QUANTUM if has_circuit else "white"
-        plot.plot(*point[1:], "o", markersize=7, markerfacecolor=colour, markeredgecolor=style.QUANTUM)
-        _say(plot, f"{point.trainable:,}: {words}", point[1:], (-7, -13), style.QUANTUM, "right")
-    about = "the best within 50, 130, 400, 1,300, 5,000 and\n50,000 parameters; up to 1,300 in gradient frames\n"
-    _say(plot, about + "hollow: no circuit, or one qubit", (7, 2.66), (0, 0), style.QUANTUM, "left")
-    plot.set(xscale="log", xlim=(6, 110_000), ylim=(2.6, 3.76))
-    plot.set(xlabel="trainable parameters", ylabel="test loss, nats per token (lower is better)")
-    plot.set_xticks([10, 100, 1_000, 10_000, 100_000])
-    plot.xaxis.set_major_formatter("{x:,.0f}")
-    plot.minorticks_off()
+def draw(panels: list[Panel]) -> Figure:
+    chart = style.figure(height=300 * -(-len(panels) // 2), width=720)
+    plots = chart.subplots(-(-len(panels) // 2), 2, squeeze=False)
+    for plot, panel in zip(plots.flat, panels, strict=True):
+        _draw(plot, panel)
+    for row in plots:
+        row[0].set_ylabel("test loss, nats per token (lower is better)")
+    for plot in plots[-1]:
+        plot.set_xlabel("trainable parameters")
+    plots.flat[0].legend(loc="upper right")
     return chart
 
 
-def _line(plot: Axes, points: list[Point], colour: str) -> None:
-    plot.plot([p.trainable for p in points], [p.loss for p in points], "-o", color=colour, markersize=4, linewidth=1.5)
-
-
-def _say(plot: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], colour: str, align: str) -> None:
-    """A label next to a point, `offset` in pixels."""
-    plot.annotate(text, at, offset, textcoords="offset points", color=colour, ha=align, fontsize=style.FONT)
+def _draw(plot: Axes, panel: Panel) -> None:
+    plot.plot(*zip(*panel.adapters, strict=True), "o", color="#c4c3bd", markersize=3, label="each adapter")
+    for name, points in panel.lines.items():
+        colour, marker = LINES[name]
+        label = name if name == "LoRA" else f"best {name}"
+        plot.plot(*zip(*points, strict=True), f"-{marker}", color=colour, markersize=5, linewidth=1.4, label=label)
+    losses = [loss for _, loss in panel.adapters]
+    plot.set(xscale="log", xlim=(40, 7_000), ylim=(min(losses) - 0.05, max(losses) + 0.05))
+    plot.set_title(f"{panel.title}; untrained {panel.untrained:.2f}")
+    plot.set_xticks([100, 1_000], ["100", "1,000"])
+    plot.minorticks_off()
 
 
 def main() -> None:
@@ -105,7 +91,7 @@ def main() -> None:
         shown = measured()
         chart = draw(shown)
         chart.set_facecolor("white")
-        description = json.dumps(shown._asdict())
+        description = json.dumps([panel._asdict() for panel in shown])
         chart.savefig(PICTURE, metadata={"Date": None, "Creator": None, "Description": description})
 
 

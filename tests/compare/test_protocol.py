@@ -36,7 +36,7 @@ def test_interval_contains_the_variation_of_seeds_and_of_blocks():
 
 def test_verdicts():
     found = [protocol.Paired(mean, error, 9) for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))]
-    assert [*protocol.verdicts(found, margin=0.01)] == ["equivalent", "better", "worse", "open"]
+    assert [*protocol.verdicts(found, [0.01] * 4)] == ["equivalent", "better", "worse", "open"]
 
 
 def test_winner_has_the_lowest_validation_loss_within_the_budget():
