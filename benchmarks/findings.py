@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 import protocol
+import qpeft
 from qpeft.files import write_text
 from qpeft_lab.compare.stats import Difference, paired_difference
-from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary, load
+from qpeft_lab.demo import base_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -30,6 +34,13 @@ SETUPS = {  # of the study `budgets`, in the order of the tables
     "embedded-wikitext": "embedded base, WikiText-2",
 }
 FINAL = "equal-search-final"
+BYTES = (1_000, 2_000, 6_000, 25_000)
+STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
+STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
+PAIRS = [  # families and a budget
+    *(("qpa", "uni", 1300), ("qpa", "uni", 5000), ("qpa", "lora", 1300), ("qpa", "lora", 5000)),
+    *(("framed", "signs", 128), ("framed", "signs", 400), ("framed", "signs", 1300), ("framed", "uni", 1300)),
+]
 SEARCHED = {  # its setups, in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",
@@ -46,8 +57,6 @@ CIRCUIT = [  # study, its method, the method with the replacement, in words
     ("controls", "qaa", "qaa_frozen", "QAA: the circuit's angles are frozen"),
     ("survey-answers", "qaa", "lora_sites@qaa", "QAA: LoRA on the same modules, four cases"),
 ]
-DESIGNS = ("type_R4", "type_R32", "type_R32_final", "own_R16", "own_R32_gains", "plain_L1")
-SIGNS = [("budgets", key, f"{key}_signs", "") for key in (*DESIGNS, "own_R16_head", "type_R32_head")]
 BITS = [("bits", "float32", key, "") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
 SHOTS = [("shots", "exact", f"shots_{n}", "") for n in (65536, 8192, 1024)]
 SHOTS += [("noise", "exact", f"noise_{p}", "") for p in (0.001, 0.01)]
@@ -84,7 +93,7 @@ def differences(rows: list[tuple[str, str, str, str]], what: str) -> str:
         found = mean_difference(summaries, key, to)
         gain = fmean(_loss(s["none"]) - _loss(s.reference) for s in summaries)
         low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.low, found.high))
-        label = words or summaries[0][to if study == "budgets" else key].label
+        label = words or summaries[0][key].label
         size = f", {summaries[0][key].mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
         lines.append([label + size, _difference(found), f"{low} to {high} %"])
     return _lines(lines)
@@ -100,94 +109,84 @@ def sizes() -> str:
     return _lines(lines)
 
 
-def lora() -> str:
-    """The comparisons of `budgets`, and a sentence that counts them."""
-    found = list(_qpa_and_lora(summaries_of("budgets")))
-    better, worse = (sum(verdict == d.verdict for *_, d in found) for verdict in ("worse", "better"))
-    lines = [["setup", "QPA", "LoRA", "QPA minus LoRA"], ["---"] * 4]
-    for name, ours, other, difference in found:
-        lines.append([SETUPS[name], ours.label, other.label, _difference(difference)])
-    counts = f"LoRA is better in {better} of {len(found)} comparisons, and QPA in {worse}."
-    return f"{counts}\n\n{_lines(lines)}"
-
-
-def _qpa_and_lora(summaries: dict[str, Summary]) -> Iterator[tuple[str, Result, Result, Difference]]:
-    """QPA and LoRA with 80 to 100 % of its parameters on the same modules: setup, QPA, LoRA, QPA minus LoRA."""
-    for name, summary in summaries.items():
-        of = {key: [m for m in summary.results if m.method.method == key and m.metric] for key in ("qpa", "lora")}
-        for ours, other in product(of["qpa"], of["lora"]):
-            same = ours.key.endswith("_head") == other.key.endswith("_head")
-            if is_comparable(other.method.trainable / ours.method.trainable) and same:
-                yield name, ours, other, mean_difference([summary], ours.key, other.key)
-
-
-def budgets() -> str:
-    """The best adapter with a circuit minus the best without, by budget and setup."""
-    summaries = summaries_of("budgets")
-    lines = [["parameters, at most", *map(SETUPS.get, summaries)], ["---:", *["---"] * len(summaries)]]
-    for limit in (128, 400, 1300, 2600, 5000):
-        cells = []
-        for summary in summaries.values():
-            ok = [m for m in summary.results if m.metric and m.method.rates and not m.has_failures]
-            own, other = (
-                min((m for m in ok if m.method.trainable <= limit and _has_circuit(m) is has), key=_loss)
-                for has in (True, False)
-            )
-            cells.append(_difference(mean_difference([summary], own.key, other.key)))
-        lines.append([f"{limit:,}", *cells])
-    return _lines(lines)
-
-
-def _has_circuit(method: Result) -> bool:
-    """Whether it is a design with gates between qubits; with R=2 a circuit has one qubit."""
-    return method.method.kind == "quantum" and method.method.role == "main" and method.key != "type_R2"
-
-
 def equal() -> str:
     """The best adapter of the equal search with a circuit minus the best without, by budget and setup."""
-    summaries = summaries_of(FINAL)
-    cells = list(product(protocol.BUDGETS, summaries.values()))
-    pairs = [tuple(protocol.best(summary, most, has) for has in (True, False)) for most, summary in cells]
-    found = [protocol.compared(*pair) for pair in pairs]
-    verdicts = protocol.verdicts(found, [protocol.margin(summary) for _, summary in cells])
-    texts = [_winners(*row) for row in zip(pairs, found, verdicts, strict=True)]
-    lines = [["parameters, at most", *map(SEARCHED.get, summaries)], ["---:", *["---"] * len(summaries)]]
+    rows = []
     for most in protocol.BUDGETS:
-        lines.append([f"{most:,}", *(text for text, (of, _) in zip(texts, cells, strict=True) if of == most)])
+        pairs = [tuple(protocol.best(s, most, has) for has in (True, False)) for s in summaries_of(FINAL).values()]
+        rows.append((f"{most:,}", pairs, [" and ".join(map(_family, pair)) for pair in pairs]))
+    return _compared("parameters, at most", rows)
+
+
+def pairs() -> str:
+    """Two families of the equal search at a budget."""
+    rows = []
+    for ours, other, most in PAIRS:
+        found = [(s[f"{ours}_{most}"], s[f"{other}_{most}"]) for s in summaries_of(FINAL).values()]
+        rows.append((f"{' minus '.join(map(_family, found[0]))}, {most:,}", found, [""] * len(found)))
+    return _compared("comparison", rows)
+
+
+def _compared(what: str, rows: list[tuple[str, list[tuple[Result, ...]], list[str]]]) -> str:
+    """A line per row, with a comparison for each setup; the verdicts are of one family."""
+    summaries = summaries_of(FINAL)
+    found = [protocol.compared(*pair) for _, pairs, _ in rows for pair in pairs]
+    margins = [protocol.margin(summary) for summary in summaries.values()] * len(rows)
+    cells = iter(zip(found, protocol.verdicts(found, margins), strict=True))
+    lines = [[what, *map(SEARCHED.get, summaries)], ["---", *["---"] * len(summaries)]]
+    for label, _, names in rows:
+        lines.append([label, *(_cell(*next(cells), name) for name in names)])
     return _lines(lines)
 
 
-def _winners(pair: tuple[Result, Result], found: protocol.Paired, verdict: str) -> str:
-    ours, other = (one.label.partition(",")[0] for one in pair)
+def _cell(found: protocol.Paired, verdict: str, names: str) -> str:
     low, high = found.interval()
-    return f"{ours} and {other}: {found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
+    return f"{names and f'{names}: '}{found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
 
 
-def best() -> str:
-    """The adapters of `budgets` with the highest mean share of the reference's gain on the two texts of stories260K."""
-    summaries = [summaries_of("budgets")[name] for name in ("grimm", "wikitext")]
-    first = summaries[0]
-    lines = [["parameters, at most", "best adapter", "bytes", "Grimm's tales", "WikiText-2"]]
-    lines.append(["---:", "---", *["---:"] * 3])
-    lines.append(["", "untrained base", "0", *(f"{_loss(summary['none']):.3f}" for summary in summaries)])
+def _family(found: Result) -> str:
+    return found.label.partition(",")[0]
 
-    def share(method: Result) -> float:
-        ends = [[_loss(s[key]) for key in ("none", method.key, s.study.reference)] for s in summaries]
-        return fmean((base - own) / (base - reference) for base, own, reference in ends)
 
-    def usable(method: Result) -> bool:
-        ran = all(s[method.key].metric and not s[method.key].has_failures for s in summaries)
-        return bool(method.method.rates) and ran
-
-    found = [method for method in first.results if usable(method)]
-    on_the_maps = [m for m in found if "lm_head" not in str(m.method.settings.get("target_modules"))]
-    for limit in (64, 400, 1300, 5000):
-        chosen = [max((m for m in some if m.method.trainable <= limit), key=share) for some in (found, on_the_maps)]
-        for place, method in enumerate({m.key: m for m in chosen}.values()):
-            asked = f"{limit:,}{', without the head' * place}"
-            losses = [f"{_loss(summary[method.key]):.3f}" for summary in summaries]
-            lines.append([asked, method.label, f"{method.mean('bytes_stored') or 0:,.0f}", *losses])
+def stored() -> str:
+    """The best adapter by the bytes that it takes with its share of a frame file, and its loss."""
+    summaries = summaries_of(FINAL)
+    lines = [["adapters of the base", *(f"{limit:,} bytes each" for limit in BYTES)], ["---:", *["---"] * len(BYTES)]]
+    for n_adapters in (1, 10, 100, 1000):
+        cells = []
+        for limit in BYTES:
+            shares = {
+                found.key: fmean(_share(summary, summary[found.key]) for summary in summaries.values())
+                for found in next(iter(summaries.values())).results
+                if found.method.rates and all(_bytes(s, s[found.key], n_adapters) <= limit for s in summaries.values())
+            }
+            key = max(shares, key=lambda key: shares[key])
+            cells.append(f"{_family(next(iter(summaries.values()))[key])}, {100 * shares[key]:.0f} %")
+        lines.append([f"{n_adapters:,}", *cells])
     return _lines(lines)
+
+
+def _share(summary: Summary, found: Result) -> float:
+    """Of the gain of LoRA within the largest budget, in validation loss."""
+    base, reference = (summary[key].mean("valid_loss") or 0 for key in ("none", f"lora_{protocol.BUDGETS[-1]}"))
+    return (base - (found.mean("valid_loss") or 0)) / (base - reference)
+
+
+def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
+    """Of the stored tensors, with the share of a frame file that so many adapters have in common."""
+    frames = 0
+    if found.method.settings.get("frame") in ("gradient", "sign"):
+        frames = _frame_bytes(Path(summary.study.run.model).name, json.dumps(found.method.settings))
+    return (found.mean("bytes_stored") or 0) + frames / n_adapters
+
+
+@cache
+def _frame_bytes(base: str, settings: str) -> int:
+    shape = AutoConfig.from_pretrained(base_path()) if base == "base" else AutoConfig.for_model("llama", **STORIES)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape)
+    config = {"target_modules": "all-linear", **json.loads(settings), "task_type": "CAUSAL_LM"}
+    return qpeft.plan(model, qpeft.QuantumPeftConfig(**config)).sizes["frame_bytes"]
 
 
 def classes() -> str:
@@ -231,12 +230,12 @@ def _lines(lines: list[list[str]]) -> str:
 
 def filled(text: str) -> str:
     """The page with new tables between its marks."""
-    tables = {"circuit": lambda: differences(CIRCUIT, "replacement"), "signs": lambda: differences(SIGNS, "design")}
+    tables = {"circuit": lambda: differences(CIRCUIT, "replacement")}
     tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
-    tables |= {make.__name__: make for make in (sizes, lora, budgets, best, equal, classes, studies)}
-    rows = {"circuit": CIRCUIT, "signs": SIGNS, "bits": BITS, "shots": SHOTS}
+    tables |= {make.__name__: make for make in (sizes, equal, pairs, stored, classes, studies)}
+    rows = {"circuit": CIRCUIT, "bits": BITS, "shots": SHOTS}
     of = {name: tuple(dict.fromkeys(study for study, *_ in table)) for name, table in rows.items()}
-    of |= {"sizes": ("sizes",), **dict.fromkeys(("lora", "budgets", "best"), ("budgets",)), "equal": (FINAL,)}
+    of |= {"sizes": ("sizes",), **dict.fromkeys(("equal", "pairs", "stored"), (FINAL,))}
 
     def table(mark: re.Match[str]) -> str:
         links = ", ".join(f"[`{study}`](../results/{study})" for study in of.get(mark[2], ()))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def test_peft_finds_a_compact_adapter_of_equal_values_after_every_order_of_impor
         f"assert type(tuner).__name__ == 'QPAModel'; print({values})"
     )
     assert loaded == saved
+
+
+def test_every_folder_of_a_method_is_protected():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    protected = {name for contract in contracts for name in contract.get("protected_modules", ())}
+    folders = {path.parent.name for path in (ROOT / "src" / "qpeft" / "methods").glob("*/__init__.py")}
+    assert {f"qpeft.methods.{name}" for name in folders} == protected
 
 
 def test_changelog_has_this_version():

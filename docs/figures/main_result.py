@@ -63,7 +63,7 @@ def described(text: str) -> list[Panel]:
 def draw(panels: list[Panel]) -> Figure:
     chart = style.figure(height=300 * -(-len(panels) // 2), width=720)
     plots = chart.subplots(-(-len(panels) // 2), 2, squeeze=False)
-    for plot, panel in zip(plots.flat, panels, strict=True):
+    for plot, panel in zip(plots.flat, panels, strict=False):
         _draw(plot, panel)
     for row in plots:
         row[0].set_ylabel("test loss, nats per token (lower is better)")
@@ -80,7 +80,7 @@ def _draw(plot: Axes, panel: Panel) -> None:
         label = name if name == "LoRA" else f"best {name}"
         plot.plot(*zip(*points, strict=True), f"-{marker}", color=colour, markersize=5, linewidth=1.4, label=label)
     losses = [loss for _, loss in panel.adapters]
-    plot.set(xscale="log", xlim=(40, 7_000), ylim=(min(losses) - 0.05, max(losses) + 0.05))
+    plot.set(xscale="log", xlim=(55, 7_000), ylim=(min(losses) - 0.05, max(losses) + 0.05))
     plot.set_title(f"{panel.title}; untrained {panel.untrained:.2f}")
     plot.set_xticks([100, 1_000], ["100", "1,000"])
     plot.minorticks_off()

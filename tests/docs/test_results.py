@@ -35,6 +35,15 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_equal_search_is_recomputed():
+    files = [file for name in findings.SEARCHED for file in ROWS if file.match(f"{findings.FINAL}/{name}.*")]
+    command = [sys.executable, "-S", str(ROOT / "benchmarks" / "recompute_protocol.py"), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    cells = re.findall(r": ([+-][^|]+) (?=\|)", findings.equal())
+    assert cells == done.stdout.splitlines()
+    assert len(cells) == len(files) * len(protocol.BUDGETS) > 0
+
+
 def test_results_name_no_machine():
     texts = {path: lzma.decompress(path.read_bytes()).decode() for path in ROWS}
     assert len(ROWS) > 10
@@ -63,7 +72,7 @@ def test_tables_contain_the_stored_results(bench):
     text = bench.PAGE.read_text(encoding="utf-8")
     groups = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
     assert text == bench.filled(text, groups)
-    assert len(re.findall(r"^<!-- table: .*\n\n\|.*\n\|.*\n\| \w", text, flags=re.MULTILINE)) == 6
+    assert len(re.findall(r"^<!-- table: .*\n\n\|.*\n\|.*\n\| \w", text, flags=re.MULTILINE)) == 7
 
 
 def test_stored_results_are_complete_runs_of_programs_that_agreed(bench):

@@ -71,15 +71,15 @@ def changed(variant: Variant, **settings: Any) -> Variant:
 quantum_peft = partial(Variant, "quantum_peft", qpeft.QuantumPeftConfig)
 attached = partial(Variant, "attach", attached=True)
 RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
-OWN_LINEAR = [  # config, settings, whether it exports
-    (qpeft.CUAConfig, {}, True),
-    (qpeft.CUAConfig, {"side": "output"}, False),
-    (qpeft.CUAConfig, {"readout": "magnitude"}, False),  # not linear, and its gradient has kinks
-    (qpeft.QuICConfig, {"n_blocks": 1}, True),
-    (qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
-    (qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
-    (qpeft.QuICConfig, {"n_blocks": 1, "multiplier": "random"}, True),
-    *((qpeft.QuanTAConfig, {"form": form}, False) for form in ("gates", "mpo", "kron")),
+OWN_LINEAR = [  # key, config, settings, whether it exports
+    ("cua", qpeft.CUAConfig, {}, True),
+    ("cua", qpeft.CUAConfig, {"side": "output"}, False),
+    ("cua", qpeft.CUAConfig, {"readout": "magnitude"}, False),  # not linear, and its gradient has kinks
+    ("quic", qpeft.QuICConfig, {"n_blocks": 1}, True),
+    ("quic", qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
+    ("quic", qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
+    ("quic", qpeft.QuICConfig, {"n_blocks": 1, "multiplier": "random"}, True),
+    *(("quanta", qpeft.QuanTAConfig, {"form": form}, False) for form in ("gates", "mpo", "kron")),
 ]
 VARIANTS = {
     "qpa": RAW,
@@ -96,14 +96,14 @@ VARIANTS = {
     "sora": Variant("sora", qpeft.SoRAConfig, SORA, dropout="lora_dropout"),
     "bottleneck": Variant("bottleneck", qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM, stays_float32=False),
     **{
-        ", ".join([name := config.__name__.removesuffix("Config").lower(), *map(str, settings.values())]): Variant(
-            name,
+        ", ".join([key, *map(str, settings.values())]): Variant(
+            key,
             config,
             {"target_modules": "all-linear", **settings},
             exports=exports,
             **dict.fromkeys(("merges", "exact_gradient"), "readout" not in settings),
         )
-        for config, settings, exports in OWN_LINEAR
+        for key, config, settings, exports in OWN_LINEAR
     },
     "attached to lora": attached(LoraConfig, {"r": 2, "target_modules": "all-linear"}, dropout="lora_dropout"),
     "attached to ia3": attached(IA3Config, generator=SMALL_GENERATOR),
