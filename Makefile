@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo test test-all library coverage check docs results bench compat release format clean
+.PHONY: demo test test-all library coverage check docs results bases bench compat release format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
@@ -51,6 +51,11 @@ results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py --page
 	$(BIN)/python benchmarks/evidence.py
 	PYTHONPATH=docs/extensions:benchmarks $(BIN)/python docs/figures/main_result.py
+
+# the two larger bases of results/PROTOCOL.md, which are not in the repository: two hours
+bases: $(VENV)/.installed-dev
+	$(BIN)/python scripts/build_base.py llama10m --out build/llama10m
+	$(BIN)/python scripts/build_base.py bytes1m --out build/bytes1m
 
 bench: $(BENCH)/.installed
 	$(BENCH)/bin/python benchmarks/bench.py

@@ -1,7 +1,7 @@
 """Train one of the base models of our studies, and its tokenizer, from documentation on this machine.
 
     python scripts/build_base.py embedded --out DIR    # like the one that is part of qpeft: an hour
-    python scripts/build_base.py llama10m --out DIR    # 10 million parameters, 4,096 tokens: five hours
+    python scripts/build_base.py llama10m --out DIR    # 10 million parameters, 4,096 tokens: an hour on two cores
     python scripts/build_base.py bytes1m --out DIR     # 1 million parameters, 256 bytes: an hour
 
 Checkpoints are in DIR.partial, and the same command resumes from the last one. DIR is created at the end.
@@ -57,13 +57,15 @@ class Recipe:
     final_lr: float = 0.05
     weight_decay: float = 0.1
     seed: int = 0
+    threads: int = 1  # sums depend on it
+    bf16: bool = False  # products of matrices in bfloat16
 
 
 PACKAGES = ("scipy", "sklearn", "pandas", "networkx", "matplotlib", "nltk")  # whose documentation others are trained on
 _OTHER = {"dropout": 0.0, "passes": 1}
 RECIPES: dict[str, Recipe] = {
     "embedded": Recipe(),
-    "llama10m": Recipe("llama", width=256, layers=10, heads=8, lr=1e-3, **_OTHER),
+    "llama10m": Recipe("llama", width=256, layers=10, heads=8, lr=1e-3, threads=2, bf16=True, **_OTHER),
     "bytes1m": Recipe("gpt_neox", vocabulary=258, **_OTHER),  # every byte, and two special tokens
 }
 
@@ -157,6 +159,7 @@ def pretrain(recipe: Recipe, blocks: list[dict[str, np.ndarray]], work: Path) ->
         weight_decay=recipe.weight_decay,
         adam_beta2=0.98,
         seed=recipe.seed,
+        bf16=recipe.bf16,
         save_steps=200,
         save_total_limit=2,
         use_cpu=True,
@@ -217,5 +220,5 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     if asked.base != "embedded":
         texts = {"packages": lambda: corpus.package_docs(*PACKAGES), **texts}
-    torch.set_num_threads(1)  # sums depend on the number of threads
+    torch.set_num_threads(RECIPES[asked.base].threads)
     build(asked.out, RECIPES[asked.base], {name: read() for name, read in texts.items()})
