@@ -3,8 +3,10 @@
     python benchmarks/protocol.py keep RUN results/equal-search/SETUP.jsonl.xz      # a study, finished or not
     python benchmarks/protocol.py restore results/equal-search/SETUP.jsonl.xz RUN   # its command goes on there
     python benchmarks/protocol.py final results/equal-search/SETUP.jsonl.xz FINAL.yaml
+    python benchmarks/protocol.py epochs results/equal-search/SETUP.jsonl.xz EPOCHS.yaml
 
-`final` writes the study `equal-search-final` of a setup: the winner of each family at each budget, with new seeds.
+`final` writes the study `equal-search-final` of a setup: the winner of each family at each budget, with new seeds;
+`epochs` that of some families for one epoch, and with `--epochs 4` of its run for four.
 """
 
 from __future__ import annotations
@@ -32,10 +34,15 @@ from qpeft_lab.files import json_line
 
 CIRCUITS = ("qpa", "plain", "framed")  # families with gates between qubits
 BUDGETS = (128, 400, 1300, 5000)
-SEEDS = range(1, 11)
 LEVEL = 0.05
 MARGIN = 0.02  # of LoRA's gain: a smaller difference is none
 TEST_BLOCKS = 192
+LONG = ("framed", "uni", "xs", "tokens")
+STUDIES: dict[str, tuple[Sequence[str], Sequence[int], Sequence[int], dict[str, Any]]] = {
+    # families, or all, budgets, seeds and the run
+    "final": ((), BUDGETS, range(1, 11), {}),
+    "epochs": (LONG, BUDGETS[:3], range(1, 6), {"steps": None, "epochs": 1}),
+}
 _KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
 
 
@@ -65,25 +72,27 @@ def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
     return best
 
 
-def final_study(summary: Summary) -> dict[str, Any]:
-    """The content of the study that runs the winners again; its data are given on the command line."""
+def study_of_winners(summary: Summary, name: str) -> dict[str, Any]:
+    """The content of the study `final` or `epochs`; its data are given on the command line."""
+    families, budgets, seeds, run = STUDIES[name]
     chosen = [
         {
             "key": f"{family}_{budget}",
             "label": one.found.label,
-            **{name: getattr(one.found.method, name) for name in ("method", "host", "settings")},
+            **{field: getattr(one.found.method, field) for field in ("method", "host", "settings")},
             "lr": one.lr,
         }
         for (family, budget), one in sorted(winners(summary).items(), key=lambda item: item[0][1])
+        if family in (families or [family]) and budget in budgets
     ]
     return {
-        "name": f"{summary.study.name}-final",
+        "name": f"{summary.study.name}-{name}",
         "title": "The winners of an equal search, with new seeds on new text",
         "question": "Which family is the best at each budget? The protocol is results/PROTOCOL.md.",
         "reference": chosen[0]["key"],
-        "seeds": [*SEEDS],
+        "seeds": [*seeds],
         "tuning": {"grid": [1.0]},
-        "run": summary.study.model_dump(exclude_defaults=True)["run"],
+        "run": summary.study.model_dump(exclude_defaults=True)["run"] | run,
         "test_blocks": TEST_BLOCKS,
         "costs": False,
         "methods": [{"key": "none", "label": "untrained base", "method": "none"}, *chosen],
@@ -164,12 +173,12 @@ def restore(file: Path, folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("do", choices=["keep", "restore", "final"])
+    parser.add_argument("do", choices=["keep", "restore", *STUDIES])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     asked = parser.parse_args()
-    if asked.do == "final":
-        write_text(asked.target, yaml.safe_dump(final_study(load(asked.source)), sort_keys=False))
+    if asked.do in STUDIES:
+        write_text(asked.target, yaml.safe_dump(study_of_winners(load(asked.source), asked.do), sort_keys=False))
     else:
         {"keep": publish, "restore": restore}[asked.do](asked.source, asked.target)
 

@@ -78,6 +78,7 @@ def test_fields_of_a_file_are_validated(tmp_path):
         ("steps: many", "many"),
         ("lr: 0", "lr"),
         ("- a", "run.yaml"),
+        ("steps: 1\nsteps: 2", "steps occurs twice"),
         ("{", "YAML"),
     ],
 )

@@ -48,7 +48,13 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
     """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as the `example`."""
     import yaml
 
-    class Loader(yaml.SafeLoader): ...
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names = [key.value for key, _ in node.value]
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{twice[0]} occurs twice in line {node.start_mark.line + 1} and below")
+            return node
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
     try:

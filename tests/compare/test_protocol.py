@@ -51,7 +51,7 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     summary = SimpleNamespace(study=load(FILE).study, results=results)
     (((family, budget), one),) = protocol.winners(summary).items()
     assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
-    study = Study.model_validate(yaml.safe_load(yaml.safe_dump(protocol.final_study(summary))))
+    study = Study.model_validate(yaml.safe_load(yaml.safe_dump(protocol.study_of_winners(summary, "final"))))
     assert [(method.key, method.lr) for method in study.methods] == [("none", None), ("uni_400", 0.1)]
     results[0].search.rates.append(0.3)  # not tried yet
     with pytest.raises(InputError, match="uni_400_a"):
