@@ -51,7 +51,7 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
-            names = [key.value for key, _ in node.value]
+            names = [key.value for key, _ in node.value if key.value != "<<"]
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"{twice[0]} occurs twice in line {node.start_mark.line + 1} and below")
             return node
