@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -37,10 +37,16 @@ FINAL = "equal-search-final"
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
-PAIRS = [  # families and a budget
-    *(("qpa", "uni", 1300), ("qpa", "uni", 5000), ("qpa", "lora", 1300), ("qpa", "lora", 5000)),
-    *(("framed", "signs", 128), ("framed", "signs", 400), ("framed", "signs", 1300), ("framed", "uni", 1300)),
-]
+PAIRS = {  # by the name of the table: the study, and pairs of its adapters
+    "pairs": (
+        FINAL,
+        [
+            *(("qpa_1300", "uni_1300"), ("qpa_5000", "uni_5000"), ("qpa_1300", "lora_1300"), ("qpa_5000", "lora_5000")),
+            *((f"framed_{budget}", f"signs_{budget}") for budget in (128, 400, 1300)),
+            ("framed_1300", "uni_1300"),
+        ],
+    ),
+}
 SEARCHED = {  # its setups, in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",
@@ -113,39 +119,41 @@ def equal() -> str:
     """The best adapter of the equal search with a circuit minus the best without, by budget and setup."""
     rows = []
     for most in protocol.BUDGETS:
-        pairs = [tuple(protocol.best(s, most, has) for has in (True, False)) for s in summaries_of(FINAL).values()]
-        rows.append((f"{most:,}", pairs, [" and ".join(map(_family, pair)) for pair in pairs]))
-    return _compared("parameters, at most", rows)
+        found = [tuple(protocol.best(s, most, has) for has in (True, False)) for s in summaries_of(FINAL).values()]
+        rows.append((f"{most:,}", found, [f"{' and '.join(map(_name, pair))}: " for pair in found]))
+    return _compared("parameters, at most", FINAL, rows)
 
 
-def pairs() -> str:
-    """Two families of the equal search at a budget."""
+def pairs(study: str, keys: list[tuple[str, str]]) -> str:
+    """Pairs of adapters of a study."""
     rows = []
-    for ours, other, most in PAIRS:
-        found = [(s[f"{ours}_{most}"], s[f"{other}_{most}"]) for s in summaries_of(FINAL).values()]
-        rows.append((f"{' minus '.join(map(_family, found[0]))}, {most:,}", found, [""] * len(found)))
-    return _compared("comparison", rows)
+    for both in keys:
+        found = [tuple(summary[key] for key in both) for summary in summaries_of(study).values()]
+        budget = both[0].rpartition("_")[2]
+        label = " minus ".join(map(_name, found[0])) + (f", {int(budget):,}" if budget.isdigit() else "")
+        rows.append((label, found, [""] * len(found)))
+    return _compared("comparison", study, rows)
 
 
-def _compared(what: str, rows: list[tuple[str, list[tuple[Result, ...]], list[str]]]) -> str:
-    """A line per row, with a comparison for each setup; the verdicts are of one family."""
-    summaries = summaries_of(FINAL)
+def _compared(what: str, study: str, rows: list[tuple[str, list[tuple[Result, ...]], list[str]]]) -> str:
+    """A line per row, with a comparison for each setup and words before it; the verdicts are of one family."""
+    summaries = summaries_of(study)
     found = [protocol.compared(*pair) for _, pairs, _ in rows for pair in pairs]
     margins = [protocol.margin(summary) for summary in summaries.values()] * len(rows)
-    cells = iter(zip(found, protocol.verdicts(found, margins), strict=True))
-    lines = [[what, *map(SEARCHED.get, summaries)], ["---", *["---"] * len(summaries)]]
-    for label, _, names in rows:
-        lines.append([label, *(_cell(*next(cells), name) for name in names)])
+    texts = iter(map(_cell, found, protocol.verdicts(found, margins)))
+    lines = [[what, *(SEARCHED.get(name, name) for name in summaries)], ["---"] * (1 + len(summaries))]
+    lines += [[label, *(words + next(texts) for words in before)] for label, _, before in rows]
     return _lines(lines)
 
 
-def _cell(found: protocol.Paired, verdict: str, names: str) -> str:
+def _cell(found: protocol.Paired, verdict: str) -> str:
     low, high = found.interval()
-    return f"{names and f'{names}: '}{found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
+    return f"{found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
 
 
-def _family(found: Result) -> str:
-    return found.label.partition(",")[0]
+def _name(found: Result) -> str:
+    """Its label without the budget and the sizes."""
+    return re.sub(r", [\d,]+ [abc]\b.*", "", found.label)
 
 
 def stored() -> str:
@@ -161,7 +169,7 @@ def stored() -> str:
                 if found.method.rates and all(_bytes(s, s[found.key], n_adapters) <= limit for s in summaries.values())
             }
             key = max(shares, key=lambda key: shares[key])
-            cells.append(f"{_family(next(iter(summaries.values()))[key])}, {100 * shares[key]:.0f} %")
+            cells.append(f"{_name(next(iter(summaries.values()))[key])}, {100 * shares[key]:.0f} %")
         lines.append([f"{n_adapters:,}", *cells])
     return _lines(lines)
 
@@ -232,10 +240,12 @@ def filled(text: str) -> str:
     """The page with new tables between its marks."""
     tables = {"circuit": lambda: differences(CIRCUIT, "replacement")}
     tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
-    tables |= {make.__name__: make for make in (sizes, equal, pairs, stored, classes, studies)}
+    tables |= {make.__name__: make for make in (sizes, equal, stored, classes, studies)}
+    tables |= {name: partial(pairs, *asked) for name, asked in PAIRS.items()}
     rows = {"circuit": CIRCUIT, "bits": BITS, "shots": SHOTS}
     of = {name: tuple(dict.fromkeys(study for study, *_ in table)) for name, table in rows.items()}
-    of |= {"sizes": ("sizes",), **dict.fromkeys(("equal", "pairs", "stored"), (FINAL,))}
+    of |= {"sizes": ("sizes",), "equal": (FINAL,), "stored": (FINAL,)}
+    of |= {name: (study,) for name, (study, _) in PAIRS.items()}
 
     def table(mark: re.Match[str]) -> str:
         links = ", ".join(f"[`{study}`](../results/{study})" for study in of.get(mark[2], ()))

@@ -118,8 +118,9 @@ def compared(one: Result, other: Result) -> Paired:
 
 
 def margin(summary: Summary) -> float:
-    """A share of what LoRA within the largest budget gains over the untrained base, in nats per token."""
-    return MARGIN * -compared(summary[f"lora_{BUDGETS[-1]}"], summary["none"]).mean
+    """A share of what the largest LoRA gains over the untrained base, in nats per token."""
+    loras = [found for found in summary.results if found.method.method == "lora" and found.key.startswith("lora_")]
+    return MARGIN * -compared(max(loras, key=lambda found: found.method.trainable), summary["none"]).mean
 
 
 class Paired(NamedTuple):
