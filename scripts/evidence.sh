@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Run the studies of results/PROTOCOL.md one after the other, or resume them from the rows in results/. Hours on two cores.
+#
+#   scripts/evidence.sh FOLDER [STAGE ...]
+#
+# FOLDER is for runs, and needs before: models/stories260K, models/llama10m and models/bytes1m (`make bases`), and the
+# texts grimm.txt, shakespeare.txt and wikitext2.txt. Stages are those at the end of this file; without one, all run.
+# Rows are kept in results/ when a stage ends or is stopped with Ctrl-C.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+python="$root/.venv/bin/python"
+protocol="$root/benchmarks/protocol.py"
+studies="$root/benchmarks/studies"
+cd "$1"
+shift
+mkdir -p texts runs
+[ -d texts/numpy ] || "$python" "$root/benchmarks/texts.py" numpy --skip 0.6 --out texts/numpy
+[ -d texts/grimm ] || "$python" "$root/benchmarks/texts.py" grimm.txt --skip 0.6 --out texts/grimm
+[ -d texts/shakespeare ] || "$python" "$root/benchmarks/texts.py" shakespeare.txt --out texts/shakespeare
+
+run() { # NAME/SETUP STUDY.yaml BASE TEXT PART TEST [OPTION ...]
+    local name=$1 study=$2 base=$3 text=$4 part=$5 test=$6 kept="$root/results/$1.jsonl.xz" folder="runs/$1"
+    shift 6
+    [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$protocol" restore "$kept" "$folder"
+    trap '"$python" "$protocol" keep "$folder" "$kept"' RETURN
+    "$python" -m qpeft compare run "$study" --base "$base" --data "texts/$text/$part.txt" \
+        --eval-data "texts/$text/validation.txt" --test-data "$test" --workers 2 --out "$folder" "$@"
+}
+
+search() { # STUDY SETUP BASE TEXT: until its trials have ended; the runs behind them choose nothing
+    run "$1/$2" "$studies/$1.yaml" "$3" "$4" train wikitext2.txt 2>&1 | sed -u '/ seed0: /q' || true
+}
+
+second() { # STUDY SETUP BASE TEXT SEARCHED: the winners of the search of a setup
+    "$python" "$protocol" final "$root/results/$1/$5.jsonl.xz" "runs/$1-$2.yaml"
+    run "$1-final/$2" "runs/$1-$2.yaml" "$3" "$4" train "texts/$4/test.txt"
+}
+
+epochs() { # SETUP BASE TEXT EPOCHS
+    "$python" "$protocol" epochs "$root/results/equal-search/$1.jsonl.xz" "runs/epochs-$1.yaml"
+    run "equal-search-epochs/$1-$4" "runs/epochs-$1.yaml" "$2" "$3" epoch "texts/$3/test.txt" --epochs "$4"
+}
+
+margins() { # SETUP BASE TEXT
+    run "margins/$1" "$studies/margins.yaml" "$2" "$3" epoch "texts/$3/test.txt"
+}
+
+stories=models/stories260K bytes1m=models/bytes1m
+stage() {
+    case $1 in
+        search-stories-grimm) search equal-search stories-grimm $stories grimm ;;
+        search-stories-shakespeare) search equal-search stories-shakespeare $stories shakespeare ;;
+        search-embedded-numpy) search equal-search embedded-numpy embedded numpy ;;
+        final-stories-grimm) second equal-search stories-grimm $stories grimm stories-grimm ;;
+        final-stories-shakespeare) second equal-search stories-shakespeare $stories shakespeare stories-shakespeare ;;
+        final-embedded-numpy) second equal-search embedded-numpy embedded numpy embedded-numpy ;;
+        final-embedded-shakespeare) second equal-search embedded-shakespeare embedded shakespeare embedded-numpy ;;
+        margins-stories-grimm) margins stories-grimm $stories grimm ;;
+        margins-stories-shakespeare) margins stories-shakespeare $stories shakespeare ;;
+        margins-embedded-numpy) margins embedded-numpy embedded numpy ;;
+        margins-embedded-shakespeare) margins embedded-shakespeare embedded shakespeare ;;
+        epochs-stories-grimm) epochs stories-grimm $stories grimm 1 && epochs stories-grimm $stories grimm 4 ;;
+        epochs-embedded-numpy) epochs embedded-numpy embedded numpy 1 && epochs embedded-numpy embedded numpy 4 ;;
+        adapters-stories) search quantum-adapters stories-grimm $stories grimm
+            second quantum-adapters stories-grimm $stories grimm stories-grimm
+            second quantum-adapters stories-shakespeare $stories shakespeare stories-grimm ;;
+        adapters-bytes1m) search quantum-adapters bytes1m-grimm $bytes1m grimm
+            second quantum-adapters bytes1m-grimm $bytes1m grimm bytes1m-grimm
+            second quantum-adapters bytes1m-shakespeare $bytes1m shakespeare bytes1m-grimm ;;
+        *) echo "no stage $1; see the end of $0" >&2 && exit 2 ;;
+    esac
+}
+all=$(sed -n 's/^        \([a-z0-9-]*\)) .*/\1/p' "$root/scripts/evidence.sh")
+for name in ${@:-$all}; do stage "$name"; done
