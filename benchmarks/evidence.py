@@ -3,7 +3,7 @@
     python benchmarks/evidence.py
 
 The results are the study `budgets` in results/budgets. Left out are designs without an adapter, and those that
-are missing in a setup or failed with a seed; the program prints their keys.
+are missing in a setup or failed with a seed.
 """
 
 from __future__ import annotations
@@ -97,7 +97,6 @@ def evidence(root: Path = ROOT) -> dict[str, Any]:
         for spec in specs
         if all(spec.key in of_setup for of_setup in results)
     ]
-    print(left_out(setups, results), end="")
     return {
         "study": f"qpeft compare run {STUDY}",
         "reference": reference,
@@ -165,17 +164,6 @@ def _has_failed_seed(setup: Setup, result: Result) -> bool:
     """Whether a seed gained less than half as much as the median seed."""
     gains = [setup.untrained - loss for loss in result.losses.values()]
     return min(gains) < median(gains) / 2
-
-
-def left_out(setups: list[Setup], results: list[dict[str, Result]]) -> str:
-    """The adapters of the study that are missing or failed in a setup, with this setup."""
-    lacking: dict[str, list[str]] = {}
-    for spec in filter(_has_adapter, load_study(STUDY).methods):
-        where = [number for number, found in enumerate(results) if spec.key not in found]
-        names = [f"{setups[i].base}, {setups[i].data}, {setups[i].steps} steps" for i in where]
-        if where:
-            lacking.setdefault("every setup" if len(where) == len(setups) else "; ".join(names), []).append(spec.key)
-    return "".join(f"left out, missing or failed in {where}: {', '.join(keys)}\n" for where, keys in lacking.items())
 
 
 def _rounded(losses: dict[int, float]) -> dict[int, float]:

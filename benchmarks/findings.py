@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -27,32 +28,18 @@ from qpeft_lab.demo import base_path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGES = (ROOT / "docs" / "findings.md", RESULTS / "README.md")
-SETUPS = {  # of the study `budgets`, in the order of the tables
-    "embedded": "embedded base, NumPy's docstrings",
-    "grimm": "stories260K, Grimm's tales",
-    "wikitext": "stories260K, WikiText-2",
-    "embedded-wikitext": "embedded base, WikiText-2",
-}
 FINAL = "equal-search-final"
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
-PAIRS = {  # by the name of the table: the study, and pairs of its adapters
-    "pairs": (
-        FINAL,
-        [
-            *(("qpa_1300", "uni_1300"), ("qpa_5000", "uni_5000"), ("qpa_1300", "lora_1300"), ("qpa_5000", "lora_5000")),
-            *((f"framed_{budget}", f"signs_{budget}") for budget in (128, 400, 1300)),
-            ("framed_1300", "uni_1300"),
-        ],
-    ),
-}
+PAIRS = [("qpa", "uni"), ("qpa", "lora"), *(("framed", other) for other in ("signs", "lie", "core", "uni"))]
 SEARCHED = {  # its setups, in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",
     "stories-grimm": "stories260K, Grimm's tales",
     "stories-shakespeare": "stories260K, Shakespeare",
 }
+SEARCH_OF = {"embedded-shakespeare": "embedded-numpy"}  # the setup whose search chose, if it is another one
 CIRCUIT = [  # study, its method, the method with the replacement, in words
     ("controls", "qpa", "qpa_frozen", "QPA: the circuit's angles are frozen"),
     ("controls", "qpa", "qpa_random", "QPA: fixed Gaussian values instead of the circuit"),
@@ -70,11 +57,8 @@ IMAGES = {"digits": "digits", "cifar10": "CIFAR-10, five classes", "sst2": "film
 
 
 def summaries_of(study: str) -> dict[str, Summary]:
-    """The results of a study by setup, those of `SETUPS` in their order."""
-    order = [*SETUPS, *SEARCHED]
-    files = {file.name.partition(".")[0]: file for file in sorted((RESULTS / study).iterdir())}
-    names = sorted(files, key=lambda name: order.index(name) if name in order else len(order))
-    return {name: load(files[name]) for name in names}
+    """The results of a study by setup."""
+    return {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).iterdir())}
 
 
 def mean_difference(summaries: Iterable[Summary], key: str, to: str) -> Difference:
@@ -105,79 +89,88 @@ def differences(rows: list[tuple[str, str, str, str]], what: str) -> str:
     return _lines(lines)
 
 
-def sizes() -> str:
-    lines = [["parameters", "frozen angles", "Gaussian values", "Uni-LoRA of its size"], ["---:", *["---"] * 3]]
-    summaries = summaries_of("sizes").values()
-    for size in ("2k", "6k", "23k", "80k"):
-        others = (f"frozen_{size}", f"random_{size}", f"uni_lora@qpa_{size}")
-        found = (mean_difference(summaries, other, f"qpa_{size}") for other in others)
-        lines.append([size.replace("k", ",000"), *map(_difference, found)])
-    return _lines(lines)
+def winners_of(setup: str) -> dict[tuple[str, int], protocol.Winner]:
+    """The winners of the equal search, of which `equal-search-final` is the second run."""
+    return protocol.winners(load(RESULTS / "equal-search" / f"{SEARCH_OF.get(setup, setup)}.jsonl.xz"))
 
 
 def equal() -> str:
     """The best adapter of the equal search with a circuit minus the best without, by budget and setup."""
+    summaries = summaries_of(FINAL)
+    chosen = {name: winners_of(name) for name in summaries}
     rows = []
     for most in protocol.BUDGETS:
-        found = [tuple(protocol.best(s, most, has) for has in (True, False)) for s in summaries_of(FINAL).values()]
-        rows.append((f"{most:,}", found, [f"{' and '.join(map(_name, pair))}: " for pair in found]))
-    return _compared("parameters, at most", FINAL, rows)
+        row: list[_Compared | None] = []
+        for name, summary in summaries.items():
+            ours, other = (summary[protocol.best(chosen[name], most, has)] for has in (True, False))
+            words = f"{_family(ours)} and {_family(other)}: "
+            row.append(_Compared(words, protocol.compared(ours, other), protocol.margin(summary)))
+        rows.append((f"{most:,}", row))
+    return _grid(["parameters, at most", *map(SEARCHED.__getitem__, summaries)], rows)
 
 
-def pairs(study: str, keys: list[tuple[str, str]]) -> str:
-    """Pairs of adapters of a study."""
-    rows = []
-    for both in keys:
-        found = [tuple(summary[key] for key in both) for summary in summaries_of(study).values()]
-        budget = both[0].rpartition("_")[2]
-        label = " minus ".join(map(_name, found[0])) + (f", {int(budget):,}" if budget.isdigit() else "")
-        rows.append((label, found, [""] * len(found)))
-    return _compared("comparison", study, rows)
+def pairs() -> str:
+    """Families of the equal search at each budget, averaged over the setups."""
+    summaries = summaries_of(FINAL).values()
+    margin, rows = fmean(map(protocol.margin, summaries)), []
+    for families in PAIRS:
+        row: list[_Compared | None] = []
+        for most in protocol.BUDGETS:
+            keys = [f"{family}_{most}" for family in families]
+            both = [[found for key in keys for found in s.results if found.key == key] for s in summaries]
+            if has := all(len(found) == len(keys) for found in both):
+                label = " minus ".join(map(_family, both[0]))
+            found = [protocol.compared(*pair) for pair in both] if has else []
+            row.append(_Compared("", protocol.mean(found), margin) if found else None)
+        rows.append((label, row))
+    return _grid(["parameters, at most", *(f"{most:,}" for most in protocol.BUDGETS)], rows)
 
 
-def _compared(what: str, study: str, rows: list[tuple[str, list[tuple[Result, ...]], list[str]]]) -> str:
-    """A line per row, with a comparison for each setup and words before it; the verdicts are of one family."""
-    summaries = summaries_of(study)
-    found = [protocol.compared(*pair) for _, pairs, _ in rows for pair in pairs]
-    margins = [protocol.margin(summary) for summary in summaries.values()] * len(rows)
-    texts = iter(map(_cell, found, protocol.verdicts(found, margins)))
-    lines = [[what, *(SEARCHED.get(name, name) for name in summaries)], ["---"] * (1 + len(summaries))]
-    lines += [[label, *(words + next(texts) for words in before)] for label, _, before in rows]
-    return _lines(lines)
+class _Compared(NamedTuple):
+    words: str
+    found: protocol.Paired
+    margin: float
 
 
-def _cell(found: protocol.Paired, verdict: str) -> str:
-    low, high = found.interval()
-    return f"{found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
+def _grid(header: list[str], rows: list[tuple[str, list[_Compared | None]]]) -> str:
+    """A table of comparisons, whose verdicts are of one family."""
+    cells = [cell for _, row in rows for cell in row if cell is not None]
+    texts = {}
+    for cell, verdict in zip(cells, protocol.verdicts(*zip(*(cell[1:] for cell in cells), strict=True)), strict=True):
+        low, high = cell.found.interval()
+        texts[cell] = f"{cell.words}{cell.found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
+    return _lines([header, ["---"] * len(header), *([label, *(texts.get(c, "") for c in row)] for label, row in rows)])
 
 
-def _name(found: Result) -> str:
-    """Its label without the budget and the sizes."""
-    return re.sub(r", [\d,]+ [abc]\b.*", "", found.label)
+def _family(found: Result) -> str:
+    return found.label.partition(",")[0]
 
 
 def stored() -> str:
-    """The best adapter by the bytes that it takes with its share of a frame file, and its loss."""
-    summaries = summaries_of(FINAL)
+    """The best adapter by the bytes that it takes with its share of a frame file, and its share of LoRA's gain."""
+    summaries, reference = summaries_of(FINAL), f"lora_{protocol.BUDGETS[-1]}"
+    chosen = {name: {f"{f}_{b}": one for (f, b), one in winners_of(name).items()} for name in summaries}
+    keys = sorted(set.intersection(*map(set, chosen.values())))
+
+    def share(key: str, of: str) -> float:
+        """In the search's validation loss, or in the test loss."""
+        shares = []
+        for name, summary in summaries.items():
+            base = summary["none"].mean(of) or 0
+            losses = (chosen[name][k].loss if of == "valid_loss" else _loss(summary[k]) for k in (key, reference))
+            own, full = (base - loss for loss in losses)
+            shares.append(own / full)
+        return fmean(shares)
+
     lines = [["adapters of the base", *(f"{limit:,} bytes each" for limit in BYTES)], ["---:", *["---"] * len(BYTES)]]
     for n_adapters in (1, 10, 100, 1000):
         cells = []
         for limit in BYTES:
-            shares = {
-                found.key: fmean(_share(summary, summary[found.key]) for summary in summaries.values())
-                for found in next(iter(summaries.values())).results
-                if found.method.rates and all(_bytes(s, s[found.key], n_adapters) <= limit for s in summaries.values())
-            }
-            key = max(shares, key=lambda key: shares[key])
-            cells.append(f"{_name(next(iter(summaries.values()))[key])}, {100 * shares[key]:.0f} %")
+            fits = (key for key in keys if all(_bytes(s, s[key], n_adapters) <= limit for s in summaries.values()))
+            key = max(fits, key=lambda key: share(key, "valid_loss"))
+            cells.append(f"{_family(summaries[next(iter(summaries))][key])}, {100 * share(key, 'test_loss'):.0f} %")
         lines.append([f"{n_adapters:,}", *cells])
     return _lines(lines)
-
-
-def _share(summary: Summary, found: Result) -> float:
-    """Of the gain of LoRA within the largest budget, in validation loss."""
-    base, reference = (summary[key].mean("valid_loss") or 0 for key in ("none", f"lora_{protocol.BUDGETS[-1]}"))
-    return (base - (found.mean("valid_loss") or 0)) / (base - reference)
 
 
 def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
@@ -223,12 +216,8 @@ def _loss(method: Result) -> float:
 
 
 def _difference(found: Difference) -> str:
-    low, high = found.low or 0.0, found.high or 0.0
-    is_clear = found.verdict != "no difference shown"
-    is_small = max(abs(low), abs(high)) < 0.01 or (is_clear and min(abs(low), abs(high)) < 0.0005)  # not "+0.000"
-    digits = 5 if is_small else 3
-    text = f"{found.mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-    return f"**{text}**" if is_clear else text
+    text = f"{found.mean:+.3f} [{found.low or 0:+.3f}, {found.high or 0:+.3f}]"
+    return text if found.verdict == "no difference shown" else f"**{text}**"
 
 
 def _lines(lines: list[list[str]]) -> str:
@@ -240,12 +229,10 @@ def filled(text: str) -> str:
     """The page with new tables between its marks."""
     tables = {"circuit": lambda: differences(CIRCUIT, "replacement")}
     tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
-    tables |= {make.__name__: make for make in (sizes, equal, stored, classes, studies)}
-    tables |= {name: partial(pairs, *asked) for name, asked in PAIRS.items()}
+    tables |= {make.__name__: make for make in (equal, pairs, stored, classes, studies)}
     rows = {"circuit": CIRCUIT, "bits": BITS, "shots": SHOTS}
     of = {name: tuple(dict.fromkeys(study for study, *_ in table)) for name, table in rows.items()}
-    of |= {"sizes": ("sizes",), "equal": (FINAL,), "stored": (FINAL,)}
-    of |= {name: (study,) for name, (study, _) in PAIRS.items()}
+    of |= dict.fromkeys(("equal", "pairs", "stored"), (FINAL,))
 
     def table(mark: re.Match[str]) -> str:
         links = ", ".join(f"[`{study}`](../results/{study})" for study in of.get(mark[2], ()))

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,16 +100,14 @@ def study_of_winners(summary: Summary, name: str) -> dict[str, Any]:
     }
 
 
-def best(summary: Summary, budget: int, has_circuit: bool) -> Result:
-    """Of the winners with at most so many parameters the one with the lowest mean validation loss.
-
-    Its test losses have no part in the choice.
-    """
-    families = {found.key: found.key.rpartition("_")[0] for found in summary.results if found.method.rates}
-    return min(
-        (summary[key] for key, name in families.items() if (name in CIRCUITS) is has_circuit and not summary[key].lost),
-        key=lambda found: found.mean("valid_loss") if found.method.trainable <= budget else math.inf,
-    )
+def best(chosen: Mapping[tuple[str, int], Winner], most: int, has_circuit: bool) -> str:
+    """The key of the winner with the lowest validation loss of the search, with at most so many parameters."""
+    found = {
+        f"{family}_{budget}": one.loss
+        for (family, budget), one in chosen.items()
+        if (family in CIRCUITS) is has_circuit and one.found.method.trainable <= most
+    }
+    return min(found, key=lambda key: found[key])
 
 
 def compared(one: Result, other: Result) -> Paired:
@@ -150,6 +149,12 @@ def difference(losses: Mapping[int, Sequence[float]], others: Mapping[int, Seque
     seeds, blocks = found.mean(1), found.mean(0)
     error = math.sqrt(seeds.var(ddof=1) / len(seeds) + blocks.var(ddof=1) / len(blocks))
     return Paired(float(found.mean()), error, len(seeds) - 1)
+
+
+def mean(differences: Sequence[Paired]) -> Paired:
+    """Of independent differences; with the fewest degrees of freedom, which makes intervals wider."""
+    error = math.sqrt(sum(one.error**2 for one in differences)) / len(differences)
+    return Paired(fmean(one.mean for one in differences), error, min(one.df for one in differences))
 
 
 def verdicts(differences: Sequence[Paired], margins: Sequence[float]) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""Recompute the table of the equal search from its rows with Python's standard library alone, and print its cells.
+"""Recompute the tables of the equal search from its rows with Python's standard library alone, and print their cells.
 
     python benchmarks/recompute_protocol.py results/equal-search-final/*.jsonl.xz
 
-A line per cell, budget by budget, in the order of the files; the intervals are those of results/PROTOCOL.md, section 2.
+A line per cell: first the table `equal`, budget by budget, in the order of the files; then `pairs`.
 """
 
 from __future__ import annotations
@@ -17,57 +17,73 @@ from typing import Any
 
 from recompute_summary import correct, quantile, tail
 
-CIRCUITS = {"qpa", "plain", "framed"}
+CIRCUITS, BUDGETS = {"qpa", "plain", "framed"}, (128, 400, 1300, 5000)
+SEARCHES = {"embedded-shakespeare.jsonl.xz": "embedded-numpy.jsonl.xz"}
+PAIRS = [("qpa", "uni"), ("qpa", "lora"), *(("framed", other) for other in ("signs", "lie", "core", "uni"))]
+Rows = dict[str, list[dict[str, Any]]]
 
 
-def read(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the seeds by adapter, sorted by seed."""
+def read(file: Path) -> Rows:
+    """The rows by method, sorted by seed."""
     _, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: Rows = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         found.setdefault(row["method"], []).append(row)
     return found
 
 
-def best(rows: dict[str, list[dict[str, Any]]], most: int, has_circuit: bool) -> list[dict[str, Any]]:
-    fits = [
-        of for key, of in rows.items()
-        if key != "none" and of[0]["params_trainable"] <= most and (key.rsplit("_", 1)[0] in CIRCUITS) == has_circuit
-    ]  # fmt: skip
-    return min(fits, key=lambda of: statistics.mean(row["valid_loss"] for row in of))
+def best(search: Rows, most: int, has_circuit: bool) -> str:
+    """FAMILY_BUDGET of the trial with the lowest validation loss, within its budget and with at most `most`."""
+    losses: dict[str, float] = {}
+    for key, rows in search.items():
+        winner = key.rpartition("_")[0]
+        family, _, budget = winner.rpartition("_")
+        trials = [row for row in rows if row["role"] == "tuning" and row["status"] == "success"]
+        for row in trials if (family in CIRCUITS) == has_circuit else ():
+            if row["params_trainable"] <= min(int(budget), most):
+                losses[winner] = min(row["valid_loss"], losses.get(winner, math.inf))
+    return min(losses, key=lambda winner: losses[winner])
 
 
-def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> tuple[float, float, int]:
-    """Mean, standard error and degrees of freedom of the difference of the blocks of each seed."""
-    table = [
-        [a - b for a, b in zip(one["test_losses"], other["test_losses"], strict=True)]
-        for one, other in zip(ours, others, strict=True)
-    ]
+def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean and standard error of the difference of the blocks of each seed."""
+    both = zip(ours, others, strict=True)
+    table = [[a - b for a, b in zip(x["test_losses"], y["test_losses"], strict=True)] for x, y in both]
     seeds, blocks = [statistics.mean(row) for row in table], [statistics.mean(row) for row in zip(*table, strict=True)]
-    error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (seeds, blocks)))
-    return statistics.mean(seeds), error, len(seeds) - 1
+    return statistics.mean(seeds), math.sqrt(sum(statistics.variance(v) / len(v) for v in (seeds, blocks)))
+
+
+def show(cells: list[tuple[float, float, float]]) -> None:
+    """A line for each mean, standard error and margin, with the verdict among all of them; ten seeds."""
+    differ = {(str(i), ""): {"p": tail(abs(mean) / error, 9)} for i, (mean, error, _) in enumerate(cells)}
+    inside: dict[tuple[str, str], dict[str, Any]] = {}
+    for i, (mean, error, margin) in enumerate(cells):
+        above = (margin - abs(mean)) / error
+        inside[str(i), ""] = {"p": tail(above, 9) / 2 if above > 0 else 1 - tail(-above, 9) / 2}
+    correct(differ)
+    correct(inside)
+    for (mean, error, _), one, other in zip(cells, differ.values(), inside.values(), strict=True):
+        shown = ("better" if mean < 0 else "worse") if one["p_holm"] < 0.05 else "open"
+        verdict, reach = "equivalent" if other["p_holm"] < 0.05 else shown, quantile(9) * error
+        print(f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {verdict}")
 
 
 def main(files: list[Path]) -> None:
     setups = [read(file) for file in files]
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    inside: dict[tuple[str, str], dict[str, Any]] = {}
-    for most in (128, 400, 1300, 5000):
-        for number, rows in enumerate(setups):
-            mean, error, df = difference(best(rows, most, True), best(rows, most, False))
-            lora, base = rows["lora_5000"], rows["none"] * len(rows["lora_5000"])
-            margin = 0.02 * -difference(lora, base)[0]
-            place = str(most), str(number)
-            cells[place] = {"mean": mean, "reach": quantile(df) * error, "p": tail(abs(mean) / error, df)}
-            above = (margin - abs(mean)) / error  # one-sided
-            inside[place] = {"p": tail(above, df) / 2 if above > 0 else 1 - tail(-above, df) / 2}
-    correct(cells)
-    correct(inside)
-    for place, cell in cells.items():
-        mean, reach = cell["mean"], cell["reach"]
-        shown = ("better" if mean < 0 else "worse") if cell["p_holm"] < 0.05 else "open"
-        verdict = "equivalent" if inside[place]["p_holm"] < 0.05 else shown
-        print(f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {verdict}")
+    searches = [read(file.parents[1] / "equal-search" / SEARCHES.get(file.name, file.name)) for file in files]
+    margins = [0.02 * -difference(rows["lora_5000"], rows["none"] * 10)[0] for rows in setups]
+    chosen = [{(most, has): best(rows, most, has) for most in BUDGETS for has in (True, False)} for rows in searches]
+    found = list(zip(setups, chosen, margins, strict=True))
+    show([(*difference(s[c[b, True]], s[c[b, False]]), margin) for b in BUDGETS for s, c, margin in found])
+    means = []
+    for ours, other in PAIRS:
+        for most in BUDGETS:
+            keys = f"{ours}_{most}", f"{other}_{most}"
+            if all(key in rows for rows in setups for key in keys):
+                of = [difference(*(rows[key] for key in keys)) for rows in setups]
+                error = math.sqrt(sum(error**2 for _, error in of)) / len(of)
+                means.append((statistics.mean(mean for mean, _ in of), error, statistics.mean(margins)))
+    show(means)
 
 
 if __name__ == "__main__":
