@@ -12,7 +12,7 @@ import figure_style as style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from findings import FINAL, SEARCHED, summaries_of
+from findings import FINAL, SEARCHED, summaries_of, winners_of
 from protocol import BUDGETS, best
 from qpeft_lab.compare.summary import Result, Summary
 
@@ -36,17 +36,18 @@ class Panel(NamedTuple):
 
 def measured() -> list[Panel]:
     """The values from the rows."""
-    return [_panel(SEARCHED[name], summary) for name, summary in summaries_of(FINAL).items()]
+    return [_panel(name, summary) for name, summary in summaries_of(FINAL).items()]
 
 
-def _panel(title: str, summary: Summary) -> Panel:
+def _panel(setup: str, summary: Summary) -> Panel:
+    chosen = winners_of(setup)
     trained = [found for found in summary.results if found.metric and found.method.rates]
     lines = {
-        name: [_point(best(summary, budget, has_circuit)) for budget in BUDGETS]
+        name: [_point(summary[best(chosen, budget, has_circuit)]) for budget in BUDGETS]
         for name, has_circuit in zip(LINES, (True, False), strict=False)
     }
     lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]
-    return Panel(title, _point(summary["none"])[1], [_point(found) for found in trained], lines)
+    return Panel(SEARCHED[setup], _point(summary["none"])[1], [_point(found) for found in trained], lines)
 
 
 def _point(found: Result) -> list[float]:
