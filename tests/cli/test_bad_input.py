@@ -75,6 +75,7 @@ TABLE = [
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shots -5", "--shots"),
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shot-budget 9", "--shots or --noise"),
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--noise 0.1", "no circuits that are measured"),
+    ("evaluate --adapter ADAPTER --data TEXT", "--seed 1", "one of --shots"),
     (f"evaluate --adapter ADAPTER --data TEXT {LABELS}", "", "task.json"),
     ("evaluate --model BASE --data PAIRS", "--pad-rows", "pad-rows"),
     (ANSWERS, LABELS, "--generate"),

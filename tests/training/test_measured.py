@@ -17,7 +17,7 @@ import qpeft
 from qpeft.backends import BackendSettings, ExactBackend
 from qpeft.circuits import exact_probabilities
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import BackendError, ConfigError
+from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.methods.cua.model import CUARotation
 from qpeft_lab.training.input_circuits import angles_on_inputs, circuit_on_inputs
 from qpeft_lab.training.measured import measured_scores
@@ -174,7 +174,14 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     assert first.circuits + second.circuits == 648
     assert torch.equal(found["measured"], expected["measured"])
     again = Flaky(fails=1)
-    assert torch.equal(run(backend=again)[1]["measured"], expected["measured"])
+    assert torch.equal(run(backend=again, shot_budget=1)[1]["measured"], expected["measured"])
+    assert not again.jobs
+    (tmp_path / "1.safetensors").write_bytes(b"cut off")  # its 68 circuits are sent again
+    with pytest.raises(ConfigError, match="6,800 more shots"):
+        run(backend=again, shot_budget=6_799)
+    assert torch.equal(run(backend=Flaky())[1]["measured"], expected["measured"])
+    with pytest.raises(CheckpointError, match="other inputs"):
+        run(backend=move(model, seed=1, spread=0.5) and again)
     assert not again.jobs
 
 

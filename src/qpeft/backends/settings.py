@@ -24,7 +24,7 @@ class BackendSettings:
     noise: float = option(
         0.0,
         "Simulated depolarising noise after each two-qubit gate, a tenth of it after each one-qubit gate; with "
-        "pennylane:default.mixed. In evaluate, of the whole circuit.",
+        "pennylane:default.mixed. In evaluate, exact: of the whole circuit.",
         at_least=0,
         below=1,
     )

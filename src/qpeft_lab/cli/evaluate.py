@@ -22,7 +22,7 @@ from qpeft_lab.data.sources import has_validation_split, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
-from qpeft_lab.user_files import file_hashes, without_folders
+from qpeft_lab.user_files import without_folders
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,12 +98,13 @@ def evaluate(
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
     chosen = BackendSettings(**circuits) if circuits else None
-    if chosen and (generate or folder is None or not circuits.keys() & {"shots", "noise", "backend"}):
-        raise InputError(f"{flag(next(iter(circuits)))} needs --adapter, --shots, --noise or --backend, no --generate")
+    given = [*circuits, *(["seed"] if seed else []), *(["seconds_per_circuit"] if seconds_per_circuit else [])]
+    if given and (generate or folder is None or not circuits.keys() & {"shots", "noise", "backend"}):
+        raise InputError(f"{flag(given[0])} needs --adapter, one of --shots, --noise and --backend, and no --generate")
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
-    if given := [*search, *(["bertscore_model"] if bertscore_model else [])]:
-        raise InputError(f"{flag(given[0])} is for generated answers; add --generate, or leave it out")
+    if texts := [*search, *(["bertscore_model"] if bertscore_model else [])]:
+        raise InputError(f"{flag(texts[0])} is for generated answers; add --generate, or leave it out")
     measure = None
     if chosen and folder:
         measure = partial(_measured, settings, folder, chosen, seconds_per_circuit)
@@ -120,7 +121,7 @@ def _measured(
 
     device = {**asdict(chosen), "shot_budget": None}
     run = settings.model, settings.dtype, settings.batch_size, settings.seed
-    parts = run, without_folders(device), file_hashes(None, {}, device), task.sha256(), file_hash(folder / WEIGHTS)
+    parts = run, without_folders(device), task.sha256(), file_hash(folder / WEIGHTS)
     where = folder / "measured" / hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def forecast(costs: dict[str, Any]) -> None:

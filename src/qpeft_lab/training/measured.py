@@ -2,20 +2,20 @@
 
     exact score, which counts the circuits --> forecast, refused above the budget --> score with measured circuits
 
-A device's answers are kept in files, under a hash of their job, so that the same evaluation sends only what is missing.
+A device's answers are kept in files, so that the same evaluation sends only what is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
@@ -24,32 +24,42 @@ from qpeft.backends.backend import Numbers
 from qpeft.circuits import Ansatz
 from qpeft.circuits.amplitude import squares_behind
 from qpeft.core.linear_tuner import LinearAdapter
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import replace_file
 from qpeft_lab.files import locked
 from qpeft_lab.training.input_circuits import angles_on_inputs, circuit_on_inputs
 from qpeft_lab.training.score import Score
 
-_JOB = 256  # circuits at most
+_JOB, _DIFFERENT = 256, 0.01  # circuits at most; radians
 
 
 class StoredJobs(Jobs):
-    """The jobs of one evaluation, of which each answer is a file in the folder of `store_in`."""
+    """The jobs of one evaluation in their order, each with its angles and answer in a file of the folder `store_in`."""
 
-    def store_in(self, folder: Path) -> None:
-        """Keep log and answers in this folder, and take the answers that it has."""
+    def store_in(self, folder: Path) -> int:
+        """Keep log and answers in this folder, and use the answers that it has; how many circuits they have."""
         self.log_to(folder / "jobs.jsonl")
-        self._folder, self._seen = folder, Counter[str]()
+        self._files = (folder / f"{number}.safetensors" for number in count())
+        return sum(len(kept["p"]) for path in folder.glob("*.safetensors") if (kept := _read(path)))
 
     def run(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
-        content = f"{ansatz.name}/{self.shots}/{self.seed}/".encode() + angles.tobytes()
-        self._seen[key := hashlib.sha256(content).hexdigest()] += 1
-        path = self._folder / f"{key[:32]}-{self._seen[key]}.safetensors"  # equal jobs have answers of their own
-        if not path.exists():
-            found = super().run(ansatz, angles)
-            with replace_file(path) as temporary:
-                save_file({"p": np.ascontiguousarray(found)}, temporary)
-        return load_file(path)["p"]
+        if kept := _read(path := next(self._files)):
+            # other processors round differently, and the angle of a value near 0 may be any
+            if kept["angles"].shape != angles.shape or np.abs(kept["angles"] - angles).mean() > _DIFFERENT:
+                raise CheckpointError(f"{path} has answers for other inputs, as of another base; remove its folder")
+            return kept["p"]
+        found = super().run(ansatz, angles)
+        with replace_file(path) as temporary:
+            save_file({"p": np.ascontiguousarray(found), "angles": np.ascontiguousarray(angles)}, temporary)
+        return found
+
+
+def _read(path: Path) -> dict[str, Numbers] | None:
+    """None for a file that is missing or damaged, whose job is sent again."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError):
+        return None
 
 
 def measured_scores(
@@ -63,11 +73,9 @@ def measured_scores(
     """The score `adapted` with exact probabilities P, and `measured` with counts of the backend.
 
     The backend exact counts (1 - noise) P + noise / 2**q; without shots it does not sample. The jobs and answers of
-    another one are in `folder`, which belongs to this evaluation. The circuits and shots of `measured`, which are
-    returned first, are passed to `forecast` before they are run.
-
-    Raises ConfigError if the model has other adapters, or the shot budget does not suffice, or the backend cannot run
-    them; nothing is sent then. Raises BackendError if a job failed: what is answered is kept.
+    another one are in `folder`, which belongs to this evaluation. The costs, returned first, are passed to `forecast`
+    before any shot. Raises ConfigError, and sends nothing, if the model has other adapters, the shot budget does not
+    suffice, or the backend cannot run them; BackendError if a job failed, CheckpointError for a folder of other inputs.
     """
     adapters = [module for module in model.modules() if isinstance(module, LinearAdapter)]
     if not adapters or not all(adapter.n_qubits for adapter in adapters):
@@ -121,10 +129,10 @@ def measured_scores(
         jobs.check_budget(costs["shots"], ConfigError)
         return costs, {"adapted": exact, "measured": scored(measured)}
     with locked(folder):
-        jobs.store_in(folder)
-        costs |= {"backend": device.name, "jobs": n_jobs, "answered_before": int(jobs.used["circuits"])}
+        costs |= {"backend": device.name, "jobs": n_jobs, "answered_before": jobs.store_in(folder)}
         forecast(costs)
-        jobs.check_budget((n_circuits - costs["answered_before"]) * shots, ConfigError)
+        if left := (n_circuits - costs["answered_before"]) * shots:
+            jobs.check_budget(left, ConfigError)
         return costs, {"adapted": exact, "measured": scored(on_device)}
 
 
