@@ -73,7 +73,7 @@ TABLE = [
     (EVALUATE, LABELS, "--adapter"),
     (EVALUATE, "--shots 100", "--adapter"),
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shots -5", "--shots"),
-    ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shot-budget 9", "--shots or --noise"),
+    ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shot-budget 9", "one of --shots"),
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--noise 0.1", "no circuits that are measured"),
     ("evaluate --adapter ADAPTER --data TEXT", "--seed 1", "one of --shots"),
     (f"evaluate --adapter ADAPTER --data TEXT {LABELS}", "", "task.json"),
