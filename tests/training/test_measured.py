@@ -123,7 +123,7 @@ class Flaky(ExactBackend):
         return super().run(ansatz, angles, shots, seed)
 
 
-@pytest.mark.parametrize("backend", ["pennylane:default.qubit", Flaky()], ids=str)
+@pytest.mark.parametrize("backend", ["pennylane:default.qubit", Flaky()], ids=["pennylane", "own"])
 def test_devices_without_shots_give_the_exact_outputs(adapted, ids, tmp_path, backend):
     model, circuits = adapted
     costs, found = scored(model, ids, folder=tmp_path, backend=backend)
