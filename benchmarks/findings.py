@@ -57,8 +57,9 @@ IMAGES = {"digits": "digits", "cifar10": "CIFAR-10, five classes", "sst2": "film
 
 
 def summaries_of(study: str) -> dict[str, Summary]:
-    """The results of a study by setup."""
-    return {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).iterdir())}
+    """The results of a study by setup; of the second run of a search those that have ended."""
+    found = {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).iterdir())}
+    return {name: s for name, s in found.items() if study != FINAL or not any(one.lost for one in s.results)}
 
 
 def mean_difference(summaries: Iterable[Summary], key: str, to: str) -> Difference:
