@@ -1,7 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
-BENCH := .venv-bench
 BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(BIN)/$(INSTALL)
@@ -57,8 +56,8 @@ bases: $(VENV)/.installed-dev
 	$(BIN)/python scripts/build_base.py llama10m --out build/llama10m
 	$(BIN)/python scripts/build_base.py bytes1m --out build/bytes1m
 
-bench: $(BENCH)/.installed
-	$(BENCH)/bin/python benchmarks/bench.py
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bench.py
 
 # on the oldest and the newest of what qpeft supports; environments in .nox
 compat: $(VENV)/.installed-dev
@@ -88,12 +87,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[lab,pennylane,qiskit,ray,tensorboard]' --group dev --group docs
-	touch $@
-
-# Apart from the tests: TorchQuantum asks for pins that nobody can meet, and is installed without what it needs.
-$(BENCH)/.installed: pyproject.toml constraints.txt
-	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/$(INSTALL) --upgrade pip
-	$(BENCH)/bin/$(INSTALL) --editable '.[lab,pennylane]' --group bench
-	$(BENCH)/bin/$(INSTALL) --no-deps torchquantum
 	touch $@

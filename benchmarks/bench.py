@@ -15,7 +15,6 @@ After Ctrl-C the completed measurements are shown and saved.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -27,12 +26,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from functools import partial
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from math import pi
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import MagicMock
 
 # other programs read it when they are imported, which the groups do late
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -48,16 +44,14 @@ from training_step import GENERATED, memory_rows, step_rows
 
 RESULTS = Path(__file__).parent / "results" / "bench.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-PACKAGES = ("torch", "transformers", "peft", "pennylane", "pennylane-lightning", "torchquantum")
+PACKAGES = ("torch", "transformers", "peft", "pennylane", "pennylane-lightning")
 N_LAYERS = 8
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 ATTENTION = ["qpa", "quantum_peft", "qaa", "sora", "bottleneck"]
-# packages that TorchQuantum pins in conflicting versions and that its gates never call
-UNUSED = ("qiskit", "qiskit_aer", "qiskit_ibm_runtime", "pathos", "torchdiffeq", "torchpack", "torchvision")
 
 
 def circuits(quick: bool) -> Iterator[Row]:
-    """QPA's circuit: all probabilities, and the gradient of a weighted sum of them."""
+    """QPA's circuit: all probabilities and the gradient of a weighted sum of them."""
     for n_qubits in (4,) if quick else (7, 8, 10, 12, 16, 20):
         rounds = 2 if quick else 3 if n_qubits == 20 else 9
         for dtype, tolerance in TOLERANCE.items():
@@ -65,20 +59,9 @@ def circuits(quick: bool) -> Iterator[Row]:
             ways = {"PennyLane default.qubit, backprop": default_qubit_gradient}
             if dtype == torch.float64:
                 ways["PennyLane lightning.qubit, adjoint"] = lightning_qubit_gradient
-            else:
-                ways["TorchQuantum, backprop"] = torch_quantum_gradient
             others = {name: partial(way, ansatz, angles, weights) for name, way in ways.items()}
             what = f"{n_qubits} qubits, forward and backward, {str(dtype).removeprefix('torch.')}"
             yield from measure(what, partial(gradient, angles, weights), others, tolerance, rounds)
-    for n_qubits in (4,) if quick else (8, 12, 16, 20):
-        rounds = 2 if quick else 3 if n_qubits == 20 else 9
-        ansatz, angles, _ = problem(n_qubits, torch.float64)
-        others = {
-            "PennyLane default.qubit": partial(forward, ansatz, angles, "default.qubit", "backprop"),
-            "PennyLane lightning.qubit": partial(forward, ansatz, angles, "lightning.qubit", None),
-        }
-        fixed = angles.detach()
-        yield from measure(f"{n_qubits} qubits, forward, float64", partial(values, fixed), others, 1e-6, rounds)
 
 
 def steps(quick: bool) -> Iterator[Row]:
@@ -118,10 +101,6 @@ def problem(n_qubits: int, dtype: torch.dtype) -> tuple[Ansatz, Tensor, Tensor]:
     return Ansatz("ry_ladder", n_qubits, N_LAYERS), angles.requires_grad_(), weights
 
 
-def values(angles: Tensor) -> tuple[Tensor, ...]:
-    return (probabilities(angles),)
-
-
 def gradient(angles: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(probabilities(angles), angles, weights)
 
@@ -137,11 +116,6 @@ def lightning_qubit_gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) ->
     return lambda: torch.autograd.grad(circuit(angles), angles)
 
 
-def forward(ansatz: Ansatz, angles: Tensor, device: str, diff_method: str | None) -> Task:
-    circuit, fixed = pennylane(ansatz, device, diff_method), angles.detach()
-    return lambda: (torch.as_tensor(circuit(fixed if diff_method else fixed.numpy())),)
-
-
 def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Tensor | None = None) -> Callable:
     import pennylane as qml
 
@@ -154,53 +128,6 @@ def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Ten
         return qml.probs(wires=wires) if observable is None else qml.expval(observable)
 
     return circuit
-
-
-def torch_quantum_gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Task:
-    """Gates in complex64 with torch's backpropagation."""
-    tq = torchquantum()
-    gates = {"ry": tq.functional.ry, "cx": tq.functional.cnot}
-
-    def run() -> tuple[Tensor, ...]:
-        device = tq.QuantumDevice(n_wires=ansatz.n_qubits, bsz=1)
-        for gate in ansatz.gates():
-            angle = {} if gate.slot is None else {"params": angles[gate.slot]}
-            gates[gate.name](device, wires=list(gate.wires), **angle)
-        return torch.autograd.grad(device.get_states_1d()[0].abs().square(), angles, weights)
-
-    return run
-
-
-def torchquantum() -> ModuleType:
-    """TorchQuantum, imported with empty modules for `UNUSED`."""
-    if find_spec("torchquantum") is None:
-        raise ImportError("torchquantum")
-
-    class Finder:
-        @staticmethod
-        def find_spec(name: str, path: object = None, target: object = None):
-            return importlib.machinery.ModuleSpec(name, Finder, is_package=True) if is_unused(name) else None
-
-        @staticmethod
-        def create_module(spec: Any) -> Any:
-            return MagicMock(__path__=[], __file__="")
-
-        @staticmethod
-        def exec_module(module: ModuleType) -> None:
-            pass
-
-    def is_unused(name: str) -> bool:
-        return name.partition(".")[0] in UNUSED
-
-    real = {name: sys.modules.pop(name) for name in list(sys.modules) if is_unused(name)}
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
-    try:
-        return importlib.import_module("torchquantum")
-    finally:
-        sys.meta_path.remove(Finder)  # type: ignore[arg-type]
-        for name in filter(is_unused, list(sys.modules)):
-            del sys.modules[name]
-        sys.modules.update(real)
 
 
 # -- the command

@@ -1,126 +1,138 @@
 """Writes the evidence of `qpeft.suggest`, src/qpeft/methods/evidence.json, from published results.
 
     python benchmarks/evidence.py
+    python benchmarks/evidence.py STUDY.yaml    # the study of these adapters on a base that no search knows
 
-The results are the study `budgets` in results/budgets. Left out are designs without an adapter, and those that
-are missing in a setup or failed with a seed.
+The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget that has an adapter
+in every setup, with the configuration that is the best on average over the searches.
 """
 
 from __future__ import annotations
 
+import argparse
 from itertools import pairwise
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import yaml
 from scipy.stats import t as student
 
-from qpeft import methods
-from qpeft.files import write_json
-from qpeft.methods import Trains
-from qpeft_lab.compare.rows import Row, succeeded
+from findings import FINAL, SEARCHED, summaries_of
+from protocol import BUDGETS, TEST_BLOCKS
+from qpeft.files import write_json, write_text
+from qpeft_lab.compare.rows import succeeded
 from qpeft_lab.compare.study import Method, load_study
-from qpeft_lab.compare.summary import load
+from qpeft_lab.compare.summary import Result, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDY = "budgets"
+STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
+REFERENCE = f"lora_{BUDGETS[-1]}"
 LR_MARGIN = 0.05  # of the gain
+SEEDS = range(1, 6)
+# the study names the modules of its two bases; these are the same of further architectures
+WIDER = {
+    ".*(attn\\.c_proj|o_proj)": ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)",
+    ".*(mlp\\.c_proj|down_proj)": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
+}
 
 
-class Setup(NamedTuple):
-    """A base and a text, with the mean losses of the base as it is, and the mean test loss of the reference."""
+class Tuning(NamedTuple):
+    """The search of a configuration on a base: validation losses by learning rate, None for a run that failed.
 
-    base: str
-    base_parameters: int
-    data: str
-    steps: int
-    untrained: float
-    untrained_valid: float  # validation loss
-    reference: float
-
-
-class Result(NamedTuple):
-    """What a design reached in a setup: test losses in nats per token by seed, at the learning rate chosen there.
-
-    `tuning` has the validation losses of one other seed by learning rate, None where it failed.
+    `gain` is that of LoRA within 5,000 parameters.
     """
 
-    trainable: int
-    lr: float
-    losses: dict[int, float]
-    tuning: dict[float, float | None]
+    base: str
+    untrained: float
+    gain: float
+    losses: dict[float, float | None]
+
+    @property
+    def best(self) -> float:
+        return min(loss for loss in self.losses.values() if loss is not None)
+
+    @property
+    def share(self) -> float:
+        return (self.untrained - self.best) / self.gain
 
 
-def evidence(root: Path = ROOT) -> dict[str, Any]:
-    """The content of evidence.json from the results in the repository at `root`."""
-    files = sorted((root / "results" / STUDY).iterdir(), key=lambda file: file.name.partition(".")[0])
-    summaries = [load(file) for file in files]
-    setups, results = [], []
-    for found in summaries:
-        study, loss = found.study, {m.key: m.metric for m in found.results if m.metric and not m.has_failures}
-        untrained = next(m.key for m in found.results if not m.method.rates)
-        setups.append(
-            Setup(
-                base=Path(study.run.model).name,
-                base_parameters=study.params_total,
-                data=Path(study.run.data).name,
-                steps=study.run.steps,
-                untrained=loss[untrained].mean,
-                untrained_valid=found[untrained].mean("valid_loss"),
-                reference=loss[study.reference].mean,
-            )
-        )
-        results.append(
-            {
-                m.key: Result(
-                    trainable=m.method.trainable,
-                    lr=m.lr,
-                    losses=_rounded(loss[m.key].values),
-                    tuning=_tuning(m.trials),
-                )
-                for m in found.results
-                if m.key in loss and m.lr is not None and len(m.successes) == len(study.seeds)
-            }
-        )
-    reference = summaries[0][summaries[0].study.reference].label
-    specs = [spec for spec in load_study(STUDY).methods if _has_adapter(spec)]
-    designs = [
-        {
-            "label": spec.label,
-            "method": spec.method,
-            # frames are in a file, or stored: the budget decides
-            "settings": spec.settings,
-            **outcome(setups, [of_setup[spec.key] for of_setup in results]),
-        }
-        for spec in specs
-        if all(spec.key in of_setup for of_setup in results)
-    ]
+def evidence() -> dict[str, Any]:
+    """The content of evidence.json."""
+    found = designs()
     return {
-        "study": f"qpeft compare run {STUDY}",
-        "reference": reference,
-        "designs": designs,
+        "reference": "LoRA within 5,000 parameters",
+        "designs": [*found.values()],
+        "lost": {str(most): lost([one for one in found.values() if one["budget"] <= most]) for most in BUDGETS},
     }
 
 
-def outcome(setups: list[Setup], results: list[Result]) -> dict[str, Any]:
-    """What a design reached in the setups, and the learning rate that is safe in all of them and on each base."""
-    both = list(zip(setups, results, strict=True))
-    rates = {"": safe_learning_rate(both)}
-    for base in dict.fromkeys(setup.base for setup in setups):
-        rates[base] = safe_learning_rate([pair for pair in both if pair[0].base == base])
+def designs() -> dict[str, dict[str, Any]]:
+    """The designs by FAMILY_BUDGET."""
+    finals, searches = summaries_of(FINAL), summaries_of("equal-search")
+    studied = {spec.key: spec for spec in load_study(str(STUDY)).methods}
+    found: dict[str, dict[str, Any]] = {}
+    for key in (one.key for one in next(iter(finals.values())).results if one.method.rates):
+        if not all(any(one.key == key for one in summary.results) for summary in finals.values()):
+            continue
+        tunings = {spec.key: tuning(searches, spec.key) for spec in studied.values() if spec.key.startswith(f"{key}_")}
+        fits = [name for name, of in tunings.items() if of]
+        if not fits:
+            continue
+        chosen = max(fits, key=lambda name: fmean(one.share for one in tunings[name]))
+        found[key] = {
+            **_design(studied[chosen], int(key.rpartition("_")[2])),
+            "learning_rates": learning_rates(tunings[chosen]),
+            "results": [result(name, summary, summary[key]) for name, summary in finals.items()],
+        }
+    return found
+
+
+def tuning(searches: dict[str, Summary], key: str) -> list[Tuning]:
+    """The searches of a configuration; none if it exceeds its budget in one of them."""
+    found, budget = [], int(key.split("_")[-2])
+    for summary in searches.values():
+        if summary[key].method.trainable > budget:
+            return []
+        untrained = summary["none"].mean("valid_loss") or 0
+        losses = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]
+        gain = untrained - min(loss for of in losses for loss in of.values() if loss is not None)
+        found.append(Tuning(base_of(summary), untrained, gain, _losses(summary[key])))
+    return found
+
+
+def _losses(found: Result) -> dict[float, float | None]:
+    trials = found.trials.items()
+    return {rate: round(row["valid_loss"], 6) if row and succeeded(row) else None for rate, row in trials}
+
+
+def _design(spec: Method, budget: int) -> dict[str, Any]:
+    settings = {name: WIDER.get(str(value), value) for name, value in spec.settings.items()}
+    label = str(spec.label).rpartition(" ")[0]
     return {
-        "learning_rates": rates,
-        "results": [
-            {
-                **{name: getattr(setup, name) for name in ("base", "base_parameters", "data", "steps")},
-                "trainable": result.trainable,
-                **interval([*result.losses.values()]),
-                "share": share(setup, result),
-            }
-            for setup, result in both
-        ],
+        **{"label": f"{label} parameters", "method": spec.method, "settings": settings},
+        **{"budget": budget, "vary": spec.vary, "values": spec.values},
+    }
+
+
+def base_of(summary: Summary) -> str:
+    name = Path(summary.study.run.model).name
+    return "embedded" if name == "base" else name
+
+
+def result(setup: str, summary: Summary, found: Result) -> dict[str, Any]:
+    """What a family reached in a setup, in test loss."""
+    assert found.metric is not None
+    losses = {name: summary[name].metric for name in ("none", REFERENCE)}
+    untrained, reference = (one.mean for one in losses.values() if one is not None)
+    return {
+        **{"base": base_of(summary), "base_parameters": summary.study.params_total},
+        **{"data": SEARCHED[setup].partition(", ")[2], "steps": summary.study.run.steps},
+        "trainable": found.method.trainable,
+        **interval([*found.metric.values.values()]),
+        "share": (untrained - found.metric.mean) / (untrained - reference),
     }
 
 
@@ -130,55 +142,79 @@ def interval(losses: list[float]) -> dict[str, Any]:
     return {"seeds": len(losses), "loss": mean, "low": mean - reach, "high": mean + reach}
 
 
-def share(setup: Setup, result: Result) -> float:
-    """The gain in test loss over the untrained base, as a share of the reference's gain."""
-    return (setup.untrained - fmean(result.losses.values())) / (setup.untrained - setup.reference)
+def lost(within: list[dict[str, Any]]) -> list[float]:
+    """What the first of these designs loses of the best one's gain in each setup, chosen without those of its base."""
+    found = []
+    for number, setup in enumerate(within[0]["results"]):
+        others = [[one["share"] for one in d["results"] if one["base"] != setup["base"]] for d in within]
+        if all(others):
+            shares = [design["results"][number]["share"] for design in within]
+            first = max(range(len(within)), key=lambda index: fmean(others[index]))
+            found.append(1 - shares[first] / max(shares))
+    return found
 
 
-def safe_learning_rate(results: list[tuple[Setup, Result]]) -> float:
-    """The largest learning rate that is safe in all of these setups.
+def learning_rates(tunings: list[Tuning]) -> dict[str, float]:
+    """The one that is safe in all searches, under "", and the one on each base."""
+    rates = {"": safe_learning_rate(tunings)}
+    for base in dict.fromkeys(one.base for one in tunings):
+        rates[base] = safe_learning_rate([one for one in tunings if one.base == base])
+    return rates
 
-    In a setup, a learning rate costs the share of the gain in validation loss that the tuning run with it, or with the
-    next higher one that was tried, loses to the best one. A learning rate is safe if its highest cost over the setups
-    is within LR_MARGIN of the lowest possible.
+
+def safe_learning_rate(tunings: list[Tuning]) -> float:
+    """The largest learning rate that is safe in all of these searches.
+
+    In a search, a learning rate costs the share of the gain in validation loss that the run with it, or with the next
+    higher one that was tried, loses to the best one. A learning rate is safe if its highest cost over the searches is
+    within LR_MARGIN of the lowest possible.
     """
-    by_setup = [_costs(*both) for both in results]
-    tried = set.intersection(*({*costs} for costs in by_setup))
-    highest = {rate: max(costs[rate] for costs in by_setup) for rate in tried}
+    costs = [_costs(one) for one in tunings]
+    tried = set.intersection(*map(set, costs))
+    highest = {rate: max(of[rate] for of in costs) for rate in tried}
     return max(rate for rate, cost in highest.items() if cost <= min(highest.values()) + LR_MARGIN)
 
 
-def _costs(setup: Setup, result: Result) -> dict[float, float]:
+def _costs(found: Tuning) -> dict[float, float]:
     """By learning rate, without the highest: the share of the gain that it, or the next higher one, loses."""
-    best = min(loss for loss in result.tuning.values() if loss is not None)
     lost = {
-        rate: 1.0 if loss is None else (loss - best) / (setup.untrained_valid - best)
-        for rate, loss in sorted(result.tuning.items())
+        rate: 1.0 if loss is None else (loss - found.best) / (found.untrained - found.best)
+        for rate, loss in sorted(found.losses.items())
     }
-    if _has_failed_seed(setup, result):
-        lost |= {rate: 1.0 for rate in lost if rate >= result.lr}
     return {rate: max(lost[rate], lost[higher]) for rate, higher in pairwise(lost)}
 
 
-def _has_failed_seed(setup: Setup, result: Result) -> bool:
-    """Whether a seed gained less than half as much as the median seed."""
-    gains = [setup.untrained - loss for loss in result.losses.values()]
-    return min(gains) < median(gains) / 2
+def study_elsewhere() -> dict[str, Any]:
+    """The study of all designs on a base that no search knows, at the learning rates that `suggest` gives there."""
+    reference = "uni_{budget}"
+    methods = []
+    for key, design in designs().items():
+        of_size = {"vary": design["vary"], "values": design["values"]}
+        of_size |= {"at_size_of": reference.format(**design)} if design["vary"] else {}
+        fields = {name: design[name] for name in ("label", "method", "settings")}
+        methods.append({"key": key, **fields, **of_size, "lr": design["learning_rates"][""]})
+    return {
+        "name": "elsewhere",
+        "title": "The adapters of suggest on a base that no search knows",
+        "question": "How much does qpeft.suggest lose on a new base? The protocol is results/PROTOCOL.md.",
+        "reference": REFERENCE,
+        "seeds": [*SEEDS],
+        "tuning": {"grid": [1.0]},
+        "run": load_study(str(STUDY)).model_dump(exclude_defaults=True)["run"],
+        "test_blocks": TEST_BLOCKS,
+        "costs": False,
+        "methods": [{"key": "none", "label": "untrained base", "method": "none"}, *methods],
+    }
 
 
-def _rounded(losses: dict[int, float]) -> dict[int, float]:
-    return {seed: round(loss, 6) for seed, loss in losses.items()}
-
-
-def _tuning(trials: dict[float, Row | None]) -> dict[float, float | None]:
-    """Validation losses by learning rate; None for a run that failed."""
-    losses = {rate: row["valid_loss"] if row and succeeded(row) else None for rate, row in trials.items()}
-    return {rate: None if loss is None else round(loss, 6) for rate, loss in losses.items()}
-
-
-def _has_adapter(spec: Method) -> bool:
-    return methods.get(spec.method).trains is Trains.ADAPTER
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, nargs="?")
+    if study := parser.parse_args().study:
+        write_text(study, yaml.safe_dump(study_elsewhere(), sort_keys=False))
+    else:
+        write_json(TARGET, evidence())
 
 
 if __name__ == "__main__":
-    write_json(TARGET, evidence())
+    main()

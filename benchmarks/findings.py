@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
@@ -28,11 +29,13 @@ from qpeft_lab.demo import base_path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PAGES = (ROOT / "docs" / "findings.md", RESULTS / "README.md")
-FINAL = "equal-search-final"
+FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
+ENDED = (FINAL, ADAPTERS, EPOCHS, "margins")  # studies of which setups appear once they have ended
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
 PAIRS = [("qpa", "uni"), ("qpa", "lora"), *(("framed", other) for other in ("signs", "lie", "core", "uni"))]
+TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
 SEARCHED = {  # its setups, in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",
@@ -53,13 +56,13 @@ CIRCUIT = [  # study, its method, the method with the replacement, in words
 BITS = [("bits", "float32", key, "") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
 SHOTS = [("shots", "exact", f"shots_{n}", "") for n in (65536, 8192, 1024)]
 SHOTS += [("noise", "exact", f"noise_{p}", "") for p in (0.001, 0.01)]
-IMAGES = {"digits": "digits", "cifar10": "CIFAR-10, five classes", "sst2": "film reviews (SST-2)"}
 
 
 def summaries_of(study: str) -> dict[str, Summary]:
-    """The results of a study by setup; of the second run of a search those that have ended."""
+    """The results of a study by setup; of the runs of the protocol those that have ended."""
     found = {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).iterdir())}
-    return {name: s for name, s in found.items() if study != FINAL or not any(one.lost for one in s.results)}
+    ends = study in ENDED
+    return {name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)}
 
 
 def mean_difference(summaries: Iterable[Summary], key: str, to: str) -> Difference:
@@ -110,13 +113,15 @@ def equal() -> str:
     return _grid(["parameters, at most", *map(SEARCHED.__getitem__, summaries)], rows)
 
 
-def pairs() -> str:
-    """Families of the equal search at each budget, averaged over the setups."""
-    summaries = summaries_of(FINAL).values()
+def pairs(study: str = FINAL, asked: Sequence[tuple[str, str]] = PAIRS) -> str:
+    """Families of a search at each budget, averaged over the setups."""
+    summaries = summaries_of(study).values()
+    trained = (found for summary in summaries for found in summary.results if found.method.rates)
+    budgets = sorted({int(found.key.rpartition("_")[2]) for found in trained})
     margin, rows = fmean(map(protocol.margin, summaries)), []
-    for families in PAIRS:
+    for families in asked:
         row: list[_Compared | None] = []
-        for most in protocol.BUDGETS:
+        for most in budgets:
             keys = [f"{family}_{most}" for family in families]
             both = [[found for key in keys for found in s.results if found.key == key] for s in summaries]
             if has := all(len(found) == len(keys) for found in both):
@@ -124,7 +129,29 @@ def pairs() -> str:
             found = [protocol.compared(*pair) for pair in both] if has else []
             row.append(_Compared("", protocol.mean(found), margin) if found else None)
         rows.append((label, row))
-    return _grid(["parameters, at most", *(f"{most:,}" for most in protocol.BUDGETS)], rows)
+    return _grid(["parameters, at most", *(f"{most:,}" for most in budgets)], rows)
+
+
+def margins() -> str:
+    """Circuits minus their classical replacements in each setup."""
+    summaries = summaries_of("margins")
+    asked = [one for one in next(iter(summaries.values())).study.methods if one.against]
+    rows = [(one.label, [_compared(s, str(one.against), one.key) for s in summaries.values()]) for one in asked]
+    return _grid(["circuit minus", *map(SEARCHED.__getitem__, summaries)], rows)
+
+
+def epochs() -> str:
+    """Framed circuits minus other families after one and four epochs, in each setup."""
+    summaries, rows = summaries_of(EPOCHS), []
+    for other, most in itertools.product(("uni", "xs", "tokens"), protocol.BUDGETS[:3]):
+        row = [_compared(s, f"framed_{most}", f"{other}_{most}") for s in summaries.values()]
+        rows.append((f"{_family(next(iter(summaries.values()))[f'{other}_{most}'])}, {most:,}", row))
+    names = (name.rpartition("-") for name in summaries)
+    return _grid(["framed circuits minus", *(f"{SEARCHED[setup]}, {n} epochs" for setup, _, n in names)], rows)
+
+
+def _compared(summary: Summary, key: str, to: str) -> _Compared | None:
+    return _Compared("", protocol.compared(summary[key], summary[to]), protocol.margin(summary))
 
 
 class _Compared(NamedTuple):
@@ -191,16 +218,6 @@ def _frame_bytes(base: str, settings: str) -> int:
     return qpeft.plan(model, qpeft.QuantumPeftConfig(**config)).sizes["frame_bytes"]
 
 
-def classes() -> str:
-    stored = json.loads((ROOT / "benchmarks" / "results" / "classification.json").read_text(encoding="utf-8"))
-    found = [{row["row"].replace("r=32", "r=8"): row for row in stored[task]} for task in IMAGES]
-    lines = [["adapter", *IMAGES.values()], ["---"] * 4]
-    for name in list(found[-1])[1:]:
-        cells = (f"{100 * task[name]['difference']:+.1f} ± {100 * task[name]['reach']:.1f}" for task in found)
-        lines.append([name.replace(" r=8", ""), *cells])
-    return _lines(lines)
-
-
 def studies() -> str:
     """Every study with its question, and its rows by setup."""
     lines = [["study", "question", "rows"], ["---"] * 3]
@@ -226,18 +243,22 @@ def _lines(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+TABLES: dict[str, Callable[[], str]] = {
+    **{"circuit": lambda: differences(CIRCUIT, "replacement"), "bits": lambda: differences(BITS, "angles")},
+    **{"shots": lambda: differences(SHOTS, "QPA trained with"), "twins": lambda: pairs(ADAPTERS, TWINS)},
+    **{make.__name__: make for make in (equal, pairs, margins, epochs, stored, studies)},
+}
+ROWS_OF = {name: [s for s, *_ in rows] for name, rows in (("circuit", CIRCUIT), ("bits", BITS), ("shots", SHOTS))}
+ROWS_OF |= {name: [FINAL] for name in ("equal", "pairs", "stored")}
+ROWS_OF |= {"margins": ["margins"], "epochs": [EPOCHS], "twins": [ADAPTERS]}  # the studies of a table
+
+
 def filled(text: str) -> str:
     """The page with new tables between its marks."""
-    tables = {"circuit": lambda: differences(CIRCUIT, "replacement")}
-    tables |= {"bits": lambda: differences(BITS, "angles"), "shots": lambda: differences(SHOTS, "QPA trained with")}
-    tables |= {make.__name__: make for make in (equal, pairs, stored, classes, studies)}
-    rows = {"circuit": CIRCUIT, "bits": BITS, "shots": SHOTS}
-    of = {name: tuple(dict.fromkeys(study for study, *_ in table)) for name, table in rows.items()}
-    of |= dict.fromkeys(("equal", "pairs", "stored"), (FINAL,))
 
     def table(mark: re.Match[str]) -> str:
-        links = ", ".join(f"[`{study}`](../results/{study})" for study in of.get(mark[2], ()))
-        return "\n\n".join(filter(None, (mark[1], tables[mark[2]](), links and f"Rows: {links}", mark[3])))
+        links = ", ".join(f"[`{study}`](../results/{study})" for study in dict.fromkeys(ROWS_OF.get(mark[2], ())))
+        return "\n\n".join(filter(None, (mark[1], TABLES[mark[2]](), links and f"Rows: {links}", mark[3])))
 
     return re.sub("(<!-- table: (.*?) -->).*?(<!-- end -->)", table, text, flags=re.DOTALL)
 

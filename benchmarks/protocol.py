@@ -33,12 +33,12 @@ from qpeft_lab.compare.study import STUDY
 from qpeft_lab.compare.summary import Result, Summary, load, publish
 from qpeft_lab.files import json_line
 
-CIRCUITS = ("qpa", "plain", "framed")  # families with gates between qubits
+CIRCUITS = ("qpa", "plain", "framed", "cua", "magnitude", "quic", "qaa", "qchft")  # families that simulate circuits
 BUDGETS = (128, 400, 1300, 5000)
 LEVEL = 0.05
 MARGIN = 0.02  # of LoRA's gain: a smaller difference is none
 TEST_BLOCKS = 192
-LONG = ("framed", "uni", "xs", "tokens")
+LONG = ("framed", "uni", "xs", "tokens", "lora")
 STUDIES: dict[str, tuple[Sequence[str], Sequence[int], Sequence[int], dict[str, Any]]] = {
     # families, or all, budgets, seeds and the run
     "final": ((), BUDGETS, range(1, 11), {}),

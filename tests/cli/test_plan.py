@@ -53,8 +53,9 @@ def use(monkeypatch):
         designs = []
         for number, (method, settings) in enumerate(adapters):
             row = {**setup, "trainable": 9, "loss": 3.5, "low": 3.4, "high": 3.6, "share": 0.5 - 0.1 * number}
-            designs.append(Design(f"adapter {number}", method, settings, {"": 0.01, "b": 0.01}, [row]))
-        monkeypatch.setattr(suggest_module, "read_evidence", lambda: Evidence("s", "r", designs))
+            designs.append(Design(f"adapter {number}", method, settings, 10**6, None, [], {"": 0.01}, [row]))
+            designs[-1].learning_rates["b"] = 0.01
+        monkeypatch.setattr(suggest_module, "read_evidence", lambda: Evidence("r", designs, {}))
 
     return replace
 

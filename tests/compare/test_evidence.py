@@ -2,7 +2,6 @@
 
 import json
 from collections import defaultdict
-from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -10,11 +9,12 @@ from scipy.stats import sem, t
 from transformers import LlamaConfig
 
 import evidence
+import findings
+import protocol
 import qpeft
 import qpeft_lab.demo
-from qpeft_lab.compare.summary import load
+from qpeft_lab.compare.study import Study
 
-ROOT = Path(__file__).parents[2]
 ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
 
 
@@ -32,66 +32,64 @@ ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
     ],
 )
 def test_learning_rate_is_the_largest_that_is_safe_in_all_setups(tunings, expected):
-    setup = evidence.Setup("b", 10, "d", 1, untrained=4.0, untrained_valid=4.0, reference=3.0)
-    results = [(setup, evidence.Result(1, 3.0, {0: 3.0, 1: 3.1, 2: 3.2}, tuning)) for tuning in tunings]
-    assert evidence.safe_learning_rate(results) == expected
+    found = [evidence.Tuning("b", untrained=4.0, gain=1.0, losses=losses) for losses in tunings]
+    assert evidence.safe_learning_rate(found) == expected
 
 
 def test_packaged_evidence_is_that_of_the_published_results():
     assert json.loads(evidence.TARGET.read_text()) == json.loads(json.dumps(evidence.evidence()))
 
 
-@pytest.fixture(scope="module")
-def published():
-    """Test losses by seed, and trainable parameters, of each trained method in each published folder of `budgets`."""
-    found = {}
-    for path in sorted((ROOT / "results" / "budgets").iterdir()):
-        losses, trainable = found[path.name.partition(".")[0]] = defaultdict(dict), {}
-        summary = load(path)
-        for row in (row for row in summary.rows if row["status"] == "success" and "test_loss" in row):
-            label = summary[row["method"]].label
-            losses[label][row["seed"]] = row["test_loss"]
-            trainable[label] = row["params_trainable"]
-    return found
+def test_lost_gain_is_that_of_a_choice_without_the_base():
+    def design(*shares):
+        bases = ("a", "a", "b")
+        return {"results": [{"base": base, "share": share} for base, share in zip(bases, shares, strict=True)]}
+
+    designs = [design(1.0, 0.8, 0.5), design(0.6, 0.4, 0.6)]  # the first is the best on a, the second on b
+    assert evidence.lost(designs) == pytest.approx([0.4, 0.5, 1 / 6])
+    assert evidence.lost([design(1.0, 0.8, 0.5)]) == [0.0, 0.0, 0.0]
 
 
 STORIES = LlamaConfig(
     hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4,
     vocab_size=512, tie_word_embeddings=True,
 )  # fmt: skip
+SETUPS = {"stories": STORIES, "embedded": qpeft_lab.demo.base_path()}
 
 
-def _shares(cases):
-    """By label: the mean share of LoRA r=8's gain."""
-    shares = defaultdict(list)
-    for losses, _ in cases:
-        mean = {label: fmean(by_seed.values()) for label, by_seed in losses.items() if len(by_seed) == 5}
-        untrained = fmean(losses["untrained base"].values())
-        for label in mean.keys() - {"untrained base"}:
-            shares[label].append((untrained - mean[label]) / (untrained - mean["LoRA r=8"]))
-    return {label: fmean(found) for label, found in shares.items() if len(found) == len(cases)}
+@pytest.fixture(scope="module")
+def published():
+    """By setup, the test losses of each method."""
+    found = {}
+    for setup, summary in findings.summaries_of(findings.FINAL).items():
+        losses = found[setup] = defaultdict(list)
+        for row in summary.rows:
+            losses[row["method"]].append(row["test_loss"])
+    return found
 
 
-GPT2_CASES, LLAMA_CASES = ("embedded", "embedded-wikitext"), ("grimm", "wikitext")
-
-
-@pytest.mark.parametrize(
-    ("base", "cases", "parameters"),
-    [
-        *((None, GPT2_CASES, n) for n in (400, 5000)),
-        *((STORIES, LLAMA_CASES, n) for n in (1300, 5000)),
-    ],
-)
-def test_published_rows_have_no_better_adapter_within_the_budget(published, base, cases, parameters):
+@pytest.mark.parametrize("budget", protocol.BUDGETS)
+@pytest.mark.parametrize("base", SETUPS)
+def test_published_rows_have_no_better_adapter_within_the_budget(published, base, budget):
     """Computed from the rows alone."""
-    shares, trainable = _shares([published[case] for case in cases]), published[cases[0]][1]
-    best = max((label for label in shares if trainable[label] <= parameters), key=shares.__getitem__)
-    found = qpeft.suggest(base or qpeft_lab.demo.base_path(), parameters=parameters)
-    assert found.label == best
+    cases = [losses for setup, losses in published.items() if setup.startswith(base)]
+    shares = {}
+    for key in set.intersection(*map(set, published.values())) - {"none"}:
+        if int(key.rpartition("_")[2]) <= budget:
+            means = [{name: fmean(losses[name]) for name in ("none", "lora_5000", key)} for losses in cases]
+            shares[key] = fmean((m["none"] - m[key]) / (m["none"] - m["lora_5000"]) for m in means)
+    best = max(shares, key=shares.__getitem__)
+    found = qpeft.suggest(SETUPS[base], parameters=budget)
+    assert found.plan.trainable <= found.budget == int(best.rpartition("_")[2])
     assert found.share == pytest.approx(shares[best], abs=1e-5)
-    assert found.plan.trainable == trainable[best]
-    losses = [list(published[case][0][best].values()) for case in cases]
-    intervals = [(fmean(own), *t.interval(0.95, len(own) - 1, loc=fmean(own), scale=sem(own))) for own in losses]
+    own = [losses[best] for losses in cases]
+    intervals = [(fmean(one), *t.interval(0.95, len(one) - 1, loc=fmean(one), scale=sem(one))) for one in own]
     assert sorted((row["loss"], row["low"], row["high"]) for row in found.results) == [
         pytest.approx(interval, abs=1e-5) for interval in sorted(intervals)
     ]
+
+
+def test_every_adapter_runs_on_a_base_that_no_search_knows():
+    study = evidence.study_elsewhere()
+    assert [method["key"] for method in study["methods"]] == ["none", *evidence.designs()]
+    assert Study.model_validate(study).methods[1].lr > 0

@@ -1,7 +1,8 @@
 """`qpeft.suggest`: the adapter that the evidence recommends for a base model and a budget.
 
-The evidence, `evidence.json`, has the test losses of many adapters in the same setups (a base and a text), by seed. It
-is made from the rows of a study by `benchmarks/evidence.py`.
+The evidence, `evidence.json`, is that of the equal search of results/PROTOCOL.md: for each family of adapters at each
+budget the configuration that was best in the search, and test losses in the same setups (a base and a text).
+`benchmarks/evidence.py` makes it from the rows.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import copy
 import json
 import math
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
@@ -23,7 +24,6 @@ import torch
 from peft import PeftConfig
 from torch import nn
 from transformers import PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from qpeft.core.frame_file import read_frame_file
 from qpeft.core.meta_model import on_meta
@@ -32,11 +32,15 @@ from qpeft.errors import ConfigError, QpeftError
 from qpeft.methods.plan import Plan, plan
 from qpeft.methods.registry import get
 
-NORMS, LAST_NORM, LINEAR = "@norms", "@last-norm", "@linear-and-head"  # stand for modules of a base
+NORMS, LAST_NORM = "@norms", "@last-norm"  # stand for modules of a base
 _TASK = "CAUSAL_LM"
 _ALTERNATIVES = 3
 _MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
 _MARGIN = 1.1  # factor of the budget above which an adapter is too large by these counts
+_LOST = (
+    "within {:,} parameters the first choice was tested on {} bases and texts whose results it did not know: it lost "
+    "{:.0%} of the best adapter's gain on average, at most {:.0%}"
+)
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
     "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "
@@ -46,11 +50,14 @@ _FRAME_FILE = (
 
 @dataclass(frozen=True)
 class Design:
-    """A method with its settings, and what it reached in each setup of the evidence."""
+    """A family of adapters at a budget: a method with its settings, and what the family reached in each setup."""
 
     label: str
     method: str  #: as in `qpeft train --method`
-    settings: dict[str, Any]  #: of the method
+    settings: dict[str, Any]  #: of the method, without the one that `vary` names
+    budget: int  #: most trainable parameters of the family in the study
+    vary: str | None  #: the setting with the largest of `values` that keeps to this budget on a base; None: no setting
+    values: list[int]  #: ascending
     learning_rates: dict[str, float]  #: the safe one by base, and for all setups under ""
     #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
     #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
@@ -74,7 +81,6 @@ class Suggestion(Design):
 
     plan: Plan  #: with a frame file, if it needs one
     needs_frame_file: bool  #: whether it has the counted bytes only with a frame file
-    study: str
     reference: str
     notes: list[str] = field(default_factory=list)
     alternatives: list[Suggestion] = field(default_factory=list)  #: the next best within the budget, at most three
@@ -99,12 +105,10 @@ def suggest(
 
     Every adapter of the evidence is counted on `base`. Of those within the budget, the one with the highest mean share
     of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
-    number of parameters, only these count. Only adapters that were measured are suggested, with the settings that
-    were measured.
+    number of parameters, only these count. A note says how much of the gain this choice lost where it was tested.
 
-    The learning rate is the largest that is safe in all setups: it, and the next higher one that was tried, lose at
-    most 5 % more of the gain in validation loss than the best choice for the worst setup. It can be below the best one
-    of each setup, because a learning rate next to one that fails can fail on another base.
+    The learning rate is the largest that is safe in all searches: it, and the next higher one that was tried, lose at
+    most 5 % more of the gain in validation loss than the best choice for the worst search. It can be below each best.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
@@ -121,52 +125,54 @@ def suggest(
         ConfigError: not one budget, no adapter is as small or fits, the base is not found, has an adapter already or
             cannot be adapted, or there is no frame file at `frames`.
         CheckpointError: `frames` is damaged or not a frame file.
-
-    Example::
-
-        found = qpeft.suggest("gpt2", parameters=5000)
-        model = get_peft_model(base, found.config)
     """
-    name, budget = ("bytes", bytes) if parameters is None else ("parameters", parameters)
+    name, size, budget = "parameters", "trainable", parameters
+    if parameters is None:
+        name, size, budget = "bytes", "stored_bytes", bytes
     if not isinstance(budget, int) or budget < 1 or None not in (parameters, bytes):
-        wanted = "parameters or bytes, a whole number of at least 1"
-        raise ConfigError(f"give one budget, {wanted}; got {parameters} and {bytes}")
+        raise ConfigError(f"give one budget, parameters or bytes, of at least 1; got {parameters} and {bytes}")
     model = on_meta(base, _TASK, trust_remote_code)
     if frames is not None:
         read_frame_file(frames).check_base(base if isinstance(base, nn.Module) else model)
     evidence = read_evidence()
-    n_base, in_bytes = sum(p.numel() for p in model.parameters()), bytes is not None
+    n_base = sum(p.numel() for p in model.parameters())
 
-    def count(design: Design, base: nn.Module) -> tuple[int, Suggestion]:
+    def count(design: Design, base: nn.Module) -> Suggestion:
         given = frames if base is model else None  # which has frames for every layer of `model`
         with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
-            one = _counted(evidence, design, base, given, in_bytes=in_bytes)
-        return one.plan.stored_bytes if in_bytes else one.plan.trainable, one
+            return _counted(evidence, design, base, given, in_bytes=bytes is not None)
 
-    def expected(design: Design, most: float = math.inf) -> float:
-        """The size on `model` by those on one and on two of its layers; the former if it exceeds `most`."""
-        with suppress(QpeftError):
-            size, _ = count(design, few[0])
-            return size if size > most else size + (n_layers - 1) * (count(design, few[1])[0] - size)
-        return 0
+    def expected(design: Design, size: str) -> float:
+        """The size on `model` by those on one and on two of its layers; infinite if it cannot be adapted."""
+        try:
+            first, *second = (getattr(count(design, base).plan, size) for base in few or [model])
+        except QpeftError:
+            return math.inf
+        return first + sum((n_layers - 1) * (other - first) for other in second)
+
+    def sized(design: Design) -> Design:
+        """With the largest of its values that keeps to its budget on `model`, or with the smallest."""
+        at = [replace(design, settings={**design.settings, str(design.vary): value}) for value in design.values]
+        n = bisect_right(at, design.budget, key=lambda one: expected(one, "trainable"))
+        return at[max(n - 1, 0)] if at else design
 
     n_layers, few = _few_layers(model)
     found: list[Suggestion] = []
-    larger: list[Design] = []
+    larger: list[tuple[float, str]] = []
     refused: list[str] = []
-    for design in evidence.ranked(n_base):
-        if few and expected(design, _MARGIN * budget) > _MARGIN * budget:
-            larger.append(design)
+    for design in map(sized, evidence.ranked(n_base)):
+        if few and _MARGIN * budget < (n := expected(design, size)) < math.inf:
+            larger.append((n, design.label))
             continue
         try:
-            size, one = count(design, model)
+            one = count(design, model)
             if reason := refuses(one.config) or (mixed_batches and why_not_mixed(model, one.config)):
                 raise ConfigError(reason)
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
             continue
-        if size > budget:
-            larger.append(design)
+        if (n := getattr(one.plan, size)) > budget or one.plan.trainable > design.budget:
+            larger.append((n, design.label))
         else:
             found.append(one)
         if len(found) > _ALTERNATIVES:
@@ -176,18 +182,14 @@ def suggest(
         return replace(first, alternatives=others)
     if not larger:
         raise ConfigError(f"no measured adapter fits what was asked; the first reason is: {refused[0]}")
-    smallest = min(larger, key=expected if few else lambda design: count(design, model)[0])
+    n, label = min(larger)
     raise ConfigError(
-        f"{name} {budget:,} is too small: the smallest measured adapter for this model, {smallest.label}, has "
-        f"{count(smallest, model)[0]:,}; raise {name}"
+        f"{name} {budget:,} is too small: the smallest measured adapter for this base, {label}, has {n:,}; raise {name}"
     )
 
 
 def _few_layers(model: Any) -> tuple[int, list[nn.Module]]:
-    """The number of layers of `model`, and models like it with one and with two, on which counts take much less time.
-
-    No models if it has few layers itself, or if they differ.
-    """
+    """The number of layers, and models with one and with two, whose counts are faster; none if few or not alike."""
     found, sizes = [], [sum(p.numel() for p in model.parameters())]
     n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
     for n in (1, 2) if n_layers >= _MANY_LAYERS else ():
@@ -219,7 +221,7 @@ def _counted(
     needs_file = frames is None and has_frames and in_bytes
     if needs_file:
         counts = replace(counts, stored_bytes=counts.stored_bytes - counts.sizes["frame_bytes"])
-    fields = {**vars(design), "settings": settings, "study": evidence.study, "reference": evidence.reference}
+    fields = {**vars(design), "settings": settings, "reference": evidence.reference}
     return Suggestion(**fields, plan=counts, needs_frame_file=needs_file)
 
 
@@ -235,9 +237,11 @@ def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: 
     if n_base > 2 * (largest := max(row["base_parameters"] for row in found.results)):
         text = f"the largest base of the evidence has {largest:,} parameters, this one {n_base:,}"
         notes.append(f"{text}; the order of adapters may differ")
-    most = max(result["trainable"] for design in evidence.designs for result in design.results)
+    most = max(design.budget for design in evidence.designs)
     if parameters is not None and parameters > most:
         notes.append(f"the evidence ends at {most:,} trainable parameters")
+    if lost := evidence.lost.get(str(found.budget)):
+        notes.append(_LOST.format(found.budget, len(lost), fmean(lost), max(lost)))
     if reason := why_not_mixed(model, found.config):
         notes.append(reason)
     if (n_bytes := found.plan.sizes.get("frame_bytes")) and "frames" not in found.settings:
@@ -251,9 +255,9 @@ def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: 
 class Evidence(NamedTuple):
     """Designs that were measured in the same setups with the same seeds."""
 
-    study: str  # the command
     reference: str  # whose gain is 1
     designs: list[Design]
+    lost: dict[str, list[float]]  # by budget: shares of the best adapter's gain in setups that the choice did not know
 
     def ranked(self, parameters: int) -> list[Design]:
         """The designs by their share, the best first; if there are results on a base of this size, with these alone."""
@@ -274,16 +278,12 @@ def read_evidence() -> Evidence:
 
 def fill_names(settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """`settings` with names of modules of `model` instead of "@norms" and others. Raises ConfigError if it has none."""
-    stands = (NORMS, LAST_NORM, LINEAR)
-    return {name: _modules(value, model) if value in stands else value for name, value in settings.items()}
+    return {name: _modules(value, model) if value in (NORMS, LAST_NORM) else value for name, value in settings.items()}
 
 
 def _modules(stands_for: str, model: nn.Module) -> list[str]:
-    """The last parts of the names of all normalizations or linear maps; the name of the last normalization."""
-    if stands_for == LINEAR:
-        found = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    else:
-        found = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+    """The last parts of the names of all normalizations; the name of the last one."""
+    found = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
     if not found:
         raise ConfigError(f"{type(model).__name__} has no module that {stands_for} stands for")
     if stands_for == LAST_NORM:  # after the last block: neither in a block nor in the embeddings
