@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
-LR_MARGIN = 0.05  # of the gain
+NEXT_HIGHER = 0.1  # the part that counts of what the next higher learning rate loses
 SEEDS = range(1, 6)
 # the study names the modules of its two bases; these are the same of further architectures
 WIDER = {
@@ -163,25 +163,20 @@ def learning_rates(tunings: list[Tuning]) -> dict[str, float]:
 
 
 def safe_learning_rate(tunings: list[Tuning]) -> float:
-    """The largest learning rate that is safe in all of these searches.
+    """The learning rate with the lowest cost in the search where it costs most.
 
-    In a search, a learning rate costs the share of the gain in validation loss that the run with it, or with the next
-    higher one that was tried, loses to the best one. A learning rate is safe if its highest cost over the searches is
-    within LR_MARGIN of the lowest possible.
+    A learning rate costs the share of the gain in validation loss that it loses to the best one, and a part of what the
+    next higher one loses, which tells how near failures are. Nothing is known above the highest, which is left out.
     """
-    costs = [_costs(one) for one in tunings]
+    costs = []
+    for one in tunings:
+        lost = {
+            rate: 1.0 if loss is None else (loss - one.best) / (one.untrained - one.best)
+            for rate, loss in sorted(one.losses.items())
+        }
+        costs.append({rate: lost[rate] + NEXT_HIGHER * lost[higher] for rate, higher in pairwise(lost)})
     tried = set.intersection(*map(set, costs))
-    highest = {rate: max(of[rate] for of in costs) for rate in tried}
-    return max(rate for rate, cost in highest.items() if cost <= min(highest.values()) + LR_MARGIN)
-
-
-def _costs(found: Tuning) -> dict[float, float]:
-    """By learning rate, without the highest: the share of the gain that it, or the next higher one, loses."""
-    lost = {
-        rate: 1.0 if loss is None else (loss - found.best) / (found.untrained - found.best)
-        for rate, loss in sorted(found.losses.items())
-    }
-    return {rate: max(lost[rate], lost[higher]) for rate, higher in pairwise(lost)}
+    return min(sorted(tried), key=lambda rate: max(of[rate] for of in costs))
 
 
 def study_elsewhere() -> dict[str, Any]:

@@ -21,17 +21,16 @@ ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
 @pytest.mark.parametrize(
     ("tunings", "expected"),
     [
-        ([ENDS_WELL], 3.0),  # 10 is as good, but 30 loses 20 % of the gain
+        ([ENDS_WELL], 3.0),
         ([{1.0: 3.1, 3.0: 3.08, 10.0: 3.0, 30.0: None}], 3.0),  # the best is next to one that failed
         ([{1.0: 3.1, 3.0: 3.08, 10.0: 3.0, 30.0: 4.0}], 3.0),
         ([{1.0: 3.1, 3.0: 3.08, 10.0: 3.0, 30.0: 3.9}, ENDS_WELL], 3.0),
         ([{1.0: 3.0, 3.0: 3.1, 10.0: 3.6, 30.0: None}, ENDS_WELL], 1.0),  # 3 is best in one, next to a loss in one
-        ([{1.0: 3.0, 3.0: 3.03, 10.0: 3.02, 30.0: 3.07}], 10.0),  # the largest, within the margin
-        ([{1.0: 3.0, 3.0: 3.03, 10.0: 3.02}], 3.0),  # nothing is known above 10
-        ([{1.0: 3.1, 3.0: 3.0, 10.0: 3.0}, {1.0: 3.1, 3.0: 3.0, 5.0: 4.0, 10.0: 4.0}], 1.0),  # other grids
+        ([{1.0: 3.1, 3.0: 3.05, 10.0: 3.0}], 3.0),  # nothing is known above 10
+        ([{1.0: 3.05, 3.0: 3.0, 10.0: 3.0}, {1.0: 3.05, 3.0: 3.0, 5.0: 4.0, 10.0: 4.0}], 1.0),  # other grids
     ],
 )
-def test_learning_rate_is_the_largest_that_is_safe_in_all_setups(tunings, expected):
+def test_learning_rate_is_safe_in_all_searches(tunings, expected):
     found = [evidence.Tuning("b", untrained=4.0, gain=1.0, losses=losses) for losses in tunings]
     assert evidence.safe_learning_rate(found) == expected
 

@@ -58,7 +58,7 @@ class Design:
     budget: int  #: most trainable parameters of the family in the study
     vary: str | None  #: the setting with the largest of `values` that keeps to this budget on a base; None: no setting
     values: list[int]  #: ascending
-    learning_rates: dict[str, float]  #: the safe one by base, and for all setups under ""
+    learning_rates: dict[str, float]  #: the safe one by base, and for all bases under ""
     #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
     #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
     results: list[dict[str, Any]]
@@ -70,7 +70,7 @@ class Design:
 
     @property
     def learning_rate(self) -> float:
-        """The largest learning rate that is safe in all of its setups, whose bases are small and runs short."""
+        """A learning rate that is safe in all of its setups, whose bases are small and runs short."""
         bases = {result["base"] for result in self.results}
         return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
 
@@ -107,8 +107,8 @@ def suggest(
     of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
     number of parameters, only these count. A note says how much of the gain this choice lost where it was tested.
 
-    The learning rate is the largest that is safe in all searches: it, and the next higher one that was tried, lose at
-    most 5 % more of the gain in validation loss than the best choice for the worst search. It can be below each best.
+    The learning rate is the one that loses the least in the search where it loses most: of the gain in validation loss
+    at the best rate, plus a tenth of what the next higher rate loses, since this one may be too high on another base.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
