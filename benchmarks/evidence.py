@@ -1,7 +1,7 @@
 """Writes the evidence of `qpeft.suggest`, src/qpeft/methods/evidence.json, from published results.
 
     python benchmarks/evidence.py
-    python benchmarks/evidence.py STUDY.yaml    # the study of these adapters on a base that no search knows
+    python benchmarks/evidence.py STUDY.yaml [--best N]     # the study of these adapters on a base that no search knows
 
 The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget that has an adapter
 in every setup, with the configuration that is the best on average over the searches.
@@ -31,9 +31,7 @@ STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 NEXT_HIGHER = 0.1  # the part that counts of what the next higher learning rate loses
-SEEDS = range(1, 6)
-# the study names the modules of its two bases; these are the same of further architectures
-WIDER = {
+WIDER = {  # the study names the modules of its two bases; these are those of further architectures
     ".*(attn\\.c_proj|o_proj)": ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)",
     ".*(mlp\\.c_proj|down_proj)": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
 }
@@ -179,21 +177,26 @@ def safe_learning_rate(tunings: list[Tuning]) -> float:
     return min(sorted(tried), key=lambda rate: max(of[rate] for of in costs))
 
 
-def study_elsewhere() -> dict[str, Any]:
-    """The study of all designs on a base that no search knows, at the learning rates that `suggest` gives there."""
-    reference = "uni_{budget}"
-    methods = []
-    for key, design in designs().items():
-        of_size = {"vary": design["vary"], "values": design["values"]}
-        of_size |= {"at_size_of": reference.format(**design)} if design["vary"] else {}
-        fields = {name: design[name] for name in ("label", "method", "settings")}
-        methods.append({"key": key, **fields, **of_size, "lr": design["learning_rates"][""]})
+def study_elsewhere(n_best: int | None = None) -> dict[str, Any]:
+    """The study of designs on a base that no search knows, at the learning rates that `suggest` gives there.
+
+    Of each budget those with the highest shares, and Uni-LoRA, whose size is the budget; and the reference.
+    """
+    found, methods = designs(), []
+    best = sorted(found, key=lambda key: -fmean(one["share"] for one in found[key]["results"]))
+    for most in BUDGETS:
+        of = [key for key in best if found[key]["budget"] == most]
+        for key in dict.fromkeys([f"uni_{most}", *of[:n_best], *(key for key in of if key == REFERENCE)]):
+            design = found[key]
+            of_size = {"at_size_of": f"uni_{most}"} if design["vary"] else {}
+            fields = {name: design[name] for name in ("label", "method", "settings", "vary", "values")}
+            methods.append({"key": key, **fields, **of_size, "lr": design["learning_rates"][""]})
     return {
         "name": "elsewhere",
         "title": "The adapters of suggest on a base that no search knows",
         "question": "How much does qpeft.suggest lose on a new base? The protocol is results/PROTOCOL.md.",
         "reference": REFERENCE,
-        "seeds": [*SEEDS],
+        "seeds": [*range(1, 6)],
         "tuning": {"grid": [1.0]},
         "run": load_study(str(STUDY)).model_dump(exclude_defaults=True)["run"],
         "test_blocks": TEST_BLOCKS,
@@ -205,8 +208,10 @@ def study_elsewhere() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, nargs="?")
-    if study := parser.parse_args().study:
-        write_text(study, yaml.safe_dump(study_elsewhere(), sort_keys=False))
+    parser.add_argument("--best", type=int, help="designs of a budget; default: all")
+    asked = parser.parse_args()
+    if asked.study:
+        write_text(asked.study, yaml.safe_dump(study_elsewhere(asked.best), sort_keys=False))
     else:
         write_json(TARGET, evidence())
 

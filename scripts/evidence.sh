@@ -3,8 +3,8 @@
 #
 #   scripts/evidence.sh FOLDER [STAGE ...]
 #
-# FOLDER is for runs, and needs before: models/stories260K, models/bytes1m (`make bases`), and the texts grimm.txt,
-# shakespeare.txt and wikitext2.txt. Stages are those at the end of this file; without one, all run.
+# FOLDER is for runs, and needs before: models/stories260K, models/bytes1m and models/llama10m (`make bases`), and the
+# texts grimm.txt, shakespeare.txt and wikitext2.txt. Stages are those at the end of this file; without one, all run.
 # The searches of stories260K are complete; commit 8a2c555b ran them, and later ones count their settings as others.
 # Rows are kept in results/ when a stage ends or is stopped with Ctrl-C.
 set -euo pipefail
@@ -48,6 +48,12 @@ margins() { # SETUP BASE TEXT
     run "margins/$1" "$studies/margins.yaml" "$2" "$3" epoch "texts/$3/test.txt"
 }
 
+elsewhere() { # SETUP BASE TEXT [OPTION ...]
+    [ -d "texts/$3" ] || "$python" "$root/benchmarks/texts.py" "$3.txt" --out "texts/$3"
+    "$python" "$root/benchmarks/evidence.py" "runs/elsewhere-$1.yaml" "${@:4}"
+    run "elsewhere/$1" "runs/elsewhere-$1.yaml" "$2" "$3" train "texts/$3/test.txt"
+}
+
 stories=models/stories260K bytes1m=models/bytes1m
 stage() {
     case $1 in
@@ -68,6 +74,9 @@ stage() {
         adapters-bytes1m) search quantum-adapters bytes1m-grimm $bytes1m grimm
             second quantum-adapters bytes1m-grimm $bytes1m grimm bytes1m-grimm
             second quantum-adapters bytes1m-shakespeare $bytes1m shakespeare bytes1m-grimm ;;
+        elsewhere-bytes1m) elsewhere bytes1m-wikitext2 $bytes1m wikitext2 && elsewhere bytes1m-shakespeare $bytes1m shakespeare ;;
+        elsewhere-llama10m) elsewhere llama10m-wikitext2 models/llama10m wikitext2 --best 2
+            elsewhere llama10m-shakespeare models/llama10m shakespeare --best 2 ;;
         *) echo "no stage $1; see the end of $0" >&2 && exit 2 ;;
     esac
 }

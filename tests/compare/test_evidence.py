@@ -90,5 +90,9 @@ def test_published_rows_have_no_better_adapter_within_the_budget(published, base
 
 def test_every_adapter_runs_on_a_base_that_no_search_knows():
     study = evidence.study_elsewhere()
-    assert [method["key"] for method in study["methods"]] == ["none", *evidence.designs()]
+    assert {method["key"] for method in study["methods"]} == {"none", *evidence.designs()}
     assert Study.model_validate(study).methods[1].lr > 0
+    some = [method["key"] for method in evidence.study_elsewhere(2)["methods"]]
+    assert len(some) == len({*some})
+    assert {f"uni_{most}" for most in protocol.BUDGETS} < {*some}
+    assert evidence.REFERENCE in some
