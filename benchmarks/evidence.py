@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from itertools import pairwise
-from math import sqrt
+from math import log, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -59,11 +59,13 @@ class Tuning(NamedTuple):
 
 def evidence() -> dict[str, Any]:
     """The content of evidence.json."""
-    found = designs()
+    searches, keys = summaries_of("equal-search"), [spec.key for spec in load_study(str(STUDY)).methods[1:]]
+    searched = {key: found for key in keys if (found := tuning(searches, key))}
+    within = {most: {key: of for key, of in searched.items() if int(key.split("_")[-2]) <= most} for most in BUDGETS}
     return {
         "reference": "LoRA within 5,000 parameters",
-        "designs": [*found.values()],
-        "lost": {str(most): lost([one for one in found.values() if one["budget"] <= most]) for most in BUDGETS},
+        "designs": [*designs().values()],
+        "lost": {str(most): lost(some) for most, some in within.items()},
     }
 
 
@@ -76,8 +78,7 @@ def designs() -> dict[str, dict[str, Any]]:
         if not all(any(one.key == key for one in summary.results) for summary in finals.values()):
             continue
         tunings = {spec.key: tuning(searches, spec.key) for spec in studied.values() if spec.key.startswith(f"{key}_")}
-        fits = [name for name, of in tunings.items() if of]
-        if not fits:
+        if not (fits := [name for name, of in tunings.items() if of]):
             continue
         chosen = max(fits, key=lambda name: fmean(one.share for one in tunings[name]))
         found[key] = {
@@ -123,41 +124,40 @@ def base_of(summary: Summary) -> str:
 def result(setup: str, summary: Summary, found: Result) -> dict[str, Any]:
     """What a family reached in a setup, in test loss."""
     assert found.metric is not None
-    losses = {name: summary[name].metric for name in ("none", REFERENCE)}
-    untrained, reference = (one.mean for one in losses.values() if one is not None)
+    untrained, reference = (one.mean for name in ("none", REFERENCE) if (one := summary[name].metric))
+    losses, mean = [*found.metric.values.values()], found.metric.mean
+    reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
     return {
         **{"base": base_of(summary), "base_parameters": summary.study.params_total},
         **{"data": SEARCHED[setup].partition(", ")[2], "steps": summary.study.run.steps},
         "trainable": found.method.trainable,
-        **interval([*found.metric.values.values()]),
-        "share": (untrained - found.metric.mean) / (untrained - reference),
+        **{"seeds": len(losses), "loss": mean, "low": mean - reach, "high": mean + reach},
+        "share": (untrained - mean) / (untrained - reference),
     }
 
 
-def interval(losses: list[float]) -> dict[str, Any]:
-    """The number of seeds, the mean of their losses, and its 95 % interval by Student's t."""
-    mean, reach = fmean(losses), float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
-    return {"seeds": len(losses), "loss": mean, "low": mean - reach, "high": mean + reach}
+def lost(searched: dict[str, list[Tuning]]) -> list[float]:
+    """What a choice from the searches of the other bases loses of the best gain in each search, in validation loss.
 
-
-def lost(within: list[dict[str, Any]]) -> list[float]:
-    """What the first of these designs loses of the best one's gain in each setup, chosen without those of its base."""
+    They choose the configuration, of any family, and its learning rate; instead of one that was not tried here the
+    nearest counts.
+    """
     found = []
-    for number, setup in enumerate(within[0]["results"]):
-        others = [[one["share"] for one in d["results"] if one["base"] != setup["base"]] for d in within]
-        if all(others):
-            shares = [design["results"][number]["share"] for design in within]
-            first = max(range(len(within)), key=lambda index: fmean(others[index]))
-            found.append(1 - shares[first] / max(shares))
+    for number, here in enumerate(next(iter(searched.values()))):
+        best = min(of[number].best for of in searched.values())
+        others = {key: [one for one in of if one.base != here.base] for key, of in searched.items()}
+        if all(others.values()):
+            first = max(others, key=lambda key: fmean(one.share for one in others[key]))
+            losses, rate = searched[first][number].losses, safe_learning_rate(others[first])
+            loss = losses[min(losses, key=lambda tried: abs(log(tried / rate)))]
+            found.append(1.0 if loss is None else (loss - best) / (here.untrained - best))
     return found
 
 
 def learning_rates(tunings: list[Tuning]) -> dict[str, float]:
     """The one that is safe in all searches, under "", and the one on each base."""
-    rates = {"": safe_learning_rate(tunings)}
-    for base in dict.fromkeys(one.base for one in tunings):
-        rates[base] = safe_learning_rate([one for one in tunings if one.base == base])
-    return rates
+    names = dict.fromkeys(["", *(one.base for one in tunings)])
+    return {name: safe_learning_rate([one for one in tunings if name in ("", one.base)]) for name in names}
 
 
 def safe_learning_rate(tunings: list[Tuning]) -> float:

@@ -110,14 +110,14 @@ def equal() -> str:
             words = f"{_family(ours)} and {_family(other)}: "
             row.append(_Compared(words, protocol.compared(ours, other), protocol.margin(summary)))
         rows.append((f"{most:,}", row))
-    return _grid(["parameters, at most", *map(SEARCHED.__getitem__, summaries)], rows)
+    header = (f"{SEARCHED[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items())
+    return _grid(["parameters, at most", *header], rows)
 
 
 def pairs(study: str = FINAL, asked: Sequence[tuple[str, str]] = PAIRS) -> str:
     """Families of a search at each budget, averaged over the setups."""
     summaries = summaries_of(study).values()
-    trained = (found for summary in summaries for found in summary.results if found.method.rates)
-    budgets = sorted({int(found.key.rpartition("_")[2]) for found in trained})
+    budgets = sorted({int(f.key.rpartition("_")[2]) for s in summaries for f in s.results if f.method.rates})
     margin, rows = fmean(map(protocol.margin, summaries)), []
     for families in asked:
         row: list[_Compared | None] = []

@@ -40,13 +40,14 @@ def test_packaged_evidence_is_that_of_the_published_results():
 
 
 def test_lost_gain_is_that_of_a_choice_without_the_base():
-    def design(*shares):
-        bases = ("a", "a", "b")
-        return {"results": [{"base": base, "share": share} for base, share in zip(bases, shares, strict=True)]}
+    def searched(on_a, on_b):
+        return [evidence.Tuning(base, 4.0, 1.0, losses) for base, losses in (("a", on_a), ("b", on_b))]
 
-    designs = [design(1.0, 0.8, 0.5), design(0.6, 0.4, 0.6)]  # the first is the best on a, the second on b
-    assert evidence.lost(designs) == pytest.approx([0.4, 0.5, 1 / 6])
-    assert evidence.lost([design(1.0, 0.8, 0.5)]) == [0.0, 0.0, 0.0]
+    one = searched({1.0: 3.0, 3.0: 3.2, 10.0: 3.4}, {1.0: 3.6, 3.0: 3.5, 10.0: 3.9})  # the best on a
+    other = searched({0.3: 3.5, 0.9: 3.3, 2.7: 3.4}, {0.3: 3.6, 0.9: 3.4, 2.7: None})  # the best on b
+    # b chooses the other, with 0.9 or, next to a failure, 0.3; a chooses the first with 1
+    assert evidence.lost({"one": one, "other": other}) == pytest.approx([0.3, 1 / 3])
+    assert evidence.lost({"one": one}) == pytest.approx([0.2, 0.2])
 
 
 STORIES = LlamaConfig(

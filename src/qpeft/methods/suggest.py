@@ -37,10 +37,7 @@ _TASK = "CAUSAL_LM"
 _ALTERNATIVES = 3
 _MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
 _MARGIN = 1.1  # factor of the budget above which an adapter is too large by these counts
-_LOST = (
-    "within {:,} parameters the first choice was tested on {} bases and texts whose results it did not know: it lost "
-    "{:.0%} of the best adapter's gain on average, at most {:.0%}"
-)
+_LOST = "within {:,} parameters, choices from results of other bases lost {:.1%} to {:.1%} of the best adapter's gain"
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
     "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "
@@ -60,7 +57,7 @@ class Design:
     values: list[int]  #: ascending
     learning_rates: dict[str, float]  #: the safe one by base, and for all bases under ""
     #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
-    #: its 95 % interval from `low` to `high`; and the `share` of the reference's gain
+    #: its 95 % interval from `low` to `high`; the `share` of the reference's gain; all with the best settings there
     results: list[dict[str, Any]]
 
     @property
@@ -171,8 +168,10 @@ def suggest(
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
             continue
-        if (n := getattr(one.plan, size)) > budget or one.plan.trainable > design.budget:
+        if (n := getattr(one.plan, size)) > budget:
             larger.append((n, design.label))
+        elif not min(r["trainable"] for r in design.results) / 2 <= one.plan.trainable <= design.budget:
+            refused.append(f"{design.label}: its {one.plan.trainable:,} here are far from the size that was measured")
         else:
             found.append(one)
         if len(found) > _ALTERNATIVES:
@@ -209,11 +208,11 @@ def _counted(
 ) -> Suggestion:
     """The design on this base. Raises QpeftError if it cannot adapt the base, or use the frame file."""
     settings, method = fill_names(design.settings, model), design.method
-    has_frames = settings.get("frame") == "gradient"
+    has_frames = settings.get("frame") in ("gradient", "sign")
     counts = plan(model, _config(method, settings))
     if frames is not None:
         if not has_frames:
-            raise ConfigError("it has no gradient frames and takes no frame file")
+            raise ConfigError("it has no frames of the gradient and takes no frame file")
         settings = {"target_modules": get(method).defaults["target_modules"], **settings, "frames": str(frames)}
         n_trainable, counts = counts.trainable, plan(model, _config(method, settings))
         if counts.trainable != n_trainable:
@@ -241,7 +240,7 @@ def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: 
     if parameters is not None and parameters > most:
         notes.append(f"the evidence ends at {most:,} trainable parameters")
     if lost := evidence.lost.get(str(found.budget)):
-        notes.append(_LOST.format(found.budget, len(lost), fmean(lost), max(lost)))
+        notes.append(_LOST.format(found.budget, min(lost), max(lost)))
     if reason := why_not_mixed(model, found.config):
         notes.append(reason)
     if (n_bytes := found.plan.sizes.get("frame_bytes")) and "frames" not in found.settings:
@@ -257,7 +256,7 @@ class Evidence(NamedTuple):
 
     reference: str  # whose gain is 1
     designs: list[Design]
-    lost: dict[str, list[float]]  # by budget: shares of the best adapter's gain in setups that the choice did not know
+    lost: dict[str, list[float]]  # by budget: shares of the best adapter's gain on bases that a choice did not know
 
     def ranked(self, parameters: int) -> list[Design]:
         """The designs by their share, the best first; if there are results on a base of this size, with these alone."""

@@ -123,7 +123,7 @@ def show_suggestion(console: Console, found: Suggestion) -> None:
     line(console, f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}\n", "cyan")
     columns = ("base", "data", "trainable", "seeds", "loss", "low", "high", "share")
     rows = ([one[name] for name in columns] for one in found.results)
-    title = f"Evidence: test loss with its 95 % interval, share of the gain of {found.reference}"
+    title = f"Evidence: the family's best adapter, test loss, 95 % interval, share of the gain of {found.reference}"
     console.print(table(columns, rows, title))
     rows = [(one.label, one.plan.trainable, size(one.plan.stored_bytes), one.share) for one in found.alternatives]
     if rows:
