@@ -15,6 +15,7 @@ studies="$root/benchmarks/studies"
 cd "$1"
 shift
 mkdir -p texts runs
+cp "$studies"/*.yaml . # the command of a study is kept, without a path of this machine
 [ -d texts/numpy ] || "$python" "$root/benchmarks/texts.py" numpy --skip 0.6 --out texts/numpy
 [ -d texts/grimm ] || "$python" "$root/benchmarks/texts.py" grimm.txt --skip 0.6 --out texts/grimm
 [ -d texts/shakespeare ] || "$python" "$root/benchmarks/texts.py" shakespeare.txt --out texts/shakespeare
@@ -31,7 +32,7 @@ run() { # NAME/SETUP STUDY.yaml BASE TEXT PART TEST [OPTION ...]
 }
 
 search() { # STUDY SETUP BASE TEXT: until its trials have ended; the runs behind them choose nothing
-    run "$1/$2" "$studies/$1.yaml" "$3" "$4" train wikitext2.txt 2>&1 | sed -u '/ seed0: /q' || true
+    run "$1/$2" "$1.yaml" "$3" "$4" train wikitext2.txt 2>&1 | sed -u '/ seed0: /q' || true
 }
 
 second() { # STUDY SETUP BASE TEXT SEARCHED: the winners of the search of a setup
@@ -45,7 +46,7 @@ epochs() { # SETUP BASE TEXT EPOCHS
 }
 
 margins() { # SETUP BASE TEXT
-    run "margins/$1" "$studies/margins.yaml" "$2" "$3" epoch "texts/$3/test.txt"
+    run "margins/$1" margins.yaml "$2" "$3" epoch "texts/$3/test.txt"
 }
 
 elsewhere() { # SETUP BASE TEXT [OPTION ...]
