@@ -22,7 +22,7 @@ _TOKENS = {"num_virtual_tokens": 10}
 # tuning, and the rotations from OFT to RoAd, are in no study and have usual values.
 METHODS = (
     _peft("lora", "LoRA", "LoraConfig", 1e-2),
-    _peft("dora", "DoRA", "LoraConfig", 9e-3, {**_ALL, "use_dora": True}),
+    _peft("dora", "DoRA", "LoraConfig", 0.02, {**_ALL, "use_dora": True}),
     _peft("pissa", "PiSSA", "LoraConfig", 2e-4, {**_ALL, "init_lora_weights": "pissa"}),
     _peft("ia3", "IA3", "IA3Config", 0.1, {}),  # PEFT knows its targets
     _peft("vera", "VeRA", "VeraConfig", 0.1, seed_field="projection_prng_key"),
@@ -31,7 +31,7 @@ METHODS = (
     _peft("prefix", "prefix tuning", "PrefixTuningConfig", 0.3, _TOKENS),
     _peft("prompt", "prompt tuning", "PromptTuningConfig", 5e-3, _TOKENS),
     _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 0.08, is_host=False, seed_field="proj_seed"),
-    _peft("tiny_lora", "TinyLoRA", "TinyLoraConfig", 0.02, is_host=False, seed_field="projection_seed"),
+    _peft("tiny_lora", "TinyLoRA", "TinyLoraConfig", 0.015, is_host=False, seed_field="projection_seed"),
     _peft("fourierft", "FourierFT", "FourierFTConfig", 0.06, is_host=False, seed_field="random_loc_seed"),
     _peft("oft", "OFT", "OFTConfig", 5e-3, _EXACT, is_host=False),
     _peft("boft", "BOFT", "BOFTConfig", 5e-3, is_host=False),
