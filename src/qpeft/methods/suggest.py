@@ -102,7 +102,7 @@ def suggest(
 
     Every adapter of the evidence is counted on `base`. Of those within the budget, the one with the highest mean share
     of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
-    number of parameters, only these count. A note says how much of the gain this choice lost where it was tested.
+    number of parameters, only these count. A note says how much of the gain choices lost on a base unknown to them.
 
     The learning rate is the one that loses the least in the search where it loses most: of the gain in validation loss
     at the best rate, plus a tenth of what the next higher rate loses, since this one may be too high on another base.
