@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py
     python benchmarks/evidence.py STUDY.yaml [--best N]     # the study of these adapters on a base that no search knows
+    python benchmarks/evidence.py STUDY.yaml --rates        # of their learning rates there
 
 The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget that has an adapter
 in every setup, with the configuration that is the best on average over the searches.
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
+RATED = ("qpa", "uni", "lora")  # families whose learning rates must travel
 NEXT_HIGHER = 0.1  # the part that counts of what the next higher learning rate loses
 WIDER = {  # the study names the modules of its two bases; these are those of further architectures
     ".*(attn\\.c_proj|o_proj)": ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)",
@@ -70,7 +72,7 @@ def evidence() -> dict[str, Any]:
 
 
 def designs() -> dict[str, dict[str, Any]]:
-    """The designs by FAMILY_BUDGET."""
+    """The designs by their configuration in the search, such as uni_1300_a."""
     finals, searches = summaries_of(FINAL), summaries_of("equal-search")
     studied = {spec.key: spec for spec in load_study(str(STUDY)).methods}
     found: dict[str, dict[str, Any]] = {}
@@ -81,7 +83,7 @@ def designs() -> dict[str, dict[str, Any]]:
         if not (fits := [name for name, of in tunings.items() if of]):
             continue
         chosen = max(fits, key=lambda name: fmean(one.share for one in tunings[name]))
-        found[key] = {
+        found[chosen] = {
             **_design(studied[chosen], int(key.rpartition("_")[2])),
             "learning_rates": learning_rates(tunings[chosen]),
             "results": [result(name, summary, summary[key]) for name, summary in finals.items()],
@@ -177,27 +179,31 @@ def safe_learning_rate(tunings: list[Tuning]) -> float:
     return min(sorted(tried), key=lambda rate: max(of[rate] for of in costs))
 
 
-def study_elsewhere(n_best: int | None = None) -> dict[str, Any]:
+def study_elsewhere(n_best: int | None = None, *, rates: bool = False) -> dict[str, Any]:
     """The study of designs on a base that no search knows, at the learning rates that `suggest` gives there.
 
-    Of each budget those with the highest shares, and Uni-LoRA, whose size is the budget; and the reference.
+    Of each budget those with the highest shares, and Uni-LoRA, whose size is the budget; and the reference. With
+    `rates`, those of RATED instead, at these learning rates and at others.
     """
     found, methods = designs(), []
     best = sorted(found, key=lambda key: -fmean(one["share"] for one in found[key]["results"]))
+    family = {key: key.partition("_")[0] for key in best}
     for most in BUDGETS:
         of = [key for key in best if found[key]["budget"] == most]
-        for key in dict.fromkeys([f"uni_{most}", *of[:n_best], *(key for key in of if key == REFERENCE)]):
+        uni = next(key for key in of if family[key] == "uni")
+        first = [key for key in of if family[key] in RATED] if rates else of[:n_best]
+        for key in dict.fromkeys([uni, *first, *(key for key in of if key.startswith(REFERENCE))]):
             design = found[key]
-            of_size = {"at_size_of": f"uni_{most}"} if design["vary"] else {}
+            of_size = {"at_size_of": uni} if design["vary"] else {}
             fields = {name: design[name] for name in ("label", "method", "settings", "vary", "values")}
             methods.append({"key": key, **fields, **of_size, "lr": design["learning_rates"][""]})
     return {
-        "name": "elsewhere",
+        "name": "rates" if rates else "elsewhere",
         "title": "The adapters of suggest on a base that no search knows",
-        "question": "How much does qpeft.suggest lose on a new base? The protocol is results/PROTOCOL.md.",
-        "reference": REFERENCE,
+        "question": "How much do qpeft.suggest and its learning rates lose on a new base? See results/PROTOCOL.md.",
+        "reference": next(key for key in found if key.startswith(REFERENCE)),
         "seeds": [*range(1, 6)],
-        "tuning": {"grid": [1.0]},
+        "tuning": {"grid": [0.1, 0.3, 1.0, 3.0, 10.0] if rates else [1.0]},
         "run": load_study(str(STUDY)).model_dump(exclude_defaults=True)["run"],
         "test_blocks": TEST_BLOCKS,
         "costs": False,
@@ -209,9 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, nargs="?")
     parser.add_argument("--best", type=int, help="designs of a budget; default: all")
+    parser.add_argument("--rates", action="store_true")
     asked = parser.parse_args()
     if asked.study:
-        write_text(asked.study, yaml.safe_dump(study_elsewhere(asked.best), sort_keys=False))
+        write_text(asked.study, yaml.safe_dump(study_elsewhere(asked.best, rates=asked.rates), sort_keys=False))
     else:
         write_json(TARGET, evidence())
 

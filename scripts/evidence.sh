@@ -55,6 +55,11 @@ elsewhere() { # SETUP BASE TEXT [OPTION ...]
     run "elsewhere/$1" "runs/elsewhere-$1.yaml" "$2" "$3" train "texts/$3/test.txt"
 }
 
+rates() { # SETUP BASE TEXT: the search of the learning rates of suggest
+    "$python" "$root/benchmarks/evidence.py" rates.yaml --rates
+    search rates "$@"
+}
+
 stories=models/stories260K bytes1m=models/bytes1m
 stage() {
     case $1 in
@@ -76,6 +81,8 @@ stage() {
             second quantum-adapters bytes1m-grimm $bytes1m grimm bytes1m-grimm
             second quantum-adapters bytes1m-shakespeare $bytes1m shakespeare bytes1m-grimm ;;
         elsewhere-bytes1m) elsewhere bytes1m-wikitext2 $bytes1m wikitext2 && elsewhere bytes1m-shakespeare $bytes1m shakespeare ;;
+        rates-bytes1m) rates bytes1m-shakespeare $bytes1m shakespeare ;;
+        rates-llama10m) rates llama10m-shakespeare models/llama10m shakespeare ;;
         elsewhere-llama10m) elsewhere llama10m-wikitext2 models/llama10m wikitext2 --best 2
             elsewhere llama10m-shakespeare models/llama10m shakespeare --best 2 ;;
         *) echo "no stage $1; see the end of $0" >&2 && exit 2 ;;
