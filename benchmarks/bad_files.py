@@ -2,7 +2,7 @@
 
     python benchmarks/bad_files.py --out bad-files [--mutations 10000] [--seed 0] [--only KIND]
 
-The valid files are made once, for a tiny base: compact checkpoints, exported adapters, a run folder, a study, data. A
+The valid files are made once, for a tiny base: compact checkpoints, exported adapters, a run folder, a study. A
 mutation damages one file of a copy. A process of its own, with limits on time and memory, loads it in two ways and
 compares a successful load with the content of the file. OUT/bad-files.jsonl has one line per mutation. Exit code 1: a
 load had a wrong outcome.
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
 import gc
-import io
 import json
 import logging
 import os
@@ -30,7 +28,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +45,6 @@ from qpeft.errors import InputError, TrainingError
 from qpeft_lab import RunSettings, train
 from qpeft_lab.cli.app import build
 from qpeft_lab.compare.study import load_study
-from qpeft_lab.data.sources import load_examples
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from tiny_models import llama, save_base
@@ -211,11 +207,10 @@ def prepare(folder: Path) -> World:
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
     adapters = sorted([*folder.glob("adapter-*"), *folder.glob("exported-*")])
     goods = {path.name: path for path in adapters}
-    files = {f"data-{name}": folder / f"a.{name}" for name in ("jsonl", "json", "csv")}
     logits = {name: logits_of(qpeft.load(copy.deepcopy(base), path)) for name, path in goods.items()}
     logits["base"] = logits_of(base)
-    world = World({**goods, **files, "run": folder / "run", "study": folder / "study.yaml"}, base, logits)
-    for name in ("adapter-qpa", "study", "data-csv"):  # forked processes find everything imported
+    world = World({**goods, "run": folder / "run", "study": folder / "study.yaml"}, base, logits)
+    for name in ("adapter-qpa", "study"):  # forked processes find everything imported
         for way in WAYS[name.partition("-")[0]].values():
             way(Load(world, name, world.goods[name], neutral=True))
     gc.freeze()
@@ -243,10 +238,6 @@ def _make_data(folder: Path) -> None:
     words = ("the", "king", "went", "into", "golden", "wood", "and", "said", "how", "well", "bird", "sings")
     texts = [" ".join(draw.choices(words, k=12)) for _ in range(40)]
     (folder / "a.txt").write_text(" ".join(texts))
-    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": i}) + "\n" for i, text in enumerate(texts)))
-    (folder / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
-    with (folder / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "n"), *((text, i) for i, text in enumerate(texts))])
     study = {
         **{"name": "tiny", "title": "A tiny study", "question": "Does it run?", "seeds": [0, 1]},
         **{"reference": "lora", "tuning": {"grid": [0.3, 1.0]}},
@@ -487,7 +478,8 @@ def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 def _evaluate(asked: Load) -> None:
     """The command, whose errors end with exit code 2 and a message."""
-    words = ["evaluate", "--adapter", asked.path, "--data", asked.world.goods["data-jsonl"], "--seq-len", 32, "--json"]
+    text = asked.world.goods["study"].with_name("a.txt")
+    words = ["evaluate", "--adapter", asked.path, "--data", text, "--seq-len", 32, "--json"]
     done = CliRunner().invoke(build(), [str(word) for word in words], prog_name="qpeft", input="")
     if done.exit_code == 2 and "Traceback" not in done.output:
         raise InputError(done.stderr or done.output)
@@ -506,40 +498,7 @@ def _resume(asked: Load) -> None:
 
 
 def _load_study(asked: Load) -> None:
-    """Every field has the value of the file."""
-    found = load_study(str(asked.path)).model_dump()
-    if wrong := _difference(yaml.safe_load(asked.path.read_bytes()), found, "study"):
-        raise WrongError(f"other values: {wrong} differs from the file")
-
-
-def _difference(asked: Any, found: Any, place: str) -> str | None:
-    if isinstance(asked, dict) and isinstance(found, dict):
-        return next((w for key in asked if (w := _difference(asked[key], found.get(key), f"{place}.{key}"))), None)
-    if isinstance(asked, list) and isinstance(found, list) and len(asked) == len(found):
-        pairs = enumerate(zip(asked, found, strict=True))
-        return next((w for i, (a, f) in pairs if (w := _difference(a, f, f"{place}.{i}"))), None)
-    with suppress(TypeError, ValueError, OverflowError):
-        if float(asked) == float(found):
-            return None
-    return None if asked == found or str(asked) == str(found) else place
-
-
-def _load_data(asked: Load) -> None:
-    """qpeft's texts are those of an independent reader of the format."""
-    found = [row["text"] for row in load_examples(str(asked.path), "train", RunSettings(model="", data="", out=""))]
-    content = asked.path.read_bytes().decode("utf-8-sig")
-    rows: Any
-    if asked.path.suffix == ".csv":
-        csv.field_size_limit(2**31 - 1)
-        rows = list(csv.DictReader(io.StringIO(content, newline="")))
-    elif asked.path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-    else:
-        rows = json.loads(content)
-    texts = [row.get("text") if isinstance(row, dict) else row for row in (rows if isinstance(rows, list) else [rows])]
-    expected = [text for text in texts if (text or "").strip(" \t")]
-    if found != expected:
-        raise WrongError(f"other values: {len(found)} texts of {len(expected)}")
+    load_study(str(asked.path))
 
 
 _WAYS = {"qpeft.load": _load, "qpeft evaluate": _evaluate}
@@ -548,7 +507,6 @@ WAYS: dict[str, dict[str, Callable[[Load], None]]] = {
     "exported": _WAYS,
     "run": {"resume": _resume},
     "study": {"load_study": _load_study},
-    "data": {"load_examples": _load_data},
 }
 
 

@@ -11,6 +11,7 @@ in every setup, with the configuration that is the best on average over the sear
 from __future__ import annotations
 
 import argparse
+from functools import cache
 from itertools import pairwise
 from math import log, sqrt
 from pathlib import Path
@@ -20,14 +21,12 @@ from typing import Any, NamedTuple
 import yaml
 from scipy.stats import t as student
 
-from findings import FINAL, SEARCHED, summaries_of
-from protocol import BUDGETS, TEST_BLOCKS
+from protocol import BUDGETS, FINAL, ROOT, SETUPS, TEST_BLOCKS, summaries_of
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare.rows import succeeded
 from qpeft_lab.compare.study import Method, load_study
 from qpeft_lab.compare.summary import Result, Summary
 
-ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
@@ -58,19 +57,26 @@ class Tuning(NamedTuple):
     def share(self) -> float:
         return (self.untrained - self.best) / self.gain
 
+    def lost(self, rate: float) -> float:
+        """The share of the best learning rate's gain that this one loses, or the nearest that was tried."""
+        loss = self.losses[min(self.losses, key=lambda tried: abs(log(tried / rate)))]
+        return 1.0 if loss is None else (loss - self.best) / (self.untrained - self.best)
+
 
 def evidence() -> dict[str, Any]:
     """The content of evidence.json."""
     searches, keys = summaries_of("equal-search"), [spec.key for spec in load_study(str(STUDY)).methods[1:]]
     searched = {key: found for key in keys if (found := tuning(searches, key))}
     within = {most: {key: of for key, of in searched.items() if int(key.split("_")[-2]) <= most} for most in BUDGETS}
+    elsewhere = summaries_of("elsewhere").values()
     return {
         "reference": "LoRA within 5,000 parameters",
         "designs": [*designs().values()],
-        "lost": {str(most): lost(some) for most, some in within.items()},
+        "lost": {str(most): lost(some) + [regret(one, most)[1] for one in elsewhere] for most, some in within.items()},
     }
 
 
+@cache
 def designs() -> dict[str, dict[str, Any]]:
     """The designs by their configuration in the search, such as uni_1300_a."""
     finals, searches = summaries_of(FINAL), summaries_of("equal-search")
@@ -131,7 +137,7 @@ def result(setup: str, summary: Summary, found: Result) -> dict[str, Any]:
     reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
     return {
         **{"base": base_of(summary), "base_parameters": summary.study.params_total},
-        **{"data": SEARCHED[setup].partition(", ")[2], "steps": summary.study.run.steps},
+        **{"data": SETUPS[setup].partition(", ")[2], "steps": summary.study.run.steps},
         "trainable": found.method.trainable,
         **{"seeds": len(losses), "loss": mean, "low": mean - reach, "high": mean + reach},
         "share": (untrained - mean) / (untrained - reference),
@@ -156,6 +162,19 @@ def lost(searched: dict[str, list[Tuning]]) -> list[float]:
     return found
 
 
+def regret(summary: Summary, most: int) -> tuple[str, float]:
+    """What `suggest` answers within a budget on a base of `elsewhere`, and the share of the best gain that it loses."""
+    known = designs()
+    losses = {
+        one.key: one.metric.mean
+        for one in summary.results
+        if one.metric and one.key in known and one.method.trainable <= known[one.key]["budget"] <= most
+    }
+    first = max(losses, key=lambda key: fmean(row["share"] for row in known[key]["results"]))
+    untrained, best = (summary["none"].mean("test_loss") or 0), min(losses.values())
+    return first, (losses[first] - best) / (untrained - best)
+
+
 def learning_rates(tunings: list[Tuning]) -> dict[str, float]:
     """The one that is safe in all searches, under "", and the one on each base."""
     names = dict.fromkeys(["", *(one.base for one in tunings)])
@@ -170,10 +189,7 @@ def safe_learning_rate(tunings: list[Tuning]) -> float:
     """
     costs = []
     for one in tunings:
-        lost = {
-            rate: 1.0 if loss is None else (loss - one.best) / (one.untrained - one.best)
-            for rate, loss in sorted(one.losses.items())
-        }
+        lost = {rate: one.lost(rate) for rate in sorted(one.losses)}
         costs.append({rate: lost[rate] + NEXT_HIGHER * lost[higher] for rate, higher in pairwise(lost)})
     tried = set.intersection(*map(set, costs))
     return min(sorted(tried), key=lambda rate: max(of[rate] for of in costs))

@@ -10,92 +10,56 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
+import evidence
 import protocol
 import qpeft
+from protocol import ADAPTERS, EPOCHS, FINAL, RESULTS, ROOT, SETUPS, summaries_of, winners_of
 from qpeft.files import write_text
 from qpeft_lab.compare.stats import Difference, paired_difference
-from qpeft_lab.compare.summary import Result, Summary, load
+from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "results"
 PAGES = (ROOT / "docs" / "findings.md", RESULTS / "README.md")
-FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
-ENDED = (FINAL, ADAPTERS, EPOCHS, "margins")  # studies of which setups appear once they have ended
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
 PAIRS = [("qpa", "uni"), ("qpa", "lora"), *(("framed", other) for other in ("signs", "lie", "core", "uni"))]
 TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
-SEARCHED = {  # its setups, in the order of the tables
-    "embedded-numpy": "embedded base, NumPy's documentation",
-    "embedded-shakespeare": "embedded base, Shakespeare",
-    "stories-grimm": "stories260K, Grimm's tales",
-    "stories-shakespeare": "stories260K, Shakespeare",
-}
-SEARCH_OF = {"embedded-shakespeare": "embedded-numpy"}  # the setup whose search chose, if it is another one
 CIRCUIT = [  # study, its method, the method with the replacement, in words
-    ("controls", "qpa", "qpa_frozen", "QPA: the circuit's angles are frozen"),
-    ("controls", "qpa", "qpa_random", "QPA: fixed Gaussian values instead of the circuit"),
     ("controls", "qpa_paper", "paper_none", "QPA, the paper's network: no circuit"),
-    ("controls", "quantum_peft", "signs", "Quantum-PEFT: random signs instead of CZ gates"),
     ("controls", "quantum_peft", "product", "Quantum-PEFT: nothing instead of CZ gates"),
-    ("controls", "qaa", "givens", "QAA: trained Givens rotations instead of the circuit"),
     ("controls", "qaa", "qaa_frozen", "QAA: the circuit's angles are frozen"),
-    ("survey-answers", "qaa", "lora_sites@qaa", "QAA: LoRA on the same modules, four cases"),
+    ("survey", "qaa", "lora@qaa", "QAA: LoRA of its size"),
 ]
 BITS = [("bits", "float32", key, "") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
 SHOTS = [("shots", "exact", f"shots_{n}", "") for n in (65536, 8192, 1024)]
 SHOTS += [("noise", "exact", f"noise_{p}", "") for p in (0.001, 0.01)]
 
 
-def summaries_of(study: str) -> dict[str, Summary]:
-    """The results of a study by setup; of the runs of the protocol those that have ended."""
-    found = {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).iterdir())}
-    ends = study in ENDED
-    return {name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)}
-
-
-def mean_difference(summaries: Iterable[Summary], key: str, to: str) -> Difference:
-    """`key` minus `to`, averaged over the setups seed by seed."""
-    values = [_mean_by_seed([summary[name] for summary in summaries]) for name in (key, to)]
-    found = paired_difference(*values, to, lower_is_better=True)
-    assert found is not None
-    return found
-
-
-def _mean_by_seed(methods: list[Result]) -> dict[int, float]:
-    """The mean over setups of the metric, for the seeds that all setups have."""
-    values = [method.metric.values for method in methods if method.metric is not None]
-    return {seed: fmean(one[seed] for one in values) for seed in set.intersection(*map(set, values))}
-
-
 def differences(rows: list[tuple[str, str, str, str]], what: str) -> str:
     """A line per row: what was replaced, the difference, and its interval as a share of the reference's gain."""
     lines = [[what, "difference", "share of the gain"], ["---"] * 3]
     for study, to, key, words in rows:
-        summaries = [s for name, s in summaries_of(study).items() if study != "bits" or name == "embedded"]
-        found = mean_difference(summaries, key, to)
-        gain = fmean(_loss(s["none"]) - _loss(s.reference) for s in summaries)
+        setups = summaries_of(study)
+        summary = setups.get("embedded") or next(iter(setups.values()))
+        ours, other = summary[key], summary[to]
+        assert ours.metric is not None
+        assert other.metric is not None
+        found = paired_difference(ours.metric.values, other.metric.values, to, lower_is_better=True)
+        assert found is not None
+        gain = _loss(summary["none"]) - _loss(summary.reference)
         low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.low, found.high))
-        label = words or summaries[0][key].label
-        size = f", {summaries[0][key].mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
-        lines.append([label + size, _difference(found), f"{low} to {high} %"])
+        size = f", {ours.mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
+        lines.append([(words or ours.label) + size, _difference(found), f"{low} to {high} %"])
     return _lines(lines)
-
-
-def winners_of(setup: str) -> dict[tuple[str, int], protocol.Winner]:
-    """The winners of the equal search, of which `equal-search-final` is the second run."""
-    return protocol.winners(load(RESULTS / "equal-search" / f"{SEARCH_OF.get(setup, setup)}.jsonl.xz"))
 
 
 def equal() -> str:
@@ -110,7 +74,7 @@ def equal() -> str:
             words = f"{_family(ours)} and {_family(other)}: "
             row.append(_Compared(words, protocol.compared(ours, other), protocol.margin(summary)))
         rows.append((f"{most:,}", row))
-    header = (f"{SEARCHED[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items())
+    header = (f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items())
     return _grid(["parameters, at most", *header], rows)
 
 
@@ -137,7 +101,7 @@ def margins() -> str:
     summaries = summaries_of("margins")
     asked = [one for one in next(iter(summaries.values())).study.methods if one.against]
     rows = [(one.label, [_compared(s, str(one.against), one.key) for s in summaries.values()]) for one in asked]
-    return _grid(["circuit minus", *map(SEARCHED.__getitem__, summaries)], rows)
+    return _grid(["circuit minus", *map(SETUPS.__getitem__, summaries)], rows)
 
 
 def epochs() -> str:
@@ -147,7 +111,29 @@ def epochs() -> str:
         row = [_compared(s, f"framed_{most}", f"{other}_{most}") for s in summaries.values()]
         rows.append((f"{_family(next(iter(summaries.values()))[f'{other}_{most}'])}, {most:,}", row))
     names = (name.rpartition("-") for name in summaries)
-    return _grid(["framed circuits minus", *(f"{SEARCHED[setup]}, {n} epochs" for setup, _, n in names)], rows)
+    return _grid(["framed circuits minus", *(f"{SETUPS[setup]}, {n} epochs" for setup, _, n in names)], rows)
+
+
+def regrets() -> str:
+    """What `suggest` answers on bases that its evidence does not know, and the share of the best gain that it loses."""
+    summaries, known = summaries_of("elsewhere"), evidence.designs()
+    lines = [["parameters, at most", *map(SETUPS.__getitem__, summaries)], ["---:", *["---"] * len(summaries)]]
+    for most in protocol.BUDGETS:
+        answers = [evidence.regret(summary, most) for summary in summaries.values()]
+        lines.append([f"{most:,}", *(f"{known[key]['label']}: {lost:.1%}" for key, lost in answers)])
+    return _lines(lines)
+
+
+def rates() -> str:
+    """The largest share of the gain at the best learning rate that the one of `suggest` loses, over the budgets."""
+    setups = {name: {name: s} for study in ("equal-search", "rates") for name, s in summaries_of(study).items()}
+    lines = [["family", *map(SETUPS.__getitem__, setups)], ["---"] * (len(setups) + 1)]
+    for family in evidence.RATED:
+        of = {key: one for key, one in evidence.designs().items() if key.startswith(f"{family}_")}
+        searched = [{key: evidence.tuning(setup, key) for key in of} for setup in setups.values()]
+        lost = (max(one.lost(of[key]["learning_rates"][""]) for key in of for one in s[key]) for s in searched)
+        lines.append([next(iter(of.values()))["label"].partition(",")[0], *(f"{share:.0%}" for share in lost)])
+    return _lines(lines)
 
 
 def _compared(summary: Summary, key: str, to: str) -> _Compared | None:
@@ -212,10 +198,8 @@ def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
 @cache
 def _frame_bytes(base: str, settings: str) -> int:
     shape = AutoConfig.from_pretrained(base_path()) if base == "base" else AutoConfig.for_model("llama", **STORIES)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape)
     config = {"target_modules": "all-linear", **json.loads(settings), "task_type": "CAUSAL_LM"}
-    return qpeft.plan(model, qpeft.QuantumPeftConfig(**config)).sizes["frame_bytes"]
+    return qpeft.plan(shape, qpeft.QuantumPeftConfig(**config)).sizes["frame_bytes"]
 
 
 def studies() -> str:
@@ -246,11 +230,17 @@ def _lines(lines: list[list[str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{"circuit": lambda: differences(CIRCUIT, "replacement"), "bits": lambda: differences(BITS, "angles")},
     **{"shots": lambda: differences(SHOTS, "QPA trained with"), "twins": lambda: pairs(ADAPTERS, TWINS)},
-    **{make.__name__: make for make in (equal, pairs, margins, epochs, stored, studies)},
+    **{make.__name__: make for make in (equal, pairs, margins, epochs, regrets, rates, stored, studies)},
 }
 ROWS_OF = {name: [s for s, *_ in rows] for name, rows in (("circuit", CIRCUIT), ("bits", BITS), ("shots", SHOTS))}
 ROWS_OF |= {name: [FINAL] for name in ("equal", "pairs", "stored")}
-ROWS_OF |= {"margins": ["margins"], "epochs": [EPOCHS], "twins": [ADAPTERS]}  # the studies of a table
+ROWS_OF |= {
+    "margins": ["margins"],
+    "epochs": [EPOCHS],
+    "twins": [ADAPTERS],
+    "regrets": ["elsewhere"],
+    "rates": ["equal-search", "rates"],
+}  # the studies of a table
 
 
 def filled(text: str) -> str:

@@ -33,6 +33,21 @@ from qpeft_lab.compare.study import STUDY
 from qpeft_lab.compare.summary import Result, Summary, load, publish
 from qpeft_lab.files import json_line
 
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
+ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")  # studies of which setups appear once they have ended
+SETUPS = {  # in the order of the tables
+    "embedded-numpy": "embedded base, NumPy's documentation",
+    "embedded-shakespeare": "embedded base, Shakespeare",
+    "stories-grimm": "stories260K, Grimm's tales",
+    "stories-shakespeare": "stories260K, Shakespeare",
+    "bytes1m-wikitext2": "bytes1m, WikiText-2",
+    "bytes1m-shakespeare": "bytes1m, Shakespeare",
+    "llama10m-wikitext2": "llama10m, WikiText-2",
+    "llama10m-shakespeare": "llama10m, Shakespeare",
+}
+SEARCH_OF = {"embedded-shakespeare": "embedded-numpy"}  # the setup whose search chose, if it is another one
 CIRCUITS = ("qpa", "plain", "framed", "cua", "magnitude", "quic", "qaa", "qchft")  # families that simulate circuits
 BUDGETS = (128, 400, 1300, 5000)
 LEVEL = 0.05
@@ -40,8 +55,8 @@ MARGIN = 0.02  # of LoRA's gain: a smaller difference is none
 TEST_BLOCKS = 192
 LONG = ("framed", "uni", "xs", "tokens", "lora")
 STUDIES: dict[str, tuple[Sequence[str], Sequence[int], Sequence[int], dict[str, Any]]] = {
-    # families, or all, budgets, seeds and the run
-    "final": ((), BUDGETS, range(1, 11), {}),
+    # families and budgets, or all, seeds and the run
+    "final": ((), (), range(1, 11), {}),
     "epochs": (LONG, BUDGETS[:3], range(1, 6), {"steps": None, "epochs": 1}),
 }
 _KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
@@ -53,6 +68,18 @@ class Winner(NamedTuple):
     found: Result
     lr: float
     loss: float
+
+
+def summaries_of(study: str) -> dict[str, Summary]:
+    """The results of a study by setup; of the runs of the protocol those that have ended."""
+    found = {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).glob("*.xz"))}
+    ends = study in ENDED
+    return {name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)}
+
+
+def winners_of(setup: str) -> dict[tuple[str, int], Winner]:
+    """The winners of the equal search, of which `equal-search-final` is the second run."""
+    return winners(load(RESULTS / "equal-search" / f"{SEARCH_OF.get(setup, setup)}.jsonl.xz"))
 
 
 def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
@@ -84,7 +111,7 @@ def study_of_winners(summary: Summary, name: str) -> dict[str, Any]:
             "lr": one.lr,
         }
         for (family, budget), one in sorted(winners(summary).items(), key=lambda item: item[0][1])
-        if family in (families or [family]) and budget in budgets
+        if family in (families or [family]) and budget in (budgets or [budget])
     ]
     return {
         "name": f"{summary.study.name}-{name}",

@@ -12,8 +12,7 @@ import figure_style as style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from findings import FINAL, SEARCHED, summaries_of, winners_of
-from protocol import BUDGETS, best
+from protocol import BUDGETS, FINAL, SETUPS, best, summaries_of, winners_of
 from qpeft_lab.compare.summary import Result, Summary
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +46,7 @@ def _panel(setup: str, summary: Summary) -> Panel:
         for name, has_circuit in zip(LINES, (True, False), strict=False)
     }
     lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]
-    return Panel(SEARCHED[setup], _point(summary["none"])[1], [_point(found) for found in trained], lines)
+    return Panel(SETUPS[setup], _point(summary["none"])[1], [_point(found) for found in trained], lines)
 
 
 def _point(found: Result) -> list[float]:

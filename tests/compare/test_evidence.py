@@ -9,7 +9,6 @@ from scipy.stats import sem, t
 from transformers import LlamaConfig
 
 import evidence
-import findings
 import protocol
 import qpeft
 import qpeft_lab.demo
@@ -61,7 +60,7 @@ SETUPS = {"stories": STORIES, "embedded": qpeft_lab.demo.base_path()}
 def published():
     """By setup, the test losses of each method."""
     found = {}
-    for setup, summary in findings.summaries_of(findings.FINAL).items():
+    for setup, summary in protocol.summaries_of(protocol.FINAL).items():
         losses = found[setup] = defaultdict(list)
         for row in summary.rows:
             losses[row["method"]].append(row["test_loss"])

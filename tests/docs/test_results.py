@@ -43,7 +43,7 @@ PROTOCOL = {
 
 @pytest.mark.parametrize("study", [study for study in PROTOCOL if (ROOT / "results" / study).exists()])
 def test_tables_of_the_protocol_are_recomputed(study):
-    files = [ROOT / "results" / study / f"{name}.jsonl.xz" for name in findings.summaries_of(study)]
+    files = [ROOT / "results" / study / f"{name}.jsonl.xz" for name in protocol.summaries_of(study)]
     command = [sys.executable, "-S", str(ROOT / "benchmarks" / "recompute_protocol.py"), *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     tables = "".join(findings.TABLES[name]() for name in PROTOCOL[study])
