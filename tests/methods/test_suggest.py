@@ -77,7 +77,7 @@ def test_best_measured_adapter_within_the_budget_is_suggested(use, budget, label
 def test_suggestion_shows_its_evidence(use):
     found = qpeft.suggest(BASE, parameters=600)
     assert "10 parameters" in found.notes[0]  # of a smaller base
-    assert "lost 2.0% to 10.0% of the best adapter's gain" in found.notes[1]
+    assert "lost 2.0% to 10.0% of the best gain" in found.notes[1]
     assert "the evidence ends at 5,000 trainable parameters" in qpeft.suggest(BASE, parameters=5001).notes
     assert [row["loss"] for row in found.results] == [3.2, 4.0]
     assert found.share == pytest.approx((0.8 + 0.5) / 2)

@@ -126,7 +126,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         shape: Of the argument of a QNode or function; not for a tape.
 
     Raises:
-        ConfigError: PennyLane is missing, or a gate cannot be expressed; the message names it.
+        ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the message names it.
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml
@@ -164,7 +164,9 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
 
     draw, slots = torch.Generator().manual_seed(0), list(itertools.product(*map(range, shape)))
     first, second = torch.rand(2, len(slots), generator=draw, dtype=torch.float64)
-    labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape_at(first).wires)
+    with errors_as(f"from_pennylane: the circuit fails with angles of shape {shape}:"):
+        tape = tape_at(first)
+    labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape.wires)
     if all(isinstance(label, int) for label in labels):
         labels.sort()
     slopes: Any = torch.autograd.functional.jacobian(turns_at, first)  # (gates, angles)
@@ -219,8 +221,7 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
 def from_openqasm(text: str) -> Ansatz:
     """An ansatz from OpenQASM 3 or 2; its angles are the `input` variables, in the order of their declarations.
 
-    Raises:
-        ConfigError: Qiskit or its reader is missing, the text cannot be read, or a gate cannot be expressed.
+    Raises ConfigError if Qiskit or its reader is missing, the text cannot be read, or a gate cannot be expressed.
     """
     with needs("from_openqasm", "Qiskit"):
         from qiskit import qasm2, qasm3
