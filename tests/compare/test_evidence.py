@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 from scipy.stats import sem, t
@@ -101,3 +102,24 @@ def test_learning_rates_are_searched_on_a_base_that_no_search_knows():
     study = Study.model_validate(evidence.study_elsewhere(rates=True))
     assert len(study.tuning.grid) == 5
     assert {method.key.partition("_")[0] for method in study.methods} == {"none", *evidence.RATED}
+
+
+def test_a_learning_rate_loses_what_the_nearest_that_was_tried_does():
+    one = evidence.Tuning("base", 4.0, 1.0, {0.1: 3.0, 0.3: 3.5, 1.0: None})
+    assert [one.lost(rate) for rate in (0.1, 0.2, 2.0)] == [0.0, 0.5, 1.0]
+
+
+def test_regret_is_the_share_of_the_best_gain_that_the_answer_of_suggest_loses(monkeypatch):
+    known = {"uni_128_a": (128, 0.5), "xs_128_a": (128, 0.4), "qpa_128_a": (128, 0.8), "lora_400_a": (400, 0.9)}
+    designs = {key: {"budget": most, "results": [{"share": share}]} for key, (most, share) in known.items()}
+    monkeypatch.setattr(evidence, "designs", lambda: designs)
+    found = {"uni_128_a": (128, 3.5), "xs_128_a": (100, 3.2), "qpa_128_a": (140, 3.1), "lora_400_a": (400, 3.0)}
+
+    results = [
+        SimpleNamespace(key=key, metric=SimpleNamespace(mean=loss), method=SimpleNamespace(trainable=size))
+        for key, (size, loss) in found.items()
+    ]
+    untrained = SimpleNamespace(mean={"test_loss": 4.0}.get)
+    summary = type("Measured", (dict,), {"results": results})(none=untrained)
+    assert evidence.regret(summary, 128) == ("uni_128_a", pytest.approx(0.3 / 0.8))  # QPA is too large here
+    assert evidence.regret(summary, 400) == ("lora_400_a", 0.0)
