@@ -51,10 +51,9 @@ results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/evidence.py
 	PYTHONPATH=docs/extensions:benchmarks $(BIN)/python docs/figures/main_result.py
 
-# the two larger bases of results/PROTOCOL.md, which are not in the repository: two hours
+# the base of results/PROTOCOL.md that is not in the repository: an hour
 bases: $(VENV)/.installed-dev
 	$(BIN)/python scripts/build_base.py llama10m --out build/llama10m
-	$(BIN)/python scripts/build_base.py bytes1m --out build/bytes1m
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py

@@ -3,8 +3,8 @@
 #
 #   scripts/evidence.sh FOLDER [STAGE ...]
 #
-# FOLDER is for runs, and needs before: models/stories260K, models/bytes1m and models/llama10m (`make bases`), and the
-# texts grimm.txt, shakespeare.txt and wikitext2.txt. Stages are those at the end of this file; without one, all run.
+# FOLDER is for runs, and needs before: models/stories260K and models/llama10m (`make bases`), and the texts grimm.txt,
+# shakespeare.txt and wikitext2.txt. Stages are those at the end of this file; without one, all run.
 # The searches of stories260K are complete; commit 8a2c555b ran them, and later ones count their settings as others.
 # Rows are kept in results/ when a stage ends or is stopped with Ctrl-C.
 set -euo pipefail
@@ -14,7 +14,8 @@ protocol="$root/benchmarks/protocol.py"
 studies="$root/benchmarks/studies"
 cd "$1"
 shift
-mkdir -p texts runs
+mkdir -p texts runs models
+ln -sfn "$root/benchmarks/bases/bytes1m" models/bytes1m
 cp "$studies"/*.yaml . # the command of a study is kept, without a path of this machine
 [ -d texts/numpy ] || "$python" "$root/benchmarks/texts.py" numpy --skip 0.6 --out texts/numpy
 [ -d texts/grimm ] || "$python" "$root/benchmarks/texts.py" grimm.txt --skip 0.6 --out texts/grimm
