@@ -33,7 +33,7 @@ run() { # NAME/SETUP STUDY.yaml BASE TEXT PART TEST [OPTION ...]
 }
 
 search() { # STUDY SETUP BASE TEXT: until its trials have ended; the runs behind them choose nothing
-    run "$1/$2" "$1.yaml" "$3" "$4" train wikitext2.txt 2>&1 | sed -u '/ seed0: /q' || true
+    run "$1/$2" "$1.yaml" "$3" "$4" train wikitext2.txt 2>&1 | sed -u '/ seed[01]: /q' || true
 }
 
 second() { # STUDY SETUP BASE TEXT SEARCHED: the winners of the search of a setup
