@@ -182,7 +182,6 @@ EXPORTED = ("qpa", "quantum_peft", "sora")
 CONFIGS: dict[str, Callable[[int], Any]] = {
     "qpa": lambda seed: qpeft.QPAConfig(**_LORA, **_QPA, r=2, seed=seed),
     "quantum_peft": lambda seed: qpeft.QuantumPeftConfig(**_LORA, r=2, seed=seed, frame="gradient", frame_rank=8),
-    "quantised": lambda seed: qpeft.QuantumPeftConfig(**_LORA, r=2, seed=seed, bits=4),
     "attached_lora": lambda seed: LoraConfig(**_LORA, r=2),
     "attached_prefix": lambda seed: PrefixTuningConfig(**_TASK, num_virtual_tokens=4),
     "qaa": lambda seed: qpeft.QAAConfig(**_TASK, target_modules=["q_proj", "v_proj"], n_layers=2, seed=seed),

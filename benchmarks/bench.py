@@ -1,7 +1,6 @@
 """The speed of qpeft compared with other programs: QPA's circuit, and training steps.
 
-    python benchmarks/bench.py                              # `make bench`: some minutes
-    python benchmarks/bench.py --only circuits              # a group
+    python benchmarks/bench.py [--only circuits]            # `make bench`: some minutes
     python benchmarks/bench.py --quick                      # seconds, to see that it runs; the results mean nothing
     python benchmarks/bench.py --json benchmarks/results/bench.json
     python benchmarks/bench.py --page                       # write the tables of results/bench.json to the docs page

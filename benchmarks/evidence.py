@@ -1,8 +1,7 @@
 """Writes the evidence of `qpeft.suggest`, src/qpeft/methods/evidence.json, from published results.
 
     python benchmarks/evidence.py
-    python benchmarks/evidence.py STUDY.yaml [--best N]     # the study of these adapters on a base that no search knows
-    python benchmarks/evidence.py STUDY.yaml --rates        # of their learning rates there
+    python benchmarks/evidence.py STUDY.yaml [--best N | --rates]     # a study on a base that no search knows
 
 The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget that has an adapter
 in every setup, with the configuration that is the best on average over the searches.
@@ -30,7 +29,7 @@ from qpeft_lab.compare.summary import Result, Summary
 STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
-RATED = ("qpa", "uni", "lora")  # families whose learning rates must travel
+RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # families whose learning rates must travel
 NEXT_HIGHER = 0.1  # the part that counts of what the next higher learning rate loses
 WIDER = {  # the study names the modules of its two bases; these are those of further architectures
     ".*(attn\\.c_proj|o_proj)": ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)",
@@ -48,6 +47,7 @@ class Tuning(NamedTuple):
     untrained: float
     gain: float
     losses: dict[float, float | None]
+    setup: str = ""
 
     @property
     def best(self) -> float:
@@ -91,7 +91,7 @@ def designs() -> dict[str, dict[str, Any]]:
         chosen = max(fits, key=lambda name: fmean(one.share for one in tunings[name]))
         found[chosen] = {
             **_design(studied[chosen], int(key.rpartition("_")[2])),
-            "learning_rates": learning_rates(tunings[chosen]),
+            "learning_rates": learning_rates(tunings[chosen] + tuning(summaries_of("rates"), chosen)),
             "results": [result(name, summary, summary[key]) for name, summary in finals.items()],
         }
     return found
@@ -100,13 +100,15 @@ def designs() -> dict[str, dict[str, Any]]:
 def tuning(searches: dict[str, Summary], key: str) -> list[Tuning]:
     """The searches of a configuration; none if it exceeds its budget in one of them."""
     found, budget = [], int(key.split("_")[-2])
-    for summary in searches.values():
+    for setup, summary in searches.items():
+        if all(one.key != key for one in summary.results):
+            continue
         if summary[key].method.trainable > budget:
             return []
         untrained = summary["none"].mean("valid_loss") or 0
         losses = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]
         gain = untrained - min(loss for of in losses for loss in of.values() if loss is not None)
-        found.append(Tuning(base_of(summary), untrained, gain, _losses(summary[key])))
+        found.append(Tuning(base_of(summary), untrained, gain, _losses(summary[key]), setup))
     return found
 
 
@@ -186,13 +188,15 @@ def safe_learning_rate(tunings: list[Tuning]) -> float:
 
     A learning rate costs the share of the gain in validation loss that it loses to the best one, and a part of what the
     next higher one loses, which tells how near failures are. Nothing is known above the highest, which is left out.
+    Of a rate that was not tried the nearest counts.
     """
     costs = []
     for one in tunings:
         lost = {rate: one.lost(rate) for rate in sorted(one.losses)}
         costs.append({rate: lost[rate] + NEXT_HIGHER * lost[higher] for rate, higher in pairwise(lost)})
-    tried = set.intersection(*map(set, costs))
-    return min(sorted(tried), key=lambda rate: max(of[rate] for of in costs))
+    low, high = (limit(map(each, costs)) for limit, each in ((max, min), (min, max)))
+    tried = sorted(rate for rate in set().union(*costs) if low / 2 < rate < 2 * high)
+    return min(tried, key=lambda rate: max(of[min(of, key=lambda one: abs(log(one / rate)))] for of in costs))
 
 
 def study_elsewhere(n_best: int | None = None, *, rates: bool = False) -> dict[str, Any]:

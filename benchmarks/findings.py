@@ -125,14 +125,20 @@ def regrets() -> str:
 
 
 def rates() -> str:
-    """The largest share of the gain at the best learning rate that the one of `suggest` loses, over the budgets."""
-    setups = {name: {name: s} for study in ("equal-search", "rates") for name, s in summaries_of(study).items()}
-    lines = [["family", *map(SETUPS.__getitem__, setups)], ["---"] * (len(setups) + 1)]
-    for family in evidence.RATED:
-        of = {key: one for key, one in evidence.designs().items() if key.startswith(f"{family}_")}
-        searched = [{key: evidence.tuning(setup, key) for key in of} for setup in setups.values()]
-        lost = (max(one.lost(of[key]["learning_rates"][""]) for key in of for one in s[key]) for s in searched)
-        lines.append([next(iter(of.values()))["label"].partition(",")[0], *(f"{share:.0%}" for share in lost)])
+    """The largest share of the gain at the best learning rate, over the budgets, that another rate loses.
+
+    That of `suggest`, and in brackets the one that it would give without the searches on this base.
+    """
+    searches = {**summaries_of("equal-search"), **summaries_of("rates")}
+    lines = [["lost, in per cent", *map(SETUPS.__getitem__, searches)], ["---"] * (len(searches) + 1)]
+    for family, name in evidence.RATED.items():
+        lost = {setup: [0.0, 0.0] for setup in searches}
+        for tunings in (evidence.tuning(searches, key) for key in evidence.designs() if key.startswith(f"{family}_")):
+            for one in tunings:
+                others = [other for other in tunings if other.base != one.base]
+                for i, known in enumerate((tunings, others)):
+                    lost[one.setup][i] = max(lost[one.setup][i], one.lost(evidence.safe_learning_rate(known)))
+        lines.append([name, *(f"{100 * own:.0f} ({100 * other:.0f})" for own, other in lost.values())])
     return _lines(lines)
 
 

@@ -54,7 +54,6 @@ _METHODS = {
     "quantum_peft": ("--method=quantum_peft", "--r=2"),
     "lora": ("--method=lora", "--r=4"),
     "sora": ("--method=sora", "--r=4"),
-    "qaa": ("--method=qaa",),
     "shots": ("--method=qpa", "--r=4", "--shots=128", "--shot-budget=100000000"),
 }
 _STUDY = """

@@ -3,7 +3,6 @@
     python benchmarks/training_step.py                                   # QPA at GPT-2 small
     python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
-    python benchmarks/training_step.py --geometry tiny --rounds 2        # seconds, to see that it runs
     python benchmarks/training_step.py --methods qpa quantum_peft --case 'all linear maps' --count
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
@@ -32,12 +31,11 @@ import qpeft
 from qpeft_lab.demo import base_path
 from timing import Row, markdown, turns
 
-_GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"], "lm_head": ["lm_head"]}
+_GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"]}
 _LLAMA_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _LLAMA_CASES = {
     "attention": _LLAMA_ATTENTION,
     "all linear maps": [*_LLAMA_ATTENTION, "gate_proj", "up_proj", "down_proj"],
-    "lm_head": ["lm_head"],
 }
 
 
@@ -109,11 +107,9 @@ def config(method: str, case: str, options: argparse.Namespace) -> Any:
 
 def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
     """The model with an adapter, in training mode."""
-    base = GEOMETRIES[options.geometry].model(
-        torch.device(options.device), getattr(torch, options.dtype), options.layers
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT on GPT-2's Conv1D, the same for all
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    base = GEOMETRIES[options.geometry].model(device, dtype, options.layers)
+    with warnings.catch_warnings(action="ignore"):  # PEFT on GPT-2's Conv1D, the same for all
         return get_peft_model(base, config(method, case, options)).train()
 
 
@@ -238,7 +234,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
-    parser.add_argument("--case", default="attention", help="attention, 'all linear maps', lm_head")
+    parser.add_argument("--case", default="attention", help="attention, 'all linear maps'")
     parser.add_argument("--count", action="store_true", help="count the operations of one pass of the generator")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -248,10 +244,9 @@ def main() -> None:
         child(options)
         return
     if options.count:
-        for name in (name for name in options.methods if name in GENERATED):
-            print(
-                f"{name}, {options.geometry}, {options.case}: {count_launches(name, options.case, options)} operations"
-            )
+        for name in filter(GENERATED.__contains__, options.methods):
+            n_launches = count_launches(name, options.case, options)
+            print(f"{name}, {options.geometry}, {options.case}: {n_launches} operations")
         return
     rows = step_rows(options.case, options.methods, options, options.rounds)
     print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)
