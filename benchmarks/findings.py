@@ -120,7 +120,7 @@ def regrets() -> str:
     lines = [["parameters, at most", *map(SETUPS.__getitem__, summaries)], ["---:", *["---"] * len(summaries)]]
     for most in protocol.BUDGETS:
         answers = [evidence.regret(summary, most) for summary in summaries.values()]
-        lines.append([f"{most:,}", *(f"{known[key]['label']}: {lost:.1%}" for key, lost in answers)])
+        lines.append([f"{most:,}", *(f"{known[key]['label']}: {100 * lost:.1f} %" for key, lost in answers)])
     return _lines(lines)
 
 
