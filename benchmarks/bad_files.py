@@ -2,8 +2,8 @@
 
     python benchmarks/bad_files.py --out bad-files [--mutations 10000] [--seed 0] [--only KIND]
 
-The valid files are made once, for a tiny base: compact checkpoints, exported adapters, a run folder, a study. A
-mutation damages one file of a copy. A process of its own, with limits on time and memory, loads it in two ways and
+The valid files are made once, for a tiny base: compact checkpoints and exported adapters. A mutation damages one file
+of a copy. A process of its own, with limits on time and memory, loads it in two ways and
 compares a successful load with the content of the file. OUT/bad-files.jsonl has one line per mutation. Exit code 1: a
 load had a wrong outcome.
 """
@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from peft import LoraConfig, PeftModel, PeftType, PrefixTuningConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save
@@ -41,10 +40,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import qpeft
-from qpeft.errors import InputError, TrainingError
-from qpeft_lab import RunSettings, train
+from qpeft.errors import InputError
 from qpeft_lab.cli.app import build
-from qpeft_lab.compare.study import load_study
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from tiny_models import llama, save_base
@@ -87,7 +84,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the valid files and the results")
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="only files with this in their name, such as qpa, exported, study")
+    parser.add_argument("--only", default="", help="only files with this in their name, such as qpa, exported")
     options = parser.parse_args()
     world, found = prepare(options.out / "made"), Counter[tuple[str, str]]()
     with (options.out / "bad-files.jsonl").open("w") as log:
@@ -107,7 +104,7 @@ def mutated(world: World, seed: str, only: str = "") -> dict[str, Any]:
     draw = random.Random(seed)
     name = draw.choice([name for name in world.goods if only in name])
     with tempfile.TemporaryDirectory() as place:
-        path = copied(world, name, Path(place))
+        path = shutil.copytree(world.goods[name], Path(place, name))
         how = damage(path, world.goods[name], Path(place, "code-ran"), draw)
         first, *others = WAYS[name.partition("-")[0]]
         ways = [first, *draw.sample(others, min(1, len(others)))]
@@ -118,19 +115,6 @@ def mutated(world: World, seed: str, only: str = "") -> dict[str, Any]:
         if Path(place, "code-ran").exists():
             loads.append({"way": "any", "outcome": "code ran"})
     return {"good": name, "how": how, "loads": loads}
-
-
-def copied(world: World, name: str, place: Path) -> Path:
-    """A copy of the valid file or folder in `place`."""
-    good = world.goods[name]
-    target = place / good.name
-    shutil.copytree(good, target) if good.is_dir() else shutil.copyfile(good, target)
-    if name == "run":  # resumes only in the folder that its settings name, and without its result
-        config = json.loads((target / "config.json").read_text())
-        config["settings"]["out"] = str(target)
-        (target / "config.json").write_text(json.dumps(config, indent=2))
-        (target / "result.json").unlink()
-    return target
 
 
 def in_child(work: Callable[[Callable[[Any], Any]], Any]) -> tuple[list[Any], str]:
@@ -200,18 +184,16 @@ def prepare(folder: Path) -> World:
         for name in CONFIGS:
             _make_adapter(folder, name, 0)
             _make_adapter(folder / "others", name, 1, folder / "base")  # to exchange files with
-        _make_data(folder)
-        train(run_settings(folder / "run", folder))
+        (folder / "a.txt").write_text("The king went into the golden wood and said how well the bird sings. " * 40)
         (folder / "made").touch()
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
     adapters = sorted([*folder.glob("adapter-*"), *folder.glob("exported-*")])
     goods = {path.name: path for path in adapters}
     logits = {name: logits_of(qpeft.load(copy.deepcopy(base), path)) for name, path in goods.items()}
     logits["base"] = logits_of(base)
-    world = World({**goods, "run": folder / "run", "study": folder / "study.yaml"}, base, logits)
-    for name in ("adapter-qpa", "study"):  # forked processes find everything imported
-        for way in WAYS[name.partition("-")[0]].values():
-            way(Load(world, name, world.goods[name], neutral=True))
+    world = World(goods, base, logits)
+    for way in WAYS["adapter"].values():  # forked processes find everything imported
+        way(Load(world, "adapter-qpa", goods["adapter-qpa"], neutral=True))
     gc.freeze()
     return world
 
@@ -232,45 +214,13 @@ def _make_adapter(folder: Path, name: str, seed: int, base: Path | None = None) 
         qpeft.export(model.eval(), folder / f"exported-{name}")
 
 
-def _make_data(folder: Path) -> None:
-    draw = random.Random(0)
-    words = ("the", "king", "went", "into", "golden", "wood", "and", "said", "how", "well", "bird", "sings")
-    texts = [" ".join(draw.choices(words, k=12)) for _ in range(40)]
-    (folder / "a.txt").write_text(" ".join(texts))
-    study = {
-        **{"name": "tiny", "title": "A tiny study", "question": "Does it run?", "seeds": [0, 1]},
-        **{"reference": "lora", "tuning": {"grid": [0.3, 1.0]}},
-        "run": {
-            "model": str(folder / "base"),
-            "data": str(folder / "a.txt"),
-            "steps": 4,
-            "batch_size": 2,
-            "seq_len": 32,
-            "dtype": "float32",
-        },
-        "methods": [
-            {"key": "lora", "label": "LoRA", "method": "lora", "settings": {"r": 2}},
-            {"key": "qpa", "method": "qpa", "settings": {"r": 2, "chunk_size": 16}, "lr": 0.001},
-        ],
-    }
-    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-
-
-def run_settings(out: Path, made: Path) -> RunSettings:
-    """A run of four steps with a checkpoint after the second."""
-    small = {"r": 2, "target_modules": ["q_proj"], "chunk_size": 16, "hidden": [6, 5], "n_layers": 2}
-    files = {"model": str(made / "base"), "data": str(made / "a.txt"), "out": str(out)}
-    steps = {"steps": 4, "save_every": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 2}
-    return RunSettings(**files, **steps, method_settings=small)
-
-
 # -- damage
 
 EXTREMES: list[Any] = [
     *(0, -1, 3, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "x", True, None, [], {}, [[]]),
     *({"a": {"b": 1}}, [1, "a", None], "\ud800", "x" * 100_000, "../..", [2**31] * 3, "LORA", "IA3", "QPEFT_NONE"),
 ]
-READ = ("adapter_config.json", "adapter_model.safetensors", "config.json", "metrics.jsonl")
+READ = ("adapter_config.json", "adapter_model.safetensors")
 NEUTRAL = ("link", "reorder")
 
 
@@ -286,10 +236,10 @@ class _Payload:
 
 def damage(path: Path, good: Path, marker: Path, draw: Draw) -> str:
     """Damage one file of `path`, a copy of `good`; code in it would create `marker`. Returns the file and the way."""
-    files = sorted(p for p in path.rglob("*") if p.name in READ or p.parent.name.startswith("checkpoint-"))
-    file = draw.choice(files or [path])
+    files = sorted(p for p in path.iterdir() if p.name in READ)
+    file = draw.choice(files)
     kinds: list[Callable[..., str]] = [_damage_bytes, _damage_place]
-    special = {".safetensors": _damage_tensors, ".json": _damage_fields, ".yaml": _damage_fields}.get(file.suffix)
+    special = {".safetensors": _damage_tensors, ".json": _damage_fields}.get(file.suffix)
     how = draw.choice([*kinds, *[special] * 3] if special else kinds)(file, good, marker, draw)
     return f"{file.name}: {how}"
 
@@ -354,8 +304,7 @@ def _damage_tensors(file: Path, good: Path, marker: Path, draw: Draw) -> str:
 
 
 def _damage_fields(file: Path, good: Path, marker: Path, draw: Draw) -> str:
-    text = file.read_text(encoding="utf-8")
-    content = yaml.safe_load(text) if file.suffix == ".yaml" else json.loads(text)
+    content = json.loads(file.read_text(encoding="utf-8"))
     how = draw.choice(["reorder", "remove", "rename", "set", "set", "change", "top level"])
     parent, key = _some_field(content, draw)
     if how == "remove":
@@ -372,8 +321,7 @@ def _damage_fields(file: Path, good: Path, marker: Path, draw: Draw) -> str:
         content = draw.choice([[content], None, 1, "x", [], {}])
     elif isinstance(content, dict):
         content, how = dict(sorted(content.items(), key=lambda _: draw.random())), "reorder"
-    dump = yaml.safe_dump if file.suffix == ".yaml" else json.dumps
-    file.write_bytes(dump(content).encode("utf-8", "surrogatepass"))
+    file.write_bytes(json.dumps(content).encode("utf-8", "surrogatepass"))
     return how if how in NEUTRAL else f"{how} {key}"
 
 
@@ -410,7 +358,7 @@ def judge(way: str, error: Exception) -> str:
         return "unclear message"
     if "\ud800" in message:
         return "unprintable message"
-    if isinstance(error, InputError) or (way == "resume" and isinstance(error, TrainingError)):
+    if isinstance(error, InputError):
         return "refused"
     return "refused by PEFT" if way in PEFT_WAYS and isinstance(error, PEFT_ERRORS) else "wrong error"
 
@@ -477,7 +425,7 @@ def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 def _evaluate(asked: Load) -> None:
     """The command, whose errors end with exit code 2 and a message."""
-    text = asked.world.goods["study"].with_name("a.txt")
+    text = asked.world.goods[asked.name].with_name("a.txt")
     words = ["evaluate", "--adapter", asked.path, "--data", text, "--seq-len", 32, "--json"]
     done = CliRunner().invoke(build(), [str(word) for word in words], prog_name="qpeft", input="")
     if done.exit_code == 2 and "Traceback" not in done.output:
@@ -488,24 +436,10 @@ def _evaluate(asked: Load) -> None:
         raise WrongError("base model returned: base and adapter have the same score")
 
 
-def _resume(asked: Load) -> None:
-    """A run that was interrupted ends with the result of an uninterrupted one."""
-    good = asked.world.goods["run"]
-    train(run_settings(asked.path, good.parent))
-    if not _same(*(load_file(run / "adapter" / "adapter_model.safetensors") for run in (asked.path, good))):
-        raise WrongError("other values: the resumed run has another result")
-
-
-def _load_study(asked: Load) -> None:
-    load_study(str(asked.path))
-
-
 _WAYS = {"qpeft.load": _load, "qpeft evaluate": _evaluate}
 WAYS: dict[str, dict[str, Callable[[Load], None]]] = {
     "adapter": {**_WAYS, "PeftModel.from_pretrained": _from_pretrained, "load_adapter over": _load_over},
     "exported": _WAYS,
-    "run": {"resume": _resume},
-    "study": {"load_study": _load_study},
 }
 
 

@@ -75,7 +75,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
             (lambda f, table=table: edit_config(f, generated=table), "generates other tensors")
             for table in ([1, 2], [], [["x", [-1]]], [[10**8, 16]])
         ),
-        *((lambda f, digest=digest: edit_config(f, base_digest=digest), "base_digest") for digest in ("abc", ["a"])),
+        *((lambda f, one=one: edit_config(f, base_digest=one), "base_digest") for one in ("abc", ["a:b:c"])),
         (lambda f: edit_config(f, format_version="x"), "has format version 'x'"),
         (lambda f: edit_config(f, seed=1), "has other initial values or settings"),
         (lambda f: edit_config(f, n_layers=2), r"expected \[1, 2, \d+\]; .* --ansatz"),
@@ -121,6 +121,13 @@ def test_load_adapter_of_another_seed_raises_and_changes_nothing(saved, ids, ada
     with pytest.raises(CheckpointError, match="has other initial values or settings"):
         other.load_adapter(str(folder), "default")
     assert torch.equal(adapters.logits(other, ids), before)
+
+
+def test_adapter_with_a_damaged_auto_mapping_is_saved_again(saved, tmp_path):
+    clean, _, folder = saved
+    edit_config(folder, auto_mapping=7, task_type=None)
+    qpeft.save(qpeft.load(clean, folder), tmp_path / "again")
+    assert "qpeft.load" in (tmp_path / "again" / "README.md").read_text()
 
 
 def test_peft_raises_for_a_flipped_bit(saved):

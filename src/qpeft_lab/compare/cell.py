@@ -228,7 +228,7 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     test = read_data(test_settings_of(cell))
     score = test.score(model)
     found: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
-    found |= {"test_losses": [round(loss, 5) for loss in score.block_losses]} if score.block_losses else {}
+    found |= {"test_losses": [round(loss, 3) for loss in score.block_losses]} if score.block_losses else {}
     names = {"perplexity": "test_ppl", "padded_perplexity": "test_ppl", "bits_per_byte": "bits_per_byte"}
     found |= {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
     if methods.get(cell.spec.method).trains is Trains.ADAPTER:

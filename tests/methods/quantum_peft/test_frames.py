@@ -1,6 +1,7 @@
 """Frames against the full SVD; their gradients against autograd's own; the model is left as it was."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import qpeft
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError, DataError, TrainingError
+from qpeft.errors import CheckpointError, ConfigError, DataError, TrainingError
 from qpeft.methods.quantum_peft import frames
 from qpeft.methods.quantum_peft.fit_frames import collect_gradients, fit_frames
 from qpeft.methods.quantum_peft.frames import (
@@ -225,6 +227,19 @@ def test_adapter_is_fitted_once(base, targets, batches):
         torch.testing.assert_close(inside @ inside.mT, torch.eye(2), atol=5e-2, rtol=0)
     with pytest.raises(ConfigError, match="once"):
         fit_frames(model, batches)
+
+
+def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(llama, batches, tmp_path):
+    config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, target_modules=["q_proj"])
+    model = get_peft_model(llama, config)
+    fit_frames(model, batches)
+    qpeft.save(model, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    save_file({k: v for k, v in tensors.items() if ".frames." not in k}, tmp_path / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"weights_sha256": None}))
+    with pytest.raises(CheckpointError, match="missing"):
+        model.load_adapter(tmp_path, "default")
 
 
 @pytest.mark.parametrize("frame", ["gradient", "sign"])

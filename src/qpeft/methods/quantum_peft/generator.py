@@ -288,7 +288,7 @@ class QuantumPeftGenerator(Generator):
         return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        frames = {f"frames.{label}": frame for label, frame in self.frames.named_buffers()}
+        frames = {} if self.config.stores_frames else {f"frames.{k}": v for k, v in self.frames.named_buffers()}
         frames |= {name: tensor.float() for name, tensor in state.items() if name.startswith("frames.")}
         self.needs_fit = self.config.stores_frames and not all(frame.any() for frame in frames.values())
         if VALUES not in state:
