@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import warnings
@@ -24,7 +23,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from functools import partial
-from importlib.metadata import distributions
 from math import pi
 from pathlib import Path
 from typing import Any
@@ -38,15 +36,14 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz, probabilities, to_pennylane
 from qpeft.files import write_json, write_text
+from qpeft_lab.training.run_folder import environment
 from timing import Row, Task, markdown, measure
 from training_step import GENERATED, memory_rows, step_rows
 
 RESULTS = Path(__file__).parent / "results" / "bench.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-PACKAGES = ("torch", "transformers", "peft", "pennylane", "pennylane-lightning")
 N_LAYERS = 8
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
-ATTENTION = ["qpa", "quantum_peft", "qaa", "sora", "bottleneck"]
 
 
 def circuits(quick: bool) -> Iterator[Row]:
@@ -64,19 +61,13 @@ def circuits(quick: bool) -> Iterator[Row]:
 
 
 def steps(quick: bool) -> Iterator[Row]:
-    """A training step with each adapter compared with stock LoRA: time, peak memory, and the cost of the generation."""
+    """A training step with each generated adapter compared with stock LoRA, and the cost of the generation; memory."""
     usual = {"dtype": "float32", "device": "cpu", "layers": None, "r": 4, "tokens": 64, "steps": 1}
-    if quick:
-        options = Namespace(**usual, batch_size=1, geometry="tiny")
-        yield from step_rows("attention", ["qpa", "bottleneck"], options, rounds=2)
-        return
-    for geometry, batch_size in (("embedded", 8), ("gpt2", 1)):
+    for geometry, batch_size in (("tiny", 1),) if quick else (("embedded", 8), ("gpt2", 1), ("gpt2", 8)):
         options = Namespace(**usual, batch_size=batch_size, geometry=geometry)
-        yield from step_rows("attention", ATTENTION, options, rounds=9)
-        yield from step_rows("all linear maps", GENERATED, options, rounds=9)
-        yield from memory_rows("attention", ATTENTION, options)
-    options = Namespace(**usual, batch_size=8, geometry="gpt2")
-    yield from step_rows("all linear maps", GENERATED, options, rounds=9)
+        yield from step_rows("all linear maps", GENERATED, options, rounds=2 if quick else 9)
+        if (geometry, batch_size) == ("gpt2", 1):
+            yield from memory_rows("all linear maps", GENERATED, options)
 
 
 def published(quick: bool) -> Iterator[Row]:
@@ -135,8 +126,7 @@ def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Ten
 def run(names: list[str], quick: bool, output: Path | None) -> bool:
     """Measure the groups; show and save also the rows of an interrupted group. False if a program was refused."""
     refused = False
-    versions = {one.name: one.version for one in distributions() if one.name.lower() in PACKAGES}
-    machine = {"processor": processor(), "cores": os.cpu_count() or 1, "versions": versions, "quick": quick}
+    machine = {**environment(), "quick": quick}
     for name in names:
         rows: list[Row] = []
         try:
@@ -150,12 +140,6 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
             print(name, markdown(rows), sep="\n\n")
         refused |= any(row.refused for row in rows)
     return not refused
-
-
-def processor() -> str:
-    file = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", file.read_text(encoding="utf-8") if file.exists() else "")
-    return found[1] if found else platform.processor() or "unknown"
 
 
 def filled(text: str, groups: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
@@ -26,28 +25,24 @@ from qpeft.files import write_text
 from qpeft_lab.compare.stats import Difference, paired_difference
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
+from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
 
 PAGES = (ROOT / "docs" / "findings.md", RESULTS / "README.md")
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
-PAIRS = [("qpa", "uni"), ("qpa", "lora"), *(("framed", other) for other in ("signs", "lie", "core", "uni"))]
-TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
-CIRCUIT = [  # study, its method, the method with the replacement, in words
-    ("controls", "qpa_paper", "paper_none", "QPA, the paper's network: no circuit"),
-    ("controls", "quantum_peft", "product", "Quantum-PEFT: nothing instead of CZ gates"),
-    ("controls", "qaa", "qaa_frozen", "QAA: the circuit's angles are frozen"),
-    ("survey", "qaa", "lora@qaa", "QAA: LoRA of its size"),
-]
-BITS = [("bits", "float32", key, "") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
-SHOTS = [("shots", "exact", f"shots_{n}", "") for n in (65536, 8192, 1024)]
-SHOTS += [("noise", "exact", f"noise_{p}", "") for p in (0.001, 0.01)]
+REPLACEMENTS = {  # in words, of CIRCUIT
+    "paper_none": "QPA, the paper's network: no circuit",
+    "product": "Quantum-PEFT: nothing instead of CZ gates",
+    "qaa_frozen": "QAA: the circuit's angles are frozen",
+    "lora@qaa": "QAA: LoRA of its size",
+}
 
 
-def differences(rows: list[tuple[str, str, str, str]], what: str) -> str:
+def differences(rows: list[tuple[str, str, str]], what: str) -> str:
     """A line per row: what was replaced, the difference, and its interval as a share of the reference's gain."""
     lines = [[what, "difference", "share of the gain"], ["---"] * 3]
-    for study, to, key, words in rows:
+    for study, key, to in rows:
         setups = summaries_of(study)
         summary = setups.get("embedded") or next(iter(setups.values()))
         ours, other = summary[key], summary[to]
@@ -58,7 +53,7 @@ def differences(rows: list[tuple[str, str, str, str]], what: str) -> str:
         gain = _loss(summary["none"]) - _loss(summary.reference)
         low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.low, found.high))
         size = f", {ours.mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
-        lines.append([(words or ours.label) + size, _difference(found), f"{low} to {high} %"])
+        lines.append([REPLACEMENTS.get(key, ours.label) + size, _difference(found), f"{low} to {high} %"])
     return _lines(lines)
 
 
@@ -197,13 +192,13 @@ def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
     """Of the stored tensors, with the share of a frame file that so many adapters have in common."""
     frames = 0
     if found.method.settings.get("frame") in ("gradient", "sign"):
-        frames = _frame_bytes(Path(summary.study.run.model).name, json.dumps(found.method.settings))
+        frames = _frame_bytes(evidence.base_of(summary), json.dumps(found.method.settings))
     return (found.mean("bytes_stored") or 0) + frames / n_adapters
 
 
 @cache
 def _frame_bytes(base: str, settings: str) -> int:
-    shape = AutoConfig.from_pretrained(base_path()) if base == "base" else AutoConfig.for_model("llama", **STORIES)
+    shape = AutoConfig.from_pretrained(base_path()) if base == "embedded" else AutoConfig.for_model("llama", **STORIES)
     config = {"target_modules": "all-linear", **json.loads(settings), "task_type": "CAUSAL_LM"}
     return qpeft.plan(shape, qpeft.QuantumPeftConfig(**config)).sizes["frame_bytes"]
 

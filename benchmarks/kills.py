@@ -140,15 +140,12 @@ def cases(what: list[str], inputs: Path) -> dict[str, list[str]]:
 
 
 def _unbroken(words: list[str], attempts: Attempts, folder: Path) -> tuple[Path, Ended]:
-    """An uninterrupted run in `folder`, done once, and its cost."""
-    record = folder.with_suffix(".json")
-    if not record.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        ended = attempts.run(words, folder, Moment())
-        if ended.code:
-            raise RuntimeError(f"{words} ends with exit code {ended.code}; see {attempts.log}")
-        record.write_text(json.dumps(asdict(ended)))
-    return folder, Ended(**json.loads(record.read_text()))
+    """An uninterrupted run in `folder`, and its cost."""
+    shutil.rmtree(folder, ignore_errors=True)
+    ended = attempts.run(words, folder, Moment())
+    if ended.code:
+        raise RuntimeError(f"{words} ends with exit code {ended.code}; see {attempts.log}")
+    return folder, ended
 
 
 def _killed_run(

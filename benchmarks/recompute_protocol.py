@@ -1,9 +1,8 @@
-"""Recompute the tables of the protocol from its rows with Python's standard library alone, and print their cells.
+"""Recompute tables of docs/findings.md from the rows with Python's standard library alone, and print their cells.
 
-    python benchmarks/recompute_protocol.py results/equal-search-final/*.jsonl.xz    # or the files of another study
+    python benchmarks/recompute_protocol.py equal pairs
 
-A line per cell, in the order of the files: of equal-search-final the tables `equal` and `pairs`, of
-quantum-adapters-final `twins`, of margins and equal-search-epochs the table of that name.
+A line per cell, row by row. Words, such as the names of adapters, are left out.
 """
 
 from __future__ import annotations
@@ -13,42 +12,82 @@ import lzma
 import math
 import statistics
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from recompute_summary import correct, quantile, tail
+import recompute_summary as oracle
 
-CIRCUITS, BUDGETS = {"qpa", "plain", "framed"}, (128, 400, 1300, 5000)
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
+ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")
+BUDGETS, CIRCUITS = (128, 400, 1300, 5000), {"qpa", "plain", "framed"}
 TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
-SEARCHES = {"embedded-shakespeare.jsonl.xz": "embedded-numpy.jsonl.xz"}
 PAIRS = [("qpa", "uni"), ("qpa", "lora"), *(("framed", other) for other in ("signs", "lie", "core", "uni"))]
-Rows = dict[str, list[dict[str, Any]]]
+CIRCUIT = [("controls", "paper_none", "qpa_paper"), ("controls", "product", "quantum_peft")]
+CIRCUIT += [("controls", "qaa_frozen", "qaa"), ("survey", "lora@qaa", "qaa")]
+BITS = [("bits", key, "float32") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
+SHOTS = [("shots", f"shots_{n}", "exact") for n in (65536, 8192, 1024)]
+SHOTS += [("noise", f"noise_{p}", "exact") for p in (0.001, 0.01)]
+N_LAYERS = 5
+SHAPES = {  # of the maps of a layer, first that which ends the MLP
+    "embedded": [(512, 128), (128, 384), (128, 128), (128, 512)],
+    "stories": [(172, 64), (64, 64), (64, 64), (64, 32), (64, 32), (64, 172), (64, 172)],
+}
+Rows = list[dict[str, Any]]
+Cell = tuple[float, float, float]  # mean, standard error and margin
 
 
-def read(file: Path) -> Rows:
-    """The rows by method, sorted by seed."""
-    _, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
-    found: Rows = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        if row["role"] != "tuning" or "search" in file.parent.name:
-            found.setdefault(row["method"], []).append(row)
+class Setup(NamedTuple):
+    """A study on a base and a text: by method its rows of seeds, sorted by seed, and the trials of learning rates."""
+
+    base: str
+    study: dict[str, Any]
+    rows: dict[str, Rows]
+    trials: dict[str, Rows]
+
+    def mean(self, key: str, what: str = "test_loss") -> float:
+        return statistics.mean(row[what] for row in self.rows[key])
+
+
+@cache
+def setups(name: str) -> dict[str, Setup]:
+    """By name; of the runs of the protocol those that have ended."""
+    found = {}
+    for file in sorted((RESULTS / name).glob("*.xz")):
+        study, *lines = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
+        rows: dict[str, Rows] = {method["key"]: [] for method in study["methods"]}
+        trials: dict[str, Rows] = {key: [] for key in rows}
+        for row in sorted(lines, key=lambda row: row["seed"]):
+            if row["role"] == "tuning":
+                trials[row["method"]].append(row)
+            elif row["status"] == "success" and row["name"].startswith("seed"):
+                rows[row["method"]].append(row)
+        n_seeds = [len(rows[method["key"]]) for method in study["methods"] if method["rates"]]
+        if name not in ENDED or min(n_seeds) == len(study["seeds"]):
+            setup = file.name.partition(".")[0]
+            found[setup] = Setup(setup.partition("-")[0], study, rows, trials)
     return found
 
 
-def best(search: Rows, most: int, has_circuit: bool) -> str:
-    """FAMILY_BUDGET of the trial with the lowest validation loss, within its budget and with at most `most`."""
-    losses: dict[str, float] = {}
-    for key, rows in search.items():
+def lowest(setup: str) -> dict[str, dict[str, Any]]:
+    """The trial of the search of a setup with the lowest validation loss within the budget, by FAMILY_BUDGET."""
+    searched = setups("equal-search")[setup.replace("embedded-shakespeare", "embedded-numpy")]
+    found: dict[str, dict[str, Any]] = {}
+    for key, trials in searched.trials.items():
         winner = key.rpartition("_")[0]
-        family, _, budget = winner.rpartition("_")
-        trials = [row for row in rows if row["role"] == "tuning" and row["status"] == "success"]
-        for row in trials if (family in CIRCUITS) == has_circuit else ():
-            if row["params_trainable"] <= min(int(budget), most):
-                losses[winner] = min(row["valid_loss"], losses.get(winner, math.inf))
-    return min(losses, key=lambda winner: losses[winner])
+        for row in trials:
+            if row["status"] == "success" and row["params_trainable"] <= int(winner.rpartition("_")[2]):
+                found[winner] = min(row, found.get(winner, row), key=lambda row: row["valid_loss"])
+    return found
 
 
-def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> tuple[float, float]:
+# -- comparisons with a margin
+
+
+def difference(ours: Rows, others: Rows) -> tuple[float, float]:
     """Mean and standard error of the difference of the blocks of each seed."""
     both = zip(ours, others, strict=True)
     table = [[a - b for a, b in zip(x["test_losses"], y["test_losses"], strict=True)] for x, y in both]
@@ -56,54 +95,180 @@ def difference(ours: list[dict[str, Any]], others: list[dict[str, Any]]) -> tupl
     return statistics.mean(seeds), math.sqrt(sum(statistics.variance(v) / len(v) for v in (seeds, blocks)))
 
 
-def show(cells: list[tuple[float, float, float]], df: int = 9) -> None:
-    """A line for each mean, standard error and margin, with the verdict among all of them."""
-    differ = {(str(i), ""): {"p": tail(abs(mean) / error, df)} for i, (mean, error, _) in enumerate(cells)}
-    inside: dict[tuple[str, str], dict[str, Any]] = {}
-    for i, (mean, error, margin) in enumerate(cells):
-        above = (margin - abs(mean)) / error
-        inside[str(i), ""] = {"p": tail(above, df) / 2 if above > 0 else 1 - tail(-above, df) / 2}
-    correct(differ)
-    correct(inside)
+def margin(setup: Setup, lora: str) -> float:
+    rows = setup.rows[lora]
+    return 0.02 * -difference(rows, setup.rows["none"] * len(rows))[0]
+
+
+def shown(cells: list[Cell], df: int = 9) -> Iterator[str]:
+    """Each mean with its interval and its verdict among all of them."""
+    differ = {(str(i), ""): {"p": oracle.tail(abs(mean) / error, df)} for i, (mean, error, _) in enumerate(cells)}
+    inside = {(str(i), ""): {"p": above((m - abs(mean)) / error, df)} for i, (mean, error, m) in enumerate(cells)}
+    oracle.correct(differ)
+    oracle.correct(inside)
     for (mean, error, _), one, other in zip(cells, differ.values(), inside.values(), strict=True):
-        shown = ("better" if mean < 0 else "worse") if one["p_holm"] < 0.05 else "open"
-        verdict, reach = "equivalent" if other["p_holm"] < 0.05 else shown, quantile(df) * error
-        print(f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {verdict}")
+        found = ("better" if mean < 0 else "worse") if one["p_holm"] < 0.05 else "open"
+        verdict, reach = "equivalent" if other["p_holm"] < 0.05 else found, oracle.quantile(df) * error
+        yield f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {verdict}"
 
 
-def main(files: list[Path]) -> None:
-    setups, study = [read(file) for file in files], json.loads(lzma.decompress(files[0].read_bytes()).splitlines()[0])
-    lora = {"margins": "lora_r8", "equal-search-epochs": "lora_1300", "quantum-adapters-final": "lora_10000"}
-    margins = [margin(rows, lora.get(study["name"], "lora_5000")) for rows in setups]
-    found = list(zip(setups, margins, strict=True))
-    if study["name"] == "equal-search-final":
-        names = [file.parents[1] / "equal-search" / SEARCHES.get(file.name, file.name) for file in files]
-        keys = [[best(search, b, has) for has in (True, False)] for b in BUDGETS for search in map(read, names)]
-        show([(*difference(s[one], s[other]), m) for (one, other), (s, m) in zip(keys, found * 4, strict=True)])
-        show(means(setups, PAIRS, BUDGETS, margins))
-    elif study["name"] == "quantum-adapters-final":
-        show(means(setups, TWINS, (400, 1300, 10000), margins))
-    else:
-        asked = [(method["against"], method["key"]) for method in study["methods"] if method["against"]]
-        asked = asked or [(f"framed_{n}", f"{other}_{n}") for other in ("uni", "xs", "tokens") for n in BUDGETS[:3]]
-        df = len(study["seeds"]) - 1
-        show([(*difference(s[one], s[other]), m) for one, other in asked for s, m in found], df)
+def above(t: float, df: int) -> float:
+    """P(T > t) for Student's T."""
+    half = oracle.tail(abs(t), df) / 2
+    return half if t > 0 else 1 - half
 
 
-def margin(rows: Rows, lora: str) -> float:
-    return 0.02 * -difference(rows[lora], rows["none"] * len(rows[lora]))[0]
+def equal() -> Iterable[str]:
+    cells = []
+    for most in BUDGETS:
+        for name, setup in setups(FINAL).items():
+            fits = [(key, row) for key, row in lowest(name).items() if row["params_trainable"] <= most]
+            with_and_without = ([one for one in fits if (family(one[0]) in CIRCUITS) is has] for has in (True, False))
+            ours, other = (min(some, key=lambda one: one[1]["valid_loss"])[0] for some in with_and_without)
+            cells.append((*difference(setup.rows[ours], setup.rows[other]), margin(setup, "lora_5000")))
+    return shown(cells)
 
 
-def means(setups: list[Rows], pairs: list[tuple[str, str]], budgets: tuple[int, ...], inside: list[float]) -> list[Any]:
+def family(key: str) -> str:
+    return key.rpartition("_")[0]
+
+
+def means(study: str, pairs: list[tuple[str, str]], budgets: Sequence[int]) -> Iterable[str]:
     """The mean over the setups for each pair and budget that all of them have."""
-    found = []
+    found, cells = setups(study).values(), []
+    inside = statistics.mean(margin(setup, f"lora_{budgets[-1]}") for setup in found)
     for keys in ([f"{family}_{most}" for family in pair] for pair in pairs for most in budgets):
-        if all(key in rows for rows in setups for key in keys):
-            of = [difference(*(rows[key] for key in keys)) for rows in setups]
+        if all(key in setup.rows for setup in found for key in keys):
+            of = [difference(*(setup.rows[key] for key in keys)) for setup in found]
             error = math.sqrt(sum(error**2 for _, error in of)) / len(of)
-            found.append((statistics.mean(mean for mean, _ in of), error, statistics.mean(inside)))
+            cells.append((statistics.mean(mean for mean, _ in of), error, inside))
+    return shown(cells)
+
+
+def each(study: str, lora: str, asked: list[tuple[str, str]]) -> Iterable[str]:
+    """Each pair in each setup."""
+    found = list(setups(study).values())
+    cells = [(*difference(s.rows[one], s.rows[other]), margin(s, lora)) for one, other in asked for s in found]
+    return shown(cells, len(found[0].study["seeds"]) - 1)
+
+
+def margins() -> Iterable[str]:
+    methods = next(iter(setups("margins").values())).study["methods"]
+    return each("margins", "lora_r8", [(method["against"], method["key"]) for method in methods if method["against"]])
+
+
+def epochs() -> Iterable[str]:
+    asked = [(f"framed_{most}", f"{other}_{most}") for other in ("uni", "xs", "tokens") for most in BUDGETS[:3]]
+    return each(EPOCHS, "lora_1300", asked)
+
+
+# -- shares of a gain
+
+
+def stored() -> Iterator[str]:
+    """The share of LoRA's gain of the best adapter for so many bytes, with its part of a frame file."""
+    finals = setups(FINAL)
+    trials = {name: lowest(name) for name in finals}
+
+    def share(key: str, of: str) -> float:
+        shares = []
+        for name, setup in finals.items():
+            found = [trials[name][k][of] if of == "valid_loss" else setup.mean(k) for k in (key, "lora_5000")]
+            own, full = (setup.mean("none", of) - loss for loss in found)
+            shares.append(own / full)
+        return statistics.mean(shares)
+
+    keys = set.intersection(*map(set, trials.values()))
+    for adapters in (1, 10, 100, 1000):
+        for most in (1_000, 2_000, 6_000, 25_000):
+            sizes = {
+                key: [s.mean(key, "bytes_stored") + frames(s, key) / adapters for s in finals.values()] for key in keys
+            }
+            fits = sorted(key for key in keys if max(sizes[key]) <= most)
+            yield f"{100 * share(max(fits, key=lambda key: share(key, 'valid_loss')), 'test_loss'):.0f} %"
+
+
+def frames(setup: Setup, key: str) -> int:
+    """Bytes of two frames of 16 bits of each adapted map: of (d_out, R) and (d_in, R), R at most as large as both."""
+    settings = next(method["settings"] for method in setup.study["methods"] if method["key"] == key)
+    if settings.get("frame") not in ("gradient", "sign"):
+        return 0
+    shapes = SHAPES[setup.base][: 1 if "down_proj" in settings.get("target_modules", "") else None]
+    rank = settings.get("frame_rank", settings["r"])
+    return N_LAYERS * sum(2 * (d_in + d_out) * min(rank, d_in, d_out) for d_in, d_out in shapes)
+
+
+def regrets() -> Iterator[str]:
+    finals, elsewhere = setups(FINAL).values(), setups("elsewhere").values()
+
+    def share(key: str) -> float:
+        shares = [(s.mean("none") - s.mean(family(key))) / (s.mean("none") - s.mean("lora_5000")) for s in finals]
+        return statistics.mean(shares)
+
+    for most in BUDGETS:
+        for setup in elsewhere:
+            limits = {key: int(key.split("_")[-2]) for key in setup.rows if key != "none"}
+            sizes = {key: setup.rows[key][0]["params_trainable"] for key in limits}
+            fits = {key: setup.mean(key) for key, limit in limits.items() if sizes[key] <= limit <= most}
+            gained = [setup.mean("none") - loss for loss in (min(fits.values()), fits[max(fits, key=share)])]
+            yield f"{100 * (1 - gained[1] / gained[0]):.1f} %"
+
+
+def rates() -> Iterator[str]:
+    """What the learning rate from all searches loses, and that from the searches of other bases."""
+    searches = {**setups("equal-search"), **setups("rates")}
+    configurations = next(iter(setups("rates").values())).rows
+    for name in ("qpa", "uni", "lora"):
+        of_keys = [losses(searches, key) for key in configurations if key.startswith(f"{name}_")]
+        for setup, here in searches.items():
+            lost = []
+            for of in of_keys:
+                others = [of[other] for other, found in searches.items() if found.base != here.base]
+                lost.append([nearest(of[setup], chosen(known)) for known in ([*of.values()], others)])
+            yield "{:.0f} ({:.0f})".format(*(100 * max(some) for some in zip(*lost, strict=True)))
+
+
+def losses(searches: dict[str, Setup], key: str) -> dict[str, dict[float, float]]:
+    """The share of the best rate's gain that each learning rate of a configuration loses, by search."""
+    found = {}
+    for setup, search in searches.items():
+        base, trials = search.mean("none", "valid_loss"), search.trials[key]
+        gains = {row["lr"]: base - row["valid_loss"] if row["status"] == "success" else 0.0 for row in trials}
+        found[setup] = {rate: 1 - gain / max(gains.values()) for rate, gain in gains.items()}
     return found
 
 
+def nearest(of_rates: dict[float, float], rate: float) -> float:
+    return of_rates[min(of_rates, key=lambda tried: abs(math.log(tried / rate)))]
+
+
+def chosen(searches: list[dict[float, float]]) -> float:
+    """That with the lowest cost, a loss and a tenth of the next higher rate's, in the search where it costs most."""
+    costs = [{a: lost[a] + 0.1 * lost[b] for a, b in pairwise(sorted(lost))} for lost in searches]
+    low, high = max(map(min, costs)) / 2, 2 * min(map(max, costs))
+    tried = sorted({rate for of in costs for rate in of if low < rate < high})
+    return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs))
+
+
+def replaced(asked: list[tuple[str, str, str]]) -> Iterator[str]:
+    """The paired difference over the seeds with its interval, and this as a share of the reference's gain."""
+    for study, key, to in asked:
+        found = setups(study)
+        setup = found.get("embedded") or next(iter(found.values()))
+        values = [{row["seed"]: row["test_loss"] for row in setup.rows[k]} for k in (key, to)]
+        of = oracle.compare(*(oracle.Result(one, []) for one in values), lower_is_better=True)
+        gain = setup.mean("none") - setup.mean(setup.study["reference"])
+        yield f"{of['mean']:+.3f} [{of['low']:+.3f}, {of['high']:+.3f}]"
+        yield f"{100 * of['low'] / gain:+.1f} to {100 * of['high'] / gain:+.1f} %"
+
+
+TABLES = {
+    **{"pairs": lambda: means(FINAL, PAIRS, BUDGETS), "circuit": lambda: replaced(CIRCUIT)},
+    **{"bits": lambda: replaced(BITS), "shots": lambda: replaced(SHOTS)},
+    "twins": lambda: means(ADAPTERS, TWINS, (400, 1300, 10000)),
+    **{make.__name__: make for make in (equal, margins, epochs, stored, regrets, rates)},
+}
+
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    for table in sys.argv[1:]:
+        print(*TABLES[table](), sep="\n")

@@ -14,10 +14,6 @@ Task = Callable[[], Results]
 HEADINGS = ("what", "qpeft", "other", "", "other / qpeft", "quartiles", "rounds")
 
 
-class WrongResultError(AssertionError):
-    """The result of a program differs from qpeft's."""
-
-
 @dataclass(frozen=True)
 class Row:
     """The cost of qpeft and of another program; `ratio` is the other over qpeft, with its quartiles.
@@ -37,11 +33,11 @@ class Row:
     refused: bool = False
 
     @staticmethod
-    def of_samples(what: str, other: str, ours: list[float], theirs: list[float], note: str = "") -> Row:
+    def of_samples(what: str, other: str, ours: list[float], theirs: list[float]) -> Row:
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
         found = {"ours": median(ours), "theirs": median(theirs), "ratio": median(ratios), "quartiles": (low, high)}
-        return Row(what, other, **found, rounds=len(ratios), note=note)
+        return Row(what, other, **found, rounds=len(ratios))
 
 
 def turns(
@@ -65,36 +61,30 @@ def turns(
 def measure(
     what: str, ours: Task, others: Mapping[str, Callable[[], Task]], tolerance: float, rounds: int
 ) -> Iterator[Row]:
-    """Rows in processor seconds; a program that is missing or disagrees gets a row without a time.
+    """Rows in processor seconds; a program that disagrees gets a row without a time.
 
-    `others` make what is timed, and raise ImportError if the program is not installed. `tolerance` is that of their
-    results, relative to the largest entry.
+    `others` make what is timed. `tolerance` is that of their results, relative to the largest entry.
     """
     tasks: dict[str, Task] = {"qpeft": ours}
-    notes, expected = {}, ours()
     for name, make in others.items():
-        try:
-            tasks[name], notes[name] = _checked(make(), expected, tolerance)
-        except ImportError as error:
-            yield Row(what, name, note=f"not installed: {error}")
-        except WrongResultError as error:
-            yield Row(what, name, note=f"refused: {error}", refused=True)
+        task = make()
+        if wrong := _differs(task(), ours(), tolerance):
+            yield Row(what, name, note=f"refused: {wrong}", refused=True)
+        else:
+            tasks[name] = task
     seconds = turns(tasks, rounds, process_time)
-    for name, note in notes.items():
-        yield Row.of_samples(what, name, seconds["qpeft"], seconds[name], note)
+    for name in list(tasks)[1:]:
+        yield Row.of_samples(what, name, seconds["qpeft"], seconds[name])
 
 
-def _checked(task: Task, expected: Results, tolerance: float) -> tuple[Task, str]:
-    start = process_time()
-    found = task()
-    first = process_time() - start
+def _differs(found: Results, expected: Results, tolerance: float) -> str:
     for ours, theirs in zip(expected, found, strict=True):
         if theirs.shape != ours.shape:
-            raise WrongResultError(f"shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+            return f"shape {tuple(theirs.shape)}, not {tuple(ours.shape)}"
         error = ((theirs - ours).abs().max() / ours.abs().max()).item()
         if not error <= tolerance:
-            raise WrongResultError(f"differs by {error:.1e} of the largest entry; {tolerance:.0e} is allowed")
-    return task, f"first call {first:.0f} s" if first > 1 else ""
+            return f"differs by {error:.1e} of the largest entry; {tolerance:.0e} is allowed"
+    return ""
 
 
 def markdown(rows: Iterable[Row]) -> str:

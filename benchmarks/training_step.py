@@ -3,7 +3,6 @@
     python benchmarks/training_step.py                                   # QPA at GPT-2 small
     python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
-    python benchmarks/training_step.py --methods qpa quantum_peft --case 'all linear maps' --count
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
 AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that of a child process.
@@ -82,7 +81,6 @@ RANKED = {
     "qpa": qpeft.QPAConfig,
     "quantum_peft": qpeft.QuantumPeftConfig,
     "framed": partial(qpeft.QuantumPeftConfig, frame="random", frame_rank=16),  # frames of any kind cost the same
-    "sora": qpeft.SoRAConfig,
 }
 OTHERS = {
     "qaa": qpeft.QAAConfig,
@@ -92,7 +90,7 @@ OTHERS = {
     "quanta": qpeft.QuanTAConfig,
     "mpo": partial(qpeft.QuanTAConfig, form="mpo"),
 }
-METHODS = [*RANKED, *OTHERS, "bottleneck"]
+METHODS = [*RANKED, *OTHERS]
 WARM_UP = 3
 
 
@@ -100,8 +98,6 @@ def config(method: str, case: str, options: argparse.Namespace) -> Any:
     targets = GEOMETRIES[options.geometry].cases[case]
     if method in OTHERS:
         return OTHERS[method](target_modules=targets, task_type="CAUSAL_LM")
-    if method == "bottleneck":
-        return qpeft.BottleneckConfig(bottleneck_size=options.r, task_type="CAUSAL_LM")
     return RANKED[method](r=options.r, target_modules=targets, task_type="CAUSAL_LM")
 
 
@@ -117,9 +113,7 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, case, options)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)  # decay would change SoRA's gates
-    if method == "sora":
-        qpeft.SoRACallback.attach(optimizer, model, steps=1000)
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
     shape = (options.batch_size, options.tokens)
     ids = torch.randint(GEOMETRIES[options.geometry].config.vocab_size, shape, device=options.device)
 
@@ -133,30 +127,6 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
     for _ in range(WARM_UP):
         run()
     return run
-
-
-NO_LAUNCH = """
-    adjoint alias as_strided chunk conj detach diagonal empty empty_like empty_strided expand expand_as flatten item
-    lift_fresh mH mT movedim narrow new_empty permute real reshape resolve_conj resolve_neg result_type select slice
-    split split_with_sizes squeeze t tensor_split to transpose unbind unflatten unsqueeze view view_as view_as_complex
-    view_as_real _conj _local_scalar_dense _reshape_alias _unsafe_view"""  # views, metadata and allocations
-
-
-def count_launches(method: str, case: str, options: argparse.Namespace) -> int:
-    """Operations of one forward and backward pass of the generator that compute or write something.
-
-    On an accelerator each of them is a launch. They are the innermost `aten::` operations, without views.
-    """
-    run = generator_turn(method, case, argparse.Namespace(**{**vars(options), "steps": 1}))
-    with torch.profiler.profile() as profile:
-        run()
-
-    def inside(event: Any) -> int:
-        found = sum(map(inside, event.cpu_children))
-        name = event.name.removeprefix("aten::")
-        return found or (name != event.name and name not in NO_LAUNCH.split())
-
-    return sum(inside(event) for event in profile.events() or () if event.cpu_parent is None)
 
 
 def generator_turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
@@ -235,18 +205,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
     parser.add_argument("--case", default="attention", help="attention, 'all linear maps'")
-    parser.add_argument("--count", action="store_true", help="count the operations of one pass of the generator")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
     torch.set_num_threads(1)
     if options.child:
         child(options)
-        return
-    if options.count:
-        for name in filter(GENERATED.__contains__, options.methods):
-            n_launches = count_launches(name, options.case, options)
-            print(f"{name}, {options.geometry}, {options.case}: {n_launches} operations")
         return
     rows = step_rows(options.case, options.methods, options, options.rounds)
     print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)

@@ -47,7 +47,7 @@ def test_killed_commands_resume_to_equal_results(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "kills" / "kills.jsonl").read_text().splitlines()]
     assert [row["faults"] for row in rows] == [[]] * 30, done.stderr
     assert done.returncode == 0, done.stderr
-    assert {row["case"] for row in rows} == {"qpa", "quantum_peft", "lora", "sora", "qaa", "shots", "compare"}
+    assert {row["case"] for row in rows} == {"qpa", "quantum_peft", "lora", "sora", "shots", "compare"}
     assert {"change" in row for row in rows} == {True, False}
 
 

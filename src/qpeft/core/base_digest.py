@@ -121,7 +121,7 @@ def is_quantized(*digests: str) -> bool:
 
 def is_same(recorded: str, found: str) -> bool:
     """Whether two digests are of the same weights, in equal or different floating-point precisions."""
-    parts = [one.split(":") if isinstance(one, str) else () for one in (recorded, found)]
+    parts = [one.split(":") if isinstance(one, str) else [] for one in (recorded, found)]
     if len(parts[0]) != len(parts[1]):
         raise CheckpointError(f"the base_digest {recorded!r} in adapter_config.json is damaged; restore it")
     (types_a, signs_a, a), (types_b, signs_b, b) = parts
