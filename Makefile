@@ -49,7 +49,7 @@ results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/findings.py
 	$(BIN)/python benchmarks/bench.py --page
 	$(BIN)/python benchmarks/evidence.py
-	PYTHONPATH=docs/extensions:benchmarks $(BIN)/python docs/figures/main_result.py
+	PYTHONPATH=docs/extensions:benchmarks $(BIN)/python docs/figures/results.py
 
 # the base of results/PROTOCOL.md that is not in the repository: an hour
 bases: $(VENV)/.installed-dev

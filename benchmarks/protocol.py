@@ -42,12 +42,13 @@ SETUPS = {  # in the order of the tables
     "embedded-shakespeare": "embedded base, Shakespeare",
     "stories-grimm": "stories260K, Grimm's tales",
     "stories-shakespeare": "stories260K, Shakespeare",
+    "bytes1m-grimm": "bytes1m, Grimm's tales",
     "bytes1m-wikitext2": "bytes1m, WikiText-2",
     "bytes1m-shakespeare": "bytes1m, Shakespeare",
     "llama10m-wikitext2": "llama10m, WikiText-2",
     "llama10m-shakespeare": "llama10m, Shakespeare",
 }
-SEARCH_OF = {"embedded-shakespeare": "embedded-numpy"}  # the setup whose search chose, if it is another one
+SEARCHED = {"embedded": "embedded-numpy", "stories": "stories-grimm", "bytes1m": "bytes1m-grimm"}  # where others chose
 CIRCUITS = ("qpa", "plain", "framed", "cua", "magnitude", "quic", "qaa", "qchft")  # families that simulate circuits
 BUDGETS = (128, 400, 1300, 5000)
 LEVEL = 0.05
@@ -77,9 +78,11 @@ def summaries_of(study: str) -> dict[str, Summary]:
     return {name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)}
 
 
-def winners_of(setup: str) -> dict[tuple[str, int], Winner]:
-    """The winners of the equal search, of which `equal-search-final` is the second run."""
-    return winners(load(RESULTS / "equal-search" / f"{SEARCH_OF.get(setup, setup)}.jsonl.xz"))
+def winners_of(setup: str, study: str = FINAL) -> dict[tuple[str, int], Winner]:
+    """The winners of a search, of which the study, such as `equal-search-final`, is the second run."""
+    folder = RESULTS / study.removesuffix("-final")
+    own = folder / f"{setup}.jsonl.xz"
+    return winners(load(own if own.exists() else folder / f"{SEARCHED[setup.partition('-')[0]]}.jsonl.xz"))
 
 
 def winners(summary: Summary) -> dict[tuple[str, int], Winner]:

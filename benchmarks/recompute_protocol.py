@@ -122,15 +122,11 @@ def equal() -> Iterable[str]:
     cells = []
     for most in BUDGETS:
         for name, setup in setups(FINAL).items():
-            fits = [(key, row) for key, row in lowest(name).items() if row["params_trainable"] <= most]
-            with_and_without = ([one for one in fits if (family(one[0]) in CIRCUITS) is has] for has in (True, False))
-            ours, other = (min(some, key=lambda one: one[1]["valid_loss"])[0] for some in with_and_without)
+            fits = {key: row["valid_loss"] for key, row in lowest(name).items() if row["params_trainable"] <= most}
+            kinds = [[key for key in fits if (key.rpartition("_")[0] in CIRCUITS) is has] for has in (True, False)]
+            ours, other = (min(some, key=fits.__getitem__) for some in kinds)
             cells.append((*difference(setup.rows[ours], setup.rows[other]), margin(setup, "lora_5000")))
     return shown(cells)
-
-
-def family(key: str) -> str:
-    return key.rpartition("_")[0]
 
 
 def means(study: str, pairs: list[tuple[str, str]], budgets: Sequence[int]) -> Iterable[str]:
@@ -202,8 +198,8 @@ def regrets() -> Iterator[str]:
     finals, elsewhere = setups(FINAL).values(), setups("elsewhere").values()
 
     def share(key: str) -> float:
-        shares = [(s.mean("none") - s.mean(family(key))) / (s.mean("none") - s.mean("lora_5000")) for s in finals]
-        return statistics.mean(shares)
+        pairs = [(s.mean("none"), s.mean(key.rpartition("_")[0]), s.mean("lora_5000")) for s in finals]
+        return statistics.mean((base - own) / (base - lora) for base, own, lora in pairs)
 
     for most in BUDGETS:
         for setup in elsewhere:

@@ -1,7 +1,7 @@
-"""The picture of the README: the best adapters with and without a circuit, by the number of trainable parameters.
+"""Pictures of the best adapters with and without a circuit, by the number of trainable parameters.
 
-`PYTHONPATH=docs/extensions:benchmarks python docs/figures/main_result.py`, a part of `make results`, writes
-docs/static/main_result.svg from the rows of `equal-search-final`. The values that are drawn are in its description.
+`PYTHONPATH=docs/extensions:benchmarks python docs/figures/results.py`, a part of `make results`, writes them to
+docs/static from the rows of a study. The values that are drawn are in the description of the file.
 """
 
 import json
@@ -12,11 +12,12 @@ import figure_style as style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from protocol import BUDGETS, FINAL, SETUPS, best, summaries_of, winners_of
+from protocol import ADAPTERS, FINAL, SETUPS, best, summaries_of, winners_of
 from qpeft_lab.compare.summary import Result, Summary
 
 ROOT = Path(__file__).parents[2]
-PICTURE = ROOT / "docs" / "static" / "main_result.svg"
+STATIC = ROOT / "docs" / "static"
+PICTURES = {STATIC / "main_result.svg": FINAL, STATIC / "quantum_adapters.svg": ADAPTERS}  # if the study has rows
 LINES = {  # name of the line, its colour and its marker
     "with a circuit": (style.QUANTUM, "o"),
     "without a circuit": (style.CONTROL, "s"),
@@ -33,16 +34,17 @@ class Panel(NamedTuple):
     lines: dict[str, list[list[float]]]
 
 
-def measured() -> list[Panel]:
+def measured(study: str = FINAL) -> list[Panel]:
     """The values from the rows."""
-    return [_panel(name, summary) for name, summary in summaries_of(FINAL).items()]
+    return [_panel(name, summary, study) for name, summary in summaries_of(study).items()]
 
 
-def _panel(setup: str, summary: Summary) -> Panel:
-    chosen = winners_of(setup)
+def _panel(setup: str, summary: Summary, study: str) -> Panel:
+    chosen = winners_of(setup, study)
+    budgets = sorted({budget for _, budget in chosen})
     trained = [found for found in summary.results if found.metric and found.method.rates]
     lines = {
-        name: [_point(summary[best(chosen, budget, has_circuit)]) for budget in BUDGETS]
+        name: [_point(summary[best(chosen, budget, has_circuit)]) for budget in budgets]
         for name, has_circuit in zip(LINES, (True, False), strict=False)
     }
     lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]
@@ -80,19 +82,22 @@ def _draw(plot: Axes, panel: Panel) -> None:
         label = name if name == "LoRA" else f"best {name}"
         plot.plot(*zip(*points, strict=True), f"-{marker}", color=colour, markersize=5, linewidth=1.4, label=label)
     losses = [loss for _, loss in panel.adapters]
-    plot.set(xscale="log", xlim=(55, 7_000), ylim=(min(losses) - 0.05, max(losses) + 0.05))
+    sizes = [size for size, _ in panel.adapters]
+    plot.set(xscale="log", ylim=(min(losses) - 0.05, max(losses) + 0.05))
     plot.set_title(f"{panel.title}; untrained {panel.untrained:.2f}")
-    plot.set_xticks([100, 1_000], ["100", "1,000"])
+    plot.set_xticks([100, 1_000, 10_000], ["100", "1,000", "10,000"])
+    plot.set_xlim(min(sizes) / 1.4, 1.4 * max(sizes))
     plot.minorticks_off()
 
 
 def main() -> None:
-    with style.style("main-result"):
-        shown = measured()
-        chart = draw(shown)
-        chart.set_facecolor("white")
-        description = json.dumps([panel._asdict() for panel in shown])
-        chart.savefig(PICTURE, metadata={"Date": None, "Creator": None, "Description": description})
+    for picture, study in PICTURES.items():
+        if shown := measured(study):
+            with style.style(picture.stem.replace("_", "-")):
+                chart = draw(shown)
+                chart.set_facecolor("white")
+                description = json.dumps([panel._asdict() for panel in shown])
+                chart.savefig(picture, metadata={"Date": None, "Creator": None, "Description": description})
 
 
 if __name__ == "__main__":
