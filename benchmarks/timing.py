@@ -11,7 +11,7 @@ from torch import Tensor
 
 Results = tuple[Tensor, ...]
 Task = Callable[[], Results]
-HEADINGS = ("what", "qpeft", "other", "", "other / qpeft", "quartiles", "rounds")
+HEADINGS = ("what", "qpeft", "other", "other / qpeft (quartiles)")
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,19 @@ def _differs(found: Results, expected: Results, tolerance: float) -> str:
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    ruler = " --- | ---: | --- | ---: | ---: | ---: | ---: "
-    lines = [f" {' | '.join(HEADINGS)} ", ruler, *(f" {' | '.join(_cells(row))} " for row in rows)]
-    return "".join(f"|{line}|\n" for line in lines)
+    lines = [HEADINGS, ("---", "---:", "---", "---"), *map(_cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     if row.ratio is None:
-        return row.what, "", row.other, row.note, "", "", ""
+        return row.what, "", row.other, row.note
+    quartiles = f" ({' to '.join(map(_ratio, row.quartiles))})" if row.quartiles else ""
     return (
         row.what,
         _amount(row.ours, row.unit),
-        f"{row.other} ({row.note})" if row.note else row.other,
-        _amount(row.theirs, row.unit),
-        _ratio(row.ratio),
-        " to ".join(_ratio(value) for value in row.quartiles) if row.quartiles else "",
-        str(row.rounds),
+        f"{row.other}, {_amount(row.theirs, row.unit)}",
+        _ratio(row.ratio) + quartiles,
     )
 
 
