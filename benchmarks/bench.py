@@ -120,9 +120,6 @@ def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Ten
     return circuit
 
 
-# -- the command
-
-
 def run(names: list[str], quick: bool, output: Path | None) -> bool:
     """Measure the groups; show and save also the rows of an interrupted group. False if a program was refused."""
     refused = False

@@ -108,7 +108,7 @@ def tuning(searches: dict[str, Summary], key: str) -> list[Tuning]:
         untrained = summary["none"].mean("valid_loss") or 0
         losses = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]
         gain = untrained - min(loss for of in losses for loss in of.values() if loss is not None)
-        found.append(Tuning(base_of(summary), untrained, gain, _losses(summary[key]), setup))
+        found.append(Tuning(Path(summary.study.run.model).name, untrained, gain, _losses(summary[key]), setup))
     return found
 
 
@@ -126,11 +126,6 @@ def _design(spec: Method, budget: int) -> dict[str, Any]:
     }
 
 
-def base_of(summary: Summary) -> str:
-    name = Path(summary.study.run.model).name
-    return "embedded" if name == "base" else name
-
-
 def result(setup: str, summary: Summary, found: Result) -> dict[str, Any]:
     """What a family reached in a setup, in test loss."""
     assert found.metric is not None
@@ -138,7 +133,7 @@ def result(setup: str, summary: Summary, found: Result) -> dict[str, Any]:
     losses, mean = [*found.metric.values.values()], found.metric.mean
     reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
     return {
-        **{"base": base_of(summary), "base_parameters": summary.study.params_total},
+        **{"base": Path(summary.study.run.model).name, "base_parameters": summary.study.params_total},
         **{"data": SETUPS[setup].partition(", ")[2], "steps": summary.study.run.steps},
         "trainable": found.method.trainable,
         **{"seeds": len(losses), "loss": mean, "low": mean - reach, "high": mean + reach},

@@ -22,7 +22,7 @@ import protocol
 import qpeft
 from protocol import ADAPTERS, EPOCHS, FINAL, RESULTS, ROOT, SETUPS, summaries_of, winners_of
 from qpeft.files import write_text
-from qpeft_lab.compare.stats import Difference, paired_difference
+from qpeft_lab.compare.stats import NO_DIFFERENCE, paired_difference
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
@@ -40,8 +40,8 @@ REPLACEMENTS = {  # in words, of CIRCUIT
 
 
 def differences(rows: list[tuple[str, str, str]], what: str) -> str:
-    """A line per row: what was replaced, the difference, and its interval as a share of the reference's gain."""
-    lines = [[what, "difference", "share of the gain"], ["---"] * 3]
+    """A line per row: what was replaced, and the difference in per cent of the reference's gain."""
+    lines = [[what, "difference, per cent of the gain"], ["---"] * 2]
     for study, key, to in rows:
         setups = summaries_of(study)
         summary = setups.get("embedded") or next(iter(setups.values()))
@@ -51,9 +51,12 @@ def differences(rows: list[tuple[str, str, str]], what: str) -> str:
         found = paired_difference(ours.metric.values, other.metric.values, to, lower_is_better=True)
         assert found is not None
         gain = _loss(summary["none"]) - _loss(summary.reference)
-        low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.low, found.high))
+        mean, low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.mean, found.low, found.high))
+        text = f"{mean} [{low}, {high}]"
         size = f", {ours.mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
-        lines.append([REPLACEMENTS.get(key, ours.label) + size, _difference(found), f"{low} to {high} %"])
+        lines.append(
+            [REPLACEMENTS.get(key, ours.label) + size, text if found.verdict == NO_DIFFERENCE else f"**{text}**"]
+        )
     return _lines(lines)
 
 
@@ -69,26 +72,27 @@ def equal() -> str:
             words = f"{_family(ours)} and {_family(other)}: "
             row.append(_Compared(words, protocol.compared(ours, other), protocol.margin(summary)))
         rows.append((f"{most:,}", row))
-    header = (f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items())
-    return _grid(["parameters, at most", *header], rows)
+    return _grid(["parameters, at most", *_with_margins(summaries)], rows)
 
 
 def pairs(study: str = FINAL, asked: Sequence[tuple[str, str]] = PAIRS) -> str:
     """Families of a search at each budget, averaged over the setups."""
-    summaries = summaries_of(study).values()
-    budgets = sorted({int(f.key.rpartition("_")[2]) for s in summaries for f in s.results if f.method.rates})
-    margin, rows = fmean(map(protocol.margin, summaries)), []
-    for families in asked:
+    summaries = summaries_of(study)
+    chosen = {name: winners_of(name, study) for name in summaries}
+    budgets = sorted({most for of in chosen.values() for _, most in of})
+    margin, rows = fmean(map(protocol.margin, summaries.values())), []
+    for one, other in asked:
         row: list[_Compared | None] = []
         for most in budgets:
-            keys = [f"{family}_{most}" for family in families]
-            both = [[found for key in keys for found in s.results if found.key == key] for s in summaries]
-            if has := all(len(found) == len(keys) for found in both):
-                label = " minus ".join(map(_family, both[0]))
-            found = [protocol.compared(*pair) for pair in both] if has else []
-            row.append(_Compared("", protocol.mean(found), margin) if found else None)
-        rows.append((label, row))
-    return _grid(["parameters, at most", *(f"{most:,}" for most in budgets)], rows)
+            both = {name: (of.get((one, most)), of.get((other, most))) for name, of in chosen.items()}
+            fair = [name for name, (ours, theirs) in both.items() if ours and theirs and ours.n <= theirs.n]
+            found = [protocol.compared(*(summaries[name][f"{f}_{most}"] for f in (one, other))) for name in fair]
+            words = f"{len(fair)} of {len(both)} setups: " if len(fair) < len(both) else ""
+            row.append(_Compared(words, protocol.mean(found), margin) if found else None)
+        some = next(iter(summaries.values()))
+        labels = (next(_family(found) for found in some.results if found.key.startswith(f"{f}_")) for f in (one, other))
+        rows.append((" minus ".join(labels), row))
+    return _grid([f"parameters, at most (margin {margin:.3f})", *(f"{most:,}" for most in budgets)], rows)
 
 
 def margins() -> str:
@@ -96,7 +100,7 @@ def margins() -> str:
     summaries = summaries_of("margins")
     asked = [one for one in next(iter(summaries.values())).study.methods if one.against]
     rows = [(one.label, [_compared(s, str(one.against), one.key) for s in summaries.values()]) for one in asked]
-    return _grid(["circuit minus", *map(SETUPS.__getitem__, summaries)], rows)
+    return _grid(["circuit minus", *_with_margins(summaries)], rows)
 
 
 def epochs() -> str:
@@ -137,6 +141,10 @@ def rates() -> str:
     return _lines(lines)
 
 
+def _with_margins(summaries: dict[str, Summary]) -> list[str]:
+    return [f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items()]
+
+
 def _compared(summary: Summary, key: str, to: str) -> _Compared | None:
     return _Compared("", protocol.compared(summary[key], summary[to]), protocol.margin(summary))
 
@@ -167,23 +175,22 @@ def stored() -> str:
     chosen = {name: {f"{f}_{b}": one for (f, b), one in winners_of(name).items()} for name in summaries}
     keys = sorted(set.intersection(*map(set, chosen.values())))
 
-    def share(key: str, of: str) -> float:
-        """In the search's validation loss, or in the test loss."""
-        shares = []
-        for name, summary in summaries.items():
-            base = summary["none"].mean(of) or 0
-            losses = (chosen[name][k].loss if of == "valid_loss" else _loss(summary[k]) for k in (key, reference))
-            own, full = (base - loss for loss in losses)
-            shares.append(own / full)
-        return fmean(shares)
+    def expected(key: str) -> float:
+        """The share of LoRA's gain in the search, in validation loss."""
+        return fmean(of[key].gain / of[reference].gain for of in chosen.values())
+
+    def share(key: str) -> float:
+        """That in the test loss."""
+        gains = [[_loss(s["none"]) - _loss(s[k]) for k in (key, reference)] for s in summaries.values()]
+        return fmean(own / full for own, full in gains)
 
     lines = [["adapters of the base", *(f"{limit:,} bytes each" for limit in BYTES)], ["---:", *["---"] * len(BYTES)]]
     for n_adapters in (1, 10, 100, 1000):
         cells = []
         for limit in BYTES:
             fits = (key for key in keys if all(_bytes(s, s[key], n_adapters) <= limit for s in summaries.values()))
-            key = max(fits, key=lambda key: share(key, "valid_loss"))
-            cells.append(f"{_family(summaries[next(iter(summaries))][key])}, {100 * share(key, 'test_loss'):.0f} %")
+            key = max(fits, key=expected)
+            cells.append(f"{_family(summaries[next(iter(summaries))][key])}, {100 * share(key):.0f} %")
         lines.append([f"{n_adapters:,}", *cells])
     return _lines(lines)
 
@@ -192,7 +199,7 @@ def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
     """Of the stored tensors, with the share of a frame file that so many adapters have in common."""
     frames = 0
     if found.method.settings.get("frame") in ("gradient", "sign"):
-        frames = _frame_bytes(evidence.base_of(summary), json.dumps(found.method.settings))
+        frames = _frame_bytes(summary.study.run.model, json.dumps(found.method.settings))
     return (found.mean("bytes_stored") or 0) + frames / n_adapters
 
 
@@ -216,11 +223,6 @@ def studies() -> str:
 def _loss(method: Result) -> float:
     assert method.metric is not None
     return method.metric.mean
-
-
-def _difference(found: Difference) -> str:
-    text = f"{found.mean:+.3f} [{found.low or 0:+.3f}, {found.high or 0:+.3f}]"
-    return text if found.verdict == "no difference shown" else f"**{text}**"
 
 
 def _lines(lines: list[list[str]]) -> str:

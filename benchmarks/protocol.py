@@ -69,6 +69,8 @@ class Winner(NamedTuple):
     found: Result
     lr: float
     loss: float
+    gain: float  # over the untrained base, in validation loss
+    n: int = 1  # configurations of the family that fit
 
 
 def summaries_of(study: str) -> dict[str, Summary]:
@@ -97,9 +99,10 @@ def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
             raise InputError(f"{found.key} has not tried all learning rates; run the study until it ends")
         if match is None or search.best is None or found.method.trainable > int(match["budget"]):
             continue
-        one = Winner(found, search.best, search.losses[search.best])
-        place = match["family"], int(match["budget"])
-        best[place] = min(best.get(place, one), one, key=lambda winner: winner.loss)
+        loss, place = search.losses[search.best], (match["family"], int(match["budget"]))
+        one = Winner(found, search.best, loss, (summary["none"].mean("valid_loss") or 0) - loss)
+        known = best.get(place)
+        best[place] = min(known, one, key=lambda w: w.loss)._replace(n=known.n + 1) if known else one
     return best
 
 
@@ -149,7 +152,8 @@ def compared(one: Result, other: Result) -> Paired:
 def margin(summary: Summary) -> float:
     """A share of what the largest LoRA gains over the untrained base, in nats per token."""
     loras = [found for found in summary.results if found.method.method == "lora" and found.key.startswith("lora_")]
-    return MARGIN * -compared(max(loras, key=lambda found: found.method.trainable), summary["none"]).mean
+    losses = [one.mean("test_loss") or 0 for one in (summary["none"], max(loras, key=lambda one: one.method.trainable))]
+    return MARGIN * (losses[0] - losses[1])
 
 
 class Paired(NamedTuple):

@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--skip", type=float, default=0.0)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
-    is_numpy = asked.text == "numpy"
-    text = "\n\n".join(corpus.numpy_docs()) if is_numpy else Path(asked.text).read_text(encoding="utf-8")
+    file = Path(asked.text)
+    text = "\n\n".join(corpus.numpy_docs()) if asked.text == "numpy" else file.read_text(encoding="utf-8")
     for name, part in divided(text, asked.skip).items():
         write_text(asked.out / f"{name}.txt", part)
 

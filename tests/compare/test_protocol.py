@@ -1,6 +1,7 @@
 """The protocol of the evidence: intervals over seeds and blocks, verdicts, and winners."""
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -48,9 +49,11 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     for one in results:
         size = 401 if one.key == "uni_400_c" else 400
         one.method = SimpleNamespace(trainable=size, method="lora", host="lora", settings={"r": 1})
-    summary = SimpleNamespace(study=load(FILE).study, results=results)
+    summary = MagicMock(study=load(FILE).study, results=results)
+    summary["none"].mean.return_value = 4.0
     (((family, budget), one),) = protocol.winners(summary).items()
     assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
+    assert (one.gain, one.n) == (1.0, 2)
     study = Study.model_validate(yaml.safe_load(yaml.safe_dump(protocol.study_of_winners(summary, "final"))))
     assert [(method.key, method.lr) for method in study.methods] == [("none", None), ("uni_400", 0.1)]
     results[0].search.rates.append(0.3)  # not tried yet
