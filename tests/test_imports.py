@@ -3,10 +3,11 @@
 import re
 import subprocess
 import sys
-import tomllib
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
+import grimp
 import pytest
 
 import qpeft
@@ -81,13 +82,15 @@ def test_peft_finds_a_compact_adapter_of_equal_values_after_every_order_of_impor
     assert loaded == saved
 
 
-def test_every_folder_of_a_method_is_protected():
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
-        "contracts"
-    ]
-    protected = {name for contract in contracts for name in contract.get("protected_modules", ())}
-    folders = {path.parent.name for path in (ROOT / "src" / "qpeft" / "methods").glob("*/__init__.py")}
-    assert {f"qpeft.methods.{name}" for name in folders} == protected
+def test_the_library_imports_the_folder_of_a_method_only_in_itself():
+    graph = grimp.build_graph("qpeft", cache_dir=None)  # also the imports inside functions
+    folders = [path.parent.name for path in (ROOT / "src" / "qpeft" / "methods").glob("*/__init__.py")]
+    assert len(folders) > 7
+    for name in (f"qpeft.methods.{folder}" for folder in folders):
+        own = {name, *graph.find_descendants(name)}
+        assert set().union(*map(graph.find_modules_that_directly_import, own)) <= own, name
+        record = import_module(name).METHOD
+        assert qpeft.methods.get(record.key) is record, f"another folder has the key {record.key}, too"
 
 
 def test_changelog_has_this_version():

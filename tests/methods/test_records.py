@@ -1,5 +1,6 @@
 """Records of methods have the learning rates of the studies."""
 
+import dataclasses
 import json
 import lzma
 from collections import defaultdict
@@ -9,6 +10,7 @@ from statistics import median
 import pytest
 
 from qpeft import methods
+from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft_lab.method_records import kind_with
 
@@ -44,3 +46,9 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
 def test_settings_without_a_circuit_are_classical(settings, kind):
     assert kind_with(methods.get("quantum_peft"), settings) == kind
     assert kind_with(Method(key="x", title="x", kind="quantum"), settings) == "quantum"
+
+
+def test_copied_folder_with_the_old_name_of_its_type_is_refused():
+    copied = dataclasses.replace(methods.get("quanta"), key="copied")
+    with pytest.raises(ConfigError, match="'QPEFT_COPIED'"):
+        copied.config_class  # noqa: B018

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import make_dataclass
 from functools import partial
 from itertools import combinations
 
@@ -19,6 +20,7 @@ from variants import move
 import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.circuits.numerics import apply_gates
+from qpeft.core.linear_tuner import LinearAdapter
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.cua.model import CUARotation
@@ -249,3 +251,15 @@ def test_merging_in_half_precision_warns_and_unmerging_is_exact():
     assert 0.5 < (layer.weight == before).float().mean() < 1
     model.unmerge_adapter()
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(("side", "shape"), [("input", (5, 5)), ("output", (3, 3)), ("parallel", (5, 3))])
+def test_merge_of_any_linear_change(side, shape):
+    class Change(LinearAdapter):
+        def change(self, x):
+            return x @ matrix
+
+    matrix, weight, x = (torch.randn(*size, dtype=torch.float64) for size in (shape, (3, 5), (4, 5)))
+    adapter, y = Change(side, make_dataclass("Settings", ())()), x @ weight.mT
+    expected = (x + x @ matrix) @ weight.mT if side == "input" else y + (y if side == "output" else x) @ matrix
+    close(x @ adapter.merge_into(weight).mT, expected, 1e-12)

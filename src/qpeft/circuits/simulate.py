@@ -225,7 +225,10 @@ def compile_gates(
 ) -> Program:
     """The program of gates in the order in which they act; a tensor (2**N,) of +-1 is a diagonal gate on all wires."""
     gates = list(gates)
-    sizes = _group_sizes(n_qubits, len(gates))
+    # wires of each group, as equal as can be; few for a deep circuit, so that its tables are not large
+    most = next(k for k in range(_GROUP, 1, -1) if k == 2 or len(gates) * 8**k < _TABLES)
+    n_groups = max(-(-n_qubits // most), 1 + (n_qubits >= _GROUP))
+    sizes = tuple(n_qubits // n_groups + (group < n_qubits % n_groups) for group in range(n_groups))
     turns, pairs, behind = _collected(gates, [group for group, size in enumerate(sizes) for _ in range(size)])
     n_steps = 1 + max((place[0] for place in (*turns, *pairs)), default=0)
     k, n_stages, n_angles = max(sizes), len(behind), prod(shape)
@@ -285,13 +288,6 @@ def _collected(
             steps[group] += 1
         turns[steps[group], len(behind) - 1, group][gate.wires[0]] = gate
     return turns, pairs, behind
-
-
-def _group_sizes(n_qubits: int, n_gates: int) -> tuple[int, ...]:
-    """Wires of each group, as equal as can be; few for a deep circuit, so that its tables are not large."""
-    most = next(k for k in range(_GROUP, 1, -1) if k == 2 or n_gates * 8**k < _TABLES)
-    n_groups = max(-(-n_qubits // most), 1 + (n_qubits >= _GROUP))
-    return tuple(n_qubits // n_groups + (group < n_qubits % n_groups) for group in range(n_groups))
 
 
 def _signs(k: int) -> Sequence[tuple[int, ...]]:

@@ -71,8 +71,8 @@ def export(
     if not has_stock_form(model):
         reason = f": {tuner.stock_problem()}" if hasattr(tuner, "stock_problem") else ""
         raise ConfigError(
-            f"no stock PEFT adapter is equal to one of {type(tuner).__name__}{reason}; save it with qpeft.save, and "
-            "load it with qpeft.load"
+            f"no stock PEFT adapter is equal to one of {type(tuner).__name__}{reason}; save it with qpeft.save for "
+            "qpeft.load, or merge it: qpeft export --merge"
         )
     holder = holder_of(model)
     source, configs = (tuner, model.peft_config) if holder is None else (holder, holder.configs)

@@ -36,7 +36,7 @@ class LinearAdapter(FullPrecision):
         side "parallel"  y = W x + b + f(x)
 
     It is computed in the dtype of its parameters, float32, or float64 on a float64 base. All fields of the dataclass
-    `settings` determine the adapter, as `parts` do. A subclass defines `change` and, of side "input", `merge_into`.
+    `settings` determine the adapter, as `parts` do. A subclass defines `change`.
 
     If f reads probabilities of circuits of `n_qubits` on its inputs, `measure(a, circuit, values)` replaces them where
     it is set: squared amplitudes (..., D) of states a (..., D) of any norm, behind a circuit at the angles `values`, or
@@ -67,8 +67,8 @@ class LinearAdapter(FullPrecision):
 
     def merge_into(self, weight: Tensor) -> Tensor:
         """The weight (outputs, inputs) of the adapted map, for that of the map, in its dtype."""
-        columns = weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)
-        return weight + self.change(columns).mT
+        change = self.change(weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)).mT
+        return weight + (weight @ change if self.side == "input" else change)
 
 
 class Rotation(LinearAdapter):
@@ -244,7 +244,7 @@ class LinearTuner(OwnTuner):
         blocks of a key-value head are repeated for its query heads. Raises ConfigError if no OFT is equal.
         """
         if not isinstance(adapter, Rotation):
-            raise ConfigError("no method of PEFT computes it")
+            raise ConfigError(f"{type(self).__name__} has no equal method of PEFT")
         base: Any = layer.get_base_layer()
         if not adapter.is_linear or isinstance(base, Conv1D):
             raise ConfigError("OFT, its equal in PEFT, rotates by a linear map, and does not adapt Conv1D")

@@ -8,6 +8,8 @@ from enum import Enum
 from importlib import import_module
 from typing import Any, Literal
 
+from qpeft.errors import ConfigError
+
 
 class Trains(Enum):
     """What a training run of the method changes."""
@@ -47,7 +49,10 @@ class Method:
     @property
     def config_class(self) -> Any:
         """The PEFT config class."""
-        return imported(self.config)
+        found, name = imported(self.config), f"QPEFT_{self.key.upper()}"
+        if str(self.config).startswith("qpeft.methods.") and found.method_name != name:
+            raise ConfigError(f"method_name of {found.__name__} must be {name!r}, as its METHOD has key={self.key!r}")
+        return found
 
     @property
     def generator_class(self) -> Any:

@@ -27,8 +27,7 @@ _from_files: dict[str, Method] = {}  # by FILE.py:NAME
 def _own() -> dict[str, Method]:
     """qpeft's methods, quantum methods first and among them those for any host; then PEFT's."""
     folder = str(Path(__file__).parent)
-    packages = [import_module(f"qpeft.methods.{m.name}") for m in pkgutil.iter_modules([folder]) if m.ispkg]
-    found = [package.METHOD for package in packages if hasattr(package, "METHOD")]
+    found = [import_module(f"qpeft.methods.{m.name}").METHOD for m in pkgutil.iter_modules([folder]) if m.ispkg]
     found.sort(key=lambda method: (method.kind != "quantum", method.generator is None))
     return {method.key: method for method in (*found, *STOCK)}
 

@@ -60,7 +60,7 @@ def adapter_contract(
     same(_logits(make_base(), batch), base, "make_base() must return the same weights at every call")
     model: Any = get_peft_model(make_base(), make_config()).eval()  # type: ignore[arg-type]
     if starts_at_base:
-        same(_logits(model, batch), base, "an untrained adapter changes the outputs")
+        same(_logits(model, batch), base, "an untrained adapter changes the outputs, if only in their last bits")
     _check_trainable(model, "default")
     run_checks(
         ("five steps of AdamW; `forward` must not cache between steps", lambda: _check_training(model, batch, lr)),
