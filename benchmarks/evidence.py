@@ -1,7 +1,7 @@
 """Writes the evidence of `qpeft.suggest`, src/qpeft/methods/evidence.json, from published results.
 
     python benchmarks/evidence.py
-    python benchmarks/evidence.py STUDY.yaml [--best N | --rates]     # a study on a base that no search knows
+    python benchmarks/evidence.py STUDY.yaml BASE [--best N | --rates]     # a study on a base that no search knows
 
 The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget that has an adapter
 in every setup, with the configuration that is the best on average over the searches.
@@ -194,8 +194,8 @@ def safe_learning_rate(tunings: list[Tuning]) -> float:
     return min(tried, key=lambda rate: max(of[min(of, key=lambda one: abs(log(one / rate)))] for of in costs))
 
 
-def study_elsewhere(n_best: int | None = None, *, rates: bool = False) -> dict[str, Any]:
-    """The study of designs on a base that no search knows, at the learning rates that `suggest` gives there.
+def study_elsewhere(base: str, n_best: int | None = None, *, rates: bool = False) -> dict[str, Any]:
+    """The study of designs on a base, at the learning rates that `suggest` gives without searches on this base.
 
     Of each budget those with the highest shares, and Uni-LoRA, whose size is the budget; and the reference. With
     `rates`, those of RATED instead, at these learning rates and at others.
@@ -211,7 +211,9 @@ def study_elsewhere(n_best: int | None = None, *, rates: bool = False) -> dict[s
             design = found[key]
             of_size = {"at_size_of": uni} if design["vary"] else {}
             fields = {name: design[name] for name in ("label", "method", "settings", "vary", "values")}
-            methods.append({"key": key, **fields, **of_size, "lr": design["learning_rates"][""]})
+            tunings = [one for of in ("equal-search", "rates") for one in tuning(summaries_of(of), key)]
+            lr = safe_learning_rate([one for one in tunings if one.base != base])
+            methods.append({"key": key, **fields, **of_size, "lr": lr})
     return {
         "name": "rates" if rates else "elsewhere",
         "title": "The adapters of suggest on a base that no search knows",
@@ -229,11 +231,14 @@ def study_elsewhere(n_best: int | None = None, *, rates: bool = False) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, nargs="?")
+    parser.add_argument("base", nargs="?", help="such as bytes1m, whose searches are left out")
     parser.add_argument("--best", type=int, help="designs of a budget; default: all")
     parser.add_argument("--rates", action="store_true")
     asked = parser.parse_args()
     if asked.study:
-        write_text(asked.study, yaml.safe_dump(study_elsewhere(asked.best, rates=asked.rates), sort_keys=False))
+        write_text(
+            asked.study, yaml.safe_dump(study_elsewhere(asked.base, asked.best, rates=asked.rates), sort_keys=False)
+        )
     else:
         write_json(TARGET, evidence())
 

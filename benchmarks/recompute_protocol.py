@@ -43,7 +43,6 @@ SHAPES = {  # of the maps of a layer, first that which ends the MLP
     "stories": [(172, 64), (64, 64), (64, 64), (64, 32), (64, 32), (64, 172), (64, 172)],
 }
 Rows = list[dict[str, Any]]
-Cell = tuple[float, float, float]  # mean, standard error and margin
 
 
 class Setup(NamedTuple):
@@ -108,8 +107,8 @@ def margin(setup: Setup, lora: str) -> float:
     return 0.02 * (setup.mean("none") - setup.mean(lora))
 
 
-def shown(cells: list[Cell], df: int = 9) -> Iterator[str]:
-    """Each mean with its interval and its verdict among all of them."""
+def shown(cells: list[tuple[float, float, float]], df: int = 9) -> Iterator[str]:
+    """Each mean, of mean, standard error and margin, with its interval and its verdict among all of them."""
     differ = {(str(i), ""): {"p": oracle.tail(abs(mean) / error, df)} for i, (mean, error, _) in enumerate(cells)}
     inside = {(str(i), ""): {"p": above((m - abs(mean)) / error, df)} for i, (mean, error, m) in enumerate(cells)}
     oracle.correct(differ)

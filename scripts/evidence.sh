@@ -52,12 +52,12 @@ margins() { # SETUP BASE TEXT
 
 elsewhere() { # SETUP BASE TEXT [OPTION ...]
     [ -d "texts/$3" ] || "$python" "$root/benchmarks/texts.py" "$3.txt" --out "texts/$3"
-    "$python" "$root/benchmarks/evidence.py" "runs/elsewhere-$1.yaml" "${@:4}"
+    "$python" "$root/benchmarks/evidence.py" "runs/elsewhere-$1.yaml" "${1%-*}" "${@:4}"
     run "elsewhere/$1" "runs/elsewhere-$1.yaml" "$2" "$3" train "texts/$3/test.txt"
 }
 
 rates() { # SETUP BASE TEXT: the search of the learning rates of suggest
-    "$python" "$root/benchmarks/evidence.py" rates.yaml --rates
+    "$python" "$root/benchmarks/evidence.py" rates.yaml "${1%-*}" --rates
     search rates "$@"
 }
 

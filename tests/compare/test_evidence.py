@@ -90,16 +90,16 @@ def test_published_rows_have_no_better_adapter_within_the_budget(published, base
 
 
 def test_every_adapter_runs_on_a_base_that_no_search_knows():
-    study = evidence.study_elsewhere()
+    study = evidence.study_elsewhere("bytes1m")
     assert {method["key"] for method in study["methods"]} == {"none", *evidence.designs()}
     assert Study.model_validate(study).methods[1].lr > 0
-    some = [method["key"] for method in evidence.study_elsewhere(2)["methods"]]
+    some = [method["key"] for method in evidence.study_elsewhere("bytes1m", 2)["methods"]]
     assert len(some) == len({*some})
     assert {"uni_128", "uni_400", "uni_1300", "uni_5000", evidence.REFERENCE} < {key.rpartition("_")[0] for key in some}
 
 
 def test_learning_rates_are_searched_on_a_base_that_no_search_knows():
-    study = Study.model_validate(evidence.study_elsewhere(rates=True))
+    study = Study.model_validate(evidence.study_elsewhere("bytes1m", rates=True))
     assert len(study.tuning.grid) == 5
     assert {method.key.partition("_")[0] for method in study.methods} == {"none", *evidence.RATED}
 
