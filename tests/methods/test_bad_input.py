@@ -59,10 +59,10 @@ BAD = {  # the settings, and what the message names
     "cua": [
         ({"block_size": 1}, "block_size"),
         ({"readout": "magnitudes"}, "readout.*'magnitude'"),
-        ({"block_size": 5}, "block_size=5 does not divide 16, .*q_proj"),
+        ({"block_size": 17}, "block_size=17 is more than 16, .*q_proj"),
     ],
     "quic": [
-        ({"n_blocks": 3}, "n_blocks=3 does not divide 16, .*q_proj"),
+        ({"n_blocks": 17}, "n_blocks=17 is more than 16, .*q_proj"),
         ({"n_blocks": 8, "order": 3}, "order=3 does not fit blocks of 2"),
     ],
     "quanta": [

@@ -14,7 +14,7 @@ import tiny_models
 import torch
 from torch import nn
 from torch.func import functional_call
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 from variants import move
 
 import qpeft
@@ -27,6 +27,7 @@ from qpeft.methods.cua.model import CUARotation
 from qpeft.methods.quanta.model import apply_mpo, default_axes, pairs
 from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
+from qpeft_lab import RunSettings, train
 
 K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
 K6 = torch.tensor([*K[:5], 6], dtype=torch.float64)
@@ -92,6 +93,7 @@ CHECKS = {
     "C3, magnitude": (cua(K6[None], 4, readout="magnitude")(X) + X, [abs(y) for y in LINEAR]),
     "C6": (torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]), [-1.26091818, 0.74293078, 2.78856121]),
     "C6, singular values": (torch.linalg.svdvals(WR), torch.linalg.svdvals(W)),
+    "C6, rank": (torch.linalg.matrix_rank(WR - W).double(), 6),
     "K1": (cay(K)[0], [0.847214, -0.394490, -0.313087, -0.169067]),
     "K1, C_2": (compounds(cay(K), 2)[1][0], [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745]),
     "K2": (torch.linalg.det(compounds(wavy(4, 4), 2)[1]), 32.41234358),
@@ -99,11 +101,14 @@ CHECKS = {
     "K3, C_2": (compounds(RING, 2)[1][0], [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961]),
     "K6": (SLOPE[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]]),
     "Q1": (T[0, :4], [0.227131, 1.292321, -2.190032, -0.233162]),
+    "Q1, a vector": ((T @ (EYE.sum(0).cumsum(0)))[:4], [-4.876549, -0.054248, -17.209719, -22.101175]),
     "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
     "Q1, contraction of the paper": (T, torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12)),
     "Q2": (torch.linalg.det(quanta([torch.eye(len(g)) + 0.3 * g for g in GATES], EYE)), 0.03395459),
     "Q3, orthogonal gates": (TURNED @ TURNED.mT, EYE),
     "Q4": (apply_gates(HALVES, [KRON], pairs(2)).flatten(-2).mT, KRON),
+    "M1, trace": ((P @ P.mT).trace(), 13.19465716),
+    "M1, rank": (torch.linalg.matrix_rank(P).double(), 4),
     "M1": (P[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789]),
 }
 
@@ -132,6 +137,26 @@ def test_published_counts(config, counts):
     bases = [nn.Sequential(nn.Linear(n, n, device="meta")) for n in (256, 768, 4096)]
     assert tuple(qpeft.plan(base, config(target_modules=["0"])).trainable for base in bases) == counts
     assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
+
+
+def test_quic_at_other_widths_and_as_oft():
+    """K4: the example of the author, and the numbers of an export."""
+    assert quic(1024, n_blocks=1).n == 44
+    assert [quic(width).oft_weight().numel() for width in (256, 768)] == [8064, 73_344]
+
+
+def test_values_that_fill_no_block_of_an_input_are_not_rotated():
+    for rotation in (cua(K[None], 5), turned(quic(5, n_blocks=1), torch.full((1, 1), 0.7).double())):
+        q = rotation.merge_into(EYE[:5, :5])
+        close(q @ q.mT, EYE[:5, :5], 1e-12)
+        assert q[0, 0] != 1
+        assert torch.equal(q[4], EYE[4, :5])
+
+
+def test_magnitudes_are_odd_and_homogeneous_and_keep_the_norm():
+    rotated = [cua(K6[None], 4, readout="magnitude")(x) + x for x in (X, -X, 3 * X)]
+    close(torch.stack([-rotated[1], rotated[2] / 3]), torch.stack([rotated[0]] * 2), 1e-12)
+    close(rotated[0].norm(), X.norm(), 1e-12)
 
 
 def test_cua_of_every_map_of_smollm2_135m():
@@ -173,6 +198,20 @@ def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
     close(torch.load(logits), model(torch.arange(8)[None]).logits.detach(), atol=1e-10)
 
 
+@pytest.mark.parametrize("method", ["cua", "quic"])
+def test_trained_rotation_is_an_oft_that_loads_without_qpeft(tmp_path, text_file, method):
+    base, out, logits = tmp_path / "base", tmp_path / "run", tmp_path / "logits"
+    tiny_models.save_base(base, tiny_models.llama(vocab_size=257))
+    small = {"steps": 3, "batch_size": 2, "seq_len": 32, "eval_blocks": 2, "lr": 0.1}
+    train(RunSettings(model=str(base), data=str(text_file), out=str(out), method=method, **small))
+    subprocess.run([sys.executable, "-c", LOAD, base, out / "exported", logits], check=True)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    ids, untrained = torch.arange(8)[None], model(torch.arange(8)[None]).logits.detach()
+    trained = qpeft.load(model, out / "adapter")(ids).logits.detach()
+    close(torch.load(logits), trained, atol=1e-6)
+    assert (trained - untrained).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(
     ("changes", "settings", "reason"),
     [
@@ -180,10 +219,11 @@ def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
         ({}, {"target_modules": ["k_proj"]}, "k_proj; .* v_proj without bias"),
         ({}, {"modules_to_save": ["o_proj"]}, "o_proj that is not trained"),
         ({"num_attention_heads": 8, "num_key_value_heads": 2}, {}, "divide a head of 2"),
+        ({}, {"side": "input", "block_size": 5}, "divide 16, the width of .*v_proj"),
     ],
 )
-def test_other_rotations_of_outputs_have_no_oft(tmp_path, changes, settings, reason):
-    config = qpeft.CUAConfig(side="output", **{"target_modules": ["v_proj"], **settings})
+def test_other_rotations_have_no_oft(tmp_path, changes, settings, reason):
+    config = qpeft.CUAConfig(**{"side": "output", "target_modules": ["v_proj"], **settings})
     with pytest.raises(ConfigError, match=f"no stock PEFT adapter .*{reason}"):
         qpeft.export(peft.get_peft_model(tiny_models.llama(**changes), config), tmp_path / "exported")
 

@@ -109,13 +109,10 @@ class Rotation(LinearAdapter):
 
 
 def rotated_width(settings: Any, field: str, name: str, shape: tuple[int, int]) -> int:
-    """The width of the rotated side of the map `name`; ConfigError if `field`, on the input, does not divide it."""
+    """The width of the rotated side of the map `name`; ConfigError if `field` is more."""
     width, number = shape[settings.side == "output"], getattr(settings, field)
-    if number > width or (settings.side == "input" and width % number):
-        raise ConfigError(
-            f"{field}={number} does not divide {width}, the width of the {settings.side} of {name}; choose another, or "
-            "leave the module out with exclude_modules"
-        )
+    if number > width:
+        raise ConfigError(f"{field}={number} is more than {width}, the {settings.side} width of {name}; choose fewer")
     return width
 
 
@@ -249,6 +246,8 @@ class LinearTuner(OwnTuner):
         if not adapter.is_linear or isinstance(base, Conv1D):
             raise ConfigError("OFT, its equal in PEFT, rotates by a linear map, and does not adapt Conv1D")
         blocks = torch.arange(len(adapter.angles.start))
+        if adapter.side == "input" and layer.in_features % adapter.size:
+            raise ConfigError(f"OFT, its equal, needs blocks that divide {layer.in_features}, the width of {name}")
         if adapter.side == "output":
             parent, _, end = name.rpartition(".")
             is_plain = getattr(getattr(self.model, "config", None), "model_type", "") in _PLAIN_ATTENTION

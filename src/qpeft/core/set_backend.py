@@ -68,7 +68,7 @@ def circuit_runs(
     if not circuits:
         raise ConfigError(
             "there is no circuit that a backend can run in training; QPA has one with feature_source qnn, qnn_frozen. "
-            "Circuits on inputs, of QAA and CUA, are measured by qpeft evaluate"
+            "Circuits on inputs are measured by qpeft evaluate"
         )
     if chosen == BackendSettings():
         return dict.fromkeys(circuits)

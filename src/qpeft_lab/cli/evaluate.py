@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _LENGTHS = ("seq_len", "chat_template")
 _OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *COLUMNS)
 _PANEL = "Generated answers"
-_SHOTS = Fields(BackendSettings, "Measured circuits of QAA and CUA")
+_SHOTS = Fields(BackendSettings, "Measured circuits on inputs")
 
 
 @command

@@ -1,4 +1,4 @@
-"""Scores of adapters whose circuits on inputs, of QAA and CUA, are measured: with simulated shots, or on a device.
+"""Scores of adapters whose circuits on inputs are measured: with simulated shots, or on a device.
 
     exact score, which counts the circuits --> forecast, refused above the budget --> score with measured circuits
 

@@ -29,8 +29,8 @@ from qpeft.methods.cua import CUASettings
 class CUAConfig(CUASettings, OwnTunerConfig):
     """CUA of linear maps, by default of all but the output head.
 
-    Each has d (b - 1) / 2 parameters in radians, float32, for the width d of its input, or of its output. A block size
-    must divide the width of an input; behind a map, the last values that fill no block are not rotated.
+    Each has d (b - 1) / 2 parameters in radians, float32, for the width d of its input, or of its output. The last
+    values that fill no block are not rotated; with such values on the input no OFT is equal.
 
     Example::
 

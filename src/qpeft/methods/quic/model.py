@@ -7,8 +7,8 @@ small orthogonal matrix A_i, which has the parameters; n is the largest width wh
     A_i = cay(skew(s_i)), s_i (n(n-1)/2,) initially 0                    C = diag over i of (A_i, .., C_K(A_i), I)
     input    y = W0 (C x) + b0                                           output    y = C^T (W0 x) + b0
 
-A circuit of RBS gates on n wires multiplies states with k excitations by C_k. On the input side QuIC is exported as an
-OFT with N blocks and the exact Cayley transform.
+A circuit of RBS gates on neighbours of n wires multiplies states with k excitations by C_k. On the input side QuIC is
+exported as an OFT with N blocks and the exact Cayley transform.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from qpeft.methods.quic.compound import butterfly, compounds, pyramid, rotations
 class QuICConfig(QuICSettings, OwnTunerConfig):
     """QuIC of linear maps, by default of all but the output head.
 
-    Each has N n(n-1)/2 parameters in radians, float32, or N (n/2) log2 n with base butterfly. On the input side N must
-    divide the width; behind a map, the last values that fill no block are not rotated.
+    Each has N n(n-1)/2 parameters in radians, float32, or N (n/2) log2 n with base butterfly. The last values that
+    fill no block are not rotated; with such values on the input no OFT is equal.
 
     Example::
 
         model = get_peft_model(base, QuICConfig(n_blocks=4, order=2, task_type="CAUSAL_LM"))
 
     Raises:
-        ConfigError: a setting is out of range; on the model, N does not divide a width, or no order fits its blocks.
+        ConfigError: a setting is out of range; on the model, N exceeds a width, or no order fits its blocks.
     """
 
     method_name = "QPEFT_QUIC"
