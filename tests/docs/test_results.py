@@ -61,6 +61,7 @@ def test_pictures_show_the_stored_measurements(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs" / "extensions")
     monkeypatch.syspath_prepend(ROOT / "docs")
     results = import_module("figures.results")
+    assert results.measured()
     for picture, study in results.PICTURES.items():
         if panels := results.measured(study):
             text = ElementTree.parse(picture).find(".//{http://purl.org/dc/elements/1.1/}description").text

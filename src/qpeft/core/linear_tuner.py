@@ -109,10 +109,10 @@ class Rotation(LinearAdapter):
 
 
 def rotated_width(settings: Any, field: str, name: str, shape: tuple[int, int]) -> int:
-    """The width of the rotated side of the map `name`; ConfigError if `field` is more."""
+    """The width of the rotated side of the map `name`; ConfigError if `field` exceeds it."""
     width, number = shape[settings.side == "output"], getattr(settings, field)
     if number > width:
-        raise ConfigError(f"{field}={number} is more than {width}, the {settings.side} width of {name}; choose fewer")
+        raise ConfigError(f"{field}={number} is more than {width}, the {settings.side} width of {name}; choose less")
     return width
 
 

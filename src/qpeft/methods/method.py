@@ -50,7 +50,7 @@ class Method:
     def config_class(self) -> Any:
         """The PEFT config class."""
         found, name = imported(self.config), f"QPEFT_{self.key.upper()}"
-        if str(self.config).startswith("qpeft.methods.") and found.method_name != name:
+        if str(self.config).startswith("qpeft.methods.") and getattr(found, "method_name", None) != name:
             raise ConfigError(f"method_name of {found.__name__} must be {name!r}, as its METHOD has key={self.key!r}")
         return found
 
