@@ -45,18 +45,15 @@ def differences(rows: list[tuple[str, str, str]], what: str) -> str:
     for study, key, to in rows:
         setups = summaries_of(study)
         summary = setups.get("embedded") or next(iter(setups.values()))
-        ours, other = summary[key], summary[to]
-        assert ours.metric is not None
-        assert other.metric is not None
-        found = paired_difference(ours.metric.values, other.metric.values, to, lower_is_better=True)
+        losses = [{seed: row["test_loss"] for seed, row in summary[one].successes.items()} for one in (key, to)]
+        found = paired_difference(*losses, to, lower_is_better=True)
         assert found is not None
         gain = _loss(summary["none"]) - _loss(summary.reference)
         mean, low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.mean, found.low, found.high))
         text = f"{mean} [{low}, {high}]"
-        size = f", {ours.mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
-        lines.append(
-            [REPLACEMENTS.get(key, ours.label) + size, text if found.verdict == NO_DIFFERENCE else f"**{text}**"]
-        )
+        size = f", {summary[key].mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
+        name = REPLACEMENTS.get(key, summary[key].label) + size
+        lines.append([name, text if found.verdict == NO_DIFFERENCE else f"**{text}**"])
     return _lines(lines)
 
 
@@ -99,18 +96,18 @@ def margins() -> str:
     """Circuits minus their classical replacements in each setup."""
     summaries = summaries_of("margins")
     asked = [one for one in next(iter(summaries.values())).study.methods if one.against]
-    rows = [(one.label, [_compared(s, str(one.against), one.key) for s in summaries.values()]) for one in asked]
+    rows = [(one.label, [_averaged([s], str(one.against), one.key) for s in summaries.values()]) for one in asked]
     return _grid(["circuit minus", *_with_margins(summaries)], rows)
 
 
 def epochs() -> str:
-    """Framed circuits minus other families after one and four epochs, in each setup."""
+    """Framed circuits minus other families after one and four epochs, averaged over the setups."""
     summaries, rows = summaries_of(EPOCHS), []
-    for other, most in itertools.product(("uni", "xs", "tokens"), protocol.BUDGETS[:3]):
-        row = [_compared(s, f"framed_{most}", f"{other}_{most}") for s in summaries.values()]
-        rows.append((f"{_family(next(iter(summaries.values()))[f'{other}_{most}'])}, {most:,}", row))
-    names = (name.rpartition("-") for name in summaries)
-    return _grid(["framed circuits minus", *(f"{SETUPS[setup]}, {n} epochs" for setup, _, n in names)], rows)
+    for (n, after), other in itertools.product({1: "an epoch", 4: "four epochs"}.items(), ("uni", "xs", "tokens")):
+        of = [summary for name, summary in summaries.items() if name.endswith(f"-{n}")]
+        row = [_averaged(of, f"framed_{most}", f"{other}_{most}") for most in protocol.BUDGETS[:3]]
+        rows.append((f"{_family(of[0][f'{other}_128'])}, {after} (margin {row[0].margin:.3f})", row))
+    return _grid(["framed circuits minus", *(f"{most:,}" for most in protocol.BUDGETS[:3])], rows)
 
 
 def regrets() -> str:
@@ -118,8 +115,9 @@ def regrets() -> str:
     summaries, known = summaries_of("elsewhere"), evidence.designs()
     lines = [["parameters, at most", *map(SETUPS.__getitem__, summaries)], ["---:", *["---"] * len(summaries)]]
     for most in protocol.BUDGETS:
-        answers = [evidence.regret(summary, most) for summary in summaries.values()]
-        lines.append([f"{most:,}", *(f"{known[key]['label']}: {100 * lost:.1f} %" for key, lost in answers)])
+        answers = (evidence.regret(summary, most) for summary in summaries.values())
+        found = [(known[key]["label"].partition(",")[0], 100 * lost) for key, lost in answers]
+        lines.append([f"{most:,}", *(f"{family}: {lost:.1f} %" for family, lost in found)])
     return _lines(lines)
 
 
@@ -145,8 +143,9 @@ def _with_margins(summaries: dict[str, Summary]) -> list[str]:
     return [f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items()]
 
 
-def _compared(summary: Summary, key: str, to: str) -> _Compared | None:
-    return _Compared("", protocol.compared(summary[key], summary[to]), protocol.margin(summary))
+def _averaged(of: Sequence[Summary], key: str, to: str) -> _Compared:
+    found = [protocol.compared(summary[key], summary[to]) for summary in of]
+    return _Compared("", protocol.mean(found), fmean(map(protocol.margin, of)))
 
 
 class _Compared(NamedTuple):
@@ -155,7 +154,7 @@ class _Compared(NamedTuple):
     margin: float
 
 
-def _grid(header: list[str], rows: list[tuple[str, list[_Compared | None]]]) -> str:
+def _grid(header: list[str], rows: Sequence[tuple[str, Sequence[_Compared | None]]]) -> str:
     """A table of comparisons, whose verdicts are of one family."""
     cells = [cell for _, row in rows for cell in row if cell is not None]
     texts = {}
@@ -237,13 +236,8 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 ROWS_OF = {name: [s for s, *_ in rows] for name, rows in (("circuit", CIRCUIT), ("bits", BITS), ("shots", SHOTS))}
 ROWS_OF |= {name: [FINAL] for name in ("equal", "pairs", "stored")}
-ROWS_OF |= {
-    "margins": ["margins"],
-    "epochs": [EPOCHS],
-    "twins": [ADAPTERS],
-    "regrets": ["elsewhere"],
-    "rates": ["equal-search", "rates"],
-}  # the studies of a table
+ROWS_OF |= {"margins": ["margins"], "epochs": [EPOCHS], "twins": [ADAPTERS]}
+ROWS_OF |= {"regrets": ["elsewhere"], "rates": ["equal-search", "rates"]}  # the studies of a table
 
 
 def filled(text: str) -> str:

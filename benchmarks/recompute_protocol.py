@@ -14,7 +14,7 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,27 +143,31 @@ def means(study: str, pairs: list[tuple[str, str]], budgets: Sequence[int]) -> I
     searches = {name: searched(name, study.removesuffix("-final")) for name in found}
     for one, other in ([f"{family}_{most}" for family in pair] for pair in pairs for most in budgets):
         fair = [name for name, of in searches.items() if 0 < len(of.get(one, ())) <= len(of.get(other, ()))]
-        if of := [difference(found[name].rows[one], found[name].rows[other]) for name in fair]:
-            error = math.sqrt(sum(error**2 for _, error in of)) / len(of)
-            cells.append((statistics.mean(mean for mean, _ in of), error, inside))
+        if fair:
+            cells.append((*average([found[name] for name in fair], one, other), inside))
     return shown(cells)
 
 
-def each(study: str, lora: str, asked: list[tuple[str, str]]) -> Iterable[str]:
-    """Each pair in each setup."""
-    found = list(setups(study).values())
-    cells = [(*difference(s.rows[one], s.rows[other]), margin(s, lora)) for one, other in asked for s in found]
-    return shown(cells, len(found[0].study["seeds"]) - 1)
+def average(found: list[Setup], one: str, other: str) -> tuple[float, float]:
+    of = [difference(setup.rows[one], setup.rows[other]) for setup in found]
+    return statistics.mean(mean for mean, _ in of), math.sqrt(sum(error**2 for _, error in of)) / len(of)
 
 
 def margins() -> Iterable[str]:
-    methods = next(iter(setups("margins").values())).study["methods"]
-    return each("margins", "lora_r8", [(method["against"], method["key"]) for method in methods if method["against"]])
+    found, cells = setups("margins").values(), []
+    for method in next(iter(found)).study["methods"]:
+        if one := method["against"]:
+            cells += [(*average([s], one, method["key"]), margin(s, "lora_r8")) for s in found]
+    return shown(cells)
 
 
 def epochs() -> Iterable[str]:
-    asked = [(f"framed_{most}", f"{other}_{most}") for other in ("uni", "xs", "tokens") for most in BUDGETS[:3]]
-    return each(EPOCHS, "lora_1300", asked)
+    cells = []
+    for n, other, most in product("14", ("uni", "xs", "tokens"), BUDGETS[:3]):
+        of = [setup for name, setup in setups(EPOCHS).items() if name.endswith(n)]
+        inside = statistics.mean(margin(setup, "lora_1300") for setup in of)
+        cells.append((*average(of, f"framed_{most}", f"{other}_{most}"), inside))
+    return shown(cells, 4)
 
 
 # -- shares of a gain
