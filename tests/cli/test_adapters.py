@@ -103,13 +103,17 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     model = ("--model", base_folder, "--data", text, "--seq-len", 16)
     answer("train", *model, *method.split(), "--lr", 0.1, "--steps", 2, "--out", tmp_path / "run")
     evaluate = ("evaluate", "--adapter", tmp_path / "run", "--data", text, "--eval-blocks", 2)
-    found, other = (answer(*evaluate, "--shots", 64, "--noise", 0.1, "--seed", seed) for seed in (0, 1))
-    assert found["adapted"]["n_scored"] == found["measured"]["n_scored"] == 2 * 15
-    assert found["adapted"] == other["adapted"] != found["measured"] != other["measured"]
-    assert abs(found["measured"]["loss"] - found["adapted"]["loss"]) < 0.5
-    assert found["circuits"]["shots"] == 64 * found["circuits"]["circuits"] > 0
-    refused = qpeft_cli(*evaluate, "--shots", 64, "--shot-budget", 63, code=2)
-    assert f"{found['circuits']['circuits']:,} circuits" in refused.stderr
+    found, other = (answer(*evaluate, "--shots", "64,128", "--noise", 0.1, "--seed", seed) for seed in (0, 1))
+    assert found["adapted"]["n_scored"] == found["measured"][0]["n_scored"] == 2 * 15
+    assert found["adapted"] == other["adapted"]
+    for one, again, shots in zip(found["measured"], other["measured"], (64, 128), strict=True):
+        assert found["adapted"]["loss"] != one["loss"] != again["loss"]
+        assert abs(one["loss"] - found["adapted"]["loss"]) < 0.5
+        assert (one["noise"], one["shots"]) == (0.1, shots * one["circuits"])
+    n_circuits = found["measured"][0]["circuits"]
+    refused = qpeft_cli(*evaluate, "--shots", "64,128", "--shot-budget", 63, code=2)
+    assert f"{n_circuits:,} circuits" in refused.stderr
+    assert f"{192 * n_circuits:,} shots in all" in refused.stderr
 
 
 def test_generated_answers_are_scored_against_all_references(answer, base_folder, adapter_folder, tmp_path):

@@ -27,7 +27,6 @@ def write(path: Path, content) -> Path:
     return path
 
 
-TURNS = [{"from": "system", "value": "S"}, {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]
 MESSAGES = [{"role": r, "content": c} for r, c in zip(("system", "user", "assistant"), "SQA", strict=True)]
 
 
@@ -50,22 +49,10 @@ MESSAGES = [{"role": r, "content": c} for r, c in zip(("system", "user", "assist
             [{"prompt": "Q", "completion": "A"}],
         ),
         ("a.jsonl", [{"messages": MESSAGES}], {}, [{"messages": MESSAGES}]),
-        ("a.jsonl", [{"conversations": TURNS}], {}, [{"messages": MESSAGES}]),
     ],
 )
 def test_file_gives_rows_of_one_format(tmp_path, name, content, columns, expected):
     assert load(write(tmp_path / name, content), **columns) == expected
-
-
-def test_columns_of_alpaca_become_prompts(tmp_path):
-    rows = [
-        {"instruction": "Add", "input": "1 2", "output": "3"},
-        {"instruction": "Hi", "input": "", "output": "Ho", "text": "x"},
-    ]
-    first, second = load(write(tmp_path / "a.jsonl", rows))
-    assert first["prompt"].endswith("### Instruction:\nAdd\n\n### Input:\n1 2\n\n### Response:\n")
-    assert second["prompt"].endswith("completes the request.\n\n### Instruction:\nHi\n\n### Response:\n")
-    assert (first["completion"], second["completion"]) == ("3", "Ho")
 
 
 @pytest.mark.parametrize("suffix", ["txt", "csv", "parquet"])
@@ -121,7 +108,6 @@ def test_rows_with_nothing_to_score_are_left_out_with_a_warning(tmp_path, name, 
         ("a.csv", "text,n\n,1\n,2\n"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}\n' * 30),
         ("a.jsonl", '{"messages": [{"role": "user"}]}'),
-        ("a.jsonl", '{"conversations": [{"from": "bird", "value": "S"}]}'),
         ("a.jsonl", '{"text": ["list"]}'),
         ("a.jsonl", '{"text": "one"}\n{"text": 2}'),
         ("a.jsonl", '{"text": "a\\ud800"}'),

@@ -12,6 +12,7 @@ BAD = {  # the settings, and what the message names
     "qpa": [
         ({"budget": 0.5}, "chunk_size.*budget"),
         ({"chunk_size": None, "budget": 10}, "budget"),
+        ({"hidden": (6, 0)}, "hidden"),
         ({"features": 12}, "features.*8 or 16"),
         ({"features": 2**18}, "features"),
         ({"ansatz": "ry_lader"}, "ansatz.*'ry_ladder'"),

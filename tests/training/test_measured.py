@@ -31,12 +31,20 @@ MODELS = {  # with their circuits on a batch of 27 tokens
 }
 
 
-def scored(model, ids, seen=None, folder=Path(), **settings):
-    """Costs and logits of measured circuits; `seen` gets the costs, and a call of the model."""
+def sweep(model, ids, points, seen=None, folder=Path(), **settings):
+    """Exact logits, and costs and logits of measured circuits at each point; `seen` gets the costs, and each score."""
     seen = [] if seen is None else seen
     score = lambda: seen.append("score") or model(input_ids=ids).logits.detach()  # noqa: E731
+    points = [BackendSettings(**settings, **point) for point in points]
+    folder_of = lambda point: folder / f"{point.shots} {point.noise}"  # noqa: E731
     with torch.no_grad():
-        return measured_scores(model, score, BackendSettings(**settings), forecast=seen.append, folder=folder)
+        return measured_scores(model, score, points, forecast=seen.extend, folder_of=folder_of)
+
+
+def scored(model, ids, seen=None, folder=Path(), **settings):
+    """The costs of one point; exact and measured logits."""
+    exact, ((costs, found),) = sweep(model, ids, [settings], seen, folder)
+    return costs, {"adapted": exact, "measured": found}
 
 
 @pytest.fixture(params=MODELS)
@@ -67,11 +75,12 @@ def test_cua_has_the_check_values_of_noise_and_counts():
     rotation = CUARotation(CUA(), "f", (4, 4), SeededInit(0)).double()
     rotation.angles.tau.data = k[None].double()
     model, score = nn.ModuleDict({"f": rotation}), lambda: x + rotation(x)
-    _, found = measured_scores(model, score, BackendSettings(noise=0.119))
+    _, [(_, noisy), (_, counted)] = measured_scores(
+        model, score, [BackendSettings(noise=0.119), BackendSettings(shots=8192)]
+    )
     expected = torch.tensor([1.200433, 1.333292, 1.026517, 5.072234], dtype=torch.float64)
-    torch.testing.assert_close(found["measured"], expected, atol=1e-6, rtol=0)
-    _, found = measured_scores(model, score, BackendSettings(shots=8192))
-    counts = 8192 * found["measured"].square() / x.square().sum()
+    torch.testing.assert_close(noisy, expected, atol=1e-6, rtol=0)
+    counts = 8192 * counted.square() / x.square().sum()
     assert counts.round().tolist() == [151, 276, 60, 7705]
 
 
@@ -82,8 +91,8 @@ def test_noise_shrinks_the_features_of_qaa_and_zero_inputs_have_none(llama):
     x = torch.randn(5, 16)
     x[0] = 0
     score = lambda: features(x, layer.qpeft_adapter["default"].measure)  # noqa: E731
-    _, found = measured_scores(layer, score, BackendSettings(noise=0.3))
-    torch.testing.assert_close(found["measured"], 0.7 * features(x), atol=1e-5, rtol=0)
+    _, [(_, found)] = measured_scores(layer, score, [BackendSettings(noise=0.3)])
+    torch.testing.assert_close(found, 0.7 * features(x), atol=1e-5, rtol=0)
 
 
 def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
@@ -92,6 +101,23 @@ def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
     with pytest.raises(ConfigError, match="10,800 more shots"):
         scored(model, ids, seen, shots=100, shot_budget=100 * 108 - 1)
     assert seen == ["score", {"noise": 0.0, "shots_per_circuit": 100, "circuits": 108, "shots": 10_800}]
+
+
+@pytest.mark.parametrize("place", ["simulated", "device"])
+def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(llama, ids, tmp_path, place):
+    model, device = move(get_peft_model(llama, MODELS["cua"][0]), spread=0.3), Flaky()
+    settings = {"backend": device} if place == "device" else {}
+    run = partial(sweep, model, ids, [{"shots": 64}, {"shots": 4096}], folder=tmp_path / "all", **settings)
+    with pytest.raises(ConfigError, match="898,560 more shots"):
+        run(seen := [], shot_budget=216 * 4160 - 1)
+    assert seen[0] == "score"
+    assert [costs["shots"] for costs in seen[1:]] == [216 * 64, 216 * 4096]
+    assert not device.jobs
+    exact, ((_, few), (_, many)) = run(shot_budget=216 * 4160)
+    assert 0 < (many - exact).abs().mean() < (few - exact).abs().mean() / 4
+    for shots, logits in ((64, few), (4096, many)):
+        alone = scored(model, ids, shots=shots, folder=tmp_path / "alone", **settings)[1]["measured"]
+        assert torch.equal(alone, logits)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +202,7 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     again = Flaky(fails=1)
     assert torch.equal(run(backend=again, shot_budget=1)[1]["measured"], expected["measured"])
     assert not again.jobs
-    (tmp_path / "1.safetensors").write_bytes(b"cut off")  # its 68 circuits are sent again
+    (tmp_path / "100 0.0" / "1.safetensors").write_bytes(b"cut off")  # its 68 circuits are sent again
     with pytest.raises(ConfigError, match="6,800 more shots"):
         run(backend=again, shot_budget=6_799)
     assert torch.equal(run(backend=Flaky())[1]["measured"], expected["measured"])

@@ -22,11 +22,7 @@ class BackendSettings:
     )
     shots: int | None = option(None, "Shots of each circuit. Default: exact probabilities.", at_least=1, below=2**63)
     noise: float = option(
-        0.0,
-        "Simulated depolarising noise after each two-qubit gate, a tenth of it after each one-qubit gate; with "
-        "pennylane:default.mixed. In evaluate, exact: of the whole circuit.",
-        at_least=0,
-        below=1,
+        0.0, "Depolarizing noise after each two-qubit gate, on pennylane:default.mixed.", at_least=0, below=1
     )
     shot_budget: int | None = option(None, "Maximum number of shots of the whole run.", at_least=1, below=2**63)
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from qpeft_lab.compare.summary import Summary
 
 _STUDY = needed(f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.", metavar="STUDY", argument=True)
-
-
 _OF_STUDY = [(name, Study.model_fields[name]) for name in ("test_data", "seeds", "lr_scale")]
 _STUDY_OPTIONS = [(name, found.annotation, option(None, str(found.description))) for name, found in _OF_STUDY]
 # instead of the study's own

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _LENGTHS = ("seq_len", "chat_template")
 _OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *COLUMNS)
 _PANEL = "Generated answers"
-_SHOTS = Fields(BackendSettings, "Measured circuits on inputs")
+_SHOTS = Fields(BackendSettings, "Measured circuits on inputs", leave_out=("shots", "noise"))
 
 
 @command
@@ -54,6 +55,10 @@ def evaluate(
     ),
     search: Annotated[dict[str, Any], Fields(Decoding, _PANEL)],
     circuits: Annotated[dict[str, Any], _SHOTS],
+    shots: list[int] = option(list, "Shots of each circuit; several values make a table.", panel=_SHOTS.panel),
+    noise: list[float] = option(
+        list, "Depolarizing noise of each circuit, or on a device of its gates; as --shots.", panel=_SHOTS.panel
+    ),
     seed: int = option(0, "Seed of the simulated shots.", at_least=0, panel=_SHOTS.panel),
     seconds_per_circuit: float | None = option(
         None, "Time that a device needs for each circuit, for a forecast in hours.", above=0, panel=_SHOTS.panel
@@ -67,8 +72,8 @@ def evaluate(
     is scored if it has a head for the same classes.
 
     With --generate, answers to the prompts are generated and scored instead. With --shots, --noise or --backend,
-    QAA or CUA is scored exactly and, after a forecast of their number, with measured circuits. Answers of a device are
-    kept in the adapter's folder, in measured: run the same command again to resume.
+    QAA or CUA is scored exactly and, after a forecast of their number, with measured circuits, at each combination of
+    the values. Answers of a device are kept in the adapter's folder, in measured: run the same command again to resume.
 
     Examples:
 
@@ -76,9 +81,7 @@ def evaluate(
       qpeft evaluate --model gpt2 --seq-len 1024 \\
           --data Salesforce/wikitext:wikitext-2-raw-v1:test
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
-      qpeft evaluate --adapter run --data text.txt --shots 1024 --noise 0.01
-      qpeft evaluate --adapter run --data text.txt --eval-blocks 1 --shots 1024 \\
-          --backend qiskit:aer --shot-budget 1000000
+      qpeft evaluate --adapter run --data text.txt --shots 64,1024 --noise 0,0.01
     """
     from qpeft_lab.training.classifier import read_record
 
@@ -97,39 +100,42 @@ def evaluate(
     settings.check()
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
-    chosen = BackendSettings(**circuits) if circuits else None
-    given = [*circuits, *(["seed"] if seed else []), *(["seconds_per_circuit"] if seconds_per_circuit else [])]
-    if given and (generate or folder is None or not circuits.keys() & {"shots", "noise", "backend"}):
-        raise InputError(f"{flag(given[0])} needs --adapter, one of --shots, --noise and --backend, and no --generate")
+    points = [BackendSettings(**circuits, shots=n, noise=p) for n, p in product(shots or [None], noise or [0.0])]
+    measure = None
+    if folder is not None and not generate and (shots or noise or "backend" in circuits):
+        measure = partial(_measured, settings, folder, points, seconds_per_circuit)
+    given = {"shots": shots, "noise": noise, **circuits, "seed": seed, "seconds_per_circuit": seconds_per_circuit}
+    if measure is None and (first := next(filter(given.get, given), None)):
+        raise InputError(f"{flag(first)} needs --adapter, one of --shots, --noise and --backend, and no --generate")
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if texts := [*search, *(["bertscore_model"] if bertscore_model else [])]:
         raise InputError(f"{flag(texts[0])} is for generated answers; add --generate, or leave it out")
-    measure = None
-    if chosen and folder:
-        measure = partial(_measured, settings, folder, chosen, seconds_per_circuit)
     return _score_task(settings, folder, record, measure)
 
 
 def _measured(
-    settings: RunSettings, folder: Path, chosen: BackendSettings, seconds: float | None, task: Any, model: Any
+    settings: RunSettings, folder: Path, points: list[BackendSettings], seconds: float | None, task: Any, model: Any
 ) -> Any:
-    """Costs and scores of measured circuits; the jobs of this evaluation are in a folder of their own in `folder`."""
+    """The exact score, and costs and score at each point, whose jobs are in a folder of its own in `folder`."""
     from qpeft.core.checkpoint import WEIGHTS
     from qpeft.files import file_hash
     from qpeft_lab.training.measured import measured_scores
 
-    device = {**asdict(chosen), "shot_budget": None}
-    run = settings.model, settings.dtype, settings.batch_size, settings.seed
-    parts = run, without_folders(device), task.sha256(), file_hash(folder / WEIGHTS)
-    where = folder / "measured" / hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+    run, weights = (settings.model, settings.dtype, settings.batch_size, settings.seed), file_hash(folder / WEIGHTS)
 
-    def forecast(costs: dict[str, Any]) -> None:
-        if seconds is not None:
-            costs["hours"] = seconds * (costs["circuits"] - costs.get("answered_before", 0)) / 3600
-        say("Forecast:", ", ".join(f"{cell(value)} {name.replace('_', ' ')}" for name, value in costs.items()))
+    def folder_of(point: BackendSettings) -> Path:
+        parts = run, without_folders({**asdict(point), "shot_budget": None}), task.sha256(), weights
+        return folder / "measured" / hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
-    return measured_scores(model, partial(task.score, model), chosen, settings.seed, forecast, where)
+    def forecast(costs: list[dict[str, Any]]) -> None:
+        for one in costs:
+            if seconds is not None:
+                one["hours"] = seconds * (one["circuits"] - one.get("answered_before", 0)) / 3600
+            say("Forecast:", ", ".join(f"{cell(value)} {name.replace('_', ' ')}" for name, value in one.items()))
+        say("Forecast:", f"{sum(one['shots'] for one in costs):,} shots in all")
+
+    return measured_scores(model, partial(task.score, model), points, settings.seed, forecast, folder_of)
 
 
 def _score_task(
@@ -152,14 +158,18 @@ def _score_task(
 
     scores = _scores(task.load_base(), folder, score)
     found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
+    measured = []
     if measure:
-        found["circuits"], scores = scores["adapted"]
+        scores["adapted"], measured = scores["adapted"]
     found |= {who: score and score.to_dict() for who, score in scores.items()}
+    found |= {"measured": [costs | score.to_dict() for costs, score in measured]} if measured else {}
 
     def show(console: Console) -> None:
-        measured = {who: score for who, score in scores.items() if score is not None}
-        first = next(iter(measured.values()))
-        rows = [[who, *score.described().values()] for who, score in measured.items()]
+        shown = {who: score for who, score in scores.items() if score is not None}
+        for costs, score in measured:
+            shown[f"{costs['shots_per_circuit'] or 'no'} shots, noise {costs['noise']:g}"] = score
+        first = next(iter(shown.values()))
+        rows = [[who, *score.described().values()] for who, score in shown.items()]
         counts = f"{first.n_scored:,} {'tokens' if settings.is_language_model else 'examples'}"
         console.print(table(["", *first.described()], rows), counts, sep="\n")
 

@@ -138,7 +138,7 @@ def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
     if field.metadata.get("repeated"):
         return list[str] | None, {"metavar": metavar}
     if items:
-        parser, usual = (_integers, "N,N,...") if items == [int] else (_names, "NAME,...")
+        parser, usual = (_numbers(*items), "N,N,...") if items[0] in (int, float) else (_names, "NAME,...")
         return Any, {"parser": parser, "metavar": metavar or usual}
     if float in kinds:
         return Any, {"parser": number, "metavar": metavar or "NUMBER"}
@@ -155,8 +155,8 @@ def number(text: str) -> int | float:
     return float(text)
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+def _numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(map(kind, text.split(",")))
 
 
 def _names(text: str) -> list[str] | str:

@@ -171,7 +171,6 @@ def sizes(summary: Summary) -> Chart | None:
 
 def curves(summary: Summary) -> Chart | None:
     """Validation loss against steps at the chosen learning rate, a line for each method, with its label at the end."""
-
     ordered = [found for found in summary.ordered if found.method.rates and found.method.role != "equal_budget"]
     shown = [found for found in ordered if not _is_hopeless(found, summary)]
     lines = {found.key: line for found in shown if len(line := _mean_curve(found)) > 1}

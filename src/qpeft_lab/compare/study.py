@@ -282,8 +282,6 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
     """The built-in study of that name, or the study in that file, with `overrides` by dotted name.
 
     Raises ConfigError with the name of the study and of the invalid field.
-
-    Example: `load_study("survey", {"run.steps": 50})`
     """
     found = _read(name_or_path)
     _replace(found, overrides or {})

@@ -9,8 +9,6 @@ A row of text is a dict in one of three formats, which its columns determine:
     {"messages": [{"role": ..., "content": ...}, ...]}   a conversation; the assistant's messages are scored
     {"prompt": str, "completion": str}                   the completion is scored
     {"text": str}                                        the whole text is scored
-
-ShareGPT's `conversations` become the first format, Alpaca's `instruction`, `input` and `output` the second.
 """
 
 from __future__ import annotations
@@ -52,10 +50,6 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
-
-_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_ALPACA = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request."
-_ALPACA_INPUT = ", paired with an input that provides further context"
 
 
 class SourceName(NamedTuple):
@@ -115,17 +109,15 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     rows = load_rows(source, split, by_line=run.pad_rows)
     formats: tuple[dict[str, str], ...] = (  # column of the source -> key in the row; the last one is scored
         {"messages": "messages"},
-        {"conversations": "messages"},
         {run.prompt_column: "prompt", run.completion_column: "completion"},
-        {"instruction": "prompt", "output": "completion"},
         {run.text_column: "text"},
     )
     names = next((names for names in formats if names.keys() <= rows[0].keys()), None)
     if names is None:
         raise DataError(
             f"{source} has the columns {', '.join(rows[0])}; required: {run.text_column!r}, or {run.prompt_column!r} "
-            f"and {run.completion_column!r}, or 'messages', or those of Alpaca or ShareGPT. text_column, prompt_column "
-            "and completion_column give the names of these columns"
+            f"and {run.completion_column!r}, or 'messages'. text_column, prompt_column and completion_column give the "
+            "names of these columns"
         )
     renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
     column, key = list(names.items())[-1]
@@ -331,23 +323,7 @@ def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
         if not isinstance(row.get(column), kind | None):
             raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a {kind.__name__}")
     renamed = {name: row.get(column) or kind() for column, name in names.items()}
-    if "conversations" in names:
-        renamed["messages"] = [_message(message) for message in renamed["messages"]]
-    if "instruction" in names:
-        renamed["prompt"] = _alpaca_prompt(str(renamed["prompt"]), row.get("input"))
     for message in renamed.get("messages", ()):
         if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
             raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
     return renamed
-
-
-def _message(message: Any) -> Any:
-    """A message of ShareGPT with its role and content; one with another speaker is returned unchanged."""
-    role = _ROLES.get(str(message.get("from"))) if isinstance(message, dict) else None
-    return message if role is None else {"role": role, "content": message.get("value")}
-
-
-def _alpaca_prompt(instruction: str, given: Any) -> str:
-    """The prompt that Alpaca was trained with, whose input may be empty."""
-    parts = [_ALPACA.format(_ALPACA_INPUT if given else ""), f"### Instruction:\n{instruction}"]
-    return "\n\n".join([*parts, *([f"### Input:\n{given}"] if given else []), "### Response:\n"])

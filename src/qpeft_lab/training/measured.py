@@ -8,7 +8,9 @@ A device's answers are kept in files, so that the same evaluation sends only wha
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -65,17 +67,18 @@ def _read(path: Path) -> dict[str, Numbers] | None:
 def measured_scores(
     model: Any,
     score: Callable[[], Score],
-    chosen: BackendSettings,
+    points: Sequence[BackendSettings],
     seed: int = 0,
-    forecast: Callable[[dict[str, Any]], None] = lambda costs: None,
-    folder: Path = Path(),
-) -> tuple[dict[str, Any], dict[str, Score]]:
-    """The score `adapted` with exact probabilities P, and `measured` with counts of the backend.
+    forecast: Callable[[list[dict[str, Any]]], None] = lambda costs: None,
+    folder_of: Callable[[BackendSettings], Path] = lambda point: Path(),
+) -> tuple[Score, list[tuple[dict[str, Any], Score]]]:
+    """The score with exact probabilities P; and the costs of each point, with its score with counts of the backend.
 
-    The backend exact counts (1 - noise) P + noise / 2**q; without shots it does not sample. The jobs and answers of
-    another one are in `folder`, which belongs to this evaluation. The costs, returned first, are passed to `forecast`
-    before any shot. Raises ConfigError, and sends nothing, if the model has other adapters, the shot budget does not
-    suffice, or the backend cannot run them; BackendError if a job failed, CheckpointError for a folder of other inputs.
+    The points differ in shots and noise, and share a shot budget. The backend exact counts (1 - noise) P +
+    noise / 2**q; without shots it does not sample. The jobs and answers of another one are in a folder for each point,
+    which belongs to this evaluation. All costs are passed to `forecast` before any shot. Raises ConfigError, and sends
+    nothing, if the model has other adapters, the shot budget does not suffice, or the backend cannot run them;
+    BackendError if a job failed, CheckpointError for a folder of other inputs.
     """
     adapters = [module for module in model.modules() if isinstance(module, LinearAdapter)]
     if not adapters or not all(adapter.n_qubits for adapter in adapters):
@@ -83,35 +86,22 @@ def measured_scores(
             "this adapter has no circuits that are measured at inference. QAA has them with feature_source qnn, CUA "
             "with readout magnitude and blocks of 2**q values: no measurement gives the signs of readout linear"
         )
-    random, n_circuits, n_jobs, is_simulated = np.random.default_rng(seed), 0, 0, chosen.backend == "exact"
-    widest, noise = max(adapter.n_qubits for adapter in adapters), 0.0 if is_simulated else chosen.noise
-    device, checked = as_backend(chosen.backend, widest, noise), set[Ansatz]()
-    jobs = StoredJobs(device, chosen.shots, seed=seed, shot_budget=chosen.shot_budget)
+    n_circuits, n_jobs, is_simulated = 0, 0, points[0].backend == "exact"
+    widest, checked = max(adapter.n_qubits for adapter in adapters), set[Ansatz]()
+    runs = list[tuple[BackendSettings, StoredJobs]]()
+    for one in points:
+        device = as_backend(one.backend, widest, 0.0 if is_simulated else one.noise)
+        runs.append((one, StoredJobs(device, one.shots, seed=seed, shot_budget=one.shot_budget)))
 
     def counted(a: Tensor, circuit: Any, values: Tensor) -> Tensor:
         nonlocal n_circuits, n_jobs
         n_circuits, n_jobs = n_circuits + (n := a[..., 0].numel()), n_jobs - (-n // _JOB)
         if not is_simulated and (ansatz := circuit_on_inputs(a.shape[-1], circuit)) not in checked:
             with warnings.catch_warnings(action="ignore"):  # of few shots for 2**q probabilities; QAA reads q numbers
-                CircuitRun(ansatz, jobs, trained=False)  # raises ConfigError if it cannot run
+                for _, jobs in runs:
+                    CircuitRun(ansatz, jobs, trained=False)  # raises ConfigError if it cannot run
             checked.add(ansatz)
         return _squares(a, circuit, values)
-
-    def on_device(a: Tensor, circuit: Any, values: Tensor) -> Tensor:
-        norms = torch.linalg.vector_norm(a.double(), dim=-1, keepdim=True)
-        states = (a / norms.where(norms > 0, 1)).cpu().numpy()  # for 0 the circuit prepares the first basis state
-        angles = angles_on_inputs(states, circuit, values.double().cpu().numpy())
-        angles, ansatz = angles.reshape(-1, angles.shape[-1]), circuit_on_inputs(a.shape[-1], circuit)
-        parts = [jobs.run(ansatz, angles[i : i + _JOB]) for i in range(0, len(angles), _JOB)]
-        return (torch.from_numpy(np.concatenate(parts)).view(a.shape).to(norms) * norms.square()).to(a)
-
-    def measured(a: Tensor, circuit: Any, values: Tensor) -> Tensor:
-        squares = _squares(a.double(), circuit, values.double())
-        total = squares.sum(-1, keepdim=True)  # |a|^2, which is kept classically
-        p = (1 - chosen.noise) * squares / total.where(total > 0, 1) + chosen.noise / a.shape[-1]
-        if chosen.shots is not None:
-            p = torch.from_numpy(random.multinomial(chosen.shots, p.cpu().numpy()) / chosen.shots).to(p)
-        return (p * total).to(a)
 
     def scored(measure: Callable[[Tensor, Any, Tensor], Tensor]) -> Score:
         for adapter in adapters:
@@ -122,18 +112,47 @@ def measured_scores(
             for adapter in adapters:
                 adapter.measure = None
 
-    exact, shots = scored(counted), chosen.shots or 0
-    costs = {"noise": chosen.noise, "shots_per_circuit": shots, "circuits": n_circuits, "shots": n_circuits * shots}
-    if is_simulated:
+    exact, costs, left = scored(counted), list[dict[str, Any]](), 0
+    total, measures = Jobs(runs[0][1].backend, shot_budget=points[0].shot_budget), []
+    with ExitStack() as locks:
+        for point, jobs in runs:
+            shots = point.shots or 0
+            one = {
+                "noise": point.noise,
+                "shots_per_circuit": shots,
+                "circuits": n_circuits,
+                "shots": n_circuits * shots,
+            }
+            measures.append(partial(_simulated, point, np.random.default_rng(seed)))
+            if not is_simulated:
+                measures[-1] = partial(_on_device, jobs)
+                locks.enter_context(locked(folder := folder_of(point)))
+                one |= {"backend": jobs.backend.name, "jobs": n_jobs, "answered_before": jobs.store_in(folder)}
+            left += (n_circuits - one.get("answered_before", 0)) * shots
+            total.used["shots"] += jobs.used["shots"]
+            costs.append(one)
         forecast(costs)
-        jobs.check_budget(costs["shots"], ConfigError)
-        return costs, {"adapted": exact, "measured": scored(measured)}
-    with locked(folder):
-        costs |= {"backend": device.name, "jobs": n_jobs, "answered_before": jobs.store_in(folder)}
-        forecast(costs)
-        if left := (n_circuits - costs["answered_before"]) * shots:
-            jobs.check_budget(left, ConfigError)
-        return costs, {"adapted": exact, "measured": scored(on_device)}
+        if left:
+            total.check_budget(left, ConfigError)
+        return exact, [(one, scored(measure)) for one, measure in zip(costs, measures, strict=True)]
+
+
+def _on_device(jobs: StoredJobs, a: Tensor, circuit: Any, values: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(a.double(), dim=-1, keepdim=True)
+    states = (a / norms.where(norms > 0, 1)).cpu().numpy()  # for 0 the circuit prepares the first basis state
+    angles = angles_on_inputs(states, circuit, values.double().cpu().numpy())
+    angles, ansatz = angles.reshape(-1, angles.shape[-1]), circuit_on_inputs(a.shape[-1], circuit)
+    parts = [jobs.run(ansatz, angles[i : i + _JOB]) for i in range(0, len(angles), _JOB)]
+    return (torch.from_numpy(np.concatenate(parts)).view(a.shape).to(norms) * norms.square()).to(a)
+
+
+def _simulated(point: BackendSettings, random: np.random.Generator, a: Tensor, circuit: Any, values: Tensor) -> Tensor:
+    squares = _squares(a.double(), circuit, values.double())
+    total = squares.sum(-1, keepdim=True)  # |a|^2, which is kept classically
+    p = (1 - point.noise) * squares / total.where(total > 0, 1) + point.noise / a.shape[-1]
+    if point.shots is not None:
+        p = torch.from_numpy(random.multinomial(point.shots, p.cpu().numpy()) / point.shots).to(p)
+    return (p * total).to(a)
 
 
 def _squares(a: Tensor, circuit: Any, values: Tensor) -> Tensor:

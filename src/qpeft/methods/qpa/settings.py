@@ -124,6 +124,8 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     def __post_init__(self) -> None:
         if self.hidden is not None:
             self.hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
+            if not all(isinstance(width, int) and width > 0 for width in self.hidden):
+                raise ConfigError(f"hidden must be whole numbers of at least 1, got {self.hidden}")
         init_mode = "small" if self._is_lora else "residual"
         for name, value in ({**_LINEAR, "init_mode": init_mode} if self.hidden == () else _NETWORK).items():
             if getattr(self, name) is None:
