@@ -236,9 +236,8 @@ def main() -> None:
     parser.add_argument("--rates", action="store_true")
     asked = parser.parse_args()
     if asked.study:
-        write_text(
-            asked.study, yaml.safe_dump(study_elsewhere(asked.base, asked.best, rates=asked.rates), sort_keys=False)
-        )
+        study = study_elsewhere(asked.base, asked.best, rates=asked.rates)
+        write_text(asked.study, yaml.safe_dump(study, sort_keys=False))
     else:
         write_json(TARGET, evidence())
 

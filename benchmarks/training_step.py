@@ -87,10 +87,11 @@ OTHERS = {
     "cua": qpeft.CUAConfig,
     "oft": partial(OFTConfig, r=0, oft_block_size=4, use_cayley_neumann=False),  # twin of CUA, not for Conv1D
     "quic": qpeft.QuICConfig,
+    "quic_random": partial(qpeft.QuICConfig, multiplier="random"),
     "quanta": qpeft.QuanTAConfig,
     "mpo": partial(qpeft.QuanTAConfig, form="mpo"),
 }
-METHODS = [*RANKED, *OTHERS]
+METHODS, TWINS = [*RANKED, *OTHERS], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
 WARM_UP = 3
 
 
@@ -171,6 +172,8 @@ def step_rows(case: str, methods: list[str], options: argparse.Namespace, rounds
         yield Row.of_samples(f"{name}: {size}", "stock LoRA", seconds[name], seconds["lora"])
     for name in generated:
         yield Row.of_samples(f"{name}: {size}", "its generation", seconds[name], seconds[f"{name}, generation"])
+    for name, twin in (pair for pair in TWINS.items() if {*pair} <= {*methods}):
+        yield Row.of_samples(f"{name}: {size}", f"its twin {twin}", seconds[name], seconds[twin])
 
 
 def memory_rows(case: str, methods: list[str], options: argparse.Namespace) -> Iterator[Row]:
