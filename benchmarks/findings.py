@@ -27,7 +27,7 @@ from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
 
-PAGES = (ROOT / "docs" / "findings.md", RESULTS / "README.md")
+PAGES = (*(ROOT / "docs" / f"{page}.md" for page in ("findings", "circuits", "quantum_peft")), RESULTS / "README.md")
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
