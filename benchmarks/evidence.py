@@ -30,7 +30,7 @@ STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # families whose learning rates must travel
-NEXT_HIGHER = 0.1  # the part that counts of what the next higher learning rate loses
+NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
 WIDER = {  # the study names the modules of its two bases; these are those of further architectures
     ".*(attn\\.c_proj|o_proj)": ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)",
     ".*(mlp\\.c_proj|down_proj)": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
@@ -98,12 +98,12 @@ def designs() -> dict[str, dict[str, Any]]:
 
 
 def tuning(searches: dict[str, Summary], key: str) -> list[Tuning]:
-    """The searches of a configuration; none if it exceeds its budget in one of them."""
+    """The searches of a configuration; none if it exceeds its budget in one of `equal-search`."""
     found, budget = [], int(key.split("_")[-2])
     for setup, summary in searches.items():
         if all(one.key != key for one in summary.results):
             continue
-        if summary[key].method.trainable > budget:
+        if summary[key].method.trainable > budget and summary.study.name == STUDY.stem:
             return []
         untrained = summary["none"].mean("valid_loss") or 0
         losses = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]

@@ -105,7 +105,7 @@ def suggest(
     number of parameters, only these count. A note says how much of the gain choices lost on a base unknown to them.
 
     The learning rate is the one that loses the least in the search where it loses most: of the gain in validation loss
-    at the best rate, plus a tenth of what the next higher rate loses, since this one may be too high on another base.
+    at the best rate, plus a twentieth of what the next higher one loses, since a rate may be too high on another base.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
