@@ -246,7 +246,7 @@ def nearest(of_rates: dict[float, float], rate: float) -> float:
 
 
 def chosen(searches: list[dict[float, float]]) -> float:
-    """That with the lowest cost, a loss and a twentieth of the next higher rate's, in the search where it costs most."""
+    """That with the lowest cost, a loss and a 20th of the next higher rate's, in the search where it costs most."""
     costs = [{a: lost[a] + 0.05 * lost[b] for a, b in pairwise(sorted(lost))} for lost in searches]
     low, high = max(map(min, costs)) / 2, 2 * min(map(max, costs))
     tried = sorted({rate for of in costs for rate in of if low < rate < high})
