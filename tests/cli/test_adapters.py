@@ -103,7 +103,7 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     model = ("--model", base_folder, "--data", text, "--seq-len", 16)
     answer("train", *model, *method.split(), "--lr", 0.1, "--steps", 2, "--out", tmp_path / "run")
     evaluate = ("evaluate", "--adapter", tmp_path / "run", "--data", text, "--eval-blocks", 2)
-    found, other = (answer(*evaluate, "--shots", "64,128", "--noise", 0.1, "--seed", seed) for seed in (0, 1))
+    found, other = (answer(*evaluate, "--shots", "64,128,64", "--noise", 0.1, "--seed", seed) for seed in (0, 1))
     assert found["adapted"]["n_scored"] == found["measured"][0]["n_scored"] == 2 * 15
     assert found["adapted"] == other["adapted"]
     for one, again, shots in zip(found["measured"], other["measured"], (64, 128), strict=True):

@@ -92,15 +92,15 @@ def evaluate(
         raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")
     names = {*_LENGTHS, *(() if find_glue(data) else COLUMNS)}
     of_run = {name: value for name, value in ran.items() if name in names}
-    known: dict[str, Any] = of_run | run | ({"task": record.task} if record else {})
+    known: dict[str, Any] = {"eval_blocks": 0} | of_run | run | ({"task": record.task} if record else {})
     trusted = source.trust_remote_code
     known |= {"model": source.base(folder), "data": data, "out": "", "seed": seed, "trust_remote_code": trusted}
-    known.setdefault("eval_blocks", 0)
     settings = settings_from(RunSettings, known)
     settings.check()
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
         warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
-    points = [BackendSettings(**circuits, shots=n, noise=p) for n, p in product(shots or [None], noise or [0.0])]
+    swept = product(dict.fromkeys(shots or [None]), dict.fromkeys(noise or [0.0]))  # a value given twice is one
+    points = [BackendSettings(**circuits, shots=n, noise=p) for n, p in swept]
     measure = None
     if folder is not None and not generate and (shots or noise or "backend" in circuits):
         measure = partial(_measured, settings, folder, points, seconds_per_circuit)
