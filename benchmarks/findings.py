@@ -27,7 +27,8 @@ from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
 
-PAGES = (*(ROOT / "docs" / f"{page}.md" for page in ("findings", "circuits", "quantum_peft")), RESULTS / "README.md")
+PAGES = [ROOT / "docs" / f"{page}.md" for page in ("findings", "circuits", "quantum_peft", "small_adapters")]
+PAGES += [RESULTS / "README.md"]
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
@@ -122,10 +123,7 @@ def regrets() -> str:
 
 
 def rates() -> str:
-    """The largest share of the gain at the best learning rate, over the budgets, that another rate loses.
-
-    That of `suggest`, and in brackets the one that it would give without the searches on this base.
-    """
+    """The largest part of the best learning rate's gain that one of `suggest` loses; in brackets, without this base."""
     searches = {**summaries_of("equal-search"), **summaries_of("rates")}
     lines = [["lost, in per cent", *map(SETUPS.__getitem__, searches)], ["---"] * (len(searches) + 1)]
     for family, name in evidence.RATED.items():
