@@ -1,6 +1,5 @@
 """A training step on any device, for the shape of any model, compared with stock LoRA.
 
-    python benchmarks/training_step.py                                   # QPA at GPT-2 small
     python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
 
@@ -91,7 +90,8 @@ OTHERS = {
     "quanta": qpeft.QuanTAConfig,
     "mpo": partial(qpeft.QuanTAConfig, form="mpo"),
 }
-METHODS, TWINS = [*RANKED, *OTHERS], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
+CAPTURED = {f"{name}_captured": name for name in GENERATED}  # as CUDA graphs
+METHODS, TWINS = [*RANKED, *OTHERS, *CAPTURED], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
 WARM_UP = 3
 
 
@@ -99,7 +99,7 @@ def config(method: str, case: str, options: argparse.Namespace) -> Any:
     targets = GEOMETRIES[options.geometry].cases[case]
     if method in OTHERS:
         return OTHERS[method](target_modules=targets, task_type="CAUSAL_LM")
-    return RANKED[method](r=options.r, target_modules=targets, task_type="CAUSAL_LM")
+    return RANKED[CAPTURED.get(method, method)](r=options.r, target_modules=targets, task_type="CAUSAL_LM")
 
 
 def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
@@ -113,6 +113,8 @@ def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
 def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, case, options)
+    if method in CAPTURED:
+        qpeft.capture(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     shape = (options.batch_size, options.tokens)

@@ -72,6 +72,11 @@ def test_host_that_needs_task_ids_is_exported_with_a_probe(llama, ids, tmp_path)
     assert qpeft.export(model, tmp_path / "exported", probe=probe).max_logit_difference == 0
 
 
+def test_prefix_moves_with_the_model(llama):
+    # PEFT takes the device of the inputs from the values of before, a GPU's in a run of `qpeft train`
+    assert attached(llama, PREFIX).to("meta").prompt_encoder["default"].embedding.weight.is_meta
+
+
 def test_initial_values_are_saved_except_for_raw(llama, tmp_path):
     for mode in ("residual", "raw"):
         model = attached(llama, IA3, init_mode=mode)

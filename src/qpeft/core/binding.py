@@ -103,9 +103,10 @@ class Binding:
             self._averages = True
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow `model.to(...)`: the tensors get the dtype that stock parameters would get."""
+        """Follow `model.to(...)` as stock parameters would; PEFT reads a prefix's device before its values."""
         for slot in self.slots:
-            slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
+            slot.put(fn(slot.owner.__dict__[slot.name].detach()))
+            slot.dtype = slot.owner.__dict__[slot.name].dtype
         self._placed = None
 
     def restore_precision(self) -> None:

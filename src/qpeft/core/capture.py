@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +19,7 @@ def capture(model: Any) -> int:
     """Run the generators of a model on a GPU as CUDA graphs from now on, with equal bits; returns how many can be.
 
     Call it before training, when the model is on its device. A generator runs as usual if it waits for the GPU (`pad`
-    circuits, family lie, a backend), and after a change that a graph cannot follow: another device, or other trainable
-    parameters.
+    circuits, family lie, a backend), and after a change of its device or of what is trainable.
 
     Raises:
         ConfigError: the model has no adapter.
@@ -104,7 +104,8 @@ def _waits(evaluate: Callable[[Sequence[Tensor]], Tensor], values: Sequence[Tens
     before = torch.cuda.get_sync_debug_mode()
     try:
         for mode in ("default", "error"):  # the first evaluation makes tables
-            torch.cuda.set_sync_debug_mode(mode)
+            with warnings.catch_warnings(action="ignore"):  # this mode is a prototype
+                torch.cuda.set_sync_debug_mode(mode)
             flat = evaluate(values)
             _gradient(flat, values, torch.ones_like(flat))
     except RuntimeError:

@@ -107,8 +107,8 @@ def rank_fields(model: PeftModel) -> Row:
     """
     updates: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer):
-            continue
+        if not isinstance(layer, BaseTunerLayer) or layer.adapter_layer_names[0].startswith(("oft", "boft", "hra")):
+            continue  # these three multiply weights
         a, b = (getattr(layer, part, {}) for part in ("lora_A", "lora_B"))
         if (adapter := model.active_adapter) in b:
             updates[name] = b[adapter].weight.flatten(1), a[adapter].weight.flatten(1)
