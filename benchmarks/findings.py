@@ -28,7 +28,7 @@ from qpeft_lab.demo import base_path
 from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
 
 PAGES = [ROOT / "docs" / f"{page}.md" for page in ("findings", "circuits", "quantum_peft", "small_adapters")]
-PAGES += [RESULTS / "README.md"]
+PAGES += [ROOT / "docs" / "other_adapters.md", RESULTS / "README.md"]
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
@@ -163,7 +163,7 @@ def _grid(header: list[str], rows: Sequence[tuple[str, Sequence[_Compared | None
 
 
 def _family(found: Result) -> str:
-    return found.label.partition(",")[0]
+    return re.split(r", \d", found.label)[0]
 
 
 def stored() -> str:

@@ -182,7 +182,7 @@ def difference(losses: Mapping[int, Sequence[float]], others: Mapping[int, Seque
     found = np.array([np.subtract(losses[seed], others[seed]) for seed in sorted(losses.keys() & others.keys())])
     seeds, blocks = found.mean(1), found.mean(0)
     error = math.sqrt(seeds.var(ddof=1) / len(seeds) + blocks.var(ddof=1) / len(blocks))
-    return Paired(float(found.mean()), error, len(seeds) - 1)
+    return Paired(float(found.mean()), error or 1e-12, len(seeds) - 1)  # two adapters with equal losses have no error
 
 
 def mean(differences: Sequence[Paired]) -> Paired:

@@ -25,6 +25,7 @@ FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal
 ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")
 BUDGETS, CIRCUITS = (128, 400, 1300, 5000), {"qpa", "plain", "framed"}
 TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
+TWINS += [("quanta", "lora"), ("qchft", "lora")]
 PAIRS = [
     ("plain", "uni"),
     ("core", "xs"),
@@ -37,7 +38,6 @@ CIRCUIT += [("controls", "qaa_frozen", "qaa"), ("survey", "lora@qaa", "qaa")]
 BITS = [("bits", key, "float32") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
 SHOTS = [("shots", f"shots_{n}", "exact") for n in (65536, 1024)] + [("shots", "paper_128", "paper")]
 SHOTS += [("noise", f"noise_{p}", "exact") for p in (0.001, 0.01)] + [("noise", "paper_0.05", "paper")]
-N_LAYERS = 5
 SHAPES = {  # of the maps of a layer, first that which ends the MLP
     "embedded": [(512, 128), (128, 384), (128, 128), (128, 512)],
     "stories": [(172, 64), (64, 64), (64, 64), (64, 32), (64, 32), (64, 172), (64, 172)],
@@ -100,7 +100,8 @@ def difference(ours: Rows, others: Rows) -> tuple[float, float]:
     both = zip(ours, others, strict=True)
     table = [[a - b for a, b in zip(x["test_losses"], y["test_losses"], strict=True)] for x, y in both]
     seeds, blocks = [statistics.mean(row) for row in table], [statistics.mean(row) for row in zip(*table, strict=True)]
-    return statistics.mean(seeds), math.sqrt(sum(statistics.variance(v) / len(v) for v in (seeds, blocks)))
+    error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (seeds, blocks)))
+    return statistics.mean(seeds), error or 1e-12
 
 
 def margin(setup: Setup, lora: str) -> float:
@@ -204,7 +205,7 @@ def frames(setup: Setup, key: str) -> int:
         return 0
     shapes = SHAPES[setup.base][: 1 if "down_proj" in settings.get("target_modules", "") else None]
     rank = settings.get("frame_rank", settings["r"])
-    return N_LAYERS * sum(2 * (d_in + d_out) * min(rank, d_in, d_out) for d_in, d_out in shapes)
+    return 5 * sum(2 * (d_in + d_out) * min(rank, d_in, d_out) for d_in, d_out in shapes)  # both bases have 5 layers
 
 
 def regrets() -> Iterator[str]:

@@ -92,7 +92,6 @@ OTHERS = {
 }
 CAPTURED = {f"{name}_captured": name for name in GENERATED}  # as CUDA graphs
 METHODS, TWINS = [*RANKED, *OTHERS, *CAPTURED], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
-WARM_UP = 3
 
 
 def config(method: str, case: str, options: argparse.Namespace) -> Any:
@@ -127,7 +126,7 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
             optimizer.zero_grad()
         wait(options.device)
 
-    for _ in range(WARM_UP):
+    for _ in range(3):  # to warm up
         run()
     return run
 
