@@ -27,7 +27,7 @@ run() { # NAME/SETUP STUDY.yaml BASE TEXT PART TEST [OPTION ...]
     [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$protocol" restore "$kept" "$folder"
     local status=0
     "$python" -m qpeft compare run "$study" --base "$base" --data "texts/$text/$part.txt" \
-        --eval-data "texts/$text/validation.txt" --test-data "$test" --workers "${WORKERS:-2}" --out "$folder" "$@" || status=$?
+        --eval-data "texts/$text/validation.txt" --test-data "$test" --workers 2 --retry failed --out "$folder" "$@" || status=$?
     [ $status -eq 2 ] || "$python" "$protocol" keep "$folder" "$kept" # 2: it did not start
     return $status
 }

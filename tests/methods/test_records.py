@@ -22,7 +22,7 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     for file in RESULTS.glob("*/*.jsonl.xz"):
         study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
         has_rates = len(study["tuning"]["grid"]) > 1 or study["name"] == "equal-search-final"  # has those of its search
-        if not has_rates or study["name"] in ("equal-search", "margins", "quantum-adapters"):  # which are not complete
+        if not has_rates or study["name"] in ("equal-search", "margins", "quantum-adapters"):  # searches, a fixed rate
             continue
         rates = {row["method"]: row["lr"] for row in rows if row["role"] not in ("tuning", "cost")}
         chosen = defaultdict(list)
