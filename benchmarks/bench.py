@@ -21,7 +21,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from math import pi
 from pathlib import Path
@@ -61,13 +61,13 @@ def circuits(quick: bool) -> Iterator[Row]:
 
 
 def steps(quick: bool) -> Iterator[Row]:
-    """A training step with each generated adapter compared with stock LoRA, and the cost of the generation; memory."""
+    """A training step with each generated adapter compared with stock LoRA; memory."""
     usual = {"dtype": "float32", "device": "cpu", "layers": None, "r": 4, "tokens": 64, "steps": 1}
     for geometry, batch_size in (("tiny", 1),) if quick else (("embedded", 8), ("gpt2", 1), ("gpt2", 8)):
         options = Namespace(**usual, batch_size=batch_size, geometry=geometry)
-        yield from step_rows("all linear maps", GENERATED, options, rounds=2 if quick else 9)
+        yield from step_rows(GENERATED, options, rounds=2 if quick else 9)
         if (geometry, batch_size) == ("gpt2", 1):
-            yield from memory_rows("all linear maps", GENERATED, options)
+            yield from memory_rows(GENERATED, options)
 
 
 def published(quick: bool) -> Iterator[Row]:
@@ -76,7 +76,7 @@ def published(quick: bool) -> Iterator[Row]:
     methods = ["cua", "quic", "quanta", "quic_random", "mpo"]
     for geometry, twins in (("tiny", []),) if quick else (("gpt2", []), ("llama-1b", ["oft"])):
         options = Namespace(**usual, geometry=geometry)
-        yield from step_rows("all linear maps", [*methods, *twins], options, rounds=2 if quick else 9)
+        yield from step_rows([*methods, *twins], options, rounds=2 if quick else 9)
 
 
 GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {"circuits": circuits, "steps": steps, "published": published}
@@ -141,10 +141,9 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
 
 def filled(text: str, groups: dict[str, Any]) -> str:
     """The page with its tables: the rows of a group that a pattern selects; KeyError if it was not measured."""
-    known = {field.name for field in fields(Row)}
 
     def table(found: re.Match[str]) -> str:
-        rows = (Row(**{key: value for key, value in row.items() if key in known}) for row in groups[found[2]]["rows"])
+        rows = (Row(**row) for row in groups[found[2]]["rows"])
         shown = [row for row in rows if re.search(found[3], f"{row.what} / {row.other}")]
         return f"{found[1]}\n{markdown(shown)}\n{found[4]}"
 

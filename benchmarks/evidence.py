@@ -10,6 +10,7 @@ in every setup, with the configuration that is the best on average over the sear
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from math import log, sqrt
@@ -31,6 +32,15 @@ TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # families whose learning rates must travel
 NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
+QUANTITIES = {  # of each base, which the best learning rate may depend on
+    "width": {"embedded": 128, "stories260K": 64, "bytes1m": 128, "llama10m": 256},
+    "linear maps": {"embedded": 20, "stories260K": 35, "bytes1m": 20, "llama10m": 70},
+    "outputs of the head": {"embedded": 4_096, "stories260K": 512, "bytes1m": 258, "llama10m": 4_096},
+    "parameters of LoRA r=1": {"embedded": 10_240, "stories260K": 5_780, "bytes1m": 10_240, "llama10m": 49_280},
+}
+POWERS = (0.5, -0.5)
+# Uni-LoRA divides each value by the root of the number of parameters of its LoRA that have it
+GROWS = {"uni": ("parameters of LoRA r=1", 0.5)}
 WIDER = {  # the study names the modules of its two bases; these are those of further architectures
     ".*(attn\\.c_proj|o_proj)": ".*(attn\\.c_proj|o_proj|attention\\.dense|self_attn\\.out_proj|self_attn\\.dense)",
     ".*(mlp\\.c_proj|down_proj)": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
@@ -40,7 +50,8 @@ WIDER = {  # the study names the modules of its two bases; these are those of fu
 class Tuning(NamedTuple):
     """The search of a configuration on a base: validation losses by learning rate, None for a run that failed.
 
-    `gain` is that of LoRA within 5,000 parameters.
+    `gain` is that of LoRA within 5,000 parameters. Learning rates that grow with a quantity are those of the embedded
+    base; on this one the study had them times `factor(...)`.
     """
 
     base: str
@@ -92,12 +103,19 @@ def designs() -> dict[str, dict[str, Any]]:
         found[chosen] = {
             **_design(studied[chosen], int(key.rpartition("_")[2])),
             "learning_rates": learning_rates(tunings[chosen] + tuning(summaries_of("rates"), chosen)),
+            "per_lora": QUANTITIES["parameters of LoRA r=1"]["embedded"] if key.partition("_")[0] in GROWS else None,
             "results": [result(name, summary, summary[key]) for name, summary in finals.items()],
         }
     return found
 
 
-def tuning(searches: dict[str, Summary], key: str) -> list[Tuning]:
+def factor(key: str, base: str, grows: tuple[str, float] | None = None) -> float:
+    """By what the learning rates of a configuration grow from the embedded base to this one."""
+    quantity, power = grows or GROWS.get(key.partition("_")[0], ("width", 0))
+    return (QUANTITIES[quantity][base] / QUANTITIES[quantity]["embedded"]) ** power
+
+
+def tuning(searches: dict[str, Summary], key: str, grows: tuple[str, float] | None = None) -> list[Tuning]:
     """The searches of a configuration; none if it exceeds its budget in one of `equal-search`."""
     found, budget = [], int(key.split("_")[-2])
     for setup, summary in searches.items():
@@ -106,9 +124,11 @@ def tuning(searches: dict[str, Summary], key: str) -> list[Tuning]:
         if summary[key].method.trainable > budget and summary.study.name == STUDY.stem:
             return []
         untrained = summary["none"].mean("valid_loss") or 0
-        losses = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]
-        gain = untrained - min(loss for of in losses for loss in of.values() if loss is not None)
-        found.append(Tuning(Path(summary.study.run.model).name, untrained, gain, _losses(summary[key]), setup))
+        loras = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]
+        gain = untrained - min(loss for of in loras for loss in of.values() if loss is not None)
+        base = Path(summary.study.run.model).name
+        losses = {rate / factor(key, base, grows): loss for rate, loss in _losses(summary[key]).items()}
+        found.append(Tuning(base, untrained, gain, losses, setup))
     return found
 
 
@@ -172,10 +192,19 @@ def regret(summary: Summary, most: int) -> tuple[str, float]:
     return first, (losses[first] - best) / (untrained - best)
 
 
+def left_out(tunings: list[Tuning]) -> float:
+    """The most that a base loses with the rate that the searches of the others choose; 1 if they choose none."""
+    of_others = ([one for one in tunings if one.base != here.base] for here in tunings)
+    with suppress(ValueError):  # no learning rate is near the best of all of them
+        return max(here.lost(safe_learning_rate(known)) for here, known in zip(tunings, of_others, strict=True))
+    return 1.0
+
+
 def learning_rates(tunings: list[Tuning]) -> dict[str, float]:
     """The one that is safe in all searches, under "", and the one on each base."""
     names = dict.fromkeys(["", *(one.base for one in tunings)])
-    return {name: safe_learning_rate([one for one in tunings if name in ("", one.base)]) for name in names}
+    safe = {name: safe_learning_rate([one for one in tunings if name in ("", one.base)]) for name in names}
+    return {name: float(f"{rate:.3g}") for name, rate in safe.items()}
 
 
 def safe_learning_rate(tunings: list[Tuning]) -> float:
@@ -212,7 +241,7 @@ def study_elsewhere(base: str, n_best: int | None = None, *, rates: bool = False
             of_size = {"at_size_of": uni} if design["vary"] else {}
             fields = {name: design[name] for name in ("label", "method", "settings", "vary", "values")}
             tunings = [one for of in ("equal-search", "rates") for one in tuning(summaries_of(of), key)]
-            lr = safe_learning_rate([one for one in tunings if one.base != base])
+            lr = safe_learning_rate([one for one in tunings if one.base != base]) * factor(key, base)
             methods.append({"key": key, **fields, **of_size, "lr": lr})
     return {
         "name": "rates" if rates else "elsewhere",

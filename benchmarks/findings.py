@@ -137,6 +137,21 @@ def rates() -> str:
     return _lines(lines)
 
 
+def powers() -> str:
+    """What a learning rate that grows with a power of a quantity loses on a base whose searches did not choose it."""
+    searches = {**summaries_of("equal-search"), **summaries_of("rates")}
+    lines = [["a rate that grows with", *evidence.RATED.values()], ["---", *["---:"] * len(evidence.RATED)]]
+    for quantity, power in [("width", 0), *itertools.product(evidence.QUANTITIES, evidence.POWERS)]:
+        lost = dict.fromkeys(evidence.RATED, 0.0)
+        for key, family in ((key, key.partition("_")[0]) for key in evidence.designs()):
+            if family in lost:
+                lost[family] = max(lost[family], evidence.left_out(evidence.tuning(searches, key, (quantity, power))))
+        lines.append(
+            [f"{quantity}, power {power:g}" if power else "nothing", *(f"{100 * most:.0f}" for most in lost.values())]
+        )
+    return _lines(lines)
+
+
 def _with_margins(summaries: dict[str, Summary]) -> list[str]:
     return [f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items()]
 
@@ -230,12 +245,16 @@ def _lines(lines: list[list[str]]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{"circuit": lambda: differences(CIRCUIT, "replacement"), "bits": lambda: differences(BITS, "angles")},
     **{"shots": lambda: differences(SHOTS, "QPA trained with"), "twins": lambda: pairs(ADAPTERS, TWINS)},
-    **{make.__name__: make for make in (equal, pairs, margins, epochs, regrets, rates, stored, studies)},
+    **{make.__name__: make for make in (equal, pairs, margins, epochs, regrets, rates, powers, stored, studies)},
 }
 ROWS_OF = {name: [s for s, *_ in rows] for name, rows in (("circuit", CIRCUIT), ("bits", BITS), ("shots", SHOTS))}
 ROWS_OF |= {name: [FINAL] for name in ("equal", "pairs", "stored")}
 ROWS_OF |= {"margins": ["margins"], "epochs": [EPOCHS], "twins": [ADAPTERS]}
-ROWS_OF |= {"regrets": ["elsewhere"], "rates": ["equal-search", "rates"]}  # the studies of a table
+ROWS_OF |= {
+    "regrets": ["elsewhere"],
+    "rates": ["equal-search", "rates"],
+    "powers": ["equal-search", "rates"],
+}  # of a table
 
 
 def filled(text: str) -> str:

@@ -41,7 +41,11 @@ SHOTS += [("noise", f"noise_{p}", "exact") for p in (0.001, 0.01)] + [("noise", 
 SHAPES = {  # of the maps of a layer, first that which ends the MLP
     "embedded": [(512, 128), (128, 384), (128, 128), (128, 512)],
     "stories": [(172, 64), (64, 64), (64, 64), (64, 32), (64, 32), (64, 172), (64, 172)],
+    "bytes1m": [(512, 128), (128, 384), (128, 128), (128, 512)],
+    "llama10m": [(704, 256), *[(256, 256)] * 4, (256, 704), (256, 704)],
 }
+LAYERS = {"embedded": 5, "stories": 5, "bytes1m": 5, "llama10m": 10}
+HEADS = {"embedded": 4096, "stories": 512, "bytes1m": 258, "llama10m": 4096}
 Rows = list[dict[str, Any]]
 
 
@@ -220,38 +224,55 @@ def regrets() -> Iterator[str]:
 
 def rates() -> Iterator[str]:
     """What the learning rate from all searches loses, and that from the searches of other bases."""
-    searches = {**setups("equal-search"), **setups("rates")}
-    configurations = next(iter(setups("rates").values())).rows
     for name in ("qpa", "uni", "lora"):
-        of_keys = [losses(searches, key) for key in configurations if key.startswith(f"{name}_")]
-        for setup, here in searches.items():
-            lost = []
-            for of in of_keys:
-                others = [of[other] for other, found in searches.items() if found.base != here.base]
-                lost.append([nearest(of[setup], chosen(known)) for known in ([*of.values()], others)])
-            yield "{:.0f} ({:.0f})".format(*(100 * max(some) for some in zip(*lost, strict=True)))
+        of_setups = lost_by(name, "lora", 0.5 if name == "uni" else 0)
+        yield from ("{:.0f} ({:.0f})".format(*(100 * max(some) for some in zip(*of, strict=True))) for of in of_setups)
 
 
-def losses(searches: dict[str, Setup], key: str) -> dict[str, dict[float, float]]:
-    """The share of the best rate's gain that each learning rate of a configuration loses, by search."""
-    found = {}
-    for setup, search in searches.items():
-        base, trials = search.mean("none", "valid_loss"), search.trials[key]
-        gains = {row["lr"]: base - row["valid_loss"] if row["status"] == "success" else 0.0 for row in trials}
-        found[setup] = {rate: 1 - gain / max(gains.values()) for rate, gain in gains.items()}
-    return found
+def powers() -> Iterator[str]:
+    for what, power in [("nothing", 0), *product(("width", "maps", "head", "lora"), (0.5, -0.5))]:
+        for name in ("qpa", "uni", "lora"):
+            yield f"{100 * max(other for of in lost_by(name, what, power) for _, other in of):.0f}"
 
 
-def nearest(of_rates: dict[float, float], rate: float) -> float:
-    return of_rates[min(of_rates, key=lambda tried: abs(math.log(tried / rate)))]
+def lost_by(name: str, what: str, power: float) -> list[list[tuple[float, float]]]:
+    """What is lost in each search, for each configuration, by the rate from all searches and that from other bases."""
+    searches = [*setups("equal-search").values(), *setups("rates").values()]
+    keys = [key for key in next(iter(setups("rates").values())).rows if key.startswith(f"{name}_")]
+    found = [[losses(one, key, quantity(one, what) ** power) for key in keys] for one in searches]
+    table = []
+    for here, own in zip(searches, found, strict=True):
+        others = [of for one, of in zip(searches, found, strict=True) if one.base != here.base]
+        both = [[chosen([*some]) for some in zip(*known, strict=True)] for known in (found, others)]
+        table.append([(nearest(of, a), nearest(of, b)) for of, a, b in zip(own, *both, strict=True)])
+    return table
 
 
-def chosen(searches: list[dict[float, float]]) -> float:
+def quantity(setup: Setup, what: str) -> float:
+    """Of the base, what a learning rate may grow with."""
+    shapes, n_layers = SHAPES[setup.base], LAYERS[setup.base]
+    sizes = {"width": shapes[0][1], "maps": n_layers * len(shapes), "head": HEADS[setup.base], "nothing": 1}
+    return {**sizes, "lora": n_layers * sum(map(sum, shapes))}[what]
+
+
+def losses(search: Setup, key: str, times: float) -> dict[float, float]:
+    """The share of the best rate's gain that each learning rate of a configuration loses; the rates over `times`."""
+    base, trials = search.mean("none", "valid_loss"), search.trials[key]
+    gains = {row["lr"]: base - row["valid_loss"] if row["status"] == "success" else 0.0 for row in trials}
+    return {rate / times: 1 - gain / max(gains.values()) for rate, gain in gains.items()}
+
+
+def nearest(of_rates: dict[float, float], rate: float | None) -> float:
+    """Everything without a rate."""
+    return 1.0 if rate is None else of_rates[min(of_rates, key=lambda tried: abs(math.log(tried / rate)))]
+
+
+def chosen(searches: list[dict[float, float]]) -> float | None:
     """That with the lowest cost, a loss and a 20th of the next higher rate's, in the search where it costs most."""
     costs = [{a: lost[a] + 0.05 * lost[b] for a, b in pairwise(sorted(lost))} for lost in searches]
     low, high = max(map(min, costs)) / 2, 2 * min(map(max, costs))
     tried = sorted({rate for of in costs for rate in of if low < rate < high})
-    return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs))
+    return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs)) if tried else None
 
 
 def replaced(asked: list[tuple[str, str, str]]) -> Iterator[str]:
@@ -269,7 +290,7 @@ TABLES = {
     **{"pairs": lambda: means(FINAL, PAIRS, BUDGETS), "circuit": lambda: replaced(CIRCUIT)},
     **{"bits": lambda: replaced(BITS), "shots": lambda: replaced(SHOTS)},
     "twins": lambda: means(ADAPTERS, TWINS, (400, 1300, 10000)),
-    **{make.__name__: make for make in (equal, margins, epochs, stored, regrets, rates)},
+    **{make.__name__: make for make in (equal, margins, epochs, stored, regrets, rates, powers)},
 }
 
 if __name__ == "__main__":

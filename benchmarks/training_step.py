@@ -1,6 +1,6 @@
 """A training step on any device, for the shape of any model, compared with stock LoRA.
 
-    python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
+    python benchmarks/training_step.py --methods quantum_peft --r 8
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
@@ -23,54 +22,25 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, OFTConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 import qpeft
 from qpeft_lab.demo import base_path
 from timing import Row, markdown, turns
 
-_GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"]}
-_LLAMA_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-_LLAMA_CASES = {
-    "attention": _LLAMA_ATTENTION,
-    "all linear maps": [*_LLAMA_ATTENTION, "gate_proj", "up_proj", "down_proj"],
-}
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """A model's config, and its target modules by the name of the case."""
-
-    config: PreTrainedConfig
-    cases: dict[str, list[str]]
-
-    def model(self, device: torch.device, dtype: torch.dtype, layers: int | None) -> PreTrainedModel:
-        """A model with random weights, and with all `layers` by default."""
-        torch.manual_seed(0)
-        config = copy.deepcopy(self.config)
-        config.num_hidden_layers = layers or config.num_hidden_layers
-        with device:
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
-
-
 GEOMETRIES = {
-    "tiny": Geometry(
-        GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0), _GPT2_CASES
-    ),
-    "embedded": Geometry(AutoConfig.from_pretrained(base_path()), _GPT2_CASES),
-    "gpt2": Geometry(GPT2Config(), _GPT2_CASES),
-    "llama-1b": Geometry(
-        LlamaConfig(  # as Llama 3.2 1B
-            vocab_size=128256,
-            hidden_size=2048,
-            intermediate_size=8192,
-            num_hidden_layers=16,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=64,
-            tie_word_embeddings=True,
-        ),
-        _LLAMA_CASES,
+    "tiny": GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0),
+    "embedded": AutoConfig.from_pretrained(base_path()),
+    "gpt2": GPT2Config(),
+    "llama-1b": LlamaConfig(  # as Llama 3.2 1B
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
     ),
 }
 
@@ -94,30 +64,28 @@ CAPTURED = {f"{name}_captured": name for name in GENERATED}  # as CUDA graphs
 METHODS, TWINS = [*RANKED, *OTHERS, *CAPTURED], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
 
 
-def config(method: str, case: str, options: argparse.Namespace) -> Any:
-    targets = GEOMETRIES[options.geometry].cases[case]
-    if method in OTHERS:
-        return OTHERS[method](target_modules=targets, task_type="CAUSAL_LM")
-    return RANKED[CAPTURED.get(method, method)](r=options.r, target_modules=targets, task_type="CAUSAL_LM")
-
-
-def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
-    """The model with an adapter, in training mode."""
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    base = GEOMETRIES[options.geometry].model(device, dtype, options.layers)
+def adapted(method: str, options: argparse.Namespace) -> Any:
+    """The model with random weights, and with an adapter on all linear maps, in training mode."""
+    torch.manual_seed(0)
+    shape = copy.deepcopy(GEOMETRIES[options.geometry])
+    shape.num_hidden_layers = options.layers or shape.num_hidden_layers
+    with torch.device(options.device):
+        base = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, options.dtype))
+    own = RANKED.get(CAPTURED.get(method, method))
+    make = partial(own, r=options.r) if own else OTHERS[method]
     with warnings.catch_warnings(action="ignore"):  # PEFT on GPT-2's Conv1D, the same for all
-        return get_peft_model(base, config(method, case, options)).train()
+        return get_peft_model(base, make(target_modules="all-linear", task_type="CAUSAL_LM")).train()
 
 
-def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
+def turn(method: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that trains a fresh model by `steps` steps."""
-    model = adapted(method, case, options)
+    model = adapted(method, options)
     if method in CAPTURED:
         qpeft.capture(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     shape = (options.batch_size, options.tokens)
-    ids = torch.randint(GEOMETRIES[options.geometry].config.vocab_size, shape, device=options.device)
+    ids = torch.randint(GEOMETRIES[options.geometry].vocab_size, shape, device=options.device)
 
     def run() -> None:
         for _ in range(options.steps):
@@ -131,63 +99,44 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
     return run
 
 
-def generator_turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
-    """A function that evaluates the generator and its gradient, `steps` times."""
-    binding = adapted(method, case, options).base_model.generators.bindings["default"]
-    parameters = [p for p in binding.generator.parameters() if p.requires_grad]
-
-    def run() -> None:
-        for _ in range(options.steps):
-            flat = binding.generator()
-            torch.autograd.grad(flat, parameters, flat.detach(), allow_unused=True)
-        wait(options.device)
-
-    run()
-    return run
-
-
 def wait(device: str) -> None:
     if device != "cpu":
         torch.accelerator.synchronize()
 
 
-def peak_memory(method: str, case: str, options: argparse.Namespace) -> int:
+def peak_memory(method: str, options: argparse.Namespace) -> int:
     """Peak bytes of a child process that trains a few turns: resident, or of the accelerator's allocator."""
     known = ("device", "geometry", "dtype", "r", "batch_size", "tokens", "steps")
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in known]
     flags += [f"--layers={options.layers}"] if options.layers else []
-    command = [sys.executable, __file__, *flags, f"--case={case}", f"--child={method}"]
+    command = [sys.executable, __file__, *flags, f"--child={method}"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def step_rows(case: str, methods: list[str], options: argparse.Namespace, rounds: int) -> Iterator[Row]:
+def step_rows(methods: list[str], options: argparse.Namespace, rounds: int) -> Iterator[Row]:
     """Processor seconds of steps, on an accelerator seconds; stock LoRA twice, as a control."""
-    tasks = {name: turn(name, case, options) for name in ("lora", *methods)}
-    tasks["second lora"] = turn("lora", case, options)
-    generated = [name for name in methods if name in GENERATED]
-    tasks |= {f"{name}, generation": generator_turn(name, case, options) for name in generated}
+    tasks = {name: turn(name, options) for name in ("lora", *methods)}
+    tasks["second lora"] = turn("lora", options)
     seconds = turns(tasks, rounds, process_time if options.device == "cpu" else perf_counter)
     seconds = {name: [s / options.steps for s in samples] for name, samples in seconds.items()}
-    size = f"{options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
+    size = f"{options.geometry}, all linear maps, {options.batch_size} x {options.tokens} tokens"
     for name in (*methods, "second lora"):
         yield Row.of_samples(f"{name}: {size}", "stock LoRA", seconds[name], seconds["lora"])
-    for name in generated:
-        yield Row.of_samples(f"{name}: {size}", "its generation", seconds[name], seconds[f"{name}, generation"])
     for name, twin in (pair for pair in TWINS.items() if {*pair} <= {*methods}):
         yield Row.of_samples(f"{name}: {size}", f"its twin {twin}", seconds[name], seconds[twin])
 
 
-def memory_rows(case: str, methods: list[str], options: argparse.Namespace) -> Iterator[Row]:
+def memory_rows(methods: list[str], options: argparse.Namespace) -> Iterator[Row]:
     """Peak bytes, each of a process of its own."""
-    lora = peak_memory("lora", case, options)
+    lora = peak_memory("lora", options)
     for name in methods:
-        found = peak_memory(name, case, options)
-        what = f"memory of {name}: {options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
+        found = peak_memory(name, options)
+        what = f"memory of {name}: {options.geometry}, all linear maps, {options.batch_size} x {options.tokens} tokens"
         yield Row(what, "stock LoRA", "bytes", found, lora, lora / found, rounds=1)
 
 
 def child(options: argparse.Namespace) -> None:
-    turn(options.child, options.case, options)
+    turn(options.child, options)
     if options.device != "cpu":
         print(torch.accelerator.max_memory_allocated())
         return
@@ -208,7 +157,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
-    parser.add_argument("--case", default="attention", help="attention, 'all linear maps'")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
@@ -216,9 +164,9 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    rows = step_rows(options.case, options.methods, options, options.rounds)
+    rows = step_rows(options.methods, options, options.rounds)
     print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)
-    print(markdown([*rows, *memory_rows(options.case, options.methods, options)]))
+    print(markdown([*rows, *memory_rows(options.methods, options)]))
 
 
 if __name__ == "__main__":

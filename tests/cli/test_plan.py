@@ -53,8 +53,8 @@ def use(monkeypatch):
         designs = []
         for number, (method, settings) in enumerate(adapters):
             row = {**setup, "trainable": 9, "loss": 3.5, "low": 3.4, "high": 3.6, "share": 0.5 - 0.1 * number}
-            designs.append(Design(f"adapter {number}", method, settings, 10**6, None, [], {"": 0.01}, [row]))
-            designs[-1].learning_rates["b"] = 0.01
+            rates = {"": 0.01, "b": 0.01}
+            designs.append(Design(f"adapter {number}", method, settings, 10**6, None, [], rates, None, [row]))
         monkeypatch.setattr(suggest_module, "read_evidence", lambda: Evidence("r", designs, {}))
 
     return replace
@@ -100,7 +100,6 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
     ("method", "settings"),
     [
         ("quantum_peft", {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": "@norms"}),
-        ("uni_lora", {"r": 4, "theta_d_length": 64}),
         ("lora", {"r": 1, "target_modules": ["lm_head"]}),
         ("tiny_lora", {"r": 2, "u": 2, "save_projection": False}),
     ],

@@ -6,10 +6,12 @@ from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
+from peft import LoraConfig
 from scipy.stats import sem, t
 from transformers import LlamaConfig
 
 import evidence
+import findings
 import protocol
 import qpeft
 import qpeft_lab.demo
@@ -50,10 +52,7 @@ def test_lost_gain_is_that_of_a_choice_without_the_base():
     assert evidence.lost({"one": one}) == pytest.approx([0.2, 0.2])
 
 
-STORIES = LlamaConfig(
-    hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4,
-    vocab_size=512, tie_word_embeddings=True,
-)  # fmt: skip
+STORIES = LlamaConfig(**findings.STORIES, tie_word_embeddings=True)
 SETUPS = {"stories": STORIES, "embedded": qpeft_lab.demo.base_path()}
 
 
@@ -94,19 +93,16 @@ def test_every_adapter_runs_on_a_base_that_no_search_knows():
     assert {method["key"] for method in study["methods"]} == {"none", *evidence.designs()}
     assert Study.model_validate(study).methods[1].lr > 0
     some = [method["key"] for method in evidence.study_elsewhere("bytes1m", 2)["methods"]]
-    assert len(some) == len({*some})
     assert {"uni_128", "uni_400", "uni_1300", "uni_5000", evidence.REFERENCE} < {key.rpartition("_")[0] for key in some}
-
-
-def test_learning_rates_are_searched_on_a_base_that_no_search_knows():
     study = Study.model_validate(evidence.study_elsewhere("bytes1m", rates=True))
-    assert len(study.tuning.grid) == 5
     assert {method.key.partition("_")[0] for method in study.methods} == {"none", *evidence.RATED}
 
 
-def test_a_learning_rate_loses_what_the_nearest_that_was_tried_does():
-    one = evidence.Tuning("base", 4.0, 1.0, {0.1: 3.0, 0.3: 3.5, 1.0: None})
-    assert [one.lost(rate) for rate in (0.1, 0.2, 2.0)] == [0.0, 0.5, 1.0]
+@pytest.mark.parametrize("base", SETUPS)
+def test_quantities_of_a_base_are_those_of_its_plan(base):
+    lora = qpeft.plan(SETUPS[base], LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
+    found = {what: of.get(base) or of["stories260K"] for what, of in evidence.QUANTITIES.items()}
+    assert (found["linear maps"], found["parameters of LoRA r=1"]) == (len(lora.target_modules), lora.trainable)
 
 
 def test_regret_is_the_share_of_the_best_gain_that_the_answer_of_suggest_loses(monkeypatch):

@@ -31,7 +31,7 @@ def design(label, method, settings, *losses, base=(4.0, 5.0), budget=5000, vary=
         }
         for loss, start, data in zip(losses, base, "de", strict=True)
     ]
-    return Design(label, method, settings, budget, vary, [*values], {"": 0.01, "b": 0.02}, results)
+    return Design(label, method, settings, budget, vary, [*values], {"": 0.01, "b": 0.02}, None, results)
 
 
 DESIGNS = [
@@ -85,6 +85,11 @@ def test_suggestion_shows_its_evidence(use):
     # the next best, with their own evidence
     assert [one.label for one in found.alternatives] == ["Quantum-PEFT, L=1, r=8", "Uni-LoRA, 64"]
     assert [one.results[1]["loss"] for one in found.alternatives] == [4.1, 4.5]
+
+
+def test_learning_rate_of_uni_lora_grows_with_the_root_of_its_lora(use):
+    use(replace(DESIGNS[0], per_lora=128))  # BASE has four times as many
+    assert qpeft.suggest(BASE, parameters=64).learning_rate == 0.04
 
 
 def test_results_on_the_base_itself_count_alone():

@@ -44,12 +44,7 @@ class OwnTuner(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: Any,
-        config: Any,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: Any
     ) -> dict[str, Tensor]:
         state = complete_state(model, adapter_name, state_dict)
         return super()._get_adapter_state_dict(model, config, adapter_name, state, unwanted_adapter_names)

@@ -258,12 +258,7 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls,
-        model: Any,
-        config: Any,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: list[str],
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: Any
     ) -> dict[str, Tensor]:
         holder: Any = holder_of(model)
         prefix, complete = f"{holder.prefix}{adapter_name}.", complete_state(model, adapter_name, state_dict)

@@ -56,6 +56,8 @@ class Design:
     vary: str | None  #: the setting with the largest of `values` that keeps to this budget on a base; None: no setting
     values: list[int]  #: ascending
     learning_rates: dict[str, float]  #: the safe one by base, and for all bases under ""
+    #: parameters of LoRA r=1 for which these hold: they grow with the root of that number; None: they do not
+    per_lora: int | None
     #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in nats per token with
     #: its 95 % interval from `low` to `high`; the `share` of the reference's gain; all with the best settings there
     results: list[dict[str, Any]]
@@ -106,6 +108,7 @@ def suggest(
 
     The learning rate is the one that loses the least in the search where it loses most: of the gain in validation loss
     at the best rate, plus a twentieth of what the next higher one loses, since a rate may be too high on another base.
+    That of Uni-LoRA grows with the root of the number of parameters of its LoRA.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
@@ -221,6 +224,9 @@ def _counted(
     if needs_file:
         counts = replace(counts, stored_bytes=counts.stored_bytes - counts.sizes["frame_bytes"])
     fields = {**vars(design), "settings": settings, "reference": evidence.reference}
+    if design.per_lora:  # Uni-LoRA divides what it trains by the root of how many parameters of its LoRA have it
+        times = math.sqrt(plan(model, _config("lora", {"r": 1})).trainable / design.per_lora)
+        fields["learning_rates"] = {name: float(f"{x * times:.2g}") for name, x in design.learning_rates.items()}
     return Suggestion(**fields, plan=counts, needs_frame_file=needs_file)
 
 
