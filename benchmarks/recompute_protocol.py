@@ -25,7 +25,7 @@ FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal
 ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")
 BUDGETS, CIRCUITS = (128, 400, 1300, 5000), {"qpa", "plain", "framed"}
 TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
-TWINS += [("quanta", "lora"), ("qchft", "lora")]
+TWINS += [("quic", "lora"), ("quanta", "lora"), ("qchft", "lora")]
 PAIRS = [
     ("plain", "uni"),
     ("core", "xs"),
