@@ -37,9 +37,6 @@ def test_plan_forecasts_the_circuits_and_shots_of_train(answer, base_folder, tex
     assert used["shots"] == forecast["shots"] == 1000 * used["circuits"]
 
 
-# suggestions
-
-
 FRAMED = {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2}
 RANDOM = {"frame": "random", "share": "type", "n_layers": 1, "r": 2}
 

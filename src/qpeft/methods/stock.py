@@ -18,8 +18,8 @@ def _peft(
 _ALL = {"target_modules": "all-linear"}
 _EXACT = {**_ALL, "oft_block_size": 4, "use_cayley_neumann": False}  # the default of PEFT rotates inexactly
 _TOKENS = {"num_virtual_tokens": 10}
-# Learning rates are those that our studies chose; docs/comparison.md has their table. PiSSA, LoHa, LoKr and prompt
-# tuning, and the rotations from OFT to RoAd, are in no study and have usual values.
+# Learning rates are those that our studies chose; docs/comparison.md has their table. PiSSA, LoHa and prompt tuning are
+# in no study and have usual values.
 METHODS = (
     _peft("lora", "LoRA", "LoraConfig", 1e-2),
     _peft("dora", "DoRA", "LoraConfig", 0.02, {**_ALL, "use_dora": True}),
@@ -33,12 +33,12 @@ METHODS = (
     _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 0.08, is_host=False, seed_field="proj_seed"),
     _peft("tiny_lora", "TinyLoRA", "TinyLoraConfig", 0.015, is_host=False, seed_field="projection_seed"),
     _peft("fourierft", "FourierFT", "FourierFTConfig", 0.06, is_host=False, seed_field="random_loc_seed"),
-    _peft("oft", "OFT", "OFTConfig", 5e-3, _EXACT, is_host=False),
-    _peft("boft", "BOFT", "BOFTConfig", 5e-3, is_host=False),
-    _peft("lokr", "LoKr", "LoKrConfig", 2e-4, is_host=False),
-    _peft("hra", "HRA", "HRAConfig", 1e-3, is_host=False),
+    _peft("oft", "OFT", "OFTConfig", 0.03, _EXACT, is_host=False),
+    _peft("boft", "BOFT", "BOFTConfig", 0.045, is_host=False),
+    _peft("lokr", "LoKr", "LoKrConfig", 0.07, is_host=False),
+    _peft("hra", "HRA", "HRAConfig", 0.08, is_host=False),
     # any size of groups gives as many parameters; 2 divides every even width
-    _peft("road", "RoAd", "RoadConfig", 5e-3, {**_ALL, "group_size": 2}, is_host=False),
+    _peft("road", "RoAd", "RoadConfig", 0.07, {**_ALL, "group_size": 2}, is_host=False),
     Method(
         key="head",
         title="classification head alone",

@@ -37,7 +37,9 @@ _TASK = "CAUSAL_LM"
 _ALTERNATIVES = 3
 _MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
 _MARGIN = 1.1  # factor of the budget above which an adapter is too large by these counts
-_LOST = "within {:,} parameters, choices among all from results of other bases lost {:.1%} to {:.1%} of the best gain"
+_LOST = (
+    "within {:,} parameters, choices from results of other bases lost {:.1%} to {:.1%} of the best gain measured there"
+)
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
     "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "

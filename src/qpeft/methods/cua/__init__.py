@@ -13,7 +13,7 @@ METHOD = Method(
     config="qpeft.methods.cua.model:CUAConfig",
     tuner="qpeft.methods.cua.model:CUAModel",
     kind="quantum",
-    learning_rate=1e-2,
+    learning_rate=0.06,
     options="qpeft.methods.cua:CUASettings",
 )
 

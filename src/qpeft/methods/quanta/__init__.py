@@ -12,7 +12,7 @@ METHOD = Method(
     title="QuanTA (arXiv 2406.00132)",
     config="qpeft.methods.quanta.model:QuanTAConfig",
     tuner="qpeft.methods.quanta.model:QuanTAModel",
-    learning_rate=1e-3,
+    learning_rate=0.08,
     options="qpeft.methods.quanta:QuanTASettings",
 )
 

@@ -13,7 +13,7 @@ METHOD = Method(
     config="qpeft.methods.quic.model:QuICConfig",
     tuner="qpeft.methods.quic.model:QuICModel",
     kind="quantum",
-    learning_rate=1e-2,
+    learning_rate=6e-3,
     options="qpeft.methods.quic:QuICSettings",
 )
 
