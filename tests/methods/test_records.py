@@ -15,6 +15,7 @@ from qpeft.methods import Method
 from qpeft_lab.method_records import kind_with
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
+SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges")  # and a fixed rate
 
 
 def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
@@ -22,7 +23,7 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     for file in RESULTS.glob("*/*.jsonl.xz"):
         study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
         has_rates = len(study["tuning"]["grid"]) > 1 or study["name"].endswith("-final")  # has those of its search
-        if not has_rates or study["name"] in ("equal-search", "margins", "quantum-adapters"):  # searches, a fixed rate
+        if not has_rates or study["name"] in SEARCHES:
             continue
         rates = {row["method"]: row["lr"] for row in rows if row["role"] not in ("tuning", "cost")}
         chosen = defaultdict(list)
