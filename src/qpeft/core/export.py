@@ -70,9 +70,10 @@ def export(
     tuner: Any = model.base_model
     if not has_stock_form(model):
         reason = f": {tuner.stock_problem()}" if hasattr(tuner, "stock_problem") else ""
+        merge = ", or merge it: qpeft export --merge" if getattr(tuner, "merges", False) else ""
         raise ConfigError(
             f"no stock PEFT adapter is equal to one of {type(tuner).__name__}{reason}; save it with qpeft.save for "
-            "qpeft.load, or merge it: qpeft export --merge"
+            f"qpeft.load{merge}"
         )
     holder = holder_of(model)
     source, configs = (tuner, model.peft_config) if holder is None else (holder, holder.configs)

@@ -244,7 +244,8 @@ class LinearTuner(OwnTuner):
             raise ConfigError(f"{type(self).__name__} has no equal method of PEFT")
         base: Any = layer.get_base_layer()
         if not adapter.is_linear or isinstance(base, Conv1D):
-            raise ConfigError("OFT, its equal in PEFT, rotates by a linear map, and does not adapt Conv1D")
+            what = "does not adapt Conv1D" if adapter.is_linear else "rotates by a linear map"
+            raise ConfigError(f"OFT, its nearest in PEFT, {what}")
         blocks = torch.arange(len(adapter.angles.start))
         if adapter.side == "input" and layer.in_features % adapter.size:
             raise ConfigError(f"OFT, its equal, needs blocks that divide {layer.in_features}, the width of {name}")
