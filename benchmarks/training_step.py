@@ -60,8 +60,7 @@ OTHERS = {
     "quanta": qpeft.QuanTAConfig,
     "mpo": partial(qpeft.QuanTAConfig, form="mpo"),
 }
-CAPTURED = {f"{name}_captured": name for name in GENERATED}  # as CUDA graphs
-METHODS, TWINS = [*RANKED, *OTHERS, *CAPTURED], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
+METHODS, TWINS = [*RANKED, *OTHERS], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
 
 
 def adapted(method: str, options: argparse.Namespace) -> Any:
@@ -71,7 +70,7 @@ def adapted(method: str, options: argparse.Namespace) -> Any:
     shape.num_hidden_layers = options.layers or shape.num_hidden_layers
     with torch.device(options.device):
         base = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, options.dtype))
-    own = RANKED.get(CAPTURED.get(method, method))
+    own = RANKED.get(method)
     make = partial(own, r=options.r) if own else OTHERS[method]
     with warnings.catch_warnings(action="ignore"):  # PEFT on GPT-2's Conv1D, the same for all
         return get_peft_model(base, make(target_modules="all-linear", task_type="CAUSAL_LM")).train()
@@ -80,8 +79,6 @@ def adapted(method: str, options: argparse.Namespace) -> Any:
 def turn(method: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, options)
-    if method in CAPTURED:
-        qpeft.capture(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     shape = (options.batch_size, options.tokens)

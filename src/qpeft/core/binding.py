@@ -31,7 +31,6 @@ from qpeft.core.slots import Slot
 from qpeft.errors import QpeftError
 
 if TYPE_CHECKING:
-    from qpeft.core.capture import Captured
     from qpeft.core.generator import Generator
 
 
@@ -51,7 +50,6 @@ class Binding:
         self._key: tuple[Any, ...] = ()
         self._placed: str | None = None  # "graph" or "detached", if the slots hold values of the last evaluation
         self._deferred: Tensor | None = None
-        self._captured: Captured | None = None
         self._averages = False  # gradients over all processes, because FSDP2 shards the rest of the model
         _keep(self)
         generator.register_load_state_dict_pre_hook(_before_loading)
@@ -74,8 +72,7 @@ class Binding:
         if self._flat is None or self._key != key or (trained and not self._flat.requires_grad):
             with torch.inference_mode(False), torch.set_grad_enabled(trained):
                 self.flush()  # through the graph of the values it belongs to
-                captured = self._captured if trained else None
-                self._flat = captured() if captured is not None and captured.is_usable() else self.generator()
+                self._flat = self.generator()
                 self._key = key
         elif not builds_graph and self._placed:
             return
@@ -85,15 +82,6 @@ class Binding:
         """Place the current values, as tensors without a graph, until the next training forward pass."""
         self.refresh()
         self._place(detached=True)
-
-    def capture(self) -> bool:
-        """Evaluate the generator by CUDA graphs from now on, if it trains on a GPU and can be captured."""
-        from qpeft.core.capture import Captured
-
-        is_trained = any(p.requires_grad for p in self.generator.parameters())
-        self._captured = Captured(self.generator) if is_trained and self.generator.fingerprint.is_cuda else None
-        self.invalidate()
-        return self._captured is not None and self._captured.is_usable()
 
     def replicate(self, model: nn.Module) -> None:
         """Keep the generator equal in all processes from now on, while FSDP2 shards the model."""
@@ -170,7 +158,7 @@ class Binding:
         """A binding over the copied generator and modules, without the cached graph."""
         memo[id(self)] = new = copy.copy(self)
         new.invalidate()
-        new._deferred = new._captured = None
+        new._deferred = None
         new.generator = copy.deepcopy(self.generator, memo)
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
         for old, copied in zip(self.slots, new.slots, strict=True):
