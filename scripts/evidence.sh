@@ -50,9 +50,9 @@ margins() { # SETUP BASE TEXT
     run "margins/$1" margins.yaml "$2" "$3" epoch "texts/$3/test.txt"
 }
 
-elsewhere() { # SETUP BASE TEXT [OPTION ...]
+elsewhere() { # SETUP BASE TEXT
     [ -d "texts/$3" ] || "$python" "$root/benchmarks/texts.py" "$3.txt" --out "texts/$3"
-    "$python" "$root/benchmarks/evidence.py" "runs/elsewhere-$1.yaml" "${1%-*}" "${@:4}"
+    "$python" "$root/benchmarks/evidence.py" "runs/elsewhere-$1.yaml" "${1%-*}"
     run "elsewhere/$1" "runs/elsewhere-$1.yaml" "$2" "$3" train "texts/$3/test.txt"
 }
 
@@ -84,8 +84,8 @@ stage() {
         elsewhere-bytes1m) elsewhere bytes1m-wikitext2 $bytes1m wikitext2 && elsewhere bytes1m-shakespeare $bytes1m shakespeare ;;
         rates-bytes1m) rates bytes1m-shakespeare $bytes1m shakespeare ;;
         rates-llama10m) rates llama10m-shakespeare models/llama10m shakespeare ;;
-        elsewhere-llama10m) elsewhere llama10m-wikitext2 models/llama10m wikitext2 --best 2
-            elsewhere llama10m-shakespeare models/llama10m shakespeare --best 2 ;;
+        elsewhere-llama10m) elsewhere llama10m-shakespeare models/llama10m shakespeare
+            elsewhere llama10m-wikitext2 models/llama10m wikitext2 ;;
         *) echo "no stage $1; see the end of $0" >&2 && exit 2 ;;
     esac
 }

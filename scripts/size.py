@@ -34,10 +34,11 @@ def measure() -> list[tuple[str, float, float]]:
     """Name, size and limit of each part."""
     files = tracked()
     bytes_in_all = sum((ROOT / f).stat().st_size for f in files if not (ROOT / f).is_symlink())
+    of_adapters = lines(files, *QUANTUM_ADAPTERS)
     words = sum(len((ROOT / f).read_text(encoding="utf-8").split()) for f in pages(files))
     return [
-        ("library, lines", lines(files, "src/qpeft"), 10_300),
-        ("of these cua, quic, quanta", lines(files, *QUANTUM_ADAPTERS), 800),
+        ("library, lines", lines(files, "src/qpeft") - of_adapters, 9_500),
+        ("cua, quic, quanta, lines", of_adapters, 800),
         ("laboratory, lines", lines(files, "src/qpeft_lab"), 10_000),
         ("tests, lines", lines(files, "tests"), 16_500),
         ("benchmarks, lines", lines(files, "benchmarks"), 2_600),

@@ -92,20 +92,6 @@ def test_qnode_of_pennylane(layers, shape):
     assert from_pennylane(layers, shape) == ansatz  # a function without a device
 
 
-def test_tape_has_its_trainable_parameters_in_order():
-    theta = qml.numpy.array([0.1, 0.2], requires_grad=True)
-    with qml.queuing.AnnotatedQueue() as queue:
-        qml.RX(theta[1], wires="b")
-        qml.RY(qml.numpy.array(0.7, requires_grad=False), wires="a")
-        qml.RY(theta[0], wires="b")
-        qml.CNOT(["b", "a"])
-    tape = qml.tape.QuantumScript.from_queue(queue)
-    tape.trainable_params = [0, 2]
-    ansatz = from_pennylane(tape)
-    kinds = [(gate.name, gate.wires, gate.slot, gate.shift) for gate in ansatz.gates()]
-    assert kinds == [("rx", (0,), (0,), 0), ("ry", (1,), None, 0.7), ("ry", (0,), (1,), 0), ("cx", (0, 1), None, 0)]
-
-
 def test_wires_are_those_of_the_device():
     ansatz = from_pennylane(qnode(lambda angles: qml.RY(angles[0], wires=1), 3, device=3), (1,))
     assert (ansatz.n_qubits, [gate.wires for gate in ansatz.gates()]) == (3, [(1,)])
@@ -181,7 +167,6 @@ REFUSED = {
     "channel": (lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)), "BitFlip"),
     "no circuit": (lambda: from_pennylane(3, (1,)), "circuit fails .* TypeError"),
     "small shape": (lambda: from_pennylane(lambda t: qml.RX(t[1], wires=0), (1,)), "circuit fails .* IndexError"),
-    "no shape": (lambda: from_pennylane(strongly_entangling), "shape"),
     "unused parameter": (lambda: exact_probabilities(from_pennylane(qaoa, (3, 2)), draw((3, 2))), r"angle \[2, 0\]"),
     "qiskit square": (lambda: from_qiskit(qiskit_circuit(lambda c: c.rx(Parameter("a") ** 2, 0))), "multiple of one"),
     "qiskit measurement": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.measure(0, 0), c.x(0)))), "measure"),

@@ -65,9 +65,8 @@ def test_plan_and_train_take_the_suggested_adapter(qpeft_cli, answer, base_folde
     shown = json.loads(json.dumps({**asdict(expected), "learning_rate": 0.01}))
     assert {**found["suggestion"], "notes": []} == {**shown, "notes": []}  # there are notes on servers as well
     assert (found["trainable"], found["stored_bytes"]) == (expected.plan.trainable, expected.plan.stored_bytes)
-    for option, label in ((("--mixed-batches",), "adapter 1"), (("--server", "vllm"), "adapter 1")):
-        other = answer("plan", "--model", base_folder, "--parameters", 250, *option)["suggestion"]
-        assert other["label"] == label
+    other = answer("plan", "--model", base_folder, "--parameters", 250, "--server", "vllm")["suggestion"]
+    assert other["label"] == "adapter 1"
     assert "bytes 8 is too small" in qpeft_cli("plan", "--model", base_folder, "--bytes", 8, code=2).stderr
     train = ("train", "--model", base_folder, "--data", text, "--method", "auto", "--parameters", 20)
     train += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--out", tmp_path / "run")

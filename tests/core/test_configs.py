@@ -68,7 +68,7 @@ GROUPS = {
     ),
     "quantum_peft": (
         qpeft.QuantumPeftConfig(r=3, n_layers=1, target_modules=["q_proj"]),
-        {"angles": 0.0, "lambda": 0.0, "gains": 0.0, "other": 0.1},
+        {"angles": 0.0, "lambda": 0.0, "other": 0.1},
     ),
     "sora": (qpeft.SoRAConfig(r=2, target_modules=["q_proj"]), {"gates": 0.0, "other": 0.1}),
     "qaa": (qpeft.QAAConfig(), {"angles": 0.0, "V": 0.1, "offset": 0.0, "other": 0.1}),

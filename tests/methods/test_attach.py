@@ -129,7 +129,7 @@ MODELS = {  # by what the message names
         repr(init): lambda base, init=init: changed(
             host_on(base, LORA), lambda model: setattr(model.peft_config["default"], "init_lora_weights", init)
         )
-        for init in ("loftq", "pissa_niter_1")
+        for init in ("loftq", "pissa")
     },
     "AdaLoraConfig": lambda base: host_on(base, AdaLoraConfig(total_step=10, **QV)),
     r"shares .*layers\.1.*": lambda base: changed(host_on(base, IA3), share_a_tensor),

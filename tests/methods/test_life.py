@@ -104,7 +104,6 @@ ON_LLAMA = {
         (LNTuningConfig, {"target_modules": ["input_layernorm"]}),
         (UniLoraConfig, {"theta_d_length": 64, **QV}),  # one vector that all layers share
         (LoraConfig, {"r": 2, "use_dora": True, **QV}),
-        (LoraConfig, {"r": 2, "init_lora_weights": "pissa", **QV}),
         (LoraConfig, {"r": 2, "target_modules": ["lm_head"]}),
         (LoraConfig, {"r": 2, "target_modules": ["embed_tokens"]}),
         (LoraConfig, {"r": 2, "modules_to_save": ["lm_head"], **QV}),

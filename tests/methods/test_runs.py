@@ -53,7 +53,7 @@ RUNS = {
     "quantum_peft, 4 bits": run("quantum_peft", bits=4),
     "quantum_peft in shared frames": run("quantum_peft", frame="gradient", frame_rank=8, share="type"),
     "quantum_peft in frames, 3 bits": run("quantum_peft", frame="gradient", frame_rank=8, bits=3),
-    "quantum_peft, lie, norm gains": run("quantum_peft", modules_to_save=["ln_f"], family="lie"),
+    "quantum_peft, lie": run("quantum_peft", family="lie"),
     "quantum_peft in frames of the weights": run("quantum_peft", frame="weights", family="core"),
     "lora from the gradient": run("lora", r=1, init_lora_weights="lora_ga"),
     "lora from activations": run("lora", r=2, init_lora_weights="eva", eva_config={"rho": 1.0}),

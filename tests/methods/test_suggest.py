@@ -12,7 +12,6 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import qpeft
 from qpeft.core.meta_model import on_meta
-from qpeft.core.pool import why_not_mixed
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import suggest as suggest_module
 from qpeft.methods.suggest import Design, Evidence, fill_names
@@ -182,16 +181,6 @@ def test_base_that_cannot_be_counted_is_refused(tmp_path):
             qpeft.plan(base, lora)
 
 
-@pytest.mark.parametrize("settings", [{"modules_to_save": "@norms"}, {}], ids=str)
-def test_adapters_that_a_pool_does_not_mix_are_noted_and_left_out(use, settings):
-    use(design("ours", "quantum_peft", {"r": 1, **settings}, 3.5, 3.5))
-    is_mixed = "modules_to_save" not in settings
-    assert is_mixed != any("AdapterPool" in note for note in qpeft.suggest(BASE, parameters=10**5).notes)
-    if not is_mixed:
-        with pytest.raises(ConfigError, match="ours: "):
-            qpeft.suggest(BASE, parameters=10**5, mixed_batches=True)
-
-
 @pytest.mark.parametrize(("budget", "r"), [(511, None), (512, 1), (1300, 2), (5000, 4)])
 def test_size_is_the_largest_within_the_budget_of_the_study(use, budget, r):
     use(design("varied", "lora", {"lora_alpha": 8}, 3.5, 3.5, budget=budget, vary="r", values=[1, 2, 4]))
@@ -203,13 +192,6 @@ def test_size_is_the_largest_within_the_budget_of_the_study(use, budget, r):
     else:
         found = qpeft.suggest(BASE, parameters=10**5)
         assert (found.plan.trainable, found.config.r) == (512 * r, r)
-
-
-def test_a_pool_serves_what_is_suggested_for_mixed_batches():
-    """With the published evidence."""
-    best, found = (qpeft.suggest(BASE, parameters=5000, mixed_batches=mixed) for mixed in (False, True))
-    assert found.share <= best.share
-    assert why_not_mixed(on_meta(BASE), found.config) is None
 
 
 def test_adapters_that_the_caller_refuses_are_left_out(use):
@@ -252,12 +234,3 @@ def test_norms_are_those_of_the_base(model, norms, last):
 def test_base_without_such_modules_is_refused():
     with pytest.raises(ConfigError, match="@norms"):
         fill_names({"target_modules": "@norms"}, nn.Embedding(2, 2))
-
-
-@pytest.mark.parametrize("budget", [{"parameters": 1300}, {"bytes": 900}], ids=str)
-def test_counts_on_few_layers_change_nothing(use, monkeypatch, budget):
-    use(*EVIDENCE.designs[::12])
-    base = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=8, num_attention_heads=2, vocab_size=64)
-    found = qpeft.suggest(base, **budget)
-    monkeypatch.setattr(suggest_module, "_MANY_LAYERS", 100)
-    assert qpeft.suggest(base, **budget) == found

@@ -86,13 +86,11 @@ SHAPES = {
 ONE_WIDE = {"three.lora_A.weight": (1, 1), "three.lora_B.weight": (5, 1)}  # for which the Lie family has no parameters
 
 
-def quantum_peft(seed, gains=3, **settings):
+def quantum_peft(seed, **settings):
     config = QuantumPeftConfig(**settings, seed=seed, lora_alpha=16, alpha_pattern={"two": 8})
-    shapes = SHAPES | ({} if config.family == "lie" else ONE_WIDE) | ({"norm.weight": (gains,)} if gains else {})
+    shapes = SHAPES | ({} if config.family == "lie" else ONE_WIDE)
     slots = [Slot(None, "", label, torch.Size(shape), torch.float32) for label, shape in shapes.items()]
-    slots = config.order(slots)
-    initial = torch.cat([torch.full(slot.shape, float("norm" in slot.label)).flatten() for slot in slots])
-    return config.make(slots, initial, SeededInit(seed))
+    return config.make(config.order(slots), torch.empty(0), SeededInit(seed))
 
 
 @pytest.mark.parametrize(

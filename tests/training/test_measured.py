@@ -125,7 +125,7 @@ def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(llama
     [QAA(feature_source="quadratic"), qpeft.CUAConfig(), CUA(side="output", block_size=6), qpeft.QuICConfig(), LORA],
 )
 def test_adapters_without_measured_circuits_are_refused(llama, ids, config):
-    with pytest.raises(ConfigError, match="no measurement gives the signs"):
+    with pytest.raises(ConfigError, match="no circuits that are measured"):
         scored(model := get_peft_model(llama, config), ids, seen := [], shots=100)
     assert not seen
     with pytest.raises(ConfigError, match="measured by qpeft evaluate"):

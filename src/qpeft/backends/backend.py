@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from qpeft.circuits import Ansatz, exact_probabilities
 from qpeft.errors import ConfigError, needs
@@ -28,7 +27,6 @@ class Backend:
 
     name: str  #: shown to the user, for example "exact", "lightning.qubit"
     has_exact: bool = False  #: whether it returns exact probabilities, without shots
-    has_adjoint: bool = False  #: whether `differentiable` works
     is_simulator: bool = False  #: whether its only cost is computing time on this machine
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
@@ -42,10 +40,6 @@ class Backend:
         """
         raise NotImplementedError
 
-    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
-        """Exact probabilities (D,), with a gradient, at float64 angles of `ansatz.angle_shape`."""
-        raise NotImplementedError
-
     def check(self, ansatz: Ansatz, shots: int | None) -> None:
         """Raise an error, before any work, if this circuit cannot run here (too few wires, an unsupported gate)."""
 
@@ -57,7 +51,7 @@ class ExactBackend(Backend):
     """
 
     name = "exact"
-    has_exact = has_adjoint = is_simulator = True
+    has_exact = is_simulator = True
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         with torch.no_grad():
@@ -66,9 +60,6 @@ class ExactBackend(Backend):
             return exact
         random = np.random.Generator(np.random.Philox(seed))
         return random.multinomial(shots, exact / exact.sum(axis=1, keepdims=True)) / shots
-
-    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
-        return exact_probabilities(ansatz, angles)
 
 
 def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:

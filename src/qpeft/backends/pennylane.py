@@ -12,7 +12,6 @@ import pennylane as qml
 import torch
 from pennylane.devices import Device, ExecutionConfig
 from pennylane.tape import QuantumScript, make_qscript
-from torch import Tensor
 
 from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz, to_pennylane
@@ -26,8 +25,7 @@ _PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1
 class PennyLaneBackend(Backend):
     """Runs circuits on a user's device, with all angles of a job in one execution.
 
-    The circuit uses the first N wires of the device, with any labels. Without shots, the gradient of a simulator that
-    supports it is PennyLane's backpropagation.
+    The circuit uses the first N wires of the device, with any labels.
 
     Args:
         device: The user's device.
@@ -39,19 +37,15 @@ class PennyLaneBackend(Backend):
     def __init__(self, device: Device, make: Callable[[int], Device] | None = None) -> None:
         self.device, self._make, self.name = device, make, device.name
         self.is_simulator = device.name.startswith(("default.", "lightning."))
-        self.has_adjoint = device.supports_derivatives(ExecutionConfig(gradient_method="backprop"))
+        # PennyLane contracts noise channels several times faster in torch than in NumPy
+        self._takes_torch = device.supports_derivatives(ExecutionConfig(gradient_method="backprop"))
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         if self._make is not None and shots is not None:
             self.device = self._make(seed)
-        # PennyLane contracts noise channels several times faster in torch than in NumPy
-        tape = self._tape(ansatz, torch.from_numpy(angles) if self.has_adjoint else angles, shots)
+        tape = self._tape(ansatz, torch.from_numpy(angles) if self._takes_torch else angles, shots)
         (found,) = qml.execute([tape], self.device, diff_method=None)
         return np.asarray(found, np.float64).reshape(len(angles), -1)
-
-    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
-        (found,) = qml.execute([self._tape(ansatz, angles, None)], self.device, diff_method="backprop")
-        return found
 
     def check(self, ansatz: Ansatz, shots: int | None) -> None:
         self.device.preprocess()[0]([self._tape(ansatz, np.zeros((2, *ansatz.angle_shape)), shots)])

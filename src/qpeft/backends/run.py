@@ -116,10 +116,9 @@ class Jobs:
 
 @dataclass(eq=False, repr=False)
 class CircuitRun:
-    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by the rule `gradient`.
+    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by parameter shift.
 
-    The rule is "adjoint" for exact probabilities, where the backend has it, and "parameter-shift" otherwise. Raises
-    ConfigError for incompatible or infeasible options.
+    Raises ConfigError for incompatible or infeasible options.
     """
 
     ansatz: Ansatz
@@ -130,12 +129,10 @@ class CircuitRun:
     def __post_init__(self) -> None:
         ansatz, backend, shots = self.ansatz, self.jobs.backend, self.jobs.shots
         is_exact = shots is None
-        self.gradient = "adjoint" if is_exact and backend.has_adjoint else "parameter-shift"
-        self._shifts = self.trained and self.gradient == "parameter-shift"
         for is_wrong, why in (
             (is_exact and not backend.has_exact, "it returns counts; set shots"),
             (is_exact and self.jobs.shot_budget, "a shot_budget needs shots; set shots"),
-            (self._shifts and not ansatz.has_shift_rule, "its angles turn several gates; use the exact simulator"),
+            (self.trained and not ansatz.has_shift_rule, "its angles turn several gates; use the exact simulator"),
             (not is_exact and ansatz.n_qubits > _MOST_QUBITS, f"shots are for at most {_MOST_QUBITS} qubits"),
         ):
             if is_wrong:
@@ -154,14 +151,14 @@ class CircuitRun:
 
     def __repr__(self) -> str:
         shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots per circuit"
-        gradients = f"gradients by {self.gradient}" if self.trained else "frozen angles"
+        gradients = "gradients by parameter shift" if self.trained else "frozen angles"
         facts = shots, gradients, f"circuits per step: {self.circuits_per_step:,}"
         return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {', '.join(facts)}"
 
     @property
     def circuits_per_step(self) -> int:
         """Executions in one optimizer step: the value of every circuit, and two for each angle by parameter shift."""
-        return self.n_circuits * (1 + 2 * self.ansatz.n_angles * self._shifts)
+        return self.n_circuits * (1 + 2 * self.ansatz.n_angles * self.trained)
 
     def forecast(self, steps: int) -> dict[str, Any]:
         """Circuits, jobs and shots of `steps` optimizer steps; nothing is sent.
@@ -171,8 +168,8 @@ class CircuitRun:
         circuits = steps * self.circuits_per_step
         shots = circuits * (self.jobs.shots or 0)
         self.jobs.check_budget(shots, ConfigError)
-        settings = {"backend": self.jobs.backend.name, "gradient": self.gradient, "shots_per_circuit": self.jobs.shots}
-        per_step = {"circuits_per_step": self.circuits_per_step, "jobs_per_step": self.n_circuits * (1 + self._shifts)}
+        settings = {"backend": self.jobs.backend.name, "shots_per_circuit": self.jobs.shots}
+        per_step = {"circuits_per_step": self.circuits_per_step, "jobs_per_step": self.n_circuits * (1 + self.trained)}
         return {**settings, **per_step, "steps": steps, "circuits": circuits, "shots": shots}
 
 
@@ -193,13 +190,7 @@ class _Probabilities(torch.autograd.Function):
         refuse_second_derivative()
         (angles,), ansatz, jobs = ctx.saved_tensors, ctx.run.ansatz, ctx.run.jobs
         theta, weights = (tensor.detach().double().cpu() for tensor in (angles, gradient))
-        if ctx.run.gradient == "adjoint":
-            with torch.enable_grad():
-                value = jobs.backend.differentiable(ansatz, theta.requires_grad_()) @ weights
-            (found,) = torch.autograd.grad(value, theta)
-        else:
-            shifts = math.pi / 2 * torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)
-            p = torch.from_numpy(jobs.run(ansatz, torch.cat([theta + shifts, theta - shifts]).numpy()))
-            plus, minus = (p @ weights).chunk(2)
-            found = 0.5 * (plus - minus).view(theta.shape)
-        return found.to(angles), None
+        shifts = math.pi / 2 * torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)
+        p = torch.from_numpy(jobs.run(ansatz, torch.cat([theta + shifts, theta - shifts]).numpy()))
+        plus, minus = (p @ weights).chunk(2)
+        return (0.5 * (plus - minus).view(theta.shape)).to(angles), None

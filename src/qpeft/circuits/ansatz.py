@@ -173,8 +173,6 @@ class Ansatz:
     - `mps`: pairs (0, 1), (1, 2), ..., (N-2, N-1)
     - `all_pairs`: (0, 1), (2, 3), ...; then all pairs, (0, 1), (1, 2), ..., (0, 2), (1, 3), ..., (0, N-1)
 
-    `register_ansatz` adds circuits of your own.
-
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
 

@@ -13,13 +13,16 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from torch import Tensor
+
 from qpeft.circuits.ansatz import Ansatz, Gate, ansatz_names, register_ansatz
+from qpeft.circuits.numerics import check_tensor
 from qpeft.errors import ConfigError, needs
 from qpeft.user_code import errors_as
 
 if TYPE_CHECKING:
     from qiskit.circuit import QuantumCircuit
-    from torch import Tensor
 
 _AFFINE = "has an angle that is not a multiple of one parameter plus a constant"
 PENNYLANE_GATES = {"rx": "RX", "ry": "RY", "rz": "RZ", "cx": "CNOT", "cz": "CZ"}
@@ -42,10 +45,6 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
 
     Raises ConfigError for angles of another shape.
     """
-    import torch
-
-    from qpeft.circuits.numerics import check_tensor
-
     values = None if angles is None else torch.as_tensor(angles, dtype=torch.float64).detach().cpu()
     if values is not None:
         check_tensor(values, ansatz.angle_shape, str(ansatz), batched=False)
@@ -114,40 +113,29 @@ def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
     return made
 
 
-def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz:
-    """An ansatz from a QNode, a function that queues gates, or a tape.
+def from_pennylane(circuit: Any, shape: tuple[int, ...]) -> Ansatz:
+    """An ansatz from a QNode, or a function that queues gates.
 
     The wires are those of the QNode's device, otherwise those of the gates; integers in ascending order. Measurements
     are ignored.
 
     Args:
-        circuit: The circuit. A QNode or function has one argument, the array of all trained angles; the angles of
-            a tape are its trainable parameters, in their order.
-        shape: Of the argument of a QNode or function; not for a tape.
+        circuit: A QNode or function with one argument, the array of all trained angles.
+        shape: Of this argument.
 
     Raises:
         ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the message names it.
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml
-        from pennylane.tape import QuantumScript, make_qscript
+        from pennylane.tape import make_qscript
         from pennylane.transforms import decompose
-    import torch
 
-    is_tape = isinstance(circuit, QuantumScript)
-    given = [torch.as_tensor(value) for value in circuit.get_parameters()] if is_tape else []
-    if is_tape:
-        shape = (sum(value.numel() for value in given),)
-    elif shape is None:
-        raise ConfigError("from_pennylane needs the shape of the circuit's argument, for example shape=(n_layers, 4)")
     gate_set = {getattr(qml, kind) for kind in (*PENNYLANE_GATES.values(), "GlobalPhase")}
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
 
     def tape_at(angles: Tensor) -> Any:
-        if not is_tape:
-            return make_qscript(getattr(circuit, "func", circuit))(angles.view(shape))
-        pieces = zip(angles.split([value.numel() for value in given]), given, strict=True)
-        return circuit.bind_new_parameters([part.view(value.shape) for part, value in pieces], circuit.trainable_params)
+        return make_qscript(getattr(circuit, "func", circuit))(angles.view(shape))
 
     def operations_at(angles: Tensor) -> list[Any]:
         with warnings.catch_warnings(action="ignore"):  # gates that do not decompose are refused here

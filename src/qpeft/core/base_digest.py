@@ -27,21 +27,16 @@ _HASH = 12  # hexadecimal digits of each hash
 _FLOATS = {"bfloat16", "float16", "float32", "float64"}
 _INTENDED = (
     "; the results are not those of its training. Load its own base model; or, if this one is intended, such as a "
-    "fine-tuned or quantized copy, pass allow_other_base=True to qpeft.load or qpeft.AdapterPool, or ignore "
-    "qpeft.errors.BaseModelWarning"
+    "fine-tuned or quantized copy, ignore it: warnings.simplefilter('ignore', qpeft.errors.BaseModelWarning)"
 )
 
 
-def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str, *, keeps_weights: bool = True) -> None:
+def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None:
     """Record the base in the config of an adapter on it, or compare it with the recorded one by `check_base`.
 
-    A trainable adapter belongs to `base` from now on. If the adapter does not keep the weights that it adapts, the
-    other weights are compared.
+    A trainable adapter belongs to `base` from now on.
     """
-    weights, name = own_weights(base, adapter_name), name_of(base)
-    if not keeps_weights:
-        weights = {key: weight for key, weight in matrices(base).items() if key not in weights}
-    found = digest(weights)
+    found, name = digest(own_weights(base, adapter_name)), name_of(base)
     if config.base_digest is None:
         config.base_digest = found
     elif not check_base(config, found, name) and not config.inference_mode:
@@ -51,8 +46,8 @@ def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str, *, keep
 def check_base(config: AdapterConfig, found: str | None, present: str | None, adapter: str = "this adapter") -> bool:
     """Whether an adapter belongs to the base model `present` with the digest `found`; True if one is unknown.
 
-    If not, warns with BaseModelWarning, where `adapter` is not empty, or raises CheckpointError if its values depend on
-    the base, and none is quantized.
+    If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base, and none is
+    quantized.
     """
     if config.base_digest is None or found is None or is_same(config.base_digest, found):
         return True
@@ -63,9 +58,8 @@ def check_base(config: AdapterConfig, found: str | None, present: str | None, ad
             f"this adapter {problem}; its frames are those of its base, so load it there, or export it there with "
             "qpeft.export and load the exported adapter here"
         )
-    if adapter:
-        # without a registry, in which Python would drop the warning of a second adapter with an equal text
-        warnings.warn_explicit(f"{adapter} {problem}{_INTENDED}", BaseModelWarning, __file__, 0, registry={})
+    # without a registry, in which Python would drop the warning of a second adapter with an equal text
+    warnings.warn_explicit(f"{adapter} {problem}{_INTENDED}", BaseModelWarning, __file__, 0, registry={})
     return False
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Set
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +55,6 @@ def load(
     *,
     is_trainable: bool = False,
     frames: str | Path | None = None,
-    allow_other_base: bool = False,
     **options: Any,
 ) -> PeftModel:
     """Check an adapter folder, compact or stock, and load it on its base model.
@@ -68,7 +65,6 @@ def load(
         is_trainable: Whether training continues.
         frames: The frame file of an adapter that refers to one. Default: it is in the adapter's folder, or in one of
             two folders above, under the name that the adapter has recorded.
-        allow_other_base: Do not warn if `base` has other weights than the base model of the adapter.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
 
     Warns with BaseModelWarning if `base` has the right shapes but other weights.
@@ -90,16 +86,13 @@ def load(
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
         # only `load_folder` builds those that PEFT alone cannot build
         build = getattr(tuner, "load_folder", PeftModel.from_pretrained)
-        ignored = warnings.catch_warnings(action="ignore", category=BaseModelWarning)
-        with ignored if allow_other_base else nullcontext():
-            model = build(base, folder, is_trainable=is_trainable, **options)
+        model = build(base, folder, is_trainable=is_trainable, **options)
         if not hasattr(tuner, "load_folder") and not options.get("key_mapping"):
             check_whole(model, folder, name)
     except (InputError, MemoryError, BaseModelWarning):
         raise
     except Exception as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        reason = reason.encode("utf-8", "backslashreplace").decode()  # JSON may have characters that nothing prints
         raise CheckpointError(
             f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
             f"restore its {CONFIG} if it was edited"

@@ -178,10 +178,6 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
     def read_files(self, base: nn.Module) -> None:
         """Fill in what a file that the config names determines for `base`; called before the adapter is built."""
 
-    def further_slots(self, model: nn.Module, adapter_name: str) -> list[Slot]:
-        """Tensors outside of LoRA's layers that are generated as well."""
-        return []
-
     @property
     def drawn_init(self) -> bool | str:
         """The initial values w0: `init_lora_weights`, or "zero" for A = B = 0, where the generator's are not zero."""

@@ -168,8 +168,6 @@ def _difference(
 def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> Any:
     """The folder's adapter under stock PEFT, on a copy of the base that shares every weight with the live model's."""
     config: Any = PeftConfig.from_pretrained(str(folder))
-    if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True  # PiSSA or OLoRA would subtract its part from the base again
     if getattr(config, "layer_replication", None):
         config.layer_replication = None  # the live model's layers are replicated already
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

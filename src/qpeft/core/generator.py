@@ -75,9 +75,6 @@ class Generator(FullPrecision):
     def use_base(self, base: nn.Module) -> None:
         """Take what the base model determines, such as frames; called once, after the adapter was injected into it."""
 
-    def use_base_of(self, other: Generator) -> None:
-        """As `use_base`, from a generator of another seed on the same base model, with which tensors may be shared."""
-
     def plan_sizes(self) -> dict[str, Any]:
         """What `qpeft.plan` shows next to the parameters, such as `n_qubits` of the largest circuit."""
         return {}

@@ -1,7 +1,7 @@
 """Many compact adapters of one base model: a few of them in slots in memory, the others in their folders.
 
-    adapter_config.json       --> the settings, which must equal those of the other adapters except for the seed
-    adapter_model.safetensors --> the generator of that seed --> flat (P,) --> views under the keys of a stock file
+    adapter_config.json       --> the settings, which must equal those of the other adapters
+    adapter_model.safetensors --> the generator --> flat (P,) --> views under the keys of a stock file
                               --> a slot, an adapter of stock PEFT --> model
 
 A slot is injected once. Another adapter is put into it by copying its tensors.
@@ -12,13 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora.model import _adapter_names_pre_forward_hook
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -29,17 +29,13 @@ from torch import Tensor, nn
 from qpeft.core.base_digest import check_base, digest, name_of, own_weights
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
 from qpeft.core.meta_model import refuse_adapted
-from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import draw_initial
-from qpeft.core.targets import check_target_modules
 from qpeft.core.tuner import GeneratedMixin, stock_key
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 BASE = "__base__"  # PEFT's word in adapter_names
-_MIXED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # copies that PEFT mixes, from modules_to_save
-# fields in which the adapters may differ: initial values, and fields that only training uses
+# fields in which the adapters may differ, which only training uses
 _FREE = (
-    *("seed", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
     *("lora_dropout", "weights_sha256"),
     *("base_digest", "frames"),  # not compared as texts: precisions differ, and a frame file has a hash
 )
@@ -63,7 +59,7 @@ class AdapterPool:
         pool.model.generate(**inputs)
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
-    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and any seeds. Files are checked at every
+    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and one seed. Files are checked at every
     request, so a changed adapter is read again. The result of `place` is valid while its adapters are in their slots;
     after that the model's call raises ConfigError. With several threads, hold a lock of your own from `activate` or
     `place` to the end of the model's call. Select adapters with the pool only, not with PEFT's `set_adapter` or
@@ -76,7 +72,6 @@ class AdapterPool:
         folder: Contains an adapter folder of `qpeft.save` for each name. The first name determines the configuration.
         capacity: The number of adapters in memory, and in a batch.
         frames: The frame file of adapters that refer to one; it is read once. Default: as for `qpeft.load`.
-        allow_other_base: Do not warn when an adapter is read whose base model has other weights (BaseModelWarning).
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
@@ -90,7 +85,6 @@ class AdapterPool:
         capacity: int = 8,
         *,
         frames: str | Path | None = None,
-        allow_other_base: bool = False,
     ) -> None:
         if type(capacity) is not int or capacity < 1:
             raise ConfigError(f"capacity must be a whole number of at least 1, got {capacity!r}")
@@ -101,17 +95,14 @@ class AdapterPool:
         first = self.folder / self.names[0]
         if not _is_served(kind := check_folder(first)["peft_type"]):
             raise ConfigError(f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}")
-        loaded: Any = load(base, first, frames=frames, allow_other_base=allow_other_base)
+        loaded: Any = load(base, first, frames=frames)
         self._settings = _shared(PeftConfig.from_pretrained(str(first)))
         tuner: Any = loaded.base_model
         self._binding = tuner.generators.bindings["default"]
-        self._config: Any = tuner.generators.configs["default"]
         self._base = digest(own_weights(tuner.model, "default")), name_of(tuner.model)
-        self._is_quiet = allow_other_base
         self._prefix = tuner.generators.prefix
-        self._drawn = lru_cache(maxsize=capacity)(self._draw)
         _activate(_adapted_modules(loaded), [])  # otherwise a module from modules_to_save would stay in the base
-        stock, base = self._config.to_stock(), loaded.unload()
+        stock, base = tuner.generators.configs["default"].to_stock(), loaded.unload()
         stock.inference_mode = True
         self._free = [f"slot{index}" for index in range(capacity)]
         self.model: Any = get_peft_model(base, stock, adapter_name=self._free[0])
@@ -236,7 +227,7 @@ class AdapterPool:
         """The adapter's tensors by their keys in a stock file, float32 if generated; valid until the next call.
 
         Raises CheckpointError if the folder is damaged, foreign, for another base model, or has other settings than the
-        first one; ConfigError if the adapter was saved before its frames were fitted, or its seed is none.
+        first one; ConfigError if the adapter was saved before its frames were fitted.
         """
         check_folder(folder)
         saved: Any = PeftConfig.from_pretrained(str(folder))
@@ -247,10 +238,10 @@ class AdapterPool:
                 "it has other settings than the first adapter of this pool: "
                 f"{', '.join(shown) or 'it is for another base model'}; serve it from another pool"
             )
-        check_base(saved, *self._base, adapter="" if self._is_quiet else f"adapter '{folder.name}'")
+        check_base(saved, *self._base, f"adapter '{folder.name}'")
         tensors = tensors_in((folder / WEIGHTS).read_bytes())  # for small files three times as fast as load_file
         others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
-        generator = self._drawn(saved.seed)
+        generator = self._binding.generator
         packed = {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in others}
         state = generator.unpack(packed)
         check_tensors(state, generator.state_dict())
@@ -259,34 +250,6 @@ class AdapterPool:
             raise ConfigError("it was saved before qpeft.fit_frames, without the frames of the loss gradient; train it")
         parts = zip(self._binding.slots, generator().split(self._binding.sizes), strict=True)
         return others | {stock_key(slot.label): part.view(slot.shape) for slot, part in parts}
-
-    def _draw(self, seed: int) -> Any:
-        first, slots, config = self._binding.generator, self._binding.slots, copy.copy(self._config)
-        if seed == config.seed:
-            return first
-        config.seed = seed
-        init = SeededInit(seed)
-        generator = config.make(slots, draw_initial(slots, config.drawn_init, init), init)
-        generator.use_base_of(first)
-        return generator.to(next(first.buffers()).device)
-
-
-def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
-    """Why adapters with this config cannot be served in one batch; `base` has no adapter. None: they can."""
-    if not _is_served(config.peft_type):
-        return f"AdapterPool serves QPA, Quantum-PEFT and SoRA, and this is {PeftType(config.peft_type).value}"
-    check_target_modules(base, config := copy.copy(config))  # which names experts as PEFT does
-    names = tuple(getattr(config, "modules_to_save", None) or ())
-    copies = (module for name, module in base.named_modules() if name.endswith(names))
-    if kinds := sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)}):
-        part = f"a trained copy of {kinds[0]} (modules_to_save)"
-    elif getattr(config, "target_parameters", None):
-        part = "experts (target_parameters)"
-    elif getattr(config, "use_dora", False):
-        part = "DoRA"
-    else:
-        return None
-    return f"AdapterPool serves one of these in a batch: PEFT does not mix {part}"
 
 
 def _is_served(kind: Any) -> bool:

@@ -27,8 +27,6 @@ def quantize(x: Tensor, bits: int) -> Tensor:
     """x (n,) rounded to `bits` bits, in its dtype; the gradient is that of the identity."""
     with torch.no_grad():
         rounded = (x.half() if bits == 16 else _decode(*_encode(x, bits), bits, len(x))).to(x.dtype)
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return rounded
     return rounded + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
 
 

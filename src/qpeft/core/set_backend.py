@@ -38,8 +38,8 @@ def set_backend(
         log: File to which a line of JSON is added for every job.
 
     Returns:
-        The object that runs the circuits; its `str()` shows the gradient rule and the cost of a step, and `.jobs.used`
-        counts jobs, circuits, shots and seconds. None for the exact simulator with adjoint gradients.
+        The object that runs the circuits, with gradients by parameter shift; its `str()` shows the cost of a step, and
+        `.jobs.used` counts jobs, circuits, shots and seconds. None for the exact simulator.
 
     With shots or a device, training is noisy; the initial values of a residual adapter, merging and `qpeft.export`
     remain exact.

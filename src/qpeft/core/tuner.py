@@ -181,15 +181,12 @@ class Generators(nn.ModuleDict):
         paths: dict[int, list[str]] = {}  # a shared module is saved under each of its names
         for path, module in model.named_modules(remove_duplicate=False):
             paths.setdefault(id(module), []).append(path)
-        copied = {}  # norms in modules_to_save, of which PEFT saves the parameters only
         for slot, value in zip(binding.slots, values or binding.values(), strict=True):
             for path in paths[id(slot.owner)]:
                 state[f"{path}.{slot.name}"] = value
-                name, is_copy, _ = path.partition(f".modules_to_save.{adapter_name}")
-                copied |= {f"{name}.{slot.name}": value} if is_copy else {}
         with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
             stock = get_peft_model_state_dict(model, state, adapter_name=adapter_name, save_embedding_layers=False)
-        return {key: value for key, value in (stock | copied).items() if value.numel()}
+        return {key: value for key, value in stock.items() if value.numel()}
 
 
 def count_trainable(model: Any) -> int:
@@ -338,8 +335,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
 
     def _make_generator(self, adapter_name: str, config: GeneratedConfig) -> tuple[Generator, list[Slot]]:
         init = SeededInit(config.seed)
-        slots = lora_slots(self.model, adapter_name) + config.further_slots(self.model, adapter_name)
-        slots = in_vector_order(slots, config)
+        slots = in_vector_order(lora_slots(self.model, adapter_name), config)
         generator = config.make(slots, draw_initial(slots, config.drawn_init, init), init)
         bind_base(config, self.model, adapter_name)
         generator.use_base(self.model)

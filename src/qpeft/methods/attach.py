@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
@@ -26,15 +25,13 @@ from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import Slot, adapter_parameters, find_slots
+from qpeft.core.slots import DRAWN_INITS, Slot, adapter_parameters, find_slots
 from qpeft.core.tuner import CONTAINER, CompactState, GeneratedMixin, Generators, described_by, holder_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
 from qpeft.methods.registry import get, keys
 
-_NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga", "pissa_niter")  # they depend on data, or change the base randomly
-_CHANGE_BASE = ("pissa", "olora")  # the adapted weights, by a decomposition that rounds
 _PROMPT_SIZES = ("num_layers", "token_dim", "num_attention_heads")
 
 
@@ -76,8 +73,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
         generator=as_json(asdict(config)),  # type: ignore[call-overload]
         generator_name=registered,
     )
-    keeps_weights = not str(getattr(host, "init_lora_weights", "")).startswith(_CHANGE_BASE)
-    bind_base(attached, model.get_base_model(), name, keeps_weights=keeps_weights)
+    bind_base(attached, model.get_base_model(), name)
     model.__class__ = attached_class(type(model))
     # a prompt is read before the base model's forward, anything else during it
     base, prompts = model.get_base_model(), model.prompt_encoder[name] if model._is_prompt_learning else None
@@ -98,12 +94,8 @@ def _checked_host(model: Any) -> tuple[str, Any]:
             f"the model has the adapters {', '.join(model.peft_config)}; attach needs a model with one adapter"
         )
     (name, host), *_ = model.peft_config.items()
-    init = str(getattr(host, "init_lora_weights", ""))
-    if init.startswith(_NOT_REPRODUCIBLE):
-        raise ConfigError(
-            f"init_lora_weights='{init}' changes the base model in a way that cannot be reproduced on loading; use "
-            "'pissa' or 'olora', which depend on the weights only, or an initialization that keeps the base"
-        )
+    if (init := getattr(host, "init_lora_weights", True)) not in DRAWN_INITS:
+        raise ConfigError(f"init_lora_weights={init!r} can change the base model; use one of {DRAWN_INITS}")
     if isinstance(host, AdaLoraConfig) or getattr(host, "coft", False):
         raise ConfigError(f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use another")
     if any(getattr(module, "merged", False) for module in model.modules()):
@@ -297,10 +289,3 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
 def attached_class(plain: type[PeftModel]) -> type[PeftModel]:
     """`plain` with `AttachedModel` mixed in."""
     return type(f"Attached{plain.__name__}", (AttachedModel, plain), {})
-
-
-def __getattr__(name: str) -> Any:
-    """The classes that `attached_class` makes, for pickle."""
-    if name.startswith("AttachedPeftModel"):
-        return attached_class(getattr(peft, name.removeprefix("Attached")))
-    raise AttributeError(name)

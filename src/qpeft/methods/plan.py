@@ -99,7 +99,6 @@ def plan(
     counts, made = _count(config, adapted), None
     if maker := generator or own:
         slots = generated_slots(adapted, "default")
-        slots += own.further_slots(adapted.get_base_model(), "default") if own else []
         initial = torch.empty(sum(slot.shape.numel() for slot in slots), device="meta")
         made = maker.make(maker.order(slots), initial, SeededInit(maker.seed, "meta"))
         counts |= _count_generator(made, slots, adapted)

@@ -20,7 +20,6 @@ from qpeft.user_code import execute, is_file
 SUPPORTED_PEFT = "0.21"  # every patch of it, because internals are used
 
 _registered: dict[str, Method] = {}
-_from_files: dict[str, Method] = {}  # by FILE.py:NAME
 
 
 @cache
@@ -55,13 +54,13 @@ def get(name: str) -> Method:
     Raises ConfigError if there is no such method (the message shows the nearest name), the file cannot be executed, or
     NAME is not a Method in it.
     """
-    if is_file(name) and name not in _from_files:
+    if is_file(name):
         found = vars(execute(name, "method")).get(name.rpartition(":")[2])
         if not isinstance(found, Method):
             raise ConfigError(f"method {name}: the file has no qpeft.methods.Method of this name")
         register(found)
-        _from_files[name] = found
-    if (found := _own().get(name) or _registered.get(name) or _from_files.get(name)) is None:
+        return found
+    if (found := _own().get(name) or _registered.get(name)) is None:
         raise ConfigError(unknown("method", name, keys()))
     return found
 

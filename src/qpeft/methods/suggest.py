@@ -7,7 +7,6 @@ budget the configuration that was best in the search, and test losses in the sam
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import warnings
@@ -20,30 +19,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import torch
 from peft import PeftConfig
 from torch import nn
 from transformers import PretrainedConfig
 
 from qpeft.core.frame_file import read_frame_file
 from qpeft.core.meta_model import on_meta
-from qpeft.core.pool import why_not_mixed
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.methods.plan import Plan, plan
+from qpeft.methods.plan import BYTES, Plan, plan
 from qpeft.methods.registry import get
 
 NORMS, LAST_NORM = "@norms", "@last-norm"  # stand for modules of a base
 _TASK = "CAUSAL_LM"
 _ALTERNATIVES = 3
-_MANY_LAYERS = 8  # of a base whose adapters are counted on fewer layers first
-_MARGIN = 1.1  # factor of the budget above which an adapter is too large by these counts
 _LOST = (
     "within {:,} parameters, choices from results of other bases lost {:.1%} to {:.1%} of the best gain measured there"
 )
 _FRAME_FILE = (
     "its frames are {:,} bytes, stored with each adapter unless a frame file has them for all: write one with qpeft "
-    "frames, and give it to qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, "
-    "save_to=FILE), and set frames=FILE in the config of every further adapter"
+    "frames or qpeft.fit_frames(model, batches, save_to=FILE), and give it to each as --frames FILE or frames=FILE"
 )
 
 
@@ -98,15 +92,15 @@ def suggest(
     parameters: int | None = None,
     bytes: int | None = None,
     frames: str | Path | None = None,
-    mixed_batches: bool = False,
     refuses: Callable[[PeftConfig], str | None] = lambda config: None,
     trust_remote_code: bool = False,
 ) -> Suggestion:
     """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
 
-    Every adapter of the evidence is counted on `base`. Of those within the budget, the one with the highest mean share
-    of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
-    number of parameters, only these count. A note says how much of the gain choices lost on a base unknown to them.
+    Adapters of the evidence whose budget there is at most this one, or the smallest one there, are counted on `base`.
+    Of those within the budget, the one with the highest mean share of the reference's gain is suggested, quantum or
+    classical. If the evidence has results on `base`, recognized by its number of parameters, only these count. A note
+    says how much of the gain choices lost on a base unknown to them.
 
     The learning rate is the one that loses the least in the search where it loses most: of the gain in validation loss
     at the best rate, plus a twentieth of what the next higher one loses, since a rate may be too high on another base.
@@ -118,8 +112,6 @@ def suggest(
         bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the header of its file,
             its config, and gradient frames, which a file that many adapters share can contain.
         frames: A frame file of `base`. Only adapters that it has frames for are considered; they refer to it.
-        mixed_batches: Only adapters that `AdapterPool` can serve in one batch with others of their kind: QPA and
-            Quantum-PEFT without norm gains.
         refuses: Maps a config to the reason why its adapter cannot be used, or None; such adapters are left out.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
@@ -139,36 +131,31 @@ def suggest(
     evidence = read_evidence()
     n_base = sum(p.numel() for p in model.parameters())
 
-    def count(design: Design, base: nn.Module) -> Suggestion:
-        given = frames if base is model else None  # which has frames for every layer of `model`
+    def count(design: Design) -> Suggestion:
         with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
-            return _counted(evidence, design, base, given, in_bytes=bytes is not None)
+            return _counted(evidence, design, model, frames, in_bytes=bytes is not None)
 
-    def expected(design: Design, size: str) -> float:
-        """The size on `model` by those on one and on two of its layers; infinite if it cannot be adapted."""
+    def trainable(design: Design) -> float:
+        """Infinite if the adapter does not fit the base."""
         try:
-            first, *second = (getattr(count(design, base).plan, size) for base in few or [model])
+            return count(design).plan.trainable
         except QpeftError:
             return math.inf
-        return first + sum((n_layers - 1) * (other - first) for other in second)
 
     def sized(design: Design) -> Design:
         """With the largest of its values that keeps to its budget on `model`, or with the smallest."""
         at = [replace(design, settings={**design.settings, str(design.vary): value}) for value in design.values]
-        n = bisect_right(at, design.budget, key=lambda one: expected(one, "trainable"))
+        n = bisect_right(at, design.budget, key=trainable)
         return at[max(n - 1, 0)] if at else design
 
-    n_layers, few = _few_layers(model)
+    most = max(budget if bytes is None else budget // BYTES, min(design.budget for design in evidence.designs))
     found: list[Suggestion] = []
     larger: list[tuple[float, str]] = []
     refused: list[str] = []
-    for design in map(sized, evidence.ranked(n_base)):
-        if few and _MARGIN * budget < (n := expected(design, size)) < math.inf:
-            larger.append((n, design.label))
-            continue
+    for design in (one for one in evidence.ranked(n_base) if one.budget <= most):
         try:
-            one = count(design, model)
-            if reason := refuses(one.config) or (mixed_batches and why_not_mixed(model, one.config)):
+            one = count(sized(design))
+            if reason := refuses(one.config):
                 raise ConfigError(reason)
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
@@ -182,7 +169,7 @@ def suggest(
         if len(found) > _ALTERNATIVES:
             break
     if found:
-        first, *others = (replace(one, notes=_notes(evidence, model, one, parameters)) for one in found)
+        first, *others = (replace(one, notes=_notes(evidence, one, parameters)) for one in found)
         return replace(first, alternatives=others)
     if not larger:
         raise ConfigError(f"no measured adapter fits what was asked; the first reason is: {refused[0]}")
@@ -190,22 +177,6 @@ def suggest(
     raise ConfigError(
         f"{name} {budget:,} is too small: the smallest measured adapter for this base, {label}, has {n:,}; raise {name}"
     )
-
-
-def _few_layers(model: Any) -> tuple[int, list[nn.Module]]:
-    """The number of layers, and models with one and with two, whose counts are faster; none if few or not alike."""
-    found, sizes = [], [sum(p.numel() for p in model.parameters())]
-    n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", 0)
-    for n in (1, 2) if n_layers >= _MANY_LAYERS else ():
-        config = copy.deepcopy(model.config)
-        config.num_hidden_layers = n
-        if types := getattr(config, "layer_types", None):
-            config.layer_types = types[:n]
-        with torch.device("meta"):
-            found.append(type(model)(config))
-        sizes.append(sum(p.numel() for p in found[-1].parameters()))
-    is_uniform = found and sizes[0] == sizes[1] + (n_layers - 1) * (sizes[2] - sizes[1])
-    return n_layers, found if is_uniform else []
 
 
 def _counted(
@@ -238,7 +209,7 @@ def _config(method: str, settings: Mapping[str, Any]) -> PeftConfig:
         return record.config_class(**{**record.defaults, **settings, "task_type": _TASK})
 
 
-def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: int | None) -> list[str]:
+def _notes(evidence: Evidence, found: Suggestion, parameters: int | None) -> list[str]:
     """What limits the evidence and the use of the adapter."""
     notes, n_base = [], found.plan.base_parameters
     if n_base > 2 * (largest := max(row["base_parameters"] for row in found.results)):
@@ -249,8 +220,6 @@ def _notes(evidence: Evidence, model: nn.Module, found: Suggestion, parameters: 
         notes.append(f"the evidence ends at {most:,} trainable parameters")
     if lost := evidence.lost.get(str(found.budget)):
         notes.append(_LOST.format(found.budget, min(lost), max(lost)))
-    if reason := why_not_mixed(model, found.config):
-        notes.append(reason)
     if (n_bytes := found.plan.sizes.get("frame_bytes")) and "frames" not in found.settings:
         notes.append(_FRAME_FILE.format(n_bytes))
     return notes

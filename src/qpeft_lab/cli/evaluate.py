@@ -71,9 +71,10 @@ def evaluate(
     with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's correlation. The base alone
     is scored if it has a head for the same classes.
 
-    With --generate, answers to the prompts are generated and scored instead. With --shots, --noise or --backend,
-    QAA or CUA is scored exactly and, after a forecast of their number, with measured circuits, at each combination of
-    the values. Answers of a device are kept in the adapter's folder, in measured: run the same command again to resume.
+    With --generate, answers to the prompts are generated and scored instead. With --shots, --noise or --backend, an
+    adapter with circuits on inputs is scored exactly and, after a forecast of their number, with measured circuits, at
+    each combination of the values. Answers of a device are kept in the adapter's folder, in measured: run the same
+    command again to resume.
 
     Examples:
 

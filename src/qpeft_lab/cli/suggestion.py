@@ -43,11 +43,6 @@ class Budget:
     server: str | None = option(
         None, "Refuse an adapter whose export this server does not load; a budget chooses another.", choices=("vllm",)
     )
-    mixed_batches: bool = option(
-        False,
-        "With a budget: only adapters that `qpeft.AdapterPool` serves in one batch with others of their kind.",
-        panel="Serving",
-    )
 
 
 def settled(
@@ -77,8 +72,8 @@ def settled(
 def _suggested(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> Suggestion | None:
     """The adapter for the budget, if there is one. Raises ConfigError for options that do not fit."""
     if budget.parameters is None and budget.bytes is None:
-        if run.get("method") == AUTO or budget.mixed_batches:
-            raise ConfigError("method auto and --mixed-batches need a budget: --parameters N or --bytes N")
+        if run.get("method") == AUTO:
+            raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
         return None
     usual = {"method": AUTO, "task": RunSettings.task}
     chosen = [name for name in ("method", "task", "host") if run.get(name) not in (None, usual.get(name))]
@@ -96,7 +91,6 @@ def _suggested(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget
             parameters=budget.parameters,
             bytes=budget.bytes,
             frames=others.get("frames"),
-            mixed_batches=budget.mixed_batches,
             refuses=lambda config: next(iter(refusals(config)), None) if budget.server else None,
             trust_remote_code=run.get("trust_remote_code", False),
         )

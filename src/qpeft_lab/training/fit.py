@@ -194,7 +194,7 @@ def _fit(
     costs = None
     if circuits is not None:  # over all parts of a resumed run
         jobs = circuits.jobs
-        run = {"backend": jobs.backend.name, "gradient": circuits.gradient, "shots_per_circuit": jobs.shots}
+        run = {"backend": jobs.backend.name, "shots_per_circuit": jobs.shots}
         costs = {**run, **jobs.used}
     return TrainResult(
         out=folder.path,

@@ -118,15 +118,11 @@ def _find_width(model: nn.Module, module: nn.Module, name: str) -> int:
     """d, the size of the last axis of the module's output; raises ConfigError if it is unknown.
 
     The output of a block has the width of its input, which is the input width of its first linear map and the output
-    width of its last; if these differ (a router of experts), the config's `hidden_size`. That of a normalization has
-    the width of its gain.
+    width of its last; if these differ (a router of experts), the config's `hidden_size`.
     """
     if is_linear(module):
         return sizes(module)[1]
     linears = [sizes(m) for m in module.modules() if is_linear(m)]
-    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
-    if not linears and len(shapes) == 1 and len(gain := shapes.pop()) == 1:
-        return gain[0]
     config: Any = getattr(model, "config", None)
     hidden = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size", None)
     # a list or a model has children, and no tensor as output
@@ -136,5 +132,5 @@ def _find_width(model: nn.Module, module: nn.Module, name: str) -> int:
             return width
     raise ConfigError(
         f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter follows a Linear, "
-        "a Conv1D, a normalization, or a block such as mlp whose output is one tensor of the model's width"
+        "a Conv1D, or a block such as mlp whose output is one tensor of the model's width"
     )

@@ -85,7 +85,7 @@ class QuantumPeftGeneratorConfig:
     )
     lambda_bits: int | None = option(
         None,
-        "Bits per lambda and per norm gain, in training and in the compact adapter; 16 is float16. Default: float32.",
+        "Bits per lambda, in training and in the compact adapter; 16 is float16. Default: float32.",
         choices=(16, 8, 4),
     )
     angle_scale: float | None = option(
@@ -95,7 +95,6 @@ class QuantumPeftGeneratorConfig:
         above=0,
     )
     lambda_scale: float = option(2.0, "Factor folded into lambda's learning rate.", above=0)
-    gain_scale: float = option(50.0, "Factor folded into the learning rate of norm gains in modules_to_save.", above=0)
     seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
     def __post_init__(self) -> None:

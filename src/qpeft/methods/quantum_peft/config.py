@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from peft.utils.other import ModulesToSaveWrapper
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -38,8 +36,7 @@ _OWN = {  # fields of one adapter, and those that are filled in
 class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig):
     """LoRA's own settings (target_modules, lora_dropout, rank_pattern, ...) and the generator's.
 
-    `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal. Norm
-    layers named in `modules_to_save` are trained with a folded learning rate as well.
+    `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal.
 
     Example::
 
@@ -113,8 +110,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         here = {slot.label: slot for slot in slots}
-        factors = [here.pop(label) for part in parts_of(self, slots) for label in part.labels]
-        return [*factors, *here.values()]  # norm gains at the end
+        return [here[label] for part in parts_of(self, slots) for label in part.labels]
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QuantumPeftGenerator:
         parts = parts_of(self, slots)
@@ -122,21 +118,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
             raise CheckpointError(
                 "the table of generated tensors in adapter_config.json is damaged: their order differs"
             )
-        n_factors = sum(len(part.names) * part.width * part.rank for part in parts)
-        return QuantumPeftGenerator(self, parts, init, initial[n_factors:])
-
-    def further_slots(self, model: nn.Module, adapter_name: str) -> list[Slot]:
-        """The weights and biases of norm layers in modules_to_save: modules whose parameters are all vectors."""
-        found = []
-        for name, wrapper in model.named_modules():
-            if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save:
-                module: Any = wrapper.modules_to_save[adapter_name]
-                parameters = dict(module.named_parameters())
-                if all(p.ndim == 1 and "." not in key for key, p in parameters.items()):
-                    for key, p in parameters.items():
-                        initial = torch.zeros(p.shape) if p.is_meta else p.detach().float().cpu()
-                        found.append(Slot(module, key, f"{name}.{key}", p.shape, p.dtype, initial))
-        return found
+        return QuantumPeftGenerator(self, parts, init)
 
 
 class QuantumPeftModel(GeneratedMixin, LoraModel):

@@ -152,23 +152,18 @@ def _entangler_signs(entangler: str, n_layers: int, seed: int, n_qubits: int) ->
 
 
 class QuantumPeftGenerator(Generator):
-    """Generates lora_A and lora_B of every matrix, then norm gains, as a flat float32 tensor (P,).
+    """Generates lora_A and lora_B of every matrix as a flat float32 tensor (P,).
 
     Args:
         config: The configuration.
         parts: The tensors in the order of the flat vector.
         init: Draws the initial parameters.
-        gains: Initial values of the trained norm gains, flat; may be empty.
     """
 
-    groups: ClassVar[Mapping[str, ParameterGroup]] = {
-        "angles": ANGLES,
-        "lam": ParameterGroup("lambda"),
-        "gains": ParameterGroup("gains"),
-    }
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {"angles": ANGLES, "lam": ParameterGroup("lambda")}
     scale: Tensor
 
-    def __init__(self, config: QuantumPeftConfig, parts: Sequence[Part], init: SeededInit, gains: Tensor) -> None:
+    def __init__(self, config: QuantumPeftConfig, parts: Sequence[Part], init: SeededInit) -> None:
         super().__init__()
         self.config, self.parts, self.frames = config, parts, nn.Module()
         drawn: list[Tensor] = []  # (n, p) of each part
@@ -187,9 +182,9 @@ class QuantumPeftGenerator(Generator):
         self.angles = self._angles(torch.cat([rows.flatten() for rows in drawn]))
         ranks = [float(part.rank) for part in parts if part.side == "u" for _ in range(len(part.names) * part.rank)]
         self.register_buffer("scale", torch.tensor(ranks), persistent=False)
-        start, bits = torch.zeros(len(ranks), device=init.device), config.lambda_bits
-        self.lam = None if config.family == "core" else Folded(start, config.lambda_scale, bits=bits)
-        self.gains = Folded(gains.detach().float(), config.gain_scale, bits=bits) if gains.numel() else None
+        start = torch.zeros(len(ranks), device=init.device)
+        lam = Folded(start, config.lambda_scale, bits=config.lambda_bits)
+        self.lam = None if config.family == "core" else lam
         # a frame file has a hash, and the widths of frames are in the labels
         names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"frames", "frames_sha256", "frame_rank"}
         settings = {name: getattr(config, name) for name in sorted(names)}
@@ -216,8 +211,7 @@ class QuantumPeftGenerator(Generator):
         factors = columns(self.config, [(x, part.inner, part.rank) for x, part in zip(rows, self.parts, strict=True)])
         scale = self.scale if self.lam is None else self.lam() * self.scale
         scales = iter(scale.split([len(part.names) * part.rank for part in self.parts if part.side == "u"]))
-        pieces = [self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)]
-        return torch.cat(pieces if self.gains is None else [*pieces, self.gains()])
+        return torch.cat([self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)])
 
     def _tensors(self, part: Part, x: Tensor, scales: Iterator[Tensor]) -> Tensor:
         """The flat values of one part, x its factors (n, w, K)."""
@@ -237,10 +231,6 @@ class QuantumPeftGenerator(Generator):
         elif config.frame == "weights":
             frame = core_frame if config.family == "core" else singular_frame
             self._set_frames(lambda name, rank: frame(base_weight(name, base.get_submodule(name)), rank))
-
-    def use_base_of(self, other: QuantumPeftGenerator) -> None:  # type: ignore[override]
-        if self.config.frames is not None or self.config.frame == "weights":
-            self.frames = other.frames
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
@@ -307,7 +297,7 @@ class QuantumPeftGenerator(Generator):
 
     def _stored(self) -> dict[str, Folded]:
         """The trained parameters in the order of the stream, by their names in the state dict."""
-        found = {"angles.tau": self.angles, "lam.tau": self.lam, "gains.tau": self.gains}
+        found = {"angles.tau": self.angles, "lam.tau": self.lam}
         return {name: one for name, one in found.items() if one is not None and one.tau is not None}
 
     def _seal(self, payload: Tensor) -> Tensor:
