@@ -83,8 +83,8 @@ def measured_scores(
     adapters = [module for module in model.modules() if isinstance(module, LinearAdapter)]
     if not adapters or not all(adapter.n_qubits for adapter in adapters):
         raise ConfigError(
-            "this adapter has no circuits that are measured at inference. Its method may have them with another readout, "
-            "or with blocks of 2**q values: probabilities do not tell signs"
+            "this adapter has no circuits that are measured at inference. Its method may have them with another "
+            "readout, or with blocks of 2**q values: probabilities do not tell signs"
         )
     n_circuits, n_jobs, is_simulated = 0, 0, points[0].backend == "exact"
     widest, checked = max(adapter.n_qubits for adapter in adapters), set[Ansatz]()
