@@ -46,6 +46,8 @@ SHAPES = {  # of the maps of a layer, first that which ends the MLP
 }
 LAYERS = {"embedded": 5, "stories": 5, "bytes1m": 5, "llama10m": 10}
 HEADS = {"embedded": 4096, "stories": 512, "bytes1m": 258, "llama10m": 4096}
+# of a map, means over all: Frobenius norm, and root mean square of the entries
+NORMS = {"embedded": (14.2, 0.0647), "stories": (10.1, 0.135), "bytes1m": (14.7, 0.0674), "llama10m": (9.96, 0.0303)}
 Rows = list[dict[str, Any]]
 
 
@@ -230,7 +232,7 @@ def rates() -> Iterator[str]:
 
 
 def powers() -> Iterator[str]:
-    for what, power in [("nothing", 0), *product(("width", "maps", "head", "lora"), (0.5, -0.5))]:
+    for what, power in [("nothing", 0), *product(("width", "maps", "head", "norm", "rms", "lora"), (0.5, -0.5))]:
         for name in ("qpa", "uni", "lora"):
             yield f"{100 * max(other for of in lost_by(name, what, power) for _, other in of):.0f}"
 
@@ -252,6 +254,7 @@ def quantity(setup: Setup, what: str) -> float:
     """Of the base, what a learning rate may grow with."""
     shapes, n_layers = SHAPES[setup.base], LAYERS[setup.base]
     sizes = {"width": shapes[0][1], "maps": n_layers * len(shapes), "head": HEADS[setup.base], "nothing": 1}
+    sizes |= zip(("norm", "rms"), NORMS[setup.base], strict=True)
     return {**sizes, "lora": n_layers * sum(map(sum, shapes))}[what]
 
 
