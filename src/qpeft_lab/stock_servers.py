@@ -67,7 +67,7 @@ def _reasons(config: Mapping[str, Any], model_type: str | None) -> list[str]:
     reasons = [f"it is {name}" for field, name in _VARIANTS.items() if config.get(field)]
     saved = sorted({*(config.get("modules_to_save") or ())})
     if not _SAVED.issuperset(saved):
-        reasons.append(f"it has modules_to_save ({', '.join(saved)}), such as norm gains or an output head")
+        reasons.append(f"it has modules_to_save ({', '.join(saved)}), such as norm layers or an output head")
     if config.get("bias") not in (None, LoraConfig.bias):
         reasons.append("it has biases")
     if isinstance(init := config.get("init_lora_weights"), str) and init not in _INITS:

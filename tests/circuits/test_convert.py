@@ -167,6 +167,7 @@ REFUSED = {
     "channel": (lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)), "BitFlip"),
     "no circuit": (lambda: from_pennylane(3, (1,)), "circuit fails .* TypeError"),
     "small shape": (lambda: from_pennylane(lambda t: qml.RX(t[1], wires=0), (1,)), "circuit fails .* IndexError"),
+    "no shape": (lambda: from_pennylane(strongly_entangling), "shape"),
     "unused parameter": (lambda: exact_probabilities(from_pennylane(qaoa, (3, 2)), draw((3, 2))), r"angle \[2, 0\]"),
     "qiskit square": (lambda: from_qiskit(qiskit_circuit(lambda c: c.rx(Parameter("a") ** 2, 0))), "multiple of one"),
     "qiskit measurement": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.measure(0, 0), c.x(0)))), "measure"),

@@ -1,4 +1,4 @@
-"""A circuit on a backend, as a differentiable function of its angles: jobs, their cost and log, gradient rules."""
+"""A circuit on a backend, as a differentiable function of its angles: jobs, their cost and log, gradients."""
 
 from __future__ import annotations
 

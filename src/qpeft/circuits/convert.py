@@ -113,7 +113,7 @@ def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
     return made
 
 
-def from_pennylane(circuit: Any, shape: tuple[int, ...]) -> Ansatz:
+def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz:
     """An ansatz from a QNode, or a function that queues gates.
 
     The wires are those of the QNode's device, otherwise those of the gates; integers in ascending order. Measurements
@@ -131,6 +131,8 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...]) -> Ansatz:
         from pennylane.tape import make_qscript
         from pennylane.transforms import decompose
 
+    if shape is None:
+        raise ConfigError("from_pennylane needs the shape of the circuit's argument, for example shape=(n_layers, 4)")
     gate_set = {getattr(qml, kind) for kind in (*PENNYLANE_GATES.values(), "GlobalPhase")}
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
 

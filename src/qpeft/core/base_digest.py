@@ -27,7 +27,7 @@ _HASH = 12  # hexadecimal digits of each hash
 _FLOATS = {"bfloat16", "float16", "float32", "float64"}
 _INTENDED = (
     "; the results are not those of its training. Load its own base model; or, if this one is intended, such as a "
-    "fine-tuned or quantized copy, ignore it: warnings.simplefilter('ignore', qpeft.errors.BaseModelWarning)"
+    "fine-tuned or quantized copy, ignore it by warnings.catch_warnings, category qpeft.errors.BaseModelWarning"
 )
 
 

@@ -93,6 +93,7 @@ def load(
         raise
     except Exception as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        reason = reason.encode("utf-8", "backslashreplace").decode()  # JSON may have characters that nothing prints
         raise CheckpointError(
             f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
             f"restore its {CONFIG} if it was edited"

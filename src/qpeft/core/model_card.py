@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft.utils import CONFIG_NAME
 
 from qpeft.core.meta_model import AUTO_CLASSES
@@ -77,5 +77,9 @@ def keep_card(old: Path, new: Path) -> None:
 
 def metadata(base: str, kind: str) -> str:
     """The metadata of a card, as YAML; with the base if it is a name on the hub."""
-    named = base if re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", base) and not Path(base).exists() else None
+    try:
+        validate_repo_id(base)
+        named = None if Path(base).exists() else base
+    except HFValidationError:
+        named = None
     return ModelCardData(base_model=named, library_name="peft", tags=[kind, "qpeft"]).to_yaml()

@@ -14,7 +14,6 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import CheckpointError
 
 DRAWN_INITS = (True, False, "gaussian")
 
@@ -97,11 +96,6 @@ def _drawn(slot: Slot, init_lora_weights: bool | str, init: SeededInit) -> Tenso
 def _magnitude(slot: Slot, layer: Any, adapter_name: str) -> Tensor:
     """The initial value of DoRA's magnitude: the norm of the base weight, on the CPU."""
     weight = dequantize_module_weight(layer.get_base_layer())
-    if weight.is_meta:
-        raise CheckpointError(
-            f"{slot.label} is initialized to the norm of the base weight, which is on the meta device; "
-            "load the base model's weights first"
-        )
     dora = layer.lora_magnitude_vector[adapter_name]
     norm = dora.get_weight_norm(weight, torch.zeros((), dtype=weight.dtype, device=weight.device), 1.0)
     return norm.detach().float().reshape(slot.shape).cpu()

@@ -95,7 +95,7 @@ def _checked_host(model: Any) -> tuple[str, Any]:
         )
     (name, host), *_ = model.peft_config.items()
     if (init := getattr(host, "init_lora_weights", True)) not in DRAWN_INITS:
-        raise ConfigError(f"init_lora_weights={init!r} can change the base model; use one of {DRAWN_INITS}")
+        raise ConfigError(f"init_lora_weights={init!r} is not supported; use one of {DRAWN_INITS}")
     if isinstance(host, AdaLoraConfig) or getattr(host, "coft", False):
         raise ConfigError(f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use another")
     if any(getattr(module, "merged", False) for module in model.modules()):

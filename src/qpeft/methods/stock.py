@@ -18,12 +18,10 @@ def _peft(
 _ALL = {"target_modules": "all-linear"}
 _EXACT = {**_ALL, "oft_block_size": 4, "use_cayley_neumann": False}  # the default of PEFT rotates inexactly
 _TOKENS = {"num_virtual_tokens": 10}
-# Learning rates are those that our studies chose; docs/comparison.md has their table. PiSSA, LoHa and prompt tuning are
-# in no study and have usual values.
+# Learning rates are those that our studies chose (docs/comparison.md); LoHa and prompt tuning have usual ones.
 METHODS = (
     _peft("lora", "LoRA", "LoraConfig", 1e-2),
     _peft("dora", "DoRA", "LoraConfig", 0.02, {**_ALL, "use_dora": True}),
-    _peft("pissa", "PiSSA", "LoraConfig", 2e-4, {**_ALL, "init_lora_weights": "pissa"}),
     _peft("ia3", "IA3", "IA3Config", 0.1, {}),  # PEFT knows its targets
     _peft("vera", "VeRA", "VeraConfig", 0.1, seed_field="projection_prng_key"),
     _peft("loha", "LoHa", "LoHaConfig", 2e-4),

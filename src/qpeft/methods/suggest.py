@@ -97,8 +97,8 @@ def suggest(
 ) -> Suggestion:
     """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
 
-    Adapters of the evidence whose budget there is at most this one, or the smallest one there, are counted on `base`.
-    Of those within the budget, the one with the highest mean share of the reference's gain is suggested, quantum or
+    The adapters of the evidence are counted on `base`, without those that were measured with far more parameters. Of
+    those within the budget, the one with the highest mean share of the reference's gain is suggested, quantum or
     classical. If the evidence has results on `base`, recognized by its number of parameters, only these count. A note
     says how much of the gain choices lost on a base unknown to them.
 
@@ -148,7 +148,9 @@ def suggest(
         n = bisect_right(at, design.budget, key=trainable)
         return at[max(n - 1, 0)] if at else design
 
-    most = max(budget if bytes is None else budget // BYTES, min(design.budget for design in evidence.designs))
+    reach = budget if bytes is None else budget // BYTES
+    # what was measured beyond the next budget is larger
+    most = min((design.budget for design in evidence.designs if design.budget >= reach), default=reach)
     found: list[Suggestion] = []
     larger: list[tuple[float, str]] = []
     refused: list[str] = []
@@ -213,8 +215,7 @@ def _notes(evidence: Evidence, found: Suggestion, parameters: int | None) -> lis
     """What limits the evidence and the use of the adapter."""
     notes, n_base = [], found.plan.base_parameters
     if n_base > 2 * (largest := max(row["base_parameters"] for row in found.results)):
-        text = f"the largest base of the evidence has {largest:,} parameters, this one {n_base:,}"
-        notes.append(f"{text}; the order of adapters may differ")
+        notes.append(f"the evidence ends at bases of {largest:,} parameters; the order of adapters may differ")
     most = max(design.budget for design in evidence.designs)
     if parameters is not None and parameters > most:
         notes.append(f"the evidence ends at {most:,} trainable parameters")
