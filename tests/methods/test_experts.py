@@ -85,9 +85,3 @@ def test_what_does_not_apply_to_experts_is_refused_or_left_out(ids, tmp_path):
         pool.model(input_ids=ids, adapter_names=pool.place(["a", *["__base__"] * (len(ids) - 1)]))
     with pytest.raises(ConfigError, match="experts"):
         Adapter(tmp_path / "a").factors()
-
-
-def test_bottleneck_around_experts_has_the_width_of_the_config():
-    """Their router's output has another width."""
-    model = get_peft_model(experts("qwen2_moe"), qpeft.BottleneckConfig(bottleneck_size=2, task_type="CAUSAL_LM"))
-    assert model.base_model.model.model.layers[0].mlp.out_features == 16

@@ -27,7 +27,7 @@ METHODS = {
     "cua": (qpeft.CUAConfig, {"block_size": 2}, LINEAR),
     "quic": (qpeft.QuICConfig, {"n_blocks": 2, "base": "pyramid"}, LINEAR),
     "quanta": (qpeft.QuanTAConfig, {}, LINEAR),
-    "bottleneck": (qpeft.BottleneckConfig, {"bottleneck_size": 2}, LINEAR),
+    "bottleneck": (qpeft.BottleneckConfig, {"bottleneck_size": 2}, LINEAR | {"norm"}),
 }
 
 

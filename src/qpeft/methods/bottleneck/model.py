@@ -91,7 +91,7 @@ class BottleneckModel(OwnTuner):
         raise ConfigError(f"no feed-forward block of a known name; set target_modules to some of {', '.join(parts)}")
 
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
-        _find_width(self.model, module, name)
+        _find_width(module, name)
         layers = [one for one, module in self.model.named_modules() if isinstance(module, BottleneckLayer)]
         parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
         if outer := [one for one in parents if one in layers or check_target_module_exists(config, one)]:
@@ -100,7 +100,7 @@ class BottleneckModel(OwnTuner):
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         # initially it adds 0; W_down is uniform on +-1/sqrt(d)
         base = layer.get_base_layer()
-        width, held = _find_width(self.model, base, name), list(base.parameters())
+        width, held = _find_width(base, name), list(base.parameters())
         layer.in_features, layer.out_features = sizes(base) if is_linear(base) else (width, width)
         dtype = next((p.dtype for p in held if p.is_floating_point()), torch.float32)  # a quantized base has others
         device = held[0].device if held else None
@@ -114,23 +114,23 @@ class BottleneckModel(OwnTuner):
         layer.bottleneck_adapter[adapter_name] = nn.Sequential(down, nn.GELU(), up)
 
 
-def _find_width(model: nn.Module, module: nn.Module, name: str) -> int:
+def _find_width(module: nn.Module, name: str) -> int:
     """d, the size of the last axis of the module's output; raises ConfigError if it is unknown.
 
     The output of a block has the width of its input, which is the input width of its first linear map and the output
-    width of its last; if these differ (a router of experts), the config's `hidden_size`.
+    width of its last. That of a normalization has the width of its gain.
     """
     if is_linear(module):
         return sizes(module)[1]
     linears = [sizes(m) for m in module.modules() if is_linear(m)]
-    config: Any = getattr(model, "config", None)
-    hidden = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "hidden_size", None)
+    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
+    if not linears and len(shapes) == 1 and len(gain := shapes.pop()) == 1:
+        return gain[0]
     # a list or a model has children, and no tensor as output
-    if linears and not isinstance(module, (nn.ModuleList, nn.ModuleDict, PreTrainedModel)):
-        width = linears[0][0] if linears[0][0] == linears[-1][1] else hidden
-        if width is not None:
-            return width
+    is_block = not isinstance(module, (nn.ModuleList, nn.ModuleDict, PreTrainedModel))
+    if linears and is_block and linears[0][0] == linears[-1][1]:
+        return linears[0][0]
     raise ConfigError(
         f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter follows a Linear, "
-        "a Conv1D, or a block such as mlp whose output is one tensor of the model's width"
+        "a Conv1D, a normalization, or a block such as mlp whose output is one tensor of the model's width"
     )
