@@ -45,7 +45,6 @@ SETUPS = {  # in the order of the tables
     "bytes1m-grimm": "bytes1m, Grimm's tales",
     "bytes1m-wikitext2": "bytes1m, WikiText-2",
     "bytes1m-shakespeare": "bytes1m, Shakespeare",
-    "llama10m-wikitext2": "llama10m, WikiText-2",
     "llama10m-shakespeare": "llama10m, Shakespeare",
 }
 SEARCHED = {"embedded": "embedded-numpy", "stories": "stories-grimm", "bytes1m": "bytes1m-grimm"}  # where others chose

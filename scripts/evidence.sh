@@ -84,8 +84,7 @@ stage() {
         elsewhere-bytes1m) elsewhere bytes1m-wikitext2 $bytes1m wikitext2 && elsewhere bytes1m-shakespeare $bytes1m shakespeare ;;
         rates-bytes1m) rates bytes1m-shakespeare $bytes1m shakespeare ;;
         rates-llama10m) rates llama10m-shakespeare models/llama10m shakespeare ;;
-        elsewhere-llama10m) elsewhere llama10m-shakespeare models/llama10m shakespeare
-            elsewhere llama10m-wikitext2 models/llama10m wikitext2 ;;
+        elsewhere-llama10m) elsewhere llama10m-shakespeare models/llama10m shakespeare ;;
         *) echo "no stage $1; see the end of $0" >&2 && exit 2 ;;
     esac
 }
