@@ -149,7 +149,7 @@ def suggest(
         return at[max(n - 1, 0)] if at else design
 
     reach = budget if bytes is None else budget // BYTES
-    # what was measured beyond the next budget is larger
+    # what was measured beyond the next budget is hardly ever as small, and counting takes time
     most = min((design.budget for design in evidence.designs if design.budget >= reach), default=reach)
     found: list[Suggestion] = []
     larger: list[tuple[float, str]] = []
