@@ -1,8 +1,9 @@
-"""The compatibility matrix: `make compat` tests qpeft on the edges of the versions that it supports.
+"""The compatibility matrix: `make compat` tests qpeft on the edges of the versions that it
+supports.
 
-Every cell is an environment of its own with one PEFT, one transformers and one torch; what else is needed is as in
-constraints.txt. `nox --list` names the cells, `nox --session "compat(...)"` runs one, and what follows `--` goes to
-pytest in place of the tests below.
+Every cell is an environment of its own with one PEFT, one transformers and one torch; what else is
+needed is as in constraints.txt. `nox --list` names the cells, `nox --session "compat(...)"` runs
+one, and what follows `--` goes to pytest in place of the tests below.
 """
 
 from pathlib import Path
@@ -28,7 +29,16 @@ TESTS = [  # what touches PEFT, transformers and torch
     "tests/data/test_images.py",
 ]
 # pinned for one set of versions only: each cell takes what its PEFT, transformers and torch ask for
-FREE = ("peft", "transformers", "torch", "huggingface-hub", "tokenizers", "typer", "setuptools", "sympy")
+FREE = (
+    "peft",
+    "transformers",
+    "torch",
+    "huggingface-hub",
+    "tokenizers",
+    "typer",
+    "setuptools",
+    "sympy",
+)
 
 
 @nox.session
@@ -37,14 +47,28 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
     """The tests that touch PEFT, transformers and torch, on one version of each."""
     constraints = Path(session.create_tmp()) / "constraints.txt"
     pins = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
-    constraints.write_text("\n".join(pin for pin in pins if pin.partition("==")[0].replace("_", "-") not in FREE))
+    constraints.write_text(
+        "\n".join(pin for pin in pins if pin.partition("==")[0].replace("_", "-") not in FREE)
+    )
     versions = (f"peft=={peft}", f"transformers=={transformers}", f"torch=={torch}")
-    session.install("--constraint", str(constraints), *versions, ".[lab]", "pytest", "hypothesis", "scikit-learn")
+    session.install(
+        "--constraint",
+        str(constraints),
+        *versions,
+        ".[lab]",
+        "pytest",
+        "hypothesis",
+        "scikit-learn",
+    )
     session.run("python", "-m", "pytest", "--quiet", *(session.posargs or TESTS))
 
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """The rules of what vLLM loads, compared with its own check of adapters; no server is started."""
+    """The rules of what vLLM loads, compared with its own check of adapters; no server is
+    started.
+    """
     session.install(".[lab]", "vllm>=0.33", "pytest", "hypothesis")
-    session.run("python", "-m", "pytest", "--quiet", *(session.posargs or ["tests/test_servers.py"]))
+    session.run(
+        "python", "-m", "pytest", "--quiet", *(session.posargs or ["tests/test_servers.py"])
+    )

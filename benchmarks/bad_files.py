@@ -1,11 +1,12 @@
-"""Damages valid files in thousands of ways and loads each as a user would: a correct load, or a clear error.
+"""Damages valid files in thousands of ways and loads each as a user would: a correct load, or a
+clear error.
 
     python benchmarks/bad_files.py --out bad-files [--mutations 10000] [--seed 0]
 
-The valid files are made once, for a tiny base: compact checkpoints and exported adapters. A mutation damages one file
-of a copy. A process of its own, with limits on time and memory, loads it in up to two ways and
-compares a successful load with the content of the file. OUT/bad-files.jsonl has one line per mutation. Exit code 1: a
-load had a wrong outcome.
+The valid files are made once, for a tiny base: compact checkpoints and exported adapters. A
+mutation damages one file of a copy. A process of its own, with limits on time and memory, loads it
+in up to two ways and compares a successful load with the content of the file. OUT/bad-files.jsonl
+has one line per mutation. Exit code 1: a load had a wrong outcome.
 """
 
 from __future__ import annotations
@@ -47,10 +48,26 @@ SECONDS = 60.0  # a load that takes longer hangs
 MEMORY = 3 * 2**30  # bytes of address space for a load
 RIGHT = ("correct", "refused", "refused by PEFT", "loaded by PEFT")
 # errors of stock PEFT before it calls qpeft
-PEFT_ERRORS = (ValueError, LookupError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError)
+PEFT_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    OSError,
+    OverflowError,
+    SafetensorError,
+)
 PEFT_WAYS = ("PeftModel.from_pretrained", "load_adapter over")
 # a changed value of these takes effect, since no other file repeats it
-FREE_FIELDS = ("lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern", "r", "alpha", "target_modules")
+FREE_FIELDS = (
+    "lora_alpha",
+    "use_rslora",
+    "alpha_pattern",
+    "rank_pattern",
+    "r",
+    "alpha",
+    "target_modules",
+)
 IDS = torch.arange(24).view(2, 12) * 7 % 250
 Draw = random.Random
 
@@ -68,7 +85,9 @@ class World(NamedTuple):
 
 
 class Load(NamedTuple):
-    """A load of `path`, a damaged copy of the file or folder `name`; `neutral` if its meaning is unchanged."""
+    """A load of `path`, a damaged copy of the file or folder `name`; `neutral` if its meaning is
+    unchanged.
+    """
 
     world: World
     name: str
@@ -77,8 +96,12 @@ class Load(NamedTuple):
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the valid files and the results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the valid files and the results"
+    )
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -112,7 +135,9 @@ def mutated(world: World, seed: str) -> dict[str, Any]:
 
 def in_child(asked: Load, way: str) -> dict[str, str]:
     """The outcome of a load in a separate process, which may hang or crash."""
-    load = pebble.concurrent.process(_be_child, timeout=SECONDS, context=multiprocessing.get_context("fork"))
+    load = pebble.concurrent.process(
+        _be_child, timeout=SECONDS, context=multiprocessing.get_context("fork")
+    )
     try:
         return load(asked, way).result()
     except TimeoutError:
@@ -129,7 +154,9 @@ def _be_child(asked: Load, way: str) -> dict[str, str]:
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     warnings.simplefilter("ignore")
-    logging.raiseExceptions = False  # a handler of transformers may hold a stream that a test has closed
+    logging.raiseExceptions = (
+        False  # a handler of transformers may hold a stream that a test has closed
+    )
     return outcome_of(asked, way)
 
 
@@ -141,10 +168,14 @@ _QPA: dict[str, Any] = {"hidden": (6, 5), "chunk_size": 32, "n_layers": 3}
 EXPORTED = ("qpa", "quantum_peft", "sora")
 CONFIGS: dict[str, Callable[[int], Any]] = {
     "qpa": lambda seed: qpeft.QPAConfig(**_LORA, **_QPA, r=2, seed=seed),
-    "quantum_peft": lambda seed: qpeft.QuantumPeftConfig(**_LORA, r=2, seed=seed, frame="gradient", frame_rank=8),
+    "quantum_peft": lambda seed: qpeft.QuantumPeftConfig(
+        **_LORA, r=2, seed=seed, frame="gradient", frame_rank=8
+    ),
     "attached_lora": lambda seed: LoraConfig(**_LORA, r=2),
     "attached_prefix": lambda seed: PrefixTuningConfig(**_TASK, num_virtual_tokens=4),
-    "qaa": lambda seed: qpeft.QAAConfig(**_TASK, target_modules=["q_proj", "v_proj"], n_layers=2, seed=seed),
+    "qaa": lambda seed: qpeft.QAAConfig(
+        **_TASK, target_modules=["q_proj", "v_proj"], n_layers=2, seed=seed
+    ),
     "sora": lambda seed: qpeft.SoRAConfig(**_LORA, r=2, seed=seed),
     "bottleneck": lambda seed: qpeft.BottleneckConfig(**_TASK, bottleneck_size=2, seed=seed),
 }
@@ -154,7 +185,12 @@ def prepare(folder: Path) -> World:
     """Make the valid files, and the outputs of their models."""
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    sizes = {"vocab_size": 257, "hidden_size": 16, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    sizes = {
+        "vocab_size": 257,
+        "hidden_size": 16,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
     save_base(folder / "base", llama(**sizes, initializer_range=0.2))
     for name in CONFIGS:
         _make_adapter(folder, name, 0)
@@ -162,7 +198,9 @@ def prepare(folder: Path) -> World:
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32).eval()
     adapters = sorted([*folder.glob("adapter-*"), *folder.glob("exported-*")])
     goods = {path.name: path for path in adapters}
-    logits = {name: logits_of(qpeft.load(copy.deepcopy(base), path)) for name, path in goods.items()}
+    logits = {
+        name: logits_of(qpeft.load(copy.deepcopy(base), path)) for name, path in goods.items()
+    }
     logits["base"] = logits_of(base)
     world = World(goods, base, logits)
     for way in WAYS["adapter"].values():  # forked processes find everything imported
@@ -173,7 +211,9 @@ def prepare(folder: Path) -> World:
 
 def _make_adapter(folder: Path, name: str, seed: int, base: Path | None = None) -> None:
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base or folder / "base"), CONFIGS[name](seed))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base or folder / "base"), CONFIGS[name](seed)
+    )
     if name.startswith("attached"):
         model = qpeft.attach(model, qpeft.QPAGeneratorConfig(**_QPA, seed=seed))
     if name == "quantum_peft":
@@ -190,8 +230,36 @@ def _make_adapter(folder: Path, name: str, seed: int, base: Path | None = None) 
 # -- damage
 
 EXTREMES: list[Any] = [
-    *(0, -1, 3, 2**31, 2**63, 10**400, 0.5, 1e308, float("nan"), float("inf"), "", "x", True, None, [], {}, [[]]),
-    *({"a": {"b": 1}}, [1, "a", None], "\ud800", "x" * 100_000, "../..", [2**31] * 3, "LORA", "IA3", "QPEFT_NONE"),
+    *(
+        0,
+        -1,
+        3,
+        2**31,
+        2**63,
+        10**400,
+        0.5,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "x",
+        True,
+        None,
+        [],
+        {},
+        [[]],
+    ),
+    *(
+        {"a": {"b": 1}},
+        [1, "a", None],
+        "\ud800",
+        "x" * 100_000,
+        "../..",
+        [2**31] * 3,
+        "LORA",
+        "IA3",
+        "QPEFT_NONE",
+    ),
 ]
 READ = ("adapter_config.json", "adapter_model.safetensors")
 NEUTRAL = "reorder"
@@ -208,7 +276,9 @@ class _Payload:
 
 
 def damage(path: Path, good: Path, marker: Path, draw: Draw) -> str:
-    """Damage one file of `path`, a copy of `good`; code in it would create `marker`. Returns the file and the way."""
+    """Damage one file of `path`, a copy of `good`; code in it would create `marker`. Returns the
+    file and the way.
+    """
     files = sorted(p for p in path.iterdir() if p.name in READ)
     file = draw.choice(files)
     kinds: list[Callable[..., str]] = [_damage_bytes, _damage_place]
@@ -260,7 +330,9 @@ def _damage_tensors(file: Path, good: Path, marker: Path, draw: Draw) -> str:
     elif how == "cast":
         arrays[name] = array.astype(draw.choice(["<f2", "<f8", "<i4", "u1"]))
     elif how == "reshape":
-        arrays[name] = np.ascontiguousarray(draw.choice([array.T, array.ravel(), array[None], array.ravel()[:-1]]))
+        arrays[name] = np.ascontiguousarray(
+            draw.choice([array.T, array.ravel(), array[None], array.ravel()[:-1]])
+        )
     elif how == "value":
         with np.errstate(all="ignore"):
             value = np.asarray(draw.choice([np.nan, np.inf, 3e38, 1e20])).astype(array.dtype)
@@ -327,11 +399,15 @@ def judge(way: str, error: Exception) -> str:
         return "unprintable message"
     if isinstance(error, InputError):
         return "refused"
-    return "refused by PEFT" if way in PEFT_WAYS and isinstance(error, PEFT_ERRORS) else "wrong error"
+    return (
+        "refused by PEFT" if way in PEFT_WAYS and isinstance(error, PEFT_ERRORS) else "wrong error"
+    )
 
 
 def _is_of_peft(folder: Path) -> bool:
-    """Whether PEFT alone loads the folder, because adapter_config.json names one of PEFT's methods."""
+    """Whether PEFT alone loads the folder, because adapter_config.json names one of PEFT's
+    methods.
+    """
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return config.get("peft_type") in PeftType.__members__
 
@@ -365,13 +441,20 @@ def _check(asked: Load, model: Any) -> None:
     """The loaded adapter has the tensors of the file, and its logits follow from them."""
     logits, good = logits_of(model), asked.world.goods[asked.name]
     try:
-        expected, usual = (load_file(path / "adapter_model.safetensors") for path in (asked.path, good))
+        expected, usual = (
+            load_file(path / "adapter_model.safetensors") for path in (asked.path, good)
+        )
     except (OSError, SafetensorError) as error:
         raise WrongError(f"invalid file loaded: {error}") from error
-    configs = [json.loads((p / "adapter_config.json").read_text(encoding="utf-8")) for p in (asked.path, good)]
+    configs = [
+        json.loads((p / "adapter_config.json").read_text(encoding="utf-8"))
+        for p in (asked.path, good)
+    ]
     one, other = ({**config, **(config.get("host") or {})} for config in configs)
     is_changed = any(one.get(key) != other.get(key) for key in FREE_FIELDS)
-    is_huge = any(np.abs(array.astype(np.float64)).max(initial=0) > 1e15 for array in expected.values())
+    is_huge = any(
+        np.abs(array.astype(np.float64)).max(initial=0) > 1e15 for array in expected.values()
+    )
     if not torch.isfinite(logits).all() and not is_changed and not is_huge:
         raise WrongError("not finite: the logits are NaN or Inf")
     if torch.equal(logits, asked.world.logits["base"]):
@@ -379,7 +462,14 @@ def _check(asked: Load, model: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, save_embedding_layers=False)
         found = load_file(Path(folder, "adapter_model.safetensors"))
-    if not _same(found, {name: array.astype(found[name].dtype) for name, array in expected.items() if name in found}):
+    if not _same(
+        found,
+        {
+            name: array.astype(found[name].dtype)
+            for name, array in expected.items()
+            if name in found
+        },
+    ):
         raise WrongError("other values: the tensors differ from the file")
     is_same = asked.neutral or (_same(expected, usual) and not is_changed)
     if is_same and not torch.equal(logits, asked.world.logits[asked.name]):
@@ -392,7 +482,11 @@ def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 _WAYS = {"qpeft.load": _load}
 WAYS: dict[str, dict[str, Callable[[Load], None]]] = {
-    "adapter": {**_WAYS, "PeftModel.from_pretrained": _from_pretrained, "load_adapter over": _load_over},
+    "adapter": {
+        **_WAYS,
+        "PeftModel.from_pretrained": _from_pretrained,
+        "load_adapter over": _load_over,
+    },
     "exported": _WAYS,
 }
 

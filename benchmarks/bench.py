@@ -5,10 +5,11 @@
     python benchmarks/bench.py --json benchmarks/results/bench.json
     python benchmarks/bench.py --page                       # write the tables of results/bench.json to the docs page
 
-One thread. A ratio is the other's time over qpeft's: above 1, qpeft is faster. In each round every program of a row
-runs once, in one process; times are processor times, which other load hardly affects, and medians. The results of a
-program are compared with qpeft's before it is timed; a program that disagrees is refused, and the exit code is then 1.
-After Ctrl-C the completed measurements are shown and saved.
+One thread. A ratio is the other's time over qpeft's: above 1, qpeft is faster. In each round every
+program of a row runs once, in one process; times are processor times, which other load hardly
+affects, and medians. The results of a program are compared with qpeft's before it is timed; a
+program that disagrees is refused, and the exit code is then 1. After Ctrl-C the completed
+measurements are shown and saved.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def circuits(quick: bool) -> Iterator[Row]:
 def steps(quick: bool) -> Iterator[Row]:
     """A training step with each generated adapter compared with stock LoRA; memory."""
     usual = {"dtype": "float32", "device": "cpu", "layers": None, "r": 4, "tokens": 64, "steps": 1}
-    for geometry, batch_size in (("tiny", 1),) if quick else (("embedded", 8), ("gpt2", 1), ("gpt2", 8)):
+    for geometry, batch_size in (
+        (("tiny", 1),) if quick else (("embedded", 8), ("gpt2", 1), ("gpt2", 8))
+    ):
         options = Namespace(**usual, batch_size=batch_size, geometry=geometry)
         yield from step_rows(GENERATED, options, rounds=2 if quick else 9)
         if (geometry, batch_size) == ("gpt2", 1):
@@ -71,15 +74,29 @@ def steps(quick: bool) -> Iterator[Row]:
 
 
 def published(quick: bool) -> Iterator[Row]:
-    """A training step with each of the published quantum adapters, and with their classical twins."""
-    usual = {"dtype": "float32", "device": "cpu", "layers": 1, "r": 4, "tokens": 64, "batch_size": 1, "steps": 1}
+    """A training step with each of the published quantum adapters, and with their classical
+    twins.
+    """
+    usual = {
+        "dtype": "float32",
+        "device": "cpu",
+        "layers": 1,
+        "r": 4,
+        "tokens": 64,
+        "batch_size": 1,
+        "steps": 1,
+    }
     methods = ["cua", "quic", "quanta", "quic_random", "mpo"]
     for geometry, twins in (("tiny", []),) if quick else (("gpt2", []), ("llama-1b", ["oft"])):
         options = Namespace(**usual, geometry=geometry)
         yield from step_rows([*methods, *twins], options, rounds=2 if quick else 9)
 
 
-GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {"circuits": circuits, "steps": steps, "published": published}
+GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "circuits": circuits,
+    "steps": steps,
+    "published": published,
+}
 
 # -- QPA's circuit in each program
 
@@ -107,13 +124,21 @@ def lightning_qubit_gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) ->
     return lambda: torch.autograd.grad(circuit(angles), angles)
 
 
-def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Tensor | None = None) -> Callable:
+def pennylane(
+    ansatz: Ansatz, device: str, diff_method: str | None, weights: Tensor | None = None
+) -> Callable:
     import pennylane as qml
 
     gates, wires = to_pennylane(ansatz), range(ansatz.n_qubits)
-    observable = None if weights is None else qml.SparseHamiltonian(diags(weights.numpy()).tocsr(), wires=wires)
+    observable = (
+        None
+        if weights is None
+        else qml.SparseHamiltonian(diags(weights.numpy()).tocsr(), wires=wires)
+    )
 
-    @qml.qnode(qml.device(device, wires=ansatz.n_qubits), interface="torch", diff_method=diff_method)
+    @qml.qnode(
+        qml.device(device, wires=ansatz.n_qubits), interface="torch", diff_method=diff_method
+    )
     def circuit(angles):
         gates(angles)
         return qml.probs(wires=wires) if observable is None else qml.expval(observable)
@@ -122,7 +147,9 @@ def pennylane(ansatz: Ansatz, device: str, diff_method: str | None, weights: Ten
 
 
 def run(names: list[str], quick: bool, output: Path | None) -> bool:
-    """Measure the groups; show and save also the rows of an interrupted group. False if a program was refused."""
+    """Measure the groups; show and save also the rows of an interrupted group. False if a program
+    was refused.
+    """
     refused, machine = False, {**environment(), "quick": quick}
     for name in names:
         rows: list[Row] = []
@@ -132,7 +159,9 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
                 print(f"{name}: {row.what} / {row.other}", file=sys.stderr)
                 if output:
                     kept = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
-                    write_json(output, kept | {name: {"rows": [asdict(row) for row in rows], **machine}})
+                    write_json(
+                        output, kept | {name: {"rows": [asdict(row) for row in rows], **machine}}
+                    )
         finally:
             print(name, markdown(rows), sep="\n\n")
         refused |= any(row.refused for row in rows)
@@ -140,7 +169,9 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
 
 
 def filled(text: str, groups: dict[str, Any]) -> str:
-    """The page with its tables: the rows of a group that a pattern selects; KeyError if it was not measured."""
+    """The page with its tables: the rows of a group that a pattern selects; KeyError if it was not
+    measured.
+    """
 
     def table(found: re.Match[str]) -> str:
         rows = (Row(**row) for row in groups[found[2]]["rows"])
@@ -151,14 +182,31 @@ def filled(text: str, groups: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="some groups")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs")
-    parser.add_argument("--json", type=Path, help="a file for all rows and the machine; other groups in it are kept")
-    parser.add_argument("--page", action="store_true", help="only write the tables of results/bench.json to the page")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="some groups"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="a file for all rows and the machine; other groups in it are kept"
+    )
+    parser.add_argument(
+        "--page",
+        action="store_true",
+        help="only write the tables of results/bench.json to the page",
+    )
     options = parser.parse_args(arguments)
     if options.page:
-        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8"))))
+        write_text(
+            PAGE,
+            filled(
+                PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8"))
+            ),
+        )
         return 0
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

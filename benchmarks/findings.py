@@ -27,10 +27,18 @@ from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
 
-PAGES = [ROOT / "docs" / f"{page}.md" for page in ("findings", "circuits", "quantum_peft", "small_adapters")]
+PAGES = [
+    ROOT / "docs" / f"{page}.md"
+    for page in ("findings", "circuits", "quantum_peft", "small_adapters")
+]
 PAGES += [ROOT / "docs" / "other_adapters.md", RESULTS / "README.md"]
 BYTES = (1_000, 2_000, 6_000, 25_000)
-STORIES = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8}
+STORIES = {
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+}
 STORIES |= {"num_key_value_heads": 4, "vocab_size": 512}  # of stories260K
 REPLACEMENTS = {  # in words, of CIRCUIT
     "paper_none": "QPA, the paper's network: no circuit",
@@ -46,11 +54,16 @@ def differences(rows: list[tuple[str, str, str]], what: str) -> str:
     for study, key, to in rows:
         setups = summaries_of(study)
         summary = setups.get("embedded") or next(iter(setups.values()))
-        losses = [{seed: row["test_loss"] for seed, row in summary[one].successes.items()} for one in (key, to)]
+        losses = [
+            {seed: row["test_loss"] for seed, row in summary[one].successes.items()}
+            for one in (key, to)
+        ]
         found = paired_difference(*losses, to, lower_is_better=True)
         assert found is not None
         gain = _loss(summary["none"]) - _loss(summary.reference)
-        mean, low, high = (f"{100 * (value or 0) / gain:+.1f}" for value in (found.mean, found.low, found.high))
+        mean, low, high = (
+            f"{100 * (value or 0) / gain:+.1f}" for value in (found.mean, found.low, found.high)
+        )
         text = f"{mean} [{low}, {high}]"
         size = f", {summary[key].mean('bytes_stored'):,.0f} bytes" if study == "bits" else ""
         name = REPLACEMENTS.get(key, summary[key].label) + size
@@ -59,7 +72,9 @@ def differences(rows: list[tuple[str, str, str]], what: str) -> str:
 
 
 def equal() -> str:
-    """The best adapter of the equal search with a circuit minus the best without, by budget and setup."""
+    """The best adapter of the equal search with a circuit minus the best without, by budget and
+    setup.
+    """
     summaries = summaries_of(FINAL)
     chosen = {name: winners_of(name) for name in summaries}
     rows = []
@@ -82,39 +97,65 @@ def pairs(study: str = FINAL, asked: Sequence[tuple[str, str]] = PAIRS) -> str:
     for one, other in asked:
         row: list[_Compared | None] = []
         for most in budgets:
-            both = {name: (of.get((one, most)), of.get((other, most))) for name, of in chosen.items()}
-            fair = [name for name, (ours, theirs) in both.items() if ours and theirs and ours.n <= theirs.n]
-            found = [protocol.compared(*(summaries[name][f"{f}_{most}"] for f in (one, other))) for name in fair]
+            both = {
+                name: (of.get((one, most)), of.get((other, most))) for name, of in chosen.items()
+            }
+            fair = [
+                name
+                for name, (ours, theirs) in both.items()
+                if ours and theirs and ours.n <= theirs.n
+            ]
+            found = [
+                protocol.compared(*(summaries[name][f"{f}_{most}"] for f in (one, other)))
+                for name in fair
+            ]
             words = f"{len(fair)} of {len(both)} setups: " if len(fair) < len(both) else ""
             row.append(_Compared(words, protocol.mean(found), margin) if found else None)
         some = next(iter(summaries.values()))
-        labels = (next(_family(found) for found in some.results if found.key.startswith(f"{f}_")) for f in (one, other))
+        labels = (
+            next(_family(found) for found in some.results if found.key.startswith(f"{f}_"))
+            for f in (one, other)
+        )
         rows.append((" minus ".join(labels), row))
-    return _grid([f"parameters, at most (margin {margin:.3f})", *(f"{most:,}" for most in budgets)], rows)
+    return _grid(
+        [f"parameters, at most (margin {margin:.3f})", *(f"{most:,}" for most in budgets)], rows
+    )
 
 
 def margins() -> str:
     """Circuits minus their classical replacements in each setup."""
     summaries = summaries_of("margins")
     asked = [one for one in next(iter(summaries.values())).study.methods if one.against]
-    rows = [(one.label, [_averaged([s], str(one.against), one.key) for s in summaries.values()]) for one in asked]
+    rows = [
+        (one.label, [_averaged([s], str(one.against), one.key) for s in summaries.values()])
+        for one in asked
+    ]
     return _grid(["circuit minus", *_with_margins(summaries)], rows)
 
 
 def epochs() -> str:
     """Framed circuits minus other families after one and four epochs, averaged over the setups."""
     summaries, rows = summaries_of(EPOCHS), []
-    for (n, after), other in itertools.product({1: "an epoch", 4: "four epochs"}.items(), ("uni", "xs", "tokens")):
+    for (n, after), other in itertools.product(
+        {1: "an epoch", 4: "four epochs"}.items(), ("uni", "xs", "tokens")
+    ):
         of = [summary for name, summary in summaries.items() if name.endswith(f"-{n}")]
         row = [_averaged(of, f"framed_{most}", f"{other}_{most}") for most in protocol.BUDGETS[:3]]
-        rows.append((f"{_family(of[0][f'{other}_128'])}, {after} (margin {row[0].margin:.3f})", row))
+        rows.append(
+            (f"{_family(of[0][f'{other}_128'])}, {after} (margin {row[0].margin:.3f})", row)
+        )
     return _grid(["framed circuits minus", *(f"{most:,}" for most in protocol.BUDGETS[:3])], rows)
 
 
 def regrets() -> str:
-    """What `suggest` answers on bases that its evidence does not know, and the share of the best gain that it loses."""
+    """What `suggest` answers on bases that its evidence does not know, and the share of the best
+    gain that it loses.
+    """
     summaries, known = summaries_of("elsewhere"), evidence.designs()
-    lines = [["parameters, at most", *map(SETUPS.__getitem__, summaries)], ["---:", *["---"] * len(summaries)]]
+    lines = [
+        ["parameters, at most", *map(SETUPS.__getitem__, summaries)],
+        ["---:", *["---"] * len(summaries)],
+    ]
     for most in protocol.BUDGETS:
         answers = (evidence.regret(summary, most) for summary in summaries.values())
         found = [(known[key]["label"].partition(",")[0], 100 * lost) for key, lost in answers]
@@ -123,37 +164,64 @@ def regrets() -> str:
 
 
 def rates() -> str:
-    """The largest part of the best learning rate's gain that one of `suggest` loses; in brackets, without this base."""
+    """The largest part of the best learning rate's gain that one of `suggest` loses; in brackets,
+    without this base.
+    """
     searches = {**summaries_of("equal-search"), **summaries_of("rates")}
-    lines = [["lost, in per cent", *map(SETUPS.__getitem__, searches)], ["---"] * (len(searches) + 1)]
+    lines = [
+        ["lost, in per cent", *map(SETUPS.__getitem__, searches)],
+        ["---"] * (len(searches) + 1),
+    ]
     for family, name in evidence.RATED.items():
         lost = {setup: [0.0, 0.0] for setup in searches}
-        for tunings in (evidence.tuning(searches, key) for key in evidence.designs() if key.startswith(f"{family}_")):
+        for tunings in (
+            evidence.tuning(searches, key)
+            for key in evidence.designs()
+            if key.startswith(f"{family}_")
+        ):
             for one in tunings:
                 others = [other for other in tunings if other.base != one.base]
                 for i, known in enumerate((tunings, others)):
-                    lost[one.setup][i] = max(lost[one.setup][i], one.lost(evidence.safe_learning_rate(known)))
-        lines.append([name, *(f"{100 * own:.0f} ({100 * other:.0f})" for own, other in lost.values())])
+                    lost[one.setup][i] = max(
+                        lost[one.setup][i], one.lost(evidence.safe_learning_rate(known))
+                    )
+        lines.append(
+            [name, *(f"{100 * own:.0f} ({100 * other:.0f})" for own, other in lost.values())]
+        )
     return _lines(lines)
 
 
 def powers() -> str:
-    """What a learning rate that grows with a power of a quantity loses on a base whose searches did not choose it."""
+    """What a learning rate that grows with a power of a quantity loses on a base whose searches did
+    not choose it.
+    """
     searches = {**summaries_of("equal-search"), **summaries_of("rates")}
-    lines = [["a rate that grows with", *evidence.RATED.values()], ["---", *["---:"] * len(evidence.RATED)]]
+    lines = [
+        ["a rate that grows with", *evidence.RATED.values()],
+        ["---", *["---:"] * len(evidence.RATED)],
+    ]
     for quantity, power in [("width", 0), *itertools.product(evidence.QUANTITIES, evidence.POWERS)]:
         lost = dict.fromkeys(evidence.RATED, 0.0)
         for key, family in ((key, key.partition("_")[0]) for key in evidence.designs()):
             if family in lost:
-                lost[family] = max(lost[family], evidence.left_out(evidence.tuning(searches, key, (quantity, power))))
+                lost[family] = max(
+                    lost[family],
+                    evidence.left_out(evidence.tuning(searches, key, (quantity, power))),
+                )
         lines.append(
-            [f"{quantity}, power {power:g}" if power else "nothing", *(f"{100 * most:.0f}" for most in lost.values())]
+            [
+                f"{quantity}, power {power:g}" if power else "nothing",
+                *(f"{100 * most:.0f}" for most in lost.values()),
+            ]
         )
     return _lines(lines)
 
 
 def _with_margins(summaries: dict[str, Summary]) -> list[str]:
-    return [f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})" for name, summary in summaries.items()]
+    return [
+        f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})"
+        for name, summary in summaries.items()
+    ]
 
 
 def _averaged(of: Sequence[Summary], key: str, to: str) -> _Compared:
@@ -171,10 +239,18 @@ def _grid(header: list[str], rows: Sequence[tuple[str, Sequence[_Compared | None
     """A table of comparisons, whose verdicts are of one family."""
     cells = [cell for _, row in rows for cell in row if cell is not None]
     texts = {}
-    for cell, verdict in zip(cells, protocol.verdicts(*zip(*(cell[1:] for cell in cells), strict=True)), strict=True):
+    for cell, verdict in zip(
+        cells, protocol.verdicts(*zip(*(cell[1:] for cell in cells), strict=True)), strict=True
+    ):
         low, high = cell.found.interval()
         texts[cell] = f"{cell.words}{cell.found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
-    return _lines([header, ["---"] * len(header), *([label, *(texts.get(c, "") for c in row)] for label, row in rows)])
+    return _lines(
+        [
+            header,
+            ["---"] * len(header),
+            *([label, *(texts.get(c, "") for c in row)] for label, row in rows),
+        ]
+    )
 
 
 def _family(found: Result) -> str:
@@ -182,9 +258,13 @@ def _family(found: Result) -> str:
 
 
 def stored() -> str:
-    """The best adapter by the bytes that it takes with its share of a frame file, and its share of LoRA's gain."""
+    """The best adapter by the bytes that it takes with its share of a frame file, and its share of
+    LoRA's gain.
+    """
     summaries, reference = summaries_of(FINAL), f"lora_{protocol.BUDGETS[-1]}"
-    chosen = {name: {f"{f}_{b}": one for (f, b), one in winners_of(name).items()} for name in summaries}
+    chosen = {
+        name: {f"{f}_{b}": one for (f, b), one in winners_of(name).items()} for name in summaries
+    }
     keys = sorted(set.intersection(*map(set, chosen.values())))
 
     def expected(key: str) -> float:
@@ -193,22 +273,35 @@ def stored() -> str:
 
     def share(key: str) -> float:
         """That in the test loss."""
-        gains = [[_loss(s["none"]) - _loss(s[k]) for k in (key, reference)] for s in summaries.values()]
+        gains = [
+            [_loss(s["none"]) - _loss(s[k]) for k in (key, reference)] for s in summaries.values()
+        ]
         return fmean(own / full for own, full in gains)
 
-    lines = [["adapters of the base", *(f"{limit:,} bytes each" for limit in BYTES)], ["---:", *["---"] * len(BYTES)]]
+    lines = [
+        ["adapters of the base", *(f"{limit:,} bytes each" for limit in BYTES)],
+        ["---:", *["---"] * len(BYTES)],
+    ]
     for n_adapters in (1, 10, 100, 1000):
         cells = []
         for limit in BYTES:
-            fits = (key for key in keys if all(_bytes(s, s[key], n_adapters) <= limit for s in summaries.values()))
+            fits = (
+                key
+                for key in keys
+                if all(_bytes(s, s[key], n_adapters) <= limit for s in summaries.values())
+            )
             key = max(fits, key=expected)
-            cells.append(f"{_family(summaries[next(iter(summaries))][key])}, {100 * share(key):.0f} %")
+            cells.append(
+                f"{_family(summaries[next(iter(summaries))][key])}, {100 * share(key):.0f} %"
+            )
         lines.append([f"{n_adapters:,}", *cells])
     return _lines(lines)
 
 
 def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
-    """Of the stored tensors, with the share of a frame file that so many adapters have in common."""
+    """Of the stored tensors, with the share of a frame file that so many adapters have in
+    common.
+    """
     frames = 0
     if found.method.settings.get("frame") in ("gradient", "sign"):
         frames = _frame_bytes(summary.study.run.model, json.dumps(found.method.settings))
@@ -217,7 +310,11 @@ def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
 
 @cache
 def _frame_bytes(base: str, settings: str) -> int:
-    shape = AutoConfig.from_pretrained(base_path()) if base == "embedded" else AutoConfig.for_model("llama", **STORIES)
+    shape = (
+        AutoConfig.from_pretrained(base_path())
+        if base == "embedded"
+        else AutoConfig.for_model("llama", **STORIES)
+    )
     config = {"target_modules": "all-linear", **json.loads(settings), "task_type": "CAUSAL_LM"}
     return qpeft.plan(shape, qpeft.QuantumPeftConfig(**config)).sizes["frame_bytes"]
 
@@ -243,11 +340,23 @@ def _lines(lines: list[list[str]]) -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    **{"circuit": lambda: differences(CIRCUIT, "replacement"), "bits": lambda: differences(BITS, "angles")},
-    **{"shots": lambda: differences(SHOTS, "QPA trained with"), "twins": lambda: pairs(ADAPTERS, TWINS)},
-    **{make.__name__: make for make in (equal, pairs, margins, epochs, regrets, rates, powers, stored, studies)},
+    **{
+        "circuit": lambda: differences(CIRCUIT, "replacement"),
+        "bits": lambda: differences(BITS, "angles"),
+    },
+    **{
+        "shots": lambda: differences(SHOTS, "QPA trained with"),
+        "twins": lambda: pairs(ADAPTERS, TWINS),
+    },
+    **{
+        make.__name__: make
+        for make in (equal, pairs, margins, epochs, regrets, rates, powers, stored, studies)
+    },
 }
-ROWS_OF = {name: [s for s, *_ in rows] for name, rows in (("circuit", CIRCUIT), ("bits", BITS), ("shots", SHOTS))}
+ROWS_OF = {
+    name: [s for s, *_ in rows]
+    for name, rows in (("circuit", CIRCUIT), ("bits", BITS), ("shots", SHOTS))
+}
 ROWS_OF |= {name: [FINAL] for name in ("equal", "pairs", "stored")}
 ROWS_OF |= {"margins": ["margins"], "epochs": [EPOCHS], "twins": [ADAPTERS]}
 ROWS_OF |= {
@@ -261,8 +370,12 @@ def filled(text: str) -> str:
     """The page with new tables between its marks."""
 
     def table(mark: re.Match[str]) -> str:
-        links = ", ".join(f"[`{study}`](../results/{study})" for study in dict.fromkeys(ROWS_OF.get(mark[2], ())))
-        return "\n\n".join(filter(None, (mark[1], TABLES[mark[2]](), links and f"Rows: {links}", mark[3])))
+        links = ", ".join(
+            f"[`{study}`](../results/{study})" for study in dict.fromkeys(ROWS_OF.get(mark[2], ()))
+        )
+        return "\n\n".join(
+            filter(None, (mark[1], TABLES[mark[2]](), links and f"Rows: {links}", mark[3]))
+        )
 
     return re.sub("(<!-- table: (.*?) -->).*?(<!-- end -->)", table, text, flags=re.DOTALL)
 

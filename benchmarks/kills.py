@@ -1,11 +1,13 @@
-"""Kills `qpeft train` and `qpeft compare run` with SIGKILL: nothing is lost, and the result does not differ by a bit.
+"""Kills `qpeft train` and `qpeft compare run` with SIGKILL: nothing is lost, and the result does
+not differ by a bit.
 
     python benchmarks/kills.py --out DIR [--kills 1000] [--what train,compare]      # or single cases: --what sora
 
-A run is killed up to twelve times before it may end: at a random time, or just before one of its file operations (open,
-flush, rename, remove), which random times hardly hit. Of a study either the runner alone or all processes are killed.
-After each kill every complete file is read, and finished work must be present. The final result must equal that of an
-uninterrupted run. An attempt is a fork of this process, which has everything imported.
+A run is killed up to twelve times before it may end: at a random time, or just before one of its
+file operations (open, flush, rename, remove), which random times hardly hit. Of a study either the
+runner alone or all processes are killed. After each kill every complete file is read, and finished
+work must be present. The final result must equal that of an uninterrupted run. An attempt is a fork
+of this process, which has everything imported.
 
 DIR/kills.jsonl has a row per kill. A run with a fault stays in DIR. Exit code 1: there is one.
 """
@@ -45,10 +47,27 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 from tiny_models import gpt2, save_base
 
 PLAN = "QPEFT_KILLS_PLAN"  # environment variable: the file that tells a fork when to kill
-WORDS = ("the", "king", "queen", "bird", "went", "into", "wood", "and", "said", "how", "well", "it", "sings")
+WORDS = (
+    "the",
+    "king",
+    "queen",
+    "bird",
+    "went",
+    "into",
+    "wood",
+    "and",
+    "said",
+    "how",
+    "well",
+    "it",
+    "sings",
+)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _MOST = 12  # kills of a run
-_PATIENCE, _LIMIT = 60.0, 600.0  # seconds until cells without a runner must have ended; seconds of an attempt
+_PATIENCE, _LIMIT = (
+    60.0,
+    600.0,
+)  # seconds until cells without a runner must have ended; seconds of an attempt
 _METHODS = {
     "qpa": ("--method=qpa", "--r=4"),
     "quantum_peft": ("--method=quantum_peft", "--r=2"),
@@ -70,13 +89,30 @@ methods:
   - {{key: base, method: none}}
 """
 # what depends on the time and the number of attempts
-_TIMED = {"seconds", "seconds_per_step", "created_at", "peak_mem_bytes", "circuits", "out", "command"}
-_TIMED_FILES = ("summary.csv", "report.html", "jobs.jsonl", "README.md", "training_args.bin", ".lock")
+_TIMED = {
+    "seconds",
+    "seconds_per_step",
+    "created_at",
+    "peak_mem_bytes",
+    "circuits",
+    "out",
+    "command",
+}
+_TIMED_FILES = (
+    "summary.csv",
+    "report.html",
+    "jobs.jsonl",
+    "README.md",
+    "training_args.bin",
+    ".lock",
+)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When an attempt is killed: after `seconds`, or before the `change`-th file operation; with neither it may end."""
+    """When an attempt is killed: after `seconds`, or before the `change`-th file operation; with
+    neither it may end.
+    """
 
     seconds: float | None = None
     change: int | None = None
@@ -93,49 +129,75 @@ class Ended:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     parser.add_argument("--kills", type=int, default=1000)
-    parser.add_argument("--what", default="train,compare", help="train, compare, or cases: qpa, lora, ...")
+    parser.add_argument(
+        "--what", default="train,compare", help="train, compare, or cases: qpa, lora, ..."
+    )
     options = parser.parse_args(arguments)
     out, kills = options.out.resolve(), options.kills
     attempts = Attempts(out / "attempts")
     commands = cases(options.what.split(","), out / "inputs")
-    whole = {name: _unbroken(words, attempts, out / "unbroken" / name) for name, words in commands.items()}
+    whole = {
+        name: _unbroken(words, attempts, out / "unbroken" / name)
+        for name, words in commands.items()
+    }
     rows: list[dict[str, Any]] = []
     for run in itertools.count():
         if len(rows) >= kills:
             break
         counts = Counter(row["case"] for row in rows)
         case = min(commands, key=counts.__getitem__)
-        most = min(max(1, min(_MOST, kills // len(commands))), kills - len(rows))  # few kills reach every case as well
+        most = min(
+            max(1, min(_MOST, kills // len(commands))), kills - len(rows)
+        )  # few kills reach every case as well
         new = _killed_run(case, commands[case], attempts, out / f"run-{run}", whole[case], most)
         rows += new
         with (out / "kills.jsonl").open("a") as file:
             file.writelines(json.dumps({"run": run, **row}) + "\n" for row in new)
         faults = "; ".join(fault for row in new for fault in row["faults"])
-        print(f"{len(rows):5} kills, the last {len(new)} of {case}: {faults or 'equal'}", flush=True)
+        print(
+            f"{len(rows):5} kills, the last {len(new)} of {case}: {faults or 'equal'}", flush=True
+        )
     bad = sum(bool(row["faults"]) for row in rows)
-    print(f"{dict(Counter(row['case'] for row in rows))}\n{len(rows)} kills; {bad} runs with a fault")
+    print(
+        f"{dict(Counter(row['case'] for row in rows))}\n{len(rows)} kills; {bad} runs with a fault"
+    )
     return int(bad > 0)
 
 
 def cases(what: list[str], inputs: Path) -> dict[str, list[str]]:
-    """The commands of `what`, kinds or names, without a run folder; base, data and study are made if missing."""
+    """The commands of `what`, kinds or names, without a run folder; base, data and study are made
+    if missing.
+    """
     base, text, study = inputs / "base", inputs / "tale.txt", inputs / "small.yaml"
     if not study.exists():
         disable_progress_bar()  # its thread would prevent forks
         torch.manual_seed(0)
         save_base(base, gpt2(vocab_size=257, n_embd=64, n_head=4, n_positions=256))
         draw = random.Random(0)
-        text.write_text(" ".join(draw.choice(WORDS) + ("." if i % 9 == 8 else "") for i in range(800)))
+        text.write_text(
+            " ".join(draw.choice(WORDS) + ("." if i % 9 == 8 else "") for i in range(800))
+        )
         study.write_text(_STUDY.format(base=base, text=text))
     sizes = ("--steps=8", "--batch-size=2", "--seq-len=32", "--lr=0.01", "--warmup=0.2")
-    shared = ("train", f"--model={base}", f"--data={text}", *sizes, "--save-every=2", "--eval-every=3")
+    shared = (
+        "train",
+        f"--model={base}",
+        f"--data={text}",
+        *sizes,
+        "--save-every=2",
+        "--eval-every=3",
+    )
     found = {name: [*shared, "--eval-blocks=4", *words] for name, words in _METHODS.items()}
     found["compare"] = ["compare", "run", str(study), "--workers=2"]
     return {
-        name: words for name, words in found.items() if {name, "compare" if name == "compare" else "train"} & {*what}
+        name: words
+        for name, words in found.items()
+        if {name, "compare" if name == "compare" else "train"} & {*what}
     }
 
 
@@ -149,9 +211,16 @@ def _unbroken(words: list[str], attempts: Attempts, folder: Path) -> tuple[Path,
 
 
 def _killed_run(
-    case: str, words: list[str], attempts: Attempts, folder: Path, whole: tuple[Path, Ended], most: int
+    case: str,
+    words: list[str],
+    attempts: Attempts,
+    folder: Path,
+    whole: tuple[Path, Ended],
+    most: int,
 ) -> list[dict[str, Any]]:
-    """Kill and resume a run until an attempt ends: a row per kill, faults of the final result in the last row."""
+    """Kill and resume a run until an attempt ends: a row per kill, faults of the final result in
+    the last row.
+    """
     draw = random.Random(f"{folder.parent.name} {case} {folder.name}")
     shutil.rmtree(folder, ignore_errors=True)
     rows: list[dict[str, Any]] = []
@@ -161,11 +230,19 @@ def _killed_run(
         moment = Moment() if len(rows) == n_kills else _draw(draw, whole[1], case)
         ended = attempts.run(words, folder, moment)
         if ended.code != -signal.SIGKILL:
-            faults = differences(folder, whole[0]) if ended.code == 0 else [f"exit code {ended.code}"]
+            faults = (
+                differences(folder, whole[0]) if ended.code == 0 else [f"exit code {ended.code}"]
+            )
             break
         after = finished_work(folder)
         faults = [*damaged(folder), *lost_work(before, after)]
-        rows.append({"case": case, **{k: v for k, v in asdict(moment).items() if v is not None}, "faults": []})
+        rows.append(
+            {
+                "case": case,
+                **{k: v for k, v in asdict(moment).items() if v is not None},
+                "faults": [],
+            }
+        )
         before = after
     if faults and not rows:
         raise RuntimeError(f"{case} failed without a kill: {faults}")
@@ -193,15 +270,26 @@ class Attempts:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._plan, self._counter, self.log = folder / "plan.json", folder / "changes", folder / "log.txt"
+        self._plan, self._counter, self.log = (
+            folder / "plan.json",
+            folder / "changes",
+            folder / "log.txt",
+        )
         self._plan.unlink(missing_ok=True)
         os.environ[PLAN] = str(self._plan)  # also read by the server that forks cells
         self._server = _start_server()
 
     def run(self, words: list[str], out: Path, moment: Moment) -> Ended:
-        """Run `qpeft WORDS`, which works in `out`, until `moment`, and wait for the end of all its processes."""
+        """Run `qpeft WORDS`, which works in `out`, until `moment`, and wait for the end of all its
+        processes.
+        """
         self._counter.write_bytes(b"")
-        plan = {"folder": str(out), "counter": str(self._counter), "at": moment.change, "whom": moment.whom}
+        plan = {
+            "folder": str(out),
+            "counter": str(self._counter),
+            "at": moment.change,
+            "whom": moment.whom,
+        }
         self._plan.write_text(json.dumps(plan))
         began = time.perf_counter()
         if (runner := os.fork()) == 0:
@@ -234,14 +322,19 @@ class Attempts:
             os._exit(code)
 
     def _until(self, runner: int, moment: Moment) -> int:
-        """The exit code of `runner`, which is killed at its moment, and its cells if the moment includes them."""
+        """The exit code of `runner`, which is killed at its moment, and its cells if the moment
+        includes them.
+        """
         end = time.monotonic() + (_LIMIT if moment.seconds is None else moment.seconds)
         while time.monotonic() < end:
             pid, status = os.waitpid(runner, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.002)
-        for pid in [runner, *(child.pid for child in _children(self._server) if moment.whom == "all")]:
+        for pid in [
+            runner,
+            *(child.pid for child in _children(self._server) if moment.whom == "all"),
+        ]:
             _kill(pid)
         _, status = os.waitpid(runner, 0)
         if moment.seconds is None:
@@ -250,7 +343,9 @@ class Attempts:
 
 
 def _start_server() -> psutil.Process:
-    """The process from which cells are forked, one for all attempts; it and this one import everything."""
+    """The process from which cells are forked, one for all attempts; it and this one import
+    everything.
+    """
     from qpeft_lab.cli import console  # noqa: F401
     from qpeft_lab.compare import cell, runner  # noqa: F401
 
@@ -259,14 +354,22 @@ def _start_server() -> psutil.Process:
     first.start()
     first.join()  # the server is ready
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-    if len([name for name in names if name != "jemalloc_bg_thd"]) > 1:  # pyarrow stops its thread during a fork
-        raise RuntimeError(f"a process with the threads {names} cannot be forked safely; set OMP_NUM_THREADS=1")
+    if (
+        len([name for name in names if name != "jemalloc_bg_thd"]) > 1
+    ):  # pyarrow stops its thread during a fork
+        raise RuntimeError(
+            f"a process with the threads {names} cannot be forked safely; set OMP_NUM_THREADS=1"
+        )
     return psutil.Process(forkserver._forkserver._forkserver_pid)  # type: ignore[attr-defined]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
-        return [child for child in process.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        return [
+            child
+            for child in process.children(recursive=True)
+            if child.status() != psutil.STATUS_ZOMBIE
+        ]
     except psutil.NoSuchProcess:
         return []
 
@@ -280,7 +383,9 @@ def _kill(pid: int) -> None:
 
 
 def _arm() -> None:
-    """Called in every new fork, of this process and of the server: count operations, and kill before one of them."""
+    """Called in every new fork, of this process and of the server: count operations, and kill
+    before one of them.
+    """
     file = Path(os.environ.get(PLAN, ""))
     if not file.is_file():
         return
@@ -317,7 +422,11 @@ def _strike(whom: str) -> None:
     parent = multiprocessing.parent_process()  # of a cell; None in the runner
     cells = [child.pid for child in multiprocessing.active_children()]
     if parent is not None:  # the server is the parent of all cells
-        cells = [child.pid for child in psutil.Process(os.getppid()).children() if child.pid != os.getpid()]
+        cells = [
+            child.pid
+            for child in psutil.Process(os.getppid()).children()
+            if child.pid != os.getpid()
+        ]
         _kill(parent.pid or 0)
     if whom == "all":
         for pid in cells:
@@ -326,7 +435,9 @@ def _strike(whom: str) -> None:
         _kill(os.getpid())
 
 
-os.register_at_fork(before=gc.freeze, after_in_child=_arm)  # frozen: a collection would copy all imported objects
+os.register_at_fork(
+    before=gc.freeze, after_in_child=_arm
+)  # frozen: a collection would copy all imported objects
 
 # -- checks of a folder
 
@@ -343,7 +454,9 @@ def damaged(folder: Path) -> list[str]:
 
 
 def finished_work(folder: Path) -> dict[str, Any]:
-    """The work that a resumed command must not repeat: rows, and the last complete checkpoint of each run."""
+    """The work that a resumed command must not repeat: rows, and the last complete checkpoint of
+    each run.
+    """
     rows = {_cell(row): row for row in _rows(folder / "rows.jsonl")}
     steps: dict[str, int] = {}
     for mark in folder.glob("**/checkpoints/checkpoint-*/complete"):
@@ -351,14 +464,25 @@ def finished_work(folder: Path) -> dict[str, Any]:
         if "/." not in f"/{run}":  # hidden: being removed
             steps[run] = max(steps.get(run, 0), int(mark.parent.name.removeprefix("checkpoint-")))
     shots = sum(row["shots"] for row in _rows(folder / "jobs.jsonl"))
-    return {"rows": rows, "steps": steps, "shots": shots, "result": (folder / "result.json").exists()}
+    return {
+        "rows": rows,
+        "steps": steps,
+        "shots": shots,
+        "result": (folder / "result.json").exists(),
+    }
 
 
 def lost_work(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """Work of `before` that is missing in `after`."""
-    lost = [f"{name} was written again" for name, was in before["rows"].items() if after["rows"].get(name) != was]
+    lost = [
+        f"{name} was written again"
+        for name, was in before["rows"].items()
+        if after["rows"].get(name) != was
+    ]
     for run, step in before["steps"].items():
-        is_done = len(after["rows"]) > len(before["rows"])  # the folder of a cell with a row is removed
+        is_done = len(after["rows"]) > len(
+            before["rows"]
+        )  # the folder of a cell with a row is removed
         if after["steps"].get(run, 0) < step and not is_done:
             lost.append(f"{run} restarted before step {step}")
     lost += ["shots that were sent are not counted"] * (after["shots"] < before["shots"])
@@ -367,11 +491,21 @@ def lost_work(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def differences(folder: Path, whole: Path) -> list[str]:
     """Between the finished run and the uninterrupted one, bit for bit except for times."""
-    ours, theirs = ({str(p.relative_to(place)) for p in place.rglob("*")} for place in (folder, whole))
-    found = [f"{name} is missing or left over" for name in sorted(ours ^ theirs) if not name.endswith(".lock")]
+    ours, theirs = (
+        {str(p.relative_to(place)) for p in place.rglob("*")} for place in (folder, whole)
+    )
+    found = [
+        f"{name} is missing or left over"
+        for name in sorted(ours ^ theirs)
+        if not name.endswith(".lock")
+    ]
     for name in sorted(ours & theirs):
         one, other = folder / name, whole / name
-        if one.is_file() and one.name not in _TIMED_FILES and _untimed(_read(one)) != _untimed(_read(other)):
+        if (
+            one.is_file()
+            and one.name not in _TIMED_FILES
+            and _untimed(_read(one)) != _untimed(_read(other))
+        ):
             found.append(f"{name} differs")
     return found
 
@@ -430,7 +564,9 @@ def _plain(value: Any) -> Any:
 def _untimed(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: _untimed(item) for key, item in value.items() if key not in _TIMED}
-        return kept | ({"curve": [point[:2] for point in value["curve"]]} if "curve" in value else {})
+        return kept | (
+            {"curve": [point[:2] for point in value["curve"]]} if "curve" in value else {}
+        )
     return [_untimed(item) for item in value] if isinstance(value, list) else value
 
 

@@ -5,8 +5,9 @@
     python benchmarks/protocol.py final results/equal-search/SETUP.jsonl.xz FINAL.yaml
     python benchmarks/protocol.py epochs results/equal-search/SETUP.jsonl.xz EPOCHS.yaml
 
-`final` writes the study `equal-search-final` of a setup: the winner of each family at each budget, with new seeds;
-`epochs` that of some families for one epoch, and with `--epochs 4` of its run for four.
+`final` writes the study `equal-search-final` of a setup: the winner of each family at each budget,
+with new seeds; `epochs` that of some families for one epoch, and with `--epochs 4` of its run for
+four.
 """
 
 from __future__ import annotations
@@ -36,7 +37,13 @@ from qpeft_lab.files import json_line
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
-ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")  # studies of which setups appear once they have ended
+ENDED = (
+    FINAL,
+    ADAPTERS,
+    EPOCHS,
+    "margins",
+    "elsewhere",
+)  # studies of which setups appear once they have ended
 SETUPS = {  # in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",
@@ -47,8 +54,21 @@ SETUPS = {  # in the order of the tables
     "bytes1m-shakespeare": "bytes1m, Shakespeare",
     "llama10m-shakespeare": "llama10m, Shakespeare",
 }
-SEARCHED = {"embedded": "embedded-numpy", "stories": "stories-grimm", "bytes1m": "bytes1m-grimm"}  # where others chose
-CIRCUITS = ("qpa", "plain", "framed", "cua", "magnitude", "quic", "qaa", "qchft")  # families that simulate circuits
+SEARCHED = {
+    "embedded": "embedded-numpy",
+    "stories": "stories-grimm",
+    "bytes1m": "bytes1m-grimm",
+}  # where others chose
+CIRCUITS = (
+    "qpa",
+    "plain",
+    "framed",
+    "cua",
+    "magnitude",
+    "quic",
+    "qaa",
+    "qchft",
+)  # families that simulate circuits
 BUDGETS = (128, 400, 1300, 5000)
 LEVEL = 0.05
 MARGIN = 0.02  # of LoRA's gain: a smaller difference is none
@@ -63,7 +83,9 @@ _KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
 
 
 class Winner(NamedTuple):
-    """The configuration of a family with the lowest validation loss at a budget, and its learning rate."""
+    """The configuration of a family with the lowest validation loss at a budget, and its learning
+    rate.
+    """
 
     found: Result
     lr: float
@@ -74,34 +96,48 @@ class Winner(NamedTuple):
 
 def summaries_of(study: str) -> dict[str, Summary]:
     """The results of a study by setup; of the runs of the protocol those that have ended."""
-    found = {file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).glob("*.xz"))}
+    found = {
+        file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).glob("*.xz"))
+    }
     ends = study in ENDED
-    return {name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)}
+    return {
+        name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)
+    }
 
 
 def winners_of(setup: str, study: str = FINAL) -> dict[tuple[str, int], Winner]:
-    """The winners of a search, of which the study, such as `equal-search-final`, is the second run."""
+    """The winners of a search, of which the study, such as `equal-search-final`, is the
+    second run.
+    """
     folder = RESULTS / study.removesuffix("-final")
     own = folder / f"{setup}.jsonl.xz"
-    return winners(load(own if own.exists() else folder / f"{SEARCHED[setup.partition('-')[0]]}.jsonl.xz"))
+    return winners(
+        load(own if own.exists() else folder / f"{SEARCHED[setup.partition('-')[0]]}.jsonl.xz")
+    )
 
 
 def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
-    """The winner of each (family, budget); a family without an adapter that is small enough has none.
+    """The winner of each (family, budget); a family without an adapter that is small enough has
+    none.
 
-    Raises InputError for a search that has not ended: its winners would depend on when it was stopped.
+    Raises InputError for a search that has not ended: its winners would depend on when it was
+    stopped.
     """
     best: dict[tuple[str, int], Winner] = {}
     for found in summary.results:
         match, search = _KEY.fullmatch(found.key), found.search
         if match and len(search.losses) < len(search.rates):
-            raise InputError(f"{found.key} has not tried all learning rates; run the study until it ends")
+            raise InputError(
+                f"{found.key} has not tried all learning rates; run the study until it ends"
+            )
         if match is None or search.best is None or found.method.trainable > int(match["budget"]):
             continue
         loss, place = search.losses[search.best], (match["family"], int(match["budget"]))
         one = Winner(found, search.best, loss, (summary["none"].mean("valid_loss") or 0) - loss)
         known = best.get(place)
-        best[place] = min(known, one, key=lambda w: w.loss)._replace(n=known.n + 1) if known else one
+        best[place] = (
+            min(known, one, key=lambda w: w.loss)._replace(n=known.n + 1) if known else one
+        )
     return best
 
 
@@ -133,7 +169,9 @@ def study_of_winners(summary: Summary, name: str) -> dict[str, Any]:
 
 
 def best(chosen: Mapping[tuple[str, int], Winner], most: int, has_circuit: bool) -> str:
-    """The key of the winner with the lowest validation loss of the search, with at most so many parameters."""
+    """The key of the winner with the lowest validation loss of the search, with at most so many
+    parameters.
+    """
     found = {
         f"{family}_{budget}": one.loss
         for (family, budget), one in chosen.items()
@@ -144,14 +182,24 @@ def best(chosen: Mapping[tuple[str, int], Winner], most: int, has_circuit: bool)
 
 def compared(one: Result, other: Result) -> Paired:
     """The test loss of `one` minus that of `other`."""
-    losses = [{seed: row["test_losses"] for seed, row in found.successes.items()} for found in (one, other)]
+    losses = [
+        {seed: row["test_losses"] for seed, row in found.successes.items()}
+        for found in (one, other)
+    ]
     return difference(*losses)
 
 
 def margin(summary: Summary) -> float:
     """A share of what the largest LoRA gains over the untrained base, in nats per token."""
-    loras = [found for found in summary.results if found.method.method == "lora" and found.key.startswith("lora_")]
-    losses = [one.mean("test_loss") or 0 for one in (summary["none"], max(loras, key=lambda one: one.method.trainable))]
+    loras = [
+        found
+        for found in summary.results
+        if found.method.method == "lora" and found.key.startswith("lora_")
+    ]
+    losses = [
+        one.mean("test_loss") or 0
+        for one in (summary["none"], max(loras, key=lambda one: one.method.trainable))
+    ]
     return MARGIN * (losses[0] - losses[1])
 
 
@@ -172,26 +220,39 @@ class Paired(NamedTuple):
         return float(2 * student.sf(abs(self.mean) / self.error, self.df))
 
     def p_outside(self, margin: float) -> float:
-        """Of a difference of `margin` or more in either direction: the larger of two one-sided tests."""
+        """Of a difference of `margin` or more in either direction: the larger of two one-sided
+        tests.
+        """
         return float(student.sf((margin - abs(self.mean)) / self.error, self.df))
 
 
-def difference(losses: Mapping[int, Sequence[float]], others: Mapping[int, Sequence[float]]) -> Paired:
-    """The losses minus the others, both those of the same blocks by seed, with the variation of seeds and of blocks."""
-    found = np.array([np.subtract(losses[seed], others[seed]) for seed in sorted(losses.keys() & others.keys())])
+def difference(
+    losses: Mapping[int, Sequence[float]], others: Mapping[int, Sequence[float]]
+) -> Paired:
+    """The losses minus the others, both those of the same blocks by seed, with the variation of
+    seeds and of blocks.
+    """
+    found = np.array(
+        [np.subtract(losses[seed], others[seed]) for seed in sorted(losses.keys() & others.keys())]
+    )
     seeds, blocks = found.mean(1), found.mean(0)
     error = math.sqrt(seeds.var(ddof=1) / len(seeds) + blocks.var(ddof=1) / len(blocks))
-    return Paired(float(found.mean()), error or 1e-12, len(seeds) - 1)  # two adapters with equal losses have no error
+    return Paired(
+        float(found.mean()), error or 1e-12, len(seeds) - 1
+    )  # two adapters with equal losses have no error
 
 
 def mean(differences: Sequence[Paired]) -> Paired:
-    """Of independent differences; with the fewest degrees of freedom, which makes intervals wider."""
+    """Of independent differences; with the fewest degrees of freedom, which makes intervals
+    wider.
+    """
     error = math.sqrt(sum(one.error**2 for one in differences)) / len(differences)
     return Paired(fmean(one.mean for one in differences), error, min(one.df for one in differences))
 
 
 def verdicts(differences: Sequence[Paired], margins: Sequence[float]) -> Iterator[str]:
-    """Each of one family of comparisons, after Holm's correction: equivalent, better, worse or open.
+    """Each of one family of comparisons, after Holm's correction: equivalent, better, worse or
+    open.
 
     "Equivalent" comes first: a difference that is shown may be smaller than the margin.
     """
@@ -211,13 +272,18 @@ def restore(file: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("do", choices=["keep", "restore", *STUDIES])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     asked = parser.parse_args()
     if asked.do in STUDIES:
-        write_text(asked.target, yaml.safe_dump(study_of_winners(load(asked.source), asked.do), sort_keys=False))
+        write_text(
+            asked.target,
+            yaml.safe_dump(study_of_winners(load(asked.source), asked.do), sort_keys=False),
+        )
     else:
         {"keep": publish, "restore": restore}[asked.do](asked.source, asked.target)
 

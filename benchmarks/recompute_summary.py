@@ -1,11 +1,12 @@
-"""Recompute a study's statistics from its rows with Python's standard library alone, and compare with its tables.
+"""Recompute a study's statistics from its rows with Python's standard library alone, and compare
+with its tables.
 
     python benchmarks/recompute_summary.py DIR
 
-Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values and
-verdicts after Holm's correction must agree with DIR/summary.csv. The script does not use qpeft: Student's distribution
-is integrated numerically, and Holm's correction is applied step by step. Exit code 1: there are disagreements, one per
-line.
+Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t
+intervals, p values and verdicts after Holm's correction must agree with DIR/summary.csv. The script
+does not use qpeft: Student's distribution is integrated numerically, and Holm's correction is
+applied step by step. Exit code 1: there are disagreements, one per line.
 """
 
 from __future__ import annotations
@@ -45,17 +46,26 @@ def read_results(folder: Path, study: dict[str, Any]) -> dict[str, Result]:
 
 
 def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[str, Any]) -> Result:
-    cells = {seed: f"{study['name']}/{method['key']}/{method['hash']}/seed{seed}" for seed in study["seeds"]}
+    cells = {
+        seed: f"{study['name']}/{method['key']}/{method['hash']}/seed{seed}"
+        for seed in study["seeds"]
+    }
     rows = {seed: all_rows[cell_id] for seed, cell_id in cells.items() if cell_id in all_rows}
-    if not method["rates"] and rows and study["run"]["task"] == "causal-lm":  # untrained: one evaluation for all seeds
+    if (
+        not method["rates"] and rows and study["run"]["task"] == "causal-lm"
+    ):  # untrained: one evaluation for all seeds
         rows = dict.fromkeys(cells, next(iter(rows.values())))
-    metric = {seed: row.get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
+    metric = {
+        seed: row.get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"
+    }
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]
     return Result({seed: value for seed, value in metric.items() if value is not None}, statuses)
 
 
 def tail(t: float, df: int) -> float:
-    """P(|T| > t) for Student's T: with x = sqrt(df) cot(a) it is an integral of sin(a)**(df - 1) from 0, by Simpson."""
+    """P(|T| > t) for Student's T: with x = sqrt(df) cot(a) it is an integral of sin(a)**(df
+    - 1) from 0, by Simpson.
+    """
     constant = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
     n, end = 2000, math.atan2(math.sqrt(df), t)
     heights = [math.sin(end * i / n) ** (df - 1) for i in range(n + 1)]
@@ -94,11 +104,19 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
     return found | {"verdict": "better" if (mean < 0) == lower_is_better else "worse"}
 
 
-def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str, str], dict[str, Any]]:
+def family(
+    study: dict[str, Any], results: dict[str, Result]
+) -> dict[tuple[str, str], dict[str, Any]]:
     """All comparisons of the study with their final verdicts."""
-    pairs = [(m["key"], m["against"] or m["at_size_of"] or study["reference"]) for m in study["methods"]]
+    pairs = [
+        (m["key"], m["against"] or m["at_size_of"] or study["reference"]) for m in study["methods"]
+    ]
     lower = study["metric"] == "test_loss"
-    asked = {pair: compare(results[pair[0]], results[pair[1]], lower) for pair in pairs if pair[0] != pair[1]}
+    asked = {
+        pair: compare(results[pair[0]], results[pair[1]], lower)
+        for pair in pairs
+        if pair[0] != pair[1]
+    }
     found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
     correct(found)
     for (key, to), comparison in found.items():
@@ -112,7 +130,9 @@ def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str,
 
 
 def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Holm: the smallest p times the number of comparisons, the next times one less, ..., monotone, at most 1."""
+    """Holm: the smallest p times the number of comparisons, the next times one less, ..., monotone,
+    at most 1.
+    """
     tested = [comparison for comparison in found.values() if comparison["p"] is not None]
     largest = 0.0
     for place, comparison in enumerate(sorted(tested, key=lambda comparison: comparison["p"])):
@@ -120,7 +140,9 @@ def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
         comparison["p_holm"] = largest
 
 
-def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
+def expected_summary(
+    study: dict[str, Any], results: dict[str, Result]
+) -> dict[str, dict[str, Any]]:
     """summary.csv's statistical columns by method."""
     found = {key: comparison for (key, _), comparison in family(study, results).items()}
     sizes = {m["key"]: m["trainable"] for m in study["methods"]}
@@ -128,7 +150,9 @@ def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[
     for method in study["methods"]:
         key = method["key"]
         lines[key] = metric(results[key]) | columns(found.get(key))
-        lines[key] |= {"ratio": sizes[key] / sizes[method["at_size_of"]] if method["at_size_of"] else None}
+        lines[key] |= {
+            "ratio": sizes[key] / sizes[method["at_size_of"]] if method["at_size_of"] else None
+        }
         lines[key] |= {"seeds_ok": results[key].statuses.count("success")}
     return lines
 
@@ -136,7 +160,11 @@ def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[
 def metric(result: Result) -> dict[str, Any]:
     values = list(result.values.values())
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return {"metric.mean": statistics.mean(values) if values else None, "metric.sd": sd, "metric.n": len(values)}
+    return {
+        "metric.mean": statistics.mean(values) if values else None,
+        "metric.sd": sd,
+        "metric.n": len(values),
+    }
 
 
 def columns(comparison: dict[str, Any] | None) -> dict[str, Any]:
@@ -146,7 +174,9 @@ def columns(comparison: dict[str, Any] | None) -> dict[str, Any]:
 
 def disagreements(path: Path, expected: dict[str, dict[str, Any]]) -> list[str]:
     """A line for each field of the table at `path` that differs from the rows."""
-    lines = {line["key"]: line for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
+    lines = {
+        line["key"]: line for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    }
     if lines.keys() != expected.keys():
         return [f"{path.name}: lines {sorted(lines)}, the study has {sorted(expected)}"]
     return [
@@ -170,7 +200,9 @@ def main(folder: Path) -> int:
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     results = read_results(folder, study)
     found = disagreements(folder / "summary.csv", expected_summary(study, results))
-    print("\n".join(found) if found else f"summary.csv agrees with the rows of {len(results)} methods")
+    print(
+        "\n".join(found) if found else f"summary.csv agrees with the rows of {len(results)} methods"
+    )
     return 1 if found else 0
 
 

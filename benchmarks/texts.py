@@ -1,10 +1,12 @@
-"""Divide a text for the studies of results/PROTOCOL.md: train.txt, validation.txt and test.txt in a folder.
+"""Divide a text for the studies of results/PROTOCOL.md: train.txt, validation.txt and test.txt in a
+folder.
 
     python benchmarks/texts.py numpy --skip 0.6 --out texts/numpy
     python benchmarks/texts.py shakespeare.txt --out texts/shakespeare
 
-The words in their order: 80 % for training, 10 % for validation, 10 % for tests. `--skip` leaves out the beginning of
-the test part, which earlier studies have evaluated. The first 400,000 characters of train.txt are also in epoch.txt.
+The words in their order: 80 % for training, 10 % for validation, 10 % for tests. `--skip` leaves
+out the beginning of the test part, which earlier studies have evaluated. The first 400,000
+characters of train.txt are also in epoch.txt.
 """
 
 from __future__ import annotations
@@ -29,13 +31,19 @@ def divided(text: str, skip: float) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("text", help="a file, or numpy: its documentation")
     parser.add_argument("--skip", type=float, default=0.0)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
     file = Path(asked.text)
-    text = "\n\n".join(corpus.numpy_docs()) if asked.text == "numpy" else file.read_text(encoding="utf-8")
+    text = (
+        "\n\n".join(corpus.numpy_docs())
+        if asked.text == "numpy"
+        else file.read_text(encoding="utf-8")
+    )
     for name, part in divided(text, asked.skip).items():
         write_text(asked.out / f"{name}.txt", part)
 

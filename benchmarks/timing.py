@@ -16,9 +16,11 @@ HEADINGS = ("what", "qpeft", "other", "other / qpeft (quartiles)")
 
 @dataclass(frozen=True)
 class Row:
-    """The cost of qpeft and of another program; `ratio` is the other over qpeft, with its quartiles.
+    """The cost of qpeft and of another program; `ratio` is the other over qpeft, with its
+    quartiles.
 
-    Seconds or bytes are medians, the ratio is the median of the rounds' ratios. `note` explains a missing ratio.
+    Seconds or bytes are medians, the ratio is the median of the rounds' ratios. `note` explains a
+    missing ratio.
     """
 
     what: str
@@ -36,17 +38,24 @@ class Row:
     def of_samples(what: str, other: str, ours: list[float], theirs: list[float]) -> Row:
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
-        found = {"ours": median(ours), "theirs": median(theirs), "ratio": median(ratios), "quartiles": (low, high)}
+        found = {
+            "ours": median(ours),
+            "theirs": median(theirs),
+            "ratio": median(ratios),
+            "quartiles": (low, high),
+        }
         return Row(what, other, **found, rounds=len(ratios))
 
 
 def turns(
-    tasks: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = perf_counter
+    tasks: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each task in each round by `clock`; every round runs every task once.
 
-    Other load on the machine affects all tasks equally. Each timed call follows an untimed one of the same task, which
-    fills the caches.
+    Other load on the machine affects all tasks equally. Each timed call follows an untimed one of
+    the same task, which fills the caches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds):
@@ -63,7 +72,8 @@ def measure(
 ) -> Iterator[Row]:
     """Rows in processor seconds; a program that disagrees gets a row without a time.
 
-    `others` make what is timed. `tolerance` is that of their results, relative to the largest entry.
+    `others` make what is timed. `tolerance` is that of their results, relative to the largest
+    entry.
     """
     tasks: dict[str, Task] = {"qpeft": ours}
     for name, make in others.items():

@@ -1,10 +1,12 @@
 """A training step on any device, for the shape of any model, compared with stock LoRA.
 
     python benchmarks/training_step.py --methods quantum_peft --r 8
-    python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
+    python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16
+    --batch-size 4 --tokens 1024
 
-Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
-AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that of a child process.
+Random weights from a model's configuration; on the CPU one thread and processor time. A step is
+forward, backward, AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that
+of a child process.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ from qpeft_lab.demo import base_path
 from timing import Row, markdown, turns
 
 GEOMETRIES = {
-    "tiny": GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0),
+    "tiny": GPT2Config(
+        n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0
+    ),
     "embedded": AutoConfig.from_pretrained(base_path()),
     "gpt2": GPT2Config(),
     "llama-1b": LlamaConfig(  # as Llama 3.2 1B
@@ -49,12 +53,16 @@ RANKED = {
     "lora": LoraConfig,
     "qpa": qpeft.QPAConfig,
     "quantum_peft": qpeft.QuantumPeftConfig,
-    "framed": partial(qpeft.QuantumPeftConfig, frame="random", frame_rank=16),  # frames of any kind cost the same
+    "framed": partial(
+        qpeft.QuantumPeftConfig, frame="random", frame_rank=16
+    ),  # frames of any kind cost the same
 }
 OTHERS = {
     "qaa": qpeft.QAAConfig,
     "cua": qpeft.CUAConfig,
-    "oft": partial(OFTConfig, r=0, oft_block_size=4, use_cayley_neumann=False),  # twin of CUA, not for Conv1D
+    "oft": partial(
+        OFTConfig, r=0, oft_block_size=4, use_cayley_neumann=False
+    ),  # twin of CUA, not for Conv1D
     "quic": qpeft.QuICConfig,
     "quic_random": partial(qpeft.QuICConfig, multiplier="random"),
     "quanta": qpeft.QuanTAConfig,
@@ -73,7 +81,9 @@ def adapted(method: str, options: argparse.Namespace) -> Any:
     own = RANKED.get(method)
     make = partial(own, r=options.r) if own else OTHERS[method]
     with warnings.catch_warnings(action="ignore"):  # PEFT on GPT-2's Conv1D, the same for all
-        return get_peft_model(base, make(target_modules="all-linear", task_type="CAUSAL_LM")).train()
+        return get_peft_model(
+            base, make(target_modules="all-linear", task_type="CAUSAL_LM")
+        ).train()
 
 
 def turn(method: str, options: argparse.Namespace) -> Callable[[], object]:
@@ -102,7 +112,9 @@ def wait(device: str) -> None:
 
 
 def peak_memory(method: str, options: argparse.Namespace) -> int:
-    """Peak bytes of a child process that trains a few turns: resident, or of the accelerator's allocator."""
+    """Peak bytes of a child process that trains a few turns: resident, or of the accelerator's
+    allocator.
+    """
     known = ("device", "geometry", "dtype", "r", "batch_size", "tokens", "steps")
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in known]
     flags += [f"--layers={options.layers}"] if options.layers else []
@@ -128,7 +140,10 @@ def memory_rows(methods: list[str], options: argparse.Namespace) -> Iterator[Row
     lora = peak_memory("lora", options)
     for name in methods:
         found = peak_memory(name, options)
-        what = f"memory of {name}: {options.geometry}, all linear maps, {options.batch_size} x {options.tokens} tokens"
+        what = (
+            f"memory of {name}: {options.geometry}, all linear maps, {options.batch_size} x"
+            f" {options.tokens} tokens"
+        )
         yield Row(what, "stock LoRA", "bytes", found, lora, lora / found, rounds=1)
 
 
@@ -143,16 +158,22 @@ def child(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["qpa"])
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="gpt2")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model"
+    )
     parser.add_argument("--layers", type=int, help="of the model; default: all")
     parser.add_argument("--r", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
+    parser.add_argument(
+        "--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()

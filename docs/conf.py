@@ -29,6 +29,9 @@ suppress_warnings = ["myst.xref_missing"]  # pages outside of docs; tests/docs c
 
 default_role = "literal"  # docstrings write `name` for code
 smartquotes = False  # and "name" for values
-autodoc_default_options = {"members": True, "exclude-members": "save_pretrained, on_train_begin, on_train_end"}
+autodoc_default_options = {
+    "members": True,
+    "exclude-members": "save_pretrained, on_train_begin, on_train_end",
+}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False

@@ -3,9 +3,10 @@
     python examples/digits.py                       # a minute or two; needs scikit-learn beside qpeft
     python examples/digits.py --out elsewhere       # the same folder again goes on where it stopped
 
-scikit-learn's digits are 1,797 images of 8 x 8 grey values. A transformer of 0.1 million numbers learns 0 to 4 from
-the beginning. Then it is frozen, gets a new head for 5 to 9, and that head is trained: alone, and with an adapter.
-Every run is a folder with a log and an adapter that stock PEFT loads.
+scikit-learn's digits are 1,797 images of 8 x 8 grey values. A transformer of 0.1 million numbers
+learns 0 to 4 from the beginning. Then it is frozen, gets a new head for 5 to 9, and that head is
+trained: alone, and with an adapter. Every run is a folder with a log and an adapter that stock PEFT
+loads.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ METHODS = {
 def write_digits(folder: Path) -> None:
     """Three files of images and labels: 0 to 4, and 5 to 9 to train and to test on.
 
-    In the data set's own order: digits that follow one another may be by one hand, which should not be on both sides.
+    In the data set's own order: digits that follow one another may be by one hand, which should not
+    be on both sides.
     """
     images, labels = load_digits(return_X_y=True)
     images = np.round(images * 255 / 16).astype(np.uint8).reshape(-1, 8, 8)
@@ -103,17 +105,33 @@ def adapt(out: Path, base: Path, method: str, steps: int) -> TrainResult:
 
 def show(results: dict[str, TrainResult]) -> None:
     n_head = results["head"].trainable_head
-    shown = Table("method", "trained parameters", "accuracy", "95 % interval", title="Digits 5 to 9, unseen images")
+    shown = Table(
+        "method",
+        "trained parameters",
+        "accuracy",
+        "95 % interval",
+        title="Digits 5 to 9, unseen images",
+    )
     for method, result in results.items():
-        accuracy, low, high = (result.after.metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high"))
+        accuracy, low, high = (
+            result.after.metrics[name] for name in ("accuracy", "accuracy_low", "accuracy_high")
+        )
         n_adapter = result.trainable - result.trainable_head
-        shown.add_row(method, f"{n_head} + {n_adapter:,}", f"{accuracy:.1%}", f"{low:.1%} to {high:.1%}")
-    Console().print(shown, "Trained parameters: the new head's, which all methods train, + the adapter's.")
+        shown.add_row(
+            method, f"{n_head} + {n_adapter:,}", f"{accuracy:.1%}", f"{low:.1%} to {high:.1%}"
+        )
+    Console().print(
+        shown, "Trained parameters: the new head's, which all methods train, + the adapter's."
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("digits-run"), help="where data, base and runs go")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("digits-run"), help="where data, base and runs go"
+    )
     parser.add_argument("--steps", type=int, default=200, help="optimiser steps of each method")
     parser.add_argument("--base-steps", type=int, default=300, help="optimiser steps of the base")
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
-"""A custom ansatz: RX and RY on every wire, with a ring of CZ between the layers. QPA trains with it.
+"""A custom ansatz: RX and RY on every wire, with a ring of CZ between the layers. QPA trains with
+it.
 
-python examples/own_ansatz.py
-qpeft circuits draw --ansatz examples/own_ansatz.py:cz_ring --n-qubits 4 --n-layers 2
-qpeft train --model embedded --data numpy-docs --ansatz examples/own_ansatz.py:cz_ring --r 4 --steps 70 --out run
-qpeft evaluate --adapter run --data numpy-docs --ansatz examples/own_ansatz.py:cz_ring
+python examples/own_ansatz.py qpeft circuits draw --ansatz examples/own_ansatz.py:cz_ring --n-qubits
+4 --n-layers 2 qpeft train --model embedded --data numpy-docs --ansatz
+examples/own_ansatz.py:cz_ring --r 4 --steps 70 --out run qpeft evaluate --adapter run --data
+numpy-docs --ansatz examples/own_ansatz.py:cz_ring
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,9 @@ def layers(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
             for block, kind in enumerate(("rx", "ry"))
             for wire in range(n_qubits)
         ]
-        yield turns + (ring if layer < n_layers - 1 else [])  # a last ring does not change the probabilities
+        yield turns + (
+            ring if layer < n_layers - 1 else []
+        )  # a last ring does not change the probabilities
 
 
 register_ansatz("cz_ring", angle_shape, layers)
@@ -42,7 +45,9 @@ if __name__ == "__main__":
 
     print(Ansatz("cz_ring", n_qubits=4, n_layers=2).draw(), end="\n\n")
     base = AutoModelForCausalLM.from_pretrained(qpeft_lab.demo.base_path(), dtype="float32")
-    config = qpeft.QPAConfig(ansatz="cz_ring", n_layers=2, r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = qpeft.QPAConfig(
+        ansatz="cz_ring", n_layers=2, r=4, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     model = get_peft_model(base, config)
     ids = torch.arange(40).view(2, 20)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-4)

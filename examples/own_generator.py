@@ -1,9 +1,11 @@
-"""A custom generator: the probabilities of another circuit, multiplied by a fixed random matrix, change an adapter.
+"""A custom generator: the probabilities of another circuit, multiplied by a fixed random matrix,
+change an adapter.
 
     w = w0 + R (x - x0),    x = 2^N p,    R (P, 2^N) normal with variance 1 / P, drawn from the seed
 
-p are the probabilities of the circuit in `own_ansatz.py`, w0 is the adapter's own initialization and x0 the initial x.
-Only the 2 L N angles are trained; they change the adapter in 2^N - 1 directions. R needs 2^N times its memory.
+p are the probabilities of the circuit in `own_ansatz.py`, w0 is the adapter's own initialization
+and x0 the initial x. Only the 2 L N angles are trained; they change the adapter in 2^N - 1
+directions. R needs 2^N times its memory.
 
     python examples/own_generator.py
 
@@ -33,7 +35,9 @@ class RingConfig(GeneratorConfig, name="ring"):
     angle_scale: float = field(
         default=10.0, metadata={"help": "Factor folded into the angles' learning rate, as QPA's."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the initial angles and of the random matrix."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the initial angles and of the random matrix."}
+    )
 
     def __post_init__(self) -> None:
         if self.angle_scale <= 0:
@@ -47,8 +51,12 @@ class RingGenerator(Generator):
     def __init__(self, config: RingConfig, initial: Tensor, init: SeededInit) -> None:
         super().__init__()
         self.ansatz = Ansatz("cz_ring", config.n_qubits, config.n_layers)
-        self.angles = Folded(init.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale)
-        mixing = init.normal("mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5)
+        self.angles = Folded(
+            init.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale
+        )
+        mixing = init.normal(
+            "mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5
+        )
         self.register_buffer("mixing", mixing, persistent=False)  # drawn again from the seed
         self.register_buffer("initial", initial)  # drawn by PEFT, so it is saved
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), asdict(config)))
@@ -58,7 +66,9 @@ class RingGenerator(Generator):
         return self.initial + self.mixing @ moved
 
     def _features(self, *, initial: bool = False) -> Tensor:
-        return 2**self.ansatz.n_qubits * gate_probabilities(self.ansatz, self.angles(initial=initial))
+        return 2**self.ansatz.n_qubits * gate_probabilities(
+            self.ansatz, self.angles(initial=initial)
+        )
 
 
 if __name__ == "__main__":

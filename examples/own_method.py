@@ -1,14 +1,16 @@
-"""A PEFT method of your own in one file: LoRA whose factors are mixtures of random ones, after NOLA (arXiv 2310.02556).
+"""A PEFT method of your own in one file: LoRA whose factors are mixtures of random ones, after NOLA
+(arXiv 2310.02556).
 
     A = A_0 + sum_i a_i A_i,    B = sum_i b_i B_i
 
-A_0 is LoRA's own initial value. The k coefficients a of each lora_A and b of each lora_B are trained; A_i and B_i are
-drawn from the seed, and need k times the adapter's memory during training.
+A_0 is LoRA's own initial value. The k coefficients a of each lora_A and b of each lora_B are
+trained; A_i and B_i are drawn from the seed, and need k times the adapter's memory during training.
 
     python examples/own_method.py
     qpeft plan --model embedded --method examples/own_method.py:METHOD --r 4
-    qpeft train --model embedded --data numpy-docs --method examples/own_method.py:METHOD --set n_bases=32 --out run
-    qpeft evaluate --adapter run --data numpy-docs --method examples/own_method.py:METHOD
+    qpeft train --model embedded --data numpy-docs --method examples/own_method.py:METHOD --set
+    n_bases=32 --out run qpeft evaluate --adapter run --data numpy-docs --method
+    examples/own_method.py:METHOD
 """
 
 from collections.abc import Sequence
@@ -39,8 +41,12 @@ class NolaConfig(GeneratedConfig, LoraConfig):
     """LoRA's own fields, and how many random factors are mixed."""
 
     method_name = "NOLA"
-    n_bases: int = field(default=16, metadata={"help": "Random factors mixed into each factor of LoRA: k."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random factors and of LoRA's initial values."})
+    n_bases: int = field(
+        default=16, metadata={"help": "Random factors mixed into each factor of LoRA: k."}
+    )
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the random factors and of LoRA's initial values."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,12 +59,19 @@ class NolaConfig(GeneratedConfig, LoraConfig):
 
 
 class NolaGenerator(Generator):
-    def __init__(self, config: NolaConfig, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> None:
+    def __init__(
+        self, config: NolaConfig, slots: Sequence[Slot], initial: Tensor, init: SeededInit
+    ) -> None:
         super().__init__()
         self.sizes = [slot.shape.numel() for slot in slots]
         self.mixes = Folded(torch.zeros(len(slots), config.n_bases), 1.0)
-        bases = [init.normal(f"{s.label}.bases", (config.n_bases, *s.shape), s.shape[-1] ** -0.5) for s in slots]
-        self.register_buffer("bases", torch.cat([b.flatten(1) for b in bases], 1), persistent=False)  # (k, P)
+        bases = [
+            init.normal(f"{s.label}.bases", (config.n_bases, *s.shape), s.shape[-1] ** -0.5)
+            for s in slots
+        ]
+        self.register_buffer(
+            "bases", torch.cat([b.flatten(1) for b in bases], 1), persistent=False
+        )  # (k, P)
         self.register_buffer("initial", initial, persistent=False)
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), config.n_bases))
 
@@ -89,7 +102,9 @@ if __name__ == "__main__":
     import qpeft_lab.demo
 
     base = AutoModelForCausalLM.from_pretrained(qpeft_lab.demo.base_path(), dtype="float32")
-    model = get_peft_model(base, NolaConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        base, NolaConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     model.print_trainable_parameters()
     ids = torch.arange(40).view(2, 20)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)

@@ -1,10 +1,12 @@
-"""Train one of the base models of our studies, and its tokenizer, from documentation on this machine.
+"""Train one of the base models of our studies, and its tokenizer, from documentation on this
+machine.
 
     python scripts/build_base.py embedded --out DIR    # like the one that is part of qpeft: an hour
     python scripts/build_base.py llama10m --out DIR    # 10 million parameters, 4,096 tokens: an hour on two cores
     python scripts/build_base.py bytes1m --out DIR     # 1 million parameters, 256 bytes: an hour
 
-Checkpoints are in DIR.partial, and the same command resumes from the last one. DIR is created at the end.
+Checkpoints are in DIR.partial, and the same command resumes from the last one. DIR is created at
+the end.
 """
 
 import argparse
@@ -61,31 +63,50 @@ class Recipe:
     bf16: bool = False  # products of matrices in bfloat16
 
 
-PACKAGES = ("scipy", "sklearn", "pandas", "networkx", "matplotlib", "nltk")  # whose documentation others are trained on
+PACKAGES = (
+    "scipy",
+    "sklearn",
+    "pandas",
+    "networkx",
+    "matplotlib",
+    "nltk",
+)  # whose documentation others are trained on
 _OTHER = {"dropout": 0.0, "passes": 1}
 RECIPES: dict[str, Recipe] = {
     "embedded": Recipe(),
-    "llama10m": Recipe("llama", width=256, layers=10, heads=8, lr=1e-3, threads=2, bf16=True, **_OTHER),
+    "llama10m": Recipe(
+        "llama", width=256, layers=10, heads=8, lr=1e-3, threads=2, bf16=True, **_OTHER
+    ),
     "bytes1m": Recipe("gpt_neox", vocabulary=258, **_OTHER),  # every byte, and two special tokens
 }
 
 
 def build(out: Path, recipe: Recipe, corpora: Mapping[str, list[str]]) -> None:
-    """Train on 90 % of the first corpus; score its held-out parts and those of the others; write all to `out`."""
+    """Train on 90 % of the first corpus; score its held-out parts and those of the others; write
+    all to `out`.
+    """
     if out.exists():
         raise SystemExit(f"{out} exists; name another folder with --out, or remove it")
     name, *_ = corpora
     train, validation, _ = split(corpora[name])
     tokenizer = train_tokenizer(train, recipe)
-    model = pretrain(recipe, _blocks(tokenizer, train, recipe), out.with_name(f"{out.name}.partial"))
+    model = pretrain(
+        recipe, _blocks(tokenizer, train, recipe), out.with_name(f"{out.name}.partial")
+    )
     for part in ("resid_pdrop", "embd_pdrop"):
         if hasattr(model.config, part):
             setattr(model.config, part, 0.0)  # dropout would be noise when adapters are compared
     with replace_folder(out) as folder:
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        held_out = {f"{name}_validation": validation, **{f"{key}_test": split(corpora[key]).test for key in corpora}}
-        packages = {package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")}
+        held_out = {
+            f"{name}_validation": validation,
+            **{f"{key}_test": split(corpora[key]).test for key in corpora},
+        }
+        packages = {
+            package: version(package)
+            for package in ("torch", "transformers", "tokenizers", "numpy")
+        }
         facts = {
             "recipe": asdict(recipe),
             "corpus": {"documents": len(corpora[name]), "sha256": digest(corpora[name])},
@@ -113,13 +134,20 @@ def digest(docs: Iterable[str]) -> str:
 
 
 def split(docs: Iterable[str], held_out: float = 0.05) -> Split:
-    """Split documents into train, validation and test; the last two receive a fraction `held_out` each.
+    """Split documents into train, validation and test; the last two receive a fraction `held_out`
+    each.
 
-    The hash of a document decides, so its part does not depend on other documents or on the version of the library.
+    The hash of a document decides, so its part does not depend on other documents or on the version
+    of the library.
     """
     parts = Split([], [], [])
     for text in docs:
-        u = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        u = (
+            int.from_bytes(
+                hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big"
+            )
+            / 2**64
+        )
         parts[1 if u < held_out else 2 if u < 2 * held_out else 0].append(text)
     return parts
 
@@ -132,7 +160,9 @@ def train_tokenizer(docs: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe.train_from_iterator(
         docs,
-        trainers.BpeTrainer(vocab_size=recipe.vocabulary, special_tokens=[END, PADDING], initial_alphabet=alphabet),
+        trainers.BpeTrainer(
+            vocab_size=recipe.vocabulary, special_tokens=[END, PADDING], initial_alphabet=alphabet
+        ),
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -196,7 +226,9 @@ def config_of(recipe: Recipe) -> PretrainedConfig:
     return AutoConfig.for_model(recipe.architecture, **usual, **own[recipe.architecture])
 
 
-def _blocks(tokenizer: PreTrainedTokenizerFast, docs: list[str], recipe: Recipe) -> list[dict[str, np.ndarray]]:
+def _blocks(
+    tokenizer: PreTrainedTokenizerFast, docs: list[str], recipe: Recipe
+) -> list[dict[str, np.ndarray]]:
     """The documents in random order, each followed by token 0, in blocks of `context` tokens."""
     encoded = tokenizer(docs, verbose=False)["input_ids"]
     order = np.random.default_rng(recipe.seed).permutation(len(docs))
@@ -213,8 +245,13 @@ def _score(folder: Path, docs: list[str]) -> dict:
 
 
 if __name__ == "__main__":
-    texts: dict[str, Callable[[], list[str]]] = {"stdlib": corpus.stdlib_docs, "numpy": corpus.numpy_docs}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    texts: dict[str, Callable[[], list[str]]] = {
+        "stdlib": corpus.stdlib_docs,
+        "numpy": corpus.numpy_docs,
+    }
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("base", choices=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
     asked = parser.parse_args()

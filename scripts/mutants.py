@@ -3,9 +3,10 @@
     python scripts/mutants.py --n 150 --out mutants.jsonl
     python scripts/mutants.py --out mutants.jsonl --report
 
-A mutant is killed if a test fails. It is tested by the files of tests/ that import its module, then by those of its
-folder, then by the contracts, for at most SECONDS of CPU time. Each mutant runs in a child of a process that has
-imported torch and peft; results are appended as they come, and a second call continues.
+A mutant is killed if a test fails. It is tested by the files of tests/ that import its module, then
+by those of its folder, then by the contracts, for at most SECONDS of CPU time. Each mutant runs in
+a child of a process that has imported torch and peft; results are appended as they come, and a
+second call continues.
 """
 
 from __future__ import annotations
@@ -27,9 +28,29 @@ PACKAGES = ("circuits", "core", "methods")
 CONTRACTS = ("methods/test_life.py", "methods/test_matrix.py", "testing/test_adapter_contract.py")
 SECONDS = 90
 SWAPS = {
-    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
-    **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq},
-    **{ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And},
+    **{
+        ast.Add: ast.Sub,
+        ast.Sub: ast.Add,
+        ast.Mult: ast.Add,
+        ast.Div: ast.Mult,
+        ast.FloorDiv: ast.Mult,
+    },
+    **{
+        ast.Lt: ast.LtE,
+        ast.LtE: ast.Lt,
+        ast.Gt: ast.GtE,
+        ast.GtE: ast.Gt,
+        ast.Eq: ast.NotEq,
+        ast.NotEq: ast.Eq,
+    },
+    **{
+        ast.Is: ast.IsNot,
+        ast.IsNot: ast.Is,
+        ast.In: ast.NotIn,
+        ast.NotIn: ast.In,
+        ast.And: ast.Or,
+        ast.Or: ast.And,
+    },
 }
 
 
@@ -38,7 +59,9 @@ def places(tree: ast.AST) -> list[ast.AST]:
     found: list[ast.AST] = []
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, (ast.Raise, ast.arguments)) or (isinstance(node, ast.Expr) and _is_text(node.value)):
+        if isinstance(node, (ast.Raise, ast.arguments)) or (
+            isinstance(node, ast.Expr) and _is_text(node.value)
+        ):
             return
         has_operator = isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS
         compares = isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS
@@ -90,20 +113,28 @@ def mutate(node: ast.AST) -> str:
 def sample(n: int, seed: int) -> list[tuple[str, int]]:
     """Module and place of n mutants, drawn without replacement."""
     files = sorted(p for name in PACKAGES for p in (ROOT / "src" / "qpeft" / name).rglob("*.py"))
-    every = [(str(p.relative_to(ROOT)), i) for p in files for i in range(len(places(ast.parse(p.read_text()))))]
+    every = [
+        (str(p.relative_to(ROOT)), i)
+        for p in files
+        for i in range(len(places(ast.parse(p.read_text()))))
+    ]
     return random.Random(seed).sample(every, min(n, len(every)))
 
 
 def tests_for(module: str) -> list[str]:
     """The files of tests, the nearest first."""
-    name = module.removeprefix("src/").removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    name = (
+        module.removeprefix("src/").removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    )
     package, _, last = name.rpartition(".")
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     texts = {p: p.read_text() for p in files}
     direct = [p for p in files if name in texts[p] or f"from {package} import {last}\n" in texts[p]]
     folder = ROOT / "tests" / "/".join(package.split(".")[1:])
     near = [p for p in files if folder in p.parents]
-    chosen = [str(p.relative_to(ROOT)) for p in [*direct, *near]] + [f"tests/{name}" for name in CONTRACTS]
+    chosen = [str(p.relative_to(ROOT)) for p in [*direct, *near]] + [
+        f"tests/{name}" for name in CONTRACTS
+    ]
     return [p for p in dict.fromkeys(chosen) if (ROOT / p).is_file()]
 
 
@@ -115,7 +146,9 @@ def run(module: str, place: int) -> dict[str, object]:
     before = ast.unparse(copy.deepcopy(node)).splitlines()[0][:100]
     change = mutate(node)
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(ROOT / "src", Path(folder) / "src", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / "src", Path(folder) / "src", ignore=shutil.ignore_patterns("__pycache__")
+        )
         (Path(folder) / module).write_text(ast.unparse(ast.fix_missing_locations(tree)))
         child = os.fork()
         if not child:
@@ -123,13 +156,22 @@ def run(module: str, place: int) -> dict[str, object]:
         status = os.waitpid(child, 0)[1]
     code = os.waitstatus_to_exitcode(status)
     outcome = "survived" if code == 0 else "undecided" if code == -24 else "killed"  # 24: SIGXCPU
-    return {"module": module, "place": place, "line": line, "code": before, "change": change, "outcome": outcome}
+    return {
+        "module": module,
+        "place": place,
+        "line": line,
+        "code": before,
+        "change": change,
+        "outcome": outcome,
+    }
 
 
 def _test(source: Path, files: list[str]) -> None:
     import pytest
 
-    resource.setrlimit(resource.RLIMIT_CPU, (int(sum(os.times()[:2])) + SECONDS, resource.RLIM_INFINITY))
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (int(sum(os.times()[:2])) + SECONDS, resource.RLIM_INFINITY)
+    )
     os.environ["PYTHONPATH"] = str(source)
     sys.path.insert(0, str(source))
     sys.dont_write_bytecode = True
@@ -137,19 +179,28 @@ def _test(source: Path, files: list[str]) -> None:
     os.dup2(null, 1)
     os.dup2(null, 2)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not long", "--rootdir", str(ROOT)]
-    options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of what the parent has imported
+    options += [
+        "-W",
+        "ignore::pytest.PytestAssertRewriteWarning",
+    ]  # of what the parent has imported
     code = pytest.main([*options, *files])
     os._exit(int(code))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--n", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--report", action="store_true")
     asked = parser.parse_args()
-    done = [json.loads(line) for line in asked.out.read_text().splitlines()] if asked.out.exists() else []
+    done = (
+        [json.loads(line) for line in asked.out.read_text().splitlines()]
+        if asked.out.exists()
+        else []
+    )
     if not asked.report:
         os.chdir(ROOT)
         import peft  # noqa: F401  so that children need not
@@ -166,7 +217,9 @@ def main() -> None:
     print(f"{killed} of {len(done)} mutants killed ({killed / max(1, len(done)):.0%})")
     for one in done:
         if one["outcome"] != "killed":
-            print(f"{one['outcome']}: {one['module']}:{one['line']}: {one['code']}: {one['change']}")
+            print(
+                f"{one['outcome']}: {one['module']}:{one['line']}: {one['code']}: {one['change']}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Fixtures for every test: one thread, tiny models with random weights, and the shared folder where it exists."""
+"""Fixtures for every test: one thread, tiny models with random weights, and the shared folder where
+it exists.
+"""
 
 import ast
 import os
@@ -22,12 +24,26 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 # what is installed for `--library`, with the packages that these bring
-LIBRARY = {"accelerate", "huggingface_hub", "hypothesis", "numpy", "peft", "pytest", "qpeft", "safetensors", "torch"}
+LIBRARY = {
+    "accelerate",
+    "huggingface_hub",
+    "hypothesis",
+    "numpy",
+    "peft",
+    "pytest",
+    "qpeft",
+    "safetensors",
+    "torch",
+}
 LIBRARY |= {"tokenizers", "transformers", "yaml", *sys.stdlib_module_names}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--library", action="store_true", help="only tests that need neither the laboratory nor an extra")
+    parser.addoption(
+        "--library",
+        action="store_true",
+        help="only tests that need neither the laboratory nor an extra",
+    )
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -63,7 +79,9 @@ def _one_thread():
 
 @pytest.fixture(autouse=True, scope="session")
 def _ctrl_c_interrupts():
-    """Also where pytest was started in the background of a shell, which makes its programs ignore SIGINT."""
+    """Also where pytest was started in the background of a shell, which makes its programs ignore
+    SIGINT.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -112,8 +130,16 @@ class Adapters:
 
         import qpeft
 
-        small = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "all-linear", "r": 4}
-        return get_peft_model(base, qpeft.QPAConfig(**{"task_type": "CAUSAL_LM", **small, **settings}))
+        small = {
+            "hidden": (6, 5),
+            "chunk_size": 16,
+            "n_layers": 3,
+            "target_modules": "all-linear",
+            "r": 4,
+        }
+        return get_peft_model(
+            base, qpeft.QPAConfig(**{"task_type": "CAUSAL_LM", **small, **settings})
+        )
 
     @staticmethod
     def train(model, ids, steps=3, lr=5e-3):
@@ -143,13 +169,17 @@ def adapters() -> type[Adapters]:
 
 @pytest.fixture(scope="session")
 def qpeft_cli():
-    """Call the command line as `qpeft_cli("plan", "--model", ...)`; if a `code` is given, it must exit with it."""
+    """Call the command line as `qpeft_cli("plan", "--model", ...)`; if a `code` is given, it must
+    exit with it.
+    """
     from typer.testing import CliRunner
 
     from qpeft_lab.cli.app import build
 
     def call(*arguments, code=None, **options):
-        result = CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)
+        result = CliRunner().invoke(
+            build(), [str(a) for a in arguments], prog_name="qpeft", **options
+        )
         assert code in (None, result.exit_code), result.output
         return result
 

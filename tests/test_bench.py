@@ -21,7 +21,9 @@ def test_benchmark_groups_have_rows(tmp_path):
     assert bench.main(["--quick", "--json", str(tmp_path / "bench.json")]) == 0
     found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert list(found) == list(bench.GROUPS)
-    for row in (row for group in found.values() for row in group["rows"] if row["ratio"] is not None):
+    for row in (
+        row for group in found.values() for row in group["rows"] if row["ratio"] is not None
+    ):
         low, high = row["quartiles"]
         assert 0 < low <= row["ratio"] <= high
 
@@ -29,6 +31,8 @@ def test_benchmark_groups_have_rows(tmp_path):
 def test_wrong_result_fails_the_command(monkeypatch, capsys):
     import bench
 
-    monkeypatch.setattr(bench, "probabilities", lambda angles: 1 / angles.square().sum() + torch.zeros(16))
+    monkeypatch.setattr(
+        bench, "probabilities", lambda angles: 1 / angles.square().sum() + torch.zeros(16)
+    )
     assert bench.main(["--quick", "--only", "circuits"]) == 1
     assert "refused" in capsys.readouterr().out

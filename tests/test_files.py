@@ -1,4 +1,6 @@
-"""Files and folders are written atomically: after an error or a kill, the old content is complete."""
+"""Files and folders are written atomically: after an error or a kill, the old content is
+complete.
+"""
 
 import os
 import subprocess
@@ -48,7 +50,9 @@ with replace_folder(place / "adapter") as folder, replace_folder(folder) as inne
 
 def test_remove_unfinished_removes_only_temporary_files(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
-    assert len(list(tmp_path.iterdir())) == 2  # the inner folder is created next to the outer one, with two dots
+    assert (
+        len(list(tmp_path.iterdir())) == 2
+    )  # the inner folder is created next to the outer one, with two dots
     (tmp_path / ".mine.unfinished").write_text("")
     (tmp_path / ".x.abcd0123.unfinished").symlink_to(tmp_path)  # a link is removed, not followed
     remove_unfinished(tmp_path)
@@ -102,7 +106,9 @@ def test_longest_names_of_the_file_system_are_written(tmp_path, name):
 
 def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     write_text(tmp_path / "a.json", "old")
-    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError, match="No space left") as failed:
         write_json(tmp_path / "a.json", {"new": 1})
     assert is_disk_full(failed.value)

@@ -1,4 +1,6 @@
-"""Damaged files load correctly or are refused, which the check does not miss; killed commands resume."""
+"""Damaged files load correctly or are refused, which the check does not miss; killed commands
+resume.
+"""
 
 import json
 import subprocess
@@ -33,7 +35,11 @@ def test_200_damaged_files_load_correctly_or_are_refused(world):
 def test_checks_that_are_missing_are_found(world, monkeypatch):
     for check in ("checkpoint.check_seal", "checkpoint.check_whole", "tuner.check_tensors"):
         monkeypatch.setattr(f"qpeft.core.{check}", lambda *_: None)
-    found = [load["outcome"] for number in range(100) for load in bad_files.mutated(world, f"1 {number}")["loads"]]
+    found = [
+        load["outcome"]
+        for number in range(100)
+        for load in bad_files.mutated(world, f"1 {number}")["loads"]
+    ]
     assert {*found} - {*bad_files.RIGHT}
 
 
@@ -42,18 +48,38 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="kills.py forks and reads /proc")
 def test_killed_commands_resume_to_equal_results(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--out", tmp_path / "kills", "--kills", "30"]
+    command = [
+        sys.executable,
+        ROOT / "benchmarks" / "kills.py",
+        "--out",
+        tmp_path / "kills",
+        "--kills",
+        "30",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = [json.loads(line) for line in (tmp_path / "kills" / "kills.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "kills" / "kills.jsonl").read_text().splitlines()
+    ]
     assert [row["faults"] for row in rows] == [[]] * 30, done.stderr
     assert done.returncode == 0, done.stderr
-    assert {row["case"] for row in rows} == {"qpa", "quantum_peft", "lora", "sora", "shots", "compare"}
+    assert {row["case"] for row in rows} == {
+        "qpa",
+        "quantum_peft",
+        "lora",
+        "sora",
+        "shots",
+        "compare",
+    }
     assert {"change" in row for row in rows} == {True, False}
 
 
 PLANTED = {
-    "incomplete checkpoints": "checkpoints._hashes = lambda p: {f.name: checkpoints.file_hash(f) for f in p.iterdir()}",
-    "the optimizer's state is lost": "transformers.Trainer._load_optimizer_and_scheduler = lambda *_: None",
+    "incomplete checkpoints": (
+        "checkpoints._hashes = lambda p: {f.name: checkpoints.file_hash(f) for f in p.iterdir()}"
+    ),
+    "the optimizer's state is lost": (
+        "transformers.Trainer._load_optimizer_and_scheduler = lambda *_: None"
+    ),
 }
 
 
@@ -66,6 +92,8 @@ from qpeft_lab.training import checkpoints
 {PLANTED[defect]}
 sys.exit(kills.main(["--out", "{tmp_path}", "--kills", "30", "--what", "lora"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True
+    )
     rows = [json.loads(line) for line in (tmp_path / "kills.jsonl").read_text().splitlines()]
     assert (done.returncode, any(row["faults"] for row in rows)) == (1, True), done.stderr

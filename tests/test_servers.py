@@ -1,4 +1,6 @@
-"""What vLLM loads, by the documented rules, compared with vLLM's own checks where it is installed (`make compat`)."""
+"""What vLLM loads, by the documented rules, compared with vLLM's own checks where it is installed
+(`make compat`).
+"""
 
 import json
 from importlib.util import find_spec
@@ -15,7 +17,8 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="`make compat`
 
 TARGETS = ["q_proj", "up_proj"]
 YES = "yes, if vLLM supports LoRA for the architecture"
-# settings -> whether vLLM loads it, and a part of the answer: docs/small_adapters.md has the sources
+# settings -> whether vLLM loads it, and a part of the answer: docs/small_adapters.md has the
+# sources
 LORA = {
     "plain": ({}, True, YES),
     "rank 16": ({"r": 16}, True, YES),
@@ -36,7 +39,9 @@ LORA = {
 @pytest.fixture(params=LORA)
 def lora(request, llama, tmp_path):
     settings, *expected = LORA[request.param]
-    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, **settings}, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, **settings}, task_type="CAUSAL_LM"
+    )
     get_peft_model(llama, config).save_pretrained(tmp_path, save_embedding_layers=False)
     return config, tmp_path, *expected
 
@@ -75,7 +80,9 @@ def test_generated_adapters_are_checked_as_their_exports():
 
 
 def test_architecture_without_lora_in_vllm_is_refused(gpt2, tmp_path):
-    model = get_peft_model(gpt2, qpeft.QuantumPeftConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        gpt2, qpeft.QuantumPeftConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
+    )
     qpeft.export(model, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
     assert check_export(tmp_path, "gpt2").startswith("no")

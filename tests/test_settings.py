@@ -50,7 +50,8 @@ def test_invalid_settings_are_refused(changes, field):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("steps", 2.0), ("steps", True), ("lr", "0.5"), ("pad_rows", 1), ("stepz", 3)]
+    ("name", "value"),
+    [("steps", 2.0), ("steps", True), ("lr", "0.5"), ("pad_rows", 1), ("stepz", 3)],
 )
 def test_unknown_fields_and_values_of_another_type_are_refused(name, value):
     with pytest.raises(ValidationError, match=name):
@@ -58,7 +59,8 @@ def test_unknown_fields_and_values_of_another_type_are_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("steps", "evaluate", "save", "log"), [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)]
+    ("steps", "evaluate", "save", "log"),
+    [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)],
 )
 def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
     assert settings(steps=steps).intervals() == (evaluate, save, log)
@@ -68,7 +70,12 @@ def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save
 def test_fields_of_a_file_are_validated(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("model: gpt2\nlr: 1e-3\nsteps: 5\nmethod_settings: {r: 2}\n")
-    assert read_settings(file) == {"model": "gpt2", "lr": 0.001, "steps": 5, "method_settings": {"r": 2}}
+    assert read_settings(file) == {
+        "model": "gpt2",
+        "lr": 0.001,
+        "steps": 5,
+        "method_settings": {"r": 2},
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Makes `automodule` complete, signatures of classes short and fields of settings visible, for the API reference.
+"""Makes `automodule` complete, signatures of classes short and fields of settings visible, for the
+API reference.
 
-A settings class shows `(**fields)` and below its documentation a list of its own fields. A class whose documentation
-has no arguments is created by qpeft alone and shows no signature.
+A settings class shows `(**fields)` and below its documentation a list of its own fields. A class
+whose documentation has no arguments is created by qpeft alone and shows no signature.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def is_made_by_qpeft(found: Any) -> bool:
 
 
 def _import_lazy_names(app: Sphinx) -> None:
-    """`automodule` documents what a module contains already, and lazy names are not in it before their first use."""
+    """`automodule` documents what a module contains already, and lazy names are not in it before
+    their first use.
+    """
     for module in map(import_module, PACKAGES):
         vars(module).update({name: getattr(module, name) for name in module.__all__})
 
@@ -49,14 +52,26 @@ def _signature(app: Sphinx, what: str, name: str, found: Any, *_: Any) -> tuple[
     return ("", "") if is_made_by_qpeft(found) else None
 
 
-def _list_fields(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
-    """Append the fields with their defaults and help texts; those of PEFT's LoraConfig are documented there."""
+def _list_fields(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]
+) -> None:
+    """Append the fields with their defaults and help texts; those of PEFT's LoraConfig are
+    documented there.
+    """
     if what != "class" or not has_settings(found):
         return
-    own = [field for field in fields(found) if field.metadata.get("help") and field.name not in FIELDS_OF_PEFT]
+    own = [
+        field
+        for field in fields(found)
+        if field.metadata.get("help") and field.name not in FIELDS_OF_PEFT
+    ]
     lines += [
         "",
-        *(line for field in own for line in (f"``{field.name}`` = ``{_default(field)}``", f"    {_help(field)}")),
+        *(
+            line
+            for field in own
+            for line in (f"``{field.name}`` = ``{_default(field)}``", f"    {_help(field)}")
+        ),
     ]
 
 

@@ -42,7 +42,9 @@ SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def style(name: str) -> Iterator[None]:
-    """Draw and save within. `name` is part of the ids in the SVG: two pictures of a page need two names."""
+    """Draw and save within. `name` is part of the ids in the SVG: two pictures of a page need two
+    names.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS | {"svg.hashsalt": name})

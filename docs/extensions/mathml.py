@@ -1,7 +1,8 @@
-"""Formulas as MathML, converted when the pages are built: no script, no font and no network is needed to read them.
+"""Formulas as MathML, converted when the pages are built: no script, no font and no network is
+needed to read them.
 
-Every current browser renders MathML. `\\tag{...}` becomes a label at the right end of the line. A command that the
-converter does not support is a warning, and so fails the build of `make docs`.
+Every current browser renders MathML. `\\tag{...}` becomes a label at the right end of the line. A
+command that the converter does not support is a warning, and so fails the build of `make docs`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _TAG = re.compile(r"\\tag\{([^}]*)\}")
 
 def to_mathml(latex: str, display: str = "inline") -> str:
     """A `<math>` element. Raises ValueError where a command is unsupported."""
-    element = convert(latex.replace(r"\_", "_").replace("{align}", "{align*}"), display=display)  # rows have no numbers
+    element = convert(
+        latex.replace(r"\_", "_").replace("{align}", "{align*}"), display=display
+    )  # rows have no numbers
     if unsupported := re.findall(r">[^<]*\\[^<]*<", element.replace("&#x0005C;", "\\")):
         raise ValueError(f"unsupported in {latex!r}: {unsupported}")
     return element
@@ -46,6 +49,8 @@ def _converted(node: nodes.math | nodes.math_block, display: str) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_html_math_renderer("mathml", inline_renderers=(_inline, None), block_renderers=(_display, None))
+    app.add_html_math_renderer(
+        "mathml", inline_renderers=(_inline, None), block_renderers=(_display, None)
+    )
     app.config.html_math_renderer = "mathml"
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,8 @@
 """Pictures of the best adapters with and without a circuit, by the number of trainable parameters.
 
-`PYTHONPATH=docs/extensions:benchmarks python docs/figures/results.py`, a part of `make results`, writes them to
-docs/static from the rows of a study. The values that are drawn are in the description of the file.
+`PYTHONPATH=docs/extensions:benchmarks python docs/figures/results.py`, a part of `make results`,
+writes them to docs/static from the rows of a study. The values that are drawn are in the
+description of the file.
 """
 
 import json
@@ -17,7 +18,10 @@ from qpeft_lab.compare.summary import Result, Summary
 
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "docs" / "static"
-PICTURES = {STATIC / "main_result.svg": FINAL, STATIC / "quantum_adapters.svg": ADAPTERS}  # if the study has rows
+PICTURES = {
+    STATIC / "main_result.svg": FINAL,
+    STATIC / "quantum_adapters.svg": ADAPTERS,
+}  # if the study has rows
 LINES = {  # name of the line, its colour and its marker
     "with a circuit": (style.QUANTUM, "o"),
     "without a circuit": (style.CONTROL, "s"),
@@ -48,7 +52,9 @@ def _panel(setup: str, summary: Summary, study: str) -> Panel:
         for name, has_circuit in zip(LINES, (True, False), strict=False)
     }
     lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]
-    return Panel(SETUPS[setup], _point(summary["none"])[1], [_point(found) for found in trained], lines)
+    return Panel(
+        SETUPS[setup], _point(summary["none"])[1], [_point(found) for found in trained], lines
+    )
 
 
 def _point(found: Result) -> list[float]:
@@ -76,11 +82,20 @@ def draw(panels: list[Panel]) -> Figure:
 
 
 def _draw(plot: Axes, panel: Panel) -> None:
-    plot.plot(*zip(*panel.adapters, strict=True), "o", color="#c4c3bd", markersize=3, label="each adapter")
+    plot.plot(
+        *zip(*panel.adapters, strict=True), "o", color="#c4c3bd", markersize=3, label="each adapter"
+    )
     for name, points in panel.lines.items():
         colour, marker = LINES[name]
         label = name if name == "LoRA" else f"best {name}"
-        plot.plot(*zip(*points, strict=True), f"-{marker}", color=colour, markersize=5, linewidth=1.4, label=label)
+        plot.plot(
+            *zip(*points, strict=True),
+            f"-{marker}",
+            color=colour,
+            markersize=5,
+            linewidth=1.4,
+            label=label,
+        )
     losses = [loss for _, loss in panel.adapters]
     sizes = [size for size, _ in panel.adapters]
     plot.set(xscale="log", ylim=(min(losses) - 0.05, max(losses) + 0.05))
@@ -97,7 +112,9 @@ def main() -> None:
                 chart = draw(shown)
                 chart.set_facecolor("white")
                 description = json.dumps([panel._asdict() for panel in shown])
-                chart.savefig(picture, metadata={"Date": None, "Creator": None, "Description": description})
+                chart.savefig(
+                    picture, metadata={"Date": None, "Creator": None, "Description": description}
+                )
 
 
 if __name__ == "__main__":

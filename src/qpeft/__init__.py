@@ -1,7 +1,8 @@
-"""Fine-tune Hugging Face models with quantum-generated parameters, and save the result as a stock PEFT adapter.
+"""Fine-tune Hugging Face models with quantum-generated parameters, and save the result as a stock
+PEFT adapter.
 
-The public names, in `__init__.pyi`, are imported when first used. The methods are registered with PEFT when peft is
-imported, before or after qpeft.
+The public names, in `__init__.pyi`, are imported when first used. The methods are registered with
+PEFT when peft is imported, before or after qpeft.
 """
 
 import sys

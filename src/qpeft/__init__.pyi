@@ -1,4 +1,6 @@
-"""Public names of qpeft, each listed once: `__init__.py` imports them lazily from here, and type checkers read them."""
+"""Public names of qpeft, each listed once: `__init__.py` imports them lazily from here, and type
+checkers read them.
+"""
 
 from . import circuits as circuits
 from . import methods as methods

@@ -5,8 +5,12 @@ from importlib.util import find_spec
 
 
 def main() -> None:
-    """Run the command line of `qpeft_lab`, which ends the process; exit code 2 without the extra `lab`."""
-    if missing := [name for name in ("typer", "rich", "pydantic", "pandas") if find_spec(name) is None]:
+    """Run the command line of `qpeft_lab`, which ends the process; exit code 2 without the extra
+    `lab`.
+    """
+    if missing := [
+        name for name in ("typer", "rich", "pydantic", "pandas") if find_spec(name) is None
+    ]:
         sys.stderr.write(f"The command qpeft needs {missing[0]}: pip install 'qpeft[lab]'\n")
         sys.exit(2)
     try:

@@ -1,4 +1,6 @@
-"""Validation of settings by the metadata of their fields, of registered names, and the message for unknown ones."""
+"""Validation of settings by the metadata of their fields, of registered names, and the message for
+unknown ones.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ MOST = 2**31 - 1  # of every count
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
-    """A dataclass field with a help text, for the command line and the documentation, and limits for `check_fields`.
+    """A dataclass field with a help text, for the command line and the documentation, and limits
+    for `check_fields`.
 
     If `default` is a class, such as list, the default is a new instance.
     """
@@ -29,8 +32,9 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
 def check_fields(settings: Any, owner: type | None = None, skip: Collection[str] = ()) -> None:
     """Raise ConfigError, with the field, its value and what is allowed, if a field is out of range.
 
-    Fields with a help text are checked. The annotation allows booleans, texts, whole numbers, finite numbers or None;
-    `choices`, `at_least`, `above`, `at_most` and `below` in the metadata limit the values.
+    Fields with a help text are checked. The annotation allows booleans, texts, whole numbers,
+    finite numbers or None; `choices`, `at_least`, `above`, `at_most` and `below` in the metadata
+    limit the values.
 
     Args:
         owner: Check only the fields of this base class. Default: all fields.
@@ -47,7 +51,12 @@ _KINDS = {  # by their names in annotations
     "float": (Real, "a finite number"),
     "str": (str, "a text"),
 }
-_LIMITS: dict[str, Any] = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
+_LIMITS: dict[str, Any] = {
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
+}
 
 
 def _check_value(known: Field[Any], value: Any) -> None:
@@ -61,25 +70,37 @@ def _check_value(known: Field[Any], value: Any) -> None:
     if not kinds <= {*_KINDS, "None"}:
         return
     allowed = [_KINDS[kind] for kind in _KINDS if kind in kinds]
-    fits = any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind, _ in allowed)
+    fits = any(
+        isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        for kind, _ in allowed
+    )
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         wanted = [" or ".join(text for _, text in allowed)]
     else:
         limits = [(rule, known.metadata[rule]) for rule in _LIMITS if rule in known.metadata]
-        wanted = [f"{rule.replace('_', ' ')} {limit:,}" for rule, limit in limits if not _LIMITS[rule](value, limit)]
+        wanted = [
+            f"{rule.replace('_', ' ')} {limit:,}"
+            for rule, limit in limits
+            if not _LIMITS[rule](value, limit)
+        ]
     if wanted:
         raise ConfigError(f"{known.name} must be {wanted[0]}, got {value!r}")
 
 
 def check_registered(what: str, name: Any, new: Any, old: Any = None) -> None:
-    """Raise ConfigError if `new` cannot be registered as `name`, where `old` is registered already if it is not None.
+    """Raise ConfigError if `new` cannot be registered as `name`, where `old` is registered already
+    if it is not None.
 
-    A name is a non-empty string without ":". The same definition may be executed again, in a notebook cell or by
-    importlib.reload: one of the same module and qualified name, but none of qpeft's own.
+    A name is a non-empty string without ":". The same definition may be executed again, in a
+    notebook cell or by importlib.reload: one of the same module and qualified name, but none of
+    qpeft's own.
     """
     if not isinstance(name, str) or not name.strip() or ":" in name:  # --ansatz FILE.py:NAME
         raise ConfigError(f"a registered name must be a non-empty string without ':', got {name!r}")
-    places = [(getattr(part, "__module__", None), getattr(part, "__qualname__", None)) for part in (new, old)]
+    places = [
+        (getattr(part, "__module__", None), getattr(part, "__qualname__", None))
+        for part in (new, old)
+    ]
     foreign = None not in places[0] and str(places[0][0]).split(".")[0] != "qpeft"
     if old is not None and new is not old and not (foreign and places[0] == places[1]):
         raise ConfigError(f"there is already the {what} {name!r}; choose another name")
@@ -89,6 +110,8 @@ def unknown(what: str, value: Any, choices: Iterable[str]) -> str:
     """`unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora, ...`"""
     choices = list(choices)
     close = get_close_matches(str(value), choices)  # the nearest first
-    nearest = sorted(close, key=lambda name: sorted(name) != sorted(str(value)))  # or letters in another order
+    nearest = sorted(
+        close, key=lambda name: sorted(name) != sorted(str(value))
+    )  # or letters in another order
     hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
     return f"unknown {what} {value!r}; {hint} one of {', '.join(choices)}"

@@ -1,7 +1,7 @@
 """The exceptions that qpeft raises.
 
-Each message states what was found, what is allowed, and what to do. On the command line, an `InputError` is exit code
-2 (nothing was done yet) and any other `QpeftError` exit code 1.
+Each message states what was found, what is allowed, and what to do. On the command line, an
+`InputError` is exit code 2 (nothing was done yet) and any other `QpeftError` exit code 1.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,9 @@ class InputError(QpeftError, ValueError):
 
 
 class ConfigError(InputError):
-    """A field or option is unknown, out of range, or contradicts another, or the model does not support it."""
+    """A field or option is unknown, out of range, or contradicts another, or the model does not
+    support it.
+    """
 
 
 class DataError(InputError):
@@ -37,7 +39,9 @@ class DataError(InputError):
 
 
 class CheckpointError(InputError):
-    """A saved adapter or run is damaged, not qpeft's, written by a newer version, or made for another model."""
+    """A saved adapter or run is damaged, not qpeft's, written by a newer version, or made for
+    another model.
+    """
 
 
 class TiedWeightError(InputError):
@@ -65,7 +69,9 @@ _PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer"}
 
 @contextmanager
 def needs(what: str, library: str) -> Iterator[None]:
-    """For imports: a missing module is a ConfigError of `what`, which needs the `library` "PennyLane" or "Qiskit"."""
+    """For imports: a missing module is a ConfigError of `what`, which needs the `library`
+    "PennyLane" or "Qiskit".
+    """
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,6 @@
-"""Atomic writing of files and folders: a crash at any moment leaves either the old content or the new."""
+"""Atomic writing of files and folders: a crash at any moment leaves either the old content or the
+new.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,12 @@ def folder_to_replace(path: Path, replaces: Collection[str]) -> Path:
     Raises ConfigError if it contains other files than `replaces`, which would be lost.
     """
     real = Path(os.path.realpath(path))
-    if others := sorted({entry.name for entry in real.iterdir()} - {*replaces}) if real.is_dir() else []:
+    if others := (
+        sorted({entry.name for entry in real.iterdir()} - {*replaces}) if real.is_dir() else []
+    ):
         raise ConfigError(
-            f"{path} contains other files ({', '.join(others[:3])}), which would be lost; give another folder"
+            f"{path} contains other files ({', '.join(others[:3])}), which would be lost; give"
+            " another folder"
         )
     return real
 
@@ -37,7 +42,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError if it is not valid JSON, OSError if it cannot be read."""
+    """The content of a JSON file. Raises ValueError if it is not valid JSON, OSError if it cannot
+    be read.
+    """
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -47,7 +54,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """`value` as read back from JSON: sets as sorted lists, tuples as lists, enums as their values."""
+    """`value` as read back from JSON: sets as sorted lists, tuples as lists, enums as their
+    values.
+    """
     return json.loads(json.dumps(value, default=sorted))
 
 
@@ -59,7 +68,8 @@ def file_hash(path: Path) -> str:
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file in the same folder, to be written; after the block it replaces `target`.
+    """Yield the path of a temporary file in the same folder, to be written; after the block it
+    replaces `target`.
 
     It is synced to disk. A link is replaced and not followed.
     """
@@ -81,8 +91,9 @@ def replace_file(target: Path) -> Iterator[Path]:
 def replace_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; after the block it replaces `target` and is synced to disk.
 
-    An existing `target` is not touched until the new folder is complete. Between two renames it has a hidden name; it
-    is restored if an exception occurs there. A link is replaced and not followed; a file raises ConfigError.
+    An existing `target` is not touched until the new folder is complete. Between two renames it has
+    a hidden name; it is restored if an exception occurs there. A link is replaced and not followed;
+    a file raises ConfigError.
     """
     if target.is_file():
         raise ConfigError(f"{target} is a file; give a folder")
@@ -108,20 +119,26 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def apply_umask(folder: Path) -> None:
-    """Give the files below `folder` its permissions, which the umask left: those of safetensors are private."""
+    """Give the files below `folder` its permissions, which the umask left: those of safetensors are
+    private.
+    """
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
             path.chmod(folder.stat().st_mode & 0o666)
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until a folder and everything below it is on disk, so that it survives a power failure."""
+    """Wait until a folder and everything below it is on disk, so that it survives a power
+    failure.
+    """
     for path in (*folder.rglob("*"), folder, folder.parent):
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries where the system supports it, is on disk."""
+    """Wait until a file's content, or a folder's entries where the system supports it, is
+    on disk.
+    """
     try:
         handle = os.open(path, os.O_RDONLY)
         try:

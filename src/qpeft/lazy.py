@@ -1,4 +1,6 @@
-"""Names of a package that are imported when first used. They are listed once, in its `__init__.pyi`."""
+"""Names of a package that are imported when first used. They are listed once, in its
+`__init__.pyi`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 
-def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+def lazy_names(
+    package: str, file: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of the `package` whose `__init__.py` is `file`.
 
-    Every `from .module import name as name`, or `from ..other.module import ...`, in the `__init__.pyi` next to `file`
-    declares a name.
+    Every `from .module import name as name`, or `from ..other.module import ...`, in the
+    `__init__.pyi` next to `file` declares a name.
     """
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text(encoding="utf-8"))
     homes = {

@@ -1,6 +1,7 @@
 """Code of a user, FILE.py:NAME: a method, an ansatz or a backend.
 
-Code is executed only for names given by a user in a call, a command or a study file, never for those in a checkpoint.
+Code is executed only for names given by a user in a call, a command or a study file, never for
+those in a checkpoint.
 """
 
 from __future__ import annotations
@@ -24,18 +25,24 @@ def is_file(name: Any) -> bool:
 
 @contextmanager
 def errors_as(title: str, *others: type[Exception]) -> Iterator[None]:
-    """Whatever a user's code raises here, but Ctrl-C and `others`, becomes a ConfigError that begins with `title`."""
+    """Whatever a user's code raises here, but Ctrl-C and `others`, becomes a ConfigError that
+    begins with `title`.
+    """
     try:
         yield
     except (KeyboardInterrupt, *others):
         raise
-    except BaseException as error:  # SystemExit would end the command with the exit code of a success
+    except (
+        BaseException
+    ) as error:  # SystemExit would end the command with the exit code of a success
         remedy = "; remove the call of sys.exit" if isinstance(error, SystemExit) else ""
         raise ConfigError(f"{title} {type(error).__name__}: {error}{remedy}") from error
 
 
 def code_path(name: str, what: str = "") -> Path:
-    """The file of FILE.py:NAME. Raises ConfigError, which begins with `what` and the name, if it does not exist."""
+    """The file of FILE.py:NAME. Raises ConfigError, which begins with `what` and the name, if it
+    does not exist.
+    """
     path = Path(name.rpartition(":")[0]).expanduser()
     if not path.is_file():
         raise ConfigError(f"{what} {name}: the file {path} does not exist".lstrip())
@@ -43,10 +50,11 @@ def code_path(name: str, what: str = "") -> Path:
 
 
 def execute(name: str, what: str) -> ModuleType:
-    """The module in the file of FILE.py:NAME, with the name that `import` would use, unless another module has it.
+    """The module in the file of FILE.py:NAME, with the name that `import` would use, unless another
+    module has it.
 
-    Its code is executed, unless the module is imported already. Raises ConfigError, which begins with `what` and the
-    name, if there is no such file or its code raises an error.
+    Its code is executed, unless the module is imported already. Raises ConfigError, which begins
+    with `what` and the name, if there is no such file or its code raises an error.
     """
     path = code_path(name, what).resolve()
     hashed = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -1,6 +1,8 @@
-"""The laboratory of qpeft: the `qpeft` command, training runs, studies, diagnosis, metrics and the demo.
+"""The laboratory of qpeft: the `qpeft` command, training runs, studies, diagnosis, metrics and the
+demo.
 
-It is installed with `pip install 'qpeft[lab]'`. The public names are in `__init__.pyi` and imported when first used.
+It is installed with `pip install 'qpeft[lab]'`. The public names are in `__init__.pyi` and imported
+when first used.
 """
 
 TYPE_CHECKING = False

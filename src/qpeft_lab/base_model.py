@@ -21,7 +21,18 @@ Loaded = TypeVar("Loaded")
 _LONGEST_DEFAULT = 512
 _ADAPTER = "adapter_config.json"
 # suffixes of weights, configs, tokenizers and code
-_LOADED = {".safetensors", ".bin", ".json", ".jinja", ".txt", ".model", ".spm", ".codes", ".tokenizer", ".py"}
+_LOADED = {
+    ".safetensors",
+    ".bin",
+    ".json",
+    ".jinja",
+    ".txt",
+    ".model",
+    ".spm",
+    ".codes",
+    ".tokenizer",
+    ".py",
+}
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -33,14 +44,18 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
     """The tokenizer of a folder or hub id. Raises InputError if there is none."""
     tokenizer = load(transformers.AutoTokenizer.from_pretrained, model, trust_remote_code)
     if not tokenizer.vocab_size:  # for a folder without the files of a tokenizer
-        raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights")
+        raise InputError(
+            f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights"
+        )
     return tokenizer
 
 
 def load_model(
     model: str, dtype: str = "float32", trust_remote_code: bool = False, load_in_4bit: bool = False
 ) -> PreTrainedModel:
-    """The causal language model of a folder or hub id. Raises InputError if there is none, or if it lacks weights."""
+    """The causal language model of a folder or hub id. Raises InputError if there is none, or if it
+    lacks weights.
+    """
     loaded, lacking, others = load_weights(
         transformers.AutoModelForCausalLM, model, dtype, trust_remote_code, load_in_4bit
     )
@@ -49,21 +64,38 @@ def load_model(
 
 
 def load_weights(
-    auto_class: Any, model: str, dtype: str, trust_remote_code: bool, load_in_4bit: bool = False, **options: Any
+    auto_class: Any,
+    model: str,
+    dtype: str,
+    trust_remote_code: bool,
+    load_in_4bit: bool = False,
+    **options: Any,
 ) -> tuple[Any, set[str], set[str]]:
-    """The model, and the names of tensors that transformers made random: the base lacks them; has another shape.
+    """The model, and the names of tensors that transformers made random: the base lacks them; has
+    another shape.
 
-    A base for which this is not expected must be refused with `refuse_lacking`. Raises InputError if there is no model.
+    A base for which this is not expected must be refused with `refuse_lacking`. Raises InputError
+    if there is no model.
     """
     options |= {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if load_in_4bit:
         compute = getattr(torch, dtype)
-        quantized = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+        quantized = {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": compute,
+        }
         options["quantization_config"] = transformers.BitsAndBytesConfig(**quantized)
     loaded, info = load(auto_class.from_pretrained, model, trust_remote_code, **options)
     for module in loaded.modules() if load_in_4bit else ():
-        module.support_avx512bf16_for_cpu = False  # evaluation would pack weights for a product without gradients
-    lacking = {key for key in info["missing_keys"] if loaded.get_parameter_or_buffer(key).is_floating_point()}
+        module.support_avx512bf16_for_cpu = (
+            False  # evaluation would pack weights for a product without gradients
+        )
+    lacking = {
+        key
+        for key in info["missing_keys"]
+        if loaded.get_parameter_or_buffer(key).is_floating_point()
+    }
     return loaded, lacking, {key for key, *_ in info["mismatched_keys"]}
 
 
@@ -72,34 +104,45 @@ def refuse_lacking(model: str, names: Collection[str]) -> None:
     if names:
         shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
         raise InputError(
-            f"the base model {model!r} has no weights of the right shape for {len(names)} of its tensors ({shown}), "
-            "which would be random; copy or download the model again, or name another base model"
+            f"the base model {model!r} has no weights of the right shape for {len(names)} of its"
+            f" tensors ({shown}), which would be random; copy or download the model again, or name"
+            " another base model"
         )
 
 
-def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **options: Any) -> Loaded:
-    """The result of `loader`, a `from_pretrained`, for a folder or hub id. Raises InputError if it fails.
+def load(
+    loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **options: Any
+) -> Loaded:
+    """The result of `loader`, a `from_pretrained`, for a folder or hub id. Raises InputError if it
+    fails.
 
-    Code in the folder or repository is executed only with `trust_remote_code`. Without the argument transformers asks.
+    Code in the folder or repository is executed only with `trust_remote_code`. Without the argument
+    transformers asks.
     """
     path = Path(model).expanduser()
     if looks_like_path(model) and not path.exists():
         raise InputError(f"no model folder {model}: {explain_missing(model)}")
     if (path / _ADAPTER).is_file():
         raise InputError(
-            f"{model} has an {_ADAPTER}, which transformers would load in addition to the base; name the folder of the "
-            "base model alone, and an adapter with --adapter"
+            f"{model} has an {_ADAPTER}, which transformers would load in addition to the base;"
+            " name the folder of the base model alone, and an adapter with --adapter"
         )
     try:
-        return loader(str(path) if path.is_dir() else model, trust_remote_code=trust_remote_code, **options)
-    except Exception as error:  # transformers, safetensors, torch and tokenizers raise any type for a damaged file
+        return loader(
+            str(path) if path.is_dir() else model, trust_remote_code=trust_remote_code, **options
+        )
+    except (
+        Exception
+    ) as error:  # transformers, safetensors, torch and tokenizers raise any type for a damaged file
         if "trust_remote_code" in str(error):
             raise ConfigError(
-                f"the model {model!r} needs Python code from its folder or repository, which is not executed; read the "
-                "code, and set trust_remote_code if you trust it"
+                f"the model {model!r} needs Python code from its folder or repository, which is not"
+                " executed; read the code, and set trust_remote_code if you trust it"
             ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        hint = "; if one of its files is damaged, copy or download it again" if path.is_dir() else ""
+        hint = (
+            "; if one of its files is damaged, copy or download it again" if path.is_dir() else ""
+        )
         raise InputError(f"cannot load the base model {model!r}: {reason}{hint}") from error
 
 
@@ -113,32 +156,45 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
         return seq_len or _LONGEST_DEFAULT
     room = context - reserved
     if room < 2:
-        raise ConfigError(f"{reserved} virtual tokens leave no room in the model's context of {context}; use fewer")
+        raise ConfigError(
+            f"{reserved} virtual tokens leave no room in the model's context of {context}; use"
+            " fewer"
+        )
     if seq_len is None:
         return min(room, _LONGEST_DEFAULT)
     if seq_len > room:
         prefix = f", minus {reserved} virtual tokens" if reserved else ""
-        raise ConfigError(f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}")
+        raise ConfigError(
+            f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}"
+        )
     return seq_len
 
 
 def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> None:
-    """Raise InputError if a text, token ids (T,), has a token outside the vocabulary of the model."""
+    """Raise InputError if a text, token ids (T,), has a token outside the vocabulary of the
+    model.
+    """
     size = config.get_text_config().vocab_size
     highest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
     if highest >= size:
         raise InputError(
-            f"the tokenizer gives token {highest}, but the model has {size} tokens; use the tokenizer of the model"
+            f"the tokenizer gives token {highest}, but the model has {size} tokens; use the"
+            " tokenizer of the model"
         )
 
 
 def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
-    """Identifies the base and its tokenizer: the commit on the hub, or the SHA-256 of the files that may be loaded.
+    """Identifies the base and its tokenizer: the commit on the hub, or the SHA-256 of the files
+    that may be loaded.
 
     A folder needs no `config`.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
-    parts = [f"{file.name} {file_hash(file)}" for file in sorted(folder.iterdir()) if file.suffix in _LOADED]
+    parts = [
+        f"{file.name} {file_hash(file)}"
+        for file in sorted(folder.iterdir())
+        if file.suffix in _LOADED
+    ]
     return f"sha256:{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"

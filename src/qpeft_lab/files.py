@@ -1,4 +1,6 @@
-"""Files of runs and studies: JSON that anyone may have written, lines that are appended, locks, what a kill leaves."""
+"""Files of runs and studies: JSON that anyone may have written, lines that are appended, locks,
+what a kill leaves.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from qpeft.files import UNFINISHED, hidden_folder
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
-_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-3 too, which is a text in YAML 1.1
+_SCIENTIFIC = re.compile(
+    r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"
+)  # 1e-3 too, which is a text in YAML 1.1
 _DISK_FULL = (
     *("no space left on device", "disk quota exceeded", "file too large"),  # the system
     *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
@@ -45,7 +49,9 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
-    """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as the `example`."""
+    """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as
+    the `example`.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -53,14 +59,18 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
             node = super().compose_mapping_node(anchor)
             names = [key.value for key, _ in node.value if key.value != "<<"]
             if twice := [name for name in names if names.count(name) > 1]:
-                raise ValueError(f"{twice[0]} occurs twice in line {node.start_mark.line + 1} and below")
+                raise ValueError(
+                    f"{twice[0]} occurs twice in line {node.start_mark.line + 1} and below"
+                )
             return node
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} has no fields, such as {example}")
     return found
@@ -72,25 +82,37 @@ def json_line(value: Any) -> str:
     return json.dumps(read) + "\n"
 
 
-def read_json_lines(path: Path, is_valid: Callable[[Any], bool], remedy: str) -> list[dict[str, Any]]:
-    """The complete lines of a file; a kill may leave an incomplete last one. Without a file there are none.
+def read_json_lines(
+    path: Path, is_valid: Callable[[Any], bool], remedy: str
+) -> list[dict[str, Any]]:
+    """The complete lines of a file; a kill may leave an incomplete last one. Without a file there
+    are none.
 
-    Raises CheckpointError, with the `remedy`, for a line that is no JSON, or for which `is_valid` raises or is false.
+    Raises CheckpointError, with the `remedy`, for a line that is no JSON, or for which `is_valid`
+    raises or is false.
     """
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1):
+    for number, line in enumerate(
+        path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1
+    ):
         try:
             found.append(json.loads(line))
             if not is_valid(found[-1]):
                 raise ValueError("a field has no valid value")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise CheckpointError(f"{path} is damaged in line {number} ({error}); {remedy}") from error
+            raise CheckpointError(
+                f"{path} is damaged in line {number} ({error}); {remedy}"
+            ) from error
     return found
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove unfinished files of a killed process below `folder`. No other process may write there."""
-    for path in [path for path in folder.rglob(f".*{UNFINISHED}") if _OWN_NAME.fullmatch(path.name)]:
+    """Remove unfinished files of a killed process below `folder`. No other process may
+    write there.
+    """
+    for path in [
+        path for path in folder.rglob(f".*{UNFINISHED}") if _OWN_NAME.fullmatch(path.name)
+    ]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -98,14 +120,17 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and its content. It is renamed first: after a kill it is complete, or has a hidden name."""
+    """Remove a folder and its content. It is renamed first: after a kill it is complete, or has a
+    hidden name.
+    """
     hidden = hidden_folder(folder)
     folder.replace(hidden / folder.name)
     shutil.rmtree(hidden)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """True for the errors of the operating system, and for those that safetensors and torch raise for them.
+    """True for the errors of the operating system, and for those that safetensors and torch raise
+    for them.
 
     A limit for the size of files counts as well.
     """
@@ -115,19 +140,25 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def output_file(path: Path, is_folder: bool = False) -> Path:
-    """The file to write, or the folder to fill, for an output that the user named; links are followed.
+    """The file to write, or the folder to fill, for an output that the user named; links are
+    followed.
 
-    Raises ConfigError, before any work, if it cannot be written. A full disk is not the fault of the path.
+    Raises ConfigError, before any work, if it cannot be written. A full disk is not the fault of
+    the path.
     """
     real = Path(os.path.realpath(path))
     try:
         if real.exists() and real.is_dir() != is_folder:
-            raise ConfigError(f"{path} is {'a file; give a folder' if is_folder else 'a folder; give a file'}")
+            raise ConfigError(
+                f"{path} is {'a file; give a folder' if is_folder else 'a folder; give a file'}"
+            )
         place = real if is_folder else real.parent
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
         hidden_folder(existing / place.name).rmdir()
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}; give another place") from error
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror or error}; give another place"
+        ) from error
     return real

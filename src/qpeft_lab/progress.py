@@ -1,4 +1,6 @@
-"""How training runs and studies report their progress, for example to a progress bar, and how Ctrl-C stops them."""
+"""How training runs and studies report their progress, for example to a progress bar, and how
+Ctrl-C stops them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Receives a run's events in the training process, between steps. The methods do nothing; override any of them."""
+    """Receives a run's events in the training process, between steps. The methods do nothing;
+    override any of them.
+    """
 
     def on_stage(self, what: str) -> None:
         """A part of the work begins: `Reading the data`."""
@@ -27,20 +31,25 @@ class Progress:
         """Training starts, or resumes, after `done` of `total` steps."""
 
     def on_step(self, step: int, loss: float) -> None:
-        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
+        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples,
+        in nats.
+        """
 
     def on_eval(self, step: int, score: Score) -> None:
         """The validation data was scored after `step` steps (0 is before training)."""
 
 
 class CompareProgress:
-    """Receives the events of a comparison, in the process of the runner; this base class ignores them.
+    """Receives the events of a comparison, in the process of the runner; this base class ignores
+    them.
 
     Methods should return quickly.
     """
 
     def on_total(self, n_cells: int, n_finished: int) -> None:
-        """The study has `n_cells`, of which `n_finished` have rows. A grid of learning rates may extend itself."""
+        """The study has `n_cells`, of which `n_finished` have rows. A grid of learning rates may
+        extend itself.
+        """
 
     def on_row(self, cell: Cell, row: Row) -> None:
         """A cell ended or failed, and its row is written."""
@@ -48,7 +57,8 @@ class CompareProgress:
 
 @contextmanager
 def stop_request(on_request: Callable[[], None]) -> Iterator[threading.Event]:
-    """Within this context, the first SIGINT sets the event and calls `on_request`; the second interrupts at once.
+    """Within this context, the first SIGINT sets the event and calls `on_request`; the second
+    interrupts at once.
 
     The caller completes and saves the current step before it stops.
     """

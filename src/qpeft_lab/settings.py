@@ -1,7 +1,8 @@
-"""The one description of a training run: the command line, the documentation and a study read each field from it.
+"""The one description of a training run: the command line, the documentation and a study read each
+field from it.
 
-Pydantic checks the types. The fields are `option` fields, like the settings of methods, so that one mechanism makes
-the options of all commands. It is importable without torch.
+Pydantic checks the types. The fields are `option` fields, like the settings of methods, so that one
+mechanism makes the options of all commands. It is importable without torch.
 """
 
 from __future__ import annotations
@@ -47,30 +48,36 @@ HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 @dataclass(kw_only=True, config=_STRICT)
 class SharedSettings:
-    """The part of a run that all methods of a study share: base, data and training. `check()` validates the values.
+    """The part of a run that all methods of a study share: base, data and training. `check()`
+    validates the values.
 
-    Raises pydantic's ValidationError for an unknown field, a value of another type, and an unknown task of GLUE.
+    Raises pydantic's ValidationError for an unknown field, a value of another type, and an unknown
+    task of GLUE.
     """
 
     model: str = option(
-        MISSING, "Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft."
+        MISSING,
+        "Base model: a hub id or a folder. On the command line also embedded, the one inside"
+        " qpeft.",
     )
     data: str = option(
         MISSING,
-        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files or of one "
-        "sub-folder of images for each class, a .parquet file with the columns image and label, a built-in corpus "
-        "(numpy-docs, stdlib-docs), or a hub id; NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT selects its part. "
-        "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns and splits; glue/TASK:PATH has local files.",
+        "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files"
+        " or of one sub-folder of images for each class, a .parquet file with the columns image and"
+        " label, a built-in corpus (numpy-docs, stdlib-docs), or a hub id; NAME:CONFIG,"
+        " NAME:CONFIG:SPLIT or NAME::SPLIT selects its part. glue/TASK, such as glue/mrpc, is a"
+        " task of GLUE with its columns and splits; glue/TASK:PATH has local files.",
     )
     eval_data: str | None = option(
         None,
-        "Validation data, in the same formats. Default: the validation split of the data; without one, every 20th "
-        "document is held out (of fewer documents, the last 5 % of the text), or every 20th example of each class.",
+        "Validation data, in the same formats. Default: the validation split of the data; without"
+        " one, every 20th document is held out (of fewer documents, the last 5 % of the text), or"
+        " every 20th example of each class.",
     )
     task: str = option(
         "causal-lm",
-        "Continue texts, assign texts or images to classes, or predict a number for each text. Classification and "
-        "regression also train a new head in full.",
+        "Continue texts, assign texts or images to classes, or predict a number for each text."
+        " Classification and regression also train a new head in full.",
         choices=tuple(TASKS),
     )
     steps: int | None = option(None, f"Optimizer steps. Default: {_STEPS}.", **_COUNT)
@@ -79,58 +86,78 @@ class SharedSettings:
     )
     lr_schedule: str = _optimization(
         "linear",
-        "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays constant.",
+        "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays"
+        " constant.",
         choices=("linear", "cosine", "constant"),
     )
     warmup: float = _optimization(
-        0.06, "Fraction of the steps in which the learning rate increases from 0.", at_least=0, below=1
+        0.06,
+        "Fraction of the steps in which the learning rate increases from 0.",
+        at_least=0,
+        below=1,
     )
     batch_size: int = option(8, "Blocks of text, or examples, in one forward pass.", **_COUNT)
-    gradient_accumulation_steps: int = _optimization(1, "Forward passes in one optimizer step.", **_COUNT)
+    gradient_accumulation_steps: int = _optimization(
+        1, "Forward passes in one optimizer step.", **_COUNT
+    )
     seq_len: int | None = option(
         None,
-        "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
+        "Tokens in a block, or the longest text of a classification. Default: the model's context,"
+        " at most 512.",
         at_least=2,
         at_most=MOST,
     )
     weight_decay: float = _optimization(0.0, "Weight decay of AdamW.", at_least=0)
-    max_grad_norm: float = _optimization(1.0, "Clip gradients to this norm; 0 turns clipping off.", at_least=0)
+    max_grad_norm: float = _optimization(
+        1.0, "Clip gradients to this norm; 0 turns clipping off.", at_least=0
+    )
     label_smoothing: float = _optimization(
         0.0,
-        "Train towards this probability spread over all tokens or classes, and the rest on the true one. Scores are "
-        "not smoothed.",
+        "Train towards this probability spread over all tokens or classes, and the rest on the true"
+        " one. Scores are not smoothed.",
         at_least=0,
         below=1,
     )
     dtype: str = _optimization(
-        "float32", "Dtype of the frozen base; the adapter is always float32.", choices=("float32", "bfloat16")
+        "float32",
+        "Dtype of the frozen base; the adapter is always float32.",
+        choices=("float32", "bfloat16"),
     )
     load_in_4bit: bool = _optimization(
         False, "Quantize the frozen base to 4 bits (NF4) with bitsandbytes, as QLoRA does."
     )
-    gradient_checkpointing: bool = _optimization(False, "Save memory: recompute activations in the backward pass.")
+    gradient_checkpointing: bool = _optimization(
+        False, "Save memory: recompute activations in the backward pass."
+    )
     eval_every: int | None = _evaluation(
         None,
-        "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
+        "Steps between evaluations, in addition to the first and the last step. Default: a tenth of"
+        " the steps.",
         **_COUNT,
     )
     eval_blocks: int | None = _evaluation(
         None,
-        "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
-        "Default: 512 blocks of text, or all examples of a classification; in evaluate all.",
+        "Evaluate on at most this many blocks or examples, spread evenly over the validation data;"
+        " 0 takes all. Default: 512 blocks of text, or all examples of a classification; in"
+        " evaluate all.",
         at_least=0,
         at_most=MOST,
     )
     save_every: int | None = _evaluation(
-        None, "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.", **_COUNT
+        None,
+        "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
+        **_COUNT,
     )
     pad_rows: bool = _texts(
         False,
-        "Make every row of text, also an empty one, an example of its own, cut or padded to --seq-len with the "
-        "end-of-text token, and score the padding: the protocol of the QPA paper. The rows of a .txt are its lines.",
+        "Make every row of text, also an empty one, an example of its own, cut or padded to"
+        " --seq-len with the end-of-text token, and score the padding: the protocol of the QPA"
+        " paper. The rows of a .txt are its lines.",
     )
     chat_template: str | None = _texts(
-        None, "Jinja template for data with messages: chatml, or a file. Default: the one of the tokenizer."
+        None,
+        "Jinja template for data with messages: chatml, or a file. Default: the one of the"
+        " tokenizer.",
     )
     text_column: str = _column("text", "Column that holds the text.")
     text_pair_column: str | None = _column(
@@ -140,7 +167,9 @@ class SharedSettings:
     prompt_column: str = _column("prompt", "Column that holds the prompt, which is not scored.")
     completion_column: str = _column("completion", "Column that holds the answer to the prompt.")
     report_to: list[str] = option(
-        list, "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...", panel=_EVALUATION
+        list,
+        "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...",
+        panel=_EVALUATION,
     )
 
     def __post_init__(self) -> None:
@@ -153,10 +182,15 @@ class SharedSettings:
             self.eval_blocks = _EVALUATED_BLOCKS if self.is_language_model else 0
 
     def check(self) -> None:
-        """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
+        """Raise ConfigError for an unknown name, a value out of range, or options that contradict
+        each other.
+        """
         for name, value in glue.settings().items() if (glue := find_glue(self.data)) else ():
             if getattr(self, name) != value:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out")
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave"
+                    " it out"
+                )
         check_fields(self, skip=("method", "host"))
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs both limit the run; give one of them")
@@ -174,14 +208,20 @@ class SharedSettings:
 
             read_template(self.chat_template)
         if self.report_to:
-            from transformers.integrations.integration_utils import get_available_reporting_integrations as available
+            from transformers.integrations.integration_utils import (
+                get_available_reporting_integrations as available,
+            )
 
             if missing := [name for name in self.report_to if name not in available()]:
-                raise ConfigError(f"{unknown('place to report to', missing[0], available())}; install its package")
+                raise ConfigError(
+                    f"{unknown('place to report to', missing[0], available())}; install its package"
+                )
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the tokens of texts are predicted; the other tasks are classifications or regressions."""
+        """Whether the tokens of texts are predicted; the other tasks are classifications or
+        regressions.
+        """
         return self.task in TASKS and TASKS[self.task].is_language_model
 
     @property
@@ -201,19 +241,27 @@ class RunSettings(SharedSettings):
     out: str = option(MISSING, "Run folder. Run the same command again to resume.")
     method: str = option(
         "qpa",
-        "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a number of parameters.",
+        "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a"
+        " number of parameters.",
         choices=methods.keys(),
     )
-    method_settings: dict[str, Any] = option(dict, "Fields of the method's config, such as r or budget.")
+    method_settings: dict[str, Any] = option(
+        dict, "Fields of the method's config, such as r or budget."
+    )
     backend_settings: dict[str, Any] = option(
         dict, "Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."
     )
     host: str = option(
-        "lora", "The adapter that is generated, if the method supports several.", choices=methods.hosts()
+        "lora",
+        "The adapter that is generated, if the method supports several.",
+        choices=methods.hosts(),
     )
     lr: float = option(1e-3, "Peak learning rate.", above=0)
     seed: int = _optimization(
-        0, "Seed of the adapter's initialization, the data order and dropout.", at_least=0, at_most=HIGHEST_SEED
+        0,
+        "Seed of the adapter's initialization, the data order and dropout.",
+        at_least=0,
+        at_most=HIGHEST_SEED,
     )
     trust_remote_code: bool = _optimization(
         False, "Execute Python code that the base model's folder or repository contains."
@@ -224,8 +272,12 @@ class RunSettings(SharedSettings):
         super().check()
         records = dict.fromkeys((self.record, self.adapter))
         if self.host != RunSettings.host and self.record.generator is None:
-            owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
-            raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
+            owners = " or ".join(
+                record.key for record in methods.records() if record.generator is not None
+            )
+            raise ConfigError(
+                f"host {self.host} is for method {owners}; method {self.method} has no host"
+            )
         if self.backend != BackendSettings() and not self.record.takes_backend:
             raise ConfigError(
                 f"method {self.method} has no circuit that can run on a backend; leave out "
@@ -242,7 +294,8 @@ class RunSettings(SharedSettings):
 
     @property
     def adapter(self) -> Method:
-        """The record of the adapter that is trained or generated: the host's if a generator produces its tensors.
+        """The record of the adapter that is trained or generated: the host's if a generator
+        produces its tensors.
 
         Raises ConfigError for an unknown one.
         """
@@ -252,12 +305,18 @@ class RunSettings(SharedSettings):
 
     @property
     def attaches(self) -> bool:
-        """Whether `qpeft.attach` adds the generator, because the method's own config cannot generate the host."""
-        return self.record.generator is not None and self.host not in lab_record(self.record).own_hosts
+        """Whether `qpeft.attach` adds the generator, because the method's own config cannot
+        generate the host.
+        """
+        return (
+            self.record.generator is not None and self.host not in lab_record(self.record).own_hosts
+        )
 
     @property
     def backend(self) -> BackendSettings:
-        """`backend_settings` with their defaults. Raises ConfigError for an unknown field or a value out of range."""
+        """`backend_settings` with their defaults. Raises ConfigError for an unknown field or a
+        value out of range.
+        """
         known = [f.name for f in fields(BackendSettings)]
         for name in self.backend_settings:
             if name not in known:
@@ -268,11 +327,15 @@ class RunSettings(SharedSettings):
     def n_steps(self) -> int:
         """Optimizer steps. A run with `epochs` has them once its data are read: `with_steps`."""
         if self.steps is None:
-            raise ConfigError("the steps of a run with epochs depend on its data; they are not read yet")
+            raise ConfigError(
+                "the steps of a run with epochs depend on its data; they are not read yet"
+            )
         return self.steps
 
     def with_steps(self, n_examples: int) -> RunSettings:
-        """The settings with steps for `epochs` passes over `n_examples` blocks or examples, as the Trainer counts."""
+        """The settings with steps for `epochs` passes over `n_examples` blocks or examples, as the
+        Trainer counts.
+        """
         if self.epochs is None:
             return self
         n_batches = ceil(n_examples / self.batch_size)
@@ -280,21 +343,34 @@ class RunSettings(SharedSettings):
         return replace(self, steps=steps, epochs=None)
 
     def intervals(self) -> tuple[int, int, int]:
-        """Steps between evaluations, checkpoints, and training losses in metrics.jsonl: at most 1,000 in a run."""
+        """Steps between evaluations, checkpoints, and training losses in metrics.jsonl: at most
+        1,000 in a run.
+        """
         tenth = max(1, self.n_steps // 10)
-        return self.eval_every or tenth, self.save_every or min(500, tenth), ceil(self.n_steps / 1000)
+        return (
+            self.eval_every or tenth,
+            self.save_every or min(500, tenth),
+            ceil(self.n_steps / 1000),
+        )
 
 
-NEEDED = tuple(f.name for f in fields(RunSettings) if f.default is MISSING and f.default_factory is MISSING)
+NEEDED = tuple(
+    f.name for f in fields(RunSettings) if f.default is MISSING and f.default_factory is MISSING
+)
 COLUMNS = tuple(f.name for f in fields(SharedSettings) if f.metadata.get("panel") == _COLUMNS)
 
 
 def settings_from(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
-    """The settings with these fields, of a file or options. Raises ConfigError, with the name of the field at fault."""
+    """The settings with these fields, of a file or options. Raises ConfigError, with the name of
+    the field at fault.
+    """
     known, of_run = ([f.name for f in fields(owner)] for owner in (kind, RunSettings))
     for name in values:
         if name not in known:
-            shared = f"{name} is not shared by the runs of a study; it is a field of its methods, or follows from them"
+            shared = (
+                f"{name} is not shared by the runs of a study; it is a field of its methods, or"
+                " follows from them"
+            )
             raise ConfigError(shared if name in of_run else unknown("field", name, known))
     try:
         return kind(**values)
@@ -307,7 +383,11 @@ def described(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return str(error)
     found = error.errors()[0]
-    got = "" if found["type"] in ("missing", "value_error") else f", got {reprlib.repr(found['input'])}"  # a short one
+    got = (
+        ""
+        if found["type"] in ("missing", "value_error")
+        else f", got {reprlib.repr(found['input'])}"
+    )  # a short one
     where = [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ") + got]
     return ": ".join(filter(None, where))
 
@@ -315,7 +395,8 @@ def described(error: ValueError) -> str:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The fields of a run in a YAML file: `RunSettings(**read_settings("run.yaml"))`.
 
-    Raises ConfigError if the file cannot be read, or for an unknown field or a value that is not allowed.
+    Raises ConfigError if the file cannot be read, or for an unknown field or a value that is not
+    allowed.
     """
     path = Path(path).expanduser()
     values = read_yaml(path, "`model: gpt2`")

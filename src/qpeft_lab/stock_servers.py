@@ -1,8 +1,9 @@
-"""Whether vLLM loads an exported adapter as it is: the rules of vLLM 0.33, applied to the adapter's config or folder.
+"""Whether vLLM loads an exported adapter as it is: the rules of vLLM 0.33, applied to the adapter's
+config or folder.
 
 The rules are in vLLM's `vllm/lora/peft_helper.py`, `lora/lora_model.py` and `config/lora.py`, which
-docs/small_adapters.md lists. `make compat` compares them with vLLM's own check. Which architectures support LoRA
-changes with vLLM's releases: only those of `_WITHOUT_LORA` are known here.
+docs/small_adapters.md lists. `make compat` compares them with vLLM's own check. Which architectures
+support LoRA changes with vLLM's releases: only those of `_WITHOUT_LORA` are known here.
 """
 
 from __future__ import annotations
@@ -20,10 +21,23 @@ from qpeft.files import read_json
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of vLLM's --max-lora-rank
 _DEFAULT_RANK = 16
 
-_WITHOUT_LORA = ("gpt2", "gptj", "gpt_neox")  # model types, in every list of supported models that we found
+_WITHOUT_LORA = (
+    "gpt2",
+    "gptj",
+    "gpt_neox",
+)  # model types, in every list of supported models that we found
 _HEADS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out", "word_embeddings")
-_SAVED = {"classifier", "score"}  # the heads of classification models, the only modules_to_save that vLLM reads
-_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # of PEFT: the others change the base model
+_SAVED = {
+    "classifier",
+    "score",
+}  # the heads of classification models, the only modules_to_save that vLLM reads
+_INITS = (
+    "gaussian",
+    "eva",
+    "orthogonal",
+    "mica",
+    "lora_ga",
+)  # of PEFT: the others change the base model
 _VARIANTS = {
     "use_dora": "DoRA",
     "lora_bias": "LoRA with biases",
@@ -36,24 +50,37 @@ _VARIANTS = {
 
 
 def check_export(folder: Path, model_type: str | None = None) -> str:
-    """Whether vLLM loads the stock adapter in `folder` on a base of this type: "yes", "no" or "for some models"."""
+    """Whether vLLM loads the stock adapter in `folder` on a base of this type: "yes", "no" or "for
+    some models".
+    """
     config = read_json(folder / CONFIG_NAME)
     if reasons := _reasons(config, model_type):
         return f"no, {'; '.join(reasons)}"
     rank = _rank(config)
-    option = f", with --max-lora-rank {next(r for r in RANKS if r >= rank)}" if rank > _DEFAULT_RANK else ""
+    option = (
+        f", with --max-lora-rank {next(r for r in RANKS if r >= rank)}"
+        if rank > _DEFAULT_RANK
+        else ""
+    )
     if condition := _condition(config):
         return f"for some models{option}: {condition}"
     return f"yes{option}, if vLLM supports LoRA for the architecture"
 
 
-def refusals(config: PeftConfig, model_type: str | None = None, *, certain: bool = False) -> list[str]:
-    """Why vLLM does not load what an adapter with this config is exported to; before training, from the config alone.
+def refusals(
+    config: PeftConfig, model_type: str | None = None, *, certain: bool = False
+) -> list[str]:
+    """Why vLLM does not load what an adapter with this config is exported to; before training, from
+    the config alone.
 
     Also why it loads it for some models only, unless only `certain` refusals are asked for.
     """
     stock = config.to_stock() if isinstance(config, GeneratedConfig) else config
-    kind = "LORA" if isinstance(stock, LoraConfig) else str(getattr(stock.peft_type, "value", stock.peft_type))
+    kind = (
+        "LORA"
+        if isinstance(stock, LoraConfig)
+        else str(getattr(stock.peft_type, "value", stock.peft_type))
+    )
     found = {**stock.to_dict(), "peft_type": kind}  # SoRA is exported as a LoRA
     if reasons := _reasons(found, model_type):
         return [f"vLLM does not load its export: {'; '.join(reasons)}"]
@@ -67,7 +94,9 @@ def _reasons(config: Mapping[str, Any], model_type: str | None) -> list[str]:
     reasons = [f"it is {name}" for field, name in _VARIANTS.items() if config.get(field)]
     saved = sorted({*(config.get("modules_to_save") or ())})
     if not _SAVED.issuperset(saved):
-        reasons.append(f"it has modules_to_save ({', '.join(saved)}), such as norm layers or an output head")
+        reasons.append(
+            f"it has modules_to_save ({', '.join(saved)}), such as norm layers or an output head"
+        )
     if config.get("bias") not in (None, LoraConfig.bias):
         reasons.append("it has biases")
     if isinstance(init := config.get("init_lora_weights"), str) and init not in _INITS:

@@ -20,7 +20,9 @@ def looks_like_path(name: str) -> bool:
 
 
 def explain_missing(name: str) -> str:
-    """What is missing, where, and the nearest names: `/data has no 'trian.txt'; similar: train.txt`."""
+    """What is missing, where, and the nearest names: `/data has no 'trian.txt'; similar:
+    train.txt`.
+    """
     path = Path(name).expanduser().absolute()
     folder = next(parent for parent in path.parents if parent.is_dir())
     wanted = path.relative_to(folder).parts[0]
@@ -32,11 +34,16 @@ def without_folders(value: Any, name: str = "") -> Any:
     """`value`, the field `name`, without the folders of the files in it, which may be moved."""
     if isinstance(value, Mapping):
         return {key: without_folders(item, key) for key, item in value.items()}
-    return Path(value).name if is_file(value) or (name == FRAMES and isinstance(value, str)) else value
+    return (
+        Path(value).name if is_file(value) or (name == FRAMES and isinstance(value, str)) else value
+    )
 
 
-def file_hashes(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of the files of a run, FILE.py:NAME of its method, ansatz and backend, and its frame file.
+def file_hashes(
+    method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]
+) -> dict[str, str]:
+    """SHA-256 of the files of a run, FILE.py:NAME of its method, ansatz and backend, and its frame
+    file.
 
     Raises ConfigError if a file does not exist.
     """
@@ -45,7 +52,9 @@ def file_hashes(method: Any, settings: Mapping[str, Any], backend: Mapping[str, 
     if isinstance(frames := settings.get(FRAMES), str):
         path = Path(frames).expanduser()
         if not path.is_file():
-            raise ConfigError(f"there is no frame file {path}; make one with qpeft frames, or restore it")
+            raise ConfigError(
+                f"there is no frame file {path}; make one with qpeft frames, or restore it"
+            )
         found[FRAMES] = file_hash(path)
     return found
 
@@ -62,7 +71,12 @@ def named_ansatz(name: str) -> str:
     from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names
 
     execute(name, "ansatz")
-    found, others = name.rpartition(":")[2], [other for other in ansatz_names() if other not in OWN_ANSATZE]
+    found, others = (
+        name.rpartition(":")[2],
+        [other for other in ansatz_names() if other not in OWN_ANSATZE],
+    )
     if found not in others:
-        raise ConfigError(f"ansatz {name}: the file does not register {found!r}; it registers {', '.join(others)}")
+        raise ConfigError(
+            f"ansatz {name}: the file does not register {found!r}; it registers {', '.join(others)}"
+        )
     return found

@@ -1,4 +1,6 @@
-"""PennyLane devices and Qiskit samplers: bit order, probabilities, gradients, shots, noise, seeds, refusals."""
+"""PennyLane devices and Qiskit samplers: bit order, probabilities, gradients, shots, noise, seeds,
+refusals.
+"""
 
 import copy
 import math
@@ -48,7 +50,9 @@ def exact_gradient(ansatz, angles):
 @pytest.mark.parametrize("wires", [None, 3, 5, ["b", "a", 7]])
 @pytest.mark.parametrize("shots", [None, 50])
 def test_wire_0_is_the_most_significant_bit(name, wires, shots):
-    """One flip at the top runs down the ladder; on any wires of the device, with and without shots."""
+    """One flip at the top runs down the ladder; on any wires of the device, with and
+    without shots.
+    """
     angles = math.pi * np.eye(3)[:, None, :]  # three circuits of one layer
     found = backend(name, wires).run(Ansatz("ry_ladder", 3, 1), angles, shots, 0)
     np.testing.assert_allclose(found, np.eye(8)[[0b111, 0b011, 0b001]], atol=1e-12)
@@ -80,11 +84,15 @@ def test_probabilities_and_gradients_without_shots_are_exact(name, ansatz):
 
 @pytest.mark.parametrize("noise", [0.02, 0.6])
 def test_named_noise_is_depolarising(noise):
-    """After each gate every Pauli error but the identity has the same probability: noise, or a tenth on one wire."""
+    """After each gate every Pauli error but the identity has the same probability: noise, or a
+    tenth on one wire.
+    """
 
     def run(n_qubits, angles):
         ansatz = Ansatz("ry_ladder", n_qubits, len(angles))
-        found = as_backend("pennylane:default.mixed", n_qubits, noise).run(ansatz, np.array([angles]), None, 0)
+        found = as_backend("pennylane:default.mixed", n_qubits, noise).run(
+            ansatz, np.array([angles]), None, 0
+        )
         return found[0]
 
     a, b = 0.7, -1.9  # each gate shrinks the Bloch vector
@@ -92,7 +100,9 @@ def test_named_noise_is_depolarising(noise):
     np.testing.assert_allclose(run(1, [[a], [b]]), [(1 + shrunk) / 2, (1 - shrunk) / 2], atol=1e-12)
     flip = 2 / 3 * noise / 10  # of |0>, by X and Y
     p = np.outer(*[[1 - flip, flip]] * 2).flatten()[[0, 1, 3, 2]]  # behind the CNOT
-    errors = np.full(4, 4 / 15 * noise)  # flips of both wires: 4 words of 15 each, and 3 without a flip
+    errors = np.full(
+        4, 4 / 15 * noise
+    )  # flips of both wires: 4 words of 15 each, and 3 without a flip
     errors[0] = 1 - errors[1:].sum()
     expected = [sum(p[j] * errors[i ^ j] for j in range(4)) for i in range(4)]
     np.testing.assert_allclose(run(2, [[0.0, 0.0]]), expected, atol=1e-12)
@@ -104,14 +114,20 @@ def test_gradients_of_a_noisy_circuit_equal_finite_differences():
     moves = 1e-4 * np.eye(angles.size).reshape(-1, *angles.shape)
     plus, minus = (noisy.run(LADDER, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
     expected = ((plus - minus) / 2e-4).reshape(angles.shape)
-    np.testing.assert_allclose(gradient(CircuitRun(LADDER, Jobs(noisy)), angles), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient(CircuitRun(LADDER, Jobs(noisy)), angles), expected, atol=1e-6
+    )
     assert abs(expected - exact_gradient(LADDER, angles)).max() > 0.05
 
 
 def test_noise_model_of_the_user():
-    """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses a tenth."""
+    """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses
+    a tenth.
+    """
     damping = {qml.noise.op_eq("RY"): lambda op, **_: qml.AmplitudeDamping(0.1, op.wires)}
-    found = as_backend(qml.add_noise(qml.device("default.mixed", wires=1), qml.NoiseModel(damping)), 1)
+    found = as_backend(
+        qml.add_noise(qml.device("default.mixed", wires=1), qml.NoiseModel(damping)), 1
+    )
     assert found.name == "default.mixed"
     p = found.run(Ansatz("ry_ladder", 1, 1), np.array([[[0.0]], [[math.pi]]]), None, 0)
     np.testing.assert_allclose(p, [[1, 0], [0.1, 0.9]], atol=1e-12)
@@ -135,7 +151,11 @@ def counts_only(tape):
 def test_counts_of_named_simulators_depend_only_on_the_seed(name):
     """A resumed run draws the same counts as an uninterrupted one."""
     named, noise = ("pennylane:default.mixed", 0.1) if name == "noisy" else (name, 0.0)
-    simulator, angles, seed = as_backend(named, 3, noise), random_angles(LADDER, 2).numpy(), 2**64 - 1
+    simulator, angles, seed = (
+        as_backend(named, 3, noise),
+        random_angles(LADDER, 2).numpy(),
+        2**64 - 1,
+    )
     first, other = (simulator.run(LADDER, angles, 500, each) for each in (seed, 2))
     assert np.array_equal(simulator.run(LADDER, angles, 500, seed), first)
     assert np.array_equal(as_backend(named, 3, noise).run(LADDER, angles, 500, seed), first)
@@ -196,7 +216,9 @@ def test_missing_package_is_named(monkeypatch, missing, remedy, use):
 # -- Qiskit
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")  # Qiskit's, on fake devices
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*has no QubitProperties:UserWarning"
+)  # Qiskit's, on fake devices
 
 
 def fake_device(n_qubits=5, coupling_map=None):
@@ -216,7 +238,9 @@ NOISELESS = {
 
 
 def assert_drawn_from(frequencies, p, shots):
-    """Pearson's statistic is below the quantile that one draw in 10^6 exceeds; impossible outcomes do not occur."""
+    """Pearson's statistic is below the quantile that one draw in 10^6 exceeds; impossible outcomes
+    do not occur.
+    """
     assert (frequencies[p < 1e-12] == 0).all()
     rare = p * shots < 5  # one cell, with the least of the others
     rare |= p == p[~rare].min()
@@ -230,7 +254,9 @@ def assert_drawn_from(frequencies, p, shots):
 def test_outcomes_with_more_than_8_bits(name, n_qubits):
     angles = math.pi * np.eye(n_qubits)[:, None, :]
     found = QiskitBackend(NOISELESS[name]()).run(Ansatz("ry_ladder", n_qubits, 1), angles, 10, 0)
-    np.testing.assert_array_equal(found.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)])
+    np.testing.assert_array_equal(
+        found.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)]
+    )
     assert (found.max(axis=1) == 1).all()
 
 

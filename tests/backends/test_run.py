@@ -1,4 +1,6 @@
-"""A circuit as a function of its angles: gradients, refused options, training; jobs: costs, failures, budget, log."""
+"""A circuit as a function of its angles: gradients, refused options, training; jobs: costs,
+failures, budget, log.
+"""
 
 import copy
 import json
@@ -34,12 +36,16 @@ def gradient(run, angles):
 
 def test_parameter_shift_equals_autograd_without_shots(angles):
     assert make().circuits_per_step == 13
-    torch.testing.assert_close(gradient(make(), angles), gradient(probabilities, angles), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        gradient(make(), angles), gradient(probabilities, angles), atol=1e-12, rtol=0
+    )
 
 
 @pytest.mark.filterwarnings("ignore:1000 shots")
 def test_sampled_gradients_are_unbiased(angles):
-    """Mean of 300 gradients of 1000 shots within 4 standard errors, and the spread is that of sampling."""
+    """Mean of 300 gradients of 1000 shots within 4 standard errors, and the spread is that of
+    sampling.
+    """
     found = torch.stack([gradient(make(1000, seed=seed), angles) for seed in range(300)])
     error = found.std(dim=0) / np.sqrt(300)
     exact = gradient(probabilities, angles)
@@ -88,7 +94,11 @@ def test_values_out_of_range_are_refused_before_any_job(llama, adapters, options
     model = adapters.qpa(llama, chunk_size=64)
     with pytest.raises((ConfigError, FileNotFoundError), match=named):
         qpeft.set_backend(model, **options)
-    assert all(feature.backend is None for feature in model.modules() if isinstance(feature, CircuitFeature))
+    assert all(
+        feature.backend is None
+        for feature in model.modules()
+        if isinstance(feature, CircuitFeature)
+    )
 
 
 class Counting(ExactBackend):
@@ -106,18 +116,24 @@ SEVERAL = {"n_generators": 3, "chunk_size": 64, "hidden": (), "features": 4}
 
 
 @pytest.mark.parametrize(
-    "settings", [SEVERAL, {**SEVERAL, "feature_source": "qnn_frozen"}, {**SEVERAL, "n_generators": 1}]
+    "settings",
+    [SEVERAL, {**SEVERAL, "feature_source": "qnn_frozen"}, {**SEVERAL, "n_generators": 1}],
 )
 def test_circuits_of_a_step_are_those_that_the_device_receives(llama, ids, adapters, settings):
     device = Counting()
     model = adapters.qpa(llama, **settings)
     run = qpeft.set_backend(model, device, shots=5000)
-    planned = qpeft.plan(llama.config, model.peft_config["default"], backend=Counting(), shots=5000, steps=4)
+    planned = qpeft.plan(
+        llama.config, model.peft_config["default"], backend=Counting(), shots=5000, steps=4
+    )
     adapters.train(model, ids, steps=4)
     found = planned.circuits
     assert (device.circuits, device.jobs) == (4 * run.circuits_per_step, 4 * found["jobs_per_step"])
     assert run.jobs.used["circuits"] == device.circuits
-    assert (found["circuits"], found["circuits_per_step"]) == (device.circuits, run.circuits_per_step)
+    assert (found["circuits"], found["circuits_per_step"]) == (
+        device.circuits,
+        run.circuits_per_step,
+    )
     assert found["shots"] == 5000 * device.circuits
     assert planned.sizes["n_circuits"] == settings["n_generators"]
 
@@ -143,7 +159,9 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
     model = adapters.qpa(llama, chunk_size=64, feature_map="squash")
     qpeft.set_backend(model, shots=2000)
     noisy = adapters.logits(model, ids)
-    torch.testing.assert_close(noisy, base, atol=1e-2, rtol=0)  # sampling noise around the exact start
+    torch.testing.assert_close(
+        noisy, base, atol=1e-2, rtol=0
+    )  # sampling noise around the exact start
     assert not torch.equal(noisy, base)
     before = model(input_ids=ids, labels=ids).loss.item()
     assert adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss < before
@@ -210,7 +228,9 @@ def test_deep_copies_share_device_and_budget():
 def test_failed_job_raises_and_later_jobs_run(tmp_path, answer):
     jobs = Jobs(Answering(answer), 100)
     jobs.log_to(tmp_path / "jobs.jsonl")
-    with pytest.raises(BackendError, match=r"answering failed: .*(queue is down|not probabilities)\. Checkpoints"):
+    with pytest.raises(
+        BackendError, match=r"answering failed: .*(queue is down|not probabilities)\. Checkpoints"
+    ):
         jobs.run(SMALL, ANGLES)
     assert np.array_equal(jobs.run(SMALL, ANGLES), Jobs(ExactBackend(), 100).run(SMALL, ANGLES))
     assert costs(jobs) == (1, 2, 400)  # a device may have run what it did not answer

@@ -13,7 +13,9 @@ from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, simulate
 
 ANSATZE = ("square", "qaa", "rxyz")
 every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
-every_depth = pytest.mark.parametrize("n_layers", [1, 2])  # one layer of "square" has a kernel of its own
+every_depth = pytest.mark.parametrize(
+    "n_layers", [1, 2]
+)  # one layer of "square" has a kernel of its own
 
 
 def problem(ansatz, n_layers, width, tokens=3, seed=0):
@@ -39,7 +41,9 @@ def close(found, expected, tolerance=1e-12):
     st.sampled_from([1, 4, 128]),
     st.integers(0, 2**31),
 )
-def test_groups_and_chunks_of_any_size_agree_with_the_gates(ansatz, n_layers, width, tokens, group, chunk, seed):
+def test_groups_and_chunks_of_any_size_agree_with_the_gates(
+    ansatz, n_layers, width, tokens, group, chunk, seed
+):
     for tables in (amplitude._tables, simulate._compiled):
         tables.cache_clear()
     x, angles, circuit = problem(ansatz, n_layers, width, tokens, seed)
@@ -62,7 +66,20 @@ def test_groups_and_chunks_of_any_size_agree_with_the_gates(ansatz, n_layers, wi
 PAIRS = {  # of QCHFT's blocks on two and on five qubits
     ("mps", 29): [(0, 1), (1, 2), (2, 3), (3, 4)],
     ("all_pairs", 3): [(0, 1), (0, 1)],
-    ("all_pairs", 29): [(0, 1), (2, 3), (0, 1), (1, 2), (2, 3), (3, 4), (0, 2), (1, 3), (2, 4), (0, 3), (1, 4), (0, 4)],
+    ("all_pairs", 29): [
+        (0, 1),
+        (2, 3),
+        (0, 1),
+        (1, 2),
+        (2, 3),
+        (3, 4),
+        (0, 2),
+        (1, 3),
+        (2, 4),
+        (0, 3),
+        (1, 4),
+        (0, 4),
+    ],
 }
 
 
@@ -89,7 +106,9 @@ def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
     return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * pi).to(dtype)
 
 
-@pytest.mark.parametrize(("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)])
+@pytest.mark.parametrize(
+    ("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)]
+)
 def test_qubits_of_a_width(width, expected):
     assert amplitude.amplitude_qubits(width) == expected
 
@@ -99,7 +118,9 @@ def test_tiny_input_is_divided_by_the_smallest_norm(ansatz):
     x, angles = torch.randn(2, 5, dtype=torch.float64), random_angles(ansatz, 5)
     x /= x.norm(dim=-1, keepdim=True)
     found = amplitude_expectations(x * 1e-9, angles, ansatz)
-    torch.testing.assert_close(found, amplitude_expectations(x, angles, ansatz) / 100, rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        found, amplitude_expectations(x, angles, ansatz) / 100, rtol=1e-9, atol=0
+    )
     tiny = (x * 1e-9).requires_grad_()
     amplitude_expectations(tiny, angles, ansatz).sum().backward()  # homogeneous of degree two there
     torch.testing.assert_close((tiny.grad * tiny).sum(), 2 * found.sum(), rtol=1e-9, atol=0)
@@ -123,7 +144,9 @@ def test_shapes_of_inputs_and_results(n_layers):
     found = amplitude_expectations(x, angles)
     assert found.shape == (2, 3, 3)
     assert found.is_contiguous()
-    torch.testing.assert_close(amplitude_expectations(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        amplitude_expectations(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12
+    )
     assert torch.equal(amplitude_expectations(x.mT.contiguous().mT, angles), found)
     none = x[:0].requires_grad_()
     nothing = amplitude_expectations(none, angles)

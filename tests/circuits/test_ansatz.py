@@ -1,4 +1,6 @@
-"""The circuit as data, and its drawing; invalid gates or angles of a user are refused before they are used."""
+"""The circuit as data, and its drawing; invalid gates or angles of a user are refused before they
+are used.
+"""
 
 import numpy as np
 import pytest
@@ -48,8 +50,14 @@ BAD_GATES = {
     "a wire twice": ([[*TURNS[1:], Gate("rx", (0, 0), (0,))]], "one wire"),
     "wire without tuple": ([[*TURNS, Gate("cx", 0)]], "tuple of integers"),
     "slot outside": ([[*TURNS, Gate("rx", (0,), (3,))]], r"angle_shape is \(3,\)"),
-    "negative slot": ([[*TURNS[:2], Gate("rx", (0,), (-1,))]], r"index of an angle: angle_shape is \(3,\)"),
-    "slot of other axes": ([[*TURNS, Gate("rx", (0,), (0, 0))]], r"index of an angle: angle_shape is \(3,\)"),
+    "negative slot": (
+        [[*TURNS[:2], Gate("rx", (0,), (-1,))]],
+        r"index of an angle: angle_shape is \(3,\)",
+    ),
+    "slot of other axes": (
+        [[*TURNS, Gate("rx", (0,), (0, 0))]],
+        r"index of an angle: angle_shape is \(3,\)",
+    ),
     "slot without tuple": ([[*TURNS[:2], Gate("rx", (0,), 2)]], "tuple of integers"),
     "rotation without angle": ([[*TURNS, Gate("rz", (0,))]], "needs an angle"),
     "cz with angle": ([[*TURNS[:2], Gate("cz", (0, 1), (2,))]], "has an angle"),
@@ -89,13 +97,17 @@ def test_whatever_a_users_function_raises_names_the_ansatz(raised, in_shape):
         raise raised("pairs")
 
     register_ansatz("mine", broken if in_shape else lambda n_qubits, n_layers: (n_qubits,), broken)
-    with pytest.raises(ConfigError, match=rf"ansatz mine .*: its functions raised {raised.__name__}: .*pairs"):
+    with pytest.raises(
+        ConfigError, match=rf"ansatz mine .*: its functions raised {raised.__name__}: .*pairs"
+    ):
         exact_probabilities(Ansatz("mine", N_QUBITS, 1), torch.zeros(N_QUBITS))
 
 
 @pytest.mark.parametrize("shape", [3, [3], (), (3.0,), (-3,), None, ((3,),)])
 def test_invalid_angle_shape_is_refused(shape):
-    with pytest.raises(ConfigError, match=r"ansatz mine .*: angle_shape returned .*; return a tuple of integers"):
+    with pytest.raises(
+        ConfigError, match=r"ansatz mine .*: angle_shape returned .*; return a tuple of integers"
+    ):
         _ = register([TURNS], shape).angle_shape
 
 

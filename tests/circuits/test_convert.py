@@ -1,4 +1,6 @@
-"""Circuits from and to PennyLane, Qiskit and OpenQASM 3: equal states, probabilities and gradients."""
+"""Circuits from and to PennyLane, Qiskit and OpenQASM 3: equal states, probabilities and
+gradients.
+"""
 
 import math
 from functools import partial
@@ -42,7 +44,9 @@ def qnode(layers, n_qubits, device=None):
         layers(angles)
         return qml.probs(range(n_qubits))
 
-    return qml.QNode(run, qml.device("default.qubit", wires=device), interface="torch", diff_method="backprop")
+    return qml.QNode(
+        run, qml.device("default.qubit", wires=device), interface="torch", diff_method="backprop"
+    )
 
 
 def strongly_entangling(angles):
@@ -85,7 +89,8 @@ def test_qnode_of_pennylane(layers, shape):
     ansatz = from_pennylane(theirs, shape)
     assert (ansatz.angle_shape, ansatz.n_qubits) == (shape, 4)
     found, expected = (
-        value_and_gradient(run, draw(shape), WEIGHTS) for run in (partial(exact_probabilities, ansatz), theirs)
+        value_and_gradient(run, draw(shape), WEIGHTS)
+        for run in (partial(exact_probabilities, ansatz), theirs)
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     ansatz_contract(lambda: ansatz, lambda angles: theirs(angles).detach())
@@ -97,7 +102,10 @@ def test_wires_are_those_of_the_device():
     assert (ansatz.n_qubits, [gate.wires for gate in ansatz.gates()]) == (3, [(1,)])
 
 
-QISKIT = {"efficient_su2": efficient_su2(4, reps=2), "real_amplitudes": real_amplitudes(4, reps=2, entanglement="full")}
+QISKIT = {
+    "efficient_su2": efficient_su2(4, reps=2),
+    "real_amplitudes": real_amplitudes(4, reps=2, entanglement="full"),
+}
 
 
 @pytest.mark.parametrize("circuit", QISKIT.values(), ids=QISKIT)
@@ -109,7 +117,10 @@ def test_circuit_of_qiskit(circuit):
     p, slope = value_and_gradient(partial(exact_probabilities, ansatz), angles, WEIGHTS)
     np.testing.assert_allclose(p, theirs(angles.numpy()), rtol=0, atol=1e-6)
     shifts = np.eye(len(angles)) * np.pi / 2
-    expected = [(theirs(angles.numpy() + one) - theirs(angles.numpy() - one)) @ WEIGHTS.numpy() / 2 for one in shifts]
+    expected = [
+        (theirs(angles.numpy() + one) - theirs(angles.numpy() - one)) @ WEIGHTS.numpy() / 2
+        for one in shifts
+    ]
     np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6)
 
 
@@ -121,17 +132,25 @@ def test_expressions_and_measurements_of_qiskit():
     circuit.crz(2 * b - 0.5, 0, 1)
     circuit.ry(a / 3, 1)
     circuit.swap(0, 1)
-    expected = Statevector(circuit.assign_parameters({a: 0.3, b: -0.8}).reverse_bits()).probabilities()
+    expected = Statevector(
+        circuit.assign_parameters({a: 0.3, b: -0.8}).reverse_bits()
+    ).probabilities()
     circuit.measure_all()
-    found = exact_probabilities(from_qiskit(circuit), torch.tensor([0.3, -0.8], dtype=torch.float64))
+    found = exact_probabilities(
+        from_qiskit(circuit), torch.tensor([0.3, -0.8], dtype=torch.float64)
+    )
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", [*ANSATZE, "qaoa"])
 def test_round_trips(name):
-    """Of more than ten angles, whose names do not sort by index; and with factors, constants and shared angles."""
+    """Of more than ten angles, whose names do not sort by index; and with factors, constants and
+    shared angles.
+    """
     ansatz = from_pennylane(qaoa, (2, 2)) if name == "qaoa" else Ansatz(name, 3, 4)
-    gates = sorted(gate[:2] for gate in ansatz.gates())  # Qiskit changes the order of gates on different wires
+    gates = sorted(
+        gate[:2] for gate in ansatz.gates()
+    )  # Qiskit changes the order of gates on different wires
     for back in (
         from_pennylane(to_pennylane(ansatz), ansatz.angle_shape),
         from_qiskit(to_qiskit(ansatz)),
@@ -139,7 +158,9 @@ def test_round_trips(name):
     ):
         assert sorted(gate[:2] for gate in back.gates()) == gates
         found = exact_probabilities(back, draw(ansatz.angle_shape).view(back.angle_shape))
-        torch.testing.assert_close(found, exact_probabilities(ansatz, draw(ansatz.angle_shape)), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            found, exact_probabilities(ansatz, draw(ansatz.angle_shape)), rtol=0, atol=1e-12
+        )
 
 
 def test_openqasm_with_and_without_inputs():
@@ -148,7 +169,10 @@ def test_openqasm_with_and_without_inputs():
     np.testing.assert_allclose(found, [0.5, 0, 0, 0.5], atol=1e-15)
     text = 'OPENQASM 3.0; include "stdgates.inc";\ninput float[64] first;\ninput angle a;\nqubit q;'
     text += "rx(first) q; ry(2 * a) q;"
-    assert [(gate.slot, gate.scale) for gate in from_openqasm(text).gates()] == [((0,), 1), ((1,), 2)]
+    assert [(gate.slot, gate.scale) for gate in from_openqasm(text).gates()] == [
+        ((0,), 1),
+        ((1,), 2),
+    ]
 
 
 def qiskit_circuit(build):
@@ -158,22 +182,48 @@ def qiskit_circuit(build):
 
 
 REFUSED = {
-    "square": (lambda: from_pennylane(lambda t: qml.RX(t[0] ** 2, wires=0), (1,)), "multiple of one parameter"),
-    "two parameters": (lambda: from_pennylane(lambda t: qml.RX(t[0] + t[1], wires=0), (2,)), "multiple of one"),
+    "square": (
+        lambda: from_pennylane(lambda t: qml.RX(t[0] ** 2, wires=0), (1,)),
+        "multiple of one parameter",
+    ),
+    "two parameters": (
+        lambda: from_pennylane(lambda t: qml.RX(t[0] + t[1], wires=0), (2,)),
+        "multiple of one",
+    ),
     "measurement inside": (
-        lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.measure(0), qml.RX(t[1], wires=0)), (2,)),
+        lambda: from_pennylane(
+            lambda t: (qml.RX(t[0], wires=0), qml.measure(0), qml.RX(t[1], wires=0)), (2,)
+        ),
         "MidMeasure",
     ),
-    "channel": (lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)), "BitFlip"),
+    "channel": (
+        lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)),
+        "BitFlip",
+    ),
     "no circuit": (lambda: from_pennylane(3, (1,)), "circuit fails .* TypeError"),
-    "small shape": (lambda: from_pennylane(lambda t: qml.RX(t[1], wires=0), (1,)), "circuit fails .* IndexError"),
+    "small shape": (
+        lambda: from_pennylane(lambda t: qml.RX(t[1], wires=0), (1,)),
+        "circuit fails .* IndexError",
+    ),
     "no shape": (lambda: from_pennylane(strongly_entangling), "shape"),
-    "unused parameter": (lambda: exact_probabilities(from_pennylane(qaoa, (3, 2)), draw((3, 2))), r"angle \[2, 0\]"),
-    "qiskit square": (lambda: from_qiskit(qiskit_circuit(lambda c: c.rx(Parameter("a") ** 2, 0))), "multiple of one"),
-    "qiskit measurement": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.measure(0, 0), c.x(0)))), "measure"),
+    "unused parameter": (
+        lambda: exact_probabilities(from_pennylane(qaoa, (3, 2)), draw((3, 2))),
+        r"angle \[2, 0\]",
+    ),
+    "qiskit square": (
+        lambda: from_qiskit(qiskit_circuit(lambda c: c.rx(Parameter("a") ** 2, 0))),
+        "multiple of one",
+    ),
+    "qiskit measurement": (
+        lambda: from_qiskit(qiskit_circuit(lambda c: (c.measure(0, 0), c.x(0)))),
+        "measure",
+    ),
     "qiskit state": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.h(0), c.reset(0)))), "reset"),
     "text": (lambda: from_openqasm("qubit q; rx(0.1 q;"), "from_openqasm"),
-    "size": (lambda: list(Ansatz(from_qiskit(QISKIT["efficient_su2"]).name, 5, 1).gates()), "n_qubits=4"),
+    "size": (
+        lambda: list(Ansatz(from_qiskit(QISKIT["efficient_su2"]).name, 5, 1).gates()),
+        "n_qubits=4",
+    ),
 }
 
 
@@ -203,31 +253,48 @@ def state_of(ansatz, angles, wires=None, order=None):
 STATES = {  # Qiskit counts qubit 0 as the least significant bit
     "pennylane": state_of,
     "qiskit": lambda ansatz, angles: (
-        Statevector(to_qiskit(ansatz).assign_parameters(angles.flatten().numpy()).reverse_bits()).data
+        Statevector(
+            to_qiskit(ansatz).assign_parameters(angles.flatten().numpy()).reverse_bits()
+        ).data
     ),
-    "openqasm": lambda ansatz, angles: Statevector(qasm3.loads(to_openqasm(ansatz, angles)).reverse_bits()).data,
+    "openqasm": (
+        lambda ansatz, angles: (
+            Statevector(qasm3.loads(to_openqasm(ansatz, angles)).reverse_bits()).data
+        )
+    ),
 }
 
 
 @every_ansatz
 @pytest.mark.parametrize("tool", STATES)
-@given(size=st.tuples(st.integers(1, 4), st.integers(1, 2)), scale=st.sampled_from([math.pi, 1.0, 1e-3, 1e-12, 1e5]))
+@given(
+    size=st.tuples(st.integers(1, 4), st.integers(1, 2)),
+    scale=st.sampled_from([math.pi, 1.0, 1e-3, 1e-12, 1e5]),
+)
 @settings(max_examples=6)
 def test_states_equal_those_of_the_gates(tool, name, size, scale):
-    """With signs and phases, so that no rotation is turned the other way round; no digit of an angle is lost."""
+    """With signs and phases, so that no rotation is turned the other way round; no digit of an
+    angle is lost.
+    """
     ansatz = Ansatz(name, *size)
     angles = random_angles(ansatz, scale=scale)
     expected = gate_evolve(ansatz, angles)[:, 0].numpy()
-    np.testing.assert_allclose(STATES[tool](ansatz, angles), expected, rtol=0, atol=1e-9 if scale > 10 else 1e-12)
+    np.testing.assert_allclose(
+        STATES[tool](ansatz, angles), expected, rtol=0, atol=1e-9 if scale > 10 else 1e-12
+    )
 
 
 def test_wires_have_any_labels_in_any_order():
     ansatz = Ansatz("ry_ladder", 3, 2)
     angles = random_angles(ansatz)
     expected = gate_evolve(ansatz, angles)[:, 0].to(torch.complex128)
-    torch.testing.assert_close(state_of(ansatz, angles, ["b", 7, "a"]), expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        state_of(ansatz, angles, ["b", 7, "a"]), expected, atol=1e-12, rtol=0
+    )
     swapped = expected.reshape(2, 2, 2).permute(2, 1, 0).flatten()
-    torch.testing.assert_close(state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0
+    )
     assert (swapped - expected).abs().max() > 0.01
 
 

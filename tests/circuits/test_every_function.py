@@ -1,4 +1,6 @@
-"""Every function of circuits: invalid input (class of error, value or name in its message), and contexts of torch."""
+"""Every function of circuits: invalid input (class of error, value or name in its message), and
+contexts of torch.
+"""
 
 import sys
 from functools import partial
@@ -22,7 +24,10 @@ from qpeft.circuits.simulate import circuit_states
 from qpeft.errors import ConfigError
 
 SQUARE, LADDER = Ansatz("square", 3, 2), Ansatz("ry_ladder", 3, 2)
-SEVEN, ELEVEN = torch.zeros(7), torch.zeros(11)  # two_design on 3 qubits, 1 layer; qsd of width 6, 1 layer
+SEVEN, ELEVEN = (
+    torch.zeros(7),
+    torch.zeros(11),
+)  # two_design on 3 qubits, 1 layer; qsd of width 6, 1 layer
 NAN, INF = torch.nan, torch.inf
 
 REFUSED = [
@@ -38,10 +43,20 @@ REFUSED = [
     (orthogonal_columns, (SEVEN[None, None], 8, 1, [0]), ConfigError, r"\(7,\).*1, 7\)"),
     (orthogonal_columns, (SEVEN, 8, 1, torch.tensor([-1])), ConfigError, r"0 to 7, got \[-1\]"),
     (orthogonal_columns, (SEVEN, 8, 1, []), ConfigError, r"got \[\]"),
-    (orthogonal_columns, (ELEVEN, 6, 1, [0], "qft"), ConfigError, "'qft'; choose one of auto, qsd, pad"),
+    (
+        orthogonal_columns,
+        (ELEVEN, 6, 1, [0], "qft"),
+        ConfigError,
+        "'qft'; choose one of auto, qsd, pad",
+    ),
     (orthogonal_columns, (ELEVEN, 0, 1, [0]), ConfigError, "width.*0"),
     (orthogonal_columns, (ELEVEN, 6, 0, [0]), ConfigError, "n_layers.*0"),
-    (orthogonal_columns, (ELEVEN, 6, 1, range(5)), ConfigError, "r=5.*block 4 of width 6.*construction='pad'"),
+    (
+        orthogonal_columns,
+        (ELEVEN, 6, 1, range(5)),
+        ConfigError,
+        "r=5.*block 4 of width 6.*construction='pad'",
+    ),
     (orthogonal_columns, (ELEVEN[:7], 6, 1, range(7), "pad"), ConfigError, "at most 6.*got 7"),
     (orthogonal_columns, (ELEVEN[:9], 6, 1, [0]), ConfigError, r"width 6.*\(11,\)"),
     (orthogonal_columns, (ELEVEN + NAN, 6, 1, [0]), ConfigError, "NaN or Inf"),
@@ -51,9 +66,17 @@ REFUSED = [
     (lie_columns, (torch.zeros(4, 4), 4), ConfigError, "lie_rank.*1 to 3 for width 4, got 4"),
     (lie_columns, (torch.zeros(4, 2), 5), ConfigError, "at most 4.*5"),
     (lie_columns, (torch.zeros(4), 1), ConfigError, r"got \(4,\)"),
-    (lie_columns, (torch.zeros(4, 1), 1, "log"), ConfigError, "lie_map 'log'; choose one of exp, cayley"),
+    (
+        lie_columns,
+        (torch.zeros(4, 1), 1, "log"),
+        ConfigError,
+        "lie_map 'log'; choose one of exp, cayley",
+    ),
     (lie_columns, (torch.zeros(4, 1).half(), 1), ConfigError, "float16"),
-    *((lie_columns, (torch.full((4, 1), NAN), 1, kind), ConfigError, "NaN") for kind in ("exp", "cayley")),
+    *(
+        (lie_columns, (torch.full((4, 1), NAN), 1, kind), ConfigError, "NaN")
+        for kind in ("exp", "cayley")
+    ),
     (count_lie, (1, 1), ConfigError, "lie_rank.*1"),
     (count_lie, (4, 0), ConfigError, "lie_rank.*0"),
     (to_openqasm, (LADDER, torch.zeros(3, 2)), ConfigError, r"\(2, 3\), got \(3, 2\)"),
@@ -88,11 +111,26 @@ ONES = {6: torch.ones(4, 64)}
 SIMULATORS = {
     "ladder": (probabilities, (3, 9)),
     "square": (partial(exact_probabilities, Ansatz("square", 6, 2)), (2, 3, 6)),
-    "two_design, signs": (lambda at: orthogonal_columns(at, 64, 2, range(3), signs=ONES.__getitem__), (2, 26)),
-    "orthogonal, qsd": (lambda at: orthogonal_columns(at, 48, 2, [0, 3], "qsd"), (2, count_orthogonal(48, 2, "qsd"))),
-    "orthogonal, pad": (lambda at: orthogonal_columns(at, 45, 2, [0, 3], "pad"), (2, count_orthogonal(45, 2, "pad"))),
-    **{f"lie, {kind}": (partial(lie_columns, k=4, lie_map=kind), (30, 2)) for kind in ("exp", "cayley")},
-    **{f"{name}, angles": (partial(amplitude_expectations, X, ansatz=name), (1, 3, 6)) for name in ("square", "rxyz")},
+    "two_design, signs": (
+        lambda at: orthogonal_columns(at, 64, 2, range(3), signs=ONES.__getitem__),
+        (2, 26),
+    ),
+    "orthogonal, qsd": (
+        lambda at: orthogonal_columns(at, 48, 2, [0, 3], "qsd"),
+        (2, count_orthogonal(48, 2, "qsd")),
+    ),
+    "orthogonal, pad": (
+        lambda at: orthogonal_columns(at, 45, 2, [0, 3], "pad"),
+        (2, count_orthogonal(45, 2, "pad")),
+    ),
+    **{
+        f"lie, {kind}": (partial(lie_columns, k=4, lie_map=kind), (30, 2))
+        for kind in ("exp", "cayley")
+    },
+    **{
+        f"{name}, angles": (partial(amplitude_expectations, X, ansatz=name), (1, 3, 6))
+        for name in ("square", "rxyz")
+    },
     **{
         f"{name}, x": (partial(amplitude_expectations, angles=TURNS, ansatz=name), (4, 50))
         for name in ("square", "rxyz")

@@ -1,4 +1,6 @@
-"""Orthonormal columns, of circuits and of the Lie-algebra family, against dense matrices; counts, refused columns."""
+"""Orthonormal columns, of circuits and of the Lie-algebra family, against dense matrices; counts,
+refused columns.
+"""
 
 import math
 from functools import partial
@@ -24,7 +26,9 @@ from qpeft.errors import CircuitError
 
 
 def dense_recursion(angles, width, n_layers, with_v2=True, signs=None):
-    """U (N, N) of the cosine-sine recursion; angles are taken from the iterator in the order of application."""
+    """U (N, N) of the cosine-sine recursion; angles are taken from the iterator in the order of
+    application.
+    """
     if width & (width - 1) == 0:
         n_qubits = width.bit_length() - 1
         own = [next(angles) for _ in range(count_orthogonal(width, n_layers))]
@@ -45,7 +49,9 @@ def dense_recursion(angles, width, n_layers, with_v2=True, signs=None):
 def reference(angles, width, n_layers, columns, construction, signs=None):
     if construction == "pad":
         n_qubits = (width - 1).bit_length()
-        cut = dense_two_design(angles, n_qubits, n_layers, signs and signs[n_qubits])[:width, columns]
+        cut = dense_two_design(angles, n_qubits, n_layers, signs and signs[n_qubits])[
+            :width, columns
+        ]
         upper = np.linalg.cholesky(cut.T @ cut).T
         return cut @ np.linalg.inv(upper)
     return dense_recursion(iter(angles), width, n_layers, False, signs)[:, columns]
@@ -55,7 +61,13 @@ def reference(angles, width, n_layers, columns, construction, signs=None):
 def cases(draw):
     width, construction = draw(st.integers(1, 70)), draw(st.sampled_from(["auto", "qsd", "pad"]))
     most = min(width, 2 ** column_qubits(width, construction))
-    return width, construction, draw(st.integers(1, 3)), draw(st.integers(1, min(most, 9))), draw(st.integers(0, 2**31))
+    return (
+        width,
+        construction,
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, min(most, 9))),
+        draw(st.integers(0, 2**31)),
+    )
 
 
 def draw_angles(width, construction, n_layers, seed, shape=()):
@@ -69,7 +81,10 @@ def test_constructions_equal_dense_matrices(case, kind, has_signs):
     """Also where signs replace the CZ gates."""
     width, construction, n_layers, k, seed = case
     rng = np.random.default_rng(seed)
-    table = {n: rng.choice([-1.0, 1.0], (2 * n_layers, 2**n)) if n else np.ones((2 * n_layers, 1)) for n in range(8)}
+    table = {
+        n: rng.choice([-1.0, 1.0], (2 * n_layers, 2**n)) if n else np.ones((2 * n_layers, 1))
+        for n in range(8)
+    }
     signs = (lambda n: torch.tensor(table[n])) if has_signs else None
     angles = draw_angles(width, construction, n_layers, seed, (2,))
     columns = basis_columns(kind, column_qubits(width, construction), k)
@@ -79,19 +94,31 @@ def test_constructions_equal_dense_matrices(case, kind, has_signs):
         reject()
     name = {"auto": "qsd" if width.bit_count() < 4 else "pad"}.get(construction, construction)
     for row, u in zip(angles, got, strict=True):
-        expected = reference(row.numpy(), width, n_layers, list(columns), name, table if has_signs else None)
-        tolerance = 1e-6 if name == "pad" else 1e-10  # the Cholesky factor of a nearly dependent draw magnifies
+        expected = reference(
+            row.numpy(), width, n_layers, list(columns), name, table if has_signs else None
+        )
+        tolerance = (
+            1e-6 if name == "pad" else 1e-10
+        )  # the Cholesky factor of a nearly dependent draw magnifies
         np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=tolerance, strict=True)
     alone = orthogonal_columns(angles[1], width, n_layers, columns, construction, signs)
     np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance, strict=True)
 
 
 def test_widths_in_one_batch_equal_each_alone():
-    """Circuits of equal numbers of qubits run together: those of 12, 20 and 21 are 2, 3 and 4 qubits."""
+    """Circuits of equal numbers of qubits run together: those of 12, 20 and 21 are 2, 3 and 4
+    qubits.
+    """
     signs = {n: torch.where(torch.rand(4, 2**n) < 0.5, -1.0, 1.0) for n in range(6)}
     batches = [
         (draw_angles(width, "qsd", 2, width, (m,)).requires_grad_(), width, columns)
-        for width, m, columns in ((12, 2, [0, 2]), (20, 1, [1, 0]), (21, 3, [0, 2, 5]), (16, 2, [0, 2]), (8, 1, [1]))
+        for width, m, columns in (
+            (12, 2, [0, 2]),
+            (20, 1, [1, 0]),
+            (21, 3, [0, 2, 5]),
+            (16, 2, [0, 2]),
+            (8, 1, [1]),
+        )
     ]
     together = orthogonal_batches(batches, 2, "qsd", signs.__getitem__)
     for (angles, width, columns), found in zip(batches, together, strict=True):
@@ -109,7 +136,13 @@ def test_widths_in_one_batch_equal_each_alone():
 def test_gradients_against_finite_differences(width, construction, n_layers):
     angles = draw_angles(width, construction, n_layers, seed=3, shape=(2,)).requires_grad_()
     columns = basis_columns("spread", column_qubits(width, construction), 3)
-    f = partial(orthogonal_columns, width=width, n_layers=n_layers, columns=columns, construction=construction)
+    f = partial(
+        orthogonal_columns,
+        width=width,
+        n_layers=n_layers,
+        columns=columns,
+        construction=construction,
+    )
     assert torch.autograd.gradcheck(f, (angles,))
 
 
@@ -132,9 +165,19 @@ def test_counts_of_the_constructions():
 
 
 def test_construction_selected_by_auto():
-    names = {1: "circuit", 64: "circuit", 768: "qsd", 896: "qsd", 14336: "qsd", 11008: "pad", 50257: "pad"}
+    names = {
+        1: "circuit",
+        64: "circuit",
+        768: "qsd",
+        896: "qsd",
+        14336: "qsd",
+        11008: "pad",
+        50257: "pad",
+    }
     assert {width: resolve_construction(width, "auto") for width in names} == names
-    assert {width: column_qubits(width) for width in names} == dict(zip(names, (0, 6, 9, 9, 13, 14, 16), strict=True))
+    assert {width: column_qubits(width) for width in names} == dict(
+        zip(names, (0, 6, 9, 9, 13, 14, 16), strict=True)
+    )
     assert column_qubits(768, "pad") == 10
 
 
@@ -144,7 +187,9 @@ def test_float32_columns_are_orthonormal(width, kind):
     draw = torch.Generator().manual_seed(width)
     if kind in ("qsd", "pad"):
         angles = 7 * torch.rand(count_orthogonal(width, 2, kind), generator=draw)
-        u = orthogonal_columns(angles, width, 2, basis_columns("spread", column_qubits(width, kind), 16), kind)
+        u = orthogonal_columns(
+            angles, width, 2, basis_columns("spread", column_qubits(width, kind), 16), kind
+        )
     else:
         u = lie_columns(0.2 * torch.randn(width, 2, generator=draw), 16, kind)
     assert (u.shape, u.dtype) == ((width, 16), torch.float32)
@@ -154,10 +199,16 @@ def test_float32_columns_are_orthonormal(width, kind):
 def test_pad_refuses_columns_in_the_dropped_rows():
     angles = torch.zeros(count_orthogonal(5, 1, "pad"), dtype=torch.float64)
     angles[0] = math.pi - 1e-4  # wire 0 to 1: almost everything is below the fifth row
-    message = r"pad construction for width 5 is nearly rank deficient \(condition \d\.\de\+\d+\); redraw the angles"
+    message = (
+        r"pad construction for width 5 is nearly rank deficient \(condition \d\.\de\+\d+\); redraw"
+        r" the angles"
+    )
     with pytest.raises(CircuitError, match=message + r" or use construction='qsd'$"):
         orthogonal_columns(angles, 5, 1, [0, 1], "pad")
-    for columns in ([0, 6], [6]):  # without rotations a column stays where it is: nothing is left of the sixth
+    for columns in (
+        [0, 6],
+        [6],
+    ):  # without rotations a column stays where it is: nothing is left of the sixth
         with pytest.raises(CircuitError, match=r"condition inf"):
             orthogonal_columns(0 * angles, 5, 1, columns, "pad")
 
@@ -203,14 +254,22 @@ def draw_lie(n, rank, norm, seed=0):
 
 @every_map
 @settings(max_examples=40)
-@given(st.integers(1, 6), st.integers(0, 4), st.integers(1, 40), st.floats(0.01, 19), st.integers(0, 2**31))
+@given(
+    st.integers(1, 6),
+    st.integers(0, 4),
+    st.integers(1, 40),
+    st.floats(0.01, 19),
+    st.integers(0, 2**31),
+)
 def test_lie_columns_equal_dense_matrix_functions(lie_map, rank, more, rows, norm, seed):
     n, k = rank + more + rows, rank + more
     b = draw_lie(n, rank, norm, seed)
     expected = DENSE[lie_map](skew(b.numpy()))[:, :k]
     np.testing.assert_allclose(lie_columns(b, k, lie_map).numpy(), expected, rtol=0, atol=1e-10)
     batch = lie_columns(torch.stack([b, -b]), k, lie_map)
-    np.testing.assert_allclose(batch[1].numpy(), DENSE[lie_map](-skew(b.numpy()))[:, :k], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        batch[1].numpy(), DENSE[lie_map](-skew(b.numpy()))[:, :k], rtol=0, atol=1e-10
+    )
 
 
 @every_map
@@ -218,7 +277,9 @@ def test_lie_columns_equal_dense_matrix_functions(lie_map, rank, more, rows, nor
 def test_lie_gradients_against_finite_differences(lie_map, norm):
     b = draw_lie(7, 2, 1.0) * norm  # zero: phi's matrix is singular there
     for start in (b, torch.stack([b, -b])):
-        assert torch.autograd.gradcheck(partial(lie_columns, k=3, lie_map=lie_map), (start.requires_grad_(),))
+        assert torch.autograd.gradcheck(
+            partial(lie_columns, k=3, lie_map=lie_map), (start.requires_grad_(),)
+        )
 
 
 def test_lie_packing_is_column_by_column():

@@ -1,4 +1,6 @@
-"""The simulator against PennyLane, the gate-by-gate reference, dense matrices and finite differences; its memory."""
+"""The simulator against PennyLane, the gate-by-gate reference, dense matrices and finite
+differences; its memory.
+"""
 
 import subprocess
 import sys
@@ -28,14 +30,20 @@ every_ansatz = pytest.mark.parametrize("name", ANSATZE)
 
 
 @every_ansatz
-@pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 2), (2, 3), (3, 2), (4, 8), (5, 2), (7, 1), (9, 2), (10, 3)])
+@pytest.mark.parametrize(
+    ("n_qubits", "n_layers"), [(1, 2), (2, 3), (3, 2), (4, 8), (5, 2), (7, 1), (9, 2), (10, 3)]
+)
 def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers):
     ansatz = Ansatz(name, n_qubits, n_layers)
     angles, weights = random_angles(ansatz), torch.randn(2**n_qubits, dtype=torch.float64)
     run, weights = partial(exact_probabilities, ansatz), weights / weights.norm()
     found = value_and_gradient(run, angles, weights)
-    torch.testing.assert_close(found, value_and_gradient(by_pennylane(ansatz), angles, weights), rtol=0, atol=1e-10)
-    for single, one in zip(value_and_gradient(run, angles.float(), weights.float()), found, strict=True):
+    torch.testing.assert_close(
+        found, value_and_gradient(by_pennylane(ansatz), angles, weights), rtol=0, atol=1e-10
+    )
+    for single, one in zip(
+        value_and_gradient(run, angles.float(), weights.float()), found, strict=True
+    ):
         torch.testing.assert_close(single, one.float(), rtol=0, atol=3e-6)
 
 
@@ -56,23 +64,38 @@ def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
             lambda at: torch.stack([gate_evolve(ansatz, each, start.mT).mT for each in at]),
         )
     )
-    torch.testing.assert_close((columns_found, slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
-    torch.testing.assert_close((block_found, block_slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
+    torch.testing.assert_close(
+        (columns_found, slopes), (expected, expected_slopes), rtol=0, atol=1e-11
+    )
+    torch.testing.assert_close(
+        (block_found, block_slopes), (expected, expected_slopes), rtol=0, atol=1e-11
+    )
 
 
 _NAMES = st.sampled_from(["rx", "ry", "rz", "cx", "cz"])
-_DRAWN = st.tuples(_NAMES, st.integers(0, 8), st.integers(1, 8), st.integers(-1, 2), st.sampled_from([1.0, -2.0, 0.3]))
+_DRAWN = st.tuples(
+    _NAMES,
+    st.integers(0, 8),
+    st.integers(1, 8),
+    st.integers(-1, 2),
+    st.sampled_from([1.0, -2.0, 0.3]),
+)
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(2, 9), st.lists(_DRAWN, min_size=1, max_size=25), st.integers(0, 2**31))
 def test_any_order_of_gates_equals_the_reference(n_qubits, drawn, seed):
-    """Angles of several gates, with factors, and constant ones; a block of states, and its gradient."""
+    """Angles of several gates, with factors, and constant ones; a block of states, and its
+    gradient.
+    """
 
     def layers(n_qubits, n_layers):
         yield [Gate("rx", (0,), (slot,)) for slot in range(3)]
         for name, wire, step, slot, scale in drawn:
-            wires = (wire % n_qubits, (wire % n_qubits + 1 + (step - 1) % (n_qubits - 1)) % n_qubits)
+            wires = (
+                wire % n_qubits,
+                (wire % n_qubits + 1 + (step - 1) % (n_qubits - 1)) % n_qubits,
+            )
             if name in ("cx", "cz"):
                 yield [Gate(name, wires)]
             elif slot < 0:
@@ -80,7 +103,9 @@ def test_any_order_of_gates_equals_the_reference(n_qubits, drawn, seed):
             else:
                 yield [Gate(name, wires[:1], (slot,), scale, shift=0.1 * step)]
 
-    register_ansatz(f"random {n_qubits} {drawn}".replace(":", ""), lambda n_qubits, n_layers: (3,), layers)
+    register_ansatz(
+        f"random {n_qubits} {drawn}".replace(":", ""), lambda n_qubits, n_layers: (3,), layers
+    )
     ansatz = Ansatz(f"random {n_qubits} {drawn}".replace(":", ""), n_qubits, 1)
     draw = torch.Generator().manual_seed(seed)
     angles = torch.randn(2, 3, generator=draw, dtype=torch.float64)
@@ -116,10 +141,18 @@ def test_contract_detects_another_circuit(mistake):
     """The first takes wire 0 for the least significant bit."""
 
     def reference(angles):
-        found = gate_evolve(LADDER, angles / 2 if mistake == "half angles" else angles)[:, 0].abs().square()
+        found = (
+            gate_evolve(LADDER, angles / 2 if mistake == "half angles" else angles)[:, 0]
+            .abs()
+            .square()
+        )
         if mistake == "shape":
             return found[:8]
-        return found.view(2, 2, 2, 2).permute(3, 2, 1, 0).flatten() if mistake == "reversed wires" else found
+        return (
+            found.view(2, 2, 2, 2).permute(3, 2, 1, 0).flatten()
+            if mistake == "reversed wires"
+            else found
+        )
 
     with pytest.raises(AssertionError, match="dense reference"):
         ansatz_contract(lambda: LADDER, reference)
@@ -137,7 +170,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.long
 def test_memory_of_20_qubits_is_below_25_vectors():
     few, many = (
-        int(subprocess.run([sys.executable, "-c", PROGRAM.format(n=n)], check=True, capture_output=True).stdout)
+        int(
+            subprocess.run(
+                [sys.executable, "-c", PROGRAM.format(n=n)], check=True, capture_output=True
+            ).stdout
+        )
         for n in (2, 20)
     )
     assert 1024 * (many - few) < 25 * 4 * 2**20

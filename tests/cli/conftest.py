@@ -9,13 +9,17 @@ import pytest
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of width 16 with a byte-level tokenizer; its output head is tied to the embedding."""
+    """A random Llama of width 16 with a byte-level tokenizer; its output head is tied to the
+    embedding.
+    """
     import tiny_models
     import torch
 
     torch.manual_seed(0)
     sizes = {"vocab_size": 257, "num_key_value_heads": 2, "max_position_embeddings": 160}
-    return tiny_models.save_base(tmp_path_factory.mktemp("base"), tiny_models.llama(**sizes, tie_word_embeddings=True))
+    return tiny_models.save_base(
+        tmp_path_factory.mktemp("base"), tiny_models.llama(**sizes, tie_word_embeddings=True)
+    )
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,9 @@ def save_adapter(base_folder, adapters, tmp_path_factory):
             base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
             model = adapters.qpa(base, r=2, chunk_size=32, **settings)
         for parameter in filter(lambda p: p.requires_grad, model.parameters()):
-            parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            parameter.data += 0.05 * torch.randn(
+                parameter.shape, generator=torch.Generator().manual_seed(0)
+            )
         model.save_pretrained(str(folder := tmp_path_factory.mktemp("compact")))
         return folder
 
@@ -61,7 +67,9 @@ def answer(qpeft_cli):
 
 @pytest.fixture
 def verified_here(monkeypatch):
-    """Exports are verified in this process: a new one takes ten seconds to import torch and PEFT."""
+    """Exports are verified in this process: a new one takes ten seconds to import torch and
+    PEFT.
+    """
     import torch
 
     def stock_logits(code, inputs):

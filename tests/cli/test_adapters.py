@@ -1,4 +1,6 @@
-"""The commands that load adapters: `generate`, `evaluate`, `export`, and `frames`, whose file adapters refer to."""
+"""The commands that load adapters: `generate`, `evaluate`, `export`, and `frames`, whose file
+adapters refer to.
+"""
 
 import hashlib
 import json
@@ -34,7 +36,9 @@ def logits(model):
 
 @pytest.fixture
 def generated(answer):
-    return lambda *options: answer("generate", "--prompt", PROMPT, "--max-new-tokens", 12, *options)["text"]
+    return lambda *options: answer(
+        "generate", "--prompt", PROMPT, "--max-new-tokens", 12, *options
+    )["text"]
 
 
 def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter_folder, tmp_path):
@@ -43,17 +47,25 @@ def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter
         if adapter:
             model = qpeft.load(model, adapter).eval()
         inputs = tokenizer(PROMPT, return_tensors="pt")
-        out = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, **options)
+        out = model.generate(
+            **inputs, max_new_tokens=12, do_sample=False, pad_token_id=0, **options
+        )
         return tokenizer.decode(out[0], skip_special_tokens=True)
 
-    base, adapted, beams = expected(), expected(adapter_folder), expected(num_beams=2, length_penalty=0.8)
+    base, adapted, beams = (
+        expected(),
+        expected(adapter_folder),
+        expected(num_beams=2, length_penalty=0.8),
+    )
     assert len({base, adapted, beams}) == 3
     on_base = ("--model", base_folder)
     assert PROMPT + generated(*on_base) == base
     assert PROMPT + generated("--adapter", adapter_folder) == adapted  # which names its base
     assert PROMPT + generated(*on_base, "--num-beams", 2, "--length-penalty", 0.8) == beams
     (tmp_path / "adapter").symlink_to(adapter_folder)  # a run folder
-    shown = qpeft_cli("generate", "--adapter", tmp_path, "--max-new-tokens", 12, input=PROMPT + "\n")
+    shown = qpeft_cli(
+        "generate", "--adapter", tmp_path, "--max-new-tokens", 12, input=PROMPT + "\n"
+    )
     assert shown.stdout == adapted + "\n"
 
 
@@ -72,14 +84,30 @@ def n_scored(file, seq_len):
     return n_bytes - math.ceil(n_bytes / seq_len)
 
 
-def test_base_and_adapter_are_scored_on_the_whole_text(answer, base_folder, adapter_folder, tmp_path):
+def test_base_and_adapter_are_scored_on_the_whole_text(
+    answer, base_folder, adapter_folder, tmp_path
+):
     (text := tmp_path / "text.txt").write_text("The king went into the wood.\nThe bird säng.\n" * 9)
-    evaluate = ("evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32)
+    evaluate = (
+        "evaluate",
+        "--adapter",
+        adapter_folder,
+        "--model",
+        base_folder,
+        "--data",
+        text,
+        "--seq-len",
+        32,
+    )
     found = answer(*evaluate)
     assert found["base"]["n_scored"] == found["adapted"]["n_scored"] == n_scored(text, 32)
-    assert found["base"]["bits_per_byte"] == pytest.approx(found["base"]["loss"] / math.log(2), rel=0.01)
+    assert found["base"]["bits_per_byte"] == pytest.approx(
+        found["base"]["loss"] / math.log(2), rel=0.01
+    )
     assert found["adapted"]["loss"] != found["base"]["loss"]
-    assert answer(*evaluate, "--batch-size", 3)["base"]["loss"] == pytest.approx(found["base"]["loss"], rel=1e-6)
+    assert answer(*evaluate, "--batch-size", 3)["base"]["loss"] == pytest.approx(
+        found["base"]["loss"], rel=1e-6
+    )
 
 
 def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_noted(
@@ -87,8 +115,18 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
 ):
     (other := tmp_path / "other.txt").write_text("The bird sings at night.\n" * 9)
     run = tmp_path / "run"
-    answer(*("train", "--model", base_folder, "--data", text, "--out", run), "--seq-len", 16, "--steps", 1)
-    for adapter, given, seq_len in ((run, (), 16), (run / "adapter", (), 16), (run, ("--seq-len", 32), 32)):
+    answer(
+        *("train", "--model", base_folder, "--data", text, "--out", run),
+        "--seq-len",
+        16,
+        "--steps",
+        1,
+    )
+    for adapter, given, seq_len in (
+        (run, (), 16),
+        (run / "adapter", (), 16),
+        (run, ("--seq-len", 32), 32),
+    ):
         found = answer("evaluate", "--adapter", adapter, "--data", other, *given)
         assert found["adapted"]["n_scored"] == n_scored(other, seq_len)
     for data, is_noted in ((text, True), (other, False)):
@@ -103,7 +141,9 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     model = ("--model", base_folder, "--data", text, "--seq-len", 16)
     answer("train", *model, *method.split(), "--lr", 0.1, "--steps", 2, "--out", tmp_path / "run")
     evaluate = ("evaluate", "--adapter", tmp_path / "run", "--data", text, "--eval-blocks", 2)
-    found, other = (answer(*evaluate, "--shots", "64,128,64", "--noise", 0.1, "--seed", seed) for seed in (0, 1))
+    found, other = (
+        answer(*evaluate, "--shots", "64,128,64", "--noise", 0.1, "--seed", seed) for seed in (0, 1)
+    )
     assert found["adapted"]["n_scored"] == found["measured"][0]["n_scored"] == 2 * 15
     assert found["adapted"] == other["adapted"]
     for one, again, shots in zip(found["measured"], other["measured"], (64, 128), strict=True):
@@ -116,11 +156,25 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     assert f"{192 * n_circuits:,} shots in all" in refused.stderr
 
 
-def test_generated_answers_are_scored_against_all_references(answer, base_folder, adapter_folder, tmp_path):
-    rows = [("the king ", "sings at night"), ("the bird ", "sings"), ("the king ", "went into the wood")]
+def test_generated_answers_are_scored_against_all_references(
+    answer, base_folder, adapter_folder, tmp_path
+):
+    rows = [
+        ("the king ", "sings at night"),
+        ("the bird ", "sings"),
+        ("the king ", "went into the wood"),
+    ]
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("mr,ref\n" + "".join(f"{prompt},{answer}\n" for prompt, answer in rows))
-    columns, search = ("--prompt-column", "mr", "--completion-column", "ref"), ("--max-new-tokens", 6, "--num-beams", 2)
+    columns, search = (
+        ("--prompt-column", "mr", "--completion-column", "ref"),
+        (
+            "--max-new-tokens",
+            6,
+            "--num-beams",
+            2,
+        ),
+    )
     adapter = ("--adapter", adapter_folder, "--model", base_folder)
     found = answer("evaluate", *adapter, "--data", pairs, *columns, "--generate", *search)
     references = [["sings at night", "went into the wood"], ["sings"]]
@@ -166,8 +220,12 @@ def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapte
     qpeft_cli("export", adapter, "--out", out, "--merge", "--untie", code=2)  # it is there
 
 
-@pytest.mark.parametrize(("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)])
-def test_failed_verification_keeps_the_earlier_export(qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code):
+@pytest.mark.parametrize(
+    ("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_failed_verification_keeps_the_earlier_export(
+    qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code
+):
     out = tmp_path / "exported"
     earlier = {"qpeft.json": b"{}", "adapter_model.safetensors": b"good"}
     out.mkdir()
@@ -195,7 +253,10 @@ def test_verification_process_cannot_import_qpeft():
 def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported(
     qpeft_cli, answer, base_folder, text, tmp_path, method
 ):
-    options = {"qaa": ("--ansatz", "rxyz", "--n-layers", 2), "bottleneck": ("--bottleneck-size", 4)}[method]
+    options = {
+        "qaa": ("--ansatz", "rxyz", "--n-layers", 2),
+        "bottleneck": ("--bottleneck-size", 4),
+    }[method]
     paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
     answer("train", *paths, "--method", method, *options, "--steps", 2)
     adapter = ("--adapter", tmp_path / "run" / "adapter", "--model", base_folder)
@@ -203,7 +264,10 @@ def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported
     assert found["adapted"]["loss"] != found["base"]["loss"]
     answer("generate", *adapter, "--prompt", "The king", "--max-new-tokens", 4)
     for merge in ((), ("--merge",)):
-        assert qpeft_cli("export", tmp_path / "run", *merge, "--out", tmp_path / "exported").exit_code == 2
+        assert (
+            qpeft_cli("export", tmp_path / "run", *merge, "--out", tmp_path / "exported").exit_code
+            == 2
+        )
         assert not (tmp_path / "exported").exists()
 
 
@@ -211,7 +275,9 @@ def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported
 
 
 @pytest.mark.usefixtures("verified_here")
-def test_frame_file_in_another_folder_is_used_by_every_command(qpeft_cli, answer, base_folder, text, tmp_path):
+def test_frame_file_in_another_folder_is_used_by_every_command(
+    qpeft_cli, answer, base_folder, text, tmp_path
+):
     def call(*arguments, code=0):
         frame_file._KNOWN.clear()  # as in a new process
         return qpeft_cli(*arguments, code=code)
@@ -227,7 +293,10 @@ def test_frame_file_in_another_folder_is_used_by_every_command(qpeft_cli, answer
     options = ("--method", "quantum_peft", "--frames", file, *shared)
     trained = answer("train", *data, *options, "--steps", "2", "--out", run)
     plan = answer("plan", "--model", base_folder, *options)
-    assert {name.rpartition(".")[2] for name in plan["target_modules"]} == {"q_proj", "up_proj"}  # those of the file
+    assert {name.rpartition(".")[2] for name in plan["target_modules"]} == {
+        "q_proj",
+        "up_proj",
+    }  # those of the file
     assert plan["trainable"] == trained["trainable"]
 
     commands = {

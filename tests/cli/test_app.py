@@ -1,4 +1,6 @@
-"""Common to all commands: help, options, imports, exit codes, messages, --json, --debug, progress, Ctrl-C."""
+"""Common to all commands: help, options, imports, exit codes, messages, --json, --debug, progress,
+Ctrl-C.
+"""
 
 import errno
 import json
@@ -23,7 +25,17 @@ from qpeft_lab.cli.console import Answer, TrainingBar, bars, quiet_libraries, st
 from qpeft_lab.cli.options import SHOWN, Fields
 from qpeft_lab.training.score import Score
 
-HEAVY = {"torch", "transformers", "peft", "pennylane", "qiskit", "matplotlib", "datasets", "numpy", "accelerate"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "pennylane",
+    "qiskit",
+    "matplotlib",
+    "datasets",
+    "numpy",
+    "accelerate",
+}
 LEAVES = {
     f"{name} {sub}".strip(): leaf
     for name in COMMANDS
@@ -55,7 +67,10 @@ print(json.dumps([lists[1], lists[-1]]))
 
 @pytest.mark.parametrize("name", LEAVES)
 def test_help_shows_at_most_25_options_and_help_all_the_others(name, qpeft_cli):
-    shown, full = (qpeft_cli(*name.split(), option, env={"COLUMNS": "80"}) for option in ("--help", "--help-all"))
+    shown, full = (
+        qpeft_cli(*name.split(), option, env={"COLUMNS": "80"})
+        for option in ("--help", "--help-all")
+    )
     assert (shown.exit_code, full.exit_code) == (0, 0)
     hidden = [p for p in LEAVES[name].params if p.hidden]
     assert len(LEAVES[name].params) - len(hidden) + 1 <= SHOWN
@@ -171,7 +186,9 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "code", "named"), FAILURES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    ("error", "code", "named"), FAILURES, ids=lambda value: type(value).__name__
+)
 def test_failure_prints_one_message_and_sets_the_exit_code(error, code, named):
     result = run(error)
     assert (result.exit_code, result.stdout) == (code, "")
@@ -189,10 +206,18 @@ def test_debug_shows_the_traceback():
 def test_answer_as_text_and_as_json_without_the_output_of_libraries():
     def chatty() -> Answer:
         print("hello from a library")  # noqa: T201
-        return Answer({"n": 3, "bad": float("nan"), "where": [1.5, Path("x")]}, lambda out: out.print("three [n]"), 3)
+        return Answer(
+            {"n": 3, "bad": float("nan"), "where": [1.5, Path("x")]},
+            lambda out: out.print("three [n]"),
+            3,
+        )
 
     as_text, as_json = run(chatty), run(chatty, "--json")
-    assert (as_text.exit_code, as_text.stdout) == (as_json.exit_code, "three [n]\n") == (3, "three [n]\n")
+    assert (
+        (as_text.exit_code, as_text.stdout)
+        == (as_json.exit_code, "three [n]\n")
+        == (3, "three [n]\n")
+    )
     assert json.loads(as_json.stdout) == {"n": 3, "bad": None, "where": [1.5, "x"]}
 
 
@@ -212,7 +237,9 @@ def test_only_warnings_of_qpeft_are_shown(capsys):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, monkeypatch):
     """A run, and a study of which one cell succeeded and one failed."""
-    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items() if terminal else ():
+    for name, value in (
+        {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items() if terminal else ()
+    ):
         monkeypatch.setenv(name, value)
     stderr.cache_clear()  # whether it is a terminal was seen before
     with bars() as shown:
@@ -227,7 +254,12 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
     stderr.cache_clear()
     captured = capsys.readouterr()
     assert captured.out == ""
-    for found in ("resuming from step 2", "perplexity 7.39", "validation loss 2.5000", "failed: no luck"):
+    for found in (
+        "resuming from step 2",
+        "perplexity 7.39",
+        "validation loss 2.5000",
+        "failed: no luck",
+    ):
         assert found in captured.err
     for found in ("75%", "80%"):
         assert (found in captured.err) == terminal
@@ -250,6 +282,9 @@ def test_interrupted_command_exits_with_code_130_and_one_line():
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stderr.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        stdout, stderr = process.stdout.read(), process.stderr.read()  # its standard input stays open
+        stdout, stderr = (
+            process.stdout.read(),
+            process.stderr.read(),
+        )  # its standard input stays open
     assert (process.returncode, stdout) == (130, "")
     assert stderr == "Note: Interrupted. Run the same command again to resume.\n"

@@ -1,4 +1,6 @@
-"""Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
+"""Bad input of every command: exit code 2, the option or name that is wrong, and nothing
+written.
+"""
 
 import json
 import shlex
@@ -74,7 +76,11 @@ TABLE = [
     (EVALUATE, "--shots 100", "--adapter"),
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shots -5", "--shots"),
     ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--shot-budget 9", "one of --shots"),
-    ("evaluate --adapter ADAPTER --data TEXT --eval-blocks 1", "--noise 0.1", "no circuits that are measured"),
+    (
+        "evaluate --adapter ADAPTER --data TEXT --eval-blocks 1",
+        "--noise 0.1",
+        "no circuits that are measured",
+    ),
     ("evaluate --adapter ADAPTER --data TEXT", "--seed 1", "one of --shots"),
     (f"evaluate --adapter ADAPTER --data TEXT {LABELS}", "", "task.json"),
     ("evaluate --model BASE --data PAIRS", "--pad-rows", "pad-rows"),
@@ -111,7 +117,11 @@ def test_bad_input_is_refused_and_nothing_is_written(
     qpeft_cli, base_folder, adapter_folder, tmp_path, monkeypatch, command, change, named
 ):
     monkeypatch.chdir(tmp_path)
-    places = {"TEXT": tmp_path / "text.txt", "PAIRS": tmp_path / "pairs.csv", "OUT": tmp_path / "out"}
+    places = {
+        "TEXT": tmp_path / "text.txt",
+        "PAIRS": tmp_path / "pairs.csv",
+        "OUT": tmp_path / "out",
+    }
     places["TEXT"].write_text(text := "The king went into the wood. " * 20)
     places["PAIRS"].write_text("prompt,completion\nthe king ,sings\n")
     (folder := tmp_path / "a.safetensors").mkdir()
@@ -122,7 +132,9 @@ def test_bad_input_is_refused_and_nothing_is_written(
         words, named = words.replace(name, str(place)), named.replace(name, str(place))
     found = json.loads(qpeft_cli(*shlex.split(words), "--json", code=2).stdout)
     assert found["exit_code"] == 2
-    field = named.removeprefix("--").replace("-", "_")  # errors of the library name settings as Python does
+    field = named.removeprefix("--").replace(
+        "-", "_"
+    )  # errors of the library name settings as Python does
     assert named in found["message"] or field in found["message"]
     assert sorted(tmp_path.iterdir()) == before
     assert places["TEXT"].read_text() == text

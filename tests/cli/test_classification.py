@@ -21,7 +21,9 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vit_folder(tmp_path_factory):
-    return make_vit(tmp_path_factory.mktemp("vit"), num_hidden_layers=1, num_channels=1, num_labels=5)
+    return make_vit(
+        tmp_path_factory.mktemp("vit"), num_hidden_layers=1, num_channels=1, num_labels=5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,15 @@ def test_merged_classifier_has_the_same_accuracy(answer, runs, images, tmp_path)
     folder = runs["image"]
     trained = answer("evaluate", "--adapter", folder, "--data", images)["adapted"]
     answer("export", folder, "--out", tmp_path / "merged", "--merge")
-    whole = answer("evaluate", "--task", "image-classification", "--model", tmp_path / "merged", "--data", images)
+    whole = answer(
+        "evaluate",
+        "--task",
+        "image-classification",
+        "--model",
+        tmp_path / "merged",
+        "--data",
+        images,
+    )
     assert whole["base"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
@@ -72,8 +82,12 @@ def test_plan_counts_the_head_with_the_classes_of_the_base(answer, runs, base_fo
     def planned(kind, model, *options):
         return answer("plan", "--task", kind, "--model", model, *options)
 
-    found = planned("text-classification", base_folder, "--r", 2, "--hidden", "6,5", "--chunk-size", 32)
+    found = planned(
+        "text-classification", base_folder, "--r", 2, "--hidden", "6,5", "--chunk-size", 32
+    )
     result = json.loads((runs["text"] / "result.json").read_text())
     assert (found["trainable"], found["deployed"]) == (result["trainable"], result["deployed"])
-    assert planned("image-classification", vit_folder, "--method", "head")["trainable"] == 16 * 5 + 5
+    assert (
+        planned("image-classification", vit_folder, "--method", "head")["trainable"] == 16 * 5 + 5
+    )
     assert planned("text-regression", base_folder, "--method", "head")["trainable"] == 16

@@ -1,4 +1,6 @@
-"""Code that is not qpeft's: a user's method and ansatz in every command, and that of a base model or a study."""
+"""Code that is not qpeft's: a user's method and ansatz in every command, and that of a base model
+or a study.
+"""
 
 import json
 import shutil
@@ -55,7 +57,9 @@ def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, mo
     part, run = trained
     command = ["generate", "--adapter", str(run), "--prompt", "The"]
     if part == "method":  # PEFT forgets it only in another process
-        refused = subprocess.run([sys.executable, "-m", "qpeft", *command], capture_output=True, text=True)
+        refused = subprocess.run(
+            [sys.executable, "-m", "qpeft", *command], capture_output=True, text=True
+        )
         code, message = refused.returncode, refused.stderr
     else:
         monkeypatch.delitem(ansatz_table._families, NAMES[part])
@@ -67,19 +71,38 @@ def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, mo
 
 def study_with(ansatz, **changes):
     return {
-        **{"name": "own", "title": "Own code", "question": "Does it run?", "tuning": {"grid": [1.0]}},
+        **{
+            "name": "own",
+            "title": "Own code",
+            "question": "Does it run?",
+            "tuning": {"grid": [1.0]},
+        },
         "methods": [
             {"key": "lora", "method": "lora", "settings": {"r": 1}},
             {"key": "nola", "method": option("method")[1], "settings": {"r": 2, "n_bases": 4}},
-            {"key": "ring", "method": "qpa", "settings": {"r": 2, "n_layers": 2, "ansatz": ansatz}, **changes},
+            {
+                "key": "ring",
+                "method": "qpa",
+                "settings": {"r": 2, "n_layers": 2, "ansatz": ansatz},
+                **changes,
+            },
         ],
-        "run": {"model": "embedded", "data": "-", "steps": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 4},
+        "run": {
+            "model": "embedded",
+            "data": "-",
+            "steps": 2,
+            "batch_size": 2,
+            "seq_len": 32,
+            "eval_blocks": 4,
+        },
         **{"seeds": [0], "test_blocks": 4, "costs": False},
     }
 
 
 def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp_path):
-    (file := tmp_path / "studied.py").write_text(FILES["ansatz"].read_text().replace("cz_ring", "studied"))
+    (file := tmp_path / "studied.py").write_text(
+        FILES["ansatz"].read_text().replace("cz_ring", "studied")
+    )
     (tmp_path / "own.yaml").write_text(json.dumps(study_with(f"{file}:studied")))
     options = ("--model", base_folder, "--data", text, "--out", tmp_path / "out")
     assert answer("compare", "run", tmp_path / "own.yaml", *options)["n_done"] == 3
@@ -88,7 +111,9 @@ def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp
         made = study_with(f"{path}:studied")
         made["run"] |= {"model": str(base_folder), "data": str(text)}
         study = Study(**made)
-        return {method.key: method.hash for method in make_plan(study, tmp_path / "out").study.methods}
+        return {
+            method.key: method.hash for method in make_plan(study, tmp_path / "out").study.methods
+        }
 
     ansatz_table._families.pop("studied")  # as in a new process
     before = hashes(moved := file.rename(tmp_path / "out" / "studied.py"))
@@ -100,7 +125,11 @@ def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp
 # code that is wrong
 
 WRONG = [
-    *((part, code) for part in ("ansatz", "method", "backend") for code in (None, "import sys; sys.exit(0)", "a = 1")),
+    *(
+        (part, code)
+        for part in ("ansatz", "method", "backend")
+        for code in (None, "import sys; sys.exit(0)", "a = 1")
+    ),
     ("method", "class Own(BaseException): pass\nraise Own"),
 ]
 
@@ -111,7 +140,9 @@ def test_code_that_is_wrong_is_refused(qpeft_cli, base_folder, text, tmp_path, p
     if code is not None:
         (tmp_path / "own.py").write_text(code)
     paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
-    refused = qpeft_cli("train", *paths, *STEPS, f"--{part}", f"{tmp_path / 'own.py'}:{name}", code=2)
+    refused = qpeft_cli(
+        "train", *paths, *STEPS, f"--{part}", f"{tmp_path / 'own.py'}:{name}", code=2
+    )
     ansatz_table._families.pop(name, None)
     assert name in refused.stderr
     assert not (tmp_path / "run").exists()
@@ -140,7 +171,9 @@ def marker(tmp_path):
 @pytest.fixture
 def own_base(tmp_path, base_folder, marker, monkeypatch):
     """A base model whose folder contains the code of its class."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     folder = shutil.copytree(base_folder, tmp_path / "own-base")
     auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
     edit_json(folder / "config.json", model_type="own", auto_map=auto)
@@ -169,7 +202,9 @@ def own_adapter(tmp_path, adapter_folder, own_base):
     ],
     ids=lambda command: " ".join(command[:2]),
 )
-def test_code_of_a_base_model_is_not_executed(qpeft_cli, command, own_base, own_adapter, text, tmp_path, marker):
+def test_code_of_a_base_model_is_not_executed(
+    qpeft_cli, command, own_base, own_adapter, text, tmp_path, marker
+):
     places = {"BASE": own_base, "ADAPTER": own_adapter, "TEXT": text, "OUT": tmp_path / "out"}
     done = qpeft_cli(*(places.get(word, word) for word in command), input="y\n" * 9, code=2)
     assert "trust" in done.stderr
@@ -177,11 +212,23 @@ def test_code_of_a_base_model_is_not_executed(qpeft_cli, command, own_base, own_
 
 
 def test_code_of_a_base_model_is_executed_on_request(qpeft_cli, own_base, text, marker):
-    qpeft_cli("evaluate", "--model", own_base, "--data", text, "--seq-len", 16, "--trust-remote-code", code=0)
+    qpeft_cli(
+        "evaluate",
+        "--model",
+        own_base,
+        "--data",
+        text,
+        "--seq-len",
+        16,
+        "--trust-remote-code",
+        code=0,
+    )
     assert marker.exists()
 
 
-def test_plan_of_a_study_names_and_does_not_execute_its_backend(qpeft_cli, base_folder, text, tmp_path, marker):
+def test_plan_of_a_study_names_and_does_not_execute_its_backend(
+    qpeft_cli, base_folder, text, tmp_path, marker
+):
     (device := tmp_path / "device.py").write_text(f"open({str(marker)!r}, 'w')\nNAME = None\n")
     study = study_with("ry_ladder", backend={"backend": f"{device}:NAME"})
     (file := tmp_path / "study.yaml").write_text(json.dumps(study))

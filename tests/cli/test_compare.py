@@ -41,7 +41,9 @@ def study(base_folder, text, tmp_path):
 @pytest.mark.xdist_group("comparison")
 def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr("qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: [])  # slow, and tested elsewhere
+    monkeypatch.setattr(
+        "qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: []
+    )  # slow, and tested elsewhere
     with monkeypatch.context() as patch:
         patch.setattr("qpeft_lab.compare.cell.run_cell", planted_cells.crash_in_ia3)
         crashed = qpeft_cli("compare", "run", study, "--out", out, "--json")
@@ -50,7 +52,9 @@ def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path
     assert {failure["cell_id"].split("/")[1] for failure in found["failures"]} == {"ia3"}
     assert {failure["error"] for failure in found["failures"]} == {"planted"}
     statuses = {method["key"]: method["statuses"] for method in found["methods"]}
-    assert statuses == dict.fromkeys(("none", "lora"), "0:success 1:success") | {"ia3": "0:failed 1:failed"}
+    assert statuses == dict.fromkeys(("none", "lora"), "0:success 1:success") | {
+        "ia3": "0:failed 1:failed"
+    }
     assert "ia3 seed1: failed: planted" in crashed.stderr
 
     kept = qpeft_cli("compare", "run", study, "--out", out)
@@ -73,7 +77,17 @@ def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path
 
 def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     before = sorted(tmp_path.iterdir())
-    result = qpeft_cli("compare", "plan", study, "--seeds", "0,1,2", "--steps", 5, "--gradient-checkpointing", "--json")
+    result = qpeft_cli(
+        "compare",
+        "plan",
+        study,
+        "--seeds",
+        "0,1,2",
+        "--steps",
+        5,
+        "--gradient-checkpointing",
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
@@ -97,7 +111,10 @@ def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path, monkeypatch):
     methods = {method["key"]: method for method in found["methods"]}
     assert "3:missing" in methods["prefix"]["statuses"]
     assert methods["dora"]["delta.verdict"] == "no difference shown"
-    assert [failure["status"] for failure in found["failures"]] == ["failed", "diverged"]  # no trial of a learning rate
+    assert [failure["status"] for failure in found["failures"]] == [
+        "failed",
+        "diverged",
+    ]  # no trial of a learning rate
     assert (folder / "report.html").is_file()
     shown = qpeft_cli("compare", "report", folder, env={"COLUMNS": "120"})
     for word in ("DoRA r=8 is not shown to differ", "QAA", "1 diverged", "2 missing"):
@@ -135,55 +152,119 @@ def inline(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # those of a command
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in ALL])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in ALL]
+)
 def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the recipe is found without the repository
     if name != WITH_CHARTS:
         monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
     data = "glue/stsb" if name == OF_GLUE else None  # another task than its own: pairs with numbers
     study = load_study(recipe(name), {"run.data": data} if data else {})
-    done = qpeft_cli("compare", "run", recipe(name), "--smoke", "--out", "out", *(("--data", data) if data else ()))
+    done = qpeft_cli(
+        "compare",
+        "run",
+        recipe(name),
+        "--smoke",
+        "--out",
+        "out",
+        *(("--data", data) if data else ()),
+    )
     assert done.exit_code == 0, done.output
     summary = load(tmp_path / "out")
     if name != OF_GLUE:  # where equal predictions have no correlation
-        compared = {found.key: found.difference.to for found in summary.results if found.method.role == "control"}
-        assert compared == {method.key: method.against for method in study.methods if method.against is not None}
+        compared = {
+            found.key: found.difference.to
+            for found in summary.results
+            if found.method.role == "control"
+        }
+        assert compared == {
+            method.key: method.against for method in study.methods if method.against is not None
+        }
     rows = summary.rows
     assert {row["method"] for row in rows} == {method.key for method in study.methods}
     assert {row["status"] for row in rows} == {"success"}
     assert all(study.metric in row for row in rows if row["name"] == "seed0")
-    assert {row["params_head"] > 0 for row in rows if "params_head" in row} == {study.run.task != "causal-lm"}
+    assert {row["params_head"] > 0 for row in rows if "params_head" in row} == {
+        study.run.task != "causal-lm"
+    }
     assert (study.metric == "test_pearson") == (data is not None)
     assert summary.study.title == f"Smoke test of: {study.title}"
-    assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]
+    assert (
+        AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type
+        == study.smoke["model_type"]
+    )
 
 
 # the geometry of each language model, as in its config.json
 GPT2 = {"model_type": "gpt2"}
 GPT2_MEDIUM = GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}
-GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384}
-GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
-GEMMA_2 = {"model_type": "gemma2", "vocab_size": 256_000, "hidden_size": 2304, "intermediate_size": 9216}
-GEMMA_2 |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
-DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128_100, "hidden_size": 768, "intermediate_size": 3072}
-DEBERTA |= {"num_hidden_layers": 12, "num_attention_heads": 12, "type_vocab_size": 0, "relative_attention": True}
+GEMMA = {
+    "model_type": "gemma",
+    "vocab_size": 256_000,
+    "hidden_size": 2048,
+    "intermediate_size": 16_384,
+}
+GEMMA |= {
+    "num_hidden_layers": 18,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 1,
+    "head_dim": 256,
+}
+GEMMA_2 = {
+    "model_type": "gemma2",
+    "vocab_size": 256_000,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+}
+GEMMA_2 |= {
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+}
+DEBERTA = {
+    "model_type": "deberta-v2",
+    "vocab_size": 128_100,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+}
+DEBERTA |= {
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "type_vocab_size": 0,
+    "relative_attention": True,
+}
 DEBERTA |= {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
 DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 MISTRAL = {"model_type": "mistral"}
-LLAMA = {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_key_value_heads": 8}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+}
 LLAMA |= {"num_attention_heads": 32}
 
 
 @pytest.mark.parametrize(
     ("name", "geometry", "counts"),
     [
-        # 0.5288, 0.2753, 4.3605, 1.0188 and 0.1880 % of the head, printed as 0.52, 0.27, 4.36, 1.01 and 0.18 %
+        # 0.5288, 0.2753, 4.3605, 1.0188 and 0.1880 % of the head, printed as 0.52, 0.27, 4.36, 1.01
+        # and 0.18 %
         (
             "qpa-gpt2-wikitext2",
             GPT2,
-            {"lora": 204_100, "qpa": 106_264, "dora": 1_683_057, "prefix": 393_216, "qpa_prefix": 72_552},
+            {
+                "lora": 204_100,
+                "qpa": 106_264,
+                "dora": 1_683_057,
+                "prefix": 393_216,
+                "qpa_prefix": 72_552,
+            },
         ),
-        # 0.1969, 0.0332, 0.2000, 0.0138, 0.4005 and 0.0139 %, printed as 0.19, 0.03, 0.20, 0.01, 0.40 and 0.01 %
+        # 0.1969, 0.0332, 0.2000, 0.0138, 0.4005 and 0.0139 %, printed as 0.19, 0.03, 0.20, 0.01,
+        # 0.40 and 0.01 %
         (
             "qpa-gemma-wikitext2",
             GEMMA,
@@ -209,12 +290,20 @@ LLAMA |= {"num_attention_heads": 32}
             MISTRAL,
             {"lora": 3_407_872, "quantum_peft": 852_096, "pauli": 7_360, "lora_r2": 851_968},
         ),
-        ("cua-llama-wikitext2", LLAMA, {"cua": 6_144, "cua_linear": 6_144, "oft": 6_144, "lora": 5_120}),
+        (
+            "cua-llama-wikitext2",
+            LLAMA,
+            {"cua": 6_144, "cua_linear": 6_144, "oft": 6_144, "lora": 5_120},
+        ),
     ],
 )
 def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
     study = load_study(recipe(name))
     AutoConfig.for_model(**geometry).save_pretrained(tmp_path)
     host = host_of(study, str(tmp_path), False)
-    found = {spec.key: count(study, host, spec, spec.settings)[0] for spec in study.methods if spec.key in counts}
+    found = {
+        spec.key: count(study, host, spec, spec.settings)[0]
+        for spec in study.methods
+        if spec.key in counts
+    }
     assert found == counts

@@ -15,10 +15,24 @@ from qpeft_lab.training.run_folder import RunFolder
 
 
 def test_options_are_passed_to_the_config(answer, base_folder):
-    arguments = ("--r", 4, "--budget", "0.5", "--hidden", "6,5", "--target-modules", "q_proj,v_proj")
-    config = qpeft.QPAConfig(r=4, budget=0.5, hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    arguments = (
+        "--r",
+        4,
+        "--budget",
+        "0.5",
+        "--hidden",
+        "6,5",
+        "--target-modules",
+        "q_proj,v_proj",
+    )
+    config = qpeft.QPAConfig(
+        r=4, budget=0.5, hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     expected = json.loads(json.dumps(asdict(qpeft.plan(base_folder, config))))
-    assert answer("plan", "--model", base_folder, *arguments) == {"model": str(base_folder), **expected}
+    assert answer("plan", "--model", base_folder, *arguments) == {
+        "model": str(base_folder),
+        **expected,
+    }
 
 
 def test_preset_sets_the_options_of_its_method():
@@ -29,7 +43,20 @@ def test_preset_sets_the_options_of_its_method():
 
 
 def test_plan_forecasts_the_circuits_and_shots_of_train(answer, base_folder, text, tmp_path):
-    circuits = ("--r", 2, "--hidden", "6,5", "--chunk-size", 64, "--n-layers", 2, "--shots", 1000, "--steps", 3)
+    circuits = (
+        "--r",
+        2,
+        "--hidden",
+        "6,5",
+        "--chunk-size",
+        64,
+        "--n-layers",
+        2,
+        "--shots",
+        1000,
+        "--steps",
+        3,
+    )
     forecast = answer("plan", "--model", base_folder, *circuits)["circuits"]
     data = ("--data", text, "--seq-len", 32, "--batch-size", 2, "--out", tmp_path / "run")
     used = answer("train", "--model", base_folder, *data, *circuits)["circuits"]
@@ -49,26 +76,58 @@ def use(monkeypatch):
         setup = {"base": "b", "base_parameters": 10, "data": "d", "steps": 1, "seeds": 2}
         designs = []
         for number, (method, settings) in enumerate(adapters):
-            row = {**setup, "trainable": 9, "loss": 3.5, "low": 3.4, "high": 3.6, "share": 0.5 - 0.1 * number}
+            row = {
+                **setup,
+                "trainable": 9,
+                "loss": 3.5,
+                "low": 3.4,
+                "high": 3.6,
+                "share": 0.5 - 0.1 * number,
+            }
             rates = {"": 0.01, "b": 0.01}
-            designs.append(Design(f"adapter {number}", method, settings, 10**6, None, [], rates, None, [row]))
+            designs.append(
+                Design(f"adapter {number}", method, settings, 10**6, None, [], rates, None, [row])
+            )
         monkeypatch.setattr(suggest_module, "read_evidence", lambda: Evidence("r", designs, {}))
 
     return replace
 
 
-def test_plan_and_train_take_the_suggested_adapter(qpeft_cli, answer, base_folder, text, tmp_path, use):
+def test_plan_and_train_take_the_suggested_adapter(
+    qpeft_cli, answer, base_folder, text, tmp_path, use
+):
     use(("ia3", {}), ("quantum_peft", RANDOM), ("uni_lora", {"r": 4, "theta_d_length": 20}))
     expected = qpeft.suggest(base_folder, parameters=250)
     assert (expected.label, len(expected.alternatives)) == ("adapter 0", 2)
     found = answer("plan", "--model", base_folder, "--parameters", 250)
     shown = json.loads(json.dumps({**asdict(expected), "learning_rate": 0.01}))
-    assert {**found["suggestion"], "notes": []} == {**shown, "notes": []}  # there are notes on servers as well
-    assert (found["trainable"], found["stored_bytes"]) == (expected.plan.trainable, expected.plan.stored_bytes)
-    other = answer("plan", "--model", base_folder, "--parameters", 250, "--server", "vllm")["suggestion"]
+    assert {**found["suggestion"], "notes": []} == {
+        **shown,
+        "notes": [],
+    }  # there are notes on servers as well
+    assert (found["trainable"], found["stored_bytes"]) == (
+        expected.plan.trainable,
+        expected.plan.stored_bytes,
+    )
+    other = answer("plan", "--model", base_folder, "--parameters", 250, "--server", "vllm")[
+        "suggestion"
+    ]
     assert other["label"] == "adapter 1"
-    assert "bytes 8 is too small" in qpeft_cli("plan", "--model", base_folder, "--bytes", 8, code=2).stderr
-    train = ("train", "--model", base_folder, "--data", text, "--method", "auto", "--parameters", 20)
+    assert (
+        "bytes 8 is too small"
+        in qpeft_cli("plan", "--model", base_folder, "--bytes", 8, code=2).stderr
+    )
+    train = (
+        "train",
+        "--model",
+        base_folder,
+        "--data",
+        text,
+        "--method",
+        "auto",
+        "--parameters",
+        20,
+    )
     train += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--out", tmp_path / "run")
     assert answer(*train)["trainable"] == 20
     settings = RunFolder(tmp_path / "run").recorded()[0]
@@ -82,10 +141,22 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
     use(("quantum_peft", FRAMED | {"bits": 16, "lambda_bits": 16}))
     plan = answer("plan", "--model", base_folder, "--bytes", "1000")
     assert plan["stored_bytes"] == 2 * plan["trainable"]
-    train = ("train", "--model", base_folder, "--data", text, "--seq-len", "16", "--batch-size", "2")
+    train = (
+        "train",
+        "--model",
+        base_folder,
+        "--data",
+        text,
+        "--seq-len",
+        "16",
+        "--batch-size",
+        "2",
+    )
     train += ("--method", "auto", "--bytes", "1000", "--steps", "2", "--out", tmp_path / "run")
     refused = qpeft_cli(*train, code=2)
-    command = shlex.split(" ".join(refused.stderr.split()).partition("write one, qpeft ")[2].partition(", and add")[0])
+    command = shlex.split(
+        " ".join(refused.stderr.split()).partition("write one, qpeft ")[2].partition(", and add")[0]
+    )
     monkeypatch.chdir(tmp_path)
     answer(*command)
     found = answer(*train, "--frames", tmp_path / "frames.safetensors")
@@ -95,17 +166,24 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("quantum_peft", {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": "@norms"}),
+        (
+            "quantum_peft",
+            {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": "@norms"},
+        ),
         ("lora", {"r": 1, "target_modules": ["lm_head"]}),
         ("tiny_lora", {"r": 2, "u": 2, "save_projection": False}),
     ],
     ids=str,
 )
-def test_shown_options_are_those_of_the_suggested_adapter(qpeft_cli, answer, base_folder, use, method, settings):
+def test_shown_options_are_those_of_the_suggested_adapter(
+    qpeft_cli, answer, base_folder, use, method, settings
+):
     use((method, settings))
     budget = ("plan", "--model", base_folder, "--parameters", "100000")
     suggested = answer(*budget)
-    (line,) = [line for line in qpeft_cli(*budget).stdout.splitlines() if line.startswith("--method")]
+    (line,) = [
+        line for line in qpeft_cli(*budget).stdout.splitlines() if line.startswith("--method")
+    ]
     *words, option, rate = shlex.split(line)
     assert (option, rate) == ("--lr", "0.01")
     del suggested["suggestion"]

@@ -1,4 +1,6 @@
-"""`qpeft train`: its exit codes, and a run of a file with --config; `qpeft demo` with a tiny base and a small text."""
+"""`qpeft train`: its exit codes, and a run of a file with --config; `qpeft demo` with a tiny base
+and a small text.
+"""
 
 import json
 
@@ -12,12 +14,36 @@ pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 
 
 def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_path):
-    command = ("train", "--model", base_folder, "--data", text, "--out", tmp_path / "run", "--steps", 4)
-    command += ("--batch-size", 4, "--method", "lora", "--r", 8, "--target-modules", "q_proj", "--seed", 3)
+    command = (
+        "train",
+        "--model",
+        base_folder,
+        "--data",
+        text,
+        "--out",
+        tmp_path / "run",
+        "--steps",
+        4,
+    )
+    command += (
+        "--batch-size",
+        4,
+        "--method",
+        "lora",
+        "--r",
+        8,
+        "--target-modules",
+        "q_proj",
+        "--seed",
+        3,
+    )
     shown = qpeft_cli(*command, code=0)
     assert str(tmp_path / "run" / "exported") in shown.stdout
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
-    assert (settings["method_settings"], settings["seed"]) == ({"r": 8, "target_modules": ["q_proj"]}, 3)
+    assert (settings["method_settings"], settings["seed"]) == (
+        {"r": 8, "target_modules": ["q_proj"]},
+        3,
+    )
     again = json.loads(qpeft_cli(*command, "--json").stdout)
     assert again["already_finished"]
     assert again["trainable"] == 2 * 8 * (16 + 16)
@@ -25,21 +51,43 @@ def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_pat
 
 def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tmp_path):
     (config := tmp_path / "run.yaml").write_text(
-        f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 2\nbatch_size: 2\nseq_len: 32\nlr: 1e-3\n"
-        "method: qpa\nmethod_settings: {r: 2, hidden: [6, 5], chunk_size: 32}\nbackend_settings: {shots: 100}\n"
+        f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 2\nbatch_size:"
+        " 2\nseq_len: 32\nlr: 1e-3\nmethod: qpa\nmethod_settings: {r: 2, hidden: [6, 5],"
+        " chunk_size: 32}\nbackend_settings: {shots: 100}\n"
     )
-    options = ("--per-device-batch-size", 1, "--learning-rate", 0.01, "--chunk-size", 16, "--shots", 50, "--steps", 2)
+    options = (
+        "--per-device-batch-size",
+        1,
+        "--learning-rate",
+        0.01,
+        "--chunk-size",
+        16,
+        "--shots",
+        50,
+        "--steps",
+        2,
+    )
     result = qpeft_cli("train", "--config", config, *options, code=0)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert settings["method_settings"] == {"r": 2, "hidden": [6, 5], "chunk_size": 16}
     assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
     assert settings["backend_settings"] == {"shots": 50}
-    notes = [line for line in result.stderr.splitlines() if "overrides" in line]  # --steps is that of the file
-    assert sorted(note.split()[1] for note in notes) == ["--batch-size", "--chunk-size", "--lr", "--shots"]
+    notes = [
+        line for line in result.stderr.splitlines() if "overrides" in line
+    ]  # --steps is that of the file
+    assert sorted(note.split()[1] for note in notes) == [
+        "--batch-size",
+        "--chunk-size",
+        "--lr",
+        "--shots",
+    ]
 
 
 def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_path):
-    run = f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 5\nseq_len: 32\nmethod: lora\n"
+    run = (
+        f"model: {base_folder}\ndata: {text}\nout: {tmp_path / 'run'}\nsteps: 5\nseq_len:"
+        " 32\nmethod: lora\n"
+    )
     (config := tmp_path / "run.yaml").write_text(run)
     assert "--epochs" in qpeft_cli("train", "--config", config, "--num-epochs", 0.01, code=0).stderr
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
@@ -49,9 +97,14 @@ def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_pa
 # demo
 
 
-def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, answer, base_folder, tmp_path, monkeypatch):
+def test_demo_trains_reports_and_is_not_trained_twice(
+    qpeft_cli, answer, base_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("qpeft_lab.cli.demo.base_path", lambda: base_folder)
-    texts = [f"Parameters\n----------\na : array_like\n    Number {i} of the array." * 3 for i in range(60)]
+    texts = [
+        f"Parameters\n----------\na : array_like\n    Number {i} of the array." * 3
+        for i in range(60)
+    ]
     monkeypatch.setattr("qpeft_lab.demo.corpus.numpy_docs", lambda: texts)
     # the tiny adapter is smaller than the usual widths
     small = {"r": 4, "target_modules": "all-linear", "hidden": (6, 5), "chunk_size": 32}
@@ -63,12 +116,18 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, answer, base_fo
     assert {name: RunFolder(out / name).recorded()[0].lr for name in rates} == rates
     lora, qpa, quantum_peft = found["runs"].values()
     for generated in (qpa, quantum_peft):
-        assert lora["before"] == generated["before"] != generated["after"]  # the same base, the same text
+        assert (
+            lora["before"] == generated["before"] != generated["after"]
+        )  # the same base, the same text
         assert lora["data_sha256"] == generated["data_sha256"]
     assert 2 * lora["deployed"] == 2 * qpa["deployed"] == quantum_peft["deployed"]  # rank 8, not 4
     assert quantum_peft["trainable"] < lora["trainable"]
     again = qpeft_cli(*arguments, env={"COLUMNS": "80"})
     assert "remove the folder" in again.stderr
-    for word in (*(f"{name} {rate:g}" for name, rate in rates.items()), f"{out}/quantum_peft/exported\n", "qpa-frozen"):
+    for word in (
+        *(f"{name} {rate:g}" for name, rate in rates.items()),
+        f"{out}/quantum_peft/exported\n",
+        "qpa-frozen",
+    ):
         assert word in again.stdout
     assert qpeft_cli("demo", "--steps", 3, "--out", out).exit_code == 2

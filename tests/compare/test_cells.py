@@ -1,4 +1,6 @@
-"""Plans and cells on a tiny model: equal data and order, budgets, the best parameters, one row each."""
+"""Plans and cells on a tiny model: equal data and order, budgets, the best parameters, one row
+each.
+"""
 
 import json
 import math
@@ -48,7 +50,9 @@ SMALL |= {"methods": METHODS, "generation": None, "test_blocks": 4, "seeds": [0,
 @pytest.fixture
 def study(tiny_model, text_file):
     def make(**changes):
-        return load_study("survey", {**SMALL, "run.model": str(tiny_model), "run.data": str(text_file), **changes})
+        return load_study(
+            "survey", {**SMALL, "run.model": str(tiny_model), "run.data": str(text_file), **changes}
+        )
 
     return make
 
@@ -95,22 +99,35 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
 
 
 def test_plan_of_epochs_has_their_steps(tiny_model, text_file, tmp_path):
-    asked = {"run.model": str(tiny_model), "run.data": str(text_file), "methods": METHODS[:2], "run.epochs": 2.5}
+    asked = {
+        "run.model": str(tiny_model),
+        "run.data": str(text_file),
+        "methods": METHODS[:2],
+        "run.epochs": 2.5,
+    }
     asked |= {name: value for name, value in SMALL.items() if name not in ("methods", "run.steps")}
     plan = make_plan(load_study("survey", asked | {"run.lr_schedule": "cosine"}), tmp_path / "out")
     [row] = map(json.loads, Path(plan.setup.run.data).read_text().splitlines())
     n_blocks = len(AutoTokenizer.from_pretrained(tiny_model)(row["text"])["input_ids"]) // 32
     [cell] = cells_of(plan, "lora")
-    assert plan.setup.run.n_steps == plan.study.run.steps == math.ceil(2.5 * math.ceil(n_blocks / 2))
+    assert (
+        plan.setup.run.n_steps == plan.study.run.steps == math.ceil(2.5 * math.ceil(n_blocks / 2))
+    )
     assert settings_of(cell, tmp_path).lr_schedule == "cosine"
 
 
 def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
-    rows = {cell.cell_id: failed_row(cell, RuntimeError("planted")) for cell in plan.tuning_cells({})}
+    rows = {
+        cell.cell_id: failed_row(cell, RuntimeError("planted")) for cell in plan.tuning_cells({})
+    }
     for cell in plan.tuning_cells({}):
         if cell.method == "lora":
-            rows[cell.cell_id] = {**started_row(cell), "status": "success", "valid_loss": 1 / cell.lr}
+            rows[cell.cell_id] = {
+                **started_row(cell),
+                "status": "success",
+                "valid_loss": 1 / cell.lr,
+            }
     finals = {cell.method: cell for cell in plan.final_cells(rows) if cell.seed == 0}
     assert finals["lora"].lr == 0.1
     assert finals["qpa"].lr == min(finals["qpa"].spec.rates)  # no trial succeeded
@@ -118,10 +135,18 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
 
 
 def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, tiny_model):
-    before = {method.key: method.hash for method in make_plan(study(), tmp_path / "a").study.methods}
-    moved = {"run.model": str(shutil.copytree(tiny_model, tmp_path / "base")), "run.data": str(tmp_path / "copy.txt")}
+    before = {
+        method.key: method.hash for method in make_plan(study(), tmp_path / "a").study.methods
+    }
+    moved = {
+        "run.model": str(shutil.copytree(tiny_model, tmp_path / "base")),
+        "run.data": str(tmp_path / "copy.txt"),
+    }
     shutil.copy(text_file, moved["run.data"])
-    assert {method.key: method.hash for method in make_plan(study(**moved), tmp_path / "m").study.methods} == before
+    assert {
+        method.key: method.hash
+        for method in make_plan(study(**moved), tmp_path / "m").study.methods
+    } == before
     changed = {"lora": {"settings": {"r": 3}}, "qpa": {"backend": {"shots": 9}}}
     other = [{**method, **changed.get(method["key"], {})} for method in METHODS]
     after = {m.key: m.hash for m in make_plan(study(methods=other), tmp_path / "b").study.methods}
@@ -142,10 +167,18 @@ def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, ti
 
 def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     sizes = {"key": "lora@prefix", "method": "lora", "vary": "r", "values": [1, 2, 3, 4, 5]}
-    tight = {"key": "prefix@prefix", "method": "prefix", "vary": "num_virtual_tokens", "values": [40]}
+    tight = {
+        "key": "prefix@prefix",
+        "method": "prefix",
+        "vary": "num_virtual_tokens",
+        "values": [40],
+    }
     exact = {"key": "qpa@prefix", "method": "qpa", "settings": {"r": 4, "budget": "@budget"}}
     methods = [{**method, "at_size_of": "prefix"} for method in (sizes, tight, exact)]
-    methods += [*METHODS[:2], {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 30}}]
+    methods += [
+        *METHODS[:2],
+        {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 30}},
+    ]
     plan = make_plan(study(methods=methods, **{"run.seq_len": 16}), tmp_path / "out")
     found = {method.key: method.trainable for method in plan.study.methods}
     budget = 30 * 2 * 16 * 2
@@ -160,15 +193,23 @@ def test_data_order_and_initial_loss_are_equal_for_all_methods(study, tmp_path, 
     plan = make_plan(study(), tmp_path / "out")
     seen = []
     collate = type(read_data(settings_of(plan.final_cells({})[0]))).collate
-    with_record = lambda task, examples: seen.append([id(one) for one in examples]) or collate(task, examples)  # noqa: E731
-    monkeypatch.setattr(type(read_data(settings_of(plan.final_cells({})[0]))), "collate", with_record)
+
+    def with_record(task, examples):
+        seen.append([id(example) for example in examples])
+        return collate(task, examples)
+
+    monkeypatch.setattr(
+        type(read_data(settings_of(plan.final_cells({})[0]))), "collate", with_record
+    )
 
     def run(cell):
         seen.clear()
         row = run_cell(cell, plan.folder)
         return row, list(seen)
 
-    found = {cell.method: run(cell) for cell in cells_of(plan, *(method["key"] for method in METHODS))}
+    found = {
+        cell.method: run(cell) for cell in cells_of(plan, *(method["key"] for method in METHODS))
+    }
     orders = {key: order for key, (_, order) in found.items() if key not in ("none", "prefix")}
     assert len({repr(order) for order in orders.values()}) == 1
     assert run(cells_of(plan, "lora", seed=1)[0])[1] != orders["lora"]
@@ -186,7 +227,15 @@ def test_row_has_the_fields_of_the_specification(planned):
     row = run_cell(cell, plan.folder)
     assert row["status"] == "success"
     assert [point[0] for point in row["curve"]] == [0, 3, 6]
-    assert {"lr", "seconds", "valid_loss", "test_loss", "test_ppl", "bits_per_byte", "best_step"} <= row.keys()
+    assert {
+        "lr",
+        "seconds",
+        "valid_loss",
+        "test_loss",
+        "test_ppl",
+        "bits_per_byte",
+        "best_step",
+    } <= row.keys()
     assert row["params_trainable"] == row["params_generator"] < row["params_deployed"]
     assert row["test_scored"] > 0
     assert min(row["test_losses"]) < row["test_loss"] < max(row["test_losses"])
@@ -196,22 +245,44 @@ def test_row_has_the_fields_of_the_specification(planned):
 
 
 def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_file(planned):
-    settings = {"r": 2, "frame": "gradient", "frame_rank": 4, "share": "type", "bits": 16, "lambda_bits": 16}
+    settings = {
+        "r": 2,
+        "frame": "gradient",
+        "frame_rank": 4,
+        "share": "type",
+        "bits": 16,
+        "lambda_bits": 16,
+    }
     methods = [{"key": "framed", "method": "quantum_peft", "settings": settings, "lr": 0.01}]
     plan, cell = planned("framed", methods=methods, reference="framed")
     row = run_cell(cell, plan.folder)
     assert 0 < row["bytes_stored"] - 2 * row["params_trainable"] < 200  # one tensor
 
 
-CIRCUITS = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
-SHOTS = {"key": "shots", "method": "qpa", "settings": CIRCUITS, "lr": 0.001, "backend": {"shots": 400}}
+CIRCUITS = {
+    "r": 8,
+    "chunk_size": 80,
+    "hidden": [4, 8],
+    "n_layers": 2,
+    "activation": "identity",
+    "angle_scale": 50,
+}
+SHOTS = {
+    "key": "shots",
+    "method": "qpa",
+    "settings": CIRCUITS,
+    "lr": 0.001,
+    "backend": {"shots": 400},
+}
 
 
 def test_hardware_jobs_are_counted_and_not_sent_for_times(planned, tmp_path, monkeypatch):
     sent = []
     run = ExactBackend.run
     monkeypatch.setattr(ExactBackend, "is_simulator", False)
-    monkeypatch.setattr(ExactBackend, "run", lambda self, *given: sent.append(given) or run(self, *given))
+    monkeypatch.setattr(
+        ExactBackend, "run", lambda self, *given: sent.append(given) or run(self, *given)
+    )
     plan, cell = planned("shots", methods=[SHOTS], reference="shots")
     cost = replace(plan.cost_cells({})[0], lr=0.001)
     assert run_cell(cost, plan.folder)["step_ms"] > 0
@@ -242,12 +313,28 @@ def test_non_finite_loss_gives_status_diverged(planned):
     [
         ({"run.model": "./no/model"}, InputError, "no model folder"),
         ({"run.data": "nothing.txt"}, DataError, "no file or folder"),
-        ({"bad": {"method": "qpa", "settings": {"budget": 3}}}, ConfigError, "method bad: .*too small"),
+        (
+            {"bad": {"method": "qpa", "settings": {"budget": 3}}},
+            ConfigError,
+            "method bad: .*too small",
+        ),
         ({"bad": {"method": "lora", "settings": {"rank": 3}}}, ConfigError, "'rank'"),
         ({"bad": {"method": "head"}}, ConfigError, "method bad: .*which task causal-lm lacks"),
-        ({"bad": {"method": "full"}, "run.dtype": "bfloat16"}, ConfigError, "method bad: .*use dtype float32"),
-        ({"bad": {"method": "lora", "at_size_of": "none"}}, ConfigError, "none trains no parameters"),
-        ({"generation": {"bertscore_model": "no/encoder"}}, ConfigError, "bertscore_model: no folder"),
+        (
+            {"bad": {"method": "full"}, "run.dtype": "bfloat16"},
+            ConfigError,
+            "method bad: .*use dtype float32",
+        ),
+        (
+            {"bad": {"method": "lora", "at_size_of": "none"}},
+            ConfigError,
+            "none trains no parameters",
+        ),
+        (
+            {"generation": {"bertscore_model": "no/encoder"}},
+            ConfigError,
+            "bertscore_model: no folder",
+        ),
     ],
 )
 def test_invalid_studies_are_rejected_before_any_cell(study, tmp_path, changes, error, message):
@@ -259,23 +346,41 @@ def test_invalid_studies_are_rejected_before_any_cell(study, tmp_path, changes, 
 
 def test_head_of_a_classification_is_not_counted(planned, tmp_path, tiny_vit, bar_files):
     """Whatever number of classes the base has, and with targets that would match the head."""
-    settings = {"lora": {"r": 4, "target_modules": "all-linear"}, "qpa": {"r": 4, "budget": 0.5}, "full": {}}
-    methods = [{"key": key, "method": key, "settings": own, "lr": 0.01} for key, own in settings.items()]
+    settings = {
+        "lora": {"r": 4, "target_modules": "all-linear"},
+        "qpa": {"r": 4, "budget": 0.5},
+        "full": {},
+    }
+    methods = [
+        {"key": key, "method": key, "settings": own, "lr": 0.01} for key, own in settings.items()
+    ]
     asked = of_run(model=str(tiny_vit), data=str(bar_files[0]), task="image-classification")
     plan, *_ = planned(**asked, methods=methods, reference="lora")
     for method in plan.study.methods:
         [cell] = cells_of(plan, method.key)
         model, task = untrained_model(cell), read_data(settings_of(cell, tmp_path))
-        assert method.trainable == count_trainable(model) - count_trainable(model, task.head), method.key
-        assert method.deployed == count_deployed(model) - count_trainable(model, task.head), method.key
+        assert method.trainable == count_trainable(model) - count_trainable(model, task.head), (
+            method.key
+        )
+        assert method.deployed == count_deployed(model) - count_trainable(model, task.head), (
+            method.key
+        )
 
 
 def test_answers_to_test_prompts_are_scored(planned, tmp_path):
     data = tmp_path / "pairs.csv"
-    lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
+    lines = [
+        f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"'
+        for n in range(120)
+    ]
     data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
     columns = {"run.prompt_column": "mr", "run.completion_column": "ref", "run.seq_len": 61}
-    asked = {"run.data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
+    asked = {
+        "run.data": str(data),
+        "generation": {"max_new_tokens": 5, "n_prompts": 2},
+        "metric": "bleu",
+        **columns,
+    }
     plan, cell = planned("lora", **asked)
     row = run_cell(cell, plan.folder)
     assert len(row["texts"]) == 2
@@ -287,9 +392,18 @@ def test_answers_to_test_prompts_are_scored(planned, tmp_path):
 
 
 def test_each_seed_and_the_trials_have_their_own_random_projections(planned):
-    fields = {"uni_lora": "proj_seed", "tiny_lora": "projection_seed", "fixed": "projection_prng_key"}
+    fields = {
+        "uni_lora": "proj_seed",
+        "tiny_lora": "projection_seed",
+        "fixed": "projection_prng_key",
+    }
     methods = [
-        {"key": "uni_lora", "method": "uni_lora", "settings": {"r": 2, "theta_d_length": 64}, "lr": 0.01},
+        {
+            "key": "uni_lora",
+            "method": "uni_lora",
+            "settings": {"r": 2, "theta_d_length": 64},
+            "lr": 0.01,
+        },
         {"key": "tiny_lora", "method": "tiny_lora", "lr": 0.01},
         {"key": "fixed", "method": "vera", "settings": {"projection_prng_key": 7}, "lr": 0.01},
     ]
@@ -301,7 +415,9 @@ def test_each_seed_and_the_trials_have_their_own_random_projections(planned):
     steps = {key: lab_record(methods_table.get(key)).seed_step for key in ("uni_lora", "tiny_lora")}
     assert steps["tiny_lora"] > 8  # a seed for each module
     for key, seeds in found.items():
-        assert seeds == {(seed, 7 if key == "fixed" else seed * steps[key]) for seed in (0, 1, 2, 1000)}, key
+        assert seeds == {
+            (seed, 7 if key == "fixed" else seed * steps[key]) for seed in (0, 1, 2, 1000)
+        }, key
 
 
 def test_virtual_tokens_shorten_the_blocks_of_all_methods(planned):
@@ -313,7 +429,10 @@ def test_virtual_tokens_shorten_the_blocks_of_all_methods(planned):
 
 def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(planned, tmp_path):
     data = tmp_path / "pairs.jsonl"
-    pairs = [{"prompt": f"{n} " + "the bird sings " * (30 * (n % 3 == 0)), "completion": "at night"} for n in range(60)]
+    pairs = [
+        {"prompt": f"{n} " + "the bird sings " * (30 * (n % 3 == 0)), "completion": "at night"}
+        for n in range(60)
+    ]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     plan, cell = planned("none", **{"run.data": str(data)})
     plan.claim()

@@ -24,9 +24,14 @@ def split(tmp_path):
     """Split the data of a study; the rows of each part, the record."""
 
     def make(**changes):
-        named = {name if name == "test_data" else f"run.{name}": value for name, value in changes.items()}
+        named = {
+            name if name == "test_data" else f"run.{name}": value for name, value in changes.items()
+        }
         found = split_data(load_study("survey", {"generation": None, **named}), tmp_path / "study")
-        return [[json.loads(line) for line in path.read_bytes().splitlines()] for path in found[0].values()], found
+        return [
+            [json.loads(line) for line in path.read_bytes().splitlines()]
+            for path in found[0].values()
+        ], found
 
     return make
 
@@ -71,7 +76,11 @@ def test_parts_contain_all_classes(tmp_path):
     names = ["ape", "bee", "cat", "dog"]
     rows = [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
     write_images(tmp_path / "all.parquet", rows)
-    asked = {"generation": None, "run.data": str(tmp_path / "all.parquet"), "run.task": "image-classification"}
+    asked = {
+        "generation": None,
+        "run.data": str(tmp_path / "all.parquet"),
+        "run.task": "image-classification",
+    }
     study = load_study("survey", {**asked, "methods": [{"key": "lora", "method": "lora"}]})
     files, _, _ = split_data(study, tmp_path / "study")
     for part, n in (("train", 108), ("validation", 6), ("test", 6)):
@@ -85,7 +94,11 @@ def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
     (folder := tmp_path / "tales").mkdir()
     for name, n in (("train", 60), ("validation", 5), ("test", 7)):
         write(folder / f"{name}.jsonl", ({"text": f"{name} {i}"} for i in range(n)))
-    named = {"data": f"{folder}::train", "eval_data": f"{folder}::validation", "test_data": f"{folder}::test"}
+    named = {
+        "data": f"{folder}::train",
+        "eval_data": f"{folder}::validation",
+        "test_data": f"{folder}::test",
+    }
     parts, found = split(**named)
     assert [len(part) for part in parts] == [60, 5, 7]
     assert parts[2][0] == {"text": "test 0"}
@@ -94,20 +107,29 @@ def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
     assert other[1] != found[1]
 
 
-@pytest.mark.parametrize(("task", "metric", "n_classes"), [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)])
+@pytest.mark.parametrize(
+    ("task", "metric", "n_classes"), [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)]
+)
 def test_validation_split_of_glue_is_test_data(tmp_path, split, task, metric, n_classes):
     (folder := tmp_path / "data").mkdir()
     for name, n in (("train", 100), ("validation", 9)):
         made = ({f"sentence{k}": f"{name} sentence{k} {i}" for k in (1, 2)} for i in range(n))
-        rows = ({**row, "label": i % n_classes if n_classes else i / 4} for i, row in enumerate(made))
+        rows = (
+            {**row, "label": i % n_classes if n_classes else i / 4} for i, row in enumerate(made)
+        )
         write(folder / f"{name}.jsonl", rows)
-    assert load_study("survey", {"generation": None, "run.data": f"glue/{task}:{folder}"}).metric == metric
+    assert (
+        load_study("survey", {"generation": None, "run.data": f"glue/{task}:{folder}"}).metric
+        == metric
+    )
     (train, validation, test), found = split(data=f"glue/{task}:{folder}")
     assert [len(part) for part in (train, validation, test)] == [95, 5, 9]
     assert [row["text"] for row in test] == [f"validation sentence1 {i}" for i in range(9)]
     assert [row["text_pair"] for row in test] == [f"validation sentence2 {i}" for i in range(9)]
     # classes by their index: a run sorts them, and their names would be in another order
-    assert [row["label"] for row in test] == [i % n_classes if n_classes else i / 4 for i in range(9)]
+    assert [row["label"] for row in test] == [
+        i % n_classes if n_classes else i / 4 for i in range(9)
+    ]
     assert len(found[2]) == 1
 
 
@@ -116,7 +138,11 @@ LINES = [f"line {n} of a long tale that nobody would write twice\n" for n in ran
 
 @pytest.mark.parametrize("part", ["eval_data", "test_data"])
 @pytest.mark.parametrize(
-    "copy", [*("".join(LINES)[cut] for cut in (slice(1000), slice(777, 1500))), "".join(f" {one}" for one in LINES[5:])]
+    "copy",
+    [
+        *("".join(LINES)[cut] for cut in (slice(1000), slice(777, 1500))),
+        "".join(f" {one}" for one in LINES[5:]),
+    ],
 )
 def test_copy_or_part_of_the_training_data_is_refused_as_held_out_data(split, tmp_path, part, copy):
     (tmp_path / "all.txt").write_text("".join(LINES))
@@ -135,7 +161,9 @@ def test_texts_that_two_parts_share_are_counted(split, tmp_path):
         _, found = split(data=data, test_data=test)
     assert "5 of 60" in found[2][0]
     (tmp_path / "all.txt").write_text("".join(LINES))
-    (tmp_path / "end.txt").write_text("".join(LINES[-20:] + [line.replace("twice", "once") for line in LINES[-20:]]))
+    (tmp_path / "end.txt").write_text(
+        "".join(LINES[-20:] + [line.replace("twice", "once") for line in LINES[-20:]])
+    )
     with pytest.warns(UserWarning, match="20 of 40"):
         split(data=str(tmp_path / "all.txt"), test_data=str(tmp_path / "end.txt"))
 

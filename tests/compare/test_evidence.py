@@ -1,4 +1,6 @@
-"""The evidence of `qpeft.suggest`: it has the losses of a study's rows, and learning rates that are safe in them."""
+"""The evidence of `qpeft.suggest`: it has the losses of a study's rows, and learning rates that are
+safe in them.
+"""
 
 import json
 from collections import defaultdict
@@ -25,12 +27,21 @@ ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
     ("tunings", "expected"),
     [
         ([ENDS_WELL], 3.0),
-        ([{1.0: 3.1, 3.0: 3.03, 10.0: 3.0, 30.0: None}], 3.0),  # the best is next to one that failed
+        (
+            [{1.0: 3.1, 3.0: 3.03, 10.0: 3.0, 30.0: None}],
+            3.0,
+        ),  # the best is next to one that failed
         ([{1.0: 3.1, 3.0: 3.03, 10.0: 3.0, 30.0: 4.0}], 3.0),
         ([{1.0: 3.1, 3.0: 3.03, 10.0: 3.0, 30.0: 3.9}, ENDS_WELL], 3.0),
-        ([{1.0: 3.0, 3.0: 3.1, 10.0: 3.6, 30.0: None}, ENDS_WELL], 1.0),  # 3 is best in one, next to a loss in one
+        (
+            [{1.0: 3.0, 3.0: 3.1, 10.0: 3.6, 30.0: None}, ENDS_WELL],
+            1.0,
+        ),  # 3 is best in one, next to a loss in one
         ([{1.0: 3.1, 3.0: 3.05, 10.0: 3.0}], 3.0),  # nothing is known above 10
-        ([{1.0: 3.05, 3.0: 3.0, 10.0: 3.0}, {1.0: 3.05, 3.0: 3.0, 5.0: 4.0, 10.0: 4.0}], 1.0),  # other grids
+        (
+            [{1.0: 3.05, 3.0: 3.0, 10.0: 3.0}, {1.0: 3.05, 3.0: 3.0, 5.0: 4.0, 10.0: 4.0}],
+            1.0,
+        ),  # other grids
     ],
 )
 def test_learning_rate_is_safe_in_all_searches(tunings, expected):
@@ -44,10 +55,16 @@ def test_packaged_evidence_is_that_of_the_published_results():
 
 def test_lost_gain_is_that_of_a_choice_without_the_base():
     def searched(on_a, on_b):
-        return [evidence.Tuning(base, 4.0, 1.0, losses) for base, losses in (("a", on_a), ("b", on_b))]
+        return [
+            evidence.Tuning(base, 4.0, 1.0, losses) for base, losses in (("a", on_a), ("b", on_b))
+        ]
 
-    one = searched({1.0: 3.0, 3.0: 3.2, 10.0: 3.4}, {1.0: 3.6, 3.0: 3.5, 10.0: 3.9})  # the best on a
-    other = searched({0.3: 3.5, 0.9: 3.3, 2.7: 3.4}, {0.3: 3.6, 0.9: 3.4, 2.7: None})  # the best on b
+    one = searched(
+        {1.0: 3.0, 3.0: 3.2, 10.0: 3.4}, {1.0: 3.6, 3.0: 3.5, 10.0: 3.9}
+    )  # the best on a
+    other = searched(
+        {0.3: 3.5, 0.9: 3.3, 2.7: 3.4}, {0.3: 3.6, 0.9: 3.4, 2.7: None}
+    )  # the best on b
     # b chooses the other, with 0.9 or, next to a failure, 0.3; a chooses the first with 1
     assert evidence.lost({"one": one, "other": other}) == pytest.approx([0.3, 1 / 3])
     assert evidence.lost({"one": one}) == pytest.approx([0.2, 0.2])
@@ -76,14 +93,19 @@ def test_published_rows_have_no_better_adapter_within_the_budget(published, base
     shares = {}
     for key in set.intersection(*map(set, published.values())) - {"none"}:
         if int(key.rpartition("_")[2]) <= budget:
-            means = [{name: fmean(losses[name]) for name in ("none", "lora_5000", key)} for losses in cases]
+            means = [
+                {name: fmean(losses[name]) for name in ("none", "lora_5000", key)}
+                for losses in cases
+            ]
             shares[key] = fmean((m["none"] - m[key]) / (m["none"] - m["lora_5000"]) for m in means)
     best = max(shares, key=shares.__getitem__)
     found = qpeft.suggest(SETUPS[base], parameters=budget)
     assert found.plan.trainable <= found.budget == int(best.rpartition("_")[2])
     assert found.share == pytest.approx(shares[best], abs=1e-5)
     own = [losses[best] for losses in cases]
-    intervals = [(fmean(one), *t.interval(0.95, len(one) - 1, loc=fmean(one), scale=sem(one))) for one in own]
+    intervals = [
+        (fmean(one), *t.interval(0.95, len(one) - 1, loc=fmean(one), scale=sem(one))) for one in own
+    ]
     assert sorted((row["loss"], row["low"], row["high"]) for row in found.results) == [
         pytest.approx(interval, abs=1e-5) for interval in sorted(intervals)
     ]
@@ -99,33 +121,64 @@ def test_every_adapter_runs_on_a_base_that_no_search_knows():
 
 @pytest.mark.parametrize("base", SETUPS)
 def test_quantities_of_a_base_are_those_of_its_plan(base):
-    lora = qpeft.plan(SETUPS[base], LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
+    lora = qpeft.plan(
+        SETUPS[base], LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
     found = {what: of.get(base) or of["stories260K"] for what, of in evidence.QUANTITIES.items()}
-    assert (found["linear maps"], found["parameters of LoRA r=1"]) == (len(lora.target_modules), lora.trainable)
+    assert (found["linear maps"], found["parameters of LoRA r=1"]) == (
+        len(lora.target_modules),
+        lora.trainable,
+    )
 
 
 @pytest.mark.parametrize("base", ["embedded", "bytes1m"])
 def test_norms_of_a_base_are_means_over_its_maps(base):
-    folder = qpeft_lab.demo.base_path() if base == "embedded" else protocol.ROOT / "benchmarks" / "bases" / base
+    folder = (
+        qpeft_lab.demo.base_path()
+        if base == "embedded"
+        else protocol.ROOT / "benchmarks" / "bases" / base
+    )
     tensors = load_file(f"{folder}/model.safetensors").items()
-    maps = [w.float() for name, w in tensors if w.ndim == 2 and (".h." in name or ".layers." in name)]
+    maps = [
+        w.float() for name, w in tensors if w.ndim == 2 and (".h." in name or ".layers." in name)
+    ]
     assert len(maps) == evidence.QUANTITIES["linear maps"][base]
-    means = [fmean(w.norm().item() for w in maps), fmean(w.square().mean().sqrt().item() for w in maps)]
+    means = [
+        fmean(w.norm().item() for w in maps),
+        fmean(w.square().mean().sqrt().item() for w in maps),
+    ]
     found = [evidence.QUANTITIES[name][base] for name in ("norm of a map", "r.m.s. of a weight")]
     assert found == pytest.approx(means, rel=5e-3)
 
 
 def test_regret_is_the_share_of_the_best_gain_that_the_answer_of_suggest_loses(monkeypatch):
-    known = {"uni_128_a": (128, 0.5), "xs_128_a": (128, 0.4), "qpa_128_a": (128, 0.8), "lora_400_a": (400, 0.9)}
-    designs = {key: {"budget": most, "results": [{"share": share}]} for key, (most, share) in known.items()}
+    known = {
+        "uni_128_a": (128, 0.5),
+        "xs_128_a": (128, 0.4),
+        "qpa_128_a": (128, 0.8),
+        "lora_400_a": (400, 0.9),
+    }
+    designs = {
+        key: {"budget": most, "results": [{"share": share}]} for key, (most, share) in known.items()
+    }
     monkeypatch.setattr(evidence, "designs", lambda: designs)
-    found = {"uni_128_a": (128, 3.5), "xs_128_a": (100, 3.2), "qpa_128_a": (140, 3.1), "lora_400_a": (400, 3.0)}
+    found = {
+        "uni_128_a": (128, 3.5),
+        "xs_128_a": (100, 3.2),
+        "qpa_128_a": (140, 3.1),
+        "lora_400_a": (400, 3.0),
+    }
 
     results = [
-        SimpleNamespace(key=key, metric=SimpleNamespace(mean=loss), method=SimpleNamespace(trainable=size))
+        SimpleNamespace(
+            key=key, metric=SimpleNamespace(mean=loss), method=SimpleNamespace(trainable=size)
+        )
         for key, (size, loss) in found.items()
     ]
     untrained = SimpleNamespace(mean={"test_loss": 4.0}.get)
     summary = type("Measured", (dict,), {"results": results})(none=untrained)
-    assert evidence.regret(summary, 128) == ("uni_128_a", pytest.approx(0.3 / 0.8))  # QPA is too large here
+    assert evidence.regret(summary, 128) == (
+        "uni_128_a",
+        pytest.approx(0.3 / 0.8),
+    )  # QPA is too large here
     assert evidence.regret(summary, 400) == ("lora_400_a", 0.0)

@@ -1,4 +1,6 @@
-"""What a cell measures besides losses: time and memory of a step, and the ranks of the learned updates."""
+"""What a cell measures besides losses: time and memory of a step, and the ranks of the learned
+updates.
+"""
 
 import copy
 import json
@@ -6,7 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from peft import FourierFTConfig, IA3Config, LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model
+from peft import (
+    FourierFTConfig,
+    IA3Config,
+    LoraConfig,
+    PrefixTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from variants import move
 
 import qpeft
@@ -45,7 +54,11 @@ def updates(model, base):
     """Weights after merging minus those of the base, float64."""
     merged = copy.deepcopy(model).merge_and_unload()
     weights = dict(base.named_parameters())
-    changes = [(p - weights[name]).detach().double().numpy() for name, p in merged.named_parameters() if p.ndim == 2]
+    changes = [
+        (p - weights[name]).detach().double().numpy()
+        for name, p in merged.named_parameters()
+        if p.ndim == 2
+    ]
     return [change for change in changes if abs(change).max() > 1e-6]
 
 
@@ -77,8 +90,13 @@ def batches():
 
 @pytest.mark.parametrize("method", ["lora", "qpa", "sora", "qaa", "prefix", "full"])
 def test_methods_are_measured_and_built_once(llama, method, monkeypatch):
-    built, seconds = [], [0.003] + [0.003, 0.002, 0.0025] * 5  # of the method, the reference, and this again
-    monkeypatch.setattr(measure, "now", iter([at for spent in seconds for at in (0.0, spent)]).__next__)
+    built, seconds = (
+        [],
+        [0.003] + [0.003, 0.002, 0.0025] * 5,
+    )  # of the method, the reference, and this again
+    monkeypatch.setattr(
+        measure, "now", iter([at for spent in seconds for at in (0.0, spent)]).__next__
+    )
 
     def making(key):
         return lambda: built.append(key) or make(llama, key)

@@ -1,4 +1,6 @@
-"""Processes of cells: on Ray, ended with their runner, interrupted and resumed. See also tests/test_robustness.py."""
+"""Processes of cells: on Ray, ended with their runner, interrupted and resumed. See also
+tests/test_robustness.py.
+"""
 
 import os
 import subprocess
@@ -104,10 +106,14 @@ runner.write_outputs = lambda folder: None
 
 def test_cells_end_with_their_runner(tmp_path):
     """Two cells that never end by themselves: each holds a lock as long as its process lives."""
-    script = "runner.run(cells.PlantedPlan(Path(sys.argv[1])), workers=2, run_cell=cells.run_forever)"
+    script = (
+        "runner.run(cells.PlantedPlan(Path(sys.argv[1])), workers=2, run_cell=cells.run_forever)"
+    )
     command = [sys.executable, "-c", PLANTED + script, tmp_path]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": PATHS})
-    while not (tmp_path / "journal").exists() or (tmp_path / "journal").read_text().count("begin") < 2:
+    while (
+        not (tmp_path / "journal").exists() or (tmp_path / "journal").read_text().count("begin") < 2
+    ):
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()

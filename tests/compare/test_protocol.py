@@ -18,7 +18,9 @@ from qpeft_lab.compare.summary import load
 
 def test_difference_of_constant_blocks_is_the_paired_t_test():
     ours, others = np.random.default_rng(0).normal(3.0, 0.1, (2, 10))
-    found = protocol.difference(*({seed: [x] * 40 for seed, x in enumerate(xs)} for xs in (ours, others)))
+    found = protocol.difference(
+        *({seed: [x] * 40 for seed, x in enumerate(xs)} for xs in (ours, others))
+    )
     expected = ttest_rel(ours, others)
     assert found.p == pytest.approx(expected.pvalue)
     assert found.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
@@ -29,21 +31,40 @@ def test_difference_of_constant_blocks_is_the_paired_t_test():
 def test_interval_contains_the_variation_of_seeds_and_of_blocks():
     draw, covered = np.random.default_rng(1), []
     for _ in range(500):
-        values = 0.01 + draw.normal(0, 0.02, (10, 1)) + draw.normal(0, 0.1, 60) + draw.normal(0, 0.02, (10, 60))
-        low, high = protocol.difference(dict(enumerate(values)), dict.fromkeys(range(10), np.zeros(60))).interval()
+        values = (
+            0.01
+            + draw.normal(0, 0.02, (10, 1))
+            + draw.normal(0, 0.1, 60)
+            + draw.normal(0, 0.02, (10, 60))
+        )
+        low, high = protocol.difference(
+            dict(enumerate(values)), dict.fromkeys(range(10), np.zeros(60))
+        ).interval()
         covered.append(low <= 0.01 <= high)
     assert np.mean(covered) > 0.94
 
 
 def test_verdicts():
-    found = [protocol.Paired(mean, error, 9) for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))]
+    found = [
+        protocol.Paired(mean, error, 9)
+        for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))
+    ]
     assert [*protocol.verdicts(found, [0.01] * 4)] == ["equivalent", "better", "worse", "open"]
 
 
 def test_winner_has_the_lowest_validation_loss_within_the_budget():
-    losses = {"uni_400_a": [3.2, 3.1], "uni_400_b": [3.0, 3.2], "uni_400_c": [2.0, 2.0], "none": [1.0, 1.0]}
+    losses = {
+        "uni_400_a": [3.2, 3.1],
+        "uni_400_b": [3.0, 3.2],
+        "uni_400_c": [2.0, 2.0],
+        "none": [1.0, 1.0],
+    }
     results = [
-        SimpleNamespace(key=key, label=key, search=RateSearch([0.1, 0.2], dict(zip([0.1, 0.2], found, strict=True))))
+        SimpleNamespace(
+            key=key,
+            label=key,
+            search=RateSearch([0.1, 0.2], dict(zip([0.1, 0.2], found, strict=True))),
+        )
         for key, found in losses.items()
     ]
     for one in results:
@@ -54,8 +75,13 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     (((family, budget), one),) = protocol.winners(summary).items()
     assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
     assert (one.gain, one.n) == (1.0, 2)
-    study = Study.model_validate(yaml.safe_load(yaml.safe_dump(protocol.study_of_winners(summary, "final"))))
-    assert [(method.key, method.lr) for method in study.methods] == [("none", None), ("uni_400", 0.1)]
+    study = Study.model_validate(
+        yaml.safe_load(yaml.safe_dump(protocol.study_of_winners(summary, "final")))
+    )
+    assert [(method.key, method.lr) for method in study.methods] == [
+        ("none", None),
+        ("uni_400", 0.1),
+    ]
     results[0].search.rates.append(0.3)  # not tried yet
     with pytest.raises(InputError, match="uni_400_a"):
         protocol.winners(summary)

@@ -24,14 +24,39 @@ def loss_around(minimum, diverges_from=math.inf):
         (loss_around(1e-3), [3e-4, 1e-3, 3e-3, 1e-2], 1e-3, None),
         (loss_around(1.2e-2), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333], 1e-2, None),
         (loss_around(9), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111], 0.1111, "high"),
-        (loss_around(9, diverges_from=0.05), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111], 0.03333, None),
+        (
+            loss_around(9, diverges_from=0.05),
+            [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111],
+            0.03333,
+            None,
+        ),
         (loss_around(1e-9), [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], 2.7e-5, "low"),
         (lambda rate: math.inf, [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], None, "low"),  # all diverge
         (loss_around(1e-3, diverges_from=1e-4), [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], 9e-5, None),
-        (lambda rate: 5.0, [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], 2.7e-5, "low"),  # the lowest of equal ones
-        (lambda rate: 5.0 if rate > 1e-2 else 6 - rate, [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111], 0.03333, None),
-        (lambda rate: None if rate == 1e-2 else rate, [3e-4, 1e-3, 3e-3, 1e-2], 3e-4, "low"),  # a trial failed
-        (lambda rate: None if rate > 1e-2 else 1 / rate, [3e-4, 1e-3, 3e-3, 1e-2, 0.03333], 1e-2, "high"),
+        (
+            lambda rate: 5.0,
+            [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2],
+            2.7e-5,
+            "low",
+        ),  # the lowest of equal ones
+        (
+            lambda rate: 5.0 if rate > 1e-2 else 6 - rate,
+            [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111],
+            0.03333,
+            None,
+        ),
+        (
+            lambda rate: None if rate == 1e-2 else rate,
+            [3e-4, 1e-3, 3e-3, 1e-2],
+            3e-4,
+            "low",
+        ),  # a trial failed
+        (
+            lambda rate: None if rate > 1e-2 else 1 / rate,
+            [3e-4, 1e-3, 3e-3, 1e-2, 0.03333],
+            1e-2,
+            "high",
+        ),
     ],
 )
 def test_rates_best_and_edge_of_a_search(loss_of, rates, best, edge):

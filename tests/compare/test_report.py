@@ -1,4 +1,6 @@
-"""The report: one page that opens anywhere, shows the values of the rows, and names no machine; and the CSV files."""
+"""The report: one page that opens anywhere, shows the values of the rows, and names no machine; and
+the CSV files.
+"""
 
 import re
 import xml.etree.ElementTree as ET
@@ -8,7 +10,14 @@ from statistics import fmean
 from urllib.parse import unquote
 
 import pytest
-from published_study import drop_rows, edit_rows, edit_study, score_classes, stored_rows, write_report_of
+from published_study import (
+    drop_rows,
+    edit_rows,
+    edit_study,
+    score_classes,
+    stored_rows,
+    write_report_of,
+)
 
 from qpeft_lab.compare import charts, report
 from qpeft_lab.compare.stats import Difference
@@ -27,7 +36,10 @@ def table_of(page, name):
     """The cells of a table as lists of texts, without its head."""
     found = page.partition(f'id="table-{name}"')[2].partition("</table>")[0].partition("<tbody>")[2]
     rows = found.split("<tr>")[1:]
-    return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in re.split(r"</t[hd]>", row)[:-1]] for row in rows]
+    return [
+        [re.sub(r"<[^>]+>", "", cell).strip() for cell in re.split(r"</t[hd]>", row)[:-1]]
+        for row in rows
+    ]
 
 
 def publish(folder, key, *published):
@@ -57,11 +69,15 @@ def test_page_is_valid_html_small_and_loads_nothing(page):
     assert len(page.encode()) < 300_000
 
 
-def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_rates(page, whole_study):
+def test_page_has_the_answer_the_table_the_charts_the_limits_and_the_learning_rates(
+    page, whole_study
+):
     summary = load(whole_study)
     assert f'<p class="headline">{summary.answers[0]}</p>' in unescape(page)
     rows = table_of(page, "results")
-    assert [unescape(row[0].lstrip(SIGNS)) for row in rows] == [found.label for found in summary.ordered]
+    assert [unescape(row[0].lstrip(SIGNS)) for row in rows] == [
+        found.label for found in summary.ordered
+    ]
     assert 2 <= page.count('<img class="chart"') <= 4
     limits = page.partition('<section id="limits">')[2].partition("</section>")[0]
     assert limits.count("<li>") == len(summary.limits)
@@ -102,16 +118,23 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
     assert charts._mean_curve(summary["qpa"]).to_dict() == {0: 5.0, 20: 3.5}
     svg = unescape(charts.curves(summary).svg)
     shown = [
-        f.label for f in summary.ordered if f.method.rates and f.method.role != "equal_budget" and f.key != "prefix"
+        f.label
+        for f in summary.ordered
+        if f.method.rates and f.method.role != "equal_budget" and f.key != "prefix"
     ]
     assert all(f">{label}<" in svg for label in shown)
     assert ">prefix tuning<" not in svg  # worse than the untrained base
 
 
 def test_ranks_of_updates_are_a_column_and_older_rows_have_none(study_folder):
-    edit_rows(study_folder, lambda row: row.update(rank_numerical=8, rank_effective=6.41), "qpa", "seed*")
+    edit_rows(
+        study_folder, lambda row: row.update(rank_numerical=8, rank_effective=6.41), "qpa", "seed*"
+    )
     frame = report.results(load(study_folder)).frame.set_index("Method")["Update rank (effective)"]
-    assert (frame["● QPA over LoRA r=8, half its parameters"], frame["◆ LoRA r=8"]) == ("8.0 (6.4)", report.MISSING)
+    assert (frame["● QPA over LoRA r=8, half its parameters"], frame["◆ LoRA r=8"]) == (
+        "8.0 (6.4)",
+        report.MISSING,
+    )
 
 
 def test_published_values_are_next_to_those_measured(study_folder):
@@ -133,7 +156,9 @@ def test_published_values_are_next_to_those_measured(study_folder):
 
 def test_accuracy_is_shown_in_percent(study_folder):
     edit_study(study_folder, score_classes)
-    edit_rows(study_folder, lambda row: row.update(test_accuracy=0.9 + row["seed"] / 100), "*", "seed*")
+    edit_rows(
+        study_folder, lambda row: row.update(test_accuracy=0.9 + row["seed"] / 100), "*", "seed*"
+    )
     publish(study_folder, "qpa", {"value": 91.5, "source": SOURCE})
     page = report.page(load(study_folder))
     assert table_of(page, "published")[0][2:5] == ["91.5", "92.0000 ± 1.5811", "+0.5000"]

@@ -1,4 +1,6 @@
-"""The runner with cells that train nothing: order, resuming, retries, failures; and the file of its rows."""
+"""The runner with cells that train nothing: order, resuming, retries, failures; and the file of its
+rows.
+"""
 
 import json
 import math
@@ -53,7 +55,9 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     expected += ["lora seed0", "qpa seed0", "lora seed1", "qpa seed1", "lora cost", "qpa cost"]
     assert [f"{one.split('/')[1]} {one.split('/')[3]}" for one in progress.ended] == expected
     assert progress.totals == [(12, 0), (12, 6), (12, 10), (12, 12)]
-    assert all(row["lr"] == 0.2 for name, row in plan.rows().items() if "seed" in name)  # the lower loss
+    assert all(
+        row["lr"] == 0.2 for name, row in plan.rows().items() if "seed" in name
+    )  # the lower loss
     assert not (plan.folder / "work").exists()
 
     before = (plan.folder / "rows.jsonl").read_bytes()
@@ -91,8 +95,15 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     assert trials["raises"]["error_type"] == "RuntimeError"
     assert trials["raises"]["error"] == "planted"
     assert "in _raises" in trials["raises"]["traceback"]
-    for method, code in {"killed": -9, "ends": 7}.items():  # a code may be lost while another process starts
-        assert any(f"exit code {code}" in (row.get("error") or "") for row in rows.values() if row["method"] == method)
+    for method, code in {
+        "killed": -9,
+        "ends": 7,
+    }.items():  # a code may be lost while another process starts
+        assert any(
+            f"exit code {code}" in (row.get("error") or "")
+            for row in rows.values()
+            if row["method"] == method
+        )
     assert (trials["exits"]["error_type"], trials["exits"]["error"]) == ("SystemExit", "9")
     assert {row["method"] for row in outcome.failures} == set(methods) - {"lora", "qpa"}
     log = log_path(plan.folder, plan.tuning_cells({})[3])
@@ -106,7 +117,10 @@ def test_failed_cells_run_again_only_with_retry(tmp_path):
     kept = run(plan, run_cell=cells.run_cell)
     assert (kept.n_done, len(kept.failures)) == (0, 6)
     mended = run(plan, retry=True, run_cell=cells.run_cell)
-    assert (mended.n_done, mended.failures) == (6, [])  # what could not run before is run now, without being asked for
+    assert (mended.n_done, mended.failures) == (
+        6,
+        [],
+    )  # what could not run before is run now, without being asked for
 
 
 def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
@@ -183,20 +197,39 @@ def test_cell_fails_if_the_process_of_a_killed_run_does_not_end(plan, monkeypatc
 
 
 def test_error_of_a_full_disk_names_the_option_that_helps(plan):
-    row = failed_row(plan.tuning_cells({})[0], TrainingError(f"is full. Free some space and {RUN_AGAIN}"))
+    row = failed_row(
+        plan.tuning_cells({})[0], TrainingError(f"is full. Free some space and {RUN_AGAIN}")
+    )
     assert row["error"].endswith("Free some space and run the command again with --retry failed")
 
 
 def test_diverged_trial_is_no_failure():
-    statuses = [("tuning", "diverged"), ("tuning", "success"), ("tuning", "failed"), ("main", "diverged")]
-    assert [is_failure({"role": role, "status": status}) for role, status in statuses] == [False, False, True, True]
+    statuses = [
+        ("tuning", "diverged"),
+        ("tuning", "success"),
+        ("tuning", "failed"),
+        ("main", "diverged"),
+    ]
+    assert [is_failure({"role": role, "status": status}) for role, status in statuses] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 # rows
 
 
 def row(name="seed0", **fields):
-    identity = {"study": "study", "method": "lora", "hash": "hash", "name": name, "role": "main", "seed": 0}
+    identity = {
+        "study": "study",
+        "method": "lora",
+        "hash": "hash",
+        "name": name,
+        "role": "main",
+        "seed": 0,
+    }
     return identity | {"status": "success", **fields}
 
 
@@ -208,10 +241,17 @@ def test_incomplete_last_line_is_ignored_and_removed_before_the_next_append(tmp_
     assert [one["name"] for one in read_rows(tmp_path).values()] == ["seed0", "seed2"]
 
 
-@pytest.mark.parametrize("line", ["{", "[]", "{}", json.dumps(row(seed="0")), json.dumps({**row(), "status": None})])
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "{}", json.dumps(row(seed="0")), json.dumps({**row(), "status": None})]
+)
 def test_damaged_line_is_named(tmp_path, line):
-    (tmp_path / "rows.jsonl").write_text(json_line(row("seed0")) + line + "\n" + json_line(row("seed1")))
-    with pytest.raises(CheckpointError, match=r"rows\.jsonl is damaged in line 2 .*delete the line, and its cell runs"):
+    (tmp_path / "rows.jsonl").write_text(
+        json_line(row("seed0")) + line + "\n" + json_line(row("seed1"))
+    )
+    with pytest.raises(
+        CheckpointError,
+        match=r"rows\.jsonl is damaged in line 2 .*delete the line, and its cell runs",
+    ):
         read_rows(tmp_path)
 
 

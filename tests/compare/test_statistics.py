@@ -1,4 +1,6 @@
-"""Means, paired differences, Holm's correction and verdicts; their recomputation by an independent script."""
+"""Means, paired differences, Holm's correction and verdicts; their recomputation by an independent
+script.
+"""
 
 from itertools import combinations
 
@@ -39,16 +41,23 @@ def test_interval_and_p_value_are_those_of_the_paired_t_test(pairs):
     expected = ttest_rel(x, y)
     interval = expected.confidence_interval(0.95)
     assert found is not None
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-8, abs=1e-10)
+    assert (found.low, found.high) == pytest.approx(
+        (interval.low, interval.high), rel=1e-8, abs=1e-10
+    )
     assert found.p == pytest.approx(expected.pvalue, rel=1e-7)
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=6))
 def test_holm_is_the_closure_of_bonferroni(p_values):
     """A hypothesis is rejected if Bonferroni rejects every set of hypotheses that contains it."""
-    sets = [set(s) for size in range(len(p_values)) for s in combinations(range(len(p_values)), size + 1)]
+    sets = [
+        set(s)
+        for size in range(len(p_values))
+        for s in combinations(range(len(p_values)), size + 1)
+    ]
     expected = [
-        max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s) for i in range(len(p_values))
+        max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s)
+        for i in range(len(p_values))
     ]
     assert holm(p_values) == pytest.approx(expected)
 
@@ -58,13 +67,26 @@ def test_difference_without_spread_is_not_significant(shift, verdict):
     others = {seed: value - shift for seed, value in enumerate([2.0, 3.0, 4.0])}
     found = paired_difference(by_seed([2.0, 3.0, 4.0]), others, "y", lower_is_better=True)
     assert found is not None
-    assert (found.mean, found.low, found.high, found.p, found.verdict) == (shift, shift, shift, 1.0, verdict)
+    assert (found.mean, found.low, found.high, found.p, found.verdict) == (
+        shift,
+        shift,
+        shift,
+        1.0,
+        verdict,
+    )
 
 
 def test_pairs_are_the_common_seeds():
-    found = paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.0, 2: 1.0, 3: 9.0}, "y", lower_is_better=True)
+    found = paired_difference(
+        {0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.0, 2: 1.0, 3: 9.0}, "y", lower_is_better=True
+    )
     assert found is not None
-    assert (found.n, found.mean, found.verdict, found.p) == (2, 1.5, PRELIMINARY, None)  # fewer than three
+    assert (found.n, found.mean, found.verdict, found.p) == (
+        2,
+        1.5,
+        PRELIMINARY,
+        None,
+    )  # fewer than three
     assert paired_difference({0: 1.0}, {1: 1.0}, "y", lower_is_better=True) is None
     alone = paired_difference({0: 9.0}, {0: 1.0}, "y", lower_is_better=True)
     assert alone is not None
@@ -72,17 +94,25 @@ def test_pairs_are_the_common_seeds():
 
 
 def test_holm_can_reject_the_verdict_of_the_interval():
-    values = {"lora": by_seed([0, 0, 0]), "weak": by_seed([0.03, 0.04, 0.05]), "weaker": by_seed([0.02, 0.03, 0.05])}
+    values = {
+        "lora": by_seed([0, 0, 0]),
+        "weak": by_seed([0.03, 0.04, 0.05]),
+        "weaker": by_seed([0.02, 0.03, 0.05]),
+    }
     found = compare(dict.fromkeys(("weak", "weaker"), "lora"), values, set(), lower_is_better=True)
     weak, weaker = found["weak"], found["weaker"]
     assert (weak.p_holm, weak.verdict) == (2 * weak.p, WORSE)
     assert (weaker.verdict, weaker.p_holm) == (NO_DIFFERENCE, weaker.p)
     many = [f"m{i}" for i in range(20)]
-    found = compare(dict.fromkeys(many, "lora"), {**values, **dict.fromkeys(many, values["weak"])}, set(), True)
+    found = compare(
+        dict.fromkeys(many, "lora"), {**values, **dict.fromkeys(many, values["weak"])}, set(), True
+    )
     assert {(d.p_holm, d.verdict) for d in found.values()} == {(20 * weak.p, NO_DIFFERENCE)}
 
 
-@pytest.mark.parametrize(("lost", "verdict"), [(set(), BETTER), ({"lora"}, BETTER), ({"qpa"}, NO_DIFFERENCE)])
+@pytest.mark.parametrize(
+    ("lost", "verdict"), [(set(), BETTER), ({"lora"}, BETTER), ({"qpa"}, NO_DIFFERENCE)]
+)
 def test_verdict_never_favors_a_method_with_a_failed_seed(lost, verdict):
     values = {"lora": by_seed([2.0, 2.1, 2.2]), "qpa": by_seed([1.0, 1.11, 1.2])}
     assert compare({"qpa": "lora"}, values, lost, lower_is_better=True)["qpa"].verdict == verdict
@@ -112,7 +142,9 @@ def change_cell(key, column, change):
     """Change a value of summary.csv."""
 
     def apply(folder):
-        table = pd.read_csv(folder / "summary.csv", dtype=str, keep_default_na=False).set_index("key")
+        table = pd.read_csv(folder / "summary.csv", dtype=str, keep_default_na=False).set_index(
+            "key"
+        )
         table.loc[key, column] = change(table.loc[key, column])
         table.to_csv(folder / "summary.csv")
 
@@ -126,7 +158,10 @@ def slightly(value):
 @pytest.mark.parametrize(
     "change",
     [
-        *(change_cell("bias_only", name, slightly) for name in ("metric.mean", "metric.sd", "delta.low", "delta.high")),
+        *(
+            change_cell("bias_only", name, slightly)
+            for name in ("metric.mean", "metric.sd", "delta.low", "delta.high")
+        ),
         change_cell("bias_only", "delta.p_holm", slightly),
         change_cell("qaa", "delta.verdict", lambda _: "better"),
         lambda folder: drop_rows(folder, "qaa", "seed2"),

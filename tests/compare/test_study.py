@@ -1,4 +1,6 @@
-"""Study files: refused whole, with the field at fault; and the study that a smoke test makes of one."""
+"""Study files: refused whole, with the field at fault; and the study that a smoke test makes of
+one.
+"""
 
 import json
 from pathlib import Path
@@ -35,7 +37,9 @@ def test_built_in_study_is_valid(name, tmp_path):
     study = load_study(name)
     assert study.name == name
     assert study.question.endswith("?")
-    assert count_methods(study, tmp_path).keys() == {method.key for method in study.methods}  # with their settings
+    assert count_methods(study, tmp_path).keys() == {
+        method.key for method in study.methods
+    }  # with their settings
 
 
 def test_steps_and_epochs_replace_each_other(tmp_path):
@@ -49,9 +53,17 @@ def test_steps_and_epochs_replace_each_other(tmp_path):
 
 
 def test_code_of_a_study_is_found_before_it_is_executed(tmp_path):
-    own = "  - {key: own, method: own.py:METHOD, settings: {ansatz: a.py:ring}, backend: {backend: b.py:B}}\n"
+    own = (
+        "  - {key: own, method: own.py:METHOD, settings: {ansatz: a.py:ring}, backend: {backend:"
+        " b.py:B}}\n"
+    )
     same = "  - {key: c, method: c.py:METHOD, at_size_of: qpa}\n"
-    assert code_of(written(tmp_path, SMALL + own + same)) == ["a.py:ring", "b.py:B", "c.py:METHOD", "own.py:METHOD"]
+    assert code_of(written(tmp_path, SMALL + own + same)) == [
+        "a.py:ring",
+        "b.py:B",
+        "c.py:METHOD",
+        "own.py:METHOD",
+    ]
 
 
 def method(**fields):
@@ -59,7 +71,12 @@ def method(**fields):
 
 
 def at_size(of="lora", **fields):
-    return {"methods": [{"key": "lora", "method": "lora"}, {"key": "a", "method": "qpa", "at_size_of": of, **fields}]}
+    return {
+        "methods": [
+            {"key": "lora", "method": "lora"},
+            {"key": "a", "method": "qpa", "at_size_of": of, **fields},
+        ]
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,7 +109,13 @@ def at_size(of="lora", **fields):
         (method(label="=1+1"), r"methods\.0\.label"),
         (method(method="lroa"), "'lroa'; did you mean 'lora'"),
         (method(backend={"shots": 100}), "backend"),
-        ({"methods": [{"key": "qpa", "method": "qpa", "backend": {"shot": 1}}], "reference": "qpa"}, "'shot'"),
+        (
+            {
+                "methods": [{"key": "qpa", "method": "qpa", "backend": {"shot": 1}}],
+                "reference": "qpa",
+            },
+            "'shot'",
+        ),
         (method(key="../lora"), r"methods\.0\.key"),
         ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key"),
         (at_size(of="nobody"), "'nobody'"),
@@ -131,7 +154,9 @@ def small_survey(**fields):
     return load_study("survey", {"generation": None, "methods": [LORA]} | fields)
 
 
-def test_smoke_test_has_the_architecture_of_the_base_and_the_format_of_the_data(tiny_encoder, tmp_path):
+def test_smoke_test_has_the_architecture_of_the_base_and_the_format_of_the_data(
+    tiny_encoder, tmp_path
+):
     columns = of_run(task="text-classification", text_column="sentence", label_column="verdict")
     made = smoke_test(small_survey(**columns, **of_run(model=str(tiny_encoder))), tmp_path / "out")
     assert AutoConfig.from_pretrained(made.run.model).model_type == "bert"
@@ -152,7 +177,10 @@ def test_smoke_test_has_the_given_architecture_without_the_base(tmp_path):
 
 def test_second_smoke_test_in_the_folder_uses_the_same_stand_in(tmp_path):
     first = smoke_test(small_survey(), tmp_path)
-    assert make_plan(smoke_test(small_survey(), tmp_path), tmp_path).setup == make_plan(first, tmp_path).setup
+    assert (
+        make_plan(smoke_test(small_survey(), tmp_path), tmp_path).setup
+        == make_plan(first, tmp_path).setup
+    )
 
 
 def test_folder_with_other_files_and_unknown_architecture_are_refused(tmp_path):

@@ -41,9 +41,10 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
     plant(study_folder, "qaa", [4.8, 4.92, 5.03, 5.14, 5.24])
     edit_study(study_folder, lambda _, methods: methods["qpa"].update(label="QPA"))
     compared, at_size, controls = load(study_folder).answers
-    assert compared == (
-        "Full fine-tuning is better than LoRA r=8; DoRA r=8 is not shown to differ; QPA and QAA are worse; "
-        "prefix tuning is without a verdict, with fewer than 3 seeds."
+    assert (
+        compared
+        == "Full fine-tuning is better than LoRA r=8; DoRA r=8 is not shown to differ; QPA and QAA"
+        " are worse; prefix tuning is without a verdict, with fewer than 3 seeds."
     )
     assert at_size.startswith("At the size of QAA: ")
     assert controls == "QAA's offset alone is better than QAA."
@@ -69,14 +70,23 @@ def test_one_seed_is_preliminary(study_folder):
     drop_rows(study_folder, "qpa", "seed[1-4]")
     summary = load(study_folder)
     found = summary["qpa"]
-    assert (found.metric.sd, found.difference.low, found.difference.verdict) == (None, None, PRELIMINARY)
+    assert (found.metric.sd, found.difference.low, found.difference.verdict) == (
+        None,
+        None,
+        PRELIMINARY,
+    )
     assert (len(found.successes), found.lost) == (1, "4 missing")
 
 
 def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
-    edit_rows(study_folder, lambda row: row.update(test_loss=1.0 + row["seed"] / 1000), "sora", "seed*")
+    edit_rows(
+        study_folder, lambda row: row.update(test_loss=1.0 + row["seed"] / 1000), "sora", "seed*"
+    )
     summary = load(study_folder)
-    assert (summary["sora"].statuses[4], summary["prefix_mlp"].statuses[3]) == ("diverged", "failed")
+    assert (summary["sora"].statuses[4], summary["prefix_mlp"].statuses[3]) == (
+        "diverged",
+        "failed",
+    )
     assert list(summary["sora"].metric.values) == [0, 1, 2, 3]
     assert [row["name"] for row in summary.failures] == ["seed3", "seed4", "lr0.005"]
     found = summary["sora"].difference  # the other seeds are a favorable selection
@@ -98,10 +108,22 @@ def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
 def test_answer_of_a_size_names_only_methods_near_it(study_folder):
     summary = load(study_folder)
     [answer] = [answer for answer in summary.answers if answer.startswith("At the size of QAA")]
-    named = {found.key for found in summary.results if found.method.at_size_of == "qaa" and found.label in answer}
-    assert named == {"bottleneck@qaa", "quantum_peft@qaa", "qpa@qaa", "prefix@qaa"}  # LoRA has 163 %
+    named = {
+        found.key
+        for found in summary.results
+        if found.method.at_size_of == "qaa" and found.label in answer
+    }
+    assert named == {
+        "bottleneck@qaa",
+        "quantum_peft@qaa",
+        "qpa@qaa",
+        "prefix@qaa",
+    }  # LoRA has 163 %
     assert summary.ratio(summary["lora@qaa"]) == 5780 / 3540
-    assert (summary["bottleneck@qaa"].difference.to, summary["bottleneck@qaa"].difference.verdict) == ("qaa", BETTER)
+    assert (
+        summary["bottleneck@qaa"].difference.to,
+        summary["bottleneck@qaa"].difference.verdict,
+    ) == ("qaa", BETTER)
 
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
@@ -130,9 +152,21 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
 def test_accuracy_is_better_when_higher(study_folder):
     edit_study(study_folder, score_classes)
     accuracies = [0.801, 0.812, 0.793, 0.804, 0.806]
-    edit_rows(study_folder, lambda row: row.update(test_accuracy=accuracies[row["seed"]]), name="seed*")
-    plant(study_folder, "qpa", [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
-    plant(study_folder, "full", [value + 0.1 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
+    edit_rows(
+        study_folder, lambda row: row.update(test_accuracy=accuracies[row["seed"]]), name="seed*"
+    )
+    plant(
+        study_folder,
+        "qpa",
+        [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)],
+        "test_accuracy",
+    )
+    plant(
+        study_folder,
+        "full",
+        [value + 0.1 + i / 1e4 for i, value in enumerate(accuracies)],
+        "test_accuracy",
+    )
     summary = load(study_folder)
     assert [f.key for f in summary.by_quality[:2]] == ["full", "qpa"]
     assert summary["qpa"].difference.verdict == BETTER
@@ -148,7 +182,9 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
     publish(study_folder, file)
     summary, published = load(study_folder), load(file)
     assert published.study == summary.study
-    assert [found.metric for found in published.results] == [found.metric for found in summary.results]
+    assert [found.metric for found in published.results] == [
+        found.metric for found in summary.results
+    ]
     assert "traceback" not in next(row for row in published.rows if row["status"] == "failed")
 
 
@@ -156,9 +192,18 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
     ("change", "message"),
     [
         (lambda study, _: study.update(reference="zzz"), "reference: no method has the key 'zzz'"),
-        (lambda _, methods: methods["qaa"].update(against="zzz"), "is against: no method has the key 'zzz'"),
-        (lambda _, methods: methods["qaa"].update(at_size_of="zzz"), "is at_size_of: no method has the key 'zzz'"),
-        (lambda _, methods: methods["full"].update(key="x/../../y"), r"methods.1.key: String should match pattern"),
+        (
+            lambda _, methods: methods["qaa"].update(against="zzz"),
+            "is against: no method has the key 'zzz'",
+        ),
+        (
+            lambda _, methods: methods["qaa"].update(at_size_of="zzz"),
+            "is at_size_of: no method has the key 'zzz'",
+        ),
+        (
+            lambda _, methods: methods["full"].update(key="x/../../y"),
+            r"methods.1.key: String should match pattern",
+        ),
         (lambda study, _: study.update(methods=["lora"]), "methods.0: Input should be"),
         (lambda study, _: study.clear(), "name: Field required"),
     ],

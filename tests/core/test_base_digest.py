@@ -1,4 +1,6 @@
-"""The base model of an adapter: recognized in every precision, and another one with equal shapes is noticed."""
+"""The base model of an adapter: recognized in every precision, and another one with equal shapes is
+noticed.
+"""
 
 import copy
 import itertools
@@ -18,8 +20,19 @@ import qpeft
 from qpeft.core.base_digest import digest, is_same
 from qpeft.errors import BaseModelWarning, CheckpointError
 
-CHOSEN = ["qpa", "qpa with dora", "quantum_peft", "quantum_peft in frames", "qaa", "sora", "bottleneck",
-          "attached to lora", "attached to ia3", "attached to a bottleneck", "attached to a prefix"]  # fmt: skip
+CHOSEN = [
+    "qpa",
+    "qpa with dora",
+    "quantum_peft",
+    "quantum_peft in frames",
+    "qaa",
+    "sora",
+    "bottleneck",
+    "attached to lora",
+    "attached to ia3",
+    "attached to a bottleneck",
+    "attached to a prefix",
+]
 LOADS = {"qpeft.load": qpeft.load, "PeftModel.from_pretrained": PeftModel.from_pretrained}
 PRECISIONS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 SEEDS, SIZES = st.integers(0, 10_000), st.sampled_from([2, 20, 2000])
@@ -31,7 +44,9 @@ def tuned(base, relative=0.02):
     other = copy.deepcopy(base)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.add_(relative * parameter.std() * torch.randn(parameter.shape, generator=draw))
+            parameter.add_(
+                relative * parameter.std() * torch.randn(parameter.shape, generator=draw)
+            )
     return other
 
 
@@ -96,7 +111,9 @@ def test_every_adapter_is_heard_under_pythons_own_filters(saved):
 
 @pytest.mark.parametrize("frame", ["gradient", "sign", "weights"])
 def test_frames_of_another_base_are_refused(llama, ids, tmp_path, frame):
-    config = qpeft.QuantumPeftConfig(r=3, frame=frame, frame_rank=8, target_modules=["q_proj", "up_proj"])
+    config = qpeft.QuantumPeftConfig(
+        r=3, frame=frame, frame_rank=8, target_modules=["q_proj", "up_proj"]
+    )
     model = get_peft_model(copy.deepcopy(llama), config)
     if frame != "weights":
         qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids}])
@@ -122,7 +139,10 @@ def test_weights_that_are_not_in_memory_are_not_compared(saved, variant):
     recorded = config.base_digest
     assert recorded is not None
     assert get_peft_model(offloaded, config).peft_config["default"].base_digest == recorded
-    assert VARIANTS[variant].adapt(copy.deepcopy(base).to("meta")).peft_config["default"].base_digest is None
+    assert (
+        VARIANTS[variant].adapt(copy.deepcopy(base).to("meta")).peft_config["default"].base_digest
+        is None
+    )
 
 
 def test_new_head_of_a_classifier_is_not_compared(tmp_path):
@@ -143,7 +163,12 @@ def test_new_head_of_a_classifier_is_not_compared(tmp_path):
 def test_experts_count_as_weights(tmp_path):
     base = families.experts("mixtral")
     host = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"])
-    qpeft.save(qpeft.attach(get_peft_model(copy.deepcopy(base), host), qpeft.QPAGeneratorConfig(n_layers=2)), tmp_path)
+    qpeft.save(
+        qpeft.attach(
+            get_peft_model(copy.deepcopy(base), host), qpeft.QPAGeneratorConfig(n_layers=2)
+        ),
+        tmp_path,
+    )
     qpeft.load(copy.deepcopy(base), tmp_path)
     base.model.layers[0].mlp.experts.down_proj.data.mul_(1.01)
     with pytest.warns(BaseModelWarning):
@@ -151,7 +176,12 @@ def test_experts_count_as_weights(tmp_path):
 
 
 def test_pool_warns_of_each_adapter_of_another_base(llama, tmp_path):
-    config = {"r": 2, "n_layers": 2, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"}
+    config = {
+        "r": 2,
+        "n_layers": 2,
+        "target_modules": ["q_proj", "up_proj"],
+        "task_type": "CAUSAL_LM",
+    }
     llama.name_or_path = "someone/base"
     for name, base in (("a", llama), ("b", tuned(llama)), ("c", llama)):
         qpeft.save(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**config)), tmp_path / name)
@@ -164,7 +194,9 @@ def test_pool_warns_of_each_adapter_of_another_base(llama, tmp_path):
         qpeft.AdapterPool(tuned(llama), tmp_path)
     other = tuned(llama)
     other.name_or_path = "someone/base-instruct"
-    with pytest.warns(BaseModelWarning, match=r"'someone/base'.*'someone/base-instruct'.*BaseModelWarning"):
+    with pytest.warns(
+        BaseModelWarning, match=r"'someone/base'.*'someone/base-instruct'.*BaseModelWarning"
+    ):
         qpeft.load(other, tmp_path / "a")
 
 
@@ -174,7 +206,9 @@ def test_pool_warns_of_each_adapter_of_another_base(llama, tmp_path):
 def drawn(seed, size=2000):
     """(size, 3) float32, of many magnitudes."""
     draw = torch.Generator().manual_seed(seed)
-    return torch.randn(size, 3, generator=draw) * 10 ** torch.empty(size, 1).uniform_(-6, 1, generator=draw)
+    return torch.randn(size, 3, generator=draw) * 10 ** torch.empty(size, 1).uniform_(
+        -6, 1, generator=draw
+    )
 
 
 def agree(one, other):
@@ -200,13 +234,18 @@ def test_change_by_a_thousandth_is_noticed(seed, one, other):
 @given(SEEDS)
 def test_added_change_is_noticed_by_signs(seed):
     weight = 0.02 * torch.randn(2000, 3, generator=torch.Generator().manual_seed(seed))
-    tuned = weight + 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1))
+    tuned = weight + 1e-3 * torch.randn(
+        weight.shape, generator=torch.Generator().manual_seed(seed + 1)
+    )
     assert not agree(weight.bfloat16(), tuned.half())
 
 
 def test_names_shapes_and_all_columns_count_but_not_the_layout_in_memory():
     weight = torch.ones(4, 6)
-    found = {digest(weights) for weights in ({"w": weight}, {"v": weight}, {"w": weight.T}, {"w": weight, "v": weight})}
+    found = {
+        digest(weights)
+        for weights in ({"w": weight}, {"v": weight}, {"w": weight.T}, {"w": weight, "v": weight})
+    }
     assert len(found) == 4
     weight = torch.ones(4096, 4096, dtype=torch.float16)
     other = torch.where(torch.arange(4096) == 0, weight, -weight)  # equal in the first column only

@@ -25,7 +25,9 @@ class Toy(nn.Module):
 
     def forward(self):
         self.evaluations += 1
-        flat = torch.outer(self.angles, torch.tensor([1.0, 2.0], dtype=torch.float64)).sin().flatten()
+        flat = (
+            torch.outer(self.angles, torch.tensor([1.0, 2.0], dtype=torch.float64)).sin().flatten()
+        )
         if flat.requires_grad:
             flat.register_hook(self._count)
         return flat
@@ -38,7 +40,11 @@ class Bound:
     """A host whose weights are bound to a generator."""
 
     def __init__(self):
-        maps = {"a": nn.Linear(2, 2, bias=False), "tanh": nn.Tanh(), "b": nn.Linear(2, 1, bias=False)}
+        maps = {
+            "a": nn.Linear(2, 2, bias=False),
+            "tanh": nn.Tanh(),
+            "b": nn.Linear(2, 1, bias=False),
+        }
         self.host, self.generator = nn.Sequential(OrderedDict(maps)).double(), Toy()
         slots = [Slot(maps[n], "weight", n, maps[n].weight.shape, torch.float64) for n in "ab"]
         self.binding = Binding(self.generator, slots)
@@ -129,7 +135,9 @@ def test_parameters_unfrozen_after_an_evaluation_get_gradients(toy, x):
 
 
 def test_cast_is_undone_where_the_memory_is_reused(toy, x, monkeypatch):
-    """The parameters then have the address and version of the last evaluation, through which they get no gradient."""
+    """The parameters then have the address and version of the last evaluation, through which they
+    get no gradient.
+    """
     toy.generator.float()
     toy.loss(x)
     key = toy.binding._key
@@ -183,8 +191,13 @@ def test_micro_batches_share_one_evaluation_and_one_backward(toy, accelerator, x
                 with torch.no_grad():
                     toy.loss(x)
             optimiser.step()
-    assert (toy.generator.backwards, toy.generator.evaluations) == (1, 2)  # the second prepares the next step
-    torch.testing.assert_close(toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
+    assert (toy.generator.backwards, toy.generator.evaluations) == (
+        1,
+        2,
+    )  # the second prepares the next step
+    torch.testing.assert_close(
+        toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0
+    )
 
 
 def test_step_during_accumulation_has_the_gradient(toy, accelerator, x):
@@ -204,7 +217,9 @@ def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x):
     toy.generator.zero_grad()
     GradientState._reset_state()
     toy.loss(x + 1).backward()
-    torch.testing.assert_close(toy.generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        toy.generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0
+    )
 
 
 def test_gradient_of_values_replaced_during_accumulation(toy, accelerator, x):
@@ -229,7 +244,9 @@ def test_compact_file_of_a_head_contains_no_base_weight(gpt2, adapters, tmp_path
     model = adapters.qpa(gpt2, target_modules=["lm_head"])
     with pytest.warns(UserWarning, match="Setting `save_embedding_layers` to `True`"):
         model.save_pretrained(tmp_path)  # as the Trainer calls it
-    assert all("qpeft_generator" in key for key in load_file(tmp_path / "adapter_model.safetensors"))
+    assert all(
+        "qpeft_generator" in key for key in load_file(tmp_path / "adapter_model.safetensors")
+    )
 
 
 def test_unload_removes_only_the_hook_of_qpeft(llama, ids, adapters):

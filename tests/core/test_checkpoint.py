@@ -42,7 +42,9 @@ def test_base_on_the_meta_device_gives_equal_values(saved):
 def test_saving_again_replaces_the_folder(saved, ids, adapters):
     clean, model, folder = saved
     qpeft.save(adapters.train(model, ids), folder)
-    assert torch.equal(adapters.logits(qpeft.load(clean, folder).eval(), ids), adapters.logits(model, ids))
+    assert torch.equal(
+        adapters.logits(qpeft.load(clean, folder).eval(), ids), adapters.logits(model, ids)
+    )
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
@@ -144,7 +146,9 @@ def test_damaged_exported_folder_raises(saved, tmp_path):
     clean, model, _ = saved
     damages = {
         "is not the file that was saved": lambda f: flip_last_bit(f / "adapter_model.safetensors"),
-        "does not contain this adapter: missing": lambda f: edit_config(f, target_modules=["q_proj", "lm_head"]),
+        "does not contain this adapter: missing": lambda f: edit_config(
+            f, target_modules=["q_proj", "lm_head"]
+        ),
         "restore its adapter_config.json": lambda f: edit_config(f, rank_pattern=5),
     }
     for number, (message, damage) in enumerate(damages.items()):

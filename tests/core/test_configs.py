@@ -13,7 +13,11 @@ from qpeft.errors import ConfigError
 from qpeft.methods.attach import AttachedConfig
 
 # every field that may be given as a tuple
-TARGETS = {"target_modules": ("q_proj", "v_proj"), "exclude_modules": ("x",), "modules_to_save": ("y",)}
+TARGETS = {
+    "target_modules": ("q_proj", "v_proj"),
+    "exclude_modules": ("x",),
+    "modules_to_save": ("y",),
+}
 LAYERS = {"layers_to_transform": (0, 1), "layers_pattern": ("h",)}
 CONFIGS = [
     (qpeft.QPAConfig, {**TARGETS, **LAYERS, "hidden": (4, 5), "target_parameters": ("a", "b")}),
@@ -44,7 +48,9 @@ def test_loaded_and_copied_configs_equal_the_saved_one(config, settings, tmp_pat
 
 @pytest.mark.parametrize("config", dict.fromkeys(config for config, _ in CONFIGS))
 def test_config_takes_keyword_arguments_only(config):
-    example = "r=8" if "r" in {field.name for field in dataclasses.fields(config)} else "target_modules="
+    example = (
+        "r=8" if "r" in {field.name for field in dataclasses.fields(config)} else "target_modules="
+    )
     with pytest.raises(ConfigError, match=f"keyword arguments only.*such as {example}"):
         config(8)
 
@@ -52,7 +58,9 @@ def test_config_takes_keyword_arguments_only(config):
 @pytest.mark.parametrize("config", [qpeft.QPAConfig, qpeft.QuantumPeftConfig])
 def test_functions_of_peft_that_cannot_work_are_refused(config, llama):
     """As docs/from_lora.md has it."""
-    given = config(target_modules=["q_proj"], r=2, **({"chunk_size": 8} if config is qpeft.QPAConfig else {}))
+    given = config(
+        target_modules=["q_proj"], r=2, **({"chunk_size": 8} if config is qpeft.QPAConfig else {})
+    )
     with pytest.raises(ValueError, match="use `get_peft_model` instead"):
         inject_adapter_in_model(given, copy.deepcopy(llama))
     model = get_peft_model(llama, given)

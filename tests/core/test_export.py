@@ -1,4 +1,6 @@
-"""An export has the files of a stock PEFT adapter, in `test_life.py` its logits; what has no adapter; cards."""
+"""An export has the files of a stock PEFT adapter, in `test_life.py` its logits; what has no
+adapter; cards.
+"""
 
 import copy
 import json
@@ -42,7 +44,9 @@ def test_files_equal_those_of_stock_peft(llama, ids, adapters, tmp_path, shape):
     stock = get_peft_model(plain, LoraConfig(**fields))
     stock.save_pretrained(folders[1], save_embedding_layers=False)
     ours, theirs = (load_file(p / "adapter_model.safetensors") for p in folders)
-    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
+        k: (v.shape, v.dtype) for k, v in theirs.items()
+    }
     ours, theirs = (json.loads((p / "adapter_config.json").read_text()) for p in folders)
     assert ours["target_modules"] == sorted(ours["target_modules"])  # in every process
     for config in (ours, theirs):  # sets have no order in JSON
@@ -52,7 +56,9 @@ def test_files_equal_those_of_stock_peft(llama, ids, adapters, tmp_path, shape):
 
 def test_export_of_a_second_adapter(llama, ids, adapters, tmp_path):
     model = adapters.qpa(llama)
-    model.add_adapter("second", qpeft.QPAConfig(r=2, target_modules=["q_proj"], chunk_size=8, hidden=(4,)))
+    model.add_adapter(
+        "second", qpeft.QPAConfig(r=2, target_modules=["q_proj"], chunk_size=8, hidden=(4,))
+    )
     model.set_adapter("second")
     adapters.train(model, ids)
     report = qpeft.export(model, tmp_path, adapter_name="second")
@@ -96,8 +102,15 @@ def adapted(base):
 
 
 def test_probe_is_within_the_context_the_vocabulary_and_the_image_of_the_model(tmp_path):
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    config = LlamaConfig(vocab_size=7, max_position_embeddings=5, bos_token_id=0, eos_token_id=0, **sizes)
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    config = LlamaConfig(
+        vocab_size=7, max_position_embeddings=5, bos_token_id=0, eos_token_id=0, **sizes
+    )
     ids = probe_inputs(adapted(LlamaForCausalLM(config)))["input_ids"]
     assert ids.shape == (1, 5)
     assert ids.max() < 7
@@ -143,14 +156,28 @@ def test_what_is_no_model_or_has_no_adapter_is_refused(use, gpt2, tmp_path):
 
 
 def test_only_a_name_on_the_hub_is_in_the_front_matter():
-    for base in ("x\nlicense: mit", "x\n---\n# Trusted", "a: b", "- x", "x" * 5000, "a\0b", "../x", ""):
-        assert yaml.safe_load(metadata(base, "lora")) == {"library_name": "peft", "tags": ["lora", "qpeft"]}
+    for base in (
+        "x\nlicense: mit",
+        "x\n---\n# Trusted",
+        "a: b",
+        "- x",
+        "x" * 5000,
+        "a\0b",
+        "../x",
+        "",
+    ):
+        assert yaml.safe_load(metadata(base, "lora")) == {
+            "library_name": "peft",
+            "tags": ["lora", "qpeft"],
+        }
     for base in ("org/some-base.v1", "null", "2024-01-01"):
         assert yaml.safe_load(metadata(base, "lora"))["base_model"] == base
 
 
 @pytest.mark.parametrize("put", [qpeft.save, qpeft.export])
-@pytest.mark.parametrize("change", [b"%s\nmy notes\n", b"# caf\xe9\n", b"---\nfoo: [1\n---\n# mine\n", None])
+@pytest.mark.parametrize(
+    "change", [b"%s\nmy notes\n", b"# caf\xe9\n", b"---\nfoo: [1\n---\n# mine\n", None]
+)
 def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapters, tmp_path):
     model, path = adapters.qpa(llama, target_modules=["q_proj"]), tmp_path / "adapter" / "README.md"
     put(model, path.parent)
@@ -166,8 +193,12 @@ def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapter
 def test_card_names_the_base_only_if_it_has_a_name(llama, adapters, tmp_path):
     model = adapters.qpa(llama, target_modules=["q_proj"])
     for name in ("", "org/some-base"):
-        llama.name_or_path = llama.config.name_or_path = model.peft_config["default"].base_model_name_or_path = name
+        llama.name_or_path = llama.config.name_or_path = model.peft_config[
+            "default"
+        ].base_model_name_or_path = name
         for put, kind in ((qpeft.save, "qpa"), (qpeft.export, "lora")):
             put(model, tmp_path / name / kind)
-            front = yaml.safe_load((tmp_path / name / kind / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+            front = yaml.safe_load(
+                (tmp_path / name / kind / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+            )
             assert (front.get("base_model"), front["tags"]) == (name or None, [kind, "qpeft"])

@@ -42,7 +42,11 @@ def adapter(base, folder, kind=qpeft.QPAConfig, spread=0.05, **options):
 def world(tmp_path_factory, adapters):
     """A base, a folder of five adapters, and ids, with the logits of each adapter alone."""
     torch.manual_seed(0)
-    base, folder, ids = tiny_models.gpt2(n_layer=1), tmp_path_factory.mktemp("world"), torch.randint(50, (4, 5))
+    base, folder, ids = (
+        tiny_models.gpt2(n_layer=1),
+        tmp_path_factory.mktemp("world"),
+        torch.randint(50, (4, 5)),
+    )
     answers = {"__base__": adapters.logits(base, ids)}
     for index in range(5):
         adapter(base, folder / f"user-{index}")
@@ -50,8 +54,12 @@ def world(tmp_path_factory, adapters):
         answers[f"user-{index}"] = adapters.logits(loaded, ids)
         qpeft.export(loaded, exported := tmp_path_factory.mktemp("exported"))
         stock = PeftModel.from_pretrained(copy.deepcopy(base), exported).eval()
-        torch.testing.assert_close(adapters.logits(stock, ids), answers[f"user-{index}"], atol=1e-6, rtol=1e-6)
-    assert len({tuple(logits[0, 0, :3].tolist()) for logits in answers.values()}) == 6  # they are different
+        torch.testing.assert_close(
+            adapters.logits(stock, ids), answers[f"user-{index}"], atol=1e-6, rtol=1e-6
+        )
+    assert (
+        len({tuple(logits[0, 0, :3].tolist()) for logits in answers.values()}) == 6
+    )  # they are different
     return base, folder, answers, ids
 
 
@@ -74,14 +82,18 @@ def pool(gpt2, users):
 @given(
     capacity=st.integers(1, 4),
     requests=st.lists(
-        st.one_of(st.integers(0, 4), st.lists(st.integers(-1, 4), min_size=1, max_size=4), st.just("none")),
+        st.one_of(
+            st.integers(0, 4), st.lists(st.integers(-1, 4), min_size=1, max_size=4), st.just("none")
+        ),
         max_size=12,
     ),
 )
 def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, requests, capacity):
     base, folder, answers, ids = world
     pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
-    recent: OrderedDict[str, None] = OrderedDict()  # the model of the pool: names, the least recently used first
+    recent: OrderedDict[str, None] = (
+        OrderedDict()
+    )  # the model of the pool: names, the least recently used first
     active, earlier = "__base__", []
 
     def use(name, keep):
@@ -102,7 +114,9 @@ def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, reque
                 use(name, wanted.keys() | {active})
             expected = torch.stack([answers[name][row] for row, name in enumerate(rows)])
             earlier.append(pool.place(rows))
-            torch.testing.assert_close(logits_of_rows(pool, earlier[-1], ids), expected, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(
+                logits_of_rows(pool, earlier[-1], ids), expected, atol=1e-6, rtol=1e-5
+            )
         else:
             active = "__base__" if request == "none" else f"user-{request}"
             if active != "__base__":
@@ -122,7 +136,9 @@ def logits_of_rows(pool, rows, ids):
     return pool.model(input_ids=ids[: len(rows)], adapter_names=rows).logits
 
 
-def test_rows_are_refused_when_an_adapter_was_replaced_after_they_were_placed(pool, users, ids, world):
+def test_rows_are_refused_when_an_adapter_was_replaced_after_they_were_placed(
+    pool, users, ids, world
+):
     first = pool.place(["user-0", "__base__"])
     expected = logits_of_rows(pool, first, ids)
     pool.place(["user-1"])
@@ -159,7 +175,9 @@ def test_replacement_of_equal_size_time_and_inode_is_read_again(pool, world, use
 
 
 def replaced_at(monkeypatch, module, function, folder, other):
-    """From now on, the first call of this function replaces `folder` by `other` after it has returned."""
+    """From now on, the first call of this function replaces `folder` by `other` after it has
+    returned.
+    """
     real = getattr(module, function)
 
     def replacing(*args, **options):
@@ -180,20 +198,31 @@ def test_request_during_a_replacement_has_the_new_adapter(gpt2, users, ids, adap
     assert torch.equal(adapters.logits(pool.model, ids), expected)
 
 
-@pytest.mark.parametrize("after", ["user-1", "__base__", ["user-1", "user-2", "user-1", "__base__"]], ids=str)
+@pytest.mark.parametrize(
+    "after", ["user-1", "__base__", ["user-1", "user-2", "user-1", "__base__"]], ids=str
+)
 def test_request_after_a_failed_forward_pass_has_its_own_adapters(world, adapters, after):
-    """PEFT would compute all later requests with the adapters of the failed rows. Hooks of the user remain."""
+    """PEFT would compute all later requests with the adapters of the failed rows. Hooks of the user
+    remain.
+    """
     base, folder, answers, ids = world
     pool, calls = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity=3), []
     layer = next(m for m in pool.model.modules() if isinstance(m, BaseTunerLayer))
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(IndexError):  # beyond the vocabulary
-        pool.model(input_ids=ids + 1000, adapter_names=pool.place(["user-0", "__base__", "user-3", "user-0"]))
+        pool.model(
+            input_ids=ids + 1000,
+            adapter_names=pool.place(["user-0", "__base__", "user-3", "user-0"]),
+        )
     for request in ("__base__", after):
         is_one = isinstance(request, str)
-        arguments = pool.activate(request) or {} if is_one else {"adapter_names": pool.place(request)}
+        arguments = (
+            pool.activate(request) or {} if is_one else {"adapter_names": pool.place(request)}
+        )
         found = adapters.logits(pool.model, {"input_ids": ids, **arguments})
-        expected = [answers[name][row] for row, name in enumerate([request] * 4 if is_one else request)]
+        expected = [
+            answers[name][row] for row, name in enumerate([request] * 4 if is_one else request)
+        ]
         torch.testing.assert_close(found, torch.stack(expected), atol=1e-6, rtol=1e-5)
     assert len(calls) == 2
 
@@ -205,7 +234,9 @@ def test_rows_are_only_those_that_place_returned(pool, ids):
 
 
 def test_calls_inside_a_call_keep_its_adapters(pool, ids):
-    """From a hook of a layer, as a processor of logits in `generate` may do; `pool` has two slots."""
+    """From a hook of a layer, as a processor of logits in `generate` may do; `pool` has two
+    slots.
+    """
     rows, inner = pool.place(["user-0", "user-1"]), pool.place(["user-1"])
     expected = [logits_of_rows(pool, rows, ids), logits_of_rows(pool, inner, ids)]
     found = []
@@ -236,14 +267,20 @@ def test_calls_inside_a_call_keep_its_adapters(pool, ids):
         (qpeft.QPAConfig, {"target_modules": ["wte"], "feature_source": "none"}, True),
         (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": "all-linear", "bits": 4}, True),
         (qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, True),
-        (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "ln_1"]}, False),
+        (
+            qpeft.QuantumPeftConfig,
+            {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "ln_1"]},
+            False,
+        ),
     ],
 )
 def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, options, mixes):
     plain = copy.deepcopy(gpt2)
     for index in range(3):
         adapter(plain, tmp_path / f"{index}", kind, **options)
-    expected = [adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / f"{i}"), ids) for i in range(3)]
+    expected = [
+        adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / f"{i}"), ids) for i in range(3)
+    ]
     pool = qpeft.AdapterPool(gpt2, tmp_path, capacity=2)
     for index in (0, 1, 2, 1, 0):
         pool.activate(str(index))
@@ -268,9 +305,22 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
 def test_unknown_names_raise(pool, users):
     pool.activate("user-1")
     shutil.rmtree(users / "user-1")
-    paths = ("../users/user-0", "user-0/", "/etc", ".", "..", ".hidden", "a\0b", "x" * 300, "\ud800")
+    paths = (
+        "../users/user-0",
+        "user-0/",
+        "/etc",
+        ".",
+        "..",
+        ".hidden",
+        "a\0b",
+        "x" * 300,
+        "\ud800",
+    )
     for name in ("user-1", "user-17", "", *paths, 3, None):
-        for call in (lambda: pool.activate(name), lambda: pool.place(["__base__", name])):  # noqa: B023
+        for call in (
+            lambda name=name: pool.activate(name),
+            lambda name=name: pool.place(["__base__", name]),
+        ):
             with pytest.raises(ConfigError, match="has no adapter"):
                 call()
     with pytest.raises(ConfigError, match="takes a list"):

@@ -35,8 +35,13 @@ def test_stream_is_philox_keyed_by_seed_and_name():
 
 def test_distributions():
     start = SeededInit(3)
-    assert stats.kstest(start.uniform("u", (20_000,), 2.0).numpy(), "uniform", args=(-2, 4)).pvalue > 1e-3
-    assert stats.kstest(start.normal("n", (20_000,), 0.5).numpy(), "norm", args=(0, 0.5)).pvalue > 1e-3
+    assert (
+        stats.kstest(start.uniform("u", (20_000,), 2.0).numpy(), "uniform", args=(-2, 4)).pvalue
+        > 1e-3
+    )
+    assert (
+        stats.kstest(start.normal("n", (20_000,), 0.5).numpy(), "norm", args=(0, 0.5)).pvalue > 1e-3
+    )
 
 
 def test_hash_covers_names_and_integers():

@@ -11,10 +11,21 @@ from transformers import PreTrainedTokenizerFast
 
 from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings
-from qpeft_lab.data.text import IGNORED, TEMPLATES, Tokens, collate, cut, encode, load_blocks, read_template
+from qpeft_lab.data.text import (
+    IGNORED,
+    TEMPLATES,
+    Tokens,
+    collate,
+    cut,
+    encode,
+    load_blocks,
+    read_template,
+)
 from qpeft_lab.training.tasks import CausalLM
 
-TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), min_size=1, max_size=6)
+TEXTS = st.lists(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), min_size=1, max_size=6
+)
 END = 0
 
 
@@ -24,14 +35,21 @@ def texts(*values):
 
 def some_tokens(length: int, first_id: int = 1) -> Tokens:
     ids = np.arange(first_id, first_id + length)
-    return Tokens(ids, np.ones(length, dtype=bool), np.ones(length, dtype=np.int64), np.ones(length, dtype=bool))
+    return Tokens(
+        ids,
+        np.ones(length, dtype=bool),
+        np.ones(length, dtype=np.int64),
+        np.ones(length, dtype=bool),
+    )
 
 
 @given(values=TEXTS)
 @settings(max_examples=30)
 def test_bytes_of_tokens_add_up_to_the_text(tokenizer, values):
     encoded = encode(texts(*values), tokenizer)
-    assert [int(tokens.n_bytes.sum()) for tokens in encoded] == [len(value.encode()) for value in values]
+    assert [int(tokens.n_bytes.sum()) for tokens in encoded] == [
+        len(value.encode()) for value in values
+    ]
     assert all((tokens.n_bytes >= 0).all() for tokens in encoded)
 
 
@@ -53,8 +71,12 @@ def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
     assert encode(texts("the king"), trimming)[0].n_bytes.sum() == len("the king")
 
 
-@pytest.mark.parametrize(("prompt", "answer", "scored"), [("the king", " sings", " sings"), ("ki", "ng", "king")])
-def test_only_answer_and_end_are_scored_and_a_token_that_spans_both_parts(tokenizer, prompt, answer, scored):
+@pytest.mark.parametrize(
+    ("prompt", "answer", "scored"), [("the king", " sings", " sings"), ("ki", "ng", "king")]
+)
+def test_only_answer_and_end_are_scored_and_a_token_that_spans_both_parts(
+    tokenizer, prompt, answer, scored
+):
     (tokens,) = encode([{"prompt": prompt, "completion": answer}], tokenizer)
     assert tokenizer.decode(tokens.ids) == f"{prompt}{answer}<end>"
     assert tokenizer.decode(tokens.ids[tokens.scored]) == f"{scored}<end>"
@@ -65,20 +87,28 @@ def test_only_answer_and_end_are_scored_and_a_token_that_spans_both_parts(tokeni
 def chat(tokenizer):
     chat = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
     chat.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{%"
+        " endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     return chat
 
 
 def test_only_assistant_messages_are_scored_and_an_end_follows_a_last_answer(chat):
-    question, answer = {"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}
+    question, answer = (
+        {"role": "user", "content": "see"},
+        {
+            "role": "assistant",
+            "content": "the bird",
+        },
+    )
     (tokens,) = encode([{"messages": [question, answer] * 2}], chat)
     assert chat.decode(tokens.ids) == "[user]see[assistant]the bird<end>" * 2
     assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>" * 2
     chat.chat_template = chat.chat_template.replace("<end>", "")
     conversations = [[question], [question, answer, question], [question, answer]]
-    asked, asked_again, answered = encode([{"messages": messages} for messages in conversations], chat)
+    asked, asked_again, answered = encode(
+        [{"messages": messages} for messages in conversations], chat
+    )
     assert not asked.scored.any()
     assert chat.decode(asked_again.ids[asked_again.scored]) == "the bird"
     assert chat.decode(answered.ids[answered.scored]) == "the bird<end>"
@@ -92,7 +122,10 @@ OPEN = "{% if add_generation_prompt %}[assistant]{% endif %}"
     ("template", "scored"),
     [
         ("{usual}{% if add_generation_prompt %}<think>{% endif %}", "the bird<end>the bird<end>"),
-        ("{usual}{% if not add_generation_prompt %}!{% endif %}", "the bird<end>the bird<end>!<end>"),
+        (
+            "{usual}{% if not add_generation_prompt %}!{% endif %}",
+            "the bird<end>the bird<end>!<end>",
+        ),
         (  # of reasoning models: the last answer alone begins with an empty reasoning
             "{% for m in messages %}[{{ m.role }}]"
             "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
@@ -102,7 +135,9 @@ OPEN = "{% if add_generation_prompt %}[assistant]{% endif %}"
     ],
 )
 def test_place_of_an_answer_is_that_in_the_whole_conversation(chat, template, scored):
-    """Templates add marks to the prompt of a generation, or to the last message, that the conversation lacks."""
+    """Templates add marks to the prompt of a generation, or to the last message, that the
+    conversation lacks.
+    """
     chat.chat_template = template.replace("{usual}", chat.chat_template)
     (tokens,) = encode([{"messages": MESSAGES}], chat)
     assert chat.decode(tokens.ids[tokens.scored]) == scored
@@ -115,7 +150,8 @@ def test_place_of_an_answer_is_that_in_the_whole_conversation(chat, template, sc
         "{{ raise_exception('no system role') }}",
         "{{ none.a.b }}",
         "{% for %}",
-        "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else 'a king' }}{% endfor %}" + OPEN,
+        "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else 'a king' }}{%"
+        " endfor %}" + OPEN,
     ],
 )
 def test_template_that_is_missing_fails_or_changes_earlier_answers_is_refused(chat, template):
@@ -168,7 +204,9 @@ def data(tmp_path, rows, **changes) -> RunSettings:
 
 def test_padded_rows_are_examples_also_empty_ones(tmp_path, tokenizer):
     rows = texts(*(f"{n} the king" if n % 2 else "" for n in range(60)))
-    blocks = load_blocks(data(tmp_path, rows, pad_rows=True), 16, tokenizer)  # a warning is an error
+    blocks = load_blocks(
+        data(tmp_path, rows, pad_rows=True), 16, tokenizer
+    )  # a warning is an error
     assert [[len(block.ids) for block in part] for part in blocks] == [[16] * 57, [16] * 3]
     assert not blocks[0][0].attended.any()
 
@@ -182,7 +220,9 @@ def held_out(tmp_path, tokenizer, rows, seq_len, **changes):
 
 
 def test_one_document_in_20_or_the_last_20th_of_the_blocks_is_held_out(tmp_path, tokenizer):
-    train, evaluation = held_out(tmp_path, tokenizer, texts(*(f"{n} the king went" for n in range(40))), 8)
+    train, evaluation = held_out(
+        tmp_path, tokenizer, texts(*(f"{n} the king went" for n in range(40))), 8
+    )
     assert "".join(evaluation) == "19 the king went<end>39 the king went"
     assert "19" not in "".join(train)
     text = texts("the king sings " * 70)

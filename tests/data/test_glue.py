@@ -1,4 +1,6 @@
-"""GLUE's tasks by name: columns, splits, classes in GLUE's order; the hub is not reached, local files are read."""
+"""GLUE's tasks by name: columns, splits, classes in GLUE's order; the hub is not reached, local
+files are read.
+"""
 
 import json
 
@@ -23,7 +25,11 @@ CARD = {
     "qqp": ("question1 question2", "not_duplicate duplicate", "validation"),
     "stsb": ("sentence1 sentence2", "", "validation"),
     "mnli": ("premise hypothesis", "entailment neutral contradiction", "validation_matched"),
-    "mnli_mismatched": ("premise hypothesis", "entailment neutral contradiction", "validation_mismatched"),
+    "mnli_mismatched": (
+        "premise hypothesis",
+        "entailment neutral contradiction",
+        "validation_mismatched",
+    ),
     "qnli": ("question sentence", "entailment not_entailment", "validation"),
     "rte": ("sentence1 sentence2", "entailment not_entailment", "validation"),
     "wnli": ("sentence1 sentence2", "not_entailment entailment", "validation"),
@@ -35,15 +41,24 @@ def rows(name, n, shift=0):
     """Rows with GLUE's columns; labels are indices, or numbers."""
     columns, classes, _ = (part.split() for part in CARD[name])
     for i in range(n):
-        texts = {column: f"{WORDS[(i + shift + k) % 8]} {WORDS[i % 7]}" for k, column in enumerate(columns)}
+        texts = {
+            column: f"{WORDS[(i + shift + k) % 8]} {WORDS[i % 7]}"
+            for k, column in enumerate(columns)
+        }
         yield {**texts, "label": i % len(classes) if classes else i % 11 / 2, "idx": i}
 
 
 def write(folder, name, n_train=40, n_validation=12):
     """A folder with the splits of a task, one in two files."""
     folder.mkdir(exist_ok=True)
-    for split, n in (("train-00000-of-00002", n_train), ("train-00001-of-00002", 4), (CARD[name][2], n_validation)):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(name, n, len(split))))
+    for split, n in (
+        ("train-00000-of-00002", n_train),
+        ("train-00001-of-00002", 4),
+        (CARD[name][2], n_validation),
+    ):
+        (folder / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows(name, n, len(split)))
+        )
     (folder / "test.jsonl").write_text(json.dumps({**next(rows(name, 1)), "label": -1}) + "\n")
     return f"glue/{name}:{folder}"
 
@@ -85,7 +100,9 @@ def test_hub_is_asked_for_configuration_and_split(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     splits = ["train", "validation_matched", "validation_mismatched"]
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: [*splits, "test_matched", "test_mismatched"])
+    monkeypatch.setattr(
+        datasets, "get_dataset_split_names", lambda *_: [*splits, "test_matched", "test_mismatched"]
+    )
     found = load_rows("glue/mnli", "train")
     assert [row["label"] for row in found[:3]] == ["entailment", "neutral", "contradiction"]
     load_rows("glue/mnli", "validation")

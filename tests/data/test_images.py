@@ -22,7 +22,12 @@ def read(tiny_vit, tmp_path):
     """Read images with their classes as a run does."""
 
     def make(data, **settings) -> ImageClassification:
-        chosen = {"task": "image-classification", "model": str(tiny_vit), "out": str(tmp_path / "run"), **settings}
+        chosen = {
+            "task": "image-classification",
+            "model": str(tiny_vit),
+            "out": str(tmp_path / "run"),
+            **settings,
+        }
         return ImageClassification(RunSettings(data=str(data), **chosen))
 
     return make
@@ -45,7 +50,9 @@ def folder_of(path, names=("cat", "dog"), each=3):
 def test_folder_with_one_sub_folder_per_class_is_read(read, tmp_path):
     folder = folder_of(tmp_path / "animals", each=20)
     (folder / "dog" / "notes.txt").write_text("not an image")
-    assert [name for _, name in load_images(str(folder), "train", "label")] == ["cat"] * 20 + ["dog"] * 20
+    assert [name for _, name in load_images(str(folder), "train", "label")] == ["cat"] * 20 + [
+        "dog"
+    ] * 20
     assert not has_validation_split(str(folder), has_images=True)
     assert len(read(folder).evaluation) == 2  # held out
 
@@ -76,11 +83,16 @@ def test_images_are_converted_to_the_models_size_and_channels(read, tmp_path, sh
     assert batch["pixel_values"].shape == (2, channels, 8, 8)
     assert batch["labels"].dtype == torch.int64
     if shape == ((8, 8) if channels == 1 else (8, 8, 3)):
-        expected = torch.tensor(images[:2]).reshape(2, 8, 8, channels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        expected = (
+            torch.tensor(images[:2]).reshape(2, 8, 8, channels).permute(0, 3, 1, 2).float() / 127.5
+            - 1
+        )
         assert torch.allclose(batch["pixel_values"], expected, atol=1e-6)
 
 
-def test_folder_and_parquet_file_give_the_same_examples_and_their_hash_depends_on_each(read, tmp_path):
+def test_folder_and_parquet_file_give_the_same_examples_and_their_hash_depends_on_each(
+    read, tmp_path
+):
     folder = folder_of(tmp_path / "files")
     write_images(tmp_path / "x.parquet", load_images(str(folder), "train", "label"))
     from_files, from_table = read(folder), read(tmp_path / "x.parquet")
@@ -110,7 +122,12 @@ def table_cut_off(file):
         (lambda folder: folder.write_text("x"), "data"),
         (table_cut_off, "data.parquet"),
         *[
-            (lambda folder, content=content: damaged(folder_of(folder) / "dog" / "broken.png", content), "broken.png")
+            (
+                lambda folder, content=content: damaged(
+                    folder_of(folder) / "dog" / "broken.png", content
+                ),
+                "broken.png",
+            )
             for content in (b"", b"not an image", None)
         ],
     ],
@@ -137,7 +154,11 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
     assert load_images("someone/animals", "train", "kind") == [(encoded, "dog")]
     assert load_images("someone/animals", "train", "number") == [(encoded, "7")]
     assert has_validation_split("someone/animals", has_images=True)
-    for column, content, label in (("img", encoded, "label"), ("picture", encoded, "kind"), ("image", b"?", "kind")):
+    for column, content, label in (
+        ("img", encoded, "label"),
+        ("picture", encoded, "kind"),
+        ("image", b"?", "kind"),
+    ):
         hub(column, content)
         with pytest.raises(DataError):
             load_images("someone/animals", "train", label)

@@ -1,4 +1,6 @@
-"""Labelled texts: columns, classes, lengths, held-out examples, and the hash of what a run reads."""
+"""Labelled texts: columns, classes, lengths, held-out examples, and the hash of what a run
+reads.
+"""
 
 import json
 import shutil
@@ -24,9 +26,16 @@ def read(tiny_encoder, tmp_path):
     def make(data, name="x.jsonl", **settings) -> TextClassification:
         if isinstance(data, list):
             keys = ("text", "label")
-            (tmp_path / name).write_text("".join(json.dumps(dict(zip(keys, r, strict=True))) + "\n" for r in data))
+            (tmp_path / name).write_text(
+                "".join(json.dumps(dict(zip(keys, r, strict=True))) + "\n" for r in data)
+            )
             data = tmp_path / name
-        chosen = {"task": "text-classification", "model": str(tiny_encoder), "out": str(tmp_path / "run"), **settings}
+        chosen = {
+            "task": "text-classification",
+            "model": str(tiny_encoder),
+            "out": str(tmp_path / "run"),
+            **settings,
+        }
         return TextClassification(RunSettings(data=str(data), **chosen))
 
     return make
@@ -48,7 +57,10 @@ def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
         task = read(tmp_path / file, eval_data=str(tmp_path / file), **columns)
         assert task.labels == ("a", "b")
         for part in (task.train, task.evaluation):
-            decoded = [task.tokenizer.decode(text["input_ids"], skip_special_tokens=True) for text, _ in part]
+            decoded = [
+                task.tokenizer.decode(text["input_ids"], skip_special_tokens=True)
+                for text, _ in part
+            ]
             assert list(zip(decoded, (task.labels[i] for _, i in part), strict=True)) == ROWS
         hashes.add(task.sha256())
     assert len(hashes) == 1
@@ -92,7 +104,9 @@ def test_classes_are_sorted_by_value_or_name_or_as_those_of_the_base(found, know
         ([], {"model": "speech"}, InputError, "vits"),  # before the data are read
     ],
 )
-def test_unusable_data_or_base_is_refused(read, tiny_encoder, tmp_path, rows, changes, error, named):
+def test_unusable_data_or_base_is_refused(
+    read, tiny_encoder, tmp_path, rows, changes, error, named
+):
     if (model := changes.get("model")) == "speech":
         VitsConfig().save_pretrained(tmp_path / model)
     elif model == "short":
@@ -113,14 +127,19 @@ def test_rows_without_a_text_are_left_out_and_counted(read):
     assert len(task.train) + len(task.evaluation) == 4
 
 
-def test_texts_are_truncated_before_their_last_special_token(read, tiny_encoder, opinion_files, tmp_path):
+def test_texts_are_truncated_before_their_last_special_token(
+    read, tiny_encoder, opinion_files, tmp_path
+):
     task = read([("a fox went into the wood", "1"), ("the king", "0")] * 2, seq_len=5)
     long, short = (task.train[place][0]["input_ids"] for place in (0, 1))
     assert (len(long), len(short)) == (5, 4)
     assert long[-1] == task.tokenizer.sep_token_id
     base = shutil.copytree(tiny_encoder, tmp_path / "short")
     edit_json(base / "tokenizer_config.json", model_max_length=8)
-    assert max(len(text["input_ids"]) for text, _ in read(opinion_files[0], model=str(base)).train) == 8
+    assert (
+        max(len(text["input_ids"]) for text, _ in read(opinion_files[0], model=str(base)).train)
+        == 8
+    )
 
 
 def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):
@@ -139,11 +158,16 @@ def test_one_example_in_20_of_each_class_is_held_out():
     assert [number for number, name in held_out if name == "b"] == [57, 117]
     assert len([1 for _, name in held_out if name == "a"]) == 5
     train, held_out = hold_out([(1, "a"), (2, "b"), (3, "a"), (4, "c")], "data")
-    assert (train, held_out) == ([(1, "a"), (2, "b"), (4, "c")], [(3, "a")])  # of a small class the last
+    assert (train, held_out) == (
+        [(1, "a"), (2, "b"), (4, "c")],
+        [(3, "a")],
+    )  # of a small class the last
     assert hold_out(rows, "data", has_classes=False)[1] == rows[19::20]
 
 
-def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(read, opinion_files, tmp_path):
+def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(
+    read, opinion_files, tmp_path
+):
     rows = [("a fox", "1"), ("the king", "0"), ("a queen", "1"), ("the wood", "0")]
     assert read(rows).sha256() == read(rows).sha256()
     others = [rows[::-1], [*rows[:3], ("the bird", "0")], [*rows[:3], ("the wood", "1")]]
@@ -158,7 +182,9 @@ def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(read, 
 
 
 def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
     rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": -1}]
     made = datasets.Dataset.from_list(rows, features=features)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train"])

@@ -1,4 +1,6 @@
-"""Sources of data: files, folders, built-in texts and data sets; their names, splits and columns."""
+"""Sources of data: files, folders, built-in texts and data sets; their names, splits and
+columns.
+"""
 
 import json
 from pathlib import Path
@@ -23,11 +25,16 @@ def load(source, split="train", **columns):
 def write(path: Path, content) -> Path:
     """A text, or rows as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else "\n".join(map(json.dumps, content)), encoding="utf-8")
+    path.write_text(
+        content if isinstance(content, str) else "\n".join(map(json.dumps, content)),
+        encoding="utf-8",
+    )
     return path
 
 
-MESSAGES = [{"role": r, "content": c} for r, c in zip(("system", "user", "assistant"), "SQA", strict=True)]
+MESSAGES = [
+    {"role": r, "content": c} for r, c in zip(("system", "user", "assistant"), "SQA", strict=True)
+]
 
 
 @pytest.mark.parametrize(
@@ -35,11 +42,21 @@ MESSAGES = [{"role": r, "content": c} for r, c in zip(("system", "user", "assist
     [
         ("a.txt", "one\n\ntwo\nünd\n", {}, [{"text": "one\n\ntwo\nünd\n"}]),
         ("a.txt", "one\n\n two\x0b\n", KEPT, [{"text": "one"}, {"text": ""}, {"text": " two\x0b"}]),
-        ("a.jsonl", [{"text": "one", "n": 1}, {"text": "two", "n": 2}], {}, [{"text": "one"}, {"text": "two"}]),
+        (
+            "a.jsonl",
+            [{"text": "one", "n": 1}, {"text": "two", "n": 2}],
+            {},
+            [{"text": "one"}, {"text": "two"}],
+        ),
         ("a.json", '[{"text": "one"}, {"text": "two"}]', {}, [{"text": "one"}, {"text": "two"}]),
         ("a.json", '["one", "two"]', {}, [{"text": "one"}, {"text": "two"}]),
         ("a.csv", "text,n\none,1\ntwo,2\n", {}, [{"text": "one"}, {"text": "two"}]),
-        ("a.csv", "text\nnull\nNA\nNone\nnan", {}, [{"text": word} for word in ("null", "NA", "None", "nan")]),
+        (
+            "a.csv",
+            "text\nnull\nNA\nNone\nnan",
+            {},
+            [{"text": word} for word in ("null", "NA", "None", "nan")],
+        ),
         ("a.jsonl", [{"text": " o\n"}, {"text": None}], KEPT, [{"text": " o\n"}, {"text": ""}]),
         ("a.json", [{"q": "Q", "a": "A", "text": "T"}], {}, [{"text": "T"}]),
         (
@@ -87,13 +104,18 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
         ),
         (
             "a.jsonl",
-            [{"messages": m} for m in (MESSAGES[:2], MESSAGES, [], [MESSAGES[1], {**MESSAGES[2], "content": ""}])],
+            [
+                {"messages": m}
+                for m in (MESSAGES[:2], MESSAGES, [], [MESSAGES[1], {**MESSAGES[2], "content": ""}])
+            ],
             {"messages": MESSAGES},
             "3 of 4 rows",
         ),
     ],
 )
-def test_rows_with_nothing_to_score_are_left_out_with_a_warning(tmp_path, name, content, kept, found):
+def test_rows_with_nothing_to_score_are_left_out_with_a_warning(
+    tmp_path, name, content, kept, found
+):
     with pytest.warns(UserWarning, match=found):
         assert load(write(tmp_path / name, content)) == [kept]
 
@@ -184,7 +206,10 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
     for split in ("train", "test"):
         write(tmp_path / "plain" / f"{split}.jsonl", [{"text": split}])
     assert load(f"{tmp_path}/plain::test") == [{"text": "test"}]
-    assert load(tmp_path / "plain") == [{"text": "test"}, {"text": "train"}]  # without a split, every file
+    assert load(tmp_path / "plain") == [
+        {"text": "test"},
+        {"text": "train"},
+    ]  # without a split, every file
     folder = write_splits(tmp_path / "ab")
     assert load(f"{folder}:short:test") == [{"text": "short test"}]
     assert load(f"{folder}:long") == [{"text": "long train"}]

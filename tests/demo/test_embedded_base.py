@@ -16,8 +16,20 @@ from qpeft_lab.demo import base_path, corpus
 from qpeft_lab.training.score import evaluate_language_model
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_base.py"))
-TINY = {"width": 16, "layers": 1, "heads": 2, "context": 32, "vocabulary": 320, "passes": 4, "batch": 4}
-DOCS = [f"Return the {i}-th {word} of a sequence.\n\nRaise {i}." for i in range(60) for word in ("item", "line")]
+TINY = {
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "context": 32,
+    "vocabulary": 320,
+    "passes": 4,
+    "batch": 4,
+}
+DOCS = [
+    f"Return the {i}-th {word} of a sequence.\n\nRaise {i}."
+    for i in range(60)
+    for word in ("item", "line")
+]
 OTHER = [f"Array number {i}" for i in range(60)]
 HELD_OUT = {
     "stdlib_validation": lambda: SCRIPT["split"](corpus.stdlib_docs()).validation,
@@ -60,4 +72,6 @@ def test_built_model_has_learned_and_is_loaded_without_dropout(tmp_path, archite
     assert tokenizer.decode(tokenizer(DOCS[3])["input_ids"]) == DOCS[3]
     scores = json.loads((built / "training.json").read_text())["scores"]
     assert scores["stdlib_test"]["loss"] < math.log(320) - 0.1
-    assert model.num_parameters() == json.loads((built / "training.json").read_text())["n_parameters"]
+    assert (
+        model.num_parameters() == json.loads((built / "training.json").read_text())["n_parameters"]
+    )

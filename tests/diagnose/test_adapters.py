@@ -1,4 +1,6 @@
-"""Measurements of saved adapters equal those of the loaded models; the base's weights are not read."""
+"""Measurements of saved adapters equal those of the loaded models; the base's weights are
+not read.
+"""
 
 import numpy as np
 import pytest
@@ -65,22 +67,32 @@ def attached(base):
     ],
 )
 def test_factors_of_a_folder_equal_those_of_the_model(base, ids, tmp_path, config):
-    model = moved(get_peft_model(base(), config), tmp_path / "adapter", ids if getattr(config, "frame", None) else None)
+    model = moved(
+        get_peft_model(base(), config),
+        tmp_path / "adapter",
+        ids if getattr(config, "frame", None) else None,
+    )
     with torch.no_grad():
         model(input_ids=ids)
-    layers = {name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    layers = {
+        name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)
+    }
     found = Adapter(tmp_path / "adapter").factors()
     assert found.keys() == layers.keys()
     for name, (b, a) in found.items():
         layer = layers[name]
-        torch.testing.assert_close(b @ a, layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
+        torch.testing.assert_close(
+            b @ a, layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        )
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, n_generators=2)),
-        lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, n_generators=2, feature_source="qnn_frozen")),
+        lambda base: get_peft_model(
+            base, qpeft.QPAConfig(**SMALL, n_generators=2, feature_source="qnn_frozen")
+        ),
         attached,
     ],
 )
@@ -98,14 +110,18 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
         found = diagnose(tmp_path / folder, samples=10)["findings"]
         return {key: [*one["measurements"]] for key, one in found.items() if one["left_out"]}
 
-    host = get_peft_model(base("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    host = get_peft_model(
+        base("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    )
     moved(qpeft.attach(host, qpeft.QPAGeneratorConfig(**CIRCUIT)), tmp_path / "prefix")
     assert left_out("prefix") == {"rank": []}
     n_qubits = Adapter(tmp_path / "prefix").circuit().ansatz.n_qubits
     for widest, expected in ((n_qubits, ["rank"]), (n_qubits - 1, [*OF_CIRCUITS, "rank"])):
         monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", widest)
         assert [*left_out("prefix")] == expected
-    model = moved(get_peft_model(base(), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "sora")
+    model = moved(
+        get_peft_model(base(), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "sora"
+    )
     qpeft.export(model, tmp_path / "exported")
     assert [*left_out("exported")] == [*OF_CIRCUITS, "moved"]
 
@@ -124,7 +140,9 @@ def test_movement_is_that_of_tau_times_its_scale(base, tmp_path, make, scale, ho
     model = make(base(host))
     qpeft.save(model, tmp_path / "new")
     assert angle_movement(tmp_path / "new")["maximum"] == 0
-    planted = [parameter for name, parameter in model.named_parameters() if name.endswith("angles.tau")]
+    planted = [
+        parameter for name, parameter in model.named_parameters() if name.endswith("angles.tau")
+    ]
     for parameter in planted:
         parameter.data.copy_(torch.linspace(-0.02, 0.02, parameter.numel()).view_as(parameter))
     expected = scale * torch.cat([parameter.detach().flatten().abs() for parameter in planted])

@@ -1,4 +1,6 @@
-"""Measurements of circuits against scipy, PennyLane, numpy, closed forms, and simulated random states."""
+"""Measurements of circuits against scipy, PennyLane, numpy, closed forms, and simulated random
+states.
+"""
 
 import json
 import math
@@ -38,7 +40,11 @@ def is_json(measured):
 def haar_states(samples, n_qubits, field, seed=0):
     """Haar-random states: normalized Gaussian vectors."""
     drawn = np.random.default_rng(seed).standard_normal((samples, 2**n_qubits, 2))
-    states = torch.view_as_complex(torch.from_numpy(drawn)) if field == "complex" else torch.from_numpy(drawn[..., 0])
+    states = (
+        torch.view_as_complex(torch.from_numpy(drawn))
+        if field == "complex"
+        else torch.from_numpy(drawn[..., 0])
+    )
     return states / states.norm(dim=1, keepdim=True)
 
 
@@ -55,7 +61,9 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
     assert (other["p_value"], other["distance"] > 0.1) == (1 / 200, True)
 
 
-@pytest.mark.parametrize(("samples", "size", "tested"), [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)])
+@pytest.mark.parametrize(
+    ("samples", "size", "tested"), [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)]
+)
 def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypatch):
     if tested:
         monkeypatch.setattr(sys.modules[CIRCUITS], "_TESTED", tested)
@@ -66,16 +74,22 @@ def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypat
         naive.append(stats.kstest(p.flatten(), stats.beta(0.5, 0.5 * (size - 1)).cdf).pvalue)
     assert stats.kstest(found, "uniform").pvalue > 0.01
     if not tested:
-        assert stats.kstest(naive, "uniform").pvalue < 0.01, "otherwise this test could not detect a wrong p-value"
+        assert stats.kstest(naive, "uniform").pvalue < 0.01, (
+            "otherwise this test could not detect a wrong p-value"
+        )
 
 
 @pytest.mark.parametrize("field", OTHER)
 def test_distance_and_moments_equal_scipy_and_numpy(field):
     p = np.random.default_rng(0).dirichlet([0.7] * 128, 30)
     law, found = stats.beta(PARAMETER[field], 127 * PARAMETER[field]), porter_thomas(p, field)
-    assert found["distance"] == pytest.approx(stats.kstest(p.flatten(), law.cdf).statistic, abs=1 / 4096)
+    assert found["distance"] == pytest.approx(
+        stats.kstest(p.flatten(), law.cdf).statistic, abs=1 / 4096
+    )
     assert found["inverse_participation"] == pytest.approx(128**2 * np.mean(p**2))
-    assert found["expected_participation"] == pytest.approx({"real": 3 * 128 / 130, "complex": 2 * 128 / 129}[field])
+    assert found["expected_participation"] == pytest.approx(
+        {"real": 3 * 128 / 130, "complex": 2 * 128 / 129}[field]
+    )
     assert porter_thomas(p[:1], field) == porter_thomas(p[0], field)
 
 
@@ -94,15 +108,29 @@ def test_extreme_probabilities_give_finite_results(constant, n_qubits, samples, 
 
 
 @settings(max_examples=20)
-@given(st.sampled_from(["ry_ladder", "two_design"]), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
+@given(
+    st.sampled_from(["ry_ladder", "two_design"]),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(0, 99),
+)
 def test_rank_equals_that_of_the_autograd_jacobian(name, n_qubits, n_layers, seed):
     ansatz = Ansatz(name, n_qubits, n_layers)
     angles = random_angles(ansatz, 1, seed)[0]
-    jacobian = torch.autograd.functional.jacobian(lambda at: gate_probabilities(ansatz, at), angles).flatten(1)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda at: gate_probabilities(ansatz, at), angles
+    ).flatten(1)
     found = redundancy(ansatz, angles)
-    assert found["independent"] == torch.linalg.matrix_rank(jacobian, rtol=1e-8) <= found["possible"]
-    assert (found["angles"], found["possible"]) == (angles.numel(), min(angles.numel(), 2**n_qubits - 1))
-    assert redundancy(ansatz, torch.zeros_like(angles))["independent"] == 0  # p = (1, 0, ...) is an extreme
+    assert (
+        found["independent"] == torch.linalg.matrix_rank(jacobian, rtol=1e-8) <= found["possible"]
+    )
+    assert (found["angles"], found["possible"]) == (
+        angles.numel(),
+        min(angles.numel(), 2**n_qubits - 1),
+    )
+    assert (
+        redundancy(ansatz, torch.zeros_like(angles))["independent"] == 0
+    )  # p = (1, 0, ...) is an extreme
     assert is_json(found)
 
 
@@ -134,7 +162,9 @@ def test_variances_depend_only_on_the_seed(monkeypatch):
     assert table["variances"][2] == gradient_variance([5], 4, samples=20, seed=7)["variances"][0]
     assert table != gradient_variance([2, 3, 5], 4, samples=20, seed=8)
     monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 16)
-    assert gradient_variance([2, 3, 5], 4, samples=20, seed=7)["variances"] == pytest.approx(table["variances"])
+    assert gradient_variance([2, 3, 5], 4, samples=20, seed=7)["variances"] == pytest.approx(
+        table["variances"]
+    )
 
 
 # -- expressibility
@@ -155,7 +185,9 @@ def test_random_states_are_at_the_floor_of_their_law(n_qubits, field):
 
 
 def test_divergence_falls_to_the_floor_with_depth_and_depends_only_on_the_seed(monkeypatch):
-    shallow, deep = (expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 16))
+    shallow, deep = (
+        expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 16)
+    )
     assert shallow["divergence"] > 30 * shallow["expected"]
     assert deep["divergence"] < deep["limit"]
     monkeypatch.setattr(sys.modules[CIRCUITS], "_AT_ONCE", 64)
@@ -168,7 +200,9 @@ def test_divergence_equals_scipy_in_bins_of_equal_probability():
     pairs = fidelities(500, 3, "real", seed=1) ** 1.5
     edges = stats.beta(0.5, 3.5).ppf(np.linspace(0, 1, 11))
     shares = np.histogram(pairs, [0, *edges[1:-1], 1])[0] / 500
-    assert of_fidelities(pairs, 3, n_bins=10)["divergence"] == pytest.approx(stats.entropy(shares, np.full(10, 0.1)))
+    assert of_fidelities(pairs, 3, n_bins=10)["divergence"] == pytest.approx(
+        stats.entropy(shares, np.full(10, 0.1))
+    )
     assert of_fidelities(np.zeros(10), 3, n_bins=10)["divergence"] == pytest.approx(math.log(10))
 
 
@@ -177,7 +211,9 @@ def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
     counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
     simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
     found = of_fidelities(np.random.default_rng(1).uniform(size=n_pairs), 2, n_bins)
-    assert found["expected"] == pytest.approx(simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000))
+    assert found["expected"] == pytest.approx(
+        simulated.mean(), abs=4 * simulated.std() / np.sqrt(4000)
+    )
     if n_pairs >= 10 * n_bins:
         assert (simulated < found["limit"]).mean() == pytest.approx(0.95, abs=0.02)
 
@@ -189,7 +225,10 @@ def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
 @given(st.integers(2, 5), st.integers(2, 3), st.sampled_from([*OTHER]), st.integers(0, 99))
 def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
     states = haar_states(samples, n_qubits, field, seed)
-    reduced = (qml.math.reduce_statevector(states.numpy().astype(complex), [wire]) for wire in range(n_qubits))
+    reduced = (
+        qml.math.reduce_statevector(states.numpy().astype(complex), [wire])
+        for wire in range(n_qubits)
+    )
     found = meyer_wallach(states)
     expected = 2 * (1 - np.mean([qml.math.purity(each, [0]) for each in reduced]))
     assert found["mean"] == pytest.approx(expected, abs=1e-12)

@@ -1,4 +1,6 @@
-"""Small files and models that replace those which the examples of the pages download or take as given."""
+"""Small files and models that replace those which the examples of the pages download or take as
+given.
+"""
 
 import json
 import re
@@ -24,10 +26,18 @@ methods:
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory, qpeft_cli):
-    """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but do not create."""
+    """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but
+    do not create.
+    """
     import numpy as np
     from PIL import Image
-    from transformers import GemmaConfig, GPT2Config, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+    from transformers import (
+        GemmaConfig,
+        GPT2Config,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTImageProcessorPil,
+    )
 
     import qpeft_lab.demo
     from qpeft_lab.demo.corpus import numpy_docs
@@ -39,21 +49,39 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     for name in ("docs.jsonl", "train.jsonl"):
         (folder / name).write_text(rows, encoding="utf-8")
     (folder / "text.txt").write_text("\n\n".join(docs), encoding="utf-8")
-    pairs = [f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}." for n in range(60)]
+    pairs = [
+        f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}."
+        for n in range(60)
+    ]
     for name, some in (("pairs.csv", pairs), ("few-pairs.csv", pairs[:4])):
-        (folder / name).write_text("prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some))
+        (folder / name).write_text(
+            "prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some)
+        )
     (folder / "mrpc-files").mkdir()
     for name in ("train", "validation"):
-        made = [{"sentence1": f"{name} {n}", "sentence2": f"{name} {n % 5}", "label": n % 2} for n in range(40)]
+        made = [
+            {"sentence1": f"{name} {n}", "sentence2": f"{name} {n % 5}", "label": n % 2}
+            for n in range(40)
+        ]
         (folder / "mrpc-files" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
 
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=2, **small)).save_pretrained(
-        folder / "vit"
-    )
+    small = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    ViTForImageClassification(
+        ViTConfig(image_size=8, patch_size=4, num_labels=2, **small)
+    ).save_pretrained(folder / "vit")
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "vit")
-    gemma = {"vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18}
+    gemma = {
+        "vocab_size": 256_000,
+        "hidden_size": 2048,
+        "intermediate_size": 16_384,
+        "num_hidden_layers": 18,
+    }
     gemma |= {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
     configs = {"gpt2-small": GPT2Config(), "gemma-2b": GemmaConfig(**gemma)}
     for name, config in configs.items():
@@ -65,7 +93,18 @@ def stand_ins(tmp_path_factory, qpeft_cli):
             pixels = draw.integers(256, size=(8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "photos" / kind / f"{n}.png")
 
-    given = ["--model", "embedded", "--data", str(folder / "docs.jsonl"), "--r", "4", "--steps", "2", "--seq-len", "64"]
+    given = [
+        "--model",
+        "embedded",
+        "--data",
+        str(folder / "docs.jsonl"),
+        "--r",
+        "4",
+        "--steps",
+        "2",
+        "--seq-len",
+        "64",
+    ]
     done = qpeft_cli("train", *given, "--out", str(folder / "run"))
     assert done.exit_code == 0, done.output
     shutil.copytree(folder / "run" / "exported", folder / "my-adapter")
@@ -74,13 +113,17 @@ def stand_ins(tmp_path_factory, qpeft_cli):
 
 @pytest.fixture
 def enter_folder_for(stand_ins, tmp_path, monkeypatch):
-    """Change to a new folder with all stand-ins except those which a command of the page creates."""
+    """Change to a new folder with all stand-ins except those which a command of the page
+    creates.
+    """
 
     def enter(page):
         created = re.findall(r"--out ([\w-]+)", "".join(snippet.text for snippet in snippets(page)))
         for source in stand_ins.iterdir():
             if source.name not in created:
-                (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / source.name)
+                (shutil.copytree if source.is_dir() else shutil.copy)(
+                    source, tmp_path / source.name
+                )
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)  # as for a reader's own script in this folder
         return tmp_path

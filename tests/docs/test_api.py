@@ -26,7 +26,9 @@ PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 def public():
     for module in map(import_module, MODULES):
         for name in (name for name in module.__all__ if not name.startswith("__")):
-            yield pytest.param(getattr(module, name), f"{module.__name__}.{name}", id=f"{module.__name__}.{name}")
+            yield pytest.param(
+                getattr(module, name), f"{module.__name__}.{name}", id=f"{module.__name__}.{name}"
+            )
 
 
 def on_the_page():
@@ -49,16 +51,24 @@ def test_names_on_the_page_exist():
 def explained_by_its_docstring(what, name):
     functions = [f"qpeft.methods.{function}" for function in ("get", "register")]
     is_part_of_methods = name.startswith("qpeft.methods.") and name not in functions
-    return callable(what) and not is_dataclass(what) and not is_part_of_methods  # results and parts have other tests
+    return (
+        callable(what) and not is_dataclass(what) and not is_part_of_methods
+    )  # results and parts have other tests
 
 
-@pytest.mark.parametrize(("what", "name"), [p for p in public() if explained_by_its_docstring(*p.values)])
+@pytest.mark.parametrize(
+    ("what", "name"), [p for p in public() if explained_by_its_docstring(*p.values)]
+)
 def test_docstring_documents_every_parameter(what, name):
-    text = (inspect.getdoc(what) or "") + (inspect.getdoc(what.__init__) or "" if isinstance(what, type) else "")
+    text = (inspect.getdoc(what) or "") + (
+        inspect.getdoc(what.__init__) or "" if isinstance(what, type) else ""
+    )
     missing = [p for p in inspect.signature(what).parameters if not re.search(rf"\b{p}\b", text)]
     assert text
     assert not missing
-    has_errors_of_others = what.__module__ == "qpeft_lab.metrics.predictions"  # scikit-learn's and scipy's
+    has_errors_of_others = (
+        what.__module__ == "qpeft_lab.metrics.predictions"
+    )  # scikit-learn's and scipy's
     assert isinstance(what, type) or has_errors_of_others or "Raises" in text or "raises" in text
 
 

@@ -1,4 +1,6 @@
-"""The built pages need no network: formulas are part of the page, and nothing is loaded from elsewhere."""
+"""The built pages need no network: formulas are part of the page, and nothing is loaded from
+elsewhere.
+"""
 
 import re
 import subprocess
@@ -18,12 +20,29 @@ REMOTE = re.compile(
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """The text of all pages of docs, without their code and pictures, built with the configuration of docs."""
+    """The text of all pages of docs, without their code and pictures, built with the configuration
+    of docs.
+    """
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
     for page in (ROOT / "docs").glob("*.md"):
-        (source / page.name).write_text(FENCE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
-    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-c", str(ROOT / "docs")]
-    command += ["-D", "suppress_warnings=myst,toc,ref,image", str(source), str(out)]  # without links
+        (source / page.name).write_text(
+            FENCE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8"
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--quiet",
+        "--fail-on-warning",
+        "-c",
+        str(ROOT / "docs"),
+    ]
+    command += [
+        "-D",
+        "suppress_warnings=myst,toc,ref,image",
+        str(source),
+        str(out),
+    ]  # without links
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out

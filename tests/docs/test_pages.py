@@ -1,4 +1,6 @@
-"""The pages agree with the program: command lines, links, quoted results, paths and packages of ARCHITECTURE.md."""
+"""The pages agree with the program: command lines, links, quoted results, paths and packages of
+ARCHITECTURE.md.
+"""
 
 import re
 import shlex
@@ -7,12 +9,20 @@ import pytest
 from snippets import FENCE, ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "results/README"))]
+LINKED = [
+    *PAGES,
+    *(
+        ROOT / f"{name}.md"
+        for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING", "results/README")
+    ),
+]
 
 
 def command_lines():
     for page in PAGES:
-        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for block in re.findall(
+            r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL
+        ):
             for line in block.replace("\\\n", " ").splitlines():
                 if line.strip().startswith("qpeft "):
                     yield pytest.param(line.strip(), id=f"{page.stem}: {line.strip()}")
@@ -29,13 +39,17 @@ def test_command_line_is_valid(line):
 
 def headings(page):
     """The anchors of a page, as GitHub makes them."""
-    found = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    found = re.findall(
+        r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE
+    )
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in found}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_links_resolve(page):
-    for name, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", FENCE.sub("", page.read_text(encoding="utf-8"))):
+    for name, anchor in re.findall(
+        r"\]\(([\w./-]*)(?:#([\w-]+))?\)", FENCE.sub("", page.read_text(encoding="utf-8"))
+    ):
         target = page.parent / name if name else page
         assert target.exists(), f"{page.name} links to {name}"
         assert not anchor or anchor in headings(target), f"{page.name} links to {name}#{anchor}"

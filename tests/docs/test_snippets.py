@@ -38,7 +38,9 @@ def test_page_runs(page, enter_folder_for, qpeft_cli):
             outputs = [run(line, qpeft_cli) for line in commands(snippet)]
             printed = next(filter(None, reversed(outputs)), None)
         if snippet.shows is not None and printed is not None:
-            assert shows(snippet.shows, printed), f"the page shows\n{snippet.shows}\nprinted:\n{printed}"
+            assert shows(snippet.shows, printed), (
+                f"the page shows\n{snippet.shows}\nprinted:\n{printed}"
+            )
 
 
 def run(line, qpeft_cli):

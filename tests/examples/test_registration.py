@@ -1,4 +1,6 @@
-"""Names that are taken or invalid, and modules that are executed again: a user's ansatz, generator and PEFT method."""
+"""Names that are taken or invalid, and modules that are executed again: a user's ansatz, generator
+and PEFT method.
+"""
 
 import importlib
 
@@ -18,7 +20,9 @@ REGISTERED = {  # what the module defines, and what is found by its name
 
 
 def of_type(own, name):
-    return type("Other", (own.NolaConfig,), {"peft_type": property(lambda _: name, lambda *_: None)})
+    return type(
+        "Other", (own.NolaConfig,), {"peft_type": property(lambda _: name, lambda *_: None)}
+    )
 
 
 def register_method(own, **changes):
@@ -32,7 +36,8 @@ REFUSED = {
         for name in ("cz_ring", "ry_ladder", "", "a:b", 5)
     ],
     "own_generator": [
-        lambda own, name=name: type("Other", (own.RingConfig,), {}, name=name) for name in ("qpa", "ring")
+        lambda own, name=name: type("Other", (own.RingConfig,), {}, name=name)
+        for name in ("qpa", "ring")
     ],
     "own_method": [
         *(lambda own, key=key: register_method(own, key=key) for key in ("", "a:b", "lora")),

@@ -14,11 +14,15 @@ DOCS = [f"A {word} of two values." for word in ("polynomial", "random seed", "ma
 pytestmark = pytest.mark.filterwarnings("ignore:.*attention mask")
 
 
-def test_adapters_of_users_have_a_few_kilobytes_and_are_trained_once(example, tmp_path, monkeypatch):
+def test_adapters_of_users_have_a_few_kilobytes_and_are_trained_once(
+    example, tmp_path, monkeypatch
+):
     serve_users = example("serve_users")
     monkeypatch.setattr(serve_users, "numpy_docs", lambda: DOCS)
     monkeypatch.setattr(serve_users, "BATCH", 1)
-    monkeypatch.setattr(sys, "argv", ["serve_users.py", "--out", str(tmp_path), "--steps", "1", "--new-tokens", "3"])
+    monkeypatch.setattr(
+        sys, "argv", ["serve_users.py", "--out", str(tmp_path), "--steps", "1", "--new-tokens", "3"]
+    )
     serve_users.main()
     assert {folder.name for folder in tmp_path.iterdir()} == serve_users.USERS.keys()
     for folder in tmp_path.iterdir():
@@ -29,7 +33,9 @@ def test_adapters_of_users_have_a_few_kilobytes_and_are_trained_once(example, tm
 
 
 @pytest.mark.long
-def test_digits_adapts_with_every_method_and_trains_nothing_again(example, tmp_path, monkeypatch, capsys):
+def test_digits_adapts_with_every_method_and_trains_nothing_again(
+    example, tmp_path, monkeypatch, capsys
+):
     pytest.importorskip("sklearn")
     digits = example("digits")
     digits.write_digits(tmp_path)
@@ -38,7 +44,9 @@ def test_digits_adapts_with_every_method_and_trains_nothing_again(example, tmp_p
     assert {result.trainable_head for result in results.values()} == {64 * 5 + 5}
     assert results["head"].trainable == results["head"].trainable_head
     assert results["quantum_peft"].trainable < results["qpa"].trainable < results["lora"].trainable
-    monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(tmp_path), "--steps", "2", "--base-steps", "40"])
+    monkeypatch.setattr(
+        sys, "argv", ["digits.py", "--out", str(tmp_path), "--steps", "2", "--base-steps", "40"]
+    )
     digits.main()
     assert f"{results['head'].after.metrics['accuracy']:.1%}" in capsys.readouterr().out
     again = digits.adapt(tmp_path, tmp_path / "base" / "exported", "qpa", steps=2)

@@ -38,7 +38,9 @@ UNI_LORA = UniLoraConfig(theta_d_length=64, **QV)
 
 
 def small(**settings):
-    return qpeft.QPAGeneratorConfig(**{"chunk_size": 16, "hidden": (6, 5), "n_layers": 3, **settings})
+    return qpeft.QPAGeneratorConfig(
+        **{"chunk_size": 16, "hidden": (6, 5), "n_layers": 3, **settings}
+    )
 
 
 def host_on(base, host, name="default"):
@@ -73,7 +75,8 @@ def test_host_that_needs_task_ids_is_exported_with_a_probe(llama, ids, tmp_path)
 
 
 def test_prefix_moves_with_the_model(llama):
-    # PEFT takes the device of the inputs from the values of before, a GPU's in a run of `qpeft train`
+    # PEFT takes the device of the inputs from the values of before, a GPU's in a run of `qpeft
+    # train`
     assert attached(llama, PREFIX).to("meta").prompt_encoder["default"].embedding.weight.is_meta
 
 
@@ -81,12 +84,16 @@ def test_initial_values_are_saved_except_for_raw(llama, tmp_path):
     for mode in ("residual", "raw"):
         model = attached(llama, IA3, init_mode=mode)
         qpeft.save(model, tmp_path / mode)
-        initial = [tensor for name, tensor in stored(tmp_path / mode).items() if name.endswith(".initial")]
+        initial = [
+            tensor for name, tensor in stored(tmp_path / mode).items() if name.endswith(".initial")
+        ]
         assert len(initial) == (mode == "residual")
 
 
 def test_replicated_layers(llama, ids, adapters, tmp_path):
-    model = adapters.train(attached(llama, LoraConfig(r=2, layer_replication=[[0, 1], [0, 2]], **QV)), ids)
+    model = adapters.train(
+        attached(llama, LoraConfig(r=2, layer_replication=[[0, 1], [0, 2]], **QV)), ids
+    )
     live = adapters.logits(model, ids)
     qpeft.export(model, tmp_path / "exported")
     qpeft.save(model, tmp_path / "compact")
@@ -103,7 +110,9 @@ def test_adapter_named_like_a_module(llama, ids, adapters, tmp_path, name):
     qpeft.save(model, tmp_path)
     others = [key for key in stored(tmp_path / name) if "qpeft_generator" not in key]
     assert len(others) == 1  # the trained head
-    assert torch.equal(adapters.logits(qpeft.load(llama, tmp_path / name), ids), adapters.logits(model, ids))
+    assert torch.equal(
+        adapters.logits(qpeft.load(llama, tmp_path / name), ids), adapters.logits(model, ids)
+    )
 
 
 # -- what is refused
@@ -122,12 +131,17 @@ def share_a_tensor(model):
 MODELS = {  # by what the message names
     "LlamaForCausalLM has no adapter": lambda base: base,
     "generated already": lambda base: attached(base, LORA),
-    "generated": lambda base: get_peft_model(base, qpeft.QPAConfig(chunk_size=16, target_modules=["q_proj"])),
+    "generated": lambda base: get_peft_model(
+        base, qpeft.QPAConfig(chunk_size=16, target_modules=["q_proj"])
+    ),
     "is_trainable=True": lambda base: host_on(base, LORA).requires_grad_(False),
-    "no tensor of adapter": lambda base: host_on(base, AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM)),
+    "no tensor of adapter": lambda base: host_on(
+        base, AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM)
+    ),
     **{
         repr(init): lambda base, init=init: changed(
-            host_on(base, LORA), lambda model: setattr(model.peft_config["default"], "init_lora_weights", init)
+            host_on(base, LORA),
+            lambda model: setattr(model.peft_config["default"], "init_lora_weights", init),
         )
         for init in ("loftq", "pissa")
     },
@@ -135,8 +149,12 @@ MODELS = {  # by what the message names
     r"shares .*layers\.1.*": lambda base: changed(host_on(base, IA3), share_a_tensor),
     r"shares .*embed_tokens": lambda _: host_on(tiny_models.llama(tie_word_embeddings=True), TIED),
     "coft": lambda base: host_on(base, OFTConfig(r=0, oft_block_size=4, coft=True, **QV)),
-    "unmerge_adapter": lambda base: changed(host_on(base, LORA), lambda model: model.merge_adapter()),
-    "default, b": lambda base: changed(host_on(base, IA3), lambda model: model.add_adapter("b", copy.deepcopy(IA3))),
+    "unmerge_adapter": lambda base: changed(
+        host_on(base, LORA), lambda model: model.merge_adapter()
+    ),
+    "default, b": lambda base: changed(
+        host_on(base, IA3), lambda model: model.add_adapter("b", copy.deepcopy(IA3))
+    ),
 }
 
 
@@ -183,7 +201,12 @@ def test_another_adapter(llama, ids, adapters, tmp_path, host):
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (lambda f: rewrite(f, lambda t: {k: v for k, v in t.items() if not k.endswith("initial")}), "missing"),
+        (
+            lambda f: rewrite(
+                f, lambda t: {k: v for k, v in t.items() if not k.endswith("initial")}
+            ),
+            "missing",
+        ),
         (lambda f: edit_config(f, generator={"n_layers": 0}), "n_layers"),
     ],
 )
@@ -203,14 +226,21 @@ def test_stock_and_compact_folders_are_not_confused(llama, tmp_path):
     with pytest.raises(CheckpointError, match="attached"):
         model.load_adapter(tmp_path / "stock", "default")
     qpeft.save(model, tmp_path / "compact")
-    for load in (lambda folder: PeftModel.from_pretrained(llama, folder), AutoPeftModelForCausalLM.from_pretrained):
+    for load in (
+        lambda folder: PeftModel.from_pretrained(llama, folder),
+        AutoPeftModelForCausalLM.from_pretrained,
+    ):
         with pytest.raises(ConfigError, match=r"qpeft\.load"):
             load(tmp_path / "compact")
 
 
 @pytest.mark.parametrize(
     ("host", "change"),
-    [(PREFIX, {"head_dim": 16}), (PREFIX, {"num_hidden_layers": 3}), (IA3, {"intermediate_size": 32})],
+    [
+        (PREFIX, {"head_dim": 16}),
+        (PREFIX, {"num_hidden_layers": 3}),
+        (IA3, {"intermediate_size": 32}),
+    ],
 )
 def test_another_base(llama, tmp_path, host, change):
     qpeft.save(attached(llama, host), tmp_path)

@@ -1,4 +1,6 @@
-"""Configs that plan and training refuse with the name of the wrong field or module; the model is left as it was."""
+"""Configs that plan and training refuse with the name of the wrong field or module; the model is
+left as it was.
+"""
 
 import pytest
 from peft import get_peft_model
@@ -86,7 +88,9 @@ ROWS = [(method, settings, named) for method, rows in BAD.items() for settings, 
 
 
 def config(method, settings):
-    return methods.get(method).config_class(**{"task_type": "CAUSAL_LM", **USUAL.get(method, {}), **settings})
+    return methods.get(method).config_class(
+        **{"task_type": "CAUSAL_LM", **USUAL.get(method, {}), **settings}
+    )
 
 
 @pytest.mark.parametrize(("method", "settings", "named"), ROWS, ids=str)

@@ -1,4 +1,6 @@
-"""Mixtures of experts: counts as in training, stock LoRA's modules; QPA on experts, which PEFT adapts by parameters."""
+"""Mixtures of experts: counts as in training, stock LoRA's modules; QPA on experts, which PEFT
+adapts by parameters.
+"""
 
 import pytest
 from families import EXPERTS, experts
@@ -16,8 +18,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_patte
 
 
 def adapted(model):
-    """Names in the base of the adapted modules, and of the parameters that PEFT adapts without a module."""
-    layers = [(n, m) for n, m in model.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
+    """Names in the base of the adapted modules, and of the parameters that PEFT adapts without a
+    module.
+    """
+    layers = [
+        (n, m) for n, m in model.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)
+    ]
     names = [".".join([n, *filter(None, [getattr(m, "parameter_name", None)])]) for n, m in layers]
     return sorted(name.replace(".base_layer", "") for name in names)
 
@@ -29,7 +35,13 @@ def test_plan_equals_training_and_stock_lora(name, method, tmp_path):
     options = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
 
     def make(method=method):
-        size = {} if method == "qaa" else {"bottleneck_size": 2} if method == "bottleneck" else {"r": 2}
+        size = (
+            {}
+            if method == "qaa"
+            else {"bottleneck_size": 2}
+            if method == "bottleneck"
+            else {"r": 2}
+        )
         return methods.get(method).config_class(**size, **options)
 
     base, stock = experts(name), get_peft_model(experts(name), make("lora"))
@@ -43,7 +55,10 @@ def test_plan_equals_training_and_stock_lora(name, method, tmp_path):
         return
     model = get_peft_model(base, make())
     model.save_pretrained(tmp_path, save_embedding_layers=False)
-    assert (plan.trainable, plan.stored_bytes) == (model.get_nb_trainable_parameters()[0], bytes_of(tmp_path))
+    assert (plan.trainable, plan.stored_bytes) == (
+        model.get_nb_trainable_parameters()[0],
+        bytes_of(tmp_path),
+    )
     assert sorted(plan.target_modules) == adapted(model) == adapted(stock)
     if method in ("qpa", "quantum_peft"):
         assert plan.deployed == stock.get_nb_trainable_parameters()[0]
@@ -53,7 +68,14 @@ def qpa(name="mixtral", **settings):
     targets: dict = {"target_modules": "all-linear"}
     if name == "gpt_oss":
         targets = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
-    given = {"r": 2, "chunk_size": 32, "init_mode": "raw", "task_type": "CAUSAL_LM", **targets, **settings}
+    given = {
+        "r": 2,
+        "chunk_size": 32,
+        "init_mode": "raw",
+        "task_type": "CAUSAL_LM",
+        **targets,
+        **settings,
+    }
     return qpeft.QPAConfig(**given)
 
 
@@ -68,7 +90,9 @@ def test_contract(name, ids):
     adapter_contract(make, lambda: qpa(name), batch, starts_at_base=False, exact_gradient=False)
 
 
-@pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"target_modules": ["w1"]}])
+@pytest.mark.parametrize(
+    "option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"target_modules": ["w1"]}]
+)
 def test_option_that_peft_lacks_for_experts_is_refused_by_plan_and_training(option):
     base = experts("mixtral")
     names = [name for name, _ in base.named_parameters()]

@@ -16,11 +16,15 @@ def test_tied_head_is_untied_before_merging(family, base, batch, adapters, name,
     live = adapters.logits(model, batch)
     qpeft.export(model, tmp_path / "exported")
     for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(TiedWeightError, match=r"lm_head shares its weight with .*qpeft\.untie_lm_head"):
+        with pytest.raises(
+            TiedWeightError, match=r"lm_head shares its weight with .*qpeft\.untie_lm_head"
+        ):
             merge()
     qpeft.untie_lm_head(model)
     assert torch.equal(adapters.logits(model, batch), live)
-    torch.testing.assert_close(adapters.logits(model.merge_and_unload(), batch), live, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        adapters.logits(model.merge_and_unload(), batch), live, atol=1e-5, rtol=0
+    )
 
 
 def test_bottleneck_finds_the_feed_forward_block_of_each_layer(family, base):
@@ -57,4 +61,6 @@ def test_cards_name_the_class_of_the_base(request, family, base, method, tmp_pat
         qpeft.export(model, tmp_path / "exported")
     for folder in tmp_path.iterdir():
         expected = CLASSES[request.node.callspec.params["family"]]
-        assert f"from transformers import {expected}\n" in (folder / "README.md").read_text(encoding="utf-8")
+        assert f"from transformers import {expected}\n" in (folder / "README.md").read_text(
+            encoding="utf-8"
+        )

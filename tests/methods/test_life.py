@@ -1,6 +1,7 @@
 """The life of an adapter: plan, start, training, compact folder, export, merging.
 
-For every method with every setting that changes the computation, every host of a generator, every family of models.
+For every method with every setting that changes the computation, every host of a generator, every
+family of models.
 """
 
 import copy
@@ -43,7 +44,11 @@ def hosts(*configs):
     """Rows for generators over these adapters of PEFT."""
     return {
         f"over {config.__name__}, {settings}": attached(
-            config, settings, merges=not config(**settings).is_prompt_learning, generator=SMALL_GENERATOR, lr=1e-3
+            config,
+            settings,
+            merges=not config(**settings).is_prompt_learning,
+            generator=SMALL_GENERATOR,
+            lr=1e-3,
         )
         for config, settings in configs
     }
@@ -62,7 +67,11 @@ ON_LLAMA = {
         *({"feature_source": source} for source in ("qnn_frozen", "free", "random")),
         {"activation": "identity", "center_output": True, "feature_map": "squash"},
     ),
-    **rows("qpa", {"use_rslora": True}, {"feature_map": "scaled", "target_modules": ["embed_tokens", "q_proj"]}),
+    **rows(
+        "qpa",
+        {"use_rslora": True},
+        {"feature_map": "scaled", "target_modules": ["embed_tokens", "q_proj"]},
+    ),
     **rows(
         "quantum_peft",
         {"columns": "first", "construction": "qsd", "r": 5},
@@ -97,7 +106,10 @@ ON_LLAMA = {
         (PrefixTuningConfig, {**TOKENS, "prefix_projection": True, "encoder_hidden_size": 8}),
         (PromptTuningConfig, TOKENS),
         (PromptEncoderConfig, {**TOKENS, "encoder_hidden_size": 8}),
-        (IA3Config, {"target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
+        (
+            IA3Config,
+            {"target_modules": ["v_proj", "down_proj"], "feedforward_modules": ["down_proj"]},
+        ),
         (LoHaConfig, {"r": 2, **QV}),
         (OFTConfig, {"r": 0, "oft_block_size": 4, **QV}),
         (VeraConfig, {"r": 4, "target_modules": ["q_proj", "o_proj"]}),
@@ -111,10 +123,20 @@ ON_LLAMA = {
     ),
 }
 ON_GPT2 = {
-    **{name: VARIANTS[name] for name in ("qpa", "qpa with dora", "quantum_peft", "qaa", "sora", "bottleneck")},
-    **{name: VARIANTS[name] for name in ("quantum_peft in frames", "attached to lora", "attached to ia3")},
+    **{
+        name: VARIANTS[name]
+        for name in ("qpa", "qpa with dora", "quantum_peft", "qaa", "sora", "bottleneck")
+    },
+    **{
+        name: VARIANTS[name]
+        for name in ("quantum_peft in frames", "attached to lora", "attached to ia3")
+    },
     **{name: VARIANTS[name] for name in ("cua, output", "quanta, gates")},
-    **rows("quantum_peft", {"modules_to_save": ["ln_1", "ln_f"]}, {"frame": "weights", "family": "core"}),
+    **rows(
+        "quantum_peft",
+        {"modules_to_save": ["ln_1", "ln_f"]},
+        {"frame": "weights", "family": "core"},
+    ),
     **rows("qpa with a network", {"bias": "all"}),
     **rows("qaa", {"target_modules": r".*\.1\.attn\.c_proj"}, {"modules_to_save": ["ln_f"]}),
     **rows("sora", {"modules_to_save": ["ln_f"]}),
@@ -127,7 +149,10 @@ ROWS = [
 
 def live_through(base, variant, batch, folder, logits, **changes):
     """`base` is not changed."""
-    config, generator = variant.make_config(**changes), variant.generator if variant.attached else None
+    config, generator = (
+        variant.make_config(**changes),
+        (variant.generator if variant.attached else None),
+    )
     plan = qpeft.plan(base, config, generator)
     model = get_peft_model(copy.deepcopy(base), variant.make_config(**changes)).eval()
     if plan.target_modules:
@@ -143,7 +168,11 @@ def live_through(base, variant, batch, folder, logits, **changes):
     else:
         torch.testing.assert_close(logits(model, batch), untrained, atol=5e-2, rtol=0)
 
-    assert plan.trainable == model.get_nb_trainable_parameters()[0] == sum(plan.trainable_parts.values())
+    assert (
+        plan.trainable
+        == model.get_nb_trainable_parameters()[0]
+        == sum(plan.trainable_parts.values())
+    )
     trained, before = [p for p in model.parameters() if p.requires_grad], model(**batch).loss
     optimizer = torch.optim.AdamW(trained, lr=variant.lr)
     for _ in range(8):
@@ -162,7 +191,9 @@ def live_through(base, variant, batch, folder, logits, **changes):
     assert torch.equal(logits(loaded, batch), live)
     assert not loaded.training
     trainable = [name for name, p in loaded.named_parameters() if p.requires_grad]
-    assert all(name.endswith("bias") for name in trainable)  # PEFT leaves biases trainable, as those of stock LoRA
+    assert all(
+        name.endswith("bias") for name in trainable
+    )  # PEFT leaves biases trainable, as those of stock LoRA
     assert not trainable or config.bias == "all"
     if not variant.merges:
         with pytest.raises((ConfigError, NotImplementedError)):
@@ -180,21 +211,27 @@ def live_through(base, variant, batch, folder, logits, **changes):
         assert plan.deployed == report.n_deployed + plan.trainable_parts.get("other", 0)
     if variant.attached:
         ours, theirs = (tensors_of(folder / name) for name in ("exported", "stock"))
-        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+        assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
+            k: (v.shape, v.dtype) for k, v in theirs.items()
+        }
     stock = PeftModel.from_pretrained(copy.deepcopy(base), folder / "exported").eval()
     torch.testing.assert_close(logits(stock, batch), live, atol=1e-5, rtol=0)
     assert torch.equal(logits(model, batch), live)
     if variant.merges:  # in float32 a merged weight is rounded
         exact = copy.deepcopy(stock).double()
         expected = logits(exact, batch)
-        torch.testing.assert_close(logits(exact.merge_and_unload(), batch), expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(
+            logits(exact.merge_and_unload(), batch), expected, atol=1e-9, rtol=0
+        )
     for each in (model, stock) if variant.merges else ():
         merged = each.merge_and_unload()
         torch.testing.assert_close(logits(merged, batch), live, atol=1e-4, rtol=1e-5)
         assert not any("qpeft" in name for name, _ in merged.named_modules())
 
 
-@pytest.mark.parametrize(("base", "variant"), ROWS, ids=[f"{base}: {name}" for base, (name, _) in ROWS])
+@pytest.mark.parametrize(
+    ("base", "variant"), ROWS, ids=[f"{base}: {name}" for base, (name, _) in ROWS]
+)
 def test_adapter_from_plan_to_export(request, base, variant, ids, adapters, tmp_path):
     base = request.getfixturevalue(base)
     live_through(base, variant[1], {"input_ids": ids, "labels": ids}, tmp_path, adapters.logits)
@@ -204,5 +241,9 @@ def test_adapter_from_plan_to_export(request, base, variant, ids, adapters, tmp_
 def test_every_family_of_models(family, base, batch, adapters, tmp_path, name):
     live_through(base, VARIANTS[name], batch, tmp_path, adapters.logits, **family.options)
     config = VARIANTS[name].make_config(**family.options, target_modules="all-linear")
-    stock = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules="all-linear", **family.options))
-    assert sorted(qpeft.plan(base, config).target_modules) == sorted(stock.base_model.targeted_module_names)
+    stock = get_peft_model(
+        copy.deepcopy(base), LoraConfig(r=2, target_modules="all-linear", **family.options)
+    )
+    assert sorted(qpeft.plan(base, config).target_modules) == sorted(
+        stock.base_model.targeted_module_names
+    )

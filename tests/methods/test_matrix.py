@@ -1,4 +1,6 @@
-"""The behaviour required of every method, with one test per behaviour for every method and its main variants."""
+"""The behaviour required of every method, with one test per behaviour for every method and its main
+variants.
+"""
 
 import copy
 import sys
@@ -38,7 +40,9 @@ def variant(request):
 
 @pytest.fixture
 def make(llama, variant):
-    """The variant on a fresh copy of the same Llama; with changed parameters unless `moved` is false."""
+    """The variant on a fresh copy of the same Llama; with changed parameters unless `moved` is
+    false.
+    """
 
     def adapt(moved=True, **changes):
         model = variant.adapt(copy.deepcopy(llama), **changes)
@@ -54,10 +58,16 @@ def assert_equal_logits(adapters, ids, *models):
 
 
 def test_matrix_includes_every_method():
-    own = {key for key in keys() if str(get(key).tuner).startswith("qpeft.")}  # other tests register methods as well
-    assert own <= {variant.method for variant in VARIANTS.values()}, "add a Variant to tests/support/variants.py"
+    own = {
+        key for key in keys() if str(get(key).tuner).startswith("qpeft.")
+    }  # other tests register methods as well
+    assert own <= {variant.method for variant in VARIANTS.values()}, (
+        "add a Variant to tests/support/variants.py"
+    )
     for key in own:
-        assert get(key).config_class().peft_type == f"QPEFT_{key.upper()}", "the config's method_name"
+        assert get(key).config_class().peft_type == f"QPEFT_{key.upper()}", (
+            "the config's method_name"
+        )
 
 
 # -- the public contract: initial values, gradients, copies, two adapters, folders, merging, export
@@ -65,7 +75,9 @@ def test_matrix_includes_every_method():
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
 def test_contract(llama, ids, variant):
-    modules = {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    modules = (
+        {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    )
     adapter_contract(
         lambda: copy.deepcopy(llama),
         lambda: variant.make_config(**modules),
@@ -84,7 +96,11 @@ def test_initial_values_depend_only_on_the_seed(make, variant):
         torch.manual_seed(noise)
         model = make(moved=False, seed=seed)
         tensors = [t for name, t in model.state_dict().items() if "base_layer" not in name]
-        tensors += model.base_model.binding("default").values() if hasattr(model.base_model, "binding") else []
+        tensors += (
+            model.base_model.binding("default").values()
+            if hasattr(model.base_model, "binding")
+            else []
+        )
         return torch.cat([value.detach().float().flatten() for value in tensors])
 
     assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
@@ -98,11 +114,15 @@ def test_initial_values_depend_only_on_the_seed(make, variant):
 @pytest.mark.parametrize("name", ["en", "self_attn", "q_proj", "angles", "c"])
 @pytest.mark.parametrize("variant", ONE_EACH, indirect=True)
 def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, name, variant):
-    modules = {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    modules = (
+        {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    )
     first, second = make(**modules), move(make(moved=False, **modules), seed=2)
     first.save_pretrained(tmp_path / "first")
     second.save_pretrained(tmp_path / "second")
-    model = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "first", adapter_name=name).eval()
+    model = PeftModel.from_pretrained(
+        copy.deepcopy(llama), tmp_path / "first", adapter_name=name
+    ).eval()
     model.load_adapter(tmp_path / "second", "other")
     assert_equal_logits(adapters, ids, model, first)
     model.set_adapter("other")
@@ -164,8 +184,12 @@ def test_copies_are_equal_and_independent(make, ids, adapters):
 def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
     model = make()
     qpeft.save(model, tmp_path / "good")
-    largest = max(load_file(tmp_path / "good" / WEIGHTS).items(), key=lambda item: item[1].numel())[0]
-    rewrite(tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest})
+    largest = max(load_file(tmp_path / "good" / WEIGHTS).items(), key=lambda item: item[1].numel())[
+        0
+    ]
+    rewrite(
+        tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest}
+    )
     with pytest.raises(CheckpointError, match=r"does not contain this adapter|missing"):
         qpeft.load(llama, tmp_path / "good")
     next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
@@ -187,12 +211,20 @@ def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
             lambda: model.set_adapter("other"),
             lambda: model.set_requires_grad("default"),
             lambda: model.set_adapter("default", inference_mode=True),
-            lambda: (model.set_adapter("default"), model.base_model.set_adapter(["default", "other"])),
+            lambda: (
+                model.set_adapter("default"),
+                model.base_model.set_adapter(["default", "other"]),
+            ),
             lambda: model.delete_adapter("default"),
         ):
             action()
-            status, trained = model.get_model_status(), [key for key, p in model.named_parameters() if p.requires_grad]
-            names = {name for name in model.peft_config if any(f".{name}" in key for key in trained)}
+            status, trained = (
+                model.get_model_status(),
+                [key for key, p in model.named_parameters() if p.requires_grad],
+            )
+            names = {
+                name for name in model.peft_config if any(f".{name}" in key for key in trained)
+            }
             found.append((status.enabled, status.active_adapters, status.available_adapters, names))
             with model.disable_adapter():
                 found.append(model.get_model_status().enabled)
@@ -203,19 +235,27 @@ def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
         assert not any("default" in key for key in model.state_dict())
         return found
 
-    assert history(variant.make_config) == history(lambda: LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    assert history(variant.make_config) == history(
+        lambda: LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    )
 
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
 def test_layers_expose_their_widths_and_can_be_chosen_by_number(llama, variant):
-    by_name = {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    by_name = (
+        {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    )
     model = variant.adapt(llama, layers_to_transform=[1], **by_name)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
     assert layers
     assert all(".layers.1." in name for name in layers)
     for layer in layers.values():
         base = layer.get_base_layer()
-        widths = (base.in_features, base.out_features) if isinstance(base, torch.nn.Linear) else (16, 16)
+        widths = (
+            (base.in_features, base.out_features) if isinstance(base, torch.nn.Linear) else (16, 16)
+        )
         assert (layer.in_features, layer.out_features) == widths
 
 
@@ -237,7 +277,9 @@ def test_two_adapters_add_up_and_merge(make, llama, ids, adapters, variant):
     tolerance = 5e-3 if "use_dora" in variant.settings else 1e-4  # DoRA divides by small magnitudes
 
     def assert_close(found, expected):
-        torch.testing.assert_close(adapters.logits(found, ids), expected, atol=tolerance, rtol=tolerance)
+        torch.testing.assert_close(
+            adapters.logits(found, ids), expected, atol=tolerance, rtol=tolerance
+        )
 
     model.merge_adapter(["default"])
     model.merge_adapter(safe_merge=True)
@@ -272,9 +314,13 @@ def test_adapter_names_of_a_batch(make, llama, ids, adapters, variant):
 
 
 @pytest.mark.filterwarnings("ignore:Converting a PEFT adapter to LoRA that is already a LoRA")
-def test_conversion_to_lora_by_peft_is_exact_or_refused(make, llama, ids, adapters, tmp_path, variant):
+def test_conversion_to_lora_by_peft_is_exact_or_refused(
+    make, llama, ids, adapters, tmp_path, variant
+):
     if "use_dora" in variant.settings:
-        pytest.skip("PEFT's limit: the conversion leaves out DoRA's magnitudes, also those of stock LoRA")
+        pytest.skip(
+            "PEFT's limit: the conversion leaves out DoRA's magnitudes, also those of stock LoRA"
+        )
     trained, model = make(), make(moved=False)
     model.load_state_dict(trained.state_dict())
     rank = getattr(model.active_peft_config, "r", None)
@@ -285,7 +331,9 @@ def test_conversion_to_lora_by_peft_is_exact_or_refused(make, llama, ids, adapte
     save_as_lora(tmp_path, model, rank)  # without a forward pass after the loading
     stock = PeftModel.from_pretrained(llama, tmp_path).eval()
     # PEFT decomposes the update in float32
-    torch.testing.assert_close(adapters.logits(stock, ids), adapters.logits(trained, ids), atol=5e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        adapters.logits(stock, ids), adapters.logits(trained, ids), atol=5e-5, rtol=1e-5
+    )
 
 
 # -- precision and memory
@@ -317,8 +365,11 @@ def test_half_precision_adapter_has_the_dtypes_of_stock_lora(
     model = move(variant.adapt(copy.deepcopy(llama)))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
-    # with low_cpu_mem_usage PEFT rounds LoRA's parameters to the dtype of the base, but not generated ones nor gates
-    torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model, ids), atol=2e-3, rtol=2e-3)
+    # with low_cpu_mem_usage PEFT rounds LoRA's parameters to the dtype of the base, but not
+    # generated ones nor gates
+    torch.testing.assert_close(
+        adapters.logits(loaded, ids), adapters.logits(model, ids), atol=2e-3, rtol=2e-3
+    )
     for key, tensor in get_peft_model_state_dict(loaded).items():
         expected = get_peft_model_state_dict(model)[key]
         assert tensor.dtype == expected.dtype
@@ -378,7 +429,9 @@ def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters,
         return adapters.gradients(model)
 
     torch.testing.assert_close(gradients(infers=True), gradients(infers=False), atol=0, rtol=0)
-    if variant.merges and not variant.attached and "use_dora" not in variant.settings:  # PEFT replaces DoRA's weights
+    if (
+        variant.merges and not variant.attached and "use_dora" not in variant.settings
+    ):  # PEFT replaces DoRA's weights
         model = make()
         with torch.inference_mode():
             model.merge_adapter()
@@ -386,7 +439,9 @@ def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters,
         adapters.train(model, ids, steps=1)
 
 
-@pytest.mark.parametrize("variant", [*ONE_EACH, "attached to lora", "attached to a prefix"], indirect=True)
+@pytest.mark.parametrize(
+    "variant", [*ONE_EACH, "attached to lora", "attached to a prefix"], indirect=True
+)
 def test_use_between_forward_and_backward_changes_no_gradient(make, ids, adapters, tmp_path):
     model = make()
     model(input_ids=ids, labels=ids).loss.backward()
@@ -411,7 +466,13 @@ def test_parameter_groups_contain_every_trainable_tensor_once(make, variant):
 
 def test_generation_with_and_without_cache_is_equal(make, ids):
     model, mask = make(), torch.ones_like(ids)
-    options = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    options = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     found = model.generate(**options)
     if not model.active_peft_config.is_prompt_learning:
         assert torch.equal(model.generate(**options, use_cache=False), found)

@@ -20,7 +20,11 @@ MODULES = {
 }
 LINEAR = {"linear", "conv1d of transformers"}
 METHODS = {
-    "qpa": (qpeft.QPAConfig, {"r": 2, "chunk_size": 8, "init_mode": "raw"}, LINEAR | {"embedding", "convolution"}),
+    "qpa": (
+        qpeft.QPAConfig,
+        {"r": 2, "chunk_size": 8, "init_mode": "raw"},
+        LINEAR | {"embedding", "convolution"},
+    ),
     "quantum_peft": (qpeft.QuantumPeftConfig, {"r": 2}, LINEAR),
     "sora": (qpeft.SoRAConfig, {"r": 2}, LINEAR),
     "qaa": (qpeft.QAAConfig, {}, LINEAR),

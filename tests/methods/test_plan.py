@@ -1,4 +1,6 @@
-"""`qpeft.plan`: exact counts at published geometries, and notes. `test_life.py` compares plans with training."""
+"""`qpeft.plan`: exact counts at published geometries, and notes. `test_life.py` compares plans with
+training.
+"""
 
 import re
 
@@ -24,10 +26,19 @@ from qpeft.errors import ConfigError
 from qpeft.methods.qpa.settings import PAPER_HIDDEN, QPAGeneratorConfig
 
 GPT2 = GPT2Config()
-_GEMMA = {"vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384, "num_hidden_layers": 18}
-GEMMA = GemmaConfig(**_GEMMA, num_attention_heads=8, num_key_value_heads=1, head_dim=256)  # Gemma-1-2B
+_GEMMA = {
+    "vocab_size": 256_000,
+    "hidden_size": 2048,
+    "intermediate_size": 16_384,
+    "num_hidden_layers": 18,
+}
+GEMMA = GemmaConfig(
+    **_GEMMA, num_attention_heads=8, num_key_value_heads=1, head_dim=256
+)  # Gemma-1-2B
 _STORIES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5}
-STORIES = LlamaConfig(**_STORIES, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True)
+STORIES = LlamaConfig(
+    **_STORIES, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True
+)
 
 
 def prefix(size=None):
@@ -92,9 +103,13 @@ def test_published_counts(base, config, trainable, deployed):
         (768, 512, {"freeze_angles": True}, 4),
     ],
 )
-def test_quantum_peft_of_one_matrix_has_the_counts_of_the_specification(d_in, d_out, settings, count):
+def test_quantum_peft_of_one_matrix_has_the_counts_of_the_specification(
+    d_in, d_out, settings, count
+):
     base = nn.Sequential(nn.Linear(d_in, d_out, device="meta"))
-    plan = qpeft.plan(base, quantum_peft(**{"r": 4, "n_layers": 1, "target_modules": ["0"], **settings}))
+    plan = qpeft.plan(
+        base, quantum_peft(**{"r": 4, "n_layers": 1, "target_modules": ["0"], **settings})
+    )
     assert plan.trainable == count
     assert plan.deployed == plan.sizes["rank_bound"] * (d_in + d_out)
     assert plan.exported_bytes == 4 * plan.deployed
@@ -103,7 +118,11 @@ def test_quantum_peft_of_one_matrix_has_the_counts_of_the_specification(d_in, d_
 def test_sizes_and_parts():
     plan = qpeft.plan(GEMMA, qpeft.QPAConfig.official(chunk_size=4096))
     assert plan.target_modules == ["lm_head"]
-    assert (plan.sizes["n_chunks"], plan.sizes["n_qubits"], plan.sizes["hidden"]) == (252, 8, PAPER_HIDDEN)
+    assert (plan.sizes["n_chunks"], plan.sizes["n_qubits"], plan.sizes["hidden"]) == (
+        252,
+        8,
+        PAPER_HIDDEN,
+    )
     plan = qpeft.plan(GEMMA, quantum_peft(r=8))
     assert (plan.sizes["n_circuits"], plan.sizes["n_qubits"]) == (18 * 7 * 2, 14)
     assert plan.trainable_parts["lambda"] == 18 * 7 * 8
@@ -116,8 +135,16 @@ def test_sizes_and_parts():
     [
         (GPT2, qpeft.QPAConfig.official(), ["LoRA of rank 2 on the same modules trains 102,050 "]),
         # no chunk size of this circuit uses the whole budget, which is LoRA of rank 2
-        ("llama", qpeft.QPAConfig(r=4, target_modules=["q_proj"], n_layers=3), ["LoRA of rank 2 .* 128 "]),
-        ("llama", qpeft.QPAConfig.paper(r=4, target_modules=["q_proj"], chunk_size=64), ["not a compression", "LoRA"]),
+        (
+            "llama",
+            qpeft.QPAConfig(r=4, target_modules=["q_proj"], n_layers=3),
+            ["LoRA of rank 2 .* 128 "],
+        ),
+        (
+            "llama",
+            qpeft.QPAConfig.paper(r=4, target_modules=["q_proj"], chunk_size=64),
+            ["not a compression", "LoRA"],
+        ),
         (STORIES, framed(r=1, frame_rank=1), []),
     ],
 )
@@ -129,7 +156,10 @@ def test_notes(request, base, config, notes):
 
 @pytest.mark.parametrize("make", [LoraConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig])
 def test_plan_counts_the_training_of_a_config_for_inference(llama, make):
-    plans = [qpeft.plan(llama, make(target_modules=["q_proj"], inference_mode=mode)) for mode in (False, True)]
+    plans = [
+        qpeft.plan(llama, make(target_modules=["q_proj"], inference_mode=mode))
+        for mode in (False, True)
+    ]
     assert plans[0] == plans[1]
 
 
@@ -179,14 +209,21 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
         (LM_HEAD, {"chunk_size": 2048, "feature_source": "free"}, 100, 7, 106_308),
         (LM_HEAD, {"chunk_size": 2048, "feature_source": "random"}, 100, 7, 106_208),
         (LM_HEAD, {"chunk_size": 2048, "feature_source": "none"}, 100, 7, 106_176),
-        # the largest chunk within a budget, which widths of `hidden` may follow; half is the default
+        # the largest chunk within a budget, which widths of `hidden` may follow; half is the
+        # default
         (LM_HEAD, {"budget": 106_264}, 100, 7, 106_264),
         (LM_HEAD, {"budget": 102_050}, 107, 7, 102_040),
         (LM_HEAD, {"budget": 39_146}, 102_050, 17, 39_146),
         (LM_HEAD, {"budget": None, "hidden": None}, 107, 7, 102_040),
         # several features of a chunk: L (N + k) angles for the ladder, and n K weights
         *(
-            (46_240, {"hidden": (), "features": 16, "chunk_size": 1440, "ansatz": ansatz}, 33, 10, n + 16 * 1440)
+            (
+                46_240,
+                {"hidden": (), "features": 16, "chunk_size": 1440, "ansatz": ansatz},
+                33,
+                10,
+                n + 16 * 1440,
+            )
             for ansatz, n in (("ry_ladder", 80), ("two_design", 154), ("square", 240))
         ),
     ],
@@ -200,11 +237,19 @@ def test_published_counts_of_qpa(m, settings, n_chunks, n_qubits, total):
     ("settings", "m", "named"),
     [
         *(
-            ({"budget": n - 1, "hidden": PAPER_HIDDEN}, m, rf"budget {n - 1} is too small: .* has {n} ")
+            (
+                {"budget": n - 1, "hidden": PAPER_HIDDEN},
+                m,
+                rf"budget {n - 1} is too small: .* has {n} ",
+            )
             for m, n in ((LM_HEAD, 39_146), (1_032_192, 39_226))
         ),
         ({"features": 1, "chunk_size": 2}, 17 << 17, "more than 20; use chunk_size >= 3"),
-        ({"features": 4, "chunk_size": 2, "n_generators": 2}, 34 << 15, "more than 20; use chunk_size >= 3"),
+        (
+            {"features": 4, "chunk_size": 2, "n_generators": 2},
+            34 << 15,
+            "more than 20; use chunk_size >= 3",
+        ),
         ({}, 0, "no trainable adapter parameters"),
     ],
 )
@@ -226,7 +271,12 @@ def test_impossible_sizes_raise(settings, m, named):
 def test_largest_chunk_equals_brute_force(m, spend, n_layers, features, hidden, n_generators):
     share = -(-m // n_generators)
     assume((n_generators - 1) * share < m)
-    same = {"n_layers": n_layers, "hidden": hidden, "features": features, "n_generators": n_generators}
+    same = {
+        "n_layers": n_layers,
+        "hidden": hidden,
+        "features": features,
+        "n_generators": n_generators,
+    }
     all_sizes = QPAGeneratorConfig(**same, chunk_size=1)
     affordable = []
     for all_sizes.chunk_size in range(1, share + 1):

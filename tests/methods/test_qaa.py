@@ -1,4 +1,6 @@
-"""QAA: equation, targets, folders, dtypes; its features and their classical controls, even in the input."""
+"""QAA: equation, targets, folders, dtypes; its features and their classical controls, even in the
+input.
+"""
 
 import copy
 import math
@@ -21,13 +23,17 @@ QCHFT = {"ansatz": "all_pairs", "readout": "last_r", "n_read": 3}
 LAST = [{}, {"readout": "last_r", "ansatz": "mps"}]
 
 
-@pytest.mark.parametrize("settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}, QCHFT])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}, QCHFT]
+)
 def test_output_equals_the_equation(llama, settings):
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
     model = move(adapt(llama, alpha=8, **settings))
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     branch, x = layer.qpeft_adapter["default"], torch.randn(3, 5, 16)
-    z = qpeft.circuits.amplitude_expectations(x, branch.features.angles(), settings.get("ansatz", "square"))
+    z = qpeft.circuits.amplitude_expectations(
+        x, branch.features.angles(), settings.get("ansatz", "square")
+    )
     f = z[..., -3:] if "n_read" in settings else (18 / 2) ** 0.5 * z
     if settings.get("carry_norm"):
         f = f * x.norm(dim=-1, keepdim=True) / 4
@@ -49,8 +55,13 @@ def test_gpt2_adapts_queries_and_values(gpt2):
 
 def test_default_targets_of_llama_have_angles_of_their_own(llama):
     model = adapt(llama)
-    assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {"q_proj", "v_proj"}
-    first, second, *_ = (module.angles() for module in model.modules() if isinstance(module, Features))
+    assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {
+        "q_proj",
+        "v_proj",
+    }
+    first, second, *_ = (
+        module.angles() for module in model.modules() if isinstance(module, Features)
+    )
     assert not torch.equal(first, second)
 
 
@@ -78,9 +89,16 @@ def signs(n):
 
 
 @pytest.mark.parametrize("more", LAST)
-@pytest.mark.parametrize(("source", "sign"), [("qnn", 1), ("quadratic", 1), ("givens", 1), ("linear", -1)])
-def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_norm(source, sign, more):
-    made, x = features(13, feature_source=source, n_layers=3, **more).double(), torch.randn(50, 13).double()
+@pytest.mark.parametrize(
+    ("source", "sign"), [("qnn", 1), ("quadratic", 1), ("givens", 1), ("linear", -1)]
+)
+def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_norm(
+    source, sign, more
+):
+    made, x = (
+        features(13, feature_source=source, n_layers=3, **more).double(),
+        torch.randn(50, 13).double(),
+    )
     f = made(x)
     assert torch.equal(f, sign * made(-x))
     torch.testing.assert_close(made(7 * x), f, atol=1e-12, rtol=1e-12)
@@ -96,10 +114,14 @@ def test_last_r_reads_the_last_qubits():
 
 
 @pytest.mark.parametrize("more", LAST)
-@pytest.mark.parametrize(("source", "low", "high"), [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)])
+@pytest.mark.parametrize(
+    ("source", "low", "high"), [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)]
+)
 def test_controls_have_the_variance_of_a_real_circuit(source, low, high, more):
     x = torch.randn(4000, 64)
-    drawn = torch.cat([features(64, seed, feature_source=source, **more)(x).var(0) for seed in range(20)])
+    drawn = torch.cat(
+        [features(64, seed, feature_source=source, **more)(x).var(0) for seed in range(20)]
+    )
     assert low < drawn.mean() * (33 if more else 1) < high
 
 

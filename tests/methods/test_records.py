@@ -22,7 +22,9 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     medians, further = defaultdict(list), defaultdict(list)
     for file in RESULTS.glob("*/*.jsonl.xz"):
         study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
-        has_rates = len(study["tuning"]["grid"]) > 1 or study["name"].endswith("-final")  # has those of its search
+        has_rates = len(study["tuning"]["grid"]) > 1 or study["name"].endswith(
+            "-final"
+        )  # has those of its search
         if not has_rates or study["name"] in SEARCHES:
             continue
         rates = {row["method"]: row["lr"] for row in rows if row["role"] not in ("tuning", "cost")}
@@ -31,7 +33,9 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
             if rates.get(method["key"]):
                 chosen[method["method"]].append(rates[method["key"]])
         for method, rates in chosen.items():
-            (further if study["name"] == "quantum-adapters-final" else medians)[method].append(median(rates))
+            (further if study["name"] == "quantum-adapters-final" else medians)[method].append(
+                median(rates)
+            )
     medians = further | medians  # that study counts for methods of which there is no other
     wrong = {
         method: (rate, median(found))
@@ -43,7 +47,8 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"), [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")]
+    ("settings", "kind"),
+    [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")],
 )
 def test_settings_without_a_circuit_are_classical(settings, kind):
     assert kind_with(methods.get("quantum_peft"), settings) == kind

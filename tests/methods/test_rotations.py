@@ -1,4 +1,6 @@
-"""CUA, QuIC and QuanTA: published values (C1, K1, ...), their equals in PEFT, their circuits, merging."""
+"""CUA, QuIC and QuanTA: published values (C1, K1, ...), their equals in PEFT, their circuits,
+merging.
+"""
 
 import copy
 import subprocess
@@ -36,11 +38,18 @@ X, EYE = torch.arange(1, 5, dtype=torch.float64), torch.eye(12, dtype=torch.floa
 
 def wavy(*shape):
     """sin(1), sin(4), sin(9), ..., row by row."""
-    return torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64).square().sin().view(shape)
+    return (
+        torch.arange(1, torch.Size(shape).numel() + 1, dtype=torch.float64)
+        .square()
+        .sin()
+        .view(shape)
+    )
 
 
 def close(found, expected, atol=1e-6):
-    torch.testing.assert_close(found.detach(), torch.as_tensor(expected, dtype=torch.float64), atol=atol, rtol=0)
+    torch.testing.assert_close(
+        found.detach(), torch.as_tensor(expected, dtype=torch.float64), atol=atol, rtol=0
+    )
 
 
 def turned(rotation, values):
@@ -50,7 +59,9 @@ def turned(rotation, values):
 
 
 def cua(values, width, **settings):
-    return turned(CUARotation(qpeft.CUAConfig(**settings), "f", (width, width), SeededInit(0)), values)
+    return turned(
+        CUARotation(qpeft.CUAConfig(**settings), "f", (width, width), SeededInit(0)), values
+    )
 
 
 def quic(width, **settings):
@@ -59,7 +70,9 @@ def quic(width, **settings):
 
 def on_linear(config, spread=0.3):
     """A float64 model with one linear map `f`, adapted, with changed parameters."""
-    return move(peft.get_peft_model(nn.ModuleDict({"f": nn.Linear(8, 6)}).double(), config), spread=spread)
+    return move(
+        peft.get_peft_model(nn.ModuleDict({"f": nn.Linear(8, 6)}).double(), config), spread=spread
+    )
 
 
 def cay(k):
@@ -74,36 +87,61 @@ def quanta(gates, x):
 W, RING = wavy(6, 8), rotations(K, pyramid(4), 4)
 WR = cua(torch.stack([K, -K]), 8).merge_into(W).detach()
 GATES = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
-T, P = quanta(GATES, EYE).mT, apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT
-FOUR_AXES = [gate.view(*pair * 2) for gate, pair in zip(GATES, ((2, 2), (3, 2), (3, 2)), strict=True)]
+T, P = (
+    quanta(GATES, EYE).mT,
+    apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT,
+)
+FOUR_AXES = [
+    gate.view(*pair * 2) for gate, pair in zip(GATES, ((2, 2), (3, 2), (3, 2)), strict=True)
+]
 QX = cua(K[None], 4)(X) + X
 SHOTS = np.random.default_rng(0).multinomial(8192, QX.detach() ** 2 / 30)
 NOISY = 0.881 * QX.square() / 30 + 0.119 / 4  # of depolarizing noise
 KRON, HALVES = torch.kron(wavy(3, 3), wavy(4, 4)), EYE.unflatten(-1, (3, 4))
 TURNED = quanta([torch.linalg.qr(gate)[0] for gate in GATES], EYE)
 LINEAR = [0.570581, 1.743483, -5.060862, -1.011128]
-SLOPE = torch.autograd.functional.jacobian(lambda t: compounds(cay(t * K), 2)[1], torch.zeros((), dtype=torch.float64))
+SLOPE = torch.autograd.functional.jacobian(
+    lambda t: compounds(cay(t * K), 2)[1], torch.zeros((), dtype=torch.float64)
+)
 CHECKS = {
-    "C1": (cua(torch.ones(1, 1).double(), 2, block_size=2).merge_into(EYE[:2, :2]), [[0.6, -0.8], [0.8, 0.6]]),
+    "C1": (
+        cua(torch.ones(1, 1).double(), 2, block_size=2).merge_into(EYE[:2, :2]),
+        [[0.6, -0.8], [0.8, 0.6]],
+    ),
     "C2": (cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611]),
     "C2, rotated": (QX, [-0.789071, -1.002362, 0.427804, 5.309390]),
     "C4": ((30 * NOISY).sqrt(), [1.200433, 1.333292, 1.026517, 5.072234]),
     "C4, shots": (torch.tensor(SHOTS).double(), [151, 276, 60, 7705]),
     "C3": (cua(K6[None], 4)(X) + X, LINEAR),
     "C3, magnitude": (cua(K6[None], 4, readout="magnitude")(X) + X, [abs(y) for y in LINEAR]),
-    "C6": (torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]), [-1.26091818, 0.74293078, 2.78856121]),
+    "C6": (
+        torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]),
+        [-1.26091818, 0.74293078, 2.78856121],
+    ),
     "C6, singular values": (torch.linalg.svdvals(WR), torch.linalg.svdvals(W)),
     "C6, rank": (torch.linalg.matrix_rank(WR - W).double(), 6),
     "K1": (cay(K)[0], [0.847214, -0.394490, -0.313087, -0.169067]),
-    "K1, C_2": (compounds(cay(K), 2)[1][0], [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745]),
+    "K1, C_2": (
+        compounds(cay(K), 2)[1][0],
+        [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745],
+    ),
     "K2": (torch.linalg.det(compounds(wavy(4, 4), 2)[1]), 32.41234358),
     "K3": (RING[0], [0.573592, 0.714291, 0.386869, 0.105417]),
-    "K3, C_2": (compounds(RING, 2)[1][0], [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961]),
+    "K3, C_2": (
+        compounds(RING, 2)[1][0],
+        [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961],
+    ),
     "K6": (SLOPE[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]]),
     "Q1": (T[0, :4], [0.227131, 1.292321, -2.190032, -0.233162]),
-    "Q1, a vector": ((T @ (EYE.sum(0).cumsum(0)))[:4], [-4.876549, -0.054248, -17.209719, -22.101175]),
+    "Q1, a vector": (
+        (T @ (EYE.sum(0).cumsum(0)))[:4],
+        [-4.876549, -0.054248, -17.209719, -22.101175],
+    ),
     "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
-    "Q1, contraction of the paper": (T, torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12)),
+    "Q1, contraction of the paper": (
+        T,
+        torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12),
+    ),
     "Q2": (torch.linalg.det(quanta([torch.eye(len(g)) + 0.3 * g for g in GATES], EYE)), 0.03395459),
     "Q3, orthogonal gates": (TURNED @ TURNED.mT, EYE),
     "Q4": (apply_gates(HALVES, [KRON], pairs(2)).flatten(-2).mT, KRON),
@@ -128,14 +166,19 @@ COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 40
     (partial(qpeft.QuanTAConfig, form="mpo"), (1344, 1856, 3136)),
     (partial(qpeft.QuanTAConfig, form="mpo", bond=9), (5904, 7056, 12_816)),
     (partial(qpeft.QuanTAConfig, form="mpo", bond=17), (19_856, 22_032, 41_616)),
-    (partial(qpeft.QAAConfig, ansatz="all_pairs", readout="last_r", n_layers=4), (1280, 2736, 9920)),
+    (
+        partial(qpeft.QAAConfig, ansatz="all_pairs", readout="last_r", n_layers=4),
+        (1280, 2736, 9920),
+    ),
 ]
 
 
 @pytest.mark.parametrize(("config", "counts"), COUNTS)
 def test_published_counts(config, counts):
     bases = [nn.Sequential(nn.Linear(n, n, device="meta")) for n in (256, 768, 4096)]
-    assert tuple(qpeft.plan(base, config(target_modules=["0"])).trainable for base in bases) == counts
+    assert (
+        tuple(qpeft.plan(base, config(target_modules=["0"])).trainable for base in bases) == counts
+    )
     assert default_axes(1031, 4) == (7, 6, 5, 5)  # a prime width is padded
 
 
@@ -146,7 +189,10 @@ def test_quic_at_other_widths_and_as_oft():
 
 
 def test_values_that_fill_no_block_of_an_input_are_not_rotated():
-    for rotation in (cua(K[None], 5), turned(quic(5, n_blocks=1), torch.full((1, 1), 0.7).double())):
+    for rotation in (
+        cua(K[None], 5),
+        turned(quic(5, n_blocks=1), torch.full((1, 1), 0.7).double()),
+    ):
         q = rotation.merge_into(EYE[:5, :5])
         close(q @ q.mT, EYE[:5, :5], 1e-12)
         assert q[0, 0] != 1
@@ -161,9 +207,16 @@ def test_magnitudes_are_odd_and_homogeneous_and_keep_the_norm():
 
 def test_cua_of_every_map_of_smollm2_135m():
     """C5: the count decides which side was published."""
-    widths = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+    widths = {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    }
     base = LlamaConfig(num_hidden_layers=30, **widths)
-    counts = [qpeft.plan(base, qpeft.CUAConfig(side=side)).trainable for side in ("input", "output")]
+    counts = [
+        qpeft.plan(base, qpeft.CUAConfig(side=side)).trainable for side in ("input", "output")
+    ]
     assert counts == [224_640, 233_280]
 
 
@@ -184,7 +237,8 @@ torch.save(peft.PeftModel.from_pretrained(base, sys.argv[2])(torch.arange(8)[Non
 
 
 @pytest.mark.parametrize(
-    "config", [partial(qpeft.CUAConfig, block_size=2), partial(qpeft.QuICConfig, n_blocks=4, order=1)]
+    "config",
+    [partial(qpeft.CUAConfig, block_size=2), partial(qpeft.QuICConfig, n_blocks=4, order=1)],
 )
 def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
     base, exported, logits = tmp_path / "base", tmp_path / "exported", tmp_path / "logits"
@@ -193,7 +247,9 @@ def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
     config = partial(config, side="output", layers_to_transform=[1], task_type="CAUSAL_LM")
     plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
     model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
-    assert qpeft.export(model, exported).n_deployed == plan.deployed == 8  # 2 of a head, each for 2 query heads
+    assert (
+        qpeft.export(model, exported).n_deployed == plan.deployed == 8
+    )  # 2 of a head, each for 2 query heads
     subprocess.run([sys.executable, "-c", LOAD, base, exported, logits], check=True)
     close(torch.load(logits), model(torch.arange(8)[None]).logits.detach(), atol=1e-10)
 
@@ -225,7 +281,9 @@ def test_trained_rotation_is_an_oft_that_loads_without_qpeft(tmp_path, text_file
 def test_other_rotations_have_no_oft(tmp_path, changes, settings, reason):
     config = qpeft.CUAConfig(**{"side": "output", "target_modules": ["v_proj"], **settings})
     with pytest.raises(ConfigError, match=f"no stock PEFT adapter .*{reason}"):
-        qpeft.export(peft.get_peft_model(tiny_models.llama(**changes), config), tmp_path / "exported")
+        qpeft.export(
+            peft.get_peft_model(tiny_models.llama(**changes), config), tmp_path / "exported"
+        )
 
 
 @pytest.mark.parametrize("is_meta", [False, True])
@@ -245,7 +303,9 @@ def test_angles_that_are_not_finite_are_not_exported(llama, tmp_path):
         qpeft.export(model, tmp_path / "exported")
 
 
-@pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")  # PEFT's, without nvcc
+@pytest.mark.filterwarnings(
+    "ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)"
+)  # PEFT's, without nvcc
 @pytest.mark.parametrize("b", [2, 4, 8])
 def test_linear_cua_equals_oft_and_boft(b):
     model, x = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"])), wavy(5, 8)
@@ -262,17 +322,26 @@ def test_linear_cua_equals_oft_and_boft(b):
 def test_compounds_are_the_circuit_on_k_excitations(k):
     pennylane = pytest.importorskip("pennylane")
     angles = torch.linspace(-2, 3, 10, dtype=torch.float64)
-    turns = [pennylane.SingleExcitation(2 * t, wires=pair) for t, pair in zip(angles.tolist(), pyramid(5), strict=True)]
+    turns = [
+        pennylane.SingleExcitation(2 * t, wires=pair)
+        for t, pair in zip(angles.tolist(), pyramid(5), strict=True)
+    ]
     circuit = pennylane.matrix(pennylane.prod(*reversed(turns)), wire_order=range(5))
     states = [sum(1 << 4 - wire for wire in subset) for subset in combinations(range(5), k)]
-    close(compounds(rotations(angles, pyramid(5), 5), k)[-1], circuit[np.ix_(states, states)].real, atol=1e-14)
+    close(
+        compounds(rotations(angles, pyramid(5), 5), k)[-1],
+        circuit[np.ix_(states, states)].real,
+        atol=1e-14,
+    )
 
 
 @pytest.mark.parametrize(("base", "n_angles"), [("cayley", 6), ("pyramid", 6), ("butterfly", 4)])
 @pytest.mark.parametrize("multiplier", ["compound", "random"])
 def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, n_angles, multiplier):
     rotation = quic(15, n_blocks=1, order=3, base=base, multiplier=multiplier)
-    q = turned(rotation, torch.randn_like(rotation.angles.tau).double()).merge_into(torch.eye(15).double())
+    q = turned(rotation, torch.randn_like(rotation.angles.tau).double()).merge_into(
+        torch.eye(15).double()
+    )
     close(q @ q.mT, torch.eye(15), atol=1e-13)
     after = partial(functional_call, rotation, args=(wavy(15),))
     assert rotation.angles.tau.numel() == n_angles
@@ -293,13 +362,21 @@ def test_merging_in_half_precision_warns_and_unmerging_is_exact():
     assert torch.equal(layer.weight, before)
 
 
-@pytest.mark.parametrize(("side", "shape"), [("input", (5, 5)), ("output", (3, 3)), ("parallel", (5, 3))])
+@pytest.mark.parametrize(
+    ("side", "shape"), [("input", (5, 5)), ("output", (3, 3)), ("parallel", (5, 3))]
+)
 def test_merge_of_any_linear_change(side, shape):
     class Change(LinearAdapter):
         def change(self, x):
             return x @ matrix
 
-    matrix, weight, x = (torch.randn(*size, dtype=torch.float64) for size in (shape, (3, 5), (4, 5)))
+    matrix, weight, x = (
+        torch.randn(*size, dtype=torch.float64) for size in (shape, (3, 5), (4, 5))
+    )
     adapter, y = Change(side, make_dataclass("Settings", ())()), x @ weight.mT
-    expected = (x + x @ matrix) @ weight.mT if side == "input" else y + (y if side == "output" else x) @ matrix
+    expected = (
+        (x + x @ matrix) @ weight.mT
+        if side == "input"
+        else y + (y if side == "output" else x) @ matrix
+    )
     close(x @ adapter.merge_into(weight).mT, expected, 1e-12)

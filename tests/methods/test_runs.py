@@ -1,4 +1,6 @@
-"""`qpeft_lab.training.train` with every method: adapters have the score of the run, a killed run resumes exactly."""
+"""`qpeft_lab.training.train` with every method: adapters have the score of the run, a killed run
+resumes exactly.
+"""
 
 import copy
 import math
@@ -16,7 +18,9 @@ from qpeft_lab.training.methods import build_configs
 from qpeft_lab.training.score import evaluate_language_model
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's warning about LayerNorm
+    pytest.mark.filterwarnings(
+        "ignore:Unsupported layer type:UserWarning"
+    ),  # PEFT's warning about LayerNorm
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:lora with eva initialization used:UserWarning"),
     pytest.mark.filterwarnings("ignore:Specified to not (load|save):UserWarning"),
@@ -51,7 +55,9 @@ RUNS = {
     **{f"qpa over {host}": over(host) for host in sorted({*hosts()} - NOT_ON_GPT2)},
     "qpa, 2 generators": run("qpa", n_generators=2),
     "quantum_peft, 4 bits": run("quantum_peft", bits=4),
-    "quantum_peft in shared frames": run("quantum_peft", frame="gradient", frame_rank=8, share="type"),
+    "quantum_peft in shared frames": run(
+        "quantum_peft", frame="gradient", frame_rank=8, share="type"
+    ),
     "quantum_peft in frames, 3 bits": run("quantum_peft", frame="gradient", frame_rank=8, bits=3),
     "quantum_peft, lie": run("quantum_peft", family="lie"),
     "quantum_peft in frames of the weights": run("quantum_peft", frame="weights", family="core"),
@@ -63,7 +69,17 @@ RUNS = {
     "tiny_lora, drawn again": run("tiny_lora", save_projection=False),
     "uni_lora, drawn again": run("uni_lora", save_indices=False),
 }
-FAST = {"qpa", "quantum_peft", "qaa", "sora", "bottleneck", "lora", "full", "qpa over prefix", "qpa over bottleneck"}
+FAST = {
+    "qpa",
+    "quantum_peft",
+    "qaa",
+    "sora",
+    "bottleneck",
+    "lora",
+    "full",
+    "qpa over prefix",
+    "qpa over bottleneck",
+}
 FAST |= {"trainable_tokens", "lora from the gradient", "tiny_lora, drawn again"}
 
 
@@ -73,10 +89,18 @@ def marked(fast):
 
 @pytest.fixture
 def settings(tiny_model, text_file, tmp_path):
-    """Four blocks a step in two halves, so that epochs end in the middle of the run; dropout is on."""
+    """Four blocks a step in two halves, so that epochs end in the middle of the run;
+    dropout is on.
+    """
 
     def make(name, out="run", **changes):
-        common = {"steps": STEPS, "lr": 5e-3, "seq_len": 32, "batch_size": 2, "gradient_accumulation_steps": 2}
+        common = {
+            "steps": STEPS,
+            "lr": 5e-3,
+            "seq_len": 32,
+            "batch_size": 2,
+            "gradient_accumulation_steps": 2,
+        }
         often = {"save_every": 2, "eval_every": 3, "eval_blocks": 8}
         paths = {"model": str(tiny_model), "data": str(text_file), "out": str(tmp_path / out)}
         return RunSettings(**{**paths, **common, **often, **RUNS[name], **changes})
@@ -115,7 +139,9 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         assert found.loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", marked({"qpa", "sora", "qaa", "quantum_peft in frames, 3 bits", "qpa over prefix"}))
+@pytest.mark.parametrize(
+    "name", marked({"qpa", "sora", "qaa", "quantum_peft in frames, 3 bits", "qpa over prefix"})
+)
 def test_run_that_was_killed_twice_resumes_to_the_same_bits(settings, name):
     unbroken = train(settings(name, "unbroken"))
     done = 0  # steps in the last checkpoint
@@ -130,5 +156,7 @@ def test_run_that_was_killed_twice_resumes_to_the_same_bits(settings, name):
     assert ("start", STEPS, done) in progress.events
     assert_same_result(resumed.out, unbroken.out)
     if name.startswith("quantum_peft"):  # not the float32 values of the checkpoints in between
-        (stored,) = (tensor for key, tensor in weights(resumed.adapter).items() if key.endswith(".values"))
+        (stored,) = (
+            tensor for key, tensor in weights(resumed.adapter).items() if key.endswith(".values")
+        )
         assert (stored.nbytes < 4 * resumed.trainable) == ("bits" in RUNS[name]["method_settings"])

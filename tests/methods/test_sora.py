@@ -1,4 +1,6 @@
-"""SoRA as a PEFT tuner: equation, initial values, warnings; export: ranks, patterns, counts, equal outputs."""
+"""SoRA as a PEFT tuner: equation, initial values, warnings; export: ranks, patterns, counts, equal
+outputs.
+"""
 
 import copy
 import json
@@ -43,7 +45,9 @@ def test_output_equals_the_equation(base, request):
 
 
 def test_distribution_of_initial_values():
-    model = get_peft_model(nn.Sequential(nn.Linear(100, 1000)), qpeft.SoRAConfig(r=1000, target_modules=["0"]))
+    model = get_peft_model(
+        nn.Sequential(nn.Linear(100, 1000)), qpeft.SoRAConfig(r=1000, target_modules=["0"])
+    )
     ((a, b, gate),) = parts(model)
     assert a.abs().max() <= 0.1 < a.abs().max() + 1e-4
     assert abs(a.std().item() - 0.1 / math.sqrt(3)) < 1e-3
@@ -52,7 +56,9 @@ def test_distribution_of_initial_values():
     assert not b.any()
 
 
-@pytest.mark.parametrize(("settings", "warnings"), [({}, 1), ({"sparse_lambda": 0.1}, 1), ({"shrink_budget": 0}, 0)])
+@pytest.mark.parametrize(
+    ("settings", "warnings"), [({}, 1), ({"sparse_lambda": 0.1}, 1), ({"shrink_budget": 0}, 0)]
+)
 def test_training_without_a_threshold_warns_once(llama, ids, recwarn, settings, warnings):
     def ours():
         return [warning for warning in recwarn.list if issubclass(warning.category, QpeftWarning)]
@@ -103,7 +109,13 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
 def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
     fresh = copy.deepcopy(llama)
     settings = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 2}, "use_rslora": rslora}
-    model = gated(llama, [4, 2, 0, 3], target_modules=r".*\.(q|v|o)_proj", exclude_modules=r".*o_proj", **settings)
+    model = gated(
+        llama,
+        [4, 2, 0, 3],
+        target_modules=r".*\.(q|v|o)_proj",
+        exclude_modules=r".*o_proj",
+        **settings,
+    )
     model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["k_proj"]))  # is not exported
     expected = model(input_ids=ids).logits
     report = qpeft.export(model, tmp_path)
@@ -113,7 +125,9 @@ def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
 
 
 @pytest.mark.parametrize(("ranks", "value"), [([0, 0, 0, 0], 0.0), ([3, 4, 5, 6], math.nan)])
-def test_adapter_without_an_effect_and_non_finite_gates_are_not_exported(llama, tmp_path, ranks, value):
+def test_adapter_without_an_effect_and_non_finite_gates_are_not_exported(
+    llama, tmp_path, ranks, value
+):
     model = gated(llama, ranks)
     with torch.no_grad():
         model.base_model.generators["default"].gates[0] = value

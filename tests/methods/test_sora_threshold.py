@@ -1,4 +1,6 @@
-"""The proximal step: formula, lambda of a budget, optimizers and schedules, skipped steps, Trainer, errors."""
+"""The proximal step: formula, lambda of a budget, optimizers and schedules, skipped steps, Trainer,
+errors.
+"""
 
 import pytest
 import torch
@@ -18,7 +20,9 @@ attach = SoRACallback.attach
 
 def tiny(**settings):
     """One Linear with gates."""
-    return get_peft_model(nn.Sequential(nn.Linear(6, 5)), qpeft.SoRAConfig(r=5, target_modules=["0"], **settings))
+    return get_peft_model(
+        nn.Sequential(nn.Linear(6, 5)), qpeft.SoRAConfig(r=5, target_modules=["0"], **settings)
+    )
 
 
 def gate_of(model):
@@ -53,7 +57,11 @@ def test_lambda_under_accelerate():
     model = tiny(shrink_budget=0.1)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
     schedule = LambdaLR(optimiser, lambda step: 1 - step / 4)
-    attach(*Accelerator(cpu=True).prepare(optimiser, model), steps=4, schedule=Accelerator(cpu=True).prepare(schedule))
+    attach(
+        *Accelerator(cpu=True).prepare(optimiser, model),
+        steps=4,
+        schedule=Accelerator(cpu=True).prepare(schedule),
+    )
     assert model.peft_config["default"].sora_lambda == pytest.approx(0.1 / (0.05 * 2.5))
 
 
@@ -86,11 +94,31 @@ def test_two_active_adapters_have_separate_lambdas():
 
 sgd = torch.optim.SGD
 REFUSED = {  # (model, optimizer, arguments), and what the message names
-    "weight decay": (lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.01), {}, {"steps": 5}, "weight_decay"),
-    "not in the optimizer": (lambda m: sgd([torch.zeros(1, requires_grad=True)]), {}, {"steps": 5}, "param_groups"),
+    "weight decay": (
+        lambda m: torch.optim.AdamW(m.parameters(), weight_decay=0.01),
+        {},
+        {"steps": 5},
+        "weight_decay",
+    ),
+    "not in the optimizer": (
+        lambda m: sgd([torch.zeros(1, requires_grad=True)]),
+        {},
+        {"steps": 5},
+        "param_groups",
+    ),
     "no steps": (lambda m: sgd(m.parameters(), lr=0.1), {}, {}, "steps"),
-    "rate 0": (lambda m: sgd(m.parameters(), lr=0.0), {}, {"steps": 5}, "zero over the whole schedule"),
-    "frozen": (lambda m: sgd([torch.zeros(1)]), {"inference_mode": True}, {"steps": 5}, "is_trainable"),
+    "rate 0": (
+        lambda m: sgd(m.parameters(), lr=0.0),
+        {},
+        {"steps": 5},
+        "zero over the whole schedule",
+    ),
+    "frozen": (
+        lambda m: sgd([torch.zeros(1)]),
+        {"inference_mode": True},
+        {"steps": 5},
+        "is_trainable",
+    ),
 }
 
 
@@ -104,13 +132,17 @@ def test_attach_errors(case):
         attach(optimiser(model), nn.Linear(2, 2), steps=5)
 
 
-def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(gpt2, tmp_path):
+def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(
+    gpt2, tmp_path
+):
     steps, rates = 8, []
 
     class Listen(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             optimiser = kwargs["optimizer"].optimizer
-            optimiser.register_step_post_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
+            optimiser.register_step_post_hook(
+                lambda *_: rates.append(optimiser.param_groups[0]["lr"])
+            )
 
     tokens = torch.randint(50, (32, 8), generator=torch.Generator().manual_seed(0))
     rows = [{"input_ids": row, "labels": row} for row in tokens]

@@ -17,7 +17,9 @@ from qpeft.methods import suggest as suggest_module
 from qpeft.methods.suggest import Design, Evidence, fill_names
 
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
-LLAMA = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+LLAMA = LlamaConfig(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+)
 EVIDENCE = suggest_module.read_evidence()
 BATCHES = [{"input_ids": torch.arange(20)[None]}]
 
@@ -25,12 +27,26 @@ BATCHES = [{"input_ids": torch.arange(20)[None]}]
 def design(label, method, settings, *losses, base=(4.0, 5.0), budget=5000, vary=None, values=()):
     results = [
         {
-            **{"base": "b", "base_parameters": 10, "data": data, "steps": 1, "trainable": 9, "seeds": 5},
-            **{"loss": loss, "low": loss - 0.02, "high": loss + 0.02, "share": (start - loss) / (start - 3.0)},
+            **{
+                "base": "b",
+                "base_parameters": 10,
+                "data": data,
+                "steps": 1,
+                "trainable": 9,
+                "seeds": 5,
+            },
+            **{
+                "loss": loss,
+                "low": loss - 0.02,
+                "high": loss + 0.02,
+                "share": (start - loss) / (start - 3.0),
+            },
         }
         for loss, start, data in zip(losses, base, "de", strict=True)
     ]
-    return Design(label, method, settings, budget, vary, [*values], {"": 0.01, "b": 0.02}, None, results)
+    return Design(
+        label, method, settings, budget, vary, [*values], {"": 0.01, "b": 0.02}, None, results
+    )
 
 
 DESIGNS = [
@@ -70,14 +86,19 @@ def test_best_measured_adapter_within_the_budget_is_suggested(use, budget, label
     assert found.label == label
     assert found.plan == qpeft.plan(BASE, found.config)
     assert found.plan.trainable == (trainable or found.plan.trainable)
-    assert (found.plan.trainable if "parameters" in budget else found.plan.stored_bytes) <= next(iter(budget.values()))
+    assert (found.plan.trainable if "parameters" in budget else found.plan.stored_bytes) <= next(
+        iter(budget.values())
+    )
 
 
 def test_suggestion_shows_its_evidence(use):
     found = qpeft.suggest(BASE, parameters=600)
     assert "10 parameters" in found.notes[0]  # of a smaller base
     assert "lost 2.0% to 10.0% of the best gain" in found.notes[1]
-    assert "the evidence ends at 5,000 trainable parameters" in qpeft.suggest(BASE, parameters=5001).notes
+    assert (
+        "the evidence ends at 5,000 trainable parameters"
+        in qpeft.suggest(BASE, parameters=5001).notes
+    )
     assert [row["loss"] for row in found.results] == [3.2, 4.0]
     assert found.share == pytest.approx((0.8 + 0.5) / 2)
     assert found.learning_rate == 0.02
@@ -108,7 +129,9 @@ def frame_file(tmp_path):
 
     def make(target_modules="all-linear"):
         config = qpeft.QuantumPeftConfig(**IN_FRAMES, target_modules=target_modules)
-        qpeft.fit_frames(get_peft_model(copy.deepcopy(base), config), BATCHES, save_to=tmp_path / "frames")
+        qpeft.fit_frames(
+            get_peft_model(copy.deepcopy(base), config), BATCHES, save_to=tmp_path / "frames"
+        )
         return tmp_path / "frames.safetensors", base
 
     return make
@@ -121,7 +144,10 @@ def test_frames_in_a_file_are_not_counted(use, frame_file, tmp_path):
         found = qpeft.suggest(BASE, bytes=1000, frames=frames)
         assert (found.label, found.needs_frame_file) == ("framed", frames is None)
         assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
-        model, folder = get_peft_model(copy.deepcopy(base), found.config), tmp_path / str(found.needs_frame_file)
+        model, folder = (
+            get_peft_model(copy.deepcopy(base), found.config),
+            tmp_path / str(found.needs_frame_file),
+        )
         assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
         if found.needs_frame_file:
             qpeft.fit_frames(model, BATCHES, save_to=folder / "frames")
@@ -144,7 +170,17 @@ def test_frames_of_the_sign_of_the_gradient_can_be_in_a_file_too(use):
     ("made", "settings"),
     [
         ({"target_modules": ["c_fc"]}, {}),
-        ({}, {"family": "core", "frame_rank": 6, "r": 6, "share": "none", "bits": None, "lambda_bits": None}),
+        (
+            {},
+            {
+                "family": "core",
+                "frame_rank": 6,
+                "r": 6,
+                "share": "none",
+                "bits": None,
+                "lambda_bits": None,
+            },
+        ),
     ],
     ids=["fewer modules", "core of a larger rank"],
 )
@@ -166,9 +202,13 @@ def test_adapter_far_below_its_measured_size_is_left_out(use):
     assert qpeft.suggest(BASE, parameters=1000).label == "Uni-LoRA, 64"
 
 
-@pytest.mark.parametrize("asked", [{}, {"parameters": 10, "bytes": 10}, {"parameters": 0}, {"parameters": 63}], ids=str)
+@pytest.mark.parametrize(
+    "asked", [{}, {"parameters": 10, "bytes": 10}, {"parameters": 0}, {"parameters": 63}], ids=str
+)
 def test_invalid_budget_is_refused(use, asked):
-    with pytest.raises(ConfigError, match="budget" if asked != {"parameters": 63} else "Uni-LoRA, 64"):
+    with pytest.raises(
+        ConfigError, match="budget" if asked != {"parameters": 63} else "Uni-LoRA, 64"
+    ):
         qpeft.suggest(BASE, **asked)
 
 
@@ -183,7 +223,11 @@ def test_base_that_cannot_be_counted_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("budget", "r"), [(511, None), (512, 1), (1300, 2), (5000, 4)])
 def test_size_is_the_largest_within_the_budget_of_the_study(use, budget, r):
-    use(design("varied", "lora", {"lora_alpha": 8}, 3.5, 3.5, budget=budget, vary="r", values=[1, 2, 4]))
+    use(
+        design(
+            "varied", "lora", {"lora_alpha": 8}, 3.5, 3.5, budget=budget, vary="r", values=[1, 2, 4]
+        )
+    )
     if r is None:  # the smallest exceeds it
         with pytest.raises(ConfigError, match="varied, has 512"):
             qpeft.suggest(BASE, parameters=511)
@@ -195,7 +239,9 @@ def test_size_is_the_largest_within_the_budget_of_the_study(use, budget, r):
 
 
 def test_adapters_that_the_caller_refuses_are_left_out(use):
-    found = qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "is large" if config.r == 8 else None)
+    found = qpeft.suggest(
+        BASE, parameters=10**6, refuses=lambda config: "is large" if config.r == 8 else None
+    )
     assert found.label == "LoRA r=1"
     with pytest.raises(ConfigError, match="LoRA r=8: never"):
         qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "never")
@@ -208,7 +254,12 @@ def base(model_type, **sizes):
     return on_meta(AutoConfig.for_model(model_type, vocab_size=8, **sizes))
 
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +279,11 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 )
 def test_norms_are_those_of_the_base(model, norms, last):
     settings = {"r": 3, "modules_to_save": "@norms", "target_modules": "@last-norm"}
-    assert fill_names(settings, model) == {"r": 3, "modules_to_save": norms, "target_modules": [last]}
+    assert fill_names(settings, model) == {
+        "r": 3,
+        "modules_to_save": norms,
+        "target_modules": [last],
+    }
 
 
 def test_base_without_such_modules_is_refused():

@@ -26,7 +26,10 @@ TEXTS = [
 REFERENCES = [
     [
         "The Vaults pub near Café Adriatic has a 5 star rating. Prices start at £30.",
-        "Close to Café Adriatic, The Vaults pub serves food at a high price and has a 5 star rating.",
+        (
+            "Close to Café Adriatic, The Vaults pub serves food at a high price and has a 5 star"
+            " rating."
+        ),
     ],
     ["Wildwood serves English food, costs £20-25, and isn't family friendly."],
     [
@@ -38,7 +41,10 @@ REFERENCES = [
         "There is a place in the city centre, Alimentum, that is not family-friendly.",
         "In the city centre there is a venue named Alimentum; this is not a family-friendly venue.",
     ],
-    ["Blue Spice is a coffee shop in the city centre.", "A coffee shop in the city centre is called Blue Spice."],
+    [
+        "Blue Spice is a coffee shop in the city centre.",
+        "A coffee shop in the city centre is called Blue Spice.",
+    ],
 ]
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -55,11 +61,30 @@ def lines(path: Path, texts: list[str]) -> Path:
 
 @pytest.mark.parametrize(("options", "is_lower"), [((), False), (("--lowercase",), True)])
 def test_bleu_and_chrf_equal_those_of_sacrebleus_command(tmp_path, options, is_lower):
-    files = [lines(tmp_path / f"{i}.txt", [own[i] if i < len(own) else "" for own in REFERENCES]) for i in range(3)]
+    files = [
+        lines(tmp_path / f"{i}.txt", [own[i] if i < len(own) else "" for own in REFERENCES])
+        for i in range(3)
+    ]
     texts = lines(tmp_path / "texts.txt", TEXTS)
-    shown = run("sacrebleu", *files, "-i", texts, "-m", "bleu", "chrf", "-b", "-w", 8, "-f", "text", *options)
+    shown = run(
+        "sacrebleu",
+        *files,
+        "-i",
+        texts,
+        "-m",
+        "bleu",
+        "chrf",
+        "-b",
+        "-w",
+        8,
+        "-f",
+        "text",
+        *options,
+    )
     mine = (bleu(TEXTS, REFERENCES, lowercase=is_lower), chrf(TEXTS, REFERENCES))
-    assert "case:mixed|eff:no|tok:13a|smooth:exp" in score_texts(TEXTS, REFERENCES)["bleu_signature"]
+    assert (
+        "case:mixed|eff:no|tok:13a|smooth:exp" in score_texts(TEXTS, REFERENCES)["bleu_signature"]
+    )
     assert mine == pytest.approx([float(line) for line in shown.split()], abs=1e-7)
 
 
@@ -73,7 +98,13 @@ def test_rouge_is_the_mean_of_the_best_references():
 
 @pytest.mark.parametrize(
     ("texts", "references"),
-    [([], []), (["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []]), (["a"], ["a"]), ("ab", [["a"], ["b"]])],
+    [
+        ([], []),
+        (["a"], [["a"], ["b"]]),
+        (["a", "b"], [["a"], []]),
+        (["a"], ["a"]),
+        ("ab", [["a"], ["b"]]),
+    ],
 )
 def test_bad_texts_are_refused(texts, references):
     for score in (bleu, chrf, rouge, score_texts):
@@ -89,9 +120,15 @@ def encoder(tiny_encoder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_unusable_encoder_is_refused(encoder: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch):
+def test_unusable_encoder_is_refused(
+    encoder: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "bert_score", None)
-    for folder, named in ((tmp_path, "tokenizer"), (tiny_encoder, "model_max_length"), (encoder, "bert-score")):
+    for folder, named in (
+        (tmp_path, "tokenizer"),
+        (tiny_encoder, "model_max_length"),
+        (encoder, "bert-score"),
+    ):
         with pytest.raises(InputError, match=named):
             score_texts(HYPOTHESES, SINGLE, folder)
 
@@ -99,12 +136,33 @@ def test_unusable_encoder_is_refused(encoder: Path, tiny_encoder: Path, tmp_path
 def test_bertscore_equals_that_of_its_command(encoder: Path, tmp_path):
     pytest.importorskip("bert_score", reason="BERTScore is an extra: pip install bert-score")
     n_layers = json.loads((encoder / "config.json").read_text())["num_hidden_layers"]
-    texts, references = ["the king sings", "a bird"], [["a fox sings", "the king"], ["the bird", "night"]]
+    texts, references = (
+        ["the king sings", "a bird"],
+        [
+            ["a fox sings", "the king"],
+            ["the bird", "night"],
+        ],
+    )
     files = [lines(tmp_path / f"{i}.txt", [own[i] for own in references]) for i in range(2)]
     candidates = lines(tmp_path / "texts.txt", texts)
-    shown = run("bert_score_cli.score", "-r", *files, "-c", candidates, "-m", encoder, "-l", n_layers, "--nthreads", 0)
+    shown = run(
+        "bert_score_cli.score",
+        "-r",
+        *files,
+        "-c",
+        candidates,
+        "-m",
+        encoder,
+        "-l",
+        n_layers,
+        "--nthreads",
+        0,
+    )
     f1 = float(shown.rpartition("F1:")[2].split()[0])
     assert bertscore(texts, references, encoder) == pytest.approx(f1, abs=1e-6)
-    one, none = (score_texts(texts, [["the king sings"]] * 2, encoder) for texts in (["the king sings", " "], ["", ""]))
+    one, none = (
+        score_texts(texts, [["the king sings"]] * 2, encoder)
+        for texts in (["the king sings", " "], ["", ""])
+    )
     assert one["bertscore_f1"] == pytest.approx(0.5, abs=1e-5)  # an empty text scores 0
     assert none["bertscore_f1"] == 0

@@ -14,7 +14,9 @@ ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
 
 def random_angles(ansatz, *batch, seed=0, scale=math.pi):
     """float64 (*batch, *angle_shape), uniform on [-scale, scale)."""
-    return torch.from_numpy(np.random.default_rng(seed).uniform(-scale, scale, (*batch, *ansatz.angle_shape)))
+    return torch.from_numpy(
+        np.random.default_rng(seed).uniform(-scale, scale, (*batch, *ansatz.angle_shape))
+    )
 
 
 def value_and_gradient(run, angles, weights):
@@ -34,7 +36,11 @@ def by_pennylane(ansatz):
     qml = pytest.importorskip("pennylane")
     queue = to_pennylane(ansatz)
 
-    @qml.qnode(qml.device("default.qubit", wires=ansatz.n_qubits), interface="torch", diff_method="backprop")
+    @qml.qnode(
+        qml.device("default.qubit", wires=ansatz.n_qubits),
+        interface="torch",
+        diff_method="backprop",
+    )
     def run(angles):
         queue(angles)
         return qml.probs(wires=range(ansatz.n_qubits))
@@ -43,7 +49,9 @@ def by_pennylane(ansatz):
 
 
 def dense_two_design(angles, n_qubits, n_layers, signs=None):
-    """The matrix (D, D) of `two_design`, from gates as full matrices; `signs` (2L, D) replace the CZ gates."""
+    """The matrix (D, D) of `two_design`, from gates as full matrices; `signs` (2L, D) replace the
+    CZ gates.
+    """
     u, index, angles = np.eye(2**n_qubits), np.arange(2**n_qubits), iter(angles)
 
     def rotate(wires):
@@ -57,16 +65,25 @@ def dense_two_design(angles, n_qubits, n_layers, signs=None):
         pairs = [(wire, wire + 1) for wire in range(step % 2, n_qubits - 1, 2)]
         diagonal = np.ones(len(index)) if signs is None else signs[step]
         for i, j in pairs if signs is None else ():
-            diagonal = diagonal * (1 - 2 * ((index >> (n_qubits - 1 - i)) & (index >> (n_qubits - 1 - j)) & 1))
+            diagonal = diagonal * (
+                1 - 2 * ((index >> (n_qubits - 1 - i)) & (index >> (n_qubits - 1 - j)) & 1)
+            )
         u = diagonal[:, None] * u
         rotate([wire for pair in pairs for wire in pair])
     return u
 
 
 def gate_expectations(ansatz, angles, x):
-    """<Z> of every wire, (T, N), after amplitude embedding of x (T, d): padded with zeros, over max(||x||, 1e-8)."""
+    """<Z> of every wire, (T, N), after amplitude embedding of x (T, d): padded with zeros,
+    over max(||x||, 1e-8).
+    """
     padded = torch.nn.functional.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1]))
-    p = gate_evolve(ansatz, angles, (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT).abs().square().mT
+    p = (
+        gate_evolve(ansatz, angles, (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT)
+        .abs()
+        .square()
+        .mT
+    )
     p = p.unflatten(-1, (2,) * ansatz.n_qubits)
     of_wire = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
     return torch.stack([one[:, 0] - one[:, 1] for one in of_wire], -1)

@@ -14,7 +14,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 N_TOKENS, N_LABELS = 50, 3
-SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
@@ -26,7 +31,9 @@ class Family:
     batch: Callable[[], dict[str, torch.Tensor]]
     task_type: str | None = "CAUSAL_LM"
     head: str | None = None  # a new head, trained with the adapter
-    feed_forward: str | tuple[str, ...] = "mlp"  # end of the names of a bottleneck adapter's default targets
+    feed_forward: str | tuple[str, ...] = (
+        "mlp"  # end of the names of a bottleneck adapter's default targets
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -36,8 +43,16 @@ class Family:
 
 def _decoder(name, **settings):
     config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
-    small = {"vocab_size": N_TOKENS, **SIZES, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32}
-    return lambda: getattr(transformers, f"{name}ForCausalLM")(config_class(**{**small, **TOKENS, **settings}))
+    small = {
+        "vocab_size": N_TOKENS,
+        **SIZES,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 32,
+    }
+    return lambda: getattr(transformers, f"{name}ForCausalLM")(
+        config_class(**{**small, **TOKENS, **settings})
+    )
 
 
 def _gpt2_classifier():
@@ -52,13 +67,24 @@ def _encoder(name):
 
 
 def _t5():
-    small = {"vocab_size": N_TOKENS, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
-    return transformers.T5ForConditionalGeneration(transformers.T5Config(**small, decoder_start_token_id=0))
+    small = {
+        "vocab_size": N_TOKENS,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(**small, decoder_start_token_id=0)
+    )
 
 
 def _vit():
     image = {"image_size": 8, "patch_size": 4, "num_channels": 1}
-    return transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, **image, num_labels=N_LABELS))
+    return transformers.ViTForImageClassification(
+        transformers.ViTConfig(**SIZES, **image, num_labels=N_LABELS)
+    )
 
 
 def _text():
@@ -87,23 +113,43 @@ FAMILIES = {
     "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     # transformers 5.5 has no such module
-    "vit": Family(_vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output.dense")),
+    "vit": Family(
+        _vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output.dense")
+    ),
 }
 
 
 # mixtures of experts, whose experts (and mostly their router) are parameters instead of modules
 _COMMON = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
-_LATENT = {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
-_SPARSE = {"n_routed_experts": 4, "moe_intermediate_size": 12, "first_k_dense_replace": 1, "n_group": 2}
+_LATENT = {
+    "q_lora_rank": 4,
+    "kv_lora_rank": 4,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+_SPARSE = {
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+}
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-# PEFT converts LoRA's targets for the first four; the last two have experts that all-linear of stock LoRA leaves out
+# PEFT converts LoRA's targets for the first four; the last two have experts that all-linear of
+# stock LoRA leaves out
 EXPERTS = {
     "mixtral": _decoder("Mixtral", num_local_experts=3, **_COMMON),
     "qwen3_moe": _decoder("Qwen3Moe", num_experts=3, moe_intermediate_size=12, **_COMMON),
     "olmoe": _decoder("Olmoe", num_experts=3, **_COMMON),
-    "deepseek_v3": _decoder("DeepseekV3", **_LATENT, **_SPARSE, topk_group=1, num_key_value_heads=2, **_COMMON),
+    "deepseek_v3": _decoder(
+        "DeepseekV3", **_LATENT, **_SPARSE, topk_group=1, num_key_value_heads=2, **_COMMON
+    ),
     "qwen2_moe": _decoder(
-        "Qwen2Moe", num_experts=3, moe_intermediate_size=12, shared_expert_intermediate_size=8, **_COMMON
+        "Qwen2Moe",
+        num_experts=3,
+        moe_intermediate_size=12,
+        shared_expert_intermediate_size=8,
+        **_COMMON,
     ),
     "gpt_oss": _decoder("GptOss", num_local_experts=3, **_ROPE, **_COMMON),
 }
@@ -118,7 +164,10 @@ def experts(name: str) -> nn.Module:
 @pytest.fixture(params=FAMILIES)
 def family(request) -> Family:
     if request.param == "t5" and not _peft_supports_t5():
-        pytest.skip(f"stock PEFT {peft.__version__} cannot adapt T5 of transformers {transformers.__version__}")
+        pytest.skip(
+            f"stock PEFT {peft.__version__} cannot adapt T5 of transformers"
+            f" {transformers.__version__}"
+        )
     return FAMILIES[request.param]
 
 

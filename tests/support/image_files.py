@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 
-def bars(path: Path, n: int, seed: int = 0, names: Sequence[str] = ("left", "above", "dark")) -> Path:
+def bars(
+    path: Path, n: int, seed: int = 0, names: Sequence[str] = ("left", "above", "dark")
+) -> Path:
     """A file of `n` noisy images of three classes: bright at the left, bright above, dark."""
     from qpeft_lab.data.images import write_images
 
@@ -16,7 +18,9 @@ def bars(path: Path, n: int, seed: int = 0, names: Sequence[str] = ("left", "abo
     labels = np.arange(n) % 3
     images[labels == 0, :, :3] += 180
     images[labels == 1, :3] += 180
-    write_images(path, [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)])
+    write_images(
+        path, [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
+    )
     return path
 
 

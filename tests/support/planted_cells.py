@@ -1,4 +1,5 @@
-"""Cells that train nothing: they write checkpoints and rows as real ones do, or fail as a test demands.
+"""Cells that train nothing: they write checkpoints and rows as real ones do, or fail as a test
+demands.
 
 Processes of cells import this module by its name.
 """
@@ -38,12 +39,19 @@ methods:
 
 
 def planned(method):
-    key = {"key": method, "label": method.upper(), "method": method, "hash": f"{sum(method.encode()):012x}"}
+    key = {
+        "key": method,
+        "label": method.upper(),
+        "method": method,
+        "hash": f"{sum(method.encode()):012x}",
+    }
     return PlannedMethod(**key, rates=[0.1, 0.2, 0.4], trainable=1, deployed=1)
 
 
 SETUP = Setup(
-    run=RunSettings(model="none", data="none", out="", method="none", steps=STEPS, batch_size=1, seq_len=8),
+    run=RunSettings(
+        model="none", data="none", out="", method="none", steps=STEPS, batch_size=1, seq_len=8
+    ),
     test=Path(),
     test_blocks=0,
     generation=None,
@@ -52,10 +60,18 @@ SETUP = Setup(
 
 
 class PlantedPlan(Plan):
-    """Three learning rates, of which the second is the best, two seeds and one cost cell for each method."""
+    """Three learning rates, of which the second is the best, two seeds and one cost cell for each
+    method.
+    """
 
     def __init__(self, folder, methods=("lora", "qpa")):
-        of: dict = {"name": "planted", "title": "Planted", "question": "?", "base_sha256": "", "data_sha256": ""}
+        of: dict = {
+            "name": "planted",
+            "title": "Planted",
+            "question": "?",
+            "base_sha256": "",
+            "data_sha256": "",
+        }
         of |= {"run": SETUP.run, "reference": methods[0], "seeds": [0, 1]}
         study = PlannedStudy(**of, methods=[planned(key) for key in methods])
         super().__init__(folder, study, SETUP)
@@ -79,9 +95,15 @@ def timeless_rows(folder: Path) -> dict:
 
 
 def run_cell(cell, folder):
-    """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each step found."""
+    """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each
+    step found.
+    """
     checkpoint = work_folder(cell, folder) / "checkpoint.json"
-    state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "loss": 4.0 + abs(cell.lr - 0.2)}
+    state = (
+        json.loads(checkpoint.read_text())
+        if checkpoint.exists()
+        else {"step": 0, "loss": 4.0 + abs(cell.lr - 0.2)}
+    )
     journal(folder, f"{'resume' if state['step'] else 'begin'} {cell.cell_id}")
     while state["step"] < STEPS:
         time.sleep(SECONDS)
@@ -94,7 +116,9 @@ def run_cell(cell, folder):
 def run_in_company(cell, folder):
     """`run_cell`, but no cell that trains ends before a second one has started."""
     journal(folder, f"waiting {cell.cell_id}")
-    while not cell.cell_id.endswith("cost") and (folder / "journal").read_text().count("waiting ") < 2:
+    while (
+        not cell.cell_id.endswith("cost") and (folder / "journal").read_text().count("waiting ") < 2
+    ):
         time.sleep(SECONDS)
     return run_cell(cell, folder)
 
@@ -107,7 +131,12 @@ def run_forever(cell, folder):
 
 def planted_row(cell, **fields):
     """A row of `cell` with the fields that the runner reads."""
-    identity = {"study": cell.study, "method": cell.method, "hash": cell.spec.hash, "name": cell.name}
+    identity = {
+        "study": cell.study,
+        "method": cell.method,
+        "hash": cell.spec.hash,
+        "name": cell.name,
+    }
     return identity | {"role": cell.role, "seed": cell.seed, "lr": cell.lr, **fields}
 
 
@@ -155,7 +184,9 @@ def crash_in_ia3(cell, folder):
 
 
 def run_convex(cell, folder):
-    """A loss that is convex in the logarithm of the learning rate, with its minimum beyond the grids but for `lora`."""
+    """A loss that is convex in the logarithm of the learning rate, with its minimum beyond the
+    grids but for `lora`.
+    """
     minimum = {"lora": 0.2, "high": 9.0}.get(cell.method, 1e-9)
     loss = 1 + abs(math.log10(cell.lr / minimum))
     return started_row(cell) | {"status": "success", "valid_loss": loss, "test_loss": loss}

@@ -1,8 +1,11 @@
-"""Run by torchrun in two processes: each kind of adapter under DDP or FSDP2, alone or in transformers.Trainer.
+"""Run by torchrun in two processes: each kind of adapter under DDP or FSDP2, alone or in
+transformers.Trainer.
 
-python -m torch.distributed.run --standalone --nproc_per_node 2 processes.py {ddp,fsdp2,trainer_fsdp2} OUT
+python -m torch.distributed.run --standalone --nproc_per_node 2 processes.py
+{ddp,fsdp2,trainer_fsdp2} OUT
 
-What it saves is compared with one process; it also checks what is refused, activation checkpointing and resuming.
+What it saves is compared with one process; it also checks what is refused, activation checkpointing
+and resuming.
 """
 
 import sys
@@ -49,7 +52,9 @@ def adapted(variant, **changes):
 
 
 def moved(variant):
-    """An adapter that has left its start, where some gradients are 0, by little: large steps blow up rounding."""
+    """An adapter that has left its start, where some gradients are 0, by little: large steps blow
+    up rounding.
+    """
     return move(adapted(variant), spread=0.005).train()
 
 
@@ -82,7 +87,9 @@ def shard(model):
 def train(model, data, steps=4):
     """Losses of SGD, whose steps show errors of a gradient's size, which Adam would hide."""
     optimizer = torch.optim.SGD(trained(model).values(), lr=0.005)
-    threshold = qpeft.SoRACallback.attach(optimizer, model, steps=steps) if has_gates(model) else None
+    threshold = (
+        qpeft.SoRACallback.attach(optimizer, model, steps=steps) if has_gates(model) else None
+    )
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -100,7 +107,10 @@ def has_gates(model):
 
 
 def whole(model):
-    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach() for n, p in trained(model).items()}
+    return {
+        n: (p.full_tensor() if isinstance(p, DTensor) else p).detach()
+        for n, p in trained(model).items()
+    }
 
 
 def run_fsdp2(variant, out):
@@ -110,10 +120,16 @@ def run_fsdp2(variant, out):
     losses = train(model, batch(data[4 * rank :][:4]))
     dist.all_reduce(losses)
     assert all(isinstance(p, DTensor) for p in model.get_base_model().model.layers.parameters())
-    found = {f"found.{name}": value for name, value in whole(model).items()} | {"found.losses": losses / 2}
-    found |= {f"expected.{name}": value for name, value in whole(alone).items()} | {"expected.losses": expected}
+    found = {f"found.{name}": value for name, value in whole(model).items()} | {
+        "found.losses": losses / 2
+    }
+    found |= {f"expected.{name}": value for name, value in whole(alone).items()} | {
+        "expected.losses": expected
+    }
     save_file(found, out / f"{variant}.{rank}.safetensors")
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     if rank == 0:
         model.save_pretrained(out / variant, state_dict=state)
         if variant in GENERATED or variant == "sora":
@@ -127,7 +143,9 @@ def run_fsdp2(variant, out):
 
 
 def check_checkpointing():
-    """Both modes give the gradients of no checkpointing; the reentrant one runs a backward pass for each block."""
+    """Both modes give the gradients of no checkpointing; the reentrant one runs a backward pass for
+    each block.
+    """
     plain = shard(moved("qpa"))
     plain(**batch(rows(8)), use_cache=False).loss.backward()
     for reentrant in (False, True):
@@ -159,14 +177,19 @@ def trainer_of(model, out, n_processes, **settings):
 
 
 def train_with_trainer(method, out, n_processes, **settings):
-    trainer = trainer_of(adapted(method), Path(out) / f"run_{method}_{n_processes}", n_processes, **settings)
+    trainer = trainer_of(
+        adapted(method), Path(out) / f"run_{method}_{n_processes}", n_processes, **settings
+    )
     trainer.train()
     trainer.save_model(str(Path(out) / method))
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     if "fsdp" in settings:
         assert isinstance(trainer.model, FSDPModule)
         assert any(isinstance(p, DTensor) for p in trainer.model.parameters())
-    return {**{name: p.detach().clone() for name, p in trained(trainer.model).items()}, "losses": torch.tensor(losses)}
+    return {
+        **{name: p.detach().clone() for name, p in trained(trainer.model).items()},
+        "losses": torch.tensor(losses),
+    }
 
 
 def gradients(method, **options):
@@ -189,9 +212,13 @@ def check_fsdp1_is_refused(method):
 
 
 def check_resume(method, out):
-    """Under FSDP2 with AdamW: torch cannot load the state of an optimizer without any, such as plain SGD."""
+    """Under FSDP2 with AdamW: torch cannot load the state of an optimizer without any, such as
+    plain SGD.
+    """
     place = Path(out) / f"resumed_{method}"
-    whole, trainer = (trainer_of(adapted(method), place, 2, optim="adamw_torch", **FSDP) for _ in range(2))
+    whole, trainer = (
+        trainer_of(adapted(method), place, 2, optim="adamw_torch", **FSDP) for _ in range(2)
+    )
     whole.train()
     trainer.train(resume_from_checkpoint=str(place / "checkpoint-2"))
     for name, value in trained(trainer.model).items():
@@ -207,7 +234,10 @@ def run_ddp(variant, out):
     run_trainer(variant, out)
     check_fsdp1_is_refused(variant)
     for options in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
-        save_file(gradients(variant, **options), out / f"{variant}.{'-'.join(options)}.{dist.get_rank()}.safetensors")
+        save_file(
+            gradients(variant, **options),
+            out / f"{variant}.{'-'.join(options)}.{dist.get_rank()}.safetensors",
+        )
 
 
 def main(how, out):

@@ -16,13 +16,19 @@ FILE = Path(__file__).parents[2] / "results" / "survey" / "grimm.jsonl.xz"
 
 
 def write_study(folder: Path) -> Path:
-    """The study with failures: a seed of `sora` diverged, one of `prefix_mlp` failed, two of `prefix` are missing."""
+    """The study with failures: a seed of `sora` diverged, one of `prefix_mlp` failed, two of
+    `prefix` are missing.
+    """
     study, *rows = lzma.decompress(FILE.read_bytes()).decode().splitlines(keepends=True)
     folder.mkdir()
     (folder / "study.json").write_text(study, encoding="utf-8")
     (folder / ROWS).write_text("".join(rows), encoding="utf-8")
     edit_rows(folder, lambda row: row.update(status="diverged"), "sora", "seed4")
-    failed = {"status": "failed", "error_type": "RuntimeError", "error": "a planted | crash in /home/me/x.py"}
+    failed = {
+        "status": "failed",
+        "error_type": "RuntimeError",
+        "error": "a planted | crash in /home/me/x.py",
+    }
     edit_rows(folder, lambda row: row.update(failed, traceback="line 1"), "prefix_mlp", "seed3")
     drop_rows(folder, "prefix", "seed[34]")
     return folder
@@ -34,7 +40,9 @@ def stored_rows(folder: Path, method: str = "*", name: str = "*") -> list[Row]:
     return [row for row in rows if _matches(row, method, name)]
 
 
-def edit_rows(folder: Path, change: Callable[[Row], Any], method: str = "*", name: str = "*") -> None:
+def edit_rows(
+    folder: Path, change: Callable[[Row], Any], method: str = "*", name: str = "*"
+) -> None:
     """Apply `change` to the rows that match."""
     rows = stored_rows(folder)
     for row in rows:
@@ -49,7 +57,9 @@ def drop_rows(folder: Path, method: str = "*", name: str = "*") -> None:
     (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
 
-def edit_study(folder: Path, change: Callable[[dict[str, Any], dict[str, dict[str, Any]]], Any]) -> None:
+def edit_study(
+    folder: Path, change: Callable[[dict[str, Any], dict[str, dict[str, Any]]], Any]
+) -> None:
     """Apply `change` to the study and its methods by key."""
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     change(study, {method["key"]: method for method in study["methods"]})

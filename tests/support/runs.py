@@ -53,7 +53,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def losses(out: Path) -> list[dict]:
     """The rows of metrics.jsonl without their times."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(Path(out) / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k != "seconds"}
+        for row in read_rows(Path(out) / "metrics.jsonl")
+    ]
 
 
 def assert_same_result(out: Path, other: Path) -> None:

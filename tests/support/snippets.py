@@ -1,6 +1,7 @@
 """The code blocks of the pages, and how a test runs them in little time and without downloads.
 
-`STAND_INS` and `CHEAP` replace names of models and data, and numbers of steps. `NOT_RUN` lists what a test cannot run.
+`STAND_INS` and `CHEAP` replace names of models and data, and numbers of steps. `NOT_RUN` lists what
+a test cannot run.
 """
 
 import re
@@ -25,7 +26,10 @@ STAND_INS = {
     "e2e-train.csv": "pairs.csv",
     "e2e-test.csv": "few-pairs.csv",
     **dict.fromkeys(("survey", "controls", "shots", "noise", "bits"), "tiny.yaml"),
-    **{f"recipes/{name}.yaml": "tiny.yaml" for name in ("qpa-gpt2-wikitext2", "quantum-peft-deberta-glue")},
+    **{
+        f"recipes/{name}.yaml": "tiny.yaml"
+        for name in ("qpa-gpt2-wikitext2", "quantum-peft-deberta-glue")
+    },
     "glue/rte": "docs.jsonl",
 }
 HUB_NAMES = ("gpt2",)  # replaced in Python as well
@@ -47,7 +51,9 @@ NOT_RUN = {
         ("--method own_method.py:METHOD", "--ansatz own_ansatz.py:cz_ring"),
         "tests/cli/test_code_of_others.py runs the file through every command",
     ),
-    "compare run entangling.yaml --out": "takes an hour; the smoke run of the page runs the same methods",
+    "compare run entangling.yaml --out": (
+        "takes an hour; the smoke run of the page runs the same methods"
+    ),
     "braket.aws.qubit": "needs an account",
     "QiskitRuntimeService": "needs an account",
 }
@@ -72,7 +78,10 @@ def snippets(page: Path) -> list[Snippet]:
     """The fenced blocks of the page, in order."""
     text = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(text))
-    return [Snippet(one[1], one[2], _shown(text, one, after)) for one, after in zip_longest(found, found[1:])]
+    return [
+        Snippet(one[1], one[2], _shown(text, one, after))
+        for one, after in zip_longest(found, found[1:])
+    ]
 
 
 def _shown(text: str, block: re.Match[str], after: re.Match[str] | None) -> str | None:

@@ -1,4 +1,6 @@
-"""Validates a study beyond its fields: the settings of each method, on a tiny base without weights."""
+"""Validates a study beyond its fields: the settings of each method, on a tiny base without
+weights.
+"""
 
 import warnings
 from pathlib import Path
@@ -10,7 +12,13 @@ from qpeft_lab.compare.plan import counted, host_of
 from qpeft_lab.compare.study import Study
 
 _TEXT = GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=512, bos_token_id=0, eos_token_id=0)
-_IMAGES = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_labels": 10}
+_IMAGES = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+    "num_labels": 10,
+}
 
 
 def of_run(**fields: Any) -> dict[str, Any]:
@@ -23,7 +31,11 @@ def count_methods(study: Study, folder: Path) -> dict[str, int]:
 
     Raises ConfigError for a setting that its method lacks, or a value out of range.
     """
-    config = _TEXT if study.run.is_language_model else ViTConfig(hidden_size=16, intermediate_size=32, **_IMAGES)
+    config = (
+        _TEXT
+        if study.run.is_language_model
+        else ViTConfig(hidden_size=16, intermediate_size=32, **_IMAGES)
+    )
     config.save_pretrained(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on sizes that a tiny base does not have

@@ -1,4 +1,6 @@
-"""Tiny models with their own tokenizers and processors, made here, and data for them: for tests of whole runs."""
+"""Tiny models with their own tokenizers and processors, made here, and data for them: for tests of
+whole runs.
+"""
 
 import os
 import random
@@ -26,7 +28,12 @@ from transformers import (
 torch.set_num_threads(1)
 
 CONTEXT = 64
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SHAPE = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 _WORDS = "the a king queen golden bird fox went into wood and said see how well it sings at night"
 
 
@@ -39,7 +46,13 @@ def make_text(n_words: int, seed: int = 0) -> str:
 def gpt2(**changes) -> GPT2LMHeadModel:
     """A random GPT-2 (Conv1D, tied head): width 16, 2 layers, 50 tokens, no dropout."""
     sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    fixed = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    fixed = {
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     return GPT2LMHeadModel(GPT2Config(**{**sizes, **fixed, **changes})).eval()
 
 
@@ -62,13 +75,20 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte and an end; no merges."""
     alphabet = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>", pad_token="<end>")
+    made.pre_tokenizer, made.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<end>", bos_token="<end>", pad_token="<end>"
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a two-layer GPT-2 of width 16 with dropout, and a byte-level tokenizer of 300 tokens."""
+    """Folder of a two-layer GPT-2 of width 16 with dropout, and a byte-level tokenizer of 300
+    tokens.
+    """
     folder = tmp_path_factory.mktemp("tiny_model")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -122,12 +142,16 @@ def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
 @pytest.fixture
 def opinion_files(tmp_path: Path) -> tuple[Path, Path]:
     """Texts of two classes to train on, and others to be scored on."""
-    return write_tsv(tmp_path / "train.tsv", opinions(96)), write_tsv(tmp_path / "dev.tsv", opinions(40, seed=1))
+    return write_tsv(tmp_path / "train.tsv", opinions(96)), write_tsv(
+        tmp_path / "dev.tsv", opinions(40, seed=1)
+    )
 
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a two-layer BERT of width 16 without dropout, a masked language model, and a tokenizer of words."""
+    """Folder of a two-layer BERT of width 16 without dropout, a masked language model, and a
+    tokenizer of words.
+    """
     folder = tmp_path_factory.mktemp("tiny_encoder")
     words = sorted({*_WORDS.split(), *" ".join(_OPINIONS.values()).split()})
     vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
@@ -135,20 +159,28 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
     )
     made.save_pretrained(folder)
     torch.manual_seed(0)
     fixed = {**SHAPE, "max_position_embeddings": CONTEXT, "initializer_range": 0.3}
     dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
-    BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **fixed, **dropout)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=len(vocabulary), **fixed, **dropout)).save_pretrained(
+        folder
+    )
     return folder
 
 
 def make_vit(folder: Path, **changes) -> Path:
     """A random ViT for images of 8 x 8, and its image processor."""
     torch.manual_seed(0)
-    config = ViTConfig(**{**SHAPE, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes})
+    config = ViTConfig(
+        **{**SHAPE, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes}
+    )
     ViTForImageClassification(config).save_pretrained(folder)
     half, size = [0.5] * config.num_channels, dict.fromkeys(("height", "width"), config.image_size)
     ViTImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(folder)
@@ -157,5 +189,7 @@ def make_vit(folder: Path, **changes) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a two-layer ViT of width 16 with three channels, its image processor, and a head for two classes."""
+    """Folder of a two-layer ViT of width 16 with three channels, its image processor, and a head
+    for two classes.
+    """
     return make_vit(tmp_path_factory.mktemp("tiny_vit"))

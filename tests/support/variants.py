@@ -22,7 +22,9 @@ QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
 SORA = {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}
 BOTTLENECK = {"bottleneck_size": 4}
 NO_STOCK_FORM: dict[str, Any] = {"exports": False, "merges": False}
-SMALL_GENERATOR = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3)  # for hosts of few parameters
+SMALL_GENERATOR = qpeft.QPAGeneratorConfig(
+    chunk_size=16, hidden=(6, 5), n_layers=3
+)  # for hosts of few parameters
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Variant:
     config: Callable[..., peft.PeftConfig]
     settings: dict[str, Any] = field(default_factory=dict)
     attached: bool = False
-    generator: qpeft.QPAGeneratorConfig = field(default_factory=lambda: qpeft.QPAGeneratorConfig(n_layers=3))
+    generator: qpeft.QPAGeneratorConfig = field(
+        default_factory=lambda: qpeft.QPAGeneratorConfig(n_layers=3)
+    )
     dropout: str | None = None  # the name of the config's field
     exports: bool = True
     merges: bool = True
@@ -48,11 +52,15 @@ class Variant:
     def adapt(self, base: nn.Module, adapter_name: str = "default", **changes: Any) -> Any:
         """`base` with the untrained adapter, in evaluation mode."""
         model = get_peft_model(base, self.make_config(**changes), adapter_name)  # type: ignore[arg-type]
-        return (qpeft.attach(model, copy.deepcopy(self.generator)) if self.attached else model).eval()
+        return (
+            qpeft.attach(model, copy.deepcopy(self.generator)) if self.attached else model
+        ).eval()
 
 
 def move(model: Any, seed: int = 1, spread: float = 0.05) -> Any:
-    """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become zero."""
+    """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become
+    zero.
+    """
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,7 +82,12 @@ RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_bas
 OWN_LINEAR = [  # key, config, settings, whether it exports
     ("cua", qpeft.CUAConfig, {}, True),
     ("cua", qpeft.CUAConfig, {"side": "output"}, False),
-    ("cua", qpeft.CUAConfig, {"readout": "magnitude"}, False),  # not linear, and its gradient has kinks
+    (
+        "cua",
+        qpeft.CUAConfig,
+        {"readout": "magnitude"},
+        False,
+    ),  # not linear, and its gradient has kinks
     ("quic", qpeft.QuICConfig, {"n_blocks": 1}, True),
     ("quic", qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
     ("quic", qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
@@ -85,7 +98,9 @@ VARIANTS = {
     "qpa": RAW,
     "qpa, 2 generators": changed(RAW, n_generators=2, features=4),
     "qpa, square": changed(RAW, ansatz="square", features=4, n_layers=2),
-    "qpa with dora": replace(changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3),
+    "qpa with dora": replace(
+        changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3
+    ),
     "qpa with a network": Variant("qpa", qpeft.QPAConfig, NETWORK, dropout="lora_dropout"),
     "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**NETWORK, "feature_source": "none"}),
     "quantum_peft": quantum_peft(QUANTUM_PEFT, dropout="lora_dropout"),
@@ -94,7 +109,9 @@ VARIANTS = {
     "qaa": Variant("qaa", qpeft.QAAConfig, **NO_STOCK_FORM),
     "qaa, qchft": Variant("qaa", qpeft.QAAConfig, QCHFT, **NO_STOCK_FORM),
     "sora": Variant("sora", qpeft.SoRAConfig, SORA, dropout="lora_dropout"),
-    "bottleneck": Variant("bottleneck", qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM, stays_float32=False),
+    "bottleneck": Variant(
+        "bottleneck", qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM, stays_float32=False
+    ),
     **{
         ", ".join([key, *map(str, settings.values())]): Variant(
             key,
@@ -105,10 +122,14 @@ VARIANTS = {
         )
         for key, config, settings, exports in OWN_LINEAR
     },
-    "attached to lora": attached(LoraConfig, {"r": 2, "target_modules": "all-linear"}, dropout="lora_dropout"),
+    "attached to lora": attached(
+        LoraConfig, {"r": 2, "target_modules": "all-linear"}, dropout="lora_dropout"
+    ),
     "attached to ia3": attached(IA3Config, generator=SMALL_GENERATOR),
     "attached to a bottleneck": attached(qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM),
     "attached to qaa": attached(qpeft.QAAConfig, **NO_STOCK_FORM),
     "attached to a prefix": attached(PrefixTuningConfig, {"num_virtual_tokens": 4}, merges=False),
 }
-TUNERS = [name for name, variant in VARIANTS.items() if not variant.attached]  # which get_peft_model alone makes
+TUNERS = [
+    name for name, variant in VARIANTS.items() if not variant.attached
+]  # which get_peft_model alone makes

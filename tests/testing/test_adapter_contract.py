@@ -22,7 +22,9 @@ QPA = {"r": 2, "hidden": (6, 5), "chunk_size": 16, "n_layers": 3, **SMALL}
 
 
 def check(llama, ids, make_config, **options):
-    adapter_contract(lambda: copy.deepcopy(llama), make_config, {"input_ids": ids, "labels": ids}, **options)
+    adapter_contract(
+        lambda: copy.deepcopy(llama), make_config, {"input_ids": ids, "labels": ids}, **options
+    )
 
 
 def test_stock_lora_is_refused(llama, ids):
@@ -86,14 +88,23 @@ class Cached(QPAGenerator):
 
 MISTAKES = {  # what is defined otherwise, and the message
     "forgetful": ({"_get_adapter_state_dict": classmethod(forgetful)}, "from_pretrained"),
-    "elsewhere": (making(lambda made: made.initial.add_(0.01)), "an untrained adapter changes the outputs"),
-    "frozen": (injecting(lambda model: model.generators.requires_grad_(False)), "there are no trainable parameters"),
+    "elsewhere": (
+        making(lambda made: made.initial.add_(0.01)),
+        "an untrained adapter changes the outputs",
+    ),
+    "frozen": (
+        injecting(lambda model: model.generators.requires_grad_(False)),
+        "there are no trainable parameters",
+    ),
     "base too": (
         injecting(lambda model: model.model.lm_head.weight.requires_grad_(True)),
         r"base_model\.model\.lm_head\.weight is trainable",
     ),
     "one for all": ({"set_adapter": never_another}, r"set_adapter\(\) has no effect"),
-    "itself": ({"__deepcopy__": lambda self, memo: self}, "training it changes the model it was copied from"),
+    "itself": (
+        {"__deepcopy__": lambda self, memo: self},
+        "training it changes the model it was copied from",
+    ),
     "halved": (making(lambda made: setattr(made, "__class__", Halved)), "the gradient is off by"),
     "idle": (
         making(lambda made: setattr(made, "idle", Folded(torch.zeros(1000), 1.0))),

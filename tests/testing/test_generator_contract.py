@@ -25,11 +25,15 @@ SMALL = {"chunk_size": 8, "hidden": (5, 4), "n_layers": 3}
 def qpa(seed, initial=INITIAL, **settings):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not a compression
-        return QPAGeneratorConfig(**{**SMALL, **settings, "seed": seed}).make([], initial, SeededInit(seed))
+        return QPAGeneratorConfig(**{**SMALL, **settings, "seed": seed}).make(
+            [], initial, SeededInit(seed)
+        )
 
 
 def qpa_in_numpy(generator):
-    """Generators of equal shares, with one feature for each of their chunks; w0 + G - G_ref unless raw."""
+    """Generators of equal shares, with one feature for each of their chunks; w0 + G - G_ref unless
+    raw.
+    """
     config, share = generator.config, math.ceil(M / generator.config.n_generators)
     n_chunks = math.ceil(share / config.chunk_size)
     n_qubits = math.ceil(math.log2(n_chunks))
@@ -38,24 +42,42 @@ def qpa_in_numpy(generator):
         for g, angles in enumerate(generator.feature.angles(initial=initial).detach()):
             p = probabilities(angles).numpy()
             if config.feature_map == "squash":
-                feature = (0.6 * np.tanh(0.1 * 2 ** (n_qubits - 1) * np.maximum(p, 1e-6 / 2**n_qubits))) ** 0.15
+                feature = (
+                    0.6 * np.tanh(0.1 * 2 ** (n_qubits - 1) * np.maximum(p, 1e-6 / 2**n_qubits))
+                ) ** 0.15
                 feature -= feature.mean()  # over all basis states
             else:
                 feature = (2**n_qubits * p - 1) / np.sqrt(2)
-            bits = [[2 * int(bit) - 1 for bit in np.binary_repr(c, n_qubits)] for c in range(n_chunks)]
+            bits = [
+                [2 * int(bit) - 1 for bit in np.binary_repr(c, n_qubits)] for c in range(n_chunks)
+            ]
             x = np.concatenate([np.array(bits), feature[:n_chunks, None]], axis=1)
             for i, layer in enumerate(generator.mlp):
-                weight, bias = (value(initial=initial)[g].detach().numpy() for value in (layer.weight, layer.bias))
+                weight, bias = (
+                    value(initial=initial)[g].detach().numpy()
+                    for value in (layer.weight, layer.bias)
+                )
                 x = x @ weight.T + bias
-                x = x / (1 + np.exp(-x)) if config.activation == "silu" and i < len(generator.mlp) - 1 else x
+                x = (
+                    x / (1 + np.exp(-x))
+                    if config.activation == "silu" and i < len(generator.mlp) - 1
+                    else x
+                )
             part = x.ravel()[:share]
             yield part - part.mean() if config.center_output else part
 
     found, start = (np.concatenate([*outputs(initial)])[:M] for initial in (False, True))
-    return torch.from_numpy(found if config.init_mode == "raw" else INITIAL.double().numpy() + found - start)
+    return torch.from_numpy(
+        found if config.init_mode == "raw" else INITIAL.double().numpy() + found - start
+    )
 
 
-OFFICIAL = {"init_mode": "raw", "center_output": True, "feature_map": "squash", "activation": "identity"}
+OFFICIAL = {
+    "init_mode": "raw",
+    "center_output": True,
+    "feature_map": "squash",
+    "activation": "identity",
+}
 QPA = [
     *({"feature_source": source} for source in ("qnn", "qnn_frozen", "free", "random", "none")),
     {"init_mode": "raw", "center_output": True},
@@ -63,7 +85,10 @@ QPA = [
     {"activation": "identity"},
     {"hidden": None, "features": 1},
     {"n_generators": 3, **OFFICIAL},  # the published layout
-    *({"n_generators": 3, "features": 4, "hidden": (7,), "feature_source": source} for source in ("qnn", "free")),
+    *(
+        {"n_generators": 3, "features": 4, "hidden": (7,), "feature_source": source}
+        for source in ("qnn", "free")
+    ),
 ]
 
 
@@ -83,13 +108,18 @@ def test_qpa_passes(settings, device):
 SHAPES = {
     "one.lora_A.weight": (2, 4), "one.lora_B.weight": (6, 2), "two.lora_A.weight": (3, 4), "two.lora_B.weight": (4, 3)
 }  # fmt: skip
-ONE_WIDE = {"three.lora_A.weight": (1, 1), "three.lora_B.weight": (5, 1)}  # for which the Lie family has no parameters
+ONE_WIDE = {
+    "three.lora_A.weight": (1, 1),
+    "three.lora_B.weight": (5, 1),
+}  # for which the Lie family has no parameters
 
 
 def quantum_peft(seed, **settings):
     config = QuantumPeftConfig(**settings, seed=seed, lora_alpha=16, alpha_pattern={"two": 8})
     shapes = SHAPES | ({} if config.family == "lie" else ONE_WIDE)
-    slots = [Slot(None, "", label, torch.Size(shape), torch.float32) for label, shape in shapes.items()]
+    slots = [
+        Slot(None, "", label, torch.Size(shape), torch.float32) for label, shape in shapes.items()
+    ]
     return config.make(config.order(slots), torch.empty(0), SeededInit(seed))
 
 
@@ -113,7 +143,9 @@ def test_quantum_peft_passes(settings):
 
 
 class Line(Generator):
-    """w = w0 + R sin(tau): a correct generator, in which each entry of MISTAKES plants one mistake."""
+    """w = w0 + R sin(tau): a correct generator, in which each entry of MISTAKES plants one
+    mistake.
+    """
 
     def __init__(self, initial, seed):
         super().__init__()
@@ -167,20 +199,38 @@ def without_numbers(self, state):
 MISTAKES = {  # what is defined otherwise, the message, and what the contract is given
     "not a number": (through(lambda self, flat: flat * math.nan), "contains NaN or Inf"),
     "detached": (through(lambda self, flat: flat.detach()), "the output has no gradient"),
-    "differs in eval": (through(lambda self, flat: flat if self.training else flat + 1e-3), r"eval\(\) changes"),
+    "differs in eval": (
+        through(lambda self, flat: flat if self.training else flat + 1e-3),
+        r"eval\(\) changes",
+    ),
     "no fingerprint": (after(lambda self: delattr(self, "fingerprint")), "no fingerprint"),
-    "wrong gradient": (through(lambda self, flat: flat + (flat - self.initial).detach()), "numbers.tau"),
-    "noisy": (through(lambda self, flat: flat + torch.randn(M) * self.numbers().abs().sum()), "two evaluations differ"),
-    "drawn by torch": ({"drawn": lambda self, start, shape: torch.randn(shape)}, "draw from `init`, not from torch"),
+    "wrong gradient": (
+        through(lambda self, flat: flat + (flat - self.initial).detach()),
+        "numbers.tau",
+    ),
+    "noisy": (
+        through(lambda self, flat: flat + torch.randn(M) * self.numbers().abs().sum()),
+        "two evaluations differ",
+    ),
+    "drawn by torch": (
+        {"drawn": lambda self, start, shape: torch.randn(shape)},
+        "draw from `init`, not from torch",
+    ),
     "not at start": (through(lambda self, flat: flat + 1e-3), "must equal `initial` exactly"),
-    "no seed": ({"described": lambda self, start: "settings alone"}, "the state of another seed is not refused"),
+    "no seed": (
+        {"described": lambda self, start: "settings alone"},
+        "the state of another seed is not refused",
+    ),
     "forgetful": ({"pack": without_numbers}, "its own saved state: CheckpointError"),
     "other than saved": (
         {"pack": lambda self, state: {**state, "numbers.tau": state["numbers.tau"].half().float()}},
         "its own saved state: the output differs",
     ),
     "square": (through(lambda self, flat: flat.view(-1, 2)), r"must be flat .*30, 2"),
-    "idle": (after(lambda self: setattr(self, "idle", Folded(torch.zeros(1), 1.0))), "1 of 1 entries of idle.tau"),
+    "idle": (
+        after(lambda self: setattr(self, "idle", Folded(torch.zeros(1), 1.0))),
+        "1 of 1 entries of idle.tau",
+    ),
     "partly idle": (
         {"forward": lambda self: self.initial + self.mixing[:, 1:] @ torch.sin(self.numbers()[1:])},
         "1 of 4 entries of numbers.tau have gradient 0",
@@ -193,9 +243,21 @@ MISTAKES = {  # what is defined otherwise, the message, and what the contract is
     "not moved": ({"_apply": unmoved}, r"\.to\(bfloat16\)"),
     "under autocast": ({"__call__": torch.nn.Module.__call__}, "autocast changes the output"),
     "count": ({}, "there are 4 trainable parameters, 5 were counted", {"n_trained": 5}),
-    "values": ({}, "dense reference", {"dense_reference": lambda generator: generator().detach() + 1e-6}),
-    "shape": ({}, "dense reference", {"dense_reference": lambda generator: generator().detach()[1:]}),
-    "settings": ({}, "the state of other settings is not refused", {"make_other": lambda: Line(INITIAL * 2, 0)}),
+    "values": (
+        {},
+        "dense reference",
+        {"dense_reference": lambda generator: generator().detach() + 1e-6},
+    ),
+    "shape": (
+        {},
+        "dense reference",
+        {"dense_reference": lambda generator: generator().detach()[1:]},
+    ),
+    "settings": (
+        {},
+        "the state of other settings is not refused",
+        {"make_other": lambda: Line(INITIAL * 2, 0)},
+    ),
     "copied": ({}, "must be the tensor object that make", {"initial": INITIAL.clone()}),
 }
 

@@ -1,4 +1,6 @@
-"""torch.compile, DeepSpeed, and an accelerator: a step of a generator must not wait for all queued work."""
+"""torch.compile, DeepSpeed, and an accelerator: a step of a generator must not wait for all queued
+work.
+"""
 
 from contextlib import nullcontext
 
@@ -19,16 +21,25 @@ def test_deepspeed_zero_is_refused_before_the_first_step(llama, variant, ids, ma
 
 
 SETTINGS = {
-    "qpa with a network": [{}, {"chunk_size": 2}, {"feature_source": "free"}, {"feature_source": "none"}],
+    "qpa with a network": [
+        {},
+        {"chunk_size": 2},
+        {"feature_source": "free"},
+        {"feature_source": "none"},
+    ],
     "quantum_peft": [{}, {"entangler": "signs"}, {"bits": 4}, {"family": "lie"}],
 }
 
 
-@pytest.mark.parametrize(("name", "settings"), [(name, one) for name in SETTINGS for one in SETTINGS[name]], ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, one) for name in SETTINGS for one in SETTINGS[name]], ids=str
+)
 def test_forward_and_backward_read_no_tensor_value(llama, name, settings, monkeypatch):
     """On the meta device every `.item()` and every branch on a value raises."""
     generator = VARIANTS[name].adapt(llama, **settings).base_model.generators["default"]
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unsupported on that device
+    monkeypatch.setattr(
+        torch, "autocast", lambda *_, **__: nullcontext()
+    )  # unsupported on that device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     generator = generator.to("meta")
     flat = generator()

@@ -1,4 +1,6 @@
-"""Two processes over gloo, each against one process with the full batch: DDP and FSDP2, alone and under Trainer."""
+"""Two processes over gloo, each against one process with the full batch: DDP and FSDP2, alone and
+under Trainer.
+"""
 
 import copy
 import os
@@ -22,7 +24,9 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """The folder of what two processes wrote; they also check refusals, activation checkpointing and resuming."""
+    """The folder of what two processes wrote; they also check refusals, activation checkpointing
+    and resuming.
+    """
     folders = {}
 
     def run(how):
@@ -30,7 +34,9 @@ def launched(tmp_path_factory):
             folders[how] = tmp_path_factory.mktemp(how)
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
             command = [*TORCHRUN, processes.__file__, how, folders[how]]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=environment, check=False
+            )
             assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-2000:]
         return folders[how]
 
@@ -46,7 +52,9 @@ def check(ranks, expected, atol=1e-5):
     assert expected
     for name, value in expected.items():
         assert torch.equal(ranks[0][name], ranks[1][name])
-        torch.testing.assert_close(ranks[0][name], value, atol=atol * value.abs().max().item(), rtol=1e-5, msg=name)
+        torch.testing.assert_close(
+            ranks[0][name], value, atol=atol * value.abs().max().item(), rtol=1e-5, msg=name
+        )
 
 
 def check_parts(ranks, **tolerance):
@@ -82,7 +90,9 @@ def test_adapters_saved_under_fsdp2_load(launched, method):
     assert all(torch.equal(p, trained[f"found.{name}"]) for name, p in found.items())
     if method in (*GENERATED, "sora"):
         for way in ("directly", "by_save"):
-            assert torch.equal(logits(qpeft.load(copy.deepcopy(base), folder / f"{method}_{way}")), logits(model))
+            assert torch.equal(
+                logits(qpeft.load(copy.deepcopy(base), folder / f"{method}_{way}")), logits(model)
+            )
         stock = PeftModel.from_pretrained(copy.deepcopy(base), folder / f"{method}_exported")
         torch.testing.assert_close(logits(stock), logits(model), atol=1e-6, rtol=1e-6)
 

@@ -1,4 +1,6 @@
-"""Bases in 8 and 4 bits: exact start, falling loss, export, and SFTTrainer's casts of trainable parameters."""
+"""Bases in 8 and 4 bits: exact start, falling loss, export, and SFTTrainer's casts of trainable
+parameters.
+"""
 
 import pytest
 import tiny_models
@@ -14,7 +16,9 @@ from trainers import QUIET
 
 def nf4():
     pytest.importorskip("bitsandbytes")
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
 
 
 def int8():
@@ -41,13 +45,19 @@ def quantised(request, saved):
     """A function that loads the tiny Llama quantised."""
 
     def load():
-        model = AutoModelForCausalLM.from_pretrained(saved, quantization_config=request.param(), device_map={"": "cpu"})
-        return model.train()  # an evaluation on a CPU would repack 4-bit weights for good, without a backward
+        model = AutoModelForCausalLM.from_pretrained(
+            saved, quantization_config=request.param(), device_map={"": "cpu"}
+        )
+        return (
+            model.train()
+        )  # an evaluation on a CPU would repack 4-bit weights for good, without a backward
 
     return load
 
 
-@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16", "ignore:SoRA")
+@pytest.mark.filterwarnings(
+    "ignore:.*inputs will be cast from torch.float32 to float16", "ignore:SoRA"
+)
 @pytest.mark.parametrize("name", ["qpa with a network", "quantum_peft", "qaa", "sora"])
 def test_training_on_a_quantised_base(quantised, name, adapters, ids, tmp_path):
     base = quantised()
@@ -58,7 +68,9 @@ def test_training_on_a_quantised_base(quantised, name, adapters, ids, tmp_path):
     live = adapters.logits(adapters.train(model, ids, steps=8, lr=1e-3).train(), ids)
     assert model(input_ids=ids, labels=ids).loss.item() < before - 1e-3
     qpeft.save(model, tmp_path / "adapter")
-    assert torch.equal(adapters.logits(qpeft.load(quantised(), tmp_path / "adapter").train(), ids), live)
+    assert torch.equal(
+        adapters.logits(qpeft.load(quantised(), tmp_path / "adapter").train(), ids), live
+    )
     if name != "qaa":  # which stock PEFT has not
         qpeft.export(model, tmp_path / "exported")
         stock = PeftModel.from_pretrained(quantised(), str(tmp_path / "exported")).train()
@@ -70,32 +82,51 @@ def test_quantised_model_is_counted_as_its_config(quantised, saved, monkeypatch)
     model, config = quantised(), LoraConfig(target_modules="all-linear", r=4, task_type="CAUSAL_LM")
     assert qpeft.plan(model, config) == qpeft.plan(saved, config)
     evidence = suggest.read_evidence()
-    few = evidence._replace(designs=[design for design in evidence.designs if design.method == "lora"])
+    few = evidence._replace(
+        designs=[design for design in evidence.designs if design.method == "lora"]
+    )
     monkeypatch.setattr(suggest, "read_evidence", lambda: few)
-    assert qpeft.suggest(model, parameters=10**5).plan == qpeft.suggest(saved, parameters=10**5).plan
+    assert (
+        qpeft.suggest(model, parameters=10**5).plan == qpeft.suggest(saved, parameters=10**5).plan
+    )
 
 
 @pytest.mark.parametrize("quantised", [nf4, int8], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
 def test_dora_reads_the_dequantised_weights(quantised, adapters, ids):
-    stock = get_peft_model(quantised(), LoraConfig(target_modules="all-linear", r=2, use_dora=True)).train()
+    stock = get_peft_model(
+        quantised(), LoraConfig(target_modules="all-linear", r=2, use_dora=True)
+    ).train()
     model = VARIANTS["qpa with a network"].adapt(quantised(), use_dora=True).train()
-    torch.testing.assert_close(adapters.logits(model, ids), adapters.logits(stock, ids), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        adapters.logits(model, ids), adapters.logits(stock, ids), atol=1e-6, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("quantised", [nf4], indirect=True)
-@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # trl's own default
+@pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing.* is deprecated:FutureWarning"
+)  # trl's own default
 def test_generator_stays_float32_under_sft_trainer(quantised, variant, tokenizer, tmp_path):
-    """trl casts trainable parameters on a quantized base when it is built; the second run resumes before a forward."""
+    """trl casts trainable parameters on a quantized base when it is built; the second run resumes
+    before a forward.
+    """
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
     def run(folder, steps=4, **options):
-        changes = {"max_steps": steps, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 2}
+        changes = {
+            "max_steps": steps,
+            "lr_scheduler_type": "constant",
+            "save_strategy": "steps",
+            "save_steps": 2,
+        }
         args = trl.SFTConfig(str(tmp_path / folder), **{**QUIET, **changes, "bf16": False})
         rows = [{"prompt": "what colour is the sky ?", "completion": " blue"}] * 4
         model = variant.adapt(quantised()).train()
-        trainer = trl.SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer = trl.SFTTrainer(
+            model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
         trainer.train(**options)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return losses, list(model.base_model.generators["default"].parameters())

@@ -1,4 +1,6 @@
-"""The base model of a run: complete weights, and a fingerprint of every file that determines the results."""
+"""The base model of a run: complete weights, and a fingerprint of every file that determines the
+results.
+"""
 
 import os
 import shutil
@@ -21,12 +23,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights fo
 def without(folder, name):
     """Remove the tensors whose name contains `name`."""
     tensors = load_file(folder / WEIGHTS)
-    save_file({key: t for key, t in tensors.items() if name not in key}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {key: t for key, t in tensors.items() if name not in key},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
 
 
 def other_shape(folder, name):
     tensors = load_file(folder / WEIGHTS)
-    save_file({**tensors, name: tensors[name][:-1].clone()}, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(
+        {**tensors, name: tensors[name][:-1].clone()}, folder / WEIGHTS, metadata={"format": "pt"}
+    )
 
 
 def cut_off(folder, name):
@@ -34,7 +42,9 @@ def cut_off(folder, name):
 
 
 def classifier(folder):
-    return load_classifier(str(folder), "float32", TaskRecord("text-classification", ("a", "b", "c")), seed=0)[0]
+    return load_classifier(
+        str(folder), "float32", TaskRecord("text-classification", ("a", "b", "c")), seed=0
+    )[0]
 
 
 @pytest.fixture
@@ -45,7 +55,9 @@ def save(tiny_encoder, tmp_path):
         folder = tmp_path / kind
         if kind == "encoder":
             return shutil.copytree(tiny_encoder, folder)
-        model = {"gpt2": gpt2, "llama": llama, "classifier": lambda: classifier(tiny_encoder)}[kind]()
+        model = {"gpt2": gpt2, "llama": llama, "classifier": lambda: classifier(tiny_encoder)}[
+            kind
+        ]()
         model.save_pretrained(folder)
         return folder
 
@@ -79,7 +91,9 @@ def test_damaged_base_is_refused(save, kind, damage, name):
 
     load()
     damage(folder, name)
-    with pytest.raises(InputError, match="copy or download it again" if damage is cut_off else name):
+    with pytest.raises(
+        InputError, match="copy or download it again" if damage is cut_off else name
+    ):
         load()
 
 

@@ -1,4 +1,6 @@
-"""Classifications and regressions: encoded and scored as by stock transformers; learned, saved and loaded again."""
+"""Classifications and regressions: encoded and scored as by stock transformers; learned, saved and
+loaded again.
+"""
 
 import json
 import math
@@ -41,7 +43,9 @@ pytestmark = [
 ]
 
 TEXTS, NUMBERS, IMAGES = TASKS = ["text-classification", "text-regression", "image-classification"]
-AUTO = dict.fromkeys((TEXTS, NUMBERS), AutoModelForSequenceClassification) | {IMAGES: AutoModelForImageClassification}
+AUTO = dict.fromkeys((TEXTS, NUMBERS), AutoModelForSequenceClassification) | {
+    IMAGES: AutoModelForImageClassification
+}
 METHODS = {
     "lora": {"r": 2},
     "qpa": {"r": 2, "chunk_size": 32, "hidden": (6, 5)},
@@ -53,22 +57,47 @@ PAIR = {"text_column": "premise", "text_pair_column": "hypothesis"}
 
 
 def write_numbers(path, n, seed):
-    """Texts whose number is 1 for one opinion and -2 for the other, and a hundredth for each word."""
-    rows = [(text, len(text.split()) / 100 + (1 if name == "good" else -2)) for text, name in opinions(n, seed)]
-    path.write_text("".join(json.dumps({"text": text, "label": number}) + "\n" for text, number in rows))
+    """Texts whose number is 1 for one opinion and -2 for the other, and a hundredth for
+    each word.
+    """
+    rows = [
+        (text, len(text.split()) / 100 + (1 if name == "good" else -2))
+        for text, name in opinions(n, seed)
+    ]
+    path.write_text(
+        "".join(json.dumps({"text": text, "label": number}) + "\n" for text, number in rows)
+    )
     return path
 
 
 @pytest.fixture
 def settings(tiny_encoder, tiny_vit, opinion_files, bar_files, tmp_path):
-    numbers = write_numbers(tmp_path / "train.jsonl", 96, 0), write_numbers(tmp_path / "dev.jsonl", 40, 1)
-    files = {TEXTS: (tiny_encoder, opinion_files), NUMBERS: (tiny_encoder, numbers), IMAGES: (tiny_vit, bar_files)}
+    numbers = (
+        write_numbers(tmp_path / "train.jsonl", 96, 0),
+        write_numbers(tmp_path / "dev.jsonl", 40, 1),
+    )
+    files = {
+        TEXTS: (tiny_encoder, opinion_files),
+        NUMBERS: (tiny_encoder, numbers),
+        IMAGES: (tiny_vit, bar_files),
+    }
 
     def make(task: str, out: str = "run", **changes) -> RunSettings:
         model, (data, eval_data) = files[task]
         method = changes.setdefault("method", "lora")
-        chosen = {"steps": 40, "lr": 1e-2, "batch_size": 16, "eval_every": 20, "method_settings": METHODS[method]}
-        paths = {"model": str(model), "data": str(data), "eval_data": str(eval_data), "out": str(tmp_path / out)}
+        chosen = {
+            "steps": 40,
+            "lr": 1e-2,
+            "batch_size": 16,
+            "eval_every": 20,
+            "method_settings": METHODS[method],
+        }
+        paths = {
+            "model": str(model),
+            "data": str(data),
+            "eval_data": str(eval_data),
+            "out": str(tmp_path / out),
+        }
         return RunSettings(**{"task": task, **paths, **chosen, **changes})
 
     return make
@@ -97,12 +126,17 @@ def tiny_decoder(tiny_model, tmp_path):
 # -- scores
 
 
-@pytest.mark.parametrize(("task", "base"), [*((task, None) for task in TASKS), (TEXTS, "tiny_decoder")])
+@pytest.mark.parametrize(
+    ("task", "base"), [*((task, None) for task in TASKS), (TEXTS, "tiny_decoder")]
+)
 def test_score_equals_stock_transformers_on_single_examples(read, request, task, base):
     """A decoder's tokenizer has no padding token."""
     task = read(task, **({"model": str(request.getfixturevalue(base))} if base else {}))
     labels = [label for _, label in task.evaluation]
-    rows = [{name: part for name, part in task.collate([one]).items() if name != "labels"} for one in task.evaluation]
+    rows = [
+        {name: part for name, part in task.collate([one]).items() if name != "labels"}
+        for one in task.evaluation
+    ]
     with torch.no_grad():
         logits = torch.cat([task.model(**row).logits for row in rows])
     score = task.score(task.model)
@@ -112,14 +146,26 @@ def test_score_equals_stock_transformers_on_single_examples(read, request, task,
         assert again.loss == pytest.approx(score.loss, rel=1e-6)
     if task.settings.task == NUMBERS:
         predictions = logits.squeeze(-1).double()
-        assert score.loss == pytest.approx((predictions - torch.tensor(labels)).square().mean().item(), 1e-5)
-        assert score.metrics["pearson"] == pytest.approx(pearsonr(predictions, labels).statistic, abs=1e-4)
-        assert score.metrics["spearman"] == pytest.approx(spearmanr(predictions, labels).statistic, abs=1e-2)
+        assert score.loss == pytest.approx(
+            (predictions - torch.tensor(labels)).square().mean().item(), 1e-5
+        )
+        assert score.metrics["pearson"] == pytest.approx(
+            pearsonr(predictions, labels).statistic, abs=1e-4
+        )
+        assert score.metrics["spearman"] == pytest.approx(
+            spearmanr(predictions, labels).statistic, abs=1e-2
+        )
     else:
-        predictions, average = logits.argmax(1).tolist(), "binary" if len(task.labels) == 2 else "macro"
+        predictions, average = (
+            logits.argmax(1).tolist(),
+            ("binary" if len(task.labels) == 2 else "macro"),
+        )
         metrics = score.metrics
         assert score.loss == pytest.approx(cross_entropy(logits, torch.tensor(labels)).item(), 1e-5)
-        assert (metrics["accuracy"], score.n_scored) == (np.equal(labels, predictions).mean(), len(labels))
+        assert (metrics["accuracy"], score.n_scored) == (
+            np.equal(labels, predictions).mean(),
+            len(labels),
+        )
         assert 0 <= metrics["accuracy_low"] < metrics["accuracy"] < metrics["accuracy_high"] <= 1
         assert metrics["mcc"] == matthews_corrcoef(labels, predictions)
         assert metrics["f1"] == f1_score(labels, predictions, average=average, zero_division=0)
@@ -150,12 +196,24 @@ def tiny_bert(tiny_encoder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["tiny_bert", "tiny_decoder"])
-def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(settings, model, tmp_path, request):
+def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(
+    settings, model, tmp_path, request
+):
     draw, words, folder = random.Random(0), _WORDS.split(), request.getfixturevalue(model)
     texts = [[" ".join(draw.choices(words, k=n)) for n in (1 + i, 9 - i % 9)] for i in range(30)]
-    rows = [{"premise": one, "hypothesis": other, "label": "ny"[i % 2]} for i, (one, other) in enumerate(texts)]
+    rows = [
+        {"premise": one, "hypothesis": other, "label": "ny"[i % 2]}
+        for i, (one, other) in enumerate(texts)
+    ]
     (file := tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    common = {"model": str(folder), "data": str(file), "eval_data": None, "batch_size": 4, "steps": 2, **PAIR}
+    common = {
+        "model": str(folder),
+        "data": str(file),
+        "eval_data": None,
+        "batch_size": 4,
+        "steps": 2,
+        **PAIR,
+    }
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for seq_len in (12, 64):
         task = TASK_CLASSES[TEXTS](settings(TEXTS, **common, seq_len=seq_len), labels=("n", "y"))
@@ -163,7 +221,9 @@ def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(se
             own = tokenizer(*pair, truncation=True, max_length=seq_len)
             # others: a model with no token types, and a tokenizer that gives none
             names = ["input_ids", "token_type_ids"] if model == "tiny_bert" else ["input_ids"]
-            assert {name: part.tolist() for name, part in text.items()} == {name: own[name] for name in names}
+            assert {name: part.tolist() for name, part in text.items()} == {
+                name: own[name] for name in names
+            }
     result = train(settings(TEXTS, method="qpa", **common))
     options = read_record(result.exported).options()
     base = AutoModelForSequenceClassification.from_pretrained(folder, **options)
@@ -179,26 +239,39 @@ def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(se
 
 def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
     rows = [("", "a fox"), ("the king", ""), ("", " ")]
-    lines = (json.dumps({"premise": one, "hypothesis": other, "label": "n"}) + "\n" for one, other in rows)
+    lines = (
+        json.dumps({"premise": one, "hypothesis": other, "label": "n"}) + "\n"
+        for one, other in rows
+    )
     (tmp_path / "x.jsonl").write_text("".join(lines))
     with pytest.warns(UserWarning, match="1 of 3 rows"):
-        task = TASK_CLASSES[TEXTS](settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y"))
+        task = TASK_CLASSES[TEXTS](
+            settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y")
+        )
     assert len(task.evaluation) == 2
 
 
 # -- numbers
 
 
-@pytest.mark.parametrize("label", ["good", None, math.nan, "nan", math.inf, True, 1e308, "-1e30", 10**400])
+@pytest.mark.parametrize(
+    "label", ["good", None, math.nan, "nan", math.inf, True, 1e308, "-1e30", 10**400]
+)
 def test_label_that_is_no_number_is_named_with_its_row(settings, tmp_path, label):
-    rows = [{"text": "the king", "label": 1}, {"text": "a fox", "label": "2.5"}, {"text": "a bird", "label": label}]
+    rows = [
+        {"text": "the king", "label": 1},
+        {"text": "a fox", "label": "2.5"},
+        {"text": "a bird", "label": label},
+    ]
     (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match=r"bad\.jsonl, row 3"):
         TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(tmp_path / "bad.jsonl")))
 
 
 def test_label_that_the_trainer_ignores_is_counted(settings, tmp_path):
-    (tmp_path / "low.jsonl").write_text('{"text": "the king", "label": -100}\n{"text": "a fox", "label": 1}\n')
+    (tmp_path / "low.jsonl").write_text(
+        '{"text": "the king", "label": -100}\n{"text": "a fox", "label": 1}\n'
+    )
     task = TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(tmp_path / "low.jsonl")))
     labels = task.collate(task.train)["labels"]
     assert labels.ne(-100).all()
@@ -209,7 +282,9 @@ def test_label_that_the_trainer_ignores_is_counted(settings, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", [m if m == "qpa" else pytest.param(m, marks=pytest.mark.long) for m in METHODS])
+@pytest.mark.parametrize(
+    "method", [m if m == "qpa" else pytest.param(m, marks=pytest.mark.long) for m in METHODS]
+)
 def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, method, monkeypatch):
     asked = settings(task, method=method)
     result = train(asked)
@@ -275,15 +350,28 @@ def test_head_of_the_base_is_kept_for_its_classes_and_replaced_for_others(settin
 
 
 def test_heads_of_other_families_are_found():
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
     part = {**small, "image_size": 8, "patch_size": 4}
     configs = [
         (TEXTS, RobertaConfig(vocab_size=9, **small), ["classifier"]),
         (TEXTS, LlamaConfig(vocab_size=9, **small), ["score"]),
         (TEXTS, DebertaV2Config(vocab_size=9, **small), ["classifier", "pooler"]),
-        (TEXTS, DistilBertConfig(vocab_size=9, dim=8, hidden_dim=8, n_heads=2), ["classifier", "pre_classifier"]),
+        (
+            TEXTS,
+            DistilBertConfig(vocab_size=9, dim=8, hidden_dim=8, n_heads=2),
+            ["classifier", "pre_classifier"],
+        ),
         (IMAGES, ConvNextConfig(num_stages=2, hidden_sizes=[4, 8], depths=[1, 1]), ["classifier"]),
-        (IMAGES, CLIPConfig(text_config=small, vision_config=part, projection_dim=8), ["classifier"]),
+        (
+            IMAGES,
+            CLIPConfig(text_config=small, vision_config=part, projection_dim=8),
+            ["classifier"],
+        ),
     ]
     with torch.device("meta"):
         for task, config, names in configs:
@@ -298,7 +386,9 @@ def test_modules_to_save_are_trained_in_addition_to_the_head(settings):
     assert result.trainable_head == 51
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}']
+)
 def test_damaged_record_is_refused(tmp_path, content):
     (tmp_path / "task.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"task\.json"):

@@ -1,4 +1,6 @@
-"""Language models in a run: scores and losses are means over tokens, and generated texts do not depend on the batch."""
+"""Language models in a run: scores and losses are means over tokens, and generated texts do not
+depend on the batch.
+"""
 
 import copy
 import itertools
@@ -32,7 +34,12 @@ from qpeft_lab.training.tasks import CausalLM
 def random_blocks(lengths, seed=0) -> list[Tokens]:
     draw = np.random.default_rng(seed)
     return [
-        Tokens(draw.integers(40, size=n), draw.random(n) < 0.8, draw.integers(0, 5, size=n), np.ones(n, dtype=bool))
+        Tokens(
+            draw.integers(40, size=n),
+            draw.random(n) < 0.8,
+            draw.integers(0, 5, size=n),
+            np.ones(n, dtype=bool),
+        )
         for n in lengths
     ]
 
@@ -47,7 +54,9 @@ def test_score_is_the_sum_over_marked_tokens_for_every_batch_size(make, lengths,
     for block in blocks:
         with torch.no_grad():
             logits = model(torch.from_numpy(block.ids)[None]).logits[0].log_softmax(-1)
-        nats -= sum(logits[t - 1, block.ids[t]].item() for t in range(1, len(block.ids)) if block.scored[t])
+        nats -= sum(
+            logits[t - 1, block.ids[t]].item() for t in range(1, len(block.ids)) if block.scored[t]
+        )
     for batch_size in (1, 3, 7):
         score = evaluate_language_model(model, blocks, batch_size)
         assert model.training  # as before
@@ -55,7 +64,9 @@ def test_score_is_the_sum_over_marked_tokens_for_every_batch_size(make, lengths,
         n_bytes = sum(block.n_bytes[1:][block.scored[1:]].sum() for block in blocks)
         assert score.n_scored == sum(block.scored[1:].sum() for block in blocks)
         assert score.loss * score.n_scored == pytest.approx(nats, rel=1e-9)
-        assert score.metrics.get("bits_per_byte", 0) * n_bytes * math.log(2) == pytest.approx(nats if n_bytes else 0)
+        assert score.metrics.get("bits_per_byte", 0) * n_bytes * math.log(2) == pytest.approx(
+            nats if n_bytes else 0
+        )
 
 
 def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
@@ -67,19 +78,37 @@ def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
     blocks = cut(rows, 32, tokenizer)
     nats, n = 0.0, 0
     for row in rows:
-        prompt, answer = tokenizer(row["prompt"])["input_ids"], [*tokenizer(row["completion"])["input_ids"], 0]
+        prompt, answer = (
+            tokenizer(row["prompt"])["input_ids"],
+            [
+                *tokenizer(row["completion"])["input_ids"],
+                0,
+            ],
+        )
         logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         nats -= sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
         n += len(answer)
-    assert model(**collate(blocks)).loss.item() == pytest.approx(nats / n, rel=1e-6)  # the library's loss is float32
+    assert model(**collate(blocks)).loss.item() == pytest.approx(
+        nats / n, rel=1e-6
+    )  # the library's loss is float32
     assert evaluate_language_model(model, blocks).loss == pytest.approx(nats / n, rel=1e-12)
 
 
 def published_perplexity(folder, rows, length) -> float:
-    """That of QPA's published code: each row is padded to `length` with the end of a text, which is scored."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    """That of QPA's published code: each row is padded to `length` with the end of a text, which is
+    scored.
+    """
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     tokenizer.pad_token = tokenizer.eos_token
-    options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+    options = {
+        "padding": "max_length",
+        "truncation": True,
+        "max_length": length,
+        "return_tensors": "pt",
+    }
     losses = []
     with torch.no_grad():
         for row in rows:
@@ -91,15 +120,22 @@ def published_perplexity(folder, rows, length) -> float:
 
 def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_path):
     texts = ["", "the king went into the wood and said how well it sings", "", "a fox"]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 5))
-    asked = RunSettings(model=str(tiny_model), data=str(tmp_path / "rows.jsonl"), out="", seq_len=8, pad_rows=True)
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts * 5)
+    )
+    asked = RunSettings(
+        model=str(tiny_model), data=str(tmp_path / "rows.jsonl"), out="", seq_len=8, pad_rows=True
+    )
     task = CausalLM(asked)
     assert (len(task.train), len(task.evaluation)) == (19, 1)
     model = task.load_base().eval()
     loss = model(**task.collate(task.train[:4])).loss.item()
     assert math.exp(loss) == pytest.approx(published_perplexity(tiny_model, texts, 8), rel=1e-5)
     score = task.score(model, task.train[:4])
-    assert (score.n_scored, score.metrics) == (4 * 7, {"padded_perplexity": pytest.approx(math.exp(loss), rel=1e-5)})
+    assert (score.n_scored, score.metrics) == (
+        4 * 7,
+        {"padded_perplexity": pytest.approx(math.exp(loss), rel=1e-5)},
+    )
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 3])
@@ -112,23 +148,43 @@ def test_smoothed_loss_is_that_of_the_trainer(tokenizer, tiny_model, virtual_tok
     outputs.logits = torch.cat([torch.randn(2, virtual_tokens, 300), outputs.logits], dim=1)
     ours = mean_nats(outputs, labels, label_smoothing=0.1, of_tokens=True)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    outputs, labels = SequenceClassifierOutput(logits=torch.randn(5, 3)), torch.tensor([0, 2, 1, 1, 0])
+    outputs, labels = (
+        SequenceClassifierOutput(logits=torch.randn(5, 3)),
+        torch.tensor([0, 2, 1, 1, 0]),
+    )
     theirs = LabelSmoother(0.2)(outputs, labels)
-    assert mean_nats(outputs, labels, label_smoothing=0.2).item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert mean_nats(outputs, labels, label_smoothing=0.2).item() == pytest.approx(
+        theirs.item(), rel=1e-5
+    )
 
 
-@pytest.mark.parametrize(("loss", "expected"), [(mean_nats, cross_entropy), (regression_loss, mse_loss)])
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(mean_nats, cross_entropy), (regression_loss, mse_loss)]
+)
 def test_loss_is_a_mean_over_the_whole_step(loss, expected):
-    logits, labels = (torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])) if loss is mean_nats else torch.randn(2, 6)
+    logits, labels = (
+        (torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]))
+        if loss is mean_nats
+        else torch.randn(2, 6)
+    )
     whole = loss(SimpleNamespace(logits=logits), labels)
-    parts = [loss(SimpleNamespace(logits=logits[i : i + 2]), labels[i : i + 2], torch.tensor(6)) for i in (0, 2, 4)]
+    parts = [
+        loss(SimpleNamespace(logits=logits[i : i + 2]), labels[i : i + 2], torch.tensor(6))
+        for i in (0, 2, 4)
+    ]
     assert whole.item() == pytest.approx(expected(logits, labels).item(), rel=1e-6)
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
 
 
 # generated texts
 
-PROMPTS = ["The", "Return a new array of the given shape", "A", "If the file does not exist,", "The value of a is"]
+PROMPTS = [
+    "The",
+    "Return a new array of the given shape",
+    "A",
+    "If the file does not exist,",
+    "The value of a is",
+]
 LM = {"task_type": "CAUSAL_LM"}
 ADAPTERS = {
     "none": None,
@@ -168,12 +224,16 @@ def test_texts_do_not_depend_on_the_batch_size(embedded, adapter):
     model = moved(base, adapter)
     found = []
     for decoding in (Decoding(8), Decoding(8, num_beams=4, length_penalty=0.8)):
-        one, three, all_at_once = (generate_texts(model, tokenizer, PROMPTS, decoding, n) for n in (1, 3, 8))
+        one, three, all_at_once = (
+            generate_texts(model, tokenizer, PROMPTS, decoding, n) for n in (1, 3, 8)
+        )
         assert one == three == all_at_once
         found.append(one)
     greedy, beams = found
     assert greedy != beams
-    for prompt, text in zip(PROMPTS, greedy if adapter != "prefix" else [], strict=adapter != "prefix"):
+    for prompt, text in zip(
+        PROMPTS, greedy if adapter != "prefix" else [], strict=adapter != "prefix"
+    ):
         assert prompt + text == loop(model, tokenizer, prompt, 8)
 
 
@@ -196,16 +256,23 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
     model = llama(vocab_size=5, max_position_embeddings=64)
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    ids = torch.tensor([[token for pair in itertools.product(range(5), repeat=2) for token in pair]])  # all pairs
+    ids = torch.tensor(
+        [[token for pair in itertools.product(range(5), repeat=2) for token in pair]]
+    )  # all pairs
     free, once = (
-        generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n), [])[0].tolist() for n in (0, 2)
+        generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n), [])[
+            0
+        ].tolist()
+        for n in (0, 2)
     )
     assert len(set(itertools.pairwise(free))) < len(free) - 1
     assert len(set(itertools.pairwise(once))) == len(once) - 1 > 1
     assert once[:2] == free[:2] != [0, 0]
 
 
-@pytest.mark.parametrize(("adapter", "n"), [("none", 256), ("prompt", 252)])  # which has 4 virtual tokens
+@pytest.mark.parametrize(
+    ("adapter", "n"), [("none", 256), ("prompt", 252)]
+)  # which has 4 virtual tokens
 def test_text_that_does_not_fit_the_context_is_refused(embedded, adapter, n):
     base, tokenizer = embedded
     with pytest.raises(DataError, match="context"):

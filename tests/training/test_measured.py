@@ -1,4 +1,6 @@
-"""QAA and CUA with measured circuits: shots and noise of every circuit on an input, their forecast and budget."""
+"""QAA and CUA with measured circuits: shots and noise of every circuit on an input, their forecast
+and budget.
+"""
 
 import copy
 from functools import partial
@@ -22,17 +24,29 @@ from qpeft.methods.cua.model import CUARotation
 from qpeft_lab.training.input_circuits import angles_on_inputs, circuit_on_inputs
 from qpeft_lab.training.measured import measured_scores
 
-QAA, CUA, LORA = qpeft.QAAConfig, partial(qpeft.CUAConfig, readout="magnitude"), LoraConfig(target_modules="all-linear")
+QAA, CUA, LORA = (
+    qpeft.QAAConfig,
+    partial(qpeft.CUAConfig, readout="magnitude"),
+    LoraConfig(target_modules="all-linear"),
+)
 MODELS = {  # with their circuits on a batch of 27 tokens
     "qaa": (QAA(carry_norm=True), 4 * 27),
-    "qchft": (QAA(ansatz="all_pairs", readout="last_r", n_layers=2, target_modules=["down_proj"]), 2 * 27),
+    "qchft": (
+        QAA(ansatz="all_pairs", readout="last_r", n_layers=2, target_modules=["down_proj"]),
+        2 * 27,
+    ),
     "cua": (CUA(target_modules=["v_proj"]), 2 * 27 * 4),
-    "cua behind maps": (CUA(target_modules=["down_proj", "gate_proj"], side="output", block_size=16), 2 * 2 * 27),
+    "cua behind maps": (
+        CUA(target_modules=["down_proj", "gate_proj"], side="output", block_size=16),
+        2 * 2 * 27,
+    ),
 }
 
 
 def sweep(model, ids, points, seen=None, folder=Path(), **settings):
-    """Exact logits, and costs and logits of measured circuits at each point; `seen` gets the costs, and each score."""
+    """Exact logits, and costs and logits of measured circuits at each point; `seen` gets the costs,
+    and each score.
+    """
     seen = [] if seen is None else seen
     score = lambda: seen.append("score") or model(input_ids=ids).logits.detach()  # noqa: E731
     points = [BackendSettings(**settings, **point) for point in points]
@@ -100,14 +114,21 @@ def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
     scored(model, ids, shots=100, shot_budget=100 * 108)
     with pytest.raises(ConfigError, match="10,800 more shots"):
         scored(model, ids, seen, shots=100, shot_budget=100 * 108 - 1)
-    assert seen == ["score", {"noise": 0.0, "shots_per_circuit": 100, "circuits": 108, "shots": 10_800}]
+    assert seen == [
+        "score",
+        {"noise": 0.0, "shots_per_circuit": 100, "circuits": 108, "shots": 10_800},
+    ]
 
 
 @pytest.mark.parametrize("place", ["simulated", "device"])
-def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(llama, ids, tmp_path, place):
+def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(
+    llama, ids, tmp_path, place
+):
     model, device = move(get_peft_model(llama, MODELS["cua"][0]), spread=0.3), Flaky()
     settings = {"backend": device} if place == "device" else {}
-    run = partial(sweep, model, ids, [{"shots": 64}, {"shots": 4096}], folder=tmp_path / "all", **settings)
+    run = partial(
+        sweep, model, ids, [{"shots": 64}, {"shots": 4096}], folder=tmp_path / "all", **settings
+    )
     with pytest.raises(ConfigError, match="898,560 more shots"):
         run(seen := [], shot_budget=216 * 4160 - 1)
     assert seen[0] == "score"
@@ -116,13 +137,21 @@ def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(llama
     exact, ((_, few), (_, many)) = run(shot_budget=216 * 4160)
     assert 0 < (many - exact).abs().mean() < (few - exact).abs().mean() / 4
     for shots, logits in ((64, few), (4096, many)):
-        alone = scored(model, ids, shots=shots, folder=tmp_path / "alone", **settings)[1]["measured"]
+        alone = scored(model, ids, shots=shots, folder=tmp_path / "alone", **settings)[1][
+            "measured"
+        ]
         assert torch.equal(alone, logits)
 
 
 @pytest.mark.parametrize(
     "config",
-    [QAA(feature_source="quadratic"), qpeft.CUAConfig(), CUA(side="output", block_size=6), qpeft.QuICConfig(), LORA],
+    [
+        QAA(feature_source="quadratic"),
+        qpeft.CUAConfig(),
+        CUA(side="output", block_size=6),
+        qpeft.QuICConfig(),
+        LORA,
+    ],
 )
 def test_adapters_without_measured_circuits_are_refused(llama, ids, config):
     with pytest.raises(ConfigError, match="no circuits that are measured"):
@@ -164,20 +193,33 @@ def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign)
     q[:, 0] *= torch.where(torch.linalg.det(q) * sign > 0, 1, -1)[:, None]
     a = torch.nn.functional.normalize(torch.randn(7, 5, 2**n_qubits, dtype=torch.float64), dim=-1)
     a[0, 0] = torch.eye(2**n_qubits)[-1]
-    ansatz, angles = circuit_on_inputs(2**n_qubits, None), angles_on_inputs(a.numpy(), None, q.numpy())
+    ansatz, angles = (
+        circuit_on_inputs(2**n_qubits, None),
+        angles_on_inputs(a.numpy(), None, q.numpy()),
+    )
     assert ansatz.n_angles == 2**n_qubits - 1 + 2**n_qubits * (2**n_qubits - 1) // 2
     found = exact_probabilities(ansatz, torch.from_numpy(angles).flatten(0, 1)).view(a.shape)
-    torch.testing.assert_close(found, torch.einsum("mij,rmj->rmi", q, a).square(), atol=1e-13, rtol=0)
+    torch.testing.assert_close(
+        found, torch.einsum("mij,rmj->rmi", q, a).square(), atol=1e-13, rtol=0
+    )
 
 
-@pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")  # Qiskit's, on fake devices
+@pytest.mark.filterwarnings(
+    "ignore:.*has no QubitProperties:UserWarning"
+)  # Qiskit's, on fake devices
 @pytest.mark.parametrize("name", ["qiskit:aer", "fake"])
 def test_counts_of_qiskit_are_those_of_the_exact_probabilities(llama, ids, tmp_path, name):
     fake = GenericBackendV2(4, coupling_map=CouplingMap.from_line(4), noise_info=False, seed=1)
-    backend = BackendSamplerV2(backend=fake, options={"seed_simulator": 0}) if name == "fake" else name
-    for number, config in enumerate((QAA(target_modules=["q_proj"]), CUA(target_modules=["v_proj"]))):
+    backend = (
+        BackendSamplerV2(backend=fake, options={"seed_simulator": 0}) if name == "fake" else name
+    )
+    for number, config in enumerate(
+        (QAA(target_modules=["q_proj"]), CUA(target_modules=["v_proj"]))
+    ):
         model = move(get_peft_model(copy.deepcopy(llama), config), spread=0.3)
-        _, found = scored(model, ids[:1], folder=tmp_path / f"{number}", backend=backend, shots=20_000)
+        _, found = scored(
+            model, ids[:1], folder=tmp_path / f"{number}", backend=backend, shots=20_000
+        )
         error, few = (found[name] - found["adapted"] for name in ("measured", "adapted"))
         assert 0 < error.abs().max() < 0.05
         assert not few.any()
@@ -187,12 +229,16 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     model = move(get_peft_model(llama, MODELS["cua"][0]), spread=0.3)
     run = partial(scored, model, torch.cat([ids] * 3), folder=tmp_path, shots=100)
     whole = Flaky()
-    expected = scored(model, torch.cat([ids] * 3), folder=tmp_path / "whole", shots=100, backend=whole)[1]
+    expected = scored(
+        model, torch.cat([ids] * 3), folder=tmp_path / "whole", shots=100, backend=whole
+    )[1]
     assert (whole.jobs, whole.circuits) == (4, 648)
     first = Flaky(fails=3)
     with pytest.raises(BackendError, match="queue is down"):
         run(backend=first, shot_budget=64_800)
-    with pytest.raises(ConfigError, match="32,400 more shots are needed, and 58,000"):  # sent, 256 + 68 + 256
+    with pytest.raises(
+        ConfigError, match="32,400 more shots are needed, and 58,000"
+    ):  # sent, 256 + 68 + 256
         run(backend=(second := Flaky()), shot_budget=64_800)
     assert not second.jobs
     costs, found = run(backend=second, shot_budget=90_400)
@@ -202,7 +248,9 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     again = Flaky(fails=1)
     assert torch.equal(run(backend=again, shot_budget=1)[1]["measured"], expected["measured"])
     assert not again.jobs
-    (tmp_path / "100 0.0" / "1.safetensors").write_bytes(b"cut off")  # its 68 circuits are sent again
+    (tmp_path / "100 0.0" / "1.safetensors").write_bytes(
+        b"cut off"
+    )  # its 68 circuits are sent again
     with pytest.raises(ConfigError, match="6,800 more shots"):
         run(backend=again, shot_budget=6_799)
     assert torch.equal(run(backend=Flaky())[1]["measured"], expected["measured"])
@@ -213,7 +261,11 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [({"backend": "abacus"}, "abacus"), ({"backend": "qiskit:aer"}, "set shots"), ({"shots": -1}, "shots")],
+    [
+        ({"backend": "abacus"}, "abacus"),
+        ({"backend": "qiskit:aer"}, "set shots"),
+        ({"shots": -1}, "shots"),
+    ],
 )
 def test_unusable_devices_are_refused_before_any_job(llama, ids, tmp_path, settings, named):
     with pytest.raises(ConfigError, match=named):

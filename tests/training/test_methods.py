@@ -1,4 +1,6 @@
-"""What methods train in a run: their counts, seeds and calibration, and adapters that stock PEFT loads."""
+"""What methods train in a run: their counts, seeds and calibration, and adapters that stock PEFT
+loads.
+"""
 
 import copy
 import json
@@ -22,7 +24,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:U
 
 def settings_of(method, host="lora", seed=7, **method_settings):
     return RunSettings(
-        model="m", data="d", out="o", method=method, host=host, seed=seed, method_settings=method_settings
+        model="m",
+        data="d",
+        out="o",
+        method=method,
+        host=host,
+        seed=seed,
+        method_settings=method_settings,
     )
 
 
@@ -74,7 +82,12 @@ WHERE = ("unilora_indices_A", "unilora_indices_B", "tinylora_P", "vera_A", "vera
 
 def projections(model):
     """The frozen random tensors of every module."""
-    found = [getattr(module, name) for module in model.modules() for name in WHERE if hasattr(module, name)]
+    found = [
+        getattr(module, name)
+        for module in model.modules()
+        for name in WHERE
+        if hasattr(module, name)
+    ]
     return [tensors["default"] for tensors in found if "default" in tensors]
 
 
@@ -105,7 +118,9 @@ def test_the_most_frequent_tokens_are_trained_unless_indices_are_given(llama):
     expected = sorted(token for token, _ in Counter([7, 7, 7, 3, 3, 9, 9, 3, 3, 5]).most_common(3))
     batches = [{"input_ids": ids, "attention_mask": mask}]
     for given, chosen in (({"n_tokens": 3}, expected), ({"token_indices": [4, 2]}, [4, 2])):
-        model = build_adapter(settings_of("trainable_tokens", **given), copy.deepcopy(llama), batches=lambda: batches)
+        model = build_adapter(
+            settings_of("trainable_tokens", **given), copy.deepcopy(llama), batches=lambda: batches
+        )
         assert model.peft_config["default"].token_indices == chosen
     with pytest.raises(ConfigError, match="n_tokens=5"):
         build_adapter(settings_of("trainable_tokens", n_tokens=5), llama, batches=lambda: batches)
@@ -120,7 +135,13 @@ def test_the_most_frequent_tokens_are_trained_unless_indices_are_given(llama):
 @pytest.fixture
 def sora(settings):
     def make(shrink_budget=0.3, **changes):
-        sizes = {"steps": 8, "lr": 0.1, "batch_size": 4, "gradient_accumulation_steps": 1, "eval_blocks": 8}
+        sizes = {
+            "steps": 8,
+            "lr": 0.1,
+            "batch_size": 4,
+            "gradient_accumulation_steps": 1,
+            "eval_blocks": 8,
+        }
         given = {"r": 4, "shrink_budget": shrink_budget}
         return settings(method="sora", method_settings=given, **{**sizes, "seq_len": 16, **changes})
 

@@ -1,7 +1,9 @@
-"""The resume matrix: a run of every kind, stopped at any moment, ends with the bits of an uninterrupted run.
+"""The resume matrix: a run of every kind, stopped at any moment, ends with the bits of an
+uninterrupted run.
 
-Its folder, its data, its base and the files of a user may be moved before it resumes, but not changed.
-Runs whose circuits are computed by a backend are counted, resume after an outage, and are exported exactly.
+Its folder, its data, its base and the files of a user may be moved before it resumes, but not
+changed. Runs whose circuits are computed by a backend are counted, resume after an outage, and are
+exported exactly.
 """
 
 import json
@@ -61,7 +63,11 @@ def run(settings, request):
     """The result of a run of a kind; fixtures are named in `KINDS`."""
 
     def make(kind, out, progress=None):
-        named = {name: request.getfixturevalue(KINDS[kind][name]) for name in ("model", "data") if name in KINDS[kind]}
+        named = {
+            name: request.getfixturevalue(KINDS[kind][name])
+            for name in ("model", "data")
+            if name in KINDS[kind]
+        }
         if "data" in named:
             named = {"model": str(named["model"]), "data": str(named["data"][0])}
         return train(settings(out, **{**KINDS[kind], **named}), progress)
@@ -85,7 +91,9 @@ def within(module, name):
 
     def crash(again, monkeypatch):
         with monkeypatch.context() as patched:
-            patched.setattr(module, name, type("Killer", (), {"__call__": kill, "__getattr__": kill})())
+            patched.setattr(
+                module, name, type("Killer", (), {"__call__": kill, "__getattr__": kill})()
+            )
             with pytest.raises(Killed):
                 again()
 
@@ -115,7 +123,9 @@ def by_a_full_disk(again, monkeypatch):
     def fill(obj, path, *args, **kwargs):
         if "checkpoint-4" in str(path):
             Path(path).write_bytes(b"half")
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")  # torch's own
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
+            )  # torch's own
         return save(obj, path, *args, **kwargs)
 
     with monkeypatch.context() as patched:
@@ -125,7 +135,9 @@ def by_a_full_disk(again, monkeypatch):
 
 
 def and_lost_files(again, monkeypatch):
-    """Of its two checkpoints, the last has no marker that can be read, or lacks a file; and a row is incomplete."""
+    """Of its two checkpoints, the last has no marker that can be read, or lacks a file; and a row
+    is incomplete.
+    """
     after_step(5)(again, monkeypatch)
     checkpoints = again.out / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
@@ -160,7 +172,9 @@ CRASHES = {
     "and lost files": and_lost_files,
     "and damaged a file": and_damaged_a_file,
 }
-CASES = [("lora", crash) for crash in CRASHES] + [(kind, "after a step") for kind in KINDS if kind != "lora"]
+CASES = [("lora", crash) for crash in CRASHES] + [
+    (kind, "after a step") for kind in KINDS if kind != "lora"
+]
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +203,10 @@ def test_stopped_run_resumes_to_the_same_bits(run, settings, finished, monkeypat
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ANSATZ, METHOD = EXAMPLES / "own_ansatz.py", EXAMPLES / "own_method.py"
 FRAMED = {"r": 2, "n_layers": 1, "share": "type", "bits": 16, "lambda_bits": 8}
-IN_FRAMES = {"method": "quantum_peft", "method_settings": {**FRAMED, "frame": "gradient", "frame_rank": 8}}
+IN_FRAMES = {
+    "method": "quantum_peft",
+    "method_settings": {**FRAMED, "frame": "gradient", "frame_rank": 8},
+}
 
 
 @pytest.fixture
@@ -207,10 +224,16 @@ def with_file(settings, tmp_path):
 
         def asked(file, out):
             if kind == "backend":
-                return settings(out, **QPA, backend_settings={"backend": f"{file}:device", "shots": 1024})
+                return settings(
+                    out, **QPA, backend_settings={"backend": f"{file}:device", "shots": 1024}
+                )
             if kind == "ansatz":
-                return settings(out, method="qpa", method_settings={**SMALL, "ansatz": f"{file}:ring_of_run"})
-            return settings(out, method="quantum_peft", method_settings={**FRAMED, "frames": str(file)})
+                return settings(
+                    out, method="qpa", method_settings={**SMALL, "ansatz": f"{file}:ring_of_run"}
+                )
+            return settings(
+                out, method="quantum_peft", method_settings={**FRAMED, "frames": str(file)}
+            )
 
         return file, asked
 
@@ -239,7 +262,9 @@ def test_finished_run_of_a_changed_method_is_refused(settings, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
 
     def again(file):
-        return train(settings(method=f"{file}:METHOD", method_settings={"r": 2, "n_bases": 4}, steps=1))
+        return train(
+            settings(method=f"{file}:METHOD", method_settings={"r": 2, "n_bases": 4}, steps=1)
+        )
 
     # another spelling of the path is the same file
     assert [again(path).already_finished for path in (file, file.name)] == [False, True]
@@ -263,7 +288,9 @@ def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_mo
     assert ("start", 7, 2) in progress.events
     assert list(result.out.rglob("events.out.tfevents.*"))
     assert_same_result(result.out, unbroken.out)
-    assert json.loads((result.out / "config.json").read_text())["settings"]["data"] == os.path.relpath(copy)
+    assert json.loads((result.out / "config.json").read_text())["settings"][
+        "data"
+    ] == os.path.relpath(copy)
     assert train(settings("moved")).already_finished
 
 
@@ -273,14 +300,21 @@ def test_folder_of_another_run_is_refused(settings, text_file, tiny_model, tmp_p
     own = partial(settings, model=str(base))
     result = train(own()) if is_finished else train_fails(Killed, None, own(), kill_at(1))
     others = {"lr": 0.5, "method_settings": {"r": 2}, "seed": 1, "steps": 9}
-    for changes in (*({name: value} for name, value in others.items()), {"steps": None, "epochs": 2.0}):
+    for changes in (
+        *({name: value} for name, value in others.items()),
+        {"steps": None, "epochs": 2.0},
+    ):
         field = "r" if "method_settings" in changes else min(changes)
         train_fails(CheckpointError, f"{field} was", own(**changes))
     text, tensors = text_file.read_text(), load_file(base / "model.safetensors")
     text_file.write_text(text.replace("fox", "wolf"))
     train_fails(CheckpointError, "data was", own())
     text_file.write_text(text)
-    save_file({name: t + 1e-3 for name, t in tensors.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: t + 1e-3 for name, t in tensors.items()},
+        base / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     train_fails(CheckpointError, "model was", own())
     if result is not None:  # without base and data the result is shown
         shutil.rmtree(base)
@@ -335,7 +369,10 @@ def on_backend(settings):
     def make(out="run", backend_settings=None, **changes):
         backend = {"shots": 512} if backend_settings is None else backend_settings
         chosen = {"method": "qpa", "method_settings": GENERATOR, "steps": STEPS, "lr": 5e-3}
-        return settings(out, **{**chosen, "gradient_accumulation_steps": 1, "backend_settings": backend, **changes})
+        return settings(
+            out,
+            **{**chosen, "gradient_accumulation_steps": 1, "backend_settings": backend, **changes},
+        )
 
     return make
 
@@ -365,9 +402,16 @@ def test_run_counts_its_circuits_and_scores_the_exported_adapter(on_backend):
 @pytest.mark.long
 def test_device_outage_keeps_completed_steps(on_backend, device):
     plain = train(on_backend("plain"))
-    chosen = on_backend(backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None)
+    chosen = on_backend(
+        backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None
+    )
     down = device.parent / "down"
-    train_fails(BackendError, "no answer", chosen, Recorder(lambda step: down.touch() if step == 4 else None))
+    train_fails(
+        BackendError,
+        "no answer",
+        chosen,
+        Recorder(lambda step: down.touch() if step == 4 else None),
+    )
     train_fails(BackendError, "unreliable failed", chosen)
     down.unlink()
     resumed = Recorder()
@@ -385,7 +429,9 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
     assert not Path(on_backend().out).exists()
     tight = {"shots": 512, "shot_budget": needed}
     train_fails(Killed, None, on_backend(backend_settings=tight), kill_at(5))
-    train_fails(ConfigError, "shot budget", on_backend(backend_settings=tight))  # the lost step is not in it
+    train_fails(
+        ConfigError, "shot budget", on_backend(backend_settings=tight)
+    )  # the lost step is not in it
     result = train(on_backend(backend_settings={"shots": 512, "shot_budget": 2 * needed}))
     assert_same_result(result.out, train(on_backend("whole")).out)
 

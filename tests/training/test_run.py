@@ -63,22 +63,36 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
     progress = Recorder()
     unbroken = train(length(out="unbroken"), progress)
     n_blocks = len(TASK_CLASSES["causal-lm"](length()).train)
-    same = {"num_train_epochs": epochs, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    same = {
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+    }
     quiet = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
     arguments = TrainingArguments(str(unbroken.out / "trainer"), **same, **quiet)
     block = {name: torch.zeros(4, dtype=torch.long) for name in ("input_ids", "labels")}
-    trainer = Trainer(AutoModelForCausalLM.from_pretrained(tiny_model), arguments, train_dataset=[block] * n_blocks)
+    trainer = Trainer(
+        AutoModelForCausalLM.from_pretrained(tiny_model),
+        arguments,
+        train_dataset=[block] * n_blocks,
+    )
     trainer.train()
     assert unbroken.steps == trainer.state.max_steps
     assert f"epochs: {epochs:g} of {n_blocks} examples, {unbroken.steps} steps" in progress.events
 
 
-@pytest.mark.parametrize(("name", "of_transformers"), [("cosine", "cosine"), ("constant", "constant_with_warmup")])
+@pytest.mark.parametrize(
+    ("name", "of_transformers"), [("cosine", "cosine"), ("constant", "constant_with_warmup")]
+)
 def test_learning_rate_follows_the_schedule_of_transformers(settings, name, of_transformers):
     result = train(settings(lr_schedule=name, warmup=0.3, lr=0.01))
-    found = [row["learning_rate"] for row in read_rows(result.out / "metrics.jsonl") if "loss" in row]
+    found = [
+        row["learning_rate"] for row in read_rows(result.out / "metrics.jsonl") if "loss" in row
+    ]
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
-    schedule = get_scheduler(of_transformers, optimizer, num_warmup_steps=3, num_training_steps=STEPS)
+    schedule = get_scheduler(
+        of_transformers, optimizer, num_warmup_steps=3, num_training_steps=STEPS
+    )
     expected = []
     for _ in range(STEPS):
         expected += schedule.get_last_lr()
@@ -88,7 +102,9 @@ def test_learning_rate_follows_the_schedule_of_transformers(settings, name, of_t
 
 
 def test_label_smoothing_changes_the_training_loss_and_no_score(settings):
-    plain, smooth = (train(settings(f"{share}", steps=1, label_smoothing=share)) for share in (0.0, 0.5))
+    plain, smooth = (
+        train(settings(f"{share}", steps=1, label_smoothing=share)) for share in (0.0, 0.5)
+    )
     rows = [read_rows(run.out / "metrics.jsonl") for run in (plain, smooth)]
     one, other = (next(row["loss"] for row in found if "loss" in row) for found in rows)
     assert one != pytest.approx(other, rel=1e-4)
@@ -136,7 +152,9 @@ def test_gradient_checkpointing_and_bfloat16(settings):
     for changes, rel in (({"gradient_checkpointing": True}, 1e-5), ({"dtype": "bfloat16"}, 2e-2)):
         other = train(settings(next(iter(changes)), method="qpa", steps=2, **changes))
         assert other.after.loss == pytest.approx(plain.after.loss, rel=rel)
-    floats = [tensor for tensor in weights(other.out / "adapter").values() if tensor.is_floating_point()]
+    floats = [
+        tensor for tensor in weights(other.out / "adapter").values() if tensor.is_floating_point()
+    ]
     assert {tensor.dtype for tensor in floats} == {torch.float32}
 
 
@@ -156,20 +174,28 @@ BAD = [
     ({"method_settings": {"task_type": "SEQ_CLS"}}, ConfigError, "task_type"),
     ({"method_settings": {"trainable_token_indices": [2**31]}}, ConfigError, "2147483648"),
     ({"method": "full", "method_settings": {"r": 4}}, ConfigError, "r"),
-    ({"method": "qpa", "host": "prefix", "method_settings": {"lora_alpha": 4}}, ConfigError, "lora_alpha"),
+    (
+        {"method": "qpa", "host": "prefix", "method_settings": {"lora_alpha": 4}},
+        ConfigError,
+        "lora_alpha",
+    ),
     ({"method": "qpa", "host": "loha"}, ConfigError, "not supported"),  # the refusal of PEFT
 ]
 
 
 @pytest.mark.parametrize(("changes", "error", "field"), BAD)
-def test_bad_input_is_refused_and_nothing_is_written(settings, tiny_model, tmp_path, changes, error, field):
+def test_bad_input_is_refused_and_nothing_is_written(
+    settings, tiny_model, tmp_path, changes, error, field
+):
     if (model := changes.get("model", "")).count(" "):
         folder = shutil.copytree(tiny_model, tmp_path / model)
         for file in folder.glob("tokenizer*") if model == "no tokenizer" else ():
             file.unlink()
         if model == "small vocabulary":
             sizes = {"vocab_size": 99, "n_positions": 64, "n_embd": 8, "n_layer": 1, "n_head": 1}
-            GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+            GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(
+                folder
+            )
         changes = {"model": str(folder)}
     with pytest.raises(error, match=field):
         train(replace(settings(), **changes))
@@ -193,8 +219,19 @@ def test_unusable_folder_is_refused(settings, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        *[("config", change) for change in ({"identity": 1}, {"settings": {}}, {"method": None}, {"data": []}, "{")],
-        *[("result", change) for change in ({"trainable": "nine"}, {"seconds": None}, {"after": {"loss": "low"}}, "{")],
+        *[
+            ("config", change)
+            for change in ({"identity": 1}, {"settings": {}}, {"method": None}, {"data": []}, "{")
+        ],
+        *[
+            ("result", change)
+            for change in (
+                {"trainable": "nine"},
+                {"seconds": None},
+                {"after": {"loss": "low"}},
+                "{",
+            )
+        ],
     ],
 )
 def test_damaged_file_of_a_run_is_refused(settings, name, change):

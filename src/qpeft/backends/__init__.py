@@ -1,4 +1,6 @@
-"""Backends of QPA's circuit in training: the exact simulator, shots, PennyLane, Qiskit; names are in `__init__.pyi`."""
+"""Backends of QPA's circuit in training: the exact simulator, shots, PennyLane, Qiskit; names are
+in `__init__.pyi`.
+"""
 
 from qpeft.lazy import lazy_names
 

@@ -1,4 +1,6 @@
-"""The interface of a backend, which runs a circuit at a batch of angles as one job; exact simulation."""
+"""The interface of a backend, which runs a circuit at a batch of angles as one job; exact
+simulation.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from qpeft.user_code import errors_as, execute, is_file
 
 Numbers = NDArray[np.float64]
 
-# packages, each with a module here that has `by_name(name, n_qubits, noise)`: their classes of devices, and ours
+# packages, each with a module here that has `by_name(name, n_qubits, noise)`: their classes of
+# devices, and ours
 _TOOLS = {"pennylane": ("Device", "PennyLaneBackend"), "qiskit": ("BaseSamplerV2", "QiskitBackend")}
 
 
@@ -35,19 +38,24 @@ class Backend:
         Args:
             ansatz: The circuit, started in `|0...0>`.
             angles: Radians, `(B, *ansatz.angle_shape)`.
-            shots: Number of shots of each of the B circuits, for relative frequencies; None: exact probabilities.
-            seed: Seed of the counts where the backend samples them itself. A user's device has its own seed.
+            shots: Number of shots of each of the B circuits, for relative frequencies; None: exact
+            probabilities.
+            seed: Seed of the counts where the backend samples them itself. A user's device has its
+            own seed.
         """
         raise NotImplementedError
 
     def check(self, ansatz: Ansatz, shots: int | None) -> None:
-        """Raise an error, before any work, if this circuit cannot run here (too few wires, an unsupported gate)."""
+        """Raise an error, before any work, if this circuit cannot run here (too few wires, an
+        unsupported gate).
+        """
 
 
 class ExactBackend(Backend):
     """Any circuit on qpeft's own simulator, float64.
 
-    With shots the counts are Multinomial(shots, p), drawn from `seed`: the same angles and seed give the same counts.
+    With shots the counts are Multinomial(shots, p), drawn from `seed`: the same angles and seed
+    give the same counts.
     """
 
     name = "exact"
@@ -66,35 +74,47 @@ def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
     """The backend for an object or a name.
 
     Args:
-        given: A Backend, a PennyLane device, a Qiskit sampler, or a name, see `BackendSettings.backend`.
+        given: A Backend, a PennyLane device, a Qiskit sampler, or a name, see
+        `BackendSettings.backend`.
         n_qubits: Wires of a device that is created here.
         noise: Strength of simulated depolarising noise, from 0 to below 1, for named simulators.
 
     Raises:
-        ConfigError: Another object or name, a missing extra, or noise on a backend that does not support it.
+        ConfigError: Another object or name, a missing extra, or noise on a backend that does not
+        support it.
     """
     tool, _, name = given.partition(":") if isinstance(given, str) else ("", "", "")
     if tool in _TOOLS and name:
         library = _TOOLS[tool][1].removesuffix("Backend")
-        with needs(f"backend {given}", library), errors_as(f"backend {given}:", ModuleNotFoundError):
+        with (
+            needs(f"backend {given}", library),
+            errors_as(f"backend {given}:", ModuleNotFoundError),
+        ):
             return import_module(f"qpeft.backends.{tool}").by_name(name, n_qubits, noise)
     if noise:
-        raise ConfigError("noise is for pennylane:default.mixed; your own device has its noise model")
+        raise ConfigError(
+            "noise is for pennylane:default.mixed; your own device has its noise model"
+        )
     if given == "exact":
         return ExactBackend()
     found: Any = given
     if is_file(given):  # credentials, if any, stay in it
         module, attribute = execute(given, "backend"), given.rpartition(":")[2]
         with errors_as(f"backend {given}:"):
-            made: Any = getattr(module, attribute)  # or a function or class that returns the backend
+            made: Any = getattr(
+                module, attribute
+            )  # or a function or class that returns the backend
             found = made(n_qubits) if callable(made) and not hasattr(made, "run") else made
     if isinstance(found, Backend):
         return found
-    kinds = {(parent.__module__.partition(".")[0], parent.__name__) for parent in type(found).__mro__}
+    kinds = {
+        (parent.__module__.partition(".")[0], parent.__name__) for parent in type(found).__mro__
+    }
     for tool, (kind, backend) in _TOOLS.items():
         if (tool, kind) in kinds:
             return getattr(import_module(f"qpeft.backends.{tool}"), backend)(found)
     raise ConfigError(
-        f"unknown backend {found!r}; give a PennyLane device, a Qiskit sampler (BaseSamplerV2), a qpeft.backends."
-        "Backend, or a name: exact, pennylane:DEVICE, qiskit:aer, qiskit:statevector, or FILE.py:NAME"
+        f"unknown backend {found!r}; give a PennyLane device, a Qiskit sampler (BaseSamplerV2), a"
+        " qpeft.backends.Backend, or a name: exact, pennylane:DEVICE, qiskit:aer,"
+        " qiskit:statevector, or FILE.py:NAME"
     )

@@ -29,7 +29,8 @@ class PennyLaneBackend(Backend):
 
     Args:
         device: The user's device.
-        make: Makes the simulator of a job with shots from its seed, so that a resumed run draws the same counts.
+        make: Makes the simulator of a job with shots from its seed, so that a resumed run draws the
+        same counts.
     """
 
     has_exact = True  # or `check` refuses
@@ -61,10 +62,12 @@ class PennyLaneBackend(Backend):
 
 
 def by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
-    """An installed device, such as "lightning.qubit", with `n_qubits` wires; simulators sample with the job's seed.
+    """An installed device, such as "lightning.qubit", with `n_qubits` wires; simulators sample with
+    the job's seed.
 
-    With `noise` p, which needs "default.mixed", each one-qubit gate is followed by one of the three Pauli errors with
-    probability p / 10 and each two-qubit gate by one of the fifteen with probability p.
+    With `noise` p, which needs "default.mixed", each one-qubit gate is followed by one of the three
+    Pauli errors with probability p / 10 and each two-qubit gate by one of the fifteen with
+    probability p.
     """
     if noise and name != _NOISY:
         raise ConfigError(f"{name} does not simulate noise; use {_NOISY}")
@@ -73,12 +76,18 @@ def by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
         device = qml.device(name, wires=n_qubits, seed=seed)
         return qml.add_noise(device, _depolarizing(noise)) if noise else device
 
-    return PennyLaneBackend(make(0), make) if name in _SEEDED else PennyLaneBackend(qml.device(name, wires=n_qubits))
+    return (
+        PennyLaneBackend(make(0), make)
+        if name in _SEEDED
+        else PennyLaneBackend(qml.device(name, wires=n_qubits))
+    )
 
 
 def _depolarizing(noise: float) -> qml.NoiseModel:
     def after(op: Any, **_: Any) -> None:
-        words = [reduce(np.kron, word) for word in product(_PAULIS, repeat=len(op.wires))]  # the identity first
+        words = [
+            reduce(np.kron, word) for word in product(_PAULIS, repeat=len(op.wires))
+        ]  # the identity first
         p, n = noise if len(op.wires) == 2 else noise / 10, len(words) - 1
         weights = np.sqrt([1 - p] + n * [p / n])
         qml.QubitChannel([w * word for w, word in zip(weights, words, strict=True)], wires=op.wires)

@@ -1,4 +1,6 @@
-"""A circuit on a backend, as a differentiable function of its angles: jobs, their cost and log, gradients."""
+"""A circuit on a backend, as a differentiable function of its angles: jobs, their cost and log,
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ _MOST_QUBITS = 14  # whose outcomes an affordable number of shots resolves
 
 @dataclass(eq=False)
 class Jobs:
-    """The jobs of one training run on one backend. A deep copy is the same object: one device, one budget.
+    """The jobs of one training run on one backend. A deep copy is the same object: one device, one
+    budget.
 
-    Counts depend on seed and angles only, so a resumed run draws the same counts as an uninterrupted one.
+    Counts depend on seed and angles only, so a resumed run draws the same counts as an
+    uninterrupted one.
     """
 
     backend: Backend
@@ -40,7 +44,8 @@ class Jobs:
     shot_budget: int | None = None  # of all jobs, failed ones included
 
     def __post_init__(self) -> None:
-        # answered jobs and their circuits; shots that were sent, because the device may have run them
+        # answered jobs and their circuits; shots that were sent, because the device may have run
+        # them
         self.used: dict[str, float] = dict.fromkeys(("jobs", "circuits", "shots", "seconds"), 0)
         self._log: Path | None = None
 
@@ -48,7 +53,8 @@ class Jobs:
         return self
 
     def log_to(self, path: Path) -> None:
-        """Append a line of JSON for every job sent or answered; those in the file already count as used.
+        """Append a line of JSON for every job sent or answered; those in the file already count as
+        used.
 
         Raises CheckpointError if the file is not a log of jobs.
         """
@@ -61,43 +67,59 @@ class Jobs:
             for line in whole.splitlines():
                 self._count(json.loads(line))
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is not a log of jobs ({error}); move it away and run again") from error
+            raise CheckpointError(
+                f"{path} is not a log of jobs ({error}); move it away and run again"
+            ) from error
         self._log = path
 
     def check_budget(self, shots: int, error: type[Exception]) -> None:
         """Raise the error if `shots` more are not in the budget."""
         if self.shot_budget is not None and self.used["shots"] + shots > self.shot_budget:
             raise error(
-                f"{shots:,} more shots are needed, and {self.used['shots']:,} of the shot budget of "
-                f"{self.shot_budget:,} are used; none of it was sent. Increase shot_budget to continue"
+                f"{shots:,} more shots are needed, and {self.used['shots']:,} of the shot budget of"
+                f" {self.shot_budget:,} are used; none of it was sent. Increase shot_budget to"
+                " continue"
             )
 
     def run(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
         """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`.
 
-        Raises BackendError if the shot budget is used up, or the job failed, and ConfigError in distributed training,
-        where a device would answer each process differently.
+        Raises BackendError if the shot budget is used up, or the job failed, and ConfigError in
+        distributed training, where a device would answer each process differently.
         """
         distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise ConfigError("distributed training runs circuits on the exact simulator only; train in one process")
+        if (
+            distributed.is_available()
+            and distributed.is_initialized()
+            and distributed.get_world_size() > 1
+        ):
+            raise ConfigError(
+                "distributed training runs circuits on the exact simulator only; train in one"
+                " process"
+            )
         shots, began = len(angles) * (self.shots or 0), time.perf_counter()
         self.check_budget(shots, BackendError)
-        # before it is sent: its shots count even if it fails, or the process is killed while it runs
+        # before it is sent: its shots count even if it fails, or the process is killed while it
+        # runs
         self._note("sent", shots=shots)
         try:
             key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
             seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
             found = self.backend.run(ansatz, angles, self.shots, seed)
             is_whole = found.shape == (len(angles), 2**ansatz.n_qubits)
-            if not (is_whole and (found > -1e-9).all() and (abs(found.sum(axis=1) - 1) < 1e-3).all()):
-                raise RuntimeError(f"{self.backend.name} returned {found.shape} values that are not probabilities")
+            if not (
+                is_whole and (found > -1e-9).all() and (abs(found.sum(axis=1) - 1) < 1e-3).all()
+            ):
+                raise RuntimeError(
+                    f"{self.backend.name} returned {found.shape} values that are not probabilities"
+                )
         except ConfigError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise BackendError(
-                f"a job on {self.backend.name} failed: {reason}. Checkpoints are intact: resume when the device answers"
+                f"a job on {self.backend.name} failed: {reason}. Checkpoints are intact: resume"
+                " when the device answers"
             ) from error
         self._note("answered", jobs=1, circuits=len(angles), seconds=time.perf_counter() - began)
         return found
@@ -116,7 +138,8 @@ class Jobs:
 
 @dataclass(eq=False, repr=False)
 class CircuitRun:
-    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by parameter shift.
+    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by
+    parameter shift.
 
     Raises ConfigError for incompatible or infeasible options.
     """
@@ -132,14 +155,23 @@ class CircuitRun:
         for is_wrong, why in (
             (is_exact and not backend.has_exact, "it returns counts; set shots"),
             (is_exact and self.jobs.shot_budget, "a shot_budget needs shots; set shots"),
-            (self.trained and not ansatz.has_shift_rule, "its angles turn several gates; use the exact simulator"),
-            (not is_exact and ansatz.n_qubits > _MOST_QUBITS, f"shots are for at most {_MOST_QUBITS} qubits"),
+            (
+                self.trained and not ansatz.has_shift_rule,
+                "its angles turn several gates; use the exact simulator",
+            ),
+            (
+                not is_exact and ansatz.n_qubits > _MOST_QUBITS,
+                f"shots are for at most {_MOST_QUBITS} qubits",
+            ),
         ):
             if is_wrong:
-                raise ConfigError(f"{backend.name} cannot run {ansatz.name} with {ansatz.n_qubits} qubits: {why}")
+                raise ConfigError(
+                    f"{backend.name} cannot run {ansatz.name} with {ansatz.n_qubits} qubits: {why}"
+                )
         if shots is not None and shots < (enough := _SHOTS_PER_OUTCOME * 2**ansatz.n_qubits):
             message = (
-                f"{shots} shots are few for {ansatz.n_qubits} qubits, and noise will dominate; use {enough} or more"
+                f"{shots} shots are few for {ansatz.n_qubits} qubits, and noise will dominate; use"
+                f" {enough} or more"
             )
             warnings.warn(message, stacklevel=4)
         with errors_as(f"{backend.name} cannot run {ansatz.name}:"):
@@ -150,14 +182,20 @@ class CircuitRun:
         return _Probabilities.apply(angles, self)
 
     def __repr__(self) -> str:
-        shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots per circuit"
+        shots = (
+            "exact probabilities"
+            if self.jobs.shots is None
+            else f"{self.jobs.shots:,} shots per circuit"
+        )
         gradients = "gradients by parameter shift" if self.trained else "frozen angles"
         facts = shots, gradients, f"circuits per step: {self.circuits_per_step:,}"
         return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {', '.join(facts)}"
 
     @property
     def circuits_per_step(self) -> int:
-        """Executions in one optimizer step: the value of every circuit, and two for each angle by parameter shift."""
+        """Executions in one optimizer step: the value of every circuit, and two for each angle by
+        parameter shift.
+        """
         return self.n_circuits * (1 + 2 * self.ansatz.n_angles * self.trained)
 
     def forecast(self, steps: int) -> dict[str, Any]:
@@ -169,7 +207,10 @@ class CircuitRun:
         shots = circuits * (self.jobs.shots or 0)
         self.jobs.check_budget(shots, ConfigError)
         settings = {"backend": self.jobs.backend.name, "shots_per_circuit": self.jobs.shots}
-        per_step = {"circuits_per_step": self.circuits_per_step, "jobs_per_step": self.n_circuits * (1 + self.trained)}
+        per_step = {
+            "circuits_per_step": self.circuits_per_step,
+            "jobs_per_step": self.n_circuits * (1 + self.trained),
+        }
         return {**settings, **per_step, "steps": steps, "circuits": circuits, "shots": shots}
 
 
@@ -183,7 +224,8 @@ class _Probabilities(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """By parameter shift: 1/2 sum_i w_i (p_i(theta + pi/2 e_k) - p_i(theta - pi/2 e_k)), in one job of 2P circuits.
+        """By parameter shift: 1/2 sum_i w_i (p_i(theta + pi/2 e_k) - p_i(theta - pi/2 e_k)), in one
+        job of 2P circuits.
 
         Exact for exact probabilities, unbiased for frequencies.
         """

@@ -1,4 +1,6 @@
-"""The settings of a backend; importable without torch and NumPy, because the command line reads them."""
+"""The settings of a backend; importable without torch and NumPy, because the command line reads
+them.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,22 @@ class BackendSettings:
 
     backend: str = option(
         "exact",
-        "Where QPA's circuits run: exact; pennylane:DEVICE, such as pennylane:lightning.qubit; qiskit:aer or "
-        "qiskit:statevector; or FILE.py:NAME, your own device or sampler, or a function of the number of qubits "
-        "that returns one.",
+        "Where QPA's circuits run: exact; pennylane:DEVICE, such as pennylane:lightning.qubit;"
+        " qiskit:aer or qiskit:statevector; or FILE.py:NAME, your own device or sampler, or a"
+        " function of the number of qubits that returns one.",
     )
-    shots: int | None = option(None, "Shots of each circuit. Default: exact probabilities.", at_least=1, below=2**63)
+    shots: int | None = option(
+        None, "Shots of each circuit. Default: exact probabilities.", at_least=1, below=2**63
+    )
     noise: float = option(
-        0.0, "Depolarizing noise after each two-qubit gate, on pennylane:default.mixed.", at_least=0, below=1
+        0.0,
+        "Depolarizing noise after each two-qubit gate, on pennylane:default.mixed.",
+        at_least=0,
+        below=1,
     )
-    shot_budget: int | None = option(None, "Maximum number of shots of the whole run.", at_least=1, below=2**63)
+    shot_budget: int | None = option(
+        None, "Maximum number of shots of the whole run.", at_least=1, below=2**63
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, skip=("backend",))  # which may also be an object

@@ -1,7 +1,7 @@
 """Quantum circuits as data, and their exact simulation in plain torch.
 
-The names are in `__init__.pyi`; their modules are imported when first used, because a configuration reads the table of
-ansaetze without torch.
+The names are in `__init__.pyi`; their modules are imported when first used, because a configuration
+reads the table of ansaetze without torch.
 """
 
 from qpeft.lazy import lazy_names

@@ -1,14 +1,17 @@
 """QAA's circuits on inputs embedded as amplitudes: exact expectations and probabilities.
 
-The simulator runs every circuit on the block of normalized inputs. Of `mps` and `all_pairs` it runs each block on its
-two wires alone, and the matrices (4, 4) are applied to the inputs; the tables of the whole circuit would need 13 GB for
-10 qubits. The default, <Z> behind one layer of `square`, has a kernel, which takes a fifth of the time: the ring and
-what follows it are never applied. With psi the real state behind the first rotations RY(t1), j' the basis index j with
-the bits that X_r flips behind the ring inverted (set F_r),
+The simulator runs every circuit on the block of normalized inputs. Of `mps` and `all_pairs` it runs
+each block on its two wires alone, and the matrices (4, 4) are applied to the inputs; the tables of
+the whole circuit would need 13 GB for 10 qubits. The default, <Z> behind one layer of `square`, has
+a kernel, which takes a fifth of the time: the ring and what follows it are never applied. With psi
+the real state behind the first rotations RY(t1), j' the basis index j with the bits that X_r flips
+behind the ring inverted (set F_r),
 
-    z_r = cos t3_r sum_j s_rj psi_j^2 - sin t3_r sum_j psi_j psi_j' cos(sum over i in F_r of s_ij t2_i)
+    z_r = cos t3_r sum_j s_rj psi_j^2 - sin t3_r sum_j psi_j psi_j' cos(sum over i in F_r of s_ij
+    t2_i)
 
-The last sum has the same cosine for all j that agree in the bits of F_r up to a common inversion: these are the
+The last sum has the same cosine for all j that agree in the bits of F_r up to a common inversion:
+these are the
 *corners* of a flip.
 """
 
@@ -22,9 +25,24 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, PAIR_ANSATZE, Ansatz, Gate, block_pairs, ring_pairs
+from qpeft.circuits.ansatz import (
+    AMPLITUDE_ANSATZE,
+    PAIR_ANSATZE,
+    Ansatz,
+    Gate,
+    block_pairs,
+    ring_pairs,
+)
 from qpeft.circuits.numerics import apply_gates, cached_tables, check_tensor
-from qpeft.circuits.simulate import Stages, compile_gates, compiled, evolve, group_matrices, permutation, squared
+from qpeft.circuits.simulate import (
+    Stages,
+    compile_gates,
+    compiled,
+    evolve,
+    group_matrices,
+    permutation,
+    squared,
+)
 from qpeft.errors import ConfigError
 
 MOST_QUBITS = 16
@@ -41,29 +59,35 @@ def amplitude_qubits(width: int) -> int:
         raise ConfigError(f"an input must be at least 1 wide, got {width}")
     n_qubits = max(1, (width - 1).bit_length())
     if n_qubits > MOST_QUBITS:
-        raise ConfigError(f"QAA needs n = {n_qubits} qubits for d_in = {width}; the simulator limit is {MOST_QUBITS}.")
+        raise ConfigError(
+            f"QAA needs n = {n_qubits} qubits for d_in = {width}; the simulator limit is"
+            f" {MOST_QUBITS}."
+        )
     return n_qubits
 
 
 def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
     """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, ...).
 
-    Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)), and the angles have its
-    `angle_shape`: (L, blocks, N), or (L, pairs, 2, 3) of `mps` and `all_pairs`. It starts in the amplitudes
-    ``a = x / max(||x||, 1e-8)`` padded with zeros to 2**N. With psi its final state,
-    ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All are 0 for x = 0, and each is
-    an exactly even function of x.
+    Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)), and the
+    angles have its `angle_shape`: (L, blocks, N), or (L, pairs, 2, 3) of `mps` and `all_pairs`. It
+    starts in the amplitudes ``a = x / max(||x||, 1e-8)`` padded with zeros to 2**N. With psi its
+    final state, ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All
+    are 0 for x = 0, and each is an exactly even function of x.
 
-    x and angles are float32 or float64, both the same, and so is the result. Its gradients in x and angles are exact.
+    x and angles are float32 or float64, both the same, and so is the result. Its gradients in x and
+    angles are exact.
 
-    A NaN or infinite value in x makes the results of its row NaN. Norms above 1.8e19 overflow in float32 and give 0, as
-    in RMSNorm.
+    A NaN or infinite value in x makes the results of its row NaN. Norms above 1.8e19 overflow in
+    float32 and give 0, as in RMSNorm.
 
-    Raises ConfigError for an unknown ansatz, for angles of another shape, dtype or device, for more than 16 qubits, and
-    on the CPU for angles that are not finite.
+    Raises ConfigError for an unknown ansatz, for angles of another shape, dtype or device, for more
+    than 16 qubits, and on the CPU for angles that are not finite.
     """
     if ansatz not in AMPLITUDE_ANSATZE:
-        raise ConfigError(f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}")
+        raise ConfigError(
+            f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}"
+        )
     width = x.shape[-1] if x.ndim else 0
     circuit = Ansatz(ansatz, amplitude_qubits(width), len(angles))
     check_tensor(angles, circuit.angle_shape, f"{ansatz} on inputs of width {width}", batched=False)
@@ -75,8 +99,14 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     with torch.autocast(x.device.type, enabled=False):
         is_default = ansatz == "square" and len(angles) == 1
         signs = z_signs(n_qubits, x.dtype, x.device)
-        expectations = _kernel(angles[0]) if is_default else lambda psi: squares_behind(psi, circuit, angles) @ signs
-        found = [expectations(embedded(rows, n_qubits)) for rows in x.reshape(-1, width).split(tokens)]
+        expectations = (
+            _kernel(angles[0])
+            if is_default
+            else lambda psi: squares_behind(psi, circuit, angles) @ signs
+        )
+        found = [
+            expectations(embedded(rows, n_qubits)) for rows in x.reshape(-1, width).split(tokens)
+        ]
     return torch.cat(found).view(*x.shape[:-1], n_qubits)
 
 
@@ -89,24 +119,37 @@ def embedded(x: Tensor, n_qubits: int) -> Tensor:
 @cached_tables
 def z_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(2**N, N) of +-1: Z of every wire on basis index j."""
-    return (1 - 2 * (torch.arange(2**n_qubits)[:, None] >> torch.arange(n_qubits - 1, -1, -1) & 1)).to(device, dtype)
+    return (
+        1 - 2 * (torch.arange(2**n_qubits)[:, None] >> torch.arange(n_qubits - 1, -1, -1) & 1)
+    ).to(device, dtype)
 
 
 def squares_behind(psi: Tensor, circuit: Ansatz, angles: Tensor) -> Tensor:
     """Squared amplitudes (T, 2**N) behind a circuit that starts in the states psi (T, 2**N)."""
-    if circuit.name in PAIR_ANSATZE:  # the states between blocks are computed again for the gradient
-        psi = checkpoint(_through_blocks, circuit, angles, psi, use_reentrant=False, preserve_rng_state=False)
+    if (
+        circuit.name in PAIR_ANSATZE
+    ):  # the states between blocks are computed again for the gradient
+        psi = checkpoint(
+            _through_blocks, circuit, angles, psi, use_reentrant=False, preserve_rng_state=False
+        )
     else:
-        psi = evolve(angles.reshape(1, -1), compiled(circuit, angles.dtype, angles.device), psi[None])[0]
+        psi = evolve(
+            angles.reshape(1, -1), compiled(circuit, angles.dtype, angles.device), psi[None]
+        )[0]
     return squared(psi)
 
 
 def _through_blocks(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:
     """The states psi (T, 2**N) behind a circuit of blocks, complex; angles (L, pairs, 2, 3)."""
-    program, n = compiled(Ansatz("mps", 2, len(angles)), angles.dtype, angles.device), circuit.n_qubits
+    program, n = (
+        compiled(Ansatz("mps", 2, len(angles)), angles.dtype, angles.device),
+        circuit.n_qubits,
+    )
     blocks = evolve(angles.movedim(1, 0).flatten(1), program, (0, 1, 2, 3)).mT  # (pairs, 4, 4)
     axes = [(a - n, b - n) for a, b in block_pairs(circuit.name, n)]
-    return apply_gates(psi.to(blocks.dtype).unflatten(1, (2,) * n), blocks.unbind(), axes).flatten(1)
+    return apply_gates(psi.to(blocks.dtype).unflatten(1, (2,) * n), blocks.unbind(), axes).flatten(
+        1
+    )
 
 
 # -- the kernel of the default readout and depth
@@ -128,13 +171,17 @@ def _kernel(angles: Tensor) -> Callable[[Tensor], Tensor]:
             for wires in _flips(n_qubits)
             for here, there in _corners(psi, wires)
         ]
-        return torch.cat([behind_ring @ psi.square(), torch.stack(products)]).mT @ weights  # of (F, T)
+        return (
+            torch.cat([behind_ring @ psi.square(), torch.stack(products)]).mT @ weights
+        )  # of (F, T)
 
     return expectations
 
 
 def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
-    """Views of psi (2**N, T): amplitudes with one pattern of the flipped wires, and those with the inverse pattern."""
+    """Views of psi (2**N, T): amplitudes with one pattern of the flipped wires, and those with the
+    inverse pattern.
+    """
     views = [psi.unflatten(0, [2] * (len(psi).bit_length() - 1) + [1])]
     for removed, wire in enumerate(wires):
         views = [part for view in views for part in view.unbind(wire - removed)]
@@ -144,22 +191,32 @@ def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
 @cached_tables
 def _ring(n_qubits: int) -> list[int]:
     """R j for every basis index j: a ring of CNOTs moves amplitude j to R j."""
-    return permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0].argsort().tolist()
+    return (
+        permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0]
+        .argsort()
+        .tolist()
+    )
 
 
 @cached_tables
 def _flips(n_qubits: int) -> list[list[int]]:
-    """The wires that X of every wire r flips behind the ring: the bits of R^-1 e_r, with e_r the bit of wire r."""
+    """The wires that X of every wire r flips behind the ring: the bits of R^-1 e_r, with e_r the
+    bit of wire r.
+    """
     bits = [1 << (n_qubits - 1 - wire) for wire in range(n_qubits)]
     masks = [_ring(n_qubits).index(bit) for bit in bits]
     return [[wire for wire, bit in enumerate(bits) if mask & bit] for mask in masks]
 
 
 @cached_tables
-def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """The program of RY on every wire; (N, 2**N) of +-1, Z of every wire on basis index j behind the ring.
+def _tables(
+    n_qubits: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """The program of RY on every wire; (N, 2**N) of +-1, Z of every wire on basis index j behind
+    the ring.
 
-    And (F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their wires, one-hot.
+    And (F - N, N) both, for all corners: the signs by their pattern, 0 for other bits; and their
+    wires, one-hot.
     """
     turns = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
     program, signs, owners = compile_gates(turns, n_qubits, (n_qubits,), dtype, device), [], []
@@ -169,4 +226,9 @@ def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[An
             signs.append([sign.get(wire, 0) for wire in range(n_qubits)])
             owners.append([wire == owner for wire in range(n_qubits)])
     behind_ring = z_signs(n_qubits, dtype, device)[_ring(n_qubits)].mT
-    return program, behind_ring, torch.tensor(signs).to(device, dtype), torch.tensor(owners).to(device, dtype)
+    return (
+        program,
+        behind_ring,
+        torch.tensor(signs).to(device, dtype),
+        torch.tensor(owners).to(device, dtype),
+    )

@@ -1,7 +1,7 @@
 """A circuit as data: its gates, qpeft's own circuits by name, and those that users register.
 
-The simulator and every conversion read this description. Wire 0 is the most significant bit of a basis
-index.
+The simulator and every conversion read this description. Wire 0 is the most significant bit of a
+basis index.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ PAIRS = ("cx", "cz")  # the gates on two wires, without an angle
 
 
 class Gate(NamedTuple):
-    """One gate `name`: `rx`, `ry` or `rz` on one of `wires`, `cx` on (control, target), or `cz` on two wires.
+    """One gate `name`: `rx`, `ry` or `rz` on one of `wires`, `cx` on (control, target), or `cz` on
+    two wires.
 
-    A rotation turns by `scale * angles[slot] + shift` radians: `slot` is an index of the angle tensor, and several
-    gates may have the same. Without a slot it turns by the constant `shift`.
+    A rotation turns by `scale * angles[slot] + shift` radians: `slot` is an index of the angle
+    tensor, and several gates may have the same. Without a slot it turns by the constant `shift`.
     """
 
     name: str
@@ -36,7 +37,9 @@ class Gate(NamedTuple):
     shift: float = 0.0
 
 
-_Circuit = tuple[tuple[int, ...], Iterable[Iterable[Gate]]]  # the angles' shape, and the gates of each layer
+_Circuit = tuple[
+    tuple[int, ...], Iterable[Iterable[Gate]]
+]  # the angles' shape, and the gates of each layer
 
 _families: dict[str, Callable[[int, int], _Circuit]] = {}
 
@@ -48,17 +51,20 @@ def register_ansatz(
 ) -> None:
     """Register a circuit of your own as `Ansatz(name, n_qubits, n_layers)`: QPA can train with it.
 
-    `qpeft.testing.ansatz_contract` tests it. A function `layers` with the same module and qualified name replaces the
-    earlier one, so a notebook cell can be run again.
+    `qpeft.testing.ansatz_contract` tests it. A function `layers` with the same module and qualified
+    name replaces the earlier one, so a notebook cell can be run again.
 
-    The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. The first use of a circuit calls the
-    functions once for each number of qubits and layers, and raises ConfigError for a gate that is not valid. Their
-    results may depend on these numbers alone: an adapter is refused on loading if its gates have changed.
+    The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. The first use of a
+    circuit calls the functions once for each number of qubits and layers, and raises ConfigError
+    for a gate that is not valid. Their results may depend on these numbers alone: an adapter is
+    refused on loading if its gates have changed.
 
     Args:
-        name: The name in this process. It must not contain ":", the separator in `--ansatz FILE.py:NAME`.
+        name: The name in this process. It must not contain ":", the separator in `--ansatz
+        FILE.py:NAME`.
         angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor, a tuple.
-        layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act.
+        layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they
+        act.
 
     Raises:
         ConfigError: The name is empty, contains ":", or belongs to another ansatz.
@@ -79,12 +85,17 @@ def ansatz_names() -> tuple[str, ...]:
 
 def _ry_ladder(n_qubits: int, n_layers: int) -> _Circuit:
     ladder = [Gate("cx", (wire, wire + 1)) for wire in range(n_qubits - 1)]
-    turns = ([Gate("ry", (wire,), (layer, wire)) for wire in range(n_qubits)] for layer in range(n_layers))
+    turns = (
+        [Gate("ry", (wire,), (layer, wire)) for wire in range(n_qubits)]
+        for layer in range(n_layers)
+    )
     return (n_layers, n_qubits), [layer + ladder for layer in turns]
 
 
 def two_design_pairs(n_qubits: int, start: int) -> list[tuple[int, int]]:
-    """The wires of step a (start 0) or step b (start 1) of a `two_design` layer: (start, start + 1), ..."""
+    """The wires of step a (start 0) or step b (start 1) of a `two_design` layer: (start, start +
+    1), ...
+    """
     return [(wire, wire + 1) for wire in range(start, n_qubits - 1, 2)]
 
 
@@ -102,7 +113,9 @@ def _two_design(n_qubits: int, n_layers: int) -> _Circuit:
 
 
 def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
-    """(control, target) of each CNOT of a ring, in the order in which they act; empty for a single qubit."""
+    """(control, target) of each CNOT of a ring, in the order in which they act; empty for a single
+    qubit.
+    """
     return [(wire, (wire + 1) % n_qubits) for wire in range(n_qubits if n_qubits > 1 else 0)]
 
 
@@ -114,10 +127,18 @@ AMPLITUDE_ANSATZE = (*_BLOCKS, *PAIR_ANSATZE)
 
 def _rings(name: str, n_qubits: int, n_layers: int) -> _Circuit:
     before, behind = _BLOCKS[name]
-    ring, layers, n_before = [Gate("cx", pair) for pair in ring_pairs(n_qubits)], [], n_qubits * len(before)
+    ring, layers, n_before = (
+        [Gate("cx", pair) for pair in ring_pairs(n_qubits)],
+        [],
+        n_qubits * len(before),
+    )
     blocks = list(enumerate(before + behind))
     for layer in range(n_layers):
-        turns = [Gate(kind, (wire,), (layer, block, wire)) for block, kind in blocks for wire in range(n_qubits)]
+        turns = [
+            Gate(kind, (wire,), (layer, block, wire))
+            for block, kind in blocks
+            for wire in range(n_qubits)
+        ]
         layers.append(turns[:n_before] + ring + turns[n_before:])
     return (n_layers, len(blocks), n_qubits), layers
 
@@ -127,21 +148,31 @@ def block_pairs(name: str, n_qubits: int) -> list[tuple[int, int]]:
     neighbours = [(wire, wire + 1) for wire in range(n_qubits - 1)]
     if name == "mps":
         return neighbours
-    return neighbours[::2] + [(wire, wire + gap) for gap in range(1, n_qubits) for wire in range(n_qubits - gap)]
+    return neighbours[::2] + [
+        (wire, wire + gap) for gap in range(1, n_qubits) for wire in range(n_qubits - gap)
+    ]
 
 
 def _blocks(name: str, n_qubits: int, n_layers: int) -> _Circuit:
     if n_qubits < 2:
-        raise ConfigError(f"ansatz {name} acts on pairs of qubits, so it needs at least 2; choose another one")
+        raise ConfigError(
+            f"ansatz {name} acts on pairs of qubits, so it needs at least 2; choose another one"
+        )
     pairs, layers = block_pairs(name, n_qubits), []
     for (block, pair), layer in product(enumerate(pairs), range(n_layers)):
         places = product(enumerate(pair), enumerate(("rz", "ry", "rz")))
-        turns = [Gate(kind, (wire,), (layer, block, side, turn)) for (side, wire), (turn, kind) in places]
+        turns = [
+            Gate(kind, (wire,), (layer, block, side, turn)) for (side, wire), (turn, kind) in places
+        ]
         layers.append([*turns, Gate("cx", pair), Gate("cx", pair[::-1])])
     return (n_layers, len(pairs), 2, 3), layers
 
 
-_families |= {"ry_ladder": _ry_ladder, "two_design": _two_design, **{name: partial(_rings, name) for name in _BLOCKS}}
+_families |= {
+    "ry_ladder": _ry_ladder,
+    "two_design": _two_design,
+    **{name: partial(_rings, name) for name in _BLOCKS},
+}
 _families |= {name: partial(_blocks, name) for name in PAIR_ANSATZE}
 OWN_ANSATZE = tuple(_families)
 
@@ -152,26 +183,30 @@ class Ansatz:
 
     `ry_ladder` and `two_design` start in `|0...0>`, or in other basis states for further columns.
 
-    `ry_ladder` is QPA's default circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
-    (an open ladder); its angles have shape (L, N).
+    `ry_ladder` is QPA's default circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2,
+    ..., N-2 -> N-1 (an open ladder); its angles have shape (L, N).
 
-    `two_design` is Quantum-PEFT's circuit, PennyLane's SimplifiedTwoDesign: RY on every wire; then in each layer
-    step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
-    its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
+    `two_design` is Quantum-PEFT's circuit, PennyLane's SimplifiedTwoDesign: RY on every wire; then
+    in each layer step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on
+    every pair, then RY on both its wires. Its angles have shape ((2L+1) N - 2L,) in the order in
+    which they act.
 
-    QAA's circuits start in the state whose amplitudes are the normalized input. Each layer consists of blocks, which
-    rotate every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1). The angles have
-    shape (L, blocks, N), with the blocks in the order in which they act:
+    QAA's circuits start in the state whose amplitudes are the normalized input. Each layer consists
+    of blocks, which rotate every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none
+    for N = 1). The angles have shape (L, blocks, N), with the blocks in the order in which they
+    act:
 
     - `square`: RY, RZ, ring, RY
     - `qaa`: RY, ring
     - `rxyz`: RX, RY, RZ, ring; the last layer's RZ has no effect on what is measured
 
-    Two more, QCHFT's, start in that state and consist of blocks on pairs of wires. A block has L layers of RZ, RY, RZ
-    on both wires and CNOTs a->b, b->a; the angles have shape (L, pairs, 2, 3). They need at least two qubits.
+    Two more, QCHFT's, start in that state and consist of blocks on pairs of wires. A block has L
+    layers of RZ, RY, RZ on both wires and CNOTs a->b, b->a; the angles have shape (L, pairs, 2, 3).
+    They need at least two qubits.
 
     - `mps`: pairs (0, 1), (1, 2), ..., (N-2, N-1)
-    - `all_pairs`: (0, 1), (2, 3), ...; then all pairs, (0, 1), (1, 2), ..., (0, 2), (1, 3), ..., (0, N-1)
+    - `all_pairs`: (0, 1), (2, 3), ...; then all pairs, (0, 1), (1, 2), ..., (0, 2), (1, 3), ...,
+      (0, N-1)
 
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
@@ -183,8 +218,9 @@ class Ansatz:
     def __post_init__(self) -> None:
         if self.name not in _families:
             raise ConfigError(
-                f"{unknown('ansatz', self.name, _families)}. For one of your own, first import the module that "
-                "registers it, or give its file on the command line with --ansatz FILE.py:NAME"
+                f"{unknown('ansatz', self.name, _families)}. For one of your own, first import the"
+                " module that registers it, or give its file on the command line with --ansatz"
+                " FILE.py:NAME"
             )
         for field in ("n_qubits", "n_layers"):
             if getattr(self, field) < 1:
@@ -204,7 +240,9 @@ class Ansatz:
         return prod(self.angle_shape)
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
-        """The gates of each layer, in the order in which they act; `two_design` begins with one of rotations alone."""
+        """The gates of each layer, in the order in which they act; `two_design` begins with one of
+        rotations alone.
+        """
         return iter(_circuit(self, _families[self.name])[1])
 
     def gates(self) -> Iterator[Gate]:
@@ -213,9 +251,13 @@ class Ansatz:
 
     @property
     def has_shift_rule(self) -> bool:
-        """Whether the parameter-shift rule applies: each angle belongs to one gate, which turns by this angle."""
+        """Whether the parameter-shift rule applies: each angle belongs to one gate, which turns by
+        this angle.
+        """
         uses = Counter(gate.slot for gate in self.gates() if gate.slot is not None)
-        return max(uses.values(), default=1) == 1 and all(abs(gate.scale) == 1 for gate in self.gates())
+        return max(uses.values(), default=1) == 1 and all(
+            abs(gate.scale) == 1 for gate in self.gates()
+        )
 
     def draw(self, width: int = 100) -> str:
         """The circuit as text, a row for each wire; rows end after `width` columns."""
@@ -260,15 +302,22 @@ def _circuit(
 
 
 _ALLOWED = (
-    f"allowed are {', '.join(ROTATIONS)} with an angle and {', '.join(PAIRS)} without; compose other gates of these, "
-    "for example RZZ(t) on wires a, b of cx(a, b), rz(t) on b, cx(a, b)"
+    f"allowed are {', '.join(ROTATIONS)} with an angle and {', '.join(PAIRS)} without; compose"
+    " other gates of these, for example RZZ(t) on wires a, b of cx(a, b), rz(t) on b, cx(a, b)"
 )
 
 
 def _problem(n_qubits: int, shape: Any, gates: list[Gate]) -> str | None:
     """What is not valid in a circuit."""
-    if not isinstance(shape, tuple) or not shape or not all(type(n) is int and n >= 0 for n in shape):
-        return f"angle_shape returned {shape!r}; return a tuple of integers, for example (n_layers, n_qubits)"
+    if (
+        not isinstance(shape, tuple)
+        or not shape
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
+        return (
+            f"angle_shape returned {shape!r}; return a tuple of integers, for example (n_layers,"
+            " n_qubits)"
+        )
     for gate in gates:
         is_pair = gate.name in PAIRS
         if not is_pair and gate.name not in ROTATIONS:
@@ -279,15 +328,28 @@ def _problem(n_qubits: int, shape: Any, gates: list[Gate]) -> str | None:
         if is_pair and gate[2:] != (None, 1.0, 0.0):
             return f"{gate!r} has an angle; {_ALLOWED}"
         if gate.slot is not None and not _is_index(gate.slot, shape):
-            return f"{gate!r} needs as slot a tuple of integers, the index of an angle: angle_shape is {shape}"
+            return (
+                f"{gate!r} needs as slot a tuple of integers, the index of an angle: angle_shape is"
+                f" {shape}"
+            )
         if not is_pair and gate.slot is None and gate.shift == 0:
-            return f"{gate!r} needs an angle: its index in the angle tensor as slot, or a constant as shift"
+            return (
+                f"{gate!r} needs an angle: its index in the angle tensor as slot, or a constant as"
+                " shift"
+            )
     if missing := {*product(*map(range, shape))} - {gate.slot for gate in gates}:
-        return f"the angle {list(min(missing))} of angle_shape {shape} has no gate; make angle_shape smaller"
+        return (
+            f"the angle {list(min(missing))} of angle_shape {shape} has no gate; make angle_shape"
+            " smaller"
+        )
     return None
 
 
 def _is_index(values: Any, sizes: Sequence[int]) -> bool:
-    """Whether this is a tuple of Python's integers: a checkpoint's hash is made of JSON, without NumPy's types."""
+    """Whether this is a tuple of Python's integers: a checkpoint's hash is made of JSON, without
+    NumPy's types.
+    """
     is_tuple = isinstance(values, tuple) and len(values) == len(sizes)
-    return is_tuple and all(type(i) is int and 0 <= i < size for i, size in zip(values, sizes, strict=True))
+    return is_tuple and all(
+        type(i) is int and 0 <= i < size for i, size in zip(values, sizes, strict=True)
+    )

@@ -2,7 +2,8 @@
 
     cay(S) = (I - S)(I + S)^-1        orthogonal for every skew S, without the eigenvalue -1
 
-A rotation Q is computed as the change Q - I, which is exactly 0 for S = 0 and keeps small angles in float32.
+A rotation Q is computed as the change Q - I, which is exactly 0 for S = 0 and keeps small angles in
+float32.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from qpeft.circuits.lie import lie_matrix
 
 
 def skew(v: Tensor) -> Tensor:
-    """The matrix (..., n, n) with v (..., n(n-1)/2) above its diagonal, row by row, and -v below."""
+    """The matrix (..., n, n) with v (..., n(n-1)/2) above its diagonal, row by row, and -v
+    below.
+    """
     n = (1 + math.isqrt(1 + 8 * v.shape[-1])) // 2
     lower = lie_matrix(v, n, n)
     return lower.mT - lower
@@ -32,8 +35,8 @@ def cayley_change(s: Tensor) -> Tensor:
 def block_change(x: Tensor, parts: Sequence[Tensor], size: int) -> Tensor:
     """D x for a block-diagonal D; shape and dtype of x (..., d).
 
-    x begins with N slices of `size` values. Each of the parts (N, m, m) acts on the next m values of every slice; D is
-    0 on the others, and on the rest of x.
+    x begins with N slices of `size` values. Each of the parts (N, m, m) acts on the next m values
+    of every slice; D is 0 on the others, and on the rest of x.
     """
     n_blocks, first, found = len(parts[0]), 0, []
     slices = x[..., : n_blocks * size].unflatten(-1, (n_blocks, size))

@@ -1,7 +1,8 @@
 """Circuits to and from other programs: OpenQASM 3, PennyLane and Qiskit.
 
-On the way in, the tool's own decompositions reach the gates rx, ry, rz, cx and cz; global phases are dropped. An angle
-may be any multiple of one parameter plus a constant, and several gates may use one parameter.
+On the way in, the tool's own decompositions reach the gates rx, ry, rz, cx and cz; global phases
+are dropped. An angle may be any multiple of one parameter plus a constant, and several gates may
+use one parameter.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
 
     Args:
         ansatz: The circuit.
-        angles: Radians, of shape `ansatz.angle_shape`. None: `input float[64] theta_0_3;` for the angle at [0, 3].
+        angles: Radians, of shape `ansatz.angle_shape`. None: `input float[64] theta_0_3;` for the
+        angle at [0, 3].
 
     Raises ConfigError for angles of another shape.
     """
@@ -64,14 +66,15 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
 
 
 def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
-    """A function `circuit(angles, wires=None)` that queues the gates, without measurement, inside a QNode.
+    """A function `circuit(angles, wires=None)` that queues the gates, without measurement, inside a
+    QNode.
 
-    `angles` have shape `ansatz.angle_shape`, or `(B, *angle_shape)` for B circuits at once, in any of PennyLane's
-    interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then has wire 0 as the most significant
-    bit, as everywhere in qpeft.
+    `angles` have shape `ansatz.angle_shape`, or `(B, *angle_shape)` for B circuits at once, in any
+    of PennyLane's interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then
+    has wire 0 as the most significant bit, as everywhere in qpeft.
 
-    Raises ConfigError if PennyLane is missing; `circuit` raises it for angles of another shape or a wrong number of
-    wires.
+    Raises ConfigError if PennyLane is missing; `circuit` raises it for angles of another shape or a
+    wrong number of wires.
     """
     with needs("to_pennylane", "PennyLane"):
         import pennylane as qml
@@ -80,10 +83,14 @@ def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
     def queue(angles: Any, wires: Sequence[Any] | None = None) -> None:
         found, shape = tuple(angles.shape), ansatz.angle_shape
         labels = list(range(ansatz.n_qubits) if wires is None else wires)
-        if found[-len(shape) :] != shape or len(found) > len(shape) + 1 or len(labels) != ansatz.n_qubits:
+        if (
+            found[-len(shape) :] != shape
+            or len(found) > len(shape) + 1
+            or len(labels) != ansatz.n_qubits
+        ):
             raise ConfigError(
-                f"{ansatz} has angles of shape {shape}, or (B, *shape) for B circuits at once, and as many "
-                f"wires as qubits; got angles of shape {found} and {len(labels)} wires"
+                f"{ansatz} has angles of shape {shape}, or (B, *shape) for B circuits at once, and"
+                f" as many wires as qubits; got angles of shape {found} and {len(labels)} wires"
             )
         for gate in ansatz.gates():
             angle = () if len(gate.wires) == 2 else (_angle(gate, angles),)  # shape () or (B,)
@@ -93,10 +100,11 @@ def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
 
 
 def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
-    """The circuit of `ansatz` in Qiskit, without measurement; its angles are a ParameterVector "theta".
+    """The circuit of `ansatz` in Qiskit, without measurement; its angles are a ParameterVector
+    "theta".
 
-    Element k of theta is the angle with index k in the flattened (row-major) angle tensor. Wire i is qubit i: the most
-    significant bit in qpeft, the least significant bit in Qiskit.
+    Element k of theta is the angle with index k in the flattened (row-major) angle tensor. Wire i
+    is qubit i: the most significant bit in qpeft, the least significant bit in Qiskit.
 
     Raises ConfigError if Qiskit is missing.
     """
@@ -116,15 +124,16 @@ def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
 def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz:
     """An ansatz from a QNode, or a function that queues gates.
 
-    The wires are those of the QNode's device, otherwise those of the gates; integers in ascending order. Measurements
-    are ignored.
+    The wires are those of the QNode's device, otherwise those of the gates; integers in ascending
+    order. Measurements are ignored.
 
     Args:
         circuit: A QNode or function with one argument, the array of all trained angles.
         shape: Of this argument.
 
     Raises:
-        ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the message names it.
+        ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the
+        message names it.
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml
@@ -132,7 +141,10 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         from pennylane.transforms import decompose
 
     if shape is None:
-        raise ConfigError("from_pennylane needs the shape of the circuit's argument, for example shape=(n_layers, 4)")
+        raise ConfigError(
+            "from_pennylane needs the shape of the circuit's argument, for example"
+            " shape=(n_layers, 4)"
+        )
     gate_set = {getattr(qml, kind) for kind in (*PENNYLANE_GATES.values(), "GlobalPhase")}
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
 
@@ -140,16 +152,24 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         return make_qscript(getattr(circuit, "func", circuit))(angles.view(shape))
 
     def operations_at(angles: Tensor) -> list[Any]:
-        with warnings.catch_warnings(action="ignore"):  # gates that do not decompose are refused here
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # gates that do not decompose are refused here
             tapes, _ = cast(Any, decompose)(tape_at(angles), gate_set=gate_set)
-        found = [operation for operation in tapes[0].operations if operation.name not in ("GlobalPhase", "Barrier")]
+        found = [
+            operation
+            for operation in tapes[0].operations
+            if operation.name not in ("GlobalPhase", "Barrier")
+        ]
         for operation in found:
             if operation.name not in names:
                 raise ConfigError(f"{operation.name} does not decompose to rotations, CNOT and CZ")
         return found
 
     def turns_at(angles: Tensor) -> Tensor:
-        turns = [operation.data[0] if operation.data else 0.0 for operation in operations_at(angles)]
+        turns = [
+            operation.data[0] if operation.data else 0.0 for operation in operations_at(angles)
+        ]
         return torch.stack([torch.as_tensor(turn, dtype=torch.float64) for turn in turns])
 
     draw, slots = torch.Generator().manual_seed(0), list(itertools.product(*map(range, shape)))
@@ -162,17 +182,24 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     slopes: Any = torch.autograd.functional.jacobian(turns_at, first)  # (gates, angles)
     shifts, gates = turns_at(first) - slopes @ first, []
     errors = (slopes @ second + shifts - turns_at(second)).abs()
-    for operation, slope, shift, error in zip(operations_at(first), slopes, shifts.tolist(), errors, strict=True):
+    for operation, slope, shift, error in zip(
+        operations_at(first), slopes, shifts.tolist(), errors, strict=True
+    ):
         used = slope.nonzero().flatten().tolist()
         if len(used) > 1 or error > 1e-9:
             raise ConfigError(f"{operation} {_AFFINE}")
-        angle = (slots[used[0]], slope[used[0]].item(), round(shift, 12) + 0.0) if used else (None, 1.0, shift)
+        angle = (
+            (slots[used[0]], slope[used[0]].item(), round(shift, 12) + 0.0)
+            if used
+            else (None, 1.0, shift)
+        )
         gates.append(Gate(names[operation.name], tuple(map(labels.index, operation.wires)), *angle))
     return fixed_ansatz("pennylane", len(labels), shape, gates)
 
 
 def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None) -> Ansatz:
-    """An ansatz from a QuantumCircuit; wire i is qubit i. Final measurements and barriers are dropped.
+    """An ansatz from a QuantumCircuit; wire i is qubit i. Final measurements and barriers are
+    dropped.
 
     Args:
         circuit: The circuit.
@@ -189,46 +216,66 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
     try:
         found = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
     except QiskitError as error:
-        raise ConfigError(f"Qiskit cannot decompose the circuit to rx, ry, rz, cx and cz: {error}") from error
+        raise ConfigError(
+            f"Qiskit cannot decompose the circuit to rx, ry, rz, cx and cz: {error}"
+        ) from error
     gates = []
     for instruction in found.data:
         if instruction.name == "barrier":
             continue
         if instruction.name not in PENNYLANE_GATES:
-            raise ConfigError(f"{instruction.name} is no gate; remove measurements and resets inside the circuit")
+            raise ConfigError(
+                f"{instruction.name} is no gate; remove measurements and resets inside the circuit"
+            )
         slot, scale, shift = None, 1.0, 0.0
         for value in instruction.params:  # at most one
             used = list(getattr(value, "parameters", ()))
             scale: Any = value.gradient(used[0]) if used else 1.0
             if len(used) > 1 or getattr(scale, "parameters", ()):
                 raise ConfigError(f"{instruction.name}({value}) {_AFFINE}")
-            slot, shift = ((order.index(used[0]),), value.bind({used[0]: 0})) if used else (None, value)
+            slot, shift = (
+                ((order.index(used[0]),), value.bind({used[0]: 0})) if used else (None, value)
+            )
         wires = tuple(found.find_bit(qubit).index for qubit in instruction.qubits)
         gates.append(Gate(instruction.name, wires, slot, float(scale), float(shift)))
     return fixed_ansatz("qiskit", circuit.num_qubits, (len(order),), gates)
 
 
 def from_openqasm(text: str) -> Ansatz:
-    """An ansatz from OpenQASM 3 or 2; its angles are the `input` variables, in the order of their declarations.
+    """An ansatz from OpenQASM 3 or 2; its angles are the `input` variables, in the order of their
+    declarations.
 
-    Raises ConfigError if Qiskit or its reader is missing, the text cannot be read, or a gate cannot be expressed.
+    Raises ConfigError if Qiskit or its reader is missing, the text cannot be read, or a gate cannot
+    be expressed.
     """
     with needs("from_openqasm", "Qiskit"):
         from qiskit import qasm2, qasm3
-    with errors_as("from_openqasm:"):  # also for a missing qiskit-qasm3-import, with the command that installs it
-        circuit = qasm2.loads(text) if re.search(r"^\s*OPENQASM 2", text, re.MULTILINE) else qasm3.loads(text)
+    with errors_as(
+        "from_openqasm:"
+    ):  # also for a missing qiskit-qasm3-import, with the command that installs it
+        circuit = (
+            qasm2.loads(text)
+            if re.search(r"^\s*OPENQASM 2", text, re.MULTILINE)
+            else qasm3.loads(text)
+        )
     order = re.findall(r"^\s*input\s+[^;]*?(\w+)\s*;", text, re.MULTILINE)
-    return from_qiskit(circuit, sorted(circuit.parameters, key=lambda parameter: order.index(parameter.name)))
+    return from_qiskit(
+        circuit, sorted(circuit.parameters, key=lambda parameter: order.index(parameter.name))
+    )
 
 
 def fixed_ansatz(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[Gate]) -> Ansatz:
     """The ansatz of a circuit of one size, under a name made of its gates."""
-    gates = [gate for gate in gates if len(gate.wires) == 2 or gate.slot or gate.shift]  # a rotation by 0 is none
+    gates = [
+        gate for gate in gates if len(gate.wires) == 2 or gate.slot or gate.shift
+    ]  # a rotation by 0 is none
     name = f"{tool}-{sha256(repr((n_qubits, shape, gates)).encode()).hexdigest()[:12]}"
 
     def angle_shape(*size: int) -> Any:
         if size != (n_qubits, 1):
-            raise ConfigError(f"ansatz {name} is one circuit, with n_qubits={n_qubits} and n_layers=1, not {size}")
+            raise ConfigError(
+                f"ansatz {name} is one circuit, with n_qubits={n_qubits} and n_layers=1, not {size}"
+            )
         return shape
 
     if name not in ansatz_names():
@@ -237,7 +284,9 @@ def fixed_ansatz(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[G
 
 
 def _angle(gate: Gate, angles: Any) -> Any:
-    """The angle of a rotation, from an array, a tensor or Qiskit's parameters; (B,) of (B, *angle_shape)."""
+    """The angle of a rotation, from an array, a tensor or Qiskit's parameters; (B,) of (B,
+    *angle_shape).
+    """
     if gate.slot is None:
         return gate.shift
     angle = angles[(..., *gate.slot)]

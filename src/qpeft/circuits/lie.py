@@ -1,7 +1,9 @@
-"""The first columns of an orthogonal matrix from a skew matrix of low rank (the Lie-algebra family).
+"""The first columns of an orthogonal matrix from a skew matrix of low rank (the Lie-algebra
+family).
 
-B (N, K') is strictly lower triangular and A = [B, 0] - [B, 0]^T. With E the first K' columns of the identity,
-X = [B, -E] and Y = [E, B] (both N x 2K') it is A = X Y^T, so a power series f(A) = I + A phi(A) is
+B (N, K') is strictly lower triangular and A = [B, 0] - [B, 0]^T. With E the first K' columns of the
+identity, X = [B, -E] and Y = [E, B] (both N x 2K') it is A = X Y^T, so a power series f(A) = I + A
+phi(A) is
 
     f(A) C = C + X phi(Y^T X) Y^T C
 
@@ -18,13 +20,15 @@ from qpeft.errors import ConfigError
 
 
 def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
-    """The first k columns of exp(A), or of cayley(A) = (I - A/2)^-1 (I + A/2): `lie_map` "exp" or "cayley".
+    """The first k columns of exp(A), or of cayley(A) = (I - A/2)^-1 (I + A/2): `lie_map` "exp" or
+    "cayley".
 
-    `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored. Returns (N, k) or
-    (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64. `cayley` is orthogonal for every b,
-    `exp` up to norms of A of about 1e5 (with errors of 2e-6).
+    `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored.
+    Returns (N, k) or (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64.
+    `cayley` is orthogonal for every b, `exp` up to norms of A of about 1e5 (with errors of 2e-6).
 
-    Raises ConfigError for invalid sizes, another dtype and, on the CPU, entries that are not finite.
+    Raises ConfigError for invalid sizes, another dtype and, on the CPU, entries that are not
+    finite.
     """
     if lie_map not in _PHI:
         raise ConfigError(f"unknown lie_map '{lie_map}'; choose one of {', '.join(_PHI)}")
@@ -42,10 +46,16 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
         b64 = batch.double()
         eye = torch.eye(k, dtype=b64.dtype, device=b.device).expand(len(b64), -1, -1)
         head = b64[:, :rank]  # E^T B
-        core = torch.cat([torch.cat([head, -eye[:, :rank, :rank]], 2), torch.cat([b64.mT @ b64, -head.mT], 2)], 1)
-        small = _PHI[lie_map](core, torch.cat([eye[:, :rank], b64[:, :k].mT], 1)).to(b)  # (M, 2K', k)
+        core = torch.cat(
+            [torch.cat([head, -eye[:, :rank, :rank]], 2), torch.cat([b64.mT @ b64, -head.mT], 2)], 1
+        )
+        small = _PHI[lie_map](core, torch.cat([eye[:, :rank], b64[:, :k].mT], 1)).to(
+            b
+        )  # (M, 2K', k)
         identity = torch.eye(width, k, dtype=b.dtype, device=b.device)
-        lift = torch.nn.functional.pad(small[:, rank:], (0, 0, 0, width - rank))  # E times the lower half
+        lift = torch.nn.functional.pad(
+            small[:, rank:], (0, 0, 0, width - rank)
+        )  # E times the lower half
         columns = identity + batch @ small[:, :rank] - lift
     return columns if b.ndim == 3 else columns[0]
 
@@ -53,7 +63,9 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
 def count_lie(width: int, lie_rank: int) -> int:
     """Number of free entries of B: N K' - K' (K'+1) / 2. Raises ConfigError unless 1 <= K' < N."""
     if not 1 <= lie_rank < width:
-        raise ConfigError(f"lie_rank must be from 1 to {width - 1} for width {width}, got {lie_rank}")
+        raise ConfigError(
+            f"lie_rank must be from 1 to {width - 1} for width {width}, got {lie_rank}"
+        )
     return width * lie_rank - lie_rank * (lie_rank + 1) // 2
 
 
@@ -65,11 +77,16 @@ def lie_matrix(packed: Tensor, width: int, lie_rank: int) -> Tensor:
 
 
 def _exp(core: Tensor, y: Tensor) -> Tensor:
-    """phi(core) y: phi is the upper right block of exp [[core, I], [0, 0]], also where core is singular."""
+    """phi(core) y: phi is the upper right block of exp [[core, I], [0, 0]], also where core is
+    singular.
+    """
     n = core.shape[-1]
     eye = torch.eye(n, dtype=core.dtype, device=core.device).expand_as(core)
     block = torch.nn.functional.pad(torch.cat([core, eye], 2), (0, 0, 0, n))
     return torch.linalg.matrix_exp(block)[:, :n, n:] @ y
 
 
-_PHI = {"exp": _exp, "cayley": lambda core, y: torch.linalg.solve(torch.eye(core.shape[-1]).to(core) - core / 2, y)}
+_PHI = {
+    "exp": _exp,
+    "cayley": lambda core, y: torch.linalg.solve(torch.eye(core.shape[-1]).to(core) - core / 2, y),
+}

@@ -1,4 +1,6 @@
-"""Validation of the tensors of the simulators, tables that are made once, and matrices on some of the axes."""
+"""Validation of the tensors of the simulators, tables that are made once, and matrices on some of
+the axes.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def cached_tables(function: F) -> F:
     """Cache the tensors that a function of sizes, dtype and device makes.
 
-    All callers use the same tensors, so these are independent of the first caller: of its default device, and of its
-    `torch.inference_mode()`, whose tensors cannot be used in training.
+    All callers use the same tensors, so these are independent of the first caller: of its default
+    device, and of its `torch.inference_mode()`, whose tensors cannot be used in training.
     """
 
     @cache
@@ -32,7 +34,9 @@ def cached_tables(function: F) -> F:
 
 
 def apply_gates(x: Tensor, gates: Sequence[Tensor], axes: Sequence[tuple[int, ...]]) -> Tensor:
-    """x with each matrix applied in turn to its axes of x, of which the last runs fastest; shape of x."""
+    """x with each matrix applied in turn to its axes of x, of which the last runs fastest; shape of
+    x.
+    """
     for gate, at in zip(gates, axes, strict=True):
         last = tuple(range(-len(at), 0))
         y = x.movedim(at, last)
@@ -43,23 +47,36 @@ def apply_gates(x: Tensor, gates: Sequence[Tensor], axes: Sequence[tuple[int, ..
 def refuse_second_derivative() -> None:
     """Raise in the `backward` of a function that is differentiable once, under create_graph.
 
-    torch's `once_differentiable` raises too late: `torch.autograd.grad` can give a part of a second derivative before.
+    torch's `once_differentiable` raises too late: `torch.autograd.grad` can give a part of a second
+    derivative before.
     """
     if torch.is_grad_enabled():
-        raise TrainingError("this gradient cannot be differentiated again; differentiate without create_graph=True")
+        raise TrainingError(
+            "this gradient cannot be differentiated again; differentiate without create_graph=True"
+        )
 
 
-def check_tensor(tensor: Tensor, shape: tuple[int, ...], what: str, *, batched: bool = True) -> None:
-    """Raise unless the angles of `what` are finite floats of `shape`, or of (M, *shape) if `batched`.
+def check_tensor(
+    tensor: Tensor, shape: tuple[int, ...], what: str, *, batched: bool = True
+) -> None:
+    """Raise unless the angles of `what` are finite floats of `shape`, or of (M, *shape) if
+    `batched`.
 
-    They are not read on an accelerator, where this waits for all queued work; a NaN still reaches the loss.
-    Raises ConfigError, also for a type other than float32 and float64.
+    They are not read on an accelerator, where this waits for all queued work; a NaN still reaches
+    the loss. Raises ConfigError, also for a type other than float32 and float64.
     """
     if tensor.dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"angles must be float32 or float64, got {tensor.dtype}; cast with .float()")
+        raise ConfigError(
+            f"angles must be float32 or float64, got {tensor.dtype}; cast with .float()"
+        )
     if tensor.shape != shape and not (batched and tensor.ndim and tensor.shape[1:] == shape):
         also = f" or (M, {', '.join(map(str, shape))})" if batched else ""
         raise ConfigError(f"{what} needs angles of shape {shape}{also}, got {tuple(tensor.shape)}")
-    is_read = tensor.device.type == "cpu" and not isfinite(tensor.detach().sum().item())  # one cheap pass
+    is_read = tensor.device.type == "cpu" and not isfinite(
+        tensor.detach().sum().item()
+    )  # one cheap pass
     if is_read and not torch.isfinite(tensor).all():  # otherwise only the sum overflowed
-        raise ConfigError(f"the angles of {what} contain NaN or Inf; use a checkpoint from before the run diverged")
+        raise ConfigError(
+            f"the angles of {what} contain NaN or Inf; use a checkpoint from before the run"
+            " diverged"
+        )

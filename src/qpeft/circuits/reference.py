@@ -1,4 +1,6 @@
-"""The gate-by-gate reference of the simulator, for tests: every gate is one step of plain autograd, and slow."""
+"""The gate-by-gate reference of the simulator, for tests: every gate is one step of plain autograd,
+and slow.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _TURNED = {  # cos and sin of half the angle, and the states with the wire at 0 
 
 
 def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor | None = None) -> Tensor:
-    """Final states (2**N, K) from the K states `start` (2**N, K), `|0...0>` by default; complex after an RX or RZ."""
+    """Final states (2**N, K) from the K states `start` (2**N, K), `|0...0>` by default;
+    complex after an RX or RZ.
+    """
     start = torch.eye(2**ansatz.n_qubits, 1).to(angles) if start is None else start
     psi = start.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
     for gate in ansatz.gates():
@@ -33,7 +37,8 @@ def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor | None = None) -> 
 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """`exact_probabilities` (2**N,) of `ansatz` at `angles`, gate by gate, with derivatives of every order.
+    """`exact_probabilities` (2**N,) of `ansatz` at `angles`, gate by gate, with derivatives of
+    every order.
 
     Raises as `exact_probabilities`.
     """

@@ -1,7 +1,9 @@
-"""A digest of the base model of an adapter, which recognizes the base in every floating-point precision.
+"""A digest of the base model of an adapter, which recognizes the base in every floating-point
+precision.
 
-Names and shapes of the adapted weights and a sample of their entries are hashed: the entries, and their signs, which
-rounding keeps. Two digests are of one base if the entries are equal or, in two precisions, the signs.
+Names and shapes of the adapted weights and a sample of their entries are hashed: the entries, and
+their signs, which rounding keeps. Two digests are of one base if the entries are equal or, in two
+precisions, the signs.
 
     data types : signs : entries
 """
@@ -26,13 +28,15 @@ _SAMPLE = 1024  # entries of each weight
 _HASH = 12  # hexadecimal digits of each hash
 _FLOATS = {"bfloat16", "float16", "float32", "float64"}
 _INTENDED = (
-    "; the results are not those of its training. Load its own base model; or, if this one is intended, such as a "
-    "fine-tuned or quantized copy, ignore it by warnings.catch_warnings, category qpeft.errors.BaseModelWarning"
+    "; the results are not those of its training. Load its own base model; or, if this one is"
+    " intended, such as a fine-tuned or quantized copy, ignore it by warnings.catch_warnings,"
+    " category qpeft.errors.BaseModelWarning"
 )
 
 
 def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None:
-    """Record the base in the config of an adapter on it, or compare it with the recorded one by `check_base`.
+    """Record the base in the config of an adapter on it, or compare it with the recorded one by
+    `check_base`.
 
     A trainable adapter belongs to `base` from now on.
     """
@@ -43,23 +47,32 @@ def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None
         config.base_digest, config.base_model_name_or_path = found, name
 
 
-def check_base(config: AdapterConfig, found: str | None, present: str | None, adapter: str = "this adapter") -> bool:
-    """Whether an adapter belongs to the base model `present` with the digest `found`; True if one is unknown.
+def check_base(
+    config: AdapterConfig, found: str | None, present: str | None, adapter: str = "this adapter"
+) -> bool:
+    """Whether an adapter belongs to the base model `present` with the digest `found`; True if one
+    is unknown.
 
-    If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base, and none is
-    quantized.
+    If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base,
+    and none is quantized.
     """
     if config.base_digest is None or found is None or is_same(config.base_digest, found):
         return True
     names = [name or "unnamed" for name in (config.base_model_name_or_path, present)]
-    problem = f"was trained on other weights: its base model is {names[0]!r}, and this one is {names[1]!r}"
+    problem = (
+        f"was trained on other weights: its base model is {names[0]!r}, and this one is"
+        f" {names[1]!r}"
+    )
     if config.depends_on_base and not is_quantized(config.base_digest, found):
         raise CheckpointError(
-            f"this adapter {problem}; its frames are those of its base, so load it there, or export it there with "
-            "qpeft.export and load the exported adapter here"
+            f"this adapter {problem}; its frames are those of its base, so load it there, or export"
+            " it there with qpeft.export and load the exported adapter here"
         )
-    # without a registry, in which Python would drop the warning of a second adapter with an equal text
-    warnings.warn_explicit(f"{adapter} {problem}{_INTENDED}", BaseModelWarning, __file__, 0, registry={})
+    # without a registry, in which Python would drop the warning of a second adapter with an equal
+    # text
+    warnings.warn_explicit(
+        f"{adapter} {problem}{_INTENDED}", BaseModelWarning, __file__, 0, registry={}
+    )
     return False
 
 
@@ -69,7 +82,9 @@ def name_of(base: nn.Module) -> str | None:
 
 
 def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
-    """The matrices of the base that the adapter adapts, by their names without any adapter; for a prompt all."""
+    """The matrices of the base that the adapter adapts, by their names without any adapter; for a
+    prompt all.
+    """
     found: dict[str, Tensor] = {}
     for name, layer in base.named_modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
@@ -78,7 +93,9 @@ def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 
 
 def matrices(module: Any, name: str = "") -> dict[str, Tensor]:
-    """The parameters with two or more axes of `module`, called `name`, without those of adapters."""
+    """The parameters with two or more axes of `module`, called `name`, without those of
+    adapters.
+    """
     if isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
     elif isinstance(module, AuxiliaryTrainingWrapper):
@@ -92,31 +109,50 @@ def matrices(module: Any, name: str = "") -> dict[str, Tensor]:
 
 @torch.no_grad()
 def digest(weights: Mapping[str, Tensor]) -> str | None:
-    """The digest of these weights; None if there are none, or if some are not in memory or are sharded."""
+    """The digest of these weights; None if there are none, or if some are not in memory or are
+    sharded.
+    """
     found = [weights[name] for name in sorted(weights)]
-    if not found or any(not w.numel() or w.is_meta or hasattr(w, "__tensor_flatten__") for w in found):
+    if not found or any(
+        not w.numel() or w.is_meta or hasattr(w, "__tensor_flatten__") for w in found
+    ):
         return None
     names = json.dumps(sorted([name, list(w.shape)] for name, w in weights.items())).encode()
     sampled = []
     for w in found:
         step = w.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
         places = torch.unravel_index(torch.arange(0, w.numel(), step, device=w.device), w.shape)
-        sampled.append(w[places].float().to(found[0].device))  # a flat view may be a copy of the weight
+        sampled.append(
+            w[places].float().to(found[0].device)
+        )  # a flat view may be a copy of the weight
     entries = torch.cat(sampled).cpu()  # moved at once
     values = (torch.signbit(entries).float(), entries)
-    hashes = [hashlib.sha256(names + v.numpy().astype("<f4").tobytes()).hexdigest()[:_HASH] for v in values]
-    return ":".join(["+".join(sorted({str(w.dtype).removeprefix("torch.") for w in found})), *hashes])
+    hashes = [
+        hashlib.sha256(names + v.numpy().astype("<f4").tobytes()).hexdigest()[:_HASH]
+        for v in values
+    ]
+    return ":".join(
+        ["+".join(sorted({str(w.dtype).removeprefix("torch.") for w in found})), *hashes]
+    )
 
 
 def is_quantized(*digests: str) -> bool:
-    """Whether one of the digests is of quantized weights, which differ from those of the same base in full."""
+    """Whether one of the digests is of quantized weights, which differ from those of the same base
+    in full.
+    """
     return any(not _FLOATS.issuperset(one.partition(":")[0].split("+")) for one in digests)
 
 
 def is_same(recorded: str, found: str) -> bool:
-    """Whether two digests are of the same weights, in equal or different floating-point precisions."""
+    """Whether two digests are of the same weights, in equal or different floating-point
+    precisions.
+    """
     parts = [one.split(":") if isinstance(one, str) else [] for one in (recorded, found)]
     if len(parts[0]) != len(parts[1]):
-        raise CheckpointError(f"the base_digest {recorded!r} in adapter_config.json is damaged; restore it")
+        raise CheckpointError(
+            f"the base_digest {recorded!r} in adapter_config.json is damaged; restore it"
+        )
     (types_a, signs_a, a), (types_b, signs_b, b) = parts
-    return a == b or (types_a != types_b and signs_a == signs_b and not is_quantized(recorded, found))
+    return a == b or (
+        types_a != types_b and signs_a == signs_b and not is_quantized(recorded, found)
+    )

@@ -1,13 +1,15 @@
 """The autograd boundary between a generator and the adapter tensors that it fills.
 
-A `Binding` replaces the trainable tensors of a stock adapter by views of the generator's flat output. The output enters
-the training graph as one node. Its inputs are the generator's parameters, its value is computed once per parameter
-version, and its backward pass runs through a private graph:
+A `Binding` replaces the trainable tensors of a stock adapter by views of the generator's flat
+output. The output enters the training graph as one node. Its inputs are the generator's parameters,
+its value is computed once per parameter version, and its backward pass runs through a private
+graph:
 
     parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
 
-The generator therefore runs once per optimizer step, for any number of forward passes, micro-batches or checkpointed
-segments. The gradients of all micro-batches of one accelerate step are summed before one backward pass.
+The generator therefore runs once per optimizer step, for any number of forward passes,
+micro-batches or checkpointed segments. The gradients of all micro-batches of one accelerate step
+are summed before one backward pass.
 """
 
 from __future__ import annotations
@@ -23,7 +25,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
@@ -48,16 +54,21 @@ class Binding:
         self.sizes = [slot.shape.numel() for slot in slots]
         self._flat: Tensor | None = None
         self._key: tuple[Any, ...] = ()
-        self._placed: str | None = None  # "graph" or "detached", if the slots hold values of the last evaluation
+        self._placed: str | None = (
+            None  # "graph" or "detached", if the slots hold values of the last evaluation
+        )
         self._deferred: Tensor | None = None
-        self._averages = False  # gradients over all processes, because FSDP2 shards the rest of the model
+        self._averages = (
+            False  # gradients over all processes, because FSDP2 shards the rest of the model
+        )
         _keep(self)
         generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
         self.refresh()
 
     def refresh(self) -> None:
-        """Evaluate the generator if its parameters changed, and place the tensors for the next forward pass.
+        """Evaluate the generator if its parameters changed, and place the tensors for the next
+        forward pass.
 
         Raises ConfigError if FSDP or DeepSpeed ZeRO has sharded the generator.
         """
@@ -67,7 +78,8 @@ class Binding:
         trained = any(p.requires_grad for p in parameters)
         builds_graph = trained and torch.is_grad_enabled()
         if builds_graph and self._deferred is not None and all(p.grad is None for p in parameters):
-            self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
+            # the gradients were cleared: an interrupted window must not leak into the next
+            self._deferred = None
         key = _key(parameters)
         if self._flat is None or self._key != key or (trained and not self._flat.requires_grad):
             with torch.inference_mode(False), torch.set_grad_enabled(trained):
@@ -79,7 +91,9 @@ class Binding:
         self._place(detached=not trained)
 
     def refresh_detached(self) -> None:
-        """Place the current values, as tensors without a graph, until the next training forward pass."""
+        """Place the current values, as tensors without a graph, until the next training forward
+        pass.
+        """
         self.refresh()
         self._place(detached=True)
 
@@ -91,38 +105,51 @@ class Binding:
             self._averages = True
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow `model.to(...)` as stock parameters would; PEFT reads a prefix's device before its values."""
+        """Follow `model.to(...)` as stock parameters would; PEFT reads a prefix's device before its
+        values.
+        """
         for slot in self.slots:
             slot.put(fn(slot.owner.__dict__[slot.name].detach()))
             slot.dtype = slot.owner.__dict__[slot.name].dtype
         self._placed = None
 
     def restore_precision(self) -> None:
-        """Undo casts to half precision, which trainers apply to the adapters of quantized models."""
+        """Undo casts to half precision, which trainers apply to the adapters of quantized
+        models.
+        """
         for parameter in self.generator.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
-                self._key = ()  # even at the address of the last evaluation, whose graph no longer reaches it
+                # even at the address of the last evaluation, whose graph no longer reaches it
+                self._key = ()
 
     def invalidate(self) -> None:
         """Discard the evaluation.
 
-        Call it after writing a generator's parameters through `.data`, which PyTorch does not record: an optimizer
-        step, `load_state_dict` and operations inside `torch.no_grad()` are noticed.
+        Call it after writing a generator's parameters through `.data`, which PyTorch does not
+        record: an optimizer step, `load_state_dict` and operations inside `torch.no_grad()` are
+        noticed.
         """
         self._flat, self._key, self._placed = None, (), None
 
     def renew(self) -> None:
-        """Evaluate the generator now, unless this is costly, so that the next forward pass is early enough."""
+        """Evaluate the generator now, unless this is costly, so that the next forward pass is early
+        enough.
+        """
         self.invalidate()
         if not getattr(self.generator, "is_costly", False):
             self.refresh()
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
-        """The generated tensors, detached copies in slot order, with each slot's shape and dtype."""
+        """The generated tensors, detached copies in slot order, with each slot's shape and
+        dtype.
+        """
         parts = torch.split(self.generator(), self.sizes)
-        return [part.view(slot.shape).to(slot.dtype, copy=True) for slot, part in zip(self.slots, parts, strict=True)]
+        return [
+            part.view(slot.shape).to(slot.dtype, copy=True)
+            for slot, part in zip(self.slots, parts, strict=True)
+        ]
 
     def release(self) -> None:
         """Stop generating; the adapter's own parameters get the current values."""
@@ -145,7 +172,9 @@ class Binding:
         assert self._flat is not None
         with torch.set_grad_enabled(not detached):
             flat = self._flat.detach()
-            if not detached:  # in a tuple, so that autograd does not treat the private graph as an input
+            if (
+                not detached
+            ):  # in a tuple, so that autograd does not treat the private graph as an input
                 flat = _Boundary.apply(self, (self._flat,), *self.generator.parameters())
             for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
                 tensor = part.view(slot.shape).to(slot.dtype)
@@ -171,7 +200,9 @@ class _Boundary(torch.autograd.Function):
     """The identity on the flat value, with the generator's parameters as inputs."""
 
     @staticmethod
-    def forward(ctx: Any, binding: Binding, private: tuple[Tensor], *parameters: nn.Parameter) -> Tensor:
+    def forward(
+        ctx: Any, binding: Binding, private: tuple[Tensor], *parameters: nn.Parameter
+    ) -> Tensor:
         ctx.binding, ctx.flat, ctx.parameters, ctx.runs = binding, private[0], parameters, 0
         return ctx.flat.detach()
 
@@ -180,11 +211,17 @@ class _Boundary(torch.autograd.Function):
         refuse_second_derivative()
         binding: Binding = ctx.binding
         accelerate = GradientState._shared_state
-        if accelerate and not accelerate.get("sync_gradients", True):  # more micro-batches before the optimizer step
+        if accelerate and not accelerate.get(
+            "sync_gradients", True
+        ):  # more micro-batches before the optimizer step
             deferred = binding._deferred
             binding._deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
             # zeros and not None: if `grad` is None later, the accumulation was abandoned
-            return (None, None, *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters))
+            return (
+                None,
+                None,
+                *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters),
+            )
         if binding._deferred is not None:
             gradient, binding._deferred = gradient + binding._deferred, None
         ctx.runs += 1
@@ -192,20 +229,28 @@ class _Boundary(torch.autograd.Function):
             gradient = average(gradient)
         elif ctx.runs > 1 and n_processes() > 1:
             raise RuntimeError(
-                "the generator received several partial gradients in one backward pass under distributed training "
-                "(reentrant activation checkpointing), of which only the first would be averaged; "
-                "use activation_checkpointing_kwargs={'use_reentrant': False}"
+                "the generator received several partial gradients in one backward pass under"
+                " distributed training (reentrant activation checkpointing), of which only the"
+                " first would be averaged; use activation_checkpointing_kwargs={'use_reentrant':"
+                " False}"
             )
         wanted = [p for p in ctx.parameters if p.requires_grad]
-        # Autocast would also apply to a backward pass that is called inside it. Gradients are enabled for nodes that
-        # compute with autograd; the simulator's own backward pass still runs without, as `create_graph` is false.
+        # Autocast would also apply to a backward pass that is called inside it. Gradients are
+        # enabled for nodes that compute with autograd; the simulator's own backward pass still runs
+        # without, as `create_graph` is false.
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-            found = iter(torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True))
+            found = iter(
+                torch.autograd.grad(
+                    ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True
+                )
+            )
         return (None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters))
 
 
 def _no_copy(memo: dict[int, Any]) -> None:
-    """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding places its own."""
+    """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding
+    places its own.
+    """
 
 
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
@@ -221,7 +266,9 @@ def _before_loading(generator: Generator, *_: Any) -> None:
 
 def _after_loading(generator: Generator, *_: Any) -> None:
     """Refresh at once, so that nothing reads an adapter tensor from before the loading."""
-    if generator.fingerprint.device != generator.home:  # PEFT's low_cpu_mem_usage assigns tensors of an accelerator
+    if (
+        generator.fingerprint.device != generator.home
+    ):  # PEFT's low_cpu_mem_usage assigns tensors of an accelerator
         generator.to(generator.home)
     for binding in _live_of(generator.parameters()):
         with suppress(QpeftError):  # the next forward pass raises it

@@ -1,4 +1,6 @@
-"""Save and load adapter folders; damaged or foreign folders are refused with the reason and the remedy."""
+"""Save and load adapter folders; damaged or foreign folders are refused with the reason and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 RECORD = "qpeft.json"  # how an exported adapter was made
 _OTHER = (
-    "its adapter_config.json was edited, or it was written for another base model, or with another circuit under this "
-    "name: restore the file, load it on its base model with qpeft.load, and import the module that registers its "
-    "ansatz, or give its file on the command line with --ansatz FILE.py:NAME"
+    "its adapter_config.json was edited, or it was written for another base model, or with another"
+    " circuit under this name: restore the file, load it on its base model with qpeft.load, and"
+    " import the module that registers its ansatz, or give its file on the command line with"
+    " --ansatz FILE.py:NAME"
 )
 
 
@@ -35,7 +38,8 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     An earlier adapter there is replaced; a model card that the user wrote or changed is kept.
 
     Raises:
-        ConfigError: the model has no adapter; the folder contains other files, which would be lost, or is none; or a
+        ConfigError: the model has no adapter; the folder contains other files, which would be lost,
+        or is none; or a
             parameter of the adapter is NaN or Inf.
     """
     check_adapted(model)
@@ -43,7 +47,9 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     refuse_sharded_adapter(model)
     for name in model.peft_config:
         if broken := find_not_finite(model, name):
-            raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")
+            raise ConfigError(
+                f"non-finite adapter parameter in {broken}; save an earlier checkpoint"
+            )
     with replace_folder(target) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False, **options)
         keep_card(target, folder)
@@ -63,14 +69,16 @@ def load(
         base: The model the adapter was trained on; changed in place, as by PEFT.
         directory: A local folder with adapter_config.json and adapter_model.safetensors.
         is_trainable: Whether training continues.
-        frames: The frame file of an adapter that refers to one. Default: it is in the adapter's folder, or in one of
+        frames: The frame file of an adapter that refers to one. Default: it is in the adapter's
+        folder, or in one of
             two folders above, under the name that the adapter has recorded.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
 
     Warns with BaseModelWarning if `base` has the right shapes but other weights.
 
     Raises:
-        CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base` has other weights
+        CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base`
+        has other weights
             and the adapter acts in frames of its base model.
         ConfigError: `base` is no model, or there is no file `frames`.
     """
@@ -80,8 +88,8 @@ def load(
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
         content = check_folder(folder)
-        # Raises if the frame file is missing. PEFT reads the config again, without `frames`, and finds the file by its
-        # hash, which this process knows from now on.
+        # Raises if the frame file is missing. PEFT reads the config again, without `frames`, and
+        # finds the file by its hash, which this process knows from now on.
         config = with_frame_settings(content, folder, frames)
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
         # only `load_folder` builds those that PEFT alone cannot build
@@ -91,35 +99,50 @@ def load(
             check_whole(model, folder, name)
     except (InputError, MemoryError, BaseModelWarning):
         raise
-    except Exception as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
+    except (
+        Exception
+    ) as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        reason = reason.encode("utf-8", "backslashreplace").decode()  # JSON may have characters that nothing prints
+        reason = reason.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # JSON may have characters that nothing prints
         raise CheckpointError(
-            f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
-            f"restore its {CONFIG} if it was edited"
+            f"{folder} does not fit this base model: {reason}; load it on the base model it was"
+            f" trained on, and restore its {CONFIG} if it was edited"
         ) from error
     if broken := find_not_finite(model, name):
-        raise CheckpointError(f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint")
+        raise CheckpointError(
+            f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint"
+        )
     return model
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The content of adapter_config.json. Raises CheckpointError, with what to do, if one of both files is damaged."""
+    """The content of adapter_config.json. Raises CheckpointError, with what to do, if one of both
+    files is damaged.
+    """
     if not folder.is_dir():
-        raise CheckpointError(f"no adapter folder at {folder}; give the folder that contains {CONFIG}")
+        raise CheckpointError(
+            f"no adapter folder at {folder}; give the folder that contains {CONFIG}"
+        )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}; it is not an adapter folder, or its saving was interrupted")
+            raise CheckpointError(
+                f"{folder} has no {name}; it is not an adapter folder, or its saving was"
+                " interrupted"
+            )
     try:
         config = read_json(folder / CONFIG)
         kind = str(config["peft_type"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it") from error
+        raise CheckpointError(
+            f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it"
+        ) from error
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise CheckpointError(
-            f"{folder / CONFIG} has the unknown peft_type {kind!r}; it is foreign, a newer qpeft or peft wrote it, "
-            "or it is of a method of your own: import the module that registers it first, or give its file on the "
-            "command line with --method FILE.py:NAME"
+            f"{folder / CONFIG} has the unknown peft_type {kind!r}; it is foreign, a newer qpeft or"
+            " peft wrote it, or it is of a method of your own: import the module that registers it"
+            " first, or give its file on the command line with --method FILE.py:NAME"
         )
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
@@ -127,7 +150,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{folder / WEIGHTS} contains no tensors; restore it")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
+            f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier"
+            " checkpoint"
         ) from error
     check_seal(folder, _seal(folder, config))
     return config
@@ -140,25 +164,33 @@ def _seal(folder: Path, config: dict[str, Any]) -> Any:
     try:
         return read_json(folder / RECORD).get("weights_sha256")
     except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / RECORD} is damaged ({error}); restore it, or delete it") from error
+        raise CheckpointError(
+            f"{folder / RECORD} is damaged ({error}); restore it, or delete it"
+        ) from error
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:
-    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
+    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most
+    warns.
+    """
     wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         found = set(file.keys())
-    # the tensors of generators were checked when they were loaded: a file may have a hash instead of frames
+    # the tensors of generators were checked when they were loaded: a file may have a hash instead
+    # of frames
     generated = {key for key in wanted | found if key.startswith("base_model.qpeft_generator.")}
-    _check_names(str(folder), found - generated - (model.state_dict().keys() - wanted), wanted - generated)
+    _check_names(
+        str(folder), found - generated - (model.state_dict().keys() - wanted), wanted - generated
+    )
 
 
 def _check_names(what: str, found: Set[str], expected: Set[str]) -> None:
     missing, surplus = sorted(expected - found), sorted(found - expected)
     if missing or surplus:
         raise CheckpointError(
-            f"{what} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown "
-            f"{surplus[:3] or 'nothing'}; it is damaged, or was written for another base model or with other settings"
+            f"{what} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown"
+            f" {surplus[:3] or 'nothing'}; it is damaged, or was written for another base model or"
+            " with other settings"
         )
 
 
@@ -170,21 +202,37 @@ def find_not_finite(model: Any, name: str) -> str | None:
             state = holder.stock_state(model, name)
     else:
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return next((key for key, value in state.items() if not value.is_meta and not torch.isfinite(value).all()), None)
+    return next(
+        (
+            key
+            for key, value in state.items()
+            if not value.is_meta and not torch.isfinite(value).all()
+        ),
+        None,
+    )
 
 
 def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless `found` has the names, shapes and fingerprint of `expected`, and is finite."""
+    """Raise CheckpointError unless `found` has the names, shapes and fingerprint of `expected`, and
+    is finite.
+    """
     _check_names("the checkpoint", found.keys(), expected.keys())
     for name, value in expected.items():
         if found[name].shape != value.shape:
             raise CheckpointError(
-                f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; {_OTHER}"
+                f"the checkpoint's {name} has shape {list(found[name].shape)}, expected"
+                f" {list(value.shape)}; {_OTHER}"
             )
         if found[name].is_floating_point() != value.is_floating_point():
-            raise CheckpointError(f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}")
+            raise CheckpointError(
+                f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}"
+            )
     for name, value in expected.items():
         if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
             raise CheckpointError(f"the checkpoint has other initial values or settings; {_OTHER}")
-        if not torch.isfinite(found[name].to(value.dtype)).all():  # a float64 value may be infinite in float32
-            raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
+        if not torch.isfinite(
+            found[name].to(value.dtype)
+        ).all():  # a float64 value may be infinite in float32
+            raise CheckpointError(
+                f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint"
+            )

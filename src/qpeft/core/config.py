@@ -1,4 +1,6 @@
-"""The base classes of qpeft's PEFT configs: they record weights and base, refuse other weights, and write a card."""
+"""The base classes of qpeft's PEFT configs: they record weights and base, refuse other weights, and
+write a card.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ FORMAT_VERSION = 2  # 1: before release 0.2
 
 
 class MethodName(str):
-    """A PEFT type from outside PEFT: a plain string for JSON and dictionaries, with the attributes of PEFT's enum."""
+    """A PEFT type from outside PEFT: a plain string for JSON and dictionaries, with the attributes
+    of PEFT's enum.
+    """
 
     @property
     def value(self) -> str:
@@ -49,20 +53,28 @@ _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def own_copy(config: Any) -> Any:
-    """A copy of the config, so that the user's can be used again, with the heads that PEFT trains."""
+    """A copy of the config, so that the user's can be used again, with the heads that PEFT
+    trains.
+    """
     copied = copy.copy(config)
     if heads := _HEADS.get(str(getattr(config.task_type, "value", config.task_type))):
         copied.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
     return copied
 
 
-def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()) -> None:
-    """Raise ConfigError if `config` sets a variant of LoRA, apart from those `allowed`, or one of `more` options.
+def refuse_lora_options(
+    config: Any, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()
+) -> None:
+    """Raise ConfigError if `config` sets a variant of LoRA, apart from those `allowed`, or one of
+    `more` options.
 
-    Also for initial values that depend on data or weights, because they cannot be drawn again from a seed.
+    Also for initial values that depend on data or weights, because they cannot be drawn again from
+    a seed.
     """
     if config.init_lora_weights not in DRAWN_INITS:
-        raise ConfigError(f"{method} needs one of init_lora_weights={', '.join(map(repr, DRAWN_INITS))}")
+        raise ConfigError(
+            f"{method} needs one of init_lora_weights={', '.join(map(repr, DRAWN_INITS))}"
+        )
     variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
     for name in (*variants, "target_parameters", "use_qalora", "layer_replication", *more):
         if name not in allowed and getattr(config, name, None):
@@ -71,7 +83,9 @@ def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), m
 
 @dataclass
 class AdapterConfig(PeftConfig):
-    """Mixed in first. PEFT saves the weights before the config, and loads the config before the weights."""
+    """Mixed in first. PEFT saves the weights before the config, and loads the config before the
+    weights.
+    """
 
     weights_sha256: str | None = option(
         None, "SHA-256 of adapter_model.safetensors; filled in when saved.", filled_in=True
@@ -80,13 +94,19 @@ class AdapterConfig(PeftConfig):
         None, "Digest of the base model's adapted weights; filled in when bound.", filled_in=True
     )
 
-    method_name: ClassVar[str] = ""  # the PEFT type; a config without it sets `peft_type` to a MethodName itself
-    depends_on_base: ClassVar[bool] = False  # whether its values have a meaning on its own base model only
+    method_name: ClassVar[str] = (
+        ""  # the PEFT type; a config without it sets `peft_type` to a MethodName itself
+    )
+    depends_on_base: ClassVar[bool] = (
+        False  # whether its values have a meaning on its own base model only
+    )
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         if args:  # the first field of PEFT's configs is the task
             example = f"r={args[0]!r}" if hasattr(cls, "r") else 'target_modules="all-linear"'
-            raise ConfigError(f"{cls.__name__} takes keyword arguments only; name the field, such as {example}")
+            raise ConfigError(
+                f"{cls.__name__} takes keyword arguments only; name the field, such as {example}"
+            )
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -98,9 +118,14 @@ class AdapterConfig(PeftConfig):
             self.peft_type = MethodName(self.method_name)  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as in adapter_config.json; sets are sorted, so that every process saves the same."""
+        """The fields as in adapter_config.json; sets are sorted, so that every process saves the
+        same.
+        """
         fields = super().to_dict().items()
-        return {k: sorted(v) if isinstance(v, set) else list(v) if isinstance(v, tuple) else v for k, v in fields}
+        return {
+            k: sorted(v) if isinstance(v, set) else list(v) if isinstance(v, tuple) else v
+            for k, v in fields
+        }
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
@@ -109,30 +134,45 @@ class AdapterConfig(PeftConfig):
         model_card.write_card(Path(save_directory), type(self.to_generator()))
 
     def to_generator(self) -> Any:
-        """The config whose class must be imported before a folder is loaded: this, or that of an attached generator."""
+        """The config whose class must be imported before a folder is loaded: this, or that of an
+        attached generator.
+        """
         return self
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
-        """As PEFT's; CheckpointError if a local folder's weights were not saved with this config, or it is damaged."""
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """As PEFT's; CheckpointError if a local folder's weights were not saved with this config,
+        or it is damaged.
+        """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         try:
-            config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+            config: Any = super().from_pretrained(
+                pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+            )
         except (CheckpointError, OSError):
             raise
         except Exception as error:  # a field of another type can fail anywhere in PEFT
-            raise CheckpointError(f"{folder / CONFIG_NAME}: {error or type(error).__name__}; restore it") from error
-        check_seal(folder, getattr(config, "weights_sha256", None))  # PEFT returns a config of the folder's own class
+            raise CheckpointError(
+                f"{folder / CONFIG_NAME}: {error or type(error).__name__}; restore it"
+            ) from error
+        check_seal(
+            folder, getattr(config, "weights_sha256", None)
+        )  # PEFT returns a config of the folder's own class
         return config
 
 
 def check_seal(folder: Path, expected: str | None) -> None:
-    """Raise CheckpointError if the folder's weights have another SHA-256 than the `expected` one, if there is one."""
+    """Raise CheckpointError if the folder's weights have another SHA-256 than the `expected` one,
+    if there is one.
+    """
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if expected is not None and weights.is_file() and file_hash(weights) != expected:
         raise CheckpointError(
-            f"{weights} is not the file that was saved: its SHA-256 differs, so it is damaged or was replaced; copy "
-            "the folder again (if the change is intended, set weights_sha256 to null in the JSON file that contains it)"
+            f"{weights} is not the file that was saved: its SHA-256 differs, so it is damaged or"
+            " was replaced; copy the folder again (if the change is intended, set weights_sha256"
+            " to null in the JSON file that contains it)"
         )
 
 
@@ -141,13 +181,22 @@ class OwnTunerConfig(AdapterConfig):
     """The config of an `OwnTuner`, with PEFT's fields that choose modules."""
 
     target_modules: Collection[str] | str | None = option(
-        None, "Modules to adapt: ends of names, a pattern of whole names, or all-linear. Default: the method's choice."
+        None,
+        "Modules to adapt: ends of names, a pattern of whole names, or all-linear. Default: the"
+        " method's choice.",
     )
-    exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
-    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
-    layers_to_transform: list[int] | int | None = option(None, "Numbers of the layers to adapt. Default: all.")
+    exclude_modules: Collection[str] | str | None = option(
+        None, "Modules to exclude from target_modules."
+    )
+    modules_to_save: list[str] | None = option(
+        None, "Modules that are trained in full, in addition to the adapter."
+    )
+    layers_to_transform: list[int] | int | None = option(
+        None, "Numbers of the layers to adapt. Default: all."
+    )
     layers_pattern: list[str] | str | None = option(
-        None, "Names of the lists of layers that layers_to_transform counts, such as h. Default: any."
+        None,
+        "Names of the lists of layers that layers_to_transform counts, such as h. Default: any.",
     )
 
     def __post_init__(self) -> None:
@@ -157,7 +206,8 @@ class OwnTunerConfig(AdapterConfig):
 
 @dataclass
 class GeneratedConfig(AdapterConfig, GeneratorConfig):
-    """The config of a generated adapter: the generator's, with the table of the tensors that it generates.
+    """The config of a generated adapter: the generator's, with the table of the tensors that it
+    generates.
 
     For a generated LoRA it is mixed in before `LoraConfig`. A subclass defines `make`.
     """
@@ -171,26 +221,35 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
         super().__post_init__()
         if self.format_version != FORMAT_VERSION:
             raise CheckpointError(
-                f"this adapter has format version {self.format_version!r}, this qpeft reads {FORMAT_VERSION}; "
-                "load it with the release of qpeft that wrote it"
+                f"this adapter has format version {self.format_version!r}, this qpeft reads"
+                f" {FORMAT_VERSION}; load it with the release of qpeft that wrote it"
             )
 
     def read_files(self, base: nn.Module) -> None:
-        """Fill in what a file that the config names determines for `base`; called before the adapter is built."""
+        """Fill in what a file that the config names determines for `base`; called before the
+        adapter is built.
+        """
 
     @property
     def drawn_init(self) -> bool | str:
-        """The initial values w0: `init_lora_weights`, or "zero" for A = B = 0, where the generator's are not zero."""
+        """The initial values w0: `init_lora_weights`, or "zero" for A = B = 0, where the
+        generator's are not zero.
+        """
         return getattr(self, "init_lora_weights", "zero")
 
     def to_stock(self) -> PeftConfig:
         """The stock config of the generated adapter, for the exported folder: a LoraConfig."""
-        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
+        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {
+            "peft_type",
+            "runtime_config",
+        }
         return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
 
 
 def in_vector_order(slots: Sequence[Slot], config: Any) -> list[Slot]:
-    """The tensors of an adapter in the order of the flat vector, which a checkpoint that is being loaded records."""
+    """The tensors of an adapter in the order of the flat vector, which a checkpoint that is being
+    loaded records.
+    """
     saved: list[Any] | None = config.generated
     if saved is None:
         return config.order(slots)
@@ -200,10 +259,13 @@ def in_vector_order(slots: Sequence[Slot], config: Any) -> list[Slot]:
     except (TypeError, ValueError, KeyError):
         ordered = []
     if here or not ordered:
-        first = next((f"{slot.label} with shape {list(slot.shape)}" for slot in here.values()), "none of them")
+        first = next(
+            (f"{slot.label} with shape {list(slot.shape)}" for slot in here.values()),
+            "none of them",
+        )
         raise CheckpointError(
-            f"its base model is {config.base_model_name_or_path or 'unnamed'!r}, and it generates other tensors than "
-            f"this model has, which has {first}: load it on its own base model, or restore its adapter_config.json if "
-            "it was edited"
+            f"its base model is {config.base_model_name_or_path or 'unnamed'!r}, and it generates"
+            f" other tensors than this model has, which has {first}: load it on its own base model,"
+            " or restore its adapter_config.json if it was edited"
         )
     return ordered

@@ -1,11 +1,13 @@
-"""A frame file: frozen directions of a base model's matrices that many adapters share, and refer to by SHA-256.
+"""A frame file: frozen directions of a base model's matrices that many adapters share, and refer to
+by SHA-256.
 
-A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with orthonormal columns.
-Its metadata contain a digest of the base model and the settings of the adapter for which the frames were made, as JSON.
-An adapter that refers to the file stores only the settings that differ from these.
+A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with
+orthonormal columns. Its metadata contain a digest of the base model and the settings of the adapter
+for which the frames were made, as JSON. An adapter that refers to the file stores only the settings
+that differ from these.
 
-A file is read once for each use: its hash is that of the bytes from which the frames are taken. So a changed file is
-refused for every adapter that refers to it.
+A file is read once for each use: its hash is that of the bytes from which the frames are taken. So
+a changed file is refused for every adapter that refers to it.
 """
 
 from __future__ import annotations
@@ -34,10 +36,13 @@ FOUND_ABOVE = 2  # folders above an adapter's that are searched for its frame fi
 _FORMAT = 1
 _KEY = "qpeft"  # one key of metadata: safetensors writes several in any order
 _ROUNDING = 2**-9  # of U^T U for columns in float16; twice the bound
-_MAKE = "make one for this base with qpeft.fit_frames(model, batches, save_to=...) or the command qpeft frames"
+_MAKE = (
+    "make one for this base with qpeft.fit_frames(model, batches, save_to=...) or the command qpeft"
+    " frames"
+)
 _GIVE = (
-    "restore this file next to the adapter's folder, or name it: frames=PATH of qpeft.load and qpeft.AdapterPool, or "
-    "--frames PATH of qpeft evaluate, generate and export"
+    "restore this file next to the adapter's folder, or name it: frames=PATH of qpeft.load and"
+    " qpeft.AdapterPool, or --frames PATH of qpeft evaluate, generate and export"
 )
 _KNOWN: dict[str, Path] = {}  # where this process has read frame files, by SHA-256
 
@@ -50,27 +55,33 @@ class FrameFile:
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
     base: str  # digest of the base model
-    shapes: dict[str, tuple[int, int, int]]  # d_out, d_in, R of each matrix by the name of its module
+    shapes: dict[
+        str, tuple[int, int, int]
+    ]  # d_out, d_in, R of each matrix by the name of its module
     tensors: dict[str, Tensor] = field(repr=False)  # float16
 
     def check_base(self, model: nn.Module) -> None:
         """Raise CheckpointError unless `model` is the base model of the frames.
 
-        Weights are compared as far as they can be: on the meta device only their shapes, and not those of a quantized
-        base.
+        Weights are compared as far as they can be: on the meta device only their shapes, and not
+        those of a quantized base.
         """
-        found: dict[str, Any] = {name: module for name, module in model.named_modules() if name in self.shapes}
+        found: dict[str, Any] = {
+            name: module for name, module in model.named_modules() if name in self.shapes
+        }
         modules = {name: getattr(module, "base_layer", module) for name, module in found.items()}
         fits = all(
             is_linear(module := modules.get(name)) and sizes(module) == (d_in, d_out)
             for name, (d_out, d_in, _) in self.shapes.items()
         )
         weights = _digest(modules)
-        differ = weights and not is_same(self.base, weights) and not is_quantized(self.base, weights)
+        differ = (
+            weights and not is_same(self.base, weights) and not is_quantized(self.base, weights)
+        )
         if differ or not fits:
             raise CheckpointError(
-                f"{self} contains the frames of another base model: weights differ, are missing, or have other shapes; "
-                f"load the frames' base model, or {_MAKE}"
+                f"{self} contains the frames of another base model: weights differ, are missing, or"
+                f" have other shapes; load the frames' base model, or {_MAKE}"
             )
 
     def frame(self, name: str, rank: int) -> tuple[Tensor, Tensor]:
@@ -80,11 +91,14 @@ class FrameFile:
         """
         if (found := self.shapes.get(name, (0, 0, 0))[2]) < rank:
             raise ConfigError(
-                f"{self} has {found} directions for {name}, {rank} are needed; adapt only modules that it has "
-                f"(target_modules {self.settings.get('target_modules')!r}), use a smaller "
-                f"frame_rank or r, or {_MAKE}"
+                f"{self} has {found} directions for {name}, {rank} are needed; adapt only modules"
+                f" that it has (target_modules {self.settings.get('target_modules')!r}), use a"
+                f" smaller frame_rank or r, or {_MAKE}"
             )
-        return self.tensors[f"{name}.u"][:, :rank].float(), self.tensors[f"{name}.v"][:, :rank].float()
+        return (
+            self.tensors[f"{name}.u"][:, :rank].float(),
+            self.tensors[f"{name}.v"][:, :rank].float(),
+        )
 
     def __str__(self) -> str:
         return f"the frame file {self.path} (SHA-256 {self.sha256})"
@@ -96,13 +110,17 @@ def new_path(save_to: str | Path) -> Path:
     path = path if path.suffix == SUFFIX else path.with_name(path.name + SUFFIX)
     if path.exists():
         raise ConfigError(
-            f"{path} exists, and adapters may refer to it; to use it, give it as frames, or give another name"
+            f"{path} exists, and adapters may refer to it; to use it, give it as frames, or give"
+            " another name"
         )
     return path
 
 
 def write_frame_file(
-    path: Path, frames: Mapping[str, tuple[Tensor, Tensor]], settings: Mapping[str, Any], model: nn.Module
+    path: Path,
+    frames: Mapping[str, tuple[Tensor, Tensor]],
+    settings: Mapping[str, Any],
+    model: nn.Module,
 ) -> FrameFile:
     """Write `path` atomically.
 
@@ -111,16 +129,24 @@ def write_frame_file(
         settings: Fields of the PEFT config, ready for JSON.
         model: The base model.
 
-    Raises ConfigError if a weight of the base has no digest, so that nothing could tell it from another base.
+    Raises ConfigError if a weight of the base has no digest, so that nothing could tell it from
+    another base.
     """
-    tensors = {f"{name}.{side}": t for name, pair in frames.items() for side, t in zip("uv", pair, strict=True)}
+    tensors = {
+        f"{name}.{side}": t
+        for name, pair in frames.items()
+        for side, t in zip("uv", pair, strict=True)
+    }
     base = _digest({name: model.get_submodule(name) for name in frames})
     if base is None:
         raise ConfigError(
-            "a frame file is for one base model, and weights of this one cannot be compared: they are sharded, or in a "
-            "packed format; load the base without these, or save the adapter with its frames inside (no save_to)"
+            "a frame file is for one base model, and weights of this one cannot be compared: they"
+            " are sharded, or in a packed format; load the base without these, or save the adapter"
+            " with its frames inside (no save_to)"
         )
-    halves = {key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())}
+    halves = {
+        key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())
+    }
     header = {"format": _FORMAT, "base": base, "settings": dict(settings)}
     data = save(halves, metadata={_KEY: json.dumps(header, sort_keys=True)})
     file = _decoded(path, data)
@@ -132,51 +158,71 @@ def write_frame_file(
 def read_frame_file(path: str | Path, sha256: str | None = None) -> FrameFile:
     """Read a frame file into memory, and check it. Raises ConfigError if there is none.
 
-    Raises CheckpointError if it is damaged, not a frame file, or another one than that with `sha256`.
+    Raises CheckpointError if it is damaged, not a frame file, or another one than that with
+    `sha256`.
     """
     path = Path(path).expanduser().absolute()
     if not isfile(path):  # noqa: PTH113
         raise ConfigError(f"there is no frame file {path}; {_MAKE}")
     file = _decoded(path, path.read_bytes())
     if sha256 not in (None, file.sha256):
-        raise CheckpointError(f"{file} is not the one that the adapter was trained in, with SHA-256 {sha256}; {_GIVE}")
+        raise CheckpointError(
+            f"{file} is not the one that the adapter was trained in, with SHA-256 {sha256}; {_GIVE}"
+        )
     return file
 
 
 def _decoded(path: Path, data: bytes) -> FrameFile:
-    """The frame file at `path` with these bytes. Raises CheckpointError if they are not those of a frame file."""
+    """The frame file at `path` with these bytes. Raises CheckpointError if they are not those of a
+    frame file.
+    """
     try:
         tensors, end = load(data), 8 + int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8:end])["__metadata__"][_KEY])
-        shapes = {name: _shape(tensors, name) for name in sorted({key.rpartition(".")[0] for key in tensors})}
+        shapes = {
+            name: _shape(tensors, name)
+            for name in sorted({key.rpartition(".")[0] for key in tensors})
+        }
         if header["format"] != _FORMAT or not shapes or not isinstance(header["base"], str):
-            raise ValueError(f"format {header['format']!r}, {len(shapes)} matrices, base {header['base']!r}")
+            raise ValueError(
+                f"format {header['format']!r}, {len(shapes)} matrices, base {header['base']!r}"
+            )
         sha256 = hashlib.sha256(data).hexdigest()
         file = FrameFile(path, sha256, dict(header["settings"]), header["base"], shapes, tensors)
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
+        raise CheckpointError(
+            f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again"
+        ) from error
     _KNOWN[sha256] = path
     return file
 
 
 def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
-    """d_out, d_in and R of a module's frames. Raises ValueError unless these are pairs of orthonormal columns."""
+    """d_out, d_in and R of a module's frames. Raises ValueError unless these are pairs of
+    orthonormal columns.
+    """
     u, v = tensors[f"{name}.u"], tensors[f"{name}.v"]
     (d_out, rank), (d_in, _) = u.shape, v.shape
     grams = [frame.float().mT @ frame.float() for frame in (u, v)]
-    error = torch.stack(grams) - torch.eye(rank, device=u.device)  # RuntimeError if v has another rank
+    error = torch.stack(grams) - torch.eye(
+        rank, device=u.device
+    )  # RuntimeError if v has another rank
     if not rank or {u.dtype, v.dtype} != {torch.float16} or not error.abs().max() <= _ROUNDING:
         raise ValueError(f"{name} has no orthonormal columns in float16")
     return d_out, d_in, rank
 
 
-def with_frame_settings(content: dict[str, Any], folder: Path, given: str | Path | None = None) -> dict[str, Any]:
-    """The content of adapter_config.json, with the settings in the frame file if the adapter refers to one.
+def with_frame_settings(
+    content: dict[str, Any], folder: Path, given: str | Path | None = None
+) -> dict[str, Any]:
+    """The content of adapter_config.json, with the settings in the frame file if the adapter refers
+    to one.
 
-    The file is `given`, or it is searched for: where this process has read it, in the adapter's `folder`, and in two
-    above.
+    The file is `given`, or it is searched for: where this process has read it, in the adapter's
+    `folder`, and in two above.
 
-    Raises CheckpointError, with its name and hash, if it is missing or another one; ConfigError if `given` is missing.
+    Raises CheckpointError, with its name and hash, if it is missing or another one; ConfigError if
+    `given` is missing.
     """
     name, sha256 = content.get("frames"), content.get("frames_sha256")
     if sha256 is None:
@@ -186,11 +232,14 @@ def with_frame_settings(content: dict[str, Any], folder: Path, given: str | Path
     path = given if given is not None else next(filter(isfile, near), None)
     if path is None:
         raise CheckpointError(
-            f"{folder} was trained in the frames of {name} with SHA-256 {sha256}, which is missing; {_GIVE}"
+            f"{folder} was trained in the frames of {name} with SHA-256 {sha256}, which is missing;"
+            f" {_GIVE}"
         )
     file = read_frame_file(path, sha256)
     return {**file.settings, "generated": None, **content, "frames": str(file.path)}
 
 
 def _digest(modules: Mapping[str, nn.Module]) -> str | None:
-    return digest({key: w for name, module in modules.items() for key, w in matrices(module, name).items()})
+    return digest(
+        {key: w for name, module in modules.items() for key, w in matrices(module, name).items()}
+    )

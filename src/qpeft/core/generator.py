@@ -1,4 +1,6 @@
-"""The base classes of generators: float32 arithmetic, and a fingerprint of everything that determines the output."""
+"""The base classes of generators: float32 arithmetic, and a fingerprint of everything that
+determines the output.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class ParameterGroup(NamedTuple):
-    """A group of `qpeft.param_groups`: whether weight decay applies to it, and Adam's eps where it is not the usual."""
+    """A group of `qpeft.param_groups`: whether weight decay applies to it, and Adam's eps where it
+    is not the usual.
+    """
 
     name: str
     decays: bool = False
@@ -27,9 +31,11 @@ OTHER = ParameterGroup("other", decays=True)
 
 
 class FullPrecision(nn.Module):
-    """A module that follows the model to another device, but never to a lower precision: angles need float32.
+    """A module that follows the model to another device, but never to a lower precision: angles
+    need float32.
 
-    `groups` assigns the parameters of a child, by the child's name, to a group of `qpeft.param_groups`.
+    `groups` assigns the parameters of a child, by the child's name, to a group of
+    `qpeft.param_groups`.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {}
@@ -37,13 +43,18 @@ class FullPrecision(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move(tensor: Tensor) -> Tensor:
             probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-            return fn(tensor) if probe.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(probe.device)
+            return (
+                fn(tensor)
+                if probe.dtype.itemsize >= tensor.dtype.itemsize
+                else tensor.to(probe.device)
+            )
 
         return super()._apply(move, recurse)
 
 
 class CircuitModule(nn.Module):
-    """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one.
+    """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if
+    `qpeft.set_backend` has set one.
 
     Or of several circuits of one ansatz; `angles` then have a leading axis.
     """
@@ -56,9 +67,11 @@ class CircuitModule(nn.Module):
 
 
 class Generator(FullPrecision):
-    """Computes the flat tensor (P,) of an adapter's parameters from few trainable ones: float32 and deterministic.
+    """Computes the flat tensor (P,) of an adapter's parameters from few trainable ones: float32 and
+    deterministic.
 
-    A subclass supplies `forward()`, differentiable once, and a buffer `fingerprint` made by the function of this name.
+    A subclass supplies `forward()`, differentiable once, and a buffer `fingerprint` made by the
+    function of this name.
     """
 
     fingerprint: Tensor
@@ -73,16 +86,24 @@ class Generator(FullPrecision):
             return super().__call__()
 
     def use_base(self, base: nn.Module) -> None:
-        """Take what the base model determines, such as frames; called once, after the adapter was injected into it."""
+        """Take what the base model determines, such as frames; called once, after the adapter was
+        injected into it.
+        """
 
     def plan_sizes(self) -> dict[str, Any]:
-        """What `qpeft.plan` shows next to the parameters, such as `n_qubits` of the largest circuit."""
+        """What `qpeft.plan` shows next to the parameters, such as `n_qubits` of the largest
+        circuit.
+        """
         return {}
 
-    def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int] | None]:
-        """The tensors of the adapter without what has no effect, and the rank that is left of each module.
+    def export(
+        self, values: list[Tensor], config: Any
+    ) -> tuple[list[Tensor], dict[str, int] | None]:
+        """The tensors of the adapter without what has no effect, and the rank that is left of each
+        module.
 
-        `values` are all tensors, and `config` the stock config, which this describes the ranks in. None: all are left.
+        `values` are all tensors, and `config` the stock config, which this describes the ranks in.
+        None: all are left.
         """
         return values, None
 
@@ -96,7 +117,8 @@ class Generator(FullPrecision):
 
 
 def fingerprint(*parts: Any) -> Tensor:
-    """SHA-256 of everything that determines the adapter, apart from the trained parameters; uint8 (32,).
+    """SHA-256 of everything that determines the adapter, apart from the trained parameters; uint8
+    (32,).
 
     Saved with them, so that they are never loaded with other initial values or settings.
     """

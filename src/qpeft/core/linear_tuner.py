@@ -1,4 +1,6 @@
-"""The base class of tuners that put an adapter in front of, behind, or in parallel with frozen linear maps."""
+"""The base class of tuners that put an adapter in front of, behind, or in parallel with frozen
+linear maps.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_not_tied, is_linear, sizes
 from qpeft.errors import ConfigError, QpeftWarning
 
-_PLAIN_ATTENTION = ("gemma3_text", "llama", "mistral", "qwen3")  # nothing but heads between v_proj and o_proj
+_PLAIN_ATTENTION = (
+    "gemma3_text",
+    "llama",
+    "mistral",
+    "qwen3",
+)  # nothing but heads between v_proj and o_proj
 _MOST_CONDITION = 1e4  # of I + Q, before its inverse loses too many digits of float32
 
 
@@ -35,12 +42,12 @@ class LinearAdapter(FullPrecision):
         side "output"    y = W x + f(W x) + b
         side "parallel"  y = W x + b + f(x)
 
-    It is computed in the dtype of its parameters, float32, or float64 on a float64 base. All fields of the dataclass
-    `settings` determine the adapter, as `parts` do. A subclass defines `change`.
+    It is computed in the dtype of its parameters, float32, or float64 on a float64 base. All fields
+    of the dataclass `settings` determine the adapter, as `parts` do. A subclass defines `change`.
 
-    If f reads probabilities of circuits of `n_qubits` on its inputs, `measure(a, circuit, values)` replaces them where
-    it is set: squared amplitudes (..., D) of states a (..., D) of any norm, behind a circuit at the angles `values`, or
-    for None behind orthogonal matrices (..., D, D).
+    If f reads probabilities of circuits of `n_qubits` on its inputs, `measure(a, circuit, values)`
+    replaces them where it is set: squared amplitudes (..., D) of states a (..., D) of any norm,
+    behind a circuit at the angles `values`, or for None behind orthogonal matrices (..., D, D).
     """
 
     groups: ClassVar[Any] = {"angles": ANGLES, "gates": ParameterGroup("gates")}
@@ -67,12 +74,15 @@ class LinearAdapter(FullPrecision):
 
     def merge_into(self, weight: Tensor) -> Tensor:
         """The weight (outputs, inputs) of the adapted map, for that of the map, in its dtype."""
-        change = self.change(weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)).mT
+        change = self.change(
+            weight.mT if self.side == "output" else torch.eye(weight.shape[1]).to(weight)
+        ).mT
         return weight + (weight @ change if self.side == "input" else change)
 
 
 class Rotation(LinearAdapter):
-    """A block-diagonal rotation Q = I + D of the input or of the output; on the input it is equal to PEFT's OFT.
+    """A block-diagonal rotation Q = I + D of the input or of the output; on the input it is equal
+    to PEFT's OFT.
 
     A subclass sets `size`, the width of a block, and `angles` of its N blocks, and defines `parts`.
     """
@@ -90,19 +100,30 @@ class Rotation(LinearAdapter):
     def merge_into(self, weight: Tensor) -> Tensor:
         if self.side == "output":
             return super().merge_into(weight)
-        return weight + block_change(weight, [part.mT for part in self.parts(weight.dtype)], self.size)
+        return weight + block_change(
+            weight, [part.mT for part in self.parts(weight.dtype)], self.size
+        )
 
     @torch.no_grad()
     def oft_weight(self) -> Tensor:
-        """The weight (N, size (size - 1) / 2) of the equal OFT; ConfigError for a rotation by 180 degrees."""
+        """The weight (N, size (size - 1) / 2) of the equal OFT; ConfigError for a rotation by 180
+        degrees.
+        """
         parts, size = self.parts(torch.float64), self.size
         eye = torch.eye(size, dtype=torch.float64, device=parts[0].device)
-        columns = block_change(eye.repeat(1, len(parts[0])), parts, size)  # of all blocks, one after the other
+        columns = block_change(
+            eye.repeat(1, len(parts[0])), parts, size
+        )  # of all blocks, one after the other
         q = eye + columns.unflatten(-1, (-1, size)).permute(1, 2, 0)  # (N, size, size)
         if not q.is_meta and not q.isfinite().all():
-            raise ConfigError("a rotation has angles that are not finite; train again, or load a checkpoint")
+            raise ConfigError(
+                "a rotation has angles that are not finite; train again, or load a checkpoint"
+            )
         if not q.is_meta and not (torch.linalg.cond(q + eye) < _MOST_CONDITION).all():
-            raise ConfigError("a rotation by about 180 degrees has no parameters of OFT; merge the adapter instead")
+            raise ConfigError(
+                "a rotation by about 180 degrees has no parameters of OFT; merge the adapter"
+                " instead"
+            )
         row, column = torch.triu_indices(size, size, 1, device=q.device)
         # OFT multiplies rows x^T by cay(skew(w)), so skew(w) = -cay^-1(Q) = (Q + I)^-1 (Q - I)
         return torch.linalg.solve(q + eye, q - eye)[:, row, column].to(self.angles.start.dtype)
@@ -112,12 +133,17 @@ def rotated_width(settings: Any, field: str, name: str, shape: tuple[int, int]) 
     """The width of the rotated side of the map `name`; ConfigError if `field` exceeds it."""
     width, number = shape[settings.side == "output"], getattr(settings, field)
     if number > width:
-        raise ConfigError(f"{field}={number} is more than {width}, the {settings.side} width of {name}; choose less")
+        raise ConfigError(
+            f"{field}={number} is more than {width}, the {settings.side} width of {name}; choose"
+            " less"
+        )
     return width
 
 
 class LinearLayer(nn.Module, BaseTunerLayer):
-    """A linear map with its adapters, the first active one nearest to the map: W Q_1 Q_2, or Q_2 Q_1 W, as merging."""
+    """A linear map with its adapters, the first active one nearest to the map: W Q_1 Q_2, or Q_2
+    Q_1 W, as merging.
+    """
 
     adapter_layer_names = ("qpeft_adapter",)
 
@@ -133,7 +159,9 @@ class LinearLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             self.unmerge()
         names = [] if self.disable_adapters or self.merged else self.active_adapters
-        active: list[Any] = [self.qpeft_adapter[name] for name in names if name in self.qpeft_adapter]
+        active: list[Any] = [
+            self.qpeft_adapter[name] for name in names if name in self.qpeft_adapter
+        ]
         given, bias = x, getattr(self.get_base_layer(), "bias", None)
         for adapter in reversed(active):
             if adapter.side == "input":
@@ -156,9 +184,15 @@ class LinearLayer(nn.Module, BaseTunerLayer):
                 continue
             adapter: Any = self.qpeft_adapter[name]
             old = weight.double()
-            new = adapter.merge_into(old.mT).mT if isinstance(base, Conv1D) else adapter.merge_into(old)
+            new = (
+                adapter.merge_into(old.mT).mT
+                if isinstance(base, Conv1D)
+                else adapter.merge_into(old)
+            )
             if safe_merge and not torch.isfinite(new).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+                raise ValueError(
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+                )
             if self._unmerged is None:
                 self._unmerged = weight.clone()
             weight.copy_(new)
@@ -174,8 +208,8 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 class LinearTuner(OwnTuner):
     """A `LinearLayer` around each target; by default all linear maps apart from the output head.
 
-    A subclass sets `adapter_class`, of which one is made of the config, the name and (inputs, outputs) of a map, and
-    a SeededInit; ConfigError if it does not fit.
+    A subclass sets `adapter_class`, of which one is made of the config, the name and (inputs,
+    outputs) of a map, and a SeededInit; ConfigError if it does not fit.
     """
 
     prefix = "qpeft_"
@@ -189,21 +223,35 @@ class LinearTuner(OwnTuner):
 
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
         if not is_linear(module):
-            raise ConfigError(f"this method adapts Linear or Conv1D; {name} is {type(module).__name__}")
+            raise ConfigError(
+                f"this method adapts Linear or Conv1D; {name} is {type(module).__name__}"
+            )
         with torch.device("meta"):
             self.adapter_class(config, name, sizes(module), SeededInit(0, "meta"))
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         weight = next(layer.get_base_layer().parameters(), torch.empty(0))
         init = SeededInit(getattr(config, "seed", 0), weight.device.type)
-        adapter = self.adapter_class(config, name, (layer.in_features, layer.out_features), init).to(weight.device)
-        layer.qpeft_adapter[adapter_name] = adapter.double() if weight.dtype == torch.float64 else adapter
+        adapter = self.adapter_class(
+            config, name, (layer.in_features, layer.out_features), init
+        ).to(weight.device)
+        layer.qpeft_adapter[adapter_name] = (
+            adapter.double() if weight.dtype == torch.float64 else adapter
+        )
 
     def _pairs(self, adapter_name: str | None = None) -> list[tuple[str, LinearLayer, Any]]:
         """Name, layer and adapter of each target, of one adapter or of all."""
-        layers = [(name, layer) for name, layer in self.model.named_modules() if isinstance(layer, LinearLayer)]
-        found = [(name, layer, *item) for name, layer in layers for item in layer.qpeft_adapter.items()]
-        return [(name, layer, one) for name, layer, key, one in found if adapter_name in (None, key)]
+        layers = [
+            (name, layer)
+            for name, layer in self.model.named_modules()
+            if isinstance(layer, LinearLayer)
+        ]
+        found = [
+            (name, layer, *item) for name, layer in layers for item in layer.qpeft_adapter.items()
+        ]
+        return [
+            (name, layer, one) for name, layer, key, one in found if adapter_name in (None, key)
+        ]
 
     # -- merging and export
 
@@ -218,11 +266,15 @@ class LinearTuner(OwnTuner):
         check_not_tied(self.model, self.targeted_module_names)
         dtypes = {layer.weight.dtype for _, layer, _ in self._pairs()}
         if not all(dtype.is_floating_point for dtype in dtypes):
-            raise ConfigError("the weights are quantized; load the base model without quantization to merge into it")
+            raise ConfigError(
+                "the weights are quantized; load the base model without quantization to merge"
+                " into it"
+            )
         if any(dtype.itemsize < 4 for dtype in dtypes):
             text = (
-                "merging into weights of half precision loses small changes: rotations by 1e-3 rad leave most weights "
-                "of bfloat16 as they are; load the base model in float32 to merge"
+                "merging into weights of half precision loses small changes: rotations by 1e-3 rad"
+                " leave most weights of bfloat16 as they are; load the base model in float32 to"
+                " merge"
             )
             warnings.warn(QpeftWarning(text), stacklevel=4)
 
@@ -235,10 +287,12 @@ class LinearTuner(OwnTuner):
         return ""
 
     def _equal_oft(self, name: str, layer: LinearLayer, adapter: Any) -> tuple[str, Tensor]:
-        """The map whose inputs the equal OFT rotates, and for each of its blocks the number of the adapter's.
+        """The map whose inputs the equal OFT rotates, and for each of its blocks the number of the
+        adapter's.
 
-        A rotation inside the heads commutes with attention. Behind a v_proj it is one in front of the o_proj, where the
-        blocks of a key-value head are repeated for its query heads. Raises ConfigError if no OFT is equal.
+        A rotation inside the heads commutes with attention. Behind a v_proj it is one in front of
+        the o_proj, where the blocks of a key-value head are repeated for its query heads. Raises
+        ConfigError if no OFT is equal.
         """
         if not isinstance(adapter, Rotation):
             raise ConfigError(f"{type(self).__name__} has no equal method of PEFT")
@@ -248,43 +302,81 @@ class LinearTuner(OwnTuner):
             raise ConfigError(f"OFT, its nearest in PEFT, {what}")
         blocks = torch.arange(len(adapter.angles.start))
         if adapter.side == "input" and layer.in_features % adapter.size:
-            raise ConfigError(f"OFT, its equal, needs blocks that divide {layer.in_features}, the width of {name}")
+            raise ConfigError(
+                f"OFT, its equal, needs blocks that divide {layer.in_features}, the width of {name}"
+            )
         if adapter.side == "output":
             parent, _, end = name.rpartition(".")
-            is_plain = getattr(getattr(self.model, "config", None), "model_type", "") in _PLAIN_ATTENTION
+            is_plain = (
+                getattr(getattr(self.model, "config", None), "model_type", "") in _PLAIN_ATTENTION
+            )
             attention: Any = self.model.get_submodule(parent)
-            if not is_plain or end != "v_proj" or base.bias is not None or hasattr(attention.o_proj, "modules_to_save"):
+            if (
+                not is_plain
+                or end != "v_proj"
+                or base.bias is not None
+                or hasattr(attention.o_proj, "modules_to_save")
+            ):
                 raise ConfigError(
-                    f"OFT, its equal in PEFT, rotates inputs, not the output of {name}; that of a v_proj without bias "
-                    f"is the input of an o_proj that is not trained, in models of type {', '.join(_PLAIN_ATTENTION)}"
+                    f"OFT, its equal in PEFT, rotates inputs, not the output of {name}; that of a"
+                    " v_proj without bias is the input of an o_proj that is not trained, in models"
+                    f" of type {', '.join(_PLAIN_ATTENTION)}"
                 )
-            widths = adapter.size, attention.head_dim, layer.out_features, sizes(attention.o_proj)[0]
+            widths = (
+                adapter.size,
+                attention.head_dim,
+                layer.out_features,
+                sizes(attention.o_proj)[0],
+            )
             if any(b % a for a, b in pairwise(widths)):
-                raise ConfigError(f"OFT, its equal in PEFT, needs blocks that divide a head of {widths[1]}")
+                raise ConfigError(
+                    f"OFT, its equal in PEFT, needs blocks that divide a head of {widths[1]}"
+                )
             name, n_heads = f"{parent}.o_proj", layer.out_features // widths[1]
             blocks = blocks.view(n_heads, -1).repeat_interleave(widths[3] // widths[2], 0).flatten()
         return name, blocks
 
     def count_more(self) -> int:
-        """The parameters that the equal stock adapters have in addition; ConfigError if no OFT is equal."""
+        """The parameters that the equal stock adapters have in addition; ConfigError if no OFT is
+        equal.
+        """
         oft = [(len(self._equal_oft(*pair)[1]), pair[2]) for pair in self._pairs()]
         return sum(n_blocks * comb(one.size, 2) - one.angles.start.numel() for n_blocks, one in oft)
 
-    def stock_adapter(self, model: Any, adapter_name: str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-        """As that of `Generators`: the equal OFT with the exact Cayley transform; also on the meta device."""
+    def stock_adapter(
+        self, model: Any, adapter_name: str
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+        """As that of `Generators`: the equal OFT with the exact Cayley transform; also on the meta
+        device.
+        """
         config: Any = self.peft_config[adapter_name]
-        names = {f.name for f in fields(OFTConfig) if f.init} & {f.name for f in fields(OwnTunerConfig)} - {"peft_type"}
+        names = {f.name for f in fields(OFTConfig) if f.init} & {
+            f.name for f in fields(OwnTunerConfig)
+        } - {"peft_type"}
         same = {name: getattr(config, name) for name in names}
         held = [(*self._equal_oft(*pair), pair[2]) for pair in self._pairs(adapter_name)]
         if config.side == "output":  # its targets are others
             same |= {"target_modules": [name for name, _, _ in held], "exclude_modules": None}
             same |= {"layers_to_transform": None, "layers_pattern": None}
-        widths = {adapter.size for _, _, adapter in held}  # of blocks; if they differ, their number does not
+        widths = {
+            adapter.size for _, _, adapter in held
+        }  # of blocks; if they differ, their number does not
         r, width = (0, widths.pop()) if len(widths) == 1 else (len(held[0][1]), 0)
         stock = OFTConfig(**same, r=r, oft_block_size=width, use_cayley_neumann=False)
-        tensors = {f"base_model.model.{name}.oft_R.weight": one.oft_weight()[blocks] for name, blocks, one in held}
+        tensors = {
+            f"base_model.model.{name}.oft_R.weight": one.oft_weight()[blocks]
+            for name, blocks, one in held
+        }
         n_trained = sum(p.numel() for *_, adapter in held for p in adapter.parameters())
-        state = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-        others = {key: value for key, value in state.items() if f".{self.prefix}" not in key}  # modules_to_save
+        state = get_peft_model_state_dict(
+            model, adapter_name=adapter_name, save_embedding_layers=False
+        )
+        others = {
+            key: value for key, value in state.items() if f".{self.prefix}" not in key
+        }  # modules_to_save
         n_deployed = sum(value.numel() for value in tensors.values())
-        return stock, tensors | others, {"n_trained": n_trained, "n_deployed": n_deployed, "ranks": None}
+        return (
+            stock,
+            tensors | others,
+            {"n_trained": n_trained, "n_deployed": n_deployed, "ranks": None},
+        )

@@ -1,4 +1,6 @@
-"""What is a model, the classes of base models, and the base without weights: tensors on the meta device."""
+"""What is a model, the classes of base models, and the base without weights: tensors on the meta
+device.
+"""
 
 from __future__ import annotations
 
@@ -26,40 +28,51 @@ AUTO_CLASSES = {
 
 
 def on_meta(
-    base: nn.Module | PretrainedConfig | str | Path, task_type: str | None = None, trust_remote_code: bool = False
+    base: nn.Module | PretrainedConfig | str | Path,
+    task_type: str | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """The model of `base` on the meta device; a given model is left untouched.
 
-    For a config the class is that of PEFT's `task_type`, or the one in its `architectures`, or a language model, or a
-    model without a head.
+    For a config the class is that of PEFT's `task_type`, or the one in its `architectures`, or a
+    language model, or a model without a head.
 
-    Raises ConfigError if there is no model at `base`, transformers has none for its config, it has an adapter already,
-    or the task does not fit.
+    Raises ConfigError if there is no model at `base`, transformers has none for its config, it has
+    an adapter already, or the task does not fit.
     """
     if isinstance(base, (str, Path)):
         try:
             base = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"no model at '{base}' ({str(error).splitlines()[0]}); give a hub id that can be reached, or a local "
-                "folder with config.json, and set trust_remote_code if you trust the code it contains"
+                f"no model at '{base}' ({str(error).splitlines()[0]}); give a hub id that can be"
+                " reached, or a local folder with config.json, and set trust_remote_code if you"
+                " trust the code it contains"
             ) from error
     with torch.device("meta"):
         if not isinstance(base, nn.Module):
             model = _new(base, task_type, trust_remote_code)
         else:
             refuse_adapted(base)
-            is_packed = getattr(base, "is_quantized", False)  # such parameters cannot be copied, and have other shapes
+            is_packed = getattr(
+                base, "is_quantized", False
+            )  # such parameters cannot be copied, and have other shapes
             tensors = () if is_packed else (*base.parameters(), *base.buffers())
             shells = {
-                id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+                id(t): (
+                    nn.Parameter(t.to("meta"), t.requires_grad)
+                    if isinstance(t, nn.Parameter)
+                    else t.to("meta")
+                )
                 for t in tensors
             }
             model = type(base)(base.config) if is_packed else copy.deepcopy(base, shells)
-    if task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):  # PEFT: AttributeError
+    if task_type == "CAUSAL_LM" and not hasattr(
+        model, "prepare_inputs_for_generation"
+    ):  # PEFT: AttributeError
         raise ConfigError(
-            f"the base is a {type(model).__name__}, which is no language model; set task, for example "
-            "text-classification or image-classification, or name another base model"
+            f"the base is a {type(model).__name__}, which is no language model; set task, for"
+            " example text-classification or image-classification, or name another base model"
         )
     return model
 
@@ -75,8 +88,8 @@ def check_adapted(model: Any) -> None:
     check_model(model)
     if not hasattr(model, "get_base_model"):
         raise ConfigError(
-            f"{type(model).__name__} has no adapter; give the PeftModel that peft.get_peft_model(base, config) or "
-            "qpeft.load(base, folder) returns"
+            f"{type(model).__name__} has no adapter; give the PeftModel that"
+            " peft.get_peft_model(base, config) or qpeft.load(base, folder) returns"
         )
 
 
@@ -89,11 +102,19 @@ def refuse_adapted(model: nn.Module) -> None:
 
 def _new(config: PretrainedConfig, task_type: str | None, trust_remote_code: bool) -> Any:
     task = [AUTO_CLASSES[task_type]] if task_type in AUTO_CLASSES else []
-    for name in (*task, *(getattr(config, "architectures", None) or ()), "AutoModelForCausalLM", "AutoModel"):
+    for name in (
+        *task,
+        *(getattr(config, "architectures", None) or ()),
+        "AutoModelForCausalLM",
+        "AutoModel",
+    ):
         kind: Any = getattr(transformers, name, None)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
             return kind(config)
         with suppress(ValueError):  # the task or the class has no model for this config
             if kind is not None:
                 return kind.from_config(config, trust_remote_code=trust_remote_code)
-    raise ConfigError(f"transformers has no model for {type(config).__name__}; give the model itself to plan for it")
+    raise ConfigError(
+        f"transformers has no model for {type(config).__name__}; give the model itself to plan"
+        " for it"
+    )

@@ -14,7 +14,9 @@ from qpeft.core.meta_model import AUTO_CLASSES
 from qpeft.files import read_json, write_text
 
 _PEFT_TEMPLATE = b"# Model Card for Model ID"
-_MARK = b"<!-- made by qpeft, and made again when it saves: delete this line to keep your changes -->"
+_MARK = (
+    b"<!-- made by qpeft, and made again when it saves: delete this line to keep your changes -->"
+)
 
 
 def load_lines(
@@ -27,10 +29,13 @@ def load_lines(
 ) -> str:
     """The lines of Python that load an adapter folder on its base in float32.
 
-    The module of the class `registered` must be imported first, if it is not qpeft's. None: PEFT alone loads the
-    folder. `options` are further arguments of the base's `from_pretrained`, such as the number of classes.
+    The module of the class `registered` must be imported first, if it is not qpeft's. None: PEFT
+    alone loads the folder. `options` are further arguments of the base's `from_pretrained`, such as
+    the number of classes.
     """
-    arguments = "".join(f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items())
+    arguments = "".join(
+        f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items()
+    )
     loads = "qpeft.load" if registered else "PeftModel.from_pretrained"
     lines = [
         "import qpeft" if registered else "from peft import PeftModel",
@@ -43,15 +48,23 @@ def load_lines(
 
 
 def write_card(folder: Path, registered: type | None = None) -> None:
-    """Describe a folder that contains its config; a card of the user is kept. `registered` is as in `load_lines`."""
+    """Describe a folder that contains its config; a card of the user is kept. `registered` is as in
+    `load_lines`.
+    """
     if users_card(folder) is not None:
         return
     config = read_json(folder / CONFIG_NAME)
     base = config.get("base_model_name_or_path") or ""
     kind = config["peft_type"].removeprefix("QPEFT_").lower().replace("_", "-")
     # for an adapter without a task
-    recorded = mapping.get("base_model_class") if isinstance(mapping := config.get("auto_mapping"), dict) else None
-    auto_class = AUTO_CLASSES.get(str(config.get("task_type"))) or recorded or "AutoModelForCausalLM"
+    recorded = (
+        mapping.get("base_model_class")
+        if isinstance(mapping := config.get("auto_mapping"), dict)
+        else None
+    )
+    auto_class = (
+        AUTO_CLASSES.get(str(config.get("task_type"))) or recorded or "AutoModelForCausalLM"
+    )
     code = load_lines(base or "BASE_MODEL", ".", registered, auto_class=auto_class)
     text = (
         f"---\n{metadata(base, kind)}\n---\n\n"
@@ -63,7 +76,9 @@ def write_card(folder: Path, registered: type | None = None) -> None:
 
 
 def users_card(folder: Path) -> bytes | None:
-    """The README.md of an adapter folder if a user wrote or changed it; None if it is missing, or qpeft's or PEFT's."""
+    """The README.md of an adapter folder if a user wrote or changed it; None if it is missing, or
+    qpeft's or PEFT's.
+    """
     path = folder / "README.md"
     content = path.read_bytes() if path.is_file() else _PEFT_TEMPLATE
     return None if _PEFT_TEMPLATE in content or content.rstrip().endswith(_MARK) else content

@@ -1,4 +1,6 @@
-"""The base class of tuners of their own, whose adapters are saved, loaded and bound to their base as a whole."""
+"""The base class of tuners of their own, whose adapters are saved, loaded and bound to their base
+as a whole.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,25 @@ from qpeft.errors import ConfigError
 
 
 class OwnTuner(BaseTuner):
-    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
+    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every
+    row of a batch.
 
-    A checkpoint has all of an adapter's tensors, or is refused. A subclass defines the class attributes of `BaseTuner`,
-    and the methods that raise NotImplementedError here.
+    A checkpoint has all of an adapter's tensors, or is refused. A subclass defines the class
+    attributes of `BaseTuner`, and the methods that raise NotImplementedError here.
     """
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
         # a copy, so that a config can be used again on another model
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         modules: dict[str, nn.Module] = {}  # of the base model, without adapters of this kind
         for name, module in model.named_modules():
             if name and f".{self.prefix}" not in name:
-                modules.setdefault(name.replace(".base_layer", ""), getattr(module, "base_layer", module))
+                modules.setdefault(
+                    name.replace(".base_layer", ""), getattr(module, "base_layer", module)
+                )
         if config.target_modules is None:
             config.target_modules = self._default_targets(modules)
         set_target_names(model, config, modules)
@@ -44,10 +51,17 @@ class OwnTuner(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: Any
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: Any,
     ) -> dict[str, Tensor]:
         state = complete_state(model, adapter_name, state_dict)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state, unwanted_adapter_names)
+        return super()._get_adapter_state_dict(
+            model, config, adapter_name, state, unwanted_adapter_names
+        )
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -60,9 +74,14 @@ class OwnTuner(BaseTuner):
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        present, expected = model.state_dict(), cls._get_adapter_state_dict(model, config, adapter_name, {}, [])
+        present, expected = (
+            model.state_dict(),
+            cls._get_adapter_state_dict(model, config, adapter_name, {}, []),
+        )
         # PEFT silently leaves tensors that the file lacks at their initial values
-        check_tensors({k: v for k, v in state.items() if k in expected or k not in present}, expected)
+        check_tensors(
+            {k: v for k, v in state.items() if k in expected or k not in present}, expected
+        )
         return state
 
     def plan_sizes(self) -> dict[str, Any]:
@@ -70,7 +89,9 @@ class OwnTuner(BaseTuner):
         return {}
 
     def _default_targets(self, modules: dict[str, nn.Module]) -> list[str] | str:
-        """`target_modules` if the user gives none, of these modules; raise ConfigError if there are none."""
+        """`target_modules` if the user gives none, of these modules; raise ConfigError if there are
+        none.
+        """
         raise NotImplementedError
 
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
@@ -81,7 +102,14 @@ class OwnTuner(BaseTuner):
         raise NotImplementedError
 
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, config: Any, adapter_name: str, target: Any, name: str, parent: Any, current_key: str, **_: Any
+        self,
+        config: Any,
+        adapter_name: str,
+        target: Any,
+        name: str,
+        parent: Any,
+        current_key: str,
+        **_: Any,
     ) -> None:
         kind: Any = self.tuner_layer_cls
         layer = target if isinstance(target, kind) else kind(target)
@@ -94,15 +122,15 @@ class OwnTuner(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ConfigError(
-            f"an adapter of {type(self).__name__} is no change of the weights, so it cannot be merged into them; keep "
-            "it as a separate adapter, or remove it with model.unload()"
+            f"an adapter of {type(self).__name__} is no change of the weights, so it cannot be"
+            " merged into them; keep it as a separate adapter, or remove it with model.unload()"
         )
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:
             raise ConfigError(
-                "this method does not support adapter_names, a different adapter for each row of a batch; choose one "
-                "for all rows with model.set_adapter(name)"
+                "this method does not support adapter_names, a different adapter for each row of a"
+                " batch; choose one for all rows with model.set_adapter(name)"
             )
         yield

@@ -14,11 +14,12 @@ from qpeft.errors import ConfigError
 def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups for a torch optimizer that contain every trainable tensor exactly once.
 
-    "angles": the angles of circuits, or their replacements, with Adam's eps 1e-12; "lambda": Quantum-PEFT's
-    singular values; "map": QPA's map or network; "V" and "offset": QAA's V and c; "gates": SoRA's;
-    "other": all other trainable tensors, for example `modules_to_save` or a registered generator's. `weight_decay`
-    applies to "map", "V" and "other" only. The parametrization contains the factors between learning rates already,
-    so all groups have the same `lr`.
+    "angles": the angles of circuits, or their replacements, with Adam's eps 1e-12; "lambda":
+    Quantum-PEFT's singular values; "map": QPA's map or network; "V" and "offset": QAA's V and c;
+    "gates": SoRA's; "other": all other trainable tensors, for example `modules_to_save` or a
+    registered generator's. `weight_decay` applies to "map", "V" and "other" only. The
+    parametrization contains the factors between learning rates already, so all groups have the same
+    `lr`.
 
     Raises:
         ConfigError: the model has no trainable parameter.
@@ -31,12 +32,17 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
             order += module.groups.values()
             for name, parameter in module.named_parameters():
                 group_of[id(parameter)] = module.groups.get(name.partition(".")[0], OTHER)
-    found: dict[ParameterGroup, list[nn.Parameter]] = {group: [] for group in (*dict.fromkeys(order), OTHER)}
+    found: dict[ParameterGroup, list[nn.Parameter]] = {
+        group: [] for group in (*dict.fromkeys(order), OTHER)
+    }
     for parameter in model.parameters():  # each once, those that modules share as well
         if parameter.requires_grad:
             found[group_of.get(id(parameter), OTHER)].append(parameter)
     if not any(found.values()):
-        raise ConfigError("the model has no trainable parameter; load it with is_trainable=True or attach an adapter")
+        raise ConfigError(
+            "the model has no trainable parameter; load it with is_trainable=True or attach an"
+            " adapter"
+        )
     return [
         {
             "name": group.name,

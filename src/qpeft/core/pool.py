@@ -1,7 +1,9 @@
-"""Many compact adapters of one base model: a few of them in slots in memory, the others in their folders.
+"""Many compact adapters of one base model: a few of them in slots in memory, the others in their
+folders.
 
     adapter_config.json       --> the settings, which must equal those of the other adapters
-    adapter_model.safetensors --> the generator --> flat (P,) --> views under the keys of a stock file
+    adapter_model.safetensors --> the generator --> flat (P,) --> views under the keys of a stock
+    file
                               --> a slot, an adapter of stock PEFT --> model
 
 A slot is injected once. Another adapter is put into it by copying its tensors.
@@ -37,7 +39,10 @@ BASE = "__base__"  # PEFT's word in adapter_names
 _FREE = (
     *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
     *("lora_dropout", "weights_sha256"),
-    *("base_digest", "frames"),  # not compared as texts: precisions differ, and a frame file has a hash
+    *(
+        "base_digest",
+        "frames",
+    ),  # not compared as texts: precisions differ, and a frame file has a hash
 )
 _Stamp = tuple[int, ...]  # of the files that an adapter was read from
 
@@ -59,19 +64,22 @@ class AdapterPool:
         pool.model.generate(**inputs)
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
-    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and one seed. Files are checked at every
-    request, so a changed adapter is read again. The result of `place` is valid while its adapters are in their slots;
-    after that the model's call raises ConfigError. With several threads, hold a lock of your own from `activate` or
-    `place` to the end of the model's call. Select adapters with the pool only, not with PEFT's `set_adapter` or
-    `disable_adapter`.
+    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and one seed. Files are
+    checked at every request, so a changed adapter is read again. The result of `place` is valid
+    while its adapters are in their slots; after that the model's call raises ConfigError. With
+    several threads, hold a lock of your own from `activate` or `place` to the end of the model's
+    call. Select adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.
 
-    `model` is the base with `capacity` stock adapters, in evaluation mode; `active` is the name given to `activate`.
+    `model` is the base with `capacity` stock adapters, in evaluation mode; `active` is the name
+    given to `activate`.
 
     Args:
         base: The model that the adapters were trained on; changed in place, as by PEFT.
-        folder: Contains an adapter folder of `qpeft.save` for each name. The first name determines the configuration.
+        folder: Contains an adapter folder of `qpeft.save` for each name. The first name determines
+        the configuration.
         capacity: The number of adapters in memory, and in a batch.
-        frames: The frame file of adapters that refer to one; it is read once. Default: as for `qpeft.load`.
+        frames: The frame file of adapters that refer to one; it is read once. Default: as for
+        `qpeft.load`.
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
@@ -91,17 +99,23 @@ class AdapterPool:
         refuse_adapted(base)
         self.folder, self.capacity, self.active = Path(folder), capacity, BASE
         if not self.names:
-            raise CheckpointError(f"{self.folder} contains no adapter folder; save one there with qpeft.save")
+            raise CheckpointError(
+                f"{self.folder} contains no adapter folder; save one there with qpeft.save"
+            )
         first = self.folder / self.names[0]
         if not _is_served(kind := check_folder(first)["peft_type"]):
-            raise ConfigError(f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}")
+            raise ConfigError(
+                f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}"
+            )
         loaded: Any = load(base, first, frames=frames)
         self._settings = _shared(PeftConfig.from_pretrained(str(first)))
         tuner: Any = loaded.base_model
         self._binding = tuner.generators.bindings["default"]
         self._base = digest(own_weights(tuner.model, "default")), name_of(tuner.model)
         self._prefix = tuner.generators.prefix
-        _activate(_adapted_modules(loaded), [])  # otherwise a module from modules_to_save would stay in the base
+        _activate(
+            _adapted_modules(loaded), []
+        )  # otherwise a module from modules_to_save would stay in the base
         stock, base = tuner.generators.configs["default"].to_stock(), loaded.unload()
         stock.inference_mode = True
         self._free = [f"slot{index}" for index in range(capacity)]
@@ -114,10 +128,16 @@ class AdapterPool:
         saved = partial(get_peft_model_state_dict, self.model, state, save_embedding_layers=False)
         self._tensors = {slot: saved(adapter_name=slot) for slot in self._free}  # not copied
         tuner = self.model.base_model
-        tuner._enable_peft_forward_hooks = partial(self._selecting, tuner._enable_peft_forward_hooks)
+        tuner._enable_peft_forward_hooks = partial(
+            self._selecting, tuner._enable_peft_forward_hooks
+        )
         self._switch(BASE)
-        self._used: set[str] = set()  # in a call of the model that is running, whose slots keep their content
-        self._held: dict[str, tuple[str, _Stamp]] = {}  # slot and files by name; the least recently used first
+        self._used: set[str] = (
+            set()
+        )  # in a call of the model that is running, whose slots keep their content
+        self._held: dict[
+            str, tuple[str, _Stamp]
+        ] = {}  # slot and files by name; the least recently used first
 
     @property
     def names(self) -> list[str]:
@@ -129,18 +149,22 @@ class AdapterPool:
         """Use this adapter from now on; "__base__": none.
 
         Raises:
-            ConfigError: no such adapter. The message contains no names of others, because it may reach a user.
-            CheckpointError: its folder is damaged, or its settings differ from the pool's. The active adapter remains.
+            ConfigError: no such adapter. The message contains no names of others, because it may
+            reach a user.
+            CheckpointError: its folder is damaged, or its settings differ from the pool's. The
+            active adapter remains.
         """
         self._refuse_merged()
         self._switch(name if name == BASE else self._slot_with(name, keep=set()))
         self.active = name
 
     def place(self, names: Sequence[str]) -> list[str]:
-        """The model's argument `adapter_names`, one for each row of a batch; "__base__" for rows without adapter.
+        """The model's argument `adapter_names`, one for each row of a batch; "__base__" for rows
+        without adapter.
 
-        The active adapter keeps its slot. PEFT refuses, in the model's call, to mix adapters with DoRA, of experts, or
-        with a trained copy of another module than a linear map, an embedding or a convolution (`modules_to_save`).
+        The active adapter keeps its slot. PEFT refuses, in the model's call, to mix adapters with
+        DoRA, of experts, or with a trained copy of another module than a linear map, an embedding
+        or a convolution (`modules_to_save`).
 
         Raises:
             ConfigError: no such adapter, more different ones than slots, or `names` is one name.
@@ -152,31 +176,45 @@ class AdapterPool:
         keep = {*names, self.active} - {BASE}
         if len(keep) > self.capacity:
             raise ConfigError(
-                f"the batch and the active adapter are {len(keep)} different adapters, but the pool has "
-                f'{self.capacity} slots; use a smaller batch or a larger capacity, or call activate("{BASE}") first'
+                f"the batch and the active adapter are {len(keep)} different adapters, but the pool"
+                " has "
+                f"{self.capacity} slots; use a smaller batch or a larger capacity, or call"
+                f' activate("{BASE}") first'
             )
-        rows = {name: _Row(self._slot_with(name, keep)) for name in dict.fromkeys(names) if name != BASE}
+        rows = {
+            name: _Row(self._slot_with(name, keep)) for name in dict.fromkeys(names) if name != BASE
+        }
         for name, row in rows.items():
             row.adapter, row.stamp = name, self._held[name][1]
         return [rows.get(name, BASE) for name in names]
 
     def _refuse_merged(self) -> None:
         if any(getattr(module, "merged", False) for module in self._modules):
-            raise ConfigError("an adapter is merged into the base model; call model.unmerge_adapter() first")
+            raise ConfigError(
+                "an adapter is merged into the base model; call model.unmerge_adapter() first"
+            )
 
     @contextmanager
     def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
-        """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass raises."""
+        """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass
+        raises.
+        """
         rows = [row for row in options.get("adapter_names") or () if row != BASE]
         for row in rows:
             if not isinstance(row, _Row):
-                raise ConfigError(f"adapter_names are the list that place returned, or copies of its rows; got {row!r}")
+                raise ConfigError(
+                    "adapter_names are the list that place returned, or copies of its rows; got"
+                    f" {row!r}"
+                )
             if self._held.get(row.adapter) != (row, row.stamp):
                 raise ConfigError(
-                    f"adapter '{row.adapter}' was replaced in its slot after these rows were placed; call place again, "
-                    "before each call of the model"
+                    f"adapter '{row.adapter}' was replaced in its slot after these rows were"
+                    " placed; call place again, before each call of the model"
                 )
-        used, before = self._used, {key for module in self._modules for key in module._forward_pre_hooks}
+        used, before = (
+            self._used,
+            {key for module in self._modules for key in module._forward_pre_hooks},
+        )
         self._used = used | {row.adapter for row in rows}
         try:
             with select(*args, **options):
@@ -185,8 +223,14 @@ class AdapterPool:
             self._used = used
             for module in self._modules:
                 for key, hook in list(module._forward_pre_hooks.items()):
-                    if key not in before and getattr(hook, "func", None) is _adapter_names_pre_forward_hook:
-                        del module._forward_pre_hooks[key], module._forward_pre_hooks_with_kwargs[key]
+                    if (
+                        key not in before
+                        and getattr(hook, "func", None) is _adapter_names_pre_forward_hook
+                    ):
+                        del (
+                            module._forward_pre_hooks[key],
+                            module._forward_pre_hooks_with_kwargs[key],
+                        )
 
     def _switch(self, slot: str) -> None:
         names = [] if slot == BASE else [slot]
@@ -199,13 +243,19 @@ class AdapterPool:
         """The slot with the adapter in its current version; those of `keep` remain in theirs."""
         folder = self.folder / str(name)
         if not _is_name(name) or not isdir(folder):  # noqa: PTH112
-            raise ConfigError(f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others")
+            raise ConfigError(
+                f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others"
+            )
         files = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS) if path.is_file()]
         stamp = tuple(n for one in files for n in (one.st_ctime_ns, one.st_size, one.st_ino))
         slot, held = self._held.get(name, (None, ()))
         if slot is None or held != stamp:
-            if name in self._used or not (self._free or slot or self._held.keys() - keep - self._used):
-                raise ConfigError("a call of the model that is running uses the slots; place or activate after it")
+            if name in self._used or not (
+                self._free or slot or self._held.keys() - keep - self._used
+            ):
+                raise ConfigError(
+                    "a call of the model that is running uses the slots; place or activate after it"
+                )
             try:
                 tensors = self._read(folder)
                 check_tensors(tensors, self._tensors["slot0"])
@@ -224,22 +274,30 @@ class AdapterPool:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _read(self, folder: Path) -> dict[str, Tensor]:
-        """The adapter's tensors by their keys in a stock file, float32 if generated; valid until the next call.
+        """The adapter's tensors by their keys in a stock file, float32 if generated; valid until
+        the next call.
 
-        Raises CheckpointError if the folder is damaged, foreign, for another base model, or has other settings than the
-        first one; ConfigError if the adapter was saved before its frames were fitted.
+        Raises CheckpointError if the folder is damaged, foreign, for another base model, or has
+        other settings than the first one; ConfigError if the adapter was saved before its frames
+        were fitted.
         """
         check_folder(folder)
         saved: Any = PeftConfig.from_pretrained(str(folder))
         mine, its = self._settings, _shared(saved)
         if differing := sorted(k for k in mine.keys() | its.keys() if mine.get(k) != its.get(k)):
-            shown = [f"{k}={its.get(k)!r} instead of {mine.get(k)!r}" for k in differing if k != "generated"]
+            shown = [
+                f"{k}={its.get(k)!r} instead of {mine.get(k)!r}"
+                for k in differing
+                if k != "generated"
+            ]
             raise CheckpointError(
                 "it has other settings than the first adapter of this pool: "
                 f"{', '.join(shown) or 'it is for another base model'}; serve it from another pool"
             )
         check_base(saved, *self._base, f"adapter '{folder.name}'")
-        tensors = tensors_in((folder / WEIGHTS).read_bytes())  # for small files three times as fast as load_file
+        tensors = tensors_in(
+            (folder / WEIGHTS).read_bytes()
+        )  # for small files three times as fast as load_file
         others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
         generator = self._binding.generator
         packed = {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in others}
@@ -247,7 +305,10 @@ class AdapterPool:
         check_tensors(state, generator.state_dict())
         generator.load_state_dict(state)
         if generator.needs_fit:
-            raise ConfigError("it was saved before qpeft.fit_frames, without the frames of the loss gradient; train it")
+            raise ConfigError(
+                "it was saved before qpeft.fit_frames, without the frames of the loss gradient;"
+                " train it"
+            )
         parts = zip(self._binding.slots, generator().split(self._binding.sizes), strict=True)
         return others | {stock_key(slot.label): part.view(slot.shape) for slot, part in parts}
 

@@ -1,12 +1,14 @@
-"""Quantized parameters: rounded in training with a straight-through gradient, packed in the compact adapter.
+"""Quantized parameters: rounded in training with a straight-through gradient, packed in the compact
+adapter.
 
-16 bits are float16 values. With b < 16 bits the values of a tensor are in groups of `GROUP`, and with the smallest
-value lo and the range r of a group
+16 bits are float16 values. With b < 16 bits the values of a tensor are in groups of `GROUP`, and
+with the smallest value lo and the range r of a group
 
     d = r / (2^b - 1),   q = round((x - lo) / d) in 0 .. 2^b - 1,   xq = lo + d q
 
-lo and r are stored as float16; r is never so small against lo that rounding errors could change the codes (`_encode`).
-Therefore quantizing twice equals quantizing once, and float32 rounding errors do not change the range.
+lo and r are stored as float16; r is never so small against lo that rounding errors could change the
+codes (`_encode`). Therefore quantizing twice equals quantizing once, and float32 rounding errors do
+not change the range.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ def quantize(x: Tensor, bits: int) -> Tensor:
 
 
 def pack(x: Tensor, bits: int | None) -> Tensor:
-    """The bytes of x (n,), uint8: floating-point values, or float16 lo and r of each group, then the codes.
+    """The bytes of x (n,), uint8: floating-point values, or float16 lo and r of each group, then
+    the codes.
 
     Code i has the bits i*b to (i+1)*b of the codes, lowest first.
 
@@ -49,8 +52,8 @@ def pack(x: Tensor, bits: int | None) -> Tensor:
     floats = floats.to(_FLOATS.get(bits, torch.float16))
     if bits is not None and not torch.isfinite(floats).all():
         raise TrainingError(
-            "parameters to be stored are not finite or beyond float16's range (65504): training has diverged; "
-            "use a lower learning rate"
+            "parameters to be stored are not finite or beyond float16's range (65504): training has"
+            " diverged; use a lower learning rate"
         )
     return torch.cat([floats.flatten().view(torch.uint8), stream])
 
@@ -63,7 +66,9 @@ def unpack(stored: Tensor, n: int, bits: int | None) -> Tensor:
     ranges, codes = stored.split([len(stored) - n_codes, n_codes])
     stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=n * bits).reshape(n, bits)
     values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(stored.device)
-    return _decode(ranges.clone().view(torch.float16).float().view(-1, 2), _grouped(values.float()), bits, n)
+    return _decode(
+        ranges.clone().view(torch.float16).float().view(-1, 2), _grouped(values.float()), bits, n
+    )
 
 
 def stored_bytes(n: int, bits: int | None) -> int:

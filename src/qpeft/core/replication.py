@@ -1,7 +1,8 @@
-"""Generators under FSDP2 (`fully_shard`): every process keeps all parameters, and their gradients are averaged.
+"""Generators under FSDP2 (`fully_shard`): every process keeps all parameters, and their gradients
+are averaged.
 
-A generator has few parameters, and every process needs all of them. Only the base model, and whatever else is trained,
-is sharded.
+A generator has few parameters, and every process needs all of them. Only the base model, and
+whatever else is trained, is sharded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from qpeft.errors import ConfigError
 
 def keep_whole(generator: nn.Module) -> None:
     """Make `fully_shard` leave out the generator, as PyTorch's composable `replicate` does."""
-    with suppress(ImportError):  # a torch without it: `refuse_sharded` names the argument of `fully_shard`
+    with suppress(
+        ImportError
+    ):  # a torch without it: `refuse_sharded` names the argument of `fully_shard`
         from torch.distributed._composable.contract import _get_registry, contract
 
         if replicate.__name__ not in (_get_registry(generator) or ()):
@@ -46,7 +49,9 @@ def is_sharded(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def copy_from_first(generator: nn.Module, model: nn.Module) -> None:
-    """Move the generator to where the sharded model computes, with the values of the first process."""
+    """Move the generator to where the sharded model computes, with the values of the first
+    process.
+    """
     first: Any = next(model.parameters())  # stored elsewhere if it is offloaded
     generator.to(first.device_mesh.device_type if hasattr(first, "device_mesh") else first.device)
     for tensor in (*generator.parameters(), *generator.buffers()):
@@ -64,24 +69,35 @@ def refuse_sharded_adapter(model: nn.Module) -> None:
     """Raise ConfigError if FSDP2 shards trained parameters, which one process alone cannot save."""
     if any(p.requires_grad and hasattr(p, "to_local") for p in model.parameters()):
         raise ConfigError(
-            "FSDP2 shards trained parameters of this adapter. Call state = get_model_state_dict(model, options="
-            "StateDictOptions(full_state_dict=True)) of torch.distributed.checkpoint.state_dict in every process, and "
-            "model.save_pretrained(folder, state_dict=state) in the first one; load the folder with qpeft.load to "
-            "export it"
+            "FSDP2 shards trained parameters of this adapter. Call state ="
+            " get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of"
+            " torch.distributed.checkpoint.state_dict in every process, and"
+            " model.save_pretrained(folder, state_dict=state) in the first one; load the folder"
+            " with qpeft.load to export it"
         )
 
 
 def refuse_sharded(module: nn.Module) -> None:
-    """Raise ConfigError if FSDP or DeepSpeed ZeRO shards the parameters of a generator, or FSDP1 or ZeRO the model's.
+    """Raise ConfigError if FSDP or DeepSpeed ZeRO shards the parameters of a generator, or FSDP1 or
+    ZeRO the model's.
 
-    FSDP hides or replaces them between forward passes. ZeRO's optimizer updates copies without changing the version
-    counter, so forward passes would use old values.
+    FSDP hides or replaces them between forward passes. ZeRO's optimizer updates copies without
+    changing the version counter, so forward passes would use old values.
     """
-    first, marks = next(module.parameters(), None), ("ds_id", "_hp_mapping")  # under ZeRO-3; under ZeRO-1 and 2
-    if getattr(module, "_is_fsdp_managed_module", False) or any(hasattr(first, mark) for mark in marks):
+    first, marks = (
+        next(module.parameters(), None),
+        (
+            "ds_id",
+            "_hp_mapping",
+        ),
+    )  # under ZeRO-3; under ZeRO-1 and 2
+    if getattr(module, "_is_fsdp_managed_module", False) or any(
+        hasattr(first, mark) for mark in marks
+    ):
         raise ConfigError(
-            "FSDP or DeepSpeed ZeRO shards the generator of this adapter, which has few parameters and needs all of "
-            "them in every process; use FSDP2, which shards the base model only: torch.distributed.fsdp.fully_shard("
-            "model), or fsdp_version=2 in accelerate. If fully_shard causes this error, give it ignored_params={*"
-            "generator.parameters()} for the generators of the adapter"
+            "FSDP or DeepSpeed ZeRO shards the generator of this adapter, which has few parameters"
+            " and needs all of them in every process; use FSDP2, which shards the base model only:"
+            " torch.distributed.fsdp.fully_shard(model), or fsdp_version=2 in accelerate. If"
+            " fully_shard causes this error, give it ignored_params={*generator.parameters()} for"
+            " the generators of the adapter"
         )

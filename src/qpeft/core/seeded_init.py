@@ -1,8 +1,8 @@
 """Reproducible initial values: the same on every device, version and thread count.
 
-A stream is keyed by SHA-256 of "seed:name" and consists of the raw 64-bit integers of NumPy's Philox bit generator,
-which NumPy guarantees not to change. They are converted to values in float64, so a checkpoint stores only the seed and
-a hash of the drawn integers.
+A stream is keyed by SHA-256 of "seed:name" and consists of the raw 64-bit integers of NumPy's
+Philox bit generator, which NumPy guarantees not to change. They are converted to values in float64,
+so a checkpoint stores only the seed and a hash of the drawn integers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from torch import Tensor
 
 
 class SeededInit:
-    """Draws named tensors from one seed and hashes the drawn integers; on the "meta" device it draws no values."""
+    """Draws named tensors from one seed and hashes the drawn integers; on the "meta" device it
+    draws no values.
+    """
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
         self.seed, self.device = seed, device
@@ -28,10 +30,14 @@ class SeededInit:
         return self._drawn(name, shape, 1, lambda unit: (2.0 * unit[0] - 1.0) * bound)
 
     def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
-        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape `shape`."""
+        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape
+        `shape`.
+        """
 
         def box_muller(unit: np.ndarray) -> np.ndarray:
-            radius = np.sqrt(-2.0 * np.log1p(-unit[0]))  # 1 - u lies in (0, 1]: the logarithm is finite
+            radius = np.sqrt(
+                -2.0 * np.log1p(-unit[0])
+            )  # 1 - u lies in (0, 1]: the logarithm is finite
             return std * radius * np.cos(2.0 * math.pi * unit[1])
 
         return self._drawn(name, shape, 2, box_muller)
@@ -45,12 +51,16 @@ class SeededInit:
         """SHA-256 over the names and integers drawn so far, in the order of drawing."""
         return self._digest.hexdigest()
 
-    def _drawn(self, name: str, shape: Sequence[int], n: int, of: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    def _drawn(
+        self, name: str, shape: Sequence[int], n: int, of: Callable[[np.ndarray], np.ndarray]
+    ) -> Tensor:
         """`of` n rows of float64 numbers in [0, 1) with 53 random bits each."""
         if self.device == "meta":
             return torch.empty(tuple(shape), device="meta")
         key = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(n * math.prod(shape))
+        raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(
+            n * math.prod(shape)
+        )
         self._digest.update(name.encode())
         self._digest.update(raw.astype("<u8").tobytes())
         unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

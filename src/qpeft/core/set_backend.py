@@ -28,21 +28,26 @@ def set_backend(
 
     Args:
         model: A PeftModel whose adapter has a circuit.
-        backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler (`BaseSamplerV2`); a
-            `qpeft.backends.Backend`; or a name of the command line, such as "pennylane:lightning.qubit".
-        shots: Shots per circuit, of at most 14 qubits. None: exact probabilities, where the backend has them.
+        backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler
+        (`BaseSamplerV2`); a
+            `qpeft.backends.Backend`; or a name of the command line, such as
+            "pennylane:lightning.qubit".
+        shots: Shots per circuit, of at most 14 qubits. None: exact probabilities, where the backend
+        has them.
         seed: For counts drawn by qpeft; devices have their own.
         shot_budget: Maximum number of shots in all jobs, failed ones included.
-        noise: Strength of simulated depolarizing noise, for "pennylane:default.mixed": the probability after each
+        noise: Strength of simulated depolarizing noise, for "pennylane:default.mixed": the
+        probability after each
             two-qubit gate, a tenth of it after each one-qubit gate.
         log: File to which a line of JSON is added for every job.
 
     Returns:
-        The object that runs the circuits, with gradients by parameter shift; its `str()` shows the cost of a step, and
-        `.jobs.used` counts jobs, circuits, shots and seconds. None for the exact simulator.
+        The object that runs the circuits, with gradients by parameter shift; its `str()` shows the
+        cost of a step, and `.jobs.used` counts jobs, circuits, shots and seconds. None for the
+        exact simulator.
 
-    With shots or a device, training is noisy; the initial values of a residual adapter, merging and `qpeft.export`
-    remain exact.
+    With shots or a device, training is noisy; the initial values of a residual adapter, merging and
+    `qpeft.export` remain exact.
 
     Raises:
         ConfigError: the model has no adapter or no circuit, or options contradict each other.
@@ -57,9 +62,13 @@ def set_backend(
 
 
 def circuit_runs(
-    generators: nn.Module | None, chosen: BackendSettings, seed: int = 0, log: str | Path | None = None
+    generators: nn.Module | None,
+    chosen: BackendSettings,
+    seed: int = 0,
+    log: str | Path | None = None,
 ) -> dict[CircuitModule, CircuitRun | None]:
-    """What runs each circuit of these generators on the backend, as one budget; None for the exact simulator.
+    """What runs each circuit of these generators on the backend, as one budget; None for the exact
+    simulator.
 
     Raises ConfigError if there is no circuit, or options contradict each other.
     """
@@ -67,13 +76,17 @@ def circuit_runs(
     circuits = [module for module in modules if isinstance(module, CircuitModule)]
     if not circuits:
         raise ConfigError(
-            "there is no circuit that a backend can run in training; QPA has one with feature_source qnn, qnn_frozen. "
-            "Circuits on inputs are measured by qpeft evaluate"
+            "there is no circuit that a backend can run in training; QPA has one with"
+            " feature_source qnn, qnn_frozen. Circuits on inputs are measured by qpeft evaluate"
         )
     if chosen == BackendSettings():
         return dict.fromkeys(circuits)
-    device = as_backend(chosen.backend, max(each.ansatz.n_qubits for each in circuits), chosen.noise)
+    device = as_backend(
+        chosen.backend, max(each.ansatz.n_qubits for each in circuits), chosen.noise
+    )
     jobs = Jobs(device, chosen.shots, seed=seed, shot_budget=chosen.shot_budget)
     if log is not None:
         jobs.log_to(Path(log))
-    return {each: CircuitRun(each.ansatz, jobs, each.is_trained, each.n_circuits) for each in circuits}
+    return {
+        each: CircuitRun(each.ansatz, jobs, each.is_trained, each.n_circuits) for each in circuits
+    }

@@ -1,4 +1,6 @@
-"""The tensors of a stock adapter that a generator fills, and LoRA's own initial values (w0), drawn from a seed."""
+"""The tensors of a stock adapter that a generator fills, and LoRA's own initial values (w0), drawn
+from a seed.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,14 @@ class Slot:
     label: str  # the tensor's name within the base model, without the adapter's
     shape: torch.Size
     dtype: torch.dtype
-    initial: Tensor | None = None  # the initial value that the base determines, on the CPU; None: drawn from the seed
+    initial: Tensor | None = (
+        None  # the initial value that the base determines, on the CPU; None: drawn from the seed
+    )
 
     def put(self, tensor: Tensor) -> None:
-        """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock parameter."""
+        """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock
+        parameter.
+        """
         self.owner._parameters.pop(self.name, None)
         self.owner.__dict__[self.name] = tensor
 
@@ -45,12 +51,16 @@ def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
     return [slot for slot, _ in found]
 
 
-def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]) -> list[tuple[Slot, Any]]:
+def find_slots(
+    model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]
+) -> list[tuple[Slot, Any]]:
     """The adapter's tensors in PEFT's order, each once, with its tuner layer."""
     found: dict[int, tuple[Slot, Any]] = {}
     for module_name, layer in model.named_modules():
         for container_name in layer.adapter_layer_names if isinstance(layer, layer_class) else ():
-            for owner, name, label in adapter_parameters(getattr(layer, container_name, None), adapter_name):
+            for owner, name, label in adapter_parameters(
+                getattr(layer, container_name, None), adapter_name
+            ):
                 parameter: Any = owner._parameters[name]
                 full = ".".join(filter(None, (module_name, container_name, label)))
                 slot = Slot(owner, name, full, parameter.shape, parameter.dtype)
@@ -60,10 +70,17 @@ def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerL
 
 def adapter_parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
     """Owner, attribute and label of each of the adapter's parameters in `container`."""
-    if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or adapter_name not in container:
+    if (
+        not isinstance(container, (nn.ModuleDict, nn.ParameterDict))
+        or adapter_name not in container
+    ):
         return []
     if isinstance(container, nn.ParameterDict):
-        return [(container, adapter_name, "")] if container._parameters.get(adapter_name) is not None else []
+        return (
+            [(container, adapter_name, "")]
+            if container._parameters.get(adapter_name) is not None
+            else []
+        )
     return [
         (module, name, ".".join(filter(None, (path, name))))
         for path, module in container[adapter_name].named_modules()
@@ -72,17 +89,24 @@ def adapter_parameters(container: Any, adapter_name: str) -> list[tuple[nn.Modul
 
 
 def draw_initial(slots: Sequence[Slot], init_lora_weights: bool | str, init: SeededInit) -> Tensor:
-    """w0 of all slots, flat (P,), float32, on the CPU, with the distribution of PEFT's initialization.
+    """w0 of all slots, flat (P,), float32, on the CPU, with the distribution of PEFT's
+    initialization.
 
-    lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0; for embeddings A is 0
-    and B normal. With "zero" all of them are 0. What the base determines is that of the slot, or 0 if it is unknown.
+    lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0;
+    for embeddings A is 0 and B normal. With "zero" all of them are 0. What the base determines is
+    that of the slot, or 0 if it is unknown.
     """
-    drawn = (_drawn(slot, init_lora_weights, init) if slot.initial is None else slot.initial for slot in slots)
+    drawn = (
+        _drawn(slot, init_lora_weights, init) if slot.initial is None else slot.initial
+        for slot in slots
+    )
     return torch.cat([value.flatten() for value in drawn])
 
 
 def _drawn(slot: Slot, init_lora_weights: bool | str, init: SeededInit) -> Tensor:
-    part = slot.label.rsplit(".lora_", 1)[-1]  # "A.weight", "B.weight", "B.bias", "embedding_A", ...
+    part = slot.label.rsplit(".lora_", 1)[
+        -1
+    ]  # "A.weight", "B.weight", "B.bias", "embedding_A", ...
     random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
     if init_lora_weights == "zero" or not (random or part == "embedding_B"):
         return torch.zeros(slot.shape)
@@ -97,5 +121,7 @@ def _magnitude(slot: Slot, layer: Any, adapter_name: str) -> Tensor:
     """The initial value of DoRA's magnitude: the norm of the base weight, on the CPU."""
     weight = dequantize_module_weight(layer.get_base_layer())
     dora = layer.lora_magnitude_vector[adapter_name]
-    norm = dora.get_weight_norm(weight, torch.zeros((), dtype=weight.dtype, device=weight.device), 1.0)
+    norm = dora.get_weight_norm(
+        weight, torch.zeros((), dtype=weight.dtype, device=weight.device), 1.0
+    )
     return norm.detach().float().reshape(slot.shape).cpu()

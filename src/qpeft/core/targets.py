@@ -1,4 +1,6 @@
-"""Targets of an adapter: a name that matches nothing is an error, not a smaller adapter; weights that they share."""
+"""Targets of an adapter: a name that matches nothing is an error, not a smaller adapter; weights
+that they share.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,15 @@ _READ = (*_CONVERTED, "exclude_modules", "modules_to_save", "r", "lora_alpha", "
 
 
 def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
-    """Check `target_modules`, `modules_to_save`, and the keys of `rank_pattern` and `alpha_pattern`.
+    """Check `target_modules`, `modules_to_save`, and the keys of `rank_pattern` and
+    `alpha_pattern`.
 
-    Before that, the targets of a LoRA or of qpeft's methods become what PEFT makes of LoRA's: its default for the
-    type of model if there are none, and `target_parameters` instead of the names of experts, whose weights
-    transformers keeps in one parameter for all experts.
+    Before that, the targets of a LoRA or of qpeft's methods become what PEFT makes of LoRA's: its
+    default for the type of model if there are none, and `target_parameters` instead of the names of
+    experts, whose weights transformers keeps in one parameter for all experts.
 
-    Raises ConfigError if a name matches nothing in `model`, or the targets contain experts, and the method adapts
-    modules alone.
+    Raises ConfigError if a name matches nothing in `model`, or the targets contain experts, and the
+    method adapts modules alone.
     """
     try:
         _convert_targets(model, config)
@@ -50,22 +53,33 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
     if not is_own and config.peft_type != PeftType.LORA:
         return  # PEFT converts LoRA's targets alone
     linear = _short(name for name, module in model.named_modules() if is_linear(module))
-    if is_own and isinstance(config, LoraConfig) and config.target_modules is None and not config.target_parameters:
+    if (
+        is_own
+        and isinstance(config, LoraConfig)
+        and config.target_modules is None
+        and not config.target_parameters
+    ):
         known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         found = known.get(getattr(getattr(model, "config", None), "model_type", ""))
         if found is None:
-            raise ConfigError(f"set target_modules to all-linear, or to some of {', '.join(linear)}")
+            raise ConfigError(
+                f"set target_modules to all-linear, or to some of {', '.join(linear)}"
+            )
         config.target_modules = found if isinstance(found, str) else set(found)  # type: ignore[assignment]
-    given = {name: copy.copy(value) for name in _READ if (value := getattr(config, name, None)) is not None}
+    given = {
+        name: copy.copy(value)
+        for name in _READ
+        if (value := getattr(config, name, None)) is not None
+    }
     convert_peft_config_for_transformers(stock := LoraConfig(**given), model, None)
     experts = sorted(stock.target_parameters or ())
     if not experts or experts == sorted(getattr(config, "target_parameters", None) or ()):
         return
     if is_own and not getattr(config, "adapts_parameters", False):
         raise ConfigError(
-            "target_modules contain experts or their router, whose weights are the parameters "
-            f"{', '.join(experts)} instead of modules, and {type(config).__name__} adapts modules alone; give some of "
-            f"{', '.join(linear)}, or use LoRA or QPA"
+            "target_modules contain experts or their router, whose weights are the parameters"
+            f" {', '.join(experts)} instead of modules, and {type(config).__name__} adapts modules"
+            f" alone; give some of {', '.join(linear)}, or use LoRA or QPA"
         )
     stock.target_parameters = experts  # in order: it is saved
     for name in _CONVERTED:
@@ -74,10 +88,16 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
 
 def _check_names(model: nn.Module, config: Any) -> None:
     modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    parameters = [name.replace(".base_layer", "") for name, _ in model.named_parameters(remove_duplicate=False)]
+    parameters = [
+        name.replace(".base_layer", "")
+        for name, _ in model.named_parameters(remove_duplicate=False)
+    ]
     targets, saved, adapted, ranks, alphas = (getattr(config, name, None) or () for name in _NAMED)
     if config.task_type in ("SEQ_CLS", "TOKEN_CLS"):
-        saved = {*saved} - {"classifier", "score"}  # which PEFT adds, whether or not the model has them
+        saved = {*saved} - {
+            "classifier",
+            "score",
+        }  # which PEFT adds, whether or not the model has them
     patterns = [("rank_pattern", rf"(.*\.)?({key})") for key in ranks]
     patterns += [("alpha_pattern", rf"(.*\.)?({key})") for key in alphas]
     if isinstance(targets, str):
@@ -87,7 +107,9 @@ def _check_names(model: nn.Module, config: Any) -> None:
     for field, pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in every):
             raise ConfigError(unknown(f"{field} pattern", pattern, _short(every)))
-    for field, wanted, names in zip(_NAMED, (targets, saved, adapted), (modules, modules, parameters), strict=False):
+    for field, wanted, names in zip(
+        _NAMED, (targets, saved, adapted), (modules, modules, parameters), strict=False
+    ):
         for name in sorted(wanted):
             if not any(f".{one}".endswith(f".{name}") for one in names):
                 raise ConfigError(unknown(field, name, _short(names)))
@@ -105,27 +127,35 @@ def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Mod
         # like PEFT, without the output head; PEFT's own search skips modules that have an adapter
         head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
         head = getattr(head, "base_layer", head)
-        config.target_modules = [name for name, m in modules.items() if is_linear(m) and m is not head]
+        config.target_modules = [
+            name for name, m in modules.items() if is_linear(m) and m is not head
+        ]
     check_target_modules(model, config)
 
 
 def is_linear(module: Any) -> bool:
     """Whether it is a Linear, also of a quantized base, or a Conv1D."""
     return isinstance(module, (nn.Linear, Conv1D)) or (
-        isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
+        isinstance(getattr(module, "in_features", None), int)
+        and isinstance(getattr(module, "out_features", None), int)
     )
 
 
 def sizes(linear: Any) -> tuple[int, int]:
     """Width of the input and of the output of a linear map."""
-    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+    return (
+        (linear.nx, linear.nf)
+        if isinstance(linear, Conv1D)
+        else (linear.in_features, linear.out_features)
+    )
 
 
 def untie_lm_head(model: Any) -> Any:
     """Give the output head its own copy of the weight it shares with the input embedding, in place.
 
-    Needed before merging an adapter of the head: merging would otherwise change the embedding as well. `model` is a
-    transformers model or a PeftModel over one; it is returned. A head with its own weight is not changed.
+    Needed before merging an adapter of the head: merging would otherwise change the embedding as
+    well. `model` is a transformers model or a PeftModel over one; it is returned. A head with its
+    own weight is not changed.
 
     Raises:
         ConfigError: the model has no output head.
@@ -138,7 +168,9 @@ def untie_lm_head(model: Any) -> Any:
     embedding = base.get_input_embeddings()
     if layer.weight is getattr(embedding, "base_layer", embedding).weight:
         with torch.no_grad():
-            layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=layer.weight.requires_grad)
+            layer.weight = nn.Parameter(
+                layer.weight.clone(), requires_grad=layer.weight.requires_grad
+            )
         for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
             config.tie_word_embeddings = False
     return model
@@ -148,11 +180,14 @@ def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
     """Raise TiedWeightError if another module shares the weight of a target."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0].removesuffix(".base_layer"))
+        owners.setdefault(id(parameter), []).append(
+            name.rpartition(".")[0].removesuffix(".base_layer")
+        )
     for names in owners.values():
         for target in (name for name in target_names if name in names):
             if others := [name for name in names if name != target]:
                 raise TiedWeightError(
-                    f"{target} shares its weight with {others[0]}, which merging would change as well; untie an output "
-                    "head with qpeft.untie_lm_head(model), or qpeft export --untie"
+                    f"{target} shares its weight with {others[0]}, which merging would change as"
+                    " well; untie an output head with qpeft.untie_lm_head(model), or qpeft export"
+                    " --untie"
                 )

@@ -1,6 +1,7 @@
 """A stock PEFT tuner whose adapter tensors are generated, and the object that owns the generators.
 
-The owner, `Generators`, is in the tuner of a method of qpeft, or next to the host adapter of `qpeft.attach`.
+The owner, `Generators`, is in the tuner of a method of qpeft, or next to the host adapter of
+`qpeft.attach`.
 """
 
 from __future__ import annotations
@@ -52,13 +53,19 @@ class Generators(nn.ModuleDict):
         hook: Any = self._before_forward
         self.hook = read_by.register_forward_pre_hook(hook)
 
-    def hold(self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]) -> None:
+    def hold(
+        self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
+    ) -> None:
         """Generate the tensors `slots` of the adapter from now on; the config records them."""
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
         parameter: Any = slots[0].owner._parameters[slots[0].name]
         # not on the meta device, because a generator always has values
         binding = Binding(generator.to("cpu" if parameter.is_meta else parameter.device), slots)
-        self[adapter_name], self.bindings[adapter_name], self.configs[adapter_name] = generator, binding, config
+        self[adapter_name], self.bindings[adapter_name], self.configs[adapter_name] = (
+            generator,
+            binding,
+            config,
+        )
 
     def release(self) -> None:
         """Stop generating; the adapters' own parameters get the current values."""
@@ -68,7 +75,9 @@ class Generators(nn.ModuleDict):
         self.hook.remove()
 
     def train_only(self, active: Any, inference_mode: bool | None = None) -> None:
-        """Train the generators of these adapters, unless in inference mode, by default that of their configs."""
+        """Train the generators of these adapters, unless in inference mode, by default that of
+        their configs.
+        """
         for name, generator in self.items():
             frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
             generator.requires_grad_(name in active and not frozen)
@@ -77,13 +86,19 @@ class Generators(nn.ModuleDict):
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if getattr(module, "_is_replica", False):
             raise ConfigError(
-                "torch.nn.DataParallel copies the generated tensors without their gradient; use one device, or "
-                "torchrun / accelerate launch"
+                "torch.nn.DataParallel copies the generated tensors without their gradient; use one"
+                " device, or torchrun / accelerate launch"
             )
         base = self._base[0]
         if any(getattr(generator, "needs_fit", False) for generator in self.values()):
-            layers = [m for m in base.modules() if isinstance(m, BaseTunerLayer) and not m.disable_adapters]
-            for name in {name for layer in layers for name in layer.active_adapters} & self.bindings.keys():
+            layers = [
+                m
+                for m in base.modules()
+                if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+            ]
+            for name in {
+                name for layer in layers for name in layer.active_adapters
+            } & self.bindings.keys():
                 self.refuse_unfitted(name)
         if not (shards := is_sharded(base)):
             refuse_sharded(module)
@@ -96,8 +111,9 @@ class Generators(nn.ModuleDict):
         """Raise ConfigError if the generator cannot be evaluated before `fit_frames`."""
         if getattr(self[adapter_name], "needs_fit", False):
             raise ConfigError(
-                "this adapter acts in directions of the loss gradient, which are not known yet: call "
-                "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
+                "this adapter acts in directions of the loss gradient, which are not known yet:"
+                " call qpeft.fit_frames(model, batches) with calibration batches first (about 64"
+                " blocks of training text)"
             )
 
     def invalidate(self) -> None:
@@ -113,7 +129,11 @@ class Generators(nn.ModuleDict):
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Within: every computation is exact, whatever backend trains the adapter."""
-        backends = {m: m.backend for m in self.modules() if isinstance(m, CircuitModule) and m.backend is not None}
+        backends = {
+            m: m.backend
+            for m in self.modules()
+            if isinstance(m, CircuitModule) and m.backend is not None
+        }
         self.run_on(dict.fromkeys(backends))
         try:
             yield
@@ -128,13 +148,19 @@ class Generators(nn.ModuleDict):
             self.invalidate()
 
     def check_not_tied(self, tuner: Any) -> None:
-        """Raise TiedWeightError if merging would change another module; not if the adapter is merged."""
-        if not any(module.merged for module in tuner.model.modules() if isinstance(module, BaseTunerLayer)):
+        """Raise TiedWeightError if merging would change another module; not if the adapter is
+        merged.
+        """
+        if not any(
+            module.merged for module in tuner.model.modules() if isinstance(module, BaseTunerLayer)
+        ):
             check_not_tied(tuner.model, tuner.targeted_module_names)
 
     @contextmanager
     def merging(self, tuner: Any) -> Iterator[None]:
-        """Within: PEFT can merge the adapters of `tuner` into the base, or undo it; the values are exact."""
+        """Within: PEFT can merge the adapters of `tuner` into the base, or undo it; the values are
+        exact.
+        """
         self.check_not_tied(tuner)
         with self.exact():
             self.refresh_detached()
@@ -142,7 +168,9 @@ class Generators(nn.ModuleDict):
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
-        """Within: a saved adapter keeps its unquantized parameters, so that a run resumes exactly."""
+        """Within: a saved adapter keeps its unquantized parameters, so that a run resumes
+        exactly.
+        """
         generators: list[Any] = list(self.values())
         for generator in generators:
             generator.latent = True
@@ -160,10 +188,16 @@ class Generators(nn.ModuleDict):
 
     def count_generated(self) -> int:
         """Generated parameters, without those that an export leaves out."""
-        return sum(sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values())
+        return sum(
+            sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values()
+        )
 
-    def stock_adapter(self, model: Any, adapter_name: str) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-        """The stock config, the tensors by their keys in a stock file, and the counts and ranks of `ExportReport`."""
+    def stock_adapter(
+        self, model: Any, adapter_name: str
+    ) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
+        """The stock config, the tensors by their keys in a stock file, and the counts and ranks of
+        `ExportReport`.
+        """
         self.refuse_unfitted(adapter_name)
         binding, stock = self.bindings[adapter_name], self.configs[adapter_name].to_stock()
         values, ranks = binding.generator.export(binding.values(), stock)
@@ -171,13 +205,20 @@ class Generators(nn.ModuleDict):
         counts["n_trained"] = sum(p.numel() for p in binding.generator.parameters())
         return stock, self.stock_state(model, adapter_name, values), counts
 
-    def stock_state(self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """The tensors of the generated adapter, by their keys in a stock file; `model` is the PeftModel.
+    def stock_state(
+        self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of the generated adapter, by their keys in a stock file; `model` is the
+        PeftModel.
 
         `values` are those of the slots; by default the current ones.
         """
         binding = self.bindings[adapter_name]
-        state = {key: value for key, value in model.state_dict().items() if not key.startswith(self.prefix)}
+        state = {
+            key: value
+            for key, value in model.state_dict().items()
+            if not key.startswith(self.prefix)
+        }
         paths: dict[int, list[str]] = {}  # a shared module is saved under each of its names
         for path, module in model.named_modules(remove_duplicate=False):
             paths.setdefault(id(module), []).append(path)
@@ -185,7 +226,9 @@ class Generators(nn.ModuleDict):
             for path in paths[id(slot.owner)]:
                 state[f"{path}.{slot.name}"] = value
         with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
-            stock = get_peft_model_state_dict(model, state, adapter_name=adapter_name, save_embedding_layers=False)
+            stock = get_peft_model_state_dict(
+                model, state, adapter_name=adapter_name, save_embedding_layers=False
+            )
         return {key: value for key, value in stock.items() if value.numel()}
 
 
@@ -197,10 +240,14 @@ def count_trainable(model: Any) -> int:
 def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with all tensors of the adapter, by their names in `model`.
 
-    PEFT leaves out those with a part of their names that is the name of another adapter, such as "mlp" or "c".
+    PEFT leaves out those with a part of their names that is the name of another adapter, such as
+    "mlp" or "c".
     """
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
-    if _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes).keys() <= state.keys():
+    if (
+        _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes).keys()
+        <= state.keys()
+    ):
         return state  # a state dict of a sharded model would need all processes
     return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
 
@@ -211,15 +258,17 @@ def holder_of(model: Any) -> Generators | None:
 
 
 def is_compact(model: Any) -> bool:
-    """Whether the saved adapters of this PeftModel are not those of its export: generated, or of a `LinearTuner`."""
+    """Whether the saved adapters of this PeftModel are not those of its export: generated, or of a
+    `LinearTuner`.
+    """
     return holder_of(model) is not None or hasattr(model.base_model, "stock_adapter")
 
 
 def has_stock_form(model: Any) -> bool:
     """Whether a stock PEFT adapter is equal to that of this PeftModel.
 
-    Not if it has a tuner from outside PEFT whose tensors are not generated, unless this has a method `stock_problem`
-    that finds none; the tuner of a host counts.
+    Not if it has a tuner from outside PEFT whose tensors are not generated, unless this has a
+    method `stock_problem` that finds none; the tuner of a host counts.
     """
     tuner = model.base_model
     if holder_of(model) is None and hasattr(tuner, "stock_problem"):
@@ -230,7 +279,9 @@ def has_stock_form(model: Any) -> bool:
 
 @contextmanager
 def described_by(model: Any, adapter_name: str, config: Any) -> Iterator[None]:
-    """Within: the PeftModel has one adapter, with this config; PEFT saves and loads by the type in the config."""
+    """Within: the PeftModel has one adapter, with this config; PEFT saves and loads by the type in
+    the config.
+    """
     kept, model.peft_config = model.peft_config, {adapter_name: config}
     try:
         yield
@@ -238,27 +289,46 @@ def described_by(model: Any, adapter_name: str, config: Any) -> Iterator[None]:
         model.peft_config = kept
 
 
-def other_tensors(model: Any, adapter_name: str, stock: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is saved next to the generator: trained biases, and tensors of a host that are not generated, each once."""
+def other_tensors(
+    model: Any, adapter_name: str, stock: Any, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is saved next to the generator: trained biases, and tensors of a host that are not
+    generated, each once.
+    """
     state = {key: value for key, value in state.items() if f"{CONTAINER}." not in key}
-    found = _filter_state_dict_by_key_prefixes(state, _get_tuner_state_dict_key_prefixes(model, adapter_name))
+    found = _filter_state_dict_by_key_prefixes(
+        state, _get_tuner_state_dict_key_prefixes(model, adapter_name)
+    )
     found |= BaseTuner._get_learnable_bias_state_dict(model, state, stock)
     # VeRA's layers share their projections
-    once = {(t.untyped_storage()._cdata, t.storage_offset(), t.shape): key for key, t in reversed(found.items())}
+    once = {
+        (t.untyped_storage()._cdata, t.storage_offset(), t.shape): key
+        for key, t in reversed(found.items())
+    }
     return {key: found[key] for key in reversed(once.values())}
 
 
 class CompactState(BaseTuner if TYPE_CHECKING else object):
-    """Mixed in before a tuner class: PEFT saves and loads the generator instead of the tensors that it fills."""
+    """Mixed in before a tuner class: PEFT saves and loads the generator instead of the tensors that
+    it fills.
+    """
 
     container = CONTAINER  # read when the class is registered with PEFT
 
     @classmethod
     def _get_adapter_state_dict(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor], unwanted_adapter_names: Any
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: Any,
     ) -> dict[str, Tensor]:
         holder: Any = holder_of(model)
-        prefix, complete = f"{holder.prefix}{adapter_name}.", complete_state(model, adapter_name, state_dict)
+        prefix, complete = (
+            f"{holder.prefix}{adapter_name}.",
+            complete_state(model, adapter_name, state_dict),
+        )
         own = {k.removeprefix(prefix): v for k, v in complete.items() if k.startswith(prefix)}
         packed = holder[adapter_name].pack(own)
         state = _CompactTensors({prefix + k: v for k, v in packed.items()})
@@ -276,14 +346,19 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
     ) -> dict[str, Tensor]:
         holder: Any = holder_of(model)
         generator, prefix, present = holder[adapter_name], holder.prefix, model.state_dict()
-        unpacked = generator.unpack({k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)})
+        unpacked = generator.unpack(
+            {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        )
         check_tensors(unpacked, generator.state_dict())
         others = {k: v for k, v in state_dict.items() if not k.startswith(prefix)}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
-        # with bias="all" PEFT saves a second copy of the biases in modules_to_save, without the adapter's name
+        # with bias="all" PEFT saves a second copy of the biases in modules_to_save, without the
+        # adapter's name
         others = {k: v for k, v in others.items() if k in present or ".modules_to_save." not in k}
         expected = other_tensors(model, adapter_name, config.to_stock(), present)
-        check_tensors({k: v for k, v in others.items() if k in expected or k not in present}, expected)
+        check_tensors(
+            {k: v for k, v in others.items() if k in expected or k not in present}, expected
+        )
         return {**others, **{f"{prefix}{adapter_name}.{k}": v for k, v in unpacked.items()}}
 
 
@@ -297,8 +372,8 @@ class _CompactTensors(dict[str, Tensor]):
 class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
 
-    The generators, one per adapter, are in `qpeft_generator`. They have the only trainable parameters; the stock layers
-    contain plain tensors. The config makes the generators.
+    The generators, one per adapter, are in `qpeft_generator`. They have the only trainable
+    parameters; the stock layers contain plain tensors. The config makes the generators.
     """
 
     uses_shared_state = True
@@ -309,14 +384,18 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         generators: Any = self._modules[CONTAINER]
         return generators
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
         # a copy, because the binding records this adapter's tensors in it
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         is_loaded = config.generated is not None
         config.read_files(model)
         if CONTAINER not in self._modules:
-            self.add_module(CONTAINER, Generators(self.model, f"base_model.{CONTAINER}.", self.model))
+            self.add_module(
+                CONTAINER, Generators(self.model, f"base_model.{CONTAINER}.", self.model)
+            )
         trained = [p for p in model.parameters() if p.requires_grad]
         try:
             check_target_modules(model, config)
@@ -326,14 +405,24 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self._undo_injection(adapter_name)
             for parameter in trained:
                 parameter.requires_grad_(True)
-            if is_loaded and isinstance(error, ValueError) and not isinstance(error, CheckpointError):
-                raise CheckpointError(f"this adapter belongs to another base model: {error}") from error
-            if isinstance(error, ValueError) and not isinstance(error, QpeftError):  # of PEFT, such as on a target
+            if (
+                is_loaded
+                and isinstance(error, ValueError)
+                and not isinstance(error, CheckpointError)
+            ):
+                raise CheckpointError(
+                    f"this adapter belongs to another base model: {error}"
+                ) from error
+            if isinstance(error, ValueError) and not isinstance(
+                error, QpeftError
+            ):  # of PEFT, such as on a target
                 raise ConfigError(str(error)) from error
             raise
         self.generators.train_only(self.active_adapters)
 
-    def _make_generator(self, adapter_name: str, config: GeneratedConfig) -> tuple[Generator, list[Slot]]:
+    def _make_generator(
+        self, adapter_name: str, config: GeneratedConfig
+    ) -> tuple[Generator, list[Slot]]:
         init = SeededInit(config.seed)
         slots = in_vector_order(lora_slots(self.model, adapter_name), config)
         generator = config.make(slots, draw_initial(slots, config.drawn_init, init), init)
@@ -349,7 +438,8 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self.generators.hook.remove()
             for module in self.model.modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
-                    module._active_adapter = []  # so that unloading restores the original, not the trained copy
+                    # so that unloading restores the original, not the trained copy
+                    module._active_adapter = []
             super()._unload_and_optionally_merge(merge=False)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -387,12 +477,14 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         raise ConfigError(
-            "a weighted sum of generated adapters is not a generated adapter; qpeft.export each one and combine the "
-            "stock adapters"
+            "a weighted sum of generated adapters is not a generated adapter; qpeft.export each one"
+            " and combine the stock adapters"
         )
 
 
 def stock_key(label: str) -> str:
     """The key in a stock file of the tensor with this label of a slot."""
     # the key of DoRA's magnitude in PEFT's files lacks the ".weight" of its module
-    return "base_model.model." + label.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    return "base_model.model." + label.replace(
+        "lora_magnitude_vector.weight", "lora_magnitude_vector"
+    )

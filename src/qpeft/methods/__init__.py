@@ -1,7 +1,7 @@
 """Fine-tuning methods: one folder each, one record each, and the table of all records.
 
-A method of your own is a `Method` in a file of yours, see `examples/own_method.py`. All names that such a file needs
-are in `__init__.pyi` and imported when first used.
+A method of your own is a `Method` in a file of yours, see `examples/own_method.py`. All names that
+such a file needs are in `__init__.pyi` and imported when first used.
 """
 
 from qpeft.lazy import lazy_names

@@ -1,4 +1,6 @@
-"""Public names of `qpeft.methods`, each listed once: `__init__.py` imports them lazily from here."""
+"""Public names of `qpeft.methods`, each listed once: `__init__.py` imports them lazily from
+here.
+"""
 
 from ..core.config import AdapterConfig as AdapterConfig
 from ..core.config import GeneratedConfig as GeneratedConfig

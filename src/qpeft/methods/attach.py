@@ -1,7 +1,7 @@
 """Put a generator over a stock adapter that is already on a model.
 
-PEFT builds and runs such an adapter as usual. Only the origin of its tensors differs, and therefore saving, loading and
-merging: the PeftModel gets a class for these.
+PEFT builds and runs such an adapter as usual. Only the origin of its tensors differs, and therefore
+saving, loading and merging: the PeftModel gets a class for these.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from qpeft.core.config import GeneratedConfig
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, adapter_parameters, find_slots
-from qpeft.core.tuner import CONTAINER, CompactState, GeneratedMixin, Generators, described_by, holder_of
+from qpeft.core.tuner import (
+    CONTAINER,
+    CompactState,
+    GeneratedMixin,
+    Generators,
+    described_by,
+    holder_of,
+)
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
@@ -36,26 +43,30 @@ _PROMPT_SIZES = ("num_layers", "token_dim", "num_attention_heads")
 
 
 def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
-    """Let QPA, or another generator, compute every trainable tensor of the adapter that PEFT has put on `model`.
+    """Let QPA, or another generator, compute every trainable tensor of the adapter that PEFT has
+    put on `model`.
 
-    With QPA's `init_mode="residual"` the outputs of the model do not change. `modules_to_save` and unfrozen biases
-    remain ordinary parameters. PEFT drew the initial values of the adapter, so a compact checkpoint contains them as
-    well, except with `init_mode="raw"`, which does not use them.
+    With QPA's `init_mode="residual"` the outputs of the model do not change. `modules_to_save` and
+    unfrozen biases remain ordinary parameters. PEFT drew the initial values of the adapter, so a
+    compact checkpoint contains them as well, except with `init_mode="raw"`, which does not use
+    them.
 
     Example::
 
-        model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20))
-        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
+        model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM",
+        num_virtual_tokens=20)) model = qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
 
     Args:
         model: A PeftModel with one adapter; changed in place. It cannot have another one.
         config: A QPAGeneratorConfig, or another `qpeft.methods.GeneratorConfig` with a name.
 
     Returns:
-        `model`. Its checkpoints contain the generator, and `qpeft.load` and `qpeft.export` support it.
+        `model`. Its checkpoints contain the generator, and `qpeft.load` and `qpeft.export` support
+        it.
 
     Raises:
-        ConfigError: the adapter is not the only one, or generated already; its tensors cannot be generated; or the
+        ConfigError: the adapter is not the only one, or generated already; its tensors cannot be
+        generated; or the
             configuration does not fit it.
     """
     registered = generator_name(config)
@@ -65,10 +76,13 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
     settings = {key: value for key, value in host.to_dict().items() if key != "base_digest"}
     if heads := settings.get("modules_to_save"):
-        settings["modules_to_save"] = sorted(set(heads))  # PEFT adds heads each time it builds a model
+        settings["modules_to_save"] = sorted(
+            set(heads)
+        )  # PEFT adds heads each time it builds a model
     attached = AttachedConfig(
         task_type=host.task_type,
-        base_model_name_or_path=host.base_model_name_or_path or "",  # for None PEFT would look for a tuner
+        base_model_name_or_path=host.base_model_name_or_path
+        or "",  # for None PEFT would look for a tuner
         host=as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
         generator=as_json(asdict(config)),  # type: ignore[call-overload]
         generator_name=registered,
@@ -76,7 +90,10 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     bind_base(attached, model.get_base_model(), name)
     model.__class__ = attached_class(type(model))
     # a prompt is read before the base model's forward, anything else during it
-    base, prompts = model.get_base_model(), model.prompt_encoder[name] if model._is_prompt_learning else None
+    base, prompts = (
+        model.get_base_model(),
+        (model.prompt_encoder[name] if model._is_prompt_learning else None),
+    )
     holder = Generators(base, f"{CONTAINER}.", base if prompts is None else prompts)
     model.add_module(CONTAINER, holder)
     holder.hold(name, attached, generator, slots)
@@ -91,15 +108,21 @@ def _checked_host(model: Any) -> tuple[str, Any]:
         raise ConfigError("the adapter is generated already; attach is for stock adapters")
     if len(model.peft_config) > 1:
         raise ConfigError(
-            f"the model has the adapters {', '.join(model.peft_config)}; attach needs a model with one adapter"
+            f"the model has the adapters {', '.join(model.peft_config)}; attach needs a model with"
+            " one adapter"
         )
     (name, host), *_ = model.peft_config.items()
     if (init := getattr(host, "init_lora_weights", True)) not in DRAWN_INITS:
         raise ConfigError(f"init_lora_weights={init!r} is not supported; use one of {DRAWN_INITS}")
     if isinstance(host, AdaLoraConfig) or getattr(host, "coft", False):
-        raise ConfigError(f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use another")
+        raise ConfigError(
+            f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use"
+            " another"
+        )
     if any(getattr(module, "merged", False) for module in model.modules()):
-        raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() first")
+        raise ConfigError(
+            "the adapter is merged into the base model; call model.unmerge_adapter() first"
+        )
     return name, host
 
 
@@ -110,17 +133,26 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
     """
     if model._is_prompt_learning:
         found = [
-            Slot(owner, name, f"prompt_encoder.{label}", (p := owner.get_parameter(name)).shape, p.dtype)
+            Slot(
+                owner,
+                name,
+                f"prompt_encoder.{label}",
+                (p := owner.get_parameter(name)).shape,
+                p.dtype,
+            )
             for owner, name, label in adapter_parameters(model.prompt_encoder, adapter_name)
         ]
     else:
-        wrappers = (module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
+        wrappers = (
+            module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)
+        )
         inside = {id(module) for wrapper in wrappers for module in wrapper.modules()}
         layers = find_slots(model.get_base_model(), adapter_name, BaseTunerLayer)
         found = [slot for slot, layer in layers if id(layer) not in inside]
     if not (trained := [slot for slot in found if _tensor(slot).requires_grad]):
         raise ConfigError(
-            f"no tensor of adapter '{adapter_name}' is trainable; if it was loaded, load it with is_trainable=True"
+            f"no tensor of adapter '{adapter_name}' is trainable; if it was loaded, load it with"
+            " is_trainable=True"
         )
     # a tensor that several modules share cannot be replaced everywhere by one view
     owners = {_tensor(slot).untyped_storage()._cdata: (slot.owner, slot.name) for slot in trained}
@@ -128,8 +160,8 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
         for own, parameter in module.named_parameters(recurse=False):
             if owners.get(parameter.untyped_storage()._cdata, (module, own)) != (module, own):
                 raise ConfigError(
-                    f"the adapter shares {name}.{own} between layers, so it cannot be generated; use another host, or "
-                    "an option without shared tensors"
+                    f"the adapter shares {name}.{own} between layers, so it cannot be generated;"
+                    " use another host, or an option without shared tensors"
                 )
     return trained
 
@@ -143,12 +175,15 @@ def load_attached(
 ) -> PeftModel:
     """The model saved in `folder`: the host adapter on `base`, with its generator.
 
-    Raises CheckpointError if the folder is damaged, or made for another base model; `base` is unchanged.
+    Raises CheckpointError if the folder is damaged, or made for another base model; `base` is
+    unchanged.
     """
     saved: AttachedConfig = AttachedConfig.from_pretrained(folder)
     host, generator = saved.to_stock(), saved.to_generator()
     for name in _PROMPT_SIZES if host.is_prompt_learning and hasattr(base, "config") else ():
-        setattr(host, name, None)  # then PEFT takes those of `base`, and `load_adapter` compares them
+        setattr(
+            host, name, None
+        )  # then PEFT takes those of `base`, and `load_adapter` compares them
     host.base_model_name_or_path = None  # PEFT would warn of another name, not of weights
     model: Any = get_peft_model(base, host, adapter_name)
     try:
@@ -160,20 +195,24 @@ def load_attached(
         raise
     if is_trainable:
         return model
-    own = model.generators.configs[adapter_name]  # it belongs to the base that it was trained on, not to this one
+    own = model.generators.configs[
+        adapter_name
+    ]  # it belongs to the base that it was trained on, not to this one
     own.base_digest, own.base_model_name_or_path = saved.base_digest, saved.base_model_name_or_path
     return model.requires_grad_(False)
 
 
 class AttachedTuner(CompactState, BaseTuner):
-    """The tuner class registered for attached adapters, which only `qpeft.load` can build, not PEFT alone."""
+    """The tuner class registered for attached adapters, which only `qpeft.load` can build, not PEFT
+    alone.
+    """
 
     load_folder = staticmethod(load_attached)
 
     def __new__(cls, *_: Any, **__: Any) -> AttachedTuner:
         raise ConfigError(
-            "this is an adapter with a generator attached: load it with qpeft.load(base, folder), or make one with "
-            "qpeft.attach(get_peft_model(base, host_config), generator_config)"
+            "this is an adapter with a generator attached: load it with qpeft.load(base, folder),"
+            " or make one with qpeft.attach(get_peft_model(base, host_config), generator_config)"
         )
 
 
@@ -194,8 +233,12 @@ class AttachedConfig(GeneratedConfig):
         return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
 
     def to_generator(self) -> GeneratorConfig:
-        """The generator's configuration. Raises CheckpointError if the generator is not registered."""
-        made = get(self.generator_name).generator_class if self.generator_name in keys() else None  # perhaps imports it
+        """The generator's configuration. Raises CheckpointError if the generator is not
+        registered.
+        """
+        made = (
+            get(self.generator_name).generator_class if self.generator_name in keys() else None
+        )  # perhaps imports it
         return (made or generator_config(self.generator_name))(**self.generator)
 
 
@@ -205,7 +248,9 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
     generators = GeneratedMixin.generators
 
     def get_base_model(self) -> Any:
-        """The base model; PEFT finds it by the config, which is the generator's while an adapter is saved."""
+        """The base model; PEFT finds it by the config, which is the generator's while an adapter is
+        saved.
+        """
         return self.base_model.model if isinstance(self.base_model, BaseTuner) else self.base_model
 
     def _compact(self) -> AbstractContextManager[None]:
@@ -215,29 +260,41 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; the folder contains the generator, for `qpeft.load`."""
         with self._compact():
-            super().save_pretrained(save_directory, *args, **{"save_embedding_layers": False, **kwargs})
+            super().save_pretrained(
+                save_directory, *args, **{"save_embedding_layers": False, **kwargs}
+            )
 
-    def load_adapter(self, model_id: Any, adapter_name: str, is_trainable: bool = False, *_: Any, **kwargs: Any) -> Any:
+    def load_adapter(
+        self, model_id: Any, adapter_name: str, is_trainable: bool = False, *_: Any, **kwargs: Any
+    ) -> Any:
         """Load the values of a folder of this adapter; ConfigError for any other adapter."""
         if adapter_name not in self.generators:
             self.add_adapter()
-        folder, live = Path(model_id, kwargs.get("subfolder") or ""), self.generators.configs[adapter_name]
+        folder, live = (
+            Path(model_id, kwargs.get("subfolder") or ""),
+            self.generators.configs[adapter_name],
+        )
         saved = AttachedConfig.from_pretrained(folder)
         if not isinstance(saved, AttachedConfig):
-            raise CheckpointError(f"{folder} contains no attached adapter; load it on a base model of its own")
+            raise CheckpointError(
+                f"{folder} contains no attached adapter; load it on a base model of its own"
+            )
         if saved.generated != live.generated:
             raise CheckpointError(
-                f"{folder} generates other tensors than this adapter: it is for another base model, or its "
-                "adapter_config.json was edited"
+                f"{folder} generates other tensors than this adapter: it is for another base model,"
+                " or its adapter_config.json was edited"
             )
         check_base(saved, live.base_digest, name_of(self.get_base_model()))
         with self._compact():
-            found = super().load_adapter(folder, adapter_name, is_trainable, autocast_adapter_dtype=False)
+            found = super().load_adapter(
+                folder, adapter_name, is_trainable, autocast_adapter_dtype=False
+            )
         self.generators.refresh_detached()
         return found
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        self.generators.refresh_detached()  # PEFT sets requires_grad of the tensors it finds, which views refuse
+        # PEFT sets requires_grad of the tensors it finds, which views refuse
+        self.generators.refresh_detached()
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.invalidate()
         self.generators.train_only(self.active_adapters, inference_mode)
@@ -253,8 +310,8 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
 
     def add_adapter(self, *_: Any, **__: Any) -> None:
         raise ConfigError(
-            "a model with an attached generator has one adapter; use another base model for another adapter, or "
-            "qpeft.export this one, and load the stock adapters on one model"
+            "a model with an attached generator has one adapter; use another base model for another"
+            " adapter, or qpeft.export this one, and load the stock adapters on one model"
         )
 
     delete_adapter = add_weighted_adapter = add_adapter
@@ -281,7 +338,9 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
     @property
     def _tuner(self) -> Any:
         if not isinstance(self.base_model, BaseTuner):
-            raise ConfigError("a prompt is not part of the base weights, so it cannot be merged or unloaded")
+            raise ConfigError(
+                "a prompt is not part of the base weights, so it cannot be merged or unloaded"
+            )
         return self.base_model
 
 

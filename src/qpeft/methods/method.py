@@ -24,9 +24,9 @@ class Trains(Enum):
 class Method:
     """A fine-tuning method. `qpeft.methods.register` makes it available everywhere.
 
-    Classes and functions may be given as "module:Name"; they are then imported when first used, so that listing the
-    methods imports neither torch nor peft. Only `key`, `title`, `config` and, for a method that PEFT does not have,
-    `tuner` are required.
+    Classes and functions may be given as "module:Name"; they are then imported when first used, so
+    that listing the methods imports neither torch nor peft. Only `key`, `title`, `config` and, for
+    a method that PEFT does not have, `tuner` are required.
     """
 
     key: str  #: name in `--method` and in study files
@@ -35,14 +35,23 @@ class Method:
     tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
     kind: Literal["quantum", "classical"] = "classical"
     trains: Trains = Trains.ADAPTER
-    learning_rate: float = 2e-4  #: what our studies chose, else the usual one of LoRA; the factor 1 of a grid
-    defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields with other defaults than in the config
+    learning_rate: float = (
+        2e-4  #: what our studies chose, else the usual one of LoRA; the factor 1 of a grid
+    )
+    defaults: Mapping[str, Any] = field(
+        default_factory=dict
+    )  #: config fields with other defaults than in the config
     seed_field: str = "seed"  #: config field that gets the seed of the run, if the config has it
-    options: type | str | None = None  #: dataclass of the method's own fields, free of torch, for the command line
+    options: type | str | None = (
+        None  #: dataclass of the method's own fields, free of torch, for the command line
+    )
     is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
     generator: type | str | None = None  #: GeneratorConfig for `qpeft.attach` to a host adapter
-    takes_backend: bool = False  #: whether its generator has a `CircuitModule`, whose circuit a backend can run
-    #: (config) the function (model, batches) that computes initial values before the first step; None if none is needed
+    takes_backend: bool = (
+        False  #: whether its generator has a `CircuitModule`, whose circuit a backend can run
+    )
+    # : (config) the function (model, batches) that computes initial values before the first step;
+    # None if none is needed
     fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
     callback: type | str | None = None  #: class of a trainer callback that every run has
 
@@ -50,8 +59,14 @@ class Method:
     def config_class(self) -> Any:
         """The PEFT config class."""
         found, name = imported(self.config), f"QPEFT_{self.key.upper()}"
-        if str(self.config).startswith("qpeft.methods.") and getattr(found, "method_name", None) != name:
-            raise ConfigError(f"method_name of {found.__name__} must be {name!r}, as its METHOD has key={self.key!r}")
+        if (
+            str(self.config).startswith("qpeft.methods.")
+            and getattr(found, "method_name", None) != name
+        ):
+            raise ConfigError(
+                f"method_name of {found.__name__} must be {name!r}, as its METHOD has"
+                f" key={self.key!r}"
+            )
         return found
 
     @property

@@ -44,13 +44,21 @@ class Plan:
     trainable: int  #: parameters that the optimizer sees, `modules_to_save` included
     trainable_parts: dict[str, int]
     deployed: int  #: parameters of the adapter at inference
-    stored_bytes: int  #: tensors of the compact checkpoint: parameters and frames, without the file's header and hashes
-    exported_bytes: int | None  #: exported adapter, tensors only; None: stock PEFT has no such adapter
+    # : tensors of the compact checkpoint: parameters and frames, without the file's header and
+    # hashes
+    stored_bytes: int
+    exported_bytes: (
+        int | None
+    )  #: exported adapter, tensors only; None: stock PEFT has no such adapter
     needs_qpeft: bool  #: to load the compact checkpoint
     base_parameters: int
     target_modules: list[str]
-    sizes: dict[str, Any] = field(default_factory=dict)  #: of the method, such as n_qubits of the largest circuit
-    circuits: dict[str, Any] | None = None  #: cost of the circuits on a backend, see `CircuitRun.forecast`
+    sizes: dict[str, Any] = field(
+        default_factory=dict
+    )  #: of the method, such as n_qubits of the largest circuit
+    circuits: dict[str, Any] | None = (
+        None  #: cost of the circuits on a backend, see `CircuitRun.forecast`
+    )
     notes: list[str] = field(default_factory=list)
 
 
@@ -66,20 +74,26 @@ def plan(
     """Count the parameters and bytes that `config` would train, deploy and store on `base`.
 
     Args:
-        base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
+        base: A model (not changed), a hub id, a local folder, or a transformers config; no weights
+        are read.
         config: The config of any registered method, or a stock PEFT config.
         generator: The generator that `qpeft.attach` would put on the adapter of a stock `config`.
         steps: Optimizer steps for which circuits are counted.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
-        backend: `backend`, `shots`, `noise`, `shot_budget` of `qpeft.set_backend`. With shots, or with
-            another backend than "exact", `Plan.circuits` contains the cost of the method's circuits; nothing is sent.
+        backend: `backend`, `shots`, `noise`, `shot_budget` of `qpeft.set_backend`. With shots, or
+        with
+            another backend than "exact", `Plan.circuits` contains the cost of the method's
+            circuits; nothing is sent.
 
     Raises:
-        ConfigError: the base is not found or has an adapter already, a target matches no module or one of a type that
+        ConfigError: the base is not found or has an adapter already, a target matches no module or
+        one of a type that
             the method cannot adapt, or the options do not fit.
     """
     if not isinstance(config, PeftConfig):
-        raise ConfigError(f"plan takes the config of an adapter, such as QPAConfig(), got {type(config).__name__}")
+        raise ConfigError(
+            f"plan takes the config of an adapter, such as QPAConfig(), got {type(config).__name__}"
+        )
     model = on_meta(base, config.task_type, trust_remote_code)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
@@ -95,7 +109,11 @@ def plan(
     except NotImplementedError:  # Uni-LoRA with save_indices counts values
         adapted = _adapt(on_meta(base, config.task_type, trust_remote_code), stock)
     tuner = adapted.base_model
-    targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names] if isinstance(tuner, BaseTuner) else []
+    targets = (
+        [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
+        if isinstance(tuner, BaseTuner)
+        else []
+    )
     counts, made = _count(config, adapted), None
     if maker := generator or own:
         slots = generated_slots(adapted, "default")
@@ -114,7 +132,9 @@ def plan(
 
 
 def _count(config: Any, adapted: Any) -> dict[str, Any]:
-    """The fields of a Plan for an adapter that is trained as it is; `adapted` is the model on the meta device."""
+    """The fields of a Plan for an adapter that is trained as it is; `adapted` is the model on the
+    meta device.
+    """
     tuner, is_stock = adapted.base_model, has_stock_form(adapted)
     deployed, stored = count_deployed(adapted), count_stored(adapted)
     if getattr(config, "init_lora_weights", None) == "lora_ga":
@@ -127,7 +147,9 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
         "trainable_parts": _parts(adapted, OTHER.name),
         "deployed": deployed,
         "stored_bytes": stored * BYTES,
-        "exported_bytes": (deployed if is_compact(adapted) else stored) * BYTES if is_stock else None,
+        "exported_bytes": (
+            (deployed if is_compact(adapted) else stored) * BYTES if is_stock else None
+        ),
         "needs_qpeft": is_compact(adapted) or not is_stock,
         "sizes": tuner.plan_sizes() if isinstance(tuner, OwnTuner) else {},
         "notes": [] if is_stock else [note],
@@ -137,11 +159,19 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
 def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) -> dict[str, Any]:
     """The other fields of a Plan if the tensors `slots` of this adapter are generated."""
     m, trained = sum(slot.shape.numel() for slot in slots), count_trainable(generator)
-    sizes, deployed, host = generator.plan_sizes(), count_trainable(adapted), adapted.active_peft_config
-    state = {k: tensor for k, tensor in generator.pack(generator.state_dict()).items() if k != _HASH}
+    sizes, deployed, host = (
+        generator.plan_sizes(),
+        count_trainable(adapted),
+        adapted.active_peft_config,
+    )
+    state = {
+        k: tensor for k, tensor in generator.pack(generator.state_dict()).items() if k != _HASH
+    }
     if frames := sum(tensor.nbytes for name, tensor in state.items() if name.startswith("frames.")):
         sizes["frame_bytes"] = frames
-    of_lora = sum(slot.shape.numel() for slot in slots if ".lora_A" in slot.label or ".lora_B" in slot.label)
+    of_lora = sum(
+        slot.shape.numel() for slot in slots if ".lora_A" in slot.label or ".lora_B" in slot.label
+    )
     notes = []
     if generator.is_compression and trained >= m:
         notes.append(f"{trained:,} trained parameters for {m:,} generated: not a compression")
@@ -149,8 +179,13 @@ def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) 
         r = min([host.r, *host.rank_pattern.values()])
         if rank := min(max(trained, sizes.get("budget", 0)) * r // of_lora, r):
             size = of_lora // r * rank
-            notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this budget")
-    stored = count_stored(adapted, {slot.owner.get_parameter(slot.name).untyped_storage()._cdata for slot in slots})
+            notes.append(
+                f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this"
+                " budget"
+            )
+    stored = count_stored(
+        adapted, {slot.owner.get_parameter(slot.name).untyped_storage()._cdata for slot in slots}
+    )
     return {
         "trainable": trained + deployed - m,
         "trainable_parts": {**_parts(generator, "generator"), "other": deployed - m},
@@ -174,45 +209,70 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         config = copy.copy(config)  # the counts need the initialization
         config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
     # BOFT would make and read matrices of permutations
-    lazy = {"block_butterfly_perm": lambda _, n, *rest: n, "perm2mat": lambda _, n: torch.empty(n, n)}
-    # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds, and saves none
+    lazy = {
+        "block_butterfly_perm": lambda _, n, *rest: n,
+        "perm2mat": lambda _, n: torch.empty(n, n),
+    }
+    # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds, and saves
+    # none
     is_drawn = getattr(config, "save_indices", True)
-    draws = nullcontext() if is_drawn else patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
+    draws = (
+        nullcontext()
+        if is_drawn
+        else patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
+    )
     try:
         with draws, patch.multiple(BOFTLayer, **lazy):
             return get_peft_model(model, config)  # type: ignore[arg-type]
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
-        raise error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0]) from error
+        raise (
+            error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0])
+        ) from error
 
 
 def count_deployed(adapted: Any) -> int:
-    """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of its encoder."""
+    """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of
+    its encoder.
+    """
     if (holder := holder_of(adapted)) is not None:
         return holder.count_generated() + count_trainable(adapted) - count_trainable(holder)
     if is_compact(adapted) and has_stock_form(adapted):
         return count_trainable(adapted) + adapted.base_model.count_more()
-    return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else count_trainable(adapted)
+    return (
+        count_stored(adapted)
+        if adapted.active_peft_config.is_prompt_learning
+        else count_trainable(adapted)
+    )
 
 
 def count_lora(adapted: Any) -> int:
     """Trainable parameters of lora_A and lora_B."""
-    return sum(p.numel() for name, p in adapted.named_parameters() if p.requires_grad and ".lora_" in name)
+    return sum(
+        p.numel() for name, p in adapted.named_parameters() if p.requires_grad and ".lora_" in name
+    )
 
 
 def count_stored(adapted: Any, generated: Collection[int] = ()) -> int:
-    """Parameters in the file of an adapter that is saved as it is, without tensors in the memory `generated`.
+    """Parameters in the file of an adapter that is saved as it is, without tensors in the memory
+    `generated`.
 
-    Some methods store more than they train, for example VeRA its projections. Of a prompt the output of its encoder is
-    stored.
+    Some methods store more than they train, for example VeRA its projections. Of a prompt the
+    output of its encoder is stored.
     """
     config: Any = adapted.active_peft_config
     if not config.is_prompt_learning:
         state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         kept = [
-            t for name, t in state.items() if not name.endswith(_HASH) and t.untyped_storage()._cdata not in generated
+            t
+            for name, t in state.items()
+            if not name.endswith(_HASH) and t.untyped_storage()._cdata not in generated
         ]
         return sum(tensor.numel() for tensor in kept)
-    saved_modules = sum(p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name)
+    saved_modules = sum(
+        p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name
+    )
     is_prefix = config.peft_type == PeftType.PREFIX_TUNING
-    per_token = config.token_dim * (2 * config.num_layers if is_prefix else config.num_transformer_submodules)
+    per_token = config.token_dim * (
+        2 * config.num_layers if is_prefix else config.num_transformer_submodules
+    )
     return saved_modules + (0 if generated else config.num_virtual_tokens * per_token)

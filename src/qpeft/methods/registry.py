@@ -26,7 +26,11 @@ _registered: dict[str, Method] = {}
 def _own() -> dict[str, Method]:
     """qpeft's methods, quantum methods first and among them those for any host; then PEFT's."""
     folder = str(Path(__file__).parent)
-    found = [import_module(f"qpeft.methods.{m.name}").METHOD for m in pkgutil.iter_modules([folder]) if m.ispkg]
+    found = [
+        import_module(f"qpeft.methods.{m.name}").METHOD
+        for m in pkgutil.iter_modules([folder])
+        if m.ispkg
+    ]
     found.sort(key=lambda method: (method.kind != "quantum", method.generator is None))
     return {method.key: method for method in (*found, *STOCK)}
 
@@ -51,8 +55,8 @@ def get(name: str) -> Method:
 
     For names given by a user in a call, a command or a study file; never for names in a checkpoint.
 
-    Raises ConfigError if there is no such method (the message shows the nearest name), the file cannot be executed, or
-    NAME is not a Method in it.
+    Raises ConfigError if there is no such method (the message shows the nearest name), the file
+    cannot be executed, or NAME is not a Method in it.
     """
     if is_file(name):
         found = vars(execute(name, "method")).get(name.rpartition(":")[2])
@@ -68,22 +72,27 @@ def get(name: str) -> Method:
 def register(method: Method) -> None:
     """Make a method of your own known to PEFT, to `qpeft.load`, and to every command.
 
-    Call it where the classes are defined, because that module must be imported before such an adapter is loaded.
-    `qpeft.testing.adapter_contract` tests the method. Registering a record with a config of the same module and
-    qualified name again replaces the earlier one, so that a notebook's cell can be executed twice.
+    Call it where the classes are defined, because that module must be imported before such an
+    adapter is loaded. `qpeft.testing.adapter_contract` tests the method. Registering a record with
+    a config of the same module and qualified name again replaces the earlier one, so that a
+    notebook's cell can be executed twice.
 
-    Raises ConfigError if it is not a Method, or another method has its key or the `peft_type` of its config.
+    Raises ConfigError if it is not a Method, or another method has its key or the `peft_type` of
+    its config.
     """
     if not isinstance(method, Method):
         raise ConfigError(f"register takes a qpeft.methods.Method, got {method!r}")
     there = _registered.get(method.key)
-    check_registered("method", method.key, method.config, _own().get(method.key) or (there and there.config))
+    check_registered(
+        "method", method.key, method.config, _own().get(method.key) or (there and there.config)
+    )
     register_with_peft(method)
     _registered[method.key] = method
 
 
 def register_all() -> None:
-    """Register every method of the table with PEFT; safe to call again. Called when peft is imported.
+    """Register every method of the table with PEFT; safe to call again. Called when peft is
+    imported.
 
     Raises ConfigError if the version of peft is not supported.
     """
@@ -96,7 +105,9 @@ def register_all() -> None:
             f"install it with: pip install 'peft=={SUPPORTED_PEFT}.*'"
         )
     place = "qpeft.methods.attach"
-    attached = Method(key="attached", title="", config=f"{place}:AttachedConfig", tuner=f"{place}:AttachedTuner")
+    attached = Method(
+        key="attached", title="", config=f"{place}:AttachedConfig", tuner=f"{place}:AttachedTuner"
+    )
     tables = [getattr(mapping, f"PEFT_TYPE_TO_{kind}_MAPPING") for kind in ("CONFIG", "TUNER")]
     for method in (*_own().values(), attached):
         name = f"QPEFT_{method.key.upper()}"
@@ -105,7 +116,9 @@ def register_all() -> None:
 
 
 class _Unimported:
-    """Stands in a table of PEFT for a class that is imported, and then registered itself, when PEFT uses it."""
+    """Stands in a table of PEFT for a class that is imported, and then registered itself, when PEFT
+    uses it.
+    """
 
     def __init__(self, method: Method, table: dict[Any, Any], name: str):
         self.method, self._table, self._name = method, table, name
@@ -131,7 +144,9 @@ def register_with_peft(method: Method) -> None:
 
     config, tuner = method.config_class, imported(method.tuner)
     if (kind := getattr(config(), "peft_type", None)) is None:
-        raise ConfigError(f'the config of method {method.key} must set peft_type = MethodName("...")')
+        raise ConfigError(
+            f'the config of method {method.key} must set peft_type = MethodName("...")'
+        )
     name = MethodName(str.__str__(getattr(kind, "value", kind)))
     configs: dict[Any, Any] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     tuners: dict[Any, Any] = mapping.PEFT_TYPE_TO_TUNER_MAPPING

@@ -8,17 +8,33 @@ from qpeft.methods.method import Method, Trains
 
 
 def _peft(
-    key: str, title: str, config: str, learning_rate: float, defaults: Any = None, *, is_host: bool = True, **more: Any
+    key: str,
+    title: str,
+    config: str,
+    learning_rate: float,
+    defaults: Any = None,
+    *,
+    is_host: bool = True,
+    **more: Any,
 ) -> Method:
     """A method of PEFT with its config class; `defaults` are those of its fields here."""
-    fields = {"config": f"peft:{config}", "defaults": _ALL if defaults is None else defaults, "is_host": is_host}
+    fields = {
+        "config": f"peft:{config}",
+        "defaults": _ALL if defaults is None else defaults,
+        "is_host": is_host,
+    }
     return Method(key=key, title=title, learning_rate=learning_rate, **fields, **more)
 
 
 _ALL = {"target_modules": "all-linear"}
-_EXACT = {**_ALL, "oft_block_size": 4, "use_cayley_neumann": False}  # the default of PEFT rotates inexactly
+_EXACT = {
+    **_ALL,
+    "oft_block_size": 4,
+    "use_cayley_neumann": False,
+}  # the default of PEFT rotates inexactly
 _TOKENS = {"num_virtual_tokens": 10}
-# Learning rates are those that our studies chose (docs/comparison.md); LoHa and prompt tuning have usual ones.
+# Learning rates are those that our studies chose (docs/comparison.md); LoHa and prompt tuning have
+# usual ones.
 METHODS = (
     _peft("lora", "LoRA", "LoraConfig", 1e-2),
     _peft("dora", "DoRA", "LoraConfig", 0.02, {**_ALL, "use_dora": True}),
@@ -29,8 +45,22 @@ METHODS = (
     _peft("prefix", "prefix tuning", "PrefixTuningConfig", 0.3, _TOKENS),
     _peft("prompt", "prompt tuning", "PromptTuningConfig", 5e-3, _TOKENS),
     _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 0.08, is_host=False, seed_field="proj_seed"),
-    _peft("tiny_lora", "TinyLoRA", "TinyLoraConfig", 0.015, is_host=False, seed_field="projection_seed"),
-    _peft("fourierft", "FourierFT", "FourierFTConfig", 0.06, is_host=False, seed_field="random_loc_seed"),
+    _peft(
+        "tiny_lora",
+        "TinyLoRA",
+        "TinyLoraConfig",
+        0.015,
+        is_host=False,
+        seed_field="projection_seed",
+    ),
+    _peft(
+        "fourierft",
+        "FourierFT",
+        "FourierFTConfig",
+        0.06,
+        is_host=False,
+        seed_field="random_loc_seed",
+    ),
     _peft("oft", "OFT", "OFTConfig", 0.03, _EXACT, is_host=False),
     _peft("boft", "BOFT", "BOFTConfig", 0.045, is_host=False),
     _peft("lokr", "LoKr", "LoKrConfig", 0.07, is_host=False),

@@ -19,9 +19,17 @@ from qpeft.errors import ConfigError
 from qpeft.testing.checks import close, disturb, refused, run_checks, same
 
 _CLOSE = 1e-5  # relative to the largest logit, in float32
-_STEP, _LONGEST = 5e-3, 0.3  # of differences: float64 models still compute norms and losses in float32
+_STEP, _LONGEST = (
+    5e-3,
+    0.3,
+)  # of differences: float64 models still compute norms and losses in float32
 _RISE = 5e-5  # of the loss in a step, above its rounding
-_POINTS = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # of fourth order: circuits on inputs curve within a step
+_POINTS = {
+    -2: 1 / 12,
+    -1: -2 / 3,
+    1: 2 / 3,
+    2: -1 / 12,
+}  # of fourth order: circuits on inputs curve within a step
 _SLOPE = 1e-2  # of the gradient's norm
 
 
@@ -38,33 +46,49 @@ def adapter_contract(
 
     Checked:
         the outputs of the base before training; only the parameters of the adapter are trainable;
-        five steps of AdamW reduce the loss; its gradient matches finite differences (1 %) in a random direction;
-        after a change of the parameters, no trainable tensor has a missing or zero gradient;
-        a deep copy is independent; `disable_adapter`; a second adapter next to the first;
-        `save_pretrained` and `from_pretrained` keep the outputs exactly;
-        `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
-        `qpeft.export` produces an adapter that PEFT loads as one of its own types.
+        five steps of AdamW reduce the loss; its gradient matches finite differences (1 %) in a
+        random direction; after a change of the parameters, no trainable tensor has a missing or
+        zero gradient; a deep copy is independent; `disable_adapter`; a second adapter next to the
+        first; `save_pretrained` and `from_pretrained` keep the outputs exactly; `merge_and_unload`,
+        `merge_adapter` and `unmerge_adapter`; `qpeft.export` produces an adapter that PEFT loads as
+        one of its own types.
 
-    A tuner whose tensors are not generated has no equivalent in PEFT: it must refuse the export, and merging unless it
-    has an attribute `merges` that is true. An equivalent is declared by a method `stock_problem` that returns "".
+    A tuner whose tensors are not generated has no equivalent in PEFT: it must refuse the export,
+    and merging unless it has an attribute `merges` that is true. An equivalent is declared by a
+    method `stock_problem` that returns "".
 
     Args:
-        make_base: Returns a small model without dropout that also runs in float64, with the same weights at every call.
+        make_base: Returns a small model without dropout that also runs in float64, with the same
+        weights at every call.
         make_config: Returns the config of the method.
-        batch: Inputs and `labels` of at least two rows, without padding; the loss must be the mean over rows.
+        batch: Inputs and `labels` of at least two rows, without padding; the loss must be the mean
+        over rows.
         lr: Learning rate of AdamW.
         starts_at_base: Whether the untrained adapter leaves the outputs unchanged.
-        exact_gradient: Whether it trains with the exact gradient of the loss; DoRA, for example, detaches a norm.
+        exact_gradient: Whether it trains with the exact gradient of the loss; DoRA, for example,
+        detaches a norm.
     """
     base = _logits(make_base(), batch)
-    same(_logits(make_base(), batch), base, "make_base() must return the same weights at every call")
+    same(
+        _logits(make_base(), batch), base, "make_base() must return the same weights at every call"
+    )
     model: Any = get_peft_model(make_base(), make_config()).eval()  # type: ignore[arg-type]
     if starts_at_base:
-        same(_logits(model, batch), base, "an untrained adapter changes the outputs, if only in their last bits")
+        same(
+            _logits(model, batch),
+            base,
+            "an untrained adapter changes the outputs, if only in their last bits",
+        )
     _check_trainable(model, "default")
     run_checks(
-        ("five steps of AdamW; `forward` must not cache between steps", lambda: _check_training(model, batch, lr)),
-        ("gradients", lambda: _check_gradient(copy.deepcopy(model).double(), batch, exact=exact_gradient)),
+        (
+            "five steps of AdamW; `forward` must not cache between steps",
+            lambda: _check_training(model, batch, lr),
+        ),
+        (
+            "gradients",
+            lambda: _check_gradient(copy.deepcopy(model).double(), batch, exact=exact_gradient),
+        ),
         ("a deep copy", lambda: _check_copy(model, batch, lr)),
         ("from_pretrained()", lambda: _check_folder(model, make_base, batch)),
         ("a second adapter", lambda: _check_second(model, make_config(), batch, lr, base)),
@@ -76,7 +100,9 @@ def adapter_contract(
     else:
         refused("merging", ConfigError, model.merge_and_unload)
     if has_stock:
-        checks.append(("qpeft.export", lambda: _check_same(exported(), batch, live, "it changes the outputs")))
+        checks.append(
+            ("qpeft.export", lambda: _check_same(exported(), batch, live, "it changes the outputs"))
+        )
     else:
         refused("the export", ConfigError, exported)
     run_checks(*checks)
@@ -92,7 +118,9 @@ def _check_trainable(model: Any, adapter_name: str) -> None:
 
 def _check_training(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
     before, after = _train(model, batch, lr), model(**batch).loss.item()
-    assert after < before, f"with lr={lr} they must reduce the loss; it changed from {before} to {after}"
+    assert after < before, (
+        f"with lr={lr} they must reduce the loss; it changed from {before} to {after}"
+    )
 
 
 def _check_gradient(double: Any, batch: Mapping[str, Tensor], *, exact: bool) -> None:
@@ -119,7 +147,9 @@ def _check_gradient(double: Any, batch: Mapping[str, Tensor], *, exact: bool) ->
 
     slope = sum(weight * loss(point) for point, weight in _POINTS.items()) / step
     distance = abs(gradient @ direction - slope) / gradient.norm()
-    assert distance <= _SLOPE or not exact, f"the gradient is off by {distance:.1e} of its norm from finite differences"
+    assert distance <= _SLOPE or not exact, (
+        f"the gradient is off by {distance:.1e} of its norm from finite differences"
+    )
 
 
 def _check_copy(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
@@ -136,10 +166,16 @@ def _check_folder(model: Any, make_base: Callable[[], Any], batch: Mapping[str, 
         model.save_pretrained(folder)
         for options in ({}, {"low_cpu_mem_usage": True}):
             loaded = PeftModel.from_pretrained(make_base(), folder, **options)  # type: ignore[arg-type]
-            same(_logits(loaded, batch), live, f"with {options} it changes the outputs: a tensor is not saved")
+            same(
+                _logits(loaded, batch),
+                live,
+                f"with {options} it changes the outputs: a tensor is not saved",
+            )
 
 
-def _check_second(model: Any, config: PeftConfig, batch: Mapping[str, Tensor], lr: float, base: Tensor) -> None:
+def _check_second(
+    model: Any, config: PeftConfig, batch: Mapping[str, Tensor], lr: float, base: Tensor
+) -> None:
     first = _logits(model, batch)
     model.add_adapter("second", config)
     same(_logits(model, batch), first, "adding it changes the active one")
@@ -152,7 +188,11 @@ def _check_second(model: Any, config: PeftConfig, batch: Mapping[str, Tensor], l
     model.delete_adapter("second")
     same(_logits(model, batch), first, "deleting it changes the first")
     with model.disable_adapter():
-        same(_logits(model, batch), base, "disable_adapter() does not restore the outputs of the base")
+        same(
+            _logits(model, batch),
+            base,
+            "disable_adapter() does not restore the outputs of the base",
+        )
 
 
 def _check_merge(model: Any, batch: Mapping[str, Tensor], live: Tensor) -> None:
@@ -165,7 +205,9 @@ def _exported(model: Any, make_base: Callable[[], Any]) -> Any:
         export(model, Path(folder) / "exported")
         stock: Any = PeftModel.from_pretrained(make_base(), f"{folder}/exported")
     for part in (stock.base_model, stock.peft_config["default"]):
-        assert type(part).__module__.startswith("peft."), f"to_stock() returns {type(part)}, not a class of PEFT"
+        assert type(part).__module__.startswith("peft."), (
+            f"to_stock() returns {type(part)}, not a class of PEFT"
+        )
     return stock
 
 
@@ -175,7 +217,9 @@ def _check_same(model: Any, batch: Mapping[str, Tensor], live: Tensor, what: str
 
 def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return model.eval()(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        return model.eval()(
+            **{name: tensor for name, tensor in batch.items() if name != "labels"}
+        ).logits
 
 
 def _trained(model: Any) -> dict[str, nn.Parameter]:

@@ -16,16 +16,22 @@ Probabilities = Callable[[Tensor], Tensor]
 
 
 def ansatz_contract(
-    make: Callable[[], Ansatz], dense_reference: Probabilities, *, device: str = "cpu", seed: int = 0
+    make: Callable[[], Ansatz],
+    dense_reference: Probabilities,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> None:
     """Check the contract of an ansatz; raises AssertionError at the first violation.
 
-    Checked: the consistency of gates and angles; probabilities against both references (1e-12) and in float32 (2e-6);
-    gradients against gate-by-gate autograd and against parameter shift (1e-10); norm, period and repeatability.
+    Checked: the consistency of gates and angles; probabilities against both references (1e-12) and
+    in float32 (2e-6); gradients against gate-by-gate autograd and against parameter shift (1e-10);
+    norm, period and repeatability.
 
     Args:
         make: Returns the circuit as data.
-        dense_reference: From angles to probabilities (2**N,), without qpeft's code, for example by dense matrices.
+        dense_reference: From angles to probabilities (2**N,), without qpeft's code, for example by
+        dense matrices.
         device: Device of the angles.
         seed: Of the random angles.
     """
@@ -34,7 +40,9 @@ def ansatz_contract(
     run_checks(("the ansatz is inconsistent", lambda: by_gates(torch.zeros(ansatz.angle_shape))))
     assert [*make().gates()] == [*ansatz.gates()], "the gates differ between two calls"
     assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must label every wire once"
-    angles = (pi * (torch.rand(ansatz.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1)).to(device)
+    angles = (
+        pi * (torch.rand(ansatz.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1)
+    ).to(device)
     weights = torch.randn(2**ansatz.n_qubits, generator=draw, dtype=torch.float64).to(device)
     p = simulated(angles)
     same(simulated(angles), p, "two evaluations differ")
@@ -43,12 +51,21 @@ def ansatz_contract(
     close(p.sum(), torch.ones_like(p[0]), 1e-12, "norm")
     close(simulated(angles.float()).double(), p, 2e-6, "float32")
 
-    gradient, constant = (_gradient(simulated, angles, w) for w in (weights, torch.ones_like(weights)))
-    close(gradient, _gradient(by_gates, angles, weights), 1e-10, "gradient against gate-by-gate autograd")
+    gradient, constant = (
+        _gradient(simulated, angles, w) for w in (weights, torch.ones_like(weights))
+    )
+    close(
+        gradient,
+        _gradient(by_gates, angles, weights),
+        1e-10,
+        "gradient against gate-by-gate autograd",
+    )
     close(constant, torch.zeros_like(constant), 1e-12, "gradient of the norm")
     if ansatz.has_shift_rule:
         close(simulated(angles + 2 * pi), p, 1e-12, "period 2 pi")
-        shifts = torch.eye(angles.numel(), dtype=angles.dtype, device=device).view(-1, *angles.shape) * (pi / 2)
+        shifts = torch.eye(angles.numel(), dtype=angles.dtype, device=device).view(
+            -1, *angles.shape
+        ) * (pi / 2)
         shifted = (simulated(angles + shifts) - simulated(angles - shifts)) @ weights / 2
         close(gradient, shifted.view_as(angles), 1e-10, "gradient against parameter shift")
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 def run_checks(*checks: tuple[str, Callable[[], object]]) -> None:
-    """Run named checks in order; what the first of them raises becomes an AssertionError that begins with its name."""
+    """Run named checks in order; what the first of them raises becomes an AssertionError that
+    begins with its name.
+    """
     for what, check in checks:
         try:
             check()
@@ -25,8 +27,12 @@ def same(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    """Raise AssertionError unless the tensors have one shape and dtype, and all values are within `tolerance`."""
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}")
+    """Raise AssertionError unless the tensors have one shape and dtype, and all values are within
+    `tolerance`.
+    """
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}"
+    )
 
 
 def refused(what: str, kind: type[Exception], call: Callable[[], object]) -> None:

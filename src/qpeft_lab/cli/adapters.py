@@ -1,4 +1,6 @@
-"""The options that name an adapter and its base model, shared by several commands, and the folder that they mean."""
+"""The options that name an adapter and its base model, shared by several commands, and the folder
+that they mean.
+"""
 
 from __future__ import annotations
 
@@ -26,49 +28,63 @@ class Loading:
     """What an adapter needs to be loaded."""
 
     model: str | None = option(
-        None, "Base model, as for train. Default: the one that the adapter names.", metavar="ID|PATH"
+        None,
+        "Base model, as for train. Default: the one that the adapter names.",
+        metavar="ID|PATH",
     )
     method: str | None = option(
         None,
-        "For an adapter of your own method: the file that registers it. Loading an adapter never imports code.",
+        "For an adapter of your own method: the file that registers it. Loading an adapter never"
+        " imports code.",
         metavar="FILE.py:NAME",
     )
     ansatz: str | None = option(
-        None, "For an adapter with an ansatz of your own: the file that registers it.", metavar="FILE.py:NAME"
+        None,
+        "For an adapter with an ansatz of your own: the file that registers it.",
+        metavar="FILE.py:NAME",
     )
     frames: Path | None = option(
         None,
-        "Frame file of an adapter that refers to one. Default: the one that its run was given, or one in the adapter's "
-        "folder or in two folders above.",
+        "Frame file of an adapter that refers to one. Default: the one that its run was given, or"
+        " one in the adapter's folder or in two folders above.",
         metavar="FILE",
     )
-    trust_remote_code: bool = option(False, "Execute Python code that the base model's folder or repository contains.")
+    trust_remote_code: bool = option(
+        False, "Execute Python code that the base model's folder or repository contains."
+    )
 
     def find(self, path: Path) -> Path:
         """The adapter folder: `path` or its sub-folder `adapter`.
 
-        The files of a method and an ansatz are executed. If the adapter refers to a frame file, `frames` or the one
-        that its run was given is read, and found by its hash from then on.
+        The files of a method and an ansatz are executed. If the adapter refers to a frame file,
+        `frames` or the one that its run was given is read, and found by its hash from then on.
 
         Raises:
             CheckpointError: neither folder has a config, or `frames` is another file.
-            ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or not given.
+            ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or
+            not given.
         """
         for value, use in ((self.method, methods.get), (self.ansatz, named_ansatz)):
             if value is not None:
                 use(value)
-        folder = next((place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None)
+        folder = next(
+            (place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None
+        )
         if folder is None:
-            raise CheckpointError(f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder")
+            raise CheckpointError(
+                f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder"
+            )
         settings: dict[str, Any] = {}
         if (run := run_of(folder)) is not None and folder.resolve() == run.adapter:
             recorded, _ = run.recorded()
             settings = recorded.method_settings | {"method": recorded.method}
         for name in ("method", "ansatz"):
-            if is_file(settings.get(name)) and getattr(self, name) is None:  # the folder may be of others
+            if (
+                is_file(settings.get(name)) and getattr(self, name) is None
+            ):  # the folder may be of others
                 raise ConfigError(
-                    f"the adapter at {path} was made with code of a file, which is executed only if you name it; add "
-                    f"--{name} {quote(settings[name])}"
+                    f"the adapter at {path} was made with code of a file, which is executed only if"
+                    f" you name it; add --{name} {quote(settings[name])}"
                 )
         if self.frames is not None:
             adapter_config(folder, self.frames)
@@ -80,7 +96,9 @@ class Loading:
         return folder
 
     def base(self, folder: Path | None) -> str:
-        """The base model: `model`, or the one in the config of the adapter. Raises InputError if there is none."""
+        """The base model: `model`, or the one in the config of the adapter. Raises InputError if
+        there is none.
+        """
         named = self.model or (folder and adapter_config(folder).get("base_model_name_or_path"))
         if not named:
             raise InputError("no base model; pass --model, or an adapter that names one")
@@ -105,7 +123,9 @@ def run_of(folder: Path) -> RunFolder | None:
 
 
 def adapter_config(folder: Path, frames: Path | None = None) -> dict[str, Any]:
-    """The content of adapter_config.json. Raises CheckpointError if a file of the adapter is missing or damaged."""
+    """The content of adapter_config.json. Raises CheckpointError if a file of the adapter is
+    missing or damaged.
+    """
     from qpeft.core.checkpoint import check_folder
     from qpeft.core.frame_file import with_frame_settings
 

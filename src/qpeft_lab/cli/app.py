@@ -44,20 +44,25 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if as_json and hasattr(error, "format_message"):  # a usage error, whichever click Typer comes with
+            if as_json and hasattr(
+                error, "format_message"
+            ):  # a usage error, whichever click Typer comes with
                 console.print_failure(error, error.format_message(), error.exit_code)  # type: ignore[attr-defined]
             raise
 
 
 def qpeft(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", help="Print the version.")
+    ] = False,
 ) -> None:
     """Fine-tune Hugging Face models with adapters that small quantum circuits generate.
 
-    The circuits are simulated on your machine. With method qpa, a circuit and a linear map generate a LoRA adapter;
-    with quantum_peft, circuits generate its orthogonal factors. The simulation is exact unless --shots or --backend is
-    given. The result is an ordinary PEFT adapter, which loads without qpeft.
+    The circuits are simulated on your machine. With method qpa, a circuit and a linear map generate
+    a LoRA adapter; with quantum_peft, circuits generate its orthogonal factors. The simulation is
+    exact unless --shots or --backend is given. The result is an ordinary PEFT adapter, which loads
+    without qpeft.
 
     Examples:
 

@@ -27,39 +27,52 @@ class Choice:
 
     ansatz: str | None = option(
         None,
-        "ry_ladder, the default, is QPA's; two_design is Quantum-PEFT's; square, qaa, rxyz, mps and all_pairs are "
-        "QAA's. FILE.py:NAME is an ansatz of your own, which the file registers.",
+        "ry_ladder, the default, is QPA's; two_design is Quantum-PEFT's; square, qaa, rxyz, mps and"
+        " all_pairs are QAA's. FILE.py:NAME is an ansatz of your own, which the file registers.",
     )
     n_qubits: int | None = option(None, "Number of qubits. Default: 7.", at_least=1, at_most=1000)
     n_layers: int | None = option(None, "Number of layers. Default: 8.", at_least=1, at_most=10_000)
     adapter: Path | None = option(
-        None, "Run folder or compact adapter: its circuit with the trained angles, instead of an ansatz.", metavar="DIR"
+        None,
+        "Run folder or compact adapter: its circuit with the trained angles, instead of an ansatz.",
+        metavar="DIR",
     )
 
     def circuit(self) -> tuple[Ansatz, Any]:
-        """The ansatz; and of an adapter the angles, float64 (L, N), of its first circuit, otherwise None."""
+        """The ansatz; and of an adapter the angles, float64 (L, N), of its first circuit, otherwise
+        None.
+        """
         from qpeft.circuits import Ansatz
 
         if self.adapter is None:
-            return Ansatz(named_ansatz(self.ansatz or "ry_ladder"), self.n_qubits or 7, self.n_layers or 8), None
+            return (
+                Ansatz(
+                    named_ansatz(self.ansatz or "ry_ladder"), self.n_qubits or 7, self.n_layers or 8
+                ),
+                None,
+            )
         own = self.ansatz if is_file(self.ansatz) else None
         if self.n_qubits or self.n_layers or self.ansatz != own:
             raise ConfigError(
-                "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
-                "FILE.py:NAME for an adapter with an ansatz of your own"
+                "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers,"
+                " apart from --ansatz FILE.py:NAME for an adapter with an ansatz of your own"
             )
         with stderr().status("Reading the adapter"):
             from qpeft_lab.diagnose.adapters import Adapter
 
             found = Adapter(Loading(ansatz=own).find(self.adapter)).circuit()
         if found is None:
-            raise ConfigError(f"{self.adapter} has no circuit that starts in |0...0>; give another one, or --ansatz")
+            raise ConfigError(
+                f"{self.adapter} has no circuit that starts in |0...0>; give another one, or"
+                " --ansatz"
+            )
         return found.ansatz, found.angles.numpy()
 
 
 @command
 def draw(*, choice: Choice) -> Answer:
-    """Draw a circuit as text; with an adapter, also list its angles. Rows end at the terminal's width.
+    """Draw a circuit as text; with an adapter, also list its angles. Rows end at the terminal's
+    width.
 
     Examples:
 
@@ -71,7 +84,10 @@ def draw(*, choice: Choice) -> Answer:
     def show(console: Any) -> None:
         line(console, ansatz.draw(console.width))
         if angles is not None:
-            rows = ("".join(f"{angle:9.4f}" for angle in row) for row in angles.reshape(-1, angles.shape[-1]))
+            rows = (
+                "".join(f"{angle:9.4f}" for angle in row)
+                for row in angles.reshape(-1, angles.shape[-1])
+            )
             line(console, "\nangles in radians, one column for each wire\n\n" + "\n".join(rows))
 
     shown = None if angles is None else angles.tolist()
@@ -89,7 +105,10 @@ def count(*, choice: Choice) -> Answer:
     ansatz, _ = choice.circuit()
     gates = list(ansatz.gates())
     counts = {"n_angles": ansatz.n_angles, "gates": dict(Counter(gate.name for gate in gates))}
-    counts |= {"two_qubit_gates": sum(len(gate.wires) == 2 for gate in gates), "depth": depth(ansatz)}
+    counts |= {
+        "two_qubit_gates": sum(len(gate.wires) == 2 for gate in gates),
+        "depth": depth(ansatz),
+    }
     return Answer({**_size(ansatz), **counts})
 
 
@@ -116,7 +135,10 @@ def export(
     ansatz, angles = choice.circuit()
     text = to_openqasm(ansatz, angles)
     if target is None:
-        return Answer({**_size(ansatz), "text": text}, lambda console: console.out(text.rstrip(), highlight=False))
+        return Answer(
+            {**_size(ansatz), "text": text},
+            lambda console: console.out(text.rstrip(), highlight=False),
+        )
     write_text(target, text)
     return Answer({**_size(ansatz), "out": out})
 

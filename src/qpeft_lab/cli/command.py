@@ -1,4 +1,6 @@
-"""The common part of all commands: options, `--json`, `--debug`, `--help-all`, exit codes and messages."""
+"""The common part of all commands: options, `--json`, `--debug`, `--help-all`, exit codes and
+messages.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     """Make `function` a command, whose parameters become options as in `qpeft_lab.cli.options`.
 
-    `function` returns an `Answer`, which alone is written to standard output; what libraries print goes to standard
-    error. An exception becomes a message and an exit code.
+    `function` returns an `Answer`, which alone is written to standard output; what libraries print
+    goes to standard error. An exception becomes a message and an exit code.
     """
     signature = Signature(function)
 
@@ -49,21 +51,33 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
                 raise typer.Exit(answer.exit_code)
         except (typer.Exit, typer.BadParameter, BrokenPipeError):  # Typer handles a closed pipe
             raise
-        except BaseException as error:  # code of a user may call sys.exit, which would end as a success
+        except (
+            BaseException
+        ) as error:  # code of a user may call sys.exit, which would end as a success
             if isinstance(error.__context__, BrokenPipeError):  # Rich's exit for a closed pipe
                 raise
             message = explain(error)
             if debug:
                 traceback.print_exception(error, file=sys.stderr)
-            console.say("Note:" if isinstance(error, KeyboardInterrupt) else "Error:", message, style="bold red")
+            console.say(
+                "Note:" if isinstance(error, KeyboardInterrupt) else "Error:",
+                message,
+                style="bold red",
+            )
             if as_json:
                 console.print_failure(error, message, exit_code(error))
             raise typer.Exit(exit_code(error)) from None
 
     flags = {
-        "as_json": typer.Option("--json", metavar="", help="Print one JSON object instead of text."),
-        "debug": typer.Option("--debug", metavar="", help="Show tracebacks, and the warnings and logs of libraries."),
-        "help_all": typer.Option("--help-all", metavar="", is_eager=True, callback=_help_all, help="Show all options."),
+        "as_json": typer.Option(
+            "--json", metavar="", help="Print one JSON object instead of text."
+        ),
+        "debug": typer.Option(
+            "--debug", metavar="", help="Show tracebacks, and the warnings and logs of libraries."
+        ),
+        "help_all": typer.Option(
+            "--help-all", metavar="", is_eager=True, callback=_help_all, help="Show all options."
+        ),
     }
     parameters = list(signature.parameters)
     for name, made in flags.items():
@@ -75,7 +89,9 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
 
 
 class Command(TyperCommand):
-    """A command that refuses empty arguments, and whose `--help` leaves out the options with a panel if it has many."""
+    """A command that refuses empty arguments, and whose `--help` leaves out the options with a
+    panel if it has many.
+    """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -107,27 +123,36 @@ def application(
     aliases: Mapping[str, str] = ALIASES,
     **options: Any,
 ) -> typer.Typer:
-    """Commands under one name, whose help is the docstring of `about`; without it, a single command."""
+    """Commands under one name, whose help is the docstring of `about`; without it, a single
+    command.
+    """
     made = typer.Typer(add_completion=False, rich_markup_mode="rich", **options)
     if about is not None:
         made.callback(help=_filled(about))(about)
     # of an option without its dashes, so that `--learning_rate` is `--lr`
-    settings = {"token_normalize_func": lambda name: aliases.get(dashed := name.replace("_", "-"), dashed)}
+    settings = {
+        "token_normalize_func": lambda name: aliases.get(dashed := name.replace("_", "-"), dashed)
+    }
     for function in commands:
         made.command(cls=Command, help=_filled(function), context_settings=settings)(function)
     return made
 
 
 def _filled(function: Callable[..., None]) -> str:
-    """The docstring with each paragraph on one line, for Typer to wrap; indented lines are examples and stay apart."""
+    """The docstring with each paragraph on one line, for Typer to wrap; indented lines are examples
+    and stay apart.
+    """
     paragraphs = (inspect.getdoc(function) or "").split("\n\n")
     return "\n\n".join(
-        inspect.cleandoc(text) if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs
+        inspect.cleandoc(text) if text.startswith(" ") else text.replace("\n", " ")
+        for text in paragraphs
     )
 
 
 def exit_code(error: BaseException) -> int:
-    """130 for an interruption, 2 for bad input, which is refused before any work, 1 for other errors."""
+    """130 for an interruption, 2 for bad input, which is refused before any work, 1 for other
+    errors.
+    """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return BAD_INPUT if isinstance(error, InputError) else WORK_FAILED
@@ -141,12 +166,19 @@ def explain(error: BaseException) -> str:
     if isinstance(error, QpeftError):
         return str(error)
     if isinstance(error, SystemExit):
-        return f"Code of a method, ansatz or backend of your own called sys.exit({error.code!r}). Remove the call."
-    if isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY):
+        return (
+            f"Code of a method, ansatz or backend of your own called sys.exit({error.code!r})."
+            " Remove the call."
+        )
+    if isinstance(error, MemoryError) or any(
+        phrase in str(error).lower() for phrase in _OUT_OF_MEMORY
+    ):
         return "Out of memory. Use a smaller --batch-size or --seq-len, or a smaller model."
     if is_disk_full(error):
         return f"The disk is full{where}. Free some space and run the same command again."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{where}."
     line = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
-    return f"Unexpected {type(error).__name__}: {line}. Run again with --debug to see the traceback."
+    return (
+        f"Unexpected {type(error).__name__}: {line}. Run again with --debug to see the traceback."
+    )

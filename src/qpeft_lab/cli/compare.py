@@ -28,9 +28,15 @@ if TYPE_CHECKING:
     from qpeft_lab.compare.plan import Plan
     from qpeft_lab.compare.summary import Summary
 
-_STUDY = needed(f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.", metavar="STUDY", argument=True)
+_STUDY = needed(
+    f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.",
+    metavar="STUDY",
+    argument=True,
+)
 _OF_STUDY = [(name, Study.model_fields[name]) for name in ("test_data", "seeds", "lr_scale")]
-_STUDY_OPTIONS = [(name, found.annotation, option(None, str(found.description))) for name, found in _OF_STUDY]
+_STUDY_OPTIONS = [
+    (name, found.annotation, option(None, str(found.description))) for name, found in _OF_STUDY
+]
 # instead of the study's own
 OfRun = Annotated[dict[str, Any], Fields(SharedSettings, is_complete=False)]
 OfStudy = Annotated[
@@ -46,23 +52,28 @@ def run(
     study: str = _STUDY,
     out: Path = needed("Folder of this study: rows, tables, report.", metavar="DIR"),
     workers: int = option(1, "Runs in parallel. Times are measured one at a time.", at_least=1),
-    threads: int = option(1, "CPU threads per run. The number affects the last digits of results.", at_least=1),
-    executor: str = option("local", "This machine, or the Ray cluster at RAY_ADDRESS.", choices=("local", "ray")),
+    threads: int = option(
+        1, "CPU threads per run. The number affects the last digits of results.", at_least=1
+    ),
+    executor: str = option(
+        "local", "This machine, or the Ray cluster at RAY_ADDRESS.", choices=("local", "ray")
+    ),
     retry: str | None = option(None, "Run failed cells again.", choices=("failed",)),
     smoke: bool = option(
         False,
-        "Only test whether every method runs: two steps on a small random base of the same architecture and invented "
-        "data. Nothing is downloaded, and the values mean nothing.",
+        "Only test whether every method runs: two steps on a small random base of the same"
+        " architecture and invented data. Nothing is downloaded, and the values mean nothing.",
     ),
     of_run: OfRun,
     of_study: OfStudy,
 ) -> Answer:
     """Train every method with every seed under equal conditions, measure, and write a report.
 
-    Each method first tries a few learning rates on validation data, then trains with every seed at the best one. Time
-    and memory are measured at the end, one method at a time. Every cell is a separate process: if one fails, its row
-    records the failure and the others continue. Run the same command again to resume. Exit code 3: some cells failed;
-    the report is still written. Options of a run, such as --model and --steps, replace those of the study;
+    Each method first tries a few learning rates on validation data, then trains with every seed at
+    the best one. Time and memory are measured at the end, one method at a time. Every cell is a
+    separate process: if one fails, its row records the failure and the others continue. Run the
+    same command again to resume. Exit code 3: some cells failed; the report is still written.
+    Options of a run, such as --model and --steps, replace those of the study;
     --base is another name of --model.
 
     Examples:
@@ -88,7 +99,8 @@ def plan(
     of_run: OfRun,
     of_study: OfStudy,
 ) -> Answer:
-    """Show what a study would run: cells, parameters, learning rates. Nothing is trained or written.
+    """Show what a study would run: cells, parameters, learning rates. Nothing is trained or
+    written.
 
     Examples:
 
@@ -97,7 +109,11 @@ def plan(
     """
     with stderr().status("Preparing the study"), tempfile.TemporaryDirectory() as folder:
         found = _plan(study, of_run, of_study, Path(folder) / "study", Path(Path(study).stem))
-        cells = {"tuning": found.tuning_cells({}), "final": found.final_cells({}), "cost": found.cost_cells({})}
+        cells = {
+            "tuning": found.tuning_cells({}),
+            "final": found.final_cells({}),
+            "cost": found.cost_cells({}),
+        }
         data = {
             "study": found.study.model_dump(),
             "cells": {name: len(phase) for name, phase in cells.items()},
@@ -108,9 +124,12 @@ def plan(
 @command
 def report(
     *,
-    folder: Path = needed("The --out folder of a compare run, or a file in results/.", metavar="DIR", argument=True),
+    folder: Path = needed(
+        "The --out folder of a compare run, or a file in results/.", metavar="DIR", argument=True
+    ),
 ) -> Answer:
-    """Write tables, charts and the report again from the rows. Cells without a row are marked as missing.
+    """Write tables, charts and the report again from the rows. Cells without a row are marked as
+    missing.
 
     Example:
 
@@ -126,7 +145,8 @@ def report(
 
 
 def compare() -> None:
-    """Compare methods under equal conditions: same data, steps and tuning; seeds, intervals, controls, a report.
+    """Compare methods under equal conditions: same data, steps and tuning; seeds, intervals,
+    controls, a report.
 
     Start with:
 
@@ -138,11 +158,18 @@ def compare() -> None:
 
 def group() -> typer.Typer:
     """The commands of `qpeft compare`."""
-    return application((run, plan, report), compare, {**ALIASES, "base": "model"}, no_args_is_help=True)
+    return application(
+        (run, plan, report), compare, {**ALIASES, "base": "model"}, no_args_is_help=True
+    )
 
 
 def _plan(
-    study: str, of_run: dict[str, Any], of_study: dict[str, Any], folder: Path, out: Path, smoke: bool = False
+    study: str,
+    of_run: dict[str, Any],
+    of_study: dict[str, Any],
+    folder: Path,
+    out: Path,
+    smoke: bool = False,
 ) -> Plan:
     """The plan of a study in `folder`, with the command that reproduces its rows in `out`."""
     for name in code_of(study):
@@ -150,7 +177,9 @@ def _plan(
     overrides = {f"run.{name}": value for name, value in of_run.items()} | of_study
     trusted = overrides.pop("trust_remote_code", False)
     found = load_study(study, overrides)
-    from qpeft_lab.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
+    from qpeft_lab.compare.plan import (
+        make_plan,
+    )  # imports that take seconds, not needed to report a misspelled field
 
     words = ["qpeft", "compare", "run", study]  # how many run in parallel, and where, is left out
     for name, value in {**of_run, **of_study}.items():
@@ -165,18 +194,30 @@ def _plan(
 
 
 def _reported(
-    folder: Path, rows: Path, summary: Summary, failures: list[Row], data: dict[str, Any] | None = None
+    folder: Path,
+    rows: Path,
+    summary: Summary,
+    failures: list[Row],
+    data: dict[str, Any] | None = None,
 ) -> Answer:
-    """The results of a study with their outputs in `folder`; exit code 3 if a cell of its run failed."""
+    """The results of a study with their outputs in `folder`; exit code 3 if a cell of its run
+    failed.
+    """
     from qpeft_lab.compare import report as page
 
     found = {
         **(data or {}),
         **{"out": folder, "report": folder / "report.html", "rows": rows},
         **{"answers": summary.answers, "limits": summary.limits},
-        "methods": [page.line_of_method(one, summary) | {"settings": one.method.settings} for one in summary.results],
+        "methods": [
+            page.line_of_method(one, summary) | {"settings": one.method.settings}
+            for one in summary.results
+        ],
         "failures": [
-            {"cell_id": cell_id(row), **{key: row.get(key) for key in ("status", "error_type", "error")}}
+            {
+                "cell_id": cell_id(row),
+                **{key: row.get(key) for key in ("status", "error_type", "error")},
+            }
             for row in failures
         ],
     }
@@ -186,13 +227,23 @@ def _reported(
         for answer in summary.answers[:1]:
             console.print(f"{answer}\n")
         for shown in (page.results(summary), page.published(summary)):
-            kept = [title for title in shown.frame if not str(title).startswith(("Update", "Stored", "Compared"))]
+            kept = [
+                title
+                for title in shown.frame
+                if not str(title).startswith(("Update", "Stored", "Compared"))
+            ]
             if kept:
-                console.print(table(kept, shown.frame[kept].to_numpy().tolist(), title=shown.caption))
+                console.print(
+                    table(kept, shown.frame[kept].to_numpy().tolist(), title=shown.caption)
+                )
         for note in summary.warnings:
             say("Note:", note, "bold yellow")
         for row in failures:
-            say(f"{row['status']}:", " ".join(f"{cell_id(row)}: {row.get('error') or ''}".split()), "bold red")
+            say(
+                f"{row['status']}:",
+                " ".join(f"{cell_id(row)}: {row.get('error') or ''}".split()),
+                "bold red",
+            )
         line(console, f"report  {folder / 'report.html'}")
         line(console, f"table   {folder / 'summary.csv'}")
 
@@ -203,11 +254,16 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     study = plan.study
     console.print(f"{study.title}\n{study.question}\n")
     rows = [
-        (one.key, one.trainable, one.deployed, " ".join(f"{rate:g}" for rate in one.rates)) for one in study.methods
+        (one.key, one.trainable, one.deployed, " ".join(f"{rate:g}" for rate in one.rates))
+        for one in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
     console.print(facts(listed({"steps": study.run.steps, "runs": data["cells"]})))
-    more = "More tuning runs follow if the best learning rate is at an edge. " if data["cells"]["tuning"] else ""
+    more = (
+        "More tuning runs follow if the best learning rate is at an edge. "
+        if data["cells"]["tuning"]
+        else ""
+    )
     console.print(f"\n{more}To run it:\n")
     line(console, study.command, "cyan")
 
@@ -228,7 +284,9 @@ class CompareBar(CompareProgress):
     def on_row(self, cell: Cell, row: Row) -> None:
         self._n_done += 1
         self._bars.update(self._all, completed=self._n_done)
-        line(stderr(), f"{self._n_done} of {self._total}: {cell.method} {cell.name}: {_outcome(row)}")
+        line(
+            stderr(), f"{self._n_done} of {self._total}: {cell.method} {cell.name}: {_outcome(row)}"
+        )
 
 
 def _outcome(row: Row) -> str:
@@ -236,5 +294,9 @@ def _outcome(row: Row) -> str:
         return " ".join(f"{row['status']}: {row.get('error') or ''}".split())
     losses = {"test loss": row.get("test_loss"), "validation loss": row.get("valid_loss")}
     known = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
-    worse = ", did not improve on the base" if row.get("lr") is not None and row.get("best_step") == 0 else ""
+    worse = (
+        ", did not improve on the base"
+        if row.get("lr") is not None and row.get("best_step") == 0
+        else ""
+    )
     return f"{known[0]}{worse}" if known else "measured"

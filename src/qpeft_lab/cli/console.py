@@ -36,12 +36,18 @@ _SILENCE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports those that are installed
+_VERBOSE = (
+    "bitsandbytes",
+    "torchao",
+    "torch.utils._pytree",
+)  # PEFT imports those that are installed
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a command: `data` for `--json`, `show` for a console, by default the same values."""
+    """The result of a command: `data` for `--json`, `show` for a console, by default the same
+    values.
+    """
 
     data: dict[str, Any]
     show: Callable[[Console], None] | None = None
@@ -66,7 +72,9 @@ def write_page(file: Path, show: Callable[[Console], None]) -> None:
 
 @cache
 def stderr() -> Console:
-    """The console of spinners, bars, notes and errors. One object, so that a note is printed above a progress bar."""
+    """The console of spinners, bars, notes and errors. One object, so that a note is printed above
+    a progress bar.
+    """
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False)
@@ -74,7 +82,9 @@ def stderr() -> Console:
 
 @contextmanager
 def quiet_libraries(debug: bool) -> Iterator[None]:
-    """Silence the warnings, progress bars and logs of other libraries, unless `debug`; qpeft's own become notes."""
+    """Silence the warnings, progress bars and logs of other libraries, unless `debug`; qpeft's own
+    become notes.
+    """
     if debug:
         yield
         return
@@ -103,18 +113,25 @@ def print_failure(error: BaseException, message: str, exit_code: int) -> None:
 
 
 def bars() -> progress.Progress:
-    """Bars with the time left, for `TrainingBar` and for a comparison; nothing without a terminal."""
+    """Bars with the time left, for `TrainingBar` and for a comparison; nothing without a
+    terminal.
+    """
     from rich import progress
 
     columns = (*progress.Progress.get_default_columns(), "{task.fields[text]}")
-    return progress.Progress(*columns, console=stderr(), disable=not stderr().is_terminal, transient=True)
+    return progress.Progress(
+        *columns, console=stderr(), disable=not stderr().is_terminal, transient=True
+    )
 
 
 class TrainingBar(Progress):
     """Shows the steps of the run `name` as one of `shown`, and prints a line per event."""
 
     def __init__(self, shown: progress.Progress, name: str) -> None:
-        self._name, self._update = name, partial(shown.update, shown.add_task(name, total=None, text=""))
+        self._name, self._update = (
+            name,
+            partial(shown.update, shown.add_task(name, total=None, text="")),
+        )
 
     def on_stage(self, what: str) -> None:
         self._update(text=what)
@@ -170,9 +187,13 @@ def table(columns: Sequence[str], rows: Iterable[Iterable[Any]], title: str | No
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for position, name in enumerate(columns):
-        made.add_column(name, justify="right" if position else "left", header_style="bold", overflow="fold")
+        made.add_column(
+            name, justify="right" if position else "left", header_style="bold", overflow="fold"
+        )
     for row in rows:
         made.add_row(*map(cell, row))
     return made
@@ -185,7 +206,9 @@ def facts(rows: Iterable[Iterable[Any]]) -> Table:
     lines = [tuple(map(cell, row)) for row in rows]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
-    grid.add_column(style="bold", overflow="fold", justify="right" if max(map(len, lines)) > 2 else "left")
+    grid.add_column(
+        style="bold", overflow="fold", justify="right" if max(map(len, lines)) > 2 else "left"
+    )
     grid.add_column(style="dim")
     for row in lines:
         grid.add_row(*row)
@@ -193,7 +216,9 @@ def facts(rows: Iterable[Iterable[Any]]) -> Table:
 
 
 def listed(values: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
-    """The `facts` of JSON values: `stored_bytes` 81920 is `stored bytes  81.9 KB`; without what is None or empty."""
+    """The `facts` of JSON values: `stored_bytes` 81920 is `stored bytes  81.9 KB`; without what is
+    None or empty.
+    """
     for name, value in values.items():
         title = f"{indent}{name.replace('_', ' ')}"
         if isinstance(value, dict):

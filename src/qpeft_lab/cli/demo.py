@@ -1,4 +1,6 @@
-"""`qpeft demo`: LoRA, QPA and Quantum-PEFT on the embedded base model, in about two minutes and offline."""
+"""`qpeft demo`: LoRA, QPA and Quantum-PEFT on the embedded base model, in about two minutes and
+offline.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "qpa-frozen": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "qnn_frozen"}),
     "quantum_peft": ("quantum_peft", {"r": 8, "target_modules": "all-linear"}),
 }
-_COLUMNS = ("method", "trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
+_COLUMNS = (
+    "method",
+    "trainable\nparameters",
+    "deployed\nparameters",
+    "file size",
+    "perplexity",
+    "seconds\nper step",
+)
 
 
 @command
@@ -42,9 +51,9 @@ def demo(
 ) -> Answer:
     """Adapt a small language model to NumPy's documentation with stock LoRA, QPA and Quantum-PEFT.
 
-    Nothing is downloaded: the base model comes with qpeft and the text with NumPy. Each method has the learning rate
-    that our studies chose for it. The demo takes about two minutes on two cores. Run the same command again to resume
-    it, or to print its results again.
+    Nothing is downloaded: the base model comes with qpeft and the text with NumPy. Each method has
+    the learning rate that our studies chose for it. The demo takes about two minutes on two cores.
+    Run the same command again to resume it, or to print its results again.
 
     Examples:
 
@@ -60,7 +69,9 @@ def demo(
     from qpeft_lab.training.fit import train
 
     with bars() as shown:
-        results = {name: train(settings_of(name, out, steps), TrainingBar(shown, name)) for name in names}
+        results = {
+            name: train(settings_of(name, out, steps), TrainingBar(shown, name)) for name in names
+        }
     if all(result.already_finished for result in results.values()):
         say("Note:", f"{out} holds the results of this demo; remove the folder to run it again")
     last = results[names[-1]]
@@ -96,10 +107,13 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
     last = list(results.values())[-1]
     rates = ", ".join(f"{name} {rate:g}" for name, rate in data["learning_rates"].items())
     console.print(
-        f"NumPy's documentation, {last.steps} steps for each method on the same data in the same order, scored on "
-        f"{last.after.n_scored:,} held-out tokens. Learning rates, as chosen in our studies: {rates}\n"
+        f"NumPy's documentation, {last.steps} steps for each method on the same data in the same"
+        f" order, scored on {last.after.n_scored:,} held-out tokens. Learning rates, as chosen in"
+        f" our studies: {rates}\n"
     )
-    rows: list[tuple[Any, ...]] = [("base model", "", "", "", f"{last.before.metrics['perplexity']:.1f}", "")]
+    rows: list[tuple[Any, ...]] = [
+        ("base model", "", "", "", f"{last.before.metrics['perplexity']:.1f}", "")
+    ]
     for name, run in results.items():
         seconds = "" if run.seconds_per_step is None else f"{run.seconds_per_step:.2f}"
         costs = (run.trainable, run.deployed, size(run.stored_bytes))
@@ -109,7 +123,7 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
     console.print("Load it with plain PEFT, without qpeft:\n")
     line(console, data["load"], "cyan")
     console.print(
-        "\nOne seed and one learning rate cannot rank the methods; qpeft compare tunes each method. To test whether "
-        "the circuit contributes, add the control:\n"
+        "\nOne seed and one learning rate cannot rank the methods; qpeft compare tunes each method."
+        " To test whether the circuit contributes, add the control:\n"
     )
     line(console, "qpeft demo --methods lora,qpa,qpa-frozen", "cyan")

@@ -21,14 +21,19 @@ def diagnose(
     *,
     target: Path = needed("Run folder or adapter folder.", metavar="TARGET", argument=True),
     samples: int = option(
-        200, "Random circuits for each measurement, and ten times as many pairs of states.", at_least=10, at_most=10**6
+        200,
+        "Random circuits for each measurement, and ten times as many pairs of states.",
+        at_least=10,
+        at_most=10**6,
     ),
     loading: Annotated[Loading, Fields(Loading, only=("method", "ansatz", "frames"))],
     html: Path | None = option(None, "Write the text as a page as well.", metavar="FILE"),
 ) -> Answer:
-    """Measure whether a circuit is random, redundant and trainable, and whether it moved in training.
+    """Measure whether a circuit is random, redundant and trainable, and whether it moved in
+    training.
 
-    The weights of the base model are not read. Measurements that a wide circuit does not allow are listed as left out.
+    The weights of the base model are not read. Measurements that a wide circuit does not allow are
+    listed as left out.
 
     Examples:
 

@@ -44,37 +44,47 @@ def evaluate(
     source: OptionalAdapter,
     generate: bool = option(
         False,
-        "Generate an answer to each prompt of the data, and score the texts against all answers of the data: BLEU, "
-        "chrF, ROUGE.",
+        "Generate an answer to each prompt of the data, and score the texts against all answers of"
+        " the data: BLEU, chrF, ROUGE.",
         panel=_PANEL,
     ),
     bertscore_model: Path | None = option(
         None,
-        "Compute BERTScore as well, with the encoder in this folder; it needs pip install 'qpeft[bertscore]'.",
+        "Compute BERTScore as well, with the encoder in this folder; it needs pip install"
+        " 'qpeft[bertscore]'.",
         panel=_PANEL,
     ),
     search: Annotated[dict[str, Any], Fields(Decoding, _PANEL)],
     circuits: Annotated[dict[str, Any], _SHOTS],
-    shots: list[int] = option(list, "Shots of each circuit; several values make a table.", panel=_SHOTS.panel),
+    shots: list[int] = option(
+        list, "Shots of each circuit; several values make a table.", panel=_SHOTS.panel
+    ),
     noise: list[float] = option(
-        list, "Depolarizing noise of each circuit, or on a device of its gates; as --shots.", panel=_SHOTS.panel
+        list,
+        "Depolarizing noise of each circuit, or on a device of its gates; as --shots.",
+        panel=_SHOTS.panel,
     ),
     seed: int = option(0, "Seed of the simulated shots.", at_least=0, panel=_SHOTS.panel),
     seconds_per_circuit: float | None = option(
-        None, "Time that a device needs for each circuit, for a forecast in hours.", above=0, panel=_SHOTS.panel
+        None,
+        "Time that a device needs for each circuit, for a forecast in hours.",
+        above=0,
+        panel=_SHOTS.panel,
     ),
 ) -> Answer:
-    """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes, correlation of numbers.
+    """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes,
+    correlation of numbers.
 
-    Texts are scored as a whole, in blocks of --seq-len tokens; prompts are not scored. The score does not depend on the
-    batch size. Block length and columns are by default those of the adapter's run. The accuracy is given
-    with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's correlation. The base alone
-    is scored if it has a head for the same classes.
+    Texts are scored as a whole, in blocks of --seq-len tokens; prompts are not scored. The score
+    does not depend on the batch size. Block length and columns are by default those of the
+    adapter's run. The accuracy is given with its 95 % confidence interval, MCC and F1; a regression
+    has Pearson's and Spearman's correlation. The base alone is scored if it has a head for the same
+    classes.
 
-    With --generate, answers to the prompts are generated and scored instead. With --shots, --noise or --backend, an
-    adapter with circuits on inputs is scored exactly and, after a forecast of their number, with measured circuits, at
-    each combination of the values. Answers of a device are kept in the adapter's folder, in measured: run the same
-    command again to resume.
+    With --generate, answers to the prompts are generated and scored instead. With --shots, --noise
+    or --backend, an adapter with circuits on inputs is scored exactly and, after a forecast of
+    their number, with measured circuits, at each combination of the values. Answers of a device are
+    kept in the adapter's folder, in measured: run the same command again to resume.
 
     Examples:
 
@@ -90,40 +100,75 @@ def evaluate(
     trained, record = (None, None) if folder is None else (run_of(folder), read_record(folder))
     ran = {} if trained is None else asdict(trained.recorded()[0])
     if record is not None and run.get("task", record.task) != record.task:
-        raise ConfigError(f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task")
+        raise ConfigError(
+            f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task"
+        )
     names = {*_LENGTHS, *(() if find_glue(data) else COLUMNS)}
     of_run = {name: value for name, value in ran.items() if name in names}
-    known: dict[str, Any] = {"eval_blocks": 0} | of_run | run | ({"task": record.task} if record else {})
+    known: dict[str, Any] = (
+        {"eval_blocks": 0} | of_run | run | ({"task": record.task} if record else {})
+    )
     trusted = source.trust_remote_code
-    known |= {"model": source.base(folder), "data": data, "out": "", "seed": seed, "trust_remote_code": trusted}
+    known |= {
+        "model": source.base(folder),
+        "data": data,
+        "out": "",
+        "seed": seed,
+        "trust_remote_code": trusted,
+    }
     settings = settings_from(RunSettings, known)
     settings.check()
     if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
-        warnings.warn(f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2)
-    swept = product(dict.fromkeys(shots or [None]), dict.fromkeys(noise or [0.0]))  # a value given twice is one
+        warnings.warn(
+            f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2
+        )
+    swept = product(
+        dict.fromkeys(shots or [None]), dict.fromkeys(noise or [0.0])
+    )  # a value given twice is one
     points = [BackendSettings(**circuits, shots=n, noise=p) for n, p in swept]
     measure = None
     if folder is not None and not generate and (shots or noise or "backend" in circuits):
         measure = partial(_measured, settings, folder, points, seconds_per_circuit)
-    given = {"shots": shots, "noise": noise, **circuits, "seed": seed, "seconds_per_circuit": seconds_per_circuit}
+    given = {
+        "shots": shots,
+        "noise": noise,
+        **circuits,
+        "seed": seed,
+        "seconds_per_circuit": seconds_per_circuit,
+    }
     if measure is None and (first := next(filter(given.get, given), None)):
-        raise InputError(f"{flag(first)} needs --adapter, one of --shots, --noise and --backend, and no --generate")
+        raise InputError(
+            f"{flag(first)} needs --adapter, one of --shots, --noise and --backend, and no"
+            " --generate"
+        )
     if generate:
         return _score_answers(settings, folder, Decoding(**search), bertscore_model)
     if texts := [*search, *(["bertscore_model"] if bertscore_model else [])]:
-        raise InputError(f"{flag(texts[0])} is for generated answers; add --generate, or leave it out")
+        raise InputError(
+            f"{flag(texts[0])} is for generated answers; add --generate, or leave it out"
+        )
     return _score_task(settings, folder, record, measure)
 
 
 def _measured(
-    settings: RunSettings, folder: Path, points: list[BackendSettings], seconds: float | None, task: Any, model: Any
+    settings: RunSettings,
+    folder: Path,
+    points: list[BackendSettings],
+    seconds: float | None,
+    task: Any,
+    model: Any,
 ) -> Any:
-    """The exact score, and costs and score at each point, whose jobs are in a folder of its own in `folder`."""
+    """The exact score, and costs and score at each point, whose jobs are in a folder of its own in
+    `folder`.
+    """
     from qpeft.core.checkpoint import WEIGHTS
     from qpeft.files import file_hash
     from qpeft_lab.training.measured import measured_scores
 
-    run, weights = (settings.model, settings.dtype, settings.batch_size, settings.seed), file_hash(folder / WEIGHTS)
+    run, weights = (
+        (settings.model, settings.dtype, settings.batch_size, settings.seed),
+        file_hash(folder / WEIGHTS),
+    )
 
     def folder_of(point: BackendSettings) -> Path:
         parts = run, without_folders({**asdict(point), "shot_budget": None}), task.sha256(), weights
@@ -133,22 +178,36 @@ def _measured(
         for one in costs:
             if seconds is not None:
                 one["hours"] = seconds * (one["circuits"] - one.get("answered_before", 0)) / 3600
-            say("Forecast:", ", ".join(f"{cell(value)} {name.replace('_', ' ')}" for name, value in one.items()))
+            say(
+                "Forecast:",
+                ", ".join(f"{cell(value)} {name.replace('_', ' ')}" for name, value in one.items()),
+            )
         say("Forecast:", f"{sum(one['shots'] for one in costs):,} shots in all")
 
-    return measured_scores(model, partial(task.score, model), points, settings.seed, forecast, folder_of)
+    return measured_scores(
+        model, partial(task.score, model), points, settings.seed, forecast, folder_of
+    )
 
 
 def _score_task(
-    settings: RunSettings, folder: Path | None, record: TaskRecord | None, measure: Callable[..., Any] | None
+    settings: RunSettings,
+    folder: Path | None,
+    record: TaskRecord | None,
+    measure: Callable[..., Any] | None,
 ) -> Answer:
-    """The scores of the base, unless its head is for other classes, and of the adapted model; or of its circuits."""
+    """The scores of the base, unless its head is for other classes, and of the adapted model; or of
+    its circuits.
+    """
     from qpeft_lab.training.tasks import TASK_CLASSES
 
     if folder is not None and record is None and not settings.is_language_model:
-        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
+        raise InputError(
+            f"{folder} has no task.json with its classes; give the run folder of a classification"
+        )
     config = {} if folder is None else adapter_config(folder)
-    reserved = (config | (config.get("host") or {})).get("num_virtual_tokens") or 0  # positions of a prefix or a prompt
+    reserved = (config | (config.get("host") or {})).get(
+        "num_virtual_tokens"
+    ) or 0  # positions of a prefix or a prompt
     task = TASK_CLASSES[settings.task](settings, reserved, () if record is None else record.labels)
     task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
 
@@ -158,12 +217,19 @@ def _score_task(
         return measure(task, model) if measure else task.score(model)
 
     scores = _scores(task.load_base(), folder, score)
-    found = {"model": settings.model, "adapter": folder, "data": settings.data, "task": settings.task}
+    found = {
+        "model": settings.model,
+        "adapter": folder,
+        "data": settings.data,
+        "task": settings.task,
+    }
     measured = []
     if measure:
         scores["adapted"], measured = scores["adapted"]
     found |= {who: score and score.to_dict() for who, score in scores.items()}
-    found |= {"measured": [costs | score.to_dict() for costs, score in measured]} if measured else {}
+    found |= (
+        {"measured": [costs | score.to_dict() for costs, score in measured]} if measured else {}
+    )
 
     def show(console: Console) -> None:
         shown = {who: score for who, score in scores.items() if score is not None}
@@ -191,7 +257,9 @@ def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) 
     return scores
 
 
-def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decoding, encoder: Path | None) -> Answer:
+def _score_answers(
+    settings: RunSettings, folder: Path | None, decoding: Decoding, encoder: Path | None
+) -> Answer:
     """The scores of the answers of the base and, with `folder`, of the adapted model."""
     from qpeft_lab.base_model import load_model, load_tokenizer
     from qpeft_lab.data.sources import load_examples, references_by_prompt
@@ -206,7 +274,9 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
         encoder_layers(encoder)
     known = references_by_prompt(load_examples(settings.data, "validation", settings))
     if not known:
-        raise InputError(f"{settings.data} has no prompts with answers; --generate needs rows with both")
+        raise InputError(
+            f"{settings.data} has no prompts with answers; --generate needs rows with both"
+        )
     prompts = spread(settings.eval_blocks or 0, list(known))
     references = [known[prompt] for prompt in prompts]
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
@@ -215,8 +285,16 @@ def _score_answers(settings: RunSettings, folder: Path | None, decoding: Decodin
         texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size)
         return {**score_texts(texts, references, encoder), "texts": texts}
 
-    found = _scores(load_model(settings.model, settings.dtype, settings.trust_remote_code), folder, answer)
-    data = {"model": settings.model, "adapter": folder, "data": settings.data, "decoding": asdict(decoding), **found}
+    found = _scores(
+        load_model(settings.model, settings.dtype, settings.trust_remote_code), folder, answer
+    )
+    data = {
+        "model": settings.model,
+        "adapter": folder,
+        "data": settings.data,
+        "decoding": asdict(decoding),
+        **found,
+    }
     data |= {"prompts": prompts, "references": references}
     scored = [name for name, value in found["base"].items() if isinstance(value, float)]
     rows = [(name, *(scores[name] for scores in found.values())) for name in scored]

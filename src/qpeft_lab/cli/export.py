@@ -40,19 +40,24 @@ save_file({"logits": found.contiguous()}, logits)
 @command
 def export(
     *,
-    source: Path = needed("Run folder or compact adapter folder.", metavar="RUN|ADAPTER", argument=True),
+    source: Path = needed(
+        "Run folder or compact adapter folder.", metavar="RUN|ADAPTER", argument=True
+    ),
     out: Path = needed("Folder to write.", metavar="DIR"),
     merge: bool = option(False, "Write the whole model with the adapter merged into its weights."),
     untie: bool = option(
-        False, "With --merge: give the output head its own copy of a weight that it shares with the embedding."
+        False,
+        "With --merge: give the output head its own copy of a weight that it shares with the"
+        " embedding.",
     ),
     loading: Loading,
 ) -> Answer:
     """Export an adapter in PEFT's own format and verify it in a process that cannot import qpeft.
 
-    The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the largest logit where
-    SoRA's zero ranks are removed or OFT computes a rotation, or to 1e-4 of it where the adapter is merged. Otherwise
-    nothing is written. `hf upload me/my-adapter my-adapter` then uploads the folder to the hub.
+    The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the
+    largest logit where SoRA's zero ranks are removed or OFT computes a rotation, or to 1e-4 of it
+    where the adapter is merged. Otherwise nothing is written. `hf upload me/my-adapter my-adapter`
+    then uploads the folder to the hub.
 
     Examples:
 
@@ -64,7 +69,9 @@ def export(
     from qpeft_lab.files import output_file
 
     if untie and not merge:
-        raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
+        raise ConfigError(
+            "--untie changes the base model and needs --merge; add --merge or leave out --untie"
+        )
     output_file(out.parent, is_folder=True)
     target = folder_to_replace(out, ()) if merge else export_folder(out)
     folder = loading.find(source)
@@ -75,7 +82,9 @@ def export(
     return Answer(data, lambda console: _show(console, data))
 
 
-def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool) -> dict[str, Any]:
+def _written(
+    base: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool
+) -> dict[str, Any]:
     """Write and verify the export, which replaces `out`; what was written."""
     import torch
 
@@ -93,31 +102,50 @@ def _written(base: str, folder: Path, out: Path, merge: bool, untie: bool, trust
     if trusted:
         how["options"] = {**how.get("options", {}), "trust_remote_code": True}
     model = load_base(base, record, trusted)
-    model_type, live = model.config.model_type, qpeft.load(qpeft.untie_lm_head(model) if untie else model, folder)
+    model_type, live = (
+        model.config.model_type,
+        qpeft.load(qpeft.untie_lm_head(model) if untie else model, folder),
+    )
     inputs = probe_inputs(live)
     with torch.no_grad():
         logits = live.eval()(**inputs).logits
     with replace_folder(out) as target:
         if merge:
             if not hasattr(live, "merge_and_unload"):
-                raise ConfigError("this kind of adapter cannot be merged into the base; use it with PEFT as it is")
+                raise ConfigError(
+                    "this kind of adapter cannot be merged into the base; use it with PEFT as it is"
+                )
             live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
-            load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(str(target))
-            found, allowed = {"n_bytes": weight_bytes(target)}, MERGED_TOLERANCE * max(1.0, _largest(logits))
-            auto, trust = how.get("auto_class", "AutoModelForCausalLM"), ", trust_remote_code=True" if trusted else ""
-            load = f"from transformers import {auto}\nmodel = {auto}.from_pretrained({str(target)!r}{trust})"
+            load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(
+                str(target)
+            )
+            found, allowed = (
+                {"n_bytes": weight_bytes(target)},
+                MERGED_TOLERANCE * max(1.0, _largest(logits)),
+            )
+            auto, trust = (
+                how.get("auto_class", "AutoModelForCausalLM"),
+                (", trust_remote_code=True" if trusted else ""),
+            )
+            load = (
+                f"from transformers import {auto}\nmodel ="
+                f" {auto}.from_pretrained({str(target)!r}{trust})"
+            )
         else:
             report = qpeft.export(live, target, probe=inputs)
             if record is not None:
                 record.write(target)
-            allowed = tolerance(logits, same_shapes=report.ranks is None and holder_of(live) is not None)
+            allowed = tolerance(
+                logits, same_shapes=report.ranks is None and holder_of(live) is not None
+            )
             found = {**asdict(report), "vllm": check_export(target, model_type)}
             load = load_lines(base, str(target), None, **how)
         difference = _largest(logits - stock_logits(load, inputs))
         if not difference <= allowed:
             raise VerificationError(
-                f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g}; nothing was written. "
-                "Check that the base model gives the same logits each time it is loaded"
+                f"without qpeft the logits differ by {difference:.3g}, more than {allowed:.1g};"
+                " nothing was written. Check that the base model gives the same logits each time"
+                " it is loaded"
             )
     load = load.replace(repr(str(target)), repr(str(out.resolve())))
     return {**found, "load": load, "max_logit_difference": difference}
@@ -130,7 +158,8 @@ def _largest(values: Tensor) -> float:
 def stock_logits(code: str, inputs: dict[str, Tensor]) -> Tensor:
     """Logits, float32, of the `model` that lines of Python load in a process without qpeft.
 
-    `inputs` are tensors by the name of the model's input. Raises VerificationError if the process could not load it.
+    `inputs` are tensors by the name of the model's input. Raises VerificationError if the process
+    could not load it.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -139,7 +168,16 @@ def stock_logits(code: str, inputs: dict[str, Tensor]) -> Tensor:
         files = str(Path(name, "inputs")), str(Path(name, "logits"))
         save_file(inputs, files[0])
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _STOCK, code, *files, str(torch.get_num_threads())],
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                _STOCK,
+                code,
+                *files,
+                str(torch.get_num_threads()),
+            ],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -25,9 +25,9 @@ def frames(
 ) -> Answer:
     """Write a frame file: the gradient frames of a base model on a text, which many adapters share.
 
-    An adapter trained with `qpeft train --frames FILE` stores its trained values and the hash of this file. The
-    options are those of train. Give those that all adapters have, such as --share: an adapter stores only the options
-    in which it differs.
+    An adapter trained with `qpeft train --frames FILE` stores its trained values and the hash of
+    this file. The options are those of train. Give those that all adapters have, such as --share:
+    an adapter stores only the options in which it differs.
 
     Examples:
 
@@ -45,10 +45,14 @@ def frames(
     settings = settings_from(RunSettings, {**run, **fixed})
     given = method_settings(settings, method)
     if given.get("frames") is not None or given.get("frame", "gradient") != "gradient":
-        raise ConfigError("a frame file holds new frames of the loss gradient; leave out --frames and --frame")
+        raise ConfigError(
+            "a frame file holds new frames of the loss gradient; leave out --frames and --frame"
+        )
     settings.method_settings = {**given, "frame": "gradient"}
     settings.check()
     with stderr().status("Computing the gradient's directions"):
         save_frames(prepare(settings, Progress()).model, path)
     file, n_bytes = read_frame_file(path), path.stat().st_size
-    return Answer({"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)})
+    return Answer(
+        {"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)}
+    )

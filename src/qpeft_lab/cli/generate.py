@@ -47,14 +47,23 @@ def generate(
         from qpeft_lab.training.generate import generate_texts
 
         if folder and (read_record(folder) or adapter_config(folder).get("task_type") == "SEQ_CLS"):
-            raise InputError(f"{folder} is an adapter for labelled data, which generates no text; use qpeft evaluate")
+            raise InputError(
+                f"{folder} is an adapter for labelled data, which generates no text; use qpeft"
+                " evaluate"
+            )
         tokenizer = load_tokenizer(base_name, source.trust_remote_code)
         model: Any = load_model(base_name, trust_remote_code=source.trust_remote_code)
         if folder is not None:
             model = qpeft.load(model, folder)
         torch.manual_seed(seed)
         (new,) = generate_texts(model, tokenizer, [text], decoding, temperature=temperature)
-    data = {"model": base_name, "adapter": folder, "prompt": text, "text": new, "temperature": temperature}
+    data = {
+        "model": base_name,
+        "adapter": folder,
+        "prompt": text,
+        "text": new,
+        "temperature": temperature,
+    }
     data |= {"seed": seed, "num_beams": decoding.num_beams}
     return Answer(data, lambda _: typer.echo(text + new, color=True))
 

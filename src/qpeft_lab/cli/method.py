@@ -24,15 +24,23 @@ _HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs i
 
 @dataclass
 class _Given:
-    """PEFT's own fields that the command line offers (importing peft for their help would cost seconds), and others."""
+    """PEFT's own fields that the command line offers (importing peft for their help would cost
+    seconds), and others.
+    """
 
     r: int | None = option(None, "Rank of the update. Default: that of the method.", at_least=1)
-    lora_alpha: int | None = option(None, "Scale of the update, which is multiplied by lora_alpha / r.")
+    lora_alpha: int | None = option(
+        None, "Scale of the update, which is multiplied by lora_alpha / r."
+    )
     target_modules: list[str] | str | None = option(
         None, "Modules to adapt, by the end of their name, or all-linear (all but the output head)."
     )
     lora_dropout: float = option(
-        0.0, "Dropout on the input of the adapter during training.", at_least=0, below=1, panel=_PANEL
+        0.0,
+        "Dropout on the input of the adapter during training.",
+        at_least=0,
+        below=1,
+        panel=_PANEL,
     )
     num_virtual_tokens: int | None = option(
         None, "Number of virtual tokens of a prefix or prompt.", at_least=1, panel=_PANEL
@@ -42,7 +50,8 @@ class _Given:
     )
     set: list[str] | None = option(
         None,
-        "A field of the method's config that has no option, such as those of your own method. May be repeated.",
+        "A field of the method's config that has no option, such as those of your own method. May"
+        " be repeated.",
         metavar="NAME=VALUE",
         repeated=True,
     )
@@ -53,15 +62,18 @@ _GENERATORS = {
     for method in records()
     if method.options is not None
 }
-BackendOptions = Annotated[dict[str, Any], Fields(BackendSettings, "Backend: where circuits run in training")]
+BackendOptions = Annotated[
+    dict[str, Any], Fields(BackendSettings, "Backend: where circuits run in training")
+]
 MethodOptions = Annotated[dict[str, Any], Fields(_Given), *_GENERATORS.values()]
 
 
 def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the method that its options, --set and --preset give; other fields keep the method's defaults.
+    """The fields of the method that its options, --set and --preset give; other fields keep the
+    method's defaults.
 
-    Raises ConfigError for an unknown preset or field, a field given twice, an option of another method's generator, or
-    a value out of range.
+    Raises ConfigError for an unknown preset or field, a field given twice, an option of another
+    method's generator, or a value out of range.
     """
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
     common = {f.name for f in fields(_Given)}
@@ -73,26 +85,33 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
     for name in sorted(given.keys() - own):
         if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
             raise ConfigError(
-                f"{flag(name)} is not an option of method {run.method}; use --method {' or '.join(owners)}"
+                f"{flag(name)} is not an option of method {run.method}; use --method"
+                f" {' or '.join(owners)}"
             )
     for text in options.get("set") or []:
         name, value = _name_and_value(text)
         if name in given:
             raise ConfigError(f"{name} is given twice; leave out --set {text}")
         if name == "seed":
-            raise ConfigError(f"the seed of a run is not a field of its method; replace --set {text} by --seed")
+            raise ConfigError(
+                f"the seed of a run is not a field of its method; replace --set {text} by --seed"
+            )
         given[name] = value
     preset = options.get("preset")
     return given if preset is None else _preset(run, preset, given) | given
 
 
 def as_options(method: str, settings: Mapping[str, Any]) -> str:
-    """The options with which `method_settings` gives these settings of a method, to copy into a shell."""
+    """The options with which `method_settings` gives these settings of a method, to copy into a
+    shell.
+    """
     names = {f.name for f in (*fields(_Given), *_GENERATORS.get(method, ()))}
     words = ["--method", method]
     for name, value in settings.items():
         text = ",".join(value) if isinstance(value, list) else value
-        is_option = name in names and isinstance(text, str | int | float) and not isinstance(text, bool)
+        is_option = (
+            name in names and isinstance(text, str | int | float) and not isinstance(text, bool)
+        )
         words += [flag(name), str(text)] if is_option else ["--set", f"{name}={json.dumps(value)}"]
     return shlex.join(words)
 
@@ -112,10 +131,17 @@ def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, A
     """The fields in which the preset, with the given ones, differs from the method's defaults."""
     made: Any = run.record.generator_class if run.attaches else run.record.config_class
     if not hasattr(made, preset):
-        raise ConfigError(f"method {run.method} has no preset {preset}; use --method qpa, or leave it out")
+        raise ConfigError(
+            f"method {run.method} has no preset {preset}; use --method qpa, or leave it out"
+        )
     names = {f.name for f in fields(made)}
-    values = {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
-    published, usual = getattr(made, preset)(**{k: v for k, v in values.items() if k in names}), made()
+    values = {
+        name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()
+    }
+    published, usual = (
+        getattr(made, preset)(**{k: v for k, v in values.items() if k in names}),
+        made(),
+    )
     return {
         f.name: getattr(published, f.name)
         for f in fields(usual)

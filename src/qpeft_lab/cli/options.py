@@ -1,8 +1,10 @@
-"""Command-line options made from fields, so that each field is explained, with its limits, in one place only.
+"""Command-line options made from fields, so that each field is explained, with its limits, in one
+place only.
 
-The parameters of a command are keyword-only. One whose default is an `option` is an option; one that is annotated with
-a dataclass becomes the options of its fields, and receives an instance; several classes become one dictionary of the
-fields that were given, whose defaults stay in the settings::
+The parameters of a command are keyword-only. One whose default is an `option` is an option; one
+that is annotated with a dataclass becomes the options of its fields, and receives an instance;
+several classes become one dictionary of the fields that were given, whose defaults stay in the
+settings::
 
     def plan(
         *,
@@ -11,9 +13,10 @@ fields that were given, whose defaults stay in the settings::
         num_labels: int | None = option(None, "Number of classes.", at_least=2),
     ) -> Answer: ...
 
-A field that several classes share (`n_layers`) is one option: its help quotes each class, and every parameter whose
-class has the field receives the value. Fields need a help text; besides the limits of `check_fields`, their metadata
-may have `panel`, `metavar`, `argument` (a positional argument) and `repeated` (an option that may be repeated).
+A field that several classes share (`n_layers`) is one option: its help quotes each class, and every
+parameter whose class has the field receives the value. Fields need a help text; besides the limits
+of `check_fields`, their metadata may have `panel`, `metavar`, `argument` (a positional argument)
+and `repeated` (an option that may be repeated).
 """
 
 from __future__ import annotations
@@ -30,7 +33,11 @@ import typer
 
 from qpeft.checks import check_fields
 
-ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "per-device-batch-size": "batch-size"}  # as in other tools
+ALIASES = {
+    "learning-rate": "lr",
+    "num-epochs": "epochs",
+    "per-device-batch-size": "batch-size",
+}  # as in other tools
 SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
 _METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
 
@@ -41,9 +48,11 @@ class Fields:
 
     Attributes:
         settings: The dataclass.
-        panel: Title of their group in `--help-all`, after which a shared field quotes them; "" for the main group,
+        panel: Title of their group in `--help-all`, after which a shared field quotes them; "" for
+        the main group,
             apart from fields with a panel of their own.
-        only: Names of the fields to offer. Default: all that have a help text and a type that an option can have.
+        only: Names of the fields to offer. Default: all that have a help text and a type that an
+        option can have.
         leave_out: Names of the fields not to offer.
         is_complete: False if fields without a default may be missing on the command line.
     """
@@ -71,8 +80,11 @@ class Signature:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
-        own = [(p.name, p.annotation, p.default) for p in parameters if isinstance(p.default, Field)]
-        # by parameter: its type, and what it is made of; under "" the options that are parameters themselves
+        own = [
+            (p.name, p.annotation, p.default) for p in parameters if isinstance(p.default, Field)
+        ]
+        # by parameter: its type, and what it is made of; under "" the options that are parameters
+        # themselves
         self._groups: dict[str, tuple[Any, list[Fields]]] = {}
         hints = {p.name: p.annotation for p in parameters if not isinstance(p.default, Field)}
         for name, hint in {"": make_dataclass("Own", own, kw_only=True), **hints}.items():
@@ -90,7 +102,9 @@ class Signature:
         made: dict[str, Any] = {}
         for name, (kind, groups) in self._groups.items():
             names = {f.name for group in groups for f in group}
-            made[name] = {name: value for name, value in values.items() if name in names and value is not None}
+            made[name] = {
+                name: value for name, value in values.items() if name in names and value is not None
+            }
             if is_dataclass(kind):
                 made[name] = kind(**made[name])  # type: ignore[operator]
                 check_fields(made[name])
@@ -107,7 +121,9 @@ def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     found = [next(f for f in group if f.name == name) for group in owners]
     first, text, panel = found[0], _help(found[0]), found[0].metadata.get("panel", owners[0].panel)
     if len(owners) > 1:
-        text = " ".join(f"{group.panel}: {_help(f)}" for group, f in zip(owners, found, strict=True))
+        text = " ".join(
+            f"{group.panel}: {_help(f)}" for group, f in zip(owners, found, strict=True)
+        )
         panel = " and ".join(group.panel for group in owners)
     for alias in (alias for alias, of in ALIASES.items() if flag(of) == flag(name)):
         text += f" Also {flag(alias)}."
@@ -116,9 +132,13 @@ def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     made: Any = typer.Option(names, help=text, rich_help_panel=panel or None, **extra)
     if first.metadata.get("argument"):
         made = typer.Argument(help=text, **extra)
-    required = first.default is MISSING and first.default_factory is MISSING and owners[0].is_complete
+    required = (
+        first.default is MISSING and first.default_factory is MISSING and owners[0].is_complete
+    )
     default = inspect.Parameter.empty if required else None
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, made])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, made]
+    )
 
 
 def _help(field: Field[Any]) -> str:
@@ -126,11 +146,15 @@ def _help(field: Field[Any]) -> str:
     choices = field.metadata.get("choices", ())
     text = field.metadata["help"] + (f" One of {', '.join(map(str, choices))}." if choices else "")
     is_shown = field.default not in (MISSING, None, "") and field.default is not False
-    return text + (f" Default: {'yes' if field.default is True else field.default}." if is_shown else "")
+    return text + (
+        f" Default: {'yes' if field.default is True else field.default}." if is_shown else ""
+    )
 
 
 def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
-    """The annotation for Typer, and further arguments of `typer.Option`; the settings class checks the values."""
+    """The annotation for Typer, and further arguments of `typer.Option`; the settings class checks
+    the values.
+    """
     is_union = get_origin(hint) in (Union, types.UnionType)
     kinds = [kind for kind in (get_args(hint) if is_union else (hint,)) if kind is not type(None)]
     items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
@@ -138,7 +162,9 @@ def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
     if field.metadata.get("repeated"):
         return list[str] | None, {"metavar": metavar}
     if items:
-        parser, usual = (_numbers(*items), "N,N,...") if items[0] in (int, float) else (_names, "NAME,...")
+        parser, usual = (
+            (_numbers(*items), "N,N,...") if items[0] in (int, float) else (_names, "NAME,...")
+        )
         return Any, {"parser": parser, "metavar": metavar or usual}
     if float in kinds:
         return Any, {"parser": number, "metavar": metavar or "NUMBER"}
@@ -160,7 +186,9 @@ def _numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
 
 
 def _names(text: str) -> list[str] | str:
-    """A list of names; PEFT's `all-linear` stays a string. (PEFT reads any other string as a regular expression.)"""
+    """A list of names; PEFT's `all-linear` stays a string. (PEFT reads any other string as a
+    regular expression.)
+    """
     names = [part.strip() for part in text.split(",")]
     if not all(names):
         raise ValueError("a name is empty")

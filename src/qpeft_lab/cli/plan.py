@@ -29,12 +29,13 @@ def plan(
 ) -> Answer:
     """Count the parameters that a method trains, deploys and stores, before any work.
 
-    Only the configuration of the base model is read; its weights are not downloaded. For a classification, the new
-    head counts as trainable, with as many classes as the base has. With --backend or --shots, the plan also gives the
-    circuits, shots and seconds of --steps steps; three small jobs are run to measure the time.
+    Only the configuration of the base model is read; its weights are not downloaded. For a
+    classification, the new head counts as trainable, with as many classes as the base has. With
+    --backend or --shots, the plan also gives the circuits, shots and seconds of --steps steps;
+    three small jobs are run to measure the time.
 
-    With --parameters or --bytes, the plan is that of the adapter which the published evidence suggests for this budget,
-    classical ones included, and shows this evidence.
+    With --parameters or --bytes, the plan is that of the adapter which the published evidence
+    suggests for this budget, classical ones included, and shows this evidence.
 
     Examples:
 
@@ -57,13 +58,21 @@ def plan(
         else:
             found = suggestion.plan
     data = {"model": run["model"], **asdict(found)}
-    kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules)
+    kinds = dict.fromkeys(
+        name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules
+    )
     shown = {
         "model": run["model"],
         **({"host": settings.host} if settings.attaches else {}),
-        **{name: value for name, value in asdict(found).items() if name not in ("target_modules", "notes")},
+        **{
+            name: value
+            for name, value in asdict(found).items()
+            if name not in ("target_modules", "notes")
+        },
         "trainable_share_of_base": f"{found.trainable / found.base_parameters:.2g}",
-        "trainable_share_of_deployed": f"{found.trainable / found.deployed:.3%}" if found.deployed else None,
+        "trainable_share_of_deployed": (
+            f"{found.trainable / found.deployed:.3%}" if found.deployed else None
+        ),
         "modules": f"{len(found.target_modules)}: {', '.join(kinds)}",  # "24: c_attn, c_proj"
         "notes": "; ".join(found.notes),
     }

@@ -1,4 +1,6 @@
-"""The options with which `plan` and `train` choose a method: what an adapter may cost, and what serves it."""
+"""The options with which `plan` and `train` choose a method: what an adapter may cost, and what
+serves it.
+"""
 
 from __future__ import annotations
 
@@ -33,31 +35,38 @@ class Budget:
     """What an adapter may cost, with which the method is chosen; and what must load its export."""
 
     parameters: int | None = option(
-        None, "With --method auto: the best measured method with at most so many trainable parameters."
+        None,
+        "With --method auto: the best measured method with at most so many trainable parameters.",
     )
     bytes: int | None = option(
         None,
-        "The same with at most so many bytes of stored tensors, without the header of their file, the adapter's config "
-        "and a frame file.",
+        "The same with at most so many bytes of stored tensors, without the header of their file,"
+        " the adapter's config and a frame file.",
     )
     server: str | None = option(
-        None, "Refuse an adapter whose export this server does not load; a budget chooses another.", choices=("vllm",)
+        None,
+        "Refuse an adapter whose export this server does not load; a budget chooses another.",
+        choices=("vllm",),
     )
 
 
 def settled(
     run: dict[str, Any], method: dict[str, Any], backend: dict[str, Any], budget: Budget
 ) -> tuple[RunSettings, Suggestion | None]:
-    """The checked settings of a run with these options, and what the evidence suggests if a budget is given.
+    """The checked settings of a run with these options, and what the evidence suggests if a budget
+    is given.
 
-    Raises ConfigError for options that contradict each other, and if `--server` does not load the run's export.
+    Raises ConfigError for options that contradict each other, and if `--server` does not load the
+    run's export.
     """
     run = {**run, "model": base_model(run["model"])}
     found = _suggested(run, {**method, **backend}, budget)
     if found is not None:
         run = {"lr": found.learning_rate, **run, "method": found.method}
     settings = settings_from(RunSettings, {**run, "backend_settings": backend})
-    settings.method_settings = method_settings(settings, method) if found is None else found.settings
+    settings.method_settings = (
+        method_settings(settings, method) if found is None else found.settings
+    )
     settings.check()
     if budget.server is not None and (config := build_configs(settings)[0]) is not None:
         from qpeft_lab.base_model import load_config
@@ -65,22 +74,30 @@ def settled(
 
         model_type = load_config(settings.model, settings.trust_remote_code).model_type
         if reasons := refusals(config, model_type, certain=True):
-            raise ConfigError(f"{'; '.join(reasons)}; choose another adapter or base, or leave out --server")
+            raise ConfigError(
+                f"{'; '.join(reasons)}; choose another adapter or base, or leave out --server"
+            )
     return settings, found
 
 
-def _suggested(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget) -> Suggestion | None:
-    """The adapter for the budget, if there is one. Raises ConfigError for options that do not fit."""
+def _suggested(
+    run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget
+) -> Suggestion | None:
+    """The adapter for the budget, if there is one. Raises ConfigError for options that do
+    not fit.
+    """
     if budget.parameters is None and budget.bytes is None:
         if run.get("method") == AUTO:
             raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
         return None
     usual = {"method": AUTO, "task": RunSettings.task}
-    chosen = [name for name in ("method", "task", "host") if run.get(name) not in (None, usual.get(name))]
+    chosen = [
+        name for name in ("method", "task", "host") if run.get(name) not in (None, usual.get(name))
+    ]
     if chosen := [*chosen, *(name for name in others if name != "frames")]:
         raise ConfigError(
-            f"a budget chooses the method, with --method {AUTO}, and all its settings, for task {RunSettings.task}; "
-            f"leave out the budget, or {', '.join(map(flag, chosen))}"
+            f"a budget chooses the method, with --method {AUTO}, and all its settings, for task"
+            f" {RunSettings.task}; leave out the budget, or {', '.join(map(flag, chosen))}"
         )
     import qpeft
     from qpeft_lab.stock_servers import refusals
@@ -98,28 +115,42 @@ def _suggested(run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget
 
 
 def check_frames(found: Suggestion, run: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the suggestion for a run with these options needs a frame file and none is given."""
+    """Raise ConfigError if the suggestion for a run with these options needs a frame file and none
+    is given.
+    """
     if found.needs_frame_file and "frames" not in found.settings:
         modules = sorted({name.rpartition(".")[2] for name in found.plan.target_modules})
-        given = {name: value for name, value in run.items() if name in OF_FRAMES and value is not True}
+        given = {
+            name: value for name, value in run.items() if name in OF_FRAMES and value is not True
+        }
         options = {**given, "target_modules": ",".join(modules), "out": "frames.safetensors"}
         words = (word for name, value in options.items() for word in (flag(name), str(value)))
         raise ConfigError(
-            f"{found.label} has so few bytes only with a frame file: write one, "
-            f"{shlex.join(['qpeft', 'frames', *words])}, and add --frames frames.safetensors; or give a budget in "
-            "--parameters"
+            f"{found.label} has so few bytes only with a frame file: write one,"
+            f" {shlex.join(['qpeft', 'frames', *words])}, and add --frames frames.safetensors; or"
+            " give a budget in --parameters"
         )
 
 
 def show_suggestion(console: Console, found: Suggestion) -> None:
     """The suggestion and its evidence."""
     line(console, f"Suggested: {found.label}\n", "bold")
-    line(console, f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}\n", "cyan")
+    line(
+        console,
+        f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}\n",
+        "cyan",
+    )
     columns = ("base", "data", "trainable", "seeds", "loss", "low", "high", "share")
     rows = ([one[name] for name in columns] for one in found.results)
-    title = f"Evidence: the family's best adapter, test loss, 95 % interval, share of the gain of {found.reference}"
+    title = (
+        "Evidence: the family's best adapter, test loss, 95 % interval, share of the gain of"
+        f" {found.reference}"
+    )
     console.print(table(columns, rows, title))
-    rows = [(one.label, one.plan.trainable, size(one.plan.stored_bytes), one.share) for one in found.alternatives]
+    rows = [
+        (one.label, one.plan.trainable, size(one.plan.stored_bytes), one.share)
+        for one in found.alternatives
+    ]
     if rows:
         console.print(table(("next best", "trainable", "stored", "share"), rows))
     console.print(facts([("notes", "; ".join(found.notes))]), "", sep="\n")

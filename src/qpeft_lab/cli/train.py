@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def train(
     *,
     config: Path | None = option(
-        None, "YAML file with fields of the run, named as in Python. Options override it.", metavar="FILE"
+        None,
+        "YAML file with fields of the run, named as in Python. Options override it.",
+        metavar="FILE",
     ),
     run: Annotated[dict[str, Any], Fields(RunSettings, is_complete=False)],
     method: MethodOptions,
@@ -34,8 +36,9 @@ def train(
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
-    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, and all losses and
-    scores in metrics.jsonl. Classifications report the accuracy with its 95 % confidence interval.
+    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, and
+    all losses and scores in metrics.jsonl. Classifications report the accuracy with its 95 %
+    confidence interval.
 
     Examples:
 
@@ -48,7 +51,9 @@ def train(
     if config is not None:
         run, method, backend = _merged(config, run, method, backend)
     if missing := [name for name in NEEDED if name not in run]:
-        raise ConfigError(f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config")
+        raise ConfigError(
+            f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config"
+        )
     settings, suggestion = settled(run, method, backend, budget)
     if suggestion is not None:
         check_frames(suggestion, run)
@@ -62,16 +67,24 @@ def train(
 
 
 def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The fields of the run, the method and the backend in a file, and the options, which override them."""
+    """The fields of the run, the method and the backend in a file, and the options, which override
+    them.
+    """
     of_run = read_settings(path)
     in_file = (of_run, of_run.pop("method_settings", {}), of_run.pop("backend_settings", {}))
     for limit, other in (("steps", "epochs"), ("epochs", "steps")):
         if limit in given[0] and of_run.get(other) is not None:
-            say("Note:", f"{flag(limit)} {given[0][limit]} replaces {other}: {of_run.pop(other)} of {path}")
+            say(
+                "Note:",
+                f"{flag(limit)} {given[0][limit]} replaces {other}: {of_run.pop(other)} of {path}",
+            )
     for options, values in zip(given, in_file, strict=True):
         for name in options:
             if name in values and options[name] != values[name]:
-                say("Note:", f"{flag(name)} {options[name]} overrides {name}: {values[name]} of {path}")
+                say(
+                    "Note:",
+                    f"{flag(name)} {options[name]} overrides {name}: {values[name]} of {path}",
+                )
     return tuple(values | options for options, values in zip(given, in_file, strict=True))
 
 
@@ -82,8 +95,12 @@ def _show(console: Console, result: TrainResult) -> None:
 
     if result.already_finished:
         line(console, f"{result.out} is finished; nothing was trained. Its result:\n", "bold")
-    head = f" ({result.trainable_head:,} in the classification head)" if result.trainable_head else ""
-    exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
+    head = (
+        f" ({result.trainable_head:,} in the classification head)" if result.trainable_head else ""
+    )
+    exported = (
+        f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
+    )
     rows: list[tuple[Any, ...]] = []
     for when, score in (("before", result.before), ("after", result.after)):
         name, best = score.headline
@@ -98,11 +115,16 @@ def _show(console: Console, result: TrainResult) -> None:
         shots = f", {used['shots']:,} shots" if used["shots"] else ""
         where = f"on {used['backend']} in {used['jobs']:,} jobs{shots}, {used['seconds']:.1f} s"
         rows.append(("circuits", used["circuits"], where))
-    per_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
+    per_step = (
+        "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
+    )
     rows.append(("time", f"{result.seconds:.1f} s", per_step))
     console.print(facts(rows))
     if result.after.loss > result.before.loss:
-        line(console, "\nNote: the loss is higher than before training; try a lower --lr or other data")
+        line(
+            console,
+            "\nNote: the loss is higher than before training; try a lower --lr or other data",
+        )
     if not result.adapter.is_dir():
         line(console, f"\nThe model and its tokenizer or image processor: {result.exported}")
         return
@@ -110,4 +132,8 @@ def _show(console: Console, result: TrainResult) -> None:
     folder = result.exported if is_stock else result.adapter
     registered = None if is_stock else methods.get(result.method).config_class
     line(console, f"\n{folder} loads with {'plain PEFT' if is_stock else 'qpeft'}:\n")
-    line(console, load_lines(result.model, str(folder.resolve()), registered, **how_to_load(folder)), "cyan")
+    line(
+        console,
+        load_lines(result.model, str(folder.resolve()), registered, **how_to_load(folder)),
+        "cyan",
+    )

@@ -1,6 +1,7 @@
 """A cell, one method with one seed and one learning rate, and how it becomes a row.
 
-A cell trains in a run folder, restores the parameters with the lowest validation loss, and measures them.
+A cell trains in a run folder, restores the parameters with the lowest validation loss, and measures
+them.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ _READ: dict[str, tuple[Task, list[str]]] = {}
 class Setup:
     """What all cells of a study share."""
 
-    run: RunSettings  # without method, seed and folder; its data are the training and validation part
+    # without method, seed and folder; its data are the training and validation part
+    run: RunSettings
     test: Path
     test_blocks: int
     generation: Generation | None
@@ -62,7 +64,9 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """A method with a seed and a learning rate: everything that a process needs to run it in the study's folder."""
+    """A method with a seed and a learning rate: everything that a process needs to run it in the
+    study's folder.
+    """
 
     study: str
     spec: PlannedMethod
@@ -84,7 +88,9 @@ class Cell:
 
 def work_folder(cell: Cell, folder: Path) -> Path:
     """The folder of the cell's run, until the cell has its row."""
-    rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # a cell with another learning rate must not resume this run
+    rate = (
+        "" if cell.lr is None else f"-lr{cell.lr:g}"
+    )  # a cell with another learning rate must not resume this run
     return folder / "work" / cell.method / cell.spec.hash / f"{cell.name}{rate}"
 
 
@@ -118,14 +124,17 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
 def run_cell(cell: Cell, folder: Path) -> Row:
     """Run the cell, or resume its run under `folder`/work, and return its row.
 
-    The row has status diverged if the loss is not finite, or ends above twice its first value. Other errors are raised.
+    The row has status diverged if the loss is not finite, or ends above twice its first value.
+    Other errors are raised.
     """
     row = started_row(cell)
     with warnings.catch_warnings(action="ignore"):  # libraries repeat them in every cell
         if cell.role == "cost":
             return row | _cost(cell) | {"status": "success"}
         try:
-            ready, found = _train(cell, work_folder(cell, folder)) if cell.spec.rates else _untrained(cell)
+            ready, found = (
+                _train(cell, work_folder(cell, folder)) if cell.spec.rates else _untrained(cell)
+            )
         except DivergedError as error:
             log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
             return row | {"status": "diverged", "error": str(error), "curve": _curve(log)}
@@ -161,7 +170,9 @@ def read_data(settings: RunSettings) -> Task:
 
 
 def untrained_model(cell: Cell) -> Any:
-    """The model of a cell before its first step, with exact circuits: no jobs are sent for times."""
+    """The model of a cell before its first step, with exact circuits: no jobs are sent for
+    times.
+    """
     settings = settings_of(cell)
     ready = prepare(settings, Progress(), read_data(settings))
     if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
@@ -170,7 +181,9 @@ def untrained_model(cell: Cell) -> Any:
 
 
 class KeepBest(TrainerCallback):
-    """Saves the trainable parameters at each new minimum of the validation loss, which checkpoints contain."""
+    """Saves the trainable parameters at each new minimum of the validation loss, which checkpoints
+    contain.
+    """
 
     def __init__(self, path: Path):
         self._path = path
@@ -180,7 +193,9 @@ class KeepBest(TrainerCallback):
         if loss is None or (lowest is not None and loss >= lowest):
             return
         state.best_metric = loss
-        parameters = {name: p.detach().cpu().contiguous() for name, p in _trainable(kwargs["model"]).items()}
+        parameters = {
+            name: p.detach().cpu().contiguous() for name, p in _trainable(kwargs["model"]).items()
+        }
         with replace_file(self._path) as temporary:
             save_file(parameters, temporary)
 
@@ -191,7 +206,11 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
     work.mkdir(parents=True, exist_ok=True)
     task = read_data(settings)
     ready, run = fit(settings, Progress(), [KeepBest(best)], task)
-    model, saved, curve = ready.model, load_file(best), _curve(read_rows(work / "run" / "metrics.jsonl"))
+    model, saved, curve = (
+        ready.model,
+        load_file(best),
+        _curve(read_rows(work / "run" / "metrics.jsonl")),
+    )
     with torch.no_grad():
         for name, parameter in _trainable(model).items():
             parameter.copy_(saved[name])
@@ -228,14 +247,24 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
     test = read_data(test_settings_of(cell))
     score = test.score(model)
     found: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
-    found |= {"test_losses": [round(loss, 3) for loss in score.block_losses]} if score.block_losses else {}
-    names = {"perplexity": "test_ppl", "padded_perplexity": "test_ppl", "bits_per_byte": "bits_per_byte"}
+    found |= (
+        {"test_losses": [round(loss, 3) for loss in score.block_losses]}
+        if score.block_losses
+        else {}
+    )
+    names = {
+        "perplexity": "test_ppl",
+        "padded_perplexity": "test_ppl",
+        "bits_per_byte": "bits_per_byte",
+    }
     found |= {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
     if methods.get(cell.spec.method).trains is Trains.ADAPTER:
         found |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
         found |= _generated(setup.test, setup.generation, model, test)
-    left_out = [text for used in (settings_of(cell), test_settings_of(cell)) for text in _read(used)[1]]
+    left_out = [
+        text for used in (settings_of(cell), test_settings_of(cell)) for text in _read(used)[1]
+    ]
     return found | {"left_out": list(dict.fromkeys(left_out))}
 
 
@@ -247,7 +276,9 @@ def _cost(cell: Cell) -> Row:
     return measure_cost(
         make_model=lambda: untrained_model(cell),
         make_reference=lambda: untrained_model(reference),
-        batches=[task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)],
+        batches=[
+            task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)
+        ],
     )
 
 
@@ -264,25 +295,42 @@ def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row
 
 
 def _read(settings: RunSettings) -> tuple[Task, list[str]]:
-    """The data, and the warnings of rows that are left out; read once by a process and those forked from it."""
+    """The data, and the warnings of rows that are left out; read once by a process and those forked
+    from it.
+    """
     reserved = virtual_tokens(settings)
-    seed = 0 if settings.is_language_model else settings.seed  # a new classification head is drawn from it
-    plain: dict[str, Any] = {"method_settings": {}, "backend_settings": {}, "lr": 1.0, "seed": seed, "save_every": None}
+    seed = (
+        0 if settings.is_language_model else settings.seed
+    )  # a new classification head is drawn from it
+    plain: dict[str, Any] = {
+        "method_settings": {},
+        "backend_settings": {},
+        "lr": 1.0,
+        "seed": seed,
+        "save_every": None,
+    }
     run = replace(settings, method="none", host="lora", out="", **plain)
     if (key := repr((reserved, run))) not in _READ:
         with warnings.catch_warnings(record=True, action="always", category=DataWarning) as caught:
             task = TASK_CLASSES[run.task](run, reserved)
-        _READ[key] = task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
+        _READ[key] = (
+            task,
+            [str(found.message) for found in caught if isinstance(found.message, DataWarning)],
+        )
     return _READ[key]
 
 
 def test_settings_of(cell: Cell) -> RunSettings:
     """The same with the test data for evaluation."""
-    return replace(settings_of(cell), eval_data=str(cell.setup.test), eval_blocks=cell.setup.test_blocks)
+    return replace(
+        settings_of(cell), eval_data=str(cell.setup.test), eval_blocks=cell.setup.test_blocks
+    )
 
 
 def _stored_bytes(model: Any, work: Path) -> int:
-    """Size of the weights file. An adapter in gradient frames refers to a frame file in `work` from now on."""
+    """Size of the weights file. An adapter in gradient frames refers to a frame file in `work` from
+    now on.
+    """
     if fit_for(getattr(model, "active_peft_config", None)) is not None:
         (file := work / "frames.safetensors").unlink(missing_ok=True)  # of a run that was killed
         save_frames(model, file)
@@ -291,11 +339,15 @@ def _stored_bytes(model: Any, work: Path) -> int:
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """By name; shared parameters once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
 def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
     """[step, validation loss, seconds] of each evaluation."""
     return [
-        [entry["step"], entry["eval_loss"], entry["seconds"]] for entry in log if entry.get("eval_loss") is not None
+        [entry["step"], entry["eval_loss"], entry["seconds"]]
+        for entry in log
+        if entry.get("eval_loss") is not None
     ]

@@ -1,7 +1,9 @@
-"""The charts of a report: SVG by matplotlib with one style sheet, independent of the user's settings.
+"""The charts of a report: SVG by matplotlib with one style sheet, independent of the user's
+settings.
 
-A chart is as wide as a phone, so that its text stays readable there; wider pages set two side by side. Labels are next
-to what they name. A kind of method has the same color and marker everywhere. Equal data give equal bytes.
+A chart is as wide as a phone, so that its text stays readable there; wider pages set two side by
+side. Labels are next to what they name. A kind of method has the same color and marker everywhere.
+Equal data give equal bytes.
 """
 
 from __future__ import annotations
@@ -73,15 +75,21 @@ class Chart(NamedTuple):
     def image(self) -> Markup:
         """An `<img>` element that contains the chart."""
         data = quote(self.svg, safe=" /;=,'<>")  # smaller than base64
-        return Markup(f'<img class="chart" alt="{escape(self.title)}" src="data:image/svg+xml,{data}">')
+        return Markup(
+            f'<img class="chart" alt="{escape(self.title)}" src="data:image/svg+xml,{data}">'
+        )
 
 
 @contextmanager
 def drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of WIDTH by `height` pixels with one pair of axes. The style sheet applies inside the block."""
+    """A figure of WIDTH by `height` pixels with one pair of axes. The style sheet applies inside
+    the block.
+    """
     sheet = files("qpeft_lab.compare") / "templates" / "style.mplstyle"
     with styles.context(["default", str(sheet)]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from font"
+        )  # the reader's browser has the glyph
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         yield figure, figure.add_subplot()
 
@@ -89,12 +97,20 @@ def drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
 def as_svg(figure: Figure) -> str:
     """The figure as SVG; inside `drawing`. Coordinates are rounded, and no metadata are stored."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), " ".join(buffer.getvalue().split()))
+    figure.savefig(
+        buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    return re.sub(
+        r"<[^>]+>",
+        lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]),
+        " ".join(buffer.getvalue().split()),
+    )
 
 
 def differences(summary: Summary) -> Chart | None:
-    """Every difference of the table with its 95 % interval, a line each. A filled mark is a verdict, a hollow none."""
+    """Every difference of the table with its 95 % interval, a line each. A filled mark is a
+    verdict, a hollow none.
+    """
     groups = _groups(summary)
     n_rows = sum(map(len, groups.values()))
     if not n_rows:
@@ -107,11 +123,21 @@ def differences(summary: Summary) -> Chart | None:
             line += 0.8
             for found, difference in rows:
                 kind, mean, reach = kind_of(found, summary), factor * difference.mean, None
-                axes.text(0, line, found.label, bbox={"fc": "white", "ec": "none", "pad": 0.8}, **style)
+                axes.text(
+                    0, line, found.label, bbox={"fc": "white", "ec": "none", "pad": 0.8}, **style
+                )
                 if difference.low is not None and difference.high is not None:
                     reach = [[mean - factor * difference.low], [factor * difference.high - mean]]
                 face = kind.color if difference.verdict in (BETTER, WORSE) else "white"
-                axes.errorbar(mean, line + 0.42, xerr=reach, marker=kind.marker, mfc=face, color=kind.color, capsize=2)
+                axes.errorbar(
+                    mean,
+                    line + 0.42,
+                    xerr=reach,
+                    marker=kind.marker,
+                    mfc=face,
+                    color=kind.color,
+                    capsize=2,
+                )
                 line += 1
         axes.axvline(0, color=INK, lw=1, zorder=0.5)
         axes.set_yticks([])
@@ -122,30 +148,51 @@ def differences(summary: Summary) -> Chart | None:
         axes.locator_params(axis="x", nbins=5)
         sides = ("better", "worse") if summary.study.lower_is_better else ("worse", "better")
         axes.set_xlabel(f"← {sides[0]} | {summary.metric.difference} | {sides[1]} →")
-        caption = "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow: none."
+        caption = (
+            "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow:"
+            " none."
+        )
         caption += " The table has those that are not drawn."
         return Chart(f"Differences in {summary.metric.title.lower()}", as_svg(figure), caption)
 
 
 def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
-    """The trained methods with their differences, by what they are compared with; the best first."""
+    """The trained methods with their differences, by what they are compared with; the best
+    first.
+    """
     groups: dict[str, list[tuple[Result, Difference]]] = {}
     for found in summary.by_quality:
         difference = found.difference
-        is_shown = found.method.rates and not _is_hopeless(found, summary) and is_comparable(summary.ratio(found))
+        is_shown = (
+            found.method.rates
+            and not _is_hopeless(found, summary)
+            and is_comparable(summary.ratio(found))
+        )
         if is_shown and difference is not None and sum(map(len, groups.values())) < _MOST_ROWS:
-            groups.setdefault(f"minus {summary.compared_with(found)}", []).append((found, difference))
+            groups.setdefault(f"minus {summary.compared_with(found)}", []).append(
+                (found, difference)
+            )
     return groups
 
 
 def sizes(summary: Summary) -> Chart | None:
-    """Quality against trainable parameters, with labels; a method at the size of another is drawn at that."""
-    trained = [found for found in summary.by_quality if found.metric and found.method.rates and found.method.trainable]
+    """Quality against trainable parameters, with labels; a method at the size of another is drawn
+    at that.
+    """
+    trained = [
+        found
+        for found in summary.by_quality
+        if found.metric and found.method.rates and found.method.trainable
+    ]
     shown = [found for found in trained if not _is_hopeless(found, summary)] or trained
     if len(trained) < 2:
         return None
     factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
-    points = {found.key: (_size(found, summary), factor * found.metric.mean) for found in shown if found.metric}
+    points = {
+        found.key: (_size(found, summary), factor * found.metric.mean)
+        for found in shown
+        if found.metric
+    }
     sign, front = 1 if summary.study.lower_is_better else -1, list[str]()
     for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
         if not front or sign * points[key][1] < sign * points[front[-1]][1]:
@@ -155,29 +202,51 @@ def sizes(summary: Summary) -> Chart | None:
         axes.set_xscale("log")
         for found in reversed(shown):  # the best on top
             kind = kind_of(found, summary)
-            axes.plot(*points[found.key], marker=kind.marker, color=kind.color if found.key in named else FAINT, ms=6)
+            axes.plot(
+                *points[found.key],
+                marker=kind.marker,
+                color=kind.color if found.key in named else FAINT,
+                ms=6,
+            )
         axes.set_ylim(*_limits([y for _, y in points.values()]))
         xs = [x for x, _ in points.values()]
         axes.set_xlim(min(xs) / 1.6, max(xs) * 1.6)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.xaxis.set_minor_formatter("")
-        _name_points(figure, axes, {summary[key].label: points[key] for key in named if key in points})
+        _name_points(
+            figure, axes, {summary[key].label: points[key] for key in named if key in points}
+        )
         axes.set_xlabel("Trainable parameters")
-        axes.set_title(f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248")
-        caption = "Pale: without a label. Not drawn: worse than the base. Methods at the size of another are at that."
-        return Chart(f"{summary.metric.title} against trainable parameters", as_svg(figure), caption)
+        axes.set_title(
+            f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248"
+        )
+        caption = (
+            "Pale: without a label. Not drawn: worse than the base. Methods at the size of another"
+            " are at that."
+        )
+        return Chart(
+            f"{summary.metric.title} against trainable parameters", as_svg(figure), caption
+        )
 
 
 def curves(summary: Summary) -> Chart | None:
-    """Validation loss against steps at the chosen learning rate, a line for each method, with its label at the end."""
-    ordered = [found for found in summary.ordered if found.method.rates and found.method.role != "equal_budget"]
+    """Validation loss against steps at the chosen learning rate, a line for each method, with its
+    label at the end.
+    """
+    ordered = [
+        found
+        for found in summary.ordered
+        if found.method.rates and found.method.role != "equal_budget"
+    ]
     shown = [found for found in ordered if not _is_hopeless(found, summary)]
     lines = {found.key: line for found in shown if len(line := _mean_curve(found)) > 1}
     if not lines:
         return None
     ends = {key: line.iloc[-1] for key, line in lines.items()}
-    named = [*dict.fromkeys(key for key in (summary.study.reference, *lines) if key in lines)][:_MOST_NAMED]
+    named = [*dict.fromkeys(key for key in (summary.study.reference, *lines) if key in lines)][
+        :_MOST_NAMED
+    ]
     with drawing(300) as (figure, axes):
         for key, line in reversed(lines.items()):
             color = kind_of(summary[key], summary).color if key in named else FAINT
@@ -193,7 +262,14 @@ def curves(summary: Summary) -> Chart | None:
         for key in sorted(named, key=ends.__getitem__):  # from below, none over another
             place = max(place + room, ends[key])
             color = kind_of(summary[key], summary).color
-            line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+            line = {
+                "arrowstyle": "-",
+                "color": color,
+                "lw": 0.5,
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            }
             axes.annotate(
                 summary[key].label, (1, ends[key]), (1.05, place), axes.get_yaxis_transform(), arrowprops=line,
                 size=9, va="center", color=color, annotation_clip=False,
@@ -204,7 +280,10 @@ def curves(summary: Summary) -> Chart | None:
 
 def _mean_curve(found: Result) -> pd.Series:
     """The validation loss by step, over the seeds that succeeded."""
-    losses = {seed: {step: loss for step, loss, _ in row["curve"]} for seed, row in found.successes.items()}
+    losses = {
+        seed: {step: loss for step, loss, _ in row["curve"]}
+        for seed, row in found.successes.items()
+    }
     return pd.DataFrame(losses).mean(axis=1)
 
 
@@ -229,7 +308,9 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
-    """Labels right, left, above or below of points, where there is room; without room there is none."""
+    """Labels right, left, above or below of points, where there is room; without room there is
+    none.
+    """
     figure.draw_without_rendering()
     box = axes.get_window_extent()
     marks = [axes.transData.transform(point) for point in points.values()]
@@ -240,7 +321,11 @@ def _name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, f
         for left, low in ((x + dx, y + dy) for dx, dy in (*places, (5, 5), (5, -_LINE - 5))):
             right, top = left + wide, low + _LINE
             is_inside = box.x0 <= left and right <= box.x1 and box.y0 <= low and top <= box.y1
-            if is_inside and not any(left < x1 and x0 < right and low < y1 and y0 < top for x0, y0, x1, y1 in taken):
-                axes.annotate(label, (left, low + 2), xycoords="figure pixels", size=9, annotation_clip=False)
+            if is_inside and not any(
+                left < x1 and x0 < right and low < y1 and y0 < top for x0, y0, x1, y1 in taken
+            ):
+                axes.annotate(
+                    label, (left, low + 2), xycoords="figure pixels", size=9, annotation_clip=False
+                )
                 taken.append((left, low, right, top))
                 break

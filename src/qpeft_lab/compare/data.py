@@ -1,4 +1,6 @@
-"""The data of a study, split once into training, validation and test data, as files that all cells read."""
+"""The data of a study, split once into training, validation and test data, as files that all cells
+read.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,16 @@ _COPY = 0.9  # of the texts that are also in the training data: held-out data ar
 
 
 def split_data(study: Study, folder: Path) -> tuple[dict[str, Path], str, list[str]]:
-    """Split the study's data and write it to a folder in `folder`/data, which is named after what determines the split.
+    """Split the study's data and write it to a folder in `folder`/data, which is named after what
+    determines the split.
 
-    Returns the file of each part, the hash over their content, and what a reader of the report must know. A second call
-    returns the same files.
+    Returns the file of each part, the hash over their content, and what a reader of the report must
+    know. A second call returns the same files.
 
-    Without eval_data and test_data, of every 20 documents (prompts with all their answers, examples of a class) the
-    10th is test and the 20th validation data; of fewer documents the last twentieth of the text is test data, the one
-    before it validation data. Equal documents, and equal examples of a class, count as one.
+    Without eval_data and test_data, of every 20 documents (prompts with all their answers, examples
+    of a class) the 10th is test and the 20th validation data; of fewer documents the last twentieth
+    of the text is test data, the one before it validation data. Equal documents, and equal examples
+    of a class, count as one.
 
     Raises:
         DataError: the data cannot be used.
@@ -58,7 +62,9 @@ def split_data(study: Study, folder: Path) -> tuple[dict[str, Path], str, list[s
 
 
 def _origin(study: Study) -> dict[str, Any]:
-    """What determines the split: the content of local files, which may be moved, or names, and columns."""
+    """What determines the split: the content of local files, which may be moved, or names, and
+    columns.
+    """
     run = study.run
     given = {"data": run.data, "eval_data": run.eval_data, "test_data": study.test_data}
     return {
@@ -69,9 +75,17 @@ def _origin(study: Study) -> dict[str, Any]:
 
 
 def _content_of(source: str) -> str:
-    """The hash of a local source, with the split that is read; the name of a data set of the hub or a built-in text."""
+    """The hash of a local source, with the split that is read; the name of a data set of the hub or
+    a built-in text.
+    """
     name, sha = parse_source(source), content_hash(source)
-    return source if sha is None else sha if name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
+    return (
+        source
+        if sha is None
+        else sha
+        if name.is_whole
+        else f"{sha}:{name.config or ''}:{name.split or ''}"
+    )
 
 
 def on_parts(run: SharedSettings, **changes: Any) -> SharedSettings:
@@ -86,10 +100,13 @@ def part_file(study: Study, part: str) -> str:
     return f"{part}.parquet" if TASKS[study.run.task].has_images else f"{part}.jsonl"
 
 
-def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> list[str]:
+def _refuse_copy(
+    study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]
+) -> list[str]:
     """Raise DataError if `others` are also in `rows`; warn if some are, and return this.
 
-    Texts are compared by their long lines, and by the whole if they have none. White space does not count.
+    Texts are compared by their long lines, and by the whole if they have none. White space does not
+    count.
     """
     known = {text for row in rows for text in _texts(study, row)}
     found = [text in known for row in others for text in _texts(study, row)]
@@ -97,8 +114,8 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
     one = one.replace("train", "training")
     if n_shared > _COPY * n:
         raise DataError(
-            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set "
-            "eval_data and test_data to other data, or leave them out"
+            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate"
+            " data; set eval_data and test_data to other data, or leave them out"
         )
     if not n_shared:
         return []
@@ -109,22 +126,35 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
 
 def _texts(study: Study, row: Any) -> list[Any]:
     """What of a row must not be in two parts of the data."""
-    lines = [line.split() for line in row.get("text", "").splitlines()] if study.run.is_language_model else []
-    long = [" ".join(words) for words in lines if len(words) >= _LONG_LINE]  # too long to be equal by chance
+    lines = (
+        [line.split() for line in row.get("text", "").splitlines()]
+        if study.run.is_language_model
+        else []
+    )
+    long = [
+        " ".join(words) for words in lines if len(words) >= _LONG_LINE
+    ]  # too long to be equal by chance
     return long or list(filter(None, [_content(study, row)]))
 
 
 def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
-    """The parts, and notes on them. Held-out rows that another source replaces are training data again."""
+    """The parts, and notes on them. Held-out rows that another source replaces are training data
+    again.
+    """
     rows, notes = _read(study, study.run.data, "train"), list[str]()
-    own = study.run.data if has_validation_split(study.run.data, TASKS[study.run.task].has_images) else None
+    own = (
+        study.run.data
+        if has_validation_split(study.run.data, TASKS[study.run.task].has_images)
+        else None
+    )
     source, test_source = study.run.eval_data or own, study.test_data
     if (glue := study.run.glue) is not None and own is not None:
         source, test_source = study.run.eval_data, study.test_data or own
         if study.test_data is None:
             notes.append(
-                f"GLUE's test labels are withheld: its split {glue.validation} is the test data here. A part of "
-                "its training data is validation data, for learning rates and checkpoints."
+                f"GLUE's test labels are withheld: its split {glue.validation} is the test data"
+                " here. A part of its training data is validation data, for learning rates and"
+                " checkpoints."
             )
     given = {"train": rows}
     for part, one in (("validation", source), ("test", test_source)):
@@ -137,7 +167,9 @@ def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
         left = [row for part in given if part != "train" for row in parts[part]]
         given = parts | given | {"train": parts["train"] + left}
     if empty := [part for part in PARTS if not given[part]]:
-        raise DataError(f"{study.run.data} leaves nothing for {empty[0]}; give more data, or other data for it")
+        raise DataError(
+            f"{study.run.data} leaves nothing for {empty[0]}; give more data, or other data for it"
+        )
     return {part: given[part] for part in PARTS}, notes
 
 
@@ -146,41 +178,61 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
     if run.is_language_model:
         return load_examples(source, split, run)
     if TASKS[study.run.task].has_images:
-        return [{"image": image, "label": name} for image, name in load_images(source, split, run.label_column)]
+        return [
+            {"image": image, "label": name}
+            for image, name in load_images(source, split, run.label_column)
+        ]
     rows = load_labelled_texts(source, split, run, lambda label, where: label)
-    classes = () if (glue := study.run.glue) is None else glue.classes  # a run sorts classes: this is GLUE's order
+    classes = (
+        () if (glue := study.run.glue) is None else glue.classes
+    )  # a run sorts classes: this is GLUE's order
     names = ("text", TEXT_PAIR)
     return [
-        {**dict(zip(names, text, strict=False)), "label": classes.index(label) if label in classes else label}
+        {
+            **dict(zip(names, text, strict=False)),
+            "label": classes.index(label) if label in classes else label,
+        }
         for text, label in rows
     ]
 
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
-    """Rows that must stay together: equal documents or examples, the answers to a prompt. Classes are sorted."""
+    """Rows that must stay together: equal documents or examples, the answers to a prompt. Classes
+    are sorted.
+    """
     groups: dict[Any, list[Any]] = {}
     for row in rows:
-        is_empty = study.run.is_language_model and row.get("text") == ""  # empty texts need not stay together
-        groups.setdefault(object() if is_empty else _content(study, row, of_prompt=True), []).append(row)
+        is_empty = (
+            study.run.is_language_model and row.get("text") == ""
+        )  # empty texts need not stay together
+        groups.setdefault(
+            object() if is_empty else _content(study, row, of_prompt=True), []
+        ).append(row)
     if study.run.is_language_model:
         return list(groups.values())
     return sorted(groups.values(), key=lambda group: str(group[0]["label"]))
 
 
 def _content(study: Study, row: Any, of_prompt: bool = False) -> Any:
-    """The part of a row by which copies are found; `of_prompt`: without the answer. White space does not count."""
+    """The part of a row by which copies are found; `of_prompt`: without the answer. White space
+    does not count.
+    """
     if "image" in row:
         return hashlib.sha256(image_bytes(row["image"])).digest()
     if study.run.is_language_model and "text" not in row:
         return row["prompt"] if of_prompt and "prompt" in row else json.dumps(row, sort_keys=True)
-    return "\n".join(" ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row).strip()
+    return "\n".join(
+        " ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row
+    ).strip()
 
 
 def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
     parts: dict[str, list[Any]] = {part: [] for part in PARTS}
     for number, group in enumerate(groups, start=1):
         turn = number % _EVERY
-        parts["validation" if turn == 0 else "test" if turn == _EVERY // 2 else "train"].extend(group)
+        parts["validation" if turn == 0 else "test" if turn == _EVERY // 2 else "train"].extend(
+            group
+        )
     return parts
 
 
@@ -190,7 +242,10 @@ def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
     words = re.findall(r"\S{1,99}\s*|\s+", "\n\n".join(row["text"] for row in rows))
     first, second = (len(words) * share // _EVERY for share in (_EVERY - 2, _EVERY - 1))
     parts = {"train": words[:first], "validation": words[first:second], "test": words[second:]}
-    return {part: [{"text": text}] if (text := "".join(found)).strip() else [] for part, found in parts.items()}
+    return {
+        part: [{"text": text}] if (text := "".join(found)).strip() else []
+        for part, found in parts.items()
+    }
 
 
 def write_parts(study: Study, parts: Mapping[str, Sequence[Any]], folder: Path) -> None:

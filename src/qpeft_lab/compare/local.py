@@ -1,4 +1,6 @@
-"""Cells on this machine, each in a process of its own, forked from a process that has imported everything."""
+"""Cells on this machine, each in a process of its own, forked from a process that has imported
+everything.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ from qpeft_lab.compare.cell import Cell, RunCell, failed_row, work_folder
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.files import locked
 
-FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads, pickled
+FIRST_CELL = (  # environment variable: the cell whose data `preload` reads, pickled
+    "QPEFT_COMPARE_FIRST_CELL"
+)
 _PRELOAD = "qpeft_lab.compare.preload"
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
 _FORKSERVER = multiprocessing.get_context("forkserver")
@@ -44,7 +48,9 @@ class LocalExecutor(AbstractContextManager):
     workers: int = 1
     threads: int = 1  # of a cell
     is_stopping: bool = False
-    _stop: tuple[Connection, Connection] = field(default_factory=lambda: multiprocessing.Pipe(duplex=False))
+    _stop: tuple[Connection, Connection] = field(
+        default_factory=lambda: multiprocessing.Pipe(duplex=False)
+    )
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -67,7 +73,9 @@ class LocalExecutor(AbstractContextManager):
                 future.cancel()  # which ends its process
 
     def stop(self) -> None:
-        """Let the running cells save the step in progress and end, and then `run`. A signal handler may call it."""
+        """Let the running cells save the step in progress and end, and then `run`. A signal handler
+        may call it.
+        """
         self.is_stopping = True
         self._stop[1].send(None)
 
@@ -76,7 +84,9 @@ class LocalExecutor(AbstractContextManager):
         _FORKSERVER.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = pickle.dumps(cell).hex()
         try:
-            return _run_here(cell, self.folder, self.run_cell, self.threads, self._stop[0], _PATIENCE)
+            return _run_here(
+                cell, self.folder, self.run_cell, self.threads, self._stop[0], _PATIENCE
+            )
         except (ConnectionError, EOFError):  # it, or the process that forks it, no longer reads
             future = ProcessFuture()
             future.set_exception(TrainingError("the process was killed while it started"))
@@ -90,8 +100,11 @@ class LocalExecutor(AbstractContextManager):
         if self.is_stopping:
             return None
         if isinstance(error, ProcessExpired):
-            # 255: multiprocessing could not read the code, because another process started at that moment
-            hint = ", perhaps for lack of memory" if error.exitcode in (-signal.SIGKILL, 255) else ""
+            # 255: multiprocessing could not read the code, because another process started at that
+            # moment
+            hint = (
+                ", perhaps for lack of memory" if error.exitcode in (-signal.SIGKILL, 255) else ""
+            )
             ended = f"the process ended with exit code {error.exitcode} and without a result{hint}"
             error = TrainingError(f"{ended}; its output is in {log_path(self.folder, cell)}")
         return failed_row(cell, error)
@@ -103,13 +116,17 @@ def log_path(folder: Path, cell: Cell) -> Path:
 
 
 @_process(context=_FORKSERVER)
-def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, stop: Connection, patience: float) -> Row:
+def _run_here(
+    cell: Cell, folder: Path, run_cell: RunCell, threads: int, stop: Connection, patience: float
+) -> Row:
     """Run the cell in its own process. Raises KeyboardInterrupt if it is interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(stop,), daemon=True).start()
     (log := log_path(folder, cell)).parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:  # for the output of libraries, which would disturb the runner's progress bar
+    with log.open(
+        "w"
+    ) as file:  # for the output of libraries, which would disturb the runner's progress bar
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
@@ -122,7 +139,8 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, threads: int, stop: C
     except BaseException as error:  # not all can be pickled
         return failed_row(cell, error)
     finally:
-        # pebble terminates a process that has sent its result; it shall end by itself, and release its semaphores
+        # pebble terminates a process that has sent its result; it shall end by itself, and release
+        # its semaphores
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

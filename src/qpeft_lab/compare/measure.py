@@ -1,4 +1,6 @@
-"""Time and memory of a method, alone on the machine; and its capacity, the ranks of the learned updates of weights."""
+"""Time and memory of a method, alone on the machine; and its capacity, the ranks of the learned
+updates of weights.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,23 @@ from qpeft_lab.diagnose.adapters import effective_rank
 
 _LEARNING_RATE = 1e-4  # not 0: a generator runs again only after its parameters changed
 _PLANNED_STEPS = 100_000  # SoRA's threshold, which increases over these steps, stays near 0
-_LARGEST = 2048  # the smaller side of an update: the singular values of larger ones take minutes, except for factors
+# the smaller side of an update: the singular values of larger ones take minutes, except for factors
+_LARGEST = 2048
 
 Batch = Mapping[str, Tensor]
 Make = Callable[[], Any]
 
 
 def stepping(model: Any) -> Callable[[Batch], float]:
-    """A function that trains the model by a step on a batch and returns the milliseconds from forward to AdamW."""
+    """A function that trains the model by a step on a batch and returns the milliseconds from
+    forward to AdamW.
+    """
     groups = qpeft.param_groups(model.train(), _LEARNING_RATE)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    if any(hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()):  # SoRA's
+    if any(
+        hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()
+    ):  # SoRA's
         qpeft.SoRACallback.attach(optimizer, model, steps=_PLANNED_STEPS)
 
     def step(batch: Batch) -> float:
@@ -57,11 +64,13 @@ def measure_cost(
     """Measure a method's model, compared with a reference (usually LoRA). Each is built once.
 
     - `peak_mem_bytes`: on a GPU, the peak of allocated memory minus the memory that was allocated
-      before the model was built; otherwise the peak resident set of the process, libraries included. Read after
-      `warm_up` steps, before the reference is built.
-    - `step_ms`, the median of `timed` steps after `warm_up`; `step_ratio` to the reference. The steps of both models
+      before the model was built; otherwise the peak resident set of the process, libraries
+      included. Read after `warm_up` steps, before the reference is built.
+    - `step_ms`, the median of `timed` steps after `warm_up`; `step_ratio` to the reference. The
+      steps of both models
       alternate.
-    - `noise`: the reference takes every step twice; the relative difference between the medians of the two.
+    - `noise`: the reference takes every step twice; the relative difference between the medians of
+      the two.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = [{name: part.to(device) for name, part in batch.items()} for batch in batches]
@@ -73,7 +82,10 @@ def measure_cost(
         step(batch)
     memory = _peak_memory(before)
     reference = stepping(make_reference().to(device))
-    times = [[step(batch), reference(batch), reference(batch)] for batch in islice(cycle(batches), warm_up + timed)]
+    times = [
+        [step(batch), reference(batch), reference(batch)]
+        for batch in islice(cycle(batches), warm_up + timed)
+    ]
     own, other, twin = map(median, zip(*times[warm_up:], strict=True))
     return {
         "peak_mem_bytes": memory,
@@ -101,13 +113,17 @@ def _peak_memory(before: int) -> int:
 
 @torch.no_grad()
 def rank_fields(model: PeftModel) -> Row:
-    """Numerical and effective rank of the updates of an adapter, means over the changed weights; DoRA's magnitudes not.
+    """Numerical and effective rank of the updates of an adapter, means over the changed weights;
+    DoRA's magnitudes not.
 
-    There are no fields if the method adds nothing to weights. `model` has run since its parameters changed.
+    There are no fields if the method adds nothing to weights. `model` has run since its parameters
+    changed.
     """
     updates: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or layer.adapter_layer_names[0].startswith(("oft", "boft", "hra")):
+        if not isinstance(layer, BaseTunerLayer) or layer.adapter_layer_names[0].startswith(
+            ("oft", "boft", "hra")
+        ):
             continue  # these three multiply weights
         a, b = (getattr(layer, part, {}) for part in ("lora_A", "lora_B"))
         if (adapter := model.active_adapter) in b:

@@ -1,4 +1,6 @@
-"""From a study to its cells. Methods are counted and data are split and hashed before any cell runs."""
+"""From a study to its cells. Methods are counted and data are split and hashed before any cell
+runs.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,15 @@ from qpeft_lab.compare.data import on_parts, split_data
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.rows import ROWS, Row, read_rows, succeeded
 from qpeft_lab.compare.smoke import STAND_IN
-from qpeft_lab.compare.study import STUDY, Method, PlannedMethod, PlannedStudy, Study, errors_of, read_study
+from qpeft_lab.compare.study import (
+    STUDY,
+    Method,
+    PlannedMethod,
+    PlannedStudy,
+    Study,
+    errors_of,
+    read_study,
+)
 from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.demo import base_model
@@ -55,12 +65,16 @@ class Plan:
     setup: Setup  # what all cells share
 
     def claim(self) -> None:
-        """Write study.json. Raises ConfigError if another study has used the folder since the plan was made."""
+        """Write study.json. Raises ConfigError if another study has used the folder since the plan
+        was made.
+        """
         _check_folder(self.study, self.folder)
         write_json(self.folder / STUDY, self.study.model_dump())
 
     def tuning_cells(self, rows: Rows) -> list[Cell]:
-        """The trials of learning rates that `rows` make necessary, for methods with several; small methods first."""
+        """The trials of learning rates that `rows` make necessary, for methods with several; small
+        methods first.
+        """
         return [
             self._cell(method, "tuning", f"lr{rate:g}", self.study.tuning.seed, rate)
             for method, search in self._searches(rows)
@@ -69,7 +83,8 @@ class Plan:
         ]
 
     def final_cells(self, rows: Rows) -> list[Cell]:
-        """Every method with every seed, seed by seed, at the learning rate with the lowest validation loss in `rows`.
+        """Every method with every seed, seed by seed, at the learning rate with the lowest
+        validation loss in `rows`.
 
         If no trial succeeded, it is the lowest one.
         """
@@ -82,7 +97,9 @@ class Plan:
         ]
 
     def cost_cells(self, rows: Rows) -> list[Cell]:
-        """A measurement of time and memory for every trained method; none if the study has `costs: false`."""
+        """A measurement of time and memory for every trained method; none if the study has `costs:
+        false`.
+        """
         return [
             self._cell(method, "cost", "cost", self.study.seeds[0], search.chosen)
             for method, search in self._searches(rows)
@@ -97,12 +114,17 @@ class Plan:
         by_size = sorted(self.study.methods, key=lambda method: method.trainable)
         return [(method, self.study.search(method, rows)) for method in by_size]
 
-    def _cell(self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None) -> Cell:
+    def _cell(
+        self, method: PlannedMethod, role: str, name: str, seed: int, lr: float | None
+    ) -> Cell:
         return Cell(self.study.name, method, role, name, seed, lr, self.setup)
 
 
-def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: bool = False) -> Plan:
-    """Resolve the base, split and hash the data, and count every method. The rows of a folder in use stay.
+def make_plan(
+    study: Study, folder: Path, command: str = "", trust_remote_code: bool = False
+) -> Plan:
+    """Resolve the base, split and hash the data, and count every method. The rows of a folder in
+    use stay.
 
     Raises InputError, ConfigError or DataError for a study that cannot run.
     """
@@ -118,7 +140,9 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     parts, data_sha256, notes = split_data(study, folder)
     run = replace(run, data=str(parts["train"]), eval_data=str(parts["validation"]))
     if run.epochs is not None:  # their steps depend on the training data
-        with warnings.catch_warnings(action="ignore", category=DataWarning):  # each row reports what is left out
+        with warnings.catch_warnings(
+            action="ignore", category=DataWarning
+        ):  # each row reports what is left out
             run = run.with_steps(len(TASK_CLASSES[run.task](run).train))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)
@@ -133,17 +157,23 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     )
     _check_results(found, folder)
     reference = next(method for method in found.methods if method.key == study.reference)
-    return Plan(folder, found, Setup(run, parts["test"], study.test_blocks, study.generation, reference))
+    return Plan(
+        folder, found, Setup(run, parts["test"], study.test_blocks, study.generation, reference)
+    )
 
 
 def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
-    """The study's base on the meta device, and the modules of its classification head, which every method trains."""
+    """The study's base on the meta device, and the modules of its classification head, which every
+    method trains.
+    """
     n_classes = len(study.run.glue.classes) if study.run.glue else None
     return base_on_meta(model, study.run.task, trust_remote_code, n_classes)
 
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
-    """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
+    """Trainable and deployed parameters of a method, without those of the head. Raises
+    ConfigError.
+    """
     base, head = host
     run, in_head = study.run_of(method, settings), count_trainable(base, head)
     trains = run.record.trains
@@ -158,19 +188,25 @@ def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) ->
 def counted(study: Study, host: Host) -> list[PlannedMethod]:
     """Every method with its counts. Names of modules are those of the base."""
     found: dict[str, PlannedMethod] = {}
-    for method in sorted(study.methods, key=lambda method: method.at_size_of is not None):  # first those without one
+    for method in sorted(
+        study.methods, key=lambda method: method.at_size_of is not None
+    ):  # first those without one
         budget = found[method.at_size_of].trainable if method.at_size_of else None
         found[method.key] = _sized(study, host, method, budget)
     return [found[method.key] for method in study.methods]
 
 
 def _sized(study: Study, host: Host, method: Method, budget: int | None = None) -> PlannedMethod:
-    """The method with its counts, at its largest size of at most `budget` trainable parameters, or at its smallest.
+    """The method with its counts, at its largest size of at most `budget` trainable parameters, or
+    at its smallest.
 
     Learning rates and hash follow when the data are known. Raises ConfigError for a budget of 0.
     """
     if budget == 0:
-        raise ConfigError(f"method {method.key}: {method.at_size_of} trains no parameters; name another at_size_of")
+        raise ConfigError(
+            f"method {method.key}: {method.at_size_of} trains no parameters; name another"
+            " at_size_of"
+        )
     fixed = {name: budget if value == BUDGET else value for name, value in method.settings.items()}
     fixed, found = fill_names(fixed, host[0]), None
     for value in method.values or [None]:
@@ -189,7 +225,9 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
 def _run_of(
     study: Study, model: str, config: Any, drafts: Sequence[PlannedMethod], trust_remote_code: bool
 ) -> RunSettings:
-    """What the runs of all methods share: the same blocks of text, for which every method has room."""
+    """What the runs of all methods share: the same blocks of text, for which every method
+    has room.
+    """
     seq_len = study.run.seq_len
     if study.run.is_language_model:
         reserved = max(virtual_tokens(study.run_of(draft)) for draft in drafts)
@@ -199,14 +237,20 @@ def _run_of(
 
 
 def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that the rows of all methods depend on, except for the seed; contents of files, not their paths."""
+    """Everything that the rows of all methods depend on, except for the seed; contents of files,
+    not their paths.
+    """
     generation = asdict(study.generation) if study.generation else {}
     if study.generation and (encoder := study.generation.bertscore_model):
         generation |= {"bertscore_model": content_hash(encoder)}
     return {
         "base": hashes["base_sha256"],
         "data": hashes["data_sha256"],
-        "run": {f.name: getattr(run, f.name) for f in fields(SharedSettings) if f.name not in _BY_CONTENT},
+        "run": {
+            f.name: getattr(run, f.name)
+            for f in fields(SharedSettings)
+            if f.name not in _BY_CONTENT
+        },
         "test_blocks": study.test_blocks,
         "generation": generation,
         "tuning_seed": study.tuning.seed,
@@ -223,7 +267,10 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
         **shared,
         "revision": lab_record(record).revision,
         "rates": rates,
-        **{name: without_folders(getattr(draft, name)) for name in ("method", "host", "settings", "backend")},
+        **{
+            name: without_folders(getattr(draft, name))
+            for name in ("method", "host", "settings", "backend")
+        },
         **file_hashes(draft.method, draft.settings, draft.backend),
     }
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -248,7 +295,9 @@ def _check_folder(study: Study | PlannedStudy, folder: Path) -> None:
         return
     if (folder / STUDY).exists():
         if (name := read_study(folder).name) != study.name:
-            raise ConfigError(f"{folder} holds the study {name!r}, not {study.name!r}; name another folder")
+            raise ConfigError(
+                f"{folder} holds the study {name!r}, not {study.name!r}; name another folder"
+            )
     elif not (folder / ROWS).exists() and any(
         path.name[0] != "." and path.name not in _WRITTEN_BEFORE_STUDY for path in folder.iterdir()
     ):
@@ -256,10 +305,12 @@ def _check_folder(study: Study | PlannedStudy, folder: Path) -> None:
 
 
 def _check_results(study: PlannedStudy, folder: Path) -> None:
-    """Reject a folder with results of which none would stay in the report. Methods and seeds may change."""
+    """Reject a folder with results of which none would stay in the report. Methods and seeds may
+    change.
+    """
     hashes = {row["hash"] for row in read_rows(folder).values() if succeeded(row)}
     if hashes and not hashes & {method.hash for method in study.methods}:
         raise ConfigError(
-            f"{folder} holds results of another base, other data or other training. Use the same, name another folder, "
-            "or remove this"
+            f"{folder} holds results of another base, other data or other training. Use the same,"
+            " name another folder, or remove this"
         )

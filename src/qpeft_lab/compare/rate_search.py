@@ -1,4 +1,6 @@
-"""The learning rates of a method: the grid of the study, which extends itself while its best is at an edge."""
+"""The learning rates of a method: the grid of the study, which extends itself while its best is at
+an edge.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +23,51 @@ class RateSearch:
 
     @property
     def best(self) -> float | None:
-        """The learning rate with the lowest loss, the lowest of equal ones; None if no trial succeeded."""
+        """The learning rate with the lowest loss, the lowest of equal ones; None if no trial
+        succeeded.
+        """
         found = min(self.losses, key=lambda rate: self.losses[rate], default=None)
         return None if found is None or math.isinf(self.losses[found]) else found
 
     @property
     def chosen(self) -> float | None:
-        """The learning rate to train with: the best, else the lowest; None where nothing is trained."""
+        """The learning rate to train with: the best, else the lowest; None where nothing is
+        trained.
+        """
         return self.best or next(iter(self.rates), None)
 
     @property
     def edge(self) -> Edge | None:
-        """Where the best is the lowest or highest of the trials that ended; low if all of them diverged."""
+        """Where the best is the lowest or highest of the trials that ended; low if all of them
+        diverged.
+        """
         if len(self.losses) < 2:
             return None
         tried = list(self.losses)
-        return "low" if self.best in (None, tried[0]) else "high" if self.best == tried[-1] else None
+        return (
+            "low" if self.best in (None, tried[0]) else "high" if self.best == tried[-1] else None
+        )
 
 
 def search_rates(grid: Sequence[float], loss_of: Callable[[float], float | None]) -> RateSearch:
     """The search over `grid`, sorted, as far as `loss_of` a learning rate is known.
 
-    It extends at an edge by the factor between the two rates of `grid` there, once all of its trials have ended.
+    It extends at an edge by the factor between the two rates of `grid` there, once all of its
+    trials have ended.
     """
     rates = list(grid)
     while True:
         losses = {rate: loss for rate in rates if (loss := loss_of(rate)) is not None}
         found = RateSearch(rates, losses)
-        if found.edge is None or len(losses) < len(rates) or len(rates) == len(grid) + MOST_EXTENSIONS:
+        if (
+            found.edge is None
+            or len(losses) < len(rates)
+            or len(rates) == len(grid) + MOST_EXTENSIONS
+        ):
             return found
-        beyond = rates[0] * grid[0] / grid[1] if found.edge == "low" else rates[-1] * grid[-1] / grid[-2]
-        rates = sorted([*rates, float(f"{beyond:.4g}")])  # the rates of a grid differ in three digits
+        beyond = (
+            rates[0] * grid[0] / grid[1] if found.edge == "low" else rates[-1] * grid[-1] / grid[-2]
+        )
+        rates = sorted(
+            [*rates, float(f"{beyond:.4g}")]
+        )  # the rates of a grid differ in three digits

@@ -1,12 +1,14 @@
-"""Result rows: what was measured of each cell of a study. Tables and report are made from them alone.
+"""Result rows: what was measured of each cell of a study. Tables and report are made from them
+alone.
 
     DIR/rows.jsonl    one line per finished cell, appended by the one process that runs the study
 
-A row is a flat dict. It is the row of a cell by its `cell_id`, STUDY/METHOD/HASH/NAME, where NAME is `seed0` for a
-training run with one seed, `lr0.001` for a trial of a learning rate, or `cost` for time and memory measured alone on
-the machine. The hash covers the method's settings with its grid of learning rates, the base, the data and the training,
-so that a changed cell never matches an old row. A later line of the same cell replaces an earlier one. An incomplete
-last line, which a kill leaves, is ignored.
+A row is a flat dict. It is the row of a cell by its `cell_id`, STUDY/METHOD/HASH/NAME, where NAME
+is `seed0` for a training run with one seed, `lr0.001` for a trial of a learning rate, or `cost` for
+time and memory measured alone on the machine. The hash covers the method's settings with its grid
+of learning rates, the base, the data and the training, so that a changed cell never matches an old
+row. A later line of the same cell replaces an earlier one. An incomplete last line, which a kill
+leaves, is ignored.
 
     identity      study method hash name role seed lr
     outcome       status (success, diverged, failed) error error_type traceback
@@ -32,7 +34,15 @@ from qpeft_lab.files import json_line, read_json_lines
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
 
-_IDENTITY = {"study": str, "method": str, "hash": str, "name": str, "role": str, "seed": int, "status": str}
+_IDENTITY = {
+    "study": str,
+    "method": str,
+    "hash": str,
+    "name": str,
+    "role": str,
+    "seed": int,
+    "status": str,
+}
 
 
 def cell_id(row: Row) -> str:
@@ -60,10 +70,14 @@ def read_rows(folder: Path) -> dict[str, Row]:
 
 
 class RowFile:
-    """The rows of a study's folder while one process, which holds the folder's lock, runs the study."""
+    """The rows of a study's folder while one process, which holds the folder's lock, runs the
+    study.
+    """
 
     def __init__(self, folder: Path):
-        """Read the rows, and remove the incomplete last line of a killed run. Raises CheckpointError."""
+        """Read the rows, and remove the incomplete last line of a killed run. Raises
+        CheckpointError.
+        """
         self._path = folder / ROWS
         self.rows = read_rows(folder)
         text = self._path.read_bytes() if self._path.exists() else b""

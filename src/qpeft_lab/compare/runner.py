@@ -1,7 +1,7 @@
 """Run the cells of a study: trials of learning rates, then every seed, then time and memory.
 
-Each cell runs in a process of its own and gets a row, also if it fails. A stopped or killed run resumes with the cells
-that have no row, and an unfinished cell resumes from its last checkpoint.
+Each cell runs in a process of its own and gets a row, also if it fails. A stopped or killed run
+resumes with the cells that have no row, and an unfinished cell resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -77,20 +77,29 @@ class _Run:
         self._ended: set[str] = set()  # cells of this call
 
     def run(self, pool: LocalExecutor) -> None:
-        """Run the phases in order; the rows of the first determine the learning rates of the others."""
+        """Run the phases in order; the rows of the first determine the learning rates of the
+        others.
+        """
         with stop_request(pool.stop) as stop:
             for phase in (self._plan.tuning_cells, self._plan.final_cells, self._plan.cost_cells):
-                while left := self._left(phase(self._file.rows)):  # trials may make further ones necessary
+                while left := self._left(
+                    phase(self._file.rows)
+                ):  # trials may make further ones necessary
                     self._report_total()
                     for cell, row in pool.run(left, is_exclusive=left[0].role == "cost"):
                         self._file.append(row)
-                        if succeeded(row) and (work := work_folder(cell, self._plan.folder)).exists():
+                        if (
+                            succeeded(row)
+                            and (work := work_folder(cell, self._plan.folder)).exists()
+                        ):
                             remove_folder(work)
                         self._ended.add(cell.cell_id)
                         self._progress.on_row(cell, row)
                     if stop.is_set():
                         n_left = len(self._left(self._plan.cells(self._file.rows)))
-                        raise KeyboardInterrupt(f"{n_left} cells are left. Run the same command again to resume.")
+                        raise KeyboardInterrupt(
+                            f"{n_left} cells are left. Run the same command again to resume."
+                        )
         self._report_total()
 
     def _report_total(self) -> None:
@@ -111,4 +120,8 @@ class _Run:
         if cell.cell_id in self._ended:  # failed cells are retried once
             return True
         row = self._file.rows.get(cell.cell_id)
-        return row is not None and row.get("lr") == cell.lr and not (self._retry and row["status"] == "failed")
+        return (
+            row is not None
+            and row.get("lr") == cell.lr
+            and not (self._retry and row["status"] == "failed")
+        )

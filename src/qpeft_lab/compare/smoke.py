@@ -1,4 +1,6 @@
-"""Smoke test of a study: every method takes a few steps on a small random base and invented data, offline."""
+"""Smoke test of a study: every method takes a few steps on a small random base and invented data,
+offline.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError
@@ -25,14 +33,43 @@ from qpeft_lab.files import output_file
 STAND_IN = "stand-in"  # folder of the stand-in's base and data, in that of the study
 
 _SIZES = {  # of the fields that a config has
-    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "image_size": 8, "patch_size": 4},
+    **{
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    },
+    **{
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "image_size": 8,
+        "patch_size": 4,
+    },
 }
 _ROWS = {"train": 32, "validation": 12, "test": 12}
 _CLASSES = 3
-_WORDS = ["king", "queen", "bird", "fox", "wood", "night", "song", "house", "river", "stone", "road", "star"]
+_WORDS = [
+    "king",
+    "queen",
+    "bird",
+    "fox",
+    "wood",
+    "night",
+    "song",
+    "house",
+    "river",
+    "stone",
+    "road",
+    "star",
+]
 _STEPS = 2
-_TRAINING: dict[str, Any] = {"steps": _STEPS, "eval_every": _STEPS, "save_every": _STEPS, "eval_blocks": 2}
+_TRAINING: dict[str, Any] = {
+    "steps": _STEPS,
+    "eval_every": _STEPS,
+    "save_every": _STEPS,
+    "eval_blocks": 2,
+}
 _TRAINING |= {"epochs": None, "batch_size": 2, "gradient_accumulation_steps": 1, "dtype": "float32"}
 _GENERATION = {"n_prompts": 2, "max_new_tokens": 4, "bertscore_model": None}
 _SEQ_LEN = 32
@@ -41,7 +78,8 @@ _SEQ_LEN = 32
 def smoke_test(study: Study, folder: Path) -> Study:
     """`study` with a stand-in for its base and data, one seed, one learning rate and two steps.
 
-    The stand-in has the architecture of the base, and data of the study's format. It is written to `folder`.
+    The stand-in has the architecture of the base, and data of the study's format. It is written to
+    `folder`.
 
     Raises ConfigError if the folder is in use for something else, or the architecture is unknown.
     """
@@ -60,8 +98,18 @@ def smoke_test(study: Study, folder: Path) -> Study:
         update={
             "name": f"smoke-{study.name}",
             "title": f"Smoke test of: {study.title}",
-            "question": "Does every method run? Base and data are invented: no value on this page is a result.",
-            "run": on_parts(study.run, model=base, data=train, eval_data=validation, seq_len=seq_len, **_TRAINING),
+            "question": (
+                "Does every method run? Base and data are invented: no value on this page is a"
+                " result."
+            ),
+            "run": on_parts(
+                study.run,
+                model=base,
+                data=train,
+                eval_data=validation,
+                seq_len=seq_len,
+                **_TRAINING,
+            ),
             "test_data": test,
             "seeds": study.seeds[:1],
             "tuning": study.tuning.model_copy(update={"grid": [1.0]}),
@@ -77,7 +125,11 @@ def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
     task = TASKS[study.run.task]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        auto_class = getattr(transformers, task.auto_class) if task.is_language_model else transformers.AutoModel
+        auto_class = (
+            getattr(transformers, task.auto_class)
+            if task.is_language_model
+            else transformers.AutoModel
+        )
         auto_class.from_config(config).save_pretrained(folder)
     if task.has_images:
         size: dict[str, int] = dict.fromkeys(("height", "width"), _SIZES["image_size"])
@@ -91,23 +143,39 @@ def _config(study: Study) -> PretrainedConfig:
     own = {**study.smoke}
     name: str = own.pop("model_type", None) or load_config(base_model(study.run.model)).model_type
     if name not in CONFIG_MAPPING:
-        raise ConfigError(f"smoke.model_type: {unknown('architecture', name, list(CONFIG_MAPPING))}")
+        raise ConfigError(
+            f"smoke.model_type: {unknown('architecture', name, list(CONFIG_MAPPING))}"
+        )
     default = AutoConfig.for_model(name)
     end = (tokenizer := _tokenizer()).eos_token_id
     # without a padding token, whose random vector would be zero, also in a tied head
-    of_texts = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
+    of_texts = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": None,
+    }
     sizes = _SIZES | (of_texts if hasattr(default, "vocab_size") else {})
-    return AutoConfig.for_model(name, **{name: size for name, size in sizes.items() if hasattr(default, name)} | own)
+    return AutoConfig.for_model(
+        name, **{name: size for name, size in sizes.items() if hasattr(default, name)} | own
+    )
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:
     """That of the embedded base, which is always on this machine."""
-    return AutoTokenizer.from_pretrained(base_path(), model_max_length=_SIZES["max_position_embeddings"])
+    return AutoTokenizer.from_pretrained(
+        base_path(), model_max_length=_SIZES["max_position_embeddings"]
+    )
 
 
 def _rows(study: Study, part: str) -> list[dict[str, Any]]:
     """Rows of the format of the study's data, with the columns of the split data."""
-    random, task, rows, size = Random(part), TASKS[study.run.task], list[dict[str, Any]](), _SIZES["image_size"]
+    random, task, rows, size = (
+        Random(part),
+        TASKS[study.run.task],
+        list[dict[str, Any]](),
+        _SIZES["image_size"],
+    )
     for number in range(_ROWS[part]):
         text, kind = f"{part} {number}: {' '.join(random.choices(_WORDS, k=9))}.", number % _CLASSES
         if study.generation is not None and task.is_language_model:

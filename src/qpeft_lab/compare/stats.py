@@ -1,8 +1,9 @@
 """Statistics over seeds: means, differences paired by seed with t intervals, Holm's correction.
 
-The difference d_i = x_i - y_i is taken seed by seed, because equal seeds saw equal batches. Its interval and p value
-are those of Student's paired t test (`scipy.stats.ttest_1samp` of the differences). All comparisons of a study are one
-family, so that many of them do not make one look significant by chance.
+The difference d_i = x_i - y_i is taken seed by seed, because equal seeds saw equal batches. Its
+interval and p value are those of Student's paired t test (`scipy.stats.ttest_1samp` of the
+differences). All comparisons of a study are one family, so that many of them do not make one look
+significant by chance.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Stats:
-    """A value over the seeds that have it. `sd` is the sample standard deviation, None for one seed."""
+    """A value over the seeds that have it. `sd` is the sample standard deviation, None for one
+    seed.
+    """
 
     mean: float
     sd: float | None
@@ -33,9 +36,10 @@ class Stats:
 class Difference:
     """A method minus the method `to`, paired by seed.
 
-    `low` and `high` are None for one pair, `p` and `p_holm` with fewer than three. `verdict` requires, besides the
-    interval, that Holm's correction over the study's comparisons confirms it, and that no seed of the favored method
-    failed; before the correction, where `p_holm` is None, it depends on the interval only.
+    `low` and `high` are None for one pair, `p` and `p_holm` with fewer than three. `verdict`
+    requires, besides the interval, that Holm's correction over the study's comparisons confirms it,
+    and that no seed of the favored method failed; before the correction, where `p_holm` is None, it
+    depends on the interval only.
     """
 
     to: str
@@ -57,15 +61,22 @@ def describe(values: Mapping[int, float]) -> Stats | None:
 
 
 def compare(
-    others: Mapping[str, str], values: Mapping[str, Mapping[int, float]], failed: set[str], lower_is_better: bool
+    others: Mapping[str, str],
+    values: Mapping[str, Mapping[int, float]],
+    failed: set[str],
+    lower_is_better: bool,
 ) -> dict[str, Difference]:
-    """The difference of each method from its other one in `others`, with verdicts after Holm's correction over all.
+    """The difference of each method from its other one in `others`, with verdicts after Holm's
+    correction over all.
 
-    `values`: the metric by method and seed; a method that shares no seed with its other one has no difference.
-    `failed`: the methods with a failed or diverged seed. Their other seeds are a favorable selection, so no verdict
-    favors such a method.
+    `values`: the metric by method and seed; a method that shares no seed with its other one has no
+    difference. `failed`: the methods with a failed or diverged seed. Their other seeds are a
+    favorable selection, so no verdict favors such a method.
     """
-    pairs = {key: paired_difference(values[key], values[to], to, lower_is_better) for key, to in others.items()}
+    pairs = {
+        key: paired_difference(values[key], values[to], to, lower_is_better)
+        for key, to in others.items()
+    }
     found = {key: difference for key, difference in pairs.items() if difference is not None}
     p_values = {key: difference.p for key, difference in found.items() if difference.p is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
@@ -81,10 +92,11 @@ def compare(
 def paired_difference(
     values: Mapping[int, float], others: Mapping[int, float], to: str, lower_is_better: bool
 ) -> Difference | None:
-    """`values` minus `others` over the seeds that both have, before Holm's correction; None if they share no seed.
+    """`values` minus `others` over the seeds that both have, before Holm's correction; None if they
+    share no seed.
 
-    Without any spread p is 1: an accuracy may differ by the same few examples with every seed, which is no evidence
-    about other seeds.
+    Without any spread p is 1: an accuracy may differ by the same few examples with every seed,
+    which is no evidence about other seeds.
     """
     differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
     if not differences:
@@ -99,12 +111,18 @@ def paired_difference(
         p = float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     if n < MIN_SEEDS:
         return Difference(to, mean, low, high, n, None, None, PRELIMINARY)
-    verdict = NO_DIFFERENCE if low <= 0 <= high else BETTER if (high < 0) == lower_is_better else WORSE
+    verdict = (
+        NO_DIFFERENCE if low <= 0 <= high else BETTER if (high < 0) == lower_is_better else WORSE
+    )
     return Difference(to, mean, low, high, n, p, None, verdict)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given: a comparison stands if its value is below 1 - LEVEL."""
+    """Holm's adjusted p values, in the order given: a comparison stands if its value is below 1 -
+    LEVEL.
+    """
     order = np.argsort(p_values)
-    adjusted = np.maximum.accumulate(np.array(p_values)[order] * np.arange(len(p_values), 0, -1)).clip(max=1.0)
+    adjusted = np.maximum.accumulate(
+        np.array(p_values)[order] * np.arange(len(p_values), 0, -1)
+    ).clip(max=1.0)
     return adjusted[np.argsort(order)].tolist()

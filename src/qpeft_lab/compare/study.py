@@ -1,7 +1,8 @@
 """A study: which methods are compared, on which base and data, with which seeds.
 
-`Study` is what a YAML file says. `PlannedStudy`, the content of study.json in the folder of a study, adds the size of
-every method, its learning rates, and the hash of everything that determines its rows. All fields are validated.
+`Study` is what a YAML file says. `PlannedStudy`, the content of study.json in the folder of a
+study, adds the size of every method, its learning rates, and the hash of everything that determines
+its rows. All fields are validated.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
+_Label = Annotated[
+    str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")
+]  # a spreadsheet must not read it as a formula
 
 
 def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValidator:
@@ -50,7 +53,9 @@ def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValid
 
 
 def _known(values: Any, names: Sequence[str]) -> Any:
-    """The values. Raises ValueError if a mapping has other names, before its values are validated."""
+    """The values. Raises ValueError if a mapping has other names, before its values are
+    validated.
+    """
     for name in values if isinstance(values, dict) else ():
         if name not in names:
             raise ValueError(unknown("field", name, names))
@@ -67,9 +72,12 @@ class _Strict(BaseModel):
 
 
 class Published(_Strict):
-    """A result that others published for a method. The report shows it next to the measured value."""
+    """A result that others published for a method. The report shows it next to the measured
+    value.
+    """
 
-    value: float  # in the unit in which the report shows the metric: an accuracy, F1 or correlation in %
+    # in the unit in which the report shows the metric: an accuracy, F1 or correlation in %
+    value: float
     metric: Annotated[str, _one_of("metric", METRICS)] | None = None  # default: that of the study
     data: str | None = None  # the `data` that it is for; default: any
     source: _Label
@@ -79,8 +87,8 @@ class Published(_Strict):
 class Method(_Strict):
     """A method of `qpeft train` with its settings.
 
-    With `at_size_of` another method, it has the largest of `values` for the setting `vary` with which it has at most as
-    many trainable parameters as that one.
+    With `at_size_of` another method, it has the largest of `values` for the setting `vary` with
+    which it has at most as many trainable parameters as that one.
     """
 
     key: MethodKey
@@ -88,10 +96,14 @@ class Method(_Strict):
     method: str
     host: str = RunSettings.host
     settings: dict[str, Any] = {}
-    backend: dict[str, Any] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
+    backend: dict[
+        str, Any
+    ] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
     against: str | None = None  # of a control: the key of the method that it is a control of
-    at_size_of: str | None = None  # the key of the method whose size it has, and with which it is compared
+    at_size_of: str | None = (
+        None  # the key of the method whose size it has, and with which it is compared
+    )
     vary: str | None = None
     values: list[int] = []
     note: str = ""  # a sentence for the report
@@ -114,7 +126,9 @@ class PlannedMethod(Method):
 
 
 class Tuning(_Strict):
-    """Learning rates: every method tries its middle learning rate times each of `grid`, on validation data."""
+    """Learning rates: every method tries its middle learning rate times each of `grid`, on
+    validation data.
+    """
 
     grid: list[_Factor] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
     seed: Seed = 1000  # of the trials; not one of `seeds`
@@ -124,29 +138,37 @@ def _shared(values: Any) -> Any:
     if isinstance(values, SharedSettings):
         return values
     if not isinstance(values, dict):
-        raise ValueError(f"fields of a run are needed, such as {{model: gpt2, data: text.txt}}, got {values!r}")
+        raise ValueError(
+            f"fields of a run are needed, such as {{model: gpt2, data: text.txt}}, got {values!r}"
+        )
     return settings_from(SharedSettings, values)
 
 
 @dataclass(frozen=True)
 class Generation(Decoding):
-    """Answers to the test prompts, which are scored by all metrics `OF_TEXTS`; BERTScore only with an encoder."""
+    """Answers to the test prompts, which are scored by all metrics `OF_TEXTS`; BERTScore only with
+    an encoder.
+    """
 
     n_prompts: Annotated[int, Field(ge=0, le=MOST)] = 64  # 0: all
     bertscore_model: str | None = None
 
 
 class Study(_Strict):
-    """A comparison of methods in equal runs, as a YAML file describes it: `run` has their base, data and training."""
+    """A comparison of methods in equal runs, as a YAML file describes it: `run` has their base,
+    data and training.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     title: str
     question: str
     run: Annotated[SharedSettings, BeforeValidator(_shared)]
-    test_data: str | None = Field(default=None, description="Test data, read once per run, at its end.")
-    metric: Annotated[str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))] = Field(
-        default_factory=lambda found: _usual_metric(found["run"]), validate_default=True
+    test_data: str | None = Field(
+        default=None, description="Test data, read once per run, at its end."
     )
+    metric: Annotated[
+        str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))
+    ] = Field(default_factory=lambda found: _usual_metric(found["run"]), validate_default=True)
     reference: str = "lora"
     seeds: list[Seed] = Field(
         default=[0, 1, 2], min_length=1, description="Seeds of the final runs, such as 0,1,2,3,4."
@@ -154,11 +176,14 @@ class Study(_Strict):
     tuning: Tuning = Tuning()
     test_blocks: int = Field(default=96, ge=0, le=MOST)
     generation: Annotated[
-        Generation | None, BeforeValidator(lambda values: _known(values, [f.name for f in fields_of(Generation)]))
+        Generation | None,
+        BeforeValidator(lambda values: _known(values, [f.name for f in fields_of(Generation)])),
     ] = None
     costs: bool = True
     lr_scale: float = Field(
-        default=1.0, gt=0, description="Factor for every learning rate: another base may need other ones."
+        default=1.0,
+        gt=0,
+        description="Factor for every learning rate: another base may need other ones.",
     )
     smoke: dict[str, Any] = {}  # fields of the config of a smoke test's base, with its `model_type`
     methods: Sequence[Method] = Field(min_length=1)
@@ -177,17 +202,29 @@ class Study(_Strict):
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"methods: duplicate key {min(twice)!r}")
         named = [("reference", self.reference)]
-        named += [(f"methods: the control {m.key} is against", m.against) for m in self.methods if m.against]
-        named += [(f"methods: {m.key} is at_size_of", m.at_size_of) for m in self.methods if m.at_size_of]
+        named += [
+            (f"methods: the control {m.key} is against", m.against)
+            for m in self.methods
+            if m.against
+        ]
+        named += [
+            (f"methods: {m.key} is at_size_of", m.at_size_of) for m in self.methods if m.at_size_of
+        ]
         for field, name in named:
             if name not in keys:
-                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(keys)}")
+                raise ValueError(
+                    f"{field}: no method has the key {name!r}; there are {', '.join(keys)}"
+                )
         return self
 
     def check(self) -> None:
-        """Raise ConfigError for a study that cannot run. It executes the files of users' methods."""
+        """Raise ConfigError for a study that cannot run. It executes the files of users'
+        methods.
+        """
         if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
-            raise ConfigError("all seeds, and tuning.seed, must differ: learning rates have a separate seed")
+            raise ConfigError(
+                "all seeds, and tuning.seed, must differ: learning rates have a separate seed"
+            )
         with errors_of("run"):
             self.run.check()
         sized = {method.key for method in self.methods if method.at_size_of}
@@ -195,19 +232,34 @@ class Study(_Strict):
             with errors_of(f"method {method.key}"):
                 self.run_of(method).check()
                 if method.at_size_of in sized:
-                    raise ConfigError(f"at_size_of {method.at_size_of}, whose size another determines")
-                if (method.vary is None) != (not method.values) or (method.vary and method.at_size_of is None):
-                    raise ConfigError("give at_size_of, vary, the name of a setting, and its values together")
+                    raise ConfigError(
+                        f"at_size_of {method.at_size_of}, whose size another determines"
+                    )
+                if (method.vary is None) != (not method.values) or (
+                    method.vary and method.at_size_of is None
+                ):
+                    raise ConfigError(
+                        "give at_size_of, vary, the name of a setting, and its values together"
+                    )
                 if method.values != sorted(method.values):
-                    raise ConfigError("values must increase, from the fewest trainable parameters to the most")
+                    raise ConfigError(
+                        "values must increase, from the fewest trainable parameters to the most"
+                    )
         if self.generation is not None:
             self.generation.check()
-        usable = ("test_loss", *(OF_TEXTS if self.run.is_language_model else _metrics_of(self.run.task)))
+        usable = (
+            "test_loss",
+            *(OF_TEXTS if self.run.is_language_model else _metrics_of(self.run.task)),
+        )
         if self.metric not in usable:
-            raise ConfigError(f"metric {self.metric} is not one of task {self.run.task}; use {', '.join(usable)}")
+            raise ConfigError(
+                f"metric {self.metric} is not one of task {self.run.task}; use {', '.join(usable)}"
+            )
         if self.metric in OF_TEXTS and self.generation is None:
             raise ConfigError(f"metric {self.metric} needs `generation`, whose texts it scores")
-        if self.metric == "bertscore_f1" and not (self.generation and self.generation.bertscore_model):
+        if self.metric == "bertscore_f1" and not (
+            self.generation and self.generation.bertscore_model
+        ):
             raise ConfigError("metric bertscore_f1 needs generation.bertscore_model")
 
     def run_of(self, method: Method, settings: Mapping[str, Any] | None = None) -> RunSettings:
@@ -232,15 +284,21 @@ class PlannedStudy(Study):
         return self.metric == "test_loss"
 
     def is_deterministic(self, method: PlannedMethod) -> bool:
-        """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn from the seed."""
+        """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn
+        from the seed.
+        """
         return self.run.is_language_model and not method.rates
 
     def row_of(self, method: PlannedMethod, rows: Mapping[str, Row], name: str) -> Row | None:
-        """The row `name` of the method among `rows`, by cell_id, or None. Its hash covers what it depends on."""
+        """The row `name` of the method among `rows`, by cell_id, or None. Its hash covers what it
+        depends on.
+        """
         return rows.get(f"{self.name}/{method.key}/{method.hash}/{name}")
 
     def search(self, method: PlannedMethod, rows: Mapping[str, Row]) -> RateSearch:
-        """The learning rates that the method tries, as far as `rows`, by cell_id, determine them."""
+        """The learning rates that the method tries, as far as `rows`, by cell_id, determine
+        them.
+        """
 
         def loss_of(rate: float) -> float | None:
             row = self.row_of(method, rows, f"lr{rate:g}")
@@ -252,7 +310,9 @@ class PlannedStudy(Study):
 
 
 def is_comparable(ratio: float) -> bool:
-    """Whether `ratio` of the size that a method shall have is close enough to 1 for a comparison by quality."""
+    """Whether `ratio` of the size that a method shall have is close enough to 1 for a comparison by
+    quality.
+    """
     return LEAST_SHARE <= ratio <= 1
 
 
@@ -269,12 +329,16 @@ def read_study(folder: Path) -> PlannedStudy:
     """Read study.json. Raises InputError if it is missing and CheckpointError if it is damaged."""
     path = folder / STUDY
     if not path.exists():
-        raise InputError(f"{folder} holds no study ({STUDY} is missing); give the --out folder of `qpeft compare run`")
+        raise InputError(
+            f"{folder} holds no study ({STUDY} is missing); give the --out folder of `qpeft compare"
+            " run`"
+        )
     try:
         return PlannedStudy.model_validate(read_json(path))
     except ValueError as error:
         raise CheckpointError(
-            f"{path} is damaged ({described(error)}); delete it and run `qpeft compare run` again with its command"
+            f"{path} is damaged ({described(error)}); delete it and run `qpeft compare run` again"
+            " with its command"
         ) from error
 
 
@@ -294,7 +358,9 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
 
 def code_of(name_or_path: str) -> list[str]:
-    """The names FILE.py:NAME in a study. Loading, planning and running the study executes these files."""
+    """The names FILE.py:NAME in a study. Loading, planning and running the study executes these
+    files.
+    """
 
     def texts(value: Any) -> Iterator[str]:
         if isinstance(value, dict | list):
@@ -308,13 +374,21 @@ def code_of(name_or_path: str) -> list[str]:
 
 def _usual_metric(run: SharedSettings) -> str:
     """That of GLUE's task, the first one of labelled data, or the loss."""
-    return f"test_{run.glue.metrics[0]}" if run.glue else next(iter(_metrics_of(run.task)), "test_loss")
+    return (
+        f"test_{run.glue.metrics[0]}"
+        if run.glue
+        else next(iter(_metrics_of(run.task)), "test_loss")
+    )
 
 
 def _metrics_of(task: str) -> Sequence[str]:
     """The metrics of labelled data."""
     kind = TASKS.get(task)
-    return () if kind is None or kind.is_language_model else tuple(OF_NUMBERS if kind.is_regression else OF_CLASSES)
+    return (
+        ()
+        if kind is None or kind.is_language_model
+        else tuple(OF_NUMBERS if kind.is_regression else OF_CLASSES)
+    )
 
 
 def _replace(found: dict[str, Any], changes: Mapping[str, Any]) -> None:
@@ -341,5 +415,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
     elif name_or_path in RECIPES:
         place = files("qpeft_lab.compare") / name_or_path
     else:
-        raise ConfigError(f"{unknown('study', name_or_path, (*BUILT_IN, *RECIPES))}, or give the path of a YAML file")
+        raise ConfigError(
+            f"{unknown('study', name_or_path, (*BUILT_IN, *RECIPES))}, or give the path of a YAML"
+            " file"
+        )
     return read_yaml(place, "`name`, `title`, `question` and `methods`")

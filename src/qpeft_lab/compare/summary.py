@@ -1,4 +1,6 @@
-"""The results of a study, computed from its plan and rows alone: the only source of tables, charts and page."""
+"""The results of a study, computed from its plan and rows alone: the only source of tables, charts
+and page.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,21 @@ from qpeft_lab.compare.stats import (
     compare,
     describe,
 )
-from qpeft_lab.compare.study import LEAST_SHARE, PlannedMethod, PlannedStudy, is_comparable, read_study
+from qpeft_lab.compare.study import (
+    LEAST_SHARE,
+    PlannedMethod,
+    PlannedStudy,
+    is_comparable,
+    read_study,
+)
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import json_line
 
 MISSING = "missing"
-SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
+SIMULATED = (
+    "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or"
+    " implied."
+)
 MOST_NOISE = 0.1
 _NOT_PUBLISHED = ("texts", "traceback")
 _MOST_NAMED = 6  # methods in a sentence
@@ -95,13 +106,17 @@ class Result:
 
     @property
     def has_improved(self) -> bool:
-        """False if training lowered the validation loss with no seed: the results are those before training."""
+        """False if training lowered the validation loss with no seed: the results are those before
+        training.
+        """
         steps = [row.get("best_step") for row in self.successes.values()]
         return not self.lr or not steps or any(steps)
 
     def stats(self, name: str) -> Stats | None:
         """A measurement over the seeds that have it; those of the cost cell have one value."""
-        values = {seed: row[name] for seed, row in self.successes.items() if row.get(name) is not None}
+        values = {
+            seed: row[name] for seed, row in self.successes.items() if row.get(name) is not None
+        }
         if not values and self.cost is not None and self.cost.get(name) is not None:
             values = {self.cost["seed"]: self.cost[name]}
         return describe(values)
@@ -134,13 +149,17 @@ class Summary:
     def shown(self, name: str) -> Metric:
         """How a metric of METRICS is shown."""
         found = METRICS[name]
-        return found._replace(unit=TASKS[self.study.run.task].unit) if name == "test_loss" else found
+        return (
+            found._replace(unit=TASKS[self.study.run.task].unit) if name == "test_loss" else found
+        )
 
     @property
     def by_quality(self) -> list[Result]:
         """All methods, the best first; those without a result last."""
         sign = 1 if self.study.lower_is_better else -1
-        return sorted(self.results, key=lambda found: sign * found.metric.mean if found.metric else math.inf)
+        return sorted(
+            self.results, key=lambda found: sign * found.metric.mean if found.metric else math.inf
+        )
 
     @property
     def ordered(self) -> list[Result]:
@@ -148,13 +167,18 @@ class Summary:
         others = [found for found in self.by_quality if found.method.role != "main"]
         listed: list[Result] = []
         for main in (found for found in self.by_quality if found.method.role == "main"):
-            listed += [main, *(one for one in others if main.key in (one.method.against, one.method.at_size_of))]
+            listed += [
+                main,
+                *(one for one in others if main.key in (one.method.against, one.method.at_size_of)),
+            ]
         return listed + [one for one in others if one not in listed]
 
     def ratio(self, found: Result) -> float:
         """Its size as a share of that which it shall have."""
         return (
-            found.method.trainable / self[found.method.at_size_of].method.trainable if found.method.at_size_of else 1.0
+            found.method.trainable / self[found.method.at_size_of].method.trainable
+            if found.method.at_size_of
+            else 1.0
         )
 
     def compared_with(self, found: Result) -> str:
@@ -175,7 +199,9 @@ class Summary:
 
     @cached_property
     def answers(self) -> list[str]:
-        """The answer to the study's question, first what the study is about, in sentences without numbers."""
+        """The answer to the study's question, first what the study is about, in sentences without
+        numbers.
+        """
         return [*filter(None, _answers(self))]
 
     @cached_property
@@ -200,13 +226,18 @@ def load(path: Path) -> Summary:
         study, *rows = map(json.loads, lzma.decompress(path.read_bytes()).splitlines())
         return summarise(PlannedStudy.model_validate(study), {cell_id(row): row for row in rows})
     except (lzma.LZMAError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no file of results; give one of results/, or the --out folder of a run") from error
+        raise InputError(
+            f"{path} is no file of results; give one of results/, or the --out folder of a run"
+        ) from error
 
 
 def publish(folder: Path, file: Path) -> None:
     """Write the study and its rows in `folder`, without generated texts, as one compressed file."""
     summary = load(folder)
-    rows = [{name: value for name, value in row.items() if name not in _NOT_PUBLISHED} for row in summary.rows]
+    rows = [
+        {name: value for name, value in row.items() if name not in _NOT_PUBLISHED}
+        for row in summary.rows
+    ]
     lines = [json_line(summary.study.model_dump()), *map(json_line, rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
@@ -219,10 +250,16 @@ def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
     values = {key: found.metric.values if found.metric else {} for key, found in by_key.items()}
     failed = {key for key, found in by_key.items() if found.has_failures}
     others = {one.key: one.against or one.at_size_of or study.reference for one in study.methods}
-    others = {key: to for key, to in others.items() if to != key}  # the reference is compared with none
+    others = {
+        key: to for key, to in others.items() if to != key
+    }  # the reference is compared with none
     differences = compare(others, values, failed, study.lower_is_better)
     n_comparisons = sum(found.p is not None for found in differences.values())
-    return Summary(study, [replace(found, difference=differences.get(found.key)) for found in results], n_comparisons)
+    return Summary(
+        study,
+        [replace(found, difference=differences.get(found.key)) for found in results],
+        n_comparisons,
+    )
 
 
 def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -> Result:
@@ -233,18 +270,30 @@ def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -
         seeds = dict.fromkeys(seeds, next((row for row in seeds.values() if row is not None), None))
     tried = search.rates if len(method.rates) > 1 else []
     trials = {rate: row for rate in tried if (row := find(f"lr{rate:g}")) or rate in method.rates}
-    found = Result(method=method, seeds=seeds, trials=trials, cost=find("cost"), search=search, metric=None)
+    found = Result(
+        method=method, seeds=seeds, trials=trials, cost=find("cost"), search=search, metric=None
+    )
     return replace(found, metric=found.stats(study.metric) if found.successes else None)
 
 
 def _answers(summary: Summary) -> Iterator[str]:
-    """First the controls if most of the trained methods have some, or those at its size if the reference has some."""
+    """First the controls if most of the trained methods have some, or those at its size if the
+    reference has some.
+    """
     trained = [one for one in summary.by_quality if one.method.rates]
-    main, controls = ([one for one in trained if one.method.role == role] for role in ("main", "control"))
+    main, controls = (
+        [one for one in trained if one.method.role == role] for role in ("main", "control")
+    )
     controlled = {one.method.against for one in controls}
     compared = [_verdicts(main, summary.reference.label)]
-    for of in dict.fromkeys(found.method.at_size_of for found in summary.results if found.method.at_size_of):
-        near = [one for one in trained if one.method.at_size_of == of and is_comparable(summary.ratio(one))]
+    for of in dict.fromkeys(
+        found.method.at_size_of for found in summary.results if found.method.at_size_of
+    ):
+        near = [
+            one
+            for one in trained
+            if one.method.at_size_of == of and is_comparable(summary.ratio(one))
+        ]
         if text := _verdicts(near, summary[of].label):
             place = 0 if of == summary.study.reference else len(compared)
             compared.insert(place, f"At the size of {summary[of].label}: {text}")
@@ -254,7 +303,9 @@ def _answers(summary: Summary) -> Iterator[str]:
 
 
 def _verdicts(found: Sequence[Result], other: str) -> str:
-    """One sentence: which methods are better than the other, not shown to differ, worse; the best first."""
+    """One sentence: which methods are better than the other, not shown to differ, worse; the best
+    first.
+    """
     relations = {
         BETTER: ("better", f"than {other}"),
         NO_DIFFERENCE: ("not shown to differ", f"from {other}"),
@@ -263,10 +314,14 @@ def _verdicts(found: Sequence[Result], other: str) -> str:
     }
     clauses = []
     for verdict, (relation, preposition) in relations.items():
-        labels = [one.label for one in found if one.difference and one.difference.verdict == verdict]
+        labels = [
+            one.label for one in found if one.difference and one.difference.verdict == verdict
+        ]
         if labels:
             verb = "is" if len(labels) == 1 else "are"
-            clauses.append(f"{named(labels)} {verb} {relation} {'' if clauses else preposition}".strip())
+            clauses.append(
+                f"{named(labels)} {verb} {relation} {'' if clauses else preposition}".strip()
+            )
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
@@ -283,13 +338,17 @@ def _warnings(summary: Summary) -> Iterator[str]:
         yield f"{n:,} of {len(statuses):,} runs are missing: the study is not finished."
     before = "The best step is 0 with every seed, so the values are those before training"
     yield _where(summary, before, lambda found: not found.has_improved)
-    yield _where(summary, "A learning rate outside those tried may be better for", lambda found: found.lr_at_edge)
+    yield _where(
+        summary,
+        "A learning rate outside those tried may be better for",
+        lambda found: found.lr_at_edge,
+    )
     yield from (f"{text}." for row in summary.rows for text in row.get("left_out", ()))
     noise = max((found.mean("noise") or 0.0 for found in summary.results), default=0.0)
     if noise > MOST_NOISE:
         yield (
-            f"Times are unreliable: two measurements of the same model differ by up to {noise:.0%}. Something else ran "
-            "on the machine; measure again with another --out."
+            f"Times are unreliable: two measurements of the same model differ by up to {noise:.0%}."
+            " Something else ran on the machine; measure again with another --out."
         )
 
 
@@ -302,20 +361,33 @@ def _limits(summary: Summary) -> Iterator[str]:
 
     yield SIMULATED if any(found.method.kind == "quantum" for found in results) else ""
     yield from (found.method.note for found in results)
-    yield f"One base, one data set, {study.run.steps:,} steps: others may rank the methods differently."
+    yield (
+        f"One base, one data set, {study.run.steps:,} steps: others may rank the methods"
+        " differently."
+    )
     if summary.n_comparisons:
         yield (
-            '"Better" and "worse" require that the 95 % interval of the difference, paired by seed, excludes 0 with at '
-            f"least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons. Otherwise no "
+            '"Better" and "worse" require that the 95 % interval of the difference, paired by seed,'
+            " excludes 0 with at "
+            f"least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons}"
+            " comparisons. Otherwise no "
             'difference is shown, which does not mean "equal".'
         )
         yield "Intervals cover the variation over seeds only, not over the choice of test data."
     yield from summary.warnings
     yield from study.data_notes
-    yield _where(summary, "Favored by no verdict, because seeds failed or diverged", lambda found: found.has_failures)
+    yield _where(
+        summary,
+        "Favored by no verdict, because seeds failed or diverged",
+        lambda found: found.has_failures,
+    )
     mixed = "Trained with different learning rates; run the study again to finish it"
-    yield _where(summary, mixed, lambda found: len({row["lr"] for row in found.successes.values()}) > 1)
-    yield _where(summary, "Controls with another number of trainable parameters than their method", is_odd)
+    yield _where(
+        summary, mixed, lambda found: len({row["lr"] for row in found.successes.values()}) > 1
+    )
+    yield _where(
+        summary, "Controls with another number of trainable parameters than their method", is_odd
+    )
     outside = "Outside 80 to 100 % of the size that they shall have, and not in the answer"
     yield _where(summary, outside, lambda found: not is_comparable(summary.ratio(found)))
 

@@ -1,4 +1,5 @@
-"""GLUE's tasks as data sources: `glue/TASK` on the hub, or `glue/TASK:SOURCE` in a local file or folder.
+"""GLUE's tasks as data sources: `glue/TASK` on the hub, or `glue/TASK:SOURCE` in a local file or
+folder.
 
 A name gives the columns, the splits, the kind of task and the classes in GLUE's order.
 """
@@ -19,7 +20,9 @@ LABEL = "label"  # column
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A task of GLUE. Its test labels are withheld, so that its validation data measure what is published."""
+    """A task of GLUE. Its test labels are withheld, so that its validation data measure what is
+    published.
+    """
 
     config: str  # on the hub
     columns: tuple[str, ...]  # of one or two texts
@@ -31,7 +34,12 @@ class GlueTask:
         """The fields of `RunSettings` that the task determines."""
         task = "text-classification" if self.classes else "text-regression"
         second = self.columns[1] if len(self.columns) == 2 else None
-        return {"task": task, "text_column": self.columns[0], "text_pair_column": second, "label_column": LABEL}
+        return {
+            "task": task,
+            "text_column": self.columns[0],
+            "text_pair_column": second,
+            "label_column": LABEL,
+        }
 
     def split(self, wanted: str) -> str:
         """The name of the split for "train" or "validation"."""
@@ -48,17 +56,31 @@ class GlueTask:
             if label in (index, str(index)) and not isinstance(label, bool):
                 return name
         known = ", ".join(f"{index} {name}" for index, name in enumerate(self.classes))
-        raise DataError(f"{where}: the label is {label!r}; GLUE's are {known}, and -1 where they are withheld")
+        raise DataError(
+            f"{where}: the label is {label!r}; GLUE's are {known}, and -1 where they are withheld"
+        )
 
 
 _SENTENCES = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
-_MNLI = GlueTask("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), "validation_matched")
+_MNLI = GlueTask(
+    "mnli",
+    ("premise", "hypothesis"),
+    ("entailment", "neutral", "contradiction"),
+    "validation_matched",
+)
 TASKS = {
     "cola": GlueTask("cola", ("sentence",), ("unacceptable", "acceptable"), metrics=("mcc",)),
     "sst2": GlueTask("sst2", ("sentence",), ("negative", "positive")),
-    "mrpc": GlueTask("mrpc", _SENTENCES, ("not_equivalent", "equivalent"), metrics=("f1", "accuracy")),
-    "qqp": GlueTask("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), metrics=("f1", "accuracy")),
+    "mrpc": GlueTask(
+        "mrpc", _SENTENCES, ("not_equivalent", "equivalent"), metrics=("f1", "accuracy")
+    ),
+    "qqp": GlueTask(
+        "qqp",
+        ("question1", "question2"),
+        ("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
+    ),
     "stsb": GlueTask("stsb", _SENTENCES, metrics=("pearson", "spearman")),
     "mnli": _MNLI,
     "mnli_mismatched": replace(_MNLI, validation="validation_mismatched"),

@@ -1,7 +1,9 @@
-"""Image data: folders, parquet files, data sets of the hub. Each image is decoded once to find damaged ones.
+"""Image data: folders, parquet files, data sets of the hub. Each image is decoded once to find
+damaged ones.
 
-`datasets` reads them. A folder has one sub-folder of images for each class, or such folders in `train/` and
-`validation/`. A parquet file has the columns of a data set of images, which `write_images` writes.
+`datasets` reads them. A folder has one sub-folder of images for each class, or such folders in
+`train/` and `validation/`. A parquet file has the columns of a data set of images, which
+`write_images` writes.
 """
 
 from __future__ import annotations
@@ -30,26 +32,35 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     from datasets import Image
 
     name = parse_source(source)
-    data_set = load_file(name.path) if name.is_local and name.path.is_file() else load_split(source, split)
+    data_set = (
+        load_file(name.path) if name.is_local and name.path.is_file() else load_split(source, split)
+    )
     columns = data_set.features or {}  # none of a file of text
     image_column = next((name for name in _COLUMNS if name in columns), None)
     if image_column is None or label_column not in columns:
         wanted = f"one of {', '.join(_COLUMNS)}" if image_column is None else repr(label_column)
         raise DataError(
-            f"{source} has the columns {', '.join(columns)}; required: {wanted}. Give a folder with one "
-            "sub-folder for each of two or more classes, or set label_column"
+            f"{source} has the columns {', '.join(columns)}; required: {wanted}. Give a folder with"
+            " one sub-folder for each of two or more classes, or set label_column"
         )
     names: Any = class_columns(data_set).get(label_column)
     rows: list[Labelled] = []
     for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):
-        content, label = row[image_column]["bytes"] or Path(row[image_column]["path"]), row[label_column]
-        rows.append((content, label_name(names[label] if names else label, f"{source}, row {number}")))
+        content, label = (
+            row[image_column]["bytes"] or Path(row[image_column]["path"]),
+            row[label_column],
+        )
+        rows.append(
+            (content, label_name(names[label] if names else label, f"{source}, row {number}"))
+        )
         open_image(content, "L")
     return rows
 
 
 def write_images(path: Path, rows: Sequence[Labelled]) -> None:
-    """Write a parquet file that `load_images` reads, atomically; an image may also be an array, uint8 (h, w[, c])."""
+    """Write a parquet file that `load_images` reads, atomically; an image may also be an array,
+    uint8 (h, w[, c]).
+    """
     from datasets import ClassLabel, Dataset, Features, Image
 
     columns = {"image": Image(), "label": ClassLabel(names=sorted({name for _, name in rows}))}
@@ -70,7 +81,13 @@ def open_image(content: Path | bytes, mode: str) -> Image:
             if image.mode.startswith(("I", "F")):  # PIL would clip the values
                 raise ValueError(f"its mode {image.mode} has more than 8 bits")
             return ImageOps.exif_transpose(image).convert(mode)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        UnidentifiedImageError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         name = content if isinstance(content, Path) else "an image"
         raise DataError(f"cannot read {name}: {error}; convert or remove it") from error
 

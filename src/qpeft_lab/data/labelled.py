@@ -1,4 +1,6 @@
-"""Labels of examples: names of classes and their order, numbers; rows of labelled texts; and held-out examples."""
+"""Labels of examples: names of classes and their order, numbers; rows of labelled texts; and
+held-out examples.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,21 @@ Labelled = tuple[Any, Any]  # content, class name or number
 HELD_OUT_EVERY = 20
 _COLUMNS = ("text_column", "text_pair_column", "label_column")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
-_LARGEST = 1e15  # its square, times the number of a model's parameters in a gradient's norm, is finite in float32
+# its square, times the number of a model's parameters in a gradient's norm, is finite in float32
+_LARGEST = 1e15
 
 
 def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> tuple[str, ...]:
     """The classes of training data, sorted by value if all are integers, otherwise by name.
 
-    If the base has exactly these classes, `known`, its order is kept, because its head has that order. Raises DataError
-    for fewer than two classes.
+    If the base has exactly these classes, `known`, its order is kept, because its head has that
+    order. Raises DataError for fewer than two classes.
     """
     names = set(found)
     if len(names) < 2:
         raise DataError(
-            f"{source} has only the class {next(iter(names))!r}; give examples of at least two classes, or set another "
-            "label_column"
+            f"{source} has only the class {next(iter(names))!r}; give examples of at least two"
+            " classes, or set another label_column"
         )
     if names == set(known) and len(known) == len(names):
         return tuple(known)
@@ -41,23 +44,32 @@ def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> t
 
 
 def label_name(value: Any, where: str) -> str:
-    """A label, an integer or a text, as a class name. Raises DataError, which names `where`, for anything else."""
+    """A label, an integer or a text, as a class name. Raises DataError, which names `where`, for
+    anything else.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a table with missing values stores integers as floats
     if isinstance(value, (bool, int)) or (isinstance(value, str) and value.strip()):
         return str(value).strip()
-    raise DataError(f"{where}: the label is {_shown(value)}; give each example an integer or a class name")
+    raise DataError(
+        f"{where}: the label is {_shown(value)}; give each example an integer or a class name"
+    )
 
 
 def label_number(value: Any, where: str) -> float:
-    """A label as a number. Raises DataError, which names `where`, for anything else and more than 1e15."""
+    """A label as a number. Raises DataError, which names `where`, for anything else and more than
+    1e15.
+    """
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = float(value)
     if abs(number) <= _LARGEST:
         return number
-    raise DataError(f"{where}: the label is {_shown(value)}; give each example a finite number, at most {_LARGEST:g}")
+    raise DataError(
+        f"{where}: the label is {_shown(value)}; give each example a finite number, at most"
+        f" {_LARGEST:g}"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -67,7 +79,8 @@ def _shown(value: Any) -> str:
 def load_labelled_texts(
     source: str, split: str, run: SharedSettings, label: Callable[[Any, str], Any]
 ) -> list[tuple[tuple[str, ...], Any]]:
-    """The texts, or pairs of texts, of a source with their labels; rows without a text are left out, with a warning.
+    """The texts, or pairs of texts, of a source with their labels; rows without a text are left
+    out, with a warning.
 
     `run` names the columns; `label` checks a label. Raises DataError.
     """
@@ -83,14 +96,21 @@ def load_labelled_texts(
         where = f"{source}, row {number}"
         for column in of_text:
             if not isinstance(row.get(column), str | None):
-                raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
-        given, value = tuple(row.get(column) or "" for column in of_text), label(row.get(of_label), where)
+                raise DataError(
+                    f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str"
+                )
+        given, value = (
+            tuple(row.get(column) or "" for column in of_text),
+            label(row.get(of_label), where),
+        )
         if any(text.strip() for text in given):
             kept.append((given, value))
     return kept_rows(source, kept, len(rows), "no text")
 
 
-def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tuple[list[Labelled], list[Labelled]]:
+def hold_out(
+    rows: list[Labelled], source: str, has_classes: bool = True
+) -> tuple[list[Labelled], list[Labelled]]:
     """Hold out every 20th example of each class; of a smaller class the last one, if it has two.
 
     Without classes all examples count as one class. Raises DataError if no class has two examples.
@@ -103,7 +123,8 @@ def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tup
         chosen |= {*(places[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY] or places[1:][-1:])}
     if not chosen:
         raise DataError(
-            f"{source} has only one example{' of each class' * has_classes}, and none for evaluation; set eval_data"
+            f"{source} has only one example{' of each class' * has_classes}, and none for"
+            " evaluation; set eval_data"
         )
     train = [row for place, row in enumerate(rows) if place not in chosen]
     return train, [row for place, row in enumerate(rows) if place in chosen]

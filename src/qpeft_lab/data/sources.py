@@ -1,4 +1,5 @@
-"""Data sources: local files and folders, built-in texts, and data sets with splits; checked when read.
+"""Data sources: local files and folders, built-in texts, and data sets with splits; checked when
+read.
 
 A name is a path, a hub id or a built-in text, with a configuration and a split where it has them:
 
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 # in a package above this one, therefore imported only when used
-BUILT_IN = {"numpy-docs": "qpeft_lab.demo.corpus:numpy_docs", "stdlib-docs": "qpeft_lab.demo.corpus:stdlib_docs"}
+BUILT_IN = {
+    "numpy-docs": "qpeft_lab.demo.corpus:numpy_docs",
+    "stdlib-docs": "qpeft_lab.demo.corpus:stdlib_docs",
+}
 
 _WORDS = {"keep_default_na": False, "na_values": [""]}  # "null" and "NA" are words
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -49,7 +53,9 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
-_SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
+_SPLITS = (
+    "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
+)
 
 
 class SourceName(NamedTuple):
@@ -86,7 +92,9 @@ class SourceName(NamedTuple):
 
 
 def parse_source(source: str) -> SourceName:
-    """The parts of `source`; a path that exists has no others. Raises DataError for an unknown task of GLUE."""
+    """The parts of `source`; a path that exists has no others. Raises DataError for an unknown task
+    of GLUE.
+    """
     if (glue := find_glue(source)) is not None:
         _, _, local = source.partition(":")
         return (parse_source(local) if local else SourceName(HUB, glue.config))._replace(glue=glue)
@@ -98,16 +106,19 @@ def parse_source(source: str) -> SourceName:
 
 
 def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
-    """Rows of `source` in one of the three formats above, which the first row determines; `run` names the columns.
+    """Rows of `source` in one of the three formats above, which the first row determines; `run`
+    names the columns.
 
-    `split` ("train" or "validation") selects a split of a hub data set if the source names none; other sources have
-    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning, or kept for
-    `pad_rows`; then a .txt has a row per line.
+    `split` ("train" or "validation") selects a split of a hub data set if the source names none;
+    other sources have only one. Rows with nothing to score, an empty text or no answer, are left
+    out with a warning, or kept for `pad_rows`; then a .txt has a row per line.
 
     Raises DataError if the source is missing, unreadable or empty, or lacks the columns.
     """
     rows = load_rows(source, split, by_line=run.pad_rows)
-    formats: tuple[dict[str, str], ...] = (  # column of the source -> key in the row; the last one is scored
+    formats: tuple[
+        dict[str, str], ...
+    ] = (  # column of the source -> key in the row; the last one is scored
         {"messages": "messages"},
         {run.prompt_column: "prompt", run.completion_column: "completion"},
         {run.text_column: "text"},
@@ -115,14 +126,20 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     names = next((names for names in formats if names.keys() <= rows[0].keys()), None)
     if names is None:
         raise DataError(
-            f"{source} has the columns {', '.join(rows[0])}; required: {run.text_column!r}, or {run.prompt_column!r} "
-            f"and {run.completion_column!r}, or 'messages'. text_column, prompt_column and completion_column give the "
-            "names of these columns"
+            f"{source} has the columns {', '.join(rows[0])}; required: {run.text_column!r}, or"
+            f" {run.prompt_column!r} and {run.completion_column!r}, or 'messages'. text_column,"
+            " prompt_column and completion_column give the names of these columns"
         )
-    renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
+    renamed = [
+        _renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)
+    ]
     column, key = list(names.items())[-1]
     if key == "messages":
-        scored = [row for row in renamed if any(one["role"] == "assistant" and one["content"] for one in row[key])]
+        scored = [
+            row
+            for row in renamed
+            if any(one["role"] == "assistant" and one["content"] for one in row[key])
+        ]
         why = "no message of an assistant"
     else:
         scored, why = [row for row in renamed if row[key]], f"nothing in column {column!r}"
@@ -147,7 +164,9 @@ def spread(limit: int, items: list[Any]) -> list[Any]:
 
 
 def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """The prompts of rows in the second format, in order, each with all its answers; none for other rows."""
+    """The prompts of rows in the second format, in order, each with all its answers; none for other
+    rows.
+    """
     found: dict[str, list[str]] = {}
     for row in rows:
         if "prompt" in row:
@@ -156,12 +175,14 @@ def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
 
 
 def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
-    """Rows of a file, of the files in a folder, of a built-in text or of a split of a data set, unchanged.
+    """Rows of a file, of the files in a folder, of a built-in text or of a split of a data set,
+    unchanged.
 
-    A .txt is one row, or one per line, without its line break. Quotation marks have no special meaning in a .tsv. The
-    classes of a task of GLUE are named.
+    A .txt is one row, or one per line, without its line break. Quotation marks have no special
+    meaning in a .tsv. The classes of a task of GLUE are named.
 
-    Raises DataError if the source is missing, unreadable or empty, or a task of GLUE has no such class.
+    Raises DataError if the source is missing, unreadable or empty, or a task of GLUE has no such
+    class.
     """
     if source in BUILT_IN:
         module, function = BUILT_IN[source].split(":")
@@ -178,7 +199,9 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
         rows = [dict(row) for row in data_set]
         for column, names in class_columns(data_set).items():
             for row in rows:
-                row[column] = names[row[column]] if (row[column] or 0) >= 0 else None  # -1 is a withheld label
+                row[column] = (
+                    names[row[column]] if (row[column] or 0) >= 0 else None
+                )  # -1 is a withheld label
     if name.glue is not None:
         for number, row in enumerate(rows, start=1):
             row[LABEL] = name.glue.name_class(row.get(LABEL), f"{source}, row {number}")
@@ -201,17 +224,23 @@ def has_validation_split(source: str, has_images: bool = False) -> bool:
 
 
 def content_hash(source: str) -> str | None:
-    """Hash of the files of a local source, hidden ones excepted; None for a data set of the hub, or a built-in text."""
+    """Hash of the files of a local source, hidden ones excepted; None for a data set of the hub, or
+    a built-in text.
+    """
     name = parse_source(source)
     if name.name in BUILT_IN or not name.is_local:
         return None
     path = name.path
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    files = (
+        [path] if path.is_file() else sorted(file for file in path.rglob("[!.]*") if file.is_file())
+    )
     return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
 
 
 def _files(path: Path, split: str | None = None) -> list[Path]:
-    """The file itself, or the supported files of a folder by name: those of a split, such as `train-00000.parquet`."""
+    """The file itself, or the supported files of a folder by name: those of a split, such as
+    `train-00000.parquet`.
+    """
     allowed = f"files must end in one of {', '.join(_READERS)}"
     if path.is_file():
         if path.suffix.lower() not in _READERS:
@@ -236,7 +265,9 @@ def _read(file: Path, by_line: bool) -> list[Row]:
 
 
 def load_file(file: Path, by_line: bool = False) -> Any:
-    """A file by `datasets`, streamed: otherwise it would be copied to its cache. Raises DataError for a damaged one."""
+    """A file by `datasets`, streamed: otherwise it would be copied to its cache. Raises DataError
+    for a damaged one.
+    """
     from datasets import load_dataset
 
     kind, options = _READERS.get(file.suffix.lower(), ("text", {}))
@@ -249,16 +280,22 @@ def load_file(file: Path, by_line: bool = False) -> Any:
 
 
 def _read_json(file: Path) -> list[Row]:
-    """A JSON array, or one object or more. (`datasets` would turn columns of mixed types into strings.)"""
+    """A JSON array, or one object or more. (`datasets` would turn columns of mixed types into
+    strings.)
+    """
     content, decoder, found, end = file.read_text(encoding="utf-8-sig"), json.JSONDecoder(), [], 0
     while (start := _NOT_SPACE.search(content, end)) is not None:
         value, end = decoder.raw_decode(content, start.start())
         found.append(value)
-    json.dumps(found, ensure_ascii=False).encode()  # raises for unpaired surrogates, which tokenizers cannot encode
+    json.dumps(
+        found, ensure_ascii=False
+    ).encode()  # raises for unpaired surrogates, which tokenizers cannot encode
     rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict | str):
-            raise DataError(f"{file}, row {number}: expected an object with columns, got {type(row).__name__}")
+            raise DataError(
+                f"{file}, row {number}: expected an object with columns, got {type(row).__name__}"
+            )
     return [{"text": row} if isinstance(row, str) else row for row in rows]
 
 
@@ -272,11 +309,14 @@ def cause(error: BaseException) -> str:
 def class_columns(data_set: Any) -> dict[str, list[str]]:
     """The names of the classes for each column of a data set that has class indices."""
     features = getattr(data_set, "features", None) or {}
-    return {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+    return {
+        column: feature.names for column, feature in features.items() if hasattr(feature, "names")
+    }
 
 
 def load_split(source: str, split: str) -> Any:
-    """The split that `source` names, or its split for "train", or for "validation" its validation or else test split.
+    """The split that `source` names, or its split for "train", or for "validation" its validation
+    or else test split.
 
     Raises DataError if it has no such split.
     """
@@ -308,12 +348,23 @@ def split_names(source: str) -> Sequence[str]:
 
     name = parse_source(source)
     if name.name in BUILT_IN or (name.is_local and name.path.is_file()):
-        raise DataError(f"{name.name} has no configurations and no splits; name it without {source[len(name.name) :]}")
+        raise DataError(
+            f"{name.name} has no configurations and no splits; name it without"
+            f" {source[len(name.name) :]}"
+        )
     try:
         return get_dataset_split_names(name.id, name.config)
     except Exception as error:  # offline, unknown, gated, or without configuration
-        where = f"folder {name.name}" if name.is_local else f"{source!r}, which is no local file, from the hub"
-        hint = _SPLITS if name.is_local or name.config else f"Or is it an {unknown('built-in text', source, BUILT_IN)}"
+        where = (
+            f"folder {name.name}"
+            if name.is_local
+            else f"{source!r}, which is no local file, from the hub"
+        )
+        hint = (
+            _SPLITS
+            if name.is_local or name.config
+            else f"Or is it an {unknown('built-in text', source, BUILT_IN)}"
+        )
         raise DataError(f"cannot read the splits of {where}: {cause(error)}. {hint}") from error
 
 
@@ -321,9 +372,17 @@ def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
     kind = list if "messages" in names.values() else str
     for column in names:
         if not isinstance(row.get(column), kind | None):
-            raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a {kind.__name__}")
+            raise DataError(
+                f"{where}: column {column!r} has a {type(row[column]).__name__}, not a"
+                f" {kind.__name__}"
+            )
     renamed = {name: row.get(column) or kind() for column, name in names.items()}
     for message in renamed.get("messages", ()):
-        if not (isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))):
-            raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
+        if not (
+            isinstance(message, dict)
+            and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        ):
+            raise DataError(
+                f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text"
+            )
     return renamed

@@ -1,4 +1,6 @@
-"""Texts as tokens: for each token, whether it is scored and its number of UTF-8 bytes; cut into blocks, and batched."""
+"""Texts as tokens: for each token, whether it is scored and its number of UTF-8 bytes; cut into
+blocks, and batched.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from torch.nn.utils.rnn import pad_sequence
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError
 from qpeft_lab.data.labelled import HELD_OUT_EVERY
-from qpeft_lab.data.sources import Row, cause, has_validation_split, kept_rows, load_examples, spread
+from qpeft_lab.data.sources import (
+    Row,
+    cause,
+    has_validation_split,
+    kept_rows,
+    load_examples,
+    spread,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,8 +36,10 @@ Span = tuple[int, int]  # first character, one past the last
 
 IGNORED = -100
 TEMPLATES = {
-    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
 }
 
 _DOCUMENTS_AT_A_TIME = 256  # between which Ctrl-C is handled
@@ -46,12 +57,20 @@ class Tokens(NamedTuple):
 def load_blocks(
     settings: SharedSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Tokens], list[Tokens]]:
-    """The blocks of a run to train on and to evaluate. Raises DataError if there is too little data."""
+    """The blocks of a run to train on and to evaluate. Raises DataError if there is too little
+    data.
+    """
     make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)
     rows = load_examples(settings.data, "train", settings)
     if settings.chat_template is not None and not any("messages" in row for row in rows):
-        warnings.warn(f"{settings.data} has no messages: the chat template is not used", DataWarning, stacklevel=2)
-    validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
+        warnings.warn(
+            f"{settings.data} has no messages: the chat template is not used",
+            DataWarning,
+            stacklevel=2,
+        )
+    validation = settings.eval_data or (
+        settings.data if has_validation_split(settings.data) else None
+    )
     if validation:
         train = make(rows, source=settings.data)
         evaluation = make(load_examples(validation, "validation", settings), source=validation)
@@ -67,9 +86,9 @@ def load_blocks(
     for source, blocks in ((settings.data, train), (validation or settings.data, evaluation)):
         if not blocks:
             raise DataError(
-                f"{source} has too little data: training and evaluation need a block of seq_len={seq_len} "
-                "tokens each, or an answer within that length; change seq_len, give more data, or set "
-                "eval_data"
+                f"{source} has too little data: training and evaluation need a block of"
+                f" seq_len={seq_len} tokens each, or an answer within that length; change seq_len,"
+                " give more data, or set eval_data"
             )
     return train, spread(settings.eval_blocks or 0, evaluation)
 
@@ -83,12 +102,13 @@ def cut(
 ) -> list[Tokens]:
     """Blocks of at most `seq_len` tokens, each with at least one token to score.
 
-    Texts are joined by one end-of-text token, and cut; only the last block may be shorter.
-    With `pad_rows` every text, also an empty one, is a block, padded with the end-of-text token, which is scored. Rows
-    with a prompt are not joined but truncated to `seq_len`; a row whose answer begins later is left out, with a
-    warning.
+    Texts are joined by one end-of-text token, and cut; only the last block may be shorter. With
+    `pad_rows` every text, also an empty one, is a block, padded with the end-of-text token, which
+    is scored. Rows with a prompt are not joined but truncated to `seq_len`; a row whose answer
+    begins later is left out, with a warning.
 
-    Raises DataError for rows with a prompt and `pad_rows`, and InputError for `pad_rows` without an end-of-text token.
+    Raises DataError for rows with a prompt and `pad_rows`, and InputError for `pad_rows` without an
+    end-of-text token.
     """
     is_text = "text" in rows[0]
     if not is_text and pad_rows:
@@ -100,11 +120,15 @@ def cut(
         begins = [(joined, start) for start in range(0, len(joined.ids), seq_len)]
     else:
         begins = [(tokens, 0) for tokens in encoded]
-    blocks = [Tokens(*(part[start : start + seq_len] for part in tokens)) for tokens, start in begins]
+    blocks = [
+        Tokens(*(part[start : start + seq_len] for part in tokens)) for tokens, start in begins
+    ]
     if pad_rows:
         end = end_of_text(tokenizer)
         if not len(end.ids):
-            raise InputError("the tokenizer has no end-of-text token to pad rows with; add one to it")
+            raise InputError(
+                "the tokenizer has no end-of-text token to pad rows with; add one to it"
+            )
         padding = end._replace(attended=np.zeros(1, dtype=bool))
         return [join([block, *[padding] * (seq_len - len(block.ids))]) for block in blocks]
     scored = [block for block in blocks if block.scored[1:].any()]
@@ -115,13 +139,16 @@ def cut(
 def collate(blocks: Sequence[Tokens]) -> dict[str, torch.Tensor]:
     """A batch of int64 tensors (B, T), padded on the right: input_ids, attention_mask, and labels.
 
-    A label is -100 where the token is not scored. Where blocks are shorter, the id and the mask are 0.
+    A label is -100 where the token is not scored. Where blocks are shorter, the id and the mask are
+    0.
     """
     parts = {"input_ids": [], "attention_mask": [], "labels": []}
     for block in blocks:
         labels = np.where(block.scored, block.ids, IGNORED)
         labels[0] = IGNORED  # it has no predecessor
-        for name, values in zip(parts, (block.ids, block.attended.astype(np.int64), labels), strict=True):
+        for name, values in zip(
+            parts, (block.ids, block.attended.astype(np.int64), labels), strict=True
+        ):
             parts[name].append(torch.from_numpy(values))
     usual = {"labels": IGNORED}
     return {name: pad_sequence(part, True, usual.get(name, 0)) for name, part in parts.items()}
@@ -130,18 +157,31 @@ def collate(blocks: Sequence[Tokens]) -> dict[str, torch.Tensor]:
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     """The tokens of each row; an answer at the end of a row is followed by the end-of-text token.
 
-    A token that spans the end of the prompt and the start of the answer is scored. Raises DataError if the tokenizer
-    has no character offsets, or no chat template for messages.
+    A token that spans the end of the prompt and the start of the answer is scored. Raises DataError
+    if the tokenizer has no character offsets, or no chat template for messages.
     """
     if not tokenizer.is_fast:
-        raise DataError(f"{type(tokenizer).__name__} has no character offsets; use a model with a tokenizer.json")
-    templated = any("messages" in row for row in rows[:1])  # a chat template includes the special tokens
-    options: dict[str, Any] = {"add_special_tokens": not templated, "return_offsets_mapping": True, "verbose": False}
+        raise DataError(
+            f"{type(tokenizer).__name__} has no character offsets; use a model with a"
+            " tokenizer.json"
+        )
+    templated = any(
+        "messages" in row for row in rows[:1]
+    )  # a chat template includes the special tokens
+    options: dict[str, Any] = {
+        "add_special_tokens": not templated,
+        "return_offsets_mapping": True,
+        "verbose": False,
+    }
     end, encoded = end_of_text(tokenizer), []
     for start in range(0, len(rows), _DOCUMENTS_AT_A_TIME):
-        marked = [_text_and_spans(row, tokenizer) for row in rows[start : start + _DOCUMENTS_AT_A_TIME]]
+        marked = [
+            _text_and_spans(row, tokenizer) for row in rows[start : start + _DOCUMENTS_AT_A_TIME]
+        ]
         batch = tokenizer([text for text, _ in marked], **options)
-        for (text, spans), *parts in zip(marked, batch["input_ids"], batch["offset_mapping"], strict=True):
+        for (text, spans), *parts in zip(
+            marked, batch["input_ids"], batch["offset_mapping"], strict=True
+        ):
             tokens = _tokens(text, spans, *parts)
             has_end = len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id
             ends_with_answer = spans and spans[-1][0] < spans[-1][1] == len(text)
@@ -152,7 +192,12 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
-    return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64), np.ones(len(ids), dtype=bool))
+    return Tokens(
+        ids,
+        np.ones(len(ids), dtype=bool),
+        np.zeros(len(ids), dtype=np.int64),
+        np.ones(len(ids), dtype=bool),
+    )
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
@@ -161,7 +206,9 @@ def join(parts: Sequence[Tokens]) -> Tokens:
 
 
 def read_template(name: str) -> str:
-    """The chat template of a name in `TEMPLATES`, or in a file. Raises ConfigError if there is none."""
+    """The chat template of a name in `TEMPLATES`, or in a file. Raises ConfigError if there is
+    none.
+    """
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:
@@ -181,21 +228,27 @@ def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     return text, [(len(row["prompt"]), len(text))]
 
 
-def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+def _render_chat(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[Span]]:
     if tokenizer.chat_template is None:
         raise DataError(
-            "the data has messages, but the tokenizer has no chat template; set chat_template to chatml, "
-            "use a chat model, or give the columns prompt and completion"
+            "the data has messages, but the tokenizer has no chat template; set chat_template to"
+            " chatml, use a chat model, or give the columns prompt and completion"
         )
     shown = shorten(str(messages), 80)
 
     def render(part: list[dict[str, str]], opened: bool = False) -> str:
         try:
-            return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=opened))
-        except Exception as error:  # a template can fail in any way, and raises its own errors for some messages
+            return str(
+                tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=opened)
+            )
+        except (
+            Exception
+        ) as error:  # a template can fail in any way, and raises its own errors for some messages
             raise DataError(
-                f"the chat template of the tokenizer fails for the messages {shown}: {cause(error)}; change the "
-                "messages, or give the columns prompt and completion"
+                f"the chat template of the tokenizer fails for the messages {shown}:"
+                f" {cause(error)}; change the messages, or give the columns prompt and completion"
             ) from error
 
     text, spans = render(messages), []
@@ -204,16 +257,23 @@ def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerB
             continue
         before, after = render(messages[:n], opened=True), render(messages[: n + 1])
         start, end = (_common(text, part) for part in (before, after))
-        if end < len(after):  # the template changes earlier answers, for example removes an empty reasoning
+        if end < len(
+            after
+        ):  # the template changes earlier answers, for example removes an empty reasoning
             content = message["content"].strip()
-            longer = render([*messages[:n], {**message, "content": content + "\0"}, *messages[n + 1 :]])
+            longer = render(
+                [*messages[:n], {**message, "content": content + "\0"}, *messages[n + 1 :]]
+            )
             end = _common(text, longer)
             if longer == text or not text[start:end].endswith(content):
                 raise DataError(
-                    "the chat template of the tokenizer changes earlier answers when a conversation continues, for "
-                    f"the messages {shown}, so their place is unknown; give the columns prompt and completion"
+                    "the chat template of the tokenizer changes earlier answers when a"
+                    f" conversation continues, for the messages {shown}, so their place is unknown;"
+                    " give the columns prompt and completion"
                 )
-            end += _common(text[end:], after[after.rfind(content) + len(content) :])  # the mark of its end
+            end += _common(
+                text[end:], after[after.rfind(content) + len(content) :]
+            )  # the mark of its end
         spans.append((start, end))
     return text, spans
 
@@ -229,8 +289,9 @@ def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[S
     scored = np.full(len(ids), spans is None)
     for first, last in spans or []:
         scored |= (ends > first) & (starts < last)
-    # Bytes from the end of the previous token to the end of each token, so that they add up to the whole text: some
-    # tokenizers leave spaces out of their offsets, and several tokens may share one character.
+    # Bytes from the end of the previous token to the end of each token, so that they add up to the
+    # whole text: some tokenizers leave spaces out of their offsets, and several tokens may share
+    # one character.
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
     before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character

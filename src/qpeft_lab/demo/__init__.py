@@ -11,10 +11,14 @@ EMBEDDED = "embedded"  # name of the embedded base model in `--model`
 
 
 def base_path() -> Path:
-    """Folder of the embedded base (GPT-2 architecture, 1.5 million parameters, stored as float16)."""
+    """Folder of the embedded base (GPT-2 architecture, 1.5 million parameters, stored as
+    float16).
+    """
     return Path(str(files(__name__))) / "base"
 
 
 def base_model(name: str) -> str:
-    """`name` for transformers: the path of the embedded base for "embedded", any other name unchanged."""
+    """`name` for transformers: the path of the embedded base for "embedded", any other name
+    unchanged.
+    """
     return str(base_path()) if name == EMBEDDED else name

@@ -1,7 +1,8 @@
 """The built-in texts: documentation that every installation of qpeft has.
 
-The embedded base was trained on `stdlib_docs` (Python's standard library), and the demo adapts it to `numpy_docs`.
-Source files are parsed, never imported or executed, so the texts are the same in every process.
+The embedded base was trained on `stdlib_docs` (Python's standard library), and the demo adapts it
+to `numpy_docs`. Source files are parsed, never imported or executed, so the texts are the same in
+every process.
 """
 
 import ast
@@ -49,10 +50,14 @@ def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
             for node in ast.walk(ast.parse(path.read_bytes())):
                 if isinstance(node, _WITH_DOCSTRING):
                     yield ast.get_docstring(node, clean=False) or ""
-                elif isinstance(node, ast.Call) and "add_newdoc" in ast.unparse(node.func):  # perhaps of a module
+                elif isinstance(node, ast.Call) and "add_newdoc" in ast.unparse(
+                    node.func
+                ):  # perhaps of a module
                     strings = (part for argument in node.args for part in ast.walk(argument))
                     values = (part.value for part in strings if isinstance(part, ast.Constant))
-                    yield from (text for text in values if isinstance(text, str) and " " in text)  # names have none
+                    yield from (
+                        text for text in values if isinstance(text, str) and " " in text
+                    )  # names have none
 
 
 def _topics(path: Path) -> Iterator[str]:
@@ -64,10 +69,14 @@ def _topics(path: Path) -> Iterator[str]:
 
 def _distinct(texts: Iterable[str], source: str) -> list[str]:
     """The texts as `help` shows them: without common indentation and trailing spaces; each once."""
-    with warnings.catch_warnings(action="ignore"):  # invalid escape sequences in the files, which are parsed here
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # invalid escape sequences in the files, which are parsed here
         lines = (inspect.cleandoc(text).splitlines() for text in texts)
         shown = ("\n".join(line.rstrip() for line in text).strip() for text in lines)
         docs = list(dict.fromkeys(filter(None, shown)))
     if not docs:
-        raise DataError(f"no documentation in {source}: its .py sources are missing; use a Python that has them")
+        raise DataError(
+            f"no documentation in {source}: its .py sources are missing; use a Python that has them"
+        )
     return docs

@@ -1,7 +1,7 @@
 """Measurements of circuits and adapters, as functions; `diagnose` runs all of them.
 
-Circuits: is it random, redundant, trainable, does it reach all states, is it entangled? Trained adapters: did the
-angles move, how many directions are generated?
+Circuits: is it random, redundant, trainable, does it reach all states, is it entangled? Trained
+adapters: did the angles move, how many directions are generated?
 """
 
 from qpeft.lazy import lazy_names

@@ -1,6 +1,7 @@
 """Measurements of trained adapters: how far angles moved, and how many directions are used.
 
-An adapter is read without its base model, or, if its frames are elsewhere, with the shapes of the base.
+An adapter is read without its base model, or, if its frames are elsewhere, with the shapes of the
+base.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _ZERO = 1e-6  # a singular value below this share of the largest is zero
 
 
 class Circuit(NamedTuple):
-    """A circuit that starts in |0...0>: its initial and trained angles of `ansatz.angle_shape`, float64, radians."""
+    """A circuit that starts in |0...0>: its initial and trained angles of
+    `ansatz.angle_shape`, float64, radians.
+    """
 
     ansatz: Ansatz
     start: Tensor
@@ -66,22 +69,33 @@ class Adapter:
         except InputError:
             raise
         except Exception as error:  # a field of another type can fail anywhere in PEFT
-            raise CheckpointError(f"{self.folder / CONFIG} is damaged ({error}); restore it") from error
+            raise CheckpointError(
+                f"{self.folder / CONFIG} is damaged ({error}); restore it"
+            ) from error
         if self.generator is None and kind != "LORA" and not isinstance(self.config, QAASettings):
             raise ConfigError(
-                f"{self.folder} is an adapter of type {kind}, to which no measurement applies. Ranks apply to what it "
-                "exports if that is a LoRA: diagnose the folder of qpeft export, or `exported` of the run"
+                f"{self.folder} is an adapter of type {kind}, to which no measurement applies."
+                " Ranks apply to what it exports if that is a LoRA: diagnose the folder of qpeft"
+                " export, or `exported` of the run"
             )
 
     def _make_generator(self, config: Any) -> None:
-        if getattr(config, "frames_sha256", None) is not None or getattr(config, "frame", None) == "weights":
+        if (
+            getattr(config, "frames_sha256", None) is not None
+            or getattr(config, "frame", None) == "weights"
+        ):
             if not (base := config.base_model_name_or_path):
-                raise ConfigError(f"{self.folder / CONFIG} has no base_model_name_or_path, whose shapes are needed")
+                raise ConfigError(
+                    f"{self.folder / CONFIG} has no base_model_name_or_path, whose shapes are"
+                    " needed"
+                )
             self.model = load(on_meta(base, config.task_type), self.folder)
             self.generator = holder_of(self.model)["default"]  # type: ignore[index]
             return
         settings, slots, mark = config.to_generator(), self._slots(), f"{CONTAINER}."
-        own = {name.partition(mark)[2]: tensor for name, tensor in self.tensors.items() if mark in name}
+        own = {
+            name.partition(mark)[2]: tensor for name, tensor in self.tensors.items() if mark in name
+        }
         init, initial = SeededInit(settings.seed), own.get("initial")  # drawn by PEFT
         if initial is None:
             initial = draw_initial(slots, getattr(config, "drawn_init", "zero"), init)
@@ -99,37 +113,54 @@ class Adapter:
     @property
     def method(self) -> str:
         """The name of the method or of the generator, or the type of a stock adapter."""
-        if isinstance(self.config, GeneratedConfig) and (maker := self.config.to_generator()) is not self.config:
+        if (
+            isinstance(self.config, GeneratedConfig)
+            and (maker := self.config.to_generator()) is not self.config
+        ):
             return generator_name(maker)
         return type_name(self.config)
 
     def circuit(self) -> Circuit | None:
         """The generator's circuit, of several the first; None if it has none."""
         modules = () if self.generator is None else self.generator.modules()
-        if (module := next((module for module in modules if isinstance(module, CircuitModule)), None)) is None:
+        if (
+            module := next(
+                (module for module in modules if isinstance(module, CircuitModule)), None
+            )
+        ) is None:
             return None
         shape = module.n_circuits, *module.ansatz.angle_shape
-        start, angles = (module.angles(initial=i).detach().double().view(shape)[0] for i in (True, False))
+        start, angles = (
+            module.angles(initial=i).detach().double().view(shape)[0] for i in (True, False)
+        )
         return Circuit(module.ansatz, start, angles, module.n_circuits)
 
     @torch.no_grad()
     def factors(self) -> Factors:
-        """The LoRA factors that the adapter has or generates, without LoRA's scaling; empty for other hosts.
+        """The LoRA factors that the adapter has or generates, without LoRA's scaling; empty for
+        other hosts.
 
         Raises ConfigError for experts, and if there are no frames yet.
         """
         stock = self.config.to_stock() if isinstance(self.config, GeneratedConfig) else self.config
         if getattr(stock, "target_parameters", None):
-            raise ConfigError("the ranks of updates of experts (target_parameters) are not measured")
+            raise ConfigError(
+                "the ranks of updates of experts (target_parameters) are not measured"
+            )
         state: Mapping[str, Tensor] = self.tensors
         if self.generator is not None and self.generator.needs_fit:
-            raise ConfigError(f"{self.folder} was saved without its frames: its matrices are unknown; train it first")
+            raise ConfigError(
+                f"{self.folder} was saved without its frames: its matrices are unknown; train it"
+                " first"
+            )
         if self.model is not None:
             state = holder_of(self.model).stock_state(self.model, "default")  # type: ignore[union-attr]
         elif self.generator is not None:
             slots = self._slots()
             parts = self.generator().split([slot.shape.numel() for slot in slots])
-            state = {slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)}
+            state = {
+                slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)
+            }
         found: Factors = {}
         for name, a in state.items():
             b = state.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"))
@@ -140,7 +171,8 @@ class Adapter:
 
 
 def angle_movement(adapter: Adapter | str | Path) -> Measurement:
-    """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their initial values, in radians.
+    """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their initial
+    values, in radians.
 
     Args:
         adapter: The folder of a saved adapter.
@@ -155,9 +187,14 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     read = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     moves = [] if read.generator is None else [*_moves(read.generator)]
     if isinstance(read.config, QAASettings):
-        moves = [ANGLE_SCALE * tensor for name, tensor in read.tensors.items() if ".angles.tau" in name]
+        moves = [
+            ANGLE_SCALE * tensor for name, tensor in read.tensors.items() if ".angles.tau" in name
+        ]
     if not moves:
-        raise ConfigError("the adapter has no circuit whose angles are trained, so there is no movement to measure")
+        raise ConfigError(
+            "the adapter has no circuit whose angles are trained, so there is no movement to"
+            " measure"
+        )
     moved = torch.cat([move.detach().double().flatten().abs() for move in moves])
     still = (moved < STILL).double().mean().item()
     mean, maximum = moved.mean().item(), moved.max().item()
@@ -165,39 +202,54 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     if maximum == 0:
         return Measurement("The angles did not move", values)
     frozen = (
-        f"; {still:.0%} moved less than {STILL:g}, so the circuit is practically frozen" if still >= _FROZEN else ""
+        f"; {still:.0%} moved less than {STILL:g}, so the circuit is practically frozen"
+        if still >= _FROZEN
+        else ""
     )
     return Measurement(f"The angles moved, in radians{frozen}", values)
 
 
 def _moves(generator: Any) -> Iterator[Tensor]:
-    """Trained minus initial angles of a generator's circuits; quantized angles have no initial values."""
+    """Trained minus initial angles of a generator's circuits; quantized angles have no initial
+    values.
+    """
     if getattr(getattr(generator, "config", None), "family", "pauli") != "pauli":
         return  # other families of Quantum-PEFT have classical values there
     for name, part in generator.named_modules():
-        if name.rpartition(".")[2] == "angles" and isinstance(part, Folded) and part.tau is not None:
+        if (
+            name.rpartition(".")[2] == "angles"
+            and isinstance(part, Folded)
+            and part.tau is not None
+        ):
             yield part() - part(initial=True)
 
 
 def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Measurement:
-    """Ranks of generated matrices, from their singular values: means over the matrices that are not zero.
+    """Ranks of generated matrices, from their singular values: means over the matrices that are not
+    zero.
 
     Args:
-        updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows, r) and (r, columns):
+        updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows,
+        r) and (r, columns):
             such as lora_B and lora_A. Their product is never formed.
 
     Returns:
-        `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest rank that the shapes
-        allow; `numerical_rank`, the number of singular values above 1e-6 of the largest; `matrices`, the number of
-        matrices that are not zero. No rank depends on a scalar factor of a matrix, such as LoRA's scaling.
+        `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest rank
+        that the shapes allow; `numerical_rank`, the number of singular values above 1e-6 of the
+        largest; `matrices`, the number of matrices that are not zero. No rank depends on a scalar
+        factor of a matrix, such as LoRA's scaling.
 
     Raises ConfigError if a matrix is not finite.
     """
     singular = [_singular_values(name, update) for name, update in updates.items()]
     used = [s for s in singular if s.any()]
-    verdict = "Ranks, the mean over the matrices that are not zero" if used else "Every matrix is zero"
+    verdict = (
+        "Ranks, the mean over the matrices that are not zero" if used else "Every matrix is zero"
+    )
     values = {
-        "entropy_rank": fmean(torch.special.entr(s / s.sum()).sum().exp().item() for s in used) if used else 0.0,
+        "entropy_rank": (
+            fmean(torch.special.entr(s / s.sum()).sum().exp().item() for s in used) if used else 0.0
+        ),
         "numerical_rank": fmean(int((s > _ZERO * s[0]).sum()) for s in used) if used else 0.0,
         "possible": fmean(map(len, used or singular)),
     }
@@ -206,10 +258,14 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Mea
 
 def _singular_values(name: str, update: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Descending, as many as the shapes allow."""
-    factors = [f.detach().double().cpu() for f in ((update,) if isinstance(update, Tensor) else update)]
+    factors = [
+        f.detach().double().cpu() for f in ((update,) if isinstance(update, Tensor) else update)
+    ]
     if not all(torch.isfinite(factor).all() for factor in factors):
         raise ConfigError(f"{name} contains NaN or Inf; use an earlier checkpoint")
     matrix = factors[0]
-    if len(factors) == 2:  # the product has the singular values of that of the triangles of two QR decompositions
+    if (
+        len(factors) == 2
+    ):  # the product has the singular values of that of the triangles of two QR decompositions
         matrix = torch.linalg.qr(factors[0]).R @ torch.linalg.qr(factors[1].mT).R.mT
     return torch.linalg.svdvals(matrix)[: min(side for factor in factors for side in factor.shape)]

@@ -22,12 +22,13 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
 
     Args:
         folder: Of the adapter, or of its run.
-        samples: Random circuits for each measurement; ten times as many pairs of states for expressibility.
+        samples: Random circuits for each measurement; ten times as many pairs of states for
+        expressibility.
         seed: Seed of the random circuits.
 
     Returns:
-        `facts`, by name, and `findings`, by key: the `question`, the values of its `measurements` by subject, their
-        `sentences`, and why a part was `left_out`, or None.
+        `facts`, by name, and `findings`, by key: the `question`, the values of its `measurements`
+        by subject, their `sentences`, and why a part was `left_out`, or None.
 
     Raises:
         ConfigError: An adapter to which no measurement applies.
@@ -45,7 +46,10 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
         findings[key] = {
             "question": question,
             "measurements": {subject: one.values for subject, one in found.items()},
-            "sentences": [f"{subject[0].upper()}{subject[1:]}: {one.sentence}" for subject, one in found.items()],
+            "sentences": [
+                f"{subject[0].upper()}{subject[1:]}: {one.sentence}"
+                for subject, one in found.items()
+            ],
             "left_out": left_out,
         }
     return {"facts": _facts(adapter), "findings": findings}
@@ -56,7 +60,10 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     if (circuit := adapter.circuit()) is not None:
         ansatz = circuit.ansatz
         facts |= {"ansatz": ansatz.name, "n_qubits": ansatz.n_qubits, "n_layers": ansatz.n_layers}
-        facts |= {"n_angles": ansatz.n_angles, "n_circuits": circuit.n_circuits}  # of which the first is measured
+        facts |= {
+            "n_angles": ansatz.n_angles,
+            "n_circuits": circuit.n_circuits,
+        }  # of which the first is measured
     if adapter.generator is not None:
         facts["trainable"] = sum(p.numel() for p in adapter.generator.parameters())
     return facts
@@ -65,17 +72,26 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
 def _circuit(adapter: Adapter) -> Circuit:
     """The circuit to measure. Raises ConfigError if there is none, or if it is too wide."""
     if (circuit := adapter.circuit()) is None:
-        raise ConfigError(f"method {adapter.method} has no circuit whose probabilities are read from |0...0>")
+        raise ConfigError(
+            f"method {adapter.method} has no circuit whose probabilities are read from |0...0>"
+        )
     if circuit.ansatz.n_qubits > _WIDEST:
-        raise ConfigError(f"{circuit.ansatz.n_qubits} qubits would take too long (at most {_WIDEST})")
+        raise ConfigError(
+            f"{circuit.ansatz.n_qubits} qubits would take too long (at most {_WIDEST})"
+        )
     return circuit
 
 
 def _random(adapter: Adapter, samples: int, seed: int) -> Answers:
-    """Whether the probabilities are those of a random state: at random, initial and trained angles."""
+    """Whether the probabilities are those of a random state: at random, initial and trained
+    angles.
+    """
     ansatz, start, trained, _ = _circuit(adapter)
     at = {"random angles": circuits.random_states(ansatz, samples, seed).abs().square()}
-    at |= {"start": exact_probabilities(ansatz, start), "trained": exact_probabilities(ansatz, trained)}
+    at |= {
+        "start": exact_probabilities(ansatz, start),
+        "trained": exact_probabilities(ansatz, trained),
+    }
     for name, probabilities in at.items():
         yield name, circuits.porter_thomas(probabilities, circuits.field_of(ansatz))
 

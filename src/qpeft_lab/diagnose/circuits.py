@@ -1,8 +1,9 @@
 """Measurements of circuits: are they random, redundant, trainable, expressive, entangled?
 
-Random states are uniform on the sphere of unit vectors (Haar-random). Their D probabilities follow the Dirichlet law of
-parameters a, with a = 1/2 for real and a = 1 for complex states; one probability, and the fidelity |<x|y>|^2 of two
-states, follows Beta(a, a (D - 1)). Circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's, have real states.
+Random states are uniform on the sphere of unit vectors (Haar-random). Their D probabilities follow
+the Dirichlet law of parameters a, with a = 1/2 for real and a = 1 for complex states; one
+probability, and the fidelity |<x|y>|^2 of two states, follows Beta(a, a (D - 1)). Circuits of RY,
+CNOT and CZ, such as QPA's and Quantum-PEFT's, have real states.
 """
 
 from __future__ import annotations
@@ -25,13 +26,19 @@ from qpeft.errors import ConfigError
 
 Floats = NDArray[np.float64]
 _PARAMETER = {"real": 0.5, "complex": 1.0}
-_SHARES = np.arange(1, 4096) / 4096  # at which distances are computed: more would add less than 1/4096
+_SHARES = (
+    np.arange(1, 4096) / 4096
+)  # at which distances are computed: more would add less than 1/4096
 _RESAMPLES = 199  # simulated data sets: the smallest p-value is 1/200
-_TESTED = 2**15  # probabilities that are tested at most, so that the test takes a fraction of a second
+_TESTED = (
+    2**15
+)  # probabilities that are tested at most, so that the test takes a fraction of a second
 _SHOWN, _CLOSE = 0.01, 0.05  # p-values below show a difference; distances above are large
 _REDUNDANT = 1e-8  # a singular value below this share of the largest is zero
 _ROUNDING = 1e-13  # rounding error in float64 of a derivative that is 0
-_VANISHING = -0.5  # slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
+_VANISHING = (
+    -0.5
+)  # slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
 _AT_ONCE = 2**17  # amplitudes per pass; a gradient stores them for every layer
 
 
@@ -48,8 +55,15 @@ class Measurement:
     @property
     def sentence(self) -> str:
         """The verdict, and in brackets the values that are numbers."""
-        numbers = {n: v for n, v in self.values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        shown = (f"{n.replace('_', ' ')} {v:{',' if isinstance(v, int) else '.3g'}}" for n, v in numbers.items())
+        numbers = {
+            n: v
+            for n, v in self.values.items()
+            if isinstance(v, int | float) and not isinstance(v, bool)
+        }
+        shown = (
+            f"{n.replace('_', ' ')} {v:{',' if isinstance(v, int) else '.3g'}}"
+            for n, v in numbers.items()
+        )
         return f"{self.verdict} ({', '.join(shown)})."
 
 
@@ -59,43 +73,56 @@ def field_of(ansatz: Ansatz) -> str:
 
 
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi) as QPA's initial ones, from `seed`.
+    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi) as QPA's initial ones,
+    from `seed`.
 
     Raises ValueError for a negative number of `samples`.
     """
-    return torch.from_numpy(_stream(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape)))
+    return torch.from_numpy(
+        _stream(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape))
+    )
 
 
 def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """States (samples, 2**N) of the `ansatz` at random angles, drawn from `seed`. Raises as `random_angles`."""
+    """States (samples, 2**N) of the `ansatz` at random angles, drawn from `seed`. Raises as
+    `random_angles`.
+    """
     return circuit_states(ansatz, random_angles(ansatz, samples, seed))
 
 
 def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measurement:
     """Whether the probabilities of states are those of random states.
 
-    The D probabilities of a state sum to 1, so they are not independent, and the usual p-value of a Kolmogorov-Smirnov
-    test would be wrong. Here it is the rank of the distance among those of 199 simulated sets of as many random states;
-    of more than 32,768 probabilities some states are tested, chosen at random.
+    The D probabilities of a state sum to 1, so they are not independent, and the usual p-value of a
+    Kolmogorov-Smirnov test would be wrong. Here it is the rank of the distance among those of 199
+    simulated sets of as many random states; of more than 32,768 probabilities some states are
+    tested, chosen at random.
 
     Args:
-        probabilities: (S, D) of S states, or (D,) of one state; each state's probabilities sum to 1. Frequencies over
+        probabilities: (S, D) of S states, or (D,) of one state; each state's probabilities sum to
+        1. Frequencies over
             shots are not probabilities: they follow the distribution of counts.
-        field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex" for all others.
+        field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex"
+        for all others.
 
     Returns:
         `distance`, of Kolmogorov and Smirnov, of all probabilities to the law, and its `p_value`;
-        `inverse_participation`, the mean of D sum p^2, the inverse participation ratio, and `expected_participation`,
-        that of random states.
+        `inverse_participation`, the mean of D sum p^2, the inverse participation ratio, and
+        `expected_participation`, that of random states.
 
     Raises ConfigError for values that are not probabilities.
     """
     p = np.atleast_2d(np.asarray(torch.as_tensor(probabilities).detach().cpu()))
     if p.ndim != 2 or len(p) == 0 or p.shape[1] < 2 or np.iscomplexobj(p):
-        raise ConfigError(f"probabilities must be real, of shape (states, D) or (D,), got {p.dtype}{p.shape}")
+        raise ConfigError(
+            f"probabilities must be real, of shape (states, D) or (D,), got {p.dtype}{p.shape}"
+        )
     p = p.astype(np.float64)
     if not np.isfinite(p).all() or p.min() < 0 or abs(p.sum(axis=1) - 1).max() > 1e-3:
-        raise ConfigError("these are not probabilities: each must be 0 or more, and those of each state must sum to 1")
+        raise ConfigError(
+            "these are not probabilities: each must be 0 or more, and those of each state must sum"
+            " to 1"
+        )
     size, a, quantiles = p.shape[1], _PARAMETER[field], _haar_law(field, p.shape[1]).ppf(_SHARES)
     random = _stream(zlib.crc32(p.tobytes()))  # deterministic for the same data
     n = max(1, min(len(p), _TESTED // size))
@@ -103,30 +130,47 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
     simulated = [_distance(quantiles, random.dirichlet([a] * size, n)) for _ in range(_RESAMPLES)]
     p_value = (1 + sum(distance >= tested for distance in simulated)) / (_RESAMPLES + 1)
     distance, ipr = _distance(quantiles, p), float(size * (p**2).sum(axis=1).mean())
-    values = {"field": field, "distance": distance, "p_value": p_value, "inverse_participation": ipr}
+    values = {
+        "field": field,
+        "distance": distance,
+        "p_value": p_value,
+        "inverse_participation": ipr,
+    }
     values["expected_participation"] = expected = size * (a + 1) / (a * size + 1)
-    how = "are like" if p_value >= _SHOWN else "are close to" if distance < _CLOSE else "differ from"
-    uneven = "" if p_value >= _SHOWN else f": they are {'more uneven' if ipr > expected else 'more even'}"
+    how = (
+        "are like" if p_value >= _SHOWN else "are close to" if distance < _CLOSE else "differ from"
+    )
+    uneven = (
+        ""
+        if p_value >= _SHOWN
+        else f": they are {'more uneven' if ipr > expected else 'more even'}"
+    )
     return Measurement(f"The probabilities {how} those of random {field} states{uneven}", values)
 
 
 def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     """How many of the angles are redundant at `angles`, radians, of shape `ansatz.angle_shape`.
 
-    `independent` is the rank of the Jacobian (D, P) of the D probabilities with respect to the P `angles`, at most
-    `possible`, the smaller of P and D - 1. The columns are exact, by parameter shift, in float64:
-    dp/dtheta_k = (p(theta + pi/2 e_k) - p(theta - pi/2 e_k)) / 2. Singular values above 1e-8 times the largest count.
-    At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1). Cost: 2 P states of 2^N amplitudes.
+    `independent` is the rank of the Jacobian (D, P) of the D probabilities with respect to the P
+    `angles`, at most `possible`, the smaller of P and D - 1. The columns are exact, by parameter
+    shift, in float64: dp/dtheta_k = (p(theta + pi/2 e_k) - p(theta - pi/2 e_k)) / 2. Singular
+    values above 1e-8 times the largest count. At generic angles of `ry_ladder` the rank is min(L N,
+    2^N - 1). Cost: 2 P states of 2^N amplitudes.
 
     Raises ConfigError for angles of another shape, or not finite.
     """
     if tuple(angles.shape) != ansatz.angle_shape or not torch.isfinite(angles).all():
-        raise ConfigError(f"angles must be finite, of shape {ansatz.angle_shape}, got {tuple(angles.shape)}")
+        raise ConfigError(
+            f"angles must be finite, of shape {ansatz.angle_shape}, got {tuple(angles.shape)}"
+        )
     angles, n, n_free = angles.detach().double().cpu(), ansatz.n_angles, 2**ansatz.n_qubits - 1
     shifts = math.pi / 2 * torch.eye(n, dtype=angles.dtype).view(-1, *ansatz.angle_shape)
     after, before = (exact_probabilities(ansatz, angles + step * shifts) for step in (1, -1))
     singular = torch.linalg.svdvals((after - before) / 2)
-    rank, possible = int((singular > max(_ROUNDING, _REDUNDANT * singular.max().item())).sum()), min(n, n_free)
+    rank, possible = (
+        int((singular > max(_ROUNDING, _REDUNDANT * singular.max().item())).sum()),
+        min(n, n_free),
+    )
     verdict = "No angle is redundant" if rank == n else f"{n - rank} of the angles are redundant"
     return Measurement(verdict, {"angles": n, "independent": rank, "possible": possible})
 
@@ -138,11 +182,12 @@ def gradient_variance(
     seed: int = 0,
     ansatz: str = "ry_ladder",
 ) -> Measurement:
-    """Whether gradients vanish with width: the variance of d(2^N p_i)/d(angle), angles uniform on [-pi, pi).
+    """Whether gradients vanish with width: the variance of d(2^N p_i)/d(angle), angles uniform on
+    [-pi, pi).
 
-    The mean over the angles is 0, so the variance is the mean of squares: over the samples, over the angles of the
-    middle layer, L // 2 of `ry_ladder`, counted from 0, and over i, estimated with random signs s of each sample,
-    because E (sum_i s_i x_i)^2 = sum_i x_i^2.
+    The mean over the angles is 0, so the variance is the mean of squares: over the samples, over
+    the angles of the middle layer, L // 2 of `ry_ladder`, counted from 0, and over i, estimated
+    with random signs s of each sample, because E (sum_i s_i x_i)^2 = sum_i x_i^2.
 
     Args:
         n_qubits: Different widths.
@@ -152,20 +197,25 @@ def gradient_variance(
         ansatz: Name of the circuit.
 
     Returns:
-        `variances`, by width; `slope`, of the straight line fitted to their log2 against the number of qubits, with its
-        standard error `slope_error` from the samples, both None for one width; and `vanishes`: whether the slope is
-        that of an exponential decrease, None if the samples are inconclusive.
+        `variances`, by width; `slope`, of the straight line fitted to their log2 against the number
+        of qubits, with its standard error `slope_error` from the samples, both None for one width;
+        and `vanishes`: whether the slope is that of an exponential decrease, None if the samples
+        are inconclusive.
 
     Raises ConfigError for fewer than two samples.
     """
     if samples < 2:
         raise ConfigError(f"samples must be at least 2, got {samples}")
-    squares = [_squared_slopes(Ansatz(ansatz, width, n_layers), samples, seed) for width in n_qubits]
+    squares = [
+        _squared_slopes(Ansatz(ansatz, width, n_layers), samples, seed) for width in n_qubits
+    ]
     variances = [float(of_width.mean()) for of_width in squares]
     slope = error = vanishes = None
     if len(n_qubits) > 1 and min(variances) > 0:
         x = np.array(n_qubits) - np.mean(n_qubits)
-        scatter = np.array([of_width.std(ddof=1) / of_width.mean() for of_width in squares]) / math.log(2)
+        scatter = np.array(
+            [of_width.std(ddof=1) / of_width.mean() for of_width in squares]
+        ) / math.log(2)
         slope = float(x @ np.log2(variances) / (x @ x))
         error = math.sqrt(x**2 @ scatter**2 / samples) / float(x @ x)
         vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
@@ -174,7 +224,9 @@ def gradient_variance(
     does = "perhaps vanish" if vanishes is None else "vanish" if vanishes else "do not vanish"
     verdict = f"With {n_layers} layer{'' if n_layers == 1 else 's'} gradients {does} with width"
     return Measurement(
-        f"{verdict}: their root mean square is {math.sqrt(variances[-1]):.2g} at {n_qubits[-1]} qubits", values
+        f"{verdict}: their root mean square is {math.sqrt(variances[-1]):.2g} at {n_qubits[-1]}"
+        " qubits",
+        values,
     )
 
 
@@ -195,50 +247,74 @@ def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
     return torch.stack([found[:, *slot] for slot in slots], dim=1).square().mean(1).numpy()
 
 
-def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Measurement:
+def expressibility(
+    ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50
+) -> Measurement:
     """Whether the `ansatz` reaches all states evenly: fidelities F = `|<a|b>|^2` of states at angles drawn from `seed`.
 
-    `samples` independent pairs are compared with random states, in `n_bins` bins of equal probability. Returns their
-    `divergence`, of Kullback and Leibler, in nats, from random states; `expected`, its mean for random states; and
-    `limit`, below which it is in 95 of 100 cases. Raises ConfigError for fewer samples than bins.
+    `samples` independent pairs are compared with random states, in `n_bins` bins of equal
+    probability. Returns their `divergence`, of Kullback and Leibler, in nats, from random states;
+    `expected`, its mean for random states; and `limit`, below which it is in 95 of 100 cases.
+    Raises ConfigError for fewer samples than bins.
     """
     if samples < n_bins:
         raise ConfigError(f"samples must be at least n_bins={n_bins}, got {samples}")
     angles = random_angles(ansatz, 2 * samples, seed).split(2 * max(1, _AT_ONCE >> ansatz.n_qubits))
     pairs = (circuit_states(ansatz, part).unflatten(0, (-1, 2)) for part in angles)
-    fidelities = torch.cat([(pair[:, 0].conj() * pair[:, 1]).sum(1).abs().square().clamp(max=1) for pair in pairs])
+    fidelities = torch.cat(
+        [(pair[:, 0].conj() * pair[:, 1]).sum(1).abs().square().clamp(max=1) for pair in pairs]
+    )
     return of_fidelities(fidelities.numpy(), ansatz.n_qubits, n_bins, field_of(ansatz))
 
 
-def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50, field: str = "real") -> Measurement:
+def of_fidelities(
+    fidelities: Floats, n_qubits: int, n_bins: int = 50, field: str = "real"
+) -> Measurement:
     """As `expressibility`, from the fidelities (pairs,) of pairs of states of N qubits.
 
     Equal bins of F on [0, 1] would put all fidelities of a wide circuit into the first bin.
     """
     n_pairs = len(fidelities)
-    bins = np.minimum((n_bins * _haar_law(field, 2**n_qubits).cdf(fidelities)).astype(int), n_bins - 1)
+    bins = np.minimum(
+        (n_bins * _haar_law(field, 2**n_qubits).cdf(fidelities)).astype(int), n_bins - 1
+    )
     divergence = float(entropy(np.bincount(bins, minlength=n_bins), np.ones(n_bins)))
-    counts = np.arange(1, n_pairs + 1)  # of a bin, where the pairs follow the law: a binomial distribution
+    counts = np.arange(
+        1, n_pairs + 1
+    )  # of a bin, where the pairs follow the law: a binomial distribution
     terms = counts / n_pairs * np.log(counts / n_pairs * n_bins)
     expected = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
     limit = float(chi2.isf(0.05, n_bins - 1) / (2 * n_pairs))
-    values = {"field": field, "pairs": n_pairs, "divergence": divergence, "expected": expected, "limit": limit}
-    how = "overlap like random states" if divergence <= limit else f"do not cover all {field} states evenly"
+    values = {
+        "field": field,
+        "pairs": n_pairs,
+        "divergence": divergence,
+        "expected": expected,
+        "limit": limit,
+    }
+    how = (
+        "overlap like random states"
+        if divergence <= limit
+        else f"do not cover all {field} states evenly"
+    )
     return Measurement(f"States at random angles {how}", values)
 
 
 def meyer_wallach(states: Tensor) -> Measurement:
     """How entangled normalised `states` (S, 2^N) are, S at least 2.
 
-    `mean` is that of Meyer and Wallach's Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state of qubit i, from 0
-    (a product state) to 1, and `error` its standard error. `expected` is the mean of random states with amplitudes of
-    the same field: (D-2)/(D+2) of real ones with D = 2^N, (D-2)/(D+1) of complex ones.
+    `mean` is that of Meyer and Wallach's Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state
+    of qubit i, from 0 (a product state) to 1, and `error` its standard error. `expected` is the
+    mean of random states with amplitudes of the same field: (D-2)/(D+2) of real ones with D = 2^N,
+    (D-2)/(D+1) of complex ones.
 
     Raises ConfigError for states of another shape or norm.
     """
     size = states.shape[-1] if states.ndim == 2 else 0
     if len(states) < 2 or size < 2 or size & (size - 1):
-        raise ConfigError(f"states must have shape (2 or more states, 2**n_qubits), got {tuple(states.shape)}")
+        raise ConfigError(
+            f"states must have shape (2 or more states, 2**n_qubits), got {tuple(states.shape)}"
+        )
     psi = states.detach().cpu().to(torch.complex128 if states.is_complex() else torch.float64)
     if not ((psi.norm(dim=1) - 1).abs() < 1e-3).all():
         raise ConfigError("states must have norm 1; give amplitudes, not probabilities")
@@ -246,18 +322,34 @@ def meyer_wallach(states: Tensor) -> Measurement:
     purities = []  # Tr rho^2 of each qubit, (S,)
     for wire in range(n_qubits):
         parts = psi.view(len(psi), 2**wire, 2, -1)
-        purities.append(torch.einsum("sabc,sadc->sbd", parts, parts.conj()).abs().square().sum((1, 2)))
+        purities.append(
+            torch.einsum("sabc,sadc->sbd", parts, parts.conj()).abs().square().sum((1, 2))
+        )
     q = 2 * (1 - torch.stack(purities).mean(0))
     field = "complex" if psi.is_complex() else "real"
     mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
     expected = (size - 2) / (size + 1 / _PARAMETER[field])
-    values = {"field": field, "qubits": n_qubits, "mean": mean, "error": error, "expected": expected}
-    how = "as" if abs(mean - expected) <= 2 * error else "more than" if mean > expected else "less than"
+    values = {
+        "field": field,
+        "qubits": n_qubits,
+        "mean": mean,
+        "error": error,
+        "expected": expected,
+    }
+    how = (
+        "as"
+        if abs(mean - expected) <= 2 * error
+        else "more than"
+        if mean > expected
+        else "less than"
+    )
     return Measurement(f"The qubits are entangled {how} in random {field} states", values)
 
 
 def _haar_law(field: str, size: int) -> Any:
-    """The distribution, of scipy, of one of `size` probabilities of a random state, and of the fidelity of two."""
+    """The distribution, of scipy, of one of `size` probabilities of a random state, and of the
+    fidelity of two.
+    """
     return beta(_PARAMETER[field], _PARAMETER[field] * (size - 1))
 
 

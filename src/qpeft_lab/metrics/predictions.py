@@ -1,4 +1,5 @@
-"""Scores of predicted classes and numbers, by scikit-learn and scipy, computed over all predictions at once.
+"""Scores of predicted classes and numbers, by scikit-learn and scipy, computed over all predictions
+at once.
 
 Each takes the true values and the predicted ones, as lists or arrays of one length.
 """
@@ -28,23 +29,27 @@ def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
 
 
 def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None = None) -> float:
-    """F1, from 0 to 1: of two classes that of class 1, as GLUE defines it; of more, the unweighted mean over classes.
+    """F1, from 0 to 1: of two classes that of class 1, as GLUE defines it; of more, the unweighted
+    mean over classes.
 
-    The mean is over the classes that occur in `labels` or `predictions`, and 0 where F1 is undefined. Without
-    `n_classes`, there are two classes unless one is above 1.
+    The mean is over the classes that occur in `labels` or `predictions`, and 0 where F1 is
+    undefined. Without `n_classes`, there are two classes unless one is above 1.
     """
     from sklearn.metrics import f1_score
 
     is_binary = max(n_classes or 2, 1 + max(*labels, *predictions)) <= 2
     no_division: Any = 0  # scikit-learn's types know the text "warn" alone
     only = [1] if is_binary else None
-    return float(f1_score(labels, predictions, labels=only, average="macro", zero_division=no_division))
+    return float(
+        f1_score(labels, predictions, labels=only, average="macro", zero_division=no_division)
+    )
 
 
 def pearson(labels: Sequence[float], predictions: Sequence[float]) -> float | None:
     """Pearson's correlation of `labels` and `predictions`, from -1 to 1.
 
-    None where it is undefined: fewer than two values, equal labels or equal predictions, values that are not finite.
+    None where it is undefined: fewer than two values, equal labels or equal predictions, values
+    that are not finite.
     """
     from scipy.stats import pearsonr
 

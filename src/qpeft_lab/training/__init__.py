@@ -1,1 +1,3 @@
-"""A training run: prepare, fit in a run folder that can be interrupted and resumed, score, publish, generate."""
+"""A training run: prepare, fit in a run folder that can be interrupted and resumed, score, publish,
+generate.
+"""

@@ -1,8 +1,8 @@
 """Checkpoints of a run, which are used only if complete.
 
-The Trainer writes `checkpoint-STEP` file by file. Then a file `complete` inside it is written with the SHA-256 of each
-file (`sha256sum --check complete` verifies it). A folder without this file, or without a file listed there, was left by
-a kill or a full disk, and is removed.
+The Trainer writes `checkpoint-STEP` file by file. Then a file `complete` inside it is written with
+the SHA-256 of each file (`sha256sum --check complete` verifies it). A folder without this file, or
+without a file listed there, was left by a kill or a full disk, and is removed.
 """
 
 from __future__ import annotations
@@ -30,26 +30,42 @@ def seal(checkpoint: Path) -> None:
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     apply_umask(checkpoint)
     sync_all(checkpoint)
-    lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
+    lines = [
+        f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files
+    ]
     write_text(checkpoint / _MARKER, "".join(lines))
     prune(checkpoint.parent)
 
 
 def last_intact(folder: Path) -> Path | None:
-    """The newest checkpoint whose files have their SHA-256; damaged ones after it are removed, with a warning."""
+    """The newest checkpoint whose files have their SHA-256; damaged ones after it are removed, with
+    a warning.
+    """
     for checkpoint in reversed(prune(folder)):
-        if all(file_hash(checkpoint / name) == digest for name, digest in _hashes(checkpoint).items()):
+        if all(
+            file_hash(checkpoint / name) == digest for name, digest in _hashes(checkpoint).items()
+        ):
             return checkpoint
-        warnings.warn(f"{checkpoint} is damaged and was removed; the run resumes from before it", stacklevel=2)
+        warnings.warn(
+            f"{checkpoint} is damaged and was removed; the run resumes from before it", stacklevel=2
+        )
         remove_folder(checkpoint)
     return None
 
 
 def prune(folder: Path) -> list[Path]:
-    """Remove incomplete checkpoints, and all but the last two complete ones, which are returned, the oldest first."""
-    names = (path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name))
+    """Remove incomplete checkpoints, and all but the last two complete ones, which are returned,
+    the oldest first.
+    """
+    names = (
+        path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
+    )
     found = sorted(names, key=step_of)
-    complete = [path for path in found if (files := _hashes(path)) and all((path / name).is_file() for name in files)]
+    complete = [
+        path
+        for path in found
+        if (files := _hashes(path)) and all((path / name).is_file() for name in files)
+    ]
     kept = complete[-KEPT:]
     for checkpoint in found:
         if checkpoint not in kept:

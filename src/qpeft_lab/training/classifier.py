@@ -1,6 +1,8 @@
-"""The base model of a classification or regression, with its own head or a new one; and its outputs in task.json.
+"""The base model of a classification or regression, with its own head or a new one; and its outputs
+in task.json.
 
-PEFT saves neither the names nor the number of the classes in an adapter folder, and needs the number to load the head.
+PEFT saves neither the names nor the number of the classes in an adapter folder, and needs the
+number to load the head.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class TaskRecord:
     task: str
     labels: tuple[str, ...]  # in the order of their indices
     pad_token_id: int | None = None  # of texts; None for images
-    ignore_mismatched_sizes: bool = False  # whether the base has a head for another number of classes
+    ignore_mismatched_sizes: bool = (
+        False  # whether the base has a head for another number of classes
+    )
 
     def options(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` that load the base with stock transformers."""
@@ -43,17 +47,25 @@ class TaskRecord:
         return {"num_labels": len(self.labels), **pad, **other}
 
     def write(self, folder: Path) -> None:
-        """Write task.json to an adapter folder, and add these arguments and the classes to its model card."""
+        """Write task.json to an adapter folder, and add these arguments and the classes to its
+        model card.
+        """
         write_json(folder / RECORD, asdict(self))
         card = folder / "README.md"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
-        text = card.read_text("utf-8").replace(", dtype='float32')", f", dtype='float32', {options})")
+        text = card.read_text("utf-8").replace(
+            ", dtype='float32')", f", dtype='float32', {options})"
+        )
         outputs = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
-        write_text(card, f"{text}\n## Outputs\n\n{self.task}, by index (also in `{RECORD}`): {outputs}\n")
+        write_text(
+            card, f"{text}\n## Outputs\n\n{self.task}, by index (also in `{RECORD}`): {outputs}\n"
+        )
 
 
 def read_record(folder: Path) -> TaskRecord | None:
-    """The record of an adapter folder; None for a language model. Raises CheckpointError if it is damaged."""
+    """The record of an adapter folder; None for a language model. Raises CheckpointError if it is
+    damaged.
+    """
     file = folder / RECORD
     if not file.exists():
         return None
@@ -64,30 +76,42 @@ def read_record(folder: Path) -> TaskRecord | None:
             raise ValueError(f"unknown task {record.task!r}")
         return record
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy of the folder") from error
+        raise CheckpointError(
+            f"{file} is damaged ({error}); restore it from a copy of the folder"
+        ) from error
 
 
 def how_to_load(folder: Path) -> dict[str, Any]:
     """Arguments of `load_lines` for the base of an adapter folder."""
     record = read_record(folder)
-    return {} if record is None else {"auto_class": TASKS[record.task].auto_class, "options": record.options()}
+    return (
+        {}
+        if record is None
+        else {"auto_class": TASKS[record.task].auto_class, "options": record.options()}
+    )
 
 
-def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_base(
+    model: str, record: TaskRecord | None, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The base, in float32, for an adapter with this record; without a record a language model."""
     if record is None:
         return base.load_model(model, trust_remote_code=trust_remote_code)
-    return load_classifier(model, "float32", record, 0, trust_remote_code)[0]  # the adapter replaces a new head
+    return load_classifier(model, "float32", record, 0, trust_remote_code)[
+        0
+    ]  # the adapter replaces a new head
 
 
 def load_classifier(
     model: str, dtype: str, record: TaskRecord, seed: int, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, list[str], bool]:
-    """The base with a head for `record.labels`, in float32; the modules to train in full; whether the head is new.
+    """The base with a head for `record.labels`, in float32; the modules to train in full; whether
+    the head is new.
 
-    Trained in full are the head, and modules that the base has no weights for. The base keeps its own head if it is for
-    the same classes in the same order. Otherwise a new head is initialized from `seed`, equally on every device. Raises
-    InputError if the base cannot classify, or lacks other weights.
+    Trained in full are the head, and modules that the base has no weights for. The base keeps its
+    own head if it is for the same classes in the same order. Otherwise a new head is initialized
+    from `seed`, equally on every device. Raises InputError if the base cannot classify, or lacks
+    other weights.
     """
     config = base.load_config(model, trust_remote_code)
     loaded, lacking, others = base.load_weights(
@@ -98,24 +122,37 @@ def load_classifier(
         num_labels=len(record.labels),
         id2label=dict(enumerate(record.labels)),
         label2id={name: index for index, name in enumerate(record.labels)},
-        problem_type="regression" if TASKS[record.task].is_regression else "single_label_classification",
+        problem_type=(
+            "regression" if TASKS[record.task].is_regression else "single_label_classification"
+        ),
     )
     if record.pad_token_id is not None:
-        loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
+        loaded.config.get_text_config().pad_token_id = (
+            record.pad_token_id
+        )  # by which a decoder finds the last token
     head = find_head(loaded)
-    body = loaded.base_model_prefix  # of a tensor there, a child of the body; of another, a part of the head
+    body = (
+        loaded.base_model_prefix
+    )  # of a tensor there, a child of the body; of another, a part of the head
     parts = {key: key.split(".") for key in lacking | others}
-    lacking_in = {key: ".".join(names[: 2 if names[0] == body else 1]) for key, names in parts.items()}
+    lacking_in = {
+        key: ".".join(names[: 2 if names[0] == body else 1]) for key, names in parts.items()
+    }
     is_for_others = record.labels != class_names(config)
     may_lack = () if is_classifier(config) and not is_for_others else head
     base.refuse_lacking(
-        model, {key for key, name in lacking_in.items() if name not in may_lack and not name.endswith(_POOLER)}
+        model,
+        {
+            key
+            for key, name in lacking_in.items()
+            if name not in may_lack and not name.endswith(_POOLER)
+        },
     )
     new = {*lacking_in.values()} | ({*head} if is_for_others else set())
     if missing := sorted(new - {*head}):
         warnings.warn(
-            f"the base model has no weights for {', '.join(missing)}; they are initialized from the seed and "
-            "trained in full, like the head",
+            f"the base model has no weights for {', '.join(missing)}; they are initialized from the"
+            " seed and trained in full, like the head",
             stacklevel=2,
         )
     init_modules(loaded, sorted(new), seed)
@@ -127,7 +164,9 @@ def load_classifier(
 def base_on_meta(
     model: str, task: str, trust_remote_code: bool = False, n_classes: int | None = None
 ) -> tuple[nn.Module, list[str]]:
-    """The base on the meta device, and the modules of its head; by default with as many classes as its config has."""
+    """The base on the meta device, and the modules of its head; by default with as many classes as
+    its config has.
+    """
     if TASKS[task].is_language_model:
         return on_meta(model, TASKS[task].peft_type, trust_remote_code), []
     config = base.load_config(model, trust_remote_code)
@@ -142,7 +181,10 @@ def base_on_meta(
 def check_can_classify(config: PretrainedConfig, task: str) -> None:
     """Raise InputError if transformers has no head for the task on a model of this type."""
     if type(config) not in _auto_class(task)._model_mapping:
-        raise InputError(f"a base of type {config.model_type} cannot be trained for {task}; name another base model")
+        raise InputError(
+            f"a base of type {config.model_type} cannot be trained for {task}; name another base"
+            " model"
+        )
 
 
 def _auto_class(task: str) -> Any:
@@ -160,14 +202,20 @@ def is_classifier(config: PretrainedConfig) -> bool:
 
 
 def find_head(model: PreTrainedModel) -> list[str]:
-    """Names of the modules with parameters outside the model's body; if that has no name, the last module."""
-    children = [name for name, module in model.named_children() if any(True for _ in module.parameters())]
+    """Names of the modules with parameters outside the model's body; if that has no name, the last
+    module.
+    """
+    children = [
+        name for name, module in model.named_children() if any(True for _ in module.parameters())
+    ]
     body = model.base_model_prefix
     return [name for name in children if name != body] if body in children else children[-1:]
 
 
 def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
-    """Initialize modules: linear weights normal with the model's initializer_range, other parameters as in torch."""
+    """Initialize modules: linear weights normal with the model's initializer_range, other
+    parameters as in torch.
+    """
     initial = SeededInit(seed)
     std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
     for name in names:
@@ -176,7 +224,9 @@ def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> Non
                 reset()
             if isinstance(module, nn.Linear):
                 with torch.no_grad():
-                    module.weight.copy_(initial.normal(f"head:{name}.{path}", module.weight.shape, std))
+                    module.weight.copy_(
+                        initial.normal(f"head:{name}.{path}", module.weight.shape, std)
+                    )
                     if module.bias is not None:
                         module.bias.zero_()
 
@@ -191,4 +241,6 @@ def _to_float32(model: Any, names: Sequence[str]) -> None:
 
 
 def _inputs_to_float32(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+    return tuple(
+        x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
+    )

@@ -1,4 +1,6 @@
-"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run resumes."""
+"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run
+resumes.
+"""
 
 from __future__ import annotations
 
@@ -59,12 +61,15 @@ class Prepared:
 
 
 def prepare(settings: RunSettings, progress: Progress, task: Task | None = None) -> Prepared:
-    """Load data and base, build the adapter; no file is written. `task`: the data, if it has been read already.
+    """Load data and base, build the adapter; no file is written. `task`: the data, if it has been
+    read already.
 
     Raises InputError for unusable data, an unusable base or invalid settings.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
+        raise ConfigError(
+            "a run folder belongs to one process; start it without torchrun or accelerate launch"
+        )
     config, _ = build_configs(settings)
     if task is None:
         progress.on_stage("Reading the data")
@@ -72,10 +77,15 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     settings = settings.with_steps(len(task.train))
     progress.on_stage("Loading the base model")
     set_seed(settings.seed)
-    model = build_adapter(settings, task.load_base(), task.head, partial(_batches, task, settings.batch_size))
+    model = build_adapter(
+        settings, task.load_base(), task.head, partial(_batches, task, settings.batch_size)
+    )
     if (fit_for := imported(settings.record.fit)) and (fit := fit_for(config)):
         progress.on_stage("Computing the gradient's directions")
-        fit(model.to("cuda" if torch.cuda.is_available() else "cpu"), _batches(task, settings.batch_size))
+        fit(
+            model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            _batches(task, settings.batch_size),
+        )
     circuits = None
     if settings.backend != BackendSettings():
         circuits = qpeft.set_backend(model, **asdict(settings.backend), seed=settings.seed)
@@ -85,15 +95,17 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
 
 
 def train(settings: RunSettings, progress: Progress | None = None) -> TrainResult:
-    """Execute the run `settings`, or resume it in `settings.out`; the result of a finished run is returned unchanged.
+    """Execute the run `settings`, or resume it in `settings.out`; the result of a finished run is
+    returned unchanged.
 
-    Data and base are compared by content: they and the folder may be moved, copied or named differently.
-    On the same device and thread count, a run that was killed and resumed gives the same bits as an uninterrupted one.
-    `progress` receives the run's events.
+    Data and base are compared by content: they and the folder may be moved, copied or named
+    differently. On the same device and thread count, a run that was killed and resumed gives the
+    same bits as an uninterrupted one. `progress` receives the run's events.
 
     Raises:
         InputError: invalid settings, unusable data, base or folder; no work was done.
-        TrainingError: a loss is not finite, the disk is full, or the trained adapter is unusable; earlier checkpoints
+        TrainingError: a loss is not finite, the disk is full, or the trained adapter is unusable;
+        earlier checkpoints
             are intact.
         KeyboardInterrupt: stopped by Ctrl-C, after saving the current step.
     """
@@ -118,10 +130,11 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
 def fit(
     settings: RunSettings, progress: Progress, callbacks: Sequence[TrainerCallback], task: Task
 ) -> tuple[Prepared, TrainResult]:
-    """As `train`, resumable in the same way, but with the trained model, on its device; no adapter is written.
+    """As `train`, resumable in the same way, but with the trained model, on its device; no adapter
+    is written.
 
-    The `callbacks` are called after qpeft's own. `task` has the data, read for settings of the same model, data and
-    lengths.
+    The `callbacks` are called after qpeft's own. `task` has the data, read for settings of the same
+    model, data and lengths.
     """
     folder, identity = _checked(settings)
     ready = prepare(settings, progress, task)
@@ -130,10 +143,14 @@ def fit(
 
 
 def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
-    """The folder of the run; and hashes of its data, base and files of the user, of those that are local and exist."""
+    """The folder of the run; and hashes of its data, base and files of the user, of those that are
+    local and exist.
+    """
     settings.check()
     for name in ("model", "data", "out", "eval_data"):
-        if getattr(settings, name) == "":  # a shell variable that is not set; as a path it is the current folder
+        if (
+            getattr(settings, name) == ""
+        ):  # a shell variable that is not set; as a path it is the current folder
             raise ConfigError(f"{name} is empty; give a value")
     found = file_hashes(settings.method, settings.method_settings, settings.backend_settings)
     for name in ("data", "eval_data"):
@@ -150,7 +167,10 @@ def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
 def _batches(task: Task, batch_size: int) -> list[Any]:
     """Batches of examples spread over the training data."""
     chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
-    return [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
+    return [
+        task.collate(chosen[start : start + batch_size])
+        for start in range(0, len(chosen), batch_size)
+    ]
 
 
 def _fit(
@@ -167,7 +187,9 @@ def _fit(
     folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
     if settings.epochs is not None:
         given, settings = settings.epochs, ready.settings
-        progress.on_note(f"epochs: {given:g} of {len(task.train):,} examples, {settings.n_steps:,} steps")
+        progress.on_note(
+            f"epochs: {given:g} of {len(task.train):,} examples, {settings.n_steps:,} steps"
+        )
     checkpoint = last_intact(folder.checkpoints)
     if circuits is not None:
         folder.jobs.touch()
@@ -187,7 +209,8 @@ def _fit(
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if (done := trainer.state.global_step) < settings.n_steps:
         raise KeyboardInterrupt(
-            f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
+            f"Stopped after step {done} of {settings.n_steps}. Run the same command again to"
+            " resume."
         )
     rows, unit = trainer.state.log_history, TASKS[settings.task].unit
     before, *_, after = (Score.from_logs(row, unit) for row in rows if "eval_loss" in row)
@@ -243,7 +266,13 @@ def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Train
     optimizer = None
     if lab_record(settings.record).uses_param_groups:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, ready.model)
-        optimizer = kind, {**options, "params": qpeft.param_groups(ready.model, settings.lr, settings.weight_decay)}
+        optimizer = (
+            kind,
+            {
+                **options,
+                "params": qpeft.param_groups(ready.model, settings.lr, settings.weight_decay),
+            },
+        )
     trainer = Trainer(
         model=ready.model,
         args=arguments,
@@ -259,10 +288,11 @@ def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Train
 class RunCallback(TrainerCallback):
     """Reports every loss, and logs, scores and saves at the intervals of the run.
 
-    The validation data is scored before the first step and after the last one, too. A checkpoint is also saved when a
-    stop is requested, but not at the last step. A loss or gradient that is not finite raises DivergedError before the
-    checkpoint of its step. The rows of metrics.jsonl are those of the Trainer's `log_history`, which its checkpoints
-    contain, so that a resumed run has exactly the rows up to the resumed step.
+    The validation data is scored before the first step and after the last one, too. A checkpoint is
+    also saved when a stop is requested, but not at the last step. A loss or gradient that is not
+    finite raises DivergedError before the checkpoint of its step. The rows of metrics.jsonl are
+    those of the Trainer's `log_history`, which its checkpoints contain, so that a resumed run has
+    exactly the rows up to the resumed step.
     """
 
     def __init__(
@@ -275,7 +305,13 @@ class RunCallback(TrainerCallback):
         task: Task,
     ):
         self.seconds: list[float] = []  # of each step, forward to optimizer
-        self._trainer, self._folder, self._stop, self._progress, self._task = trainer, folder, stop, progress, task
+        self._trainer, self._folder, self._stop, self._progress, self._task = (
+            trainer,
+            folder,
+            stop,
+            progress,
+            task,
+        )
         self._evaluate_every, self._save_every, self._log_every = settings.intervals()
 
     def on_train_begin(self, args, state, control, **_: Any) -> None:
@@ -291,20 +327,31 @@ class RunCallback(TrainerCallback):
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:
         logs, step, row = kwargs["logs"], state.global_step, state.log_history.pop()
-        names = {"loss": "training loss", "grad_norm": "gradient's norm", "eval_loss": "validation loss"}
+        names = {
+            "loss": "training loss",
+            "grad_norm": "gradient's norm",
+            "eval_loss": "validation loss",
+        }
         for name, what in names.items():
             if not math.isfinite(value := logs.get(name, 0.0)):
                 raise DivergedError(
-                    f"the {what} is {value} at step {step}. This step was not saved. Start again in another run folder "
-                    f"with a lower lr (it is {args.learning_rate:g}), a longer warmup, or dtype float32 instead of "
-                    "bfloat16"
+                    f"the {what} is {value} at step {step}. This step was not saved. Start again in"
+                    f" another run folder with a lower lr (it is {args.learning_rate:g}), a longer"
+                    " warmup, or dtype float32 instead of bfloat16"
                 )
-        is_last, is_step = step == state.max_steps, "loss" in logs  # else a score, or the Trainer's summary
+        is_last, is_step = (
+            step == state.max_steps,
+            "loss" in logs,
+        )  # else a score, or the Trainer's summary
         if is_step:
-            self.seconds.append(time.perf_counter() - self._began)  # reading the loss waits for the device
+            self.seconds.append(
+                time.perf_counter() - self._began
+            )  # reading the loss waits for the device
             self._progress.on_step(step, logs["loss"])
         if "eval_loss" in logs or (is_step and (is_last or step % self._log_every == 0)):
-            state.log_history.append({**row, "seconds": round(time.monotonic() - self._run_began, 3)})
+            state.log_history.append(
+                {**row, "seconds": round(time.monotonic() - self._run_began, 3)}
+            )
             with self._folder.metrics.open("a", encoding="utf-8") as file:
                 file.write(json_line(state.log_history[-1]))
         if is_step and (is_last or step % self._evaluate_every == 0):
@@ -316,7 +363,9 @@ class RunCallback(TrainerCallback):
             control.should_save = self._stop.is_set() or state.global_step % self._save_every == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
-        seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")  # where the Trainer saves it
+        seal(
+            self._folder.checkpoints / f"checkpoint-{state.global_step}"
+        )  # where the Trainer saves it
 
     def _score(self, step: int) -> None:
         holder = holder_of(self._trainer.model)
@@ -324,7 +373,9 @@ class RunCallback(TrainerCallback):
             score = self._task.score(self._trainer.model)
         # an undefined metric is NaN in the Trainer's logs
         values = score.to_dict().items()
-        self._trainer.log({f"eval_{name}": math.nan if value is None else value for name, value in values})
+        self._trainer.log(
+            {f"eval_{name}": math.nan if value is None else value for name, value in values}
+        )
         self._progress.on_eval(step, score)
 
 
@@ -337,8 +388,8 @@ def _explained(folder: RunFolder) -> Iterator[None]:
         prune(folder.checkpoints)
         if is_disk_full(error):
             raise TrainingError(
-                f"the disk that holds {folder.path} is full; the complete checkpoints are intact. Free some space and "
-                f"{RUN_AGAIN}"
+                f"the disk that holds {folder.path} is full; the complete checkpoints are intact."
+                f" Free some space and {RUN_AGAIN}"
             ) from error
         if isinstance(error, InputError):
             raise TrainingError(f"the run cannot continue: {error}") from error

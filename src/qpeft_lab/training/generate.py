@@ -23,20 +23,28 @@ class Decoding:
 
     max_new_tokens: int = option(64, "Generate at most this many tokens.", at_least=1, at_most=MOST)
     num_beams: int = option(
-        1, "Beams of the search; 1 takes the most likely token each time.", at_least=1, at_most=_MOST_BEAMS
+        1,
+        "Beams of the search; 1 takes the most likely token each time.",
+        at_least=1,
+        at_most=_MOST_BEAMS,
     )
     length_penalty: float = option(
         1.0, "Of beam search: the log-likelihood of a text is divided by its length to this power."
     )
     no_repeat_ngram_size: int = option(
-        0, "No sequence of this many tokens occurs twice in the new text; 0 allows it.", at_least=0, at_most=MOST
+        0,
+        "No sequence of this many tokens occurs twice in the new text; 0 allows it.",
+        at_least=0,
+        at_most=MOST,
     )
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range, or a length penalty without beams."""
         check_fields(self)
         if self.length_penalty != 1 and self.num_beams == 1:
-            raise ConfigError("length_penalty is for beam search; set num_beams above 1, or leave it out")
+            raise ConfigError(
+                "length_penalty is for beam search; set num_beams above 1, or leave it out"
+            )
 
 
 def generate_texts(
@@ -49,11 +57,12 @@ def generate_texts(
 ) -> list[str]:
     """The continuation of each prompt, up to an end of text, without the prompt.
 
-    Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual tokens, which padding
-    would separate from the text, prompts are continued one by one.
-    Above 0, `temperature` samples tokens.
+    Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual
+    tokens, which padding would separate from the text, prompts are continued one by one. Above 0,
+    `temperature` samples tokens.
 
-    Raises DataError if a prompt has no token, or does not fit into the model's context with the new tokens after it.
+    Raises DataError if a prompt has no token, or does not fit into the model's context with the new
+    tokens after it.
     """
     import torch
     from torch.nn.utils.rnn import pad_sequence
@@ -61,25 +70,40 @@ def generate_texts(
     n_new, adapter = decoding.max_new_tokens, getattr(model, "active_peft_config", None)
     n_virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = [torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts]
+    encoded = [
+        torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts
+    ]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not len(ids) or (context is not None and len(ids) + n_new + n_virtual > context):
             raise DataError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {n_new} are generated: it needs at least one, "
-                "and all must fit into the model's context; shorten it or reduce max_new_tokens"
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {n_new} are generated: it"
+                " needs at least one, and all must fit into the model's context; shorten it or"
+                " reduce max_new_tokens"
             )
     at_once = 1 if n_virtual else batch_size
-    places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))  # similar lengths in a batch
+    places = sorted(
+        range(len(encoded)), key=lambda place: len(encoded[place])
+    )  # similar lengths in a batch
     sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-    texts, configured = [""] * len(prompts), model.generation_config.eos_token_id  # such as the end of a turn
-    several = [cast(Any, tokenizer.eos_token_id), *(configured if isinstance(configured, list) else [configured])]
+    texts, configured = (
+        [""] * len(prompts),
+        model.generation_config.eos_token_id,
+    )  # such as the end of a turn
+    several = [
+        cast(Any, tokenizer.eos_token_id),
+        *(configured if isinstance(configured, list) else [configured]),
+    ]
     ends = [token for token in dict.fromkeys(several) if token is not None]
     for start in range(0, len(places), at_once):
         batch = places[start : start + at_once]
         rows = [encoded[place].to(model.device) for place in batch]
         ids = pad_sequence(rows, batch_first=True, padding_side="left")
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-        for place, new in zip(batch, generate(model, ids, mask, decoding, ends, **sampling), strict=True):
+        mask = pad_sequence(
+            [torch.ones_like(row) for row in rows], batch_first=True, padding_side="left"
+        )
+        for place, new in zip(
+            batch, generate(model, ids, mask, decoding, ends, **sampling), strict=True
+        ):
             # decoded together: tokens may share a character or a blank
             both = (encoded[place].tolist(), encoded[place].tolist() + new.tolist())
             before, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in both)
@@ -87,8 +111,11 @@ def generate_texts(
     return texts
 
 
-def generate(model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: list[int], **others: Any) -> Tensor:
-    """The new tokens (B, new) after prompts (B, T), with a key-value cache; `others` are options of the model's method.
+def generate(
+    model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: list[int], **others: Any
+) -> Tensor:
+    """The new tokens (B, new) after prompts (B, T), with a key-value cache; `others` are options of
+    the model's method.
 
     `ends` end a text; what follows in a batch is the first of them.
     """
@@ -96,13 +123,25 @@ def generate(model: Any, ids: Tensor, mask: Tensor, decoding: Decoding, ends: li
 
     from qpeft_lab.training.score import evaluation_mode  # which imports torch
 
-    options = {"max_new_tokens": decoding.max_new_tokens, "do_sample": False, "use_cache": True, **others}
+    options = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "do_sample": False,
+        "use_cache": True,
+        **others,
+    }
     options |= {"pad_token_id": ends[0], "eos_token_id": ends} if ends else {"pad_token_id": 0}
     if decoding.num_beams > 1:
-        options |= {"num_beams": decoding.num_beams, "length_penalty": float(decoding.length_penalty)}
-    if n := decoding.no_repeat_ngram_size:  # the option of transformers also counts n-grams of the prompt
+        options |= {
+            "num_beams": decoding.num_beams,
+            "length_penalty": float(decoding.length_penalty),
+        }
+    if (
+        n := decoding.no_repeat_ngram_size
+    ):  # the option of transformers also counts n-grams of the prompt
         of_new: Any = NoRepeatNGramLogitsProcessor(n)
-        options["logits_processor"] = [lambda written, scores: of_new(written[:, ids.shape[1] :], scores)]
+        options["logits_processor"] = [
+            lambda written, scores: of_new(written[:, ids.shape[1] :], scores)
+        ]
     with evaluation_mode(model), warnings.catch_warnings():
         # with virtual tokens, PEFT drops position ids that transformers made
         warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)

@@ -1,4 +1,6 @@
-"""Methods that read training data before the first step: LoRA-GA (arXiv 2407.05000) and trainable tokens."""
+"""Methods that read training data before the first step: LoRA-GA (arXiv 2407.05000) and trainable
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ _Batches = Sequence[Mapping[str, Any]]
 _INITIAL = "qpeft_initial_adapter"  # attribute of a model: the folder of its initial adapter
 
 
-def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) -> Callable[[Any], None] | None:
-    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes; None for other initializations.
+def attach_gradients(
+    base: Any, config: Any, batches: Callable[[], _Batches]
+) -> Callable[[Any], None] | None:
+    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes; None for
+    other initializations.
 
     Returns what keeps the initial values, which PEFT subtracts from the base.
     Raises ConfigError for DoRA, whose magnitudes the saved adapter could not restore.
@@ -33,8 +38,8 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
         return None
     if config.use_dora:
         raise ConfigError(
-            "init_lora_weights='lora_ga' changes the base weights, to which DoRA's magnitudes refer; "
-            "use it without use_dora"
+            "init_lora_weights='lora_ga' changes the base weights, to which DoRA's magnitudes"
+            " refer; use it without use_dora"
         )
 
     def backward() -> None:
@@ -44,7 +49,9 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
 
     config.lora_ga_config = config.lora_ga_config or LoraGAConfig()
     base.to("cuda" if torch.cuda.is_available() else "cpu")
-    if str(config.target_modules).lower() == "all-linear":  # which PEFT expands only when it adds the adapter
+    if (
+        str(config.target_modules).lower() == "all-linear"
+    ):  # which PEFT expands only when it adds the adapter
         set_target_names(base, config, dict(base.named_modules()))
     with warnings.catch_warnings():
         # from the hooks by which PEFT counts; the gradients of the weights are not affected
@@ -54,7 +61,9 @@ def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) ->
 
 
 def _keep_initial(model: Any) -> None:
-    """Keep the initial adapter, with which `qpeft.save` makes the adapter independent of the changed base weights."""
+    """Keep the initial adapter, with which `qpeft.save` makes the adapter independent of the
+    changed base weights.
+    """
     folder = tempfile.mkdtemp(prefix="qpeft-initial-")
     weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
     initial = str(Path(folder) / "initial")
@@ -63,13 +72,20 @@ def _keep_initial(model: Any) -> None:
 
 
 def saving_options(model: Any) -> dict[str, str]:
-    """Options of `qpeft.save` for this model: PEFT subtracts an initial adapter, which doubles the rank."""
-    return {"path_initial_model_for_weight_conversion": vars(model)[_INITIAL]} if _INITIAL in vars(model) else {}
+    """Options of `qpeft.save` for this model: PEFT subtracts an initial adapter, which doubles the
+    rank.
+    """
+    return (
+        {"path_initial_model_for_weight_conversion": vars(model)[_INITIAL]}
+        if _INITIAL in vars(model)
+        else {}
+    )
 
 
 @dataclass
 class TokensConfig(TrainableTokensConfig):
-    """PEFT's config; without `token_indices`, the `n_tokens` most frequent tokens of the training data are trained.
+    """PEFT's config; without `token_indices`, the `n_tokens` most frequent tokens of the training
+    data are trained.
 
     It is saved as PEFT's own config, with the indices.
     """
@@ -81,7 +97,9 @@ class TokensConfig(TrainableTokensConfig):
         self.is_chosen = bool(self.token_indices)
         if not self.is_chosen:
             if not isinstance(self.n_tokens, int) or self.n_tokens < 1:
-                raise ConfigError(f"n_tokens must be an integer of at least 1, got {self.n_tokens!r}")
+                raise ConfigError(
+                    f"n_tokens must be an integer of at least 1, got {self.n_tokens!r}"
+                )
             self.token_indices = list(range(self.n_tokens))  # as many as there will be, for counts
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +107,8 @@ class TokensConfig(TrainableTokensConfig):
 
 
 def choose_tokens(base: Any, config: Any, batches: Callable[[], _Batches]) -> None:
-    """Unless the indices are given, set them to the most frequent tokens; among equally frequent ones, to the lowest.
+    """Unless the indices are given, set them to the most frequent tokens; among equally frequent
+    ones, to the lowest.
 
     Raises ConfigError if the batches contain fewer different tokens.
     """
@@ -101,6 +120,11 @@ def choose_tokens(base: Any, config: Any, batches: Callable[[], _Batches]) -> No
         present = ids[batch.get("attention_mask", torch.ones_like(ids)).bool()]
         counts += torch.bincount(present.cpu(), minlength=len(counts))
     if config.n_tokens > (n_found := int((counts > 0).sum())):
-        raise ConfigError(f"n_tokens={config.n_tokens}, but the training data has {n_found} different tokens; lower it")
-    config.token_indices = sorted(counts.argsort(descending=True, stable=True)[: config.n_tokens].tolist())
+        raise ConfigError(
+            f"n_tokens={config.n_tokens}, but the training data has {n_found} different tokens;"
+            " lower it"
+        )
+    config.token_indices = sorted(
+        counts.argsort(descending=True, stable=True)[: config.n_tokens].tolist()
+    )
     config.is_chosen = True

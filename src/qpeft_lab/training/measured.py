@@ -1,6 +1,7 @@
 """Scores of adapters whose circuits on inputs are measured: with simulated shots, or on a device.
 
-    exact score, which counts the circuits --> forecast, refused above the budget --> score with measured circuits
+    exact score, which counts the circuits --> forecast, refused above the budget --> score with
+    measured circuits
 
 A device's answers are kept in files, so that the same evaluation sends only what is missing.
 """
@@ -36,10 +37,14 @@ _JOB, _DIFFERENT = 256, 0.01  # circuits at most; radians
 
 
 class StoredJobs(Jobs):
-    """The jobs of one evaluation in their order, each with its angles and answer in a file of the folder `store_in`."""
+    """The jobs of one evaluation in their order, each with its angles and answer in a file of the
+    folder `store_in`.
+    """
 
     def store_in(self, folder: Path) -> int:
-        """Keep log and answers in this folder, and use the answers that it has; how many circuits they have."""
+        """Keep log and answers in this folder, and use the answers that it has; how many circuits
+        they have.
+        """
         self.log_to(folder / "jobs.jsonl")
         self._files = (folder / f"{number}.safetensors" for number in count())
         return sum(len(kept["p"]) for path in folder.glob("*.safetensors") if (kept := _read(path)))
@@ -47,12 +52,20 @@ class StoredJobs(Jobs):
     def run(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
         if kept := _read(path := next(self._files)):
             # other processors round differently, and the angle of a value near 0 may be any
-            if kept["angles"].shape != angles.shape or np.abs(kept["angles"] - angles).mean() > _DIFFERENT:
-                raise CheckpointError(f"{path} has answers for other inputs, as of another base; remove its folder")
+            if (
+                kept["angles"].shape != angles.shape
+                or np.abs(kept["angles"] - angles).mean() > _DIFFERENT
+            ):
+                raise CheckpointError(
+                    f"{path} has answers for other inputs, as of another base; remove its folder"
+                )
             return kept["p"]
         found = super().run(ansatz, angles)
         with replace_file(path) as temporary:
-            save_file({"p": np.ascontiguousarray(found), "angles": np.ascontiguousarray(angles)}, temporary)
+            save_file(
+                {"p": np.ascontiguousarray(found), "angles": np.ascontiguousarray(angles)},
+                temporary,
+            )
         return found
 
 
@@ -72,19 +85,21 @@ def measured_scores(
     forecast: Callable[[list[dict[str, Any]]], None] = lambda costs: None,
     folder_of: Callable[[BackendSettings], Path] = lambda point: Path(),
 ) -> tuple[Score, list[tuple[dict[str, Any], Score]]]:
-    """The score with exact probabilities P; and the costs of each point, with its score with counts of the backend.
+    """The score with exact probabilities P; and the costs of each point, with its score with counts
+    of the backend.
 
-    The points differ in shots and noise, and share a shot budget. The backend exact counts (1 - noise) P +
-    noise / 2**q; without shots it does not sample. The jobs and answers of another one are in a folder for each point,
-    which belongs to this evaluation. All costs are passed to `forecast` before any shot. Raises ConfigError, and sends
-    nothing, if the model has other adapters, the shot budget does not suffice, or the backend cannot run them;
-    BackendError if a job failed, CheckpointError for a folder of other inputs.
+    The points differ in shots and noise, and share a shot budget. The backend exact counts (1 -
+    noise) P + noise / 2**q; without shots it does not sample. The jobs and answers of another one
+    are in a folder for each point, which belongs to this evaluation. All costs are passed to
+    `forecast` before any shot. Raises ConfigError, and sends nothing, if the model has other
+    adapters, the shot budget does not suffice, or the backend cannot run them; BackendError if a
+    job failed, CheckpointError for a folder of other inputs.
     """
     adapters = [module for module in model.modules() if isinstance(module, LinearAdapter)]
     if not adapters or not all(adapter.n_qubits for adapter in adapters):
         raise ConfigError(
-            "this adapter has no circuits that are measured at inference. Its method may have them with another "
-            "readout, or with blocks of 2**q values: probabilities do not tell signs"
+            "this adapter has no circuits that are measured at inference. Its method may have them"
+            " with another readout, or with blocks of 2**q values: probabilities do not tell signs"
         )
     n_circuits, n_jobs, is_simulated = 0, 0, points[0].backend == "exact"
     widest, checked = max(adapter.n_qubits for adapter in adapters), set[Ansatz]()
@@ -97,7 +112,9 @@ def measured_scores(
         nonlocal n_circuits, n_jobs
         n_circuits, n_jobs = n_circuits + (n := a[..., 0].numel()), n_jobs - (-n // _JOB)
         if not is_simulated and (ansatz := circuit_on_inputs(a.shape[-1], circuit)) not in checked:
-            with warnings.catch_warnings(action="ignore"):  # of few shots for 2**q probabilities; QAA reads q numbers
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # of few shots for 2**q probabilities; QAA reads q numbers
                 for _, jobs in runs:
                     CircuitRun(ansatz, jobs, trained=False)  # raises ConfigError if it cannot run
             checked.add(ansatz)
@@ -127,7 +144,11 @@ def measured_scores(
             if not is_simulated:
                 measures[-1] = partial(_on_device, jobs)
                 locks.enter_context(locked(folder := folder_of(point)))
-                one |= {"backend": jobs.backend.name, "jobs": n_jobs, "answered_before": jobs.store_in(folder)}
+                one |= {
+                    "backend": jobs.backend.name,
+                    "jobs": n_jobs,
+                    "answered_before": jobs.store_in(folder),
+                }
             left += (n_circuits - one.get("answered_before", 0)) * shots
             total.used["shots"] += jobs.used["shots"]
             costs.append(one)
@@ -139,14 +160,18 @@ def measured_scores(
 
 def _on_device(jobs: StoredJobs, a: Tensor, circuit: Any, values: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(a.double(), dim=-1, keepdim=True)
-    states = (a / norms.where(norms > 0, 1)).cpu().numpy()  # for 0 the circuit prepares the first basis state
+    states = (
+        (a / norms.where(norms > 0, 1)).cpu().numpy()
+    )  # for 0 the circuit prepares the first basis state
     angles = angles_on_inputs(states, circuit, values.double().cpu().numpy())
     angles, ansatz = angles.reshape(-1, angles.shape[-1]), circuit_on_inputs(a.shape[-1], circuit)
     parts = [jobs.run(ansatz, angles[i : i + _JOB]) for i in range(0, len(angles), _JOB)]
     return (torch.from_numpy(np.concatenate(parts)).view(a.shape).to(norms) * norms.square()).to(a)
 
 
-def _simulated(point: BackendSettings, random: np.random.Generator, a: Tensor, circuit: Any, values: Tensor) -> Tensor:
+def _simulated(
+    point: BackendSettings, random: np.random.Generator, a: Tensor, circuit: Any, values: Tensor
+) -> Tensor:
     squares = _squares(a.double(), circuit, values.double())
     total = squares.sum(-1, keepdim=True)  # |a|^2, which is kept classically
     p = (1 - point.noise) * squares / total.where(total > 0, 1) + point.noise / a.shape[-1]

@@ -23,28 +23,42 @@ if TYPE_CHECKING:
 
 # fields of a PEFT config that the run sets, or that are set when an adapter is saved
 _RESERVED = {
-    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *(
+        "task_type",
+        "peft_type",
+        "auto_mapping",
+        "peft_version",
+        "base_model_name_or_path",
+        "revision",
+    ),
     *("inference_mode", "runtime_config", "format_version", "generated"),
 }
 
 
 def check_setting(settings: RunSettings, name: str) -> None:
-    """Raise ConfigError, with the fields that there are, unless `name` is a field of the method or its host."""
+    """Raise ConfigError, with the fields that there are, unless `name` is a field of the method or
+    its host.
+    """
     if settings.record.trains is not methods.Trains.ADAPTER:
         raise ConfigError(f"method {settings.method} has no fields, got {name}")
     record = settings.adapter if settings.attaches else settings.record
-    known = {f.name for f in fields(record.config_class) if not f.metadata.get("filled_in")} - _RESERVED
+    known = {
+        f.name for f in fields(record.config_class) if not f.metadata.get("filled_in")
+    } - _RESERVED
     known |= _generator_fields(settings)
     if name not in known:
         whose = f"host {record.key}" if settings.attaches else f"method {record.key}"
         raise ConfigError(unknown(f"field of {whose}:", name, sorted(known)))
 
 
-def build_configs(settings: RunSettings, head: Sequence[str] = ()) -> tuple[Any, GeneratorConfig | None]:
-    """The PEFT config of a run, the host's if `qpeft.attach` adds the generator; and the config of this generator.
+def build_configs(
+    settings: RunSettings, head: Sequence[str] = ()
+) -> tuple[Any, GeneratorConfig | None]:
+    """The PEFT config of a run, the host's if `qpeft.attach` adds the generator; and the config of
+    this generator.
 
-    None where there is none. The modules named by `head` are trained in full, in addition to the adapter.
-    Raises ConfigError for an unknown field or an invalid value.
+    None where there is none. The modules named by `head` are trained in full, in addition to the
+    adapter. Raises ConfigError for an unknown field or an invalid value.
     """
     for name in settings.method_settings:
         check_setting(settings, name)
@@ -71,7 +85,9 @@ def build_configs(settings: RunSettings, head: Sequence[str] = ()) -> tuple[Any,
 
 
 def virtual_tokens(settings: RunSettings) -> int:
-    """Positions of the context that the method, or its host, occupies: those of a prefix or prompt, otherwise 0."""
+    """Positions of the context that the method, or its host, occupies: those of a prefix or prompt,
+    otherwise 0.
+    """
     return {**settings.adapter.defaults, **settings.method_settings}.get("num_virtual_tokens", 0)
 
 
@@ -87,8 +103,8 @@ def build_adapter(
 ) -> Any:
     """The model to train: `base` with an adapter, or `base` itself if the method has none.
 
-    `batches` returns training data, for methods that choose what they adapt from it. Raises ConfigError as
-    `build_configs`, and for target modules that do not exist.
+    `batches` returns training data, for methods that choose what they adapt from it. Raises
+    ConfigError as `build_configs`, and for target modules that do not exist.
     """
     config, generator = build_configs(settings, head)
     if config is None:
@@ -103,7 +119,9 @@ def build_adapter(
         config.read_files(base)  # which can name the target modules
     check_target_modules(base, config)
     calibrate = imported(lab_record(settings.record).calibrate)
-    begin = calibrate(base, config, batches) if calibrate is not None and batches is not None else None
+    begin = (
+        calibrate(base, config, batches) if calibrate is not None and batches is not None else None
+    )
     model = _with_config_errors(get_peft_model, base, config)
     for built in model.peft_config.values():
         for name, value in vars(built).items():

@@ -22,16 +22,17 @@ from qpeft_lab.training.run_folder import RunFolder
 from qpeft_lab.training.tasks import Task
 
 _EMPTY = (
-    "every gate of SoRA is zero, so there is no adapter to export; train again in another run folder with a lower "
-    "shrink_budget or sparse_lambda"
+    "every gate of SoRA is zero, so there is no adapter to export; train again in another run"
+    " folder with a lower shrink_budget or sparse_lambda"
 )
 
 
 def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> None:
     """Save adapter/ and exported/, each atomically.
 
-    With method full, exported/ is the model, with its tokenizer or image processor, and there is no adapter/. There is
-    no exported/ if stock PEFT has no equal adapter, or if the method has nothing to export.
+    With method full, exported/ is the model, with its tokenizer or image processor, and there is no
+    adapter/. There is no exported/ if stock PEFT has no equal adapter, or if the method has nothing
+    to export.
     """
     if methods.get(method).config is None:
         with replace_folder(folder.exported) as target:
@@ -56,7 +57,9 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> Non
 def count_deployed(model: Any) -> int:
     """Parameters needed at inference, in addition to the base, including modules_to_save."""
     is_peft, is_as_saved = isinstance(model, PeftModel), not saving_options(model)
-    if is_as_saved and not (is_peft and (is_compact(model) or model.active_peft_config.is_prompt_learning)):
+    if is_as_saved and not (
+        is_peft and (is_compact(model) or model.active_peft_config.is_prompt_learning)
+    ):
         return count_trainable(model)
     from qpeft.methods import plan  # which imports every kind of adapter
 
@@ -67,8 +70,9 @@ def count_deployed(model: Any) -> int:
 def resumable(model: Any) -> Iterator[None]:
     """Within this context the Trainer saves all that a bit-equal resume needs.
 
-    Quantized parameters need their latent values. A whole model is saved under the parameter names in memory:
-    transformers saves some models, such as ViT, under older names, which the Trainer does not load again.
+    Quantized parameters need their latent values. A whole model is saved under the parameter names
+    in memory: transformers saves some models, such as ViT, under older names, which the Trainer
+    does not load again.
     """
     if holder := holder_of(model):
         with holder.keeping_latent():
@@ -83,7 +87,9 @@ def resumable(model: Any) -> Iterator[None]:
 
 
 def count_trainable(model: Any, modules: Sequence[str] = ("",)) -> int:
-    """Trainable parameters, shared ones once; with `modules`, only those inside the named modules."""
+    """Trainable parameters, shared ones once; with `modules`, only those inside the named
+    modules.
+    """
     inside = [f".{name}." if name else "" for name in modules]
     trained = [(f".{name}", p.numel()) for name, p in model.named_parameters() if p.requires_grad]
     return sum(n for name, n in trained if any(part in name for part in inside))

@@ -34,7 +34,11 @@ from qpeft_lab.user_files import without_folders
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
 _NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must not grant it
 _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
-_SOURCES = ("model", "data", "eval_data")  # local ones are compared by content, which the identity hashes
+_SOURCES = (
+    "model",
+    "data",
+    "eval_data",
+)  # local ones are compared by content, which the identity hashes
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,19 @@ class TrainResult:
 
     @property
     def has_stock_form(self) -> bool:
-        """Whether there is an exported adapter; stock PEFT has none that is equal to some adapters."""
+        """Whether there is an exported adapter; stock PEFT has none that is equal to some
+        adapters.
+        """
         return self.exported_bytes > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         scores = {"before": self.before.to_dict(), "after": self.after.to_dict()}
-        folders = {"out": str(self.out), "adapter": str(self.adapter), "exported": str(self.exported)}
+        folders = {
+            "out": str(self.out),
+            "adapter": str(self.adapter),
+            "exported": str(self.exported),
+        }
         return {**asdict(self), **scores, **folders}
 
 
@@ -95,76 +105,114 @@ class RunFolder:
         self.result = path / "result.json"
 
     def check(self, settings: RunSettings, identity: Mapping[str, str]) -> None:
-        """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if it is that of another run.
+        """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if it is
+        that of another run.
 
         `identity` has hashes of the files that exist; others are not compared.
         """
         if not os.path.lexists(self.result):  # a finished run is only read
             output_file(self.path, is_folder=True)
         if not self.config.exists():
-            if self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-                raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
+            if self.path.is_dir() and any(
+                not path.name.startswith(".") for path in self.path.iterdir()
+            ):
+                raise ConfigError(
+                    f"{self.path} is not empty and not a run folder; choose another folder"
+                )
             return
         recorded, had = self.recorded()
         was, now = _compared(recorded), _compared(settings)
         for name in (name for name in _SOURCES if name in identity):  # compared by content
             was[name] = now[name] = None
-        self._refuse(_differences(was, now) + _differences({name: had.get(name) for name in identity}, identity))
+        self._refuse(
+            _differences(was, now)
+            + _differences({name: had.get(name) for name in identity}, identity)
+        )
 
     def claim(self, settings: RunSettings, identity: Mapping[str, str]) -> None:
         """Write config.json, and remove unfinished files of a killed process.
 
-        Raises CheckpointError if the recorded `identity` (hashes of data, base and the user's files) differs.
+        Raises CheckpointError if the recorded `identity` (hashes of data, base and the user's
+        files) differs.
         """
         remove_unfinished(self.path)
         made_with = environment()
         if self.config.exists():
             self._refuse(_differences(self.recorded()[1], identity))
             made_with = read_json(self.config)["environment"]
-        stored = {name: value for name, value in as_json(asdict(settings)).items() if name != _NOT_STORED}
-        write_json(self.config, {"settings": stored, "identity": identity, "environment": made_with})
+        stored = {
+            name: value for name, value in as_json(asdict(settings)).items() if name != _NOT_STORED
+        }
+        write_json(
+            self.config, {"settings": stored, "identity": identity, "environment": made_with}
+        )
 
     def write_result(self, result: TrainResult) -> None:
-        """Write result.json, which marks the run as finished, without its path: a folder can be moved."""
-        stored = {name: value for name, value in asdict(result).items() if name not in ("out", "already_finished")}
+        """Write result.json, which marks the run as finished, without its path: a folder can be
+        moved.
+        """
+        stored = {
+            name: value
+            for name, value in asdict(result).items()
+            if name not in ("out", "already_finished")
+        }
         write_json(self.result, stored)
 
     def read_result(self) -> TrainResult | None:
-        """The result of a finished run; None for an unfinished one. Raises CheckpointError for a damaged file."""
+        """The result of a finished run; None for an unfinished one. Raises CheckpointError for a
+        damaged file.
+        """
         if not self.result.exists():
             return None
         try:
             stored = {**read_json(self.result), "out": self.path, "already_finished": True}
             return TypeAdapter(TrainResult).validate_python(stored)
         except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{self.result} is damaged ({error}); delete it and {RUN_AGAIN}") from error
+            raise CheckpointError(
+                f"{self.result} is damaged ({error}); delete it and {RUN_AGAIN}"
+            ) from error
 
     def _refuse(self, changed: list[str]) -> None:
         if changed:
             raise CheckpointError(
-                f"{self.path} holds another run: {'; '.join(changed)}. Repeat that run, or choose another folder"
+                f"{self.path} holds another run: {'; '.join(changed)}. Repeat that run, or choose"
+                " another folder"
             )
 
     def recorded(self) -> tuple[RunSettings, dict[str, str]]:
-        """Settings and hashes in config.json. Raises CheckpointError if it is missing or damaged."""
+        """Settings and hashes in config.json. Raises CheckpointError if it is missing or
+        damaged.
+        """
         if not self.config.is_file():
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
         try:
             record = read_json(self.config)
             return settings_from(RunSettings, record["settings"]), {**record["identity"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.config} is damaged ({error}); choose another folder for the run") from error
+            raise CheckpointError(
+                f"{self.config} is damaged ({error}); choose another folder for the run"
+            ) from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics.jsonl; none if there is no file. Raises CheckpointError if it is damaged."""
+    """All complete rows of a metrics.jsonl; none if there is no file. Raises CheckpointError if it
+    is damaged.
+    """
     return read_json_lines(path, lambda row: row["step"] >= 0, "choose another folder for the run")
 
 
 def _compared(settings: RunSettings) -> dict[str, Any]:
-    """The settings on which the result depends: not the shot budget, which may be raised, nor the folders of files."""
-    known = {name: value for name, value in as_json(asdict(settings)).items() if name not in _FREE_TO_CHANGE}
-    backend = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
+    """The settings on which the result depends: not the shot budget, which may be raised, nor the
+    folders of files.
+    """
+    known = {
+        name: value
+        for name, value in as_json(asdict(settings)).items()
+        if name not in _FREE_TO_CHANGE
+    }
+    backend = {
+        name: value for name, value in settings.backend_settings.items() if name != "shot_budget"
+    }
     return without_folders({**known, "backend_settings": backend})
 
 
@@ -189,7 +237,10 @@ def environment() -> dict[str, Any]:
     else:
         with suppress(OSError):  # only Linux has it
             lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            device = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device)
+            device = next(
+                (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+                device,
+            )
     return {
         "device": f"{device}, {torch.get_num_threads()} threads",
         "python": platform.python_version(),

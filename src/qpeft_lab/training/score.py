@@ -34,17 +34,19 @@ _TITLES = {
 class Score:
     """The loss, a mean over all scored tokens or examples, and the metrics of a task by name.
 
-    Of texts `perplexity`, exp(loss), and `bits_per_byte`, nats / (ln 2 * UTF-8 bytes), which compares tokenizers; or
-    `padded_perplexity`, if padding is scored. Of classes `accuracy`, with Wilson's 95 % interval from `accuracy_low` to
-    `accuracy_high` (over the choice of examples, not the seeds of training), `mcc` and `f1`. Of numbers `pearson` and
-    `spearman`.
+    Of texts `perplexity`, exp(loss), and `bits_per_byte`, nats / (ln 2 * UTF-8 bytes), which
+    compares tokenizers; or `padded_perplexity`, if padding is scored. Of classes `accuracy`, with
+    Wilson's 95 % interval from `accuracy_low` to `accuracy_high` (over the choice of examples, not
+    the seeds of training), `mcc` and `f1`. Of numbers `pearson` and `spearman`.
     """
 
     loss: float
     unit: str  # of the loss
     n_scored: int  # tokens or examples
     metrics: dict[str, float | None]  # None where a metric is undefined
-    block_losses: list[float] = field(default_factory=list)  # of each block of a text with scored tokens
+    block_losses: list[float] = field(
+        default_factory=list
+    )  # of each block of a text with scored tokens
 
     def to_dict(self) -> dict[str, Any]:
         """Loss, amount of data and metrics."""
@@ -53,9 +55,18 @@ class Score:
     @classmethod
     def from_logs(cls, row: Mapping[str, Any], unit: str) -> Score:
         """The score of a row of the Trainer's logs, in which an undefined metric is NaN."""
-        found = {name.removeprefix("eval_"): value for name, value in row.items() if name.startswith("eval_")}
+        found = {
+            name.removeprefix("eval_"): value
+            for name, value in row.items()
+            if name.startswith("eval_")
+        }
         loss, n_scored = found.pop("loss"), found.pop("n_scored")
-        return cls(loss, unit, n_scored, {name: None if math.isnan(value) else value for name, value in found.items()})
+        return cls(
+            loss,
+            unit,
+            n_scored,
+            {name: None if math.isnan(value) else value for name, value in found.items()},
+        )
 
     def described(self) -> dict[str, str]:
         """Metrics and loss as text for a table, by title; the most important one first."""
@@ -64,7 +75,10 @@ class Score:
             if (value := self.metrics[name]) is None:
                 text = "undefined"
             elif name == "accuracy":
-                text = f"{value:.1%} ({self.metrics['accuracy_low']:.1%} to {self.metrics['accuracy_high']:.1%})"
+                text = (
+                    f"{value:.1%} ({self.metrics['accuracy_low']:.1%} to"
+                    f" {self.metrics['accuracy_high']:.1%})"
+                )
             else:
                 text = f"{value:,.2f}" if name.endswith("perplexity") else f"{value:.4f}"
             found[_TITLES[name]] = text
@@ -77,7 +91,9 @@ class Score:
         return name.partition(" (")[0], text
 
 
-def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8) -> Score:
+def evaluate_language_model(
+    model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8
+) -> Score:
     """Score the marked tokens of `blocks`, except the first of each block: it has no predecessor.
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
@@ -86,8 +102,14 @@ def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], ba
     for logits, labels in _outputs(model, blocks, collate, batch_size):
         # the last T positions: virtual tokens of a prompt precede the text
         predicted = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B (T-1), vocabulary)
-        each = cross_entropy(predicted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none").double()
-        found += zip(each.view(len(labels), -1).sum(1).tolist(), (labels != IGNORED).sum(1).tolist(), strict=True)
+        each = cross_entropy(
+            predicted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
+        ).double()
+        found += zip(
+            each.view(len(labels), -1).sum(1).tolist(),
+            (labels != IGNORED).sum(1).tolist(),
+            strict=True,
+        )
     nats, n_scored = map(sum, zip(*found, strict=True))
     loss = nats / n_scored
     metrics = {"perplexity": math.exp(loss) if loss <= _HOPELESS_LOSS else None}
@@ -95,7 +117,9 @@ def evaluate_language_model(model: torch.nn.Module, blocks: Sequence[Tokens], ba
         metrics = {"padded_perplexity": metrics["perplexity"]}
     elif n_bytes := sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks):
         metrics["bits_per_byte"] = nats / (math.log(2) * n_bytes)
-    return Score(loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / n for part, n in found if n])
+    return Score(
+        loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / n for part, n in found if n]
+    )
 
 
 def evaluate_examples(
@@ -105,7 +129,9 @@ def evaluate_examples(
     batch_size: int = 8,
     is_regression: bool = False,
 ) -> Score:
-    """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
+    """Score every example, summed in float64; `batch_size` changes the time taken, not the
+    score.
+    """
     from scipy.stats import binomtest  # slow to import, and for classes alone
 
     total, true, predictions, n_classes = 0.0, [], [], 0
@@ -115,7 +141,9 @@ def evaluate_examples(
             total += (predicted - labels).square().sum().item()
         else:
             total += cross_entropy(logits, labels, reduction="none").double().sum().item()
-            predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)  # argmax takes NaN for the largest
+            predicted = logits.argmax(-1).where(
+                ~logits.isnan().any(-1), -1
+            )  # argmax takes NaN for the largest
             n_classes = logits.shape[-1]
         predictions += predicted.tolist()
         true += labels.tolist()
@@ -123,11 +151,18 @@ def evaluate_examples(
     metrics: dict[str, float | None]
     if is_regression:
         numbers = [number for _, number in examples]
-        metrics = {"pearson": pearson(numbers, predictions), "spearman": spearman(numbers, predictions)}
+        metrics = {
+            "pearson": pearson(numbers, predictions),
+            "spearman": spearman(numbers, predictions),
+        }
         return Score(total / n, TASKS["text-regression"].unit, n, metrics)
     correct = binomtest(sum(one == other for one, other in zip(true, predictions, strict=True)), n)
     low, high = correct.proportion_ci(method="wilson")
-    metrics = {"accuracy": correct.statistic, "accuracy_low": float(low), "accuracy_high": float(high)}
+    metrics = {
+        "accuracy": correct.statistic,
+        "accuracy_low": float(low),
+        "accuracy_high": float(high),
+    }
     metrics |= {"mcc": mcc(true, predictions), "f1": f1(true, predictions, n_classes)}
     return Score(total / n, TASKS["text-classification"].unit, n, metrics)
 
@@ -139,7 +174,10 @@ def _outputs(
     device = next(model.parameters()).device
     with evaluation_mode(model):
         for start in range(0, len(examples), batch_size):
-            batch = {name: part.to(device) for name, part in collate(examples[start : start + batch_size]).items()}
+            batch = {
+                name: part.to(device)
+                for name, part in collate(examples[start : start + batch_size]).items()
+            }
             labels = batch.pop("labels")
             logits = model(**batch).logits
             yield logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
@@ -152,21 +190,29 @@ def mean_nats(
     label_smoothing: float = 0.0,
     of_tokens: bool = False,
 ) -> torch.Tensor:
-    """Mean over the examples, or scored tokens, of an optimizer step, which may have several forward passes; scalar.
+    """Mean over the examples, or scored tokens, of an optimizer step, which may have several
+    forward passes; scalar.
 
-    The losses of models are means over one forward pass, and the Trainer would add those of classifiers instead of
-    averaging. Its label smoothing recognizes language models by the names of transformers' classes, so it would not
-    shift the labels of other models, and not skip virtual tokens.
+    The losses of models are means over one forward pass, and the Trainer would add those of
+    classifiers instead of averaging. Its label smoothing recognizes language models by the names of
+    transformers' classes, so it would not shift the labels of other models, and not skip virtual
+    tokens.
     """
     logits = outputs.logits.float()
     if of_tokens:
         logits, labels = logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten()
-    options: dict[str, Any] = {"ignore_index": IGNORED, "reduction": "sum", "label_smoothing": label_smoothing}
+    options: dict[str, Any] = {
+        "ignore_index": IGNORED,
+        "reduction": "sum",
+        "label_smoothing": label_smoothing,
+    }
     total = cross_entropy(logits, labels.to(logits.device), **options)
     return total / ((labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-def regression_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+def regression_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None
+) -> torch.Tensor:
     """Mean squared error over the examples of an optimizer step, as `mean_nats`; scalar."""
     numbers = outputs.logits.float().squeeze(-1)
     total = mse_loss(numbers, labels.to(numbers.device), reduction="sum")
@@ -175,7 +221,9 @@ def regression_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """No dropout and no gradients. (Tensors made in torch's inference mode could not be used in a later backward.)"""
+    """No dropout and no gradients. (Tensors made in torch's inference mode could not be used in a
+    later backward.)
+    """
     was_training = model.training
     model.eval()
     try:

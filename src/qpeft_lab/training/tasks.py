@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    DataCollatorWithPadding,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.files import write_text
@@ -43,22 +48,29 @@ Example = tuple[Any, Any]  # content, index of its class or number
 class Task(ABC):
     """A task with the data of one run, which is read and checked in the constructor.
 
-    The constructor raises InputError for unusable data or an unusable base; weights are only read by `load_base`.
+    The constructor raises InputError for unusable data or an unusable base; weights are only read
+    by `load_base`.
 
     Args:
         settings: The run.
         reserved: Positions of the model's context that the adapter occupies.
-        labels: The outputs of a trained adapter: its classes, one name for a regression; empty for a language model,
-            and for the outputs of the base's own head. All of the data is then evaluated and none trained on.
+        labels: The outputs of a trained adapter: its classes, one name for a regression; empty for
+        a language model,
+            and for the outputs of the base's own head. All of the data is then evaluated and none
+            trained on.
     """
 
     train: Sequence[Any]  # arguments of `collate`
     evaluation: Sequence[Any]
     processor: Any  # tokenizer or image processor
-    head: Sequence[str] = ()  # modules of the loaded base that are trained in full, in addition to the adapter
+    head: Sequence[
+        str
+    ] = ()  # modules of the loaded base that are trained in full, in addition to the adapter
     has_new_head: bool = False  # set by load_base
 
-    def __init__(self, settings: RunSettings, reserved: int = 0, labels: Sequence[str] | None = None):
+    def __init__(
+        self, settings: RunSettings, reserved: int = 0, labels: Sequence[str] | None = None
+    ):
         self.settings, self.kind = settings, TASKS[settings.task]
         self.config: PretrainedConfig = base.load_config(settings.model, settings.trust_remote_code)
         if not self.kind.is_language_model:
@@ -100,7 +112,9 @@ class Task(ABC):
 
 
 class CausalLM(Task):
-    """Each token of a block of texts, or of the answer to a prompt, is predicted from those before it."""
+    """Each token of a block of texts, or of the answer to a prompt, is predicted from those before
+    it.
+    """
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         s, self.tokenizer = self.settings, self.processor
@@ -111,13 +125,20 @@ class CausalLM(Task):
             self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
         else:
             rows = load_examples(s.data, "validation", s)
-            self.train, self.evaluation = [], text.cut(rows, self.seq_len, self.tokenizer, s.data, s.pad_rows)
+            self.train, self.evaluation = (
+                [],
+                text.cut(rows, self.seq_len, self.tokenizer, s.data, s.pad_rows),
+            )
             if not self.evaluation:
                 raise DataError(f"{s.data} has no token to score within seq_len={self.seq_len}")
         base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
 
     def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
-        return partial(score.mean_nats, label_smoothing=label_smoothing, of_tokens=True) if label_smoothing else None
+        return (
+            partial(score.mean_nats, label_smoothing=label_smoothing, of_tokens=True)
+            if label_smoothing
+            else None
+        )
 
     def sha256(self) -> str:
         sha = hashlib.sha256()
@@ -142,7 +163,9 @@ class CausalLM(Task):
 
 
 class Classification(Task):
-    """Examples with their classes. A subclass defines what an example is, and how a batch is made."""
+    """Examples with their classes. A subclass defines what an example is, and how a batch
+    is made.
+    """
 
     pad: int | None = None  # the padding token of texts
     labels: tuple[str, ...]  # names of the classes; the index of a class is its position
@@ -151,25 +174,36 @@ class Classification(Task):
         s = self.settings
         if labels is not None:
             self.labels = tuple(labels) or self._own_labels()
-            self.train, self.evaluation = [], self._examples(self.read(s.data, "validation"), s.data)
+            self.train, self.evaluation = (
+                [],
+                self._examples(self.read(s.data, "validation"), s.data),
+            )
             return
         train = self.read(s.data, "train")
-        validation = s.eval_data or (s.data if has_validation_split(s.data, self.kind.has_images) else None)
+        validation = s.eval_data or (
+            s.data if has_validation_split(s.data, self.kind.has_images) else None
+        )
         if validation:
             evaluation = self.read(validation, "validation")
         else:
             train, evaluation = hold_out(train, s.data, has_classes=not self.kind.is_regression)
         self.labels = self._labels_of(train)
         self.train = self._examples(train, s.data)
-        self.evaluation = spread(s.eval_blocks or 0, self._examples(evaluation, validation or s.data))
+        self.evaluation = spread(
+            s.eval_blocks or 0, self._examples(evaluation, validation or s.data)
+        )
 
     @abstractmethod
     def read(self, source: str, split: str) -> list[Labelled]:
         """All examples of a split of a source, checked."""
 
     def record(self) -> TaskRecord:
-        is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
-        return TaskRecord(self.settings.task, self.labels, self.pad, ignore_mismatched_sizes=is_other)
+        is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(
+            self.labels
+        )
+        return TaskRecord(
+            self.settings.task, self.labels, self.pad, ignore_mismatched_sizes=is_other
+        )
 
     def loss(self, label_smoothing: float) -> Callable[..., Tensor]:
         if self.kind.is_regression:
@@ -179,57 +213,75 @@ class Classification(Task):
     def sha256(self) -> str:
         sha, is_text = hashlib.sha256("\0".join(self.labels).encode()), not self.kind.has_images
         for content, label in (*self.train, *self.evaluation):
-            parts = [part.tobytes() for part in content.values()] if is_text else [image_bytes(content)]
+            parts = (
+                [part.tobytes() for part in content.values()] if is_text else [image_bytes(content)]
+            )
             sha.update(hashlib.sha256(b"".join(parts)).digest() + struct.pack("<d", label))
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
         s = self.settings
-        loaded = classifier.load_classifier(s.model, s.dtype, self.record(), s.seed, s.trust_remote_code)
+        loaded = classifier.load_classifier(
+            s.model, s.dtype, self.record(), s.seed, s.trust_remote_code
+        )
         model, self.head, self.has_new_head = loaded
         return model
 
     def score(self, model: Any, examples: Sequence[Example] | None = None) -> Score:
         scored = self.evaluation if examples is None else examples
-        return score.evaluate_examples(model, scored, self.collate, self.settings.batch_size, self.kind.is_regression)
+        return score.evaluate_examples(
+            model, scored, self.collate, self.settings.batch_size, self.kind.is_regression
+        )
 
     def _own_labels(self) -> tuple[str, ...]:
         names = class_names(self.config)
-        if not classifier.is_classifier(self.config) or (self.kind.is_regression and len(names) != 1):
+        if not classifier.is_classifier(self.config) or (
+            self.kind.is_regression and len(names) != 1
+        ):
             task = self.settings.task
-            raise InputError(f"{self.settings.model} has no head for {task}; pass --adapter with a trained run")
+            raise InputError(
+                f"{self.settings.model} has no head for {task}; pass --adapter with a trained run"
+            )
         return names
 
     def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
         if self.kind.is_regression:
             names = class_names(self.config)
-            return names if len(names) == 1 else ("LABEL_0",)  # transformers' name of a single output
+            return (
+                names if len(names) == 1 else ("LABEL_0",)
+            )  # transformers' name of a single output
         if (glue := find_glue(self.settings.data)) is not None:
             return glue.classes
-        return collect_labels((name for _, name in train), self.settings.data, class_names(self.config))
+        return collect_labels(
+            (name for _, name in train), self.settings.data, class_names(self.config)
+        )
 
     def describe(self, folder: Path) -> None:
         self.record().write(folder)
 
     def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
         if self.kind.is_regression:  # the Trainer does not count labels of -100
-            return [(content, number if number != IGNORED else IGNORED + 1e-5) for content, number in rows]
+            return [
+                (content, number if number != IGNORED else IGNORED + 1e-5)
+                for content, number in rows
+            ]
         index = {name: i for i, name in enumerate(self.labels)}
         for _, name in rows:
             if name not in index:
                 known = ", ".join(self.labels[:10]) + (", ..." if len(self.labels) > 10 else "")
                 raise DataError(
-                    f"{source} has the label {name!r}, not one of the {len(self.labels)} trained classes ({known}); "
-                    "remove its examples, or train on some of them"
+                    f"{source} has the label {name!r}, not one of the {len(self.labels)} trained"
+                    f" classes ({known}); remove its examples, or train on some of them"
                 )
         return [(content, index[name]) for content, name in rows]
 
 
 class TextClassification(Classification):
-    """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its batch.
+    """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its
+    batch.
 
-    A content has input_ids (T,), and of a pair token_type_ids (T,) if the model distinguishes two texts by them. A
-    regression has one output, which is trained on the squared error.
+    A content has input_ids (T,), and of a pair token_type_ids (T,) if the model distinguishes two
+    texts by them. A regression has one output, which is trained on the squared error.
     """
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
@@ -238,10 +290,14 @@ class TextClassification(Classification):
         self.tokenizer.padding_side = "right"
         room = self.tokenizer.model_max_length - reserved
         if seq_len is not None and seq_len > room:
-            raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
+            raise ConfigError(
+                f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows"
+            )
         self._length = min(base.block_length(seq_len, self.config, reserved), room)
         super()._read(reserved, labels)
-        base.check_vocabulary((content["input_ids"] for content, _ in (*self.train, *self.evaluation)), self.config)
+        base.check_vocabulary(
+            (content["input_ids"] for content, _ in (*self.train, *self.evaluation)), self.config
+        )
 
     def read(self, source: str, split: str) -> list[Labelled]:
         label = label_number if self.kind.is_regression else label_name
@@ -249,34 +305,54 @@ class TextClassification(Classification):
         return list(zip(self._encode(texts), labels, strict=True))
 
     def _encode(self, texts: Sequence[Sequence[str]]) -> list[dict[str, np.ndarray]]:
-        """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
+        """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers
+        does.
+        """
         first, *second = (list(part) for part in zip(*texts, strict=True))
         options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
         encoded = self.tokenizer(first, text_pair=second[0] if second else None, **options)
         has_types = second and getattr(self.config.get_text_config(), "type_vocab_size", 0) > 1
-        names = [name for name in ("input_ids", *["token_type_ids"] * bool(has_types)) if name in encoded]
+        names = [
+            name for name in ("input_ids", *["token_type_ids"] * bool(has_types)) if name in encoded
+        ]
         parts = zip(*(encoded[name] for name in names), strict=True)
-        return [{name: np.array(part, np.int64) for name, part in zip(names, one, strict=True)} for one in parts]
+        return [
+            {name: np.array(part, np.int64) for name, part in zip(names, one, strict=True)}
+            for one in parts
+        ]
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded on the right."""
-        return {**DataCollatorWithPadding(self.tokenizer)([{**one, "label": label} for one, label in examples])}
+        """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded
+        on the right.
+        """
+        return {
+            **DataCollatorWithPadding(self.tokenizer)(
+                [{**one, "label": label} for one, label in examples]
+            )
+        }
 
 
 class ImageClassification(Classification):
-    """Images, which the image processor of the model resizes and normalizes when a batch is made."""
+    """Images, which the image processor of the model resizes and normalizes when a batch is
+    made.
+    """
 
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
-        n_channels = getattr(getattr(self.config, "vision_config", self.config), "num_channels", None)
+        n_channels = getattr(
+            getattr(self.config, "vision_config", self.config), "num_channels", None
+        )
         mode = "L" if n_channels == 1 else "RGB"
         images = [np.array(open_image(content, mode)) for content, _ in examples]
         images = [image if image.ndim == 3 else image[..., None] for image in images]  # (h, w, c)
         made = self.processor(images, input_data_format="channels_last", return_tensors="pt")
-        return {"pixel_values": made["pixel_values"], "labels": torch.tensor([index for _, index in examples])}
+        return {
+            "pixel_values": made["pixel_values"],
+            "labels": torch.tensor([index for _, index in examples]),
+        }
 
 
 TASK_CLASSES: dict[str, type[Task]] = {  # by the names of tasks in `RunSettings`
@@ -288,7 +364,9 @@ TASK_CLASSES: dict[str, type[Task]] = {  # by the names of tasks in `RunSettings
 
 
 def load_processor(model: str, task: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a base, or for images its image processor, with PIL. Raises InputError if it has none."""
+    """The tokenizer of a base, or for images its image processor, with PIL. Raises InputError if it
+    has none.
+    """
     if not TASKS[task].has_images:
         return base.load_tokenizer(model, trust_remote_code)
     return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
@@ -296,7 +374,15 @@ def load_processor(model: str, task: str, trust_remote_code: bool = False) -> An
 
 def _pad_token(tokenizer: Any, config: Any) -> int:
     size = config.get_text_config().vocab_size
-    for candidate in (tokenizer.pad_token_id, config.get_text_config().pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None and candidate < size:  # the padding token may not be in the model's vocabulary
+    for candidate in (
+        tokenizer.pad_token_id,
+        config.get_text_config().pad_token_id,
+        tokenizer.eos_token_id,
+    ):
+        if (
+            candidate is not None and candidate < size
+        ):  # the padding token may not be in the model's vocabulary
             return candidate
-    raise InputError("the tokenizer has no padding or end-of-text token in the model's vocabulary; add one to it")
+    raise InputError(
+        "the tokenizer has no padding or end-of-text token in the model's vocabulary; add one to it"
+    )

@@ -1,4 +1,6 @@
-"""QPA's generator against independent computations: any ansatz, several generators, sizes, folded values, order."""
+"""QPA's generator against independent computations: any ansatz, several generators, sizes, folded
+values, order.
+"""
 
 import copy
 import math
@@ -35,13 +37,21 @@ def make(m, **settings):
         ("ry_ladder", 16, 2, 2501, 1),  # 15 qubits
     ],
 )
-def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, feature_map, features, chunk_size, m, k):
-    """k generators with angles, a whitening S and a map W of their own, of ceil(m / k) values each, cut to m.
+def test_values_and_gradients_of_register_features_equal_pennylane(
+    ansatz, feature_map, features, chunk_size, m, k
+):
+    """k generators with angles, a whitening S and a map W of their own, of ceil(m / k) values each,
+    cut to m.
 
-    flat = concat_c W S f_c with S of the initial angles, and with x = 2^(N+k) p[c, :] and a = sqrt(2 / pi)
-    f_c = (x - 1) / sqrt 2 or (sqrt x - a) / sqrt(1 - a^2).
+    flat = concat_c W S f_c with S of the initial angles, and with x = 2^(N+k) p[c, :] and a =
+    sqrt(2 / pi) f_c = (x - 1) / sqrt 2 or (sqrt x - a) / sqrt(1 - a^2).
     """
-    settings = {"features": features, "chunk_size": chunk_size, "feature_map": feature_map, "n_generators": k}
+    settings = {
+        "features": features,
+        "chunk_size": chunk_size,
+        "feature_map": feature_map,
+        "n_generators": k,
+    }
     generator = make(m, ansatz=ansatz, **settings)
     with torch.no_grad():
         generator.feature.angles.tau.normal_(generator=torch.Generator().manual_seed(1), std=0.2)
@@ -58,14 +68,17 @@ def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, featu
 
     mixed = torch.eye(features, dtype=torch.float64).expand(k, -1, -1)
     if feature_map == "whitened":
-        by_hand = [by_svd(of_chunks(angles).numpy()) for angles in generator.feature.angles(initial=True)]
+        by_hand = [
+            by_svd(of_chunks(angles).numpy()) for angles in generator.feature.angles(initial=True)
+        ]
         mixed = generator.whitening
         torch.testing.assert_close(mixed, torch.stack(by_hand), atol=1e-5, rtol=1e-5)  # float32
     weights = torch.linspace(-1, 1, m, dtype=torch.float64)
     flat = generator()
     found = torch.autograd.grad(flat @ weights, list(generator.parameters()))
     angles, weight = (
-        value().detach().requires_grad_() for value in (generator.feature.angles, generator.mlp[0].weight)
+        value().detach().requires_grad_()
+        for value in (generator.feature.angles, generator.mlp[0].weight)
     )
     parts = [(of_chunks(angles[g]) @ mixed[g] @ weight[g].T).flatten()[:share] for g in range(k)]
     expected = torch.cat(parts)[:m]
@@ -124,11 +137,19 @@ def test_folding_equals_a_larger_learning_rate_under_adam():
 
 def test_vector_order(llama, adapters):
     def labels(order):
-        model = adapters.qpa(copy.deepcopy(llama), vector_order=order, target_modules=["q_proj", "v_proj"])
+        model = adapters.qpa(
+            copy.deepcopy(llama), vector_order=order, target_modules=["q_proj", "v_proj"]
+        )
         return [slot.label for slot in model.base_model.generators.bindings["default"].slots]
 
-    stock = get_peft_model(copy.deepcopy(llama), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
-    names = [n.replace(".default", "") for n, p in stock.base_model.model.named_parameters() if p.requires_grad]
+    stock = get_peft_model(
+        copy.deepcopy(llama), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    )
+    names = [
+        n.replace(".default", "")
+        for n, p in stock.base_model.model.named_parameters()
+        if p.requires_grad
+    ]
     assert labels("peft") == names
     assert labels("official")[:2] == names[1::-1]
     assert "lora_B" in labels("official")[0]

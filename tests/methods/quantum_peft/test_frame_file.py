@@ -1,4 +1,6 @@
-"""A frame file: adapters that refer to it equal those with frames inside, are small on the disk, and refuse others."""
+"""A frame file: adapters that refer to it equal those with frames inside, are small on the disk,
+and refuse others.
+"""
 
 import copy
 import hashlib
@@ -35,7 +37,9 @@ def new_process(monkeypatch):
 
 def fitted(base, ids, save_to=None, **settings):
     """`base` with new gradient frames, fitted to `ids`."""
-    config = qpeft.QuantumPeftConfig(**{**SHARED, "frame": "gradient", "target_modules": TARGETS, **settings})
+    config = qpeft.QuantumPeftConfig(
+        **{**SHARED, "frame": "gradient", "target_modules": TARGETS, **settings}
+    )
     model = get_peft_model(copy.deepcopy(base), config)
     qpeft.fit_frames(model, [{"input_ids": ids}], save_to=save_to)
     return model
@@ -59,10 +63,17 @@ def sha_of(file):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, EIGHT_BITS, {"family": "lie", "freeze_angles": True}, {"modules_to_save": ["norm"], "lambda_bits": 8}],
+    [
+        {},
+        EIGHT_BITS,
+        {"family": "lie", "freeze_angles": True},
+        {"modules_to_save": ["norm"], "lambda_bits": 8},
+    ],
     ids=str,
 )
-def test_logits_are_equal_with_frames_inside_and_outside(llama, ids, frames, adapters, tmp_path, settings):
+def test_logits_are_equal_with_frames_inside_and_outside(
+    llama, ids, frames, adapters, tmp_path, settings
+):
     inside, outside = move(fitted(llama, ids, **settings)), referring(llama, frames, **settings)
     expected = adapters.logits(inside, ids)
     assert not torch.equal(expected, adapters.logits(llama, ids))
@@ -72,7 +83,9 @@ def test_logits_are_equal_with_frames_inside_and_outside(llama, ids, frames, ada
     assert qpeft.export(outside, tmp_path / "exported").max_logit_difference <= 1e-6
     frame_file._KNOWN.clear()
     for name in ("inside", "outside"):
-        assert torch.equal(adapters.logits(qpeft.load(copy.deepcopy(llama), tmp_path / name).eval(), ids), expected)
+        assert torch.equal(
+            adapters.logits(qpeft.load(copy.deepcopy(llama), tmp_path / name).eval(), ids), expected
+        )
 
 
 def test_adapter_of_300_parameters_is_below_1_kb(ids, adapters, tmp_path):
@@ -80,7 +93,10 @@ def test_adapter_of_300_parameters_is_below_1_kb(ids, adapters, tmp_path):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     base = tiny_llama(hidden_size=64, intermediate_size=172, num_hidden_layers=5, **heads)
     fitted(base, ids, tmp_path / "frames", frame_rank=32, target_modules="all-linear")
-    for stored, total, n_bytes in (({"bits": 16, "lambda_bits": 16}, 1000, 574), (EIGHT_BITS, 600, 256)):
+    for stored, total, n_bytes in (
+        ({"bits": 16, "lambda_bits": 16}, 1000, 574),
+        (EIGHT_BITS, 600, 256),
+    ):
         adapter = referring(base, tmp_path / "frames.safetensors", frame_rank=32, **stored)
         assert adapter.get_nb_trainable_parameters()[0] == 287  # 182 angles and 105 lambda
         planned = qpeft.plan(base, adapter.peft_config["default"]).stored_bytes
@@ -101,7 +117,12 @@ def test_adapter_stores_only_settings_that_differ(llama, frames, tmp_path):
     }
     assert sorted(path.name for path in (tmp_path / "users" / "a").iterdir()) == [CONFIG, WEIGHTS]
     config = qpeft.load(llama, tmp_path / "users" / "a").peft_config["default"]
-    assert (config.r, config.seed, config.frame_rank, config.target_modules) == (2, 7, 8, set(TARGETS))
+    assert (config.r, config.seed, config.frame_rank, config.target_modules) == (
+        2,
+        7,
+        8,
+        set(TARGETS),
+    )
 
 
 def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, frames, tmp_path):
@@ -121,7 +142,9 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     moved = frames.rename(tmp_path / "elsewhere.safetensors")
     frame_file._KNOWN.clear()
     for loads in (qpeft.load, PeftModel.from_pretrained):
-        with pytest.raises(CheckpointError, match=rf"frames\.safetensors with SHA-256 {sha}, which is missing"):
+        with pytest.raises(
+            CheckpointError, match=rf"frames\.safetensors with SHA-256 {sha}, which is missing"
+        ):
             loads(copy.deepcopy(llama), folder)
     for loads, place in ((qpeft.load, folder), (qpeft.AdapterPool, folder.parent)):
         with pytest.raises(CheckpointError, match=f"{sha_of(other)}. is not the one .*{sha}"):
@@ -137,7 +160,9 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     again.save_pretrained(tmp_path / "b")  # without reading the frame file
     saved, stored = (json.loads((each / CONFIG).read_text()) for each in (folder, tmp_path / "b"))
     assert stored == {**saved, "frames": "elsewhere.safetensors"}
-    loaded = qpeft.load(copy.deepcopy(llama), tmp_path / "b", frames=tmp_path / "moved.safetensors").eval()
+    loaded = qpeft.load(
+        copy.deepcopy(llama), tmp_path / "b", frames=tmp_path / "moved.safetensors"
+    ).eval()
     assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
 
 
@@ -160,7 +185,11 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
     ("settings", "error", "named"),
     [
         ({"frame": "random"}, ConfigError, "frames"),
-        ({"target_modules": ["k_proj"]}, ConfigError, r"0 directions for model.layers.0.self_attn.k_proj"),
+        (
+            {"target_modules": ["k_proj"]},
+            ConfigError,
+            r"0 directions for model.layers.0.self_attn.k_proj",
+        ),
         ({"frames_sha256": "0" * 64}, CheckpointError, "is not the one"),
         ({"r": 9}, ConfigError, "r=9 exceeds 8"),
     ],
@@ -190,7 +219,9 @@ def test_changed_adapter_is_refused(llama, frames, tmp_path, damage):
 
 def of_q(change):
     """A change of both frames of every q_proj."""
-    return lambda tensors, _: tensors.update({key: change(t) for key, t in tensors.items() if "q_proj" in key})
+    return lambda tensors, _: tensors.update(
+        {key: change(t) for key, t in tensors.items() if "q_proj" in key}
+    )
 
 
 DAMAGES = {  # functions that change tensors and header
@@ -201,7 +232,9 @@ DAMAGES = {  # functions that change tensors and header
     "no header": lambda _, header: header.clear(),
     "equal columns": of_q(lambda frame: frame.index_copy(1, torch.tensor([1]), frame[:, :1])),
     "float32": of_q(torch.Tensor.float),
-    "sides": lambda tensors, _: tensors.update({k[:-1] + "uv"[k.endswith("u")]: t for k, t in [*tensors.items()]}),
+    "sides": lambda tensors, _: tensors.update(
+        {k[:-1] + "uv"[k.endswith("u")]: t for k, t in [*tensors.items()]}
+    ),
 }
 
 
@@ -211,8 +244,13 @@ def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
         header = json.loads(opened.metadata()["qpeft"])
     DAMAGES[damage](tensors := load_file(frames), header)
     bad = tmp_path / "bad.safetensors"
-    save_file({name: t.contiguous() for name, t in tensors.items()}, bad, {"qpeft": json.dumps(header)})
-    for refused in (referring, lambda base, path: qpeft.plan(base, qpeft.QuantumPeftConfig(frames=str(path)))):
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, bad, {"qpeft": json.dumps(header)}
+    )
+    for refused in (
+        referring,
+        lambda base, path: qpeft.plan(base, qpeft.QuantumPeftConfig(frames=str(path))),
+    ):
         with pytest.raises(CheckpointError):
             refused(llama, bad)
 
@@ -222,10 +260,15 @@ def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
 def test_byte_changed_or_lost_anywhere_is_refused_for_adapters_that_refer_to_the_file(frames, data):
     original = frames.read_bytes()
     end = 8 + int.from_bytes(original[:8], "little")
-    place = data.draw(st.one_of(st.integers(0, 7), st.integers(0, end - 1), st.integers(end, len(original) - 1)))
+    place = data.draw(
+        st.one_of(st.integers(0, 7), st.integers(0, end - 1), st.integers(end, len(original) - 1))
+    )
     damaged = bytearray(original)
     damaged[place] ^= data.draw(st.integers(1, 255))
-    content = {"frames": "damaged.safetensors", "frames_sha256": hashlib.sha256(original).hexdigest()}
+    content = {
+        "frames": "damaged.safetensors",
+        "frames_sha256": hashlib.sha256(original).hexdigest(),
+    }
     for found in (damaged, original[:place]):
         frames.with_name("damaged.safetensors").write_bytes(found)
         frame_file._KNOWN.clear()

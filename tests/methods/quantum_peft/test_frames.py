@@ -1,4 +1,6 @@
-"""Frames against the full SVD; their gradients against autograd's own; the model is left as it was."""
+"""Frames against the full SVD; their gradients against autograd's own; the model is left as
+it was.
+"""
 
 import copy
 import json
@@ -33,7 +35,9 @@ def gradient(d_out, d_in, decay=0.7, seed=0):
     return (left * decay ** torch.arange(k)) @ right.mT
 
 
-@pytest.mark.parametrize(("d_out", "d_in", "rank"), [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)])
+@pytest.mark.parametrize(
+    ("d_out", "d_in", "rank"), [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)]
+)
 @pytest.mark.parametrize("size", [1.0, 1e-25])
 def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
     G = gradient(d_out, d_in) * size
@@ -47,7 +51,10 @@ def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
     captured = (left.double().mT @ (-G.double() / size) @ right.double()).square().sum()
     assert captured > 0.999 * (s[:rank] / size).square().sum()
     assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
-    assert all(frame.dtype == torch.float32 and torch.equal(frame, frame.half().float()) for frame in (left, right))
+    assert all(
+        frame.dtype == torch.float32 and torch.equal(frame, frame.half().float())
+        for frame in (left, right)
+    )
     # minus the gradient: with positive weights on the pairs the loss falls
     assert (torch.einsum("ok,oi,ik->k", left, G, right) < 0).all()
 
@@ -58,8 +65,12 @@ def test_singular_frame_equals_the_full_svd(monkeypatch, exact):
     W = gradient(40, 30, decay=0.8)
     left, right = singular_frame(W, 6)
     u, s, vt = torch.linalg.svd(W.double())
-    assert torch.allclose((left * u[:, :6]).sum(0).abs(), torch.ones(6, dtype=torch.float64), atol=1e-4)
-    assert torch.allclose(core_frame(W, 6)[0] @ right.mT, (u[:, :6] * s[:6]).float() @ vt[:6].float(), atol=1e-3)
+    assert torch.allclose(
+        (left * u[:, :6]).sum(0).abs(), torch.ones(6, dtype=torch.float64), atol=1e-4
+    )
+    assert torch.allclose(
+        core_frame(W, 6)[0] @ right.mT, (u[:, :6] * s[:6]).float() @ vt[:6].float(), atol=1e-3
+    )
     assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
     assert all(torch.equal(x, x.half().float()) for x in (left, right))
 
@@ -67,7 +78,9 @@ def test_singular_frame_equals_the_full_svd(monkeypatch, exact):
 def test_frame_is_bit_equal_for_every_dtype():
     G = gradient(24, 36).bfloat16()
     frames = [leading_frame(given_, 4) for given_ in (G, G.float(), G.double(), G.float())]
-    assert all(torch.equal(pair[0], frames[0][0]) and torch.equal(pair[1], frames[0][1]) for pair in frames)
+    assert all(
+        torch.equal(pair[0], frames[0][0]) and torch.equal(pair[1], frames[0][1]) for pair in frames
+    )
     assert torch.equal(G, gradient(24, 36).bfloat16())
 
 
@@ -89,14 +102,20 @@ def test_random_frames():
     frame = SeededInit(3).orthonormal("layer.0.left", 30, 8)
     assert torch.allclose(frame.mT @ frame, torch.eye(8), atol=1e-6)
     assert torch.equal(frame, SeededInit(3).orthonormal("layer.0.left", 30, 8))
-    others = [SeededInit(3).orthonormal("layer.1.left", 30, 8), SeededInit(4).orthonormal("layer.0.left", 30, 8)]
+    others = [
+        SeededInit(3).orthonormal("layer.1.left", 30, 8),
+        SeededInit(4).orthonormal("layer.0.left", 30, 8),
+    ]
     assert all((frame.mT @ other).square().sum() / 8 < 0.6 for other in others)
     # the frame of a normal matrix, with the triangle's diagonal positive
     drawn = SeededInit(3).normal("layer.0.left", (30, 8))
     assert ((frame.mT @ drawn).diagonal() > 0).all()
 
 
-TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "k_proj", "down_proj", "up_proj"]}
+TARGETS = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "llama": ["q_proj", "k_proj", "down_proj", "up_proj"],
+}
 IDS = torch.arange(8).view(1, 8)
 
 
@@ -117,11 +136,16 @@ def batches():
     ids = [torch.randint(0, 50, shape, generator=generator) for shape in ((3, 10), (1, 7))]
     masked = ids[1].clone()
     masked[:, :3] = -100
-    return [{"input_ids": ids[0]}, {"input_ids": ids[1], "labels": masked, "attention_mask": torch.ones_like(ids[1])}]
+    return [
+        {"input_ids": ids[0]},
+        {"input_ids": ids[1], "labels": masked, "attention_mask": torch.ones_like(ids[1])},
+    ]
 
 
 def plain_gradients(base, targets, batches):
-    """Autograd's gradient of the weights of an unwrapped model, (d_out, d_in), the mean over the batches."""
+    """Autograd's gradient of the weights of an unwrapped model, (d_out, d_in), the mean over the
+    batches.
+    """
     for batch in batches:
         base(**{"labels": batch["input_ids"], **batch}).loss.backward()
     conv = base.config.model_type == "gpt2"
@@ -136,9 +160,17 @@ def plain_gradients(base, targets, batches):
 
 def state(model):
     """All that fitting must leave alone."""
-    parameters = {n: (p.requires_grad, id(p.grad), p.flatten().tolist()) for n, p in model.named_parameters()}
-    modes = {n: (m.training, getattr(m, "_disable_adapters", None)) for n, m in model.named_modules()}
-    return parameters, modes, {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()}
+    parameters = {
+        n: (p.requires_grad, id(p.grad), p.flatten().tolist()) for n, p in model.named_parameters()
+    }
+    modes = {
+        n: (m.training, getattr(m, "_disable_adapters", None)) for n, m in model.named_modules()
+    }
+    return (
+        parameters,
+        modes,
+        {n: (len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()},
+    )
 
 
 def of_full_fine_tuning(model):
@@ -157,7 +189,9 @@ def changed_in_place(model):
             layer.register_forward_hook(lambda _, args, output: output.mul_(2.0).div_(2.0))
 
 
-@pytest.mark.parametrize("change", [of_full_fine_tuning, frozen_with_checkpointing, changed_in_place])
+@pytest.mark.parametrize(
+    "change", [of_full_fine_tuning, frozen_with_checkpointing, changed_in_place]
+)
 def test_gradients_equal_autograds_whatever_the_model_does(base, targets, batches, change):
     expected = plain_gradients(base, targets, batches)
     config = LoraConfig(r=2, target_modules=targets, lora_dropout=0.5, init_lora_weights=False)
@@ -204,7 +238,9 @@ def test_missing_and_non_finite_gradients_raise(llama):
     with pytest.raises(TrainingError, match=f"{FIRST} .* the loss does not depend on it"):
         collect_gradients(model, [FIRST, LAST], [{"input_ids": IDS}])
     cut.remove()
-    llama.model.norm.register_forward_hook(lambda _, args, out: out.register_hook(lambda g: g * math.inf) and None)
+    llama.model.norm.register_forward_hook(
+        lambda _, args, out: out.register_hook(lambda g: g * math.inf) and None
+    )
     with pytest.raises(TrainingError, match=f"gradient of {FIRST} is not finite"):
         collect_gradients(model, [LAST, FIRST], [{"input_ids": IDS}])
 
@@ -213,7 +249,9 @@ def test_adapter_is_fitted_once(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     norm = "ln_f" if base.config.model_type == "gpt2" else "norm"
     more = {"target_modules": targets, "modules_to_save": [norm]}
-    model = get_peft_model(base, qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, **more))
+    model = get_peft_model(
+        base, qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, **more)
+    )
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     fit_frames(model, batches)
     assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
@@ -229,13 +267,18 @@ def test_adapter_is_fitted_once(base, targets, batches):
         fit_frames(model, batches)
 
 
-def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(llama, batches, tmp_path):
+def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(
+    llama, batches, tmp_path
+):
     config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, target_modules=["q_proj"])
     model = get_peft_model(llama, config)
     fit_frames(model, batches)
     qpeft.save(model, tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    save_file({k: v for k, v in tensors.items() if ".frames." not in k}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if ".frames." not in k},
+        tmp_path / "adapter_model.safetensors",
+    )
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"weights_sha256": None}))
     with pytest.raises(CheckpointError, match="missing"):
@@ -243,12 +286,16 @@ def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(l
 
 
 @pytest.mark.parametrize("frame", ["gradient", "sign"])
-def test_adapter_before_its_fit_is_saved_but_neither_exported_nor_merged(llama, batches, adapters, tmp_path, frame):
+def test_adapter_before_its_fit_is_saved_but_neither_exported_nor_merged(
+    llama, batches, adapters, tmp_path, frame
+):
     untouched = copy.deepcopy(llama)
     config = qpeft.QuantumPeftConfig(r=2, frame=frame, frame_rank=4, target_modules=["q_proj"])
     model = get_peft_model(llama, config)
     for use in (lambda: qpeft.export(model, tmp_path / "exported"), model.merge_and_unload):
-        with pytest.raises(ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)|calibration batches first"):
+        with pytest.raises(
+            ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)|calibration batches first"
+        ):
             use()
     assert not (tmp_path / "exported").exists()
     model.save_pretrained(tmp_path)

@@ -1,4 +1,6 @@
-"""Quantised angles: the rounding against the formula in float64, and the file's bytes against the training values."""
+"""Quantised angles: the rounding against the formula in float64, and the file's bytes against the
+training values.
+"""
 
 import math
 from contextlib import contextmanager
@@ -58,7 +60,9 @@ def test_values_are_the_nearest_on_the_grid_of_the_header(x, bits, size):
     for before, after, (lo, width) in found:
         d = width / (2**bits - 1)
         noise = 4 * torch.finfo(torch.float32).eps * (abs(lo) + width)
-        assert (after.double() - before.double()).abs().max() <= d / 2 + width * 2**-11 + noise  # float16 ranges
+        assert (
+            after.double() - before.double()
+        ).abs().max() <= d / 2 + width * 2**-11 + noise  # float16 ranges
         assert len(after.unique()) <= 2**bits
         assert lo <= after.min()
         assert after.max() <= lo + width + noise
@@ -89,7 +93,9 @@ def test_quantizing_twice_equals_once(x, bits, size):
         assert torch.equal(quantize(once, bits), once)
         first, second = pack(x, bits), pack(once, bits)
         assert torch.equal(unpack(second, len(x), bits), once)
-    assert torch.equal(first[-math.ceil(bits * x.numel() / 8) :], second[-math.ceil(bits * x.numel() / 8) :])
+    assert torch.equal(
+        first[-math.ceil(bits * x.numel() / 8) :], second[-math.ceil(bits * x.numel() / 8) :]
+    )
 
 
 @given(angles(), BITS, st.integers(0, 2**32 - 1))

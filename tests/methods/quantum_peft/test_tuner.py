@@ -29,7 +29,9 @@ def base(request):
 def test_layers_of_a_type_share_circuits_but_not_lambda(llama, ids, adapters):
     own = quantum_peft(copy.deepcopy(llama))
     model = adapters.train(quantum_peft(llama, share="type"), ids)
-    first, second = (model.get_submodule(f"base_model.model.model.layers.{i}.self_attn.q_proj") for i in (0, 1))
+    first, second = (
+        model.get_submodule(f"base_model.model.model.layers.{i}.self_attn.q_proj") for i in (0, 1)
+    )
     assert torch.equal(first.lora_A["default"].weight, second.lora_A["default"].weight)
     assert not torch.equal(first.lora_B["default"].weight, second.lora_B["default"].weight)
     assert model.get_nb_trainable_parameters()[0] < own.get_nb_trainable_parameters()[0]
@@ -44,14 +46,20 @@ def test_weight_frames_need_the_weights(llama):
     broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.up_proj"):
         quantum_peft(broken, frame="weights")
-    quantized.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(24, 16, dtype=torch.int8), False)
+    quantized.model.layers[0].mlp.up_proj.weight = nn.Parameter(
+        torch.zeros(24, 16, dtype=torch.int8), False
+    )
     with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up_proj"):
         quantum_peft(quantized, frame="weights")
 
 
 def _factors(generator):
     """The name and the parameters of each factor."""
-    rows = zip(generator.angles().split([shape.numel() for shape in generator.shapes]), generator.shapes, strict=True)
+    rows = zip(
+        generator.angles().split([shape.numel() for shape in generator.shapes]),
+        generator.shapes,
+        strict=True,
+    )
     for part, (angles, shape) in zip(generator.parts, rows, strict=True):
         yield from zip(dict.fromkeys(part.units), angles.view(shape), strict=True)
 
@@ -65,11 +73,15 @@ def signed_svd(matrix):
 
 @pytest.mark.parametrize("frame", ["weights", "sign"])
 def test_core_in_frames_is_lora_xs_or_lora_sb(base, ids, adapters, frame):
-    """W + U S R V^T with the truncated SVD of W (LoRA-XS, arXiv 2405.17604), or W + B R A with those of Adam's first
-    step, -sign(gradient) (LoRA-SB, arXiv 2411.19557); only R is trained."""
+    """W + U S R V^T with the truncated SVD of W (LoRA-XS, arXiv 2405.17604), or W + B R A with
+    those of Adam's first step, -sign(gradient) (LoRA-SB, arXiv 2411.19557); only R is trained.
+    """
     base.requires_grad_(True)
     base(input_ids=ids, labels=ids).loss.backward()
-    known = {n: p.detach().clone() if frame == "weights" else -p.grad.sign() for n, p in base.named_parameters()}
+    known = {
+        n: p.detach().clone() if frame == "weights" else -p.grad.sign()
+        for n, p in base.named_parameters()
+    }
     base.zero_grad()
     model = quantum_peft(base, frame=frame, family="core", lora_alpha=2)
     if frame == "sign":
@@ -78,13 +90,18 @@ def test_core_in_frames_is_lora_xs_or_lora_sb(base, ids, adapters, frame):
     cores = dict(_factors(model.base_model.generators["default"]))
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
-            matrix, delta = known[f"{name}.weight"].double(), layer.get_delta_weight("default").double()
+            matrix, delta = (
+                known[f"{name}.weight"].double(),
+                layer.get_delta_weight("default").double(),
+            )
             matrix, delta = (matrix.mT, delta.mT) if layer.fan_in_fan_out else (matrix, delta)
             u, s, vt = signed_svd(matrix)
             core = cores[f"{name}.u"].view(3, 3).detach().double()
             assert core.any()
             expected = 2 * (u * s if frame == "weights" else u) @ core @ vt
-            torch.testing.assert_close(delta, expected, atol=2e-2 * expected.abs().max().item(), rtol=0)
+            torch.testing.assert_close(
+                delta, expected, atol=2e-2 * expected.abs().max().item(), rtol=0
+            )
     assert model.get_nb_trainable_parameters()[0] == 9 * len(model.base_model.targeted_module_names)
 
 
@@ -110,7 +127,9 @@ def test_checkpoint_of_other_settings_or_another_base_raises(llama, gpt2, tmp_pa
 def test_factors_equal_pennylanes_columns(llama, ids, adapters):
     """lora_B lora_A = s U diag(lambda) V^T, with U and V from PennyLane's SimplifiedTwoDesign."""
     qml = pytest.importorskip("pennylane")
-    model = adapters.train(quantum_peft(llama, target_modules=["layers.0.self_attn.q_proj"], n_layers=2), ids)
+    model = adapters.train(
+        quantum_peft(llama, target_modules=["layers.0.self_attn.q_proj"], n_layers=2), ids
+    )
     generator = model.base_model.generators["default"]
     angles = {name: row.double() for name, row in _factors(generator)}
     device = qml.device("default.qubit", wires=4)
@@ -123,22 +142,35 @@ def test_factors_equal_pennylanes_columns(llama, ids, adapters):
 
     spread = (0, 5, 10)  # 0000, 0101, 1010
     u, v = (
-        torch.stack([column(angles[f"model.layers.0.self_attn.q_proj.{side}"].detach(), i).real for i in spread], 1)
+        torch.stack(
+            [
+                column(angles[f"model.layers.0.self_attn.q_proj.{side}"].detach(), i).real
+                for i in spread
+            ],
+            1,
+        )
         for side in "uv"
     )
     expected = 16 * (u * generator.lam().detach().double()) @ v.mT
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    torch.testing.assert_close(layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0
+    )
 
 
 FRAMED = {"share": "type", "frame": "random", "frame_rank": 8}
 
 
-@pytest.mark.parametrize("settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"]
+)
 def test_generator_is_not_affected_by_autocast(llama, ids, adapters, settings):
     """Even where backward is called inside."""
     model = adapters.train(quantum_peft(llama, **settings), ids).train()
-    binding, generator = model.base_model.generators.bindings["default"], model.base_model.generators["default"]
+    binding, generator = (
+        model.base_model.generators.bindings["default"],
+        model.base_model.generators["default"],
+    )
     weights = torch.randn(sum(binding.sizes))
     model.zero_grad()
     (generator() @ weights).backward()

@@ -10,7 +10,8 @@ from qpeft.methods.method import Method
 METHOD = Method(
     key="bottleneck",
     title="feed-forward (bottleneck) adapter",
-    config="qpeft.methods.bottleneck.model:BottleneckConfig",  # finds the feed-forward blocks itself
+    # finds the feed-forward blocks itself
+    config="qpeft.methods.bottleneck.model:BottleneckConfig",
     tuner="qpeft.methods.bottleneck.model:BottleneckModel",
     learning_rate=0.03,
     options="qpeft.methods.bottleneck:BottleneckSettings",

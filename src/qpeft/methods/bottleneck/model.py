@@ -1,11 +1,12 @@
-"""The feed-forward (bottleneck) adapter of Houlsby et al. and Pfeiffer et al. as a PEFT tuner; stock PEFT has none.
+"""The feed-forward (bottleneck) adapter of Houlsby et al. and Pfeiffer et al. as a PEFT tuner;
+stock PEFT has none.
 
 The output of each target module f becomes, with a bottleneck of width b:
 
     y = f(x) + W_up gelu(W_down f(x) + c_down) + c_up        W_down (b, d), W_up (d, b)
 
-W_up and both biases are initialized to zero, so the model does not change initially. QPA's paper mentions a
-"feed-forward adapter" without details; this is our interpretation.
+W_up and both biases are initialized to zero, so the model does not change initially. QPA's paper
+mentions a "feed-forward adapter" without details; this is our interpretation.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A module followed by bottleneck adapters; several active ones have the same input and are summed."""
+    """A module followed by bottleneck adapters; several active ones have the same input and are
+    summed.
+    """
 
     adapter_layer_names = ("bottleneck_adapter",)
 
@@ -66,13 +69,19 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         adapted = x
         for name in names:
             adapter: Any = self.bottleneck_adapter[name]
-            adapted = adapted + adapter(self._cast_input_dtype(x, adapter[0].weight.dtype)).to(x.dtype)
+            adapted = adapted + adapter(self._cast_input_dtype(x, adapter[0].weight.dtype)).to(
+                x.dtype
+            )
         return adapted if isinstance(output, Tensor) else (adapted, *output[1:])
 
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+    def _move_adapter_to_device_of_base_layer(
+        self, adapter_name: str, device: torch.device | None = None
+    ) -> None:
         # PEFT knows the device of a linear map, not of a block
         first = next(self.get_base_layer().parameters(), None)
-        super()._move_adapter_to_device_of_base_layer(adapter_name, device or (None if first is None else first.device))
+        super()._move_adapter_to_device_of_base_layer(
+            adapter_name, device or (None if first is None else first.device)
+        )
 
 
 class BottleneckModel(OwnTuner):
@@ -87,22 +96,35 @@ class BottleneckModel(OwnTuner):
                 return [target]
             if matching := [name for name in modules if re.fullmatch(target, name)]:
                 return matching
-        parts = sorted({part for name in modules if not (part := name.rpartition(".")[2]).isdigit()})
-        raise ConfigError(f"no feed-forward block of a known name; set target_modules to some of {', '.join(parts)}")
+        parts = sorted(
+            {part for name in modules if not (part := name.rpartition(".")[2]).isdigit()}
+        )
+        raise ConfigError(
+            "no feed-forward block of a known name; set target_modules to some of"
+            f" {', '.join(parts)}"
+        )
 
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
         _find_width(module, name)
-        layers = [one for one, module in self.model.named_modules() if isinstance(module, BottleneckLayer)]
+        layers = [
+            one for one, module in self.model.named_modules() if isinstance(module, BottleneckLayer)
+        ]
         parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
-        if outer := [one for one in parents if one in layers or check_target_module_exists(config, one)]:
-            raise ConfigError(f"target_modules match {outer[0]} and {name} within it; give a longer name")
+        if outer := [
+            one for one in parents if one in layers or check_target_module_exists(config, one)
+        ]:
+            raise ConfigError(
+                f"target_modules match {outer[0]} and {name} within it; give a longer name"
+            )
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         # initially it adds 0; W_down is uniform on +-1/sqrt(d)
         base = layer.get_base_layer()
         width, held = _find_width(base, name), list(base.parameters())
         layer.in_features, layer.out_features = sizes(base) if is_linear(base) else (width, width)
-        dtype = next((p.dtype for p in held if p.is_floating_point()), torch.float32)  # a quantized base has others
+        dtype = next(
+            (p.dtype for p in held if p.is_floating_point()), torch.float32
+        )  # a quantized base has others
         device = held[0].device if held else None
         down = nn.Linear(width, config.bottleneck_size, device=device, dtype=dtype)
         up = nn.Linear(config.bottleneck_size, width, device=device, dtype=dtype)
@@ -110,15 +132,19 @@ class BottleneckModel(OwnTuner):
             nn.init.zeros_(zero)
         init = SeededInit(config.seed, down.weight.device.type)
         with torch.no_grad():
-            down.weight.copy_(init.uniform(f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)))
+            down.weight.copy_(
+                init.uniform(
+                    f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)
+                )
+            )
         layer.bottleneck_adapter[adapter_name] = nn.Sequential(down, nn.GELU(), up)
 
 
 def _find_width(module: nn.Module, name: str) -> int:
     """d, the size of the last axis of the module's output; raises ConfigError if it is unknown.
 
-    The output of a block has the width of its input, which is the input width of its first linear map and the output
-    width of its last. That of a normalization has the width of its gain.
+    The output of a block has the width of its input, which is the input width of its first linear
+    map and the output width of its last. That of a normalization has the width of its gain.
     """
     if is_linear(module):
         return sizes(module)[1]
@@ -131,6 +157,7 @@ def _find_width(module: nn.Module, name: str) -> int:
     if linears and is_block and linears[0][0] == linears[-1][1]:
         return linears[0][0]
     raise ConfigError(
-        f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter follows a Linear, "
-        "a Conv1D, a normalization, or a block such as mlp whose output is one tensor of the model's width"
+        f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter"
+        " follows a Linear, a Conv1D, a normalization, or a block such as mlp whose output is one"
+        " tensor of the model's width"
     )

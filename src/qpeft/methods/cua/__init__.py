@@ -1,4 +1,6 @@
-"""CUA, Cayley unitary adapters (arXiv 2605.05914): block-diagonal rotations in front of, or behind, a linear map."""
+"""CUA, Cayley unitary adapters (arXiv 2605.05914): block-diagonal rotations in front of, or behind,
+a linear map.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,17 @@ class CUASettings:
     """The blocks of CUA's rotation and how it is read; importable without torch."""
 
     block_size: int = option(
-        4, "Width b of a block, b(b-1)/2 parameters each; 2**q for q qubits.", at_least=2, at_most=4096
+        4,
+        "Width b of a block, b(b-1)/2 parameters each; 2**q for q qubits.",
+        at_least=2,
+        at_most=4096,
     )
-    side: str = option("input", "Rotate the input or the output of a linear map.", choices=("input", "output"))
+    side: str = option(
+        "input", "Rotate the input or the output of a linear map.", choices=("input", "output")
+    )
     readout: str = option(
         "linear",
-        "linear: the rotated values. magnitude, which hardware measures: their absolute values with the signs of the "
-        "values before the rotation.",
+        "linear: the rotated values. magnitude, which hardware measures: their absolute values with"
+        " the signs of the values before the rotation.",
         choices=("linear", "magnitude"),
     )

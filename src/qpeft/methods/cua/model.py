@@ -1,4 +1,5 @@
-"""CUA, Cayley unitary adapters (arXiv 2605.05914), as a PEFT tuner: our interpretation of public summaries.
+"""CUA, Cayley unitary adapters (arXiv 2605.05914), as a PEFT tuner: our interpretation of public
+summaries.
 
 A vector of width d is cut into d / b blocks, each of which is rotated by a matrix of its own:
 
@@ -6,8 +7,8 @@ A vector of width d is cut into d / b blocks, each of which is rotated by a matr
     linear      g(x) = Q x                      magnitude   g(x) = sign(x) |Q x|, elementwise
     input       y = W0 g(x) + b0                output      y = g(W0 x) + b0
 
-On hardware a block is the amplitudes of q = log2 b qubits. With the linear readout on the input side CUA is equal to
-OFT with blocks of b and the exact Cayley transform, as which it is exported.
+On hardware a block is the amplitudes of q = log2 b qubits. With the linear readout on the input
+side CUA is equal to OFT with blocks of b and the exact Cayley transform, as which it is exported.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from qpeft.methods.cua import CUASettings
 class CUAConfig(CUASettings, OwnTunerConfig):
     """CUA of linear maps, by default of all but the output head.
 
-    Each has d (b - 1) / 2 parameters in radians, float32, for the width d of its input, or of its output. The last
-    values that fill no block are not rotated; with such values on the input no OFT is equal.
+    Each has d (b - 1) / 2 parameters in radians, float32, for the width d of its input, or of its
+    output. The last values that fill no block are not rotated; with such values on the input no OFT
+    is equal.
 
     Example::
 
-        model = get_peft_model(base, CUAConfig(block_size=4, target_modules=["v_proj"], task_type="CAUSAL_LM"))
+        model = get_peft_model(base, CUAConfig(block_size=4, target_modules=["v_proj"],
+        task_type="CAUSAL_LM"))
 
     Raises:
         ConfigError: a setting is out of range; on the model, a block does not fit a width.
@@ -46,11 +49,15 @@ class CUAConfig(CUASettings, OwnTunerConfig):
 class CUARotation(Rotation):
     """g(x) - x; `angles` are k, (m, b(b-1)/2)."""
 
-    def __init__(self, settings: CUASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
+    def __init__(
+        self, settings: CUASettings, name: str, shape: tuple[int, int], init: SeededInit
+    ) -> None:
         width = rotated_width(settings, "block_size", name, shape)
         super().__init__(settings.side, settings, width)
         self.size, self.is_linear = settings.block_size, settings.readout == "linear"
-        if not self.is_linear and self.size.bit_count() == 1:  # probabilities lack the signs of the linear readout
+        if (
+            not self.is_linear and self.size.bit_count() == 1
+        ):  # probabilities lack the signs of the linear readout
             self.n_qubits = self.size.bit_length() - 1
         self.angles = Folded(torch.zeros(width // self.size, self.size * (self.size - 1) // 2), 1.0)
 
@@ -62,7 +69,9 @@ class CUARotation(Rotation):
             rotated, blocks = len(self.angles.start) * self.size, self.parts(x.dtype)[0]
             slices = x[..., :rotated].unflatten(-1, (-1, self.size))
             squares = self.measure(slices, None, blocks + torch.eye(self.size).to(x))
-            return x.sign() * torch.cat([squares.sqrt().flatten(-2), x[..., rotated:].abs()], -1) - x
+            return (
+                x.sign() * torch.cat([squares.sqrt().flatten(-2), x[..., rotated:].abs()], -1) - x
+            )
         rotated = super().change(x)
         return rotated if self.is_linear else x.sign() * (x + rotated).abs() - x
 

@@ -1,17 +1,20 @@
-"""QAA's features of an input: from a circuit whose initial state is the input, or from a classical control.
+"""QAA's features of an input: from a circuit whose initial state is the input, or from a classical
+control.
 
 With n qubits, B = 2^n and a = x / ||x||, padded with zeros to B, an orthogonal map turns a into phi, and
 
     f_r = sqrt((B+2)/2) sum_j s_rj |phi_j|^2        n features, s_rj = +-1 by bit r of j
 
-so that the features of a real circuit have variance 1 on isotropic inputs of width B. With readout last_r, QCHFT's
-(18), the features are those of the last r bits without the factor, and |f| <= 1. The map is
+so that the features of a real circuit have variance 1 on isotropic inputs of width B. With readout
+last_r, QCHFT's (18), the features are those of the last r bits without the factor, and |f| <= 1.
+The map is
 
     qnn         the circuit with angles (L, blocks, n), trained or frozen
     givens      as many rotations of two coordinates: each of the n angles of a block rotates a pair of its own
     quadratic   a random matrix (B, d) with orthonormal columns
 
-and "linear" is f = A a with a normal A (features, d) of the variance of a real circuit, which is odd in x.
+and "linear" is f = A a with a normal A (features, d) of the variance of a real circuit, which is
+odd in x.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 class Features(nn.Module):
     """f (..., features) of x (..., width); `init` draws the initial values by `name`.
 
-    Raises ConfigError for more than 16 qubits, or fewer than n_read, and for blocks on pairs of a single qubit.
+    Raises ConfigError for more than 16 qubits, or fewer than n_read, and for blocks on pairs of a
+    single qubit.
     """
 
     matrix: Tensor
@@ -45,24 +49,36 @@ class Features(nn.Module):
         self.source, self.n_qubits = settings.feature_source, amplitude_qubits(width)
         self.circuit, n = Ansatz(settings.ansatz, self.n_qubits, settings.n_layers), self.n_qubits
         unit = math.sqrt((2**n + 2) / 2)
-        self.n_features, self.scale = (n, unit) if settings.readout == "z" else (settings.n_read, 1.0)
+        self.n_features, self.scale = (
+            (n, unit) if settings.readout == "z" else (settings.n_read, 1.0)
+        )
         if self.n_features > n:
-            raise ConfigError(f"n_read={settings.n_read} exceeds {n}, the number of qubits of the input of {name}")
+            raise ConfigError(
+                f"n_read={settings.n_read} exceeds {n}, the number of qubits of the input of {name}"
+            )
         if self.source == "linear":
             drawn = init.normal(f"{name}.linear", (self.n_features, width), self.scale / unit)
             self.register_buffer("matrix", drawn, persistent=False)
         elif self.source == "quadratic":
-            self.register_buffer("matrix", init.orthonormal(f"{name}.quadratic", 2**n, width), persistent=False)
+            self.register_buffer(
+                "matrix", init.orthonormal(f"{name}.quadratic", 2**n, width), persistent=False
+            )
         else:
             shape = self.circuit.angle_shape
             drawn = init.uniform(f"{name}.angles", shape, math.pi)
             self.angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
             if self.source == "givens":
                 n_rounds = -(-math.prod(shape) // n)
-                order = init.uniform(f"{name}.pairs", (n_rounds, 2**n), 1.0).argsort(stable=True, dim=-1)
-                self.register_buffer("pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False)
+                order = init.uniform(f"{name}.pairs", (n_rounds, 2**n), 1.0).argsort(
+                    stable=True, dim=-1
+                )
+                self.register_buffer(
+                    "pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False
+                )
 
-    def forward(self, x: Tensor, measure: Callable[[Tensor, Any, Tensor], Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, measure: Callable[[Tensor, Any, Tensor], Tensor] | None = None
+    ) -> Tensor:
         if measure is not None:
             squares = measure(embedded(x, self.n_qubits), self.circuit, self.angles().to(x.dtype))
             z = squares @ z_signs(self.n_qubits, x.dtype, x.device)
@@ -70,16 +86,26 @@ class Features(nn.Module):
             z = amplitude_expectations(x, self.angles().to(x.dtype), self.circuit.name)
         else:
             a = embedded(x, self.n_qubits)
-            phi = self._rotated(a) if self.source == "givens" else a[..., : x.shape[-1]] @ self.matrix.to(x.dtype).mT
+            phi = (
+                self._rotated(a)
+                if self.source == "givens"
+                else a[..., : x.shape[-1]] @ self.matrix.to(x.dtype).mT
+            )
             if self.source == "linear":
                 return phi
             z = phi.square() @ z_signs(self.n_qubits, x.dtype, x.device)
         return z[..., -self.n_features :] * self.scale
 
     def _rotated(self, a: Tensor) -> Tensor:
-        angles: Any = self.angles().to(a.dtype).flatten().split(self.n_qubits)  # n each, of the last round fewer
+        angles: Any = (
+            self.angles().to(a.dtype).flatten().split(self.n_qubits)
+        )  # n each, of the last round fewer
         for angle, pairs in zip(angles, self.pairs.unbind(0), strict=True):
             i, j = pairs[:, : len(angle)]
             c, s, first, second = angle.cos(), angle.sin(), a[..., i], a[..., j]
-            a = a.index_copy(-1, torch.cat([i, j]), torch.cat([c * first - s * second, s * first + c * second], -1))
+            a = a.index_copy(
+                -1,
+                torch.cat([i, j]),
+                torch.cat([c * first - s * second, s * first + c * second], -1),
+            )
         return a

@@ -1,14 +1,16 @@
-"""QAA, quantum-amplitude-embedded adaptation (arXiv 2509.16244), as a PEFT tuner: our interpretation of its abstract.
+"""QAA, quantum-amplitude-embedded adaptation (arXiv 2509.16244), as a PEFT tuner: our
+interpretation of its abstract.
 
-A branch of a frozen linear map embeds the map's input x in the amplitudes of n = ceil(log2 d) qubits, runs a small
-circuit, and reads n features f(x):
+A branch of a frozen linear map embeds the map's input x in the amplitudes of n = ceil(log2 d)
+qubits, runs a small circuit, and reads n features f(x):
 
     y = W0 x + b0 + (alpha / n) (V f(x) + c)        V (outputs, features) and c (outputs,) are initialized to 0
 
-With readout last_r and ansatz mps or all_pairs this is QCHFT, of which n is n_read, and V is B; it has no c.
+With readout last_r and ansatz mps or all_pairs this is QCHFT, of which n is n_read, and V is B; it
+has no c.
 
-`features.py` contains f and its classical controls. f is even in x, so no change of the weight equals the branch: it
-can be neither merged nor exported.
+`features.py` contains f and its classical controls. f is even in x, so no change of the weight
+equals the branch: it can be neither merged nor exported.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
 from qpeft.methods.qaa.features import Features
 
 # names of query and value projections, or of one map that computes both
-_NAMES = "q_proj v_proj, query value, query_proj value_proj, q_lin v_lin, q v, c_attn, query_key_value, qkv_proj"
+_NAMES = (
+    "q_proj v_proj, query value, query_proj value_proj, q_lin v_lin, q v, c_attn, query_key_value,"
+    " qkv_proj"
+)
 _QUERY_VALUE = [list[str](names.split()) for names in f"{_NAMES}, qkv, Wqkv, in_proj".split(", ")]
 
 
@@ -58,16 +63,21 @@ class QAAConfig(QAASettings, OwnTunerConfig):
         super().__post_init__()
         self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
         if self.readout == "last_r" and self.feature_source == "none":
-            raise ConfigError("feature_source='none' leaves the offset, which readout='last_r' lacks; use readout='z'")
+            raise ConfigError(
+                "feature_source='none' leaves the offset, which readout='last_r' lacks; use"
+                " readout='z'"
+            )
         if self.out_slices is not None:
             self.out_slices = [list(pair) for pair in self.out_slices]
 
 
 class QAABranch(LinearAdapter):
-    """(alpha / n) (V f(x) + c), at the adapted outputs of the module `name`; `features` is f, None without features.
+    """(alpha / n) (V f(x) + c), at the adapted outputs of the module `name`; `features` is f, None
+    without features.
 
-    V (written, features) and c (written,), None with readout last_r, are initialized to 0. All arithmetic is float32,
-    or float64 in a model of float64, because squares of small amplitudes underflow in half precision.
+    V (written, features) and c (written,), None with readout last_r, are initialized to 0. All
+    arithmetic is float32, or float64 in a model of float64, because squares of small amplitudes
+    underflow in half precision.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {
@@ -79,15 +89,21 @@ class QAABranch(LinearAdapter):
     V: Tensor | None
     c: Tensor | None
 
-    def __init__(self, settings: QAASettings, name: str, shape: tuple[int, int], init: SeededInit) -> None:
+    def __init__(
+        self, settings: QAASettings, name: str, shape: tuple[int, int], init: SeededInit
+    ) -> None:
         (width, outputs), slices = shape, settings.out_slices
         if slices is None:  # of GPT-2's c_attn queries and values
             is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
             slices = [[0, width], [2 * width, outputs]] if is_fused else [[0, outputs]]
         for start, stop in slices:
             if start < 0 or stop > outputs:
-                raise ConfigError(f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}.")
-        features = None if settings.feature_source == "none" else Features(settings, width, name, init)
+                raise ConfigError(
+                    f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}."
+                )
+        features = (
+            None if settings.feature_source == "none" else Features(settings, width, name, init)
+        )
         super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
         self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
         self.n_qubits = features.n_qubits if features and features.source == "qnn" else 0
@@ -96,16 +112,22 @@ class QAABranch(LinearAdapter):
         written = sum(stop - start for start, stop in slices)
         # not by register_parameter, as in `Folded`
         self._parameters["V"] = nn.Parameter(torch.zeros(written, count)) if features else None
-        self._parameters["c"] = nn.Parameter(torch.zeros(written)) if settings.readout == "z" else None
+        self._parameters["c"] = (
+            nn.Parameter(torch.zeros(written)) if settings.readout == "z" else None
+        )
 
     def change(self, x: Tensor) -> Tensor:
-        """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are not adapted."""
+        """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are
+        not adapted.
+        """
         added: Any = self.c
         if self.features is not None and self.V is not None:
             f = self.features(x, self.measure)
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             added = linear(f * norm if self.carry_norm else f, self.V, self.c)
-        parts = added.expand(*x.shape[:-1], -1).split([stop - start for start, stop in self.slices], -1)
+        parts = added.expand(*x.shape[:-1], -1).split(
+            [stop - start for start, stop in self.slices], -1
+        )
         y = x.new_zeros(*x.shape[:-1], self.outputs)
         for (start, stop), part in zip(self.slices, parts, strict=True):
             y[..., start:stop] += self.scale * part
@@ -122,7 +144,9 @@ class QAAModel(LinearTuner):
         for names in _QUERY_VALUE:
             if parts.issuperset(names):
                 return names
-        raise ConfigError(f"no query and value projections of a known name; set target_modules to some of {parts}")
+        raise ConfigError(
+            f"no query and value projections of a known name; set target_modules to some of {parts}"
+        )
 
     def plan_sizes(self) -> dict[str, Any]:
         n_qubits = [branch.n_qubits for _, _, branch in self._pairs() if branch.n_qubits]

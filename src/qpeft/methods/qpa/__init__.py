@@ -1,4 +1,6 @@
-"""QPA (arXiv 2410.09846): a circuit and a map of its probabilities generate an adapter chunk by chunk."""
+"""QPA (arXiv 2410.09846): a circuit and a map of its probabilities generate an adapter chunk by
+chunk.
+"""
 
 from qpeft.methods.method import Method
 

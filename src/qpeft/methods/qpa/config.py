@@ -15,11 +15,13 @@ from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 @dataclass
 class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
-    """LoRA's own fields (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the generator's.
+    """LoRA's own fields (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the
+    generator's.
 
     Example::
 
-        model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear",
+        task_type="CAUSAL_LM"))
 
     Raises:
         ConfigError: a field is out of range, or a LoRA option that QPA cannot generate.
@@ -36,7 +38,9 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
 
     @classmethod
     def official(cls, **settings: Any) -> Self:
-        """The published experiment: rank 4, alpha 8, dropout 0.05 on lm_head, and the published generator."""
+        """The published experiment: rank 4, alpha 8, dropout 0.05 on lm_head, and the published
+        generator.
+        """
         lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ["lm_head"]}
         return super().official(**{**lora, **settings})
 
@@ -46,4 +50,6 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
 
 
 class QPAModel(GeneratedMixin, LoraModel):
-    """The tuner that PEFT builds for a QPAConfig: a stock LoRA whose every parameter is generated."""
+    """The tuner that PEFT builds for a QPAConfig: a stock LoRA whose every parameter is
+    generated.
+    """

@@ -1,15 +1,18 @@
-"""QPA's generator: a circuit's angles and a map generate all m parameters of an adapter, chunk by chunk.
+"""QPA's generator: a circuit's angles and a map generate all m parameters of an adapter, chunk by
+chunk.
 
-    angles -> probabilities (D,) -> K features of each chunk (C, K) -> linear map -> (C, n) -> flat (m,)
+    angles -> probabilities (D,) -> K features of each chunk (C, K) -> linear map -> (C, n) -> flat
+    (m,)
 
-(arXiv 2410.09846, which has one feature per chunk, K = 1, and an MLP on the feature and the bits of the chunk's index.)
-G generators have a leading axis G everywhere, and each generates its share of the flat vector: (G, C, n) -> (m,).
-Only the angles and the map are trained. With `init_mode="residual"` the result is
+(arXiv 2410.09846, which has one feature per chunk, K = 1, and an MLP on the feature and the bits of
+the chunk's index.) G generators have a leading axis G everywhere, and each generates its share of
+the flat vector: (G, C, n) -> (m,). Only the angles and the map are trained. With
+`init_mode="residual"` the result is
 
     w = w0 + (G - G_ref),
 
-where w0 is the adapter's own initialization and G_ref the generator's initial output, so that the initial model equals
-that of the stock adapter.
+where w0 is the adapter's own initialization and G_ref the generator's initial output, so that the
+initial model equals that of the stock adapter.
 """
 
 from __future__ import annotations
@@ -32,8 +35,11 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.settings import QPACount, QPAGeneratorConfig
 
 _SMALL = 0.01  # initial r.m.s. of the generated parameters, with features of norm 1 (measured)
-_FLOOR = 1e-6  # of 2^N p; without it the slope of a root at p = 0 is infinite and the gradient of the angles NaN
-_NULL = 1e-6  # of the largest eigenvalue: smaller ones would raise float32's rounding errors above 1e-4
+# of 2^N p; without it the slope of a root at p = 0 is infinite and the gradient of the angles NaN
+_FLOOR = 1e-6
+_NULL = (
+    1e-6  # of the largest eigenvalue: smaller ones would raise float32's rounding errors above 1e-4
+)
 
 
 def scaled(probabilities: Tensor) -> Tensor:
@@ -42,17 +48,21 @@ def scaled(probabilities: Tensor) -> Tensor:
 
 
 def root(probabilities: Tensor) -> Tensor:
-    """(sqrt(2^N p) - a) / sqrt(1 - a^2) with a = sqrt(2 / pi), shape (..., D): mean 0 and variance 1 for a random real
-    circuit, whose amplitudes are normal.
+    """(sqrt(2^N p) - a) / sqrt(1 - a^2) with a = sqrt(2 / pi), shape (..., D): mean 0 and variance
+    1 for a random real circuit, whose amplitudes are normal.
 
     The distribution has lighter tails than that of p: the chunks have about equal norms.
     """
     mean = math.sqrt(2 / math.pi)
-    return ((probabilities * probabilities.shape[-1]).clamp(min=_FLOOR).sqrt() - mean) / math.sqrt(1 - mean**2)
+    return ((probabilities * probabilities.shape[-1]).clamp(min=_FLOOR).sqrt() - mean) / math.sqrt(
+        1 - mean**2
+    )
 
 
 def squash(probabilities: Tensor) -> Tensor:
-    """q - mean(q) with q = (0.6 tanh(0.1 * 2^(N-1) p))^0.15 over all D basis states, shape (..., D)."""
+    """q - mean(q) with q = (0.6 tanh(0.1 * 2^(N-1) p))^0.15 over all D basis states, shape (...,
+    D).
+    """
     x = (probabilities * probabilities.shape[-1]).clamp(min=_FLOOR)
     q = (0.6 * torch.tanh(0.05 * x)) ** 0.15
     return q - q.mean(-1, keepdim=True)
@@ -62,9 +72,11 @@ _MAPS = {"whitened": root, "scaled": scaled, "squash": squash}  # before the whi
 
 
 def whitening(features: Tensor) -> Tensor:
-    """The symmetric S (..., K, K) that makes features F (..., C, K) orthogonal: (F S)^T F S = C / K identity.
+    """The symmetric S (..., K, K) that makes features F (..., C, K) orthogonal: (F S)^T F S = C / K
+    identity.
 
-    The rows of F S have norm 1 on average. If F has a rank R below K, it is C / R times the projection onto its rows.
+    The rows of F S have norm 1 on average. If F has a rank R below K, it is C / R times the
+    projection onto its rows.
     """
     values, vectors = torch.linalg.eigh(features.double().mT @ features.double())
     is_kept = values > _NULL * values[..., -1:]
@@ -76,10 +88,13 @@ def whitening(features: Tensor) -> Tensor:
 class CircuitFeature(CircuitModule):
     """Features of each chunk from the probabilities of G circuits, with trained or frozen angles.
 
-    The K features of chunk c are made from the probabilities of the basis states K c, ..., K c + K - 1.
+    The K features of chunk c are made from the probabilities of the basis states K c, ..., K c + K
+    - 1.
     """
 
-    def __init__(self, ansatz: Ansatz, angles: Folded, chunks: tuple[int, int], feature_map: str) -> None:
+    def __init__(
+        self, ansatz: Ansatz, angles: Folded, chunks: tuple[int, int], feature_map: str
+    ) -> None:
         super().__init__()
         self.ansatz, self.angles, self.chunks = ansatz, angles, chunks
         self.feature_map = _MAPS[feature_map]
@@ -95,8 +110,12 @@ class CircuitFeature(CircuitModule):
         return self.feature_map(found)[:, : n_chunks * k].view(-1, n_chunks, k)
 
 
-def _make_feature(config: QPAGeneratorConfig, count: QPACount, init: SeededInit) -> nn.Module | None:
-    """The module that computes the features (G, C, K) of `config.feature_source`; None for "none"."""
+def _make_feature(
+    config: QPAGeneratorConfig, count: QPACount, init: SeededInit
+) -> nn.Module | None:
+    """The module that computes the features (G, C, K) of `config.feature_source`; None for
+    "none".
+    """
     source, g, scale = config.feature_source, config.n_generators, float(config.angle_scale or 1)
     if source == "none":
         return None
@@ -104,7 +123,9 @@ def _make_feature(config: QPAGeneratorConfig, count: QPACount, init: SeededInit)
     if source in ("free", "random"):
         return Folded(init.normal("feature", (g, *chunks)), scale, trained=source == "free")
     ansatz = Ansatz(config.ansatz, count.n_qubits, config.n_layers)
-    angles = Folded(init.uniform("angles", (g, *ansatz.angle_shape), math.pi), scale, trained=source == "qnn")
+    angles = Folded(
+        init.uniform("angles", (g, *ansatz.angle_shape), math.pi), scale, trained=source == "qnn"
+    )
     return CircuitFeature(ansatz, angles, chunks, str(config.feature_map))
 
 
@@ -112,11 +133,20 @@ class FoldedLinear(nn.Module):
     """y = x W^T + b with folded W (G, out, in) and b (G, out), uniform on +-bound at first."""
 
     def __init__(
-        self, shape: tuple[int, int, int], scale: float, bound: float, name: str, init: SeededInit, *, has_bias: bool
+        self,
+        shape: tuple[int, int, int],
+        scale: float,
+        bound: float,
+        name: str,
+        init: SeededInit,
+        *,
+        has_bias: bool,
     ) -> None:
         super().__init__()
         self.weight = Folded(init.uniform(f"{name}.weight", shape, bound), scale)
-        self.bias = Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale) if has_bias else None
+        self.bias = (
+            Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale) if has_bias else None
+        )
 
     def forward(self, x: Tensor, *, initial: bool = False) -> Tensor:
         """(G, C, in) -> (G, C, out)"""
@@ -134,13 +164,21 @@ class QPAGenerator(Generator):
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
-    groups: ClassVar[Mapping[str, ParameterGroup]] = {"feature": ANGLES, "mlp": ParameterGroup("map", decays=True)}
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {
+        "feature": ANGLES,
+        "mlp": ParameterGroup("map", decays=True),
+    }
     bits: Tensor | None
     whitening: Tensor | None
     initial: Tensor
 
     def __init__(
-        self, config: QPAGeneratorConfig, initial: Tensor, init: SeededInit, *, keep_initial: bool = False
+        self,
+        config: QPAGeneratorConfig,
+        initial: Tensor,
+        init: SeededInit,
+        *,
+        keep_initial: bool = False,
     ) -> None:
         super().__init__()
         self.config, self.m = config, initial.numel()
@@ -150,13 +188,25 @@ class QPAGenerator(Generator):
         g, widths = config.n_generators, count.widths
         bounds = [1.0 / math.sqrt(n_in) for n_in in widths[:-1]]  # as torch.nn.Linear
         if config.init_mode == "small":
-            bounds[-1] = _SMALL * math.sqrt(3 if config.feature_map == "whitened" else 3 / widths[-2])
+            bounds[-1] = _SMALL * math.sqrt(
+                3 if config.feature_map == "whitened" else 3 / widths[-2]
+            )
         self.mlp = nn.ModuleList(
-            FoldedLinear((g, n_out, n_in), config.mlp_scale, bound, f"mlp.{i}", init, has_bias=len(widths) > 2)
-            for i, ((n_in, n_out), bound) in enumerate(zip(itertools.pairwise(widths), bounds, strict=True))
+            FoldedLinear(
+                (g, n_out, n_in),
+                config.mlp_scale,
+                bound,
+                f"mlp.{i}",
+                init,
+                has_bias=len(widths) > 2,
+            )
+            for i, ((n_in, n_out), bound) in enumerate(
+                zip(itertools.pairwise(widths), bounds, strict=True)
+            )
         )
         n_bits = widths[0] - (0 if self.feature is None else int(config.features or 1))
-        # those of the chunk's number as -1 and +1, wire 0 (the most significant) first: (G, C, bits)
+        # those of the chunk's number as -1 and +1, wire 0 (the most significant) first: (G, C,
+        # bits)
         bits = torch.arange(count.n_chunks // g)[:, None] >> torch.arange(n_bits - 1, -1, -1) & 1
         bits = (bits.float() * 2 - 1).expand(g, -1, -1) if n_bits else None
         self.register_buffer("bits", bits, persistent=False)
@@ -166,9 +216,13 @@ class QPAGenerator(Generator):
             with torch.no_grad(), torch.device("cpu"):
                 self.whitening = whitening(deepcopy(self.feature).double()(initial=True))
         settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
-        gates = [] if self._ansatz is None else list(self._ansatz.gates())  # another circuit may have the same name
+        gates = (
+            [] if self._ansatz is None else list(self._ansatz.gates())
+        )  # another circuit may have the same name
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.m, settings, gates))
-        self._reference: Tensor | None = None  # G_ref, computed on the device of the first evaluation
+        self._reference: Tensor | None = (
+            None  # G_ref, computed on the device of the first evaluation
+        )
 
     @property
     def is_costly(self) -> bool:
@@ -176,7 +230,9 @@ class QPAGenerator(Generator):
         return getattr(self.feature, "backend", None) is not None
 
     def forward(self) -> Tensor:
-        """The adapter's parameters, flat (m,). Raises ConfigError if an angle is not finite (on the CPU only)."""
+        """The adapter's parameters, flat (m,). Raises ConfigError if an angle is not finite (on the
+        CPU only).
+        """
         output = self._output()
         if self.config.init_mode == "raw":
             return output
@@ -188,7 +244,9 @@ class QPAGenerator(Generator):
         return self.initial + output
 
     def _output(self, *, initial: bool = False) -> Tensor:
-        shares = self.chunks(initial=initial).view(self.config.n_generators, -1)[:, : self.config.share(self.m)]
+        shares = self.chunks(initial=initial).view(self.config.n_generators, -1)[
+            :, : self.config.share(self.m)
+        ]
         if self.config.center_output:
             shares = shares - shares.mean(-1, keepdim=True)
         return shares.flatten()[: self.m]

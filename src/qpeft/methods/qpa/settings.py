@@ -1,9 +1,9 @@
 """The fields of QPA's generator and the sizes that follow from them, importable without torch.
 
-G generators compute a share of ceil(m / G) parameters each. For a share and chunk size n there are C chunks with K
-features each, one basis state for each feature, so the circuit has N + log2 K qubits with N = max(1, ceil(log2 C)).
-The inputs of the map are the K features, and the N bits of the chunk's index if there is a hidden layer; without
-features they are the bits.
+G generators compute a share of ceil(m / G) parameters each. For a share and chunk size n there are
+C chunks with K features each, one basis state for each feature, so the circuit has N + log2 K
+qubits with N = max(1, ceil(log2 C)). The inputs of the map are the K features, and the N bits of
+the chunk's index if there is a hidden layer; without features they are the bits.
 """
 
 from __future__ import annotations
@@ -31,52 +31,70 @@ PAPER_HIDDEN = (32, 64, 128, 128, 64, 32, 32)
 _LINEAR = {"features": 16, "feature_map": "whitened", "angle_scale": 1.0}
 _NETWORK = {"features": 1, "feature_map": "scaled", "angle_scale": 10.0, "init_mode": "residual"}
 _OFFICIAL = {
-    **{"activation": "identity", "feature_map": "squash", "init_mode": "raw", "center_output": True},
+    **{
+        "activation": "identity",
+        "feature_map": "squash",
+        "init_mode": "raw",
+        "center_output": True,
+    },
     **{"vector_order": "official", "angle_scale": 1.0, "mlp_scale": 1.0},
 }
 
 
 class QPACount(NamedTuple):
-    """Sizes and trainable parameters of a QPA generator for m parameters; with several generators, of all of them."""
+    """Sizes and trainable parameters of a QPA generator for m parameters; with several generators,
+    of all of them.
+    """
 
     chunk_size: int
     n_chunks: int
     n_qubits: int  # of each circuit
-    widths: tuple[int, ...]  # of the map of each generator, from its inputs over hidden layers to a chunk
+    widths: tuple[
+        int, ...
+    ]  # of the map of each generator, from its inputs over hidden layers to a chunk
     total: int  # trainable parameters
 
 
 @dataclass(kw_only=True)
 class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
-    """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv 2410.09846)."""
+    """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv
+    2410.09846).
+    """
 
     chunk_size: int | None = option(
-        None, "Parameters that are generated per chunk (the paper's n_mlp). Set this or budget, not both.", at_least=1
+        None,
+        "Parameters that are generated per chunk (the paper's n_mlp). Set this or budget, not"
+        " both.",
+        at_least=1,
     )
     budget: float | None = option(
         None,
-        "Maximum number of trainable parameters: a whole number is a count, a fraction below 1 a share of the "
-        "adapter's parameters. Without chunk_size and budget: 0.5.",
+        "Maximum number of trainable parameters: a whole number is a count, a fraction below 1 a"
+        " share of the adapter's parameters. Without chunk_size and budget: 0.5.",
         above=0,
     )
     n_layers: int = option(8, "Circuit layers L.", at_least=1)
     ansatz: str = option(
         "ry_ladder",
-        "The circuit. One of your own: FILE.py:NAME on the command line and in study files; in Python the name that "
-        "register_ansatz registered.",
+        "The circuit. One of your own: FILE.py:NAME on the command line and in study files; in"
+        " Python the name that register_ansatz registered.",
     )
     features: int | None = option(
         None,
-        "Probabilities of the circuit per chunk, K, a power of two. Default: 16, or the paper's 1 with hidden layers.",
+        "Probabilities of the circuit per chunk, K, a power of two. Default: 16, or the paper's 1"
+        " with hidden layers.",
         at_least=1,
         at_most=2 ** (MAX_QUBITS - 1),
     )
     hidden: tuple[int, ...] | None = option(
         (),
-        "Hidden widths of the network from the features to a chunk. Default: none, one linear map. None in Python and "
-        "study files: the paper's 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 for small budgets.",
+        "Hidden widths of the network from the features to a chunk. Default: none, one linear map."
+        " None in Python and study files: the paper's 32, 64, 128, 128, 64, 32, 32, or these"
+        " divided by 2, 4 or 8 for small budgets.",
     )
-    n_generators: int = option(1, "Number of generators, each for an equal share of the parameters.", at_least=1)
+    n_generators: int = option(
+        1, "Number of generators, each for an equal share of the parameters.", at_least=1
+    )
     activation: str = option(
         "silu",
         "Between hidden layers; identity makes the network one affine map.",
@@ -84,25 +102,29 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     )
     feature_map: str | None = option(
         None,
-        "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, sqrt(2^N p) with mean 0 and variance "
-        "1, times a matrix that makes the features of the initial angles uncorrelated; or squash. Default: whitened, "
-        "or scaled with hidden layers.",
+        "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, sqrt(2^N p) with"
+        " mean 0 and variance 1, times a matrix that makes the features of the initial angles"
+        " uncorrelated; or squash. Default: whitened, or scaled with hidden layers.",
         choices=("whitened", "scaled", "squash"),
     )
     feature_source: str = option(
         "qnn",
-        "Source of the features: the trained circuit (qnn) or a control: the circuit with frozen angles, free trained "
-        "values, fixed noise, or none (the bits of the chunk's index instead).",
+        "Source of the features: the trained circuit (qnn) or a control: the circuit with frozen"
+        " angles, free trained values, fixed noise, or none (the bits of the chunk's index"
+        " instead).",
         choices=("qnn", "qnn_frozen", "free", "random", "none"),
     )
     init_mode: str | None = option(
         None,
-        "small: the generated A and B of a LoRA have small initial values; residual: they are the stock adapter's, and "
-        "the model is exactly the base model; raw: the generator's output unchanged. Default: small for LoRA and "
-        "DoRA, residual for other hosts and with hidden layers.",
+        "small: the generated A and B of a LoRA have small initial values; residual: they are the"
+        " stock adapter's, and the model is exactly the base model; raw: the generator's output"
+        " unchanged. Default: small for LoRA and DoRA, residual for other hosts and with hidden"
+        " layers.",
         choices=("small", "residual", "raw"),
     )
-    center_output: bool = option(False, "Subtract the mean of the generated parameters (the published code does).")
+    center_output: bool = option(
+        False, "Subtract the mean of the generated parameters (the published code does)."
+    )
     vector_order: str = option(
         "peft",
         "Order in which tensors are filled: PEFT's, or the published code's (lora_B first).",
@@ -110,24 +132,33 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     )
     angle_scale: float | None = option(
         None,
-        "Factor folded into the angles' learning rate: angle = initial + factor * trained. Default: 1, or 10 with "
-        "hidden layers.",
+        "Factor folded into the angles' learning rate: angle = initial + factor * trained. Default:"
+        " 1, or 10 with hidden layers.",
         above=0,
     )
     mlp_scale: float = option(
-        10.0, "Factor folded into the map's learning rate: weight = initial + factor * trained.", above=0
+        10.0,
+        "Factor folded into the map's learning rate: weight = initial + factor * trained.",
+        above=0,
     )
-    seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
+    seed: int = option(
+        0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0
+    )
 
-    _is_lora = False  # whether the adapter is a LoRA of this method, whose initial values can be drawn again
+    # whether the adapter is a LoRA of this method, whose initial values can be drawn again
+    _is_lora = False
 
     def __post_init__(self) -> None:
         if self.hidden is not None:
-            self.hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
+            self.hidden = (
+                tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
+            )
             if not all(isinstance(width, int) and width > 0 for width in self.hidden):
                 raise ConfigError(f"hidden must be whole numbers of at least 1, got {self.hidden}")
         init_mode = "small" if self._is_lora else "residual"
-        for name, value in ({**_LINEAR, "init_mode": init_mode} if self.hidden == () else _NETWORK).items():
+        for name, value in (
+            {**_LINEAR, "init_mode": init_mode} if self.hidden == () else _NETWORK
+        ).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         check_fields(self, QPAGeneratorConfig)
@@ -135,7 +166,9 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")
         if (below := 1 << (self._k.bit_length() - 1)) != self._k:
-            raise ConfigError(f"features must be a power of two, got {self._k}; use {below} or {2 * below}")
+            raise ConfigError(
+                f"features must be a power of two, got {self._k}; use {below} or {2 * below}"
+            )
 
     @classmethod
     def paper(cls, **settings: Any) -> Self:
@@ -144,7 +177,9 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
 
     @classmethod
     def official(cls, **settings: Any) -> Self:
-        """The published code's choices, without its NaN at p = 0: affine MLP, squash, raw, centered."""
+        """The published code's choices, without its NaN at p = 0: affine MLP, squash, raw,
+        centered.
+        """
         size = {} if "budget" in settings else {"chunk_size": 2048}
         return cls.paper(**{**_OFFICIAL, **size, **settings})
 
@@ -153,7 +188,9 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             return list(slots)
         by_module = itertools.groupby(slots, lambda slot: slot.label.rpartition(".lora_")[0])
         return [
-            slot for _, of_one in by_module for slot in sorted(of_one, key=lambda slot: ".lora_B" not in slot.label)
+            slot
+            for _, of_one in by_module
+            for slot in sorted(of_one, key=lambda slot: ".lora_B" not in slot.label)
         ]
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QPAGenerator:
@@ -161,7 +198,9 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
 
         if self.init_mode == "small" and not self._is_lora:
             raise ConfigError("init_mode small is for LoRA and DoRA; use residual for another host")
-        return QPAGenerator(self, initial, init, keep_initial=not self._is_lora and self.init_mode == "residual")
+        return QPAGenerator(
+            self, initial, init, keep_initial=not self._is_lora and self.init_mode == "residual"
+        )
 
     @property
     def _k(self) -> int:
@@ -170,18 +209,24 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     def count(self, m: int) -> QPACount:
         """The generator's sizes for m adapter parameters.
 
-        Raises ConfigError if m is 0, the budget is too small, or the chunks need more than `MAX_QUBITS` qubits.
+        Raises ConfigError if m is 0, the budget is too small, or the chunks need more than
+        `MAX_QUBITS` qubits.
         """
         if m < 1:
-            raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
+            raise ConfigError(
+                "no trainable adapter parameters found; attach a PEFT adapter before wrapping"
+                " with QPA"
+            )
         if self.chunk_size is None:
             return self._largest(m, self.budget_count(m))
-        counted = self._count(m, self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden)
+        counted = self._count(
+            m, self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden
+        )
         if counted.n_qubits > MAX_QUBITS:
             fewest = -(-self.share(m) * self._k // 2**MAX_QUBITS)
             raise ConfigError(
-                f"{counted.n_chunks} chunks with features={self.features} need {counted.n_qubits} qubits, "
-                f"more than {MAX_QUBITS}; use chunk_size >= {fewest} or fewer features"
+                f"{counted.n_chunks} chunks with features={self.features} need {counted.n_qubits}"
+                f" qubits, more than {MAX_QUBITS}; use chunk_size >= {fewest} or fewer features"
             )
         return counted
 
@@ -207,30 +252,40 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         return QPACount(chunk_size, g * chunks, n_qubits, widths, g * (angles + of_map))
 
     def _largest(self, m: int, budget: int) -> QPACount:
-        """The counts of the largest chunk size with at most `budget` trainable parameters for a trained circuit.
+        """The counts of the largest chunk size with at most `budget` trainable parameters for a
+        trained circuit.
 
-        The controls (`feature_source` other than "qnn") have the same chunk size, so that they differ only in the
-        features. The total grows with the chunk size as long as the number of qubits is the same: of each number of
-        qubits, from the fewest (the largest chunks), the smallest chunk size is tried, and then enlarged.
+        The controls (`feature_source` other than "qnn") have the same chunk size, so that they
+        differ only in the features. The total grows with the chunk size as long as the number of
+        qubits is the same: of each number of qubits, from the fewest (the largest chunks), the
+        smallest chunk size is tried, and then enlarged.
         """
-        hidden, share = self._hidden_for(budget) if self.hidden is None else self.hidden, self.share(m)
+        hidden, share = (
+            (self._hidden_for(budget) if self.hidden is None else self.hidden),
+            self.share(m),
+        )
         tried, above = [], share + 1
         for bits in range(1, 1 + min(MAX_QUBITS + 1 - self._k.bit_length(), share.bit_length())):
             size = -(-share // 2**bits)
             tried.append(found := self._count(m, size, hidden, "qnn"))
             if found.total <= budget:
-                each = self.n_generators * (found.widths[-2] + bool(hidden))  # parameters for one more in the chunk
+                each = self.n_generators * (
+                    found.widths[-2] + bool(hidden)
+                )  # parameters for one more in the chunk
                 return self._count(m, min(size + (budget - found.total) // each, above - 1), hidden)
             above = size
         smallest = min(tried, key=lambda count: count.total)
         raise ConfigError(
-            f"budget {budget} is too small: the smallest generator for {m} parameters has "
-            f"{smallest.total} trainable parameters (chunk_size={smallest.chunk_size}, {smallest.n_qubits} qubits); "
-            f"raise budget, or reduce {'hidden' if hidden else 'features'}"
+            f"budget {budget} is too small: the smallest generator for {m} parameters has"
+            f" {smallest.total} trainable parameters (chunk_size={smallest.chunk_size},"
+            f" {smallest.n_qubits} qubits); raise budget, or reduce"
+            f" {'hidden' if hidden else 'features'}"
         )
 
     def _hidden_for(self, budget: int) -> tuple[int, ...]:
-        """The paper's widths, divided by 1, 2, 4 or 8 so that the inner layers have at most half of the budget."""
+        """The paper's widths, divided by 1, 2, 4 or 8 so that the inner layers have at most half of
+        the budget.
+        """
         for divisor in (1, 2, 4, 8):
             hidden = tuple(width // divisor for width in PAPER_HIDDEN)
             if self.n_generators * _map_size((self._k, *hidden), has_bias=True) <= budget / 2:

@@ -22,11 +22,14 @@ class QuanTASettings:
     """The axes of QuanTA and what acts on them; importable without torch."""
 
     axes: list[int] | None = option(
-        None, "Sizes of the axes, whose product is at least each width. Default: three or four of similar size."
+        None,
+        "Sizes of the axes, whose product is at least each width. Default: three or four of similar"
+        " size.",
     )
     form: str = option(
         "gates",
-        "A gate on each pair of axes (gates), or a control: one on each axis (kron), or a tensor train (mpo).",
+        "A gate on each pair of axes (gates), or a control: one on each axis (kron), or a tensor"
+        " train (mpo).",
         choices=("gates", "mpo", "kron"),
     )
     bond: int = option(4, "Bond dimension of form mpo.", at_least=1, at_most=4096)

@@ -23,28 +23,30 @@ METHOD = Method(
 
 @dataclass(kw_only=True)
 class QuantumPeftGeneratorConfig:
-    """Quantum-PEFT's generator of U diag(lambda) V^T from few parameters (ICLR 2025, arXiv 2503.05431).
+    """Quantum-PEFT's generator of U diag(lambda) V^T from few parameters (ICLR 2025, arXiv
+    2503.05431).
 
     Importable without torch.
     """
 
     family: str = option(
         "pauli",
-        "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a control: a trained matrix "
-        "inside a frame (core).",
+        "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a control: a"
+        " trained matrix inside a frame (core).",
         choices=("pauli", "lie", "core"),
     )
     n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1)
     construction: str = option(
         "auto",
-        "Circuits for widths that are not powers of two: cosine-sine recursion (qsd), a larger circuit "
-        "cut to size (pad), or qsd for widths with two or three set bits and pad for others (auto).",
+        "Circuits for widths that are not powers of two: cosine-sine recursion (qsd), a larger"
+        " circuit cut to size (pad), or qsd for widths with two or three set bits and pad for"
+        " others (auto).",
         choices=("auto", "qsd", "pad"),
     )
     columns: str | None = option(
         None,
-        "Columns of the circuit: with spread every angle has an effect, first is the paper's choice. "
-        "Default: spread; first inside a frame and for family lie.",
+        "Columns of the circuit: with spread every angle has an effect, first is the paper's"
+        " choice. Default: spread; first inside a frame and for family lie.",
         choices=("spread", "first"),
     )
     entangler: str = option(
@@ -54,29 +56,36 @@ class QuantumPeftGeneratorConfig:
     )
     freeze_angles: bool = option(False, "Control: train only lambda.")
     lie_rank: int = option(1, "Nonzero columns K' of the skew matrix; family lie.", at_least=1)
-    lie_map: str = option("exp", "From the skew matrix to an orthogonal one.", choices=("exp", "cayley"))
+    lie_map: str = option(
+        "exp", "From the skew matrix to an orthogonal one.", choices=("exp", "cayley")
+    )
     share: str = option(
         "none",
-        "none: every matrix has its own U and V; type: one pair for all matrices of a type (all query "
-        "projections, ...), with lambda per matrix.",
+        "none: every matrix has its own U and V; type: one pair for all matrices of a type (all"
+        " query projections, ...), with lambda per matrix.",
         choices=("none", "type"),
     )
     frame: str | None = option(
         None,
-        "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the initial loss "
-        "gradient (gradient), of its signs (sign, as in LoRA-SB), or of the base weight (weights, as in LoRA-XS; "
-        "nothing is stored), or a control: random directions.",
+        "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the"
+        " initial loss gradient (gradient), of its signs (sign, as in LoRA-SB), or of the base"
+        " weight (weights, as in LoRA-XS; nothing is stored), or a control: random directions.",
         choices=("gradient", "sign", "weights", "random"),
     )
     frame_rank: int = option(
-        32, "Directions in a frame, reduced to the largest power of two that fits the matrix.", at_least=1
+        32,
+        "Directions in a frame, reduced to the largest power of two that fits the matrix.",
+        at_least=1,
     )
     frames: str | None = option(
         None,
-        "Frame file with gradient frames that many adapters share, written by fit_frames(save_to=...) or by qpeft "
-        "frames. The compact adapter then refers to it; otherwise it stores its frames as float16.",
+        "Frame file with gradient frames that many adapters share, written by"
+        " fit_frames(save_to=...) or by qpeft frames. The compact adapter then refers to it;"
+        " otherwise it stores its frames as float16.",
     )
-    frames_sha256: str | None = field(default=None, metadata={"filled_in": True})  # of the frame file
+    frames_sha256: str | None = field(
+        default=None, metadata={"filled_in": True}
+    )  # of the frame file
     bits: int | None = option(
         None,
         "Bits per angle, in training and in the compact adapter; 16 is float16; 3 and fewer are "
@@ -90,12 +99,14 @@ class QuantumPeftGeneratorConfig:
     )
     angle_scale: float | None = option(
         None,
-        "Factor folded into the learning rate of the parameters of U and V. Default: 50; 15 for family lie "
-        "outside a frame.",
+        "Factor folded into the learning rate of the parameters of U and V. Default: 50; 15 for"
+        " family lie outside a frame.",
         above=0,
     )
     lambda_scale: float = option(2.0, "Factor folded into lambda's learning rate.", above=0)
-    seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
+    seed: int = option(
+        0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0
+    )
 
     def __post_init__(self) -> None:
         if self.frames is not None and self.frame is None:
@@ -106,15 +117,21 @@ class QuantumPeftGeneratorConfig:
             self.angle_scale = 15.0 if self.family == "lie" and self.frame is None else 50.0
         check_fields(self, QuantumPeftGeneratorConfig)
         if self.columns == "spread" and (self.family == "lie" or self.frame is not None):
-            raise ConfigError("family lie and frames use the first columns: leave columns unset or set columns='first'")
+            raise ConfigError(
+                "family lie and frames use the first columns: leave columns unset or set"
+                " columns='first'"
+            )
         if self.family == "core" and self.frame is None:
             raise ConfigError(
-                "family core is a matrix inside a frame: set frame= to one of gradient, sign, weights, random"
+                "family core is a matrix inside a frame: set frame= to one of gradient, sign,"
+                " weights, random"
             )
         if self.family == "core" and self.freeze_angles:
             raise ConfigError("freeze_angles leaves nothing to train: family core has no lambda")
         if self.frames is not None and not self.follows_gradient:
-            raise ConfigError(f"frames names a file of gradient frames: leave out frame={self.frame!r}")
+            raise ConfigError(
+                f"frames names a file of gradient frames: leave out frame={self.frame!r}"
+            )
 
     @property
     def follows_gradient(self) -> bool:

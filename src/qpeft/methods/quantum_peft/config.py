@@ -36,11 +36,13 @@ _OWN = {  # fields of one adapter, and those that are filled in
 class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig):
     """LoRA's own settings (target_modules, lora_dropout, rank_pattern, ...) and the generator's.
 
-    `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal.
+    `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are
+    orthonormal.
 
     Example::
 
-        model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2, target_modules="all-linear"))
+        model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2,
+        target_modules="all-linear"))
 
     Raises:
         ConfigError: a setting is out of range, or a LoRA option that Quantum-PEFT cannot generate.
@@ -52,11 +54,15 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     drawn_init = "zero"  # type: ignore[assignment]  # circuits compute the initial values
 
     def __post_init__(self) -> None:
-        self._of_file: dict[str, Any] | None = None  # settings in the frame file, which may be moved before saving
+        self._of_file: dict[str, Any] | None = (
+            None  # settings in the frame file, which may be moved before saving
+        )
         GeneratedConfig.__post_init__(self)
         QuantumPeftGeneratorConfig.__post_init__(self)
         if self.init_lora_weights is not True:
-            raise ConfigError("init_lora_weights does not apply: circuits compute the initial values")
+            raise ConfigError(
+                "init_lora_weights does not apply: circuits compute the initial values"
+            )
         refuse_lora_options(self, "Quantum-PEFT", more=("lora_bias", "use_rslora"))
 
     @property
@@ -64,7 +70,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         return self.frame not in (None, "random")
 
     def read_files(self, base: nn.Module) -> None:
-        """Take hash, largest number of directions and, unless they are set, target modules from the frame file.
+        """Take hash, largest number of directions and, unless they are set, target modules from the
+        frame file.
 
         Raises CheckpointError as `frame_file`, or if the file is for another base model.
         """
@@ -73,29 +80,41 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         file = self.frame_file()
         file.check_base(base)
         self.frames_sha256 = file.sha256
-        self.frame_rank = min(self.frame_rank, max(n_directions for _, _, n_directions in file.shapes.values()))
+        self.frame_rank = min(
+            self.frame_rank, max(n_directions for _, _, n_directions in file.shapes.values())
+        )
         self._of_file = file.settings
         if self.target_modules is None:
             targets: Any = file.settings.get("target_modules")
             self.target_modules = set(targets) if isinstance(targets, list) else targets  # type: ignore[assignment]
 
     def frame_file(self) -> FrameFile:
-        """Read the frame file. Raises CheckpointError if it is damaged, or not that with `frames_sha256`."""
+        """Read the frame file. Raises CheckpointError if it is damaged, or not that with
+        `frames_sha256`.
+        """
         return read_frame_file(self.frames or "", self.frames_sha256)
 
     def settings_beyond(self, known: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that many adapters can share, where they differ from those `known` and from the defaults."""
+        """The fields that many adapters can share, where they differ from those `known` and from
+        the defaults.
+        """
         usual = {**as_json(type(self)().to_dict()), **known}
-        return {k: v for k, v in as_json(self.to_dict()).items() if k not in _OWN and v != usual.get(k)}
+        return {
+            k: v for k, v in as_json(self.to_dict()).items() if k not in _OWN and v != usual.get(k)
+        }
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """With a frame file only what differs from its settings, and no model card but the user's."""
+        """With a frame file only what differs from its settings, and no model card but the
+        user's.
+        """
         super().save_pretrained(save_directory, **kwargs)
         if self.frames is None or self._of_file is None:
             return
         folder = Path(save_directory)
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-            is_sealed = len(file.keys()) == 1  # the generator's tensor contains a seal, others do not
+            is_sealed = (
+                len(file.keys()) == 1
+            )  # the generator's tensor contains a seal, others do not
         own = {"peft_type": self.peft_type, "format_version": self.format_version}
         own |= {"frames": Path(self.frames).name, "frames_sha256": self.frames_sha256}
         own |= {} if is_sealed else {"weights_sha256": self.weights_sha256}
@@ -106,17 +125,22 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
-        return with_frame_settings(super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent)
+        return with_frame_settings(
+            super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent
+        )
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         here = {slot.label: slot for slot in slots}
         return [here[label] for part in parts_of(self, slots) for label in part.labels]
 
-    def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QuantumPeftGenerator:
+    def make(
+        self, slots: Sequence[Slot], initial: Tensor, init: SeededInit
+    ) -> QuantumPeftGenerator:
         parts = parts_of(self, slots)
         if self.order(slots) != list(slots):
             raise CheckpointError(
-                "the table of generated tensors in adapter_config.json is damaged: their order differs"
+                "the table of generated tensors in adapter_config.json is damaged: their order"
+                " differs"
             )
         return QuantumPeftGenerator(self, parts, init)
 

@@ -20,33 +20,41 @@ from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError, DataError, TrainingError
 
 
-def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]], *, save_to: str | Path | None = None) -> None:
+def fit_frames(
+    model: Any, batches: Iterable[Mapping[str, Any]], *, save_to: str | Path | None = None
+) -> None:
     """Fit gradient frames of the model's Quantum-PEFT adapters; once, before training.
 
-    64 blocks of the training text are sufficient. Nothing else in the model changes. This needs memory for one float32
-    matrix per adapted module and for the activations of one batch, because activation checkpointing is off in
-    evaluation mode.
+    64 blocks of the training text are sufficient. Nothing else in the model changes. This needs
+    memory for one float32 matrix per adapted module and for the activations of one batch, because
+    activation checkpointing is off in evaluation mode.
 
     Example::
 
-        model = get_peft_model(base, QuantumPeftConfig(frame="gradient", target_modules="all-linear"))
-        qpeft.fit_frames(model, [tokenizer(text, return_tensors="pt") for text in texts[:64]])
+        model = get_peft_model(base, QuantumPeftConfig(frame="gradient",
+        target_modules="all-linear")) qpeft.fit_frames(model, [tokenizer(text, return_tensors="pt")
+        for text in texts[:64]])
 
     Args:
         model: A PeftModel with an adapter whose config has frame="gradient" or frame="sign".
-        batches: Arguments of `model(**batch)`. Default `labels` of a language model are `input_ids`; with padding,
+        batches: Arguments of `model(**batch)`. Default `labels` of a language model are
+        `input_ids`; with padding,
             give labels that are -100 there.
-        save_to: A new frame file, to which the adapter refers from now on instead of storing its frames; ".safetensors"
+        save_to: A new frame file, to which the adapter refers from now on instead of storing its
+        frames; ".safetensors"
             is added to the name. Other adapters use it with `QuantumPeftConfig(frames=...)`.
 
     Raises:
         ConfigError: no adapter needs a fit, or the adapter is merged, or `save_to` exists.
         DataError: no batch, or one without a loss.
-        TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted module.
+        TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted
+        module.
     """
     check_adapted(model)
     generators: Any = holder_of(model) or {}
-    unfitted = [generator for generator in generators.values() if getattr(generator, "needs_fit", False)]
+    unfitted = [
+        generator for generator in generators.values() if getattr(generator, "needs_fit", False)
+    ]
     if not unfitted:
         raise ConfigError(
             "no adapter of this model needs a fit; fit_frames is for a new QuantumPeftConfig with "
@@ -69,10 +77,18 @@ def save_frames(model: Any, path: str | Path) -> None:
     Raises ConfigError if the file exists, or if the adapter has no gradient frames of its own.
     """
     path, tuner = new_path(path), model.base_model
-    if len(model.peft_config) != 1 or fit_for(config := model.peft_config[model.active_adapter]) is None:
-        raise ConfigError("a frame file is written for one adapter with gradient frames that are not in a file yet")
+    if (
+        len(model.peft_config) != 1
+        or fit_for(config := model.peft_config[model.active_adapter]) is None
+    ):
+        raise ConfigError(
+            "a frame file is written for one adapter with gradient frames that are not in a"
+            " file yet"
+        )
     generator = tuner.generators[model.active_adapter]
-    file = write_frame_file(path, generator.matrix_frames(), config.settings_beyond({}), tuner.model)
+    file = write_frame_file(
+        path, generator.matrix_frames(), config.settings_beyond({}), tuner.model
+    )
     config.frames = str(file.path)
     config.read_files(tuner.model)
 
@@ -82,15 +98,24 @@ def fit_for(config: Any) -> Callable[[Any, Any], None] | None:
     return fit_frames if getattr(config, "stores_frames", False) else None
 
 
-def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Loss gradient of base weights, (d_out, d_in) float32 by module name, the mean over the batches.
+def collect_gradients(
+    model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """Loss gradient of base weights, (d_out, d_in) float32 by module name, the mean over the
+    batches.
 
-    The model runs in evaluation mode with disabled adapters. Afterwards both are restored, and no `grad` is set.
-    `names` are those of adapted modules (`nn.Linear` or `Conv1D`) in the base model. Raises as `fit_frames`.
+    The model runs in evaluation mode with disabled adapters. Afterwards both are restored, and no
+    `grad` is set. `names` are those of adapted modules (`nn.Linear` or `Conv1D`) in the base model.
+    Raises as `fit_frames`.
     """
     sums: dict[str, Tensor] = {}
     n = 0
-    with torch.inference_mode(False), torch.enable_grad(), _untouched(model), _changeable(model, names) as changes:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        _untouched(model),
+        _changeable(model, names) as changes,
+    ):
         for n, batch in enumerate(batches, start=1):
             loss = _loss(model, batch, n)
             if loss.requires_grad:
@@ -98,11 +123,17 @@ def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapp
                 new = {name: g for name, g in zip(changes, found, strict=True) if g is not None}
                 sums |= {name: sums[name].add_(g) if name in sums else g for name, g in new.items()}
     if n == 0:
-        raise DataError("fit_frames got no batches; give it an iterable of dicts, such as a list or a DataLoader")
-    if wrong := [name for name in sorted(names) if name not in sums or not torch.isfinite(sums[name]).all()]:
+        raise DataError(
+            "fit_frames got no batches; give it an iterable of dicts, such as a list or a"
+            " DataLoader"
+        )
+    if wrong := [
+        name for name in sorted(names) if name not in sums or not torch.isfinite(sums[name]).all()
+    ]:
         raise TrainingError(
-            f"the loss gradient of {wrong[0]} is not finite, or the loss does not depend on it: load the base model in "
-            "float32 or bfloat16, give batches that use it, or exclude it from target_modules"
+            f"the loss gradient of {wrong[0]} is not finite, or the loss does not depend on it:"
+            " load the base model in float32 or bfloat16, give batches that use it, or exclude it"
+            " from target_modules"
         )
     return {name: sums[name].div_(n) for name in names}
 
@@ -110,7 +141,9 @@ def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapp
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
     """Within: evaluation mode with disabled adapters."""
-    switches = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    switches = [
+        m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    ]
     before = [(m, "training", m.training) for m in model.modules()]
     before += [(m, "_disable_adapters", m._disable_adapters) for m in switches]
     try:
@@ -125,7 +158,9 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _changeable(model: Any, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
-    """Within: the returned zeros (d_out, d_in) are added to the weights of these layers, also of quantized ones."""
+    """Within: the returned zeros (d_out, d_in) are added to the weights of these layers, also of
+    quantized ones.
+    """
 
     def add(change: Tensor, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + F.linear(args[0].float(), change).to(output.dtype)
@@ -134,7 +169,9 @@ def _changeable(model: Any, names: Collection[str]) -> Iterator[dict[str, Tensor
     with ExitStack() as stack:
         for name in names:
             layer = model.base_model.model.get_submodule(name)
-            zeros = torch.zeros(1, 1, device=layer.get_base_layer().weight.device)  # expanded, which needs no memory
+            zeros = torch.zeros(
+                1, 1, device=layer.get_base_layer().weight.device
+            )  # expanded, which needs no memory
             changes[name] = zeros.expand(layer.out_features, layer.in_features).requires_grad_()
             hook = partial(add, changes[name])
             stack.callback(layer.get_base_layer().register_forward_hook(hook).remove)
@@ -143,14 +180,24 @@ def _changeable(model: Any, names: Collection[str]) -> Iterator[dict[str, Tensor
 
 def _loss(model: Any, batch: Mapping[str, Any], n: int) -> Tensor:
     if not isinstance(batch, Mapping):
-        raise DataError(f"batch {n} of fit_frames is no dict; give a list of dicts such as {{'input_ids': ids}}")
+        raise DataError(
+            f"batch {n} of fit_frames is no dict; give a list of dicts such as {{'input_ids': ids}}"
+        )
     device = next(model.parameters()).device
-    inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    inputs = {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
     if "input_ids" in inputs and model.get_output_embeddings() is not None:
         inputs.setdefault("labels", inputs["input_ids"])
     loss = getattr(model(**inputs), "loss", None)
     if loss is None:
-        raise DataError(f"no loss for batch {n} of fit_frames, which has {sorted(inputs)}; add 'labels'")
+        raise DataError(
+            f"no loss for batch {n} of fit_frames, which has {sorted(inputs)}; add 'labels'"
+        )
     if not torch.isfinite(loss):
-        raise TrainingError(f"the loss of batch {n} of fit_frames is {loss.item()}; check the batch and the base model")
+        raise TrainingError(
+            f"the loss of batch {n} of fit_frames is {loss.item()}; check the batch and the base"
+            " model"
+        )
     return loss

@@ -1,8 +1,10 @@
-"""Frozen directions of a weight matrix, from the initial loss gradient, its signs, the weight, or drawn at random.
+"""Frozen directions of a weight matrix, from the initial loss gradient, its signs, the weight, or
+drawn at random.
 
-A frame (P, Q) restricts an update to P core Q^T, P (d_out, R) and Q (d_in, R): the R leading singular vectors of minus
-the gradient, so that a core diag(lambda) with equal lambda > 0 is steepest descent. Singular vectors of close singular
-values depend on the rounding of the gradient, so such a frame is stored. That of the base weight is computed again.
+A frame (P, Q) restricts an update to P core Q^T, P (d_out, R) and Q (d_in, R): the R leading
+singular vectors of minus the gradient, so that a core diag(lambda) with equal lambda > 0 is
+steepest descent. Singular vectors of close singular values depend on the rounding of the gradient,
+so such a frame is stored. That of the base weight is computed again.
 """
 
 from __future__ import annotations
@@ -26,13 +28,17 @@ def frame_rank_for(width: int, frame_rank: int) -> int:
 
 
 def leading_frame(gradient: Tensor, rank: int, n_iterations: int = 1) -> tuple[Tensor, Tensor]:
-    """The `rank` leading singular vectors of -gradient (d_out, d_in), by a randomised SVD with power iterations.
+    """The `rank` leading singular vectors of -gradient (d_out, d_in), by a randomised SVD with
+    power iterations.
 
-    Returns left (d_out, R) and right (d_in, R): float32 with float16 values, on the gradient's device. The entry of
-    largest absolute value in each left vector is positive. Equal gradients and libraries give bit-equal frames.
+    Returns left (d_out, R) and right (d_in, R): float32 with float16 values, on the gradient's
+    device. The entry of largest absolute value in each left vector is positive. Equal gradients and
+    libraries give bit-equal frames.
     """
     matrix = -gradient.detach().float()
-    matrix /= matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # its square must not underflow
+    matrix /= (
+        matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    )  # its square must not underflow
     n_columns = min(rank + _EXTRA_COLUMNS, *matrix.shape)
     sketch = SeededInit(0).normal("frame", (matrix.shape[1], n_columns)).to(matrix.device)
     basis = _orthonormal(matrix @ sketch)
@@ -45,11 +51,12 @@ def leading_frame(gradient: Tensor, rank: int, n_iterations: int = 1) -> tuple[T
 
 
 def singular_frame(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The `rank` leading singular vectors of a matrix whose singular values may decrease slowly, as `leading_frame`.
+    """The `rank` leading singular vectors of a matrix whose singular values may decrease slowly, as
+    `leading_frame`.
 
-    Float64 on the CPU; exact if a width is at most 1024, else by a randomised SVD. The rounding of the vectors to
-    float16 removes the differences between machines, except for entries on a rounding boundary and vectors of almost
-    equal singular values.
+    Float64 on the CPU; exact if a width is at most 1024, else by a randomised SVD. The rounding of
+    the vectors to float16 removes the differences between machines, except for entries on a
+    rounding boundary and vectors of almost equal singular values.
     """
     if min(matrix.shape) > _EXACT:
         return leading_frame(-matrix, rank, _ITERATIONS)
@@ -58,7 +65,9 @@ def singular_frame(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def core_frame(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """As `singular_frame`, the left vectors multiplied by the singular values: U S core V^T, which is LoRA-XS."""
+    """As `singular_frame`, the left vectors multiplied by the singular values: U S core V^T, which
+    is LoRA-XS.
+    """
     left, right = singular_frame(weight, rank)
     return left * torch.linalg.vector_norm(weight.detach().float() @ right, dim=0), right
 
@@ -69,10 +78,16 @@ def base_weight(name: str, layer: Any) -> Tensor:
     Raises ConfigError if its singular vectors cannot be computed.
     """
     weight = layer.get_base_layer().weight
-    if weight.is_meta or not weight.is_floating_point() or layer.merged or not torch.isfinite(weight).all():
+    if (
+        weight.is_meta
+        or not weight.is_floating_point()
+        or layer.merged
+        or not torch.isfinite(weight).all()
+    ):
         raise ConfigError(
-            f"frame='weights' needs the weight of {name}: in memory, in a floating-point format, without NaN or Inf, "
-            "and without a merged adapter (call model.unmerge_adapter()); or use frame='gradient'"
+            f"frame='weights' needs the weight of {name}: in memory, in a floating-point format,"
+            " without NaN or Inf, and without a merged adapter (call model.unmerge_adapter()); or"
+            " use frame='gradient'"
         )
     return weight.mT if layer.fan_in_fan_out else weight
 
@@ -83,7 +98,9 @@ def _orthonormal(matrix: Tensor) -> Tensor:
 
 
 def _signed(left: Tensor, right: Tensor, rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The first `rank` columns of both; the entry of largest absolute value in each left column becomes positive."""
+    """The first `rank` columns of both; the entry of largest absolute value in each left column
+    becomes positive.
+    """
     largest = left.gather(0, left.abs().argmax(0, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
     left, right = ((side * sign)[:, :rank].half().float().to(like.device) for side in (left, right))

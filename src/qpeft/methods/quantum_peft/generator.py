@@ -1,12 +1,15 @@
-"""Quantum-PEFT's generator: all LoRA factors of a model from U, V of circuits and a diagonal lambda.
+"""Quantum-PEFT's generator: all LoRA factors of a model from U, V of circuits and a diagonal
+lambda.
 
     dW = s U diag(lambda) V^T,    lora_B = K U diag(lambda) (d_out, K),    lora_A = V^T (K, d_in),    s = lora_alpha
 
-(ICLR 2025, arXiv 2503.05431), because LoRA multiplies by lora_alpha / K. Inside frozen frames P (d_out, R) and Q
-(d_in, R), U and V have width R and dW = s P U diag(lambda) V^T Q^T. lambda, and so dW, is initially 0.
+(ICLR 2025, arXiv 2503.05431), because LoRA multiplies by lora_alpha / K. Inside frozen frames P
+(d_out, R) and Q (d_in, R), U and V have width R and dW = s P U diag(lambda) V^T Q^T. lambda, and so
+dW, is initially 0.
 
-The factors (w, K) of tensors of one shape have n rows of p parameters; all are in one flat tensor, and all factors are
-computed at once. The family decides how parameters are drawn and what factors they give.
+The factors (w, K) of tensors of one shape have n rows of p parameters; all are in one flat tensor,
+and all factors are computed at once. The family decides how parameters are drawn and what factors
+they give.
 """
 
 from __future__ import annotations
@@ -56,7 +59,9 @@ _SEAL = 8  # bytes
 
 
 class Part(NamedTuple):
-    """All lora_A (side "v") or lora_B (side "u") tensors of one shape, adjacent in the flat vector."""
+    """All lora_A (side "v") or lora_B (side "u") tensors of one shape, adjacent in the flat
+    vector.
+    """
 
     side: str
     width: int  # d_in or d_out
@@ -77,7 +82,8 @@ class Part(NamedTuple):
 
 
 def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
-    """The parts of these lora_A and lora_B, given in PEFT's order or in that of the flat vector, in the latter.
+    """The parts of these lora_A and lora_B, given in PEFT's order or in that of the flat vector, in
+    the latter.
 
     Raises ConfigError if a rank is larger than its matrix or frame, or a module is no linear layer.
     """
@@ -88,7 +94,9 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
         if not is_lora:
             continue
         if end not in ("A.weight", "B.weight") or len(shapes[label]) != 2:
-            raise ConfigError(f"Quantum-PEFT adapts linear layers, and {name} is none; leave it out")
+            raise ConfigError(
+                f"Quantum-PEFT adapts linear layers, and {name} is none; leave it out"
+            )
         (d_out, rank), d_in = shapes[f"{name}.lora_B.weight"], shapes[f"{name}.lora_A.weight"][1]
         side, width = ("v", d_in) if end == "A.weight" else ("u", d_out)
         inner, most = width, min(d_out, d_in)
@@ -110,8 +118,12 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
 # -- the families
 
 
-def draw(config: QuantumPeftGeneratorConfig, init: SeededInit, name: str, width: int, rank: int) -> Tensor:
-    """The initial parameters of one factor (p,). Raises ConfigError if the options do not fit width and rank."""
+def draw(
+    config: QuantumPeftGeneratorConfig, init: SeededInit, name: str, width: int, rank: int
+) -> Tensor:
+    """The initial parameters of one factor (p,). Raises ConfigError if the options do not fit width
+    and rank.
+    """
     std = None if config.frame is None else _FRAMED_STD
     if config.family == "pauli":
         check_rank(rank, width, config.construction)
@@ -119,32 +131,56 @@ def draw(config: QuantumPeftGeneratorConfig, init: SeededInit, name: str, width:
         return init.normal(name, shape, std) if std else init.uniform(name, shape, math.pi)
     if config.family == "lie":
         shape = (count_lie(width, config.lie_rank),)
-        lie_columns(torch.zeros(width, config.lie_rank), rank)  # raises ConfigError if it does not fit
+        lie_columns(
+            torch.zeros(width, config.lie_rank), rank
+        )  # raises ConfigError if it does not fit
         return init.normal(name, shape, std or 1.0 / math.sqrt(width))
     # a core is between U and V^T that are frames
     return torch.zeros(width * rank if name.endswith(".u") else 0, device=init.device)
 
 
-def columns(config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]) -> list[Tensor]:
+def columns(
+    config: QuantumPeftGeneratorConfig, batches: Sequence[tuple[Tensor, int, int]]
+) -> list[Tensor]:
     """The factors (n, w, K) of each batch: parameters (n, p), w and K."""
     if config.family == "pauli":
         n_layers, kind, cut = config.n_layers, str(config.columns), config.construction
-        found = [(p, width, basis_columns(kind, column_qubits(width, cut), rank)) for p, width, rank in batches]
+        found = [
+            (p, width, basis_columns(kind, column_qubits(width, cut), rank))
+            for p, width, rank in batches
+        ]
         is_cz = config.entangler == "cz"
-        signs = None if is_cz else partial(_entangler_signs, config.entangler, n_layers, config.seed)
+        signs = (
+            None if is_cz else partial(_entangler_signs, config.entangler, n_layers, config.seed)
+        )
         return orthogonal_batches(found, n_layers, cut, signs)
     if config.family == "lie":
         matrices = [lie_matrix(p, width, config.lie_rank) for p, width, _ in batches]
-        return [lie_columns(b, rank, config.lie_map) for b, (*_, rank) in zip(matrices, batches, strict=True)]
-    identities = [torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1) for p, _, rank in batches]
-    return [p.view_as(eye) if p.numel() else eye for (p, *_), eye in zip(batches, identities, strict=True)]
+        return [
+            lie_columns(b, rank, config.lie_map)
+            for b, (*_, rank) in zip(matrices, batches, strict=True)
+        ]
+    identities = [
+        torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1)
+        for p, _, rank in batches
+    ]
+    return [
+        p.view_as(eye) if p.numel() else eye
+        for (p, *_), eye in zip(batches, identities, strict=True)
+    ]
 
 
 @cached_tables
 def _entangler_signs(entangler: str, n_layers: int, seed: int, n_qubits: int) -> Tensor:
-    """Instead of the CZs of all circuits of a size: one draw of signs, or ones; (2 L, 2**n_qubits)."""
+    """Instead of the CZs of all circuits of a size: one draw of signs, or ones; (2 L,
+    2**n_qubits).
+    """
     shape = 2 * n_layers, 2**n_qubits
-    drawn = SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0) if entangler == "signs" else torch.ones(shape)
+    drawn = (
+        SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0)
+        if entangler == "signs"
+        else torch.ones(shape)
+    )
     return torch.where(drawn < 0, -1.0, 1.0)
 
 
@@ -160,7 +196,10 @@ class QuantumPeftGenerator(Generator):
         init: Draws the initial parameters.
     """
 
-    groups: ClassVar[Mapping[str, ParameterGroup]] = {"angles": ANGLES, "lam": ParameterGroup("lambda")}
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {
+        "angles": ANGLES,
+        "lam": ParameterGroup("lambda"),
+    }
     scale: Tensor
 
     def __init__(self, config: QuantumPeftConfig, parts: Sequence[Part], init: SeededInit) -> None:
@@ -169,29 +208,46 @@ class QuantumPeftGenerator(Generator):
         drawn: list[Tensor] = []  # (n, p) of each part
         for part in parts:
             units = list(dict.fromkeys(part.units))
-            drawn.append(torch.stack([draw(config, init, unit, part.inner, part.rank) for unit in units]))
+            drawn.append(
+                torch.stack([draw(config, init, unit, part.inner, part.rank) for unit in units])
+            )
             rows = None if units == part.units else torch.tensor([*map(units.index, part.units)])
             self.register_buffer(f"rows_{part.label}", rows, persistent=False)
             size = len(part.names), part.width, part.inner
             frame = None if config.frame is None else torch.zeros(size, device=init.device)
             if config.frame == "random":
                 seeds = [f"{name}.{part.side}.frame" for name in part.names]
-                frame = torch.stack([init.orthonormal(seed, part.width, part.inner) for seed in seeds])
+                frame = torch.stack(
+                    [init.orthonormal(seed, part.width, part.inner) for seed in seeds]
+                )
             self.frames.register_buffer(part.label, frame)
         self.shapes = [rows.shape for rows in drawn]
         self.angles = self._angles(torch.cat([rows.flatten() for rows in drawn]))
-        ranks = [float(part.rank) for part in parts if part.side == "u" for _ in range(len(part.names) * part.rank)]
+        ranks = [
+            float(part.rank)
+            for part in parts
+            if part.side == "u"
+            for _ in range(len(part.names) * part.rank)
+        ]
         self.register_buffer("scale", torch.tensor(ranks), persistent=False)
         start = torch.zeros(len(ranks), device=init.device)
         lam = Folded(start, config.lambda_scale, bits=config.lambda_bits)
         self.lam = None if config.family == "core" else lam
         # a frame file has a hash, and the widths of frames are in the labels
-        names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"frames", "frames_sha256", "frame_rank"}
+        names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {
+            "frames",
+            "frames_sha256",
+            "frame_rank",
+        }
         settings = {name: getattr(config, name) for name in sorted(names)}
         layout = [(part.label, part.names) for part in parts]
-        hashed = fingerprint(init.hexdigest(), settings, config.lora_alpha, config.alpha_pattern, layout)
+        hashed = fingerprint(
+            init.hexdigest(), settings, config.lora_alpha, config.alpha_pattern, layout
+        )
         self.register_buffer("fingerprint", hashed)
-        self.needs_fit = config.stores_frames  # the frames are those of the loss gradient, and still 0
+        self.needs_fit = (
+            config.stores_frames
+        )  # the frames are those of the loss gradient, and still 0
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
 
     def _angles(self, drawn: Tensor) -> Folded:
@@ -199,19 +255,29 @@ class QuantumPeftGenerator(Generator):
         scale = config.lambda_scale if config.family == "core" else float(config.angle_scale or 1)
         if config.freeze_angles or config.bits is None:
             return Folded(drawn, scale, trained=not config.freeze_angles)
-        # with bits the parameters themselves are rounded, not their distance from the initial values
+        # with bits the parameters themselves are rounded, not their distance from the initial
+        # values
         angles = Folded(torch.zeros_like(drawn), scale, bits=config.bits)
         angles.tau.data.copy_(drawn / scale)  # type: ignore[union-attr]
         return angles
 
     def forward(self) -> Tensor:
-        """The adapter's parameters, flat (P,). Raises CircuitError if the current angles give no usable factor."""
+        """The adapter's parameters, flat (P,). Raises CircuitError if the current angles give no
+        usable factor.
+        """
         angles = self.angles().split([shape.numel() for shape in self.shapes])
         rows = [x.view(shape) for x, shape in zip(angles, self.shapes, strict=True)]
-        factors = columns(self.config, [(x, part.inner, part.rank) for x, part in zip(rows, self.parts, strict=True)])
+        factors = columns(
+            self.config,
+            [(x, part.inner, part.rank) for x, part in zip(rows, self.parts, strict=True)],
+        )
         scale = self.scale if self.lam is None else self.lam() * self.scale
-        scales = iter(scale.split([len(part.names) * part.rank for part in self.parts if part.side == "u"]))
-        return torch.cat([self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)])
+        scales = iter(
+            scale.split([len(part.names) * part.rank for part in self.parts if part.side == "u"])
+        )
+        return torch.cat(
+            [self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)]
+        )
 
     def _tensors(self, part: Part, x: Tensor, scales: Iterator[Tensor]) -> Tensor:
         """The flat values of one part, x its factors (n, w, K)."""
@@ -224,17 +290,23 @@ class QuantumPeftGenerator(Generator):
         return (x.mT if frame is None else torch.bmm(x.mT, frame.mT)).flatten()  # (M, K, d)
 
     def use_base(self, base: nn.Module) -> None:
-        """Take the frames from the frame file that the config names, or compute them from the weights of the base."""
+        """Take the frames from the frame file that the config names, or compute them from the
+        weights of the base.
+        """
         config = self.config
         if config.frames is not None:
             self._set_frames(config.frame_file().frame)
         elif config.frame == "weights":
             frame = core_frame if config.family == "core" else singular_frame
-            self._set_frames(lambda name, rank: frame(base_weight(name, base.get_submodule(name)), rank))
+            self._set_frames(
+                lambda name, rank: frame(base_weight(name, base.get_submodule(name)), rank)
+            )
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
-        """Compute the frames from the loss gradient (d_out, d_in) of each matrix, by its name, or from its signs."""
+        """Compute the frames from the loss gradient (d_out, d_in) of each matrix, by its name, or
+        from its signs.
+        """
         if self.config.frame == "sign":
             self._set_frames(lambda name, rank: singular_frame(-gradients[name].sign(), rank))
         else:
@@ -242,11 +314,20 @@ class QuantumPeftGenerator(Generator):
         self.needs_fit = False
 
     def _set_frames(self, frame: Callable[[str, int], tuple[Tensor, Tensor]]) -> None:
-        """Set the left and right frame of each matrix, a function of its name and the number of directions."""
-        pairs = {name: frame(name, part.inner) for part in self.parts if part.side == "u" for name in part.names}
+        """Set the left and right frame of each matrix, a function of its name and the number of
+        directions.
+        """
+        pairs = {
+            name: frame(name, part.inner)
+            for part in self.parts
+            if part.side == "u"
+            for name in part.names
+        }
         for part in self.parts:
             side = "uv".index(part.side)
-            self.frames.get_buffer(part.label).copy_(torch.stack([pairs[name][side] for name in part.names]))
+            self.frames.get_buffer(part.label).copy_(
+                torch.stack([pairs[name][side] for name in part.names])
+            )
 
     def matrix_frames(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The frame P (d_out, R) and Q (d_in, R) of each matrix, by its name."""
@@ -266,21 +347,36 @@ class QuantumPeftGenerator(Generator):
         return found
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A stream with the bytes of all trained parameters after a seal, and frames as float16 unless they are known.
+        """A stream with the bytes of all trained parameters after a seal, and frames as float16
+        unless they are known.
 
         With `latent`, for resuming: the parameters as they are.
         """
-        parameters = {name: tensor for name, tensor in state.items() if not name.startswith("frames.")}
-        frames = {name: state[name].half() for name in state.keys() - parameters if self.config.stores_frames}
+        parameters = {
+            name: tensor for name, tensor in state.items() if not name.startswith("frames.")
+        }
+        frames = {
+            name: state[name].half()
+            for name in state.keys() - parameters
+            if self.config.stores_frames
+        }
         if self.latent:
             return parameters | frames
         payload = torch.cat([pack(state[name], one.bits) for name, one in self._stored().items()])
         return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        frames = {} if self.config.stores_frames else {f"frames.{k}": v for k, v in self.frames.named_buffers()}
-        frames |= {name: tensor.float() for name, tensor in state.items() if name.startswith("frames.")}
-        self.needs_fit = self.config.stores_frames and not all(frame.any() for frame in frames.values())
+        frames = (
+            {}
+            if self.config.stores_frames
+            else {f"frames.{k}": v for k, v in self.frames.named_buffers()}
+        )
+        frames |= {
+            name: tensor.float() for name, tensor in state.items() if name.startswith("frames.")
+        }
+        self.needs_fit = self.config.stores_frames and not all(
+            frame.any() for frame in frames.values()
+        )
         if VALUES not in state:
             return state | frames
         stream, stored = state[VALUES].cpu(), self._stored()
@@ -288,8 +384,8 @@ class QuantumPeftGenerator(Generator):
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
         if not fits or not torch.equal(stream[:_SEAL], self._seal(stream[_SEAL:])):
             raise CheckpointError(
-                "the checkpoint is damaged, or has other initial values or settings (seed, scales, frames, ...) than "
-                "when it was saved; restore its files"
+                "the checkpoint is damaged, or has other initial values or settings (seed, scales,"
+                " frames, ...) than when it was saved; restore its files"
             )
         parts = zip(stored.items(), stream.split(sizes)[1:], strict=True)
         values = {name: unpack(part, len(one.start), one.bits) for (name, one), part in parts}
@@ -301,8 +397,17 @@ class QuantumPeftGenerator(Generator):
         return {name: one for name, one in found.items() if one is not None and one.tau is not None}
 
     def _seal(self, payload: Tensor) -> Tensor:
-        """The beginning of a hash of settings, initial values and stored values, uint8 (8,); empty in a plan."""
+        """The beginning of a hash of settings, initial values and stored values, uint8 (8,); empty
+        in a plan.
+        """
         if payload.is_meta:
             return payload[:0]
-        content = torch.cat([self.fingerprint, payload.to(self.fingerprint.device)]).cpu().numpy().tobytes()
-        return torch.tensor([*hashlib.sha256(content).digest()[:_SEAL]], dtype=torch.uint8, device=payload.device)
+        content = (
+            torch.cat([self.fingerprint, payload.to(self.fingerprint.device)])
+            .cpu()
+            .numpy()
+            .tobytes()
+        )
+        return torch.tensor(
+            [*hashlib.sha256(content).digest()[:_SEAL]], dtype=torch.uint8, device=payload.device
+        )

@@ -13,7 +13,8 @@ from qpeft.circuits.numerics import cached_tables
 
 @cached_tables
 def _rows(n: int, k: int) -> tuple[Tensor, Tensor]:
-    """For each k-subset of 0..n-1 and each position in it: its element there, and the rest as a (k-1)-subset's number.
+    """For each k-subset of 0..n-1 and each position in it: its element there, and the rest as a
+    (k-1)-subset's number.
 
     Both (binom(n, k), k), subsets in lexicographic order.
     """
@@ -24,15 +25,19 @@ def _rows(n: int, k: int) -> tuple[Tensor, Tensor]:
 
 
 def compounds(a: Tensor, order: int) -> list[Tensor]:
-    """C_1 .. C_order of matrices a (..., n, n): C_k[I, J] = det a[I, J] for k-subsets I, J in lexicographic order.
+    """C_1 .. C_order of matrices a (..., n, n): C_k[I, J] = det a[I, J] for k-subsets I, J in
+    lexicographic order.
 
-    C_k comes from C_(k-1) by expansion along the first row of each minor: differentiable everywhere, and exactly the
-    identity for the identity.
+    C_k comes from C_(k-1) by expansion along the first row of each minor: differentiable
+    everywhere, and exactly the identity for the identity.
     """
     found = [a]
     for k in range(2, order + 1):
         element, rest = (table.to(a.device) for table in _rows(a.shape[-1], k))
-        top, below = a[..., element[:, 0], :], found[-1][..., rest[:, 0], :]  # (..., subsets, n), (..., subsets, ...)
+        top, below = (
+            a[..., element[:, 0], :],
+            found[-1][..., rest[:, 0], :],
+        )  # (..., subsets, n), (..., subsets, ...)
         terms = ((-1) ** i * top[..., element[:, i]] * below[..., rest[:, i]] for i in range(k))
         found.append(sum(terms, torch.zeros((), dtype=a.dtype, device=a.device)))
     return found
@@ -50,13 +55,18 @@ def butterfly(n: int) -> list[tuple[int, int]]:
 
 
 def rotations(angles: Tensor, gates: Sequence[tuple[int, int]], n: int) -> Tensor:
-    """The product (..., n, n) of rotations [[cos, sin], [-sin, cos]] of pairs of wires, the first one rightmost.
+    """The product (..., n, n) of rotations [[cos, sin], [-sin, cos]] of pairs of wires, the first
+    one rightmost.
 
-    `angles` (..., gates) are in radians. On one excitation this is the circuit of RBS gates on these wires.
+    `angles` (..., gates) are in radians. On one excitation this is the circuit of RBS gates on
+    these wires.
     """
     rows = list(torch.eye(n).to(angles).expand(*angles.shape[:-1], n, n).unbind(-2))
     for (i, j), c, s in zip(
-        gates, angles.cos().unsqueeze(-2).unbind(-1), angles.sin().unsqueeze(-2).unbind(-1), strict=True
+        gates,
+        angles.cos().unsqueeze(-2).unbind(-1),
+        angles.sin().unsqueeze(-2).unbind(-1),
+        strict=True,
     ):
         rows[i], rows[j] = c * rows[i] + s * rows[j], c * rows[j] - s * rows[i]
     return torch.stack(rows, -2)

@@ -29,13 +29,15 @@ class SoRASettings:
 
     shrink_budget: float | None = option(
         None,
-        "How far a gate without gradient moves towards 0 during the whole run. Gates are drawn from N(0, 1); "
-        "0 shrinks nothing. Default: 1, unless sparse_lambda is given.",
+        "How far a gate without gradient moves towards 0 during the whole run. Gates are drawn from"
+        " N(0, 1); 0 shrinks nothing. Default: 1, unless sparse_lambda is given.",
         at_least=0,
         at_most=10,
     )
     sparse_lambda: float | None = option(
-        None, "Instead of shrink_budget: each step moves a gate by this value times the learning rate.", at_least=0
+        None,
+        "Instead of shrink_budget: each step moves a gate by this value times the learning rate.",
+        at_least=0,
     )
     seed: int = option(0, "Seed of the initial values.", at_least=0)
 

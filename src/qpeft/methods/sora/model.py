@@ -1,9 +1,10 @@
-"""SoRA (arXiv 2311.11696) as a PEFT tuner: LoRA with a gate on each rank, many of which become exactly zero.
+"""SoRA (arXiv 2311.11696) as a PEFT tuner: LoRA with a gate on each rank, many of which become
+exactly zero.
 
     y = W0 x + b0 + s B (g * (A D(x)))        A (r, d_in), g (r,), B (d_out, r), s = lora_alpha / r, D dropout
 
-A generator computes a LoRA's A and B diag(g) from A, B and g. After each optimizer step the gates are moved towards
-zero (`threshold.py`). An export leaves out the ranks whose gate is zero.
+A generator computes a LoRA's A and B diag(g) from A, B and g. After each optimizer step the gates
+are moved towards zero (`threshold.py`). An export leaves out the ranks whose gate is zero.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from qpeft.methods.sora import SoRASettings
 
 @dataclass
 class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
-    """LoRA's settings (r, the rank to begin with, lora_alpha, target_modules, ...) and those of the gates.
+    """LoRA's settings (r, the rank to begin with, lora_alpha, target_modules, ...) and those of the
+    gates.
 
     Training needs `qpeft.SoRACallback`. Example::
 
-        model = get_peft_model(base, SoRAConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-        Trainer(model=model, callbacks=[SoRACallback()], ...).train()
+        model = get_peft_model(base, SoRAConfig(r=8, target_modules="all-linear",
+        task_type="CAUSAL_LM")) Trainer(model=model, callbacks=[SoRACallback()], ...).train()
 
     Raises:
         ConfigError: a setting is out of range, or a LoRA option that cannot be gated.
@@ -45,7 +47,9 @@ class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
 
     lora_alpha: int = option(16, "The update is multiplied by lora_alpha / r.")
     sora_lambda: float | None = option(
-        None, "Threshold divided by the learning rate; filled in when training begins.", filled_in=True
+        None,
+        "Threshold divided by the learning rate; filled in when training begins.",
+        filled_in=True,
     )
     method_name = "QPEFT_SORA"
 
@@ -67,14 +71,19 @@ class SoRAGenerator(Generator):
         init: Draws the initial gates.
     """
 
-    groups: ClassVar[Mapping[str, ParameterGroup]] = {"factors": OTHER, "gates": ParameterGroup("gates")}
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {
+        "factors": OTHER,
+        "gates": ParameterGroup("gates"),
+    }
     is_compression = False
     factors: nn.Parameter  # A and B of all modules, (P,)
     gates: nn.Parameter  # of all modules
 
     def __init__(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> None:
         super().__init__()
-        self.tensors: list[tuple[str, torch.Size, bool]] = []  # module, shape, and whether it is lora_B
+        self.tensors: list[
+            tuple[str, torch.Size, bool]
+        ] = []  # module, shape, and whether it is lora_B
         for slot in slots:
             module, _, kind = slot.label.rpartition(".lora_")
             if kind not in ("A.weight", "B.weight") or len(slot.shape) != 2:
@@ -83,7 +92,10 @@ class SoRAGenerator(Generator):
         self.ranks = {module: shape[-1] for module, shape, is_b in self.tensors if is_b}
         drawn = [init.normal(f"{name}.sora_gate", (rank,)) for name, rank in self.ranks.items()]
         # not by register_parameter, see `Folded`
-        self._parameters |= {"factors": nn.Parameter(initial.clone()), "gates": nn.Parameter(torch.cat(drawn))}
+        self._parameters |= {
+            "factors": nn.Parameter(initial.clone()),
+            "gates": nn.Parameter(torch.cat(drawn)),
+        }
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.tensors))
 
     def gates_by_module(self) -> dict[str, Tensor]:
@@ -91,19 +103,31 @@ class SoRAGenerator(Generator):
         return dict(zip(self.ranks, self.gates.split([*self.ranks.values()]), strict=True))
 
     def forward(self) -> Tensor:
-        gates, factors = self.gates_by_module(), self.factors.split([shape.numel() for _, shape, _ in self.tensors])
+        gates, factors = (
+            self.gates_by_module(),
+            self.factors.split([shape.numel() for _, shape, _ in self.tensors]),
+        )
         parts = zip(self.tensors, factors, strict=True)
         return torch.cat(
-            [(part.view(shape) * gates[name]).flatten() if is_b else part for (name, shape, is_b), part in parts]
+            [
+                (part.view(shape) * gates[name]).flatten() if is_b else part
+                for (name, shape, is_b), part in parts
+            ]
         )
 
     @property
     def n_unused(self) -> int:  # type: ignore[override]
-        zeros = {name: len(gates) - int(gates.count_nonzero()) for name, gates in self.gates_by_module().items()}
-        return sum(shape.numel() // self.ranks[name] * zeros[name] for name, shape, _ in self.tensors)
+        zeros = {
+            name: len(gates) - int(gates.count_nonzero())
+            for name, gates in self.gates_by_module().items()
+        }
+        return sum(
+            shape.numel() // self.ranks[name] * zeros[name] for name, shape, _ in self.tensors
+        )
 
     def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int]]:
-        """The ranks whose gate is not zero, with the same scaling. Raises ConfigError if there are none.
+        """The ranks whose gate is not zero, with the same scaling. Raises ConfigError if there are
+        none.
 
         K = {k: g_k != 0}    A' = A[K]    B' = B[:, K] diag(g_K)    alpha' / r' as alpha / r was, r' = |K|
         """
@@ -111,19 +135,23 @@ class SoRAGenerator(Generator):
         ranks = {name: int(mask.sum()) for name, mask in kept.items()}
         if not (left := {name: rank for name, rank in ranks.items() if rank}):
             raise ConfigError(
-                "SoRA export: every gate is zero, so the adapter has no effect; train with a lower shrink_budget or "
-                "sparse_lambda"
+                "SoRA export: every gate is zero, so the adapter has no effect; train with a lower"
+                " shrink_budget or sparse_lambda"
             )
         alphas = {}
         for name, rank in left.items():
-            alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, name), config.lora_alpha)
+            alpha = config.alpha_pattern.get(
+                get_pattern_key(config.alpha_pattern, name), config.lora_alpha
+            )
             alphas[name] = alpha * (rank / self.ranks[name]) ** (0.5 if config.use_rslora else 1)
         most = max(left, key=left.__getitem__)
         config.r, config.lora_alpha = left[most], alphas[most]
         config.rank_pattern, config.alpha_pattern = _patterns(left), _patterns(alphas)
         config.target_modules, config.exclude_modules = set(left), None
         parts = zip(values, self.tensors, strict=True)
-        return [value[:, kept[name]] if is_b else value[kept[name]] for value, (name, _, is_b) in parts], ranks
+        return [
+            value[:, kept[name]] if is_b else value[kept[name]] for value, (name, _, is_b) in parts
+        ], ranks
 
 
 class SoRAModel(GeneratedMixin, LoraModel):
@@ -141,7 +169,10 @@ class SoRAModel(GeneratedMixin, LoraModel):
         configs: Any = self.peft_config
         self.shrinks = True  # warn once
         if any(config.sparse_lambda or config.shrink_budget for config in configs.values()):
-            text = "SoRA: no threshold hook is attached; gates will not become zero. Use qpeft.SoRACallback."
+            text = (
+                "SoRA: no threshold hook is attached; gates will not become zero. Use"
+                " qpeft.SoRACallback."
+            )
             warnings.warn(QpeftWarning(text), stacklevel=2)
 
 

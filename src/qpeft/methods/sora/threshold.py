@@ -2,9 +2,9 @@
 
     g <- S(g, lr_t lambda)    S(v, k) = sign(v) max(|v| - k, 0)    lambda = shrink_budget / (lr_0 + ... + lr_{T-1})
 
-lr_t is the learning rate of step t. A gate without gradient therefore moves by shrink_budget in total, for every
-height, shape and length of the schedule. The sum is over the whole schedule, also in a resumed run, which thus ends
-with the gates of an uninterrupted one.
+lr_t is the learning rate of step t. A gate without gradient therefore moves by shrink_budget in
+total, for every height, shape and length of the schedule. The sum is over the whole schedule, also
+in a resumed run, which thus ends with the gates of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from qpeft.methods.sora.model import SoRAModel
 
 
 class SoRACallback(TrainerCallback):
-    """Shrinks SoRA's gates after each optimizer step of a Trainer: `Trainer(callbacks=[SoRACallback()], ...)`.
+    """Shrinks SoRA's gates after each optimizer step of a Trainer:
+    `Trainer(callbacks=[SoRACallback()], ...)`.
 
     Without a Trainer: `SoRACallback.attach(optimizer, model, steps=...)`.
     """
@@ -34,16 +35,20 @@ class SoRACallback(TrainerCallback):
     def attach(
         cls, optimizer: Any, model: nn.Module, *, steps: int | None = None, schedule: Any = None
     ) -> SoRACallback:
-        """Shrink the gates that `model` trains after each step of `optimizer`, until `.remove()` is called.
+        """Shrink the gates that `model` trains after each step of `optimizer`, until `.remove()` is
+        called.
 
         Args:
             optimizer: Any torch optimizer, also from accelerate's `prepare`.
             model: The PeftModel, wrapped or not.
-            steps: Optimizer steps of the whole run, including those before a resume. Required with `shrink_budget`.
-            schedule: The learning rate scheduler, if there is one; with `shrink_budget` a LambdaLR, such as
+            steps: Optimizer steps of the whole run, including those before a resume. Required with
+            `shrink_budget`.
+            schedule: The learning rate scheduler, if there is one; with `shrink_budget` a LambdaLR,
+            such as
                 transformers' schedules.
 
-        Raises ConfigError for no gates to train, gates outside the optimizer or with weight decay, or another schedule.
+        Raises ConfigError for no gates to train, gates outside the optimizer or with weight decay,
+        or another schedule.
         """
         hook = cls()
         hook._begin(optimizer, model, steps, schedule)
@@ -56,12 +61,19 @@ class SoRACallback(TrainerCallback):
         self.remove()
 
     def _begin(self, optimizer: Any, model: nn.Module, steps: int | None, schedule: Any) -> None:
-        tuner: Any = next((module for module in model.modules() if isinstance(module, SoRAModel)), None)
+        tuner: Any = next(
+            (module for module in model.modules() if isinstance(module, SoRAModel)), None
+        )
         if tuner is None:
-            raise ConfigError("the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))")
+            raise ConfigError(
+                "the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))"
+            )
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
         self._tuner = tuner
-        held = ((generator.gates, tuner.peft_config[name]) for name, generator in tuner.generators.items())
+        held = (
+            (generator.gates, tuner.peft_config[name])
+            for name, generator in tuner.generators.items()
+        )
         self._gates = [(gates, config) for gates, config in held if gates.requires_grad]
         self._group = _group_of(optimizer, {id(gates) for gates, _ in self._gates})
         for _, config in self._gates:
@@ -74,7 +86,9 @@ class SoRACallback(TrainerCallback):
 
     @torch.no_grad()
     def __call__(self, optimizer: Any, *_: Any) -> None:
-        skipped = getattr(optimizer, "found_inf", None)  # a gradient scaler makes a fused optimizer skip the step
+        skipped = getattr(
+            optimizer, "found_inf", None
+        )  # a gradient scaler makes a fused optimizer skip the step
         if isinstance(skipped, Tensor) and skipped.item():
             return
         learning_rate = float(optimizer.param_groups[self._group]["lr"])
@@ -90,11 +104,15 @@ class SoRACallback(TrainerCallback):
 def _group_of(optimizer: Any, gates: set[int]) -> int:
     """The index of the parameter group of all `gates`, given by their ids."""
     if not gates:
-        raise ConfigError("no SoRA gate is trained; load the adapter with is_trainable=True, or activate it")
+        raise ConfigError(
+            "no SoRA gate is trained; load the adapter with is_trainable=True, or activate it"
+        )
     for index, group in enumerate(optimizer.param_groups):
         if gates <= {id(p) for p in group["params"]} and not group.get("weight_decay"):
             return index
-    raise ConfigError("SoRA's gates must be in one parameter group with weight_decay=0; use qpeft.param_groups")
+    raise ConfigError(
+        "SoRA's gates must be in one parameter group with weight_decay=0; use qpeft.param_groups"
+    )
 
 
 def _lambda(config: Any, optimizer: Any, group: int, steps: int | None, schedule: Any) -> float:
@@ -102,8 +120,12 @@ def _lambda(config: Any, optimizer: Any, group: int, steps: int | None, schedule
     if config.sparse_lambda is not None:
         return config.sparse_lambda
     if steps is None:
-        raise ConfigError("shrink_budget is distributed over the planned steps: give steps, or sparse_lambda")
-    stride = 1  # steps of the scheduler per step of the optimizer: with accelerate, one for each process
+        raise ConfigError(
+            "shrink_budget is distributed over the planned steps: give steps, or sparse_lambda"
+        )
+    stride = (
+        1  # steps of the scheduler per step of the optimizer: with accelerate, one for each process
+    )
     if isinstance(schedule, AcceleratedScheduler):
         stride = n_processes() if schedule.step_with_optimizer and not schedule.split_batches else 1
         schedule = schedule.scheduler
@@ -111,12 +133,16 @@ def _lambda(config: Any, optimizer: Any, group: int, steps: int | None, schedule
         total = steps * float(optimizer.param_groups[group]["lr"])
     elif isinstance(schedule, LambdaLR):
         factor = schedule.lr_lambdas[group]
-        total = float(schedule.base_lrs[group]) * math.fsum(factor(step * stride) for step in range(steps))
+        total = float(schedule.base_lrs[group]) * math.fsum(
+            factor(step * stride) for step in range(steps)
+        )
     else:
         raise ConfigError(
-            f"shrink_budget needs the learning rate of every step in advance: a constant one or a LambdaLR, got "
-            f"{type(schedule).__name__}; give sparse_lambda instead"
+            "shrink_budget needs the learning rate of every step in advance: a constant one or a"
+            f" LambdaLR, got {type(schedule).__name__}; give sparse_lambda instead"
         )
     if not total > 0:
-        raise ConfigError("the learning rate of the gates is zero over the whole schedule, so lambda is undefined")
+        raise ConfigError(
+            "the learning rate of the gates is zero over the whole schedule, so lambda is undefined"
+        )
     return config.shrink_budget / total
