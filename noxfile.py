@@ -65,9 +65,7 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """The rules of what vLLM loads, compared with its own check of adapters; no server is
-    started.
-    """
+    """The rules of what vLLM loads, compared with its own check of adapters; no server is started."""
     session.install(".[lab]", "vllm>=0.33", "pytest", "hypothesis")
     session.run(
         "python", "-m", "pytest", "--quiet", *(session.posargs or ["tests/test_servers.py"])

@@ -405,9 +405,7 @@ def judge(way: str, error: Exception) -> str:
 
 
 def _is_of_peft(folder: Path) -> bool:
-    """Whether PEFT alone loads the folder, because adapter_config.json names one of PEFT's
-    methods.
-    """
+    """Whether PEFT alone loads the folder, because adapter_config.json names one of PEFT's methods."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     return config.get("peft_type") in PeftType.__members__
 

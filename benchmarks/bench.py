@@ -74,9 +74,7 @@ def steps(quick: bool) -> Iterator[Row]:
 
 
 def published(quick: bool) -> Iterator[Row]:
-    """A training step with each of the published quantum adapters, and with their classical
-    twins.
-    """
+    """A training step with each of the published quantum adapters, and with their classical twins."""
     usual = {
         "dtype": "float32",
         "device": "cpu",

@@ -299,9 +299,7 @@ def stored() -> str:
 
 
 def _bytes(summary: Summary, found: Result, n_adapters: int) -> float:
-    """Of the stored tensors, with the share of a frame file that so many adapters have in
-    common.
-    """
+    """Of the stored tensors, with the share of a frame file that so many adapters have in common."""
     frames = 0
     if found.method.settings.get("frame") in ("gradient", "sign"):
         frames = _frame_bytes(summary.study.run.model, json.dumps(found.method.settings))

@@ -106,9 +106,7 @@ def summaries_of(study: str) -> dict[str, Summary]:
 
 
 def winners_of(setup: str, study: str = FINAL) -> dict[tuple[str, int], Winner]:
-    """The winners of a search, of which the study, such as `equal-search-final`, is the
-    second run.
-    """
+    """The winners of a search, of which the study, such as `equal-search-final`, is the second run."""
     folder = RESULTS / study.removesuffix("-final")
     own = folder / f"{setup}.jsonl.xz"
     return winners(
@@ -243,9 +241,7 @@ def difference(
 
 
 def mean(differences: Sequence[Paired]) -> Paired:
-    """Of independent differences; with the fewest degrees of freedom, which makes intervals
-    wider.
-    """
+    """Of independent differences; with the fewest degrees of freedom, which makes intervals wider."""
     error = math.sqrt(sum(one.error**2 for one in differences)) / len(differences)
     return Paired(fmean(one.mean for one in differences), error, min(one.df for one in differences))
 

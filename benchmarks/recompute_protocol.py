@@ -365,9 +365,7 @@ def chosen(searches: list[dict[float, float]]) -> float | None:
 
 
 def replaced(asked: list[tuple[str, str, str]]) -> Iterator[str]:
-    """The paired difference over the seeds with its interval, in per cent of the
-    reference's gain.
-    """
+    """The paired difference over the seeds with its interval, in per cent of the reference's gain."""
     for study, key, to in asked:
         found = setups(study)
         setup = found.get("embedded") or next(iter(found.values()))

@@ -63,8 +63,8 @@ def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[s
 
 
 def tail(t: float, df: int) -> float:
-    """P(|T| > t) for Student's T: with x = sqrt(df) cot(a) it is an integral of sin(a)**(df
-    - 1) from 0, by Simpson.
+    """P(|T| > t) for Student's T: with x = sqrt(df) cot(a) it is an integral of sin(a)**(df - 1)
+    from 0, by Simpson.
     """
     constant = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
     n, end = 2000, math.atan2(math.sqrt(df), t)

@@ -1,8 +1,7 @@
 """A training step on any device, for the shape of any model, compared with stock LoRA.
 
     python benchmarks/training_step.py --methods quantum_peft --r 8
-    python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16
-    --batch-size 4 --tokens 1024
+    python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is
 forward, backward, AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that

@@ -8,9 +8,8 @@ trained; A_i and B_i are drawn from the seed, and need k times the adapter's mem
 
     python examples/own_method.py
     qpeft plan --model embedded --method examples/own_method.py:METHOD --r 4
-    qpeft train --model embedded --data numpy-docs --method examples/own_method.py:METHOD --set
-    n_bases=32 --out run qpeft evaluate --adapter run --data numpy-docs --method
-    examples/own_method.py:METHOD
+    qpeft train --model embedded --data numpy-docs --method examples/own_method.py:METHOD --set n_bases=32 --out run
+    qpeft evaluate --adapter run --data numpy-docs --method examples/own_method.py:METHOD
 """
 
 from collections.abc import Sequence

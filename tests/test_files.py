@@ -1,6 +1,4 @@
-"""Files and folders are written atomically: after an error or a kill, the old content is
-complete.
-"""
+"""Files and folders are written atomically: after an error or a kill, the old content is complete."""
 
 import os
 import subprocess

@@ -54,9 +54,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """`value` as read back from JSON: sets as sorted lists, tuples as lists, enums as their
-    values.
-    """
+    """`value` as read back from JSON: sets as sorted lists, tuples as lists, enums as their values."""
     return json.loads(json.dumps(value, default=sorted))
 
 
@@ -128,17 +126,13 @@ def apply_umask(folder: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until a folder and everything below it is on disk, so that it survives a power
-    failure.
-    """
+    """Wait until a folder and everything below it is on disk, so that it survives a power failure."""
     for path in (*folder.rglob("*"), folder, folder.parent):
         sync(path)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's entries where the system supports it, is
-    on disk.
-    """
+    """Wait until a file's content, or a folder's entries where the system supports it, is on disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -51,11 +51,10 @@ class GeneratorConfig:
 
         Args:
             slots: The adapter's tensors in the order of the flat vector. Only labels and shapes may
-            be used.
+                be used.
             initial: Their initial values: flat (P,), float32, on the CPU. With `qpeft.attach` PEFT
-            has drawn them; a
-                generator that uses them then keeps them in its state dict, because they cannot be
-                drawn again.
+                has drawn them; a generator that uses them then keeps them in its state dict,
+                because they cannot be drawn again.
             init: Draws all other values from the seed, so that they need not be saved.
         """
         raise NotImplementedError

@@ -171,9 +171,7 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
 
 
 def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> None:
-    """Raise InputError if a text, token ids (T,), has a token outside the vocabulary of the
-    model.
-    """
+    """Raise InputError if a text, token ids (T,), has a token outside the vocabulary of the model."""
     size = config.get_text_config().vocab_size
     highest = max((int(ids.max()) for ids in texts if len(ids)), default=0)
     if highest >= size:

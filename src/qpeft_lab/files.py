@@ -107,9 +107,7 @@ def read_json_lines(
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove unfinished files of a killed process below `folder`. No other process may
-    write there.
-    """
+    """Remove unfinished files of a killed process below `folder`. No other process may write there."""
     for path in [
         path for path in folder.rglob(f".*{UNFINISHED}") if _OWN_NAME.fullmatch(path.name)
     ]:

@@ -13,9 +13,7 @@ from qpeft.methods.method import Method
 
 @dataclass(frozen=True, kw_only=True)
 class LabRecord:
-    """Of one method; functions may be given as "module:Name", for
-    `qpeft.methods.method.imported`.
-    """
+    """Of one method; functions may be given as "module:Name", for `qpeft.methods.method.imported`."""
 
     own_hosts: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict

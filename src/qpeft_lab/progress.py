@@ -31,9 +31,7 @@ class Progress:
         """Training starts, or resumes, after `done` of `total` steps."""
 
     def on_step(self, step: int, loss: float) -> None:
-        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples,
-        in nats.
-        """
+        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
 
     def on_eval(self, step: int, score: Score) -> None:
         """The validation data was scored after `step` steps (0 is before training)."""

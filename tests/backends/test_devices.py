@@ -50,9 +50,7 @@ def exact_gradient(ansatz, angles):
 @pytest.mark.parametrize("wires", [None, 3, 5, ["b", "a", 7]])
 @pytest.mark.parametrize("shots", [None, 50])
 def test_wire_0_is_the_most_significant_bit(name, wires, shots):
-    """One flip at the top runs down the ladder; on any wires of the device, with and
-    without shots.
-    """
+    """One flip at the top runs down the ladder; on any wires of the device, with and without shots."""
     angles = math.pi * np.eye(3)[:, None, :]  # three circuits of one layer
     found = backend(name, wires).run(Ansatz("ry_ladder", 3, 1), angles, shots, 0)
     np.testing.assert_allclose(found, np.eye(8)[[0b111, 0b011, 0b001]], atol=1e-12)
@@ -121,9 +119,7 @@ def test_gradients_of_a_noisy_circuit_equal_finite_differences():
 
 
 def test_noise_model_of_the_user():
-    """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses
-    a tenth.
-    """
+    """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses a tenth."""
     damping = {qml.noise.op_eq("RY"): lambda op, **_: qml.AmplitudeDamping(0.1, op.wires)}
     found = as_backend(
         qml.add_noise(qml.device("default.mixed", wires=1), qml.NoiseModel(damping)), 1

@@ -1,6 +1,4 @@
-"""Circuits from and to PennyLane, Qiskit and OpenQASM 3: equal states, probabilities and
-gradients.
-"""
+"""Circuits from and to PennyLane, Qiskit and OpenQASM 3: equal states, probabilities and gradients."""
 
 import math
 from functools import partial

@@ -67,9 +67,7 @@ def answer(qpeft_cli):
 
 @pytest.fixture
 def verified_here(monkeypatch):
-    """Exports are verified in this process: a new one takes ten seconds to import torch and
-    PEFT.
-    """
+    """Exports are verified in this process: a new one takes ten seconds to import torch and PEFT."""
     import torch
 
     def stock_logits(code, inputs):

@@ -1,6 +1,4 @@
-"""Bad input of every command: exit code 2, the option or name that is wrong, and nothing
-written.
-"""
+"""Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
 
 import json
 import shlex

@@ -234,9 +234,7 @@ def test_rows_are_only_those_that_place_returned(pool, ids):
 
 
 def test_calls_inside_a_call_keep_its_adapters(pool, ids):
-    """From a hook of a layer, as a processor of logits in `generate` may do; `pool` has two
-    slots.
-    """
+    """From a hook of a layer, as a processor of logits in `generate` may do; `pool` has two slots."""
     rows, inner = pool.place(["user-0", "user-1"]), pool.place(["user-1"])
     expected = [logits_of_rows(pool, rows, ids), logits_of_rows(pool, inner, ids)]
     found = []

@@ -1,6 +1,4 @@
-"""Labelled texts: columns, classes, lengths, held-out examples, and the hash of what a run
-reads.
-"""
+"""Labelled texts: columns, classes, lengths, held-out examples, and the hash of what a run reads."""
 
 import json
 import shutil

@@ -1,6 +1,4 @@
-"""Sources of data: files, folders, built-in texts and data sets; their names, splits and
-columns.
-"""
+"""Sources of data: files, folders, built-in texts and data sets; their names, splits and columns."""
 
 import json
 from pathlib import Path

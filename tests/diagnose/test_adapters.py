@@ -1,6 +1,4 @@
-"""Measurements of saved adapters equal those of the loaded models; the base's weights are
-not read.
-"""
+"""Measurements of saved adapters equal those of the loaded models; the base's weights are not read."""
 
 import numpy as np
 import pytest

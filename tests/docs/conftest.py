@@ -113,9 +113,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
 
 @pytest.fixture
 def enter_folder_for(stand_ins, tmp_path, monkeypatch):
-    """Change to a new folder with all stand-ins except those which a command of the page
-    creates.
-    """
+    """Change to a new folder with all stand-ins except those which a command of the page creates."""
 
     def enter(page):
         created = re.findall(r"--out ([\w-]+)", "".join(snippet.text for snippet in snippets(page)))

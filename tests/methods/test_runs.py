@@ -89,9 +89,7 @@ def marked(fast):
 
 @pytest.fixture
 def settings(tiny_model, text_file, tmp_path):
-    """Four blocks a step in two halves, so that epochs end in the middle of the run;
-    dropout is on.
-    """
+    """Four blocks a step in two halves, so that epochs end in the middle of the run; dropout is on."""
 
     def make(name, out="run", **changes):
         common = {

@@ -74,8 +74,8 @@ def dense_two_design(angles, n_qubits, n_layers, signs=None):
 
 
 def gate_expectations(ansatz, angles, x):
-    """<Z> of every wire, (T, N), after amplitude embedding of x (T, d): padded with zeros,
-    over max(||x||, 1e-8).
+    """<Z> of every wire, (T, N), after amplitude embedding of x (T, d): padded with zeros, over
+    max(||x||, 1e-8).
     """
     padded = torch.nn.functional.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1]))
     p = (

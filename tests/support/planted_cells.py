@@ -95,9 +95,7 @@ def timeless_rows(folder: Path) -> dict:
 
 
 def run_cell(cell, folder):
-    """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each
-    step found.
-    """
+    """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each step found."""
     checkpoint = work_folder(cell, folder) / "checkpoint.json"
     state = (
         json.loads(checkpoint.read_text())

@@ -1,6 +1,4 @@
-"""Validates a study beyond its fields: the settings of each method, on a tiny base without
-weights.
-"""
+"""Validates a study beyond its fields: the settings of each method, on a tiny base without weights."""
 
 import warnings
 from pathlib import Path

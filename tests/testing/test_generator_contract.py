@@ -143,9 +143,7 @@ def test_quantum_peft_passes(settings):
 
 
 class Line(Generator):
-    """w = w0 + R sin(tau): a correct generator, in which each entry of MISTAKES plants one
-    mistake.
-    """
+    """w = w0 + R sin(tau): a correct generator, in which each entry of MISTAKES plants one mistake."""
 
     def __init__(self, initial, seed):
         super().__init__()

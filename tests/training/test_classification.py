@@ -57,9 +57,7 @@ PAIR = {"text_column": "premise", "text_pair_column": "hypothesis"}
 
 
 def write_numbers(path, n, seed):
-    """Texts whose number is 1 for one opinion and -2 for the other, and a hundredth for
-    each word.
-    """
+    """Texts whose number is 1 for one opinion and -2 for the other, and a hundredth for each word."""
     rows = [
         (text, len(text.split()) / 100 + (1 if name == "good" else -2))
         for text, name in opinions(n, seed)

@@ -39,9 +39,9 @@ class Backend:
             ansatz: The circuit, started in `|0...0>`.
             angles: Radians, `(B, *ansatz.angle_shape)`.
             shots: Number of shots of each of the B circuits, for relative frequencies; None: exact
-            probabilities.
+                probabilities.
             seed: Seed of the counts where the backend samples them itself. A user's device has its
-            own seed.
+                own seed.
         """
         raise NotImplementedError
 
@@ -75,13 +75,13 @@ def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
 
     Args:
         given: A Backend, a PennyLane device, a Qiskit sampler, or a name, see
-        `BackendSettings.backend`.
+            `BackendSettings.backend`.
         n_qubits: Wires of a device that is created here.
         noise: Strength of simulated depolarising noise, from 0 to below 1, for named simulators.
 
     Raises:
         ConfigError: Another object or name, a missing extra, or noise on a backend that does not
-        support it.
+            support it.
     """
     tool, _, name = given.partition(":") if isinstance(given, str) else ("", "", "")
     if tool in _TOOLS and name:

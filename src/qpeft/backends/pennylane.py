@@ -30,7 +30,7 @@ class PennyLaneBackend(Backend):
     Args:
         device: The user's device.
         make: Makes the simulator of a job with shots from its seed, so that a resumed run draws the
-        same counts.
+            same counts.
     """
 
     has_exact = True  # or `check` refuses

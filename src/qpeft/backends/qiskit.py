@@ -31,7 +31,7 @@ class QiskitBackend(Backend):
     Args:
         sampler: The user's sampler.
         make: Makes the sampler of each job from the job's seed, so that a resumed run draws the
-        same counts.
+            same counts.
     """
 
     def __init__(

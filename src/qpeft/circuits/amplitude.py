@@ -7,12 +7,10 @@ a kernel, which takes a fifth of the time: the ring and what follows it are neve
 the real state behind the first rotations RY(t1), j' the basis index j with the bits that X_r flips
 behind the ring inverted (set F_r),
 
-    z_r = cos t3_r sum_j s_rj psi_j^2 - sin t3_r sum_j psi_j psi_j' cos(sum over i in F_r of s_ij
-    t2_i)
+    z_r = cos t3_r sum_j s_rj psi_j^2 - sin t3_r sum_j psi_j psi_j' cos(sum over i in F_r of s_ij t2_i)
 
 The last sum has the same cosine for all j that agree in the bits of F_r up to a common inversion:
-these are the
-*corners* of a flip.
+these are the *corners* of a flip.
 """
 
 from __future__ import annotations

@@ -61,10 +61,10 @@ def register_ansatz(
 
     Args:
         name: The name in this process. It must not contain ":", the separator in `--ansatz
-        FILE.py:NAME`.
+            FILE.py:NAME`.
         angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor, a tuple.
         layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they
-        act.
+            act.
 
     Raises:
         ConfigError: The name is empty, contains ":", or belongs to another ansatz.

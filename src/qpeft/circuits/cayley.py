@@ -19,9 +19,7 @@ from qpeft.circuits.lie import lie_matrix
 
 
 def skew(v: Tensor) -> Tensor:
-    """The matrix (..., n, n) with v (..., n(n-1)/2) above its diagonal, row by row, and -v
-    below.
-    """
+    """The matrix (..., n, n) with v (..., n(n-1)/2) above its diagonal, row by row, and -v below."""
     n = (1 + math.isqrt(1 + 8 * v.shape[-1])) // 2
     lower = lie_matrix(v, n, n)
     return lower.mT - lower

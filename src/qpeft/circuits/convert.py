@@ -43,7 +43,7 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
     Args:
         ansatz: The circuit.
         angles: Radians, of shape `ansatz.angle_shape`. None: `input float[64] theta_0_3;` for the
-        angle at [0, 3].
+            angle at [0, 3].
 
     Raises ConfigError for angles of another shape.
     """
@@ -133,7 +133,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
 
     Raises:
         ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the
-        message names it.
+            message names it.
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml

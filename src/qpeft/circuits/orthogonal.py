@@ -207,9 +207,7 @@ def _program(
 
 @cached_tables
 def _half_bits(n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Halves of: row 0 is one, row 1 + b is bit b of the column's number. (1 + ceil(log2
-    N2), N2)
-    """
+    """Halves of: row 0 is one, row 1 + b is bit b of the column's number. (1 + ceil(log2 N2), N2)"""
     place = torch.arange((n2 - 1).bit_length())[:, None]
     bits = (torch.arange(n2) >> place) & 1
     return torch.cat([torch.ones(1, n2), bits]).to(device, dtype) / 2
@@ -321,9 +319,7 @@ def _blocks(width: int) -> tuple[int, int]:
 
 
 def _part_sizes(width: int, n_layers: int, with_v2: bool) -> list[int]:
-    """Numbers of angles of V1, V2 (optional), c, U1 and U2, in the order in which they are
-    stored.
-    """
+    """Numbers of angles of V1, V2 (optional), c, U1 and U2, in the order in which they are stored."""
     n1, n2 = _blocks(width)
     block = count_orthogonal(n1, n_layers)
     rest = (

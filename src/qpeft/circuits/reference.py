@@ -18,8 +18,8 @@ _TURNED = {  # cos and sin of half the angle, and the states with the wire at 0 
 
 
 def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor | None = None) -> Tensor:
-    """Final states (2**N, K) from the K states `start` (2**N, K), `|0...0>` by default;
-    complex after an RX or RZ.
+    """Final states (2**N, K) from the K states `start` (2**N, K), `|0...0>` by default; complex
+    after an RX or RZ.
     """
     start = torch.eye(2**ansatz.n_qubits, 1).to(angles) if start is None else start
     psi = start.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first

@@ -92,7 +92,8 @@ class Program(NamedTuple):
 
 
 def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the most significant bit.
+    """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the
+    most significant bit.
 
     `angles` have shape `ansatz.angle_shape`, or `(M, *ansatz.angle_shape)` for the probabilities
     (M, 2**N) of M circuits; float32 or float64, radians. The result has their dtype and device, and
@@ -117,7 +118,8 @@ def probabilities(angles: Tensor) -> Tensor:
 
 
 def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their dtype.
+    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their
+    dtype.
 
     The amplitudes are complex for circuits with RX or RZ. Raises as `exact_probabilities`.
     """
@@ -404,9 +406,7 @@ def _boundary(
 
 
 def permutation(gates: Sequence[Gate | Tensor], n_qubits: int) -> tuple[Tensor, Tensor]:
-    """The index that each amplitude behind the gates had before them, and its sign, both
-    (2**N,).
-    """
+    """The index that each amplitude behind the gates had before them, and its sign, both (2**N,)."""
     source = index = torch.arange(2**n_qubits, dtype=torch.int32)
     signs = torch.ones(2**n_qubits)
     for gate in gates:

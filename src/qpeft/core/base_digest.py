@@ -93,9 +93,7 @@ def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 
 
 def matrices(module: Any, name: str = "") -> dict[str, Tensor]:
-    """The parameters with two or more axes of `module`, called `name`, without those of
-    adapters.
-    """
+    """The parameters with two or more axes of `module`, called `name`, without those of adapters."""
     if isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
     elif isinstance(module, AuxiliaryTrainingWrapper):
@@ -144,9 +142,7 @@ def is_quantized(*digests: str) -> bool:
 
 
 def is_same(recorded: str, found: str) -> bool:
-    """Whether two digests are of the same weights, in equal or different floating-point
-    precisions.
-    """
+    """Whether two digests are of the same weights, in equal or different floating-point precisions."""
     parts = [one.split(":") if isinstance(one, str) else [] for one in (recorded, found)]
     if len(parts[0]) != len(parts[1]):
         raise CheckpointError(

@@ -114,9 +114,7 @@ class Binding:
         self._placed = None
 
     def restore_precision(self) -> None:
-        """Undo casts to half precision, which trainers apply to the adapters of quantized
-        models.
-        """
+        """Undo casts to half precision, which trainers apply to the adapters of quantized models."""
         for parameter in self.generator.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
@@ -142,9 +140,7 @@ class Binding:
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
-        """The generated tensors, detached copies in slot order, with each slot's shape and
-        dtype.
-        """
+        """The generated tensors, detached copies in slot order, with each slot's shape and dtype."""
         parts = torch.split(self.generator(), self.sizes)
         return [
             part.view(slot.shape).to(slot.dtype, copy=True)

@@ -39,8 +39,7 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
 
     Raises:
         ConfigError: the model has no adapter; the folder contains other files, which would be lost,
-        or is none; or a
-            parameter of the adapter is NaN or Inf.
+            or is none; or a parameter of the adapter is NaN or Inf.
     """
     check_adapted(model)
     target = folder_to_replace(Path(directory), [CONFIG, WEIGHTS, "README.md", *model.peft_config])
@@ -70,16 +69,14 @@ def load(
         directory: A local folder with adapter_config.json and adapter_model.safetensors.
         is_trainable: Whether training continues.
         frames: The frame file of an adapter that refers to one. Default: it is in the adapter's
-        folder, or in one of
-            two folders above, under the name that the adapter has recorded.
+            folder, or in one of two folders above, under the name that the adapter has recorded.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
 
     Warns with BaseModelWarning if `base` has the right shapes but other weights.
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base`
-        has other weights
-            and the adapter acts in frames of its base model.
+            has other weights and the adapter acts in frames of its base model.
         ConfigError: `base` is no model, or there is no file `frames`.
     """
     from qpeft.core.frame_file import with_frame_settings
@@ -170,9 +167,7 @@ def _seal(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:
-    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most
-    warns.
-    """
+    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
     wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         found = set(file.keys())

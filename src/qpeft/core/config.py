@@ -53,9 +53,7 @@ _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def own_copy(config: Any) -> Any:
-    """A copy of the config, so that the user's can be used again, with the heads that PEFT
-    trains.
-    """
+    """A copy of the config, so that the user's can be used again, with the heads that PEFT trains."""
     copied = copy.copy(config)
     if heads := _HEADS.get(str(getattr(config.task_type, "value", config.task_type))):
         copied.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))

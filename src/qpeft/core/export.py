@@ -58,21 +58,17 @@ def export(
 
     Args:
         model: A PeftModel with an adapter that is generated, or with SoRA, whose gates are folded
-        in, or with a
-            rotation that is an OFT; not changed.
+            in, or with a rotation that is an OFT; not changed.
         directory: The folder; an earlier export there is replaced but for a model card that the
-        user wrote or
-            changed, any other content refused.
+            user wrote or changed, any other content refused.
         adapter_name: Which adapter.
         probe: Model inputs for the comparison. Default: token ids or an image of a fixed seed.
 
     Raises:
         ConfigError: no adapter or none that is generated, frames that are not fitted, every SoRA
-        gate zero, a merged
-            adapter, non-finite parameters, or a folder with other content.
+            gate zero, a merged adapter, non-finite parameters, or a folder with other content.
         VerificationError: the exported adapter gives other logits. Allowed are 1e-6 in float32; for
-        SoRA, whose
-            exported tensors have other shapes, 64 roundings of the largest logit.
+            SoRA, whose exported tensors have other shapes, 64 roundings of the largest logit.
     """
     check_adapted(model)
     tuner: Any = model.base_model
@@ -219,9 +215,7 @@ def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> An
 
 
 def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or the first output of a model without a head, in the precision of the
-    weights.
-    """
+    """The logits, or the first output of a model without a head, in the precision of the weights."""
     wrapped = vars(model).pop(
         "forward", None
     )  # by accelerate, with autocast, in training with bf16

@@ -2,8 +2,7 @@
 folders.
 
     adapter_config.json       --> the settings, which must equal those of the other adapters
-    adapter_model.safetensors --> the generator --> flat (P,) --> views under the keys of a stock
-    file
+    adapter_model.safetensors --> the generator --> flat (P,) --> views under the keys of a stock file
                               --> a slot, an adapter of stock PEFT --> model
 
 A slot is injected once. Another adapter is put into it by copying its tensors.
@@ -76,10 +75,10 @@ class AdapterPool:
     Args:
         base: The model that the adapters were trained on; changed in place, as by PEFT.
         folder: Contains an adapter folder of `qpeft.save` for each name. The first name determines
-        the configuration.
+            the configuration.
         capacity: The number of adapters in memory, and in a batch.
         frames: The frame file of adapters that refer to one; it is read once. Default: as for
-        `qpeft.load`.
+            `qpeft.load`.
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
@@ -150,9 +149,9 @@ class AdapterPool:
 
         Raises:
             ConfigError: no such adapter. The message contains no names of others, because it may
-            reach a user.
+                reach a user.
             CheckpointError: its folder is damaged, or its settings differ from the pool's. The
-            active adapter remains.
+                active adapter remains.
         """
         self._refuse_merged()
         self._switch(name if name == BASE else self._slot_with(name, keep=set()))
@@ -196,9 +195,7 @@ class AdapterPool:
 
     @contextmanager
     def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
-        """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass
-        raises.
-        """
+        """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass raises."""
         rows = [row for row in options.get("adapter_names") or () if row != BASE]
         for row in rows:
             if not isinstance(row, _Row):

@@ -88,7 +88,8 @@ def _grouped(x: Tensor) -> Tensor:
 def _encode(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """lo and r (groups, 2), float16 values, and codes (groups, length); all float32.
 
-    lo is rounded by at most |lo| 2^-12, so that d >= |lo| 2^-9 gives the smallest element the code 0.
+    lo is rounded by at most |lo| 2^-12, so that d >= |lo| 2^-9 gives the smallest element the code
+    0.
     """
     groups = _grouped(x.float())
     lo = groups.amin(-1, keepdim=True).half().float()

@@ -49,9 +49,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def copy_from_first(generator: nn.Module, model: nn.Module) -> None:
-    """Move the generator to where the sharded model computes, with the values of the first
-    process.
-    """
+    """Move the generator to where the sharded model computes, with the values of the first process."""
     first: Any = next(model.parameters())  # stored elsewhere if it is offloaded
     generator.to(first.device_mesh.device_type if hasattr(first, "device_mesh") else first.device)
     for tensor in (*generator.parameters(), *generator.buffers()):

@@ -30,9 +30,7 @@ class SeededInit:
         return self._drawn(name, shape, 1, lambda unit: (2.0 * unit[0] - 1.0) * bound)
 
     def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
-        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape
-        `shape`.
-        """
+        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape `shape`."""
 
         def box_muller(unit: np.ndarray) -> np.ndarray:
             radius = np.sqrt(

@@ -29,16 +29,14 @@ def set_backend(
     Args:
         model: A PeftModel whose adapter has a circuit.
         backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler
-        (`BaseSamplerV2`); a
-            `qpeft.backends.Backend`; or a name of the command line, such as
+            (`BaseSamplerV2`); a `qpeft.backends.Backend`; or a name of the command line, such as
             "pennylane:lightning.qubit".
         shots: Shots per circuit, of at most 14 qubits. None: exact probabilities, where the backend
-        has them.
+            has them.
         seed: For counts drawn by qpeft; devices have their own.
         shot_budget: Maximum number of shots in all jobs, failed ones included.
         noise: Strength of simulated depolarizing noise, for "pennylane:default.mixed": the
-        probability after each
-            two-qubit gate, a tenth of it after each one-qubit gate.
+            probability after each two-qubit gate, a tenth of it after each one-qubit gate.
         log: File to which a line of JSON is added for every job.
 
     Returns:

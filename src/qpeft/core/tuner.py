@@ -168,9 +168,7 @@ class Generators(nn.ModuleDict):
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
-        """Within: a saved adapter keeps its unquantized parameters, so that a run resumes
-        exactly.
-        """
+        """Within: a saved adapter keeps its unquantized parameters, so that a run resumes exactly."""
         generators: list[Any] = list(self.values())
         for generator in generators:
             generator.latent = True

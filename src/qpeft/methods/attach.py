@@ -53,8 +53,8 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
 
     Example::
 
-        model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM",
-        num_virtual_tokens=20)) model = qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
+        model = get_peft_model(base, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20))
+        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
 
     Args:
         model: A PeftModel with one adapter; changed in place. It cannot have another one.
@@ -66,8 +66,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
 
     Raises:
         ConfigError: the adapter is not the only one, or generated already; its tensors cannot be
-        generated; or the
-            configuration does not fit it.
+            generated; or the configuration does not fit it.
     """
     registered = generator_name(config)
     name, host = _checked_host(model)
@@ -233,9 +232,7 @@ class AttachedConfig(GeneratedConfig):
         return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
 
     def to_generator(self) -> GeneratorConfig:
-        """The generator's configuration. Raises CheckpointError if the generator is not
-        registered.
-        """
+        """The generator's configuration. Raises CheckpointError if the generator is not registered."""
         made = (
             get(self.generator_name).generator_class if self.generator_name in keys() else None
         )  # perhaps imports it

@@ -75,20 +75,18 @@ def plan(
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights
-        are read.
+            are read.
         config: The config of any registered method, or a stock PEFT config.
         generator: The generator that `qpeft.attach` would put on the adapter of a stock `config`.
         steps: Optimizer steps for which circuits are counted.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
         backend: `backend`, `shots`, `noise`, `shot_budget` of `qpeft.set_backend`. With shots, or
-        with
-            another backend than "exact", `Plan.circuits` contains the cost of the method's
+            with another backend than "exact", `Plan.circuits` contains the cost of the method's
             circuits; nothing is sent.
 
     Raises:
         ConfigError: the base is not found or has an adapter already, a target matches no module or
-        one of a type that
-            the method cannot adapt, or the options do not fit.
+            one of a type that the method cannot adapt, or the options do not fit.
     """
     if not isinstance(config, PeftConfig):
         raise ConfigError(

@@ -78,9 +78,7 @@ class Design:
 
     @property
     def learning_rate(self) -> float:
-        """A learning rate that is safe in all of its setups, whose bases are small and runs
-        short.
-        """
+        """A learning rate that is safe in all of its setups, whose bases are small and runs short."""
         bases = {result["base"] for result in self.results}
         return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
 
@@ -130,21 +128,20 @@ def suggest(
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights
-        are read.
+            are read.
         parameters: Most trainable parameters. Give this or `bytes`.
         bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the
-        header of its file,
-            its config, and gradient frames, which a file that many adapters share can contain.
+            header of its file, its config, and gradient frames, which a file that many adapters
+            share can contain.
         frames: A frame file of `base`. Only adapters that it has frames for are considered; they
-        refer to it.
+            refer to it.
         refuses: Maps a config to the reason why its adapter cannot be used, or None; such adapters
-        are left out.
+            are left out.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
         ConfigError: not one budget, no adapter is as small or fits, the base is not found, has an
-        adapter already or
-            cannot be adapted, or there is no frame file at `frames`.
+            adapter already or cannot be adapted, or there is no frame file at `frames`.
         CheckpointError: `frames` is damaged or not a frame file.
     """
     name, size, budget = "parameters", "trainable", parameters
@@ -172,9 +169,7 @@ def suggest(
             return math.inf
 
     def sized(design: Design) -> Design:
-        """With the largest of its values that keeps to its budget on `model`, or with the
-        smallest.
-        """
+        """With the largest of its values that keeps to its budget on `model`, or with the smallest."""
         at = [
             replace(design, settings={**design.settings, str(design.vary): value})
             for value in design.values

@@ -46,12 +46,12 @@ def adapter_contract(
 
     Checked:
         the outputs of the base before training; only the parameters of the adapter are trainable;
-        five steps of AdamW reduce the loss; its gradient matches finite differences (1 %) in a
-        random direction; after a change of the parameters, no trainable tensor has a missing or
-        zero gradient; a deep copy is independent; `disable_adapter`; a second adapter next to the
-        first; `save_pretrained` and `from_pretrained` keep the outputs exactly; `merge_and_unload`,
-        `merge_adapter` and `unmerge_adapter`; `qpeft.export` produces an adapter that PEFT loads as
-        one of its own types.
+        five steps of AdamW reduce the loss; its gradient matches finite differences (1 %) in a random direction;
+        after a change of the parameters, no trainable tensor has a missing or zero gradient;
+        a deep copy is independent; `disable_adapter`; a second adapter next to the first;
+        `save_pretrained` and `from_pretrained` keep the outputs exactly;
+        `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
+        `qpeft.export` produces an adapter that PEFT loads as one of its own types.
 
     A tuner whose tensors are not generated has no equivalent in PEFT: it must refuse the export,
     and merging unless it has an attribute `merges` that is true. An equivalent is declared by a
@@ -59,14 +59,14 @@ def adapter_contract(
 
     Args:
         make_base: Returns a small model without dropout that also runs in float64, with the same
-        weights at every call.
+            weights at every call.
         make_config: Returns the config of the method.
         batch: Inputs and `labels` of at least two rows, without padding; the loss must be the mean
-        over rows.
+            over rows.
         lr: Learning rate of AdamW.
         starts_at_base: Whether the untrained adapter leaves the outputs unchanged.
         exact_gradient: Whether it trains with the exact gradient of the loss; DoRA, for example,
-        detaches a norm.
+            detaches a norm.
     """
     base = _logits(make_base(), batch)
     same(

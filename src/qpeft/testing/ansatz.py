@@ -31,7 +31,7 @@ def ansatz_contract(
     Args:
         make: Returns the circuit as data.
         dense_reference: From angles to probabilities (2**N,), without qpeft's code, for example by
-        dense matrices.
+            dense matrices.
         device: Device of the angles.
         seed: Of the random angles.
     """

@@ -36,16 +36,14 @@ def generator_contract(
     Args:
         make: Returns a new, untrained generator for a seed; the seeds 0 and 1 are used.
         initial: The exact output before training, flat (P,), float32; None for a generator with
-        another one. It must be
-            the tensor object that `make` passes to the generator: it is changed temporarily, to
-            test that it is saved.
+            another one. It must be the tensor object that `make` passes to the generator: it is
+            changed temporarily, to test that it is saved.
         n_trained: The number of trainable parameters, as counted by its settings.
         dense_reference: From a generator to its output, flat (P,), without its code, for example by
-        NumPy matrices.
-            Compared in float64 (1e-9).
+            NumPy matrices. Compared in float64 (1e-9).
         make_other: Returns a generator of seed 0 that differs from `make(0)` in one setting, if
-        possible without
-            changing shapes. Without it, a fingerprint without the settings is not detected.
+            possible without changing shapes. Without it, a fingerprint without the settings is not
+            detected.
         device: A device to test in addition to the CPU.
     """
     trained = make(0)

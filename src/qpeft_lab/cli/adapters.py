@@ -62,7 +62,7 @@ class Loading:
         Raises:
             CheckpointError: neither folder has a config, or `frames` is another file.
             ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or
-            not given.
+                not given.
         """
         for value, use in ((self.method, methods.get), (self.ansatz, named_ansatz)):
             if value is not None:

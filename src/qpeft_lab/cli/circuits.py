@@ -120,7 +120,8 @@ def export(
 ) -> Answer:
     """Export a circuit to OpenQASM 3, with the angles of an adapter or with free angles.
 
-    Qiskit reads it with qasm3.loads. Circuits of QAA start in the state |0...0> here, without their input.
+    Qiskit reads it with qasm3.loads. Circuits of QAA start in the state |0...0> here, without their
+    input.
 
     Examples:
 

@@ -73,8 +73,8 @@ def run(
     the best one. Time and memory are measured at the end, one method at a time. Every cell is a
     separate process: if one fails, its row records the failure and the others continue. Run the
     same command again to resume. Exit code 3: some cells failed; the report is still written.
-    Options of a run, such as --model and --steps, replace those of the study;
-    --base is another name of --model.
+    Options of a run, such as --model and --steps, replace those of the study; --base is another
+    name of --model.
 
     Examples:
 

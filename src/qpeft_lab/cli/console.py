@@ -113,9 +113,7 @@ def print_failure(error: BaseException, message: str, exit_code: int) -> None:
 
 
 def bars() -> progress.Progress:
-    """Bars with the time left, for `TrainingBar` and for a comparison; nothing without a
-    terminal.
-    """
+    """Bars with the time left, for `TrainingBar` and for a comparison; nothing without a terminal."""
     from rich import progress
 
     columns = (*progress.Progress.get_default_columns(), "{task.fields[text]}")

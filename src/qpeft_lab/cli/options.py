@@ -49,10 +49,9 @@ class Fields:
     Attributes:
         settings: The dataclass.
         panel: Title of their group in `--help-all`, after which a shared field quotes them; "" for
-        the main group,
-            apart from fields with a panel of their own.
+            the main group, apart from fields with a panel of their own.
         only: Names of the fields to offer. Default: all that have a help text and a type that an
-        option can have.
+            option can have.
         leave_out: Names of the fields not to offer.
         is_complete: False if fields without a default may be missing on the command line.
     """

@@ -83,9 +83,7 @@ def settled(
 def _suggested(
     run: Mapping[str, Any], others: Mapping[str, Any], budget: Budget
 ) -> Suggestion | None:
-    """The adapter for the budget, if there is one. Raises ConfigError for options that do
-    not fit.
-    """
+    """The adapter for the budget, if there is one. Raises ConfigError for options that do not fit."""
     if budget.parameters is None and budget.bytes is None:
         if run.get("method") == AUTO:
             raise ConfigError("method auto needs a budget: --parameters N or --bytes N")

@@ -170,9 +170,7 @@ def read_data(settings: RunSettings) -> Task:
 
 
 def untrained_model(cell: Cell) -> Any:
-    """The model of a cell before its first step, with exact circuits: no jobs are sent for
-    times.
-    """
+    """The model of a cell before its first step, with exact circuits: no jobs are sent for times."""
     settings = settings_of(cell)
     ready = prepare(settings, Progress(), read_data(settings))
     if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:

@@ -157,9 +157,7 @@ def differences(summary: Summary) -> Chart | None:
 
 
 def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
-    """The trained methods with their differences, by what they are compared with; the best
-    first.
-    """
+    """The trained methods with their differences, by what they are compared with; the best first."""
     groups: dict[str, list[tuple[Result, Difference]]] = {}
     for found in summary.by_quality:
         difference = found.difference

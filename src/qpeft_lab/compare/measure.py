@@ -67,8 +67,7 @@ def measure_cost(
       before the model was built; otherwise the peak resident set of the process, libraries
       included. Read after `warm_up` steps, before the reference is built.
     - `step_ms`, the median of `timed` steps after `warm_up`; `step_ratio` to the reference. The
-      steps of both models
-      alternate.
+      steps of both models alternate.
     - `noise`: the reference takes every step twice; the relative difference between the medians of
       the two.
     """

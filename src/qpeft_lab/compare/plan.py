@@ -171,9 +171,7 @@ def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
 
 
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
-    """Trainable and deployed parameters of a method, without those of the head. Raises
-    ConfigError.
-    """
+    """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
     base, head = host
     run, in_head = study.run_of(method, settings), count_trainable(base, head)
     trains = run.record.trains
@@ -225,9 +223,7 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
 def _run_of(
     study: Study, model: str, config: Any, drafts: Sequence[PlannedMethod], trust_remote_code: bool
 ) -> RunSettings:
-    """What the runs of all methods share: the same blocks of text, for which every method
-    has room.
-    """
+    """What the runs of all methods share: the same blocks of text, for which every method has room."""
     seq_len = study.run.seq_len
     if study.run.is_language_model:
         reserved = max(virtual_tokens(study.run_of(draft)) for draft in drafts)

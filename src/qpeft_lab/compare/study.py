@@ -53,9 +53,7 @@ def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValid
 
 
 def _known(values: Any, names: Sequence[str]) -> Any:
-    """The values. Raises ValueError if a mapping has other names, before its values are
-    validated.
-    """
+    """The values. Raises ValueError if a mapping has other names, before its values are validated."""
     for name in values if isinstance(values, dict) else ():
         if name not in names:
             raise ValueError(unknown("field", name, names))
@@ -72,9 +70,7 @@ class _Strict(BaseModel):
 
 
 class Published(_Strict):
-    """A result that others published for a method. The report shows it next to the measured
-    value.
-    """
+    """A result that others published for a method. The report shows it next to the measured value."""
 
     # in the unit in which the report shows the metric: an accuracy, F1 or correlation in %
     value: float
@@ -218,9 +214,7 @@ class Study(_Strict):
         return self
 
     def check(self) -> None:
-        """Raise ConfigError for a study that cannot run. It executes the files of users'
-        methods.
-        """
+        """Raise ConfigError for a study that cannot run. It executes the files of users' methods."""
         if len({*self.seeds, self.tuning.seed}) <= len(self.seeds):
             raise ConfigError(
                 "all seeds, and tuning.seed, must differ: learning rates have a separate seed"
@@ -296,9 +290,7 @@ class PlannedStudy(Study):
         return rows.get(f"{self.name}/{method.key}/{method.hash}/{name}")
 
     def search(self, method: PlannedMethod, rows: Mapping[str, Row]) -> RateSearch:
-        """The learning rates that the method tries, as far as `rows`, by cell_id, determine
-        them.
-        """
+        """The learning rates that the method tries, as far as `rows`, by cell_id, determine them."""
 
         def loss_of(rate: float) -> float | None:
             row = self.row_of(method, rows, f"lr{rate:g}")

@@ -1,3 +1,1 @@
-"""Data of a run: reading, labels, tokens, images, and the split into training and
-evaluation data.
-"""
+"""Data of a run: reading, labels, tokens, images, and the split into training and evaluation data."""

@@ -11,9 +11,7 @@ EMBEDDED = "embedded"  # name of the embedded base model in `--model`
 
 
 def base_path() -> Path:
-    """Folder of the embedded base (GPT-2 architecture, 1.5 million parameters, stored as
-    float16).
-    """
+    """Folder of the embedded base (GPT-2 architecture, 1.5 million parameters, stored as float16)."""
     return Path(str(files(__name__))) / "base"
 
 

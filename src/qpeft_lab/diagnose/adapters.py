@@ -37,8 +37,8 @@ _ZERO = 1e-6  # a singular value below this share of the largest is zero
 
 
 class Circuit(NamedTuple):
-    """A circuit that starts in |0...0>: its initial and trained angles of
-    `ansatz.angle_shape`, float64, radians.
+    """A circuit that starts in |0...0>: its initial and trained angles of `ansatz.angle_shape`,
+    float64, radians.
     """
 
     ansatz: Ansatz
@@ -230,8 +230,7 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Mea
 
     Args:
         updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows,
-        r) and (r, columns):
-            such as lora_B and lora_A. Their product is never formed.
+            r) and (r, columns): such as lora_B and lora_A. Their product is never formed.
 
     Returns:
         `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest rank

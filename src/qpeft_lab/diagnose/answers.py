@@ -23,7 +23,7 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
     Args:
         folder: Of the adapter, or of its run.
         samples: Random circuits for each measurement; ten times as many pairs of states for
-        expressibility.
+            expressibility.
         seed: Seed of the random circuits.
 
     Returns:
@@ -83,9 +83,7 @@ def _circuit(adapter: Adapter) -> Circuit:
 
 
 def _random(adapter: Adapter, samples: int, seed: int) -> Answers:
-    """Whether the probabilities are those of a random state: at random, initial and trained
-    angles.
-    """
+    """Whether the probabilities are those of a random state: at random, initial and trained angles."""
     ansatz, start, trained, _ = _circuit(adapter)
     at = {"random angles": circuits.random_states(ansatz, samples, seed).abs().square()}
     at |= {

@@ -100,10 +100,9 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
 
     Args:
         probabilities: (S, D) of S states, or (D,) of one state; each state's probabilities sum to
-        1. Frequencies over
-            shots are not probabilities: they follow the distribution of counts.
+            1. Frequencies over shots are not probabilities: they follow the distribution of counts.
         field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex"
-        for all others.
+            for all others.
 
     Returns:
         `distance`, of Kolmogorov and Smirnov, of all probabilities to the law, and its `p_value`;
@@ -250,7 +249,8 @@ def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
 def expressibility(
     ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50
 ) -> Measurement:
-    """Whether the `ansatz` reaches all states evenly: fidelities F = `|<a|b>|^2` of states at angles drawn from `seed`.
+    """Whether the `ansatz` reaches all states evenly: fidelities F = `|<a|b>|^2` of states at
+    angles drawn from `seed`.
 
     `samples` independent pairs are compared with random states, in `n_bins` bins of equal
     probability. Returns their `divergence`, of Kullback and Leibler, in nats, from random states;

@@ -1,6 +1,4 @@
-"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run
-resumes.
-"""
+"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -105,8 +103,7 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
     Raises:
         InputError: invalid settings, unusable data, base or folder; no work was done.
         TrainingError: a loss is not finite, the disk is full, or the trained adapter is unusable;
-        earlier checkpoints
-            are intact.
+            earlier checkpoints are intact.
         KeyboardInterrupt: stopped by Ctrl-C, after saving the current step.
     """
     progress = progress or Progress()

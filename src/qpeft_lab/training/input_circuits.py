@@ -101,9 +101,7 @@ def _factors(blocks: Numbers, wire: int) -> Iterator[tuple[int, Numbers]]:
 
 
 def _turned(theta: Numbers, wire: int, signs: Numbers) -> tuple[Numbers, Numbers]:
-    """The angles phi of a multiplexed RY on amplitudes with these signs, and the signs
-    behind it.
-    """
+    """The angles phi of a multiplexed RY on amplitudes with these signs, and the signs behind it."""
     n, size = len(signs).bit_length() - 1, theta.shape[-1]
     index, c, last = np.arange(2**n), np.arange(size), 2 ** (n - 1 - wire)
     low = index[index & last == 0][:: 2 ** (n - 1) // size]

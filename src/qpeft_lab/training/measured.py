@@ -1,7 +1,6 @@
 """Scores of adapters whose circuits on inputs are measured: with simulated shots, or on a device.
 
-    exact score, which counts the circuits --> forecast, refused above the budget --> score with
-    measured circuits
+    exact score, which counts the circuits --> forecast, refused above the budget --> score with measured circuits
 
 A device's answers are kept in files, so that the same evaluation sends only what is missing.
 """

@@ -87,9 +87,7 @@ def resumable(model: Any) -> Iterator[None]:
 
 
 def count_trainable(model: Any, modules: Sequence[str] = ("",)) -> int:
-    """Trainable parameters, shared ones once; with `modules`, only those inside the named
-    modules.
-    """
+    """Trainable parameters, shared ones once; with `modules`, only those inside the named modules."""
     inside = [f".{name}." if name else "" for name in modules]
     trained = [(f".{name}", p.numel()) for name, p in model.named_parameters() if p.requires_grad]
     return sum(n for name, n in trained if any(part in name for part in inside))

@@ -75,9 +75,7 @@ class TrainResult:
 
     @property
     def has_stock_form(self) -> bool:
-        """Whether there is an exported adapter; stock PEFT has none that is equal to some
-        adapters.
-        """
+        """Whether there is an exported adapter; stock PEFT has none that is equal to some adapters."""
         return self.exported_bytes > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,9 +178,7 @@ class RunFolder:
             )
 
     def recorded(self) -> tuple[RunSettings, dict[str, str]]:
-        """Settings and hashes in config.json. Raises CheckpointError if it is missing or
-        damaged.
-        """
+        """Settings and hashes in config.json. Raises CheckpointError if it is missing or damaged."""
         if not self.config.is_file():
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
         try:

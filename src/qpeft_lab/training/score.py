@@ -129,9 +129,7 @@ def evaluate_examples(
     batch_size: int = 8,
     is_regression: bool = False,
 ) -> Score:
-    """Score every example, summed in float64; `batch_size` changes the time taken, not the
-    score.
-    """
+    """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
     from scipy.stats import binomtest  # slow to import, and for classes alone
 
     total, true, predictions, n_classes = 0.0, [], [], 0

@@ -55,9 +55,8 @@ class Task(ABC):
         settings: The run.
         reserved: Positions of the model's context that the adapter occupies.
         labels: The outputs of a trained adapter: its classes, one name for a regression; empty for
-        a language model,
-            and for the outputs of the base's own head. All of the data is then evaluated and none
-            trained on.
+            a language model, and for the outputs of the base's own head. All of the data is then
+            evaluated and none trained on.
     """
 
     train: Sequence[Any]  # arguments of `collate`
@@ -163,9 +162,7 @@ class CausalLM(Task):
 
 
 class Classification(Task):
-    """Examples with their classes. A subclass defines what an example is, and how a batch
-    is made.
-    """
+    """Examples with their classes. A subclass defines what an example is, and how a batch is made."""
 
     pad: int | None = None  # the padding token of texts
     labels: tuple[str, ...]  # names of the classes; the index of a class is its position
@@ -333,9 +330,7 @@ class TextClassification(Classification):
 
 
 class ImageClassification(Classification):
-    """Images, which the image processor of the model resizes and normalizes when a batch is
-    made.
-    """
+    """Images, which the image processor of the model resizes and normalizes when a batch is made."""
 
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)

@@ -1,6 +1,4 @@
-"""Frames against the full SVD; their gradients against autograd's own; the model is left as
-it was.
-"""
+"""Frames against the full SVD; their gradients against autograd's own; the model is left as it was."""
 
 import copy
 import json

@@ -36,8 +36,7 @@ class CUAConfig(CUASettings, OwnTunerConfig):
 
     Example::
 
-        model = get_peft_model(base, CUAConfig(block_size=4, target_modules=["v_proj"],
-        task_type="CAUSAL_LM"))
+        model = get_peft_model(base, CUAConfig(block_size=4, target_modules=["v_proj"], task_type="CAUSAL_LM"))
 
     Raises:
         ConfigError: a setting is out of range; on the model, a block does not fit a width.

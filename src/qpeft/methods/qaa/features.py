@@ -1,7 +1,8 @@
 """QAA's features of an input: from a circuit whose initial state is the input, or from a classical
 control.
 
-With n qubits, B = 2^n and a = x / ||x||, padded with zeros to B, an orthogonal map turns a into phi, and
+With n qubits, B = 2^n and a = x / ||x||, padded with zeros to B, an orthogonal map turns a into
+phi, and
 
     f_r = sqrt((B+2)/2) sum_j s_rj |phi_j|^2        n features, s_rj = +-1 by bit r of j
 

@@ -20,8 +20,7 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
 
     Example::
 
-        model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear",
-        task_type="CAUSAL_LM"))
+        model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
 
     Raises:
         ConfigError: a field is out of range, or a LoRA option that QPA cannot generate.
@@ -50,6 +49,4 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
 
 
 class QPAModel(GeneratedMixin, LoraModel):
-    """The tuner that PEFT builds for a QPAConfig: a stock LoRA whose every parameter is
-    generated.
-    """
+    """The tuner that PEFT builds for a QPAConfig: a stock LoRA whose every parameter is generated."""

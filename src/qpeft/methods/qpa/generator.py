@@ -1,8 +1,7 @@
 """QPA's generator: a circuit's angles and a map generate all m parameters of an adapter, chunk by
 chunk.
 
-    angles -> probabilities (D,) -> K features of each chunk (C, K) -> linear map -> (C, n) -> flat
-    (m,)
+    angles -> probabilities (D,) -> K features of each chunk (C, K) -> linear map -> (C, n) -> flat (m,)
 
 (arXiv 2410.09846, which has one feature per chunk, K = 1, and an MLP on the feature and the bits of
 the chunk's index.) G generators have a leading axis G everywhere, and each generates its share of
@@ -113,9 +112,7 @@ class CircuitFeature(CircuitModule):
 def _make_feature(
     config: QPAGeneratorConfig, count: QPACount, init: SeededInit
 ) -> nn.Module | None:
-    """The module that computes the features (G, C, K) of `config.feature_source`; None for
-    "none".
-    """
+    """The module that computes the features (G, C, K) of `config.feature_source`; None for "none"."""
     source, g, scale = config.feature_source, config.n_generators, float(config.angle_scale or 1)
     if source == "none":
         return None

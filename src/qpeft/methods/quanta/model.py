@@ -48,12 +48,11 @@ class QuanTAConfig(QuanTASettings, OwnTunerConfig):
 
     Example::
 
-        model = get_peft_model(base, QuanTAConfig(target_modules=["q_proj", "v_proj"],
-        task_type="CAUSAL_LM"))
+        model = get_peft_model(base, QuanTAConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
 
     Raises:
         ConfigError: a setting is out of range; on the model, the axes have fewer places than a
-        width.
+            width.
     """
 
     method_name = "QPEFT_QUANTA"

@@ -41,8 +41,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     Example::
 
-        model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2,
-        target_modules="all-linear"))
+        model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2, target_modules="all-linear"))
 
     Raises:
         ConfigError: a setting is out of range, or a LoRA option that Quantum-PEFT cannot generate.
@@ -104,9 +103,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         }
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """With a frame file only what differs from its settings, and no model card but the
-        user's.
-        """
+        """With a frame file only what differs from its settings, and no model card but the user's."""
         super().save_pretrained(save_directory, **kwargs)
         if self.frames is None or self._of_file is None:
             return

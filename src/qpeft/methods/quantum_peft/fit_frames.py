@@ -31,24 +31,22 @@ def fit_frames(
 
     Example::
 
-        model = get_peft_model(base, QuantumPeftConfig(frame="gradient",
-        target_modules="all-linear")) qpeft.fit_frames(model, [tokenizer(text, return_tensors="pt")
-        for text in texts[:64]])
+        model = get_peft_model(base, QuantumPeftConfig(frame="gradient", target_modules="all-linear"))
+        qpeft.fit_frames(model, [tokenizer(text, return_tensors="pt") for text in texts[:64]])
 
     Args:
         model: A PeftModel with an adapter whose config has frame="gradient" or frame="sign".
         batches: Arguments of `model(**batch)`. Default `labels` of a language model are
-        `input_ids`; with padding,
-            give labels that are -100 there.
+            `input_ids`; with padding, give labels that are -100 there.
         save_to: A new frame file, to which the adapter refers from now on instead of storing its
-        frames; ".safetensors"
-            is added to the name. Other adapters use it with `QuantumPeftConfig(frames=...)`.
+            frames; ".safetensors" is added to the name. Other adapters use it with
+            `QuantumPeftConfig(frames=...)`.
 
     Raises:
         ConfigError: no adapter needs a fit, or the adapter is merged, or `save_to` exists.
         DataError: no batch, or one without a loss.
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted
-        module.
+            module.
     """
     check_adapted(model)
     generators: Any = holder_of(model) or {}

@@ -59,9 +59,7 @@ _SEAL = 8  # bytes
 
 
 class Part(NamedTuple):
-    """All lora_A (side "v") or lora_B (side "u") tensors of one shape, adjacent in the flat
-    vector.
-    """
+    """All lora_A (side "v") or lora_B (side "u") tensors of one shape, adjacent in the flat vector."""
 
     side: str
     width: int  # d_in or d_out
@@ -172,9 +170,7 @@ def columns(
 
 @cached_tables
 def _entangler_signs(entangler: str, n_layers: int, seed: int, n_qubits: int) -> Tensor:
-    """Instead of the CZs of all circuits of a size: one draw of signs, or ones; (2 L,
-    2**n_qubits).
-    """
+    """Instead of the CZs of all circuits of a size: one draw of signs, or ones; (2 L, 2**n_qubits)."""
     shape = 2 * n_layers, 2**n_qubits
     drawn = (
         SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0)

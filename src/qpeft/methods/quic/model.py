@@ -44,7 +44,7 @@ class QuICConfig(QuICSettings, OwnTunerConfig):
 
     Raises:
         ConfigError: a setting is out of range; on the model, N exceeds a width, or no order fits
-        its blocks.
+            its blocks.
     """
 
     method_name = "QPEFT_QUIC"

@@ -38,8 +38,8 @@ class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
 
     Training needs `qpeft.SoRACallback`. Example::
 
-        model = get_peft_model(base, SoRAConfig(r=8, target_modules="all-linear",
-        task_type="CAUSAL_LM")) Trainer(model=model, callbacks=[SoRACallback()], ...).train()
+        model = get_peft_model(base, SoRAConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        Trainer(model=model, callbacks=[SoRACallback()], ...).train()
 
     Raises:
         ConfigError: a setting is out of range, or a LoRA option that cannot be gated.

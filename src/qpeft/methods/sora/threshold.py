@@ -42,10 +42,9 @@ class SoRACallback(TrainerCallback):
             optimizer: Any torch optimizer, also from accelerate's `prepare`.
             model: The PeftModel, wrapped or not.
             steps: Optimizer steps of the whole run, including those before a resume. Required with
-            `shrink_budget`.
+                `shrink_budget`.
             schedule: The learning rate scheduler, if there is one; with `shrink_budget` a LambdaLR,
-            such as
-                transformers' schedules.
+                such as transformers' schedules.
 
         Raises ConfigError for no gates to train, gates outside the optimizer or with weight decay,
         or another schedule.
