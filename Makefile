@@ -46,12 +46,12 @@ docs: $(VENV)/.installed-dev
 
 # the tables and pictures of the pages, and the evidence of `qpeft.suggest`, from the stored rows
 results: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/findings.py
+	$(BIN)/python evidence/page_tables.py
 	$(BIN)/python benchmarks/bench.py --page
-	$(BIN)/python benchmarks/evidence.py
-	PYTHONPATH=docs/extensions:benchmarks $(BIN)/python docs/figures/results.py
+	$(BIN)/python evidence/suggest_evidence.py
+	$(BIN)/python evidence/pictures.py
 
-# the base of results/PROTOCOL.md that is not in the repository: an hour
+# the base of evidence/PROTOCOL.md that is not in the repository: an hour
 bases: $(VENV)/.installed-dev
 	$(BIN)/python scripts/build_base.py llama10m --out build/llama10m
 

@@ -1,8 +1,8 @@
 """`qpeft.suggest`: the adapter that the evidence recommends for a base model and a budget.
 
-The evidence, `evidence.json`, is that of the equal search of results/PROTOCOL.md: for each family
+The evidence, `evidence.json`, is that of the equal search of evidence/PROTOCOL.md: for each family
 of adapters at each budget the configuration that was best in the search, and test losses in the
-same setups (a base and a text). `benchmarks/evidence.py` makes it from the rows.
+same setups (a base and a text). `evidence/suggest_evidence.py` makes it from the rows.
 """
 
 from __future__ import annotations

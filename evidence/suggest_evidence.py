@@ -1,7 +1,7 @@
 """Writes the evidence of `qpeft.suggest`, src/qpeft/methods/evidence.json, from published results.
 
-    python benchmarks/evidence.py
-    python benchmarks/evidence.py STUDY.yaml BASE [--rates]     # a study on a base that no search knows
+    python evidence/suggest_evidence.py
+    python evidence/suggest_evidence.py STUDY.yaml BASE [--rates]     # a study on a base that no search knows
 
 The results are those of `equal-search` and `equal-search-final`. A design is a family at a budget
 that has an adapter in every setup, with the configuration that is the best on average over the
@@ -22,13 +22,13 @@ from typing import Any, NamedTuple
 import yaml
 from scipy.stats import t as student
 
-from protocol import BUDGETS, FINAL, ROOT, SETUPS, TEST_BLOCKS, summaries_of
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare.rows import succeeded
 from qpeft_lab.compare.study import Method, load_study
 from qpeft_lab.compare.summary import Result, Summary
+from winners import BUDGETS, FINAL, ROOT, SETUPS, TEST_BLOCKS, summaries_of
 
-STUDY = ROOT / "benchmarks" / "studies" / "equal-search.yaml"
+STUDY = ROOT / "evidence" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
 RATED = {
@@ -335,7 +335,7 @@ def study_elsewhere(base: str, *, rates: bool = False) -> dict[str, Any]:
         "title": "The adapters of suggest on a base that no search knows",
         "question": (
             "How much do qpeft.suggest and its learning rates lose on a new base? See"
-            " results/PROTOCOL.md."
+            " evidence/PROTOCOL.md."
         ),
         "reference": next(key for key in found if key.startswith(REFERENCE)),
         "seeds": [*range(1, 6)],

@@ -1,6 +1,6 @@
 """Fills the tables of docs/findings.md and results/README.md with the values of the published rows.
 
-    python benchmarks/findings.py
+    python evidence/page_tables.py
 
 `make results` runs it; a test compares the pages with the rows.
 """
@@ -17,15 +17,16 @@ from typing import NamedTuple
 
 from transformers import AutoConfig
 
-import evidence
-import protocol
+import comparisons
 import qpeft
-from protocol import ADAPTERS, EPOCHS, FINAL, RESULTS, ROOT, SETUPS, summaries_of, winners_of
+import suggest_evidence
+import winners
 from qpeft.files import write_text
 from qpeft_lab.compare.stats import NO_DIFFERENCE, paired_difference
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
-from recompute_protocol import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
+from recompute_tables import BITS, CIRCUIT, PAIRS, SHOTS, TWINS
+from winners import ADAPTERS, EPOCHS, FINAL, RESULTS, ROOT, SETUPS, summaries_of, winners_of
 
 PAGES = [
     ROOT / "docs" / f"{page}.md"
@@ -78,12 +79,14 @@ def equal() -> str:
     summaries = summaries_of(FINAL)
     chosen = {name: winners_of(name) for name in summaries}
     rows = []
-    for most in protocol.BUDGETS:
+    for most in winners.BUDGETS:
         row: list[_Compared | None] = []
         for name, summary in summaries.items():
-            ours, other = (summary[protocol.best(chosen[name], most, has)] for has in (True, False))
+            ours, other = (summary[winners.best(chosen[name], most, has)] for has in (True, False))
             words = f"{_family(ours)} and {_family(other)}: "
-            row.append(_Compared(words, protocol.compared(ours, other), protocol.margin(summary)))
+            row.append(
+                _Compared(words, comparisons.compared(ours, other), comparisons.margin(summary))
+            )
         rows.append((f"{most:,}", row))
     return _grid(["parameters, at most", *_with_margins(summaries)], rows)
 
@@ -93,7 +96,7 @@ def pairs(study: str = FINAL, asked: Sequence[tuple[str, str]] = PAIRS) -> str:
     summaries = summaries_of(study)
     chosen = {name: winners_of(name, study) for name in summaries}
     budgets = sorted({most for of in chosen.values() for _, most in of})
-    margin, rows = fmean(map(protocol.margin, summaries.values())), []
+    margin, rows = fmean(map(comparisons.margin, summaries.values())), []
     for one, other in asked:
         row: list[_Compared | None] = []
         for most in budgets:
@@ -106,11 +109,11 @@ def pairs(study: str = FINAL, asked: Sequence[tuple[str, str]] = PAIRS) -> str:
                 if ours and theirs and ours.n <= theirs.n
             ]
             found = [
-                protocol.compared(*(summaries[name][f"{f}_{most}"] for f in (one, other)))
+                comparisons.compared(*(summaries[name][f"{f}_{most}"] for f in (one, other)))
                 for name in fair
             ]
             words = f"{len(fair)} of {len(both)} setups: " if len(fair) < len(both) else ""
-            row.append(_Compared(words, protocol.mean(found), margin) if found else None)
+            row.append(_Compared(words, comparisons.mean(found), margin) if found else None)
         some = next(iter(summaries.values()))
         labels = (
             next(_family(found) for found in some.results if found.key.startswith(f"{f}_"))
@@ -140,24 +143,24 @@ def epochs() -> str:
         {1: "an epoch", 4: "four epochs"}.items(), ("uni", "xs", "tokens")
     ):
         of = [summary for name, summary in summaries.items() if name.endswith(f"-{n}")]
-        row = [_averaged(of, f"framed_{most}", f"{other}_{most}") for most in protocol.BUDGETS[:3]]
+        row = [_averaged(of, f"framed_{most}", f"{other}_{most}") for most in winners.BUDGETS[:3]]
         rows.append(
             (f"{_family(of[0][f'{other}_128'])}, {after} (margin {row[0].margin:.3f})", row)
         )
-    return _grid(["framed circuits minus", *(f"{most:,}" for most in protocol.BUDGETS[:3])], rows)
+    return _grid(["framed circuits minus", *(f"{most:,}" for most in winners.BUDGETS[:3])], rows)
 
 
 def regrets() -> str:
     """What `suggest` answers on bases that its evidence does not know, and the share of the best
     gain that it loses.
     """
-    summaries, known = summaries_of("elsewhere"), evidence.designs()
+    summaries, known = summaries_of("elsewhere"), suggest_evidence.designs()
     lines = [
         ["parameters, at most", *map(SETUPS.__getitem__, summaries)],
         ["---:", *["---"] * len(summaries)],
     ]
-    for most in protocol.BUDGETS:
-        answers = (evidence.regret(summary, most) for summary in summaries.values())
+    for most in winners.BUDGETS:
+        answers = (suggest_evidence.regret(summary, most) for summary in summaries.values())
         found = [(known[key]["label"].partition(",")[0], 100 * lost) for key, lost in answers]
         lines.append([f"{most:,}", *(f"{family}: {lost:.1f} %" for family, lost in found)])
     return _lines(lines)
@@ -172,18 +175,18 @@ def rates() -> str:
         ["lost, in per cent", *map(SETUPS.__getitem__, searches)],
         ["---"] * (len(searches) + 1),
     ]
-    for family, name in evidence.RATED.items():
+    for family, name in suggest_evidence.RATED.items():
         lost = {setup: [0.0, 0.0] for setup in searches}
         for tunings in (
-            evidence.tuning(searches, key)
-            for key in evidence.designs()
+            suggest_evidence.tuning(searches, key)
+            for key in suggest_evidence.designs()
             if key.startswith(f"{family}_")
         ):
             for one in tunings:
                 others = [other for other in tunings if other.base != one.base]
                 for i, known in enumerate((tunings, others)):
                     lost[one.setup][i] = max(
-                        lost[one.setup][i], one.lost(evidence.safe_learning_rate(known))
+                        lost[one.setup][i], one.lost(suggest_evidence.safe_learning_rate(known))
                     )
         lines.append(
             [name, *(f"{100 * own:.0f} ({100 * other:.0f})" for own, other in lost.values())]
@@ -197,16 +200,21 @@ def powers() -> str:
     """
     searches = {**summaries_of("equal-search"), **summaries_of("rates")}
     lines = [
-        ["a rate that grows with", *evidence.RATED.values()],
-        ["---", *["---:"] * len(evidence.RATED)],
+        ["a rate that grows with", *suggest_evidence.RATED.values()],
+        ["---", *["---:"] * len(suggest_evidence.RATED)],
     ]
-    for quantity, power in [("width", 0), *itertools.product(evidence.QUANTITIES, evidence.POWERS)]:
-        lost = dict.fromkeys(evidence.RATED, 0.0)
-        for key, family in ((key, key.partition("_")[0]) for key in evidence.designs()):
+    for quantity, power in [
+        ("width", 0),
+        *itertools.product(suggest_evidence.QUANTITIES, suggest_evidence.POWERS),
+    ]:
+        lost = dict.fromkeys(suggest_evidence.RATED, 0.0)
+        for key, family in ((key, key.partition("_")[0]) for key in suggest_evidence.designs()):
             if family in lost:
                 lost[family] = max(
                     lost[family],
-                    evidence.left_out(evidence.tuning(searches, key, (quantity, power))),
+                    suggest_evidence.left_out(
+                        suggest_evidence.tuning(searches, key, (quantity, power))
+                    ),
                 )
         lines.append(
             [
@@ -219,19 +227,19 @@ def powers() -> str:
 
 def _with_margins(summaries: dict[str, Summary]) -> list[str]:
     return [
-        f"{SETUPS[name]} (margin {protocol.margin(summary):.3f})"
+        f"{SETUPS[name]} (margin {comparisons.margin(summary):.3f})"
         for name, summary in summaries.items()
     ]
 
 
 def _averaged(of: Sequence[Summary], key: str, to: str) -> _Compared:
-    found = [protocol.compared(summary[key], summary[to]) for summary in of]
-    return _Compared("", protocol.mean(found), fmean(map(protocol.margin, of)))
+    found = [comparisons.compared(summary[key], summary[to]) for summary in of]
+    return _Compared("", comparisons.mean(found), fmean(map(comparisons.margin, of)))
 
 
 class _Compared(NamedTuple):
     words: str
-    found: protocol.Paired
+    found: comparisons.Paired
     margin: float
 
 
@@ -240,7 +248,7 @@ def _grid(header: list[str], rows: Sequence[tuple[str, Sequence[_Compared | None
     cells = [cell for _, row in rows for cell in row if cell is not None]
     texts = {}
     for cell, verdict in zip(
-        cells, protocol.verdicts(*zip(*(cell[1:] for cell in cells), strict=True)), strict=True
+        cells, comparisons.verdicts(*zip(*(cell[1:] for cell in cells), strict=True)), strict=True
     ):
         low, high = cell.found.interval()
         texts[cell] = f"{cell.words}{cell.found.mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}"
@@ -261,7 +269,7 @@ def stored() -> str:
     """The best adapter by the bytes that it takes with its share of a frame file, and its share of
     LoRA's gain.
     """
-    summaries, reference = summaries_of(FINAL), f"lora_{protocol.BUDGETS[-1]}"
+    summaries, reference = summaries_of(FINAL), f"lora_{winners.BUDGETS[-1]}"
     chosen = {
         name: {f"{f}_{b}": one for (f, b), one in winners_of(name).items()} for name in summaries
     }
@@ -323,7 +331,12 @@ def studies() -> str:
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         summaries = summaries_of(folder.name)
         links = ", ".join(f"[{setup}]({folder.name}/{setup}.jsonl.xz)" for setup in summaries)
-        lines.append([f"`{folder.name}`", next(iter(summaries.values())).study.question, links])
+        question = next(iter(summaries.values())).study.question
+        question = question.replace(
+            "results/PROTOCOL.md", "[the protocol](../evidence/PROTOCOL.md)"
+        )
+        question = question.replace("The protocol is [the", "See [the")
+        lines.append([f"`{folder.name}`", question, links])
     return _lines(lines)
 
 

@@ -1,22 +1,19 @@
 """Pictures of the best adapters with and without a circuit, by the number of trainable parameters.
 
-`PYTHONPATH=docs/extensions:benchmarks python docs/figures/results.py`, a part of `make results`,
-writes them to docs/static from the rows of a study. The values that are drawn are in the
-description of the file.
+`python evidence/pictures.py`, a part of `make results`, writes them to docs/static from the rows of a
+study. The values that are drawn are in the description of the file.
 """
 
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import figure_style as style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from protocol import ADAPTERS, FINAL, SETUPS, best, summaries_of, winners_of
+import picture_style as style
 from qpeft_lab.compare.summary import Result, Summary
+from winners import ADAPTERS, FINAL, ROOT, SETUPS, best, summaries_of, winners_of
 
-ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "docs" / "static"
 PICTURES = {
     STATIC / "main_result.svg": FINAL,

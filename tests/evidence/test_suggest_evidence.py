@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from scipy.stats import sem, t
 from transformers import LlamaConfig
 
-import evidence
-import findings
-import protocol
+import page_tables
 import qpeft
 import qpeft_lab.demo
+import suggest_evidence
+import winners
 from qpeft_lab.compare.study import Study
 
 ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
@@ -45,18 +45,23 @@ ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
     ],
 )
 def test_learning_rate_is_safe_in_all_searches(tunings, expected):
-    found = [evidence.Tuning("b", untrained=4.0, gain=1.0, losses=losses) for losses in tunings]
-    assert evidence.safe_learning_rate(found) == expected
+    found = [
+        suggest_evidence.Tuning("b", untrained=4.0, gain=1.0, losses=losses) for losses in tunings
+    ]
+    assert suggest_evidence.safe_learning_rate(found) == expected
 
 
 def test_packaged_evidence_is_that_of_the_published_results():
-    assert json.loads(evidence.TARGET.read_text()) == json.loads(json.dumps(evidence.evidence()))
+    assert json.loads(suggest_evidence.TARGET.read_text()) == json.loads(
+        json.dumps(suggest_evidence.evidence())
+    )
 
 
 def test_lost_gain_is_that_of_a_choice_without_the_base():
     def searched(on_a, on_b):
         return [
-            evidence.Tuning(base, 4.0, 1.0, losses) for base, losses in (("a", on_a), ("b", on_b))
+            suggest_evidence.Tuning(base, 4.0, 1.0, losses)
+            for base, losses in (("a", on_a), ("b", on_b))
         ]
 
     one = searched(
@@ -66,11 +71,11 @@ def test_lost_gain_is_that_of_a_choice_without_the_base():
         {0.3: 3.5, 0.9: 3.3, 2.7: 3.4}, {0.3: 3.6, 0.9: 3.4, 2.7: None}
     )  # the best on b
     # b chooses the other, with 0.9 or, next to a failure, 0.3; a chooses the first with 1
-    assert evidence.lost({"one": one, "other": other}) == pytest.approx([0.3, 1 / 3])
-    assert evidence.lost({"one": one}) == pytest.approx([0.2, 0.2])
+    assert suggest_evidence.lost({"one": one, "other": other}) == pytest.approx([0.3, 1 / 3])
+    assert suggest_evidence.lost({"one": one}) == pytest.approx([0.2, 0.2])
 
 
-STORIES = LlamaConfig(**findings.STORIES, tie_word_embeddings=True)
+STORIES = LlamaConfig(**page_tables.STORIES, tie_word_embeddings=True)
 SETUPS = {"stories": STORIES, "embedded": qpeft_lab.demo.base_path()}
 
 
@@ -78,14 +83,14 @@ SETUPS = {"stories": STORIES, "embedded": qpeft_lab.demo.base_path()}
 def published():
     """By setup, the test losses of each method."""
     found = {}
-    for setup, summary in protocol.summaries_of(protocol.FINAL).items():
+    for setup, summary in winners.summaries_of(winners.FINAL).items():
         losses = found[setup] = defaultdict(list)
         for row in summary.rows:
             losses[row["method"]].append(row["test_loss"])
     return found
 
 
-@pytest.mark.parametrize("budget", protocol.BUDGETS)
+@pytest.mark.parametrize("budget", winners.BUDGETS)
 @pytest.mark.parametrize("base", SETUPS)
 def test_published_rows_have_no_better_adapter_within_the_budget(published, base, budget):
     """Computed from the rows alone."""
@@ -112,11 +117,14 @@ def test_published_rows_have_no_better_adapter_within_the_budget(published, base
 
 
 def test_every_adapter_runs_on_a_base_that_no_search_knows():
-    study = evidence.study_elsewhere("bytes1m")
-    assert {method["key"] for method in study["methods"]} == {"none", *evidence.designs()}
+    study = suggest_evidence.study_elsewhere("bytes1m")
+    assert {method["key"] for method in study["methods"]} == {"none", *suggest_evidence.designs()}
     assert Study.model_validate(study).methods[1].lr > 0
-    study = Study.model_validate(evidence.study_elsewhere("bytes1m", rates=True))
-    assert {method.key.partition("_")[0] for method in study.methods} == {"none", *evidence.RATED}
+    study = Study.model_validate(suggest_evidence.study_elsewhere("bytes1m", rates=True))
+    assert {method.key.partition("_")[0] for method in study.methods} == {
+        "none",
+        *suggest_evidence.RATED,
+    }
 
 
 @pytest.mark.parametrize("base", SETUPS)
@@ -124,7 +132,9 @@ def test_quantities_of_a_base_are_those_of_its_plan(base):
     lora = qpeft.plan(
         SETUPS[base], LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    found = {what: of.get(base) or of["stories260K"] for what, of in evidence.QUANTITIES.items()}
+    found = {
+        what: of.get(base) or of["stories260K"] for what, of in suggest_evidence.QUANTITIES.items()
+    }
     assert (found["linear maps"], found["parameters of LoRA r=1"]) == (
         len(lora.target_modules),
         lora.trainable,
@@ -136,18 +146,20 @@ def test_norms_of_a_base_are_means_over_its_maps(base):
     folder = (
         qpeft_lab.demo.base_path()
         if base == "embedded"
-        else protocol.ROOT / "benchmarks" / "bases" / base
+        else winners.ROOT / "evidence" / "bases" / base
     )
     tensors = load_file(f"{folder}/model.safetensors").items()
     maps = [
         w.float() for name, w in tensors if w.ndim == 2 and (".h." in name or ".layers." in name)
     ]
-    assert len(maps) == evidence.QUANTITIES["linear maps"][base]
+    assert len(maps) == suggest_evidence.QUANTITIES["linear maps"][base]
     means = [
         fmean(w.norm().item() for w in maps),
         fmean(w.square().mean().sqrt().item() for w in maps),
     ]
-    found = [evidence.QUANTITIES[name][base] for name in ("norm of a map", "r.m.s. of a weight")]
+    found = [
+        suggest_evidence.QUANTITIES[name][base] for name in ("norm of a map", "r.m.s. of a weight")
+    ]
     assert found == pytest.approx(means, rel=5e-3)
 
 
@@ -161,7 +173,7 @@ def test_regret_is_the_share_of_the_best_gain_that_the_answer_of_suggest_loses(m
     designs = {
         key: {"budget": most, "results": [{"share": share}]} for key, (most, share) in known.items()
     }
-    monkeypatch.setattr(evidence, "designs", lambda: designs)
+    monkeypatch.setattr(suggest_evidence, "designs", lambda: designs)
     found = {
         "uni_128_a": (128, 3.5),
         "xs_128_a": (100, 3.2),
@@ -177,8 +189,8 @@ def test_regret_is_the_share_of_the_best_gain_that_the_answer_of_suggest_loses(m
     ]
     untrained = SimpleNamespace(mean={"test_loss": 4.0}.get)
     summary = type("Measured", (dict,), {"results": results})(none=untrained)
-    assert evidence.regret(summary, 128) == (
+    assert suggest_evidence.regret(summary, 128) == (
         "uni_128_a",
         pytest.approx(0.3 / 0.8),
     )  # QPA is too large here
-    assert evidence.regret(summary, 400) == ("lora_400_a", 0.0)
+    assert suggest_evidence.regret(summary, 400) == ("lora_400_a", 0.0)

@@ -1,7 +1,7 @@
 """Recompute tables of docs/findings.md from the rows with Python's standard library alone, and
 print their cells.
 
-    python benchmarks/recompute_protocol.py equal pairs
+    python evidence/recompute_tables.py equal pairs
 
 A line per cell, row by row. Words, such as the names of adapters, are left out.
 """

@@ -9,7 +9,8 @@ import yaml
 from published_study import FILE
 from scipy.stats import ttest_rel
 
-import protocol
+import comparisons
+import winners
 from qpeft.errors import InputError
 from qpeft_lab.compare.rate_search import RateSearch
 from qpeft_lab.compare.study import Study
@@ -18,7 +19,7 @@ from qpeft_lab.compare.summary import load
 
 def test_difference_of_constant_blocks_is_the_paired_t_test():
     ours, others = np.random.default_rng(0).normal(3.0, 0.1, (2, 10))
-    found = protocol.difference(
+    found = comparisons.difference(
         *({seed: [x] * 40 for seed, x in enumerate(xs)} for xs in (ours, others))
     )
     expected = ttest_rel(ours, others)
@@ -37,7 +38,7 @@ def test_interval_contains_the_variation_of_seeds_and_of_blocks():
             + draw.normal(0, 0.1, 60)
             + draw.normal(0, 0.02, (10, 60))
         )
-        low, high = protocol.difference(
+        low, high = comparisons.difference(
             dict(enumerate(values)), dict.fromkeys(range(10), np.zeros(60))
         ).interval()
         covered.append(low <= 0.01 <= high)
@@ -46,10 +47,10 @@ def test_interval_contains_the_variation_of_seeds_and_of_blocks():
 
 def test_verdicts():
     found = [
-        protocol.Paired(mean, error, 9)
+        comparisons.Paired(mean, error, 9)
         for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))
     ]
-    assert [*protocol.verdicts(found, [0.01] * 4)] == ["equivalent", "better", "worse", "open"]
+    assert [*comparisons.verdicts(found, [0.01] * 4)] == ["equivalent", "better", "worse", "open"]
 
 
 def test_winner_has_the_lowest_validation_loss_within_the_budget():
@@ -72,11 +73,11 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
         one.method = SimpleNamespace(trainable=size, method="lora", host="lora", settings={"r": 1})
     summary = MagicMock(study=load(FILE).study, results=results)
     summary["none"].mean.return_value = 4.0
-    (((family, budget), one),) = protocol.winners(summary).items()
+    (((family, budget), one),) = winners.winners(summary).items()
     assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
     assert (one.gain, one.n) == (1.0, 2)
     study = Study.model_validate(
-        yaml.safe_load(yaml.safe_dump(protocol.study_of_winners(summary, "final")))
+        yaml.safe_load(yaml.safe_dump(winners.study_of_winners(summary, "final")))
     )
     assert [(method.key, method.lr) for method in study.methods] == [
         ("none", None),
@@ -84,4 +85,4 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     ]
     results[0].search.rates.append(0.3)  # not tried yet
     with pytest.raises(InputError, match="uni_400_a"):
-        protocol.winners(summary)
+        winners.winners(summary)

@@ -1,8 +1,8 @@
-"""Divide a text for the studies of results/PROTOCOL.md: train.txt, validation.txt and test.txt in a
+"""Divide a text for the studies of evidence/PROTOCOL.md: train.txt, validation.txt and test.txt in a
 folder.
 
-    python benchmarks/texts.py numpy --skip 0.6 --out texts/numpy
-    python benchmarks/texts.py shakespeare.txt --out texts/shakespeare
+    python evidence/split_text.py numpy --skip 0.6 --out texts/numpy
+    python evidence/split_text.py shakespeare.txt --out texts/shakespeare
 
 The words in their order: 80 % for training, 10 % for validation, 10 % for tests. `--skip` leaves
 out the beginning of the test part, which earlier studies have evaluated. The first 400,000

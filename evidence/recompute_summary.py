@@ -1,7 +1,7 @@
 """Recompute a study's statistics from its rows with Python's standard library alone, and compare
 with its tables.
 
-    python benchmarks/recompute_summary.py DIR
+    python evidence/recompute_summary.py DIR
 
 Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t
 intervals, p values and verdicts after Holm's correction must agree with DIR/summary.csv. The script
@@ -208,5 +208,5 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/recompute_summary.py DIR")
+        sys.exit("usage: python evidence/recompute_summary.py DIR")
     sys.exit(main(Path(sys.argv[1])))

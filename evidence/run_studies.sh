@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Run the studies of results/PROTOCOL.md one after the other, or resume them from the rows in results/. Hours on two cores.
+# Run the studies of evidence/PROTOCOL.md one after the other, or resume them from the rows in results/. Hours on two cores.
 #
-#   scripts/evidence.sh FOLDER [STAGE ...]
+#   evidence/run_studies.sh FOLDER [STAGE ...]
 #
 # FOLDER is for runs, and needs before: models/stories260K and models/llama10m (`make bases`), and the texts grimm.txt,
 # shakespeare.txt and wikitext2.txt. Stages are those at the end of this file; without one, all run.
@@ -10,25 +10,25 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python="$root/.venv/bin/python"
-protocol="$root/benchmarks/protocol.py"
-studies="$root/benchmarks/studies"
+winners="$root/evidence/winners.py"
+studies="$root/evidence/studies"
 cd "$1"
 shift
 mkdir -p texts runs models
-ln -sfn "$root/benchmarks/bases/bytes1m" models/bytes1m
+ln -sfn "$root/evidence/bases/bytes1m" models/bytes1m
 cp "$studies"/*.yaml . # the command of a study is kept, without a path of this machine
-[ -d texts/numpy ] || "$python" "$root/benchmarks/texts.py" numpy --skip 0.6 --out texts/numpy
-[ -d texts/grimm ] || "$python" "$root/benchmarks/texts.py" grimm.txt --skip 0.6 --out texts/grimm
-[ -d texts/shakespeare ] || "$python" "$root/benchmarks/texts.py" shakespeare.txt --out texts/shakespeare
+[ -d texts/numpy ] || "$python" "$root/evidence/split_text.py" numpy --skip 0.6 --out texts/numpy
+[ -d texts/grimm ] || "$python" "$root/evidence/split_text.py" grimm.txt --skip 0.6 --out texts/grimm
+[ -d texts/shakespeare ] || "$python" "$root/evidence/split_text.py" shakespeare.txt --out texts/shakespeare
 
 run() { # NAME/SETUP STUDY.yaml BASE TEXT PART TEST [OPTION ...]
     local name=$1 study=$2 base=$3 text=$4 part=$5 test=$6 kept="$root/results/$1.jsonl.xz" folder="runs/$1"
     shift 6
-    [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$protocol" restore "$kept" "$folder"
+    [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$winners" restore "$kept" "$folder"
     local status=0
     "$python" -m qpeft compare run "$study" --base "$base" --data "texts/$text/$part.txt" \
         --eval-data "texts/$text/validation.txt" --test-data "$test" --workers 2 --retry failed --out "$folder" "$@" || status=$?
-    [ $status -eq 2 ] || "$python" "$protocol" keep "$folder" "$kept" # 2: it did not start
+    [ $status -eq 2 ] || "$python" "$winners" keep "$folder" "$kept" # 2: it did not start
     return $status
 }
 
@@ -37,12 +37,12 @@ search() { # STUDY SETUP BASE TEXT: until its trials have ended; the runs behind
 }
 
 second() { # STUDY SETUP BASE TEXT SEARCHED: the winners of the search of a setup
-    "$python" "$protocol" final "$root/results/$1/$5.jsonl.xz" "runs/$1-$2.yaml"
+    "$python" "$winners" final "$root/results/$1/$5.jsonl.xz" "runs/$1-$2.yaml"
     run "$1-final/$2" "runs/$1-$2.yaml" "$3" "$4" train "texts/$4/test.txt"
 }
 
 epochs() { # SETUP BASE TEXT EPOCHS
-    "$python" "$protocol" epochs "$root/results/equal-search/$1.jsonl.xz" "runs/epochs-$1.yaml"
+    "$python" "$winners" epochs "$root/results/equal-search/$1.jsonl.xz" "runs/epochs-$1.yaml"
     run "equal-search-epochs/$1-$4" "runs/epochs-$1.yaml" "$2" "$3" epoch "texts/$3/test.txt" --epochs "$4"
 }
 
@@ -51,13 +51,13 @@ margins() { # SETUP BASE TEXT
 }
 
 elsewhere() { # SETUP BASE TEXT
-    [ -d "texts/$3" ] || "$python" "$root/benchmarks/texts.py" "$3.txt" --out "texts/$3"
-    "$python" "$root/benchmarks/evidence.py" "runs/elsewhere-$1.yaml" "${1%-*}"
+    [ -d "texts/$3" ] || "$python" "$root/evidence/split_text.py" "$3.txt" --out "texts/$3"
+    "$python" "$root/evidence/suggest_evidence.py" "runs/elsewhere-$1.yaml" "${1%-*}"
     run "elsewhere/$1" "runs/elsewhere-$1.yaml" "$2" "$3" train "texts/$3/test.txt"
 }
 
 rates() { # SETUP BASE TEXT: the search of the learning rates of suggest
-    "$python" "$root/benchmarks/evidence.py" rates.yaml "${1%-*}" --rates
+    "$python" "$root/evidence/suggest_evidence.py" rates.yaml "${1%-*}" --rates
     search rates "$@"
 }
 
@@ -88,5 +88,5 @@ stage() {
         *) echo "no stage $1; see the end of $0" >&2 && exit 2 ;;
     esac
 }
-all=$(sed -n 's/^        \([a-z0-9-]*\)) .*/\1/p' "$root/scripts/evidence.sh")
+all=$(sed -n 's/^        \([a-z0-9-]*\)) .*/\1/p' "$root/evidence/run_studies.sh")
 for name in ${@:-$all}; do stage "$name"; done

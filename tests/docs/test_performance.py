@@ -1,0 +1,30 @@
+"""The page on performance has the values of the stored measurements."""
+
+import json
+import os
+import re
+
+import pytest
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the script sets variables
+    import bench
+
+    return bench
+
+
+def test_tables_contain_the_stored_results(bench):
+    text = bench.PAGE.read_text(encoding="utf-8")
+    groups = json.loads(bench.RESULTS.read_text(encoding="utf-8"))
+    assert text == bench.filled(text, groups)
+    assert len(
+        re.findall(r"^<!-- table: .*\n\n\|.*\n\|.*\n\| \w", text, flags=re.MULTILINE)
+    ) == text.count("<!-- table: ")
+
+
+def test_stored_results_are_complete_runs_of_programs_that_agreed(bench):
+    for group in json.loads(bench.RESULTS.read_text(encoding="utf-8")).values():
+        assert not group["quick"]
+        assert not any(row["refused"] for row in group["rows"])
