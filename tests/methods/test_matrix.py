@@ -4,6 +4,7 @@ variants.
 
 import copy
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -19,13 +20,19 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from variants import TUNERS, VARIANTS, move
+from variants import RANDOM, TUNERS, VARIANTS, move
 
 import qpeft
+import qpeft.core.export as export_module
+from qpeft.core.binding import _Boundary
+from qpeft.core.linear_tuner import LinearAdapter
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.param_groups import param_groups
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import get, keys
+from qpeft.methods.bottleneck.model import BottleneckLayer
 from qpeft.testing import adapter_contract
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
@@ -38,17 +45,16 @@ def variant(request):
     return VARIANTS[request.param]
 
 
+def adapted(base, variant, moved=True, **changes):
+    """The variant on a copy of `base`; with changed parameters unless `moved` is false."""
+    model = variant.adapt(copy.deepcopy(base), **changes)
+    return move(model) if moved else model
+
+
 @pytest.fixture
 def make(llama, variant):
-    """The variant on a fresh copy of the same Llama; with changed parameters unless `moved` is
-    false.
-    """
-
-    def adapt(moved=True, **changes):
-        model = variant.adapt(copy.deepcopy(llama), **changes)
-        return move(model) if moved else model
-
-    return adapt
+    """`adapted` with this variant, on the same Llama in every call."""
+    return partial(adapted, llama, variant)
 
 
 def assert_equal_logits(adapters, ids, *models):
@@ -87,24 +93,31 @@ def test_contract(llama, ids, variant):
     )
 
 
+def values_of(model):
+    """All values of the adapter, generated or its own, flat; without the hash of its settings."""
+    tuner = model.base_model
+    if isinstance(tuner, GeneratedMixin):
+        tensors = tuner.generators.bindings["default"].values()
+    else:
+        tensors = [
+            tensor
+            for name, tensor in [*tuner.named_parameters(), *tuner.named_buffers()]
+            if f".{tuner.prefix}" in name and not name.endswith("fingerprint")
+        ]
+    return torch.cat([tensor.detach().float().flatten() for tensor in tensors])
+
+
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
-def test_initial_values_depend_only_on_the_seed(make, variant):
-    if not hasattr(variant.make_config(), "seed"):
-        pytest.skip("no random values")
+def test_initial_values_depend_only_on_the_seed(llama, variant):
+    has_seed = hasattr(variant.make_config(), "seed")
 
     def drawn(seed, noise):
         torch.manual_seed(noise)
-        model = make(moved=False, seed=seed)
-        tensors = [t for name, t in model.state_dict().items() if "base_layer" not in name]
-        tensors += (
-            model.base_model.binding("default").values()
-            if hasattr(model.base_model, "binding")
-            else []
-        )
-        return torch.cat([value.detach().float().flatten() for value in tensors])
+        changes = {"seed": seed} if has_seed else {}
+        return values_of(adapted(llama, variant, moved=False, **changes))
 
     assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
-    assert not torch.equal(drawn(3, noise=0), drawn(4, noise=0))
+    assert torch.equal(drawn(3, noise=0), drawn(4, noise=0)) != variant.is_random
 
 
 # -- saving and loading
@@ -499,3 +512,67 @@ def test_compiled_training_equals_uncompiled(make, llama, ids):
             optimizer.step()
             found[backend].append(loss.detach())
     torch.testing.assert_close(found["aot_eager"], found[None], atol=1e-5, rtol=1e-4)
+
+
+# -- the tests above detect planted mistakes
+
+
+def with_noise(plant):
+    """Initial values that depend on PyTorch's generator."""
+    drawn = SeededInit._drawn
+
+    def noisy(self, name, shape, *more):
+        return drawn(self, name, shape, *more) + torch.rand(tuple(shape), device=self.device)
+
+    plant.setattr(SeededInit, "_drawn", noisy)
+
+
+def without_seed(plant):
+    """Initial values that are the same for every seed."""
+    make = SeededInit.__init__
+    plant.setattr(SeededInit, "__init__", lambda self, seed, device="cpu": make(self, 0, device))
+
+
+@pytest.mark.parametrize("mistake", [with_noise, without_seed])
+@pytest.mark.parametrize("variant", RANDOM, indirect=True)
+def test_wrong_initial_values_are_detected(llama, variant, monkeypatch, mistake):
+    mistake(monkeypatch)
+    with pytest.raises(AssertionError):
+        test_initial_values_depend_only_on_the_seed(llama, variant)
+
+
+def scaled_gradient(output):
+    """The same bits, with 0.9 of the gradient."""
+    fixed = output.detach()
+    return fixed + 0.9 * (output - fixed)
+
+
+@pytest.mark.parametrize("variant", [*ONE_EACH, "cua", "quic, 1", "quanta, gates"], indirect=True)
+def test_wrong_gradient_is_detected(llama, ids, variant, monkeypatch):
+    backward, change, forward = _Boundary.backward, LinearAdapter.forward, BottleneckLayer.forward
+    monkeypatch.setattr(_Boundary, "backward", lambda ctx, grad: backward(ctx, 0.9 * grad))
+    monkeypatch.setattr(LinearAdapter, "forward", lambda self, x: scaled_gradient(change(self, x)))
+    monkeypatch.setattr(
+        BottleneckLayer, "forward", lambda self, x: scaled_gradient(forward(self, x))
+    )
+    with pytest.raises(AssertionError, match="gradient is off"):
+        test_contract(llama, ids, variant)
+
+
+@pytest.mark.parametrize(
+    "variant", ["qpa", "quantum_peft", "sora", "cua", "quic, 1"], indirect=True
+)
+@pytest.mark.parametrize("verified", [True, False])
+def test_wrong_export_is_detected(llama, ids, variant, monkeypatch, verified):
+    """By the export itself, and without its comparison of logits by the contract."""
+    write = export_module._write
+
+    def write_wrong(tensors, *more):
+        write({key: 1.1 * value for key, value in tensors.items()}, *more)
+
+    monkeypatch.setattr(export_module, "_write", write_wrong)
+    if not verified:
+        monkeypatch.setattr(export_module, "_difference", lambda *_, **__: 0.0)
+    message = "logits differ from the live model" if verified else "it changes the outputs"
+    with pytest.raises(AssertionError, match=rf"qpeft\.export: .*{message}"):
+        test_contract(llama, ids, variant)

@@ -43,6 +43,7 @@ class Variant:
     merges: bool = True
     starts_at_base: bool = True
     exact_gradient: bool = True
+    is_random: bool = True  # whether initial values are drawn
     stays_float32: bool = True  # also in a model that was cast to half precision
     lr: float = 2e-3  # at which five steps of AdamW lower the loss
 
@@ -78,29 +79,30 @@ def changed(variant: Variant, **settings: Any) -> Variant:
 
 quantum_peft = partial(Variant, "quantum_peft", qpeft.QuantumPeftConfig)
 attached = partial(Variant, "attach", attached=True)
+
+
+def on_linear(
+    method: str, config: Callable[..., peft.PeftConfig], settings: dict[str, Any], **facts: Any
+) -> Variant:
+    """A method of adapters around every linear map."""
+    return Variant(method, config, {"target_modules": "all-linear", **settings}, **facts)
+
+
+cua = partial(on_linear, "cua", qpeft.CUAConfig, is_random=False)
+quic = partial(on_linear, "quic", qpeft.QuICConfig, is_random=False)
+quanta = partial(on_linear, "quanta", qpeft.QuanTAConfig, exports=False)
+
 RAW = Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4)
-OWN_LINEAR = [  # key, config, settings, whether it exports
-    ("cua", qpeft.CUAConfig, {}, True),
-    ("cua", qpeft.CUAConfig, {"side": "output"}, False),
-    (
-        "cua",
-        qpeft.CUAConfig,
-        {"readout": "magnitude"},
-        False,
-    ),  # not linear, and its gradient has kinks
-    ("quic", qpeft.QuICConfig, {"n_blocks": 1}, True),
-    ("quic", qpeft.QuICConfig, {"n_blocks": 2, "side": "output", "base": "pyramid"}, False),
-    ("quic", qpeft.QuICConfig, {"n_blocks": 1, "order": 3, "base": "butterfly"}, True),
-    ("quic", qpeft.QuICConfig, {"n_blocks": 1, "multiplier": "random"}, True),
-    *(("quanta", qpeft.QuanTAConfig, {"form": form}, False) for form in ("gates", "mpo", "kron")),
-]
-VARIANTS = {
+WITH_DORA = replace(changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3)
+MAGNITUDE = {"readout": "magnitude"}  # not linear, and its gradient has kinks
+OUTPUT_PYRAMID = {"n_blocks": 2, "side": "output", "base": "pyramid"}
+PREFIX = {"num_virtual_tokens": 4}
+
+TUNER_VARIANTS = {  # which get_peft_model alone makes
     "qpa": RAW,
     "qpa, 2 generators": changed(RAW, n_generators=2, features=4),
     "qpa, square": changed(RAW, ansatz="square", features=4, n_layers=2),
-    "qpa with dora": replace(
-        changed(RAW, use_dora=True), dropout=None, exact_gradient=False, lr=2e-3
-    ),
+    "qpa with dora": WITH_DORA,
     "qpa with a network": Variant("qpa", qpeft.QPAConfig, NETWORK, dropout="lora_dropout"),
     "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**NETWORK, "feature_source": "none"}),
     "quantum_peft": quantum_peft(QUANTUM_PEFT, dropout="lora_dropout"),
@@ -112,24 +114,26 @@ VARIANTS = {
     "bottleneck": Variant(
         "bottleneck", qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM, stays_float32=False
     ),
-    **{
-        ", ".join([key, *map(str, settings.values())]): Variant(
-            key,
-            config,
-            {"target_modules": "all-linear", **settings},
-            exports=exports,
-            **dict.fromkeys(("merges", "exact_gradient"), "readout" not in settings),
-        )
-        for key, config, settings, exports in OWN_LINEAR
-    },
+    "cua": cua({}),
+    "cua, output": cua({"side": "output"}, exports=False),
+    "cua, magnitude": cua(MAGNITUDE, exports=False, merges=False, exact_gradient=False),
+    "quic, 1": quic({"n_blocks": 1}),
+    "quic, 2, output, pyramid": quic(OUTPUT_PYRAMID, exports=False),
+    "quic, 1, 3, butterfly": quic({"n_blocks": 1, "order": 3, "base": "butterfly"}),
+    "quic, 1, random": quic({"n_blocks": 1, "multiplier": "random"}, is_random=True),
+    "quanta, gates": quanta({"form": "gates"}),
+    "quanta, mpo": quanta({"form": "mpo"}),
+    "quanta, kron": quanta({"form": "kron"}),
+}
+ATTACHED_VARIANTS = {
     "attached to lora": attached(
         LoraConfig, {"r": 2, "target_modules": "all-linear"}, dropout="lora_dropout"
     ),
     "attached to ia3": attached(IA3Config, generator=SMALL_GENERATOR),
     "attached to a bottleneck": attached(qpeft.BottleneckConfig, BOTTLENECK, **NO_STOCK_FORM),
     "attached to qaa": attached(qpeft.QAAConfig, **NO_STOCK_FORM),
-    "attached to a prefix": attached(PrefixTuningConfig, {"num_virtual_tokens": 4}, merges=False),
+    "attached to a prefix": attached(PrefixTuningConfig, PREFIX, merges=False),
 }
-TUNERS = [
-    name for name, variant in VARIANTS.items() if not variant.attached
-]  # which get_peft_model alone makes
+VARIANTS = TUNER_VARIANTS | ATTACHED_VARIANTS
+TUNERS = list(TUNER_VARIANTS)
+RANDOM = [name for name, variant in TUNER_VARIANTS.items() if variant.is_random]
