@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qpeft.files import replace_folder, write_json, write_text
+from qpeft import folders
+from qpeft.files import write_json, write_text
+from qpeft.folders import replace_folder
 from qpeft_lab.files import is_disk_full, remove_unfinished
 
 
@@ -26,6 +28,7 @@ def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp
             raise KeyboardInterrupt
         return rename(self, target)
 
+    monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(FileNotFoundError), replace_folder(old) as new:
         (new / "adapter").write_text((new / "missing").read_text())
@@ -38,7 +41,8 @@ def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp
 KILLED = """
 import os, sys
 from pathlib import Path
-from qpeft.files import replace_file, replace_folder
+from qpeft.files import replace_file
+from qpeft.folders import replace_folder
 place = Path(sys.argv[1])
 with replace_folder(place / "adapter") as folder, replace_folder(folder) as inner, replace_file(inner / "a") as file:
     file.write_text("half")

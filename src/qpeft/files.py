@@ -1,6 +1,4 @@
-"""Atomic writing of files and folders: a crash at any moment leaves either the old content or the
-new.
-"""
+"""Atomic writing of files: a crash at any moment leaves either the old content or the new."""
 
 from __future__ import annotations
 
@@ -9,30 +7,12 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import ConfigError
-
 UNFINISHED = ".unfinished"  # suffix of a temporary file or folder, which a kill leaves
-
-
-def folder_to_replace(path: Path, replaces: Collection[str]) -> Path:
-    """The folder that an output which the user named will replace; links are followed.
-
-    Raises ConfigError if it contains other files than `replaces`, which would be lost.
-    """
-    real = Path(os.path.realpath(path))
-    if others := (
-        sorted({entry.name for entry in real.iterdir()} - {*replaces}) if real.is_dir() else []
-    ):
-        raise ConfigError(
-            f"{path} contains other files ({', '.join(others[:3])}), which would be lost; give"
-            " another folder"
-        )
-    return real
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,7 +52,7 @@ def replace_file(target: Path) -> Iterator[Path]:
     It is synced to disk. A link is replaced and not followed.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _hidden(target)
+    temporary = hidden(target)
     try:
         yield temporary
         if target.exists():
@@ -82,37 +62,6 @@ def replace_file(target: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(target.parent)
-
-
-@contextmanager
-def replace_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; after the block it replaces `target` and is synced to disk.
-
-    An existing `target` is not touched until the new folder is complete. Between two renames it has
-    a hidden name; it is restored if an exception occurs there. A link is replaced and not followed;
-    a file raises ConfigError.
-    """
-    if target.is_file():
-        raise ConfigError(f"{target} is a file; give a folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = hidden_folder(target), _hidden(target)
-    try:
-        yield temporary
-        apply_umask(temporary)
-        sync_all(temporary)
-        if os.path.lexists(target):
-            shutil.copymode(target, temporary)
-            target.replace(old)
-        temporary.replace(target)
-    except BaseException:
-        if os.path.lexists(old):
-            old.replace(target)
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if old.is_symlink():
-        old.unlink()
-    shutil.rmtree(old, ignore_errors=True)
     sync(target.parent)
 
 
@@ -146,11 +95,21 @@ def sync(path: Path) -> None:
 
 def hidden_folder(target: Path) -> Path:
     """A new folder next to `target`, whose name begins with a dot."""
-    folder = _hidden(target)
+    folder = hidden(target)
     folder.mkdir()
     return folder
 
 
-def _hidden(target: Path) -> Path:
-    """A new hidden name next to `target`; short, because names are limited to 255 bytes."""
-    return target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}{UNFINISHED}")
+def hidden(target: Path) -> Path:
+    """A new hidden name next to `target`."""
+    return target.with_name(f"{hidden_stem(target)}.{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def hidden_stem(target: Path) -> str:
+    """What the hidden names of `target` begin with, and those of no other file; names are limited
+    to 255 bytes.
+    """
+    name = target.name
+    if len(name) > 50:
+        name = f"{name[:40]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:10]}"
+    return f".{name}"

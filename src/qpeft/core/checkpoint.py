@@ -19,7 +19,8 @@ from qpeft.core.meta_model import check_adapted, check_model
 from qpeft.core.model_card import keep_card
 from qpeft.core.replication import refuse_sharded_adapter
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError
-from qpeft.files import folder_to_replace, read_json, replace_folder
+from qpeft.files import read_json
+from qpeft.folders import folder_to_replace, repair_folder, replace_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -118,6 +119,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     """The content of adapter_config.json. Raises CheckpointError, with what to do, if one of both
     files is damaged.
     """
+    repair_folder(folder)
     if not folder.is_dir():
         raise CheckpointError(
             f"no adapter folder at {folder}; give the folder that contains {CONFIG}"

@@ -23,7 +23,8 @@ from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.core.tuner import has_stock_form, holder_of
 from qpeft.errors import ConfigError, InputError, VerificationError
-from qpeft.files import file_hash, folder_to_replace, replace_folder, write_json
+from qpeft.files import file_hash, write_json
+from qpeft.folders import folder_to_replace, replace_folder
 
 _FLOAT32_TOLERANCE = 1e-6
 _N_TOKENS, _IMAGE_SIZE = 16, 224

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
 from pathlib import Path
@@ -32,6 +32,7 @@ from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, 
 from qpeft.core.meta_model import refuse_adapted
 from qpeft.core.tuner import GeneratedMixin, stock_key
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
+from qpeft.folders import repair_folder
 
 BASE = "__base__"  # PEFT's word in adapter_names
 # fields in which the adapters may differ, which only training uses
@@ -239,6 +240,9 @@ class AdapterPool:
     def _slot_with(self, name: str, keep: set[str]) -> str:
         """The slot with the adapter in its current version; those of `keep` remain in theirs."""
         folder = self.folder / str(name)
+        if _is_name(name) and not isdir(folder):  # noqa: PTH112
+            with suppress(OSError, ValueError):  # no folder can have this name
+                repair_folder(folder)
         if not _is_name(name) or not isdir(folder):  # noqa: PTH112
             raise ConfigError(
                 f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft import methods
 from qpeft.checks import option
 from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.folders import repair_folder
 from qpeft.user_code import is_file
 from qpeft_lab.demo import base_model
 from qpeft_lab.user_files import FRAMES, named_ansatz
@@ -67,6 +68,8 @@ class Loading:
         for value, use in ((self.method, methods.get), (self.ansatz, named_ansatz)):
             if value is not None:
                 use(value)
+        for place in (path, path / "adapter"):
+            repair_folder(place)
         folder = next(
             (place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None
         )

@@ -65,7 +65,7 @@ def export(
       qpeft export run --out my-model --merge
     """
     from qpeft.core.export import export_folder
-    from qpeft.files import folder_to_replace
+    from qpeft.folders import folder_to_replace
     from qpeft_lab.files import output_file
 
     if untie and not merge:
@@ -92,7 +92,7 @@ def _written(
     from qpeft.core.export import probe_inputs, tolerance
     from qpeft.core.model_card import load_lines
     from qpeft.core.tuner import holder_of
-    from qpeft.files import replace_folder
+    from qpeft.folders import replace_folder
     from qpeft_lab.stock_servers import check_export
     from qpeft_lab.training.classifier import how_to_load, load_base, read_record
     from qpeft_lab.training.outputs import weight_bytes

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import DataError
-from qpeft.files import read_json, replace_folder, write_json, write_text
+from qpeft.files import read_json, write_json, write_text
+from qpeft.folders import replace_folder
 from qpeft_lab.compare.study import Study
 from qpeft_lab.data.images import image_bytes, load_images, write_images
 from qpeft_lab.data.labelled import load_labelled_texts

@@ -22,7 +22,7 @@ from transformers import (
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError
-from qpeft.files import replace_folder
+from qpeft.folders import replace_folder
 from qpeft_lab.base_model import load_config
 from qpeft_lab.compare.data import PARTS, TEXT_PAIR, on_parts, part_file, write_parts
 from qpeft_lab.compare.study import Study

@@ -16,7 +16,7 @@ import qpeft
 from qpeft import methods
 from qpeft.core.checkpoint import save
 from qpeft.core.tuner import has_stock_form, holder_of, is_compact
-from qpeft.files import replace_folder
+from qpeft.folders import replace_folder
 from qpeft_lab.training.initial import saving_options
 from qpeft_lab.training.run_folder import RunFolder
 from qpeft_lab.training.tasks import Task
