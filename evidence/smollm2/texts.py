@@ -1,0 +1,111 @@
+"""Divide the texts of PROTOCOL.md into train.txt, validation.txt and test.txt, a folder each.
+
+    python evidence/smollm2/texts.py DATA --out texts
+
+DATA is a folder with the files of `SOURCES`. NumPy's and Python's documentation are those of the
+installation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from qpeft.files import write_text
+from qpeft_lab.demo import corpus
+
+SOURCES = {
+    "e2e": "devset.csv",
+    "shakespeare": "input.txt",
+    "grimm": "GrimmsFairyTales.txt",
+    "wikitext2": "wikitext2_valid.txt",
+    "wikitext103": "wikitext103_raw_train_first1000.json",
+    "gsm8k": "train.jsonl",
+    "stories": "tinystories_1000.json",
+    "sst2": "train.tsv",
+}
+TRAINING = 0.66
+VALIDATION = 0.095
+MOST = 1_000_000  # characters of a text that are used: a customer's text is small
+SLICES = 5  # training texts of LoRAs from each of the texts below
+SLICE = 80_000  # characters
+OF_LORAS = ("shakespeare", "wikitext2", "wikitext103", "sst2")
+OF_MIXTURE = ("shakespeare", "wikitext2", "sst2")
+
+
+def documents(name: str, data: Path) -> list[str]:
+    """The units of a text that are not divided, in the order in which they are used."""
+    if name == "numpy":
+        return corpus.numpy_docs()
+    if name == "python":
+        return corpus.stdlib_docs()
+    file = next(iter(sorted(data.rglob(SOURCES[name]))))
+    if name == "gsm8k":
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [f"{row['question']}\n{row['answer']}\n\n" for row in rows]
+    content = file.read_text(encoding="utf-8")
+    if name == "e2e":
+        return list(references_by_meaning(content))
+    if name == "sst2":
+        return [line.partition("\t")[0] + "\n" for line in content.splitlines()]
+    if file.suffix == ".json":
+        return [f"{text}\n\n" for text in json.loads(content)]
+    return content.splitlines(keepends=True)
+
+
+def references_by_meaning(content: str) -> Iterator[str]:
+    """The references of each meaning representation, a line each; in the order of its hash."""
+    rows = sorted(
+        csv.DictReader(content.splitlines()),
+        key=lambda row: hashlib.sha256(row["mr"].encode()).hexdigest(),
+    )
+    for _, same in groupby(rows, key=lambda row: row["mr"]):
+        yield "".join(row["ref"].strip() + "\n" for row in same)
+
+
+def divided(units: Sequence[str]) -> dict[str, str]:
+    """The three parts of a text, by their names."""
+    text_so_far = 0
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    total = min(MOST, sum(map(len, units)))
+    for unit in units:
+        share = text_so_far / total
+        if share >= 1:
+            break
+        is_training = share < TRAINING
+        is_validation = share < TRAINING + VALIDATION
+        part = "train" if is_training else "validation" if is_validation else "test"
+        parts[part].append(unit if unit.endswith("\n") else unit + "\n\n")
+        text_so_far += len(unit)
+    return {name: "".join(chosen) for name, chosen in parts.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    training: dict[str, str] = {}
+    for name in (*SOURCES, "numpy", "python"):
+        parts = divided(documents(name, asked.data))
+        training[name] = parts["train"]
+        for part, text in parts.items():
+            write_text(asked.out / name / f"{part}.txt", text)
+    for name in OF_LORAS:
+        step = (len(training[name]) - SLICE) // (SLICES - 1)  # the slices of a short text overlap
+        for number in range(SLICES):
+            text = training[name][number * step : number * step + SLICE]
+            write_text(asked.out / "loras" / f"{name}{number}.txt", text)
+    thirds = [training[name][:SLICE] for name in OF_MIXTURE]
+    write_text(asked.out / "mixture" / "train.txt", "\n".join(thirds))
+
+
+if __name__ == "__main__":
+    main()
