@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Run the stages of evidence/smollm2/PROTOCOL.md, or resume them.
+#
+#   evidence/smollm2/run.sh FOLDER [STAGE ...]
+#
+# FOLDER needs before: smollm2, the base (`scripts/build_base.py smollm2`), and texts (`evidence/smollm2/texts.py`).
+# Rows are copied to results/smollm2 when a stage ends or is stopped with Ctrl-C. Variables: PYTHON, WORKERS, RESULTS.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/../.." && pwd)
+here="$root/evidence/smollm2"
+python=${PYTHON:-$root/.venv/bin/python}
+workers=${WORKERS:-2}
+results=${RESULTS:-$root/results/smollm2}
+cd "$1"
+shift
+mkdir -p runs frames "$results"
+cp "$here"/studies/*.yaml . # the command of a study is kept, without a path of this machine
+
+study() { # NAME STUDY TEXT
+    local kept="$results/$1.jsonl.xz" folder="runs/$1" status=0
+    [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$root/evidence/winners.py" restore "$kept" "$folder"
+    "$python" -m qpeft compare run "$2.yaml" --base smollm2 --data "texts/$3/train.txt" \
+        --eval-data "texts/$3/validation.txt" --test-data "texts/$3/test.txt" \
+        --workers "$workers" --retry failed --out "$folder" || status=$?
+    [ $status -eq 2 ] || "$python" "$root/evidence/winners.py" keep "$folder" "$kept" # 2: it did not start
+    return $status
+}
+
+customers="e2e gsm8k grimm stories numpy python"
+
+shared_frames() { # the frame files of stage 3
+    local name
+    for name in shakespeare wikitext2 mixture; do
+        [ -f "frames/$name.safetensors" ] || "$python" -m qpeft frames --model smollm2 --data "texts/$name/train.txt" \
+            --seq-len 128 --share type --n-layers 1 --r 1 --frame-rank 32 --out "frames/$name"
+    done
+    [ -f frames/loras.safetensors ] && return
+    ls texts/loras | sed 's/.txt//' | xargs -P "$workers" -I{} "$python" -m qpeft train --model smollm2 \
+        --data texts/loras/{}.txt --method lora --r 8 --lora-alpha 8 --lr 1e-3 --steps 100 --batch-size 8 --seq-len 128 \
+        --eval-blocks 16 --eval-every 100 --out runs/loras/{}
+    "$python" "$here/lora_directions.py" smollm2 runs/loras/* --out frames/loras.safetensors
+}
+
+stage() {
+    local text
+    case $1 in
+        0) study signal-e2e signal e2e && study signal-shakespeare signal shakespeare ;;
+        1) study circuit-e2e circuit e2e ;;
+        2) study adapters-e2e adapters e2e ;;
+        3) shared_frames && for text in $customers; do study "frames-$text" frames "$text"; done ;;
+        4) study head-wikitext2 head wikitext2 ;;
+        7) study adapters-shakespeare adapters shakespeare ;;
+        *) echo "no stage $1; there are 0, 1, 2, 3, 4 and 7" >&2 && exit 2 ;;
+    esac
+}
+for name in ${@:-0 1 2 3 4 7}; do stage "$name"; done
