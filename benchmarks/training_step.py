@@ -1,40 +1,62 @@
 """A training step on any device, for the shape of any model, compared with stock LoRA.
 
     python benchmarks/training_step.py --methods quantum_peft --r 8
-    python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
+    python benchmarks/training_step.py --device cuda --geometry gpt2 smollm2 llama-1b \\
+        --methods qpa quantum_peft framed --batch-size 4 --tokens 512 --steps 5 --rounds 9 --out steps.json
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is
-forward, backward, AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that
-of a child process.
+forward, backward, AdamW and zero_grad. Each turn ends with a synchronization; in each round every
+method has one timed turn. On CUDA every generated method is also measured with CUDA graphs
+(`qpeft.capture`), under its name and `_captured`. Peak memory on the CPU is that of a child
+process.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import gc
+import platform
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
+import peft
 import torch
+import transformers
 from peft import LoraConfig, OFTConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 import qpeft
-from qpeft_lab.demo import base_path
+from qpeft.files import write_json
 from timing import Row, markdown, turns
 
 GEOMETRIES = {
     "tiny": GPT2Config(
         n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0
     ),
-    "embedded": AutoConfig.from_pretrained(base_path()),
     "gpt2": GPT2Config(),
+    "smollm2": LlamaConfig(  # as SmolLM2-135M
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
     "llama-1b": LlamaConfig(  # as Llama 3.2 1B
         vocab_size=128256,
         hidden_size=2048,
@@ -67,16 +89,28 @@ OTHERS = {
     "quanta": qpeft.QuanTAConfig,
     "mpo": partial(qpeft.QuanTAConfig, form="mpo"),
 }
-METHODS, TWINS = [*RANKED, *OTHERS], {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
+CAPTURED = {f"{name}_captured": name for name in GENERATED}  # as CUDA graphs
+METHODS = [*RANKED, *OTHERS]
+TWINS = {"cua": "oft", "quic": "quic_random", "quanta": "mpo"}
+
+
+def shape_of(geometry: str) -> PretrainedConfig:
+    """The config of a model."""
+    if geometry == "embedded":
+        from qpeft_lab.demo import base_path  # the other geometries need the library alone
+
+        return AutoConfig.from_pretrained(base_path())
+    return copy.deepcopy(GEOMETRIES[geometry])
 
 
 def adapted(method: str, options: argparse.Namespace) -> Any:
     """The model with random weights, and with an adapter on all linear maps, in training mode."""
     torch.manual_seed(0)
-    shape = copy.deepcopy(GEOMETRIES[options.geometry])
+    shape = shape_of(options.geometry)
     shape.num_hidden_layers = options.layers or shape.num_hidden_layers
     with torch.device(options.device):
         base = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, options.dtype))
+    method = CAPTURED.get(method, method)
     own = RANKED.get(method)
     make = partial(own, r=options.r) if own else OTHERS[method]
     with warnings.catch_warnings(action="ignore"):  # PEFT on GPT-2's Conv1D, the same for all
@@ -88,10 +122,13 @@ def adapted(method: str, options: argparse.Namespace) -> Any:
 def turn(method: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, options)
+    if method in CAPTURED:
+        for reason in filter(None, qpeft.capture(model).values()):
+            raise SystemExit(f"{method}: the generator runs without CUDA graphs: {reason}")
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    shape = (options.batch_size, options.tokens)
-    ids = torch.randint(GEOMETRIES[options.geometry].vocab_size, shape, device=options.device)
+    size = (options.batch_size, options.tokens)
+    ids = torch.randint(model.config.vocab_size, size, device=options.device)
 
     def run() -> None:
         for _ in range(options.steps):
@@ -111,9 +148,15 @@ def wait(device: str) -> None:
 
 
 def peak_memory(method: str, options: argparse.Namespace) -> int:
-    """Peak bytes of a child process that trains a few turns: resident, or of the accelerator's
+    """Peak bytes of a few turns: resident bytes of a child process, or those of the accelerator's
     allocator.
     """
+    if options.device != "cpu":
+        gc.collect()
+        before = torch.accelerator.memory_allocated()
+        torch.accelerator.reset_peak_memory_stats()
+        turn(method, options)
+        return torch.accelerator.max_memory_allocated() - before
     known = ("device", "geometry", "dtype", "r", "batch_size", "tokens", "steps")
     flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in known]
     flags += [f"--layers={options.layers}"] if options.layers else []
@@ -148,9 +191,6 @@ def memory_rows(methods: list[str], options: argparse.Namespace) -> Iterator[Row
 
 def child(options: argparse.Namespace) -> None:
     turn(options.child, options)
-    if options.device != "cpu":
-        print(torch.accelerator.max_memory_allocated())
-        return
     # not getrusage: on Linux a child inherits the peak of its parent
     status = Path("/proc/self/status").read_text().splitlines()
     print(1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
@@ -162,9 +202,13 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["qpa"])
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="gpt2")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model"
+        "--geometry", nargs="+", choices=[*GEOMETRIES, "embedded"], default=["gpt2"]
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="of the base model; default: bfloat16 for llama-1b, and float32 for the others",
     )
     parser.add_argument("--layers", type=int, help="of the model; default: all")
     parser.add_argument("--r", type=int, default=4)
@@ -174,16 +218,37 @@ def main() -> None:
         "--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere"
     )
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
+    parser.add_argument("--out", type=Path, help="a JSON file for all rows and the machine")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
     torch.set_num_threads(1)
     if options.child:
+        options.geometry = options.geometry[0]
         child(options)
         return
-    rows = step_rows(options.methods, options, options.rounds)
-    print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)
-    print(markdown([*rows, *memory_rows(options.methods, options)]))
+    methods = list(options.methods)
+    machine = platform.processor() or platform.machine()
+    if options.device.startswith("cuda"):
+        methods += [captured for captured, name in CAPTURED.items() if name in methods]
+        machine = torch.cuda.get_device_name()
+    about = {
+        "device": machine,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
+    }
+    print(machine)
+    rows: list[Row] = []
+    for geometry in options.geometry:
+        dtype = options.dtype or ("bfloat16" if geometry == "llama-1b" else "float32")
+        here = argparse.Namespace(**{**vars(options), "geometry": geometry, "dtype": dtype})
+        measured = [*step_rows(methods, here, options.rounds), *memory_rows(methods, here)]
+        print(f"{geometry}, {dtype}\n\n{markdown(measured)}", flush=True)
+        rows += measured
+        if options.out:  # after each geometry, in case that a later one does not fit
+            write_json(options.out, {"rows": [asdict(row) for row in rows], **about})
 
 
 if __name__ == "__main__":

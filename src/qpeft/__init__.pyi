@@ -4,6 +4,7 @@ checkers read them.
 
 from . import circuits as circuits
 from . import methods as methods
+from .core.capture import capture as capture
 from .core.checkpoint import load as load
 from .core.checkpoint import save as save
 from .core.export import ExportReport as ExportReport

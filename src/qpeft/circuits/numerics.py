@@ -18,7 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def cached_tables(function: F) -> F:
-    """Cache the tensors that a function of sizes, dtype and device makes.
+    """Cache the tensors that a function of sizes, dtype and device makes; for good, because CUDA
+    graphs read their memory.
 
     All callers use the same tensors, so these are independent of the first caller: of its default
     device, and of its `torch.inference_mode()`, whose tensors cannot be used in training.

@@ -50,6 +50,7 @@ class Binding:
 
     def __init__(self, generator: Generator, slots: Sequence[Slot]) -> None:
         self.generator = generator
+        self._evaluate: Callable[[], Tensor] = generator
         self.slots = list(slots)
         self.sizes = [slot.shape.numel() for slot in slots]
         self._flat: Tensor | None = None
@@ -84,7 +85,7 @@ class Binding:
         if self._flat is None or self._key != key or (trained and not self._flat.requires_grad):
             with torch.inference_mode(False), torch.set_grad_enabled(trained):
                 self.flush()  # through the graph of the values it belongs to
-                self._flat = self.generator()
+                self._flat = self._evaluate()
                 self._key = key
         elif not builds_graph and self._placed:
             return
@@ -96,6 +97,13 @@ class Binding:
         """
         self.refresh()
         self._place(detached=True)
+
+    def evaluate_by(self, evaluate: Callable[[], Tensor]) -> None:
+        """Compute the generator's flat values (P,) by `evaluate()` from now on, such as CUDA
+        graphs.
+        """
+        self._evaluate = evaluate
+        self.invalidate()
 
     def replicate(self, model: nn.Module) -> None:
         """Keep the generator equal in all processes from now on, while FSDP2 shards the model."""
@@ -184,7 +192,7 @@ class Binding:
         memo[id(self)] = new = copy.copy(self)
         new.invalidate()
         new._deferred = None
-        new.generator = copy.deepcopy(self.generator, memo)
+        new.generator = new._evaluate = copy.deepcopy(self.generator, memo)
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
         for old, copied in zip(self.slots, new.slots, strict=True):
             copied.put(old.owner.__dict__[old.name].detach().clone())
