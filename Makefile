@@ -85,5 +85,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --editable '.[lab,pennylane,qiskit,ray,tensorboard]' --group dev --group docs
+	$(PIP) --editable '.[lab,gguf,pennylane,qiskit,ray,tensorboard]' --group dev --group docs
 	touch $@

@@ -64,13 +64,13 @@ class VerificationError(QpeftError, RuntimeError):
     """An exported adapter does not reproduce the logits of the trained model."""
 
 
-_PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer"}
+_PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer", "gguf": "gguf"}
 
 
 @contextmanager
 def needs(what: str, library: str) -> Iterator[None]:
     """For imports: a missing module is a ConfigError of `what`, which needs the `library`
-    "PennyLane" or "Qiskit".
+    "PennyLane", "Qiskit" or "gguf".
     """
     try:
         yield

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import accelerate
 import numpy as np
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from qpeft.errors import ConfigError, InputError
+from qpeft.errors import ConfigError, InputError, needs
 from qpeft.files import file_hash
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
@@ -91,12 +92,39 @@ def load_weights(
         module.support_avx512bf16_for_cpu = (
             False  # evaluation would pack weights for a product without gradients
         )
+    if is_gguf(model):
+        loaded = _without_quantization(loaded, model)
     lacking = {
         key
         for key in info["missing_keys"]
         if loaded.get_parameter_or_buffer(key).is_floating_point()
     }
     return loaded, lacking, {key for key, *_ in info["mismatched_keys"]}
+
+
+def is_gguf(model: str) -> bool:
+    """Whether the base is a GGUF file, which transformers reads from its folder."""
+    return model.endswith(".gguf") and Path(model).expanduser().is_file()
+
+
+def has_files(model: str) -> bool:
+    """Whether the base is on this machine, as a folder or a GGUF file."""
+    return is_gguf(model) or (Path(model).expanduser() / "config.json").is_file()
+
+
+def _without_quantization(loaded: Any, model: str) -> Any:
+    """The model of a GGUF file as an ordinary one: transformers dequantizes the weights, but calls
+    the model quantized, and refuses to save it.
+    """
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = type(loaded.config)(**{**settings, "_name_or_path": model})
+    with accelerate.init_empty_weights(include_buffers=False):
+        plain = type(loaded)(config)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.generation_config = loaded.generation_config
+    return plain.eval()
 
 
 def refuse_lacking(model: str, names: Collection[str]) -> None:
@@ -127,10 +155,14 @@ def load(
             f"{model} has an {_ADAPTER}, which transformers would load in addition to the base;"
             " name the folder of the base model alone, and an adapter with --adapter"
         )
+    source = str(path) if path.is_dir() else model
+    if is_gguf(model):
+        with needs(f"the GGUF file {model}", "gguf"):
+            import gguf  # noqa: F401
+        source = str(path.parent)
+        options["gguf_file"] = path.name
     try:
-        return loader(
-            str(path) if path.is_dir() else model, trust_remote_code=trust_remote_code, **options
-        )
+        return loader(source, trust_remote_code=trust_remote_code, **options)
     except (
         Exception
     ) as error:  # transformers, safetensors, torch and tokenizers raise any type for a damaged file
@@ -188,6 +220,8 @@ def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
     A folder needs no `config`.
     """
     folder = Path(model).expanduser()
+    if is_gguf(model):
+        return f"sha256:{file_hash(folder)}"
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
     parts = [

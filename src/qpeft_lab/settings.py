@@ -57,8 +57,8 @@ class SharedSettings:
 
     model: str = option(
         MISSING,
-        "Base model: a hub id or a folder. On the command line also embedded, the one inside"
-        " qpeft.",
+        "Base model: a hub id, a folder, or a GGUF file. On the command line also embedded, the one"
+        " inside qpeft, and smollm2 or minilm, which qpeft base builds.",
     )
     data: str = option(
         MISSING,

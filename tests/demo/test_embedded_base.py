@@ -15,7 +15,7 @@ from qpeft_lab.data.text import cut
 from qpeft_lab.demo import base_path, corpus
 from qpeft_lab.training.score import evaluate_language_model
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_base.py"))
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "pretrain.py"))
 TINY = {
     "width": 16,
     "layers": 1,

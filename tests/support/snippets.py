@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "d
 # name on a page -> file or folder that replaces it (tests/docs/conftest.py creates them)
 STAND_INS = {
     "gpt2": "base",
+    "smollm2": "base",
     "roberta-base": "base",
     "glue/mrpc": "glue/mrpc:mrpc-files",
     "google/vit-base-patch16-224-in21k": "vit",
@@ -43,6 +44,7 @@ NOT_RUN = {
     "pip install": "changes the environment; CI installs the extras",
     "python benchmarks/": "takes minutes or hours; bench, kills and bad_files have tests",
     "python scripts/build_base.py": "an hour of training; tests/demo builds a small one",
+    "qpeft base ": "downloads; tests/demo builds a tiny package",
     **dict.fromkeys(
         ("torchrun ", "accelerate launch", "fully_shard(", 'fsdp="', "full_state_dict=True"),
         "several processes; tests/trainers/test_distributed.py runs them",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ def load_lines(
     alone loads the folder. `options` are further arguments of the base's `from_pretrained`, such as
     the number of classes.
     """
-    arguments = "".join(
-        f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items()
-    )
+    all_options = {"dtype": "float32", **(options or {})}
+    if base.endswith(".gguf"):  # transformers wants its folder and its name
+        base, all_options["gguf_file"] = os.path.split(base)
+    arguments = "".join(f", {name}={value!r}" for name, value in all_options.items())
     loads = "qpeft.load" if registered else "PeftModel.from_pretrained"
     lines = [
         "import qpeft" if registered else "from peft import PeftModel",

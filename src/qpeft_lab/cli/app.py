@@ -13,6 +13,7 @@ from qpeft_lab.cli.command import application
 
 COMMANDS = {  # with the lines of `qpeft --help`
     "demo": "Adapt a small language model with LoRA, QPA and Quantum-PEFT, offline.",
+    "base": "Build a real pretrained base model from a Python package.",
     "plan": "Count the parameters that a method trains, deploys and stores.",
     "frames": "Write a frame file, which many adapters share.",
     "train": "Fine-tune a model.",

@@ -23,7 +23,7 @@ from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
 from qpeft.methods.method import imported
-from qpeft_lab.base_model import fingerprint
+from qpeft_lab.base_model import fingerprint, has_files
 from qpeft_lab.data.sources import content_hash, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
@@ -154,7 +154,7 @@ def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
         with suppress(OSError, InputError):
             if (source := getattr(settings, name)) and (sha := content_hash(source)):
                 found[name] = sha
-    if (Path(settings.model).expanduser() / "config.json").is_file():
+    if has_files(settings.model):
         found["model"] = fingerprint(settings.model)
     folder = RunFolder(Path(settings.out).expanduser())
     folder.check(settings, found)
