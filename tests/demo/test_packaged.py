@@ -83,11 +83,11 @@ def test_other_content_than_expected_is_refused_and_leaves_no_folder(tiny, tmp_p
     out, base = tmp_path / "out", PACKAGED["minilm"]
     monkeypatch.setitem(PACKAGED, "minilm", base._replace(weights_sha256="0" * 64))
     with pytest.raises(
-        QpeftError, match="model.safetensors in .* has the SHA-256 .* expected is 0000"
+        QpeftError, match=r"model.safetensors in .* has the SHA-256 .* expected is 0000"
     ):
         build("minilm", out, report)
     monkeypatch.setitem(PACKAGED, "minilm", base._replace(sha256="0" * 64))
-    with pytest.raises(QpeftError, match="gave a file tiny_base-1.0-.* expected is 0000.*removed"):
+    with pytest.raises(QpeftError, match=r"gave a file tiny_base-1.0-.* expected is 0000.*removed"):
         build("minilm", out, report)
     with pytest.raises(InputError, match="download it again"):
         build("minilm", out, report, wheel=tiny)
@@ -98,7 +98,7 @@ def test_other_content_than_expected_is_refused_and_leaves_no_folder(tiny, tmp_p
 
 def test_file_that_was_downloaded_elsewhere_needs_no_index(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(QpeftError, match="cannot download tiny-base==1.0: .* --wheel"):
+    with pytest.raises(QpeftError, match=r"cannot download tiny-base==1.0: .* --wheel"):
         build("minilm", tmp_path / "out", report)
     assert build("minilm", tmp_path / "out", report, wheel=tiny)
 
@@ -112,7 +112,7 @@ def test_folder_with_something_else_is_kept(tiny, tmp_path):
 
 def test_without_gguf_nothing_is_downloaded(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ConfigError, match="smollm2.* needs gguf: pip install gguf"):
+    with pytest.raises(ConfigError, match=r"smollm2.* needs gguf: pip install gguf"):
         build("smollm2", tmp_path / "out", report)
     assert not (tmp_path / "out.partial").exists()
 
