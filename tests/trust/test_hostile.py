@@ -3,11 +3,182 @@
 Each test is named after the behaviour and ends in its row.
 """
 
+import copy
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import pytest
+import tiny_models
+import torch
+from peft import get_peft_model
+
+import qpeft
+from qpeft.core import pool as pool_module
+from qpeft.errors import ConfigError
+
+SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "target_modules": ["c_attn"], "r": 2}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, adapters):
+    """A base, a folder of four adapters u0 to u3, ids, and the logits of each adapter alone."""
+    torch.manual_seed(0)
+    base, ids = tiny_models.gpt2(n_layer=1), torch.randint(50, (3, 5))
+    folder = tmp_path_factory.mktemp("world")
+    answers = {"__base__": adapters.logits(base, ids)}
+    for index in range(4):
+        model = get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**SMALL, task_type="CAUSAL_LM"))
+        with torch.no_grad():
+            for parameter in model.base_model.generators.parameters():
+                parameter.normal_(0, 0.1)
+        qpeft.save(model, folder / f"u{index}")
+        answers[f"u{index}"] = adapters.logits(model.eval(), ids)
+    return base, folder, answers, ids
+
+
+@pytest.fixture
+def pool(world):
+    return qpeft.AdapterPool(copy.deepcopy(world[0]), world[1], capacity=2)
+
+
+# -- P1: requests inside a running call of a pool
+
+
+def inside_a_call(pool, ids, action, **options):
+    """Call the model, and `action` after its attention, before the feed-forward block."""
+    errors = []
+
+    def call(*_):
+        handle.remove()
+        try:
+            action()
+        except ConfigError as error:
+            errors.append(str(error))
+
+    handle = pool.model.base_model.model.transformer.h[0].attn.c_attn.register_forward_pre_hook(
+        call
+    )
+    with torch.no_grad():
+        return pool.model(input_ids=ids, **options).logits, errors
+
+
+def test_activate_inside_a_running_call_is_refused_p1(pool, world):
+    _, _, answers, ids = world
+    pool.activate("u0")
+    for name in ("u1", "u0", "__base__"):
+        found, errors = inside_a_call(pool, ids, lambda name=name: pool.activate(name))
+        assert torch.equal(found, answers["u0"])
+        assert "running" in errors[0]
+    assert pool.active == "u0"
+
+
+def test_place_inside_a_running_call_keeps_the_active_adapter_p1(pool, world):
+    _, _, answers, ids = world
+    pool.activate("u0")
+    found, errors = inside_a_call(pool, ids, lambda: (pool.place(["u1"]), pool.place(["u2"])))
+    assert (errors, torch.equal(found, answers["u0"])) == ([], True)
+
+
+def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):
+    """PEFT would compute it with the rows of the outer call."""
+    _, _, answers, ids = world
+    rows = pool.place(["u0"] * 3)
+    found, errors = inside_a_call(pool, ids, lambda: pool.model(input_ids=ids), adapter_names=rows)
+    torch.testing.assert_close(found, answers["u0"])
+    assert "adapter_names" in errors[0]
+
+
+# -- P2: threads and interruptions of a pool
+
+
+def test_threads_without_a_lock_get_their_own_answers_p2(pool, world, adapters):
+    _, _, answers, ids = world
+    wrong, barrier = [], threading.Barrier(4)
+
+    def serve(first):
+        barrier.wait()
+        for step in range(25):
+            name = f"u{(first + step) % 4}"
+            pool.activate(name)
+            if not torch.equal(adapters.logits(pool.model, ids), answers[name]):
+                wrong.append(name)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # many switches between threads, also on one core
+    threads = [threading.Thread(target=serve, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert wrong == []
+    pool.activate("u1")
+    assert torch.equal(adapters.logits(pool.model, ids), answers["u1"])
+
+
+def test_thread_that_activated_nothing_is_refused_p2(pool, world):
+    pool.activate("u0")
+    errors = []
+
+    def call():
+        try:
+            pool.model(input_ids=world[3])
+        except ConfigError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+    assert "this thread has activated no adapter" in errors[0]
+
+
+def interrupted_at(line, action):
+    """Whether Ctrl-C at the n-th line of the pool's code interrupted the action."""
+    left = line
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename != pool_module.__file__:
+            return None
+        left -= event == "line"
+        if left == 0 and event == "line":
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.long)])
+def test_interruption_at_any_line_poisons_no_later_call_p2(pool, world, adapters, stride):
+    _, _, answers, ids = world
+
+    def requests():
+        pool.activate("u2")
+        pool.activate("u0")
+        with torch.no_grad():
+            pool.model(input_ids=ids)
+            pool.model(input_ids=ids, adapter_names=pool.place(["u1", "__base__", "u0"]))
+
+    line = 1
+    while interrupted_at(line, requests):
+        line += stride
+        found = adapters.logits(pool.model, ids)
+        assert torch.equal(found, answers[pool.active]), line
+        for name in ("u3", "__base__", "u1"):
+            pool.activate(name)
+            assert torch.equal(adapters.logits(pool.model, ids), answers[name]), line
+    assert line > 150
+
 
 # -- F: a kill while a folder is replaced
 
@@ -53,7 +224,7 @@ print(json.dumps(outcomes))
 """
 
 
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the system cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 @pytest.mark.parametrize("can_swap", [True, False])
 def test_kill_at_any_step_of_a_replacement_leaves_the_old_or_the_new_folder_f(tmp_path, can_swap):
     command = [sys.executable, "-c", KILLS, tmp_path, str(can_swap)]

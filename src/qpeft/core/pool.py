@@ -11,7 +11,9 @@ A slot is injected once. Another adapter is put into it by copying its tensors.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
@@ -66,12 +68,14 @@ class AdapterPool:
 
     The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and one seed. Files are
     checked at every request, so a changed adapter is read again. The result of `place` is valid
-    while its adapters are in their slots; after that the model's call raises ConfigError. With
-    several threads, hold a lock of your own from `activate` or `place` to the end of the model's
-    call. Select adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.
+    while its adapters are in their slots; after that the model's call raises ConfigError. Select
+    adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.
 
-    `model` is the base with `capacity` stock adapters, in evaluation mode; `active` is the name
-    given to `activate`.
+    Threads need no lock: each has its own active adapter, and the calls of the model run one after
+    the other. A thread that calls the model without having called `activate` or given
+    `adapter_names` is refused once another thread has called `activate`.
+
+    `model` is the base with `capacity` stock adapters, in evaluation mode.
 
     Args:
         base: The model that the adapters were trained on; changed in place, as by PEFT.
@@ -97,7 +101,7 @@ class AdapterPool:
         if type(capacity) is not int or capacity < 1:
             raise ConfigError(f"capacity must be a whole number of at least 1, got {capacity!r}")
         refuse_adapted(base)
-        self.folder, self.capacity, self.active = Path(folder), capacity, BASE
+        self.folder, self.capacity = Path(folder), capacity
         if not self.names:
             raise CheckpointError(
                 f"{self.folder} contains no adapter folder; save one there with qpeft.save"
@@ -118,26 +122,29 @@ class AdapterPool:
         )  # otherwise a module from modules_to_save would stay in the base
         stock, base = tuner.generators.configs["default"].to_stock(), loaded.unload()
         stock.inference_mode = True
-        self._free = [f"slot{index}" for index in range(capacity)]
-        self.model: Any = get_peft_model(base, stock, adapter_name=self._free[0])
-        for name in self._free[1:]:
+        slots = [f"slot{index}" for index in range(capacity)]
+        self.model: Any = get_peft_model(base, stock, adapter_name=slots[0])
+        for name in slots[1:]:
             self.model.add_adapter(name, copy.deepcopy(stock))
         self.model.eval().requires_grad_(False)
         self._modules = _adapted_modules(self.model)
         state = self.model.state_dict(keep_vars=True)
         saved = partial(get_peft_model_state_dict, self.model, state, save_embedding_layers=False)
-        self._tensors = {slot: saved(adapter_name=slot) for slot in self._free}  # not copied
+        self._tensors = {slot: saved(adapter_name=slot) for slot in slots}  # not copied
         tuner = self.model.base_model
         tuner._enable_peft_forward_hooks = partial(
             self._selecting, tuner._enable_peft_forward_hooks
         )
+        self._lock = threading.RLock()
+        # slot and files by name, the least recently used first; a slot without an entry is free
+        self._held: dict[str, tuple[str, _Stamp]] = {}
+        self._chosen = threading.local()  # name and stamp: what each thread has activated
+        self._is_chosen = False  # whether any thread has
+        self._switched: str | None = None  # the slot that the layers apply
+        # the adapters of the call of the model that is running, which keep their slots; a weak
+        # reference, because an interrupted call may be unable to remove it
+        self._used: Callable[[], set[str] | None] = lambda: None
         self._switch(BASE)
-        self._used: set[str] = (
-            set()
-        )  # in a call of the model that is running, whose slots keep their content
-        self._held: dict[
-            str, tuple[str, _Stamp]
-        ] = {}  # slot and files by name; the least recently used first
 
     @property
     def names(self) -> list[str]:
@@ -145,18 +152,28 @@ class AdapterPool:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(p.name for p in found if _is_name(p.name) and (p / CONFIG).is_file())
 
+    @property
+    def active(self) -> str:
+        """The name that this thread has given to `activate`."""
+        return getattr(self._chosen, "name", BASE)
+
     def activate(self, name: str) -> None:
-        """Use this adapter from now on; "__base__": none.
+        """Use this adapter in this thread from now on; "__base__": none.
 
         Raises:
-            ConfigError: no such adapter. The message contains no names of others, because it may
-                reach a user.
+            ConfigError: no such adapter, or a call of the model is running in this thread. The
+                message contains no names of others, because it may reach a user.
             CheckpointError: its folder is damaged, or its settings differ from the pool's. The
                 active adapter remains.
         """
-        self._refuse_merged()
-        self._switch(name if name == BASE else self._slot_with(name, keep=set()))
-        self.active = name
+        with self._lock:
+            self._refuse_merged()
+            if self._used() is not None:
+                raise ConfigError("a call of the model is running; activate after it")
+            slot, stamp = (BASE, ()) if name == BASE else self._slot_with(name, keep=set())
+            self._switch(slot)
+            self._chosen.name, self._chosen.stamp = name, stamp
+            self._is_chosen = True
 
     def place(self, names: Sequence[str]) -> list[str]:
         """The model's argument `adapter_names`, one for each row of a batch; "__base__" for rows
@@ -172,21 +189,22 @@ class AdapterPool:
         """
         if isinstance(names, str):
             raise ConfigError(f"place takes a list of names, one for each row, got {names!r}")
-        self._refuse_merged()
-        keep = {*names, self.active} - {BASE}
-        if len(keep) > self.capacity:
-            raise ConfigError(
-                f"the batch and the active adapter are {len(keep)} different adapters, but the pool"
-                " has "
-                f"{self.capacity} slots; use a smaller batch or a larger capacity, or call"
-                f' activate("{BASE}") first'
-            )
-        rows = {
-            name: _Row(self._slot_with(name, keep)) for name in dict.fromkeys(names) if name != BASE
-        }
-        for name, row in rows.items():
-            row.adapter, row.stamp = name, self._held[name][1]
-        return [rows.get(name, BASE) for name in names]
+        with self._lock:
+            self._refuse_merged()
+            keep = {*names, self.active} - {BASE}
+            if len(keep) > self.capacity:
+                raise ConfigError(
+                    f"the batch and the active adapter are {len(keep)} different adapters, but the"
+                    f" pool has {self.capacity} slots; use a smaller batch or a larger capacity, or"
+                    f' call activate("{BASE}") first'
+                )
+            rows: dict[str, str] = {BASE: BASE}
+            for name in dict.fromkeys(names):
+                if name != BASE:
+                    slot, stamp = self._slot_with(name, keep)
+                    rows[name] = row = _Row(slot)
+                    row.adapter, row.stamp = name, stamp
+            return [rows[name] for name in names]
 
     def _refuse_merged(self) -> None:
         if any(getattr(module, "merged", False) for module in self._modules):
@@ -196,9 +214,41 @@ class AdapterPool:
 
     @contextmanager
     def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
-        """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass raises."""
-        rows = [row for row in options.get("adapter_names") or () if row != BASE]
-        for row in rows:
+        """One call of the model with its adapters, while no other thread calls it or the pool.
+
+        `select` is PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass
+        raises.
+        """
+        with self._lock:
+            outer = self._used()  # of the call that this one is inside of
+            if outer is None:
+                self._remove_row_hooks()  # of an interrupted call
+            before = self._row_hooks()
+            names = options.get("adapter_names")
+            if names is not None:
+                used = {row.adapter for row in self._checked(names)}
+            elif before:
+                raise ConfigError(
+                    "a call of the model with adapter_names is running; give adapter_names to a call"
+                    " inside it as well"
+                )
+            else:
+                used = {self._switch_to_active()}
+            used |= outer or set()
+            self._used = weakref.ref(used)
+            try:
+                with select(*args, **options):
+                    yield
+            finally:
+                self._used = (lambda: None) if outer is None else weakref.ref(outer)
+                self._remove_row_hooks(before)
+
+    def _checked(self, names: Sequence[str]) -> list[_Row]:
+        """The rows with an adapter. Raises ConfigError if the pool does not hold them any more."""
+        rows = []
+        for row in names:
+            if row == BASE:
+                continue
             if not isinstance(row, _Row):
                 raise ConfigError(
                     "adapter_names are the list that place returned, or copies of its rows; got"
@@ -209,36 +259,55 @@ class AdapterPool:
                     f"adapter '{row.adapter}' was replaced in its slot after these rows were"
                     " placed; call place again, before each call of the model"
                 )
-        used, before = (
-            self._used,
-            {key for module in self._modules for key in module._forward_pre_hooks},
-        )
-        self._used = used | {row.adapter for row in rows}
-        try:
-            with select(*args, **options):
-                yield
-        finally:
-            self._used = used
-            for module in self._modules:
-                for key, hook in list(module._forward_pre_hooks.items()):
-                    if (
-                        key not in before
-                        and getattr(hook, "func", None) is _adapter_names_pre_forward_hook
-                    ):
-                        del (
-                            module._forward_pre_hooks[key],
-                            module._forward_pre_hooks_with_kwargs[key],
-                        )
+            rows.append(row)
+        return rows
+
+    def _row_hooks(self) -> set[tuple[nn.Module, int]]:
+        """PEFT's hooks that select adapters by row: module, and key of its forward pre-hook."""
+        return {
+            (module, key)
+            for module in self._modules
+            for key, hook in module._forward_pre_hooks.items()
+            if getattr(hook, "func", None) is _adapter_names_pre_forward_hook
+        }
+
+    def _remove_row_hooks(self, kept: Set[tuple[nn.Module, int]] = frozenset()) -> None:
+        for module, key in self._row_hooks() - kept:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    def _switch_to_active(self) -> str:
+        """Apply the adapter that this thread has activated, also if another one took its slot."""
+        name = self.active
+        if not hasattr(self._chosen, "name") and self._is_chosen:
+            raise ConfigError(
+                "this thread has activated no adapter, and another thread has; call activate in the"
+                " thread that calls the model, or give it adapter_names=pool.place([...])"
+            )
+        if name == BASE:
+            self._switch(BASE)
+            return name
+        slot, stamp = self._held.get(name, (BASE, ()))
+        if slot == BASE:
+            slot, stamp = self._slot_with(name, keep=set())
+        if stamp != self._chosen.stamp:
+            raise ConfigError(f"adapter '{name}' changed after it was activated; activate it again")
+        self._switch(slot)
+        return name
 
     def _switch(self, slot: str) -> None:
         names = [] if slot == BASE else [slot]
-        if names != self.model.active_adapters:
+        if slot != self._switched:
+            self._switched = None  # some layers, if this is interrupted
             _activate(self._modules, names)
             self.model.base_model.active_adapter = names
+            self._switched = slot
 
     @torch.no_grad()
-    def _slot_with(self, name: str, keep: set[str]) -> str:
-        """The slot with the adapter in its current version; those of `keep` remain in theirs."""
+    def _slot_with(self, name: str, keep: set[str]) -> tuple[str, _Stamp]:
+        """The slot with the adapter in its current version, and its files; those of `keep` remain
+        in theirs.
+        """
         folder = self.folder / str(name)
         if _is_name(name) and not isdir(folder):  # noqa: PTH112
             with suppress(OSError, ValueError):  # no folder can have this name
@@ -251,9 +320,11 @@ class AdapterPool:
         stamp = tuple(n for one in files for n in (one.st_ctime_ns, one.st_size, one.st_ino))
         slot, held = self._held.get(name, (None, ()))
         if slot is None or held != stamp:
-            if name in self._used or not (
-                self._free or slot or self._held.keys() - keep - self._used
-            ):
+            used = self._used() or set()
+            taken = {slot for slot, _ in self._held.values()}
+            free = [slot for slot in self._tensors if slot not in taken]
+            idle = [other for other in self._held if other not in keep | used]
+            if name in used or not (slot or free or idle):
                 raise ConfigError(
                     "a call of the model that is running uses the slots; place or activate after it"
                 )
@@ -262,15 +333,18 @@ class AdapterPool:
                 check_tensors(tensors, self._tensors["slot0"])
             except QpeftError as error:
                 raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
-            if slot is None and not self._free:
-                oldest = next(other for other in self._held if other not in keep | self._used)
-                self._free.append(self._held.pop(oldest)[0])
-            slot = slot or self._free.pop()
+            # free until its tensors are complete, because this may be interrupted
+            if slot is not None:
+                del self._held[name]
+            elif free:
+                slot = free[-1]
+            else:
+                slot, _ = self._held.pop(idle[0])
             for key, tensor in self._tensors[slot].items():
                 tensor.copy_(tensors[key])
         self._held.pop(name, None)
         self._held[name] = slot, stamp  # at the end: used last
-        return slot
+        return slot, stamp
 
     @torch.inference_mode(False)
     @torch.no_grad()
