@@ -25,11 +25,11 @@ from variants import RANDOM, TUNERS, VARIANTS, move
 import qpeft
 import qpeft.core.export as export_module
 from qpeft.core.binding import _Boundary
+from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.linear_tuner import LinearAdapter
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.param_groups import param_groups
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import get, keys
 from qpeft.methods.bottleneck.model import BottleneckLayer

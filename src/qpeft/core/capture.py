@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qpeft.core.generator import CircuitModule, Generator
+from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_adapted
-from qpeft.core.tuner import holder_of
 from qpeft.errors import TrainingError
 
 

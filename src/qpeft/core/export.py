@@ -18,10 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS
+from qpeft.core.generated_tuner import GeneratedMixin
+from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
-from qpeft.core.tuner import has_stock_form, holder_of
+from qpeft.core.stock_adapter import StockAdapter
 from qpeft.errors import ConfigError, InputError, VerificationError
 from qpeft.files import file_hash, write_json
 from qpeft.folders import folder_to_replace, replace_folder
@@ -96,16 +98,18 @@ def export(
     refuse_sharded_adapter(model)
     with nullcontext() if holder is None else holder.exact(), replace_folder(target) as folder:
         config: Any = configs[adapter_name]
-        stock, tensors, counts = source.stock_adapter(model, adapter_name)
-        _write(tensors, stock, model, folder)
-        is_same = holder is not None and counts["ranks"] is None
+        stock: StockAdapter = source.stock_adapter(model, adapter_name)
+        _write(stock, model, folder)
+        same_shapes = holder is not None and stock.ranks is None
         report = ExportReport(
             path=str(Path(directory)),
+            n_trained=stock.n_trained,
+            n_deployed=stock.n_deployed,
+            ranks=stock.ranks,
             n_bytes=(folder / WEIGHTS).stat().st_size,
             max_logit_difference=_difference(
-                model, adapter_name, folder, probe, tensors, same_shapes=is_same
+                model, adapter_name, folder, probe, stock.tensors, same_shapes=same_shapes
             ),
-            **counts,
         )
         made = {
             "made_by": f"qpeft {version('qpeft')}",
@@ -121,6 +125,19 @@ def export(
     return report
 
 
+def has_stock_form(model: Any) -> bool:
+    """Whether a stock PEFT adapter is equal to that of this PeftModel.
+
+    Not if it has a tuner from outside PEFT whose tensors are not generated, unless this has a
+    method `stock_problem` that finds none; the tuner of a host counts.
+    """
+    tuner = model.base_model
+    if holder_of(model) is None and hasattr(tuner, "stock_problem"):
+        return not tuner.stock_problem()
+    is_stock = not isinstance(tuner, BaseTuner) or type(tuner).__module__.startswith("peft.")
+    return is_stock or isinstance(tuner, GeneratedMixin)
+
+
 def export_folder(target: Path) -> Path:
     """The folder to replace, links followed. Raises ConfigError if anything but an earlier export
     would be lost.
@@ -131,16 +148,17 @@ def export_folder(target: Path) -> Path:
     return real
 
 
-def _write(tensors: Mapping[str, Tensor], config: Any, model: Any, folder: Path) -> None:
+def _write(stock: StockAdapter, model: Any, folder: Path) -> None:
     """The weights and adapter_config.json, as stock PEFT would have saved them for this model."""
-    for key, value in tensors.items():
+    for key, value in stock.tensors.items():
         if not torch.isfinite(value).all():
             raise ConfigError(
                 f"non-finite adapter parameter in {key}; export an earlier checkpoint"
             )
-    saved = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    saved = {k: value.detach().cpu().contiguous().clone() for k, value in stock.tensors.items()}
     save_file(saved, folder / WEIGHTS, metadata={"format": "pt"})
     base = model.get_base_model()
+    config = stock.config
     config.inference_mode = True
     config.base_model_name_or_path = (
         config.base_model_name_or_path or base.__dict__.get("name_or_path") or None

@@ -23,6 +23,7 @@ from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.stock_adapter import StockAdapter
 from qpeft.core.targets import check_not_tied, is_linear, sizes
 from qpeft.errors import ConfigError, QpeftWarning
 
@@ -343,12 +344,8 @@ class LinearTuner(OwnTuner):
         oft = [(len(self._equal_oft(*pair)[1]), pair[2]) for pair in self._pairs()]
         return sum(n_blocks * comb(one.size, 2) - one.angles.start.numel() for n_blocks, one in oft)
 
-    def stock_adapter(
-        self, model: Any, adapter_name: str
-    ) -> tuple[Any, dict[str, Tensor], dict[str, Any]]:
-        """As that of `Generators`: the equal OFT with the exact Cayley transform; also on the meta
-        device.
-        """
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        """The equal OFT with the exact Cayley transform; also on the meta device."""
         config: Any = self.peft_config[adapter_name]
         names = {f.name for f in fields(OFTConfig) if f.init} & {
             f.name for f in fields(OwnTunerConfig)
@@ -375,8 +372,4 @@ class LinearTuner(OwnTuner):
             key: value for key, value in state.items() if f".{self.prefix}" not in key
         }  # modules_to_save
         n_deployed = sum(value.numel() for value in tensors.values())
-        return (
-            stock,
-            tensors | others,
-            {"n_trained": n_trained, "n_deployed": n_deployed, "ranks": None},
-        )
+        return StockAdapter(stock, tensors | others, n_trained, n_deployed)

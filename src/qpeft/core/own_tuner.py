@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from qpeft.core.base_digest import bind_base
 from qpeft.core.checkpoint import check_tensors
+from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
 from qpeft.core.targets import set_target_names
-from qpeft.core.tuner import complete_state
 from qpeft.errors import ConfigError
 
 

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from qpeft.core.base_digest import check_base, digest, name_of, own_weights
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
+from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.meta_model import refuse_adapted
-from qpeft.core.tuner import GeneratedMixin, stock_key
+from qpeft.core.stock_adapter import stock_key
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 from qpeft.folders import repair_folder
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
 from qpeft.core.generator import CircuitModule
+from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_adapted
-from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError
 
 

@@ -6,6 +6,7 @@ from ..core.config import AdapterConfig as AdapterConfig
 from ..core.config import GeneratedConfig as GeneratedConfig
 from ..core.config import MethodName as MethodName
 from ..core.folded import Folded as Folded
+from ..core.generated_tuner import GeneratedMixin as GeneratedMixin
 from ..core.generator import CircuitModule as CircuitModule
 from ..core.generator import FullPrecision as FullPrecision
 from ..core.generator import Generator as Generator
@@ -13,7 +14,7 @@ from ..core.generator import fingerprint as fingerprint
 from ..core.own_tuner import OwnTuner as OwnTuner
 from ..core.seeded_init import SeededInit as SeededInit
 from ..core.slots import Slot as Slot
-from ..core.tuner import GeneratedMixin as GeneratedMixin
+from ..core.stock_adapter import StockAdapter as StockAdapter
 from ..generator_config import GeneratorConfig as GeneratorConfig
 from .method import Method as Method
 from .method import Trains as Trains

@@ -22,18 +22,13 @@ from torch import nn
 
 from qpeft.checks import option
 from qpeft.core.base_digest import bind_base, check_base, name_of
+from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
+from qpeft.core.generated_tuner import GeneratedMixin
+from qpeft.core.generators import CONTAINER, Generators, described_by, holder_of
 from qpeft.core.meta_model import check_adapted
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, adapter_parameters, find_slots
-from qpeft.core.tuner import (
-    CONTAINER,
-    CompactState,
-    GeneratedMixin,
-    Generators,
-    described_by,
-    holder_of,
-)
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name

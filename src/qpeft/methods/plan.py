@@ -18,8 +18,11 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from qpeft.backends import BackendSettings
+from qpeft.core.compact_state import is_compact
 from qpeft.core.config import GeneratedConfig, type_name
+from qpeft.core.export import has_stock_form
 from qpeft.core.generator import OTHER, Generator
+from qpeft.core.generators import count_trainable, holder_of
 from qpeft.core.meta_model import on_meta
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.param_groups import param_groups
@@ -27,7 +30,6 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.set_backend import circuit_runs
 from qpeft.core.slots import Slot
 from qpeft.core.targets import check_target_modules
-from qpeft.core.tuner import count_trainable, has_stock_form, holder_of, is_compact
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig, generator_name
 from qpeft.methods.attach import generated_slots

@@ -13,8 +13,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
-from qpeft.core.export import export
-from qpeft.core.tuner import has_stock_form
+from qpeft.core.export import export, has_stock_form
 from qpeft.errors import ConfigError
 from qpeft.testing.checks import close, disturb, refused, run_checks, same
 

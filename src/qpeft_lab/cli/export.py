@@ -90,8 +90,8 @@ def _written(
 
     import qpeft
     from qpeft.core.export import probe_inputs, tolerance
+    from qpeft.core.generators import holder_of
     from qpeft.core.model_card import load_lines
-    from qpeft.core.tuner import holder_of
     from qpeft.folders import replace_folder
     from qpeft_lab.stock_servers import check_export
     from qpeft_lab.training.classifier import how_to_load, load_base, read_record

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import qpeft
-from qpeft.core.tuner import holder_of
+from qpeft.core.generators import holder_of
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.diagnose.adapters import effective_rank
 

@@ -21,10 +21,10 @@ from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, 
 from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.folded import Folded
 from qpeft.core.generator import CircuitModule, Generator
+from qpeft.core.generators import CONTAINER, holder_of
 from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial
-from qpeft.core.tuner import CONTAINER, holder_of
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.generator_config import generator_name
 from qpeft.methods.qaa import ANGLE_SCALE, QAASettings

@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 
 from qpeft.core.config import GeneratedConfig, refuse_lora_options
-from qpeft.core.tuner import GeneratedMixin
+from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 

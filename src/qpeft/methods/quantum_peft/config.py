@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from qpeft.checks import option
 from qpeft.core.config import GeneratedConfig, refuse_lora_options
 from qpeft.core.frame_file import FrameFile, read_frame_file, with_frame_settings
+from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.model_card import users_card
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot
-from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, write_text
 from qpeft.methods.quantum_peft import QuantumPeftGeneratorConfig

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpeft.core.frame_file import new_path, write_frame_file
+from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_adapted
-from qpeft.core.tuner import holder_of
 from qpeft.errors import ConfigError, DataError, TrainingError
 
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from qpeft.checks import option
 from qpeft.core.config import GeneratedConfig, refuse_lora_options
+from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generator import OTHER, Generator, ParameterGroup, fingerprint
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot
-from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.sora import SoRASettings
 

@@ -1,0 +1,119 @@
+"""What PEFT saves and loads of a generated adapter: the generator's tensors instead of those that it
+fills.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    _filter_state_dict_by_key_prefixes,
+    _get_tuner_state_dict_key_prefixes,
+)
+from torch import Tensor
+
+from qpeft.core.checkpoint import check_tensors
+from qpeft.core.generators import CONTAINER, holder_of
+
+
+def other_tensors(
+    model: Any, adapter_name: str, stock: Any, state: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What is saved next to the generator: trained biases, and tensors of a host that are not
+    generated, each once.
+    """
+    state = {key: value for key, value in state.items() if f"{CONTAINER}." not in key}
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
+    others = _filter_state_dict_by_key_prefixes(state, prefixes)
+    others |= BaseTuner._get_learnable_bias_state_dict(model, state, stock)
+    # VeRA's layers share their projections: the first key of each place in memory
+    first_keys = {
+        (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape): key
+        for key, tensor in reversed(others.items())
+    }
+    return {key: others[key] for key in reversed(first_keys.values())}
+
+
+class CompactState(BaseTuner if TYPE_CHECKING else object):
+    """Mixed in before a tuner class: PEFT saves and loads the generator instead of the tensors that
+    it fills.
+    """
+
+    container = CONTAINER  # read when the class is registered with PEFT
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: Any,
+    ) -> dict[str, Tensor]:
+        holder: Any = holder_of(model)
+        prefix = f"{holder.prefix}{adapter_name}."
+        complete = complete_state(model, adapter_name, state_dict)
+        packed = holder[adapter_name].pack(_without_prefix(complete, prefix))
+        state = _CompactTensors({prefix + key: tensor for key, tensor in packed.items()})
+        dict.update(state, other_tensors(model, adapter_name, config.to_stock(), complete))
+        return state
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        own = key.replace(f"{CONTAINER}.{adapter_name}.", f"{CONTAINER}.", 1)
+        return own if own != key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        holder: Any = holder_of(model)
+        generator = holder[adapter_name]
+        unpacked = generator.unpack(_without_prefix(state_dict, holder.prefix))
+        check_tensors(unpacked, generator.state_dict())
+
+        present = model.state_dict()
+        others = {k: v for k, v in state_dict.items() if not k.startswith(holder.prefix)}
+        others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
+        # with bias="all" PEFT saves a second copy of the biases in modules_to_save, without the
+        # adapter's name
+        others = {k: v for k, v in others.items() if k in present or ".modules_to_save." not in k}
+        expected = other_tensors(model, adapter_name, config.to_stock(), present)
+        # tensors of the base that PEFT adds, such as a tied head, are not compared
+        checked = {k: v for k, v in others.items() if k in expected or k not in present}
+        check_tensors(checked, expected)
+
+        prefix = f"{holder.prefix}{adapter_name}."
+        return others | {prefix + key: tensor for key, tensor in unpacked.items()}
+
+
+def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+class _CompactTensors(dict[str, Tensor]):
+    """Excludes base weights: PEFT adds the whole output head to the file if lm_head is a target."""
+
+    def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
+        super().update({k: v for k, v in other.items() if ".base_layer." not in k})
+
+
+def is_compact(model: Any) -> bool:
+    """Whether the saved adapters of this PeftModel are not those of its export: generated, or of a
+    `LinearTuner`.
+    """
+    return holder_of(model) is not None or hasattr(model.base_model, "stock_adapter")
+
+
+def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with all tensors of the adapter, by their names in `model`.
+
+    PEFT leaves out those with a part of their names that is the name of another adapter, such as
+    "mlp" or "c".
+    """
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
+    parameters = dict(model.named_parameters())
+    if _filter_state_dict_by_key_prefixes(parameters, prefixes).keys() <= state.keys():
+        return state  # a state dict of a sharded model would need all processes
+    return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state

@@ -1,0 +1,131 @@
+"""A stock PEFT tuner whose adapter tensors are generated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from qpeft.core.base_digest import bind_base
+from qpeft.core.compact_state import CompactState
+from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
+from qpeft.core.generator import Generator
+from qpeft.core.generators import CONTAINER, Generators
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import Slot, draw_initial, lora_slots
+from qpeft.core.targets import check_target_modules
+from qpeft.errors import CheckpointError, ConfigError, QpeftError
+
+
+class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
+    """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
+
+    The generators, one per adapter, are in `qpeft_generator`. They have the only trainable
+    parameters; the stock layers contain plain tensors. The config makes the generators.
+    """
+
+    uses_shared_state = True
+
+    @property
+    def generators(self) -> Generators:
+        """The generator of each adapter, by the adapter's name."""
+        generators: Any = self._modules[CONTAINER]
+        return generators
+
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # a copy, because the binding records this adapter's tensors in it
+        config: Any = own_copy(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = config
+        is_loaded = config.generated is not None
+        config.read_files(model)
+        if CONTAINER not in self._modules:
+            self.add_module(
+                CONTAINER, Generators(self.model, f"base_model.{CONTAINER}.", self.model)
+            )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        try:
+            check_target_modules(model, config)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            generator, slots = self._make_generator(adapter_name, config)
+            self.generators.hold(adapter_name, config, generator, slots)
+        except BaseException as error:
+            self._undo_injection(adapter_name)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            if not isinstance(error, ValueError) or isinstance(error, CheckpointError):
+                raise
+            if is_loaded:
+                raise CheckpointError(
+                    f"this adapter belongs to another base model: {error}"
+                ) from error
+            if isinstance(error, QpeftError):
+                raise
+            raise ConfigError(str(error)) from error  # of PEFT, such as on a target
+        self.generators.train_only(self.active_adapters)
+
+    def _make_generator(
+        self, adapter_name: str, config: GeneratedConfig
+    ) -> tuple[Generator, list[Slot]]:
+        """The generator of an adapter that PEFT has injected, and the tensors that it fills."""
+        init = SeededInit(config.seed)
+        slots = in_vector_order(lora_slots(self.model, adapter_name), config)
+        initial = draw_initial(slots, config.drawn_init, init)  # (P,)
+        generator = config.make(slots, initial, init)
+        bind_base(config, self.model, adapter_name)
+        generator.use_base(self.model)
+        return generator, slots
+
+    def _undo_injection(self, adapter_name: str) -> None:
+        """Restore the base model as it was before the adapter was injected."""
+        if self.generators:
+            super().delete_adapter(adapter_name)
+        else:
+            self.generators.hook.remove()
+            for module in self.model.modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):
+                    # so that unloading restores the original, not the trained copy
+                    module._active_adapter = []
+            super()._unload_and_optionally_merge(merge=False)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.generators.drop(adapter_name)
+        self.generators.train_only(self.active_adapters)
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self.generators.train_only(self.active_adapters, inference_mode)
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in names:
+            if name in self.generators:
+                self.generators[name].requires_grad_(requires_grad)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        with self.generators.merging(self):
+            super().merge_adapter(*args, **kwargs)
+
+    def unmerge_adapter(self) -> None:
+        with self.generators.merging(self):
+            super().unmerge_adapter()
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            self._check_merge_allowed()
+            for name in self.generators:
+                self.generators.refuse_unfitted(name)
+            self.generators.check_not_tied(self)
+        self.generators.release()
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError(
+            "a weighted sum of generated adapters is not a generated adapter; qpeft.export each one"
+            " and combine the stock adapters"
+        )

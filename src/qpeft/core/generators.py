@@ -1,0 +1,250 @@
+"""The owner of the generators of a PeftModel, one per adapter.
+
+It is a module in the tuner of a method of qpeft, or next to the host adapter of `qpeft.attach`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from qpeft.core.binding import Binding
+from qpeft.core.config import GeneratedConfig
+from qpeft.core.generator import CircuitModule, Generator
+from qpeft.core.replication import is_sharded, refuse_sharded
+from qpeft.core.slots import Slot
+from qpeft.core.stock_adapter import StockAdapter
+from qpeft.core.targets import check_not_tied
+from qpeft.errors import ConfigError
+
+CONTAINER = "qpeft_generator"  # attribute of the tuner, or of the PeftModel of `qpeft.attach`
+
+
+class Generators(nn.ModuleDict):
+    """The generator of each adapter, by the adapter's name.
+
+    Args:
+        base: The base model with the adapters.
+        prefix: Of the generators' keys in the state dict of the PeftModel.
+        read_by: The module whose forward pass reads the adapters.
+    """
+
+    def __init__(self, base: nn.Module, prefix: str, read_by: nn.Module) -> None:
+        super().__init__()
+        self.bindings: dict[str, Binding] = {}
+        self.configs: dict[str, GeneratedConfig] = {}
+        self.prefix = prefix
+        self._base = (base,)  # not a submodule
+        hook: Any = self._before_forward
+        self.hook = read_by.register_forward_pre_hook(hook)
+
+    def hold(
+        self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
+    ) -> None:
+        """Generate the tensors `slots` of the adapter from now on; the config records them."""
+        config.generated = [[slot.label, list(slot.shape)] for slot in slots]
+        parameter: Any = slots[0].owner._parameters[slots[0].name]
+        # not on the meta device, because a generator always has values
+        binding = Binding(generator.to("cpu" if parameter.is_meta else parameter.device), slots)
+        self[adapter_name] = generator
+        self.bindings[adapter_name] = binding
+        self.configs[adapter_name] = config
+
+    def drop(self, adapter_name: str) -> None:
+        """Remove the generator of an adapter that no longer exists."""
+        del self[adapter_name]
+        del self.bindings[adapter_name]
+        del self.configs[adapter_name]
+
+    def release(self) -> None:
+        """Stop generating; the adapters' own parameters get the current values."""
+        with self.exact():
+            for binding in self.bindings.values():
+                binding.release()
+        self.hook.remove()
+
+    def train_only(self, active: Any, inference_mode: bool | None = None) -> None:
+        """Train the generators of these adapters, unless in inference mode, by default that of
+        their configs.
+        """
+        for name, generator in self.items():
+            frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
+            generator.requires_grad_(name in active and not frozen)
+
+    @torch.compiler.disable
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if getattr(module, "_is_replica", False):
+            raise ConfigError(
+                "torch.nn.DataParallel copies the generated tensors without their gradient; use one"
+                " device, or torchrun / accelerate launch"
+            )
+        base = self._base[0]
+        if any(getattr(generator, "needs_fit", False) for generator in self.values()):
+            for name in _adapters_in_use(base) & self.keys():
+                self.refuse_unfitted(name)
+        base_is_sharded = is_sharded(base)
+        if not base_is_sharded:
+            refuse_sharded(module)
+        for binding in self.bindings.values():
+            if base_is_sharded:
+                binding.replicate(base)
+            binding.refresh()
+
+    def refuse_unfitted(self, adapter_name: str) -> None:
+        """Raise ConfigError if the generator cannot be evaluated before `fit_frames`."""
+        if getattr(self[adapter_name], "needs_fit", False):
+            raise ConfigError(
+                "this adapter acts in directions of the loss gradient, which are not known yet:"
+                " call qpeft.fit_frames(model, batches) with calibration batches first (about 64"
+                " blocks of training text)"
+            )
+
+    def invalidate(self) -> None:
+        """Discard every generator's value: the next forward pass computes it again."""
+        for binding in self.bindings.values():
+            binding.invalidate()
+
+    def refresh_detached(self) -> None:
+        """Place the current values, as tensors without a graph."""
+        for binding in self.bindings.values():
+            binding.refresh_detached()
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within: every computation is exact, whatever backend trains the adapter."""
+        circuits = [module for module in self.modules() if isinstance(module, CircuitModule)]
+        backends = {circuit: circuit.backend for circuit in circuits if circuit.backend is not None}
+        self.run_on(dict.fromkeys(backends))
+        try:
+            yield
+        finally:
+            self.run_on(backends)
+
+    def run_on(self, backends: Mapping[CircuitModule, Any]) -> None:
+        """Run each circuit on its backend from now on; None: the exact simulator."""
+        for circuit, backend in backends.items():
+            circuit.backend = backend
+        if backends:
+            self.invalidate()
+
+    def check_not_tied(self, tuner: Any) -> None:
+        """Raise TiedWeightError if merging would change another module; not if the adapter is
+        merged.
+        """
+        layers = [module for module in tuner.model.modules() if isinstance(module, BaseTunerLayer)]
+        if not any(layer.merged for layer in layers):
+            check_not_tied(tuner.model, tuner.targeted_module_names)
+
+    @contextmanager
+    def merging(self, tuner: Any) -> Iterator[None]:
+        """Within: PEFT can merge the adapters of `tuner` into the base, or undo it; the values are
+        exact.
+        """
+        self.check_not_tied(tuner)
+        with self.exact():
+            self.refresh_detached()
+            yield
+
+    @contextmanager
+    def keeping_latent(self) -> Iterator[None]:
+        """Within: a saved adapter keeps its unquantized parameters, so that a run resumes exactly."""
+        generators: list[Any] = list(self.values())
+        for generator in generators:
+            generator.latent = True
+        try:
+            yield
+        finally:
+            for generator in generators:
+                generator.latent = False
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)
+        for binding in self.bindings.values():
+            binding.follow(fn)
+        return result
+
+    def count_generated(self) -> int:
+        """Generated parameters, without those that an export leaves out."""
+        return sum(
+            sum(binding.sizes) - binding.generator.n_unused for binding in self.bindings.values()
+        )
+
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        """The stock adapter with the current values; `model` is the PeftModel.
+
+        Raises ConfigError if the generator cannot be evaluated before `fit_frames`.
+        """
+        self.refuse_unfitted(adapter_name)
+        binding = self.bindings[adapter_name]
+        stock = self.configs[adapter_name].to_stock()
+        values, ranks = binding.generator.export(binding.values(), stock)
+        return StockAdapter(
+            config=stock,
+            tensors=self.stock_state(model, adapter_name, values),
+            n_trained=sum(p.numel() for p in binding.generator.parameters()),
+            n_deployed=sum(value.numel() for value in values),
+            ranks=ranks,
+        )
+
+    def stock_state(
+        self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of the generated adapter, by their keys in a stock file; `model` is the
+        PeftModel.
+
+        `values` are those of the slots; by default the current ones.
+        """
+        binding = self.bindings[adapter_name]
+        state = {
+            key: value
+            for key, value in model.state_dict().items()
+            if not key.startswith(self.prefix)
+        }
+        paths: dict[int, list[str]] = {}  # a shared module is saved under each of its names
+        for path, module in model.named_modules(remove_duplicate=False):
+            paths.setdefault(id(module), []).append(path)
+        for slot, value in zip(binding.slots, values or binding.values(), strict=True):
+            for path in paths[id(slot.owner)]:
+                state[f"{path}.{slot.name}"] = value
+        with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
+            stock = get_peft_model_state_dict(
+                model, state, adapter_name=adapter_name, save_embedding_layers=False
+            )
+        return {key: value for key, value in stock.items() if value.numel()}
+
+
+def _adapters_in_use(base: nn.Module) -> set[str]:
+    """The adapters that the next forward pass applies."""
+    layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+    return {
+        name for layer in layers if not layer.disable_adapters for name in layer.active_adapters
+    }
+
+
+def holder_of(model: Any) -> Generators | None:
+    """The generators of a PeftModel; None if none of its adapters is generated."""
+    return getattr(model, CONTAINER, None)
+
+
+@contextmanager
+def described_by(model: Any, adapter_name: str, config: Any) -> Iterator[None]:
+    """Within: the PeftModel has one adapter, with this config; PEFT saves and loads by the type in
+    the config.
+    """
+    configs = model.peft_config
+    model.peft_config = {adapter_name: config}
+    try:
+        yield
+    finally:
+        model.peft_config = configs
+
+
+def count_trainable(model: Any) -> int:
+    """Trainable parameters, shared ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
