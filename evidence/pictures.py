@@ -45,7 +45,7 @@ def _panel(setup: str, summary: Summary, study: str) -> Panel:
     budgets = sorted({budget for _, budget in chosen})
     trained = [found for found in summary.results if found.metric and found.method.rates]
     lines = {
-        name: [_point(summary[best(chosen, budget, has_circuit)]) for budget in budgets]
+        name: [_point(summary[best(chosen, budget, has_circuit).key]) for budget in budgets]
         for name, has_circuit in zip(LINES, (True, False), strict=False)
     }
     lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]

@@ -3,7 +3,9 @@ print their cells.
 
     python evidence/recompute_tables.py equal pairs
 
-A line per cell, row by row. Words, such as the names of adapters, are left out.
+A line per cell, row by row. Words, such as the names of adapters, are left out. Nothing here is
+imported by what fills the pages, or imports it: which adapters, setups and rates are compared is
+decided twice.
 """
 
 from __future__ import annotations
@@ -22,27 +24,36 @@ from typing import Any, NamedTuple
 import recompute_summary as oracle
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
+FINAL = "equal-search-final"
+EPOCHS = "equal-search-epochs"
+ADAPTERS = "quantum-adapters-final"
 ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")
-BUDGETS, CIRCUITS = (128, 400, 1300, 5000), {"qpa", "plain", "framed"}
-TWINS = [("cua", "oft"), ("magnitude", "cua"), ("quic", "quic_random"), ("quanta", "mpo")]
-TWINS += [("quic", "lora"), ("quanta", "lora"), ("qchft", "lora")]
+BUDGETS = (128, 400, 1300, 5000)
+CIRCUITS = {"qpa", "plain", "framed"}
 PAIRS = [
-    ("plain", "uni"),
-    ("core", "xs"),
     ("qpa", "uni"),
     ("qpa", "lora"),
-    *(("framed", other) for other in ("signs", "lie", "core", "uni")),
+    ("framed", "signs"),
+    ("framed", "lie"),
+    ("framed", "core"),
+    ("framed", "uni"),
 ]
-CIRCUIT = [("controls", "paper_none", "qpa_paper"), ("controls", "product", "quantum_peft")]
-CIRCUIT += [("controls", "qaa_frozen", "qaa"), ("survey", "lora@qaa", "qaa")]
-BITS = [("bits", key, "float32") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
-SHOTS = [("shots", f"shots_{n}", "exact") for n in (65536, 1024)] + [
-    ("shots", "paper_128", "paper")
+LATER_PAIRS = [("plain", "uni"), ("core", "xs"), ("core", "sb"), ("qpa", "lora")]
+TWINS = [
+    ("cua", "oft"),
+    ("magnitude", "cua"),
+    ("quic", "quic_random"),
+    ("quanta", "mpo"),
+    ("quic", "lora"),
+    ("quanta", "lora"),
+    ("qchft", "lora"),
 ]
-SHOTS += [("noise", f"noise_{p}", "exact") for p in (0.001, 0.01)] + [
-    ("noise", "paper_0.05", "paper")
-]
+CIRCUIT = {  # in the study `controls`, and in `controls-80-steps`
+    ("paper_none", "qpa_paper"): ("qpa_none", "qpa"),
+    ("product", "quantum_peft"): ("product", "quantum_peft"),
+    ("qaa_frozen", "qaa"): ("qaa_frozen", "qaa"),
+    ("lora@qaa", "qaa"): ("lora@qaa", "qaa"),
+}
 SHAPES = {  # of the maps of a layer, first that which ends the MLP
     "embedded": [(512, 128), (128, 384), (128, 128), (128, 512)],
     "stories": [(172, 64), (64, 64), (64, 64), (64, 32), (64, 32), (64, 172), (64, 172)],
@@ -116,48 +127,49 @@ def searched(setup: str, study: str = "equal-search") -> dict[str, list[tuple[fl
     return found
 
 
-# -- comparisons with a margin
+# -- comparisons with a margin, in per cent of LoRA's gain
 
 
-def difference(ours: Rows, others: Rows) -> tuple[float, float]:
+class Difference(NamedTuple):
+    mean: float
+    error: float
+
+
+def difference(setup: Setup, ours: str, other: str, lora: str) -> Difference:
     """Mean and standard error of the difference of the blocks of each seed."""
-    both = zip(ours, others, strict=True)
-    table = [
-        [a - b for a, b in zip(x["test_losses"], y["test_losses"], strict=True)] for x, y in both
-    ]
-    seeds, blocks = (
-        [statistics.mean(row) for row in table],
-        [statistics.mean(row) for row in zip(*table, strict=True)],
-    )
-    error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (seeds, blocks)))
-    return statistics.mean(seeds), error or 1e-12
+    table = []
+    for row, other_row in zip(setup.rows[ours], setup.rows[other], strict=True):
+        blocks = zip(row["test_losses"], other_row["test_losses"], strict=True)
+        table.append([a - b for a, b in blocks])
+    seeds = [statistics.mean(row) for row in table]
+    blocks = [statistics.mean(column) for column in zip(*table, strict=True)]
+    error = math.sqrt(sum(statistics.variance(v) / len(v) for v in (seeds, blocks))) or 1e-12
+    per_cent = (setup.mean("none") - setup.mean(lora)) / 100
+    return Difference(statistics.mean(seeds) / per_cent, error / per_cent)
 
 
-def margin(setup: Setup, lora: str) -> float:
-    return 0.02 * (setup.mean("none") - setup.mean(lora))
+def average(differences: Sequence[Difference]) -> Difference:
+    variance = sum(each.error**2 for each in differences)
+    mean = statistics.mean(each.mean for each in differences)
+    return Difference(mean, math.sqrt(variance) / len(differences))
 
 
-def shown(cells: list[tuple[float, float, float]], df: int = 9) -> Iterator[str]:
-    """Each mean, of mean, standard error and margin, with its interval and its verdict among all of
-    them.
-    """
-    differ = {
-        (str(i), ""): {"p": oracle.tail(abs(mean) / error, df)}
-        for i, (mean, error, _) in enumerate(cells)
-    }
-    inside = {
-        (str(i), ""): {"p": above((m - abs(mean)) / error, df)}
-        for i, (mean, error, m) in enumerate(cells)
-    }
+def shown(cells: list[Difference], df: int = 9) -> Iterator[str]:
+    """Each with its interval and its verdict among all of them."""
+    differ, inside = {}, {}
+    for number, (mean, error) in enumerate(cells):
+        differ[str(number), ""] = {"p": oracle.tail(abs(mean) / error, df)}
+        inside[str(number), ""] = {"p": above((2 - abs(mean)) / error, df)}
     oracle.correct(differ)
     oracle.correct(inside)
-    for (mean, error, _), one, other in zip(cells, differ.values(), inside.values(), strict=True):
-        found = ("better" if mean < 0 else "worse") if one["p_holm"] < 0.05 else "open"
-        verdict, reach = (
-            "equivalent" if other["p_holm"] < 0.05 else found,
-            oracle.quantile(df) * error,
-        )
-        yield f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {verdict}"
+    for (mean, error), none, outside in zip(cells, differ.values(), inside.values(), strict=True):
+        verdict = "open"
+        if none["p_holm"] < 0.05:
+            verdict = "better" if mean < 0 else "worse"
+        if outside["p_holm"] < 0.05:
+            verdict = "equivalent"
+        reach = oracle.quantile(df) * error
+        yield f"{mean:+.1f} [{mean - reach:+.1f}, {mean + reach:+.1f}], {verdict}"
 
 
 def above(t: float, df: int) -> float:
@@ -168,61 +180,68 @@ def above(t: float, df: int) -> float:
 
 def equal() -> Iterable[str]:
     cells = []
-    for most in BUDGETS:
-        for name, setup in setups(FINAL).items():
-            fits = {key: of[0][0] for key, of in searched(name).items() if of[0][1] <= most}
-            kinds = [
-                [key for key in fits if (key.rpartition("_")[0] in CIRCUITS) is has]
-                for has in (True, False)
-            ]
-            ours, other = (max(some, key=fits.__getitem__) for some in kinds)
-            cells.append(
-                (*difference(setup.rows[ours], setup.rows[other]), margin(setup, "lora_5000"))
-            )
+    for budget, (name, setup) in product(BUDGETS, setups(FINAL).items()):
+        searches = searched(name)
+        gains = {key: of[0][0] for key, of in searches.items() if of[0][1] <= budget}
+        with_circuit = {key for key in gains if key.rpartition("_")[0] in CIRCUITS}
+        ours = max(with_circuit, key=gains.__getitem__)
+        other = max(gains.keys() - with_circuit, key=gains.__getitem__)
+        cells.append(difference(setup, ours, other, "lora_5000"))
     return shown(cells)
 
 
-def means(study: str, pairs: list[tuple[str, str]], budgets: Sequence[int]) -> Iterable[str]:
+def means(
+    study: str,
+    pairs: list[tuple[str, str]],
+    budgets: Sequence[int],
+    of_one_size: Sequence[int] = (),
+) -> Iterable[str]:
     """The mean for each pair and budget over the setups that searched no more configurations of the
-    first.
+    first; of the pairs with a number in `of_one_size`, those whose sizes differ by at most 10 %.
     """
-    found, cells = setups(study), []
-    inside = statistics.mean(margin(setup, f"lora_{budgets[-1]}") for setup in found.values())
-    searches = {name: searched(name, study.removesuffix("-final")) for name in found}
-    for one, other in (
-        [f"{family}_{most}" for family in pair] for pair in pairs for most in budgets
-    ):
-        fair = [
-            name
-            for name, of in searches.items()
-            if 0 < len(of.get(one, ())) <= len(of.get(other, ()))
-        ]
-        if fair:
-            cells.append((*average([found[name] for name in fair], one, other), inside))
+    cells = []
+    for (number, pair), budget in product(enumerate(pairs), budgets):
+        ours, other = (f"{family}_{budget}" for family in pair)
+        differences = []
+        for name, setup in setups(study).items():
+            searches = searched(name, study.removesuffix("-final"))
+            if ours not in searches or len(searches[ours]) > len(searches.get(other, ())):
+                continue
+            ratio = searches[ours][0][1] / searches[other][0][1]
+            if number not in of_one_size or 0.9 <= ratio <= 1.1:
+                differences.append(difference(setup, ours, other, f"lora_{budgets[-1]}"))
+        if differences:
+            cells.append(average(differences))
     return shown(cells)
 
 
-def average(found: list[Setup], one: str, other: str) -> tuple[float, float]:
-    of = [difference(setup.rows[one], setup.rows[other]) for setup in found]
-    return statistics.mean(mean for mean, _ in of), math.sqrt(
-        sum(error**2 for _, error in of)
-    ) / len(of)
+def questions() -> list[list[Difference]]:
+    """Those of the study `margins`, each in all setups."""
+    of_study = setups("margins").values()
+    return [
+        [difference(setup, method["against"], method["key"], "lora_r8") for setup in of_study]
+        for method in next(iter(of_study)).study["methods"]
+        if method["against"]
+    ]
 
 
 def margins() -> Iterable[str]:
-    found, cells = setups("margins").values(), []
-    for method in next(iter(found)).study["methods"]:
-        if one := method["against"]:
-            cells += [(*average([s], one, method["key"]), margin(s, "lora_r8")) for s in found]
-    return shown(cells)
+    return shown([each for question in questions() for each in question])
+
+
+def pooled() -> Iterable[str]:
+    return shown([average(question) for question in questions()])
 
 
 def epochs() -> Iterable[str]:
     cells = []
-    for n, other, most in product("14", ("uni", "xs", "tokens"), BUDGETS[:3]):
-        of = [setup for name, setup in setups(EPOCHS).items() if name.endswith(n)]
-        inside = statistics.mean(margin(setup, "lora_1300") for setup in of)
-        cells.append((*average(of, f"framed_{most}", f"{other}_{most}"), inside))
+    for n, other, budget in product("14", ("uni", "xs", "tokens"), BUDGETS[:3]):
+        differences = [
+            difference(setup, f"framed_{budget}", f"{other}_{budget}", "lora_1300")
+            for name, setup in setups(EPOCHS).items()
+            if name.endswith(n)
+        ]
+        cells.append(average(differences))
     return shown(cells, 4)
 
 
@@ -271,18 +290,53 @@ def frames(setup: Setup, key: str) -> int:
     )  # both bases have 5 layers
 
 
+def fitting(setup: Setup, budget: int) -> dict[str, float]:
+    """The test loss of the designs of `elsewhere` that fit, up to this budget."""
+    losses = {}
+    for key in setup.rows.keys() - {"none"}:
+        if setup.rows[key][0]["params_trainable"] <= limit(key) <= budget:
+            losses[key] = setup.mean(key)
+    return losses
+
+
+def limit(key: str) -> int:
+    return int(key.split("_")[-2])
+
+
+def known_share(key: str) -> float:
+    return share(key.rpartition("_")[0])
+
+
 def regrets() -> Iterator[str]:
-    for most in BUDGETS:
-        for setup in setups("elsewhere").values():
-            limits = {key: int(key.split("_")[-2]) for key in setup.rows if key != "none"}
-            sizes = {key: setup.rows[key][0]["params_trainable"] for key in limits}
-            fits = {
-                key: setup.mean(key) for key, limit in limits.items() if sizes[key] <= limit <= most
-            }
-            answer = max(fits, key=lambda key: share(key.rpartition("_")[0]))
-            yield (
-                f"{100 * (fits[answer] - min(fits.values())) / (setup.mean('none') - min(fits.values())):.1f} %"
-            )
+    for budget, setup in product(BUDGETS, setups("elsewhere").values()):
+        losses = fitting(setup, budget)
+        answer = max(losses, key=known_share)
+        best = min(losses, key=losses.__getitem__)
+        lost = 100 * (losses[answer] - losses[best]) / (setup.mean("none") - losses[best])
+        if answer == best:
+            yield f"{lost:.1f} %"
+            continue
+        mean, error = difference(setup, answer, best, best)
+        reach = oracle.quantile(len(setup.rows[best]) - 1) * error
+        yield f"{lost:.1f} % [{mean - reach:+.1f}, {mean + reach:+.1f}]"
+
+
+def order() -> Iterator[str]:
+    """Spearman's correlation of the evidence with the losses on another base, within a budget."""
+    for budget, setup in product(BUDGETS, setups("elsewhere").values()):
+        losses = {key: loss for key, loss in fitting(setup, budget).items() if limit(key) == budget}
+        ours = ranks([known_share(key) for key in losses])
+        other = ranks([-loss for loss in losses.values()])
+        n, value = len(losses), statistics.correlation(ours, other)
+        error = math.sqrt((1 + value * value / 2) / (n - 3))
+        low, high = (math.tanh(math.atanh(value) + s * 1.959964 * error) for s in (-1, 1))
+        yield f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def ranks(values: list[float]) -> list[float]:
+    """From 0; equal values share the mean of their places."""
+    in_order = sorted(values)
+    return [in_order.index(value) + (values.count(value) - 1) / 2 for value in values]
 
 
 def rates() -> Iterator[str]:
@@ -364,24 +418,55 @@ def chosen(searches: list[dict[float, float]]) -> float | None:
     return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs)) if tried else None
 
 
-def replaced(asked: list[tuple[str, str, str]]) -> Iterator[str]:
+def changed(setup: Setup, key: str, to: str) -> str:
     """The paired difference over the seeds with its interval, in per cent of the reference's gain."""
-    for study, key, to in asked:
-        found = setups(study)
-        setup = found.get("embedded") or next(iter(found.values()))
-        values = [{row["seed"]: row["test_loss"] for row in setup.rows[k]} for k in (key, to)]
-        of = oracle.compare(*(oracle.Result(one, []) for one in values), lower_is_better=True)
-        gain = setup.mean("none") - setup.mean(setup.study["reference"])
-        yield "{:+.1f} [{:+.1f}, {:+.1f}]".format(
-            *(100 * of[name] / gain for name in ("mean", "low", "high"))
-        )
+    ours, other = ({row["seed"]: row["test_loss"] for row in setup.rows[k]} for k in (key, to))
+    change = oracle.compare(oracle.Result(ours, []), oracle.Result(other, []), True)
+    per_cent = (setup.mean("none") - setup.mean(setup.study["reference"])) / 100
+    mean, low, high = (change[name] / per_cent for name in ("mean", "low", "high"))
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def circuit() -> Iterator[str]:
+    for keys, old_keys in CIRCUIT.items():
+        for setup in setups("controls").values():
+            yield changed(setup, *keys)
+        for setup in setups("controls-80-steps").values():
+            yield changed(setup, *old_keys)
+
+
+def bits() -> Iterator[str]:
+    for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared"):
+        yield changed(setups("bits")["embedded"], key, "float32")
+
+
+def shots() -> Iterator[str]:
+    for study, keys, paper in (
+        ("shots", ("shots_65536", "shots_1024"), "paper_128"),
+        ("noise", ("noise_0.001", "noise_0.01"), "paper_0.05"),
+    ):
+        (setup,) = setups(study).values()
+        for key in keys:
+            yield changed(setup, key, "exact")
+        yield changed(setup, paper, "paper")
 
 
 TABLES = {
-    **{"pairs": lambda: means(FINAL, PAIRS, BUDGETS), "circuit": lambda: replaced(CIRCUIT)},
-    **{"bits": lambda: replaced(BITS), "shots": lambda: replaced(SHOTS)},
+    "equal": equal,
+    "pairs": lambda: means(FINAL, PAIRS, BUDGETS),
+    "later_pairs": lambda: means(FINAL, LATER_PAIRS, BUDGETS, of_one_size=(3,)),
     "twins": lambda: means(ADAPTERS, TWINS, (400, 1300, 10000)),
-    **{make.__name__: make for make in (equal, margins, epochs, stored, regrets, rates, powers)},
+    "pooled": pooled,
+    "margins": margins,
+    "epochs": epochs,
+    "circuit": circuit,
+    "bits": bits,
+    "shots": shots,
+    "order": order,
+    "regrets": regrets,
+    "rates": rates,
+    "powers": powers,
+    "stored": stored,
 }
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ searches.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from itertools import pairwise
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 from scipy.stats import t as student
 
+from comparisons import mean_loss
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare.rows import succeeded
 from qpeft_lab.compare.study import Method, load_study
@@ -31,13 +33,9 @@ from winners import BUDGETS, FINAL, ROOT, SETUPS, TEST_BLOCKS, summaries_of
 STUDY = ROOT / "evidence" / "studies" / "equal-search.yaml"
 TARGET = ROOT / "src" / "qpeft" / "methods" / "evidence.json"
 REFERENCE = f"lora_{BUDGETS[-1]}"
-RATED = {
-    "qpa": "QPA",
-    "uni": "Uni-LoRA",
-    "lora": "LoRA",
-}  # families whose learning rates must travel
+RATED = {"qpa": "QPA", "uni": "Uni-LoRA", "lora": "LoRA"}  # their learning rates must travel
 NEXT_HIGHER = 0.05  # the part that counts of what the next higher learning rate loses
-QUANTITIES = {  # of each base, which the best learning rate may depend on
+QUANTITIES = {  # of each base, which the best learning rate may depend on; norms: means over maps
     "width": {"embedded": 128, "stories260K": 64, "bytes1m": 128, "llama10m": 256},
     "linear maps": {"embedded": 20, "stories260K": 35, "bytes1m": 20, "llama10m": 70},
     "outputs of the head": {
@@ -46,12 +44,7 @@ QUANTITIES = {  # of each base, which the best learning rate may depend on
         "bytes1m": 258,
         "llama10m": 4_096,
     },
-    "norm of a map": {
-        "embedded": 14.2,
-        "stories260K": 10.1,
-        "bytes1m": 14.7,
-        "llama10m": 9.96,
-    },  # means over all maps
+    "norm of a map": {"embedded": 14.2, "stories260K": 10.1, "bytes1m": 14.7, "llama10m": 9.96},
     "r.m.s. of a weight": {
         "embedded": 0.0647,
         "stories260K": 0.135,
@@ -102,62 +95,71 @@ class Tuning(NamedTuple):
         """The share of the best learning rate's gain that this one loses, or the nearest that was
         tried.
         """
-        loss = self.losses[min(self.losses, key=lambda tried: abs(log(tried / rate)))]
+        loss = self.losses[nearest(self.losses, rate)]
         return 1.0 if loss is None else (loss - self.best) / (self.untrained - self.best)
+
+
+def nearest(tried: Iterable[float], rate: float) -> float:
+    """The learning rate of `tried` with the smallest ratio to `rate`."""
+    return min(tried, key=lambda each: abs(log(each / rate)))
 
 
 def evidence() -> dict[str, Any]:
     """The content of evidence.json."""
-    searches, keys = (
-        summaries_of("equal-search"),
-        [spec.key for spec in load_study(str(STUDY)).methods[1:]],
-    )
-    searched = {key: found for key in keys if (found := tuning(searches, key))}
-    within = {
-        most: {key: of for key, of in searched.items() if int(key.split("_")[-2]) <= most}
-        for most in BUDGETS
-    }
+    searches = summaries_of("equal-search")
+    keys = [spec.key for spec in load_study(str(STUDY)).methods[1:]]
+    tunings = {key: tuning(searches, key) for key in keys}
     elsewhere = summaries_of("elsewhere").values()
+    lost_by_budget = {}
+    for budget in BUDGETS:
+        within = {key: of for key, of in tunings.items() if of and budget_of(key) <= budget}
+        regrets = [regret(summary, budget).share for summary in elsewhere]
+        lost_by_budget[str(budget)] = lost(within) + regrets
     return {
         "reference": "LoRA within 5,000 parameters",
         "designs": [*designs().values()],
-        "lost": {
-            str(most): lost(some) + [regret(one, most)[1] for one in elsewhere]
-            for most, some in within.items()
-        },
+        "lost": lost_by_budget,
     }
+
+
+def budget_of(key: str) -> int:
+    """Of a configuration, such as uni_1300_a."""
+    return int(key.split("_")[-2])
+
+
+def mean_share(design: dict[str, Any]) -> float:
+    """Of LoRA's gain in test loss, over the setups of the evidence."""
+    return fmean(setup["share"] for setup in design["results"])
 
 
 @cache
 def designs() -> dict[str, dict[str, Any]]:
     """The designs by their configuration in the search, such as uni_1300_a."""
-    finals, searches = summaries_of(FINAL), summaries_of("equal-search")
-    studied = {spec.key: spec for spec in load_study(str(STUDY)).methods}
-    found: dict[str, dict[str, Any]] = {}
-    for key in (one.key for one in next(iter(finals.values())).results if one.method.rates):
-        if not all(any(one.key == key for one in summary.results) for summary in finals.values()):
+    finals = summaries_of(FINAL)
+    searches = summaries_of("equal-search")
+    specs = {spec.key: spec for spec in load_study(str(STUDY)).methods}
+    winners = [result.key for result in next(iter(finals.values())).results if result.method.rates]
+    of_key: dict[str, dict[str, Any]] = {}
+    for key in winners:
+        in_all = all(any(r.key == key for r in summary.results) for summary in finals.values())
+        tunings = {name: tuning(searches, name) for name in specs if name.startswith(f"{key}_")}
+        fitting = [name for name, of_name in tunings.items() if of_name]
+        if not in_all or not fitting:
             continue
-        tunings = {
-            spec.key: tuning(searches, spec.key)
-            for spec in studied.values()
-            if spec.key.startswith(f"{key}_")
-        }
-        if not (fits := [name for name, of in tunings.items() if of]):
-            continue
-        chosen = max(fits, key=lambda name: fmean(one.share for one in tunings[name]))
-        found[chosen] = {
-            **_design(studied[chosen], int(key.rpartition("_")[2])),
+        chosen = max(fitting, key=lambda name: fmean(each.share for each in tunings[name]))
+        family, _, budget = key.rpartition("_")
+        of_key[chosen] = _design(specs[chosen], int(budget)) | {
             "learning_rates": learning_rates(
                 tunings[chosen] + tuning(summaries_of("rates"), chosen)
             ),
             "per_lora": (
-                QUANTITIES["parameters of LoRA r=1"]["embedded"]
-                if key.partition("_")[0] in GROWS
-                else None
+                QUANTITIES["parameters of LoRA r=1"]["embedded"] if family in GROWS else None
             ),
-            "results": [result(name, summary, summary[key]) for name, summary in finals.items()],
+            "results": [
+                setup_result(name, summary, summary[key]) for name, summary in finals.items()
+            ],
         }
-    return found
+    return of_key
 
 
 def factor(key: str, base: str, grows: tuple[str, float] | None = None) -> float:
@@ -170,56 +172,59 @@ def tuning(
     searches: dict[str, Summary], key: str, grows: tuple[str, float] | None = None
 ) -> list[Tuning]:
     """The searches of a configuration; none if it exceeds its budget in one of `equal-search`."""
-    found, budget = [], int(key.split("_")[-2])
+    tunings = []
     for setup, summary in searches.items():
-        if all(one.key != key for one in summary.results):
+        if all(result.key != key for result in summary.results):
             continue
-        if summary[key].method.trainable > budget and summary.study.name == STUDY.stem:
+        too_large = summary[key].method.trainable > budget_of(key)
+        if too_large and summary.study.name == STUDY.stem:
             return []
         untrained = summary["none"].mean("valid_loss") or 0
-        loras = [_losses(one) for one in summary.results if one.key.startswith(f"{REFERENCE}_")]
-        gain = untrained - min(loss for of in loras for loss in of.values() if loss is not None)
+        loras = [_losses(r) for r in summary.results if r.key.startswith(f"{REFERENCE}_")]
+        best_lora = min(loss for of in loras for loss in of.values() if loss is not None)
         base = Path(summary.study.run.model).name
-        losses = {
-            rate / factor(key, base, grows): loss for rate, loss in _losses(summary[key]).items()
-        }
-        found.append(Tuning(base, untrained, gain, losses, setup))
-    return found
+        times = factor(key, base, grows)
+        losses = {rate / times: loss for rate, loss in _losses(summary[key]).items()}
+        tunings.append(Tuning(base, untrained, untrained - best_lora, losses, setup))
+    return tunings
 
 
-def _losses(found: Result) -> dict[float, float | None]:
-    trials = found.trials.items()
+def _losses(result: Result) -> dict[float, float | None]:
     return {
         rate: round(row["valid_loss"], 6) if row and succeeded(row) else None
-        for rate, row in trials
+        for rate, row in result.trials.items()
     }
 
 
 def _design(spec: Method, budget: int) -> dict[str, Any]:
-    settings = {name: WIDER.get(str(value), value) for name, value in spec.settings.items()}
     label = str(spec.label).rpartition(" ")[0]
     return {
-        **{"label": f"{label} parameters", "method": spec.method, "settings": settings},
-        **{"budget": budget, "vary": spec.vary, "values": spec.values},
+        "label": f"{label} parameters",
+        "method": spec.method,
+        "settings": {name: WIDER.get(str(value), value) for name, value in spec.settings.items()},
+        "budget": budget,
+        "vary": spec.vary,
+        "values": spec.values,
     }
 
 
-def result(setup: str, summary: Summary, found: Result) -> dict[str, Any]:
+def setup_result(setup: str, summary: Summary, result: Result) -> dict[str, Any]:
     """What a family reached in a setup, in test loss."""
-    assert found.metric is not None
-    untrained, reference = (
-        one.mean for name in ("none", REFERENCE) if (one := summary[name].metric)
-    )
-    losses, mean = [*found.metric.values.values()], found.metric.mean
+    assert result.metric is not None
+    untrained, reference = (mean_loss(summary[name]) for name in ("none", REFERENCE))
+    losses = [*result.metric.values.values()]
+    mean = mean_loss(result)
     reach = float(student.ppf(0.975, len(losses) - 1)) * stdev(losses) / sqrt(len(losses))
     return {
-        **{
-            "base": Path(summary.study.run.model).name,
-            "base_parameters": summary.study.params_total,
-        },
-        **{"data": SETUPS[setup].partition(", ")[2], "steps": summary.study.run.steps},
-        "trainable": found.method.trainable,
-        **{"seeds": len(losses), "loss": mean, "low": mean - reach, "high": mean + reach},
+        "base": Path(summary.study.run.model).name,
+        "base_parameters": summary.study.params_total,
+        "data": SETUPS[setup].partition(", ")[2],
+        "steps": summary.study.run.steps,
+        "trainable": result.method.trainable,
+        "seeds": len(losses),
+        "loss": mean,
+        "low": mean - reach,
+        "high": mean + reach,
         "share": (untrained - mean) / (untrained - reference),
     }
 
@@ -231,40 +236,58 @@ def lost(searched: dict[str, list[Tuning]]) -> list[float]:
     They choose the configuration, of any family, and its learning rate; instead of one that was not
     tried here the nearest counts.
     """
-    found = []
+    shares = []
     for number, here in enumerate(next(iter(searched.values()))):
-        best = min(of[number].best for of in searched.values())
-        others = {key: [one for one in of if one.base != here.base] for key, of in searched.items()}
-        if all(others.values()):
-            first = max(others, key=lambda key: fmean(one.share for one in others[key]))
-            losses, rate = searched[first][number].losses, safe_learning_rate(others[first])
-            loss = losses[min(losses, key=lambda tried: abs(log(tried / rate)))]
-            found.append(1.0 if loss is None else (loss - best) / (here.untrained - best))
-    return found
+        best = min(tunings[number].best for tunings in searched.values())
+        others = {
+            key: [tuning for tuning in tunings if tuning.base != here.base]
+            for key, tunings in searched.items()
+        }
+        if not all(others.values()):
+            continue
+        first = max(others, key=lambda key: fmean(each.share for each in others[key]))
+        losses = searched[first][number].losses
+        loss = losses[nearest(losses, safe_learning_rate(others[first]))]
+        shares.append(1.0 if loss is None else (loss - best) / (here.untrained - best))
+    return shares
 
 
-def regret(summary: Summary, most: int) -> tuple[str, float]:
-    """What `suggest` answers within a budget on a base of `elsewhere`, and the share of the best
-    gain that it loses.
-    """
+class Regret(NamedTuple):
+    """The answer of `suggest`, the best design, and the share of its gain that the answer loses."""
+
+    answer: str
+    best: str
+    share: float
+
+
+def losses_of_designs(summary: Summary, budget: int) -> dict[str, float]:
+    """The test loss on a base of `elsewhere` of each design that fits, up to this budget."""
     known = designs()
-    losses = {
-        one.key: one.metric.mean
-        for one in summary.results
-        if one.metric
-        and one.key in known
-        and one.method.trainable <= known[one.key]["budget"] <= most
+    return {
+        result.key: result.metric.mean
+        for result in summary.results
+        if result.metric
+        and result.key in known
+        and result.method.trainable <= known[result.key]["budget"] <= budget
     }
-    first = max(losses, key=lambda key: fmean(row["share"] for row in known[key]["results"]))
-    untrained, best = (summary["none"].mean("test_loss") or 0), min(losses.values())
-    return first, (losses[first] - best) / (untrained - best)
+
+
+def regret(summary: Summary, budget: int) -> Regret:
+    """What `suggest` answers within a budget on a base of `elsewhere`, and what that loses."""
+    known = designs()
+    losses = losses_of_designs(summary, budget)
+    answer = max(losses, key=lambda key: mean_share(known[key]))
+    best = min(losses, key=lambda key: losses[key])
+    untrained = summary["none"].mean("test_loss") or 0
+    share = (losses[answer] - losses[best]) / (untrained - losses[best])
+    return Regret(answer, best, share)
 
 
 def left_out(tunings: list[Tuning]) -> float:
     """The most that a base loses with the rate that the searches of the others choose; 1 if they
     choose none.
     """
-    of_others = ([one for one in tunings if one.base != here.base] for here in tunings)
+    of_others = [[each for each in tunings if each.base != here.base] for here in tunings]
     with suppress(ValueError):  # no learning rate is near the best of all of them
         return max(
             here.lost(safe_learning_rate(known))
@@ -275,12 +298,11 @@ def left_out(tunings: list[Tuning]) -> float:
 
 def learning_rates(tunings: list[Tuning]) -> dict[str, float]:
     """The one that is safe in all searches, under "", and the one on each base."""
-    names = dict.fromkeys(["", *(one.base for one in tunings)])
-    safe = {
-        name: safe_learning_rate([one for one in tunings if name in ("", one.base)])
-        for name in names
-    }
-    return {name: float(f"{rate:.3g}") for name, rate in safe.items()}
+    rates = {}
+    for name in dict.fromkeys(["", *(tuning.base for tuning in tunings)]):
+        own = [tuning for tuning in tunings if name in ("", tuning.base)]
+        rates[name] = float(f"{safe_learning_rate(own):.3g}")
+    return rates
 
 
 def safe_learning_rate(tunings: list[Tuning]) -> float:
@@ -291,16 +313,17 @@ def safe_learning_rate(tunings: list[Tuning]) -> float:
     known above the highest, which is left out. Of a rate that was not tried the nearest counts.
     """
     costs = []
-    for one in tunings:
-        lost = {rate: one.lost(rate) for rate in sorted(one.losses)}
+    for tuning in tunings:
+        lost = {rate: tuning.lost(rate) for rate in sorted(tuning.losses)}
         costs.append(
             {rate: lost[rate] + NEXT_HIGHER * lost[higher] for rate, higher in pairwise(lost)}
         )
-    low, high = (limit(map(each, costs)) for limit, each in ((max, min), (min, max)))
-    tried = sorted(rate for rate in set().union(*costs) if low / 2 < rate < 2 * high)
+    low = max(min(of_search) for of_search in costs)
+    high = min(max(of_search) for of_search in costs)
+    all_rates = set().union(*costs)
+    tried = sorted(rate for rate in all_rates if low / 2 < rate < 2 * high)
     return min(
-        tried,
-        key=lambda rate: max(of[min(of, key=lambda one: abs(log(one / rate)))] for of in costs),
+        tried, key=lambda rate: max(of_search[nearest(of_search, rate)] for of_search in costs)
     )
 
 
@@ -310,26 +333,24 @@ def study_elsewhere(base: str, *, rates: bool = False) -> dict[str, Any]:
 
     With `rates`, those of RATED, at these learning rates and at others.
     """
-    found, methods = designs(), []
-    best = sorted(found, key=lambda key: -fmean(one["share"] for one in found[key]["results"]))
-    family = {key: key.partition("_")[0] for key in best}
-    for most in BUDGETS:
-        of = [key for key in best if found[key]["budget"] == most]
-        uni = next(key for key in of if family[key] == "uni")
-        first = [key for key in of if family[key] in RATED] if rates else of
-        for key in dict.fromkeys([uni, *first]):  # Uni-LoRA first, whose size is the budget
-            design = found[key]
-            of_size = {"at_size_of": uni} if design["vary"] else {}
-            fields = {
-                name: design[name] for name in ("label", "method", "settings", "vary", "values")
-            }
-            tunings = [
-                one for of in ("equal-search", "rates") for one in tuning(summaries_of(of), key)
-            ]
-            lr = safe_learning_rate([one for one in tunings if one.base != base]) * factor(
-                key, base
-            )
-            methods.append({"key": key, **fields, **of_size, "lr": lr})
+    known = designs()
+    best_first = sorted(known, key=lambda key: -mean_share(known[key]))
+    family = {key: key.partition("_")[0] for key in best_first}
+    methods = []
+    for budget in BUDGETS:
+        of_budget = [key for key in best_first if known[key]["budget"] == budget]
+        uni = next(key for key in of_budget if family[key] == "uni")
+        asked = [key for key in of_budget if family[key] in RATED] if rates else of_budget
+        for key in dict.fromkeys([uni, *asked]):  # Uni-LoRA first, whose size is the budget
+            design = known[key]
+            fields = ("label", "method", "settings", "vary", "values")
+            method = {"key": key} | {name: design[name] for name in fields}
+            if design["vary"]:
+                method["at_size_of"] = uni
+            searches = summaries_of("equal-search") | summaries_of("rates")
+            elsewhere = [each for each in tuning(searches, key) if each.base != base]
+            method["lr"] = safe_learning_rate(elsewhere) * factor(key, base)
+            methods.append(method)
     return {
         "name": "rates" if rates else "elsewhere",
         "title": "The adapters of suggest on a base that no search knows",
@@ -337,7 +358,7 @@ def study_elsewhere(base: str, *, rates: bool = False) -> dict[str, Any]:
             "How much do qpeft.suggest and its learning rates lose on a new base? See"
             " evidence/PROTOCOL.md."
         ),
-        "reference": next(key for key in found if key.startswith(REFERENCE)),
+        "reference": next(key for key in known if key.startswith(REFERENCE)),
         "seeds": [*range(1, 6)],
         "tuning": {"grid": [0.1, 0.3, 1.0, 3.0, 10.0] if rates else [1.0]},
         "run": load_study(str(STUDY)).model_dump(exclude_defaults=True)["run"],

@@ -17,6 +17,7 @@ import json
 import lzma
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,14 +32,10 @@ from qpeft_lab.files import json_line
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-FINAL, ADAPTERS, EPOCHS = "equal-search-final", "quantum-adapters-final", "equal-search-epochs"
-ENDED = (
-    FINAL,
-    ADAPTERS,
-    EPOCHS,
-    "margins",
-    "elsewhere",
-)  # studies of which setups appear once they have ended
+FINAL = "equal-search-final"
+ADAPTERS = "quantum-adapters-final"
+EPOCHS = "equal-search-epochs"
+ENDED = {FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere"}  # setups count once they have ended
 SETUPS = {  # in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",
@@ -49,30 +46,35 @@ SETUPS = {  # in the order of the tables
     "bytes1m-shakespeare": "bytes1m, Shakespeare",
     "llama10m-shakespeare": "llama10m, Shakespeare",
 }
-SEARCHED = {
+SEARCHED = {  # by base, the setup whose search chose for others on it
     "embedded": "embedded-numpy",
     "stories": "stories-grimm",
     "bytes1m": "bytes1m-grimm",
-}  # where others chose
-CIRCUITS = (
-    "qpa",
-    "plain",
-    "framed",
-    "cua",
-    "magnitude",
-    "quic",
-    "qaa",
-    "qchft",
-)  # families that simulate circuits
+}
+CIRCUITS = {"qpa", "plain", "framed", "cua", "magnitude", "quic", "qaa", "qchft"}  # families
 BUDGETS = (128, 400, 1300, 5000)
 TEST_BLOCKS = 192
-LONG = ("framed", "uni", "xs", "tokens", "lora")
-STUDIES: dict[str, tuple[Sequence[str], Sequence[int], Sequence[int], dict[str, Any]]] = {
-    # families and budgets, or all, seeds and the run
-    "final": ((), (), range(1, 11), {}),
-    "epochs": (LONG, BUDGETS[:3], range(1, 6), {"steps": None, "epochs": 1}),
-}
 _KEY = re.compile(r"(?P<family>.+)_(?P<budget>\d+)_[abc]")
+
+
+class Second(NamedTuple):
+    """A study that runs winners again."""
+
+    families: Sequence[str]  # all if empty
+    budgets: Sequence[int]  # all if empty
+    seeds: Sequence[int]
+    run: dict[str, Any]  # other settings than those of the search
+
+
+STUDIES = {
+    "final": Second((), (), range(1, 11), {}),
+    "epochs": Second(
+        families=("framed", "uni", "xs", "tokens", "lora"),
+        budgets=BUDGETS[:3],
+        seeds=range(1, 6),
+        run={"steps": None, "epochs": 1},
+    ),
+}
 
 
 class Winner(NamedTuple):
@@ -80,31 +82,39 @@ class Winner(NamedTuple):
     rate.
     """
 
-    found: Result
+    result: Result
     lr: float
     loss: float
     gain: float  # over the untrained base, in validation loss
     n: int = 1  # configurations of the family that fit
 
+    @property
+    def key(self) -> str:
+        """That of the study which runs the winners again, such as framed_400."""
+        return self.result.key.rpartition("_")[0]
 
+
+@cache
 def summaries_of(study: str) -> dict[str, Summary]:
     """The results of a study by setup; of the runs of the protocol those that have ended."""
-    found = {
-        file.name.partition(".")[0]: load(file) for file in sorted((RESULTS / study).glob("*.xz"))
-    }
-    ends = study in ENDED
+    files = sorted((RESULTS / study).glob("*.xz"))
+    summaries = {file.name.partition(".")[0]: load(file) for file in files}
+    if study not in ENDED:
+        return summaries
     return {
-        name: s for name, s in found.items() if not ends or not any(one.lost for one in s.results)
+        setup: summary
+        for setup, summary in summaries.items()
+        if not any(result.lost for result in summary.results)
     }
 
 
+@cache
 def winners_of(setup: str, study: str = FINAL) -> dict[tuple[str, int], Winner]:
     """The winners of a search, of which the study, such as `equal-search-final`, is the second run."""
     folder = RESULTS / study.removesuffix("-final")
     own = folder / f"{setup}.jsonl.xz"
-    return winners(
-        load(own if own.exists() else folder / f"{SEARCHED[setup.partition('-')[0]]}.jsonl.xz")
-    )
+    others = folder / f"{SEARCHED[setup.partition('-')[0]]}.jsonl.xz"
+    return winners(load(own if own.exists() else others))
 
 
 def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
@@ -114,61 +124,72 @@ def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
     Raises InputError for a search that has not ended: its winners would depend on when it was
     stopped.
     """
-    best: dict[tuple[str, int], Winner] = {}
-    for found in summary.results:
-        match, search = _KEY.fullmatch(found.key), found.search
-        if match and len(search.losses) < len(search.rates):
-            raise InputError(
-                f"{found.key} has not tried all learning rates; run the study until it ends"
-            )
-        if match is None or search.best is None or found.method.trainable > int(match["budget"]):
+    lowest: dict[tuple[str, int], Winner] = {}
+    untrained = summary["none"].mean("valid_loss") or 0
+    for result in summary.results:
+        match, search = _KEY.fullmatch(result.key), result.search
+        if match is None:
             continue
-        loss, place = search.losses[search.best], (match["family"], int(match["budget"]))
-        one = Winner(found, search.best, loss, (summary["none"].mean("valid_loss") or 0) - loss)
-        known = best.get(place)
-        best[place] = (
-            min(known, one, key=lambda w: w.loss)._replace(n=known.n + 1) if known else one
-        )
-    return best
+        if len(search.losses) < len(search.rates):
+            raise InputError(
+                f"{result.key} has not tried all learning rates; run the study until it ends"
+            )
+        budget = int(match["budget"])
+        if search.best is None or result.method.trainable > budget:
+            continue
+        place = (match["family"], budget)
+        loss = search.losses[search.best]
+        winner = Winner(result, search.best, loss, untrained - loss)
+        known = lowest.get(place)
+        if known is not None:
+            winner = min(known, winner, key=lambda each: each.loss)._replace(n=known.n + 1)
+        lowest[place] = winner
+    return lowest
 
 
 def study_of_winners(summary: Summary, name: str) -> dict[str, Any]:
     """The content of the study `final` or `epochs`; its data are given on the command line."""
-    families, budgets, seeds, run = STUDIES[name]
-    chosen = [
-        {
-            "key": f"{family}_{budget}",
-            "label": one.found.label,
-            **{field: getattr(one.found.method, field) for field in ("method", "host", "settings")},
-            "lr": one.lr,
-        }
-        for (family, budget), one in sorted(winners(summary).items(), key=lambda item: item[0][1])
-        if family in (families or [family]) and budget in (budgets or [budget])
-    ]
+    second = STUDIES[name]
+    in_order_of_budget = sorted(winners(summary).items(), key=lambda item: item[0][1])
+    chosen = []
+    for (family, budget), winner in in_order_of_budget:
+        if second.families and family not in second.families:
+            continue
+        if second.budgets and budget not in second.budgets:
+            continue
+        method = winner.result.method
+        chosen.append(
+            {
+                "key": winner.key,
+                "label": winner.result.label,
+                "method": method.method,
+                "host": method.host,
+                "settings": method.settings,
+                "lr": winner.lr,
+            }
+        )
     return {
         "name": f"{summary.study.name}-{name}",
         "title": "The winners of an equal search, with new seeds on new text",
         "question": "Which family is the best at each budget? The protocol is evidence/PROTOCOL.md.",
         "reference": chosen[0]["key"],
-        "seeds": [*seeds],
+        "seeds": [*second.seeds],
         "tuning": {"grid": [1.0]},
-        "run": summary.study.model_dump(exclude_defaults=True)["run"] | run,
+        "run": summary.study.model_dump(exclude_defaults=True)["run"] | second.run,
         "test_blocks": TEST_BLOCKS,
         "costs": False,
         "methods": [{"key": "none", "label": "untrained base", "method": "none"}, *chosen],
     }
 
 
-def best(chosen: Mapping[tuple[str, int], Winner], most: int, has_circuit: bool) -> str:
-    """The key of the winner with the lowest validation loss of the search, with at most so many
-    parameters.
-    """
-    found = {
-        f"{family}_{budget}": one.loss
-        for (family, budget), one in chosen.items()
-        if (family in CIRCUITS) is has_circuit and one.found.method.trainable <= most
-    }
-    return min(found, key=lambda key: found[key])
+def best(chosen: Mapping[tuple[str, int], Winner], budget: int, has_circuit: bool) -> Winner:
+    """The winner with the lowest validation loss of the search, with at most so many parameters."""
+    of_kind = [
+        winner
+        for (family, _), winner in chosen.items()
+        if (family in CIRCUITS) is has_circuit and winner.result.method.trainable <= budget
+    ]
+    return min(of_kind, key=lambda winner: winner.loss)
 
 
 def restore(file: Path, folder: Path) -> None:
@@ -187,13 +208,13 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     asked = parser.parse_args()
-    if asked.do in STUDIES:
-        write_text(
-            asked.target,
-            yaml.safe_dump(study_of_winners(load(asked.source), asked.do), sort_keys=False),
-        )
+    if asked.do == "keep":
+        publish(asked.source, asked.target)
+    elif asked.do == "restore":
+        restore(asked.source, asked.target)
     else:
-        {"keep": publish, "restore": restore}[asked.do](asked.source, asked.target)
+        study = study_of_winners(load(asked.source), asked.do)
+        write_text(asked.target, yaml.safe_dump(study, sort_keys=False))
 
 
 if __name__ == "__main__":

@@ -189,8 +189,7 @@ def test_regret_is_the_share_of_the_best_gain_that_the_answer_of_suggest_loses(m
     ]
     untrained = SimpleNamespace(mean={"test_loss": 4.0}.get)
     summary = type("Measured", (dict,), {"results": results})(none=untrained)
-    assert suggest_evidence.regret(summary, 128) == (
-        "uni_128_a",
-        pytest.approx(0.3 / 0.8),
-    )  # QPA is too large here
-    assert suggest_evidence.regret(summary, 400) == ("lora_400_a", 0.0)
+    regret = suggest_evidence.regret(summary, 128)
+    assert (regret.answer, regret.best) == ("uni_128_a", "xs_128_a")  # QPA is too large here
+    assert regret.share == pytest.approx(0.3 / 0.8)
+    assert suggest_evidence.regret(summary, 400) == ("lora_400_a", "lora_400_a", 0.0)

@@ -50,7 +50,7 @@ def test_verdicts():
         comparisons.Paired(mean, error, 9)
         for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))
     ]
-    assert [*comparisons.verdicts(found, [0.01] * 4)] == ["equivalent", "better", "worse", "open"]
+    assert [*comparisons.verdicts(found, 0.01)] == ["equivalent", "better", "worse", "open"]
 
 
 def test_winner_has_the_lowest_validation_loss_within_the_budget():
@@ -74,7 +74,7 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     summary = MagicMock(study=load(FILE).study, results=results)
     summary["none"].mean.return_value = 4.0
     (((family, budget), one),) = winners.winners(summary).items()
-    assert (family, budget, one.found.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
+    assert (family, budget, one.result.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
     assert (one.gain, one.n) == (1.0, 2)
     study = Study.model_validate(
         yaml.safe_load(yaml.safe_dump(winners.study_of_winners(summary, "final")))
@@ -86,3 +86,24 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     results[0].search.rates.append(0.3)  # not tried yet
     with pytest.raises(InputError, match="uni_400_a"):
         winners.winners(summary)
+
+
+def test_difference_is_in_per_cent_of_the_gain_of_the_largest_lora():
+    def result(key, trainable, losses):
+        rows = {seed: {"test_losses": [loss - 0.1, loss + 0.1]} for seed, loss in enumerate(losses)}
+        method = SimpleNamespace(method=key.partition("_")[0], trainable=trainable)
+        metric = SimpleNamespace(mean=np.mean(losses))
+        return SimpleNamespace(key=key, method=method, metric=metric, successes=rows)
+
+    results = [
+        result("none", 0, [5.0, 5.0, 5.0]),
+        result("lora_128", 100, [4.5, 4.5, 4.5]),
+        result("lora_400", 400, [4.0, 4.0, 4.0]),
+        result("qpa_400", 400, [4.25, 4.26, 4.27]),
+        result("uni_400", 400, [4.20, 4.20, 4.20]),
+    ]
+    by_key = {each.key: each for each in results}
+    summary = type("Measured", (dict,), {"results": results})(by_key)
+    found = comparisons.compared(summary, "qpa_400", "uni_400")
+    assert found.mean == pytest.approx(6.0)
+    assert found.error == pytest.approx(1.0 / np.sqrt(3))

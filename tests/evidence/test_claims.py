@@ -1,0 +1,139 @@
+"""Sentences of the pages that count cases of a table, or state what the rows allow, are true."""
+
+import re
+from statistics import fmean
+
+import pytest
+import yaml
+from snippets import ROOT
+
+import comparison_tables
+import comparisons
+import winners
+from winners import BUDGETS, FINAL, summaries_of
+
+FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+
+
+def says(sentence, page=FINDINGS):
+    """The page has the sentence, however it is wrapped."""
+    return sentence in " ".join(page.split())
+
+
+@pytest.fixture(scope="module")
+def best():
+    """By verdict, the best adapters with and without a circuit, in each of 16 cases."""
+    cases = [
+        comparison_tables.best_of(setup, budget)
+        for budget in BUDGETS
+        for setup in summaries_of(FINAL)
+    ]
+    verdicts = comparisons.verdicts([case.difference for case in cases])
+    by_verdict = {"better": [], "worse": [], "equivalent": [], "open": []}
+    for case, verdict in zip(cases, verdicts, strict=True):
+        by_verdict[verdict].append(case)
+    return by_verdict
+
+
+def test_verdicts_of_the_best_adapters_are_counted(best):
+    counts = {verdict: len(cases) for verdict, cases in best.items()}
+    assert counts == {"better": 0, "worse": 5, "equivalent": 5, "open": 6}
+    assert says("never beat the best one without: 5 worse, 5 equivalent, 6 open.")
+
+
+def test_worse_framed_adapters_have_other_sizes_or_rates(best):
+    def differ(case):
+        sizes = case.ours.result.method.trainable / case.other.result.method.trainable
+        rates = case.ours.lr / case.other.lr
+        return max(sizes, 1 / sizes) > 1.1 or max(rates, 1 / rates) > 2
+
+    framed = [case for case in best["worse"] if "framed" in case.other.result.label]
+    assert len(framed) == 4
+    assert all(differ(case) for case in framed)
+    assert says("Of the five that are worse, four compare framed adapters of other sizes or")
+
+
+def test_framed_circuits_up_to_1300_parameters_are_counted(best):
+    def count(verdict):
+        cases = best[verdict]
+        return sum(
+            case.ours.key.startswith("framed_") and "5000" not in case.ours.key for case in cases
+        )
+
+    page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    assert (count("equivalent"), count("worse")) == (4, 2)
+    assert says(
+        "equivalent to the best in [4 of 12 cases](findings.md#which-small-adapter-is-best) up to"
+        " 1,300, worse in two",
+        page,
+    )
+
+
+def test_a_margin_question_has_different_rates_in_nine_cases():
+    different = []
+    for setup, summary in summaries_of("margins").items():
+        for method in summary.study.methods:
+            if method.against:
+                rates = {
+                    row["lr"]
+                    for key in (method.key, method.against)
+                    for row in summary[key].successes.values()
+                }
+                different += [(setup, method.key)] * (len(rates) > 1)
+    assert len(different) == 9
+    assert ("stories-shakespeare", "framed_signs") in different  # where gates are better
+    assert says("in 9 of the 20 comparisons the two sides have different ones, also where framed")
+
+
+def test_angles_of_qpa_move_at_most_by_the_sum_of_learning_rates():
+    sums = []
+    for summary in summaries_of("margins").values():
+        run = summary.study.run
+        assert run.lr_schedule == "linear"
+        warmup = round(run.warmup * run.steps)
+        shares = [min(t / warmup, (run.steps - t) / (run.steps - warmup)) for t in range(run.steps)]
+        rate = next(iter(summary["qpa"].successes.values()))["lr"]
+        sums.append(rate * sum(shares))
+    assert round(max(sums), 1) == 0.7
+    assert says("here by at most 0.7 radians in a run")
+
+
+def test_quantum_peft_without_frames_shares_circuits_at_400_parameters():
+    study = yaml.safe_load((winners.ROOT / "evidence/studies/equal-search.yaml").read_text())
+    shares = {
+        method["key"]: method["settings"]["share"]
+        for method in study["methods"]
+        if method["key"].startswith("plain_")
+    }
+    assert {share for key, share in shares.items() if "_400_" in key} == {"type"}
+    page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    assert says("at 400, where matrices of a type share circuits, which is ours", page)
+
+
+def test_pages_claim_nothing_about_quantum_computers_from_exact_simulation():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    texts = [" ".join(page.read_text(encoding="utf-8").lower().split()) for page in pages]
+    assert not [text for text in texts if "quantum advantage" in text]
+    assert all(
+        "no benefit from the circuit" in " ".join(t.split())
+        for t in (FINDINGS, pages[0].read_text())
+    )
+
+
+def test_averages_are_in_per_cent_of_the_gain_of_each_setup():
+    """Computed from losses in nats; a text with larger losses does not count more."""
+    shares = []
+    for summary in summaries_of(FINAL).values():
+        losses = {
+            key: fmean(row["test_loss"] for row in summary[key].successes.values())
+            for key in ("none", "lora_5000", "framed_1300", "signs_1300")
+        }
+        gain = losses["none"] - losses["lora_5000"]
+        shares.append(100 * (losses["framed_1300"] - losses["signs_1300"]) / gain)
+    row = next(
+        line
+        for line in FINDINGS.splitlines()
+        if line.startswith("| framed circuits minus framed signs")
+    )
+    cell = row.split("|")[4]
+    assert float(re.match(r" ([+-][\d.]+)", cell)[1]) == round(fmean(shares), 1)
