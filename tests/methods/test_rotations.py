@@ -31,9 +31,10 @@ from qpeft.methods.quic.compound import compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
 from qpeft_lab import RunSettings, train
 
-K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)
+K = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64)  # angles of a width of 4
 K6 = torch.tensor([*K[:5], 6], dtype=torch.float64)
-X, EYE = torch.arange(1, 5, dtype=torch.float64), torch.eye(12, dtype=torch.float64)
+X = torch.arange(1, 5, dtype=torch.float64)
+EYE = torch.eye(12, dtype=torch.float64)
 
 
 def wavy(*shape):
@@ -46,9 +47,9 @@ def wavy(*shape):
     )
 
 
-def close(found, expected, atol=1e-6):
+def close(actual, expected, atol=1e-6):
     torch.testing.assert_close(
-        found.detach(), torch.as_tensor(expected, dtype=torch.float64), atol=atol, rtol=0
+        actual.detach(), torch.as_tensor(expected, dtype=torch.float64), atol=atol, rtol=0
     )
 
 
@@ -84,76 +85,148 @@ def quanta(gates, x):
     return apply_gates(x.unflatten(-1, (3, 2, 2)), gates, pairs(3)).flatten(-3)
 
 
-W, RING = wavy(6, 8), rotations(K, pyramid(4), 4)
-WR = cua(torch.stack([K, -K]), 8).merge_into(W).detach()
-GATES = [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
-T, P = (
-    quanta(GATES, EYE).mT,
-    apply_mpo(EYE[:6, :6].view(6, 3, 2), [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]).flatten(1).mT,
-)
-FOUR_AXES = [
-    gate.view(*pair * 2) for gate, pair in zip(GATES, ((2, 2), (3, 2), (3, 2)), strict=True)
-]
-QX = cua(K[None], 4)(X) + X
-SHOTS = np.random.default_rng(0).multinomial(8192, QX.detach() ** 2 / 30)
-NOISY = 0.881 * QX.square() / 30 + 0.119 / 4  # of depolarizing noise
-KRON, HALVES = torch.kron(wavy(3, 3), wavy(4, 4)), EYE.unflatten(-1, (3, 4))
-TURNED = quanta([torch.linalg.qr(gate)[0] for gate in GATES], EYE)
-LINEAR = [0.570581, 1.743483, -5.060862, -1.011128]
-SLOPE = torch.autograd.functional.jacobian(
-    lambda t: compounds(cay(t * K), 2)[1], torch.zeros((), dtype=torch.float64)
-)
-CHECKS = {
-    "C1": (
-        cua(torch.ones(1, 1).double(), 2, block_size=2).merge_into(EYE[:2, :2]),
-        [[0.6, -0.8], [0.8, 0.6]],
-    ),
-    "C2": (cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611]),
-    "C2, rotated": (QX, [-0.789071, -1.002362, 0.427804, 5.309390]),
-    "C4": ((30 * NOISY).sqrt(), [1.200433, 1.333292, 1.026517, 5.072234]),
-    "C4, shots": (torch.tensor(SHOTS).double(), [151, 276, 60, 7705]),
-    "C3": (cua(K6[None], 4)(X) + X, LINEAR),
-    "C3, magnitude": (cua(K6[None], 4, readout="magnitude")(X) + X, [abs(y) for y in LINEAR]),
-    "C6": (
-        torch.stack([WR.sum(), WR[0, 0], (WR - W).norm()]),
+# -- CUA: the published values C1 to C6
+
+
+def test_c1_one_block_of_two():
+    rotation = cua(torch.ones(1, 1).double(), 2, block_size=2)
+    close(rotation.merge_into(EYE[:2, :2]), [[0.6, -0.8], [0.8, 0.6]])
+
+
+def test_c2_cayley_transform():
+    close(cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611])
+
+
+@pytest.fixture(scope="module")
+def rotated():
+    """Q x of C2: x = (1, 2, 3, 4), whose squared norm is 30."""
+    return (cua(K[None], 4)(X) + X).detach()
+
+
+def test_c2_rotated_vector(rotated):
+    close(rotated, [-0.789071, -1.002362, 0.427804, 5.309390])
+
+
+def test_c3_rotated_vector():
+    linear = [0.570581, 1.743483, -5.060862, -1.011128]
+    close(cua(K6[None], 4)(X) + X, linear)
+    close(cua(K6[None], 4, readout="magnitude")(X) + X, [abs(value) for value in linear])
+
+
+def test_c4_depolarizing_noise(rotated):
+    noisy = 0.881 * rotated.square() / 30 + 0.119 / 4
+    close((30 * noisy).sqrt(), [1.200433, 1.333292, 1.026517, 5.072234])
+
+
+def test_c4_shots(rotated):
+    shots = np.random.default_rng(0).multinomial(8192, rotated**2 / 30)
+    close(torch.tensor(shots).double(), [151, 276, 60, 7705])
+
+
+def test_c6_merged_weight():
+    weight = wavy(6, 8)
+    merged = cua(torch.stack([K, -K]), 8).merge_into(weight).detach()
+    change = merged - weight
+    close(
+        torch.stack([merged.sum(), merged[0, 0], change.norm()]),
         [-1.26091818, 0.74293078, 2.78856121],
-    ),
-    "C6, singular values": (torch.linalg.svdvals(WR), torch.linalg.svdvals(W)),
-    "C6, rank": (torch.linalg.matrix_rank(WR - W).double(), 6),
-    "K1": (cay(K)[0], [0.847214, -0.394490, -0.313087, -0.169067]),
-    "K1, C_2": (
+    )
+    close(torch.linalg.svdvals(merged), torch.linalg.svdvals(weight))
+    assert torch.linalg.matrix_rank(change) == 6
+
+
+# -- QuIC: the published values K1 to K6
+
+
+def test_k1_cayley_transform_and_its_compound():
+    close(cay(K)[0], [0.847214, -0.394490, -0.313087, -0.169067])
+    close(
         compounds(cay(K), 2)[1][0],
         [0.436443, -0.684617, -0.256731, 0.480067, 0.206637, -0.041745],
-    ),
-    "K2": (torch.linalg.det(compounds(wavy(4, 4), 2)[1]), 32.41234358),
-    "K3": (RING[0], [0.573592, 0.714291, 0.386869, 0.105417]),
-    "K3, C_2": (
-        compounds(RING, 2)[1][0],
+    )
+
+
+def test_k2_determinant_of_a_compound():
+    close(torch.linalg.det(compounds(wavy(4, 4), 2)[1]), 32.41234358)
+
+
+def test_k3_pyramid_and_its_compound():
+    ring = rotations(K, pyramid(4), 4)
+    close(ring[0], [0.573592, 0.714291, 0.386869, 0.105417])
+    close(
+        compounds(ring, 2)[1][0],
         [0.776279, 0.571833, 0.172069, 0.188526, 0.071609, 0.010961],
-    ),
-    "K6": (SLOPE[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]]),
-    "Q1": (T[0, :4], [0.227131, 1.292321, -2.190032, -0.233162]),
-    "Q1, a vector": (
-        (T @ (EYE.sum(0).cumsum(0)))[:4],
-        [-4.876549, -0.054248, -17.209719, -22.101175],
-    ),
-    "Q1, trace and norm": (torch.stack([T.trace(), T.norm()]), [3.84483806, 15.17809563]),
-    "Q1, contraction of the paper": (
-        T,
-        torch.einsum("efbc,diaf,ghde->ghiabc", *FOUR_AXES).reshape(12, 12),
-    ),
-    "Q2": (torch.linalg.det(quanta([torch.eye(len(g)) + 0.3 * g for g in GATES], EYE)), 0.03395459),
-    "Q3, orthogonal gates": (TURNED @ TURNED.mT, EYE),
-    "Q4": (apply_gates(HALVES, [KRON], pairs(2)).flatten(-2).mT, KRON),
-    "M1, trace": ((P @ P.mT).trace(), 13.19465716),
-    "M1, rank": (torch.linalg.matrix_rank(P).double(), 4),
-    "M1": (P[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789]),
-}
+    )
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_check_values(name):
-    close(*CHECKS[name])
+def test_k6_slope_of_a_compound():
+    def of_step(t):
+        return compounds(cay(t * K), 2)[1]
+
+    slope = torch.autograd.functional.jacobian(of_step, torch.zeros((), dtype=torch.float64))
+    close(slope[:2], [[0, -0.8, -1, 0.4, 0.6, 0], [0.8, 0, -1.2, -0.2, 0, 0.6]])
+
+
+# -- QuanTA: the published values Q1 to Q4, and M1 of the matrix product operator
+
+
+@pytest.fixture(scope="module")
+def gates():
+    """On the pairs of the axes 3, 2, 2: the last two, and the first with each of them."""
+    return [wavy(n * n).roll(-g).view(n, n) for g, n in enumerate((4, 6, 6))]
+
+
+@pytest.fixture(scope="module")
+def product(gates):
+    """The matrix (12, 12) of these gates."""
+    return quanta(gates, EYE).mT
+
+
+def test_q1_matrix_of_gates(product):
+    close(product[0, :4], [0.227131, 1.292321, -2.190032, -0.233162])
+    vector = torch.arange(1, 13, dtype=torch.float64)
+    close((product @ vector)[:4], [-4.876549, -0.054248, -17.209719, -22.101175])
+    close(torch.stack([product.trace(), product.norm()]), [3.84483806, 15.17809563])
+
+
+def test_q1_is_the_contraction_of_the_paper(gates, product):
+    pairs_of_axes = [(2, 2), (3, 2), (3, 2)]
+    four_axes = [gate.view(*pair, *pair) for gate, pair in zip(gates, pairs_of_axes, strict=True)]
+    close(product, torch.einsum("efbc,diaf,ghde->ghiabc", *four_axes).reshape(12, 12))
+
+
+def test_q2_determinant_of_gates_near_the_identity(gates):
+    near = [torch.eye(len(gate)) + 0.3 * gate for gate in gates]
+    close(torch.linalg.det(quanta(near, EYE)), 0.03395459)
+
+
+def test_q3_orthogonal_gates_make_an_orthogonal_matrix(gates):
+    turned_by = quanta([torch.linalg.qr(gate)[0] for gate in gates], EYE)
+    close(turned_by @ turned_by.mT, EYE)
+
+
+def test_q3_rank_of_changed_gates(gates, product):
+    """Full with all gates changed; of one changed by rank k, k times the other axes."""
+    all_changed = [gate + gate.flip(0) / 9 for gate in gates]
+    first_changed = [gates[0] + torch.outer(wavy(4), wavy(4)), *gates[1:]]
+    assert torch.linalg.matrix_rank(quanta(all_changed, EYE).mT - product) == 12
+    assert torch.linalg.matrix_rank(quanta(first_changed, EYE).mT - product) == 3
+
+
+def test_q4_one_gate_on_all_axes_is_its_kronecker_product():
+    kron = torch.kron(wavy(3, 3), wavy(4, 4))
+    close(apply_gates(EYE.unflatten(-1, (3, 4)), [kron], pairs(2)).flatten(-2).mT, kron)
+
+
+def test_m1_matrix_product_operator():
+    cores = [wavy(1, 2, 3, 2), wavy(2, 2, 2, 1)]
+    matrix = apply_mpo(EYE[:6, :6].view(6, 3, 2), cores).flatten(1).mT
+    close(matrix[0], [0.808238, 0.113753, 0.384890, -0.026356, 0.019894, 1.083789])
+    close((matrix @ matrix.mT).trace(), 13.19465716)
+    assert torch.linalg.matrix_rank(matrix) == 4
+
+
+# -- counts, widths, signs
 
 
 COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 4096
@@ -218,13 +291,6 @@ def test_cua_of_every_map_of_smollm2_135m():
         qpeft.plan(base, qpeft.CUAConfig(side=side)).trainable for side in ("input", "output")
     ]
     assert counts == [224_640, 233_280]
-
-
-def test_rank_of_quanta_with_changed_gates():
-    """Q3: full with all gates changed; of one changed by rank k, k times the other axes."""
-    first = [GATES[0] + torch.outer(wavy(4), wavy(4)), *GATES[1:]]
-    for changed, rank in ([gate + gate.flip(0) / 9 for gate in GATES], 12), (first, 3):
-        assert torch.linalg.matrix_rank(quanta(changed, EYE).mT - T) == rank
 
 
 LOAD = """
