@@ -3,7 +3,7 @@
 #
 #   evidence/smollm2/run.sh FOLDER [STAGE ...]
 #
-# FOLDER needs before: smollm2, the base (`scripts/build_base.py smollm2`), and texts (`evidence/smollm2/texts.py`).
+# FOLDER needs before: build/smollm2, the base (`qpeft base smollm2` there), and texts (`evidence/smollm2/texts.py`).
 # Rows are copied to results/smollm2 when a stage ends or is stopped with Ctrl-C. Variables: PYTHON, WORKERS, RESULTS.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -38,7 +38,7 @@ shared_frames() { # the frame files of stage 3
     ls texts/loras | sed 's/.txt//' | xargs -P "$workers" -I{} "$python" -m qpeft train --model smollm2 \
         --data texts/loras/{}.txt --method lora --r 8 --lora-alpha 8 --lr 1e-3 --steps 100 --batch-size 8 --seq-len 128 \
         --eval-blocks 16 --eval-every 100 --out runs/loras/{}
-    "$python" "$here/lora_directions.py" smollm2 runs/loras/* --out frames/loras.safetensors
+    "$python" "$here/lora_directions.py" build/smollm2 runs/loras/* --out frames/loras.safetensors
 }
 
 stage() {
