@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import comparisons
-from comparisons import Paired, mean_loss
+from comparisons import Paired, compared, mean_loss
 from qpeft_lab.compare.stats import NO_DIFFERENCE, paired_difference
 from qpeft_lab.compare.summary import Result, Summary
 from table_text import table
 from winners import (
-    ADAPTERS,
     BUDGETS,
     EPOCHS,
     FINAL,
@@ -27,6 +26,7 @@ from winners import (
 )
 
 ABOUT_EQUAL = 0.1  # sizes that differ by less
+GAIN = "difference, per cent of the gain"
 
 
 class Pair(NamedTuple):
@@ -62,21 +62,21 @@ TWINS = [
 ]
 
 
-class Keys(NamedTuple):
-    """A method and the one that it replaces, in a study of controls."""
+class Change(NamedTuple):
+    """A method of a study of controls, and the one that it replaces."""
 
-    replacement: str
+    key: str
     original: str
 
 
 CIRCUIT = {  # the studies have other keys for one replacement
     "QPA, the paper's network: no circuit": [
-        Keys("paper_none", "qpa_paper"),
-        Keys("qpa_none", "qpa"),
+        Change("paper_none", "qpa_paper"),
+        Change("qpa_none", "qpa"),
     ],
-    "Quantum-PEFT: nothing instead of CZ gates": [Keys("product", "quantum_peft")],
-    "QAA: the circuit's angles are frozen": [Keys("qaa_frozen", "qaa")],
-    "QAA: LoRA of its size": [Keys("lora@qaa", "qaa")],
+    "Quantum-PEFT: nothing instead of CZ gates": [Change("product", "quantum_peft")],
+    "QAA: the circuit's angles are frozen": [Change("qaa_frozen", "qaa")],
+    "QAA: LoRA of its size": [Change("lora@qaa", "qaa")],
 }
 CONTROLS = ("controls", "controls-80-steps")
 OLD_SETUPS = {  # names of setups in studies before the protocol
@@ -85,34 +85,24 @@ OLD_SETUPS = {  # names of setups in studies before the protocol
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2",
 }
-
-
-class OfStudy(NamedTuple):
-    """Two methods of a study on one setup."""
-
-    study: str
-    key: str
-    to: str
-
-
-BITS = [
-    OfStudy("bits", key, "float32") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")
-]
+BITS = [Change(key, "float32") for key in ("bits_8", "bits_4", "bits_3", "bits_2", "shared")]
 SHOTS = [
-    OfStudy("shots", "shots_65536", "exact"),
-    OfStudy("shots", "shots_1024", "exact"),
-    OfStudy("shots", "paper_128", "paper"),
-    OfStudy("noise", "noise_0.001", "exact"),
-    OfStudy("noise", "noise_0.01", "exact"),
-    OfStudy("noise", "paper_0.05", "paper"),
+    Change("shots_65536", "exact"),
+    Change("shots_1024", "exact"),
+    Change("paper_128", "paper"),
+]
+NOISE = [
+    Change("noise_0.001", "exact"),
+    Change("noise_0.01", "exact"),
+    Change("paper_0.05", "paper"),
 ]
 
 
 class Cell(NamedTuple):
     """A comparison in a table, and words before it."""
 
-    words: str
     difference: Paired
+    words: str = ""
 
     def text(self, verdict: str) -> str:
         low, high = self.difference.interval()
@@ -154,7 +144,7 @@ def best_of(setup: str, budget: int) -> Best:
     ours = best(chosen, budget, has_circuit=True)
     other = best(chosen, budget, has_circuit=False)
     summary = summaries_of(FINAL)[setup]
-    return Best(ours, other, comparisons.compared(summary, ours.key, other.key))
+    return Best(ours, other, compared(summary, ours.key, other.key))
 
 
 def equal() -> str:
@@ -171,7 +161,7 @@ def equal() -> str:
                 f"{family_of(each.result)} ({each.result.method.trainable:,} at {each.lr:g})"
                 for each in (both.ours, both.other)
             )
-            cells.append(Cell(" and ".join(names) + ": ", both.difference))
+            cells.append(Cell(both.difference, " and ".join(names) + ": "))
         rows.append(Row(f"{budget:,}", cells))
     return grid(["parameters, at most", *(SETUPS[setup] for setup in setups)], rows)
 
@@ -210,12 +200,12 @@ def pair_cell(
         ratio = ours.result.method.trainable / other.result.method.trainable
         if pair.equal_sizes and abs(ratio - 1) > ABOUT_EQUAL:
             continue
-        differences.append(comparisons.compared(summary, ours.key, other.key))
+        differences.append(compared(summary, ours.key, other.key))
     if not differences:
         return None
     n, n_all = len(differences), len(summaries)
     words = f"{n} of {n_all} setups: " if n < n_all else ""
-    return Cell(words, comparisons.mean(differences))
+    return Cell(comparisons.mean(differences), words)
 
 
 # -- five questions with a margin
@@ -223,51 +213,45 @@ def pair_cell(
 
 def margins() -> str:
     """Circuits minus their classical replacements in each setup."""
-    summaries = summaries_of("margins")
-    rows = [Row(label, list(of_setup.values())) for label, of_setup in _questions(summaries)]
-    return grid(["circuit minus", *(SETUPS[setup] for setup in summaries)], rows)
+    header = ["circuit minus", *(SETUPS[setup] for setup in summaries_of("margins"))]
+    rows = [
+        Row(question, [Cell(each) for each in in_setups])
+        for question, in_setups in questions().items()
+    ]
+    return grid(header, rows)
 
 
 def pooled() -> str:
     """The same, averaged over the setups."""
-    summaries = summaries_of("margins")
-    rows = []
-    for label, of_setup in _questions(summaries):
-        average = comparisons.mean([cell.difference for cell in of_setup.values()])
-        rows.append(Row(label, [Cell("", average)]))
+    rows = [
+        Row(question, [Cell(comparisons.mean(in_setups))])
+        for question, in_setups in questions().items()
+    ]
     return grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], rows)
 
 
-def _questions(summaries: Mapping[str, Summary]) -> list[tuple[str, dict[str, Cell]]]:
-    """By replacement, its comparison in each setup."""
-    study = next(iter(summaries.values())).study
-    questions = []
-    for method in study.methods:
-        if method.against:
-            of_setup = {
-                setup: Cell("", comparisons.compared(summary, method.against, method.key))
-                for setup, summary in summaries.items()
-            }
-            questions.append((str(method.label), of_setup))
-    return questions
+def questions() -> dict[str, list[Paired]]:
+    """By replacement, the difference in each setup."""
+    summaries = list(summaries_of("margins").values())
+    return {
+        str(method.label): [compared(s, method.against, method.key) for s in summaries]
+        for method in summaries[0].study.methods
+        if method.against
+    }
 
 
 def epochs() -> str:
     """Framed circuits minus other families after one and four epochs, averaged over the setups."""
-    summaries = summaries_of(EPOCHS)
     budgets = BUDGETS[:3]
     rows = []
     for n, duration in ((1, "an epoch"), (4, "four epochs")):
-        of_length = [s for setup, s in summaries.items() if setup.endswith(f"-{n}")]
+        summaries = [s for setup, s in summaries_of(EPOCHS).items() if setup.endswith(f"-{n}")]
         for other in ("uni", "xs", "tokens"):
             cells: list[Cell | None] = []
             for budget in budgets:
-                differences = [
-                    comparisons.compared(s, f"framed_{budget}", f"{other}_{budget}")
-                    for s in of_length
-                ]
-                cells.append(Cell("", comparisons.mean(differences)))
-            rows.append(Row(f"{_family(of_length[0], other)}, {duration}", cells))
+                keys = (f"framed_{budget}", f"{other}_{budget}")
+                cells.append(Cell(comparisons.mean([compared(s, *keys) for s in summaries])))
+            rows.append(Row(f"{_family(summaries[0], other)}, {duration}", cells))
     return grid(["framed circuits minus", *(f"{budget:,}" for budget in budgets)], rows)
 
 
@@ -287,39 +271,48 @@ def circuit() -> str:
         texts = []
         for summary in columns:
             present = {result.key for result in summary.results}
-            keys = next(keys for keys in alternatives if present.issuperset(keys))
-            texts.append(_change(summary, keys.replacement, keys.original))
+            change = next(each for each in alternatives if present.issuperset(each))
+            texts.append(change_text(summary, change))
         rows.append([label, *texts])
     return table(header, rows)
 
 
-def differences(asked: Sequence[OfStudy], what: str) -> str:
-    """A line per method: its difference from another, in per cent of the reference's gain."""
+def bits() -> str:
+    """Angles of few bits, with the bytes that they take."""
+    summary = summaries_of("bits")["embedded"]
     rows = []
-    for study, key, to in asked:
-        setups = summaries_of(study)
-        summary = setups.get("embedded") or next(iter(setups.values()))
-        label = summary[key].label
-        if study == "bits":
-            label += f", {summary[key].mean('bytes_stored'):,.0f} bytes"
-        rows.append([label, _change(summary, key, to)])
-    return table([what, "difference, per cent of the gain"], rows)
+    for change in BITS:
+        result = summary[change.key]
+        label = f"{result.label}, {result.mean('bytes_stored'):,.0f} bytes"
+        rows.append([label, change_text(summary, change)])
+    return table(["angles", GAIN], rows)
 
 
-def _change(summary: Summary, key: str, to: str) -> str:
-    """The loss of a method minus that of another; bold if the interval excludes 0."""
+def shots() -> str:
+    """Training with shots, and with noise."""
+    rows = []
+    for study, changes in (("shots", SHOTS), ("noise", NOISE)):
+        (summary,) = summaries_of(study).values()
+        rows += [[summary[each.key].label, change_text(summary, each)] for each in changes]
+    return table(["QPA trained with", GAIN], rows)
+
+
+def change_text(summary: Summary, change: Change) -> str:
+    """The loss of a method minus that of the one that it replaces, in per cent of the reference's
+    gain; bold if the interval excludes 0.
+    """
     losses, others = (
-        {seed: row["test_loss"] for seed, row in summary[name].successes.items()}
-        for name in (key, to)
+        {seed: row["test_loss"] for seed, row in summary[key].successes.items()} for key in change
     )
-    change = paired_difference(losses, others, to, lower_is_better=True)
-    assert change is not None
+    difference = paired_difference(losses, others, change.original, lower_is_better=True)
+    assert difference is not None
     gain = mean_loss(summary["none"]) - mean_loss(summary.reference)
     mean, low, high = (
-        f"{100 * (value or 0) / gain:+.1f}" for value in (change.mean, change.low, change.high)
+        f"{100 * (value or 0) / gain:+.1f}"
+        for value in (difference.mean, difference.low, difference.high)
     )
     text = f"{mean} [{low}, {high}]"
-    return text if change.verdict == NO_DIFFERENCE else f"**{text}**"
+    return text if difference.verdict == NO_DIFFERENCE else f"**{text}**"
 
 
 def _family(summary: Summary, name: str) -> str:
@@ -329,7 +322,3 @@ def _family(summary: Summary, name: str) -> str:
 
 def family_of(result: Result) -> str:
     return re.split(r", \d", result.label)[0]
-
-
-def twins() -> str:
-    return pairs(ADAPTERS, TWINS)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from statistics import fmean
+from typing import NamedTuple
 
 from transformers import AutoConfig
 
 import comparison_tables
 import qpeft
 import suggest_tables
-from comparison_tables import BITS, CONTROLS, LATER_PAIRS, PAIRS, SHOTS
+from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS
 from comparisons import mean_loss
 from qpeft.files import write_text
 from qpeft_lab.compare.summary import Result, Summary
@@ -120,41 +121,30 @@ def studies() -> str:
     return table(["study", "question", "rows"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "equal": comparison_tables.equal,
-    "pairs": lambda: comparison_tables.pairs(FINAL, PAIRS),
-    "later_pairs": lambda: comparison_tables.pairs(FINAL, LATER_PAIRS),
-    "twins": comparison_tables.twins,
-    "pooled": comparison_tables.pooled,
-    "margins": comparison_tables.margins,
-    "epochs": comparison_tables.epochs,
-    "circuit": comparison_tables.circuit,
-    "bits": lambda: comparison_tables.differences(BITS, "angles"),
-    "shots": lambda: comparison_tables.differences(SHOTS, "QPA trained with"),
-    "order": suggest_tables.order,
-    "regrets": suggest_tables.regrets,
-    "rates": suggest_tables.rates,
-    "powers": suggest_tables.powers,
-    "stored": stored,
-    "studies": studies,
-}
-ROWS_OF = {  # the studies of each table; `studies` has its own links
-    "equal": [FINAL],
-    "pairs": [FINAL],
-    "later_pairs": [FINAL],
-    "twins": [ADAPTERS],
-    "pooled": ["margins"],
-    "margins": ["margins"],
-    "epochs": [EPOCHS],
-    "circuit": [*CONTROLS],
-    "bits": ["bits"],
-    "shots": ["shots", "noise"],
-    "order": [FINAL, "elsewhere"],
-    "regrets": ["elsewhere"],
-    "rates": ["equal-search", "rates"],
-    "powers": ["equal-search", "rates"],
-    "stored": [FINAL],
-    "studies": [],
+class Table(NamedTuple):
+    """How a table is made, and the studies whose rows it has."""
+
+    make: Callable[[], str]
+    studies: Sequence[str] = ()
+
+
+TABLES = {
+    "equal": Table(comparison_tables.equal, [FINAL]),
+    "pairs": Table(lambda: comparison_tables.pairs(FINAL, PAIRS), [FINAL]),
+    "later_pairs": Table(lambda: comparison_tables.pairs(FINAL, LATER_PAIRS), [FINAL]),
+    "twins": Table(lambda: comparison_tables.pairs(ADAPTERS, TWINS), [ADAPTERS]),
+    "pooled": Table(comparison_tables.pooled, ["margins"]),
+    "margins": Table(comparison_tables.margins, ["margins"]),
+    "epochs": Table(comparison_tables.epochs, [EPOCHS]),
+    "circuit": Table(comparison_tables.circuit, CONTROLS),
+    "bits": Table(comparison_tables.bits, ["bits"]),
+    "shots": Table(comparison_tables.shots, ["shots", "noise"]),
+    "order": Table(suggest_tables.order, [FINAL, "elsewhere"]),
+    "regrets": Table(suggest_tables.regrets, ["elsewhere"]),
+    "rates": Table(suggest_tables.rates, ["equal-search", "rates"]),
+    "powers": Table(suggest_tables.powers, ["equal-search", "rates"]),
+    "stored": Table(stored, [FINAL]),
+    "studies": Table(studies),  # it has its own links
 }
 
 
@@ -163,10 +153,10 @@ def filled(text: str) -> str:
 
     def with_table(mark: re.Match[str]) -> str:
         begin, name, end = mark.groups()
-        parts = [begin, TABLES[name]()]
-        if ROWS_OF[name]:
-            links = ", ".join(f"[`{study}`](../results/{study})" for study in ROWS_OF[name])
-            parts.append(f"Rows: {links}")
+        parts = [begin, TABLES[name].make()]
+        links = [f"[`{study}`](../results/{study})" for study in TABLES[name].studies]
+        if links:
+            parts.append(f"Rows: {', '.join(links)}")
         return "\n\n".join([*parts, end])
 
     return re.sub("(<!-- table: (.*?) -->).*?(<!-- end -->)", with_table, text, flags=re.DOTALL)

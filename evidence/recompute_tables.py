@@ -48,6 +48,14 @@ TWINS = [
     ("quanta", "lora"),
     ("qchft", "lora"),
 ]
+SHOTS = [
+    ("shots", "shots_65536", "exact"),
+    ("shots", "shots_1024", "exact"),
+    ("shots", "paper_128", "paper"),
+    ("noise", "noise_0.001", "exact"),
+    ("noise", "noise_0.01", "exact"),
+    ("noise", "paper_0.05", "paper"),
+]
 CIRCUIT = {  # in the study `controls`, and in `controls-80-steps`
     ("paper_none", "qpa_paper"): ("qpa_none", "qpa"),
     ("product", "quantum_peft"): ("product", "quantum_peft"),
@@ -60,14 +68,13 @@ SHAPES = {  # of the maps of a layer, first that which ends the MLP
     "bytes1m": [(512, 128), (128, 384), (128, 128), (128, 512)],
     "llama10m": [(704, 256), *[(256, 256)] * 4, (256, 704), (256, 704)],
 }
-LAYERS = {"embedded": 5, "stories": 5, "bytes1m": 5, "llama10m": 10}
-HEADS = {"embedded": 4096, "stories": 512, "bytes1m": 258, "llama10m": 4096}
-# of a map, means over all: Frobenius norm, and root mean square of the entries
-NORMS = {
-    "embedded": (14.2, 0.0647),
-    "stories": (10.1, 0.135),
-    "bytes1m": (14.7, 0.0674),
-    "llama10m": (9.96, 0.0303),
+# of a base: layers, outputs of the head, and means over its maps: Frobenius norm, and root mean
+# square of the entries
+SIZES = {
+    "embedded": (5, 4096, 14.2, 0.0647),
+    "stories": (5, 512, 10.1, 0.135),
+    "bytes1m": (5, 258, 14.7, 0.0674),
+    "llama10m": (10, 4096, 9.96, 0.0303),
 }
 Rows = list[dict[str, Any]]
 
@@ -89,7 +96,7 @@ class Setup(NamedTuple):
 @cache
 def setups(name: str) -> dict[str, Setup]:
     """By name; of the runs of the protocol those that have ended."""
-    found = {}
+    of_study = {}
     for file in sorted((RESULTS / name).glob("*.xz")):
         study, *lines = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
         rows: dict[str, Rows] = {method["key"]: [] for method in study["methods"]}
@@ -102,29 +109,39 @@ def setups(name: str) -> dict[str, Setup]:
         n_seeds = [len(rows[method["key"]]) for method in study["methods"] if method["rates"]]
         if name not in ENDED or min(n_seeds) == len(study["seeds"]):
             setup = file.name.partition(".")[0]
-            found[setup] = Setup(setup.partition("-")[0], study, rows, trials)
-    return found
+            of_study[setup] = Setup(setup.partition("-")[0], study, rows, trials)
+    return of_study
+
+
+class Configuration(NamedTuple):
+    """Its gain over the untrained base in validation loss, at its best rate; trained parameters."""
+
+    gain: float
+    size: int
 
 
 @cache
-def searched(setup: str, study: str = "equal-search") -> dict[str, list[tuple[float, int]]]:
-    """The configurations that fit, by FAMILY_BUDGET, the best first: gain in validation loss, and
-    parameters.
-    """
+def searched(setup: str, study: str = "equal-search") -> dict[str, list[Configuration]]:
+    """The configurations that fit, by FAMILY_BUDGET, the best first."""
     searches = setups(study)
-    search = searches.get(setup) or next(
-        one for one in searches.values() if one.base == setup.partition("-")[0]
-    )
-    found: dict[str, list[tuple[float, int]]] = {}
+    if setup in searches:
+        search = searches[setup]
+    else:  # another text of the same base chose
+        base = setup.partition("-")[0]
+        search = next(each for each in searches.values() if each.base == base)
+    of_name: dict[str, list[Configuration]] = {}
     for key, trials in search.trials.items():
         name = key.rpartition("_")[0]
         losses = [row["valid_loss"] for row in trials if row["status"] == "success"]
-        if losses and trials[0]["params_trainable"] <= int(name.rpartition("_")[2]):
+        if losses and trials[0]["params_trainable"] <= budget_of(name):
             gain = search.mean("none", "valid_loss") - min(losses)
-            found[name] = sorted(
-                [*found.get(name, ()), (gain, trials[0]["params_trainable"])], reverse=True
-            )
-    return found
+            configuration = Configuration(gain, trials[0]["params_trainable"])
+            of_name.setdefault(name, []).append(configuration)
+    return {name: sorted(of, reverse=True) for name, of in of_name.items()}
+
+
+def budget_of(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 # -- comparisons with a margin, in per cent of LoRA's gain
@@ -162,6 +179,7 @@ def shown(cells: list[Difference], df: int = 9) -> Iterator[str]:
         inside[str(number), ""] = {"p": above((2 - abs(mean)) / error, df)}
     oracle.correct(differ)
     oracle.correct(inside)
+    # (mean, standard error) of each, and its two p values after Holm's correction
     for (mean, error), none, outside in zip(cells, differ.values(), inside.values(), strict=True):
         verdict = "open"
         if none["p_holm"] < 0.05:
@@ -181,11 +199,10 @@ def above(t: float, df: int) -> float:
 def equal() -> Iterable[str]:
     cells = []
     for budget, (name, setup) in product(BUDGETS, setups(FINAL).items()):
-        searches = searched(name)
-        gains = {key: of[0][0] for key, of in searches.items() if of[0][1] <= budget}
-        with_circuit = {key for key in gains if key.rpartition("_")[0] in CIRCUITS}
-        ours = max(with_circuit, key=gains.__getitem__)
-        other = max(gains.keys() - with_circuit, key=gains.__getitem__)
+        best = {key: of[0] for key, of in searched(name).items() if of[0].size <= budget}
+        with_circuit = {key for key in best if key.rpartition("_")[0] in CIRCUITS}
+        ours = max(with_circuit, key=best.__getitem__)
+        other = max(best.keys() - with_circuit, key=best.__getitem__)
         cells.append(difference(setup, ours, other, "lora_5000"))
     return shown(cells)
 
@@ -207,7 +224,7 @@ def means(
             searches = searched(name, study.removesuffix("-final"))
             if ours not in searches or len(searches[ours]) > len(searches.get(other, ())):
                 continue
-            ratio = searches[ours][0][1] / searches[other][0][1]
+            ratio = searches[ours][0].size / searches[other][0].size
             if number not in of_one_size or 0.9 <= ratio <= 1.1:
                 differences.append(difference(setup, ours, other, f"lora_{budgets[-1]}"))
         if differences:
@@ -254,26 +271,29 @@ def stored() -> Iterator[str]:
     """
     finals = setups(FINAL)
     searches = [searched(name) for name in finals]
+    in_all = sorted(set.intersection(*map(set, searches)))
 
     def expected(key: str) -> float:
-        return statistics.mean(of[key][0][0] / of["lora_5000"][0][0] for of in searches)
+        return statistics.mean(of[key][0].gain / of["lora_5000"][0].gain for of in searches)
 
-    for adapters in (1, 10, 100, 1000):
-        for most in (1_000, 2_000, 6_000, 25_000):
-            best = None
-            for key in sorted(set.intersection(*map(set, searches))):
-                sizes = [
-                    s.mean(key, "bytes_stored") + frames(s, key) / adapters for s in finals.values()
-                ]
-                if max(sizes) <= most and (best is None or expected(key) > expected(best)):
-                    best = key
-            yield f"{100 * share(str(best)):.0f} %"
+    for n_adapters, most in product((1, 10, 100, 1000), (1_000, 2_000, 6_000, 25_000)):
+        small = []
+        for key in in_all:
+            frame_files = (frames(setup, key) / n_adapters for setup in finals.values())
+            own = (setup.mean(key, "bytes_stored") for setup in finals.values())
+            if max(map(sum, zip(own, frame_files, strict=True))) <= most:
+                small.append(key)
+        yield f"{100 * share(max(small, key=expected)):.0f} %"
 
 
+@cache
 def share(key: str) -> float:
     """Of LoRA's gain in test loss, averaged over the setups."""
-    of = [(s.mean("none"), s.mean(key), s.mean("lora_5000")) for s in setups(FINAL).values()]
-    return statistics.mean((base - own) / (base - lora) for base, own, lora in of)
+    shares = []
+    for setup in setups(FINAL).values():
+        untrained = setup.mean("none")
+        shares.append((untrained - setup.mean(key)) / (untrained - setup.mean("lora_5000")))
+    return statistics.mean(shares)
 
 
 def frames(setup: Setup, key: str) -> int:
@@ -283,53 +303,50 @@ def frames(setup: Setup, key: str) -> int:
     settings = next(method["settings"] for method in setup.study["methods"] if method["key"] == key)
     if settings.get("frame") not in ("gradient", "sign"):
         return 0
-    shapes = SHAPES[setup.base][: 1 if "down_proj" in settings.get("target_modules", "") else None]
+    shapes = SHAPES[setup.base]
+    if "down_proj" in settings.get("target_modules", ""):
+        shapes = shapes[:1]
     rank = settings.get("frame_rank", settings["r"])
-    return 5 * sum(
-        2 * (d_in + d_out) * min(rank, d_in, d_out) for d_in, d_out in shapes
-    )  # both bases have 5 layers
+    of_layer = sum(2 * (d_in + d_out) * min(rank, d_in, d_out) for d_in, d_out in shapes)
+    return SIZES[setup.base][0] * of_layer
 
 
 def fitting(setup: Setup, budget: int) -> dict[str, float]:
-    """The test loss of the designs of `elsewhere` that fit, up to this budget."""
+    """The test loss of the designs of `elsewhere` that fit, up to this budget, by FAMILY_BUDGET."""
     losses = {}
-    for key in setup.rows.keys() - {"none"}:
-        if setup.rows[key][0]["params_trainable"] <= limit(key) <= budget:
-            losses[key] = setup.mean(key)
+    for key, rows in setup.rows.items():
+        name = key.rpartition("_")[0]
+        if name and rows[0]["params_trainable"] <= budget_of(name) <= budget:
+            losses[name] = setup.mean(key)
     return losses
-
-
-def limit(key: str) -> int:
-    return int(key.split("_")[-2])
-
-
-def known_share(key: str) -> float:
-    return share(key.rpartition("_")[0])
 
 
 def regrets() -> Iterator[str]:
     for budget, setup in product(BUDGETS, setups("elsewhere").values()):
         losses = fitting(setup, budget)
-        answer = max(losses, key=known_share)
+        answer = max(losses, key=share)
         best = min(losses, key=losses.__getitem__)
         lost = 100 * (losses[answer] - losses[best]) / (setup.mean("none") - losses[best])
         if answer == best:
             yield f"{lost:.1f} %"
             continue
-        mean, error = difference(setup, answer, best, best)
-        reach = oracle.quantile(len(setup.rows[best]) - 1) * error
+        keys = {key.rpartition("_")[0]: key for key in setup.rows}
+        mean, error = difference(setup, keys[answer], keys[best], keys[best])
+        reach = oracle.quantile(len(setup.rows[keys[best]]) - 1) * error
         yield f"{lost:.1f} % [{mean - reach:+.1f}, {mean + reach:+.1f}]"
 
 
 def order() -> Iterator[str]:
     """Spearman's correlation of the evidence with the losses on another base, within a budget."""
     for budget, setup in product(BUDGETS, setups("elsewhere").values()):
-        losses = {key: loss for key, loss in fitting(setup, budget).items() if limit(key) == budget}
-        ours = ranks([known_share(key) for key in losses])
-        other = ranks([-loss for loss in losses.values()])
-        n, value = len(losses), statistics.correlation(ours, other)
-        error = math.sqrt((1 + value * value / 2) / (n - 3))
-        low, high = (math.tanh(math.atanh(value) + s * 1.959964 * error) for s in (-1, 1))
+        losses = {
+            name: loss for name, loss in fitting(setup, budget).items() if budget_of(name) == budget
+        }
+        n = len(losses)
+        known = ranks([share(name) for name in losses])
+        value = statistics.correlation(known, ranks([-loss for loss in losses.values()]))
+        reach = 1.959964 * math.sqrt((1 + value * value / 2) / (n - 3))
+        low, high = (math.tanh(math.atanh(value) + side) for side in (-reach, reach))
         yield f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
@@ -339,73 +356,79 @@ def ranks(values: list[float]) -> list[float]:
     return [in_order.index(value) + (values.count(value) - 1) / 2 for value in values]
 
 
+# -- learning rates
+
+
 def rates() -> Iterator[str]:
     """What the learning rate from all searches loses, and that from the searches of other bases."""
     for name in ("qpa", "uni", "lora"):
-        of_setups = lost_by(name, "lora", 0.5 if name == "uni" else 0)
-        yield from (
-            "{:.0f} ({:.0f})".format(*(100 * max(some) for some in zip(*of, strict=True)))
-            for of in of_setups
-        )
+        for lost in lost_by(name, "lora", 0.5 if name == "uni" else 0):
+            own = max(each.with_base for each in lost)
+            yield f"{100 * own:.0f} ({100 * max(each.without_base for each in lost):.0f})"
 
 
 def powers() -> Iterator[str]:
-    for what, power in [
-        ("nothing", 0),
-        *product(("width", "maps", "head", "norm", "rms", "lora"), (0.5, -0.5)),
-    ]:
-        for name in ("qpa", "uni", "lora"):
-            yield f"{100 * max(other for of in lost_by(name, what, power) for _, other in of):.0f}"
+    grows = product(("width", "maps", "head", "norm", "rms", "lora"), (0.5, -0.5))
+    for (what, power), name in product([("nothing", 0), *grows], ("qpa", "uni", "lora")):
+        of_searches = lost_by(name, what, power)
+        yield f"{100 * max(each.without_base for lost in of_searches for each in lost):.0f}"
 
 
-def lost_by(name: str, what: str, power: float) -> list[list[tuple[float, float]]]:
-    """What is lost in each search, for each configuration, by the rate from all searches and that
-    from other bases.
-    """
+class Lost(NamedTuple):
+    """By the rate that all searches choose, and by that of the searches on other bases."""
+
+    with_base: float
+    without_base: float
+
+
+def lost_by(name: str, what: str, power: float) -> list[list[Lost]]:
+    """What is lost in each search, for each configuration of a family."""
     searches = [*setups("equal-search").values(), *setups("rates").values()]
-    keys = [key for key in next(iter(setups("rates").values())).rows if key.startswith(f"{name}_")]
-    found = [[losses(one, key, quantity(one, what) ** power) for key in keys] for one in searches]
-    table = []
-    for here, own in zip(searches, found, strict=True):
-        others = [of for one, of in zip(searches, found, strict=True) if one.base != here.base]
-        both = [[chosen([*some]) for some in zip(*known, strict=True)] for known in (found, others)]
-        table.append(
-            [(nearest(of, a), nearest(of, b)) for of, a, b in zip(own, *both, strict=True)]
-        )
+    keys = [key for key in searches[-1].rows if key.startswith(f"{name}_")]
+    table: list[list[Lost]] = [[] for _ in searches]
+    for key in keys:
+        tried = [losses(each, key, quantity(each, what) ** power) for each in searches]
+        everywhere = chosen(tried)
+        for here, own, line in zip(searches, tried, table, strict=True):
+            others = [
+                of for each, of in zip(searches, tried, strict=True) if each.base != here.base
+            ]
+            line.append(Lost(nearest(own, everywhere), nearest(own, chosen(others))))
     return table
 
 
 def quantity(setup: Setup, what: str) -> float:
     """Of the base, what a learning rate may grow with."""
-    shapes, n_layers = SHAPES[setup.base], LAYERS[setup.base]
-    sizes = {
+    shapes = SHAPES[setup.base]
+    n_layers, head, norm, rms = SIZES[setup.base]
+    return {
+        "nothing": 1,
         "width": shapes[0][1],
         "maps": n_layers * len(shapes),
-        "head": HEADS[setup.base],
-        "nothing": 1,
-    }
-    sizes |= zip(("norm", "rms"), NORMS[setup.base], strict=True)
-    return {**sizes, "lora": n_layers * sum(map(sum, shapes))}[what]
+        "head": head,
+        "norm": norm,
+        "rms": rms,
+        "lora": n_layers * sum(map(sum, shapes)),
+    }[what]
 
 
 def losses(search: Setup, key: str, times: float) -> dict[float, float]:
     """The share of the best rate's gain that each learning rate of a configuration loses; the rates
     over `times`.
     """
-    base, trials = search.mean("none", "valid_loss"), search.trials[key]
-    gains = {
-        row["lr"]: base - row["valid_loss"] if row["status"] == "success" else 0.0 for row in trials
-    }
-    return {rate / times: 1 - gain / max(gains.values()) for rate, gain in gains.items()}
+    gains = {}
+    for row in search.trials[key]:
+        failed = row["status"] != "success"
+        gain = 0.0 if failed else search.mean("none", "valid_loss") - row["valid_loss"]
+        gains[row["lr"] / times] = gain
+    return {rate: 1 - gain / max(gains.values()) for rate, gain in gains.items()}
 
 
 def nearest(of_rates: dict[float, float], rate: float | None) -> float:
-    """Everything without a rate."""
-    return (
-        1.0
-        if rate is None
-        else of_rates[min(of_rates, key=lambda tried: abs(math.log(tried / rate)))]
-    )
+    """That of the rate with the smallest ratio to this one; everything is lost without a rate."""
+    if rate is None:
+        return 1.0
+    return of_rates[min(of_rates, key=lambda tried: abs(math.log(tried / rate)))]
 
 
 def chosen(searches: list[dict[float, float]]) -> float | None:
@@ -413,9 +436,13 @@ def chosen(searches: list[dict[float, float]]) -> float | None:
     it costs most.
     """
     costs = [{a: lost[a] + 0.05 * lost[b] for a, b in pairwise(sorted(lost))} for lost in searches]
-    low, high = max(map(min, costs)) / 2, 2 * min(map(max, costs))
-    tried = sorted({rate for of in costs for rate in of if low < rate < high})
-    return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs)) if tried else None
+    low = max(map(min, costs)) / 2
+    high = 2 * min(map(max, costs))
+    tried = sorted(rate for rate in set().union(*costs) if low < rate < high)
+    return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs), default=None)
+
+
+# -- studies before the protocol
 
 
 def changed(setup: Setup, key: str, to: str) -> str:
@@ -441,14 +468,9 @@ def bits() -> Iterator[str]:
 
 
 def shots() -> Iterator[str]:
-    for study, keys, paper in (
-        ("shots", ("shots_65536", "shots_1024"), "paper_128"),
-        ("noise", ("noise_0.001", "noise_0.01"), "paper_0.05"),
-    ):
+    for study, key, to in SHOTS:
         (setup,) = setups(study).values()
-        for key in keys:
-            yield changed(setup, key, "exact")
-        yield changed(setup, paper, "paper")
+        yield changed(setup, key, to)
 
 
 TABLES = {
