@@ -15,6 +15,7 @@ from typing import Any
 from qpeft.errors import ConfigError
 
 MOST = 2**31 - 1  # of every count
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
@@ -85,6 +86,20 @@ def _check_value(known: Field[Any], value: Any) -> None:
         ]
     if wanted:
         raise ConfigError(f"{known.name} must be {wanted[0]}, got {value!r}")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Raise ConfigError if a number in `value`, which may be nested as in JSON, is not finite in
+    float32.
+    """
+    if isinstance(value, dict):
+        for key, part in value.items():
+            check_finite(f"{name}[{key!r}]", part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            check_finite(name, part)
+    elif isinstance(value, (int, float)) and not abs(value) <= FLOAT32_MAX:
+        raise ConfigError(f"{name} must be a finite number of type float32, got {value!r}")
 
 
 def check_registered(what: str, name: Any, new: Any, old: Any = None) -> None:

@@ -146,10 +146,10 @@ def test_damaged_exported_folder_raises(saved, tmp_path):
     clean, model, _ = saved
     damages = {
         "is not the file that was saved": lambda f: flip_last_bit(f / "adapter_model.safetensors"),
-        "does not contain this adapter: missing": lambda f: edit_config(
+        "does not contain this adapter: missing": lambda f: edit_config_and_record(
             f, target_modules=["q_proj", "lm_head"]
         ),
-        "restore its adapter_config.json": lambda f: edit_config(f, rank_pattern=5),
+        "restore its adapter_config.json": lambda f: edit_config_and_record(f, rank_pattern=5),
     }
     for number, (message, damage) in enumerate(damages.items()):
         folder = tmp_path / f"exported{number}"
@@ -157,6 +157,11 @@ def test_damaged_exported_folder_raises(saved, tmp_path):
         damage(folder)
         with pytest.raises(CheckpointError, match=message):
             qpeft.load(copy.deepcopy(clean), folder)
+
+
+def edit_config_and_record(folder, **changes):
+    edit_config(folder, **changes)
+    (folder / "qpeft.json").unlink()
 
 
 def test_save_keeps_other_files(saved, tmp_path):

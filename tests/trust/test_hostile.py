@@ -5,7 +5,9 @@ Each test is named after the behaviour and ends in its row.
 
 import copy
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,11 +15,13 @@ import threading
 import pytest
 import tiny_models
 import torch
-from peft import get_peft_model
+from folders import edit_config, rewrite
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 import qpeft
 from qpeft.core import pool as pool_module
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError, InputError
 
 SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "target_modules": ["c_attn"], "r": 2}
 
@@ -178,6 +182,153 @@ def test_interruption_at_any_line_poisons_no_later_call_p2(pool, world, adapters
             pool.activate(name)
             assert torch.equal(adapters.logits(pool.model, ids), answers[name]), line
     assert line > 150
+
+
+# -- N, R and M: an edited or damaged folder
+
+
+@pytest.fixture
+def compact(world, tmp_path):
+    return shutil.copytree(world[1] / "u0", tmp_path / "compact")
+
+
+@pytest.fixture
+def exported(world, compact, tmp_path):
+    qpeft.export(qpeft.load(copy.deepcopy(world[0]), compact), tmp_path / "exported")
+    return tmp_path / "exported"
+
+
+@pytest.fixture(params=["compact", "exported"])
+def folder(request):
+    return request.getfixturevalue(request.param)
+
+
+def load(world, folder):
+    return qpeft.load(copy.deepcopy(world[0]), folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**400])
+def test_numbers_of_a_config_must_be_finite_n(world, folder, value):
+    for changes in ({"lora_alpha": value}, {"alpha_pattern": {"c_attn": value}}):
+        edit_config(folder, **changes)
+        with pytest.raises(CheckpointError, match=rf"{folder}.*finite"):
+            load(world, folder)
+
+
+def test_stock_adapter_with_a_number_that_is_not_finite_is_refused_n(world, exported):
+    (exported / "qpeft.json").unlink()
+    edit_config(exported, lora_alpha=math.nan)
+    with pytest.raises(CheckpointError, match="lora_alpha must be a finite number"):
+        load(world, exported)
+
+
+def test_config_in_python_refuses_numbers_that_are_not_finite_n():
+    with pytest.raises(ConfigError, match="lora_alpha must be a finite number"):
+        qpeft.QPAConfig(lora_alpha=math.nan)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"lora_alpha": 9},
+        {"use_dora": True},
+        {"layer_replication": [[0, 1]]},
+    ],
+    ids=str,
+)
+def test_fields_that_an_export_fixed_are_refused_n(world, exported, changes):
+    edit_config(exported, **changes)
+    (name,) = changes
+    with pytest.raises(CheckpointError, match=rf"{name}=.* was exported with"):
+        load(world, exported)
+
+
+def test_base_of_an_export_can_be_renamed_n(world, exported, adapters):
+    edit_config(exported, base_model_name_or_path="moved/base", inference_mode=False)
+    found = adapters.logits(load(world, exported), world[3])
+    torch.testing.assert_close(found, world[2]["u0"], atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture
+def one_second(monkeypatch):
+    monkeypatch.setattr("qpeft.core.patterns.SECONDS", 1)
+
+
+EVIL = "([a-z._0-9]+)+!"  # on a name of 34 letters, `re` tries 2**34 ways
+
+
+@pytest.mark.usefixtures("one_second")
+@pytest.mark.parametrize(
+    "changes", [{"target_modules": EVIL}, {"alpha_pattern": {EVIL: 1}}], ids=str
+)
+def test_loading_ends_whatever_the_patterns_of_a_stranger_r(world, folder, changes):
+    (folder / "qpeft.json").unlink(missing_ok=True)
+    edit_config(folder, **changes)
+    with pytest.raises(InputError, match="cannot be matched"):
+        load(world, folder)
+
+
+@pytest.mark.usefixtures("one_second")
+def test_peft_itself_refuses_the_pattern_of_a_compact_adapter_r(world, compact):
+    edit_config(compact, target_modules=EVIL)
+    with pytest.raises(InputError, match="cannot be matched"):
+        PeftModel.from_pretrained(copy.deepcopy(world[0]), compact)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(c_attn|c_proj)",
+        r"^(?!.*mlp).*\.h\.\d+\.(?:attn)\.(?:c_attn).*?$",
+        r"(?:.*?(?:h|layers).*?(?:attn|mlp).*?(?:c_attn|q_proj).*?)|(?:\blayers\.[\d]{1,}\.(q))",
+    ],
+)
+def test_patterns_that_people_use_are_accepted_r(world, pattern):
+    base = copy.deepcopy(world[0])
+    model = get_peft_model(base, qpeft.QPAConfig(**{**SMALL, "target_modules": pattern}))
+    assert "transformer.h.0.attn.c_attn" in model.base_model.targeted_module_names
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_refusal_of_load_names_the_folder_m(world, folder):
+    """Each field of the config with values of other types, and each tensor with another content."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "qpeft.json").unlink(missing_ok=True)  # which would refuse most of them
+    refusals = []
+
+    def refused():
+        try:
+            load(world, folder)
+        except InputError as error:
+            refusals.append(str(error))
+
+    for name in config:
+        for value in (-1, ["no", 1], "no"):
+            edit_config(folder, **{**config, name: value})
+            refused()
+    edit_config(folder, **config)
+    changes = (
+        lambda tensor: tensor[:1],
+        lambda tensor: tensor.to(torch.int32),
+        lambda tensor: torch.full_like(tensor, math.nan) if tensor.is_floating_point() else -tensor,
+    )
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    for key in load_file(folder / "adapter_model.safetensors"):
+        for change in (*changes, None):
+            (folder / "adapter_model.safetensors").write_bytes(weights)
+            rewrite(
+                folder,
+                lambda tensors, key=key, change=change: {
+                    name: change(tensor) if name == key else tensor
+                    for name, tensor in tensors.items()
+                    if name != key or change is not None
+                },
+            )
+            refused()
+    assert len(refusals) > 40
+    assert [text for text in refusals if str(folder) not in text] == []
 
 
 # -- F: a kill while a folder is replaced

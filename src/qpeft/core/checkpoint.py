@@ -4,6 +4,7 @@ remedy.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from qpeft.checks import check_finite
 from qpeft.core.config import check_seal
 from qpeft.core.meta_model import check_adapted, check_model
 from qpeft.core.model_card import keep_card
+from qpeft.core.patterns import check_patterns
 from qpeft.core.replication import refuse_sharded_adapter
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
@@ -25,6 +28,16 @@ from qpeft.folders import folder_to_replace, repair_folder, replace_folder
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 RECORD = "qpeft.json"  # how an exported adapter was made
+# fields of an exported adapter that may be changed: where its base is, and what training uses
+_FREE = (
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "auto_mapping",
+    "peft_version",
+    "task_type",
+    "lora_dropout",
+)
 _OTHER = (
     "its adapter_config.json was edited, or it was written for another base model, or with another"
     " circuit under this name: restore the file, load it on its base model with qpeft.load, and"
@@ -86,6 +99,7 @@ def load(
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
         content = check_folder(folder)
+        check_patterns(base, content)
         # Raises if the frame file is missing. PEFT reads the config again, without `frames`, and
         # finds the file by its hash, which this process knows from now on.
         config = with_frame_settings(content, folder, frames)
@@ -95,7 +109,11 @@ def load(
         model = build(base, folder, is_trainable=is_trainable, **options)
         if not hasattr(tuner, "load_folder") and not options.get("key_mapping"):
             check_whole(model, folder, name)
-    except (InputError, MemoryError, BaseModelWarning):
+    except InputError as error:
+        if str(folder) in str(error):
+            raise
+        raise type(error)(f"{folder}: {error}") from error
+    except (MemoryError, BaseModelWarning):
         raise
     except (
         Exception
@@ -133,6 +151,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG)
         kind = str(config["peft_type"])
+        for name, value in config.items():
+            check_finite(name, value)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it"
@@ -152,20 +172,37 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier"
             " checkpoint"
         ) from error
-    check_seal(folder, _seal(folder, config))
+    record = _record(folder)
+    _check_exported(folder, config, record.get("config", {}))
+    check_seal(folder, record.get("weights_sha256") or config.get("weights_sha256"))
     return config
 
 
-def _seal(folder: Path, config: dict[str, Any]) -> Any:
-    """The recorded SHA-256 of the weights; None for a stock adapter."""
+def _record(folder: Path) -> dict[str, Any]:
+    """How an exported adapter was made, with what its export fixed; empty for others."""
     if not (folder / RECORD).is_file():
-        return config.get("weights_sha256")
+        return {}
     try:
-        return read_json(folder / RECORD).get("weights_sha256")
-    except (OSError, ValueError, AttributeError) as error:
+        record = read_json(folder / RECORD)
+        return {**record, "config": {**record.get("config", {})}}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder / RECORD} is damaged ({error}); restore it, or delete it"
         ) from error
+
+
+def fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an exported adapter_config.json on which its values depend."""
+    return {name: value for name, value in config.items() if name not in _FREE}
+
+
+def _check_exported(folder: Path, config: dict[str, Any], fixed: dict[str, Any]) -> None:
+    for name, value in fixed.items():
+        if config.get(name) != value:
+            raise CheckpointError(
+                f"{folder / CONFIG} has {name}={reprlib.repr(config.get(name))}, and the adapter was exported"
+                f" with {reprlib.repr(value)}; restore it (if the change is intended, delete {RECORD})"
+            )
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:

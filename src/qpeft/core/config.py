@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peft import LoraConfig, PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import check_fields, check_finite, option
 from qpeft.core import model_card
 from qpeft.core.slots import DRAWN_INITS, Slot
 from qpeft.errors import CheckpointError, ConfigError
@@ -111,6 +111,8 @@ class AdapterConfig(PeftConfig):
         for name, value in list(vars(self).items()):
             if isinstance(value, tuple):
                 setattr(self, name, list(value))  # as it is read back from JSON
+        for name, value in vars(self).items():
+            check_finite(name, value)
         super().__post_init__()
         if self.method_name:
             self.peft_type = MethodName(self.method_name)  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS
+from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS, fixed_fields
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_adapted
@@ -25,7 +25,7 @@ from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.core.stock_adapter import StockAdapter
 from qpeft.errors import ConfigError, InputError, VerificationError
-from qpeft.files import file_hash, write_json
+from qpeft.files import file_hash, read_json, write_json
 from qpeft.folders import folder_to_replace, replace_folder
 
 _FLOAT32_TOLERANCE = 1e-6
@@ -114,6 +114,7 @@ def export(
         made = {
             "made_by": f"qpeft {version('qpeft')}",
             "weights_sha256": file_hash(folder / WEIGHTS),
+            "config": fixed_fields(read_json(folder / CONFIG)),
         }
         counts = {name: value for name, value in asdict(report).items() if name != "path"}
         settings = {

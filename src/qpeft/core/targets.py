@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from qpeft.checks import unknown
 from qpeft.core.config import AdapterConfig
+from qpeft.core.patterns import check_patterns
 from qpeft.errors import ConfigError, InputError, TiedWeightError
 
 _CONVERTED = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
@@ -39,6 +40,7 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     Raises ConfigError if a name matches nothing in `model`, or the targets contain experts, and the
     method adapts modules alone.
     """
+    check_patterns(model, vars(config))
     try:
         _convert_targets(model, config)
         _check_names(model, config)
