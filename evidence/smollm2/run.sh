@@ -4,13 +4,16 @@
 #   evidence/smollm2/run.sh FOLDER [STAGE ...]
 #
 # FOLDER needs before: build/smollm2, the base (`qpeft base smollm2` there), and texts (`evidence/smollm2/texts.py`).
-# Rows are copied to results/smollm2 when a stage ends or is stopped with Ctrl-C. Variables: PYTHON, WORKERS, RESULTS.
+# Rows are copied to results/smollm2 when a stage ends or is stopped with Ctrl-C. Variables: PYTHON, WORKERS, RESULTS, and
+# DEVICE: cpu (4 blocks of 64 tokens, the default) or gpu (8 blocks of 128); never both in one FOLDER.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 here="$root/evidence/smollm2"
 python=${PYTHON:-$root/.venv/bin/python}
 workers=${WORKERS:-2}
 results=${RESULTS:-$root/results/smollm2}
+size="--batch-size 4 --seq-len 64"
+[ "${DEVICE:-cpu}" = cpu ] || size="--batch-size 8 --seq-len 128"
 cd "$1"
 shift
 mkdir -p runs frames "$results"
@@ -21,7 +24,7 @@ study() { # NAME STUDY TEXT
     [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$root/evidence/winners.py" restore "$kept" "$folder"
     "$python" -m qpeft compare run "$2.yaml" --base smollm2 --data "texts/$3/train.txt" \
         --eval-data "texts/$3/validation.txt" --test-data "texts/$3/test.txt" \
-        --workers "$workers" --retry failed --out "$folder" || status=$?
+        $size --workers "$workers" --retry failed --out "$folder" || status=$?
     [ $status -eq 2 ] || "$python" "$root/evidence/winners.py" keep "$folder" "$kept" # 2: it did not start
     return $status
 }
@@ -32,11 +35,11 @@ shared_frames() { # the frame files of stage 3
     local name
     for name in shakespeare wikitext2 mixture; do
         [ -f "frames/$name.safetensors" ] || "$python" -m qpeft frames --model smollm2 --data "texts/$name/train.txt" \
-            --seq-len 128 --share type --n-layers 1 --r 1 --frame-rank 32 --out "frames/$name"
+            $size --share type --n-layers 1 --r 1 --frame-rank 32 --out "frames/$name"
     done
     [ -f frames/loras.safetensors ] && return
     ls texts/loras | sed 's/.txt//' | xargs -P "$workers" -I{} "$python" -m qpeft train --model smollm2 \
-        --data texts/loras/{}.txt --method lora --r 8 --lora-alpha 8 --lr 1e-3 --steps 100 --batch-size 8 --seq-len 128 \
+        --data texts/loras/{}.txt --method lora --r 8 --lora-alpha 8 --lr 1e-3 --steps 100 $size \
         --eval-blocks 16 --eval-every 100 --out runs/loras/{}
     "$python" "$here/lora_directions.py" build/smollm2 runs/loras/* --out frames/loras.safetensors
 }
