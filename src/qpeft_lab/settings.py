@@ -308,9 +308,7 @@ class RunSettings(SharedSettings):
         """Whether `qpeft.attach` adds the generator, because the method's own config cannot
         generate the host.
         """
-        return (
-            self.record.generator is not None and self.host not in lab_record(self.record).own_hosts
-        )
+        return self.record.generator is not None and self.host not in self.record.own_hosts
 
     @property
     def backend(self) -> BackendSettings:

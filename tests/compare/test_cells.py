@@ -27,7 +27,6 @@ from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.rows import RowFile, read_rows
 from qpeft_lab.compare.study import load_study, read_study
 from qpeft_lab.compare.summary import summarise
-from qpeft_lab.method_records import lab_record
 from qpeft_lab.training.outputs import count_deployed, count_trainable
 from studies import of_run
 
@@ -192,15 +191,14 @@ def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
 def test_data_order_and_initial_loss_are_equal_for_all_methods(study, tmp_path, monkeypatch):
     plan = make_plan(study(), tmp_path / "out")
     seen = []
-    collate = type(read_data(settings_of(plan.final_cells({})[0]))).collate
+    task = read_data(settings_of(plan.final_cells({})[0]))
+    collate = task.collate
 
-    def with_record(task, examples):
+    def with_record(examples):
         seen.append([id(example) for example in examples])
-        return collate(task, examples)
+        return collate(examples)
 
-    monkeypatch.setattr(
-        type(read_data(settings_of(plan.final_cells({})[0]))), "collate", with_record
-    )
+    monkeypatch.setattr(type(task), "collate", staticmethod(with_record))
 
     def run(cell):
         seen.clear()
@@ -412,7 +410,7 @@ def test_each_seed_and_the_trials_have_their_own_random_projections(planned):
     for cell in (*plan.tuning_cells({}), *plan.final_cells({})):
         config = untrained_model(cell).peft_config["default"]
         found[cell.method].add((cell.seed, getattr(config, fields[cell.method])))
-    steps = {key: lab_record(methods_table.get(key)).seed_step for key in ("uni_lora", "tiny_lora")}
+    steps = {key: methods_table.get(key).seed_step for key in ("uni_lora", "tiny_lora")}
     assert steps["tiny_lora"] > 8  # a seed for each module
     for key, seeds in found.items():
         assert seeds == {

@@ -12,7 +12,6 @@ import pytest
 from qpeft import methods
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
-from qpeft_lab.method_records import kind_with
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges")  # and a fixed rate
@@ -51,8 +50,8 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")],
 )
 def test_settings_without_a_circuit_are_classical(settings, kind):
-    assert kind_with(methods.get("quantum_peft"), settings) == kind
-    assert kind_with(Method(key="x", title="x", kind="quantum"), settings) == "quantum"
+    assert methods.get("quantum_peft").kind_with(settings) == kind
+    assert Method(key="x", title="x", kind="quantum").kind_with(settings) == "quantum"
 
 
 def test_copied_folder_with_the_old_name_of_its_type_is_refused():

@@ -21,5 +21,6 @@ from .method import Trains as Trains
 from .registry import get as get
 from .registry import hosts as hosts
 from .registry import keys as keys
+from .registry import of_config as of_config
 from .registry import records as records
 from .registry import register as register

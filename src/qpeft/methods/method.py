@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
@@ -41,19 +41,42 @@ class Method:
     defaults: Mapping[str, Any] = field(
         default_factory=dict
     )  #: config fields with other defaults than in the config
+    #: raised when `defaults` or those of the config change: rows of studies with others do not count
+    revision: int = 1
     seed_field: str = "seed"  #: config field that gets the seed of the run, if the config has it
+    #: the seed of a run is multiplied by it, for a `seed_field` that also uses the numbers after it
+    seed_step: int = 1
+    #: by config field, the values for which there is no circuit: the method is classical then
+    without_circuit: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     options: type | str | None = (
         None  #: dataclass of the method's own fields, free of torch, for the command line
     )
     is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
     generator: type | str | None = None  #: GeneratorConfig for `qpeft.attach` to a host adapter
+    #: hosts that the config itself generates, without `qpeft.attach`; by the host's key the fields
+    #: of the config that it needs
+    own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     takes_backend: bool = (
         False  #: whether its generator has a `CircuitModule`, whose circuit a backend can run
     )
-    # : (config) the function (model, batches) that computes initial values before the first step;
-    # None if none is needed
+    #: (config) the function (model, batches) that computes initial values before the first step;
+    #: None if none is needed
     fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
+    #: (model, path) writes what `fit` computed to a file, which adapters of one base can share
+    save_fit: Callable[[Any, Any], None] | str | None = None
     callback: type | str | None = None  #: class of a trainer callback that every run has
+    needs_param_groups: bool = False  #: whether its optimizer must have `qpeft.param_groups`
+    #: of a tuner of its own with circuits whose angles are saved as `angles.tau`: an angle moved by
+    #: this factor times the saved value, in radians
+    angle_scale: float | None = None
+    multiplies_weights: bool = False  #: whether it rotates weights instead of adding an update
+
+    def kind_with(self, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:
+        """The kind of the method; classical for settings without a circuit."""
+        for name, values in self.without_circuit.items():
+            if settings.get(name) in values:
+                return "classical"
+        return self.kind
 
     @property
     def config_class(self) -> Any:

@@ -69,6 +69,11 @@ def get(name: str) -> Method:
     return found
 
 
+def of_config(config: Any) -> Method | None:
+    """The first method with configs of this type; None if the config is of no registered method."""
+    return next((method for method in records() if imported(method.config) is type(config)), None)
+
+
 def register(method: Method) -> None:
     """Make a method of your own known to PEFT, to `qpeft.load`, and to every command.
 

@@ -52,6 +52,9 @@ METHODS = (
         0.015,
         is_host=False,
         seed_field="projection_seed",
+        # PEFT adds the index of the module to the seed: with 1, seeds would share all but a few
+        # projections
+        seed_step=100_000,
     ),
     _peft(
         "fourierft",
@@ -61,10 +64,10 @@ METHODS = (
         is_host=False,
         seed_field="random_loc_seed",
     ),
-    _peft("oft", "OFT", "OFTConfig", 0.03, _EXACT, is_host=False),
-    _peft("boft", "BOFT", "BOFTConfig", 0.045, is_host=False),
+    _peft("oft", "OFT", "OFTConfig", 0.03, _EXACT, is_host=False, multiplies_weights=True),
+    _peft("boft", "BOFT", "BOFTConfig", 0.045, is_host=False, multiplies_weights=True),
     _peft("lokr", "LoKr", "LoKrConfig", 0.07, is_host=False),
-    _peft("hra", "HRA", "HRAConfig", 0.08, is_host=False),
+    _peft("hra", "HRA", "HRAConfig", 0.08, is_host=False, multiplies_weights=True),
     # any size of groups gives as many parameters; 2 divides every even width
     _peft("road", "RoAd", "RoadConfig", 0.07, {**_ALL, "group_size": 2}, is_host=False),
     Method(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from qpeft.errors import ConfigError
+from qpeft.methods import records
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, stderr
 from qpeft_lab.cli.method import MethodOptions, method_settings
@@ -36,12 +37,13 @@ def frames(
           --frames frames.safetensors --out run
     """
     from qpeft.core.frame_file import new_path, read_frame_file
-    from qpeft.methods.quantum_peft.fit_frames import save_frames
+    from qpeft.methods.method import imported
     from qpeft_lab.progress import Progress
     from qpeft_lab.training.fit import prepare
 
     path = new_path(output_file(out))
-    fixed = {"model": base_model(run["model"]), "method": "quantum_peft", "out": ""}
+    record = next(record for record in records() if record.save_fit is not None)
+    fixed = {"model": base_model(run["model"]), "method": record.key, "out": ""}
     settings = settings_from(RunSettings, {**run, **fixed})
     given = method_settings(settings, method)
     if given.get("frames") is not None or given.get("frame", "gradient") != "gradient":
@@ -51,7 +53,7 @@ def frames(
     settings.method_settings = {**given, "frame": "gradient"}
     settings.check()
     with stderr().status("Computing the gradient's directions"):
-        save_frames(prepare(settings, Progress()).model, path)
+        imported(record.save_fit)(prepare(settings, Progress()).model, path)
     file, n_bytes = read_frame_file(path), path.stat().st_size
     return Answer(
         {"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)}

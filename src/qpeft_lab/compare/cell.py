@@ -27,7 +27,7 @@ from qpeft.core.generators import holder_of
 from qpeft.errors import DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains
-from qpeft.methods.quantum_peft.fit_frames import fit_for, save_frames
+from qpeft.methods.method import imported
 from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
@@ -47,6 +47,7 @@ RunCell = Callable[["Cell", Path], Row]
 
 _RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
 _DIVERGED = 2.0  # times the first validation loss
+_UNTRAINED = next(r.key for r in methods.records() if r.trains is Trains.NOTHING)
 _READ: dict[str, tuple[Task, list[str]]] = {}
 
 
@@ -223,7 +224,7 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
         "params_head": outputs.count_trainable(model, task.head),
         "params_deployed": outputs.count_deployed(model),
         "params_generator": None if holder is None else outputs.count_trainable(holder),
-        "bytes_stored": _stored_bytes(model, work),
+        "bytes_stored": _stored_bytes(cell, model, work),
     }
     if run.circuits is not None:
         found["circuits"] = run.circuits
@@ -307,7 +308,7 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
         "seed": seed,
         "save_every": None,
     }
-    run = replace(settings, method="none", host="lora", out="", **plain)
+    run = replace(settings, method=_UNTRAINED, host=RunSettings.host, out="", **plain)
     if (key := repr((reserved, run))) not in _READ:
         with warnings.catch_warnings(record=True, action="always", category=DataWarning) as caught:
             task = TASK_CLASSES[run.task](run, reserved)
@@ -325,13 +326,15 @@ def test_settings_of(cell: Cell) -> RunSettings:
     )
 
 
-def _stored_bytes(model: Any, work: Path) -> int:
+def _stored_bytes(cell: Cell, model: Any, work: Path) -> int:
     """Size of the weights file. An adapter in gradient frames refers to a frame file in `work` from
     now on.
     """
-    if fit_for(getattr(model, "active_peft_config", None)) is not None:
-        (file := work / "frames.safetensors").unlink(missing_ok=True)  # of a run that was killed
-        save_frames(model, file)
+    record = methods.get(cell.spec.method)
+    if record.save_fit is not None and imported(record.fit)(model.active_peft_config) is not None:
+        file = work / "frames.safetensors"
+        file.unlink(missing_ok=True)  # of a run that was killed
+        imported(record.save_fit)(model, file)
     return outputs.count_stored_bytes(model)
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import qpeft
-from qpeft.core.generators import holder_of
+from qpeft.methods import of_config
+from qpeft.methods.method import imported
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.diagnose.adapters import effective_rank
 
 _LEARNING_RATE = 1e-4  # not 0: a generator runs again only after its parameters changed
-_PLANNED_STEPS = 100_000  # SoRA's threshold, which increases over these steps, stays near 0
+# SoRA's threshold, which increases over these steps, stays near 0
+_PLANNED_STEPS = 100_000
 # the smaller side of an update: the singular values of larger ones take minutes, except for factors
 _LARGEST = 2048
 
@@ -38,10 +40,10 @@ def stepping(model: Any) -> Callable[[Batch], float]:
     groups = qpeft.param_groups(model.train(), _LEARNING_RATE)
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, fused=True)
-    if any(
-        hasattr(generator, "gates") for generator in (holder_of(model) or {}).values()
-    ):  # SoRA's
-        qpeft.SoRACallback.attach(optimizer, model, steps=_PLANNED_STEPS)
+    record = of_config(getattr(model, "active_peft_config", None))
+    attach = None if record is None else getattr(imported(record.callback), "attach", None)
+    if attach is not None:
+        attach(optimizer, model, steps=_PLANNED_STEPS)
 
     def step(batch: Batch) -> float:
         began = now()
@@ -115,15 +117,16 @@ def rank_fields(model: PeftModel) -> Row:
     """Numerical and effective rank of the updates of an adapter, means over the changed weights;
     DoRA's magnitudes not.
 
-    There are no fields if the method adds nothing to weights. `model` has run since its parameters
+    There are no fields if the method adds nothing to weights, or multiplies them. `model` has run since its parameters
     changed.
     """
+    record = of_config(model.active_peft_config)
+    if record is not None and record.multiplies_weights:
+        return {}
     updates: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, BaseTunerLayer) or layer.adapter_layer_names[0].startswith(
-            ("oft", "boft", "hra")
-        ):
-            continue  # these three multiply weights
+        if not isinstance(layer, BaseTunerLayer):
+            continue
         a, b = (getattr(layer, part, {}) for part in ("lora_A", "lora_B"))
         if (adapter := model.active_adapter) in b:
             updates[name] = b[adapter].weight.flatten(1), a[adapter].weight.flatten(1)

@@ -39,7 +39,6 @@ from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
-from qpeft_lab.method_records import kind_with, lab_record
 from qpeft_lab.metrics.texts import encoder_layers
 from qpeft_lab.settings import RunSettings, SharedSettings
 from qpeft_lab.training.classifier import base_on_meta
@@ -261,7 +260,7 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
         rates = []
     content = {
         **shared,
-        "revision": lab_record(record).revision,
+        "revision": record.revision,
         "rates": rates,
         **{
             name: without_folders(getattr(draft, name))
@@ -278,7 +277,7 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
             "lr": middle,
             "rates": rates,
             "hash": sha[:12],
-            "kind": kind_with(record, draft.settings),
+            "kind": record.kind_with(draft.settings),
             "published": [value for value in draft.published if value.data in data],
         }
     )

@@ -27,7 +27,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.generator_config import generator_name
-from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
+from qpeft.methods import of_config
 from qpeft_lab.diagnose.circuits import Measurement
 
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
@@ -72,7 +72,7 @@ class Adapter:
             raise CheckpointError(
                 f"{self.folder / CONFIG} is damaged ({error}); restore it"
             ) from error
-        if self.generator is None and kind != "LORA" and not isinstance(self.config, QAASettings):
+        if self.generator is None and kind != "LORA" and self.angle_scale is None:
             raise ConfigError(
                 f"{self.folder} is an adapter of type {kind}, to which no measurement applies."
                 " Ranks apply to what it exports if that is a LoRA: diagnose the folder of qpeft"
@@ -109,6 +109,18 @@ class Adapter:
         """The generated tensors in the order of the flat vector."""
         table = [(str(label), torch.Size(shape)) for label, shape in self.config.generated]
         return [Slot(nn.Module(), "", label, shape, torch.float32) for label, shape in table]
+
+    @property
+    def angle_scale(self) -> float | None:
+        """As `qpeft.methods.Method.angle_scale`."""
+        record = of_config(self.config)
+        return None if record is None else record.angle_scale
+
+    @property
+    def has_circuit(self) -> bool:
+        """Whether the method computes with a circuit, if its settings have not replaced it."""
+        record = of_config(self.config)
+        return record is None or record.kind_with(vars(self.config)) == "quantum"
 
     @property
     def method(self) -> str:
@@ -185,11 +197,12 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
         CheckpointError: The folder is damaged.
     """
     read = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
-    moves = [] if read.generator is None else [*_moves(read.generator)]
-    if isinstance(read.config, QAASettings):
-        moves = [
-            ANGLE_SCALE * tensor for name, tensor in read.tensors.items() if ".angles.tau" in name
-        ]
+    moves: list[Tensor] = []
+    if read.generator is not None and read.has_circuit:
+        moves = list(_moves(read.generator))
+    elif read.angle_scale is not None:
+        saved = [tensor for name, tensor in read.tensors.items() if ".angles.tau" in name]
+        moves = [read.angle_scale * tensor for tensor in saved]
     if not moves:
         raise ConfigError(
             "the adapter has no circuit whose angles are trained, so there is no movement to"
@@ -213,8 +226,6 @@ def _moves(generator: Any) -> Iterator[Tensor]:
     """Trained minus initial angles of a generator's circuits; quantized angles have no initial
     values.
     """
-    if getattr(getattr(generator, "config", None), "family", "pauli") != "pauli":
-        return  # other families of Quantum-PEFT have classical values there
     for name, part in generator.named_modules():
         if (
             name.rpartition(".")[2] == "angles"

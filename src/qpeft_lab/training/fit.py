@@ -27,7 +27,6 @@ from qpeft_lab.base_model import fingerprint, has_files
 from qpeft_lab.data.sources import content_hash, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
-from qpeft_lab.method_records import lab_record
 from qpeft_lab.progress import Progress, stop_request
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
@@ -261,7 +260,7 @@ def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Train
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     optimizer = None
-    if lab_record(settings.record).uses_param_groups:
+    if settings.record.needs_param_groups:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, ready.model)
         optimizer = (
             kind,

@@ -76,8 +76,8 @@ def build_configs(
     if given.get("frames") is not None:
         defaults.pop("target_modules", None)  # those of the frame file
     if record.seed_field in {f.name for f in fields(made)}:  # of random projections, for example
-        defaults[record.seed_field] = settings.seed * lab_record(record).seed_step
-    values = {**defaults, **lab_record(record).own_hosts.get(settings.host, {}), **given}
+        defaults[record.seed_field] = settings.seed * record.seed_step
+    values = {**defaults, **record.own_hosts.get(settings.host, {}), **given}
     config = _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
     if head:
         config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *head})

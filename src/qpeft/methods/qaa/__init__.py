@@ -10,6 +10,7 @@ from qpeft.checks import option
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
 from qpeft.methods.method import Method
 
+ANGLE_SCALE = 10.0  # angle = initial value + ANGLE_SCALE * trained value
 METHOD = Method(
     key="qaa",
     title="QAA (arXiv 2509.16244)",
@@ -18,9 +19,9 @@ METHOD = Method(
     kind="quantum",
     learning_rate=0.02,
     options="qpeft.methods.qaa:QAASettings",
+    angle_scale=ANGLE_SCALE,
 )
 FEATURE_SOURCES = ("qnn", "quadratic", "linear", "givens", "none")
-ANGLE_SCALE = 10.0  # angle = initial value + ANGLE_SCALE * trained value
 
 
 @dataclass(kw_only=True)

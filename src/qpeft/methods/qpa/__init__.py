@@ -14,5 +14,7 @@ METHOD = Method(
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.qpa.settings:QPAGeneratorConfig",
     generator="qpeft.methods.qpa.settings:QPAGeneratorConfig",
+    own_hosts={"lora": {}, "dora": {"use_dora": True}},
     takes_backend=True,
+    revision=2,
 )

@@ -18,6 +18,8 @@ METHOD = Method(
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.quantum_peft:QuantumPeftGeneratorConfig",
     fit="qpeft.methods.quantum_peft.fit_frames:fit_for",
+    save_fit="qpeft.methods.quantum_peft.fit_frames:save_frames",
+    without_circuit={"family": ("lie", "core")},
 )
 
 

@@ -17,6 +17,7 @@ METHOD = Method(
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.sora:SoRASettings",
     callback="qpeft.methods.sora.threshold:SoRACallback",
+    needs_param_groups=True,
 )
 
 
