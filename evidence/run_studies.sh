@@ -27,7 +27,7 @@ run() { # NAME/SETUP STUDY.yaml BASE TEXT PART TEST [OPTION ...]
     [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$winners" restore "$kept" "$folder"
     local status=0
     "$python" -m qpeft compare run "$study" --base "$base" --data "texts/$text/$part.txt" \
-        --eval-data "texts/$text/validation.txt" --test-data "$test" --workers 2 --retry failed --out "$folder" "$@" || status=$?
+        --eval-data "texts/$text/validation.txt" --test-data "$test" --workers "${WORKERS:-2}" --retry failed --out "$folder" "$@" || status=$?
     [ $status -eq 2 ] || "$python" "$winners" keep "$folder" "$kept" # 2: it did not start
     return $status
 }
@@ -39,6 +39,10 @@ search() { # STUDY SETUP BASE TEXT: until its trials have ended; the runs behind
 second() { # STUDY SETUP BASE TEXT SEARCHED: the winners of the search of a setup
     "$python" "$winners" final "$root/results/$1/$5.jsonl.xz" "runs/$1-$2.yaml"
     run "$1-final/$2" "runs/$1-$2.yaml" "$3" "$4" train "texts/$4/test.txt"
+}
+
+angles() { # SETUP BASE TEXT
+    run "angles/$1" angles.yaml "$2" "$3" train "texts/$3/test.txt"
 }
 
 epochs() { # SETUP BASE TEXT EPOCHS
@@ -73,6 +77,10 @@ stage() {
         margins-stories-shakespeare) margins stories-shakespeare $stories shakespeare ;;
         margins-embedded-numpy) margins embedded-numpy embedded numpy ;;
         margins-embedded-shakespeare) margins embedded-shakespeare embedded shakespeare ;;
+        angles-embedded-numpy) angles embedded-numpy embedded numpy ;;
+        angles-embedded-shakespeare) angles embedded-shakespeare embedded shakespeare ;;
+        angles-stories-grimm) angles stories-grimm $stories grimm ;;
+        angles-stories-shakespeare) angles stories-shakespeare $stories shakespeare ;;
         epochs-stories-grimm) epochs stories-grimm $stories grimm 1 && epochs stories-grimm $stories grimm 4 ;;
         epochs-embedded-numpy) epochs embedded-numpy embedded numpy 1 && epochs embedded-numpy embedded numpy 4 ;;
         adapters-stories) search quantum-adapters stories-grimm $stories grimm

@@ -238,6 +238,8 @@ def test_row_has_the_fields_of_the_specification(planned):
     assert row["test_scored"] > 0
     assert min(row["test_losses"]) < row["test_loss"] < max(row["test_losses"])
     assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8
+    most = 6 * row["lr"]  # radians: six steps of Adam, which moves an angle by one learning rate
+    assert 0 < row["angles_moved"] < row["angles_moved_most"] < 1.01 * most
     assert json.dumps(row, allow_nan=False)
     assert work_folder(cell, plan.folder).exists()
 

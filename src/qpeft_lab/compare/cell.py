@@ -32,6 +32,7 @@ from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
 from qpeft_lab.data.sources import references_by_prompt
+from qpeft_lab.diagnose.adapters import angle_moves
 from qpeft_lab.files import RUN_AGAIN
 from qpeft_lab.metrics.texts import score_texts
 from qpeft_lab.progress import Progress
@@ -226,6 +227,11 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
         "params_generator": None if holder is None else outputs.count_trainable(holder),
         "bytes_stored": _stored_bytes(cell, model, work),
     }
+    generators = () if holder is None or cell.spec.kind != "quantum" else holder.values()
+    moves = [move for generator in generators for move in angle_moves(generator)]
+    if moves:
+        moved = torch.cat([move.detach().flatten().abs() for move in moves])
+        found |= {"angles_moved": moved.mean().item(), "angles_moved_most": moved.max().item()}
     if run.circuits is not None:
         found["circuits"] = run.circuits
         qpeft.set_backend(model)  # exact, as it is exported

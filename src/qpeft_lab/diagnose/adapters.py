@@ -199,7 +199,7 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     read = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
     moves: list[Tensor] = []
     if read.generator is not None and read.has_circuit:
-        moves = list(_moves(read.generator))
+        moves = list(angle_moves(read.generator))
     elif read.angle_scale is not None:
         saved = [tensor for name, tensor in read.tensors.items() if ".angles.tau" in name]
         moves = [read.angle_scale * tensor for tensor in saved]
@@ -222,7 +222,7 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     return Measurement(f"The angles moved, in radians{frozen}", values)
 
 
-def _moves(generator: Any) -> Iterator[Tensor]:
+def angle_moves(generator: Any) -> Iterator[Tensor]:
     """Trained minus initial angles of a generator's circuits; quantized angles have no initial
     values.
     """
