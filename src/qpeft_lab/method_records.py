@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from qpeft.errors import ConfigError
-from qpeft.methods import register
-from qpeft.methods.method import Method
+from qpeft.methods import records, register
+from qpeft.methods.method import Method, Trains
+
+# the key of the base model as it is
+UNTRAINED = next(record.key for record in records() if record.trains is Trains.NOTHING)
 
 
 @dataclass(frozen=True, kw_only=True)

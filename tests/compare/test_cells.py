@@ -14,11 +14,15 @@ from transformers import AutoTokenizer
 from qpeft import methods as methods_table
 from qpeft.backends import ExactBackend
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
+from qpeft_lab.compare import cell as cell_module
 from qpeft_lab.compare.cell import (
+    data_as_json,
     failed_row,
+    read_ahead,
     read_data,
     run_cell,
     settings_of,
+    settings_of_data,
     started_row,
     untrained_model,
     work_folder,
@@ -28,6 +32,7 @@ from qpeft_lab.compare.rows import RowFile, read_rows
 from qpeft_lab.compare.study import load_study, read_study
 from qpeft_lab.compare.summary import summarise
 from qpeft_lab.training.outputs import count_deployed, count_trainable
+from qpeft_lab.training.tasks import TASK_CLASSES
 from studies import of_run
 
 METHODS = [
@@ -464,3 +469,30 @@ def test_folder_of_other_work_is_rejected(study, tmp_path, text_file):
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
         make_plan(study(), tmp_path / "mine")
+
+
+@pytest.fixture
+def planted_reads(monkeypatch):
+    """The settings of each reading of data, from an empty cache."""
+    reads = []
+    task_class = TASK_CLASSES["causal-lm"]
+
+    def counted(settings, *more):
+        reads.append(settings)
+        return task_class(settings, *more)
+
+    monkeypatch.setitem(TASK_CLASSES, "causal-lm", counted)
+    monkeypatch.setattr(cell_module, "_READ", {})
+    return reads
+
+
+def test_data_are_read_ahead_for_all_cells(planted_reads, planned):
+    """From the text that the process gets from which cells are forked."""
+    _, lora, qpa = planned("lora", "qpa")
+    read_ahead(data_as_json(lora))
+    n_read = len(planted_reads)
+    assert n_read == 2  # training with validation data, and test data
+    for cell in (lora, qpa, replace(lora, seed=7)):
+        for settings in settings_of_data(cell):
+            read_data(settings)
+    assert len(planted_reads) == n_read

@@ -11,7 +11,7 @@ import math
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,10 @@ from qpeft_lab.compare.study import Generation, PlannedMethod
 from qpeft_lab.data.sources import references_by_prompt
 from qpeft_lab.diagnose.adapters import angle_moves
 from qpeft_lab.files import RUN_AGAIN
+from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.metrics.texts import score_texts
 from qpeft_lab.progress import Progress
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training import outputs
 from qpeft_lab.training.fit import DivergedError, Prepared, fit, prepare
 from qpeft_lab.training.generate import generate_texts
@@ -48,7 +49,6 @@ RunCell = Callable[["Cell", Path], Row]
 
 _RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
 _DIVERGED = 2.0  # times the first validation loss
-_UNTRAINED = next(r.key for r in methods.records() if r.trains is Trains.NOTHING)
 _READ: dict[str, tuple[Task, list[str]]] = {}
 
 
@@ -171,6 +171,22 @@ def read_data(settings: RunSettings) -> Task:
     return _read(settings)[0]
 
 
+def settings_of_data(cell: Cell) -> list[RunSettings]:
+    """Those whose data the cell reads: of its run, and with the test data."""
+    return [settings_of(cell), test_settings_of(cell)]
+
+
+def data_as_json(cell: Cell) -> str:
+    """`settings_of_data`, for `read_ahead` in another process."""
+    return json.dumps([asdict(settings) for settings in settings_of_data(cell)])
+
+
+def read_ahead(text: str) -> None:
+    """Read the data of `data_as_json` now, for all processes that are forked from this one."""
+    for values in json.loads(text):
+        read_data(settings_from(RunSettings, values))
+
+
 def untrained_model(cell: Cell) -> Any:
     """The model of a cell before its first step, with exact circuits: no jobs are sent for times."""
     settings = settings_of(cell)
@@ -267,9 +283,7 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
         found |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
         found |= _generated(setup.test, setup.generation, model, test)
-    left_out = [
-        text for used in (settings_of(cell), test_settings_of(cell)) for text in _read(used)[1]
-    ]
+    left_out = [text for used in settings_of_data(cell) for text in _read(used)[1]]
     return found | {"left_out": list(dict.fromkeys(left_out))}
 
 
@@ -314,7 +328,7 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
         "seed": seed,
         "save_every": None,
     }
-    run = replace(settings, method=_UNTRAINED, host=RunSettings.host, out="", **plain)
+    run = replace(settings, method=UNTRAINED, host=RunSettings.host, out="", **plain)
     if (key := repr((reserved, run))) not in _READ:
         with warnings.catch_warnings(record=True, action="always", category=DataWarning) as caught:
             task = TASK_CLASSES[run.task](run, reserved)

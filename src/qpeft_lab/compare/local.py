@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -23,13 +22,11 @@ import torch
 from pebble import ProcessExpired, ProcessFuture, concurrent
 
 from qpeft.errors import TrainingError
-from qpeft_lab.compare.cell import Cell, RunCell, failed_row, work_folder
+from qpeft_lab.compare.cell import Cell, RunCell, data_as_json, failed_row, work_folder
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.files import locked
 
-FIRST_CELL = (  # environment variable: the cell whose data `preload` reads, pickled
-    "QPEFT_COMPARE_FIRST_CELL"
-)
+DATA = "QPEFT_COMPARE_DATA"  # environment variable: the data that `preload` reads, as JSON
 _PRELOAD = "qpeft_lab.compare.preload"
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
 _FORKSERVER = multiprocessing.get_context("forkserver")
@@ -82,7 +79,7 @@ class LocalExecutor(AbstractContextManager):
     def _start(self, cell: Cell) -> Future[Row]:
         """Start the cell's process."""
         _FORKSERVER.set_forkserver_preload(["__main__", _PRELOAD])
-        os.environ[FIRST_CELL] = pickle.dumps(cell).hex()
+        os.environ[DATA] = data_as_json(cell)
         try:
             return _run_here(
                 cell, self.folder, self.run_cell, self.threads, self._stop[0], _PATIENCE

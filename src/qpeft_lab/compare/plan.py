@@ -39,6 +39,7 @@ from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file
+from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.metrics.texts import encoder_layers
 from qpeft_lab.settings import RunSettings, SharedSettings
 from qpeft_lab.training.classifier import base_on_meta
@@ -125,9 +126,10 @@ def make_plan(
     """Resolve the base, split and hash the data, and count every method. The rows of a folder in
     use stay.
 
+    `study` is one of `load_study`, which has checked it.
+
     Raises InputError, ConfigError or DataError for a study that cannot run.
     """
-    study.check()
     _check_folder(study, folder)
     if study.generation and (encoder := study.generation.bertscore_model):
         encoder_layers(Path(encoder).expanduser())
@@ -228,7 +230,7 @@ def _run_of(
         reserved = max(virtual_tokens(study.run_of(draft)) for draft in drafts)
         seq_len = block_length(seq_len, config, reserved)
     run = on_parts(study.run, model=model, data="", seq_len=seq_len)
-    return run.with_method(method="none", trust_remote_code=trust_remote_code)
+    return run.with_method(method=UNTRAINED, trust_remote_code=trust_remote_code)
 
 
 def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[str, Any]:
