@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from qpeft.backends import BackendSettings
 from qpeft.checks import option
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qpeft_lab.training.classifier import TaskRecord
+    from qpeft_lab.training.measured import MeasuredPoint, MeasuredScores
+    from qpeft_lab.training.score import Score
 
 _LENGTHS = ("seq_len", "chat_template")
 _OF_RUN = ("task", *_LENGTHS, "pad_rows", "batch_size", "eval_blocks", "dtype", *COLUMNS)
@@ -94,60 +96,105 @@ def evaluate(
       qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
       qpeft evaluate --adapter run --data text.txt --shots 64,1024 --noise 0,0.01
     """
-    from qpeft_lab.training.classifier import read_record
-
-    folder = source.adapter and source.find(source.adapter)
-    trained, record = (None, None) if folder is None else (run_of(folder), read_record(folder))
-    ran = {} if trained is None else asdict(trained.recorded()[0])
-    if record is not None and run.get("task", record.task) != record.task:
-        raise ConfigError(
-            f"{folder} was trained for task {record.task}, not {run['task']}; leave out --task"
-        )
-    names = {*_LENGTHS, *(() if find_glue(data) else COLUMNS)}
-    of_run = {name: value for name, value in ran.items() if name in names}
-    known: dict[str, Any] = (
-        {"eval_blocks": 0} | of_run | run | ({"task": record.task} if record else {})
-    )
-    trusted = source.trust_remote_code
-    known |= {
-        "model": source.base(folder),
-        "data": data,
-        "out": "",
-        "seed": seed,
-        "trust_remote_code": trusted,
-    }
-    settings = settings_from(RunSettings, known)
+    trained = _trained(source)
+    settings = _settings(data, run, seed, source, trained)
     settings.check()
-    if ran.get("data") == data and not has_validation_split(data, TASKS[settings.task].has_images):
+    is_training_data = trained.run.get("data") == data and not has_validation_split(
+        data, TASKS[settings.task].has_images
+    )
+    if is_training_data:
         warnings.warn(
             f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2
         )
-    swept = product(
-        dict.fromkeys(shots or [None]), dict.fromkeys(noise or [0.0])
-    )  # a value given twice is one
-    points = [BackendSettings(**circuits, shots=n, noise=p) for n, p in swept]
+    is_measured = bool(shots or noise or "backend" in circuits)
     measure = None
-    if folder is not None and not generate and (shots or noise or "backend" in circuits):
-        measure = partial(_measured, settings, folder, points, seconds_per_circuit)
-    given = {
+    if trained.folder is not None and is_measured and not generate:
+        points = _points(circuits, shots, noise)
+        measure = partial(_measured, settings, trained.folder, points, seconds_per_circuit)
+    of_circuits = {
         "shots": shots,
         "noise": noise,
         **circuits,
         "seed": seed,
         "seconds_per_circuit": seconds_per_circuit,
     }
-    if measure is None and (first := next(filter(given.get, given), None)):
-        raise InputError(
-            f"{flag(first)} needs --adapter, one of --shots, --noise and --backend, and no"
-            " --generate"
-        )
+    _refuse_unused(
+        of_circuits if measure is None else {},
+        "needs --adapter, one of --shots, --noise and --backend, and no --generate",
+    )
     if generate:
-        return _score_answers(settings, folder, Decoding(**search), bertscore_model)
-    if texts := [*search, *(["bertscore_model"] if bertscore_model else [])]:
-        raise InputError(
-            f"{flag(texts[0])} is for generated answers; add --generate, or leave it out"
+        return _score_answers(settings, trained.folder, Decoding(**search), bertscore_model)
+    _refuse_unused(
+        {**dict.fromkeys(search, True), "bertscore_model": bertscore_model},
+        "is for generated answers; add --generate, or leave it out",
+    )
+    return _score_task(settings, trained.folder, trained.record, measure)
+
+
+class Trained(NamedTuple):
+    """What is scored next to the base; empty without an adapter."""
+
+    folder: Path | None  # of the adapter
+    run: dict[str, Any]  # the fields of its training run, if it is in a run folder
+    record: TaskRecord | None  # the classes, of a classification
+
+
+def _trained(source: Any) -> Trained:
+    """The adapter that the options name."""
+    from qpeft_lab.training.classifier import read_record
+
+    if not source.adapter:
+        return Trained(None, {}, None)
+    folder = source.find(source.adapter)
+    run = run_of(folder)
+    fields = {} if run is None else asdict(run.recorded()[0])
+    return Trained(folder, fields, read_record(folder))
+
+
+def _settings(
+    data: str, given: dict[str, Any], seed: int, source: Any, trained: Trained
+) -> RunSettings:
+    """The settings of the evaluation: those given, then those of the adapter's run.
+
+    Raises ConfigError if another task is given than that of the adapter.
+    """
+    record = trained.record
+    if record is not None and given.get("task", record.task) != record.task:
+        raise ConfigError(
+            f"{trained.folder} was trained for task {record.task}, not {given['task']}; leave out"
+            " --task"
         )
-    return _score_task(settings, folder, record, measure)
+    # GLUE's tasks have columns of their own
+    kept = _LENGTHS if find_glue(data) else (*_LENGTHS, *COLUMNS)
+    values: dict[str, Any] = {"eval_blocks": 0}
+    values |= {name: value for name, value in trained.run.items() if name in kept}
+    values |= given
+    if record is not None:
+        values["task"] = record.task
+    values |= {
+        "model": source.base(trained.folder),
+        "data": data,
+        "out": "",
+        "seed": seed,
+        "trust_remote_code": source.trust_remote_code,
+    }
+    return settings_from(RunSettings, values)
+
+
+def _refuse_unused(options: dict[str, Any], reason: str) -> None:
+    """Raise InputError for the first of these options that was given."""
+    for name, value in options.items():
+        if value:
+            raise InputError(f"{flag(name)} {reason}")
+
+
+def _points(
+    circuits: dict[str, Any], shots: list[int], noise: list[float]
+) -> list[BackendSettings]:
+    """Each number of shots with each noise; a value that is given twice counts once."""
+    numbers = dict.fromkeys(shots or [None])
+    noises = dict.fromkeys(noise or [0.0])
+    return [BackendSettings(**circuits, shots=n, noise=p) for n, p in product(numbers, noises)]
 
 
 def _measured(
@@ -157,7 +204,7 @@ def _measured(
     seconds: float | None,
     task: Any,
     model: Any,
-) -> Any:
+) -> MeasuredScores:
     """The exact score, and costs and score at each point, whose jobs are in a folder of its own in
     `folder`.
     """
@@ -165,24 +212,23 @@ def _measured(
     from qpeft.files import file_hash
     from qpeft_lab.training.measured import measured_scores
 
-    run, weights = (
-        (settings.model, settings.dtype, settings.batch_size, settings.seed),
-        file_hash(folder / WEIGHTS),
-    )
+    run = (settings.model, settings.dtype, settings.batch_size, settings.seed)
+    weights = file_hash(folder / WEIGHTS)
 
     def folder_of(point: BackendSettings) -> Path:
-        parts = run, without_folders({**asdict(point), "shot_budget": None}), task.sha256(), weights
-        return folder / "measured" / hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+        """Named after everything that determines the circuits and their answers."""
+        of_point = without_folders({**asdict(point), "shot_budget": None})
+        identity = (run, of_point, task.sha256(), weights)
+        return folder / "measured" / hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
 
     def forecast(costs: list[dict[str, Any]]) -> None:
-        for one in costs:
+        for cost in costs:
             if seconds is not None:
-                one["hours"] = seconds * (one["circuits"] - one.get("answered_before", 0)) / 3600
-            say(
-                "Forecast:",
-                ", ".join(f"{cell(value)} {name.replace('_', ' ')}" for name, value in one.items()),
-            )
-        say("Forecast:", f"{sum(one['shots'] for one in costs):,} shots in all")
+                n_circuits = cost["circuits"] - cost.get("answered_before", 0)
+                cost["hours"] = seconds * n_circuits / 3600
+            parts = [f"{cell(value)} {name.replace('_', ' ')}" for name, value in cost.items()]
+            say("Forecast:", ", ".join(parts))
+        say("Forecast:", f"{sum(cost['shots'] for cost in costs):,} shots in all")
 
     return measured_scores(
         model, partial(task.score, model), points, settings.seed, forecast, folder_of
@@ -204,43 +250,48 @@ def _score_task(
         raise InputError(
             f"{folder} has no task.json with its classes; give the run folder of a classification"
         )
-    config = {} if folder is None else adapter_config(folder)
-    reserved = (config | (config.get("host") or {})).get(
-        "num_virtual_tokens"
-    ) or 0  # positions of a prefix or a prompt
-    task = TASK_CLASSES[settings.task](settings, reserved, () if record is None else record.labels)
+    labels = () if record is None else record.labels
+    task = TASK_CLASSES[settings.task](settings, _reserved_positions(folder), labels)
     task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
 
     def score(model: Any, is_base: bool) -> Any:
-        if is_base and (measure or task.has_new_head):
+        if is_base and (measure is not None or task.has_new_head):
             return None
-        return measure(task, model) if measure else task.score(model)
+        return task.score(model) if measure is None else measure(task, model)
 
     scores = _scores(task.load_base(), folder, score)
-    found = {
+    points: list[MeasuredPoint] = []
+    if measure is not None:
+        scores["adapted"], points = scores["adapted"]
+    data = {
         "model": settings.model,
         "adapter": folder,
         "data": settings.data,
         "task": settings.task,
     }
-    measured = []
-    if measure:
-        scores["adapted"], measured = scores["adapted"]
-    found |= {who: score and score.to_dict() for who, score in scores.items()}
-    found |= (
-        {"measured": [costs | score.to_dict() for costs, score in measured]} if measured else {}
-    )
+    for who, scored in scores.items():
+        data[who] = None if scored is None else scored.to_dict()
+    if points:
+        data["measured"] = [point.costs | point.score.to_dict() for point in points]
+    shown = {who: scored for who, scored in scores.items() if scored is not None}
+    for costs, scored in points:
+        shown[f"{costs['shots_per_circuit'] or 'no'} shots, noise {costs['noise']:g}"] = scored
+    unit = "tokens" if settings.is_language_model else "examples"
+    return Answer(data, partial(_show_scores, shown, unit))
 
-    def show(console: Console) -> None:
-        shown = {who: score for who, score in scores.items() if score is not None}
-        for costs, score in measured:
-            shown[f"{costs['shots_per_circuit'] or 'no'} shots, noise {costs['noise']:g}"] = score
-        first = next(iter(shown.values()))
-        rows = [[who, *score.described().values()] for who, score in shown.items()]
-        counts = f"{first.n_scored:,} {'tokens' if settings.is_language_model else 'examples'}"
-        console.print(table(["", *first.described()], rows), counts, sep="\n")
 
-    return Answer(found, show)
+def _reserved_positions(folder: Path | None) -> int:
+    """Positions of the context that a prefix or a prompt occupies, of an adapter or its host."""
+    config = {} if folder is None else adapter_config(folder)
+    host = config.get("host") or {}
+    return (config | host).get("num_virtual_tokens") or 0
+
+
+def _show_scores(scores: dict[str, Score], unit: str, console: Console) -> None:
+    first = next(iter(scores.values()))
+    rows = [[who, *score.described().values()] for who, score in scores.items()]
+    console.print(table(["", *first.described()], rows))
+    console.print(f"{first.n_scored:,} {unit}")
 
 
 def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) -> dict[str, Any]:
@@ -285,18 +336,23 @@ def _score_answers(
         texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size)
         return {**score_texts(texts, references, encoder), "texts": texts}
 
-    found = _scores(
-        load_model(settings.model, settings.dtype, settings.trust_remote_code), folder, answer
-    )
+    base = load_model(settings.model, settings.dtype, settings.trust_remote_code)
+    scores = _scores(base, folder, answer)
     data = {
         "model": settings.model,
         "adapter": folder,
         "data": settings.data,
         "decoding": asdict(decoding),
-        **found,
+        **scores,
+        "prompts": prompts,
+        "references": references,
     }
-    data |= {"prompts": prompts, "references": references}
-    scored = [name for name, value in found["base"].items() if isinstance(value, float)]
-    rows = [(name, *(scores[name] for scores in found.values())) for name in scored]
+    metrics = [name for name, value in scores["base"].items() if isinstance(value, float)]
+    rows = [(name, *(of_model[name] for of_model in scores.values())) for name in metrics]
     counts = f"{len(prompts):,} prompts, {sum(map(len, references)):,} references"
-    return Answer(data, lambda console: console.print(table(["", *found], rows), counts, sep="\n"))
+
+    def show(console: Console) -> None:
+        console.print(table(["", *scores], rows))
+        console.print(counts)
+
+    return Answer(data, show)
