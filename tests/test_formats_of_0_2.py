@@ -1,0 +1,94 @@
+"""What version 0.2 wrote still loads: adapters of every method, a run, a run that was killed, a
+study.
+
+`formats/0.2.tar.xz` was written by the commit before the first of the next version. `llama` is the
+base of the adapters, `base` that of the runs and the study; `logits.safetensors` has the last
+logits (2, 50) of each adapter for the ids `IDS`.
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from runs import losses
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+from variants import TUNERS
+
+import qpeft
+from qpeft.errors import CheckpointError
+from qpeft_lab import RunSettings, train
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
+    pytest.mark.xdist_group("formats of 0.2"),
+]
+ARCHIVE = Path(__file__).parent / "formats" / "0.2.tar.xz"
+IDS = 2 * torch.arange(18).view(2, 9)
+RUN = {
+    "model": "base",
+    "data": "tale.txt",
+    "method": "qpa",
+    "method_settings": {"r": 4, "budget": 0.5},
+    "steps": 3,
+    "batch_size": 2,
+    "seq_len": 32,
+    "eval_blocks": 2,
+    "save_every": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formats")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "0.2"
+
+
+@pytest.fixture
+def written(unpacked, monkeypatch):
+    """The folder of everything, which is the current one: all paths in it are relative."""
+    monkeypatch.chdir(unpacked)
+    return unpacked
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_adapter_of_0_2_has_its_logits(written, name):
+    """Initial values are drawn again, so these are tested, too."""
+    folder = name.replace(", ", "-").replace(" ", "_")
+    model = qpeft.load(LlamaForCausalLM.from_pretrained("llama"), Path("adapters") / folder)
+    with torch.no_grad():
+        logits = model(input_ids=IDS).logits[:, -1]
+    expected = load_file("logits.safetensors")[folder]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_other_initial_values_than_those_of_0_2_are_detected(written, monkeypatch):
+    monkeypatch.setattr("qpeft.core.seeded_init.math.pi", 3.0)  # of the Box-Muller transform
+    with pytest.raises((AssertionError, CheckpointError)):
+        test_adapter_of_0_2_has_its_logits(written, "quanta, mpo")
+
+
+def test_finished_run_of_0_2_is_finished(written):
+    result = train(RunSettings(out="run", **RUN))
+    assert result.already_finished
+    assert result.after.loss == json.loads(Path("run/result.json").read_text())["after"]["loss"]
+
+
+def test_killed_run_of_0_2_resumes(written):
+    train(RunSettings(out="killed", **RUN))
+    ours, theirs = losses(written / "killed"), losses(written / "run")
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+
+
+def test_study_of_0_2_is_reported_and_not_run_again(written, qpeft_cli):
+    before = (written / "study" / "rows.jsonl").read_bytes()
+    report = json.loads(qpeft_cli("compare", "report", "study", "--json", code=0).stdout)
+    assert {method["key"] for method in report["methods"]} == {"lora", "quantum_peft"}
+    qpeft_cli("compare", "run", "study.yaml", "--out", "study", code=0)
+    assert (written / "study" / "rows.jsonl").read_bytes() == before
