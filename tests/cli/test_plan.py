@@ -8,7 +8,7 @@ import pytest
 
 import qpeft
 from qpeft.methods import suggest as suggest_module
-from qpeft.methods.suggest import Design, Evidence
+from qpeft.methods.evidence import Design, Evidence
 from qpeft_lab.cli.method import method_settings
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training.run_folder import RunFolder
@@ -109,10 +109,9 @@ def test_plan_and_train_take_the_suggested_adapter(
         expected.plan.trainable,
         expected.plan.stored_bytes,
     )
-    other = answer("plan", "--model", base_folder, "--parameters", 250, "--server", "vllm")[
-        "suggestion"
-    ]
-    assert other["label"] == "adapter 1"
+    for option in (("--mixed-batches",), ("--server", "vllm")):
+        other = answer("plan", "--model", base_folder, "--parameters", 250, *option)["suggestion"]
+        assert other["label"] == "adapter 1"
     assert (
         "bytes 8 is too small"
         in qpeft_cli("plan", "--model", base_folder, "--bytes", 8, code=2).stderr

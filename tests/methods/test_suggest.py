@@ -13,8 +13,10 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig
 import qpeft
 from qpeft.core.meta_model import on_meta
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.methods import counting
 from qpeft.methods import suggest as suggest_module
-from qpeft.methods.suggest import Design, Evidence, fill_names
+from qpeft.methods.counting import Counts
+from qpeft.methods.evidence import Design, Evidence, fill_names
 
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
 LLAMA = LlamaConfig(
@@ -245,6 +247,126 @@ def test_adapters_that_the_caller_refuses_are_left_out(use):
     assert found.label == "LoRA r=1"
     with pytest.raises(ConfigError, match="LoRA r=8: never"):
         qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "never")
+
+
+# -- counts on few layers
+
+DEEP = LlamaConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=9,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=64,
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("lora", {"lora_alpha": 8, "target_modules": "all-linear"}, "r"),
+        ("dora", {"target_modules": ["o_proj"]}, "r"),
+        ("fourierft", {"init_weights": True, "target_modules": "all-linear"}, "n_frequency"),
+        ("tiny_lora", {"r": 4, "save_projection": False}, "u"),
+        ("vera", {"target_modules": ["o_proj"], "save_projection": False}, "r"),
+        ("quantum_peft", {"n_layers": 1, "share": "none"}, "r"),
+        ("quantum_peft", {"n_layers": 1, "share": "type"}, "r"),
+        ("quantum_peft", {"family": "core", "frame": "gradient"}, "r"),
+        ("quantum_peft", {"family": "lie", "frame": "gradient", "share": "type"}, "r"),
+    ],
+    ids=str,
+)
+def test_sizes_by_few_layers_are_those_of_the_base(settings):
+    method, fixed, vary = settings
+    model = on_meta(DEEP, "CAUSAL_LM")
+    counts = Counts(model, None, shares_frames=True)
+    design = Design("any", method, fixed, 5000, vary, [1, 2, 5], {}, None, [])
+    for value in design.values:
+        at = design.with_value(value)
+        _, costs = counts.exact(at)
+        assert counts.expected(at) == (costs.trainable, costs.stored_bytes)
+
+
+def test_whole_base_is_counted_for_suggestions_alone(use, monkeypatch):
+    bases = []
+
+    def recorded(base, config):
+        bases.append(base)
+        return qpeft.plan(base, config)
+
+    monkeypatch.setattr(counting, "plan", recorded)
+    with_values = [one for one in EVIDENCE.designs if one.values][::5]
+    use(*with_values)
+    suggestion = qpeft.suggest(DEEP, parameters=5000)
+    whole = [base for base in bases if base.config.num_hidden_layers == 9]
+    assert len(whole) == 1 + len(suggestion.alternatives)
+    assert len(bases) > 2 * len(whole)
+
+
+def unlike_layers():
+    model = on_meta(DEEP, "CAUSAL_LM")
+    model.model.layers[4].mlp.up_proj = nn.Linear(32, 64, bias=True, device="meta")
+    return model
+
+
+@pytest.mark.parametrize("base", [unlike_layers(), on_meta(BASE)], ids=["unlike", "few"])
+def test_base_whose_layers_are_few_or_not_alike_is_counted_itself(use, monkeypatch, base):
+    bases = []
+
+    def recorded(base, config):
+        bases.append(sum(p.numel() for p in base.parameters()))
+        return qpeft.plan(base, config)
+
+    monkeypatch.setattr(counting, "plan", recorded)
+    use(design("varied", "lora", {}, 3.5, 3.5, vary="r", values=[1, 2]))
+    qpeft.suggest(base, parameters=10**5)
+    assert {*bases} == {sum(p.numel() for p in base.parameters())}
+
+
+@pytest.mark.parametrize("budget", [{"parameters": 1300}, {"bytes": 900}], ids=str)
+def test_counts_on_few_layers_change_no_suggestion(use, monkeypatch, budget):
+    use(*EVIDENCE.designs[::18])
+    suggestion = qpeft.suggest(DEEP, **budget)
+    monkeypatch.setattr(counting, "_MANY_LAYERS", 100)
+    assert qpeft.suggest(DEEP, **budget) == suggestion
+
+
+# -- adapters for a pool
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_mixed"),
+    [({}, True), ({"modules_to_save": "@norms"}, False), ({"use_dora": True}, False)],
+    ids=str,
+)
+def test_adapters_that_a_pool_does_not_mix_are_left_out(use, settings, is_mixed):
+    use(design("ours", "quantum_peft", {"r": 1, **settings}, 3.5, 3.5), DESIGNS[3])
+    assert qpeft.suggest(BASE, parameters=10**5).label == "LoRA r=8"
+    if is_mixed:
+        assert qpeft.suggest(BASE, parameters=10**5, mixed_batches=True).label == "ours"
+    else:
+        with pytest.raises(ConfigError, match="AdapterPool serves"):
+            qpeft.suggest(BASE, parameters=10**5, mixed_batches=True)
+
+
+def test_pool_serves_what_is_suggested_for_mixed_batches(use, tmp_path):
+    """Two such adapters in one batch, with the logits that each has alone."""
+    use(DESIGNS[1], DESIGNS[3])
+    config = qpeft.suggest(BASE, parameters=10**5, mixed_batches=True).config
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(BASE).eval()
+    ids, alone = torch.arange(8)[None], []
+    for name in "ab":
+        model = get_peft_model(copy.deepcopy(base), copy.deepcopy(config)).eval()
+        for parameter in model.base_model.generators.parameters():
+            parameter.data.normal_()
+        model.base_model.generators.invalidate()
+        qpeft.save(model, tmp_path / name)
+        alone.append(model(ids).logits[0])
+    pool = qpeft.AdapterPool(base, tmp_path)
+    both = pool.model(ids.expand(2, -1), adapter_names=pool.place(["a", "b"])).logits
+    assert torch.allclose(both, torch.stack(alone), atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
 
 
 # -- names of modules that depend on the base

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora.model import _adapter_names_pre_forward_hook
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -34,9 +34,12 @@ from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, 
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.meta_model import refuse_adapted
 from qpeft.core.stock_adapter import stock_key
+from qpeft.core.targets import check_target_modules
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 from qpeft.folders import repair_folder
 
+# trained copies of modules (modules_to_save) that PEFT mixes in a batch
+_MIXED_COPIES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BASE = "__base__"  # PEFT's word in adapter_names
 # fields in which the adapters may differ, which only training uses
 _FREE = (
@@ -387,6 +390,30 @@ class AdapterPool:
             )
         parts = zip(self._binding.slots, generator().split(self._binding.sizes), strict=True)
         return others | {stock_key(slot.label): part.view(slot.shape) for slot, part in parts}
+
+
+def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
+    """Why a pool cannot serve several adapters with this config in one batch, or None.
+
+    `base` is the model without an adapter, which may be on the meta device.
+    """
+    if not _is_served(config.peft_type):
+        kind = PeftType(config.peft_type).value
+        return f"AdapterPool serves QPA, Quantum-PEFT and SoRA, and this is {kind}"
+    config = copy.copy(config)
+    check_target_modules(base, config)  # which names experts as PEFT does
+    saved = tuple(getattr(config, "modules_to_save", None) or ())
+    copied = [module for name, module in base.named_modules() if name.endswith(saved)]
+    unmixed = sorted({type(m).__name__ for m in copied if not isinstance(m, _MIXED_COPIES)})
+    if unmixed:
+        part = f"a trained copy of {unmixed[0]} (modules_to_save)"
+    elif getattr(config, "target_parameters", None):
+        part = "experts (target_parameters)"
+    elif getattr(config, "use_dora", False):
+        part = "DoRA"
+    else:
+        return None
+    return f"AdapterPool serves one of these in a batch: PEFT does not mix {part}"
 
 
 def _is_served(kind: Any) -> bool:

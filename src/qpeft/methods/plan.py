@@ -223,7 +223,8 @@ def _adapt(model: nn.Module, config: Any) -> Any:
     )
     try:
         with draws, patch.multiple(BOFTLayer, **lazy):
-            return get_peft_model(model, config)  # type: ignore[arg-type]
+            # without casts, which take time and change no count
+            return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
         raise (
             error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0])

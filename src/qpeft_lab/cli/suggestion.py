@@ -48,6 +48,12 @@ class Budget:
         "Refuse an adapter whose export this server does not load; a budget chooses another.",
         choices=("vllm",),
     )
+    mixed_batches: bool = option(
+        False,
+        "With a budget: only adapters that `qpeft.AdapterPool` serves in one batch with others of"
+        " their kind.",
+        panel="Serving",
+    )
 
 
 def settled(
@@ -85,8 +91,10 @@ def _suggested(
 ) -> Suggestion | None:
     """The adapter for the budget, if there is one. Raises ConfigError for options that do not fit."""
     if budget.parameters is None and budget.bytes is None:
-        if run.get("method") == AUTO:
-            raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
+        if run.get("method") == AUTO or budget.mixed_batches:
+            raise ConfigError(
+                "method auto and --mixed-batches need a budget: --parameters N or --bytes N"
+            )
         return None
     usual = {"method": AUTO, "task": RunSettings.task}
     chosen = [
@@ -106,6 +114,7 @@ def _suggested(
             parameters=budget.parameters,
             bytes=budget.bytes,
             frames=others.get("frames"),
+            mixed_batches=budget.mixed_batches,
             refuses=lambda config: next(iter(refusals(config)), None) if budget.server else None,
             trust_remote_code=run.get("trust_remote_code", False),
         )

@@ -18,8 +18,8 @@ from qpeft import methods
 from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import write_json
 from qpeft.methods import Trains
+from qpeft.methods.evidence import fill_names
 from qpeft.methods.plan import plan as count_parameters
-from qpeft.methods.suggest import fill_names
 from qpeft_lab.base_model import block_length, fingerprint, load_config
 from qpeft_lab.compare.cell import Cell, Setup
 from qpeft_lab.compare.data import on_parts, split_data

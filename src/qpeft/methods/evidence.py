@@ -1,0 +1,128 @@
+"""The evidence of `qpeft.suggest`, `evidence.json`: what each family of adapters reached.
+
+It is that of the equal search of evidence/PROTOCOL.md: for each family of adapters at each budget
+the configuration that was best in the search, and test losses in the same setups (a base and a
+text). `evidence/suggest_evidence.py` makes it from the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from qpeft.errors import ConfigError
+
+NORMS, LAST_NORM = "@norms", "@last-norm"  # stand for modules of a base
+
+
+@dataclass(frozen=True)
+class Design:
+    """A family of adapters at a budget: a method with its settings, and what the family reached in
+    each setup.
+    """
+
+    label: str
+    method: str  #: as in `qpeft train --method`
+    settings: dict[str, Any]  #: of the method, without the one that `vary` names
+    budget: int  #: most trainable parameters of the family in the study
+    #: the setting with the largest of `values` that keeps to this budget on a base; None: no setting
+    vary: str | None
+    values: list[int]  #: ascending
+    learning_rates: dict[str, float]  #: the safe one by base, and for all bases under ""
+    #: parameters of LoRA r=1 for which these hold: they grow with the root of that number; None:
+    #: they do not
+    per_lora: int | None
+    #: for each setup: base, base_parameters, data, steps, trainable, seeds; the mean test `loss` in
+    #: nats per token with its 95 % interval from `low` to `high`; the `share` of the reference's
+    #: gain; all with the best settings there
+    results: list[dict[str, Any]]
+
+    @property
+    def share(self) -> float:
+        """The gain in test loss over the untrained base, as a share of the reference's: mean over
+        the setups.
+        """
+        return fmean(result["share"] for result in self.results)
+
+    @property
+    def learning_rate(self) -> float:
+        """A learning rate that is safe in all of its setups, whose bases are small and runs short."""
+        bases = {result["base"] for result in self.results}
+        return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
+
+    def is_near(self, trainable: int) -> bool:
+        """Whether so many trainable parameters are of the size that was measured."""
+        smallest = min(result["trainable"] for result in self.results)
+        return smallest / 2 <= trainable <= self.budget
+
+    def with_value(self, value: int) -> Design:
+        """With this value of the setting that `vary` names."""
+        return replace(self, settings={**self.settings, str(self.vary): value})
+
+
+class Evidence(NamedTuple):
+    """Designs that were measured in the same setups with the same seeds."""
+
+    reference: str  # whose gain is 1
+    designs: list[Design]
+    lost: dict[
+        str, list[float]
+    ]  # by budget: shares of the best adapter's gain on bases that a choice did not know
+
+    def ranked(self, parameters: int) -> list[Design]:
+        """The designs by their share, the best first; if there are results on a base of this size,
+        with these alone.
+        """
+        own = [
+            [r for r in design.results if r["base_parameters"] == parameters]
+            for design in self.designs
+        ]
+        designs = [
+            replace(design, results=r or design.results)
+            for design, r in zip(self.designs, own, strict=True)
+        ]
+        return sorted(designs, key=lambda design: (-design.share, design.label))
+
+
+@cache
+def read_evidence() -> Evidence:
+    """The evidence that is part of qpeft."""
+    content = json.loads((files("qpeft.methods") / "evidence.json").read_bytes())
+    return Evidence(**{**content, "designs": [Design(**design) for design in content["designs"]]})
+
+
+# -- settings of a study that stand for modules of its base
+
+
+def fill_names(settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """`settings` with names of modules of `model` instead of "@norms" and others. Raises
+    ConfigError if it has none.
+    """
+    return {
+        name: _modules(value, model) if value in (NORMS, LAST_NORM) else value
+        for name, value in settings.items()
+    }
+
+
+def _modules(stands_for: str, model: nn.Module) -> list[str]:
+    """The last parts of the names of all normalizations; the name of the last one."""
+    norms = [
+        name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
+    ]
+    if not norms:
+        raise ConfigError(f"{type(model).__name__} has no module that {stands_for} stands for")
+    if stands_for == LAST_NORM:  # after the last block: neither in a block nor in the embeddings
+        outside = [
+            name
+            for name in norms
+            if not any(part.isdigit() or "embed" in part for part in name.split("."))
+        ]
+        return [(outside or norms)[-1]]
+    return sorted({name.rpartition(".")[2] for name in norms})
