@@ -4,114 +4,111 @@
 study. The values that are drawn are in the description of the file.
 """
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import matplotlib
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import picture_style as style
+from comparisons import mean_loss
 from qpeft_lab.compare.summary import Result, Summary
 from winners import ADAPTERS, FINAL, ROOT, SETUPS, best, summaries_of, winners_of
 
 STATIC = ROOT / "docs" / "static"
+STYLE = Path(__file__).with_suffix(".mplstyle")
 PICTURES = {
     STATIC / "main_result.svg": FINAL,
     STATIC / "quantum_adapters.svg": ADAPTERS,
-}  # if the study has rows
-LINES = {  # name of the line, its colour and its marker
-    "with a circuit": (style.QUANTUM, "o"),
-    "without a circuit": (style.CONTROL, "s"),
-    "LoRA": (style.CLASSICAL, "^"),
 }
 
 
-class Panel(NamedTuple):
-    """A setup: test losses in nats per token, of points (trainable parameters, loss)."""
-
-    title: str
-    untrained: float
-    adapters: list[list[float]]
-    lines: dict[str, list[list[float]]]
+class Line(NamedTuple):
+    color: str
+    marker: str
 
 
-def measured(study: str = FINAL) -> list[Panel]:
-    """The values from the rows."""
-    return [_panel(name, summary, study) for name, summary in summaries_of(study).items()]
+LINES = {
+    "best with a circuit": Line("#1559b7", "o"),
+    "best without a circuit": Line("#a34a00", "s"),
+    "LoRA": Line("#3f4248", "^"),
+}
 
 
-def _panel(setup: str, summary: Summary, study: str) -> Panel:
+def measured(study: str = FINAL) -> list[dict[str, Any]]:
+    """What a picture shows, from the rows: a panel for each setup."""
+    return [panel(setup, summary, study) for setup, summary in summaries_of(study).items()]
+
+
+def panel(setup: str, summary: Summary, study: str) -> dict[str, Any]:
+    """Test losses in nats per token; a point is [trainable parameters, loss]."""
     chosen = winners_of(setup, study)
     budgets = sorted({budget for _, budget in chosen})
-    trained = [found for found in summary.results if found.metric and found.method.rates]
+    trained = [result for result in summary.results if result.metric and result.method.rates]
+    kinds = zip(LINES, (True, False), strict=False)
     lines = {
-        name: [_point(summary[best(chosen, budget, has_circuit).key]) for budget in budgets]
-        for name, has_circuit in zip(LINES, (True, False), strict=False)
+        name: [point(summary[best(chosen, budget, has_circuit).key]) for budget in budgets]
+        for name, has_circuit in kinds
     }
-    lines["LoRA"] = [_point(found) for found in trained if found.key.startswith("lora_")]
-    return Panel(
-        SETUPS[setup], _point(summary["none"])[1], [_point(found) for found in trained], lines
-    )
+    lines["LoRA"] = [point(result) for result in trained if result.key.startswith("lora_")]
+    return {
+        "title": SETUPS[setup],
+        "untrained": point(summary["none"])[1],
+        "adapters": [point(result) for result in trained],
+        "lines": lines,
+    }
 
 
-def _point(found: Result) -> list[float]:
-    assert found.metric is not None
-    return [found.method.trainable, round(found.metric.mean, 5)]
+def point(result: Result) -> list[float]:
+    return [result.method.trainable, round(mean_loss(result), 5)]
 
 
-def described(text: str) -> list[Panel]:
-    """The values in the description of the file."""
-    found: list[dict[str, Any]] = json.loads(text)
-    return [Panel(**one) for one in found]
-
-
-def draw(panels: list[Panel]) -> Figure:
-    chart = style.figure(height=300 * -(-len(panels) // 2), width=720)
-    plots = chart.subplots(-(-len(panels) // 2), 2, squeeze=False)
-    for plot, panel in zip(plots.flat, panels, strict=False):
-        _draw(plot, panel)
+def draw(panels: list[dict[str, Any]]) -> Figure:
+    """Two panels in a row."""
+    n_rows = -(-len(panels) // 2)
+    chart = Figure(figsize=(10, n_rows * 300 / 72))
+    plots = chart.subplots(n_rows, 2, squeeze=False)
+    for axes, shown in zip(plots.flat, panels, strict=False):
+        draw_panel(axes, **shown)
     for row in plots:
         row[0].set_ylabel("test loss, nats per token (lower is better)")
-    for plot in plots[-1]:
-        plot.set_xlabel("trainable parameters")
+    for axes in plots[-1]:
+        axes.set_xlabel("trainable parameters")
     plots.flat[0].legend(loc="upper right")
     return chart
 
 
-def _draw(plot: Axes, panel: Panel) -> None:
-    plot.plot(
-        *zip(*panel.adapters, strict=True), "o", color="#c4c3bd", markersize=3, label="each adapter"
-    )
-    for name, points in panel.lines.items():
-        colour, marker = LINES[name]
-        label = name if name == "LoRA" else f"best {name}"
-        plot.plot(
-            *zip(*points, strict=True),
-            f"-{marker}",
-            color=colour,
-            markersize=5,
-            linewidth=1.4,
-            label=label,
-        )
-    losses = [loss for _, loss in panel.adapters]
-    sizes = [size for size, _ in panel.adapters]
-    plot.set(xscale="log", ylim=(min(losses) - 0.05, max(losses) + 0.05))
-    plot.set_title(f"{panel.title}; untrained {panel.untrained:.2f}")
-    plot.set_xticks([100, 1_000, 10_000], ["100", "1,000", "10,000"])
-    plot.set_xlim(min(sizes) / 1.4, 1.4 * max(sizes))
-    plot.minorticks_off()
+def draw_panel(
+    axes: Axes,
+    title: str,
+    untrained: float,
+    adapters: list[list[float]],
+    lines: dict[str, list[list[float]]],
+) -> None:
+    sizes, losses = zip(*adapters, strict=True)
+    axes.plot(sizes, losses, "o", color="#c4c3bd", markersize=3, label="each adapter")
+    for name, points in lines.items():
+        color, marker = LINES[name]
+        axes.plot(*zip(*points, strict=True), f"-{marker}", color=color, label=name)
+    axes.set(xscale="log", ylim=(min(losses) - 0.05, max(losses) + 0.05))
+    axes.set_title(f"{title}; untrained {untrained:.2f}")
+    axes.set_xticks([100, 1_000, 10_000], ["100", "1,000", "10,000"])
+    axes.set_xlim(min(sizes) / 1.4, 1.4 * max(sizes))
+    axes.minorticks_off()
 
 
 def main() -> None:
     for picture, study in PICTURES.items():
-        if shown := measured(study):
-            with style.style(picture.stem.replace("_", "-")):
-                chart = draw(shown)
-                chart.set_facecolor("white")
-                description = json.dumps([panel._asdict() for panel in shown])
-                chart.savefig(
-                    picture, metadata={"Date": None, "Creator": None, "Description": description}
-                )
+        panels = measured(study)
+        # the ids of a picture are made with the salt; two pictures of a page need different ones
+        with matplotlib.style.context(STYLE, after_reset=True):
+            matplotlib.rcParams["svg.hashsalt"] = picture.stem.replace("_", "-")
+            no_date = {"Date": None, "Creator": None}
+            draw(panels).savefig(picture, metadata={**no_date, "Description": json.dumps(panels)})
 
 
 if __name__ == "__main__":

@@ -98,22 +98,18 @@ def rates() -> str:
     """The largest part of the best learning rate's gain that one of `suggest` loses; in brackets,
     without this base.
     """
-    searches = {**summaries_of("equal-search"), **summaries_of("rates")}
+    searches = summaries_of("equal-search") | summaries_of("rates")
     rows = []
     for family, name in suggest_evidence.RATED.items():
-        lost_with = dict.fromkeys(searches, 0.0)
-        lost_without = dict.fromkeys(searches, 0.0)
-        for key in suggest_evidence.designs():
-            if not key.startswith(f"{family}_"):
-                continue
-            tunings = suggest_evidence.tuning(searches, key)
+        losses: dict[str, list[tuple[float, float]]] = {setup: [] for setup in searches}
+        for tunings in tunings_of(family, searches):
+            rate = suggest_evidence.safe_learning_rate(tunings)
             for here in tunings:
-                others = [tuning for tuning in tunings if tuning.base != here.base]
-                for lost, known in ((lost_with, tunings), (lost_without, others)):
-                    here_lost = here.lost(suggest_evidence.safe_learning_rate(known))
-                    lost[here.setup] = max(lost[here.setup], here_lost)
-        texts = [f"{100 * lost_with[s]:.0f} ({100 * lost_without[s]:.0f})" for s in searches]
-        rows.append([name, *texts])
+                others = [each for each in tunings if each.base != here.base]
+                rate_of_others = suggest_evidence.safe_learning_rate(others)
+                losses[here.setup].append((here.lost(rate), here.lost(rate_of_others)))
+        worst = [[100 * max(kind) for kind in zip(*of, strict=True)] for of in losses.values()]
+        rows.append([name, *(f"{own:.0f} ({other:.0f})" for own, other in worst)])
     return table(["lost, in per cent", *(SETUPS[setup] for setup in searches)], rows)
 
 
@@ -121,17 +117,22 @@ def powers() -> str:
     """What a learning rate that grows with a power of a quantity loses on a base whose searches did
     not choose it.
     """
-    searches = {**summaries_of("equal-search"), **summaries_of("rates")}
-    grows = [("width", 0.0), *product(suggest_evidence.QUANTITIES, suggest_evidence.POWERS)]
+    searches = summaries_of("equal-search") | summaries_of("rates")
     rows = []
-    for quantity, power in grows:
-        lost = dict.fromkeys(suggest_evidence.RATED, 0.0)
-        for key in suggest_evidence.designs():
-            family = key.partition("_")[0]
-            if family in lost:
-                tunings = suggest_evidence.tuning(searches, key, (quantity, power))
-                lost[family] = max(lost[family], suggest_evidence.left_out(tunings))
-        name = f"{quantity}, power {power:g}" if power else "nothing"
-        rows.append([name, *(f"{100 * most:.0f}" for most in lost.values())])
+    for grows in [("width", 0.0), *product(suggest_evidence.QUANTITIES, suggest_evidence.POWERS)]:
+        quantity, power = grows
+        texts = [f"{quantity}, power {power:g}" if power else "nothing"]
+        for family in suggest_evidence.RATED:
+            lost = map(suggest_evidence.left_out, tunings_of(family, searches, grows))
+            texts.append(f"{100 * max(lost):.0f}")
+        rows.append(texts)
     header = ["a rate that grows with", *suggest_evidence.RATED.values()]
     return table(header, rows, numbers=len(suggest_evidence.RATED))
+
+
+def tunings_of(
+    family: str, searches: dict[str, Summary], grows: tuple[str, float] | None = None
+) -> list[list[suggest_evidence.Tuning]]:
+    """Those of each design of a family, in all searches."""
+    keys = [key for key in suggest_evidence.designs() if key.startswith(f"{family}_")]
+    return [suggest_evidence.tuning(searches, key, grows) for key in keys]

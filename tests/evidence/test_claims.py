@@ -137,3 +137,26 @@ def test_averages_are_in_per_cent_of_the_gain_of_each_setup():
     )
     cell = row.split("|")[4]
     assert float(re.match(r" ([+-][\d.]+)", cell)[1]) == round(fmean(shares), 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "verdicts"),
+    [
+        ("framed circuits minus framed signs", ["open", "open", "worse", "worse"]),
+        ("framed circuits minus Uni-LoRA", ["better", "better", "better", "open"]),
+        ("QPA minus Uni-LoRA", ["worse", "worse", "open", "open"]),
+        ("QPA minus LoRA, sizes about equal", ["", "", "open", "equivalent"]),
+        ("Quantum-PEFT minus Uni-LoRA", ["", "worse", "worse", "open"]),
+        ("framed core minus LoRA-SB", ["equivalent", "equivalent", "open", "better"]),
+        ("QPA, frozen angles", ["equivalent"]),
+        ("QPA, Gaussian features", ["equivalent"]),
+        ("Quantum-PEFT, signs", ["equivalent"]),
+        ("framed signs", ["equivalent"]),
+        ("QAA, Givens rotations", ["equivalent"]),
+    ],
+)
+def test_verdicts_that_sentences_rest_on(row, verdicts):
+    """Read README, findings and the published claims again if one changes."""
+    line = next(line for line in FINDINGS.splitlines() if line.startswith(f"| {row} |"))
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert [cell.rpartition(", ")[2] for cell in cells] == verdicts
