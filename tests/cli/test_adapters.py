@@ -12,7 +12,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
-from qpeft.core import frame_file
 from qpeft.errors import VerificationError
 from qpeft_lab import metrics
 from qpeft_lab.cli.export import stock_logits
@@ -278,10 +277,6 @@ def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported
 def test_frame_file_in_another_folder_is_used_by_every_command(
     qpeft_cli, answer, base_folder, text, tmp_path
 ):
-    def call(*arguments, code=0):
-        frame_file._KNOWN.clear()  # as in a new process
-        return qpeft_cli(*arguments, code=code)
-
     (tmp_path / "deep" / "frames").mkdir(parents=True)
     file, run = tmp_path / "deep" / "frames" / "mine.safetensors", tmp_path / "run"
     data = ("--model", base_folder, "--data", text, "--seq-len", "32")
@@ -305,9 +300,9 @@ def test_frame_file_in_another_folder_is_used_by_every_command(
         "export": (run / "adapter", "--out", tmp_path / "exported"),
     }
     for name, given in commands.items():
-        call(name, *given)
-    call("diagnose", run, "--samples", "10")
+        qpeft_cli(name, *given, code=0)
+    qpeft_cli("diagnose", run, "--samples", "10", code=0)
     moved = file.rename(tmp_path / "moved.safetensors")
     for name, given in commands.items():
-        assert "--frames" in call(name, *given, code=2).stderr
-        call(name, *given, "--frames", moved)
+        assert "--frames" in qpeft_cli(name, *given, code=2).stderr
+        qpeft_cli(name, *given, "--frames", moved, code=0)

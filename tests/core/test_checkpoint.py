@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -37,6 +38,25 @@ def test_base_on_the_meta_device_gives_equal_values(saved):
     values = [one.base_model.generators.bindings["default"].values() for one in (loaded, model)]
     for ours, theirs in zip(*values, strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_load_reads_the_config_and_hashes_the_weights_once(saved, monkeypatch):
+    """PEFT and safetensors open the weights by other means."""
+    clean, _, folder = saved
+    opened = []
+
+    def noted(function):
+        def call(path, *arguments, **options):
+            opened.append(Path(path).name)
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr("builtins.open", noted(open))  # PEFT's way
+    monkeypatch.setattr(Path, "open", noted(Path.open))
+    qpeft.load(clean, folder)
+    assert opened.count("adapter_config.json") == 1
+    assert opened.count("adapter_model.safetensors") == 1
 
 
 def test_saving_again_replaces_the_folder(saved, ids, adapters):

@@ -1,22 +1,41 @@
 """Save and load adapter folders; damaged or foreign folders are refused with the reason and the
 remedy.
+
+PEFT saves and loads. `save` and `load` check what PEFT does not, before and after it. In between
+PEFT calls, in this order:
+
+    call of PEFT                                     function of ours
+    load   inject_adapter                            GeneratedMixin.inject_adapter makes the generator
+           (PeftModel.from_pretrained)               from config and seed, and compares the digest of
+                                                     the base              core/generated_tuner.py
+           _remap_adapter_state_dict_for_load        CompactState checks the tensors of the file, and
+           (load_adapter)                            gives them to the generator    core/compact_state.py
+           the first forward pass                    Generators._before_forward places the generated
+                                                     tensors                        core/generators.py
+    save   _get_adapter_state_dict                   CompactState gives the generator's tensors
+           (save_pretrained)                         instead of LoRA's              core/compact_state.py
+
+A method of `OwnTuner` has the same four, in core/own_tuner.py. An attached adapter is built by
+`load_attached` of methods/attach.py, because PEFT alone cannot.
 """
 
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from qpeft.checks import check_finite
-from qpeft.core.config import check_seal
+from qpeft.core.config import check_seal, config_of
+from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.meta_model import check_adapted, check_model
 from qpeft.core.model_card import keep_card
 from qpeft.core.patterns import check_patterns
@@ -93,44 +112,66 @@ def load(
             has other weights and the adapter acts in frames of its base model.
         ConfigError: `base` is no model, or there is no file `frames`.
     """
-    from qpeft.core.frame_file import with_frame_settings
-
     check_model(base)
-    folder, name = Path(directory), options.get("adapter_name", "default")
+    folder = Path(directory)
+    adapter_name = options.get("adapter_name", "default")
+    with _refusing_what_does_not_fit(folder):
+        config = read_config(folder, frames)
+        host = getattr(config, "host", None) or {}  # of an attached adapter
+        check_patterns(base, vars(config) | host)
+        model = _build(base, folder, config, is_trainable=is_trainable, options=options)
+    broken = find_not_finite(model, adapter_name)
+    if broken is not None:
+        raise CheckpointError(
+            f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint"
+        )
+    return model
+
+
+def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
+    """The config of an adapter folder, after a check of its files. `frames` is as for `load`.
+
+    Raises:
+        CheckpointError: a file is damaged, missing or foreign, or a field of the config is invalid.
+        ConfigError: there is no file `frames`.
+    """
+    content = with_frame_settings(check_folder(folder), folder, frames)
+    return config_of(content, folder / CONFIG)
+
+
+def _build(
+    base: nn.Module, folder: Path, config: PeftConfig, *, is_trainable: bool, options: Any
+) -> Any:
+    """The PeftModel with the weights of `folder`, by PEFT, or by the method if PEFT alone cannot."""
+    options = {"config": config, "is_trainable": is_trainable, **options}
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)  # type: ignore[arg-type]
+    if hasattr(tuner, "load_folder"):
+        return tuner.load_folder(base, folder, **options)
+    model = PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
+    if not options.get("key_mapping"):
+        check_whole(model, folder, options.get("adapter_name", "default"))
+    return model
+
+
+@contextmanager
+def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
+    """Within: an error of torch, for tensors of other shapes, or of PEFT is a CheckpointError."""
     try:
-        content = check_folder(folder)
-        check_patterns(base, content)
-        # Raises if the frame file is missing. PEFT reads the config again, without `frames`, and
-        # finds the file by its hash, which this process knows from now on.
-        config = with_frame_settings(content, folder, frames)
-        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
-        # only `load_folder` builds those that PEFT alone cannot build
-        build = getattr(tuner, "load_folder", PeftModel.from_pretrained)
-        model = build(base, folder, is_trainable=is_trainable, **options)
-        if not hasattr(tuner, "load_folder") and not options.get("key_mapping"):
-            check_whole(model, folder, name)
+        yield
     except InputError as error:
         if str(folder) in str(error):
             raise
         raise type(error)(f"{folder}: {error}") from error
     except (MemoryError, BaseModelWarning):
         raise
-    except (
-        Exception
-    ) as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        reason = reason.encode(
-            "utf-8", "backslashreplace"
-        ).decode()  # JSON may have characters that nothing prints
+        # JSON may have characters that nothing prints
+        printable = reason.encode("utf-8", "backslashreplace").decode()
         raise CheckpointError(
-            f"{folder} does not fit this base model: {reason}; load it on the base model it was"
+            f"{folder} does not fit this base model: {printable}; load it on the base model it was"
             f" trained on, and restore its {CONFIG} if it was edited"
         ) from error
-    if broken := find_not_finite(model, name):
-        raise CheckpointError(
-            f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint"
-        )
-    return model
 
 
 def check_folder(folder: Path) -> dict[str, Any]:

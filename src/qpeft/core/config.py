@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft import LoraConfig, PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
 from qpeft.checks import check_fields, check_finite, option
@@ -147,20 +149,35 @@ class AdapterConfig(PeftConfig):
         or it is damaged.
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
-        try:
+        with _naming(folder / CONFIG_NAME):
             config: Any = super().from_pretrained(
                 pretrained_model_name_or_path, subfolder=subfolder, **kwargs
             )
-        except (CheckpointError, OSError):
-            raise
-        except Exception as error:  # a field of another type can fail anywhere in PEFT
-            raise CheckpointError(
-                f"{folder / CONFIG_NAME}: {error or type(error).__name__}; restore it"
-            ) from error
-        check_seal(
-            folder, getattr(config, "weights_sha256", None)
-        )  # PEFT returns a config of the folder's own class
+        # PEFT returns a config of the folder's own class
+        check_seal(folder, getattr(config, "weights_sha256", None))
         return config
+
+
+def config_of(content: Mapping[str, Any], path: Path) -> PeftConfig:
+    """The config that PEFT makes of the `content` of an adapter_config.json.
+
+    Raises CheckpointError, with the `path` of the file, if a field is invalid.
+    """
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
+    fields = {name: value for name, value in content.items() if name != "runtime_config"}
+    with _naming(path):
+        return kind.from_peft_type(**kind.check_kwargs(**fields))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Within: an invalid config is a CheckpointError with the path of its file."""
+    try:
+        yield
+    except (CheckpointError, OSError):
+        raise
+    except Exception as error:  # a field of another type can fail anywhere in PEFT
+        raise CheckpointError(f"{path}: {error or type(error).__name__}; restore it") from error
 
 
 def check_seal(folder: Path, expected: str | None) -> None:

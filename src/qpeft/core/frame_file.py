@@ -44,7 +44,6 @@ _GIVE = (
     "restore this file next to the adapter's folder, or name it: frames=PATH of qpeft.load and"
     " qpeft.AdapterPool, or --frames PATH of qpeft evaluate, generate and export"
 )
-_KNOWN: dict[str, Path] = {}  # where this process has read frame files, by SHA-256
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,6 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
         raise CheckpointError(
             f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again"
         ) from error
-    _KNOWN[sha256] = path
     return file
 
 
@@ -218,8 +216,7 @@ def with_frame_settings(
     """The content of adapter_config.json, with the settings in the frame file if the adapter refers
     to one.
 
-    The file is `given`, or it is searched for: where this process has read it, in the adapter's
-    `folder`, and in two above.
+    The file is `given`, or it is searched for in the adapter's `folder`, and in two above.
 
     Raises CheckpointError, with its name and hash, if it is missing or another one; ConfigError if
     `given` is missing.
@@ -227,8 +224,8 @@ def with_frame_settings(
     name, sha256 = content.get("frames"), content.get("frames_sha256")
     if sha256 is None:
         return content
-    above = [folder.absolute(), *folder.absolute().parents][: FOUND_ABOVE + 1]
-    near = [_KNOWN.get(str(sha256), ""), *(place / Path(str(name)).name for place in above)]
+    searched = [folder.absolute(), *folder.absolute().parents][: FOUND_ABOVE + 1]
+    near = [place / Path(str(name)).name for place in searched]
     path = given if given is not None else next(filter(isfile, near), None)
     if path is None:
         raise CheckpointError(

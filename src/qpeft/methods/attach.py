@@ -165,34 +165,39 @@ def _tensor(slot: Slot) -> Any:
 
 
 def load_attached(
-    base: nn.Module, folder: Path, *, is_trainable: bool = False, adapter_name: str = "default"
+    base: nn.Module,
+    folder: Path,
+    *,
+    config: AttachedConfig,
+    is_trainable: bool = False,
+    adapter_name: str = "default",
 ) -> PeftModel:
-    """The model saved in `folder`: the host adapter on `base`, with its generator.
+    """The model saved in `folder` with this `config`: the host adapter on `base`, with its
+    generator.
 
     Raises CheckpointError if the folder is damaged, or made for another base model; `base` is
     unchanged.
     """
-    saved: AttachedConfig = AttachedConfig.from_pretrained(folder)
-    host, generator = saved.to_stock(), saved.to_generator()
-    for name in _PROMPT_SIZES if host.is_prompt_learning and hasattr(base, "config") else ():
-        setattr(
-            host, name, None
-        )  # then PEFT takes those of `base`, and `load_adapter` compares them
+    host = config.to_stock()
+    if host.is_prompt_learning and hasattr(base, "config"):
+        # then PEFT takes the sizes of `base`, and `load_values` compares them
+        for name in _PROMPT_SIZES:
+            setattr(host, name, None)
     host.base_model_name_or_path = None  # PEFT would warn of another name, not of weights
     model: Any = get_peft_model(base, host, adapter_name)
     try:
-        attach(model, generator)
-        model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+        attach(model, config.to_generator())
+        model.load_values(folder, config, adapter_name, is_trainable=is_trainable)
     except BaseException:
         if not host.is_prompt_learning:
             model.unload()
         raise
     if is_trainable:
         return model
-    own = model.generators.configs[
-        adapter_name
-    ]  # it belongs to the base that it was trained on, not to this one
-    own.base_digest, own.base_model_name_or_path = saved.base_digest, saved.base_model_name_or_path
+    # it belongs to the base that it was trained on, not to this one
+    own = model.generators.configs[adapter_name]
+    own.base_digest = config.base_digest
+    own.base_model_name_or_path = config.base_model_name_or_path
     return model.requires_grad_(False)
 
 
@@ -262,15 +267,22 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         """Load the values of a folder of this adapter; ConfigError for any other adapter."""
         if adapter_name not in self.generators:
             self.add_adapter()
-        folder, live = (
-            Path(model_id, kwargs.get("subfolder") or ""),
-            self.generators.configs[adapter_name],
-        )
+        folder = Path(model_id, kwargs.get("subfolder") or "")
         saved = AttachedConfig.from_pretrained(folder)
         if not isinstance(saved, AttachedConfig):
             raise CheckpointError(
                 f"{folder} contains no attached adapter; load it on a base model of its own"
             )
+        return self.load_values(folder, saved, adapter_name, is_trainable=is_trainable)
+
+    def load_values(
+        self, folder: Path, saved: AttachedConfig, adapter_name: str, *, is_trainable: bool
+    ) -> Any:
+        """Load the values of a folder with the config `saved`; what PEFT's `load_adapter` returns.
+
+        Raises CheckpointError if they are of other tensors, or damaged.
+        """
+        live = self.generators.configs[adapter_name]
         if saved.generated != live.generated:
             raise CheckpointError(
                 f"{folder} generates other tensors than this adapter: it is for another base model,"
@@ -278,11 +290,11 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
             )
         check_base(saved, live.base_digest, name_of(self.get_base_model()))
         with self._compact():
-            found = super().load_adapter(
+            loaded = super().load_adapter(
                 folder, adapter_name, is_trainable, autocast_adapter_dtype=False
             )
         self.generators.refresh_detached()
-        return found
+        return loaded
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         # PEFT sets requires_grad of the tensors it finds, which views refuse

@@ -4,7 +4,6 @@ that they mean.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft import methods
 from qpeft.checks import option
 from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.files import file_hash
 from qpeft.folders import repair_folder
 from qpeft.user_code import is_file
 from qpeft_lab.demo import base_model
@@ -57,8 +57,8 @@ class Loading:
     def find(self, path: Path) -> Path:
         """The adapter folder: `path` or its sub-folder `adapter`.
 
-        The files of a method and an ansatz are executed. If the adapter refers to a frame file,
-        `frames` or the one that its run was given is read, and found by its hash from then on.
+        The files of a method and an ansatz are executed. If the adapter refers to the frame file
+        that its run was given, `frames` is this file from then on, unless it is set.
 
         Raises:
             CheckpointError: neither folder has a config, or `frames` is another file.
@@ -91,18 +91,17 @@ class Loading:
                 )
         if self.frames is not None:
             adapter_config(folder, self.frames)
-        elif settings.get(FRAMES):
-            from qpeft.core.frame_file import read_frame_file
-
-            with suppress(InputError):  # it is looked for next to the adapter then
-                read_frame_file(str(settings[FRAMES]))
+        elif settings.get(FRAMES) and _refers_to(folder, Path(settings[FRAMES])):
+            self.frames = Path(settings[FRAMES])
         return folder
 
     def base(self, folder: Path | None) -> str:
         """The base model: `model`, or the one in the config of the adapter. Raises InputError if
         there is none.
         """
-        named = self.model or (folder and adapter_config(folder).get("base_model_name_or_path"))
+        named = self.model
+        if not named and folder is not None:
+            named = adapter_config(folder, self.frames).get("base_model_name_or_path")
         if not named:
             raise InputError("no base model; pass --model, or an adapter that names one")
         return base_model(str(named))
@@ -123,6 +122,14 @@ def run_of(folder: Path) -> RunFolder | None:
 
     run = RunFolder(folder.resolve().parent)
     return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
+
+
+def _refers_to(folder: Path, frames: Path) -> bool:
+    """Whether the adapter in `folder` refers to the file `frames`."""
+    from qpeft.core.checkpoint import check_folder
+
+    wanted = check_folder(folder).get("frames_sha256")
+    return frames.is_file() and file_hash(frames) == wanted
 
 
 def adapter_config(folder: Path, frames: Path | None = None) -> dict[str, Any]:

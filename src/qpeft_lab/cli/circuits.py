@@ -60,7 +60,9 @@ class Choice:
         with stderr().status("Reading the adapter"):
             from qpeft_lab.diagnose.adapters import Adapter
 
-            found = Adapter(Loading(ansatz=own).find(self.adapter)).circuit()
+            loading = Loading(ansatz=own)
+            folder = loading.find(self.adapter)
+            found = Adapter(folder, loading.frames).circuit()
         if found is None:
             raise ConfigError(
                 f"{self.adapter} has no circuit that starts in |0...0>; give another one, or"

@@ -47,7 +47,7 @@ def diagnose(
         from qpeft_lab.diagnose.answers import diagnose as measure
 
         torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
-        found = measure(folder, samples)
+        found = measure(folder, samples, frames=loading.frames)
 
     def show(console: Console) -> None:
         line(console, f"Diagnosis of {target}\n", "bold")

@@ -123,18 +123,19 @@ def evaluate(
         "needs --adapter, one of --shots, --noise and --backend, and no --generate",
     )
     if generate:
-        return _score_answers(settings, trained.folder, Decoding(**search), bertscore_model)
+        return _score_answers(settings, trained, Decoding(**search), bertscore_model)
     _refuse_unused(
         {**dict.fromkeys(search, True), "bertscore_model": bertscore_model},
         "is for generated answers; add --generate, or leave it out",
     )
-    return _score_task(settings, trained.folder, trained.record, measure)
+    return _score_task(settings, trained, measure)
 
 
 class Trained(NamedTuple):
     """What is scored next to the base; empty without an adapter."""
 
     folder: Path | None  # of the adapter
+    frames: Path | None  # its frame file, if it is not next to it
     run: dict[str, Any]  # the fields of its training run, if it is in a run folder
     record: TaskRecord | None  # the classes, of a classification
 
@@ -144,11 +145,11 @@ def _trained(source: Any) -> Trained:
     from qpeft_lab.training.classifier import read_record
 
     if not source.adapter:
-        return Trained(None, {}, None)
+        return Trained(None, None, {}, None)
     folder = source.find(source.adapter)
     run = run_of(folder)
     fields = {} if run is None else asdict(run.recorded()[0])
-    return Trained(folder, fields, read_record(folder))
+    return Trained(folder, source.frames, fields, read_record(folder))
 
 
 def _settings(
@@ -237,8 +238,7 @@ def _measured(
 
 def _score_task(
     settings: RunSettings,
-    folder: Path | None,
-    record: TaskRecord | None,
+    trained: Trained,
     measure: Callable[..., Any] | None,
 ) -> Answer:
     """The scores of the base, unless its head is for other classes, and of the adapted model; or of
@@ -246,12 +246,14 @@ def _score_task(
     """
     from qpeft_lab.training.tasks import TASK_CLASSES
 
-    if folder is not None and record is None and not settings.is_language_model:
+    record = trained.record
+    if trained.folder is not None and record is None and not settings.is_language_model:
         raise InputError(
-            f"{folder} has no task.json with its classes; give the run folder of a classification"
+            f"{trained.folder} has no task.json with its classes; give the run folder of a"
+            " classification"
         )
     labels = () if record is None else record.labels
-    task = TASK_CLASSES[settings.task](settings, _reserved_positions(folder), labels)
+    task = TASK_CLASSES[settings.task](settings, _reserved_positions(trained), labels)
     task.evaluation = spread(settings.eval_blocks or 0, list(task.evaluation))
 
     def score(model: Any, is_base: bool) -> Any:
@@ -259,13 +261,13 @@ def _score_task(
             return None
         return task.score(model) if measure is None else measure(task, model)
 
-    scores = _scores(task.load_base(), folder, score)
+    scores = _scores(task.load_base(), trained, score)
     points: list[MeasuredPoint] = []
     if measure is not None:
         scores["adapted"], points = scores["adapted"]
     data = {
         "model": settings.model,
-        "adapter": folder,
+        "adapter": trained.folder,
         "data": settings.data,
         "task": settings.task,
     }
@@ -280,9 +282,11 @@ def _score_task(
     return Answer(data, partial(_show_scores, shown, unit))
 
 
-def _reserved_positions(folder: Path | None) -> int:
+def _reserved_positions(trained: Trained) -> int:
     """Positions of the context that a prefix or a prompt occupies, of an adapter or its host."""
-    config = {} if folder is None else adapter_config(folder)
+    if trained.folder is None:
+        return 0
+    config = adapter_config(trained.folder, trained.frames)
     host = config.get("host") or {}
     return (config | host).get("num_virtual_tokens") or 0
 
@@ -294,7 +298,7 @@ def _show_scores(scores: dict[str, Score], unit: str, console: Console) -> None:
     console.print(f"{first.n_scored:,} {unit}")
 
 
-def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) -> dict[str, Any]:
+def _scores(model: Any, trained: Trained, score: Callable[[Any, bool], Any]) -> dict[str, Any]:
     """The scores of `base`, and of `adapted` if there is an adapter."""
     import torch
 
@@ -303,15 +307,16 @@ def _scores(model: Any, folder: Path | None, score: Callable[[Any, bool], Any]) 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with stderr().status("Scoring"):
         scores = {"base": score(model.to(device), True)}
-        if folder is not None:
-            scores["adapted"] = score(qpeft.load(model, folder).to(device), False)
+        if trained.folder is not None:
+            adapted = qpeft.load(model, trained.folder, frames=trained.frames)
+            scores["adapted"] = score(adapted.to(device), False)
     return scores
 
 
 def _score_answers(
-    settings: RunSettings, folder: Path | None, decoding: Decoding, encoder: Path | None
+    settings: RunSettings, trained: Trained, decoding: Decoding, encoder: Path | None
 ) -> Answer:
-    """The scores of the answers of the base and, with `folder`, of the adapted model."""
+    """The scores of the answers of the base and, with an adapter, of the adapted model."""
     from qpeft_lab.base_model import load_model, load_tokenizer
     from qpeft_lab.data.sources import load_examples, references_by_prompt
     from qpeft_lab.metrics import score_texts
@@ -337,10 +342,10 @@ def _score_answers(
         return {**score_texts(texts, references, encoder), "texts": texts}
 
     base = load_model(settings.model, settings.dtype, settings.trust_remote_code)
-    scores = _scores(base, folder, answer)
+    scores = _scores(base, trained, answer)
     data = {
         "model": settings.model,
-        "adapter": folder,
+        "adapter": trained.folder,
         "data": settings.data,
         "decoding": asdict(decoding),
         **scores,

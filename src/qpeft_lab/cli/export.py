@@ -77,13 +77,13 @@ def export(
     folder = loading.find(source)
     base_name = loading.base(folder)
     with stderr().status("Exporting and verifying in a process without qpeft"):
-        data = _written(base_name, folder, target, merge, untie, loading.trust_remote_code)
+        data = _written(base_name, folder, target, merge, untie, loading)
     data |= {"path": str(out), "base": base_name}
     return Answer(data, lambda console: _show(console, data))
 
 
 def _written(
-    base: str, folder: Path, out: Path, merge: bool, untie: bool, trusted: bool
+    base: str, folder: Path, out: Path, merge: bool, untie: bool, loading: Loading
 ) -> dict[str, Any]:
     """Write and verify the export, which replaces `out`; what was written."""
     import torch
@@ -99,13 +99,14 @@ def _written(
     from qpeft_lab.training.tasks import load_processor
 
     record, how = read_record(folder), how_to_load(folder)
+    trusted = loading.trust_remote_code
     if trusted:
         how["options"] = {**how.get("options", {}), "trust_remote_code": True}
     model = load_base(base, record, trusted)
-    model_type, live = (
-        model.config.model_type,
-        qpeft.load(qpeft.untie_lm_head(model) if untie else model, folder),
-    )
+    model_type = model.config.model_type
+    if untie:
+        qpeft.untie_lm_head(model)
+    live = qpeft.load(model, folder, frames=loading.frames)
     inputs = probe_inputs(live)
     with torch.no_grad():
         logits = live.eval()(**inputs).logits

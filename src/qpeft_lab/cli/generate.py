@@ -46,7 +46,8 @@ def generate(
         from qpeft_lab.training.classifier import read_record
         from qpeft_lab.training.generate import generate_texts
 
-        if folder and (read_record(folder) or adapter_config(folder).get("task_type") == "SEQ_CLS"):
+        config = {} if folder is None else adapter_config(folder, source.frames)
+        if folder and (read_record(folder) or config.get("task_type") == "SEQ_CLS"):
             raise InputError(
                 f"{folder} is an adapter for labelled data, which generates no text; use qpeft"
                 " evaluate"
@@ -54,7 +55,7 @@ def generate(
         tokenizer = load_tokenizer(base_name, source.trust_remote_code)
         model: Any = load_model(base_name, trust_remote_code=source.trust_remote_code)
         if folder is not None:
-            model = qpeft.load(model, folder)
+            model = qpeft.load(model, folder, frames=source.frames)
         torch.manual_seed(seed)
         (new,) = generate_texts(model, tokenizer, [text], decoding, temperature=temperature)
     data = {

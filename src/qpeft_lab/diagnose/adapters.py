@@ -12,12 +12,11 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qpeft.circuits import Ansatz
-from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_tensors, load, read_config
 from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.folded import Folded
 from qpeft.core.generator import CircuitModule, Generator
@@ -55,15 +54,16 @@ class Adapter:
         ConfigError: No measurement applies to this kind of adapter, or its base model is not found.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, frames: str | Path | None = None) -> None:
         inside = Path(folder) / "adapter"  # of a run
         self.folder = inside if inside.is_dir() else Path(folder)
-        kind = check_folder(self.folder)["peft_type"]
+        self._frames = frames
+        self.config: Any = read_config(self.folder, frames)
+        kind = str(getattr(self.config.peft_type, "value", self.config.peft_type))
         self.tensors = load_file(self.folder / WEIGHTS)
         self.generator: Generator | None = None
         self.model: Any = None  # on the meta device, if only the base can make the generator
         try:
-            self.config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind].from_pretrained(str(self.folder))
             if isinstance(self.config, GeneratedConfig):
                 self._make_generator(self.config)
         except InputError:
@@ -89,7 +89,8 @@ class Adapter:
                     f"{self.folder / CONFIG} has no base_model_name_or_path, whose shapes are"
                     " needed"
                 )
-            self.model = load(on_meta(base, config.task_type), self.folder)
+            model = on_meta(base, config.task_type)
+            self.model = load(model, self.folder, frames=self._frames)
             self.generator = holder_of(self.model)["default"]  # type: ignore[index]
             return
         settings, slots, mark = config.to_generator(), self._slots(), f"{CONTAINER}."

@@ -17,7 +17,13 @@ _PAIRS = 10  # pairs of states per sample: fidelities are cheap
 Answers = Iterator[tuple[str, Measurement]]  # by subject: "start", "trained", ...
 
 
-def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str, Any]:
+def diagnose(
+    folder: str | Path,
+    samples: int = 200,
+    seed: int = 0,
+    *,
+    frames: str | Path | None = None,
+) -> dict[str, Any]:
     """Answer every question about a trained adapter.
 
     Args:
@@ -25,6 +31,7 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
         samples: Random circuits for each measurement; ten times as many pairs of states for
             expressibility.
         seed: Seed of the random circuits.
+        frames: The frame file of an adapter that refers to one, as for `qpeft.load`.
 
     Returns:
         `facts`, by name, and `findings`, by key: the `question`, the values of its `measurements`
@@ -34,7 +41,7 @@ def diagnose(folder: str | Path, samples: int = 200, seed: int = 0) -> dict[str,
         ConfigError: An adapter to which no measurement applies.
         CheckpointError: The folder is damaged, or not an adapter.
     """
-    adapter, findings = Adapter(folder), {}
+    adapter, findings = Adapter(folder, frames), {}
     for key, (question, measure) in _QUESTIONS.items():
         found: dict[str, Measurement] = {}
         left_out = None

@@ -29,12 +29,6 @@ TARGETS = ["q_proj", "up_proj", "down_proj"]
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
 
-@pytest.fixture(autouse=True)
-def new_process(monkeypatch):
-    """No frame file is known, as in a new process."""
-    monkeypatch.setattr(frame_file, "_KNOWN", {})
-
-
 def fitted(base, ids, save_to=None, **settings):
     """`base` with new gradient frames, fitted to `ids`."""
     config = qpeft.QuantumPeftConfig(
@@ -81,7 +75,6 @@ def test_logits_are_equal_with_frames_inside_and_outside(
     qpeft.save(inside, tmp_path / "inside")
     qpeft.save(outside, tmp_path / "outside")
     assert qpeft.export(outside, tmp_path / "exported").max_logit_difference <= 1e-6
-    frame_file._KNOWN.clear()
     for name in ("inside", "outside"):
         assert torch.equal(
             adapters.logits(qpeft.load(copy.deepcopy(llama), tmp_path / name).eval(), ids), expected
@@ -140,7 +133,6 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     qpeft.save(model, folder)
     fitted(llama, (ids + 1) % 50, other := tmp_path / "other.safetensors")
     moved = frames.rename(tmp_path / "elsewhere.safetensors")
-    frame_file._KNOWN.clear()
     for loads in (qpeft.load, PeftModel.from_pretrained):
         with pytest.raises(
             CheckpointError, match=rf"frames\.safetensors with SHA-256 {sha}, which is missing"
@@ -271,7 +263,6 @@ def test_byte_changed_or_lost_anywhere_is_refused_for_adapters_that_refer_to_the
     }
     for found in (damaged, original[:place]):
         frames.with_name("damaged.safetensors").write_bytes(found)
-        frame_file._KNOWN.clear()
         with pytest.raises(CheckpointError):
             frame_file.with_frame_settings(content, frames.parent / "a")
 
