@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from qpeft_lab.progress import Progress, stop_request
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
+from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
 from qpeft_lab.training.methods import build_adapter, build_configs
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
-from qpeft_lab.training.tasks import TASK_CLASSES, Task
+from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Task
 from qpeft_lab.user_files import file_hashes
 
 if TYPE_CHECKING:
@@ -197,8 +198,13 @@ def _fit(
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint is complete: starting from the beginning")
     stopping = partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once")
-    with _explained(folder), stop_request(stopping) as stop, outputs.resumable(ready.model):
-        trainer = _trainer(settings, ready, folder)
+    with (
+        _explained(folder),
+        stop_request(stopping) as stop,
+        outputs.resumable(ready.model),
+        _fused(settings, ready) as fused,
+    ):
+        trainer = _trainer(settings, ready, folder, fused)
         callback = RunCallback(trainer, folder, settings, stop, progress, task)
         for one in filter(None, (callback, imported(settings.record.callback), *callbacks)):
             trainer.add_callback(one)
@@ -233,7 +239,16 @@ def _fit(
     )
 
 
-def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Trainer:
+def _fused(settings: RunSettings, ready: Prepared) -> AbstractContextManager[Loss | None]:
+    """The loss without logits of a whole batch, if it is worthwhile and possible."""
+    if not isinstance(ready.task, CausalLM) or settings.label_smoothing:
+        return nullcontext()
+    return fused_loss(ready.model, settings.batch_size * ready.task.seq_len)
+
+
+def _trainer(
+    settings: RunSettings, ready: Prepared, folder: RunFolder, fused: Loss | None
+) -> Trainer:
     # renamed in transformers 5.23, which warns about the old name
     is_renamed = hasattr(TrainingArguments, "activation_checkpointing")
     name = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
@@ -273,8 +288,11 @@ def _trainer(settings: RunSettings, ready: Prepared, folder: RunFolder) -> Train
         model=ready.model,
         args=arguments,
         train_dataset=ready.task.train,  # type: ignore[arg-type]
-        data_collator=ready.task.collate,
-        compute_loss_func=ready.task.loss(settings.label_smoothing),
+        data_collator=lambda examples: {
+            **ready.task.collate(examples),
+            **(ONE_LOGIT if fused else {}),
+        },
+        compute_loss_func=fused or ready.task.loss(settings.label_smoothing),
         optimizer_cls_and_kwargs=optimizer,
     )
     trainer.remove_callback(PrinterCallback)
