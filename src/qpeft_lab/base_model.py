@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from qpeft.errors import ConfigError, InputError, needs
 from qpeft.files import file_hash
+from qpeft_lab.base_files import check_base_files
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
 Loaded = TypeVar("Loaded")
@@ -78,6 +79,7 @@ def load_weights(
     A base for which this is not expected must be refused with `refuse_lacking`. Raises InputError
     if there is no model.
     """
+    check_base_files(model)
     options |= {"dtype": dtype, "ignore_mismatched_sizes": True, "output_loading_info": True}
     if load_in_4bit:
         compute = getattr(torch, dtype)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from qpeft.backends import BackendSettings
@@ -78,6 +79,9 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
     common = {f.name for f in fields(_Given)}
     check_fields(_Given(**{name: value for name, value in options.items() if name in common}))
+    if group := _GENERATORS.get(run.method):  # before the import of PEFT, which takes seconds
+        not_given = {f.name for f in fields(group.settings)} - given.keys()
+        check_fields(SimpleNamespace(**given), owner=group.settings, skip=not_given)
     own = set(common)
     for method in (run.record, run.adapter):
         of_config = () if method.config is None else fields(method.config_class)

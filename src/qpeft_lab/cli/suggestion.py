@@ -16,6 +16,7 @@ from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
 from qpeft_lab.demo import base_model
 from qpeft_lab.settings import RunSettings, settings_from
+from qpeft_lab.training.inputs import check_inputs
 from qpeft_lab.training.methods import build_configs
 
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ def settled(
     run's export.
     """
     run = {**run, "model": base_model(run["model"])}
+    usual = {"method": RunSettings.method} if run.get("method") == AUTO else {}
+    draft = settings_from(RunSettings, {**run, **usual, "backend_settings": backend})
+    if draft.out:  # as far as it is possible without torch, which takes seconds to import
+        check_inputs(draft)
+    else:
+        draft.check()
     found = _suggested(run, {**method, **backend}, budget)
     if found is not None:
         run = {"lr": found.learning_rate, **run, "method": found.method}

@@ -32,6 +32,7 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
+from qpeft_lab.training.inputs import check_inputs
 from qpeft_lab.training.methods import build_adapter, build_configs
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
@@ -143,12 +144,7 @@ def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
     """The folder of the run; and hashes of its data, base and files of the user, of those that are
     local and exist.
     """
-    settings.check()
-    for name in ("model", "data", "out", "eval_data"):
-        if (
-            getattr(settings, name) == ""
-        ):  # a shell variable that is not set; as a path it is the current folder
-            raise ConfigError(f"{name} is empty; give a value")
+    check_inputs(settings)
     found = file_hashes(settings.method, settings.method_settings, settings.backend_settings)
     for name in ("data", "eval_data"):
         with suppress(OSError, InputError):

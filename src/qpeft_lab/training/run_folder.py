@@ -28,6 +28,7 @@ from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, read_json, write_json
 from qpeft_lab.files import RUN_AGAIN, output_file, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings, settings_from
+from qpeft_lab.training.inputs import RESULT
 from qpeft_lab.training.score import Score
 from qpeft_lab.user_files import without_folders
 
@@ -100,7 +101,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.exported = path / "exported"
-        self.result = path / "result.json"
+        self.result = path / RESULT
 
     def check(self, settings: RunSettings, identity: Mapping[str, str]) -> None:
         """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if it is
