@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from qpeft.errors import ConfigError
@@ -22,7 +23,7 @@ def check_inputs(settings: RunSettings) -> None:
     for name in ("model", "data", "out", "eval_data"):
         if getattr(settings, name) == "":  # a shell variable that is not set
             raise ConfigError(f"{name} is empty; give a value")
-    if (Path(settings.out).expanduser() / RESULT).exists():
+    if os.path.lexists(Path(settings.out).expanduser() / RESULT):
         return  # a finished run is only read; its data may be gone
     for data in filter(None, (settings.data, settings.eval_data)):
         source = parse_source(data)
