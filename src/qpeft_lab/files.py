@@ -24,8 +24,14 @@ _SCIENTIFIC = re.compile(
     r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"
 )  # 1e-3 too, which is a text in YAML 1.1
 _DISK_FULL = (
-    *("no space left on device", "disk quota exceeded", "file too large"),  # the system
-    *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
+    # of the system
+    "no space left on device",
+    "disk quota exceeded",
+    "file too large",
+    # of torch.save
+    "unexpected pos",
+    "file write failed",
+    "basic_ios::clear",
 )
 
 

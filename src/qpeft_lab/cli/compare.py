@@ -205,18 +205,23 @@ def _reported(
     """
     from qpeft_lab.compare import report as page
 
-    found = {
+    answer: dict[str, Any] = {
         **(data or {}),
-        **{"out": folder, "report": folder / "report.html", "rows": rows},
-        **{"answers": summary.answers, "limits": summary.limits},
+        "out": folder,
+        "report": folder / "report.html",
+        "rows": rows,
+        "answers": summary.answers,
+        "limits": summary.limits,
         "methods": [
-            page.line_of_method(one, summary) | {"settings": one.method.settings}
-            for one in summary.results
+            page.line_of_method(result, summary) | {"settings": result.method.settings}
+            for result in summary.results
         ],
         "failures": [
             {
                 "cell_id": cell_id(row),
-                **{key: row.get(key) for key in ("status", "error_type", "error")},
+                "status": row["status"],
+                "error_type": row.get("error_type"),
+                "error": row.get("error"),
             }
             for row in failures
         ],
@@ -247,7 +252,7 @@ def _reported(
         line(console, f"report  {folder / 'report.html'}")
         line(console, f"table   {folder / 'summary.csv'}")
 
-    return Answer(found, show, exit_code=SOME_FAILED if failures and data else 0)
+    return Answer(answer, show, exit_code=SOME_FAILED if failures and data else 0)
 
 
 def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:

@@ -54,27 +54,28 @@ def plan(
         if suggestion is None:
             base, head = base_on_meta(settings.model, settings.task, settings.trust_remote_code)
             configs = build_configs(settings, head)
-            found = qpeft.plan(base, *configs, steps=settings.n_steps, **settings.backend_settings)
+            planned = qpeft.plan(
+                base, *configs, steps=settings.n_steps, **settings.backend_settings
+            )
         else:
-            found = suggestion.plan
-    data = {"model": run["model"], **asdict(found)}
+            planned = suggestion.plan
+    data = {"model": run["model"], **asdict(planned)}
     kinds = dict.fromkeys(
-        name.removesuffix(".weight").rpartition(".")[2] for name in found.target_modules
+        name.removesuffix(".weight").rpartition(".")[2] for name in planned.target_modules
     )
+    fields = asdict(planned)
+    del fields["target_modules"], fields["notes"]  # as texts below
+    host = {"host": settings.host} if settings.attaches else {}
     shown = {
         "model": run["model"],
-        **({"host": settings.host} if settings.attaches else {}),
-        **{
-            name: value
-            for name, value in asdict(found).items()
-            if name not in ("target_modules", "notes")
-        },
-        "trainable_share_of_base": f"{found.trainable / found.base_parameters:.2g}",
+        **host,
+        **fields,
+        "trainable_share_of_base": f"{planned.trainable / planned.base_parameters:.2g}",
         "trainable_share_of_deployed": (
-            f"{found.trainable / found.deployed:.3%}" if found.deployed else None
+            f"{planned.trainable / planned.deployed:.3%}" if planned.deployed else None
         ),
-        "modules": f"{len(found.target_modules)}: {', '.join(kinds)}",  # "24: c_attn, c_proj"
-        "notes": "; ".join(found.notes),
+        "modules": f"{len(planned.target_modules)}: {', '.join(kinds)}",  # "24: c_attn, c_proj"
+        "notes": "; ".join(planned.notes),
     }
     if suggestion is not None:
         data["suggestion"] = {**asdict(suggestion), "learning_rate": suggestion.learning_rate}

@@ -26,8 +26,18 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 OF_FRAMES = (  # options of `qpeft frames` that are those of a run
-    *("model", "data", "task", "seq_len", "batch_size", "dtype", "seed", "trust_remote_code"),
-    *("text_column", "label_column", "prompt_column", "completion_column"),
+    "model",
+    "data",
+    "task",
+    "seq_len",
+    "batch_size",
+    "dtype",
+    "seed",
+    "trust_remote_code",
+    "text_column",
+    "label_column",
+    "prompt_column",
+    "completion_column",
 )
 
 

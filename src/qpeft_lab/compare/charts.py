@@ -30,10 +30,14 @@ from qpeft_lab.compare.study import is_comparable
 from qpeft_lab.compare.summary import Result, Summary
 
 WIDTH = 344  # pixels
-INK, MUTED, FAINT = "#1c1d20", "#5d6067", "#d9d8d2"
+INK = "#1c1d20"
+MUTED = "#5d6067"
+FAINT = "#d9d8d2"
+_TITLE = "#3f4248"
 _MOST_ROWS = 24  # of the chart of differences
 _MOST_NAMED = 12  # of the chart of sizes
-_LETTER, _LINE = 5.4, 12  # pixels of a label
+_LETTER = 5.4  # pixels: the width of a letter of a label
+_LINE = 12  # pixels: the height of a label
 
 
 class Kind(NamedTuple):
@@ -53,15 +57,15 @@ CONTROL = Kind("control", "control", "▲", "^", "#a34a00")
 BASE = Kind("base", "untrained", "✕", "X", MUTED)
 
 
-def kind_of(found: Result, summary: Summary) -> Kind:
+def kind_of(result: Result, summary: Summary) -> Kind:
     """The kind of a method in its study."""
-    if found.key == summary.study.reference:
+    if result.key == summary.study.reference:
         return REFERENCE
-    if found.method.role == "control":
+    if result.method.role == "control":
         return CONTROL
-    if not found.method.rates:
+    if not result.method.rates:
         return BASE
-    return QUANTUM if found.method.kind == "quantum" else CLASSICAL
+    return QUANTUM if result.method.kind == "quantum" else CLASSICAL
 
 
 class Chart(NamedTuple):
@@ -117,33 +121,21 @@ def differences(summary: Summary) -> Chart | None:
         return None
     factor = summary.metric.factor
     with drawing(56 + 30 * n_rows + 24 * len(groups)) as (figure, axes):
-        line, style = 0.0, {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
+        style = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
+        box = {"fc": "white", "ec": "none", "pad": 0.8}
+        line = 0.0
         for title, rows in groups.items():
             axes.text(0, line, title, weight="bold", **style)
             line += 0.8
-            for found, difference in rows:
-                kind, mean, reach = kind_of(found, summary), factor * difference.mean, None
-                axes.text(
-                    0, line, found.label, bbox={"fc": "white", "ec": "none", "pad": 0.8}, **style
-                )
-                if difference.low is not None and difference.high is not None:
-                    reach = [[mean - factor * difference.low], [factor * difference.high - mean]]
-                face = kind.color if difference.verdict in (BETTER, WORSE) else "white"
-                axes.errorbar(
-                    mean,
-                    line + 0.42,
-                    xerr=reach,
-                    marker=kind.marker,
-                    mfc=face,
-                    color=kind.color,
-                    capsize=2,
-                )
+            for row in rows:
+                axes.text(0, line, row.result.label, bbox=box, **style)
+                _draw_interval(axes, line + 0.42, row, factor, kind_of(row.result, summary))
                 line += 1
         axes.axvline(0, color=INK, lw=1, zorder=0.5)
         axes.set_yticks([])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(line, -0.5)
-        means = [factor * difference.mean for rows in groups.values() for _, difference in rows]
+        means = [factor * row.difference.mean for rows in groups.values() for row in rows]
         axes.set_xlim(*_limits([0.0, *means]))
         axes.locator_params(axis="x", nbins=5)
         sides = ("better", "worse") if summary.study.lower_is_better else ("worse", "better")
@@ -156,20 +148,41 @@ def differences(summary: Summary) -> Chart | None:
         return Chart(f"Differences in {summary.metric.title.lower()}", as_svg(figure), caption)
 
 
-def _groups(summary: Summary) -> dict[str, list[tuple[Result, Difference]]]:
+class ComparedResult(NamedTuple):
+    """A row of the chart of differences."""
+
+    result: Result
+    difference: Difference
+
+
+def _draw_interval(
+    axes: Axes, height: float, row: ComparedResult, factor: float, kind: Kind
+) -> None:
+    """The mean as a mark, filled for a verdict, and the interval, in the unit of the report."""
+    difference = row.difference
+    mean = factor * difference.mean
+    reach = None
+    if difference.low is not None and difference.high is not None:
+        reach = [[mean - factor * difference.low], [factor * difference.high - mean]]
+    face = kind.color if difference.verdict in (BETTER, WORSE) else "white"
+    axes.errorbar(
+        mean, height, xerr=reach, marker=kind.marker, mfc=face, color=kind.color, capsize=2
+    )
+
+
+def _groups(summary: Summary) -> dict[str, list[ComparedResult]]:
     """The trained methods with their differences, by what they are compared with; the best first."""
-    groups: dict[str, list[tuple[Result, Difference]]] = {}
-    for found in summary.by_quality:
-        difference = found.difference
-        is_shown = (
-            found.method.rates
-            and not _is_hopeless(found, summary)
-            and is_comparable(summary.ratio(found))
-        )
-        if is_shown and difference is not None and sum(map(len, groups.values())) < _MOST_ROWS:
-            groups.setdefault(f"minus {summary.compared_with(found)}", []).append(
-                (found, difference)
-            )
+    shown = [
+        ComparedResult(result, result.difference)
+        for result in summary.by_quality
+        if result.difference is not None
+        and result.method.rates
+        and not _is_hopeless(result, summary)
+        and is_comparable(summary.ratio(result))
+    ]
+    groups: dict[str, list[ComparedResult]] = {}
+    for row in shown[:_MOST_ROWS]:
+        groups.setdefault(f"minus {summary.compared_with(row.result)}", []).append(row)
     return groups
 
 
@@ -178,32 +191,30 @@ def sizes(summary: Summary) -> Chart | None:
     at that.
     """
     trained = [
-        found
-        for found in summary.by_quality
-        if found.metric and found.method.rates and found.method.trainable
+        result
+        for result in summary.by_quality
+        if result.metric and result.method.rates and result.method.trainable
     ]
-    shown = [found for found in trained if not _is_hopeless(found, summary)] or trained
+    shown = [result for result in trained if not _is_hopeless(result, summary)] or trained
     if len(trained) < 2:
         return None
-    factor, better = summary.metric.factor, "lower" if summary.study.lower_is_better else "higher"
+    factor = summary.metric.factor
+    better = "lower" if summary.study.lower_is_better else "higher"
     points = {
-        found.key: (_size(found, summary), factor * found.metric.mean)
-        for found in shown
-        if found.metric
+        result.key: Point(_size(result, summary), factor * result.metric.mean)
+        for result in shown
+        if result.metric
     }
-    sign, front = 1 if summary.study.lower_is_better else -1, list[str]()
-    for key in sorted(points, key=lambda key: (points[key][0], sign * points[key][1])):
-        if not front or sign * points[key][1] < sign * points[front[-1]][1]:
-            front.append(key)  # no other is better with as few parameters
-    named = [*dict.fromkeys([summary.study.reference, *front, *points])][:_MOST_NAMED]
+    front = _front(points, lower_is_better=summary.study.lower_is_better)
+    named = list(dict.fromkeys([summary.study.reference, *front, *points]))[:_MOST_NAMED]
     with drawing(300) as (figure, axes):
         axes.set_xscale("log")
-        for found in reversed(shown):  # the best on top
-            kind = kind_of(found, summary)
+        for result in reversed(shown):  # the best on top
+            kind = kind_of(result, summary)
             axes.plot(
-                *points[found.key],
+                *points[result.key],
                 marker=kind.marker,
-                color=kind.color if found.key in named else FAINT,
+                color=kind.color if result.key in named else FAINT,
                 ms=6,
             )
         axes.set_ylim(*_limits([y for _, y in points.values()]))
@@ -217,7 +228,7 @@ def sizes(summary: Summary) -> Chart | None:
         )
         axes.set_xlabel("Trainable parameters")
         axes.set_title(
-            f"{summary.metric.full_title}, {better} is better", fontsize="medium", color="#3f4248"
+            f"{summary.metric.full_title}, {better} is better", fontsize="medium", color=_TITLE
         )
         caption = (
             "Pale: without a label. Not drawn: worse than the base. Methods at the size of another"
@@ -228,23 +239,41 @@ def sizes(summary: Summary) -> Chart | None:
         )
 
 
+class Point(NamedTuple):
+    """A method in the chart of sizes."""
+
+    size: int
+    quality: float
+
+
+def _front(points: Mapping[str, Point], *, lower_is_better: bool) -> list[str]:
+    """The keys of the points with which no other of at most that size is as good; by size."""
+    sign = 1 if lower_is_better else -1
+    by_size = sorted(points, key=lambda key: (points[key].size, sign * points[key].quality))
+    front: list[str] = []
+    for key in by_size:
+        if not front or sign * points[key].quality < sign * points[front[-1]].quality:
+            front.append(key)
+    return front
+
+
 def curves(summary: Summary) -> Chart | None:
     """Validation loss against steps at the chosen learning rate, a line for each method, with its
     label at the end.
     """
     ordered = [
-        found
-        for found in summary.ordered
-        if found.method.rates and found.method.role != "equal_budget"
+        result
+        for result in summary.ordered
+        if result.method.rates and result.method.role != "equal_budget"
     ]
-    shown = [found for found in ordered if not _is_hopeless(found, summary)]
-    lines = {found.key: line for found in shown if len(line := _mean_curve(found)) > 1}
+    shown = [result for result in ordered if not _is_hopeless(result, summary)]
+    mean_curves = {result.key: _mean_curve(result) for result in shown}
+    lines = {key: line for key, line in mean_curves.items() if len(line) > 1}
     if not lines:
         return None
     ends = {key: line.iloc[-1] for key, line in lines.items()}
-    named = [*dict.fromkeys(key for key in (summary.study.reference, *lines) if key in lines)][
-        :_MOST_NAMED
-    ]
+    first = [key for key in (summary.study.reference, *lines) if key in lines]
+    named = list(dict.fromkeys(first))[:_MOST_NAMED]
     with drawing(300) as (figure, axes):
         for key, line in reversed(lines.items()):
             color = kind_of(summary[key], summary).color if key in named else FAINT
@@ -254,49 +283,59 @@ def curves(summary: Summary) -> Chart | None:
         axes.set_xlim(0, max(line.index[-1] for line in lines.values()))
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlabel("Steps")
-        axes.set_title("Validation loss, mean over seeds", fontsize="medium", color="#3f4248")
+        axes.set_title("Validation loss, mean over seeds", fontsize="medium", color=_TITLE)
         figure.draw_without_rendering()
-        room, place = (high - low) * _LINE / axes.get_window_extent().height, -math.inf
+        room = (high - low) * _LINE / axes.get_window_extent().height
+        place = -math.inf
         for key in sorted(named, key=ends.__getitem__):  # from below, none over another
             place = max(place + room, ends[key])
             color = kind_of(summary[key], summary).color
-            line = {
-                "arrowstyle": "-",
-                "color": color,
-                "lw": 0.5,
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            }
-            axes.annotate(
-                summary[key].label, (1, ends[key]), (1.05, place), axes.get_yaxis_transform(), arrowprops=line,
-                size=9, va="center", color=color, annotation_clip=False,
-            )  # fmt: skip
+            _name_end(axes, summary[key].label, end=ends[key], place=place, color=color)
         caption = "The learning rates are those that tuning chose. Pale: without a label."
         return Chart("Validation loss against steps", as_svg(figure), caption)
 
 
-def _mean_curve(found: Result) -> pd.Series:
+def _name_end(axes: Axes, label: str, *, end: float, place: float, color: str) -> None:
+    """A label right of the axes at `place`, with a line to the `end` of the curve."""
+    line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate(
+        label,
+        xy=(1, end),
+        xytext=(1.05, place),
+        xycoords=axes.get_yaxis_transform(),
+        arrowprops={**line, "relpos": (0, 0.5)},
+        size=9,
+        va="center",
+        color=color,
+        annotation_clip=False,
+    )
+
+
+def _mean_curve(result: Result) -> pd.Series:
     """The validation loss by step, over the seeds that succeeded."""
     losses = {
         seed: {step: loss for step, loss, _ in row["curve"]}
-        for seed, row in found.successes.items()
+        for seed, row in result.successes.items()
     }
     return pd.DataFrame(losses).mean(axis=1)
 
 
-def _is_hopeless(found: Result, summary: Summary) -> bool:
+def _is_hopeless(result: Result, summary: Summary) -> bool:
     """Whether the method is worse than the untrained base: axes end before it."""
-    base = next((f.metric.mean for f in summary.results if f.metric and not f.method.rates), None)
-    if base is None or found.metric is None:
+    untrained = [other.metric for other in summary.results if not other.method.rates]
+    base = next((metric.mean for metric in untrained if metric is not None), None)
+    if base is None or result.metric is None:
         return False
-    return found.metric.mean > base if summary.study.lower_is_better else found.metric.mean < base
+    mean = result.metric.mean
+    return mean > base if summary.study.lower_is_better else mean < base
 
 
-def _size(found: Result, summary: Summary) -> int:
+def _size(result: Result, summary: Summary) -> int:
     """Trainable parameters; of a comparable method at the size of another those of that one."""
-    of = found.method.at_size_of
-    return (summary[of] if of and is_comparable(summary.ratio(found)) else found).method.trainable
+    of = result.method.at_size_of
+    if of and is_comparable(summary.ratio(result)):
+        return summary[of].method.trainable
+    return result.method.trainable
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

@@ -68,11 +68,10 @@ def _origin(study: Study) -> dict[str, Any]:
     """
     run = study.run
     given = {"data": run.data, "eval_data": run.eval_data, "test_data": study.test_data}
-    return {
-        "task": run.task,
-        **{name: source and _content_of(source) for name, source in given.items()},
-        **{name: getattr(run, name) for name in (*COLUMNS, "pad_rows")},
-    }
+    content = {"task": run.task}
+    content |= {name: source and _content_of(source) for name, source in given.items()}
+    content |= {name: getattr(run, name) for name in (*COLUMNS, "pad_rows")}
+    return content
 
 
 def _content_of(source: str) -> str:
@@ -243,10 +242,8 @@ def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
     words = re.findall(r"\S{1,99}\s*|\s+", "\n\n".join(row["text"] for row in rows))
     first, second = (len(words) * share // _EVERY for share in (_EVERY - 2, _EVERY - 1))
     parts = {"train": words[:first], "validation": words[first:second], "test": words[second:]}
-    return {
-        part: [{"text": text}] if (text := "".join(found)).strip() else []
-        for part, found in parts.items()
-    }
+    texts = {part: "".join(words_of_part) for part, words_of_part in parts.items()}
+    return {part: [{"text": text}] if text.strip() else [] for part, text in texts.items()}
 
 
 def write_parts(study: Study, parts: Mapping[str, Sequence[Any]], folder: Path) -> None:

@@ -264,10 +264,10 @@ def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> P
         **shared,
         "revision": record.revision,
         "rates": rates,
-        **{
-            name: without_folders(getattr(draft, name))
-            for name in ("method", "host", "settings", "backend")
-        },
+        "method": without_folders(draft.method),
+        "host": without_folders(draft.host),
+        "settings": without_folders(draft.settings),
+        "backend": without_folders(draft.backend),
         **file_hashes(draft.method, draft.settings, draft.backend),
     }
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

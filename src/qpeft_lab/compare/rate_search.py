@@ -57,7 +57,8 @@ def search_rates(grid: Sequence[float], loss_of: Callable[[float], float | None]
     """
     rates = list(grid)
     while True:
-        losses = {rate: loss for rate in rates if (loss := loss_of(rate)) is not None}
+        outcomes = {rate: loss_of(rate) for rate in rates}
+        losses = {rate: loss for rate, loss in outcomes.items() if loss is not None}
         found = RateSearch(rates, losses)
         if (
             found.edge is None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,6 +26,7 @@ from qpeft_lab.compare.metrics import METRICS, TRAINABLE
 from qpeft_lab.compare.rate_search import MOST_EXTENSIONS
 from qpeft_lab.compare.rows import Row, cell_id, succeeded
 from qpeft_lab.compare.stats import Difference, Stats, describe
+from qpeft_lab.compare.study import Published
 from qpeft_lab.compare.summary import Result, Summary, load
 
 MISSING = "\u2013"
@@ -66,9 +67,10 @@ def write_outputs(source: Path, folder: Path | None = None) -> Summary:
 
     Raises InputError or CheckpointError where there is no valid study.
     """
-    summary, folder = load(source), folder or source
+    summary = load(source)
+    folder = folder or source
     lines = pd.DataFrame(
-        [line_of_method(found, summary) for found in summary.results], dtype=object
+        [line_of_method(result, summary) for result in summary.results], dtype=object
     )
     write_text(folder / "summary.csv", lines.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "report.html", page(summary))
@@ -77,20 +79,19 @@ def write_outputs(source: Path, folder: Path | None = None) -> Summary:
 
 def page(summary: Summary) -> str:
     """The report. It is one file: styles and charts are embedded, and it loads nothing else."""
+    drawn = [make(summary) for make in (charts.differences, charts.sizes, charts.curves)]
     context = {
         "summary": summary,
         "study": summary.study,
         "facts": _facts(summary),
-        "kinds": list(dict.fromkeys(kind_of(found, summary) for found in summary.results)),
+        "kinds": list(dict.fromkeys(kind_of(result, summary) for result in summary.results)),
         "tables": {
-            make.__name__: make(summary)
-            for make in (results, published, learning_rates, measurements)
+            "results": results(summary),
+            "published": published(summary),
+            "learning_rates": learning_rates(summary),
+            "measurements": measurements(summary),
         },
-        "charts": [
-            chart
-            for make in (charts.differences, charts.sizes, charts.curves)
-            if (chart := make(summary))
-        ],
+        "charts": [chart for chart in drawn if chart is not None],
         "extensions": MOST_EXTENSIONS,
         "failures": {cell_id(row): row for row in summary.failures},
         "machines": _machines(summary),
@@ -116,25 +117,25 @@ def results(summary: Summary) -> Table:
     """Every method with its size, quality, and the difference from what it is compared with; the
     best first.
     """
-    lines, factor = [], summary.metric.factor
-    for found in summary.ordered:
-        rank, effective = found.mean("rank_numerical"), found.mean("rank_effective")
+    factor = summary.metric.factor
+    lines = []
+    for result in summary.ordered:
+        rank = result.mean("rank_numerical")
+        effective = result.mean("rank_effective")
+        verdict = result.difference and result.difference.verdict
         lines.append(
             {
-                "Method": _name(found, summary),
-                "Trainable parameters": f"{found.method.trainable:,}",
-                "Stored (kB)": decimal(found.mean("bytes_stored"), 1, 1e3),
-                summary.metric.full_title: mean_sd(found.metric, factor=factor),
-                "Compared with": summary.compared_with(found),
-                "Difference [95 % interval]": interval(found.difference, factor),
-                "Verdict": (
-                    found.difference
-                    and f"{_VERDICTS[found.difference.verdict]} {found.difference.verdict}"
-                ),
+                "Method": _name(result, summary),
+                "Trainable parameters": f"{result.method.trainable:,}",
+                "Stored (kB)": decimal(result.mean("bytes_stored"), 1, 1e3),
+                summary.metric.full_title: mean_sd(result.metric, factor=factor),
+                "Compared with": summary.compared_with(result),
+                "Difference [95 % interval]": interval(result.difference, factor),
+                "Verdict": verdict and f"{_VERDICTS[verdict]} {verdict}",
                 "Update rank (effective)": (
                     MISSING if effective is None else f"{decimal(rank, 1)} ({effective:.1f})"
                 ),
-                "Remarks": _remarks(found, summary),
+                "Remarks": _remarks(result, summary),
             }
         )
     caption = (
@@ -146,64 +147,58 @@ def results(summary: Summary) -> Table:
 def published(summary: Summary) -> Table:
     """Published values next to those measured, in the unit of the report."""
     lines = []
-    for found, one in (
-        (result, one) for result in summary.results for one in result.method.published
-    ):
-        metric, decimals = (
-            one.metric or summary.study.metric,
-            (0 if one.metric == TRAINABLE else _DECIMALS),
-        )
-        # the plan has counted the parameters
-        stats = (
-            describe({0: found.method.trainable}) if metric == TRAINABLE else found.stats(metric)
-        )
-        factor = METRICS[metric].factor
-        lines.append(
-            {
-                "Method": found.label,
-                "Metric": summary.shown(metric).full_title,
-                "Published": f"{one.value:,.12g}",
-                "Measured": mean_sd(stats, decimals, factor),
-                "Measured - published": decimal(
-                    stats and factor * stats.mean - one.value, decimals, sign="+"
-                ),
-                "Source": f"{one.source} ({one.note})" if one.note else one.source,
-            }
-        )
+    for result in summary.results:
+        for value in result.method.published:
+            lines.append(_line_of_published(value, result, summary))
     return Table.of("published", "Published values, and those measured here", lines)
+
+
+def _line_of_published(value: Published, result: Result, summary: Summary) -> dict[str, str]:
+    metric = value.metric or summary.study.metric
+    if metric == TRAINABLE:  # the plan has counted the parameters
+        decimals = 0
+        stats = describe({0: result.method.trainable})
+    else:
+        decimals = _DECIMALS
+        stats = result.stats(metric)
+    factor = METRICS[metric].factor
+    difference = None if stats is None else factor * stats.mean - value.value
+    return {
+        "Method": result.label,
+        "Metric": summary.shown(metric).full_title,
+        "Published": f"{value.value:,.12g}",
+        "Measured": mean_sd(stats, decimals, factor),
+        "Measured - published": decimal(difference, decimals, sign="+"),
+        "Source": f"{value.source} ({value.note})" if value.note else value.source,
+    }
 
 
 def learning_rates(summary: Summary) -> Table:
     """Every learning rate that was tried, with the lowest validation loss of its trial."""
 
-    def trial(rate: float, row: Row | None, chosen: float | None) -> str:
-        outcome = (
-            "missing"
-            if row is None
-            else decimal(row.get("valid_loss"))
-            if succeeded(row)
-            else row["status"]
-        )
-        return f"{rate:g}: {outcome}{' ✓' if rate == chosen else ''}"
-
-    lines = [
-        {
-            "Method": _name(found, summary),
-            "Chosen": (
-                found.lr
-                and f"{found.lr:g}{f' ({found.lr_at_edge}est)' if found.lr_at_edge else ''}"
-            ),
-            **{
-                f"Trial {n}": trial(*one, found.lr)
-                for n, one in enumerate(found.trials.items(), start=1)
-            },
+    lines = []
+    for result in summary.ordered:
+        if not result.trials:
+            continue
+        edge = f" ({result.lr_at_edge}est)" if result.lr_at_edge else ""
+        line = {
+            "Method": _name(result, summary),
+            "Chosen": "" if result.lr is None else f"{result.lr:g}{edge}",
         }
-        for found in summary.ordered
-        if found.trials
-    ]
+        for number, (rate, row) in enumerate(result.trials.items(), start=1):
+            mark = " ✓" if rate == result.lr else ""
+            line[f"Trial {number}"] = f"{rate:g}: {_outcome(row)}{mark}"
+        lines.append(line)
     return Table.of(
         "rates", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", lines
     )
+
+
+def _outcome(row: Row | None) -> str:
+    """The validation loss of a trial, or why it has none."""
+    if row is None:
+        return "missing"
+    return decimal(row.get("valid_loss")) if succeeded(row) else row["status"]
 
 
 def decimal(
@@ -221,21 +216,23 @@ def mean_sd(stats: Stats | None, decimals: int = _DECIMALS, factor: float = 1.0)
     return f"{factor * stats.mean:,.{decimals}f}{spread}"
 
 
-def interval(found: Difference | None, factor: float = 1.0) -> str:
+def interval(difference: Difference | None, factor: float = 1.0) -> str:
     """`-0.0612 [-0.1032, -0.0192]`, with more decimals for a narrow interval, to show two digits of
     it.
     """
-    if found is None:
+    if difference is None:
         return MISSING
-    if found.low is None or found.high is None:
-        return f"{factor * found.mean:+.{_DECIMALS}f}"
-    width = factor * (found.high - found.low)
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        return f"{factor * difference.mean:+.{_DECIMALS}f}"
+    width = factor * (high - low)
     digits = 1 - math.floor(math.log10(width)) if width > 0 else _DECIMALS
     decimals = min(_MOST_DECIMALS, max(_DECIMALS, digits))
-    mean, low, high = (
-        f"{factor * value:+.{decimals}f}" for value in (found.mean, found.low, found.high)
-    )
-    return f"{mean} [{low}, {high}]"
+
+    def shown(value: float) -> str:
+        return f"{factor * value:+.{decimals}f}"
+
+    return f"{shown(difference.mean)} [{shown(low)}, {shown(high)}]"
 
 
 def _facts(summary: Summary) -> dict[str, str]:
@@ -254,31 +251,39 @@ def _facts(summary: Summary) -> dict[str, str]:
     }
 
 
+class Column(NamedTuple):
+    """A column of measurements: the name in the rows, and how the values are shown."""
+
+    title: str
+    name: str
+    factor: float  # to the unit of the title
+    decimals: int
+
+
+_COSTS = [
+    Column("Training (s, shared machine)", "seconds", 1.0, 1),
+    Column("Generator parameters", "params_generator", 1.0, 0),
+    Column("Step (ms)", "step_ms", 1.0, 1),
+    Column("Step ÷ the reference's", "step_ratio", 1.0, 2),
+    Column("Peak memory (MB)", "peak_mem_bytes", 1e-6, 1),
+]
+
+
 def measurements(summary: Summary) -> Table:
     """Everything else that was measured."""
     others = [name for name in METRICS if name not in (summary.study.metric, TRAINABLE)]
-    # by title: the name of a measurement, the factor to the unit that is shown, and decimals
-    measured = {
-        **{
-            summary.shown(name).full_title: (name, METRICS[name].factor, _DECIMALS)
-            for name in others
-        },
-        "Training (s, shared machine)": ("seconds", 1.0, 1),
-        "Generator parameters": ("params_generator", 1.0, 0),
-        "Step (ms)": ("step_ms", 1.0, 1),
-        "Step ÷ the reference's": ("step_ratio", 1.0, 2),
-        "Peak memory (MB)": ("peak_mem_bytes", 1e-6, 1),
-    }
-    lines = [
-        {
-            "Method": _name(found, summary),
-            **{
-                title: mean_sd(found.stats(one), n, factor)
-                for title, (one, factor, n) in measured.items()
-            },
-        }
-        for found in summary.ordered
+    columns = [
+        Column(summary.shown(name).full_title, name, METRICS[name].factor, _DECIMALS)
+        for name in others
     ]
+    columns += _COSTS
+    lines = []
+    for result in summary.ordered:
+        line = {"Method": _name(result, summary)}
+        for column in columns:
+            stats = result.stats(column.name)
+            line[column.title] = mean_sd(stats, column.decimals, column.factor)
+        lines.append(line)
     caption = (
         "Other scores on the test data; costs. Steps and memory were measured while nothing else of"
         " the study ran"
@@ -295,21 +300,23 @@ def _machines(summary: Summary) -> str:
     )
 
 
-def _name(found: Result, summary: Summary) -> str:
+def _name(result: Result, summary: Summary) -> str:
     """The label after the sign of its kind, indented unless it is a main method."""
-    return f"{'↳ ' * (found.method.role != 'main')}{kind_of(found, summary).sign} {found.label}"
+    indent = "" if result.method.role == "main" else "↳ "
+    return f"{indent}{kind_of(result, summary).sign} {result.label}"
 
 
-def _remarks(found: Result, summary: Summary) -> str:
-    remarks = [found.lost, "" if found.has_improved else "did not improve on the base"]
-    if found.method.at_size_of:
-        remarks.append(f"has {summary.ratio(found):.0%} of the budget")
+def _remarks(result: Result, summary: Summary) -> str:
+    remarks = [result.lost, "" if result.has_improved else "did not improve on the base"]
+    if result.method.at_size_of:
+        remarks.append(f"has {summary.ratio(result):.0%} of the budget")
     return "; ".join(filter(None, remarks))
 
 
-def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
+def line_of_method(result: Result, summary: Summary) -> dict[str, Any]:
     """A line of summary.csv."""
-    method, stats = found.method, found.metric
+    method = result.method
+    stats = result.metric
     names = (
         "key",
         "label",
@@ -322,21 +329,21 @@ def line_of_method(found: Result, summary: Summary) -> dict[str, Any]:
         "deployed",
     )
     line: dict[str, Any] = {name: getattr(method, name) for name in names}
-    line |= {name: getattr(found, name) for name in ("lr", "lr_at_edge")}
+    line |= {name: getattr(result, name) for name in ("lr", "lr_at_edge")}
     line |= {
-        "ratio": summary.ratio(found) if method.at_size_of else None,
-        "seeds_ok": len(found.successes),
-        "statuses": " ".join(f"{seed}:{status}" for seed, status in found.statuses.items()),
+        "ratio": summary.ratio(result) if method.at_size_of else None,
+        "seeds_ok": len(result.successes),
+        "statuses": " ".join(f"{seed}:{status}" for seed, status in result.statuses.items()),
         "metric.mean": stats and stats.mean,
         "metric.sd": stats and stats.sd,
         "metric.n": len(stats.values) if stats else 0,
     }
     line |= {
-        f"delta.{f.name}": found.difference and getattr(found.difference, f.name)
+        f"delta.{f.name}": result.difference and getattr(result.difference, f.name)
         for f in fields(Difference)
     }
-    rows = [*found.successes.values(), found.cost or {}]
+    rows = [*result.successes.values(), result.cost or {}]
     measured = dict.fromkeys(
         name for row in rows for name, value in row.items() if isinstance(value, float | int)
     )
-    return line | {name: found.mean(name) for name in measured if name not in ("seed", "lr")}
+    return line | {name: result.mean(name) for name in measured if name not in ("seed", "lr")}

@@ -82,19 +82,11 @@ class _Run:
         """
         with stop_request(pool.stop) as stop:
             for phase in (self._plan.tuning_cells, self._plan.final_cells, self._plan.cost_cells):
-                while left := self._left(
-                    phase(self._file.rows)
-                ):  # trials may make further ones necessary
+                # trials may make further ones necessary
+                while left := self._left(phase(self._file.rows)):
                     self._report_total()
                     for cell, row in pool.run(left, is_exclusive=left[0].role == "cost"):
-                        self._file.append(row)
-                        if (
-                            succeeded(row)
-                            and (work := work_folder(cell, self._plan.folder)).exists()
-                        ):
-                            remove_folder(work)
-                        self._ended.add(cell.cell_id)
-                        self._progress.on_row(cell, row)
+                        self._keep(cell, row)
                     if stop.is_set():
                         n_left = len(self._left(self._plan.cells(self._file.rows)))
                         raise KeyboardInterrupt(
@@ -102,14 +94,25 @@ class _Run:
                         )
         self._report_total()
 
+    def _keep(self, cell: Cell, row: Row) -> None:
+        """Append the row, which is all that is kept of a cell that succeeded."""
+        self._file.append(row)
+        work = work_folder(cell, self._plan.folder)
+        if succeeded(row) and work.exists():
+            remove_folder(work)
+        self._ended.add(cell.cell_id)
+        self._progress.on_row(cell, row)
+
     def _report_total(self) -> None:
         cells = self._plan.cells(self._file.rows)
         self._progress.on_total(len(cells), len(cells) - len(self._left(cells)))
 
     def outcome(self, summary: Summary) -> RunOutcome:
         """The outcome, after all phases."""
-        cells, rows = self._plan.cells(self._file.rows), self._file.rows
-        failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
+        rows = self._file.rows
+        cells = self._plan.cells(rows)
+        finished = [rows[cell.cell_id] for cell in cells if cell.cell_id in rows]
+        failures = [row for row in finished if is_failure(row)]
         return RunOutcome(len(self._ended), len(cells) - len(self._ended), failures, summary)
 
     def _left(self, cells: list[Cell]) -> list[Cell]:

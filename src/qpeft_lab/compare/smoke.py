@@ -33,19 +33,15 @@ from qpeft_lab.files import output_file
 STAND_IN = "stand-in"  # folder of the stand-in's base and data, in that of the study
 
 _SIZES = {  # of the fields that a config has
-    **{
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    },
-    **{
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 1024,
-        "image_size": 8,
-        "patch_size": 4,
-    },
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 1024,
+    "image_size": 8,
+    "patch_size": 4,
 }
 _ROWS = {"train": 32, "validation": 12, "test": 12}
 _CLASSES = 3
@@ -170,12 +166,10 @@ def _tokenizer() -> PreTrainedTokenizerBase:
 
 def _rows(study: Study, part: str) -> list[dict[str, Any]]:
     """Rows of the format of the study's data, with the columns of the split data."""
-    random, task, rows, size = (
-        Random(part),
-        TASKS[study.run.task],
-        list[dict[str, Any]](),
-        _SIZES["image_size"],
-    )
+    random = Random(part)
+    task = TASKS[study.run.task]
+    size = _SIZES["image_size"]
+    rows: list[dict[str, Any]] = []
     for number in range(_ROWS[part]):
         text, kind = f"{part} {number}: {' '.join(random.choices(_WORDS, k=9))}.", number % _CLASSES
         if study.generation is not None and task.is_language_model:
@@ -184,7 +178,9 @@ def _rows(study: Study, part: str) -> list[dict[str, Any]]:
             rows.append({"text": "" if study.run.pad_rows and number % 4 == 1 else text})
         else:
             image = np.frombuffer(random.randbytes(3 * size**2), np.uint8).reshape(size, size, 3)
-            texts = {"text": text, **({TEXT_PAIR: text} if study.run.text_pair_column else {})}
-            label = kind / 2 if task.is_regression else f"class {kind}"
-            rows.append({**({"image": image} if task.has_images else texts), "label": label})
+            row: dict[str, Any] = {"image": image} if task.has_images else {"text": text}
+            if study.run.text_pair_column and not task.has_images:
+                row[TEXT_PAIR] = text
+            row["label"] = kind / 2 if task.is_regression else f"class {kind}"
+            rows.append(row)
     return rows

@@ -17,7 +17,10 @@ from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
 MIN_SEEDS = 3  # with fewer nothing is called better
-BETTER, WORSE, NO_DIFFERENCE, PRELIMINARY = "better", "worse", "no difference shown", "preliminary"
+BETTER = "better"
+WORSE = "worse"
+NO_DIFFERENCE = "no difference shown"
+PRELIMINARY = "preliminary"
 _ROUNDING = 1e-12
 
 
@@ -56,8 +59,9 @@ def describe(values: Mapping[int, float]) -> Stats | None:
     """Mean and sample standard deviation of the values by seed; None if there are none."""
     if not values:
         return None
-    found = list(values.values())
-    return Stats(fmean(found), stdev(found) if len(found) > 1 else None, dict(values))
+    numbers = list(values.values())
+    sd = stdev(numbers) if len(numbers) > 1 else None
+    return Stats(fmean(numbers), sd, dict(values))
 
 
 def compare(
@@ -77,16 +81,17 @@ def compare(
         key: paired_difference(values[key], values[to], to, lower_is_better)
         for key, to in others.items()
     }
-    found = {key: difference for key, difference in pairs.items() if difference is not None}
-    p_values = {key: difference.p for key, difference in found.items() if difference.p is not None}
+    differences = {key: pair for key, pair in pairs.items() if pair is not None}
+    p_values = {key: pair.p for key, pair in differences.items() if pair.p is not None}
     corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    for key, difference in found.items():
-        verdict, p_holm = difference.verdict, corrected.get(key)
+    for key, difference in differences.items():
+        verdict = difference.verdict
+        p_holm = corrected.get(key)
         favored = {BETTER: key, WORSE: difference.to}.get(verdict)
         if favored in failed or (p_holm is not None and p_holm >= 1 - LEVEL):
             verdict = NO_DIFFERENCE
-        found[key] = replace(difference, p_holm=p_holm, verdict=verdict)
-    return found
+        differences[key] = replace(difference, p_holm=p_holm, verdict=verdict)
+    return differences
 
 
 def paired_difference(
@@ -101,19 +106,22 @@ def paired_difference(
     differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
     if not differences:
         return None
-    n, mean = len(differences), fmean(differences)
+    n = len(differences)
+    mean = fmean(differences)
     if n == 1:
         return Difference(to, mean, None, None, n, None, None, PRELIMINARY)
-    low, high, p = mean, mean, 1.0
+    low = high = mean
+    p = 1.0
     if stdev(differences) > _ROUNDING * abs(mean):
         test = ttest_1samp(differences, 0.0)
         low, high = map(float, test.confidence_interval(LEVEL))  # pyright: ignore[reportAttributeAccessIssue]
         p = float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
     if n < MIN_SEEDS:
         return Difference(to, mean, low, high, n, None, None, PRELIMINARY)
-    verdict = (
-        NO_DIFFERENCE if low <= 0 <= high else BETTER if (high < 0) == lower_is_better else WORSE
-    )
+    is_better = (high < 0) == lower_is_better
+    verdict = BETTER if is_better else WORSE
+    if low <= 0 <= high:
+        verdict = NO_DIFFERENCE
     return Difference(to, mean, low, high, n, p, None, verdict)
 
 

@@ -241,10 +241,8 @@ class Study(_Strict):
                     )
         if self.generation is not None:
             self.generation.check()
-        usable = (
-            "test_loss",
-            *(OF_TEXTS if self.run.is_language_model else _metrics_of(self.run.task)),
-        )
+        of_task = OF_TEXTS if self.run.is_language_model else _metrics_of(self.run.task)
+        usable = ("test_loss", *of_task)
         if self.metric not in usable:
             raise ConfigError(
                 f"metric {self.metric} is not one of task {self.run.task}; use {', '.join(usable)}"

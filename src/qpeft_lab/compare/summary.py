@@ -91,8 +91,8 @@ class Result:
     @property
     def rows(self) -> list[Row]:
         """Every row once."""
-        found = [*self.seeds.values(), *self.trials.values(), self.cost]
-        return list({id(row): row for row in found if row is not None}.values())
+        rows = [*self.seeds.values(), *self.trials.values(), self.cost]
+        return list({id(row): row for row in rows if row is not None}.values())
 
     @property
     def lr(self) -> float | None:
@@ -122,8 +122,8 @@ class Result:
         return describe(values)
 
     def mean(self, name: str) -> float | None:
-        found = self.stats(name)
-        return None if found is None else found.mean
+        stats = self.stats(name)
+        return None if stats is None else stats.mean
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Summary:
     n_comparisons: int  # in the family of Holm's correction
 
     def __getitem__(self, key: str) -> Result:
-        return next(found for found in self.results if found.key == key)
+        return next(result for result in self.results if result.key == key)
 
     @property
     def reference(self) -> Result:
@@ -148,49 +148,49 @@ class Summary:
 
     def shown(self, name: str) -> Metric:
         """How a metric of METRICS is shown."""
-        found = METRICS[name]
-        return (
-            found._replace(unit=TASKS[self.study.run.task].unit) if name == "test_loss" else found
-        )
+        metric = METRICS[name]
+        if name == "test_loss":
+            return metric._replace(unit=TASKS[self.study.run.task].unit)
+        return metric
 
     @property
     def by_quality(self) -> list[Result]:
         """All methods, the best first; those without a result last."""
         sign = 1 if self.study.lower_is_better else -1
-        return sorted(
-            self.results, key=lambda found: sign * found.metric.mean if found.metric else math.inf
-        )
+
+        def badness(result: Result) -> float:
+            return math.inf if result.metric is None else sign * result.metric.mean
+
+        return sorted(self.results, key=badness)
 
     @property
     def ordered(self) -> list[Result]:
         """Main methods, the best first, each followed by its controls and by those at its size."""
-        others = [found for found in self.by_quality if found.method.role != "main"]
-        listed: list[Result] = []
-        for main in (found for found in self.by_quality if found.method.role == "main"):
-            listed += [
-                main,
-                *(one for one in others if main.key in (one.method.against, one.method.at_size_of)),
-            ]
-        return listed + [one for one in others if one not in listed]
+        main = [result for result in self.by_quality if result.method.role == "main"]
+        others = [result for result in self.by_quality if result.method.role != "main"]
+        ordered: list[Result] = []
+        for result in main:
+            ordered.append(result)
+            for other in others:
+                if result.key in (other.method.against, other.method.at_size_of):
+                    ordered.append(other)
+        return ordered + [other for other in others if other not in ordered]
 
-    def ratio(self, found: Result) -> float:
+    def ratio(self, result: Result) -> float:
         """Its size as a share of that which it shall have."""
-        return (
-            found.method.trainable / self[found.method.at_size_of].method.trainable
-            if found.method.at_size_of
-            else 1.0
-        )
+        of = result.method.at_size_of
+        return result.method.trainable / self[of].method.trainable if of else 1.0
 
-    def compared_with(self, found: Result) -> str:
+    def compared_with(self, result: Result) -> str:
         """The label of what it is compared with."""
-        if found.difference is not None:
-            return self[found.difference.to].label
-        return "the reference" if found.key == self.study.reference else ""
+        if result.difference is not None:
+            return self[result.difference.to].label
+        return "the reference" if result.key == self.study.reference else ""
 
     @property
     def rows(self) -> list[Row]:
         """Every row of the study, method by method."""
-        return [row for found in self.results for row in found.rows]
+        return [row for result in self.results for row in result.rows]
 
     @property
     def failures(self) -> list[Row]:
@@ -246,20 +246,18 @@ def publish(folder: Path, file: Path) -> None:
 def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
     """The results of the study; `rows` by cell_id."""
     results = [_read(study, method, rows) for method in study.methods]
-    by_key = {found.key: found for found in results}
-    values = {key: found.metric.values if found.metric else {} for key, found in by_key.items()}
-    failed = {key for key, found in by_key.items() if found.has_failures}
-    others = {one.key: one.against or one.at_size_of or study.reference for one in study.methods}
-    others = {
-        key: to for key, to in others.items() if to != key
-    }  # the reference is compared with none
+    by_key = {result.key: result for result in results}
+    values = {key: result.metric.values if result.metric else {} for key, result in by_key.items()}
+    failed = {key for key, result in by_key.items() if result.has_failures}
+    others: dict[str, str] = {}
+    for method in study.methods:
+        other = method.against or method.at_size_of or study.reference
+        if other != method.key:  # the reference is compared with none
+            others[method.key] = other
     differences = compare(others, values, failed, study.lower_is_better)
-    n_comparisons = sum(found.p is not None for found in differences.values())
-    return Summary(
-        study,
-        [replace(found, difference=differences.get(found.key)) for found in results],
-        n_comparisons,
-    )
+    n_comparisons = sum(difference.p is not None for difference in differences.values())
+    compared = [replace(result, difference=differences.get(result.key)) for result in results]
+    return Summary(study, compared, n_comparisons)
 
 
 def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -> Result:
@@ -268,33 +266,33 @@ def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -
     seeds = {seed: find(f"seed{seed}") for seed in study.seeds}
     if study.is_deterministic(method):  # the one result counts for every seed
         seeds = dict.fromkeys(seeds, next((row for row in seeds.values() if row is not None), None))
-    tried = search.rates if len(method.rates) > 1 else []
-    trials = {rate: row for rate in tried if (row := find(f"lr{rate:g}")) or rate in method.rates}
-    found = Result(
+    trials: dict[float, Row | None] = {}
+    for rate in search.rates if len(method.rates) > 1 else []:
+        row = find(f"lr{rate:g}")
+        # rates beyond the grid follow from results, and may be of an earlier search
+        if row is not None or rate in method.rates:
+            trials[rate] = row
+    result = Result(
         method=method, seeds=seeds, trials=trials, cost=find("cost"), search=search, metric=None
     )
-    return replace(found, metric=found.stats(study.metric) if found.successes else None)
+    return replace(result, metric=result.stats(study.metric) if result.successes else None)
 
 
 def _answers(summary: Summary) -> Iterator[str]:
     """First the controls if most of the trained methods have some, or those at its size if the
     reference has some.
     """
-    trained = [one for one in summary.by_quality if one.method.rates]
-    main, controls = (
-        [one for one in trained if one.method.role == role] for role in ("main", "control")
-    )
-    controlled = {one.method.against for one in controls}
+    trained = [result for result in summary.by_quality if result.method.rates]
+    main = [result for result in trained if result.method.role == "main"]
+    controls = [result for result in trained if result.method.role == "control"]
+    controlled = {result.method.against for result in controls}
     compared = [_verdicts(main, summary.reference.label)]
-    for of in dict.fromkeys(
-        found.method.at_size_of for found in summary.results if found.method.at_size_of
-    ):
-        near = [
-            one
-            for one in trained
-            if one.method.at_size_of == of and is_comparable(summary.ratio(one))
-        ]
-        if text := _verdicts(near, summary[of].label):
+    sizes = [result.method.at_size_of for result in summary.results if result.method.at_size_of]
+    for of in dict.fromkeys(sizes):
+        at_size = [result for result in trained if result.method.at_size_of == of]
+        near = [result for result in at_size if is_comparable(summary.ratio(result))]
+        text = _verdicts(near, summary[of].label)
+        if text:
             place = 0 if of == summary.study.reference else len(compared)
             compared.insert(place, f"At the size of {summary[of].label}: {text}")
     whose = summary[str(*controlled)].label if len(controlled) == 1 else "the controlled methods"
@@ -302,7 +300,7 @@ def _answers(summary: Summary) -> Iterator[str]:
     yield from (answer, *compared) if 2 * len(controlled) > len(main) else (*compared, answer)
 
 
-def _verdicts(found: Sequence[Result], other: str) -> str:
+def _verdicts(results: Sequence[Result], other: str) -> str:
     """One sentence: which methods are better than the other, not shown to differ, worse; the best
     first.
     """
@@ -315,36 +313,38 @@ def _verdicts(found: Sequence[Result], other: str) -> str:
     clauses = []
     for verdict, (relation, preposition) in relations.items():
         labels = [
-            one.label for one in found if one.difference and one.difference.verdict == verdict
+            result.label
+            for result in results
+            if result.difference is not None and result.difference.verdict == verdict
         ]
         if labels:
             verb = "is" if len(labels) == 1 else "are"
-            clauses.append(
-                f"{named(labels)} {verb} {relation} {'' if clauses else preposition}".strip()
-            )
+            end = "" if clauses else preposition
+            clauses.append(f"{named(labels)} {verb} {relation} {end}".strip())
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _where(summary: Summary, text: str, holds: Callable[[Result], Any]) -> str:
     """The text with the labels of the methods for which it holds; empty if there are none."""
-    labels = "; ".join(found.label for found in summary.results if holds(found))
+    labels = "; ".join(result.label for result in summary.results if holds(result))
     return f"{text}: {labels}." if labels else ""
 
 
 def _warnings(summary: Summary) -> Iterator[str]:
-    statuses = [status for found in summary.results for status in found.statuses.values()]
-    if n := statuses.count(MISSING):
-        yield f"{n:,} of {len(statuses):,} runs are missing: the study is not finished."
+    statuses = [status for result in summary.results for status in result.statuses.values()]
+    n_missing = statuses.count(MISSING)
+    if n_missing:
+        yield f"{n_missing:,} of {len(statuses):,} runs are missing: the study is not finished."
     before = "The best step is 0 with every seed, so the values are those before training"
-    yield _where(summary, before, lambda found: not found.has_improved)
+    yield _where(summary, before, lambda result: not result.has_improved)
     yield _where(
         summary,
         "A learning rate outside those tried may be better for",
-        lambda found: found.lr_at_edge,
+        lambda result: result.lr_at_edge,
     )
     yield from (f"{text}." for row in summary.rows for text in row.get("left_out", ()))
-    noise = max((found.mean("noise") or 0.0 for found in summary.results), default=0.0)
+    noise = max((result.mean("noise") or 0.0 for result in summary.results), default=0.0)
     if noise > MOST_NOISE:
         yield (
             f"Times are unreliable: two measurements of the same model differ by up to {noise:.0%}."
@@ -353,14 +353,15 @@ def _warnings(summary: Summary) -> Iterator[str]:
 
 
 def _limits(summary: Summary) -> Iterator[str]:
-    study, results = summary.study, summary.results
+    study = summary.study
+    results = summary.results
 
     def is_odd(control: Result) -> bool:
         size = summary[control.method.against].method.trainable if control.method.against else 0
         return bool(size) and not LEAST_SHARE <= control.method.trainable / size <= 1 / LEAST_SHARE
 
-    yield SIMULATED if any(found.method.kind == "quantum" for found in results) else ""
-    yield from (found.method.note for found in results)
+    yield SIMULATED if any(result.method.kind == "quantum" for result in results) else ""
+    yield from (result.method.note for result in results)
     yield (
         f"One base, one data set, {study.run.steps:,} steps: others may rank the methods"
         " differently."
@@ -379,17 +380,17 @@ def _limits(summary: Summary) -> Iterator[str]:
     yield _where(
         summary,
         "Favored by no verdict, because seeds failed or diverged",
-        lambda found: found.has_failures,
+        lambda result: result.has_failures,
     )
     mixed = "Trained with different learning rates; run the study again to finish it"
     yield _where(
-        summary, mixed, lambda found: len({row["lr"] for row in found.successes.values()}) > 1
+        summary, mixed, lambda result: len({row["lr"] for row in result.successes.values()}) > 1
     )
     yield _where(
         summary, "Controls with another number of trainable parameters than their method", is_odd
     )
     outside = "Outside 80 to 100 % of the size that they shall have, and not in the answer"
-    yield _where(summary, outside, lambda found: not is_comparable(summary.ratio(found)))
+    yield _where(summary, outside, lambda result: not is_comparable(summary.ratio(result)))
 
 
 def named(labels: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ def load_labelled_texts(
     `run` names the columns; `label` checks a label. Raises DataError.
     """
     rows = load_rows(source, split)
-    columns = {name: column for name in _COLUMNS if (column := getattr(run, name)) is not None}
+    columns = {name: getattr(run, name) for name in _COLUMNS if getattr(run, name) is not None}
     for name, column in columns.items():
         if column not in rows[0]:
             found = ", ".join(map(str, rows[0]))

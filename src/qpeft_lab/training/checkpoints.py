@@ -57,20 +57,19 @@ def prune(folder: Path) -> list[Path]:
     """Remove incomplete checkpoints, and all but the last two complete ones, which are returned,
     the oldest first.
     """
-    names = (
-        path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)
-    )
-    found = sorted(names, key=step_of)
-    complete = [
-        path
-        for path in found
-        if (files := _hashes(path)) and all((path / name).is_file() for name in files)
-    ]
-    kept = complete[-KEPT:]
-    for checkpoint in found:
+    paths = list(folder.glob("checkpoint-*"))
+    checkpoints = [path for path in paths if re.fullmatch(r"checkpoint-\d+", path.name)]
+    checkpoints.sort(key=step_of)
+    kept = [checkpoint for checkpoint in checkpoints if _is_complete(checkpoint)][-KEPT:]
+    for checkpoint in checkpoints:
         if checkpoint not in kept:
             remove_folder(checkpoint)
     return kept
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    names = _hashes(checkpoint)
+    return bool(names) and all((checkpoint / name).is_file() for name in names)
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:

@@ -89,10 +89,8 @@ def generate_texts(
         [""] * len(prompts),
         model.generation_config.eos_token_id,
     )  # such as the end of a turn
-    several = [
-        cast(Any, tokenizer.eos_token_id),
-        *(configured if isinstance(configured, list) else [configured]),
-    ]
+    several = [cast(Any, tokenizer.eos_token_id)]
+    several += configured if isinstance(configured, list) else [configured]
     ends = [token for token in dict.fromkeys(several) if token is not None]
     for start in range(0, len(places), at_once):
         batch = places[start : start + at_once]

@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 # fields of a PEFT config that the run sets, or that are set when an adapter is saved
 _RESERVED = {
-    *(
-        "task_type",
-        "peft_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-    ),
-    *("inference_mode", "runtime_config", "format_version", "generated"),
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "runtime_config",
+    "format_version",
+    "generated",
 }
 
 
