@@ -103,7 +103,7 @@ def is_compact(model: Any) -> bool:
     """Whether the saved adapters of this PeftModel are not those of its export: generated, or of a
     `LinearTuner`.
     """
-    return holder_of(model) is not None or hasattr(model.base_model, "stock_adapter")
+    return holder_of(model) is not None or hasattr(model.base_model, "stock_problem")
 
 
 def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
-from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
+from qpeft.core.rotation import Rotation, RotationTuner, rotated_width
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.cua import CUASettings
 
@@ -75,7 +75,7 @@ class CUARotation(Rotation):
         return rotated if self.is_linear else x.sign() * (x + rotated).abs() - x
 
 
-class CUAModel(LinearTuner):
+class CUAModel(RotationTuner):
     """The tuner that PEFT builds for a CUAConfig."""
 
     adapter_class = CUARotation

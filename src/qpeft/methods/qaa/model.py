@@ -149,5 +149,6 @@ class QAAModel(LinearTuner):
         )
 
     def plan_sizes(self) -> dict[str, Any]:
-        n_qubits = [branch.n_qubits for _, _, branch in self._pairs() if branch.n_qubits]
+        branches = [adapted.adapter for adapted in self.adapted_maps()]
+        n_qubits = [branch.n_qubits for branch in branches if branch.n_qubits]
         return {"n_qubits": max(n_qubits), "n_circuits": len(n_qubits)} if n_qubits else {}

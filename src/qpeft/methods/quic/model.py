@@ -24,7 +24,7 @@ from torch import Tensor
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
-from qpeft.core.linear_tuner import LinearTuner, Rotation, rotated_width
+from qpeft.core.rotation import Rotation, RotationTuner, rotated_width
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.quic import QuICSettings
@@ -118,7 +118,7 @@ class QuICRotation(Rotation):
         return [part.mT for part in found] if self.side == "output" else found
 
 
-class QuICModel(LinearTuner):
+class QuICModel(RotationTuner):
     """The tuner that PEFT builds for a QuICConfig."""
 
     adapter_class = QuICRotation
