@@ -73,8 +73,8 @@ def field_of(ansatz: Ansatz) -> str:
 
 
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi) as QPA's initial ones,
-    from `seed`.
+    """Angles `(samples, *ansatz.angle_shape)` in radians, float64, uniform on [-pi, pi) as QPA's
+    initial ones, from `seed`.
 
     Raises ValueError for a negative number of `samples`.
     """
@@ -84,8 +84,9 @@ def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
 
 def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """States (samples, 2**N) of the `ansatz` at random angles, drawn from `seed`. Raises as
-    `random_angles`.
+    """States (samples, 2**N) of the `ansatz` at random angles, drawn from `seed`.
+
+    float64 for an ansatz with real amplitudes, otherwise complex128. Raises as `random_angles`.
     """
     return circuit_states(ansatz, random_angles(ansatz, samples, seed))
 

@@ -1,7 +1,8 @@
 """Scores of predicted classes and numbers, by scikit-learn and scipy, computed over all predictions
 at once.
 
-Each takes the true values and the predicted ones, as lists or arrays of one length.
+Each takes the true values and the predicted ones, lists or arrays (n,) of one length; n is the
+number of examples. Lists of different lengths raise ValueError, as in scikit-learn and scipy.
 """
 
 from __future__ import annotations
@@ -14,14 +15,21 @@ import numpy as np
 
 
 def accuracy(labels: Sequence[int], predictions: Sequence[int]) -> float:
-    """The fraction of `predictions` that equal their `labels`."""
+    """The fraction of `predictions` (n,) that equal their `labels` (n,), from 0 to 1.
+
+    For classes of very different frequencies use `mcc` or `f1`: always predicting the most frequent
+    class has a high accuracy.
+    """
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(labels, predictions))
 
 
 def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
-    """Matthews' correlation of `labels` and `predictions`, from -1 to 1; 0 if all are the same."""
+    """Matthews' correlation of `labels` (n,) and `predictions` (n,), from -1 to 1.
+
+    It is 0 if all labels, or all predictions, are the same. Also for more than two classes.
+    """
     from sklearn.metrics import matthews_corrcoef
 
     with warnings.catch_warnings(action="ignore"):  # a single class
@@ -46,7 +54,7 @@ def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None 
 
 
 def pearson(labels: Sequence[float], predictions: Sequence[float]) -> float | None:
-    """Pearson's correlation of `labels` and `predictions`, from -1 to 1.
+    """Pearson's correlation of `labels` (n,) and `predictions` (n,), from -1 to 1.
 
     None where it is undefined: fewer than two values, equal labels or equal predictions, values
     that are not finite.
@@ -57,7 +65,10 @@ def pearson(labels: Sequence[float], predictions: Sequence[float]) -> float | No
 
 
 def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float | None:
-    """Spearman's correlation of the ranks of `labels` and `predictions`; None as `pearson`."""
+    """Spearman's correlation, of the ranks of `labels` (n,) and `predictions` (n,), from -1 to 1.
+
+    None where `pearson` is None.
+    """
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, labels, predictions)
@@ -66,5 +77,5 @@ def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float | N
 def _correlation(correlate: Callable[..., Any], *pair: Sequence[float]) -> float | None:
     if not all(np.isfinite(values).all() and np.ptp(values) > 0 for values in pair):
         return None
-    found = float(correlate(*pair).statistic)
-    return found if np.isfinite(found) else None
+    statistic = float(correlate(*pair).statistic)
+    return statistic if np.isfinite(statistic) else None

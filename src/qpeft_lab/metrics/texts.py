@@ -1,7 +1,8 @@
 """Scores of generated texts by sacrebleu, rouge-score and bert-score, and all of them at once.
 
-Every score takes the texts and, for each of them, one or more references; it raises DataError for
-other lists.
+Every score takes n `hypotheses`, the generated texts, and a list of n `references`, each a list of
+one or more texts. DataError is raised for other lists, such as a single text or lists of different
+lengths.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from qpeft.errors import ConfigError, DataError, InputError
 Texts = Sequence[str]
 References = Sequence[Sequence[str]]  # one or more of each text
 ROUGE = ("rouge1", "rouge2", "rougeL")
-_MAX_LENGTH = (
-    2**31 - 1
-)  # the limit of the tokenizers library; transformers stores a larger number for "unknown"
+# the limit of the tokenizers library; transformers stores a larger number for "unknown"
+_MAX_LENGTH = 2**31 - 1
 
 
 def bleu(hypotheses: Texts, references: References, lowercase: bool = False) -> float:
@@ -63,19 +63,20 @@ def rouge(hypotheses: Texts, references: References) -> dict[str, float]:
 
     _check(hypotheses, references)
     scorer = RougeScorer(ROUGE, use_stemmer=True)
-    found = [
+    of_texts = [
         scorer.score_multi(list(own), text)
         for text, own in zip(hypotheses, references, strict=True)
     ]
-    return {name: fmean(scores[name].fmeasure for scores in found) for name in ROUGE}
+    return {name: fmean(scores[name].fmeasure for scores in of_texts) for name in ROUGE}
 
 
 def bertscore(hypotheses: Texts, references: References, encoder: str | Path) -> float:
     """BERTScore's F1 of `hypotheses` and `references`, by bert-score: the mean; an empty text
     scores 0.
 
-    Of the `encoder`, a local folder, the last layer counts. Raises InputError if it cannot be used,
-    or if the package bert-score is missing.
+    Made of cosines, it is mostly between 0 and 1. Of the `encoder`, a local folder, the
+    last layer counts. Raises ConfigError if there is no such folder, and InputError if the encoder
+    cannot be used, or the package bert-score is missing.
     """
     _check(hypotheses, references)
     n_layers = encoder_layers(Path(encoder))
@@ -94,7 +95,8 @@ def bertscore(hypotheses: Texts, references: References, encoder: str | Path) ->
 def encoder_layers(folder: Path) -> int:
     """The number of layers of the encoder for BERTScore.
 
-    Raises InputError for an unusable encoder, and if the package bert-score is missing.
+    Raises ConfigError if there is no such folder, and InputError for an unusable encoder, and if the
+    package bert-score is missing.
     """
     from qpeft_lab.base_model import load_config, load_tokenizer
 
@@ -135,10 +137,7 @@ def score_texts(
 
 def _check(hypotheses: Texts, references: References) -> None:
     """Refuse what is not a list of texts: a single text would be scored letter by letter."""
-    are_lists = (
-        hypotheses
-        and all(references)
-        and not any(isinstance(one, str) for one in (hypotheses, *references))
-    )
-    if not are_lists or len(hypotheses) != len(references):
+    has_single_text = any(isinstance(texts, str) for texts in (hypotheses, *references))
+    is_complete = hypotheses and all(references) and len(hypotheses) == len(references)
+    if has_single_text or not is_complete:
         raise DataError("give a list of texts, and for each text a list of one or more references")

@@ -99,7 +99,21 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
 
     Data and base are compared by content: they and the folder may be moved, copied or named
     differently. On the same device and thread count, a run that was killed and resumed gives the
-    same bits as an uninterrupted one. `progress` receives the run's events.
+    same bits as an uninterrupted one.
+
+    Args:
+        settings: The run; its method names what is trained. See `RunSettings`.
+        progress: Receives the run's events: stages, steps with their loss, scores.
+
+    Returns:
+        The scores before and after training on the evaluation data (losses in nats per token for
+        texts), the numbers of trainable and deployed parameters, seconds, bytes, and the folders of
+        the adapter and of its export.
+
+    Example::
+
+        result = train(RunSettings(model="embedded", data="text.txt", out="run", steps=100))
+        result.before.loss - result.after.loss
 
     Raises:
         InputError: invalid settings, unusable data, base or folder; no work was done.
