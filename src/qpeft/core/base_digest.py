@@ -22,6 +22,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qpeft.core.config import AdapterConfig
+from qpeft.core.embeddings import resized
 from qpeft.errors import BaseModelWarning, CheckpointError
 
 _SAMPLE = 1024  # entries of each weight
@@ -83,13 +84,16 @@ def name_of(base: nn.Module) -> str | None:
 
 def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """The matrices of the base that the adapter adapts, by their names without any adapter; for a
-    prompt all.
+    prompt all. Without the rows of a resized vocabulary that were added, which the adapter keeps.
     """
     found: dict[str, Tensor] = {}
     for name, layer in base.named_modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
             found |= matrices(layer, name.replace(".base_layer", ""))
-    return found or matrices(base)
+    found = found or matrices(base)
+    n_tokens, parameters = resized(base)
+    places = {parameter.data_ptr() for parameter in parameters}
+    return {name: w[:n_tokens] if w.data_ptr() in places else w for name, w in found.items()}
 
 
 def matrices(module: Any, name: str = "") -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -15,9 +16,10 @@ from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS, fixed_fields
+from qpeft.core.embeddings import resized, stock_embeddings
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_adapted
@@ -99,6 +101,7 @@ def export(
     with nullcontext() if holder is None else holder.exact(), replace_folder(target) as folder:
         config: Any = configs[adapter_name]
         stock: StockAdapter = source.stock_adapter(model, adapter_name)
+        stock.tensors.update(stock_embeddings(model, stock.tensors))
         _write(stock, model, folder)
         same_shapes = holder is not None and stock.ranks is None
         report = ExportReport(
@@ -204,6 +207,8 @@ def _difference(
             ) from error
         allowed = tolerance(live, same_shapes=same_shapes)
         difference = (live.float() - _logits(loaded, inputs).float()).abs().max().item()
+    if any(p.isnan().any() for p in resized(loaded.get_base_model()).parameters):
+        difference = math.nan  # of rows that the folder lacks, even if the inputs do not read them
     if not difference <= allowed:
         raise VerificationError(
             f"the exported adapter's logits differ from the live model's by {difference:.3g}, more"
@@ -215,12 +220,16 @@ def _difference(
 
 def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> Any:
     """The folder's adapter under stock PEFT, on a copy of the base that shares every weight with
-    the live model's.
+    the live model's, but rows that were added to the vocabulary, which are unknown elsewhere.
     """
     config: Any = PeftConfig.from_pretrained(str(folder))
     if getattr(config, "layer_replication", None):
         config.layer_replication = None  # the live model's layers are replicated already
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    n_tokens, parameters = resized(model.get_base_model())
+    for parameter in parameters:
+        shared[id(parameter)] = own = nn.Parameter(parameter.detach().clone())
+        own.data[n_tokens:] = math.nan
     copied = copy.deepcopy(model, shared)
     for name, module in list(copied.named_modules()):
         if isinstance(

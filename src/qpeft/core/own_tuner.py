@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import Tensor, nn
 
 from qpeft.core.base_digest import bind_base
-from qpeft.core.checkpoint import check_tensors
+from qpeft.core.checkpoint import check_loaded
 from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
 from qpeft.core.targets import set_target_names
@@ -79,10 +79,9 @@ class OwnTuner(BaseTuner):
             cls._get_adapter_state_dict(model, config, adapter_name, {}, []),
         )
         # PEFT silently leaves tensors that the file lacks at their initial values
-        check_tensors(
-            {k: v for k, v in state.items() if k in expected or k not in present}, expected
+        return check_loaded(
+            state, expected, present, lambda k: cls._remove_adapter_name_from_key(k, adapter_name)
         )
-        return state
 
     def plan_sizes(self) -> dict[str, Any]:
         """As `Generator.plan_sizes`; called on the meta device."""

@@ -132,8 +132,10 @@ class AdapterPool:
             self.model.add_adapter(name, copy.deepcopy(stock))
         self.model.eval().requires_grad_(False)
         self._modules = _adapted_modules(self.model)
-        state = self.model.state_dict(keep_vars=True)
-        saved = partial(get_peft_model_state_dict, self.model, state, save_embedding_layers=False)
+        self._state = self.model.state_dict(keep_vars=True)
+        saved = partial(
+            get_peft_model_state_dict, self.model, self._state, save_embedding_layers=False
+        )
         self._tensors = {slot: saved(adapter_name=slot) for slot in slots}  # not copied
         tuner = self.model.base_model
         tuner._enable_peft_forward_hooks = partial(
@@ -380,6 +382,13 @@ class AdapterPool:
         others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
         generator = self._binding.generator
         packed = {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in others}
+        for key in others.keys() & self._state.keys():
+            tensor, present = others.pop(key), self._state[key]
+            if not torch.equal(tensor.to(present), present):
+                raise CheckpointError(
+                    f"its base has other values in {key}, where the vocabulary was resized, than that"
+                    " of the first adapter of this pool; serve it from another pool"
+                )
         state = generator.unpack(packed)
         check_tensors(state, generator.state_dict())
         generator.load_state_dict(state)

@@ -1,0 +1,71 @@
+"""The embedding layers of a base whose vocabulary was resized: their rows belong to the adapter.
+
+`resize_token_embeddings` draws new rows, which nobody else has. Like stock PEFT, a saved adapter
+therefore contains the layers of a base with another vocabulary than the one that it was loaded from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+# the name of a parameter in a wrapper: module, infix, parameter
+_WRAPPED = re.compile(r"(.*?)(\.token_adapter\.base_layer|\.original_module|\.base_layer)(\.[^.]+)")
+
+
+class Resized(NamedTuple):
+    """What was resized of a base, if its vocabulary was."""
+
+    n_tokens: int  # rows of the model that the base was loaded from
+    parameters: list[nn.Parameter]  # of the embedding and of the head, with a row for each token
+
+
+def resized(base: Any) -> Resized:
+    """The embedding layers of `base`, without their adapters, if its vocabulary is another than that
+    of the model it was loaded from; otherwise without parameters.
+
+    Also without if that model's config is not on this machine; nothing is downloaded.
+    """
+    config = getattr(base, "config", None)
+    parameters: list[nn.Parameter] = []
+    try:
+        original: Any = type(config).from_pretrained(base.name_or_path, local_files_only=True)
+        n_tokens = original.get_text_config().vocab_size
+        is_resized = n_tokens != config.get_text_config().vocab_size  # type: ignore[union-attr]
+    except (AttributeError, OSError, ValueError):  # no model of transformers, or no such folder
+        return Resized(0, parameters)
+    layers: Any = base.get_input_embeddings(), base.get_output_embeddings()
+    for layer in layers:
+        while isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            is_tuner = isinstance(layer, BaseTunerLayer)
+            layer = layer.get_base_layer() if is_tuner else layer.original_module
+        if is_resized and layer is not None:
+            parameters.extend(layer.parameters())
+    return Resized(n_tokens, parameters)
+
+
+def resized_embeddings(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The resized parameters in `state`, the state dict of the PeftModel; tied ones once."""
+    wanted = {id(parameter) for parameter in resized(model.get_base_model()).parameters}
+    names = [name for name, parameter in model.named_parameters() if id(parameter) in wanted]
+    return {name: state[name] for name in names}
+
+
+def stock_embeddings(model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`resized_embeddings` by their keys in the file of a stock adapter that consists of `tensors`.
+
+    Layers that it does not adapt are not wrapped there: without an adapter in use, or by another
+    adapter of `model`.
+    """
+    by_key = {}
+    for key, tensor in resized_embeddings(model, model.state_dict()).items():
+        wrapped = _WRAPPED.fullmatch(key)
+        if wrapped and not any(name.startswith(f"{wrapped[1]}.") for name in tensors):
+            key = wrapped[1] + wrapped[3]
+        by_key[key] = tensor
+    return by_key

@@ -1,0 +1,254 @@
+"""Issue 67, row B: embeddings and heads that are resized, tied, targets, or trained next to the generator.
+
+In each cell of the grid a folder gives the logits of the live model on a fresh base, loaded again from
+disk and resized again, so with other values in the new rows; or the adapter is refused by name.
+"""
+
+import copy
+import shutil
+
+import pytest
+import tiny_models
+import torch
+from folders import edit_config
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError, VerificationError
+
+VOCABULARY, RESIZED = 50, 57
+NEW = [52, 55]  # tokens that only a resized base has
+LINEAR = ["q_proj", "v_proj"]
+WAYS = {
+    "nothing": {},
+    "head as target": {"target_modules": [*LINEAR, "lm_head"]},
+    "embedding as target": {"target_modules": [*LINEAR, "embed_tokens"]},
+    "both as targets": {"target_modules": [*LINEAR, "embed_tokens", "lm_head"]},
+    "head in full": {"modules_to_save": ["lm_head"]},
+    "embedding in full": {"modules_to_save": ["embed_tokens"]},
+    "both in full": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "tokens": {"trainable_token_indices": [1, 2]},
+    "tokens of both": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [1, 2]}},
+    "other tokens of both": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [2]}},
+}
+CONFIGS = {
+    "qpa": lambda **s: qpeft.QPAConfig(hidden=(6, 5), chunk_size=16, n_layers=2, **s),
+    "quantum_peft": qpeft.QuantumPeftConfig,
+    "sora": qpeft.SoRAConfig,
+    "lora": LoraConfig,
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*tie_word_embeddings=True"),  # of PEFT, as for any LoRA
+    pytest.mark.filterwarnings("ignore:.*ensure_weight_tying"),
+    pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of a base with a tied, and of one with an untied head."""
+    torch.manual_seed(0)
+    made = {}
+    for is_tied in (True, False):
+        made[is_tied] = tmp_path_factory.mktemp("base")
+        base = tiny_models.llama(num_hidden_layers=1, tie_word_embeddings=is_tied)
+        base.save_pretrained(made[is_tied])
+    return made
+
+
+@pytest.fixture
+def make(folders):
+    """A fresh base, resized with new rows that nobody else has."""
+
+    def make(is_tied, is_resized):
+        base = AutoModelForCausalLM.from_pretrained(folders[is_tied])
+        if is_resized:
+            torch.seed()
+            base.resize_token_embeddings(RESIZED, mean_resizing=False)
+        return base
+
+    return make
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(VOCABULARY, (3, 7))
+
+
+def tokens(ids, is_resized):
+    """`ids`, with tokens of the rows that were added."""
+    if not is_resized:
+        return ids
+    changed = ids.clone()
+    changed[:, [3, 5]] = torch.tensor(NEW)
+    return changed
+
+
+def config(method, way, is_resized=False, **settings):
+    given = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": LINEAR}
+    given |= {**copy.deepcopy(WAYS[way]), **settings}
+    if is_resized and (indices := given.get("trainable_token_indices")):
+        for one in indices.values() if isinstance(indices, dict) else [indices]:
+            one.extend(NEW)
+    return CONFIGS[method](**given)
+
+
+def rounds(model, fresh, folder):
+    """The adapter, saved and loaded in each way."""
+    model.save_pretrained(folder / "pretrained")
+    yield "save_pretrained", PeftModel.from_pretrained(fresh(), folder / "pretrained")
+    yield "a checkpoint by load", qpeft.load(fresh(), folder / "pretrained")
+    qpeft.save(model, folder / "saved")
+    yield "save", qpeft.load(fresh(), folder / "saved")
+    if not isinstance(model.peft_config["default"], qpeft.methods.GeneratorConfig):
+        return
+    qpeft.export(model, folder / "exported")
+    yield "export", PeftModel.from_pretrained(fresh(), folder / "exported")
+    yield "export by load", qpeft.load(fresh(), folder / "exported")
+
+
+EVERY = [("qpa", way) for way in WAYS]
+SOME = [
+    (method, way)
+    for method in ("quantum_peft", "sora")
+    for way in ("nothing", "head as target", "head in full", "tokens")
+]
+STOCK = [("lora", "tokens"), ("lora", "both in full"), ("lora", "both as targets")]
+
+
+@pytest.mark.parametrize("is_resized", [True, False], ids=["resized", "as it was"])
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(("method", "way"), [*EVERY, *SOME, *STOCK])
+def test_folder_gives_the_live_logits_on_a_fresh_base(
+    make, ids, adapters, tmp_path, method, way, is_tied, is_resized
+):
+    ids = tokens(ids, is_resized)
+    model = get_peft_model(make(is_tied, is_resized), config(method, way, is_resized))
+    model.base_model.shrinks = True  # SoRA without its callback
+    live = adapters.logits(adapters.train(model, ids, lr=2e-2), ids)
+    for name, loaded in rounds(model, lambda: make(is_tied, is_resized), tmp_path):
+        assert torch.equal(adapters.logits(loaded.eval(), ids), live), name
+
+
+@pytest.mark.parametrize("way", ["embedding as target", "both as targets"])
+@pytest.mark.parametrize("method", ["quantum_peft", "sora"])
+def test_embedding_as_target_of_a_method_for_linear_layers_is_refused(make, method, way):
+    with pytest.raises(ConfigError, match=r"adapts linear layers, and model\.embed_tokens"):
+        get_peft_model(make(True, False), config(method, way))
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    ("method", "way"), [*EVERY, ("quantum_peft", "tokens"), ("sora", "head as target")]
+)
+def test_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, way, is_tied):
+    ids = tokens(ids, is_resized=True)
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    settings = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "per_device_train_batch_size": 3,
+        "learning_rate": 2e-2,
+        "use_cpu": True,
+    }
+    settings |= {"lr_scheduler_type": "constant", "report_to": [], "logging_strategy": "no"}
+
+    def trainer():
+        model = get_peft_model(make(is_tied, True), config(method, way, is_resized=True))
+        model.base_model.shrinks = True
+        arguments = TrainingArguments(str(tmp_path), disable_tqdm=True, **settings)
+        return Trainer(model, arguments, train_dataset=rows)
+
+    whole = trainer()
+    whole.train()
+    live = adapters.logits(whole.model.eval(), ids)
+    loaded = PeftModel.from_pretrained(make(is_tied, True), tmp_path / "checkpoint-2")
+    assert torch.equal(adapters.logits(loaded.eval(), ids), live)
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert torch.equal(adapters.logits(resumed.model.eval(), ids), live)
+
+
+# -- folders of resized bases
+
+
+def resized(make, ids, adapters, way="nothing", **settings):
+    model = get_peft_model(make(True, True), config("qpa", way, is_resized=True, **settings))
+    return adapters.train(model, tokens(ids, is_resized=True))
+
+
+def test_tied_embeddings_are_saved_once(make, ids, adapters, tmp_path):
+    model = resized(make, ids, adapters)
+    qpeft.save(model, tmp_path / "saved")
+    qpeft.export(model, tmp_path / "exported")
+    for name in ("saved", "exported"):
+        saved = load_file(tmp_path / name / "adapter_model.safetensors")
+        with_rows = [key for key, tensor in saved.items() if RESIZED in tensor.shape]
+        assert with_rows == ["base_model.model.model.embed_tokens.weight"]
+
+
+def test_adapter_of_a_base_as_it_was_contains_no_embeddings(make, ids, adapters, tmp_path):
+    model = get_peft_model(make(True, False), config("qpa", "both as targets"))
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert not [key for key in saved if "embed_tokens" in key or "lm_head" in key]
+
+
+def test_base_of_another_vocabulary_is_refused_with_the_remedy(make, ids, adapters, tmp_path):
+    qpeft.save(resized(make, ids, adapters), tmp_path)
+    with pytest.raises(CheckpointError, match=r"resize_token_embeddings\(57\)"):
+        qpeft.load(make(True, False), tmp_path)
+
+
+def test_export_without_the_new_rows_is_no_export(make, ids, adapters, tmp_path, monkeypatch):
+    """Also if the inputs of the comparison do not read them, as of an untied embedding."""
+    model = get_peft_model(make(False, True), config("qpa", "head in full"))
+    adapters.train(model, ids)
+    monkeypatch.setattr("qpeft.core.export.stock_embeddings", lambda *_: {})
+    with pytest.raises(VerificationError, match="nothing was saved"):
+        qpeft.export(model, tmp_path / "exported", probe={"input_ids": ids})
+
+
+def test_export_leaves_the_live_embeddings_alone(make, ids, adapters, tmp_path):
+    model = resized(make, ids, adapters)
+    weight = model.get_input_embeddings().weight
+    version, values = weight._version, weight.clone()
+    qpeft.export(model, tmp_path)
+    assert (weight._version, torch.equal(weight, values)) == (version, True)
+    assert model.get_input_embeddings().weight is weight
+
+
+def test_checkpoint_of_an_earlier_release_without_the_rows_is_loaded(make, ids, adapters, tmp_path):
+    model = resized(make, ids, adapters)
+    qpeft.save(model, tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    saved = {key: t for key, t in load_file(path).items() if "embed_tokens" not in key}
+    save_file(saved, path)
+    edit_config(tmp_path, weights_sha256=None)
+    qpeft.load(make(True, True), tmp_path)
+
+
+def test_head_whose_gates_are_zero_keeps_its_rows_in_an_export(make, ids, adapters, tmp_path):
+    """The exported SoRA does not adapt it, so its weight has another name there."""
+    ids = tokens(ids, is_resized=True)
+    model = get_peft_model(make(False, True), config("sora", "head as target"))
+    model.base_model.shrinks = True
+    adapters.train(model, ids)
+    with torch.no_grad():
+        model.base_model.generators["default"].gates_by_module()["lm_head"].zero_()
+    live = adapters.logits(model.eval(), ids)
+    qpeft.export(model, tmp_path)
+    loaded = PeftModel.from_pretrained(make(False, True), tmp_path)
+    torch.testing.assert_close(adapters.logits(loaded.eval(), ids), live)
+
+
+def test_pool_refuses_an_adapter_of_other_rows(make, ids, adapters, tmp_path):
+    for name in ("a", "b"):
+        qpeft.save(resized(make, ids, adapters), tmp_path / name)
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    pool = qpeft.AdapterPool(make(True, True), tmp_path)
+    pool.activate("c")
+    with pytest.raises(CheckpointError, match=r"other values in .*embed_tokens"):
+        pool.activate("b")
