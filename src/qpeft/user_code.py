@@ -32,9 +32,8 @@ def errors_as(title: str, *others: type[Exception]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, *others):
         raise
-    except (
-        BaseException
-    ) as error:  # SystemExit would end the command with the exit code of a success
+    except BaseException as error:
+        # SystemExit would end the command with the exit code of a success
         remedy = "; remove the call of sys.exit" if isinstance(error, SystemExit) else ""
         raise ConfigError(f"{title} {type(error).__name__}: {error}{remedy}") from error
 
@@ -76,5 +75,5 @@ def _is_free(path: Path) -> bool:
     """Whether `import` of the file's name would find this file or nothing."""
     if not path.stem.isidentifier() or path.stem in sys.modules:
         return False
-    found = find_spec(path.stem)
-    return found is None or found.origin == str(path)
+    importable = find_spec(path.stem)
+    return importable is None or importable.origin == str(path)

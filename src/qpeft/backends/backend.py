@@ -97,24 +97,22 @@ def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
         )
     if given == "exact":
         return ExactBackend()
-    found: Any = given
+    device: Any = given
     if is_file(given):  # credentials, if any, stay in it
-        module, attribute = execute(given, "backend"), given.rpartition(":")[2]
+        module = execute(given, "backend")
         with errors_as(f"backend {given}:"):
-            made: Any = getattr(
-                module, attribute
-            )  # or a function or class that returns the backend
-            found = made(n_qubits) if callable(made) and not hasattr(made, "run") else made
-    if isinstance(found, Backend):
-        return found
-    kinds = {
-        (parent.__module__.partition(".")[0], parent.__name__) for parent in type(found).__mro__
-    }
+            made: Any = getattr(module, given.rpartition(":")[2])
+            is_factory = callable(made) and not hasattr(made, "run")
+            device = made(n_qubits) if is_factory else made
+    if isinstance(device, Backend):
+        return device
+    parents = type(device).__mro__
+    kinds = {(parent.__module__.partition(".")[0], parent.__name__) for parent in parents}
     for tool, (kind, backend) in _TOOLS.items():
         if (tool, kind) in kinds:
-            return getattr(import_module(f"qpeft.backends.{tool}"), backend)(found)
+            return getattr(import_module(f"qpeft.backends.{tool}"), backend)(device)
     raise ConfigError(
-        f"unknown backend {found!r}; give a PennyLane device, a Qiskit sampler (BaseSamplerV2), a"
+        f"unknown backend {device!r}; give a PennyLane device, a Qiskit sampler (BaseSamplerV2), a"
         " qpeft.backends.Backend, or a name: exact, pennylane:DEVICE, qiskit:aer,"
         " qiskit:statevector, or FILE.py:NAME"
     )

@@ -36,7 +36,9 @@ class PennyLaneBackend(Backend):
     has_exact = True  # or `check` refuses
 
     def __init__(self, device: Device, make: Callable[[int], Device] | None = None) -> None:
-        self.device, self._make, self.name = device, make, device.name
+        self.device = device
+        self.name = device.name
+        self._make = make
         self.is_simulator = device.name.startswith(("default.", "lightning."))
         # PennyLane contracts noise channels several times faster in torch than in NumPy
         self._takes_torch = device.supports_derivatives(ExecutionConfig(gradient_method="backprop"))
@@ -45,8 +47,8 @@ class PennyLaneBackend(Backend):
         if self._make is not None and shots is not None:
             self.device = self._make(seed)
         tape = self._tape(ansatz, torch.from_numpy(angles) if self._takes_torch else angles, shots)
-        (found,) = qml.execute([tape], self.device, diff_method=None)
-        return np.asarray(found, np.float64).reshape(len(angles), -1)
+        (p,) = qml.execute([tape], self.device, diff_method=None)
+        return np.asarray(p, np.float64).reshape(len(angles), -1)
 
     def check(self, ansatz: Ansatz, shots: int | None) -> None:
         self.device.preprocess()[0]([self._tape(ansatz, np.zeros((2, *ansatz.angle_shape)), shots)])
@@ -76,20 +78,18 @@ def by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
         device = qml.device(name, wires=n_qubits, seed=seed)
         return qml.add_noise(device, _depolarizing(noise)) if noise else device
 
-    return (
-        PennyLaneBackend(make(0), make)
-        if name in _SEEDED
-        else PennyLaneBackend(qml.device(name, wires=n_qubits))
-    )
+    if name in _SEEDED:
+        return PennyLaneBackend(make(0), make)
+    return PennyLaneBackend(qml.device(name, wires=n_qubits))
 
 
 def _depolarizing(noise: float) -> qml.NoiseModel:
     def after(op: Any, **_: Any) -> None:
-        words = [
-            reduce(np.kron, word) for word in product(_PAULIS, repeat=len(op.wires))
-        ]  # the identity first
-        p, n = noise if len(op.wires) == 2 else noise / 10, len(words) - 1
-        weights = np.sqrt([1 - p] + n * [p / n])
+        # the identity first, then the errors
+        words = [reduce(np.kron, word) for word in product(_PAULIS, repeat=len(op.wires))]
+        n_errors = len(words) - 1
+        p = noise if len(op.wires) == 2 else noise / 10
+        weights = np.sqrt([1 - p] + n_errors * [p / n_errors])
         qml.QubitChannel([w * word for w, word in zip(weights, words, strict=True)], wires=op.wires)
 
     return qml.NoiseModel({qml.BooleanFn(lambda op: len(op.wires) <= 2): after})

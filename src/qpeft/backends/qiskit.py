@@ -37,7 +37,8 @@ class QiskitBackend(Backend):
     def __init__(
         self, sampler: BaseSamplerV2, make: Callable[[int], BaseSamplerV2] | None = None
     ) -> None:
-        self.sampler, self._make = sampler, make
+        self.sampler = sampler
+        self._make = make
         self._circuits: dict[Ansatz, QuantumCircuit] = {}
         # the device, which only StatevectorSampler lacks; private in Aer's and Runtime's samplers
         device: Any = getattr(sampler, "backend", None) or getattr(sampler, "_backend", None)
@@ -53,9 +54,8 @@ class QiskitBackend(Backend):
         circuit = self._transpiled(ansatz)
         free = tuple(circuit.parameters)  # the transpiler may have removed angles without effect
         values = angles.reshape(len(angles), -1)[:, [parameter.index for parameter in free]]
-        bits = (
-            self.sampler.run([(circuit, {free: values})], shots=shots).result()[0].data["outcome"]
-        )
+        job = self.sampler.run([(circuit, {free: values})], shots=shots)
+        bits = job.result()[0].data["outcome"]
         # the bytes of each shot, the most significant first
         index = bits.array @ 256 ** np.arange(bits.array.shape[-1])[::-1]  # (B, shots)
         counts = [np.bincount(outcomes, minlength=2**bits.num_bits) for outcomes in index]

@@ -87,17 +87,15 @@ class Jobs:
         Raises BackendError if the shot budget is used up, or the job failed, and ConfigError in
         distributed training, where a device would answer each process differently.
         """
-        distributed = torch.distributed
-        if (
-            distributed.is_available()
-            and distributed.is_initialized()
-            and distributed.get_world_size() > 1
-        ):
+        group = torch.distributed
+        is_distributed = group.is_available() and group.is_initialized()
+        if is_distributed and group.get_world_size() > 1:
             raise ConfigError(
                 "distributed training runs circuits on the exact simulator only; train in one"
                 " process"
             )
-        shots, began = len(angles) * (self.shots or 0), time.perf_counter()
+        began = time.perf_counter()
+        shots = len(angles) * (self.shots or 0)
         self.check_budget(shots, BackendError)
         # before it is sent: its shots count even if it fails, or the process is killed while it
         # runs
@@ -105,13 +103,11 @@ class Jobs:
         try:
             key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
             seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
-            found = self.backend.run(ansatz, angles, self.shots, seed)
-            is_whole = found.shape == (len(angles), 2**ansatz.n_qubits)
-            if not (
-                is_whole and (found > -1e-9).all() and (abs(found.sum(axis=1) - 1) < 1e-3).all()
-            ):
+            p = self.backend.run(ansatz, angles, self.shots, seed)
+            is_whole = p.shape == (len(angles), 2**ansatz.n_qubits)
+            if not (is_whole and (p > -1e-9).all() and (abs(p.sum(axis=1) - 1) < 1e-3).all()):
                 raise RuntimeError(
-                    f"{self.backend.name} returned {found.shape} values that are not probabilities"
+                    f"{self.backend.name} returned {p.shape} values that are not probabilities"
                 )
         except ConfigError:
             raise
@@ -122,7 +118,7 @@ class Jobs:
                 " when the device answers"
             ) from error
         self._note("answered", jobs=1, circuits=len(angles), seconds=time.perf_counter() - began)
-        return found
+        return p
 
     def _note(self, event: str, **costs: Any) -> None:
         entry = {"event": event, **dict.fromkeys(self.used, 0), **costs}
@@ -150,7 +146,9 @@ class CircuitRun:
     n_circuits: int = 1  # that an optimizer step evaluates, each with its own angles
 
     def __post_init__(self) -> None:
-        ansatz, backend, shots = self.ansatz, self.jobs.backend, self.jobs.shots
+        ansatz = self.ansatz
+        backend = self.jobs.backend
+        shots = self.jobs.shots
         is_exact = shots is None
         for is_wrong, why in (
             (is_exact and not backend.has_exact, "it returns counts; set shots"),
@@ -168,7 +166,8 @@ class CircuitRun:
                 raise ConfigError(
                     f"{backend.name} cannot run {ansatz.name} with {ansatz.n_qubits} qubits: {why}"
                 )
-        if shots is not None and shots < (enough := _SHOTS_PER_OUTCOME * 2**ansatz.n_qubits):
+        enough = _SHOTS_PER_OUTCOME * 2**ansatz.n_qubits
+        if shots is not None and shots < enough:
             message = (
                 f"{shots} shots are few for {ansatz.n_qubits} qubits, and noise will dominate; use"
                 f" {enough} or more"
@@ -230,9 +229,11 @@ class _Probabilities(torch.autograd.Function):
         Exact for exact probabilities, unbiased for frequencies.
         """
         refuse_second_derivative()
-        (angles,), ansatz, jobs = ctx.saved_tensors, ctx.run.ansatz, ctx.run.jobs
+        (angles,) = ctx.saved_tensors
         theta, weights = (tensor.detach().double().cpu() for tensor in (angles, gradient))
-        shifts = math.pi / 2 * torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)
-        p = torch.from_numpy(jobs.run(ansatz, torch.cat([theta + shifts, theta - shifts]).numpy()))
+        eye = torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)  # (P, *shape)
+        shifts = math.pi / 2 * eye
+        shifted = torch.cat([theta + shifts, theta - shifts])  # (2P, *shape)
+        p = torch.from_numpy(ctx.run.jobs.run(ctx.run.ansatz, shifted.numpy()))  # (2P, D)
         plus, minus = (p @ weights).chunk(2)
         return (0.5 * (plus - minus).view(theta.shape)).to(angles), None

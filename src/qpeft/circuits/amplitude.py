@@ -45,7 +45,8 @@ from qpeft.errors import ConfigError
 
 MOST_QUBITS = 16
 SMALLEST_NORM = 1e-8
-_CHUNK, _TOKENS = 2**18, 128  # amplitudes that fit the cache, but at least this number of tokens
+_CHUNK = 2**18  # amplitudes at a time, which fit the cache
+_TOKENS = 128  # at a time, at least
 
 
 def amplitude_qubits(width: int) -> int:
@@ -65,7 +66,8 @@ def amplitude_qubits(width: int) -> int:
 
 
 def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
-    """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, ...).
+    """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, ...) in
+    radians.
 
     Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)), and the
     angles have its `angle_shape`: (L, blocks, N), or (L, pairs, 2, 3) of `mps` and `all_pairs`. It
@@ -79,8 +81,9 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     A NaN or infinite value in x makes the results of its row NaN. Norms above 1.8e19 overflow in
     float32 and give 0, as in RMSNorm.
 
-    Raises ConfigError for an unknown ansatz, for angles of another shape, dtype or device, for more
-    than 16 qubits, and on the CPU for angles that are not finite.
+    Raises:
+        ConfigError: an unknown ansatz, angles of another shape, dtype or device, more than 16
+            qubits, and on the CPU angles that are not finite.
     """
     if ansatz not in AMPLITUDE_ANSATZE:
         raise ConfigError(
@@ -95,17 +98,14 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     n_qubits = circuit.n_qubits
     tokens = max(_TOKENS, _CHUNK >> n_qubits) if x.device.type == "cpu" else max(1, x.numel())
     with torch.autocast(x.device.type, enabled=False):
-        is_default = ansatz == "square" and len(angles) == 1
-        signs = z_signs(n_qubits, x.dtype, x.device)
-        expectations = (
-            _kernel(angles[0])
-            if is_default
-            else lambda psi: squares_behind(psi, circuit, angles) @ signs
-        )
-        found = [
-            expectations(embedded(rows, n_qubits)) for rows in x.reshape(-1, width).split(tokens)
-        ]
-    return torch.cat(found).view(*x.shape[:-1], n_qubits)
+        signs = z_signs(n_qubits, x.dtype, x.device)  # (2**N, N)
+        if ansatz == "square" and len(angles) == 1:
+            expectations = _kernel(angles[0])
+        else:
+            expectations = lambda psi: squares_behind(psi, circuit, angles) @ signs  # noqa: E731
+        chunks = x.reshape(-1, width).split(tokens)
+        measured = [expectations(embedded(rows, n_qubits)) for rows in chunks]  # (tokens, N) each
+    return torch.cat(measured).view(*x.shape[:-1], n_qubits)
 
 
 def embedded(x: Tensor, n_qubits: int) -> Tensor:
@@ -117,37 +117,32 @@ def embedded(x: Tensor, n_qubits: int) -> Tensor:
 @cached_tables
 def z_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(2**N, N) of +-1: Z of every wire on basis index j."""
-    return (
-        1 - 2 * (torch.arange(2**n_qubits)[:, None] >> torch.arange(n_qubits - 1, -1, -1) & 1)
-    ).to(device, dtype)
+    index = torch.arange(2**n_qubits)[:, None]
+    bits = index >> torch.arange(n_qubits - 1, -1, -1) & 1  # wire 0 is the most significant bit
+    return (1 - 2 * bits).to(device, dtype)
 
 
 def squares_behind(psi: Tensor, circuit: Ansatz, angles: Tensor) -> Tensor:
     """Squared amplitudes (T, 2**N) behind a circuit that starts in the states psi (T, 2**N)."""
-    if (
-        circuit.name in PAIR_ANSATZE
-    ):  # the states between blocks are computed again for the gradient
+    if circuit.name in PAIR_ANSATZE:
+        # the states between blocks are computed again for the gradient
         psi = checkpoint(
             _through_blocks, circuit, angles, psi, use_reentrant=False, preserve_rng_state=False
         )
     else:
-        psi = evolve(
-            angles.reshape(1, -1), compiled(circuit, angles.dtype, angles.device), psi[None]
-        )[0]
+        program = compiled(circuit, angles.dtype, angles.device)
+        psi = evolve(angles.reshape(1, -1), program, psi[None])[0]
     return squared(psi)
 
 
 def _through_blocks(circuit: Ansatz, angles: Tensor, psi: Tensor) -> Tensor:
     """The states psi (T, 2**N) behind a circuit of blocks, complex; angles (L, pairs, 2, 3)."""
-    program, n = (
-        compiled(Ansatz("mps", 2, len(angles)), angles.dtype, angles.device),
-        circuit.n_qubits,
-    )
-    blocks = evolve(angles.movedim(1, 0).flatten(1), program, (0, 1, 2, 3)).mT  # (pairs, 4, 4)
+    n = circuit.n_qubits
+    block = compiled(Ansatz("mps", 2, len(angles)), angles.dtype, angles.device)
+    matrices = evolve(angles.movedim(1, 0).flatten(1), block, (0, 1, 2, 3)).mT  # (pairs, 4, 4)
     axes = [(a - n, b - n) for a, b in block_pairs(circuit.name, n)]
-    return apply_gates(psi.to(blocks.dtype).unflatten(1, (2,) * n), blocks.unbind(), axes).flatten(
-        1
-    )
+    by_wire = psi.to(matrices.dtype).unflatten(1, (2,) * n)  # (T, 2, ..., 2)
+    return apply_gates(by_wire, matrices.unbind(), axes).flatten(1)
 
 
 # -- the kernel of the default readout and depth
@@ -157,7 +152,8 @@ def _kernel(angles: Tensor) -> Callable[[Tensor], Tensor]:
     """From angles (3, N) to the map of the embedded inputs (T, 2**N) to (T, N)."""
     n_qubits = angles.shape[-1]
     program, behind_ring, signs, owner = _tables(n_qubits, angles.dtype, angles.device)
-    of_corners = -2 * owner * angles[2].sin() * (signs * angles[1]).sum(1, keepdim=True).cos()
+    phases = (signs * angles[1]).sum(1, keepdim=True).cos()  # (F - N, 1)
+    of_corners = -2 * owner * angles[2].sin() * phases  # (F - N, N)
     weights = torch.cat([angles[2].cos().diag(), of_corners])  # (F, N)
     matrices = group_matrices(angles[:1], program)
 
@@ -169,9 +165,8 @@ def _kernel(angles: Tensor) -> Callable[[Tensor], Tensor]:
             for wires in _flips(n_qubits)
             for here, there in _corners(psi, wires)
         ]
-        return (
-            torch.cat([behind_ring @ psi.square(), torch.stack(products)]).mT @ weights
-        )  # of (F, T)
+        terms = torch.cat([behind_ring @ psi.square(), torch.stack(products)])  # (F, T)
+        return terms.mT @ weights  # (T, N)
 
     return expectations
 
@@ -189,11 +184,9 @@ def _corners(psi: Tensor, wires: list[int]) -> list[tuple[Tensor, Tensor]]:
 @cached_tables
 def _ring(n_qubits: int) -> list[int]:
     """R j for every basis index j: a ring of CNOTs moves amplitude j to R j."""
-    return (
-        permutation([Gate("cx", pair) for pair in ring_pairs(n_qubits)], n_qubits)[0]
-        .argsort()
-        .tolist()
-    )
+    ring = [Gate("cx", pair) for pair in ring_pairs(n_qubits)]
+    sources, _ = permutation(ring, n_qubits)
+    return sources.argsort().tolist()
 
 
 @cached_tables
@@ -217,7 +210,9 @@ def _tables(
     wires, one-hot.
     """
     turns = [Gate("ry", (wire,), (wire,)) for wire in range(n_qubits)]
-    program, signs, owners = compile_gates(turns, n_qubits, (n_qubits,), dtype, device), [], []
+    program = compile_gates(turns, n_qubits, (n_qubits,), dtype, device)
+    signs = []
+    owners = []
     for owner, wires in enumerate(_flips(n_qubits)):
         for pattern in product((1, -1), repeat=len(wires) - 1):
             sign = dict(zip(wires, (1, *pattern), strict=True))

@@ -37,9 +37,8 @@ class Gate(NamedTuple):
     shift: float = 0.0
 
 
-_Circuit = tuple[
-    tuple[int, ...], Iterable[Iterable[Gate]]
-]  # the angles' shape, and the gates of each layer
+# the angles' shape, and the gates of each layer
+_Circuit = tuple[tuple[int, ...], Iterable[Iterable[Gate]]]
 
 _families: dict[str, Callable[[int, int], _Circuit]] = {}
 
@@ -127,11 +126,9 @@ AMPLITUDE_ANSATZE = (*_BLOCKS, *PAIR_ANSATZE)
 
 def _rings(name: str, n_qubits: int, n_layers: int) -> _Circuit:
     before, behind = _BLOCKS[name]
-    ring, layers, n_before = (
-        [Gate("cx", pair) for pair in ring_pairs(n_qubits)],
-        [],
-        n_qubits * len(before),
-    )
+    ring = [Gate("cx", pair) for pair in ring_pairs(n_qubits)]
+    n_before = n_qubits * len(before)
+    layers = []
     blocks = list(enumerate(before + behind))
     for layer in range(n_layers):
         turns = [
@@ -148,9 +145,8 @@ def block_pairs(name: str, n_qubits: int) -> list[tuple[int, int]]:
     neighbours = [(wire, wire + 1) for wire in range(n_qubits - 1)]
     if name == "mps":
         return neighbours
-    return neighbours[::2] + [
-        (wire, wire + gap) for gap in range(1, n_qubits) for wire in range(n_qubits - gap)
-    ]
+    every = [(wire, wire + gap) for gap in range(1, n_qubits) for wire in range(n_qubits - gap)]
+    return neighbours[::2] + every
 
 
 def _blocks(name: str, n_qubits: int, n_layers: int) -> _Circuit:
@@ -158,7 +154,8 @@ def _blocks(name: str, n_qubits: int, n_layers: int) -> _Circuit:
         raise ConfigError(
             f"ansatz {name} acts on pairs of qubits, so it needs at least 2; choose another one"
         )
-    pairs, layers = block_pairs(name, n_qubits), []
+    pairs = block_pairs(name, n_qubits)
+    layers = []
     for (block, pair), layer in product(enumerate(pairs), range(n_layers)):
         places = product(enumerate(pair), enumerate(("rz", "ry", "rz")))
         turns = [
@@ -208,7 +205,10 @@ class Ansatz:
     - `all_pairs`: (0, 1), (2, 3), ...; then all pairs, (0, 1), (1, 2), ..., (0, 2), (1, 3), ...,
       (0, N-1)
 
-    Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
+    All angles are in radians.
+
+    Raises:
+        ConfigError: an unknown name, fewer than one qubit or fewer than one layer.
     """
 
     name: str
@@ -255,9 +255,8 @@ class Ansatz:
         this angle.
         """
         uses = Counter(gate.slot for gate in self.gates() if gate.slot is not None)
-        return max(uses.values(), default=1) == 1 and all(
-            abs(gate.scale) == 1 for gate in self.gates()
-        )
+        is_used_once = max(uses.values(), default=1) == 1
+        return is_used_once and all(abs(gate.scale) == 1 for gate in self.gates())
 
     def draw(self, width: int = 100) -> str:
         """The circuit as text, a row for each wire; rows end after `width` columns."""
@@ -296,7 +295,8 @@ def _circuit(
     with errors_as(f"{ansatz}: its functions raised", QpeftError):
         shape, layers = family(ansatz.n_qubits, ansatz.n_layers)
         layers = tuple(map(tuple, layers))
-        if problem := _problem(ansatz.n_qubits, shape, [*chain.from_iterable(layers)]):
+        problem = _problem(ansatz.n_qubits, shape, [*chain.from_iterable(layers)])
+        if problem is not None:
             raise ConfigError(f"{ansatz}: {problem}")
     return shape, layers
 
@@ -309,11 +309,8 @@ _ALLOWED = (
 
 def _problem(n_qubits: int, shape: Any, gates: list[Gate]) -> str | None:
     """What is not valid in a circuit."""
-    if (
-        not isinstance(shape, tuple)
-        or not shape
-        or not all(type(n) is int and n >= 0 for n in shape)
-    ):
+    is_shape = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+    if not is_shape or not shape:
         return (
             f"angle_shape returned {shape!r}; return a tuple of integers, for example (n_layers,"
             " n_qubits)"
@@ -337,7 +334,8 @@ def _problem(n_qubits: int, shape: Any, gates: list[Gate]) -> str | None:
                 f"{gate!r} needs an angle: its index in the angle tensor as slot, or a constant as"
                 " shift"
             )
-    if missing := {*product(*map(range, shape))} - {gate.slot for gate in gates}:
+    missing = {*product(*map(range, shape))} - {gate.slot for gate in gates}
+    if missing:
         return (
             f"the angle {list(min(missing))} of angle_shape {shape} has no gate; make angle_shape"
             " smaller"

@@ -27,7 +27,8 @@ def skew(v: Tensor) -> Tensor:
 
 def cayley_change(s: Tensor) -> Tensor:
     """cay(S) - I = -2 (I + S)^-1 S of skew matrices (..., n, n), in their dtype."""
-    return -2 * torch.linalg.solve(torch.eye(s.shape[-1], dtype=s.dtype, device=s.device) + s, s)
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    return -2 * torch.linalg.solve(eye + s, s)
 
 
 def block_change(x: Tensor, parts: Sequence[Tensor], size: int) -> Tensor:
@@ -36,11 +37,13 @@ def block_change(x: Tensor, parts: Sequence[Tensor], size: int) -> Tensor:
     x begins with N slices of `size` values. Each of the parts (N, m, m) acts on the next m values
     of every slice; D is 0 on the others, and on the rest of x.
     """
-    n_blocks, first, found = len(parts[0]), 0, []
-    slices = x[..., : n_blocks * size].unflatten(-1, (n_blocks, size))
+    n_blocks = len(parts[0])
+    slices = x[..., : n_blocks * size].unflatten(-1, (n_blocks, size))  # (..., N, size)
+    first = 0
+    changes = []
     for part in parts:
         piece = slices[..., first : first + part.shape[-1]]  # (..., N, m)
-        found.append(torch.einsum("nij,...nj->...ni", part, piece))
+        changes.append(torch.einsum("nij,...nj->...ni", part, piece))
         first += part.shape[-1]
-    change = pad(torch.cat(found, -1), (0, size - first)).flatten(-2)
-    return pad(change, (0, x.shape[-1] - n_blocks * size))
+    change = pad(torch.cat(changes, -1), (0, size - first)).flatten(-2)  # (..., N size)
+    return pad(change, (0, x.shape[-1] - n_blocks * size))  # (..., d)

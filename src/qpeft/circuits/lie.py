@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from qpeft.circuits.numerics import check_tensor
 from qpeft.errors import ConfigError
@@ -27,8 +28,9 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
     Returns (N, k) or (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64.
     `cayley` is orthogonal for every b, `exp` up to norms of A of about 1e5 (with errors of 2e-6).
 
-    Raises ConfigError for invalid sizes, another dtype and, on the CPU, entries that are not
-    finite.
+    Raises:
+        ConfigError: invalid sizes, an unknown map, another dtype and, on the CPU, entries that are
+            not finite.
     """
     if lie_map not in _PHI:
         raise ConfigError(f"unknown lie_map '{lie_map}'; choose one of {', '.join(_PHI)}")
@@ -45,18 +47,18 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
     with torch.autocast(b.device.type, enabled=False):
         b64 = batch.double()
         eye = torch.eye(k, dtype=b64.dtype, device=b.device).expand(len(b64), -1, -1)
-        head = b64[:, :rank]  # E^T B
-        core = torch.cat(
-            [torch.cat([head, -eye[:, :rank, :rank]], 2), torch.cat([b64.mT @ b64, -head.mT], 2)], 1
-        )
-        small = _PHI[lie_map](core, torch.cat([eye[:, :rank], b64[:, :k].mT], 1)).to(
-            b
-        )  # (M, 2K', k)
+        # Y^T X, from X = [B, -E] and Y = [E, B]
+        head = b64[:, :rank]  # E^T B, (M, K', K')
+        upper = torch.cat([head, -eye[:, :rank, :rank]], 2)  # E^T X
+        lower = torch.cat([b64.mT @ b64, -head.mT], 2)  # B^T X
+        core = torch.cat([upper, lower], 1)  # (M, 2K', 2K')
+        # Y^T C, for the first k columns C of the identity
+        right = torch.cat([eye[:, :rank], b64[:, :k].mT], 1)  # (M, 2K', k)
+        small = _PHI[lie_map](core, right).to(b)  # (M, 2K', k)
+        # C + X small
         identity = torch.eye(width, k, dtype=b.dtype, device=b.device)
-        lift = torch.nn.functional.pad(
-            small[:, rank:], (0, 0, 0, width - rank)
-        )  # E times the lower half
-        columns = identity + batch @ small[:, :rank] - lift
+        lift = pad(small[:, rank:], (0, 0, 0, width - rank))  # E times the lower half
+        columns = identity + batch @ small[:, :rank] - lift  # (M, N, k)
     return columns if b.ndim == 3 else columns[0]
 
 
@@ -72,8 +74,9 @@ def count_lie(width: int, lie_rank: int) -> int:
 def lie_matrix(packed: Tensor, width: int, lie_rank: int) -> Tensor:
     """B (..., N, K') from its free entries (..., n), stored column by column, rows downwards."""
     column, row = torch.triu_indices(lie_rank, width, 1, device=packed.device)
-    flat = packed.new_zeros(*packed.shape[:-1], lie_rank * width)
-    return flat.index_copy(-1, column * width + row, packed).unflatten(-1, (lie_rank, width)).mT
+    zeros = packed.new_zeros(*packed.shape[:-1], lie_rank * width)
+    flat = zeros.index_copy(-1, column * width + row, packed)
+    return flat.unflatten(-1, (lie_rank, width)).mT
 
 
 def _exp(core: Tensor, y: Tensor) -> Tensor:
@@ -82,11 +85,14 @@ def _exp(core: Tensor, y: Tensor) -> Tensor:
     """
     n = core.shape[-1]
     eye = torch.eye(n, dtype=core.dtype, device=core.device).expand_as(core)
-    block = torch.nn.functional.pad(torch.cat([core, eye], 2), (0, 0, 0, n))
+    block = pad(torch.cat([core, eye], 2), (0, 0, 0, n))  # (M, 2n, 2n)
     return torch.linalg.matrix_exp(block)[:, :n, n:] @ y
 
 
-_PHI = {
-    "exp": _exp,
-    "cayley": lambda core, y: torch.linalg.solve(torch.eye(core.shape[-1]).to(core) - core / 2, y),
-}
+def _cayley(core: Tensor, y: Tensor) -> Tensor:
+    """phi(core) y = (I - core / 2)^-1 y."""
+    eye = torch.eye(core.shape[-1]).to(core)
+    return torch.linalg.solve(eye - core / 2, y)
+
+
+_PHI = {"exp": _exp, "cayley": _cayley}

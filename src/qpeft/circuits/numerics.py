@@ -41,7 +41,8 @@ def apply_gates(x: Tensor, gates: Sequence[Tensor], axes: Sequence[tuple[int, ..
     for gate, at in zip(gates, axes, strict=True):
         last = tuple(range(-len(at), 0))
         y = x.movedim(at, last)
-        x = (y.flatten(-len(at)) @ gate.mT).unflatten(-1, y.shape[-len(at) :]).movedim(last, at)
+        multiplied = y.flatten(-len(at)) @ gate.mT
+        x = multiplied.unflatten(-1, y.shape[-len(at) :]).movedim(last, at)
     return x
 
 
@@ -73,10 +74,9 @@ def check_tensor(
     if tensor.shape != shape and not (batched and tensor.ndim and tensor.shape[1:] == shape):
         also = f" or (M, {', '.join(map(str, shape))})" if batched else ""
         raise ConfigError(f"{what} needs angles of shape {shape}{also}, got {tuple(tensor.shape)}")
-    is_read = tensor.device.type == "cpu" and not isfinite(
-        tensor.detach().sum().item()
-    )  # one cheap pass
-    if is_read and not torch.isfinite(tensor).all():  # otherwise only the sum overflowed
+    # one cheap pass; if only the sum overflows, all entries are finite
+    is_suspect = tensor.device.type == "cpu" and not isfinite(tensor.detach().sum().item())
+    if is_suspect and not torch.isfinite(tensor).all():
         raise ConfigError(
             f"the angles of {what} contain NaN or Inf; use a checkpoint from before the run"
             " diverged"

@@ -10,10 +10,12 @@ from torch import Tensor
 from qpeft.circuits.ansatz import Ansatz
 from qpeft.circuits.simulate import squared
 
-_TURNED = {  # cos and sin of half the angle, and the states with the wire at 0 and at 1
-    "rx": lambda c, s, zero, one: (c * zero - 1j * s * one, c * one - 1j * s * zero),
-    "ry": lambda c, s, zero, one: (c * zero - s * one, s * zero + c * one),
-    "rz": lambda c, s, zero, one: ((c - 1j * s) * zero, (c + 1j * s) * one),
+# the new amplitudes of a rotation, from cos and sin of half the angle and the amplitudes u with
+# the wire at 0 and v with the wire at 1
+_TURNED = {
+    "rx": lambda c, s, u, v: (c * u - 1j * s * v, c * v - 1j * s * u),
+    "ry": lambda c, s, u, v: (c * u - s * v, s * u + c * v),
+    "rz": lambda c, s, u, v: ((c - 1j * s) * u, (c + 1j * s) * v),
 }
 
 
@@ -25,13 +27,15 @@ def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor | None = None) -> 
     psi = start.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
     for gate in ansatz.gates():
         axes = tuple(range(len(gate.wires)))
-        zero, one = psi.movedim(gate.wires, axes)  # of the first wire
+        u, v = psi.movedim(gate.wires, axes)  # the first wire at 0, and at 1
         if gate.name in _TURNED:
             angle = gate.shift if gate.slot is None else gate.scale * angles[gate.slot] + gate.shift
             half = torch.as_tensor(angle, dtype=angles.dtype, device=angles.device) / 2
-            parts = _TURNED[gate.name](half.cos(), half.sin(), zero, one)
-        else:
-            parts = zero, one.flip(0) if gate.name == "cx" else torch.stack([one[0], -one[1]])
+            parts = _TURNED[gate.name](half.cos(), half.sin(), u, v)
+        elif gate.name == "cx":
+            parts = u, v.flip(0)
+        else:  # cz
+            parts = u, torch.stack([v[0], -v[1]])
         psi = torch.stack(parts).movedim(axes, gate.wires)
     return psi.reshape(start.shape)
 

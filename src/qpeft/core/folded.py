@@ -26,7 +26,8 @@ class Folded(nn.Module):
         self, initial: Tensor, scale: float, *, bits: int | None = None, trained: bool = True
     ) -> None:
         super().__init__()
-        self.scale, self.bits = scale, bits
+        self.scale = scale
+        self.bits = bits
         self.register_buffer("start", initial, persistent=False)
         # not by register_parameter: inside accelerate's init_empty_weights, which PEFT uses, that
         # would create it on the meta device
@@ -37,6 +38,6 @@ class Folded(nn.Module):
         tau: Tensor | None = self.tau  # a plain tensor, if another generator fills this one
         if initial or tau is None:
             return self.start
-        return torch.add(
-            self.start, tau if self.bits is None else quantize(tau, self.bits), alpha=self.scale
-        )
+        if self.bits is not None:
+            tau = quantize(tau, self.bits)
+        return torch.add(self.start, tau, alpha=self.scale)

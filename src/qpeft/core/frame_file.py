@@ -54,9 +54,8 @@ class FrameFile:
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
     base: str  # digest of the base model
-    shapes: dict[
-        str, tuple[int, int, int]
-    ]  # d_out, d_in, R of each matrix by the name of its module
+    # d_out, d_in, R of each matrix by the name of its module
+    shapes: dict[str, tuple[int, int, int]]
     tensors: dict[str, Tensor] = field(repr=False)  # float16
 
     def check_base(self, model: nn.Module) -> None:
@@ -65,14 +64,13 @@ class FrameFile:
         Weights are compared as far as they can be: on the meta device only their shapes, and not
         those of a quantized base.
         """
-        found: dict[str, Any] = {
-            name: module for name, module in model.named_modules() if name in self.shapes
+        modules: dict[str, Any] = {
+            name: getattr(module, "base_layer", module)
+            for name, module in model.named_modules()
+            if name in self.shapes
         }
-        modules = {name: getattr(module, "base_layer", module) for name, module in found.items()}
-        fits = all(
-            is_linear(module := modules.get(name)) and sizes(module) == (d_in, d_out)
-            for name, (d_out, d_in, _) in self.shapes.items()
-        )
+        present = {name: sizes(module) for name, module in modules.items() if is_linear(module)}
+        fits = present == {name: (d_in, d_out) for name, (d_out, d_in, _) in self.shapes.items()}
         weights = _digest(modules)
         differ = (
             weights and not is_same(self.base, weights) and not is_quantized(self.base, weights)
@@ -88,16 +86,15 @@ class FrameFile:
 
         Raises ConfigError if it has no frame for the matrix, or fewer directions.
         """
-        if (found := self.shapes.get(name, (0, 0, 0))[2]) < rank:
+        _, _, n_directions = self.shapes.get(name, (0, 0, 0))
+        if n_directions < rank:
             raise ConfigError(
-                f"{self} has {found} directions for {name}, {rank} are needed; adapt only modules"
+                f"{self} has {n_directions} directions for {name}, {rank} are needed; adapt only modules"
                 f" that it has (target_modules {self.settings.get('target_modules')!r}), use a"
                 f" smaller frame_rank or r, or {_MAKE}"
             )
-        return (
-            self.tensors[f"{name}.u"][:, :rank].float(),
-            self.tensors[f"{name}.v"][:, :rank].float(),
-        )
+        u, v = (self.tensors[f"{name}.{side}"][:, :rank].float() for side in "uv")
+        return u, v
 
     def __str__(self) -> str:
         return f"the frame file {self.path} (SHA-256 {self.sha256})"
@@ -176,12 +173,12 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
     frame file.
     """
     try:
-        tensors, end = load(data), 8 + int.from_bytes(data[:8], "little")
+        tensors = load(data)
+        # safetensors: the length of the header in 8 bytes, and the header as JSON
+        end = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8:end])["__metadata__"][_KEY])
-        shapes = {
-            name: _shape(tensors, name)
-            for name in sorted({key.rpartition(".")[0] for key in tensors})
-        }
+        names = sorted({key.rpartition(".")[0] for key in tensors})
+        shapes = {name: _shape(tensors, name) for name in names}
         if header["format"] != _FORMAT or not shapes or not isinstance(header["base"], str):
             raise ValueError(
                 f"format {header['format']!r}, {len(shapes)} matrices, base {header['base']!r}"
@@ -200,11 +197,11 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
     orthonormal columns.
     """
     u, v = tensors[f"{name}.u"], tensors[f"{name}.v"]
-    (d_out, rank), (d_in, _) = u.shape, v.shape
-    grams = [frame.float().mT @ frame.float() for frame in (u, v)]
-    error = torch.stack(grams) - torch.eye(
-        rank, device=u.device
-    )  # RuntimeError if v has another rank
+    d_out, rank = u.shape
+    d_in, _ = v.shape
+    grams = [frame.float().mT @ frame.float() for frame in (u, v)]  # (R, R) each
+    # RuntimeError if v has another rank
+    error = torch.stack(grams) - torch.eye(rank, device=u.device)
     if not rank or {u.dtype, v.dtype} != {torch.float16} or not error.abs().max() <= _ROUNDING:
         raise ValueError(f"{name} has no orthonormal columns in float16")
     return d_out, d_in, rank
@@ -221,7 +218,8 @@ def with_frame_settings(
     Raises CheckpointError, with its name and hash, if it is missing or another one; ConfigError if
     `given` is missing.
     """
-    name, sha256 = content.get("frames"), content.get("frames_sha256")
+    name = content.get("frames")
+    sha256 = content.get("frames_sha256")
     if sha256 is None:
         return content
     searched = [folder.absolute(), *folder.absolute().parents][: FOUND_ABOVE + 1]

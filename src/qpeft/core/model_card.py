@@ -58,15 +58,10 @@ def write_card(folder: Path, registered: type | None = None) -> None:
     config = read_json(folder / CONFIG_NAME)
     base = config.get("base_model_name_or_path") or ""
     kind = config["peft_type"].removeprefix("QPEFT_").lower().replace("_", "-")
-    # for an adapter without a task
-    recorded = (
-        mapping.get("base_model_class")
-        if isinstance(mapping := config.get("auto_mapping"), dict)
-        else None
-    )
-    auto_class = (
-        AUTO_CLASSES.get(str(config.get("task_type"))) or recorded or "AutoModelForCausalLM"
-    )
+    mapping = config.get("auto_mapping")  # for an adapter without a task
+    recorded = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    of_task = AUTO_CLASSES.get(str(config.get("task_type")))
+    auto_class = of_task or recorded or "AutoModelForCausalLM"
     code = load_lines(base or "BASE_MODEL", ".", registered, auto_class=auto_class)
     text = (
         f"---\n{metadata(base, kind)}\n---\n\n"

@@ -32,25 +32,19 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
             order += module.groups.values()
             for name, parameter in module.named_parameters():
                 group_of[id(parameter)] = module.groups.get(name.partition(".")[0], OTHER)
-    found: dict[ParameterGroup, list[nn.Parameter]] = {
-        group: [] for group in (*dict.fromkeys(order), OTHER)
-    }
+    members: dict[ParameterGroup, list[nn.Parameter]] = {group: [] for group in [*order, OTHER]}
     for parameter in model.parameters():  # each once, those that modules share as well
         if parameter.requires_grad:
-            found[group_of.get(id(parameter), OTHER)].append(parameter)
-    if not any(found.values()):
+            members[group_of.get(id(parameter), OTHER)].append(parameter)
+    if not any(members.values()):
         raise ConfigError(
             "the model has no trainable parameter; load it with is_trainable=True or attach an"
             " adapter"
         )
-    return [
-        {
-            "name": group.name,
-            "params": parameters,
-            "lr": lr,
-            "weight_decay": weight_decay if group.decays else 0.0,
-            **({} if group.eps is None else {"eps": group.eps}),
-        }
-        for group, parameters in found.items()
-        if parameters
-    ]
+    groups = []
+    for group, parameters in members.items():
+        if parameters:
+            decay = weight_decay if group.decays else 0.0
+            options = {"name": group.name, "params": parameters, "lr": lr, "weight_decay": decay}
+            groups.append(options if group.eps is None else options | {"eps": group.eps})
+    return groups

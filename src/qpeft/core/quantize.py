@@ -28,8 +28,9 @@ _SMALLEST_NORMAL = 2.0**-14  # below it float16 loses digits
 def quantize(x: Tensor, bits: int) -> Tensor:
     """x (n,) rounded to `bits` bits, in its dtype; the gradient is that of the identity."""
     with torch.no_grad():
-        rounded = (x.half() if bits == 16 else _decode(*_encode(x, bits), bits, len(x))).to(x.dtype)
-    return rounded + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
+        rounded = x.half() if bits == 16 else _decode(*_encode(x, bits), bits, len(x))
+    # not x + (xq - x): that is xq only up to rounding
+    return rounded.to(x.dtype) + (x - x.detach())
 
 
 def pack(x: Tensor, bits: int | None) -> Tensor:
@@ -43,7 +44,8 @@ def pack(x: Tensor, bits: int | None) -> Tensor:
     x = x.detach()
     if x.is_meta:
         return x.new_empty(stored_bytes(len(x), bits), dtype=torch.uint8)
-    floats, stream = x, x.new_empty(0, dtype=torch.uint8)
+    floats = x
+    stream = x.new_empty(0, dtype=torch.uint8)
     if bits is not None and bits not in _FLOATS:
         floats, codes = _encode(x, bits)
         flat = codes.flatten()[: len(x)].to(torch.uint8)[:, None].cpu().numpy()
@@ -66,9 +68,8 @@ def unpack(stored: Tensor, n: int, bits: int | None) -> Tensor:
     ranges, codes = stored.split([len(stored) - n_codes, n_codes])
     stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=n * bits).reshape(n, bits)
     values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(stored.device)
-    return _decode(
-        ranges.clone().view(torch.float16).float().view(-1, 2), _grouped(values.float()), bits, n
-    )
+    lo_and_r = ranges.clone().view(torch.float16).float().view(-1, 2)  # (groups, 2)
+    return _decode(lo_and_r, _grouped(values.float()), bits, n)
 
 
 def stored_bytes(n: int, bits: int | None) -> int:

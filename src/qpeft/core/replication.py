@@ -19,9 +19,8 @@ from qpeft.errors import ConfigError
 
 def keep_whole(generator: nn.Module) -> None:
     """Make `fully_shard` leave out the generator, as PyTorch's composable `replicate` does."""
-    with suppress(
-        ImportError
-    ):  # a torch without it: `refuse_sharded` names the argument of `fully_shard`
+    # for a torch without it `refuse_sharded` names the argument of `fully_shard`
+    with suppress(ImportError):
         from torch.distributed._composable.contract import _get_registry, contract
 
         if replicate.__name__ not in (_get_registry(generator) or ()):
@@ -82,16 +81,10 @@ def refuse_sharded(module: nn.Module) -> None:
     FSDP hides or replaces them between forward passes. ZeRO's optimizer updates copies without
     changing the version counter, so forward passes would use old values.
     """
-    first, marks = (
-        next(module.parameters(), None),
-        (
-            "ds_id",
-            "_hp_mapping",
-        ),
-    )  # under ZeRO-3; under ZeRO-1 and 2
-    if getattr(module, "_is_fsdp_managed_module", False) or any(
-        hasattr(first, mark) for mark in marks
-    ):
+    first = next(module.parameters(), None)
+    # the marks of ZeRO-3, and of ZeRO-1 and 2
+    is_zero = hasattr(first, "ds_id") or hasattr(first, "_hp_mapping")
+    if is_zero or getattr(module, "_is_fsdp_managed_module", False):
         raise ConfigError(
             "FSDP or DeepSpeed ZeRO shards the generator of this adapter, which has few parameters"
             " and needs all of them in every process; use FSDP2, which shards the base model only:"

@@ -22,7 +22,8 @@ class SeededInit:
     """
 
     def __init__(self, seed: int, device: str = "cpu") -> None:
-        self.seed, self.device = seed, device
+        self.seed = seed
+        self.device = device
         self._digest = hashlib.sha256()
 
     def uniform(self, name: str, shape: Sequence[int], bound: float) -> Tensor:
@@ -33,9 +34,8 @@ class SeededInit:
         """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape `shape`."""
 
         def box_muller(unit: np.ndarray) -> np.ndarray:
-            radius = np.sqrt(
-                -2.0 * np.log1p(-unit[0])
-            )  # 1 - u lies in (0, 1]: the logarithm is finite
+            # 1 - u lies in (0, 1]: the logarithm is finite
+            radius = np.sqrt(-2.0 * np.log1p(-unit[0]))
             return std * radius * np.cos(2.0 * math.pi * unit[1])
 
         return self._drawn(name, shape, 2, box_muller)
@@ -56,9 +56,8 @@ class SeededInit:
         if self.device == "meta":
             return torch.empty(tuple(shape), device="meta")
         key = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(
-            n * math.prod(shape)
-        )
+        philox = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8"))
+        raw = philox.random_raw(n * math.prod(shape))
         self._digest.update(name.encode())
         self._digest.update(raw.astype("<u8").tobytes())
         unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

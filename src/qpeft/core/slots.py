@@ -29,9 +29,8 @@ class Slot:
     label: str  # the tensor's name within the base model, without the adapter's
     shape: torch.Size
     dtype: torch.dtype
-    initial: Tensor | None = (
-        None  # the initial value that the base determines, on the CPU; None: drawn from the seed
-    )
+    # the initial value that the base determines, on the CPU; None: drawn from the seed
+    initial: Tensor | None = None
 
     def put(self, tensor: Tensor) -> None:
         """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock
@@ -43,44 +42,38 @@ class Slot:
 
 def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
     """The trainable tensors of a LoRA that was just injected into `model`, in PEFT's order."""
-    found = find_slots(model, adapter_name, LoraLayer)
-    for slot, layer in found:
+    slots = find_slots(model, adapter_name, LoraLayer)
+    for slot, layer in slots:
         slot.dtype = torch.float32  # as PEFT gives to trained adapters
         if ".lora_magnitude_vector" in slot.label:
             slot.initial = _magnitude(slot, layer, adapter_name)
-    return [slot for slot, _ in found]
+    return [slot for slot, _ in slots]
 
 
 def find_slots(
     model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]
 ) -> list[tuple[Slot, Any]]:
     """The adapter's tensors in PEFT's order, each once, with its tuner layer."""
-    found: dict[int, tuple[Slot, Any]] = {}
+    slots: dict[int, tuple[Slot, Any]] = {}  # by the parameter, which several layers may share
     for module_name, layer in model.named_modules():
         for container_name in layer.adapter_layer_names if isinstance(layer, layer_class) else ():
-            for owner, name, label in adapter_parameters(
-                getattr(layer, container_name, None), adapter_name
-            ):
+            container = getattr(layer, container_name, None)
+            for owner, name, label in adapter_parameters(container, adapter_name):
                 parameter: Any = owner._parameters[name]
                 full = ".".join(filter(None, (module_name, container_name, label)))
                 slot = Slot(owner, name, full, parameter.shape, parameter.dtype)
-                found.setdefault(id(parameter), (slot, layer))
-    return list(found.values())
+                slots.setdefault(id(parameter), (slot, layer))
+    return list(slots.values())
 
 
 def adapter_parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
     """Owner, attribute and label of each of the adapter's parameters in `container`."""
-    if (
-        not isinstance(container, (nn.ModuleDict, nn.ParameterDict))
-        or adapter_name not in container
-    ):
+    is_container = isinstance(container, (nn.ModuleDict, nn.ParameterDict))
+    if not is_container or adapter_name not in container:
         return []
     if isinstance(container, nn.ParameterDict):
-        return (
-            [(container, adapter_name, "")]
-            if container._parameters.get(adapter_name) is not None
-            else []
-        )
+        is_parameter = container._parameters.get(adapter_name) is not None
+        return [(container, adapter_name, "")] if is_parameter else []
     return [
         (module, name, ".".join(filter(None, (path, name))))
         for path, module in container[adapter_name].named_modules()
@@ -104,9 +97,7 @@ def draw_initial(slots: Sequence[Slot], init_lora_weights: bool | str, init: See
 
 
 def _drawn(slot: Slot, init_lora_weights: bool | str, init: SeededInit) -> Tensor:
-    part = slot.label.rsplit(".lora_", 1)[
-        -1
-    ]  # "A.weight", "B.weight", "B.bias", "embedding_A", ...
+    part = slot.label.rpartition(".lora_")[2]  # "A.weight", "B.bias", "embedding_A", ...
     random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
     if init_lora_weights == "zero" or not (random or part == "embedding_B"):
         return torch.zeros(slot.shape)
@@ -121,7 +112,6 @@ def _magnitude(slot: Slot, layer: Any, adapter_name: str) -> Tensor:
     """The initial value of DoRA's magnitude: the norm of the base weight, on the CPU."""
     weight = dequantize_module_weight(layer.get_base_layer())
     dora = layer.lora_magnitude_vector[adapter_name]
-    norm = dora.get_weight_norm(
-        weight, torch.zeros((), dtype=weight.dtype, device=weight.device), 1.0
-    )
+    no_update = torch.zeros((), dtype=weight.dtype, device=weight.device)
+    norm = dora.get_weight_norm(weight, no_update, 1.0)
     return norm.detach().float().reshape(slot.shape).cpu()

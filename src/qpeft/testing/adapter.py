@@ -18,17 +18,12 @@ from qpeft.errors import ConfigError
 from qpeft.testing.checks import close, disturb, refused, run_checks, same
 
 _CLOSE = 1e-5  # relative to the largest logit, in float32
-_STEP, _LONGEST = (
-    5e-3,
-    0.3,
-)  # of differences: float64 models still compute norms and losses in float32
+# steps of differences: float64 models still compute norms and losses in float32
+_STEP = 5e-3
+_LONGEST = 0.3
 _RISE = 5e-5  # of the loss in a step, above its rounding
-_POINTS = {
-    -2: 1 / 12,
-    -1: -2 / 3,
-    1: 2 / 3,
-    2: -1 / 12,
-}  # of fourth order: circuits on inputs curve within a step
+# differences of fourth order: circuits on inputs curve within a step
+_POINTS = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}
 _SLOPE = 1e-2  # of the gradient's norm
 
 
@@ -93,7 +88,9 @@ def adapter_contract(
         ("a second adapter", lambda: _check_second(model, make_config(), batch, lr, base)),
     )
     exported = partial(_exported, model, make_base)
-    live, has_stock, checks = _logits(model, batch), has_stock_form(model), []
+    live = _logits(model, batch)
+    has_stock = has_stock_form(model)
+    checks = []
     if has_stock or getattr(model.base_model, "merges", False):
         checks.append(("merging", lambda: _check_merge(copy.deepcopy(model), batch, live)))
     else:
@@ -116,7 +113,8 @@ def _check_trainable(model: Any, adapter_name: str) -> None:
 
 
 def _check_training(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
-    before, after = _train(model, batch, lr), model(**batch).loss.item()
+    before = _train(model, batch, lr)
+    after = model(**batch).loss.item()
     assert after < before, (
         f"with lr={lr} they must reduce the loss; it changed from {before} to {after}"
     )
@@ -124,7 +122,8 @@ def _check_training(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
 
 def _check_gradient(double: Any, batch: Mapping[str, Tensor], *, exact: bool) -> None:
     """In float64, with changed parameters, because initially that of LoRA's lora_A is 0."""
-    trained, draw = _trained(double), torch.Generator().manual_seed(0)
+    trained = _trained(double)
+    draw = torch.Generator().manual_seed(0)
     disturb([*trained.values()], draw)
     double(**batch).loss.backward()
     for name, parameter in trained.items():
@@ -152,7 +151,8 @@ def _check_gradient(double: Any, batch: Mapping[str, Tensor], *, exact: bool) ->
 
 
 def _check_copy(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
-    live, twin = _logits(model, batch), copy.deepcopy(model)
+    live = _logits(model, batch)
+    twin = copy.deepcopy(model)
     same(_logits(twin, batch), live, "it has different outputs")
     _train(twin, batch, lr)
     same(_logits(model, batch), live, "training it changes the model it was copied from")
@@ -215,10 +215,9 @@ def _check_same(model: Any, batch: Mapping[str, Tensor], live: Tensor, what: str
 
 
 def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     with torch.no_grad():
-        return model.eval()(
-            **{name: tensor for name, tensor in batch.items() if name != "labels"}
-        ).logits
+        return model.eval()(**inputs).logits
 
 
 def _trained(model: Any) -> dict[str, nn.Parameter]:
@@ -227,7 +226,8 @@ def _trained(model: Any) -> dict[str, nn.Parameter]:
 
 def _train(model: Any, batch: Mapping[str, Tensor], lr: float) -> float:
     """Five steps; the loss before them."""
-    optimizer, losses = torch.optim.AdamW(_trained(model).values(), lr=lr), []
+    optimizer = torch.optim.AdamW(_trained(model).values(), lr=lr)
+    losses = []
     for _ in range(5):
         losses.append(model(**batch).loss)
         losses[-1].backward()

@@ -35,14 +35,15 @@ def ansatz_contract(
         device: Device of the angles.
         seed: Of the random angles.
     """
-    ansatz, draw = make(), torch.Generator().manual_seed(seed)
-    by_gates, simulated = partial(gate_probabilities, ansatz), partial(exact_probabilities, ansatz)
+    ansatz = make()
+    draw = torch.Generator().manual_seed(seed)
+    by_gates = partial(gate_probabilities, ansatz)
+    simulated = partial(exact_probabilities, ansatz)
     run_checks(("the ansatz is inconsistent", lambda: by_gates(torch.zeros(ansatz.angle_shape))))
     assert [*make().gates()] == [*ansatz.gates()], "the gates differ between two calls"
     assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must label every wire once"
-    angles = (
-        pi * (torch.rand(ansatz.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1)
-    ).to(device)
+    uniform = torch.rand(ansatz.angle_shape, generator=draw, dtype=torch.float64)
+    angles = (pi * (uniform * 2 - 1)).to(device)
     weights = torch.randn(2**ansatz.n_qubits, generator=draw, dtype=torch.float64).to(device)
     p = simulated(angles)
     same(simulated(angles), p, "two evaluations differ")
@@ -51,21 +52,15 @@ def ansatz_contract(
     close(p.sum(), torch.ones_like(p[0]), 1e-12, "norm")
     close(simulated(angles.float()).double(), p, 2e-6, "float32")
 
-    gradient, constant = (
-        _gradient(simulated, angles, w) for w in (weights, torch.ones_like(weights))
-    )
-    close(
-        gradient,
-        _gradient(by_gates, angles, weights),
-        1e-10,
-        "gradient against gate-by-gate autograd",
-    )
+    gradient = _gradient(simulated, angles, weights)
+    by_autograd = _gradient(by_gates, angles, weights)
+    close(gradient, by_autograd, 1e-10, "gradient against gate-by-gate autograd")
+    constant = _gradient(simulated, angles, torch.ones_like(weights))
     close(constant, torch.zeros_like(constant), 1e-12, "gradient of the norm")
     if ansatz.has_shift_rule:
         close(simulated(angles + 2 * pi), p, 1e-12, "period 2 pi")
-        shifts = torch.eye(angles.numel(), dtype=angles.dtype, device=device).view(
-            -1, *angles.shape
-        ) * (pi / 2)
+        eye = torch.eye(angles.numel(), dtype=angles.dtype, device=device)
+        shifts = eye.view(-1, *angles.shape) * (pi / 2)
         shifted = (simulated(angles + shifts) - simulated(angles - shifts)) @ weights / 2
         close(gradient, shifted.view_as(angles), 1e-10, "gradient against parameter shift")
 

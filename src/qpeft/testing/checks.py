@@ -21,17 +21,17 @@ def run_checks(*checks: tuple[str, Callable[[], object]]) -> None:
             raise AssertionError(f"{what}: {kind}{error}") from error
 
 
-def same(found: Tensor, expected: Tensor, what: str) -> None:
+def same(actual: Tensor, expected: Tensor, what: str) -> None:
     """Raise AssertionError unless the tensors have the same bits."""
-    assert torch.equal(found, expected), what
+    assert torch.equal(actual, expected), what
 
 
-def close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     """Raise AssertionError unless the tensors have one shape and dtype, and all values are within
     `tolerance`.
     """
     torch.testing.assert_close(
-        found, expected, rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}"
+        actual, expected, rtol=0, atol=tolerance, msg=lambda text: f"{what}: {text}"
     )
 
 

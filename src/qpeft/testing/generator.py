@@ -54,9 +54,8 @@ def generator_contract(
     assert not torch.equal(flat, before), (
         "`forward` must use the parameters, and must not cache between calls"
     )
-    saved = save(
-        {name: t.clone().contiguous() for name, t in trained.pack(trained.state_dict()).items()}
-    )
+    packed = trained.pack(trained.state_dict())
+    saved = save({name: tensor.clone().contiguous() for name, tensor in packed.items()})
 
     def loaded(into: Generator) -> Tensor:
         state = into.unpack(load(saved))
@@ -83,14 +82,15 @@ def generator_contract(
         kept = initial.clone()
         initial.mul_(-0.5).add_(1)
         twin = make(0)
-        outputs = twin().detach().clone(), loaded(twin)
+        changed = twin().detach().clone()
+        restored = loaded(twin)
         initial.copy_(kept)
         same(
-            outputs[0],
+            changed,
             1 - 0.5 * kept,
             "`initial` must be the tensor object that make() passes to the generator",
         )
-        same(outputs[1], flat, "save `initial` as a persistent buffer: it cannot be drawn again")
+        same(restored, flat, "save `initial` as a persistent buffer: it cannot be drawn again")
     if dense_reference is not None:
         close(double().detach(), torch.as_tensor(dense_reference(double)), 1e-9, "dense reference")
 
@@ -104,25 +104,17 @@ def _check_start(
     )
     flat = generator()
     assert isinstance(flat, Tensor), f"the output must be a torch.Tensor, got {type(flat)}"
-    found = flat.ndim, flat.dtype
-    assert found == (
-        1,
-        torch.float32,
-    ), f"the output must be flat (P,), float32; it has {flat.shape}, {flat.dtype}"
+    is_flat = flat.ndim == 1 and flat.dtype == torch.float32
+    assert is_flat, f"the output must be flat (P,), float32; it has {flat.shape}, {flat.dtype}"
     assert torch.isfinite(flat).all(), "the output before training contains NaN or Inf"
     assert flat.requires_grad, (
         "the output has no gradient: `forward` must not detach it, nor leave torch"
     )
     count = sum(p.numel() for p in generator.parameters())
-    assert n_trained in (
-        None,
-        count,
-    ), f"there are {count} trainable parameters, {n_trained} were counted"
-    same(
-        flat,
-        flat if initial is None else initial,
-        "the initial output must equal `initial` exactly",
-    )
+    is_counted = n_trained is None or n_trained == count
+    assert is_counted, f"there are {count} trainable parameters, {n_trained} were counted"
+    if initial is not None:
+        same(flat, initial, "the initial output must equal `initial` exactly")
     mine, its = (
         dict([*g.named_parameters(), *g.named_buffers(), ("output", g())])
         for g in (generator, again)
@@ -160,9 +152,8 @@ def _check_gradients(generator: Generator) -> None:
     An error of 0.1 % in one gradient entry of average size is detected in tensors of up to about
     100,000 entries.
     """
-    weights = torch.randn(
-        generator().shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    draw = torch.Generator().manual_seed(0)
+    weights = torch.randn(generator().shape, generator=draw, dtype=torch.float64)
     for name, parameter in [*generator.named_parameters()]:
         (gradient,) = torch.autograd.grad(generator() @ weights, parameter, materialize_grads=True)
         unused = int((gradient == 0).sum())
@@ -175,11 +166,12 @@ def _check_gradients(generator: Generator) -> None:
             return torch.func.functional_call(generator, {name: at}, ()) @ weights
 
         check = partial(
-            torch.autograd.gradcheck, value, parameter, fast_mode=True, check_undefined_grad=False
+            torch.autograd.gradcheck,
+            value,
+            parameter,
+            fast_mode=True,
+            check_undefined_grad=False,
+            atol=1e-8 * (1 + gradient.norm().item()),
+            rtol=0,
         )
-        run_checks(
-            (
-                f"the gradient of {name}",
-                partial(check, atol=1e-8 * (1 + gradient.norm().item()), rtol=0),
-            )
-        )
+        run_checks((f"the gradient of {name}", check))
