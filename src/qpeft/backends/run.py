@@ -218,7 +218,7 @@ class _Probabilities(torch.autograd.Function):
     def forward(ctx: Any, angles: Tensor, run: CircuitRun) -> Tensor:
         ctx.save_for_backward(angles)
         ctx.run = run
-        (p,) = run.jobs.run(run.ansatz, angles.detach().double().cpu().numpy()[None])
+        (p,) = run.jobs.run(run.ansatz, angles.detach().cpu().double().numpy()[None])
         return torch.from_numpy(p).to(angles)
 
     @staticmethod
@@ -230,7 +230,7 @@ class _Probabilities(torch.autograd.Function):
         """
         refuse_second_derivative()
         (angles,) = ctx.saved_tensors
-        theta, weights = (tensor.detach().double().cpu() for tensor in (angles, gradient))
+        theta, weights = (tensor.detach().cpu().double() for tensor in (angles, gradient))
         eye = torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)  # (P, *shape)
         shifts = math.pi / 2 * eye
         shifted = torch.cat([theta + shifts, theta - shifts])  # (2P, *shape)

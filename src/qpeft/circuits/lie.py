@@ -25,7 +25,8 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
     "cayley".
 
     `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored.
-    Returns (N, k) or (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64.
+    Returns (N, k) or (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64 on the
+    CPU.
     `cayley` is orthogonal for every b, `exp` up to norms of A of about 1e5 (with errors of 2e-6).
 
     Raises:
@@ -45,8 +46,8 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp") -> Tensor:
     if rank > k:
         raise ConfigError(f"lie_rank={rank} exceeds r={k}: columns would have no effect")
     with torch.autocast(b.device.type, enabled=False):
-        b64 = batch.double()
-        eye = torch.eye(k, dtype=b64.dtype, device=b.device).expand(len(b64), -1, -1)
+        b64 = batch.cpu().double()
+        eye = torch.eye(k, dtype=b64.dtype).expand(len(b64), -1, -1)
         # Y^T X, from X = [B, -E] and Y = [E, B]
         head = b64[:, :rank]  # E^T B, (M, K', K')
         upper = torch.cat([head, -eye[:, :rank, :rank]], 2)  # E^T X

@@ -218,9 +218,9 @@ def _cut_to_size(rows: Tensor, width: int) -> Tensor:
     nearly so.
     """
     cut = rows[..., :width]
-    gram = (
-        cut.double() @ cut.double().mT
-    )  # (M, K, K); in float32 wide columns would be orthonormal to 1e-4 only
+    # in float32 wide columns would be orthonormal to 1e-4 only, and accelerators may have no float64
+    exact = cut.cpu().double()
+    gram = exact @ exact.mT  # (M, K, K)
     factor, failed = torch.linalg.cholesky_ex(gram)
     values = torch.linalg.eigvalsh(gram.detach())  # ascending
     condition = (
@@ -234,7 +234,7 @@ def _cut_to_size(rows: Tensor, width: int) -> Tensor:
             f"pad construction for width {width} is nearly rank deficient (condition"
             f" {condition:.1e}); redraw the angles or use construction='qsd'"
         )
-    return torch.linalg.solve_triangular(factor, cut.double(), upper=False).to(cut)
+    return torch.linalg.solve_triangular(factor, exact, upper=False).to(cut)
 
 
 @cache

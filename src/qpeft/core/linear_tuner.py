@@ -4,6 +4,7 @@ linear maps.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
@@ -105,18 +106,17 @@ class LinearLayer(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """As PEFT's, in float64; a copy of the weight is kept for `unmerge`."""
+        """As PEFT's, in float64 on the CPU; a copy of the weight is kept for `unmerge`."""
         base: Any = self.get_base_layer()
         weight = base.weight.data
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.qpeft_adapter:
                 continue
-            adapter: Any = self.qpeft_adapter[name]
+            adapter: Any = copy.deepcopy(self.qpeft_adapter[name]).cpu()
+            old = weight.cpu().double()  # accelerators may have no float64
             # a Conv1D stores (inputs, outputs), a Linear (outputs, inputs)
-            if isinstance(base, Conv1D):
-                new = adapter.merge_into(weight.double().mT).mT
-            else:
-                new = adapter.merge_into(weight.double())
+            is_transposed = isinstance(base, Conv1D)
+            new = adapter.merge_into(old.mT).mT if is_transposed else adapter.merge_into(old)
             if safe_merge and not torch.isfinite(new).all():
                 raise ValueError(
                     f"NaNs detected in the merged weights. The adapter {name} seems to be broken"

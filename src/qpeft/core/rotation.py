@@ -4,6 +4,7 @@ OFT.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import fields
 from math import comb
 from typing import Any
@@ -59,18 +60,21 @@ class Rotation(LinearAdapter):
         Raises ConfigError for a rotation by about 180 degrees, where Q + I has no inverse, and for
         angles that are not finite.
         """
-        parts = self.parts(torch.float64)
-        n_blocks, size = len(parts[0]), self.size
-        eye = torch.eye(size, dtype=torch.float64, device=parts[0].device)
+        start, size = self.angles.start, self.size
+        if start.is_meta:  # of `qpeft.plan`
+            n_blocks = len(self.parts(torch.float32)[0])
+            return start.new_empty(n_blocks, size * (size - 1) // 2)
+        parts = copy.deepcopy(self).cpu().parts(torch.float64)  # accelerators may have no float64
+        n_blocks = len(parts[0])
+        eye = torch.eye(size, dtype=torch.float64)
         # D of every block acts on the same rows of the identity
         columns = block_change(eye.repeat(1, n_blocks), parts, size)  # (size, N size)
         change = columns.unflatten(-1, (-1, size)).permute(1, 2, 0)  # (N, size, size)
         q = eye + change
-        if not q.is_meta:
-            _check_invertible(q + eye)
+        _check_invertible(q + eye)
         cayley = torch.linalg.solve(q + eye, q - eye)  # (N, size, size), skew-symmetric
-        row, column = torch.triu_indices(size, size, 1, device=q.device)
-        return cayley[:, row, column].to(self.angles.start.dtype)
+        row, column = torch.triu_indices(size, size, 1)
+        return cayley[:, row, column].to(start)
 
 
 def _check_invertible(sums: Tensor) -> None:

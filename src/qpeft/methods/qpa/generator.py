@@ -211,7 +211,7 @@ class QPAGenerator(Generator):
         self.register_buffer("whitening", None, persistent=False)
         if config.feature_map == "whitened" and self.feature is not None and not initial.is_meta:
             with torch.no_grad(), torch.device("cpu"):
-                self.whitening = whitening(deepcopy(self.feature).double()(initial=True))
+                self.whitening = whitening(deepcopy(self.feature).cpu().double()(initial=True))
         settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
         gates = (
             [] if self._ansatz is None else list(self._ansatz.gates())

@@ -45,9 +45,9 @@ def leading_frame(gradient: Tensor, rank: int, n_iterations: int = 1) -> tuple[T
     for _ in range(n_iterations):
         basis = _orthonormal(matrix @ (matrix.mT @ basis))  # (d_out, C)
     # matrix ~ basis projected^T; the small factors in float64 on the CPU, equal on every device
-    projected = (matrix.mT @ basis).double().cpu()  # (d_in, C)
+    projected = (matrix.mT @ basis).cpu().double()  # (d_in, C)
     right, _, inner = torch.linalg.svd(projected, full_matrices=False)
-    return _signed(basis.double().cpu() @ inner.mT, right, rank, gradient)
+    return _signed(basis.cpu().double() @ inner.mT, right, rank, gradient)
 
 
 def singular_frame(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def singular_frame(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """
     if min(matrix.shape) > _EXACT:
         return leading_frame(-matrix, rank, _ITERATIONS)
-    u, _, vt = torch.linalg.svd(matrix.detach().double().cpu(), full_matrices=False)
+    u, _, vt = torch.linalg.svd(matrix.detach().cpu().double(), full_matrices=False)
     return _signed(u, vt.mT, rank, matrix)
 
 
@@ -94,7 +94,7 @@ def base_weight(name: str, layer: Any) -> Tensor:
 
 def _orthonormal(matrix: Tensor) -> Tensor:
     """An orthonormal basis of the columns, (d, C), with the matrix's dtype and device."""
-    return torch.linalg.qr(matrix.double().cpu())[0].to(matrix)
+    return torch.linalg.qr(matrix.cpu().double())[0].to(matrix)
 
 
 def _signed(left: Tensor, right: Tensor, rank: int, like: Tensor) -> tuple[Tensor, Tensor]:
