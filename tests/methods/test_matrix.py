@@ -567,8 +567,9 @@ def test_wrong_export_is_detected(llama, ids, variant, monkeypatch, verified):
     """By the export itself, and without its comparison of logits by the contract."""
     write = export_module._write
 
-    def write_wrong(tensors, *more):
-        write({key: 1.1 * value for key, value in tensors.items()}, *more)
+    def write_wrong(stock, *more):
+        tensors = {key: 1.1 * value for key, value in stock.tensors.items()}
+        write(stock._replace(tensors=tensors), *more)
 
     monkeypatch.setattr(export_module, "_write", write_wrong)
     if not verified:

@@ -54,7 +54,7 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
     is_own = isinstance(config, AdapterConfig)
     if not is_own and config.peft_type != PeftType.LORA:
         return  # PEFT converts LoRA's targets alone
-    linear = _short(name for name, module in model.named_modules() if is_linear(module))
+    linear = last_parts(name for name, module in model.named_modules() if is_linear(module))
     if (
         is_own
         and isinstance(config, LoraConfig)
@@ -108,18 +108,19 @@ def _check_names(model: nn.Module, config: Any) -> None:
     every = [*modules, *parameters] if adapted else modules
     for field, pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in every):
-            raise ConfigError(unknown(f"{field} pattern", pattern, _short(every)))
+            raise ConfigError(unknown(f"{field} pattern", pattern, last_parts(every)))
     for field, wanted, names in zip(
         _NAMED, (targets, saved, adapted), (modules, modules, parameters), strict=False
     ):
         for name in sorted(wanted):
             if not any(f".{one}".endswith(f".{name}") for one in names):
-                raise ConfigError(unknown(field, name, _short(names)))
+                raise ConfigError(unknown(field, name, last_parts(names)))
 
 
-def _short(names: Iterable[str]) -> list[str]:
+def last_parts(names: Iterable[str]) -> list[str]:
     """The last parts of the names of modules, without the numbers of layers."""
-    return sorted({part for name in names if not (part := name.rpartition(".")[2]).isdigit()})
+    parts = {name.rpartition(".")[2] for name in names}
+    return sorted(part for part in parts if not part.isdigit())
 
 
 def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Module]) -> None:

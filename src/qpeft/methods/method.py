@@ -35,12 +35,10 @@ class Method:
     tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
     kind: Literal["quantum", "classical"] = "classical"
     trains: Trains = Trains.ADAPTER
-    learning_rate: float = (
-        2e-4  #: what our studies chose, else the usual one of LoRA; the factor 1 of a grid
-    )
-    defaults: Mapping[str, Any] = field(
-        default_factory=dict
-    )  #: config fields with other defaults than in the config
+    #: what our studies chose, else the usual one of LoRA; the factor 1 of a grid
+    learning_rate: float = 2e-4
+    #: config fields with other defaults than in the config
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     #: raised when `defaults` or those of the config change: rows of studies with others do not count
     revision: int = 1
     seed_field: str = "seed"  #: config field that gets the seed of the run, if the config has it
@@ -48,17 +46,15 @@ class Method:
     seed_step: int = 1
     #: by config field, the values for which there is no circuit: the method is classical then
     without_circuit: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    options: type | str | None = (
-        None  #: dataclass of the method's own fields, free of torch, for the command line
-    )
+    #: dataclass of the method's own fields, free of torch, for the command line
+    options: type | str | None = None
     is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
     generator: type | str | None = None  #: GeneratorConfig for `qpeft.attach` to a host adapter
     #: hosts that the config itself generates, without `qpeft.attach`; by the host's key the fields
     #: of the config that it needs
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    takes_backend: bool = (
-        False  #: whether its generator has a `CircuitModule`, whose circuit a backend can run
-    )
+    #: whether its generator has a `CircuitModule`, whose circuit a backend can run
+    takes_backend: bool = False
     #: (config) the function (model, batches) that computes initial values before the first step;
     #: None if none is needed
     fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
@@ -81,16 +77,15 @@ class Method:
     @property
     def config_class(self) -> Any:
         """The PEFT config class."""
-        found, name = imported(self.config), f"QPEFT_{self.key.upper()}"
-        if (
-            str(self.config).startswith("qpeft.methods.")
-            and getattr(found, "method_name", None) != name
-        ):
+        config = imported(self.config)
+        name = f"QPEFT_{self.key.upper()}"
+        is_own = str(self.config).startswith("qpeft.methods.")
+        if is_own and getattr(config, "method_name", None) != name:
             raise ConfigError(
-                f"method_name of {found.__name__} must be {name!r}, as its METHOD has"
+                f"method_name of {config.__name__} must be {name!r}, as its METHOD has"
                 f" key={self.key!r}"
             )
-        return found
+        return config
 
     @property
     def generator_class(self) -> Any:

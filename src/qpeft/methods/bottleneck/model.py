@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.targets import is_linear, sizes
+from qpeft.core.targets import is_linear, last_parts, sizes
 from qpeft.errors import ConfigError
 from qpeft.methods.bottleneck import BottleneckSettings
 
@@ -42,7 +42,9 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
 
         model = get_peft_model(base, BottleneckConfig(bottleneck_size=16, target_modules=["mlp"]))
 
-    Raises ConfigError if a setting is out of range.
+    Raises:
+        ConfigError: a setting is out of range; on the model, the width of a target is unknown, or
+            one target lies within another.
     """
 
     method_name = "QPEFT_BOTTLENECK"
@@ -69,9 +71,8 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         adapted = x
         for name in names:
             adapter: Any = self.bottleneck_adapter[name]
-            adapted = adapted + adapter(self._cast_input_dtype(x, adapter[0].weight.dtype)).to(
-                x.dtype
-            )
+            change = adapter(self._cast_input_dtype(x, adapter[0].weight.dtype))
+            adapted = adapted + change.to(x.dtype)
         return adapted if isinstance(output, Tensor) else (adapted, *output[1:])
 
     def _move_adapter_to_device_of_base_layer(
@@ -79,9 +80,9 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         # PEFT knows the device of a linear map, not of a block
         first = next(self.get_base_layer().parameters(), None)
-        super()._move_adapter_to_device_of_base_layer(
-            adapter_name, device or (None if first is None else first.device)
-        )
+        if device is None and first is not None:
+            device = first.device
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
 
 
 class BottleneckModel(OwnTuner):
@@ -94,49 +95,44 @@ class BottleneckModel(OwnTuner):
         for target in _FEED_FORWARD:
             if any(name.endswith(f".{target}") for name in modules):
                 return [target]
-            if matching := [name for name in modules if re.fullmatch(target, name)]:
+            matching = [name for name in modules if re.fullmatch(target, name)]
+            if matching:
                 return matching
-        parts = sorted(
-            {part for name in modules if not (part := name.rpartition(".")[2]).isdigit()}
-        )
         raise ConfigError(
             "no feed-forward block of a known name; set target_modules to some of"
-            f" {', '.join(parts)}"
+            f" {', '.join(last_parts(modules))}"
         )
 
     def _check_target(self, config: Any, name: str, module: nn.Module) -> None:
         _find_width(module, name)
-        layers = [
-            one for one, module in self.model.named_modules() if isinstance(module, BottleneckLayer)
-        ]
+        layers = {path for path, m in self.model.named_modules() if isinstance(m, BottleneckLayer)}
         parents = [name[:i] for i, letter in enumerate(name) if letter == "."]
-        if outer := [
-            one for one in parents if one in layers or check_target_module_exists(config, one)
-        ]:
-            raise ConfigError(
-                f"target_modules match {outer[0]} and {name} within it; give a longer name"
-            )
+        for parent in parents:
+            if parent in layers or check_target_module_exists(config, parent):
+                raise ConfigError(
+                    f"target_modules match {parent} and {name} within it; give a longer name"
+                )
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         # initially it adds 0; W_down is uniform on +-1/sqrt(d)
         base = layer.get_base_layer()
-        width, held = _find_width(base, name), list(base.parameters())
+        width = _find_width(base, name)
         layer.in_features, layer.out_features = sizes(base) if is_linear(base) else (width, width)
-        dtype = next(
-            (p.dtype for p in held if p.is_floating_point()), torch.float32
-        )  # a quantized base has others
-        device = held[0].device if held else None
+        parameters = list(base.parameters())
+        device = parameters[0].device if parameters else None
+        # a quantized base has parameters of other types as well
+        dtypes = [p.dtype for p in parameters if p.is_floating_point()]
+        dtype = dtypes[0] if dtypes else torch.float32
         down = nn.Linear(width, config.bottleneck_size, device=device, dtype=dtype)
         up = nn.Linear(config.bottleneck_size, width, device=device, dtype=dtype)
         for zero in (down.bias, up.weight, up.bias):
             nn.init.zeros_(zero)
         init = SeededInit(config.seed, down.weight.device.type)
+        drawn = init.uniform(
+            f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)
+        )
         with torch.no_grad():
-            down.weight.copy_(
-                init.uniform(
-                    f"{name}.bottleneck_down.weight", down.weight.shape, 1 / math.sqrt(width)
-                )
-            )
+            down.weight.copy_(drawn)
         layer.bottleneck_adapter[adapter_name] = nn.Sequential(down, nn.GELU(), up)
 
 
@@ -150,8 +146,10 @@ def _find_width(module: nn.Module, name: str) -> int:
         return sizes(module)[1]
     linears = [sizes(m) for m in module.modules() if is_linear(m)]
     shapes = {tuple(parameter.shape) for parameter in module.parameters()}
-    if not linears and len(shapes) == 1 and len(gain := shapes.pop()) == 1:
-        return gain[0]
+    if not linears and len(shapes) == 1:
+        gain = shapes.pop()
+        if len(gain) == 1:
+            return gain[0]
     # a list or a model has children, and no tensor as output
     is_block = not isinstance(module, (nn.ModuleList, nn.ModuleDict, PreTrainedModel))
     if linears and is_block and linears[0][0] == linears[-1][1]:

@@ -53,26 +53,28 @@ class CUARotation(Rotation):
     ) -> None:
         width = rotated_width(settings, "block_size", name, shape)
         super().__init__(settings.side, settings, width)
-        self.size, self.is_linear = settings.block_size, settings.readout == "linear"
-        if (
-            not self.is_linear and self.size.bit_count() == 1
-        ):  # probabilities lack the signs of the linear readout
+        self.size = settings.block_size
+        self.is_linear = settings.readout == "linear"
+        # probabilities lack the signs of the linear readout
+        if not self.is_linear and self.size.bit_count() == 1:
             self.n_qubits = self.size.bit_length() - 1
-        self.angles = Folded(torch.zeros(width // self.size, self.size * (self.size - 1) // 2), 1.0)
+        zeros = torch.zeros(width // self.size, self.size * (self.size - 1) // 2)
+        self.angles = Folded(zeros, 1.0)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
         return [cayley_change(skew(self.angles().to(dtype) / 2))]
 
     def change(self, x: Tensor) -> Tensor:
         if self.measure is not None:
-            rotated, blocks = len(self.angles.start) * self.size, self.parts(x.dtype)[0]
-            slices = x[..., :rotated].unflatten(-1, (-1, self.size))
+            n_rotated = len(self.angles.start) * self.size
+            slices = x[..., :n_rotated].unflatten(-1, (-1, self.size))  # (..., m, b)
+            (blocks,) = self.parts(x.dtype)
             squares = self.measure(slices, None, blocks + torch.eye(self.size).to(x))
-            return (
-                x.sign() * torch.cat([squares.sqrt().flatten(-2), x[..., rotated:].abs()], -1) - x
-            )
-        rotated = super().change(x)
-        return rotated if self.is_linear else x.sign() * (x + rotated).abs() - x
+            rest = x[..., n_rotated:]
+            magnitudes = torch.cat([squares.sqrt().flatten(-2), rest.abs()], -1)  # (..., d)
+            return x.sign() * magnitudes - x
+        change = super().change(x)
+        return change if self.is_linear else x.sign() * (x + change).abs() - x
 
 
 class CUAModel(RotationTuner):

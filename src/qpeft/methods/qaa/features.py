@@ -47,12 +47,13 @@ class Features(nn.Module):
 
     def __init__(self, settings: QAASettings, width: int, name: str, init: SeededInit) -> None:
         super().__init__()
-        self.source, self.n_qubits = settings.feature_source, amplitude_qubits(width)
-        self.circuit, n = Ansatz(settings.ansatz, self.n_qubits, settings.n_layers), self.n_qubits
-        unit = math.sqrt((2**n + 2) / 2)
-        self.n_features, self.scale = (
-            (n, unit) if settings.readout == "z" else (settings.n_read, 1.0)
-        )
+        self.source = settings.feature_source
+        self.n_qubits = n = amplitude_qubits(width)
+        self.circuit = Ansatz(settings.ansatz, n, settings.n_layers)
+        unit = math.sqrt((2**n + 2) / 2)  # of features with variance 1
+        reads_all = settings.readout == "z"
+        self.n_features = n if reads_all else settings.n_read
+        self.scale = unit if reads_all else 1.0
         if self.n_features > n:
             raise ConfigError(
                 f"n_read={settings.n_read} exceeds {n}, the number of qubits of the input of {name}"
@@ -61,52 +62,45 @@ class Features(nn.Module):
             drawn = init.normal(f"{name}.linear", (self.n_features, width), self.scale / unit)
             self.register_buffer("matrix", drawn, persistent=False)
         elif self.source == "quadratic":
-            self.register_buffer(
-                "matrix", init.orthonormal(f"{name}.quadratic", 2**n, width), persistent=False
-            )
+            drawn = init.orthonormal(f"{name}.quadratic", 2**n, width)
+            self.register_buffer("matrix", drawn, persistent=False)
         else:
             shape = self.circuit.angle_shape
             drawn = init.uniform(f"{name}.angles", shape, math.pi)
             self.angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
             if self.source == "givens":
                 n_rounds = -(-math.prod(shape) // n)
-                order = init.uniform(f"{name}.pairs", (n_rounds, 2**n), 1.0).argsort(
-                    stable=True, dim=-1
-                )
-                self.register_buffer(
-                    "pairs", order[:, : 2 * n].unflatten(-1, (2, -1)), persistent=False
-                )
+                drawn = init.uniform(f"{name}.pairs", (n_rounds, 2**n), 1.0)
+                order = drawn.argsort(stable=True, dim=-1)  # a random permutation in each row
+                pairs = order[:, : 2 * n].unflatten(-1, (2, -1))  # (rounds, 2, n)
+                self.register_buffer("pairs", pairs, persistent=False)
 
     def forward(
         self, x: Tensor, measure: Callable[[Tensor, Any, Tensor], Tensor] | None = None
     ) -> Tensor:
-        if measure is not None:
-            squares = measure(embedded(x, self.n_qubits), self.circuit, self.angles().to(x.dtype))
-            z = squares @ z_signs(self.n_qubits, x.dtype, x.device)
-        elif self.source == "qnn":
+        if measure is None and self.source == "qnn":
             z = amplitude_expectations(x, self.angles().to(x.dtype), self.circuit.name)
         else:
-            a = embedded(x, self.n_qubits)
-            phi = (
-                self._rotated(a)
-                if self.source == "givens"
-                else a[..., : x.shape[-1]] @ self.matrix.to(x.dtype).mT
-            )
-            if self.source == "linear":
-                return phi
-            z = phi.square() @ z_signs(self.n_qubits, x.dtype, x.device)
+            a = embedded(x, self.n_qubits)  # (..., B)
+            if measure is not None:
+                squares = measure(a, self.circuit, self.angles().to(x.dtype))
+            elif self.source == "givens":
+                squares = self._rotated(a).square()
+            else:
+                phi = a[..., : x.shape[-1]] @ self.matrix.to(x.dtype).mT
+                if self.source == "linear":
+                    return phi
+                squares = phi.square()
+            z = squares @ z_signs(self.n_qubits, x.dtype, x.device)  # (..., n)
         return z[..., -self.n_features :] * self.scale
 
     def _rotated(self, a: Tensor) -> Tensor:
-        angles: Any = (
-            self.angles().to(a.dtype).flatten().split(self.n_qubits)
-        )  # n each, of the last round fewer
-        for angle, pairs in zip(angles, self.pairs.unbind(0), strict=True):
-            i, j = pairs[:, : len(angle)]
-            c, s, first, second = angle.cos(), angle.sin(), a[..., i], a[..., j]
-            a = a.index_copy(
-                -1,
-                torch.cat([i, j]),
-                torch.cat([c * first - s * second, s * first + c * second], -1),
-            )
+        """a (..., B) behind rounds of rotations; a round rotates up to n disjoint pairs at once."""
+        flat: Any = self.angles().to(a.dtype).flatten()
+        for angles, pairs in zip(flat.split(self.n_qubits), self.pairs.unbind(0), strict=True):
+            i, j = pairs[:, : len(angles)]  # the last round has fewer
+            u, v = a[..., i], a[..., j]
+            cos, sin = angles.cos(), angles.sin()
+            rotated = torch.cat([cos * u - sin * v, sin * u + cos * v], -1)
+            a = a.index_copy(-1, torch.cat([i, j]), rotated)
         return a

@@ -92,7 +92,8 @@ class QAABranch(LinearAdapter):
     def __init__(
         self, settings: QAASettings, name: str, shape: tuple[int, int], init: SeededInit
     ) -> None:
-        (width, outputs), slices = shape, settings.out_slices
+        width, outputs = shape
+        slices = settings.out_slices
         if slices is None:  # of GPT-2's c_attn queries and values
             is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
             slices = [[0, width], [2 * width, outputs]] if is_fused else [[0, outputs]]
@@ -101,20 +102,22 @@ class QAABranch(LinearAdapter):
                 raise ConfigError(
                     f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}."
                 )
-        features = (
-            None if settings.feature_source == "none" else Features(settings, width, name, init)
-        )
+        features = None
+        if settings.feature_source != "none":
+            features = Features(settings, width, name, init)
         super().__init__("parallel", settings, ANGLE_SCALE, init.hexdigest(), width, slices)
-        self.carry_norm, self.features, self.outputs = settings.carry_norm, features, outputs
+        self.carry_norm = settings.carry_norm
+        self.features = features
+        self.outputs = outputs
+        self.slices = slices
         self.n_qubits = features.n_qubits if features and features.source == "qnn" else 0
         count = amplitude_qubits(width) if features is None else features.n_features
-        self.scale, self.slices = settings.alpha / count, slices
+        self.scale = settings.alpha / count
         written = sum(stop - start for start, stop in slices)
         # not by register_parameter, as in `Folded`
+        has_offset = settings.readout == "z"
         self._parameters["V"] = nn.Parameter(torch.zeros(written, count)) if features else None
-        self._parameters["c"] = (
-            nn.Parameter(torch.zeros(written)) if settings.readout == "z" else None
-        )
+        self._parameters["c"] = nn.Parameter(torch.zeros(written)) if has_offset else None
 
     def change(self, x: Tensor) -> Tensor:
         """The added term, (..., outputs), for an input x (..., width); 0 at the outputs that are
@@ -125,9 +128,8 @@ class QAABranch(LinearAdapter):
             f = self.features(x, self.measure)
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
             added = linear(f * norm if self.carry_norm else f, self.V, self.c)
-        parts = added.expand(*x.shape[:-1], -1).split(
-            [stop - start for start, stop in self.slices], -1
-        )
+        widths = [stop - start for start, stop in self.slices]
+        parts = added.expand(*x.shape[:-1], -1).split(widths, -1)
         y = x.new_zeros(*x.shape[:-1], self.outputs)
         for (start, stop), part in zip(self.slices, parts, strict=True):
             y[..., start:stop] += self.scale * part

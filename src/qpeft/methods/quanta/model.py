@@ -75,12 +75,14 @@ def default_axes(width: int, n_axes: int) -> tuple[int, ...]:
         return _PUBLISHED[width]
     n = max(width, 2**n_axes)
     while True:
-        found, rest = [], n
+        sizes = []
+        rest = n
         for left in range(n_axes, 0, -1):
-            found.append(next(a for a in range(1, rest + 1) if rest % a == 0 and a**left >= rest))
-            rest //= found[-1]
-        if max(found) <= 2 * min(found):
-            return tuple(sorted(found, reverse=True))
+            divisors = (a for a in range(1, rest + 1) if rest % a == 0)
+            sizes.append(next(a for a in divisors if a**left >= rest))
+            rest //= sizes[-1]
+        if max(sizes) <= 2 * min(sizes):
+            return tuple(sorted(sizes, reverse=True))
         n += 1
 
 
@@ -96,9 +98,8 @@ def apply_mpo(x: Tensor, cores: Sequence[Tensor]) -> Tensor:
     bond = -len(cores) - 1
     y = x.unsqueeze(bond)  # (..., bond, d_k, .., d_M, o_1, .., o_(k-1))
     for core in cores:
-        y = torch.einsum("...rd,rods->...os", y.movedim((bond, bond + 1), (-2, -1)), core).movedim(
-            -1, bond
-        )
+        bond_last = y.movedim((bond, bond + 1), (-2, -1))  # (..., bond, d_k)
+        y = torch.einsum("...rd,rods->...os", bond_last, core).movedim(-1, bond)
     return y.squeeze(bond)
 
 
@@ -108,41 +109,43 @@ class QuanTABranch(LinearAdapter):
     def __init__(
         self, settings: QuanTASettings, name: str, shape: tuple[int, int], init: SeededInit
     ) -> None:
-        (width, self.outputs), most, given = shape, max(shape), settings.axes
+        width, self.outputs = shape
+        most = max(shape)
+        given = settings.axes
         if given and prod(given) < most:
             raise ConfigError(
                 f"axes {given} have {prod(given):,} places, fewer than the {most:,} values of"
                 f" {name}"
             )
         count = 3 if most <= _FEW else 4
-        self.form, self.axes = settings.form, tuple(given or default_axes(most, count))
+        self.form = settings.form
         if self.form == "mpo":
-            outer = self.axes if given else default_axes(self.outputs, count)
-            self.axes = self.axes if given else default_axes(width, count)
+            outer = tuple(given or default_axes(self.outputs, count))
+            self.axes = tuple(given or default_axes(width, count))
             bonds = [1, *[settings.bond] * (len(outer) - 1), 1]
-            places = zip(bonds[:-1], outer, self.axes, bonds[1:], strict=True)
-            drawn = [(s, (s[0] * s[2]) ** -0.5) for s in places]
-            initial = [
-                init.normal(f"{name}.quanta.{i}", s, scale) for i, (s, scale) in enumerate(drawn)
-            ]
-            initial[-1] = torch.zeros_like(initial[-1])
+            shapes = list(zip(bonds[:-1], outer, self.axes, bonds[1:], strict=True))
+            scales = [(bond * d) ** -0.5 for bond, _, d, _ in shapes]
+            draw = init.normal
+            factor = 1.0
         else:
+            self.axes = tuple(given or default_axes(most, count))
             n_axes = len(self.axes)
-            self.pairs = (
-                pairs(n_axes)
-                if self.form == "gates"
-                else [(axis - n_axes,) for axis in range(n_axes)]
-            )
+            self.pairs = [(axis - n_axes,) for axis in range(n_axes)]
+            if self.form == "gates":
+                self.pairs = pairs(n_axes)
             sizes = [prod(self.axes[axis] for axis in pair) for pair in self.pairs]
-            drawn = [((n, n), n**-0.5) for n in sizes]
-            initial = [
-                init.uniform(f"{name}.quanta.{i}", s, 3**0.5 * std)
-                for i, (s, std) in enumerate(drawn)
-            ]
+            shapes = [(n, n) for n in sizes]
+            scales = [n**-0.5 for n in sizes]
+            draw = init.uniform
+            factor = 3**0.5  # the bound of a uniform distribution by its deviation
+        tensors = [
+            draw(f"{name}.quanta.{i}", shape_, factor * scale)
+            for i, (shape_, scale) in enumerate(zip(shapes, scales, strict=True))
+        ]
+        if self.form == "mpo":
+            tensors[-1].zero_()  # so that the whole train is 0 before training
         super().__init__("parallel", settings, shape, init.hexdigest())
-        self.gates = nn.ModuleList(
-            Folded(one, std) for one, (_, std) in zip(initial, drawn, strict=True)
-        )
+        self.gates = nn.ModuleList(map(Folded, tensors, scales))
 
     def change(self, x: Tensor) -> Tensor:
         x = pad(x, (0, prod(self.axes) - x.shape[-1])).unflatten(-1, self.axes)
@@ -162,8 +165,5 @@ class QuanTAModel(LinearTuner):
     adapter_class = QuanTABranch
 
     def plan_sizes(self) -> dict[str, Any]:
-        return {
-            "axes": list(
-                max((m.axes for m in self.modules() if isinstance(m, QuanTABranch)), key=prod)
-            )
-        }
+        axes = [module.axes for module in self.modules() if isinstance(module, QuanTABranch)]
+        return {"axes": list(max(axes, key=prod))}

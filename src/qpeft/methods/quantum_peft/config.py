@@ -27,8 +27,17 @@ from qpeft.methods.quantum_peft import QuantumPeftGeneratorConfig
 from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator, parts_of
 
 _OWN = {  # fields of one adapter, and those that are filled in
-    *("frames", "frames_sha256", "format_version", "weights_sha256", "generated", "peft_type"),
-    *("base_digest", "inference_mode", "peft_version", "auto_mapping", "runtime_config"),
+    "auto_mapping",
+    "base_digest",
+    "format_version",
+    "frames",
+    "frames_sha256",
+    "generated",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "runtime_config",
+    "weights_sha256",
 }
 
 
@@ -53,9 +62,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     drawn_init = "zero"  # type: ignore[assignment]  # circuits compute the initial values
 
     def __post_init__(self) -> None:
-        self._of_file: dict[str, Any] | None = (
-            None  # settings in the frame file, which may be moved before saving
-        )
+        # settings in the frame file, which may be moved before saving
+        self._of_file: dict[str, Any] | None = None
         GeneratedConfig.__post_init__(self)
         QuantumPeftGeneratorConfig.__post_init__(self)
         if self.init_lora_weights is not True:
@@ -79,9 +87,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         file = self.frame_file()
         file.check_base(base)
         self.frames_sha256 = file.sha256
-        self.frame_rank = min(
-            self.frame_rank, max(n_directions for _, _, n_directions in file.shapes.values())
-        )
+        most = max(n_directions for _, _, n_directions in file.shapes.values())
+        self.frame_rank = min(self.frame_rank, most)
         self._of_file = file.settings
         if self.target_modules is None:
             targets: Any = file.settings.get("target_modules")
@@ -97,10 +104,9 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         """The fields that many adapters can share, where they differ from those `known` and from
         the defaults.
         """
-        usual = {**as_json(type(self)().to_dict()), **known}
-        return {
-            k: v for k, v in as_json(self.to_dict()).items() if k not in _OWN and v != usual.get(k)
-        }
+        usual = as_json(type(self)().to_dict()) | known
+        mine = as_json(self.to_dict()).items()
+        return {name: v for name, v in mine if name not in _OWN and v != usual.get(name)}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """With a frame file only what differs from its settings, and no model card but the user's."""
@@ -108,23 +114,25 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         if self.frames is None or self._of_file is None:
             return
         folder = Path(save_directory)
+        content = {
+            "peft_type": self.peft_type,
+            "format_version": self.format_version,
+            "frames": Path(self.frames).name,
+            "frames_sha256": self.frames_sha256,
+        }
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-            is_sealed = (
-                len(file.keys()) == 1
-            )  # the generator's tensor contains a seal, others do not
-        own = {"peft_type": self.peft_type, "format_version": self.format_version}
-        own |= {"frames": Path(self.frames).name, "frames_sha256": self.frames_sha256}
-        own |= {} if is_sealed else {"weights_sha256": self.weights_sha256}
-        content = {**own, **self.settings_beyond(self._of_file)}
+            n_tensors = len(file.keys())
+        if n_tensors > 1:  # the generator's tensor contains a seal, others do not
+            content["weights_sha256"] = self.weights_sha256
+        content |= self.settings_beyond(self._of_file)
         write_text(folder / CONFIG_NAME, json.dumps(content, separators=(",", ":"), sort_keys=True))
         if users_card(folder) is None:
             (folder / "README.md").unlink(missing_ok=True)
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
-        return with_frame_settings(
-            super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent
-        )
+        content = super().from_json_file(path_json_file, **kwargs)
+        return with_frame_settings(content, Path(path_json_file).parent)
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         here = {slot.label: slot for slot in slots}

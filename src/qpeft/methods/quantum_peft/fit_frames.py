@@ -74,19 +74,18 @@ def save_frames(model: Any, path: str | Path) -> None:
 
     Raises ConfigError if the file exists, or if the adapter has no gradient frames of its own.
     """
-    path, tuner = new_path(path), model.base_model
-    if (
-        len(model.peft_config) != 1
-        or fit_for(config := model.peft_config[model.active_adapter]) is None
-    ):
+    path = new_path(path)
+    tuner = model.base_model
+    configs = list(model.peft_config.values())
+    if len(configs) != 1 or fit_for(configs[0]) is None:
         raise ConfigError(
             "a frame file is written for one adapter with gradient frames that are not in a"
             " file yet"
         )
-    generator = tuner.generators[model.active_adapter]
-    file = write_frame_file(
-        path, generator.matrix_frames(), config.settings_beyond({}), tuner.model
-    )
+    (config,) = configs
+    (generator,) = tuner.generators.values()
+    frames = generator.matrix_frames()
+    file = write_frame_file(path, frames, config.settings_beyond({}), tuner.model)
     config.frames = str(file.path)
     config.read_files(tuner.model)
 
@@ -116,23 +115,24 @@ def collect_gradients(
     ):
         for n, batch in enumerate(batches, start=1):
             loss = _loss(model, batch, n)
-            if loss.requires_grad:
-                found = torch.autograd.grad(loss, [*changes.values()], allow_unused=True)
-                new = {name: g for name, g in zip(changes, found, strict=True) if g is not None}
-                sums |= {name: sums[name].add_(g) if name in sums else g for name, g in new.items()}
+            if not loss.requires_grad:
+                continue
+            gradients = torch.autograd.grad(loss, [*changes.values()], allow_unused=True)
+            for name, gradient in zip(changes, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] = sums[name].add_(gradient) if name in sums else gradient
     if n == 0:
         raise DataError(
             "fit_frames got no batches; give it an iterable of dicts, such as a list or a"
             " DataLoader"
         )
-    if wrong := [
-        name for name in sorted(names) if name not in sums or not torch.isfinite(sums[name]).all()
-    ]:
-        raise TrainingError(
-            f"the loss gradient of {wrong[0]} is not finite, or the loss does not depend on it:"
-            " load the base model in float32 or bfloat16, give batches that use it, or exclude it"
-            " from target_modules"
-        )
+    for name in sorted(names):
+        if name not in sums or not torch.isfinite(sums[name]).all():
+            raise TrainingError(
+                f"the loss gradient of {name} is not finite, or the loss does not depend on it:"
+                " load the base model in float32 or bfloat16, give batches that use it, or exclude"
+                " it from target_modules"
+            )
     return {name: sums[name].div_(n) for name in names}
 
 
@@ -167,9 +167,8 @@ def _changeable(model: Any, names: Collection[str]) -> Iterator[dict[str, Tensor
     with ExitStack() as stack:
         for name in names:
             layer = model.base_model.model.get_submodule(name)
-            zeros = torch.zeros(
-                1, 1, device=layer.get_base_layer().weight.device
-            )  # expanded, which needs no memory
+            # expanded, which needs no memory
+            zeros = torch.zeros(1, 1, device=layer.get_base_layer().weight.device)
             changes[name] = zeros.expand(layer.out_features, layer.in_features).requires_grad_()
             hook = partial(add, changes[name])
             stack.callback(layer.get_base_layer().register_forward_hook(hook).remove)

@@ -31,16 +31,14 @@ def compounds(a: Tensor, order: int) -> list[Tensor]:
     C_k comes from C_(k-1) by expansion along the first row of each minor: differentiable
     everywhere, and exactly the identity for the identity.
     """
-    found = [a]
+    powers = [a]  # C_1, C_2, ...
     for k in range(2, order + 1):
         element, rest = (table.to(a.device) for table in _rows(a.shape[-1], k))
-        top, below = (
-            a[..., element[:, 0], :],
-            found[-1][..., rest[:, 0], :],
-        )  # (..., subsets, n), (..., subsets, ...)
+        top = a[..., element[:, 0], :]  # the first row of each minor, (..., subsets, n)
+        below = powers[-1][..., rest[:, 0], :]  # the minors of its other rows, (..., subsets, ...)
         terms = ((-1) ** i * top[..., element[:, i]] * below[..., rest[:, i]] for i in range(k))
-        found.append(sum(terms, torch.zeros((), dtype=a.dtype, device=a.device)))
-    return found
+        powers.append(sum(terms, torch.zeros((), dtype=a.dtype, device=a.device)))
+    return powers
 
 
 def pyramid(n: int) -> list[tuple[int, int]]:
@@ -62,11 +60,7 @@ def rotations(angles: Tensor, gates: Sequence[tuple[int, int]], n: int) -> Tenso
     these wires.
     """
     rows = list(torch.eye(n).to(angles).expand(*angles.shape[:-1], n, n).unbind(-2))
-    for (i, j), c, s in zip(
-        gates,
-        angles.cos().unsqueeze(-2).unbind(-1),
-        angles.sin().unsqueeze(-2).unbind(-1),
-        strict=True,
-    ):
+    cosines, sines = (f.unsqueeze(-2).unbind(-1) for f in (angles.cos(), angles.sin()))  # (..., 1)
+    for (i, j), c, s in zip(gates, cosines, sines, strict=True):
         rows[i], rows[j] = c * rows[i] + s * rows[j], c * rows[j] - s * rows[i]
     return torch.stack(rows, -2)

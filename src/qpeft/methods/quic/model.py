@@ -63,33 +63,31 @@ class QuICRotation(Rotation):
         self, settings: QuICSettings, name: str, shape: tuple[int, int], init: SeededInit
     ) -> None:
         width = rotated_width(settings, "n_blocks", name, shape)
-        self.settings, self.size, order = settings, width // settings.n_blocks, settings.order
+        self.settings = settings
+        self.size = width // settings.n_blocks
+        order = settings.order
         is_butterfly = settings.base == "butterfly"
-        widths = (
-            [2**i for i in range(1, self.size.bit_length())]
-            if is_butterfly
-            else range(2, self.size + 1)
-        )
-        n = max(
-            (n for n in widths if sum(comb(n, k) for k in range(1, order + 1)) <= self.size),
-            default=0,
-        )
+        widths = range(2, self.size + 1)
+        if is_butterfly:
+            widths = [2**i for i in range(1, self.size.bit_length())]
+        fitting = [n for n in widths if sum(comb(n, k) for k in range(1, order + 1)) <= self.size]
+        n = max(fitting, default=0)
         if n < max(order, 2):
             raise ConfigError(
                 f"order={order} does not fit blocks of {self.size} values, which hold the compounds"
                 f" of a matrix of width {n}; choose a lower order or fewer blocks"
             )
-        self.n, self.gates = n, butterfly(n) if is_butterfly else pyramid(n)
-        count, drawn = len(self.gates), []  # also of Cayley parameters
+        self.n = n
+        self.gates = butterfly(n) if is_butterfly else pyramid(n)
+        count = len(self.gates)  # also of Cayley parameters
+        drawn = []
         for k in range(2, order + 1) if settings.multiplier == "random" else ():
             n_entries = comb(comb(n, k), 2)
             std = (count * comb(n - 2, k - 1) / max(n_entries, 1)) ** 0.5
-            place = (
-                init.uniform(f"quic.{n}.{k}.place", (n_entries,), 1.0).add(1).mul(count / 2).long()
-            )
-            drawn.append(
-                (place.clamp(0, count - 1), init.normal(f"quic.{n}.{k}.weight", (n_entries,), std))
-            )
+            uniform = init.uniform(f"quic.{n}.{k}.place", (n_entries,), 1.0)  # on [-1, 1)
+            place = uniform.add(1).mul(count / 2).long().clamp(0, count - 1)
+            weight = init.normal(f"quic.{n}.{k}.weight", (n_entries,), std)
+            drawn.append((place, weight))
         super().__init__(settings.side, settings, width, init.hexdigest())
         for k, (place, weight) in enumerate(drawn, 2):
             self.register_buffer(f"place_{k}", place, persistent=False)
@@ -97,25 +95,21 @@ class QuICRotation(Rotation):
         self.angles = Folded(torch.zeros(settings.n_blocks, count), 1.0)
 
     def parts(self, dtype: torch.dtype) -> list[Tensor]:
-        s, order = self.angles().to(dtype), self.settings.order
+        s = self.angles().to(dtype)  # (N, parameters)
+        order = self.settings.order
         eye = torch.eye(self.n, dtype=dtype, device=s.device)
-        found = [
-            (
-                cayley_change(skew(s))
-                if self.settings.base == "cayley"
-                else rotations(s, self.gates, self.n) - eye
-            )
-        ]
+        is_cayley = self.settings.base == "cayley"
+        base = cayley_change(skew(s)) if is_cayley else rotations(s, self.gates, self.n) - eye
+        changes = [base]  # (N, n, n)
         if self.settings.multiplier == "random":
-            maps = [
-                (self.get_buffer(f"place_{k}"), self.get_buffer(f"weight_{k}"))
-                for k in range(2, order + 1)
-            ]
-            found += [cayley_change(skew(s[:, place] * weight.to(dtype))) for place, weight in maps]
+            for k in range(2, order + 1):
+                place = self.get_buffer(f"place_{k}")
+                weight = self.get_buffer(f"weight_{k}").to(dtype)
+                changes.append(cayley_change(skew(s[:, place] * weight)))
         else:
-            higher = compounds(found[0] + eye, order)[1:]
-            found += [c - torch.eye(c.shape[-1], dtype=dtype, device=s.device) for c in higher]
-        return [part.mT for part in found] if self.side == "output" else found
+            higher = compounds(base + eye, order)[1:]
+            changes += [c - torch.eye(c.shape[-1], dtype=dtype, device=s.device) for c in higher]
+        return [change.mT for change in changes] if self.side == "output" else changes
 
 
 class QuICModel(RotationTuner):

@@ -81,9 +81,8 @@ class SoRAGenerator(Generator):
 
     def __init__(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> None:
         super().__init__()
-        self.tensors: list[
-            tuple[str, torch.Size, bool]
-        ] = []  # module, shape, and whether it is lora_B
+        # module, shape, and whether it is lora_B
+        self.tensors: list[tuple[str, torch.Size, bool]] = []
         for slot in slots:
             module, _, kind = slot.label.rpartition(".lora_")
             if kind not in ("A.weight", "B.weight") or len(slot.shape) != 2:
@@ -103,27 +102,19 @@ class SoRAGenerator(Generator):
         return dict(zip(self.ranks, self.gates.split([*self.ranks.values()]), strict=True))
 
     def forward(self) -> Tensor:
-        gates, factors = (
-            self.gates_by_module(),
-            self.factors.split([shape.numel() for _, shape, _ in self.tensors]),
-        )
-        parts = zip(self.tensors, factors, strict=True)
-        return torch.cat(
-            [
-                (part.view(shape) * gates[name]).flatten() if is_b else part
-                for (name, shape, is_b), part in parts
-            ]
-        )
+        gates = self.gates_by_module()
+        factors = self.factors.split([shape.numel() for _, shape, _ in self.tensors])
+        parts = []
+        for (name, shape, is_b), part in zip(self.tensors, factors, strict=True):
+            parts.append((part.view(shape) * gates[name]).flatten() if is_b else part)
+        return torch.cat(parts)
 
     @property
     def n_unused(self) -> int:  # type: ignore[override]
-        zeros = {
-            name: len(gates) - int(gates.count_nonzero())
-            for name, gates in self.gates_by_module().items()
-        }
-        return sum(
-            shape.numel() // self.ranks[name] * zeros[name] for name, shape, _ in self.tensors
-        )
+        zeros = {name: int((gates == 0).sum()) for name, gates in self.gates_by_module().items()}
+        # a rank has a row of lora_A and a column of lora_B
+        per_rank = [(name, shape.numel() // self.ranks[name]) for name, shape, _ in self.tensors]
+        return sum(count * zeros[name] for name, count in per_rank)
 
     def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int]]:
         """The ranks whose gate is not zero, with the same scaling. Raises ConfigError if there are
@@ -133,25 +124,28 @@ class SoRAGenerator(Generator):
         """
         kept = {name: gates != 0 for name, gates in self.gates_by_module().items()}
         ranks = {name: int(mask.sum()) for name, mask in kept.items()}
-        if not (left := {name: rank for name, rank in ranks.items() if rank}):
+        left = {name: rank for name, rank in ranks.items() if rank}
+        if not left:
             raise ConfigError(
                 "SoRA export: every gate is zero, so the adapter has no effect; train with a lower"
                 " shrink_budget or sparse_lambda"
             )
         alphas = {}
         for name, rank in left.items():
-            alpha = config.alpha_pattern.get(
-                get_pattern_key(config.alpha_pattern, name), config.lora_alpha
-            )
+            key = get_pattern_key(config.alpha_pattern, name)
+            alpha = config.alpha_pattern.get(key, config.lora_alpha)
             alphas[name] = alpha * (rank / self.ranks[name]) ** (0.5 if config.use_rslora else 1)
         most = max(left, key=left.__getitem__)
-        config.r, config.lora_alpha = left[most], alphas[most]
-        config.rank_pattern, config.alpha_pattern = _patterns(left), _patterns(alphas)
-        config.target_modules, config.exclude_modules = set(left), None
-        parts = zip(values, self.tensors, strict=True)
-        return [
-            value[:, kept[name]] if is_b else value[kept[name]] for value, (name, _, is_b) in parts
-        ], ranks
+        config.r = left[most]
+        config.lora_alpha = alphas[most]
+        config.rank_pattern = _patterns(left)
+        config.alpha_pattern = _patterns(alphas)
+        config.target_modules = set(left)
+        config.exclude_modules = None
+        tensors = []
+        for value, (name, _, is_b) in zip(values, self.tensors, strict=True):
+            tensors.append(value[:, kept[name]] if is_b else value[kept[name]])
+        return tensors, ranks
 
 
 class SoRAModel(GeneratedMixin, LoraModel):

@@ -46,8 +46,9 @@ class SoRACallback(TrainerCallback):
             schedule: The learning rate scheduler, if there is one; with `shrink_budget` a LambdaLR,
                 such as transformers' schedules.
 
-        Raises ConfigError for no gates to train, gates outside the optimizer or with weight decay,
-        or another schedule.
+        Raises:
+            ConfigError: no gates to train, gates outside the optimizer or with weight decay, or
+                another schedule.
         """
         hook = cls()
         hook._begin(optimizer, model, steps, schedule)
@@ -60,20 +61,19 @@ class SoRACallback(TrainerCallback):
         self.remove()
 
     def _begin(self, optimizer: Any, model: nn.Module, steps: int | None, schedule: Any) -> None:
-        tuner: Any = next(
-            (module for module in model.modules() if isinstance(module, SoRAModel)), None
-        )
+        tuners = (module for module in model.modules() if isinstance(module, SoRAModel))
+        tuner: Any = next(tuners, None)
         if tuner is None:
             raise ConfigError(
                 "the model has no SoRA adapter; make one with get_peft_model(base, SoRAConfig(...))"
             )
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's
         self._tuner = tuner
-        held = (
+        self._gates = [
             (generator.gates, tuner.peft_config[name])
             for name, generator in tuner.generators.items()
-        )
-        self._gates = [(gates, config) for gates, config in held if gates.requires_grad]
+            if generator.gates.requires_grad
+        ]
         self._group = _group_of(optimizer, {id(gates) for gates, _ in self._gates})
         for _, config in self._gates:
             config.sora_lambda = _lambda(config, optimizer, self._group, steps, schedule)
@@ -85,9 +85,8 @@ class SoRACallback(TrainerCallback):
 
     @torch.no_grad()
     def __call__(self, optimizer: Any, *_: Any) -> None:
-        skipped = getattr(
-            optimizer, "found_inf", None
-        )  # a gradient scaler makes a fused optimizer skip the step
+        # a gradient scaler makes a fused optimizer skip the step
+        skipped = getattr(optimizer, "found_inf", None)
         if isinstance(skipped, Tensor) and skipped.item():
             return
         learning_rate = float(optimizer.param_groups[self._group]["lr"])
@@ -122,9 +121,8 @@ def _lambda(config: Any, optimizer: Any, group: int, steps: int | None, schedule
         raise ConfigError(
             "shrink_budget is distributed over the planned steps: give steps, or sparse_lambda"
         )
-    stride = (
-        1  # steps of the scheduler per step of the optimizer: with accelerate, one for each process
-    )
+    # steps of the scheduler per step of the optimizer: with accelerate, one for each process
+    stride = 1
     if isinstance(schedule, AcceleratedScheduler):
         stride = n_processes() if schedule.step_with_optimizer and not schedule.split_batches else 1
         schedule = schedule.scheduler
@@ -132,9 +130,8 @@ def _lambda(config: Any, optimizer: Any, group: int, steps: int | None, schedule
         total = steps * float(optimizer.param_groups[group]["lr"])
     elif isinstance(schedule, LambdaLR):
         factor = schedule.lr_lambdas[group]
-        total = float(schedule.base_lrs[group]) * math.fsum(
-            factor(step * stride) for step in range(steps)
-        )
+        sum_of_factors = math.fsum(factor(step * stride) for step in range(steps))
+        total = float(schedule.base_lrs[group]) * sum_of_factors
     else:
         raise ConfigError(
             "shrink_budget needs the learning rate of every step in advance: a constant one or a"
