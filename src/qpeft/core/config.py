@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def refuse_lora_options(
             f"{method} needs one of init_lora_weights={', '.join(map(repr, DRAWN_INITS))}"
         )
     variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
-    for name in (*variants, "target_parameters", "use_qalora", "layer_replication", *more):
+    others = ("target_parameters", "use_qalora", "layer_replication", "megatron_config")
+    for name in (*variants, *others, *more):
         if name not in allowed and getattr(config, name, None):
             raise ConfigError(f"{method} cannot be combined with LoRA's {name}; leave it unset")
 
@@ -238,7 +240,7 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
         super().__post_init__()
         if self.format_version != FORMAT_VERSION:
             raise CheckpointError(
-                f"this adapter has format version {self.format_version!r}, this qpeft reads"
+                f"this adapter has format version {reprlib.repr(self.format_version)}, this qpeft reads"
                 f" {FORMAT_VERSION}; load it with the release of qpeft that wrote it"
             )
 
