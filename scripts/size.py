@@ -1,7 +1,8 @@
 """Print the size of the tracked tree next to its limits; with --check, fail if a part is above.
 
-Mass is counted in tokens of Python: docstrings, comments, line breaks and indentation cost nothing,
-so a name for an intermediate value, a wrapped line and a sentence more are free.
+Mass is counted in tokens of Python. Docstrings, comments, line breaks, indentation and the comma that
+the formatter sets behind the last of several lines cost nothing: a wrapped line and a sentence more
+are free.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import subprocess
 import sys
 import tokenize
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ LAYOUT = {
     tokenize.DEDENT,
     tokenize.ENDMARKER,
 }
+CLOSING = {")", "]", "}"}
 
 
 class Code(NamedTuple):
@@ -57,13 +60,15 @@ def docstring_lines(tree: ast.Module) -> set[int]:
 def count(path: Path) -> Code:
     """The tokens of one Python file without docstrings, comments, line breaks and indentation."""
     skipped = docstring_lines(ast.parse(path.read_text(encoding="utf-8")))
-    tokens = 0
     with path.open("rb") as file:
-        for token in tokenize.tokenize(file.readline):
-            is_docstring = token.type == tokenize.STRING and token.start[0] in skipped
-            if token.type not in LAYOUT and not is_docstring:
-                tokens += 1
-    return Code(tokens, len(path.read_text(encoding="utf-8").splitlines()))
+        counted = [
+            token.string
+            for token in tokenize.tokenize(file.readline)
+            if token.type not in LAYOUT
+            and not (token.type == tokenize.STRING and token.start[0] in skipped)
+        ]
+    last_commas = sum(here == "," and behind in CLOSING for here, behind in pairwise(counted))
+    return Code(len(counted) - last_commas, len(path.read_text(encoding="utf-8").splitlines()))
 
 
 def code_of(files: list[Path], *folders: str) -> Code:
@@ -93,13 +98,13 @@ def measure() -> tuple[list[tuple[str, float, float]], list[tuple[str, Code]]]:
     size_in_bytes = sum((ROOT / f).stat().st_size for f in files if not (ROOT / f).is_symlink())
     readme_lines = len((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
     parts = [
-        ("library", code_of(files, "src/qpeft"), 78_000),
+        ("library", code_of(files, "src/qpeft"), 79_500),
         ("laboratory", code_of(files, "src/qpeft_lab"), 82_000),
-        ("tests", code_of(files, "tests"), 168_000),
+        ("tests", code_of(files, "tests"), 175_500),
         (
             "benchmarks, evidence, scripts",
             code_of(files, "benchmarks", "evidence", "scripts"),
-            34_000,
+            34_800,
         ),
     ]
     sizes: list[tuple[str, float, float]] = [
