@@ -21,7 +21,6 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor
 
 import qpeft
-from qpeft.core.config import refuse_lora_options
 from qpeft.errors import ConfigError
 from qpeft.methods import (
     Folded,
@@ -32,6 +31,7 @@ from qpeft.methods import (
     SeededInit,
     Slot,
     fingerprint,
+    refuse_lora_options,
 )
 
 

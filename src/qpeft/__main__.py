@@ -1,5 +1,6 @@
 """The command `qpeft`, which is part of the laboratory; without it, how to install it."""
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -8,6 +9,12 @@ def main() -> None:
     """Run the command line of `qpeft_lab`, which ends the process; exit code 2 without the extra
     `lab`.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, by >&- in a shell
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        getattr(sys, name).reconfigure(
+            errors="backslashreplace"
+        )  # its encoding may lack characters
     if missing := [
         name for name in ("typer", "rich", "pydantic", "pandas") if find_spec(name) is None
     ]:

@@ -15,6 +15,7 @@ from typing import Any
 from qpeft.errors import ConfigError
 
 MOST = 2**31 - 1  # of every count
+MOST_LAYERS = 10_000  # of a circuit; its gates are objects in memory
 FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 

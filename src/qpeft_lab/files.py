@@ -45,6 +45,8 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
     folder = Path(os.path.realpath(folder))  # a link may name a folder that does not exist yet
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / ".lock").is_dir():
+        raise ConfigError(f"{folder / '.lock'} is a folder; remove it, or choose another folder")
     try:
         with FileLock(folder / ".lock", timeout=patience):
             yield
@@ -60,7 +62,18 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
     """
     import yaml
 
+    unfinished: list[Any] = []  # anchors of the values around the present one
+
     class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            event = self.peek_event()
+            if isinstance(event, yaml.AliasEvent) and event.anchor in unfinished:
+                raise ValueError(f"the value with the anchor {event.anchor} contains itself")
+            unfinished.append(getattr(event, "anchor", None))
+            node = super().compose_node(parent, index)
+            unfinished.pop()
+            return node
+
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)
             names = [key.value for key, _ in node.value if key.value != "<<"]
@@ -156,9 +169,11 @@ def output_file(path: Path, is_folder: bool = False) -> Path:
             raise ConfigError(
                 f"{path} is {'a file; give a folder' if is_folder else 'a folder; give a file'}"
             )
+        if real.is_symlink():
+            raise ConfigError(f"{path} is a link to itself; give another place")
         place = real if is_folder else real.parent
         existing = next(folder for folder in (place, *place.parents) if folder.exists())
-        hidden_folder(existing / place.name).rmdir()
+        hidden_folder(existing / (place.name or "root")).rmdir()
     except OSError as error:
         if is_disk_full(error):
             raise

@@ -201,6 +201,9 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
     """An ansatz from a QuantumCircuit; wire i is qubit i. Final measurements and barriers are
     dropped.
 
+    Wire i of a circuit that Qiskit has transpiled to the qubits of a device is qubit i of the
+    circuit before, wherever routing has moved it.
+
     Args:
         circuit: The circuit.
         parameters: Its parameters in the order of the angles; `circuit.parameters` by default.
@@ -238,7 +241,17 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
             )
         wires = tuple(found.find_bit(qubit).index for qubit in instruction.qubits)
         gates.append(Gate(instruction.name, wires, slot, float(scale), float(shift)))
-    return fixed_ansatz("qiskit", circuit.num_qubits, (len(order),), gates)
+    if circuit.layout is None:
+        return fixed_ansatz("qiskit", circuit.num_qubits, (len(order),), gates)
+    # where the qubits of the circuit before transpiling are at the end
+    places = circuit.layout.final_index_layout(filter_ancillas=True)
+    if used := {wire for gate in gates for wire in gate.wires} - {*places}:
+        raise ConfigError(
+            f"the transpiled circuit also acts on qubits {sorted(used)}, which the circuit before"
+            " did not have; give the circuit before transpiling, or a coupling map of its size"
+        )
+    gates = [gate._replace(wires=tuple(map(places.index, gate.wires))) for gate in gates]
+    return fixed_ansatz("qiskit", len(places), (len(order),), gates)
 
 
 def from_openqasm(text: str) -> Ansatz:

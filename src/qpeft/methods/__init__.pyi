@@ -5,6 +5,7 @@ here.
 from ..core.config import AdapterConfig as AdapterConfig
 from ..core.config import GeneratedConfig as GeneratedConfig
 from ..core.config import MethodName as MethodName
+from ..core.config import refuse_lora_options as refuse_lora_options
 from ..core.folded import Folded as Folded
 from ..core.generated_tuner import GeneratedMixin as GeneratedMixin
 from ..core.generator import CircuitModule as CircuitModule

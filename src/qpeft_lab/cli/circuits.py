@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from qpeft.checks import option
+from qpeft.checks import MOST_LAYERS, option
 from qpeft.errors import ConfigError
 from qpeft.user_code import is_file
 from qpeft_lab.cli.adapters import Loading
@@ -19,6 +19,9 @@ from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
+
+
+_ASCII = str.maketrans("●⊕─┼…θ", "o+-|~t")  # for terminals of another encoding
 
 
 @dataclass(kw_only=True)
@@ -31,7 +34,9 @@ class Choice:
         " all_pairs are QAA's. FILE.py:NAME is an ansatz of your own, which the file registers.",
     )
     n_qubits: int | None = option(None, "Number of qubits. Default: 7.", at_least=1, at_most=1000)
-    n_layers: int | None = option(None, "Number of layers. Default: 8.", at_least=1, at_most=10_000)
+    n_layers: int | None = option(
+        None, "Number of layers. Default: 8.", at_least=1, at_most=MOST_LAYERS
+    )
     adapter: Path | None = option(
         None,
         "Run folder or compact adapter: its circuit with the trained angles, instead of an ansatz.",
@@ -84,7 +89,8 @@ def draw(*, choice: Choice) -> Answer:
     ansatz, angles = choice.circuit()
 
     def show(console: Any) -> None:
-        line(console, ansatz.draw(console.width))
+        drawing = ansatz.draw(console.width)
+        line(console, drawing if console.encoding.startswith("utf") else drawing.translate(_ASCII))
         if angles is not None:
             rows = (
                 "".join(f"{angle:9.4f}" for angle in row)

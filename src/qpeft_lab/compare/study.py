@@ -34,9 +34,9 @@ from qpeft_lab.training.generate import Decoding
 STUDY = "study.json"
 LEAST_SHARE = 0.8  # of the size that a method shall have
 
-Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
+Seed = Annotated[int, Field(strict=True, ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[
     str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")

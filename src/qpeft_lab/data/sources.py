@@ -88,6 +88,10 @@ class SourceName(NamedTuple):
         path = Path(self.name).expanduser()
         if not path.exists():
             raise DataError(f"no file or folder {self.name}: {explain_missing(self.name)}")
+        if not path.is_file() and not path.is_dir():
+            raise DataError(
+                f"{self.name} is neither a file nor a folder, but a device; give a file"
+            )
         return path
 
 
@@ -257,21 +261,31 @@ def _read(file: Path, by_line: bool) -> list[Row]:
     """The rows of a file."""
     kind, _ = _READERS[file.suffix.lower()]
     try:
-        return _read_json(file) if kind == "json" else list(load_file(file, by_line))
+        if kind == "text":
+            return _read_text(file, by_line)
+        return _read_json(file) if kind == "json" else list(load_file(file))
     except DataError:
         raise
     except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {file} as {kind}: {cause(error)}") from error
 
 
-def load_file(file: Path, by_line: bool = False) -> Any:
+def _read_text(file: Path, by_line: bool) -> list[Row]:
+    """A row, or one for each line. (`datasets` would keep a byte order mark, and needs a cache.)"""
+    content = file.read_text(encoding="utf-8-sig")
+    if not content:
+        return []
+    texts = content.removesuffix("\n").split("\n") if by_line else [content]
+    return [{"text": text} for text in texts]
+
+
+def load_file(file: Path) -> Any:
     """A file by `datasets`, streamed: otherwise it would be copied to its cache. Raises DataError
     for a damaged one.
     """
     from datasets import load_dataset
 
     kind, options = _READERS.get(file.suffix.lower(), ("text", {}))
-    options = {**options, "sample_by": "line"} if by_line and kind == "text" else options
     try:
         path = glob.escape(str(file))  # `datasets` reads it as a pattern
         return load_dataset(kind, data_files=path, split="train", streaming=True, **options)

@@ -33,7 +33,7 @@ from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
 from qpeft_lab.training.inputs import check_inputs
-from qpeft_lab.training.methods import build_adapter, build_configs
+from qpeft_lab.training.methods import build_adapter, build_configs, check_memory
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
 from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Task
@@ -69,7 +69,8 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
         raise ConfigError(
             "a run folder belongs to one process; start it without torchrun or accelerate launch"
         )
-    config, _ = build_configs(settings)
+    config, generator = build_configs(settings)
+    check_memory(settings, config, generator)
     if task is None:
         progress.on_stage("Reading the data")
         task = TASK_CLASSES[settings.task](settings, getattr(config, "num_virtual_tokens", 0))
@@ -340,7 +341,7 @@ class RunCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_: Any) -> None:
         rows = state.log_history
-        write_text(self._folder.metrics, "".join(map(json_line, rows)))
+        write_text(self._folder.metrics, "".join(map(_metrics_line, rows)))
         self._run_began = time.monotonic() - (rows[-1]["seconds"] if rows else 0.0)
         use_graphs(self._trainer.model, self._progress)
         self._progress.on_start(state.max_steps, state.global_step)
@@ -378,7 +379,7 @@ class RunCallback(TrainerCallback):
                 {**row, "seconds": round(time.monotonic() - self._run_began, 3)}
             )
             with self._folder.metrics.open("a", encoding="utf-8") as file:
-                file.write(json_line(state.log_history[-1]))
+                file.write(_metrics_line(state.log_history[-1]))
         if is_step and (is_last or step % self._evaluate_every == 0):
             self._score(step)
 
@@ -402,6 +403,11 @@ class RunCallback(TrainerCallback):
             {f"eval_{name}": math.nan if value is None else value for name, value in values}
         )
         self._progress.on_eval(step, score)
+
+
+def _metrics_line(row: dict[str, Any]) -> str:
+    """With sorted keys, as in the checkpoints of the Trainer from which a run resumes."""
+    return json_line(dict(sorted(row.items())))
 
 
 def use_graphs(model: Any, progress: Progress) -> None:

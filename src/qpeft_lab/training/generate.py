@@ -84,7 +84,7 @@ def generate_texts(
     places = sorted(
         range(len(encoded)), key=lambda place: len(encoded[place])
     )  # similar lengths in a batch
-    sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+    sampling = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
     texts, configured = (
         [""] * len(prompts),
         model.generation_config.eos_token_id,

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from qpeft.generator_config import GeneratorConfig
 
 
+_LARGE = 1000  # sizes above it, such as a rank, are worth a forecast
+_BYTES_PER_NUMBER = 16
+
 # fields of a PEFT config that the run sets, or that are set when an adapter is saved
 _RESERVED = {
     "task_type",
@@ -83,6 +86,31 @@ def build_configs(
     if head:
         config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *head})
     return config, generator
+
+
+def check_memory(settings: RunSettings, config: Any, generator: GeneratorConfig | None) -> None:
+    """Raise ConfigError if the adapter of a run with a large size needs more memory than is free.
+
+    The forecast is a lower limit: values, gradients and both states of Adam in float32, of what is
+    trained and of what is generated.
+    """
+    values = settings.method_settings.values()
+    sizes = [value for value in values if type(value) is int and value > _LARGE]
+    if config is None or not sizes:
+        return
+    import psutil
+
+    import qpeft
+
+    trusted = settings.trust_remote_code
+    plan = qpeft.plan(settings.model, config, generator, trust_remote_code=trusted)
+    numbers = plan.deployed + (plan.trainable if plan.trainable < plan.deployed else 0)
+    needed, free = numbers * _BYTES_PER_NUMBER / 1e9, psutil.virtual_memory().available / 1e9
+    if needed > free:
+        raise ConfigError(
+            f"this adapter needs at least {needed:,.1f} GB of memory, and {free:,.1f} GB are free:"
+            f" it has {plan.deployed:,} parameters; choose a size below {max(sizes):,}"
+        )
 
 
 def virtual_tokens(settings: RunSettings) -> int:

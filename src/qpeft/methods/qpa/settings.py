@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import MOST_LAYERS, check_fields, option
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
@@ -73,7 +73,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         " share of the adapter's parameters. Without chunk_size and budget: 0.5.",
         above=0,
     )
-    n_layers: int = option(8, "Circuit layers L.", at_least=1)
+    n_layers: int = option(8, "Circuit layers L.", at_least=1, at_most=MOST_LAYERS)
     ansatz: str = option(
         "ry_ladder",
         "The circuit. One of your own: FILE.py:NAME on the command line and in study files; in"

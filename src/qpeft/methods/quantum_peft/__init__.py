@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qpeft.checks import check_fields, option
+from qpeft.checks import MOST_LAYERS, check_fields, option
 from qpeft.errors import ConfigError
 from qpeft.methods.method import Method
 
@@ -37,7 +37,7 @@ class QuantumPeftGeneratorConfig:
         " trained matrix inside a frame (core).",
         choices=("pauli", "lie", "core"),
     )
-    n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1)
+    n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1, at_most=MOST_LAYERS)
     construction: str = option(
         "auto",
         "Circuits for widths that are not powers of two: cosine-sine recursion (qsd), a larger"
