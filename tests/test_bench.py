@@ -36,3 +36,22 @@ def test_wrong_result_fails_the_command(monkeypatch, capsys):
     )
     assert bench.main(["--quick", "--only", "circuits"]) == 1
     assert "refused" in capsys.readouterr().out
+
+
+def test_operations_are_counted_without_views_by_dispatch_and_by_leaf():
+    from operations import dispatched_operations, leaf_operations
+
+    x = torch.arange(12.0, requires_grad=True)
+
+    def run():
+        x.view(3, 4).mT[1].reshape(3).sin().sum().backward()
+
+    run()  # makes x.grad
+    dispatched, leaf = dispatched_operations(run), leaf_operations(run)
+    views = {"view", "mT", "transpose", "select", "reshape", "as_strided", "expand", "t", "detach"}
+    assert not views & {*dispatched, *leaf}
+    assert dispatched["sin"] == leaf["sin"] == 1
+    # the backward pass of a selection is one operation, and zeros and a copy below the dispatcher
+    assert dispatched["select_backward"] == 1
+    assert leaf["select_backward"] == 0
+    assert min(leaf["zero_"], leaf["copy_"]) >= 1

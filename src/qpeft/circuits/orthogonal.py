@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,10 +50,12 @@ def two_design_columns(
     return orthogonal_columns(angles, 2**n_qubits, n_layers, columns)
 
 
-_States = Tensor | tuple[int, ...]
-_Job = tuple[
-    Tensor, int, _States
-]  # M matrices: angles (M, P), the width N, and K basis states or states (M, K, N)
+class _Circuits(NamedTuple):
+    """M circuits on a power of two, and what they start from."""
+
+    angles: Tensor  # (M, P)
+    width: int  # N
+    states: Tensor | tuple[int, ...]  # (M, K, N), or the indices of K basis states
 
 
 def orthogonal_columns(
@@ -92,100 +94,134 @@ def orthogonal_batches(
 ) -> list[Tensor]:
     """`orthogonal_columns` (M, N, K) of several angles (M, P), widths N and basis indices.
 
-    The circuits of equal numbers of qubits run in one batch.
+    Equal widths with equal indices are one batch, and circuits of equal numbers of qubits run in
+    one.
     """
-    jobs: list[_Job] = []
+    alike: dict[tuple[int, tuple[int, ...]], list[Tensor]] = defaultdict(list)  # angles (M, P)
+    keys = []  # of each batch in `alike`: the width that is built, and the indices
     for angles, width, columns in batches:
         n_angles = count_orthogonal(width, n_layers, construction)
         check_tensor(angles, (n_angles,), f"a matrix of width {width} with {n_layers} layers")
         check_rank(len(columns), width, construction)
-        n_qubits, is_cut = (
-            column_qubits(width, construction),
-            resolve_construction(width, construction) == "pad",
-        )
+        n_qubits = column_qubits(width, construction)
+        is_cut = resolve_construction(width, construction) == "pad"
         indices = tuple(map(int, columns))
         if not indices or not 0 <= min(indices) <= max(indices) < 2**n_qubits:
             raise ConfigError(
                 f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got"
                 f" {list(indices)}"
             )
-        jobs.append((angles, 2**n_qubits if is_cut else width, indices))
-    found = _together([_rows(*job, n_layers) for job in jobs], n_layers, signs)
-    widths = [width for _, width, _ in batches]
-    return [
-        (x if x.shape[2] == n else _cut_to_size(x, n)).mT
-        for x, n in zip(found, widths, strict=True)
-    ]
+        keys.append((2**n_qubits if is_cut else width, indices))
+        alike[keys[-1]].append(angles)
+    recursions = {
+        key: _Recursion(_columns(_joined(parts), *key, n_layers)) for key, parts in alike.items()
+    }
+    _run_together([*recursions.values()], n_layers, signs)
+    ended = {
+        key: iter(recursion.result.split([len(angles) for angles in alike[key]]))
+        for key, recursion in recursions.items()
+    }
+    results = []
+    for key, (_, width, _) in zip(keys, batches, strict=True):
+        rows = next(ended[key])  # (M, K, N), or wider if they are cut
+        results.append((rows if rows.shape[2] == width else _cut_to_size(rows, width)).mT)
+    return results
 
 
-_Rows = Generator[_Job, Tensor, Tensor]
+_Steps = Generator[_Circuits, Tensor, Tensor]
 
 
-def _rows(angles: Tensor, width: int, states: _States, n_layers: int) -> _Rows:
-    """The columns (M, K, N) by the recursion, which yields each circuit on a power of two and is
-    sent its states.
+def _columns(angles: Tensor, width: int, states: Tensor | tuple[int, ...], n_layers: int) -> _Steps:
+    """The columns (M, K, N) of U CS V on `states`, at angles (M, P).
 
-    Basis states are zero on the bottom block, and the angles then lack those of V2.
+    A generator: it yields the circuits that it needs next, and is sent their final states (M, K,
+    N'). For N = 768 it yields three times, and `_run_together` runs what several recursions ask for
+    at the same time in one batch:
+
+        above (512) --- V1 --- head (256) ---.  CS  .--- top (256), tail (256) --- U1 --- rows 0..511
+                           \\- tail (256)     |      |
+        below (256) --- V2 ------------------'      '--- bottom (256) ----------- U2 --- rows 512..767
+
+    Basis states are 0 in the bottom block: then there is no `below`, and the angles lack V2's.
     """
     if width.bit_count() == 1:
-        return (yield angles, width, states)
+        return (yield _Circuits(angles, width, states))
     n1, n2 = _blocks(width)
-    above, below = (
-        (states[..., :n1], states[..., n1:]) if isinstance(states, Tensor) else (states, None)
-    )
-    v1, *v2, c, u1, u2 = angles.split(
-        _part_sizes(width, n_layers, with_v2=below is not None), dim=1
-    )
+    if isinstance(states, Tensor):
+        above, below = states.split([n1, n2], dim=2)  # (M, K, N1), (M, K, N2)
+    else:
+        above, below = states, None
+    sizes = _part_sizes(width, n_layers, with_v2=below is not None)
+    v1, *v2, c, u1, u2 = angles.split(sizes, dim=1)
     with torch.autocast(c.device.type, enabled=False):
         half = (c @ _half_bits(n2, c.dtype, c.device))[:, None]  # phi / 2, (M, 1, N2)
     cos, sin = half.cos(), half.sin()
-    head, tail = (yield v1, n1, above).split([n2, n1 - n2], dim=2)
-    top, bottom = cos * head, sin * head
+
+    turned = yield _Circuits(v1, n1, above)  # (M, K, N1)
+    head, tail = turned.split([n2, n1 - n2], dim=2)
+    top, bottom = cos * head, sin * head  # (M, K, N2)
     if below is not None:
-        below = yield from _rows(v2[0], n2, below, n_layers)
+        below = yield from _columns(v2[0], n2, below, n_layers)
         top, bottom = top - sin * below, bottom + cos * below
-    upper = yield u1, n1, torch.cat([top, tail], dim=2)
-    lower = yield from _rows(u2, n2, bottom, n_layers)
+    upper = yield _Circuits(u1, n1, torch.cat([top, tail], dim=2))
+    lower = yield from _columns(u2, n2, bottom, n_layers)
     return torch.cat([upper, lower], dim=2)
 
 
-def _together(recursions: Sequence[_Rows], n_layers: int, signs: Signs | None) -> list[Tensor]:
-    """The results of all recursions. Of their next circuits, those of equal widths and K run in one
-    batch.
+class _Recursion:
+    """A recursion that stops at each of its circuits until their final states are known."""
+
+    def __init__(self, steps: _Steps) -> None:
+        self._steps = steps
+        self.next: _Circuits | None = next(steps)  # None: it has ended
+        self.result: Tensor  # (M, K, N)
+
+    def resume(self, states: Tensor) -> None:
+        try:
+            self.next = self._steps.send(states)
+        except StopIteration as end:  # as Python returns the value of a generator
+            self.next, self.result = None, end.value
+
+
+def _run_together(recursions: Sequence[_Recursion], n_layers: int, signs: Signs | None) -> None:
+    """Run the recursions to their ends, circuits of equal widths and K in one batch.
+
+    With widths 768 and 2304 = 2048 + 256 in two batches of three rounds:
+
+        round 1: V1 of 768 (512), V1 of 2304 (2048)     two evaluations
+        round 2: U1 of 768 (512), U1 of 2304 (2048)     two
+        round 3: U2 of 768 and U2 of 2304 (256)         one, of both
     """
-    jobs, found = {rows: next(rows) for rows in recursions}, dict[_Rows, Tensor]()
-    while jobs:
-        alike: dict[Any, dict[_Rows, _Job]] = defaultdict(dict)
-        for rows, (angles, width, states) in jobs.items():
-            alike[width, states if isinstance(states, tuple) else states.shape[1]][rows] = (
-                angles,
-                width,
-                states,
-            )
-        for (width, start), batch in alike.items():
-            angles, _, states = zip(*batch.values(), strict=True)
-            start = start if isinstance(start, tuple) else torch.cat(states)
-            ended = _circuits(torch.cat(angles), width, start, n_layers, signs)
-            for rows, part in zip(batch, ended.split([len(part) for part in angles]), strict=True):
-                try:
-                    jobs[rows] = rows.send(part)
-                except StopIteration as done:
-                    found[rows] = done.value
-                    del jobs[rows]
-    return [found[rows] for rows in recursions]
+    while waiting := [(r, r.next) for r in recursions if r.next is not None]:
+        alike: dict[Any, list[tuple[_Recursion, _Circuits]]] = defaultdict(list)
+        for recursion, circuits in waiting:
+            states = circuits.states
+            n_columns = states.shape[1] if isinstance(states, Tensor) else None
+            start = n_columns or states  # K, or which basis states
+            alike[circuits.width, start].append((recursion, circuits))
+        for (width, _), batch in alike.items():
+            angles = _joined([circuits.angles for _, circuits in batch])  # (sum of M, P)
+            blocks = [c.states for _, c in batch if isinstance(c.states, Tensor)]
+            states = _joined(blocks) if blocks else batch[0][1].states  # (sum of M, K, N)
+            ended = _evolved(_Circuits(angles, width, states), n_layers, signs)
+            parts = ended.split([len(circuits.angles) for _, circuits in batch])
+            for (recursion, _), part in zip(batch, parts, strict=True):
+                recursion.resume(part)
 
 
-def _circuits(
-    angles: Tensor, width: int, states: _States, n_layers: int, signs: Signs | None
-) -> Tensor:
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat([*parts])
+
+
+def _evolved(circuits: _Circuits, n_layers: int, signs: Signs | None) -> Tensor:
     """The final states (M, K, N) of circuits whose width is a power of two."""
+    angles, width, states = circuits
     if width == 1:  # no angles
         return states if isinstance(states, Tensor) else angles.new_ones(len(angles), 1, 1)
     n_qubits = width.bit_length() - 1
     pattern = None if signs is None else (signs(n_qubits) > 0).cpu().numpy().tobytes()
-    return evolve(
-        angles, _program(n_qubits, n_layers, pattern, angles.dtype, angles.device), states
-    )
+    program = _program(n_qubits, n_layers, pattern, angles.dtype, angles.device)
+    return evolve(angles, program, states)
 
 
 @cached_tables
@@ -217,7 +253,7 @@ def _cut_to_size(rows: Tensor, width: int) -> Tensor:
     """(M, K, 2**q) -> (M, K, N). Raises CircuitError if the cut columns are linearly dependent or
     nearly so.
     """
-    cut = rows[..., :width]
+    cut = rows[..., :width]  # (M, K, N)
     # in float32 wide columns would be orthonormal to 1e-4 only, and accelerators may have no float64
     exact = cut.cpu().double()
     gram = exact @ exact.mT  # (M, K, K)
