@@ -103,7 +103,8 @@ def test_what_a_graph_cannot_follow(ids, stand_in):
     captured = replay(model)
     binding = model.base_model.generators.bindings["default"]
     early = model(input_ids=ids, labels=ids).loss
-    binding.renew()
+    binding.invalidate()
+    binding.refresh()
     with pytest.raises(TrainingError, match="evaluated again"):
         early.backward()
     calls = captured.n_calls
@@ -133,7 +134,8 @@ def test_copied_model_is_evaluated_without_graphs(kind, ids, stand_in):
     copied = copy.deepcopy(model)
     calls = captured.n_calls
     assert torch.equal(copied(input_ids=ids).logits, model(input_ids=ids).logits)
-    copied.base_model.generators.bindings["default"].renew()
+    copied.base_model.generators.bindings["default"].invalidate()
+    copied.base_model.generators.bindings["default"].refresh()
     assert captured.n_calls == calls + 1  # of `model`
 
 

@@ -2,7 +2,7 @@
 
 A `Binding` replaces the trainable tensors of a stock adapter by views of the generator's flat
 output. The output enters the training graph as one node. Its inputs are the generator's parameters,
-its value is computed once per parameter version, and its backward pass runs through a private
+its value is computed once for each of their values, and its backward pass runs through a private
 graph:
 
     parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
@@ -17,9 +17,9 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,18 +30,65 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from torch.utils._pytree import tree_map_only
 
 from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot
-from qpeft.errors import QpeftError
 
 if TYPE_CHECKING:
     from qpeft.core.generator import Generator
 
 
+_lock = RLock()  # a thread can evaluate a model while another one trains it
+
+
+class Evaluation:
+    """One output of a generator, and what it was computed from.
+
+    Args:
+        evaluate: Computes the flat value, with a graph if gradients are enabled.
+        parameters: Of the generator.
+    """
+
+    def __init__(self, evaluate: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
+        self._key = _key(parameters)
+        self._trained = [parameter.requires_grad for parameter in parameters]
+        # Copied before the evaluation: if another thread changes a parameter during it, the copies
+        # differ from what is there at the end.
+        self._copies = [parameter.detach().clone() for parameter in parameters]
+        self.flat = evaluate()  # (P,)
+
+    def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether the parameters still have the values that were evaluated.
+
+        PyTorch's version counter records optimizers and operations inside `torch.no_grad()`, but no
+        writes through `.data`, as TRL, weight averaging and hand-written steps make them. The
+        values are therefore compared as well. On an accelerator this waits for all queued work;
+        the forward pass after a step evaluates without asking.
+        """
+        reached = zip(parameters, self._trained, strict=True)  # by the graph
+        if self._key != _key(parameters) or any(p.requires_grad > was for p, was in reached):
+            return False
+        # while a CUDA graph is recorded, no value can be read
+        captures = torch.cuda.is_current_stream_capturing()
+        return captures or all(map(torch.equal, parameters, self._copies))
+
+
+@dataclass
+class Gradients:
+    """What the autograd nodes of a binding share with it.
+
+    They have no reference to the binding: it has the adapter's tensors, these have the nodes, and
+    Python cannot collect a cycle through a node.
+    """
+
+    deferred: Tensor | None = None  # (P,), the sum over micro-batches before the optimizer step
+    averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
+
+
 class Binding:
-    """Keeps an adapter's tensors equal to its generator's output.
+    """Keeps an adapter's tensors equal to its generator's output, also under several threads.
 
     Args:
         generator: Registered elsewhere, so that it is saved once.
@@ -53,15 +100,9 @@ class Binding:
         self._evaluate: Callable[[], Tensor] = generator
         self.slots = list(slots)
         self.sizes = [slot.shape.numel() for slot in slots]
-        self._flat: Tensor | None = None
-        self._key: tuple[Any, ...] = ()
-        self._placed: str | None = (
-            None  # "graph" or "detached", if the slots hold values of the last evaluation
-        )
-        self._deferred: Tensor | None = None
-        self._averages = (
-            False  # gradients over all processes, because FSDP2 shards the rest of the model
-        )
+        self._evaluation: Evaluation | None = None
+        self._is_placed = False  # whether the slots hold values of the evaluation
+        self._gradients = Gradients()
         _keep(self)
         generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
@@ -74,29 +115,30 @@ class Binding:
         Raises ConfigError if FSDP or DeepSpeed ZeRO has sharded the generator.
         """
         refuse_sharded(self.generator)
-        self.restore_precision()
-        parameters = list(self.generator.parameters())
-        trained = any(p.requires_grad for p in parameters)
-        builds_graph = trained and torch.is_grad_enabled()
-        if builds_graph and self._deferred is not None and all(p.grad is None for p in parameters):
-            # the gradients were cleared: an interrupted window must not leak into the next
-            self._deferred = None
-        key = _key(parameters)
-        if self._flat is None or self._key != key or (trained and not self._flat.requires_grad):
-            with torch.inference_mode(False), torch.set_grad_enabled(trained):
-                self.flush()  # through the graph of the values it belongs to
-                self._flat = self._evaluate()
-                self._key = key
-        elif not builds_graph and self._placed:
-            return
-        self._place(detached=not trained)
+        with _lock:
+            self.restore_precision()
+            parameters = list(self.generator.parameters())
+            trained = any(p.requires_grad for p in parameters)
+            builds_graph = trained and torch.is_grad_enabled()
+            if builds_graph and all(p.grad is None for p in parameters):
+                # the gradients were cleared: an interrupted window must not leak into the next
+                self._gradients.deferred = None
+            if self._evaluation is None or not self._evaluation.is_current(parameters):
+                with torch.inference_mode(False), torch.set_grad_enabled(trained):
+                    self.flush()  # through the graph of the values it belongs to
+                    self._evaluation = Evaluation(self._evaluate, parameters)
+            elif not builds_graph and self._is_placed:
+                return
+            self._place(self._evaluation.flat, detached=not trained)
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph, until the next training forward
         pass.
         """
-        self.refresh()
-        self._place(detached=True)
+        with _lock:
+            self.refresh()
+            assert self._evaluation is not None
+            self._place(self._evaluation.flat, detached=True)
 
     def evaluate_by(self, evaluate: Callable[[], Tensor]) -> None:
         """Compute the generator's flat values (P,) by `evaluate()` from now on, such as CUDA
@@ -107,44 +149,40 @@ class Binding:
 
     def replicate(self, model: nn.Module) -> None:
         """Keep the generator equal in all processes from now on, while FSDP2 shards the model."""
-        if not self._averages:
+        if not self._gradients.averages:
             copy_from_first(self.generator, model)
             self.invalidate()
-            self._averages = True
+            self._gradients.averages = True
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow `model.to(...)` as stock parameters would; PEFT reads a prefix's device before its
-        values.
-        """
+        """Follow `model.to(...)` as stock parameters would."""
         for slot in self.slots:
-            slot.put(fn(slot.owner.__dict__[slot.name].detach()))
-            slot.dtype = slot.owner.__dict__[slot.name].dtype
-        self._placed = None
+            slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
+        self.invalidate()
 
     def restore_precision(self) -> None:
         """Undo casts to half precision, which trainers apply to the adapters of quantized models."""
         for parameter in self.generator.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
-                # even at the address of the last evaluation, whose graph no longer reaches it
-                self._key = ()
+                # also of equal values, because its graph no longer reaches the parameter
+                self._evaluation = None
 
     def invalidate(self) -> None:
-        """Discard the evaluation.
+        """Discard the evaluation: the first operation on an adapter tensor evaluates again."""
+        with _lock:
+            self._evaluation = None
+            self.recheck()
 
-        Call it after writing a generator's parameters through `.data`, which PyTorch does not
-        record: an optimizer step, `load_state_dict` and operations inside `torch.no_grad()` are
-        noticed.
-        """
-        self._flat, self._key, self._placed = None, (), None
+    def recheck(self) -> None:
+        """Let the first operation on an adapter tensor evaluate again if parameters changed.
 
-    def renew(self) -> None:
-        """Evaluate the generator now, unless this is costly, so that the next forward pass is early
-        enough.
+        Others may have written into them, and may call a part of the model, without its hooks.
         """
-        self.invalidate()
-        if not getattr(self.generator, "is_costly", False):
-            self.refresh()
+        with _lock:
+            self._is_placed = False
+            for slot in self.slots:
+                slot.put(Unread.of(self, slot))
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -164,40 +202,81 @@ class Binding:
 
     def flush(self) -> None:
         """Run the backward pass of the generator for deferred gradients."""
-        if self._deferred is not None and self._flat is not None:
-            gradient, self._deferred = self._deferred, None
-            gradient = average(gradient) if self._averages else gradient
+        with _lock:
+            gradient, self._gradients.deferred = self._gradients.deferred, None
+            if gradient is None or self._evaluation is None:
+                return
+            gradient = average(gradient) if self._gradients.averages else gradient
             inputs = [p for p in self.generator.parameters() if p.requires_grad]
             with torch.autocast(gradient.device.type, enabled=False):
-                torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
+                torch.autograd.backward(
+                    self._evaluation.flat, gradient, inputs=inputs, retain_graph=True
+                )
 
     @torch.inference_mode(False)
-    def _place(self, *, detached: bool) -> None:
-        assert self._flat is not None
+    def _place(self, private: Tensor, *, detached: bool) -> None:
+        """Put views of the flat value (P,) into the slots; `private` has the generator's graph."""
         with torch.set_grad_enabled(not detached):
-            flat = self._flat.detach()
-            if (
-                not detached
-            ):  # in a tuple, so that autograd does not treat the private graph as an input
-                flat = _Boundary.apply(self, (self._flat,), *self.generator.parameters())
+            flat = private.detach()
+            if not detached:
+                # in a tuple, so that autograd does not treat the private graph as an input
+                flat = _Boundary.apply(self._gradients, (private,), *self.generator.parameters())
             for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
                 tensor = part.view(slot.shape).to(slot.dtype)
                 if tensor.requires_grad:
                     tensor.__deepcopy__ = _no_copy  # type: ignore[method-assign]
                 slot.put(tensor)
-        self._placed = "detached" if detached else "graph"
+        self._is_placed = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
-        """A binding over the copied generator and modules, without the cached graph."""
+        """A binding over the copied generator and modules, without the evaluation."""
         memo[id(self)] = new = copy.copy(self)
-        new.invalidate()
-        new._deferred = None
+        new._gradients = Gradients(averages=self._gradients.averages)
         new.generator = new._evaluate = copy.deepcopy(self.generator, memo)
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
-        for old, copied in zip(self.slots, new.slots, strict=True):
-            copied.put(old.owner.__dict__[old.name].detach().clone())
+        new.invalidate()
         _keep(new)
         return new
+
+
+# PEFT reads the device of a prefix before the model's forward pass
+_WITHOUT_VALUES = [getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_meta")]
+
+
+class Unread(Tensor):
+    """Stands for an adapter's tensor since its generator's parameters have changed.
+
+    The first operation on its values evaluates the generator: nothing reads a tensor from before an
+    optimizer step, and a step costs one evaluation, at the parameters that its forward pass finds.
+    """
+
+    read: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, binding: Binding, slot: Slot) -> Unread:
+        """The stand-in for the tensor of `slot`; empty, so that nothing uses it by mistake."""
+
+        def read() -> Tensor:
+            binding.refresh()
+            return slot.owner.__dict__[slot.name]
+
+        parameter = next(binding.generator.parameters(), torch.empty(0))
+        unread = torch.empty(0, dtype=slot.dtype, device=parameter.device).as_subclass(cls)
+        unread.read = read
+        return unread
+
+    @classmethod
+    @torch.compiler.disable  # it would trace the evaluation
+    def __torch_function__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _WITHOUT_VALUES:
+            return super().__torch_function__(func, types, args, kwargs)
+        args, kwargs = tree_map_only(cls, lambda unread: unread.read(), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """As `_no_copy`."""
 
 
 class _Boundary(torch.autograd.Function):
@@ -205,31 +284,32 @@ class _Boundary(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, binding: Binding, private: tuple[Tensor], *parameters: nn.Parameter
+        ctx: Any, gradients: Gradients, private: tuple[Tensor], *parameters: nn.Parameter
     ) -> Tensor:
-        ctx.binding, ctx.flat, ctx.parameters, ctx.runs = binding, private[0], parameters, 0
+        ctx.gradients, ctx.parameters = gradients, parameters
+        ctx.flat, ctx.runs = private[0], 0
         return ctx.flat.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
-        binding: Binding = ctx.binding
+        gradients: Gradients = ctx.gradients
         accelerate = GradientState._shared_state
         if accelerate and not accelerate.get(
             "sync_gradients", True
         ):  # more micro-batches before the optimizer step
-            deferred = binding._deferred
-            binding._deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
+            deferred = gradients.deferred
+            gradients.deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
             # zeros and not None: if `grad` is None later, the accumulation was abandoned
             return (
                 None,
                 None,
                 *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters),
             )
-        if binding._deferred is not None:
-            gradient, binding._deferred = gradient + binding._deferred, None
+        if gradients.deferred is not None:
+            gradient, gradients.deferred = gradient + gradients.deferred, None
         ctx.runs += 1
-        if binding._averages:
+        if gradients.averages:
             gradient = average(gradient)
         elif ctx.runs > 1 and n_processes() > 1:
             raise RuntimeError(
@@ -258,7 +338,7 @@ def _no_copy(memo: dict[int, Any]) -> None:
 
 
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
-    return tuple((p.data_ptr(), p._version, p.device, p.requires_grad) for p in parameters)
+    return tuple((p.data_ptr(), p._version, p.device) for p in parameters)
 
 
 def _before_loading(generator: Generator, *_: Any) -> None:
@@ -269,14 +349,13 @@ def _before_loading(generator: Generator, *_: Any) -> None:
 
 
 def _after_loading(generator: Generator, *_: Any) -> None:
-    """Refresh at once, so that nothing reads an adapter tensor from before the loading."""
+    """Nothing reads an adapter tensor from before the loading."""
     if (
         generator.fingerprint.device != generator.home
     ):  # PEFT's low_cpu_mem_usage assigns tensors of an accelerator
         generator.to(generator.home)
     for binding in _live_of(generator.parameters()):
-        with suppress(QpeftError):  # the next forward pass raises it
-            binding.renew()
+        binding.invalidate()
 
 
 _live: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
@@ -301,5 +380,4 @@ def _on_trained(method: Callable[[Binding], None], optimizer: Optimizer, *_: Any
 
 # deferred gradients are added, if the step is made during accumulation
 register_optimizer_step_pre_hook(partial(_on_trained, Binding.flush))
-# at once, so that nothing reads an adapter tensor from before the step
-register_optimizer_step_post_hook(partial(_on_trained, Binding.renew))
+register_optimizer_step_post_hook(partial(_on_trained, Binding.invalidate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import BaseTuner
@@ -46,7 +47,9 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self.add_module(
                 CONTAINER, Generators(self.model, f"base_model.{CONTAINER}.", self.model)
             )
-        trained = [p for p in model.parameters() if p.requires_grad]
+        # PEFT changes those of the base for a moment, and activates the active adapters again
+        in_base = [(p, p.requires_grad) for p in model.parameters()]
+        in_generators = [(p, p.requires_grad) for p in self.generators.parameters()]
         try:
             check_target_modules(model, config)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -54,8 +57,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self.generators.hold(adapter_name, config, generator, slots)
         except BaseException as error:
             self._undo_injection(adapter_name)
-            for parameter in trained:
-                parameter.requires_grad_(True)
+            _restore(in_base + in_generators)
             if not isinstance(error, ValueError) or isinstance(error, CheckpointError):
                 raise
             if is_loaded:
@@ -66,6 +68,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
                 raise
             raise ConfigError(str(error)) from error  # of PEFT, such as on a target
         self.generators.train_only(self.active_adapters)
+        _restore(in_generators)
 
     def _make_generator(
         self, adapter_name: str, config: GeneratedConfig
@@ -92,13 +95,16 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             super()._unload_and_optionally_merge(merge=False)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
         self.generators.drop(adapter_name)
-        self.generators.train_only(self.active_adapters)
+        if was_active:  # PEFT has activated another one
+            self.generators.train_only(self.active_adapters, inference_mode=False)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
+        self.generators.recheck()
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         super().set_requires_grad(adapter_names, requires_grad)
@@ -120,12 +126,19 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self._check_merge_allowed()
             for name in self.generators:
                 self.generators.refuse_unfitted(name)
-            self.generators.check_not_tied(self)
+        # PEFT can still refuse, such as a grouped convolution; then training can continue
+        with self.generators.merging(self) if merge else nullcontext():
+            unloaded = super()._unload_and_optionally_merge(merge, *args, **kwargs)
         self.generators.release()
-        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+        return unloaded
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         raise ConfigError(
             "a weighted sum of generated adapters is not a generated adapter; qpeft.export each one"
             " and combine the stock adapters"
         )
+
+
+def _restore(requires_grad: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, value in requires_grad:
+        parameter.requires_grad_(value)

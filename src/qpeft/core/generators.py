@@ -110,6 +110,11 @@ class Generators(nn.ModuleDict):
         for binding in self.bindings.values():
             binding.invalidate()
 
+    def recheck(self) -> None:
+        """Evaluate those generators again whose parameters changed, when an adapter is used."""
+        for binding in self.bindings.values():
+            binding.recheck()
+
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
         for binding in self.bindings.values():

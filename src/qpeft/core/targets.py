@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -89,7 +91,10 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
 
 
 def _check_names(model: nn.Module, config: Any) -> None:
-    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    named = dict(model.named_modules(remove_duplicate=False))
+    adapted_by = BaseTunerLayer, AuxiliaryTrainingWrapper
+    inside = tuple(f"{name}." for name, module in named.items() if isinstance(module, adapted_by))
+    modules = [name for name in named if name and not name.startswith(inside)]
     parameters = [
         name.replace(".base_layer", "")
         for name, _ in model.named_parameters(remove_duplicate=False)

@@ -300,7 +300,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         # PEFT sets requires_grad of the tensors it finds, which views refuse
         self.generators.refresh_detached()
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self.generators.invalidate()
+        self.generators.recheck()
         self.generators.train_only(self.active_adapters, inference_mode)
 
     @contextmanager
@@ -310,7 +310,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
             with super().disable_adapter():
                 yield
         finally:
-            self.generators.invalidate()
+            self.generators.recheck()
 
     def add_adapter(self, *_: Any, **__: Any) -> None:
         raise ConfigError(
@@ -329,10 +329,11 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
             self._tuner.unmerge_adapter()
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> Any:
-        self._tuner._check_merge_allowed()  # before the generator is gone
-        self.generators.check_not_tied(self._tuner)
+        # PEFT can refuse, also in the middle; then the generator is still there
+        with self.generators.merging(self._tuner):
+            merged = self._tuner.merge_and_unload(*args, **kwargs)
         self.generators.release()
-        return self._tuner.merge_and_unload(*args, **kwargs)
+        return merged
 
     def unload(self) -> Any:
         tuner = self._tuner

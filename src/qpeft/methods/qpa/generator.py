@@ -221,11 +221,6 @@ class QPAGenerator(Generator):
             None  # G_ref, computed on the device of the first evaluation
         )
 
-    @property
-    def is_costly(self) -> bool:
-        """Whether an evaluation is a job on a backend, and therefore not done in advance."""
-        return getattr(self.feature, "backend", None) is not None
-
     def forward(self) -> Tensor:
         """The adapter's parameters, flat (m,). Raises ConfigError if an angle is not finite (on the
         CPU only).

@@ -106,6 +106,12 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
                 f"r={rank} exceeds {most}, the most for {name}; choose a smaller r, set it "
                 "for this module in rank_pattern, or exclude the module"
             )
+        if config.family == "lie" and inner <= config.lie_rank <= rank:
+            change = "choose a smaller lie_rank, or " if inner > 1 else ""
+            raise ConfigError(
+                f"family='lie' with lie_rank={config.lie_rank} needs factors wider than that, and"
+                f" one of {name} has width {inner}; {change}exclude the module"
+            )
         part = found.setdefault((side, width, inner, rank), Part(side, width, inner, rank, [], []))
         part.names.append(name)
         shared = re.sub(r"\.\d+\.", ".*.", name) if config.share == "type" else name

@@ -1,0 +1,125 @@
+"""Rows U1, U3, U4, U5 of issue 67: what PEFT's own test suite found. Stock LoRA is the reference."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from variants import VARIANTS, Variant, move
+
+import qpeft
+from qpeft.errors import ConfigError
+
+pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+LORA = Variant("lora", LoraConfig, {"r": 4, "target_modules": "all-linear"})
+GENERATED = ["qpa", "quantum_peft", "sora"]
+
+
+def variant_of(name):
+    return LORA if name == "lora" else VARIANTS[name]
+
+
+# -- U1: PEFT refuses to merge
+
+
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+@pytest.mark.parametrize("make", [LoraConfig, partial(qpeft.QPAConfig, chunk_size=4)])
+def test_u1_training_continues_after_a_grouped_convolution_was_not_merged(make):
+    base = nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Conv1d(4, 1, 3))
+    model = get_peft_model(base, make(r=2, target_modules=["0"], modules_to_save=["1"]))
+    for _ in range(2):
+        with pytest.raises(NotImplementedError):
+            model.merge_and_unload()
+        model(torch.randn(2, 4, 5)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["lora", *GENERATED, "attached to lora"])
+def test_u1_training_continues_after_nan_was_not_merged(llama, ids, adapters, name):
+    """The first map alone has the NaN, and PEFT stops there."""
+    model = move(variant_of(name).adapt(llama))
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj.base_layer
+    value = layer.weight[0, 0].item()
+    layer.weight.data[0, 0] = torch.nan
+    for _ in range(2):
+        with pytest.raises(ValueError, match="NaNs detected"):
+            model.merge_and_unload(safe_merge=True)
+    layer.weight.data[0, 0] = value
+    before = adapters.logits(model, ids)
+    adapters.train(model, ids, steps=1)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert not torch.equal(adapters.logits(model, ids), before)
+
+
+# -- U3: what other adapters do to those that are there
+
+
+@pytest.mark.filterwarnings("ignore:Adapter one was active which is now deleted")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+@pytest.mark.parametrize("name", GENERATED)
+def test_u3_frozen_adapters_stay_frozen_as_those_of_stock_lora(llama, tmp_path, name):
+    def history(variant):
+        saved = variant.adapt(copy.deepcopy(llama))
+        saved.save_pretrained(tmp_path / variant.method)
+        model = variant.adapt(copy.deepcopy(llama), adapter_name="one")
+        states = []
+
+        def add(adapter):
+            model.add_adapter(adapter, variant.make_config())
+
+        def load(adapter, is_trainable):
+            model.load_adapter(tmp_path / variant.method, adapter, is_trainable=is_trainable)
+
+        for action in (
+            lambda: model.set_requires_grad("one", False),
+            lambda: add("two"),
+            lambda: load("three", is_trainable=True),
+            lambda: load("four", is_trainable=False),
+            lambda: model.delete_adapter("two"),
+            lambda: model.set_requires_grad("three", True),
+            lambda: model.delete_adapter("four"),
+            lambda: add("five"),
+            lambda: model.delete_adapter("one"),  # the active one
+        ):
+            action()
+            trained = [key for key, p in model.named_parameters() if p.requires_grad]
+            states.append([a for a in model.peft_config if f".{a}." in "".join(trained)])
+        return states
+
+    assert history(VARIANTS[name]) == history(LORA)
+
+
+def test_u3_failed_addition_changes_nothing(llama):
+    model = VARIANTS["qpa"].adapt(llama)
+    model.set_requires_grad("default", False)
+    before = {key: p.requires_grad for key, p in model.named_parameters()}
+    with pytest.raises(ConfigError):
+        model.add_adapter("other", VARIANTS["qpa"].make_config(budget=1))
+    assert {key: p.requires_grad for key, p in model.named_parameters()} == before
+
+
+# -- U4, U5: messages
+
+
+@pytest.mark.parametrize("lie_rank", [1, 16])
+def test_u4_factor_that_is_too_narrow_for_lie_names_its_module(lie_rank):
+    base = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 1))
+    config = qpeft.QuantumPeftConfig(
+        r=lie_rank, family="lie", lie_rank=lie_rank, target_modules=["0", "1"]
+    )
+    name, width = ("1", 1) if lie_rank == 1 else ("0", 16)
+    with pytest.raises(ConfigError, match=rf"one of {name} has width {width}.*exclude the module"):
+        get_peft_model(base, config)
+
+
+@pytest.mark.parametrize("name", [*GENERATED, "quic, 1"])
+def test_u5_unknown_target_of_a_second_adapter_suggests_modules_of_the_base(llama, name):
+    variant, wrong = VARIANTS[name], {"target_modules": ["qproj"]}
+    with pytest.raises(ConfigError, match="did you mean 'q_proj'") as of_first:
+        variant.adapt(copy.deepcopy(llama), **wrong)
+    model = variant.adapt(llama, modules_to_save=["norm"])
+    with pytest.raises(ConfigError) as of_second:
+        model.add_adapter("other", variant.make_config(**wrong))
+    assert str(of_second.value) == str(of_first.value)

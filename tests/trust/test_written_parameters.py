@@ -1,0 +1,135 @@
+"""Rows A1 and A2 of issue 67: others write into the trained parameters, and every pass sees it.
+
+PyTorch's version counter does not record writes through `.data`. The expected values are those of
+a model that has the same parameters by operations which it does record.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from variants import VARIANTS, move
+
+pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+METHODS = ["qpa", "quantum_peft", "sora", "quic, 1", "attached to lora"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(params=METHODS)
+def make(llama, request):
+    """The adapter at other values than its initial ones, always the same."""
+
+    def adapted():
+        torch.manual_seed(0)  # of PEFT's own initial values, below `attach`
+        return move(VARIANTS[request.param].adapt(copy.deepcopy(llama))).to(DEVICE)
+
+    return adapted
+
+
+@pytest.fixture
+def batch(ids):
+    return {"input_ids": ids.to(DEVICE), "labels": ids.to(DEVICE)}
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def assert_sees_its_parameters(model, make, batch):
+    expected = make()
+    expected.load_state_dict(model.state_dict())
+    for each in (model, expected):
+        each.zero_grad()
+    losses = [each(**batch).loss for each in (model, expected)]
+    assert torch.equal(*losses)
+    for loss in losses:
+        loss.backward()
+    for mine, other in zip(trained(model), trained(expected), strict=True):
+        assert torch.equal(mine.grad, other.grad)
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected(**batch).logits)
+
+
+@pytest.mark.parametrize("make", METHODS[:4], indirect=True)
+def test_a1_reference_adapter_has_the_copied_values(make, batch):
+    """As trl's trainers make the reference model of an adapter that was trained before.
+
+    They evaluate it first. Some call only the layers below the head, without the model's hooks.
+    """
+    model = make()
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default" in name:
+            model.get_parameter(name.replace(".default", ".ref")).data.copy_(parameter.data)
+    model.set_adapter("ref")
+    with torch.no_grad():
+        below_the_head = model.get_base_model().model(batch["input_ids"])[0]
+        of_reference = model(**batch).logits
+        model.set_adapter("default")
+        assert torch.equal(of_reference, model(**batch).logits)
+        expected = make()(**batch, output_hidden_states=True)
+    assert torch.equal(of_reference, expected.logits)
+    assert torch.equal(below_the_head, expected.hidden_states[-1])
+
+
+def test_a2_averages_are_evaluated_while_they_are_swapped_in(make, batch, adapters):
+    """By a copy, as accelerate and averaging callbacks do it, and by other tensors."""
+    model = make()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    for _ in range(3):
+        adapters.train(model, batch, steps=1, lr=1e-2)
+        averaged.update_parameters(model)
+    assert_sees_its_parameters(averaged.module, make, batch)
+    live = adapters.logits(model, batch)
+    kept = [p.data.clone() for p in trained(model)]
+    for parameter, average in zip(trained(model), trained(averaged.module), strict=True):
+        parameter.data.copy_(average)
+    merged = adapters.logits(copy.deepcopy(model).merge_and_unload(), batch)
+    assert_sees_its_parameters(model, make, batch)
+    torch.testing.assert_close(merged, adapters.logits(model, batch), atol=1e-4, rtol=1e-4)
+    assert not torch.equal(merged, live)
+    for parameter, value in zip(trained(model), kept, strict=True):
+        parameter.data = value
+    assert torch.equal(adapters.logits(model, batch), live)
+
+
+def test_a2_hand_written_steps_equal_those_that_pytorch_records(make, batch):
+    model, recorded = make(), make()
+    losses = []
+    for _ in range(5):
+        for each in (model, recorded):
+            each.zero_grad()
+            loss = each(**batch).loss
+            loss.backward()
+            losses.append(loss.item())
+        for parameter in trained(model):
+            parameter.data -= 0.05 * parameter.grad
+        with torch.no_grad():
+            for parameter in trained(recorded):
+                parameter -= 0.05 * parameter.grad
+    assert losses[::2] == losses[1::2]
+    assert len(set(losses)) == 5
+
+
+def test_a2_writes_are_seen_where_nothing_else_happens(make, batch, adapters):
+    """No mode, adapter, or gradient changes: behind a step, and between two losses."""
+    model = adapters.train(make(), batch, steps=1)
+    for _ in range(2):
+        for parameter in trained(model):
+            parameter.data.mul_(0.5)
+        assert_sees_its_parameters(model, make, batch)
+
+
+@pytest.mark.parametrize("make", METHODS[:3], indirect=True)
+def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
+    make, batch, adapters, monkeypatch
+):
+    """A comparison waits for all queued work of an accelerator."""
+    model = adapters.train(make(), batch, steps=1)
+    binding = next(iter(model.base_model.generators.bindings.values()))
+    monkeypatch.setattr("qpeft.core.binding.Evaluation.is_current", None)
+    evaluated = []
+    binding.generator.register_forward_hook(lambda *_: evaluated.append(1))
+    adapters.train(model, batch, steps=3)
+    assert len(evaluated) == 3
