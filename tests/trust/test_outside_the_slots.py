@@ -33,6 +33,10 @@ WAYS = {
     "tokens of both": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [1, 2]}},
     "other tokens of both": {"trainable_token_indices": {"embed_tokens": [1, 2], "lm_head": [2]}},
 }
+WAYS |= {
+    f"{way}, tied": {**WAYS[way], "ensure_weight_tying": True}
+    for way in ("head as target", "both as targets", "both in full", "tokens")
+}
 CONFIGS = {
     "qpa": lambda **s: qpeft.QPAConfig(hidden=(6, 5), chunk_size=16, n_layers=2, **s),
     "quantum_peft": qpeft.QuantumPeftConfig,
@@ -169,6 +173,44 @@ def test_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, wa
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert torch.equal(adapters.logits(resumed.model.eval(), ids), live)
+
+
+# -- a tied head
+
+
+def test_tied_head_follows_the_embedding(make, ids, adapters):
+    model = get_peft_model(make(True, False), config("qpa", "both as targets, tied"))
+    copied = adapters.train(copy.deepcopy(adapters.train(model, ids)), ids)
+    for one in (model, copied):
+        embedding, head = one.get_input_embeddings(), one.get_output_embeddings()
+        for own, followed in (
+            (head.lora_A["default"].weight, embedding.lora_embedding_B["default"]),
+            (head.lora_B["default"].weight, embedding.lora_embedding_A["default"]),
+        ):
+            assert torch.equal(own, followed.t())
+            assert own.abs().max() > 0
+    assert not torch.equal(adapters.logits(model, ids), adapters.logits(copied, ids))
+
+
+def test_gradient_of_a_tied_adapter_is_that_of_stock_peft(make, ids, adapters, tmp_path):
+    """Stock LoRA has the head's factors as parameters of their own: their gradients are added."""
+    model = get_peft_model(make(True, False), config("qpa", "both as targets, tied"))
+    qpeft.export(adapters.train(model, ids), tmp_path)
+    stock = PeftModel.from_pretrained(make(True, False), tmp_path, is_trainable=True)
+    for one in (model, stock):
+        one.zero_grad()
+        one(input_ids=ids, labels=ids).loss.backward()
+    embedding, head = stock.get_input_embeddings(), stock.get_output_embeddings()
+    embedding.lora_embedding_A["default"].grad += head.lora_B["default"].weight.grad.t()
+    embedding.lora_embedding_B["default"].grad += head.lora_A["default"].weight.grad.t()
+    generator = model.base_model.generators["default"]
+    slots = model.base_model.generators.bindings["default"].slots
+    paths = {id(module): path for path, module in model.named_modules()}
+    filled = [stock.get_parameter(f"{paths[id(slot.owner)]}.{slot.name}") for slot in slots]
+    gradient = torch.cat([parameter.grad.flatten() for parameter in filled])
+    wanted = torch.autograd.grad(generator(), [*generator.parameters()], gradient)
+    for parameter, expected in zip(generator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, expected)
 
 
 # -- folders of resized bases

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qpeft.core.config import AdapterConfig
-from qpeft.core.embeddings import resized
+from qpeft.core.embeddings import resized, without_adapters
 from qpeft.errors import BaseModelWarning, CheckpointError
 
 _SAMPLE = 1024  # entries of each weight
@@ -98,10 +97,7 @@ def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
 
 def matrices(module: Any, name: str = "") -> dict[str, Tensor]:
     """The parameters with two or more axes of `module`, called `name`, without those of adapters."""
-    if isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
-    elif isinstance(module, AuxiliaryTrainingWrapper):
-        module = module.original_module
+    module = without_adapters(module)
     own = module.named_parameters(recurse=False)
     found = {f"{name}.{key}".lstrip("."): p.data for key, p in own if p.ndim > 1}
     for child, inner in module.named_children():

@@ -22,7 +22,7 @@ A method of `OwnTuner` has the same four, in core/own_tuner.py. An attached adap
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,9 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
                 f"non-finite adapter parameter in {broken}; save an earlier checkpoint"
             )
     with replace_folder(target) as folder:
-        is_resized = bool(resized(model.get_base_model()).parameters)
-        model.save_pretrained(str(folder), **{"save_embedding_layers": is_resized, **options})
+        # a generated adapter keeps them itself, tied ones once
+        keeps = holder_of(model) is None and bool(resized(model.get_base_model()).parameters)
+        model.save_pretrained(str(folder), **{"save_embedding_layers": keeps, **options})
         keep_card(target, folder)
 
 
@@ -252,13 +253,16 @@ def _check_exported(folder: Path, config: dict[str, Any], fixed: dict[str, Any])
 
 def check_whole(model: Any, folder: Path, name: str) -> None:
     """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
-    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
     wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
-    # the base's, and second copies of the adapter's, which PEFT saves with resized embeddings
-    known = {tuner._remove_adapter_name_from_key(key, name) for key in model.state_dict()}
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         found = set(file.keys())
-    _check_names(str(folder), found - (known - wanted), wanted)
+    _check_names(str(folder), found - (_saved_keys(model, name) - wanted), wanted)
+
+
+def _saved_keys(model: Any, name: str) -> set[str]:
+    """Every key that PEFT may use in a file of this adapter: of the adapter and of the base."""
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
+    return {tuner._remove_adapter_name_from_key(key, name) for key in model.state_dict()}
 
 
 def _check_names(what: str, found: Set[str], expected: Set[str]) -> None:
@@ -272,10 +276,7 @@ def _check_names(what: str, found: Set[str], expected: Set[str]) -> None:
 
 
 def check_loaded(
-    state: dict[str, Tensor],
-    expected: dict[str, Tensor],
-    present: dict[str, Tensor],
-    without_name: Callable[[str], str],
+    state: dict[str, Tensor], expected: dict[str, Tensor], model: Any, name: str
 ) -> dict[str, Tensor]:
     """The tensors of a file that are loaded: the `expected` ones of an adapter, and weights of the
     base that PEFT adds, such as a tied head or resized embeddings.
@@ -283,22 +284,23 @@ def check_loaded(
     Args:
         state: The file's tensors, by their keys in the model.
         expected: Those of the adapter.
-        present: The state dict of the model.
-        without_name: Removes the adapter's name from a key.
+        model: The PeftModel.
+        name: The adapter's.
 
     Raises CheckpointError as `check_tensors`, or if the base has another vocabulary.
     """
     # PEFT saves some a second time, without the adapter's name: with resized embeddings those in a
     # wrapper of the head, with bias="all" the biases in modules_to_save
-    copies = {without_name(key) for key in present}
-    loaded = {k: v for k, v in state.items() if k in present or k not in copies}
+    present = model.state_dict()
+    second = _saved_keys(model, name) - present.keys()
+    loaded = {key: tensor for key, tensor in state.items() if key not in second}
     check_tensors({k: v for k, v in loaded.items() if k in expected or k not in present}, expected)
     for key in loaded.keys() & present.keys() - expected.keys():
-        if (saved := loaded[key].shape) != present[key].shape:
+        if loaded[key].shape != present[key].shape:
             raise CheckpointError(
-                f"the checkpoint's {key} has shape {list(saved)}, and the base model's"
+                f"the checkpoint's {key} has shape {list(loaded[key].shape)}, and the base model's"
                 f" {list(present[key].shape)}; its vocabulary was resized: load it after"
-                f" base.resize_token_embeddings({saved[0]})"
+                f" base.resize_token_embeddings({len(loaded[key])})"
             )
     return loaded
 

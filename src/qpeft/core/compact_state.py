@@ -29,7 +29,10 @@ def other_tensors(
     others = _filter_state_dict_by_key_prefixes(state, prefixes)
     others |= BaseTuner._get_learnable_bias_state_dict(model, state, stock)
     # VeRA's layers share their projections: the first key of each place in memory
-    first_keys = {_place(tensor): key for key, tensor in reversed(others.items())}
+    first_keys = {
+        (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape): key
+        for key, tensor in reversed(others.items())
+    }
     return {key: others[key] for key in reversed(first_keys.values())}
 
 
@@ -55,9 +58,7 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         packed = holder[adapter_name].pack(_without_prefix(complete, prefix))
         state = _CompactTensors({prefix + key: tensor for key, tensor in packed.items()})
         dict.update(state, other_tensors(model, adapter_name, config.to_stock(), complete))
-        kept = resized_embeddings(model, complete)
-        dict.update(state, kept)
-        state.kept = {_place(tensor) for tensor in kept.values()}
+        dict.update(state, resized_embeddings(model, complete))
         return state
 
     @classmethod
@@ -74,13 +75,10 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         unpacked = generator.unpack(_without_prefix(state_dict, holder.prefix))
         check_tensors(unpacked, generator.state_dict())
 
-        present = model.state_dict()
         others = {k: v for k, v in state_dict.items() if not k.startswith(holder.prefix)}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
-        expected = other_tensors(model, adapter_name, config.to_stock(), present)
-        others = check_loaded(
-            others, expected, present, lambda k: cls._remove_adapter_name_from_key(k, adapter_name)
-        )
+        expected = other_tensors(model, adapter_name, config.to_stock(), model.state_dict())
+        others = check_loaded(others, expected, model, adapter_name)
 
         prefix = f"{holder.prefix}{adapter_name}."
         return others | {prefix + key: tensor for key, tensor in unpacked.items()}
@@ -91,21 +89,10 @@ def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 class _CompactTensors(dict[str, Tensor]):
-    """Excludes base weights: PEFT adds the whole output head to the file if lm_head is a target, and
-    resized embeddings, which are `kept` already, once.
-    """
-
-    kept: set[Any]  # their places in memory
+    """Excludes base weights: PEFT adds the whole output head to the file if lm_head is a target."""
 
     def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
-        is_new = {
-            k: _place(v) not in self.kept and ".base_layer." not in k for k, v in other.items()
-        }
-        super().update({key: tensor for key, tensor in other.items() if is_new[key]})
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape
+        super().update({k: v for k, v in other.items() if ".base_layer." not in k})
 
 
 def is_compact(model: Any) -> bool:

@@ -31,22 +31,23 @@ def resized(base: Any) -> Resized:
 
     Also without if that model's config is not on this machine; nothing is downloaded.
     """
-    config = getattr(base, "config", None)
-    parameters: list[nn.Parameter] = []
     try:
-        original: Any = type(config).from_pretrained(base.name_or_path, local_files_only=True)
+        original = type(base.config).from_pretrained(base.name_or_path, local_files_only=True)
         n_tokens = original.get_text_config().vocab_size
-        is_resized = n_tokens != config.get_text_config().vocab_size  # type: ignore[union-attr]
+        is_resized = n_tokens != base.config.get_text_config().vocab_size
     except (AttributeError, OSError, ValueError):  # no model of transformers, or no such folder
-        return Resized(0, parameters)
-    layers: Any = base.get_input_embeddings(), base.get_output_embeddings()
-    for layer in layers:
-        while isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
-            is_tuner = isinstance(layer, BaseTunerLayer)
-            layer = layer.get_base_layer() if is_tuner else layer.original_module
-        if is_resized and layer is not None:
-            parameters.extend(layer.parameters())
-    return Resized(n_tokens, parameters)
+        return Resized(0, [])
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    plain = [without_adapters(layer) for layer in layers if is_resized and layer is not None]
+    return Resized(n_tokens, [parameter for layer in plain for parameter in layer.parameters()])
+
+
+def without_adapters(module: Any) -> nn.Module:
+    """The module of the base model that PEFT has wrapped as `module`."""
+    while isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+        is_tuner = isinstance(module, BaseTunerLayer)
+        module = getattr(module, "base_layer" if is_tuner else "original_module")
+    return module
 
 
 def resized_embeddings(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

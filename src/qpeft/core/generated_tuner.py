@@ -17,6 +17,7 @@ from qpeft.core.generators import CONTAINER, Generators
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial, lora_slots
 from qpeft.core.targets import check_target_modules
+from qpeft.core.tied_head import tie_head
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 
@@ -53,6 +54,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         try:
             check_target_modules(model, config)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            tie_head(self.model, adapter_name, config)
             generator, slots = self._make_generator(adapter_name, config)
             self.generators.hold(adapter_name, config, generator, slots)
         except BaseException as error:

@@ -21,6 +21,7 @@ from qpeft.core.replication import is_sharded, refuse_sharded
 from qpeft.core.slots import Slot
 from qpeft.core.stock_adapter import StockAdapter
 from qpeft.core.targets import check_not_tied
+from qpeft.core.tied_head import TransposedFactor
 from qpeft.errors import ConfigError
 
 CONTAINER = "qpeft_generator"  # attribute of the tuner, or of the PeftModel of `qpeft.attach`
@@ -217,6 +218,10 @@ class Generators(nn.ModuleDict):
         for slot, value in zip(binding.slots, values or binding.values(), strict=True):
             for path in paths[id(slot.owner)]:
                 state[f"{path}.{slot.name}"] = value
+        for path, module in model.named_modules():
+            if isinstance(module, TransposedFactor) and module.source[1] == adapter_name:
+                source = f"{paths[id(module.source[0])][0]}.{adapter_name}"
+                state[f"{path}.weight"] = state[source].t()
         with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
             stock = get_peft_model_state_dict(
                 model, state, adapter_name=adapter_name, save_embedding_layers=False

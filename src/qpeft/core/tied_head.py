@@ -1,0 +1,39 @@
+"""The head of a tied base with `ensure_weight_tying`: its LoRA is that of the embedding, transposed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class TransposedFactor(nn.Linear):
+    """lora_A or lora_B of a head, which reads the embedding's factor at each use.
+
+    In stock PEFT it is a parameter that shares its memory, which a generated tensor does not have.
+    """
+
+    source: tuple[Any, str]  # the embedding's factors by the adapter's name, and this name
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        factors, adapter_name = self.source
+        return factors[adapter_name].t()
+
+
+def tie_head(model: Any, adapter_name: str, config: Any) -> None:
+    """Let the heads that PEFT has tied follow the embedding's adapter.
+
+    embedding (V, d): lora_embedding_A (r, V), lora_embedding_B (d, r)
+    head      (V, d): lora_A (r, d), lora_B (V, r)
+    """
+    embedding = model.get_input_embeddings()
+    for name in getattr(config, "target_modules_to_tie", None) or ():
+        head = model.get_submodule(name)
+        head.kwargs.pop("tied_adapter")  # tensors with a graph, which cannot be copied
+        pairs = (head.lora_A, embedding.lora_embedding_B), (head.lora_B, embedding.lora_embedding_A)
+        for own, factors in pairs:
+            factor = own[adapter_name]
+            del factor.weight
+            factor.__class__ = TransposedFactor
+            factor.source = factors, adapter_name
