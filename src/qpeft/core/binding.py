@@ -71,7 +71,8 @@ class Evaluation:
         if self._key != _key(parameters) or any(p.requires_grad > was for p, was in reached):
             return False
         # while a CUDA graph is recorded, no value can be read
-        captures = torch.cuda.is_current_stream_capturing()
+        is_on_cuda = len(parameters) > 0 and parameters[0].is_cuda
+        captures = is_on_cuda and torch.cuda.is_current_stream_capturing()
         return captures or all(map(torch.equal, parameters, self._copies))
 
 
