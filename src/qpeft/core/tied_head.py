@@ -27,9 +27,8 @@ def tie_head(model: Any, adapter_name: str, config: Any) -> None:
     embedding (V, d): lora_embedding_A (r, V), lora_embedding_B (d, r)
     head      (V, d): lora_A (r, d), lora_B (V, r)
     """
-    embedding = model.get_input_embeddings()
     for name in getattr(config, "target_modules_to_tie", None) or ():
-        head = model.get_submodule(name)
+        head, embedding = model.get_submodule(name), model.get_input_embeddings()
         head.kwargs.pop("tied_adapter")  # tensors with a graph, which cannot be copied
         pairs = (head.lora_A, embedding.lora_embedding_B), (head.lora_B, embedding.lora_embedding_A)
         for own, factors in pairs:
