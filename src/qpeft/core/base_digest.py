@@ -40,30 +40,32 @@ def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None
 
     A trainable adapter belongs to `base` from now on.
     """
-    found, name = digest(own_weights(base, adapter_name)), name_of(base)
+    present = digest(own_weights(base, adapter_name))
+    name = name_of(base)
     if config.base_digest is None:
-        config.base_digest = found
-    elif not check_base(config, found, name) and not config.inference_mode:
-        config.base_digest, config.base_model_name_or_path = found, name
+        config.base_digest = present
+    elif not check_base(config, present, name) and not config.inference_mode:
+        config.base_digest = present
+        config.base_model_name_or_path = name
 
 
 def check_base(
-    config: AdapterConfig, found: str | None, present: str | None, adapter: str = "this adapter"
+    config: AdapterConfig, present: str | None, name: str | None, adapter: str = "this adapter"
 ) -> bool:
-    """Whether an adapter belongs to the base model `present` with the digest `found`; True if one
-    is unknown.
+    """Whether an adapter belongs to the base model called `name` with the digest `present`; True if
+    one is unknown.
 
     If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base,
     and none is quantized.
     """
-    if config.base_digest is None or found is None or is_same(config.base_digest, found):
+    recorded = config.base_digest
+    if recorded is None or present is None or is_same(recorded, present):
         return True
-    names = [name or "unnamed" for name in (config.base_model_name_or_path, present)]
     problem = (
-        f"was trained on other weights: its base model is {names[0]!r}, and this one is"
-        f" {names[1]!r}"
+        "was trained on other weights: its base model is"
+        f" {config.base_model_name_or_path or 'unnamed'!r}, and this one is {name or 'unnamed'!r}"
     )
-    if config.depends_on_base and not is_quantized(config.base_digest, found):
+    if config.depends_on_base and not is_quantized(recorded, present):
         raise CheckpointError(
             f"this adapter {problem}; its frames are those of its base, so load it there, or export"
             " it there with qpeft.export and load the exported adapter here"
@@ -110,45 +112,46 @@ def digest(weights: Mapping[str, Tensor]) -> str | None:
     """The digest of these weights; None if there are none, or if some are not in memory or are
     sharded.
     """
-    found = [weights[name] for name in sorted(weights)]
-    if not found or any(
-        not w.numel() or w.is_meta or hasattr(w, "__tensor_flatten__") for w in found
-    ):
+    tensors = [weights[name] for name in sorted(weights)]
+    unread = [w for w in tensors if not w.numel() or w.is_meta or hasattr(w, "__tensor_flatten__")]
+    if unread or not tensors:
         return None
-    names = json.dumps(sorted([name, list(w.shape)] for name, w in weights.items())).encode()
     sampled = []
-    for w in found:
+    for w in tensors:
         step = w.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
+        # a flat view may be a copy of the weight
         places = torch.unravel_index(torch.arange(0, w.numel(), step, device=w.device), w.shape)
-        sampled.append(
-            w[places].float().to(found[0].device)
-        )  # a flat view may be a copy of the weight
+        sampled.append(w[places].float().to(tensors[0].device))
     entries = torch.cat(sampled).cpu()  # moved at once
-    values = (torch.signbit(entries).float(), entries)
-    hashes = [
-        hashlib.sha256(names + v.numpy().astype("<f4").tobytes()).hexdigest()[:_HASH]
-        for v in values
-    ]
-    return ":".join(
-        ["+".join(sorted({str(w.dtype).removeprefix("torch.") for w in found})), *hashes]
-    )
+    names = json.dumps(sorted([name, list(w.shape)] for name, w in weights.items())).encode()
+    hashes = []
+    for values in (torch.signbit(entries).float(), entries):
+        content = names + values.numpy().astype("<f4").tobytes()
+        hashes.append(hashlib.sha256(content).hexdigest()[:_HASH])
+    dtypes = sorted({str(w.dtype).removeprefix("torch.") for w in tensors})
+    return ":".join(["+".join(dtypes), *hashes])
 
 
 def is_quantized(*digests: str) -> bool:
     """Whether one of the digests is of quantized weights, which differ from those of the same base
     in full.
     """
-    return any(not _FLOATS.issuperset(one.partition(":")[0].split("+")) for one in digests)
+    dtypes = [digest.partition(":")[0].split("+") for digest in digests]
+    return not all(map(_FLOATS.issuperset, dtypes))
 
 
-def is_same(recorded: str, found: str) -> bool:
-    """Whether two digests are of the same weights, in equal or different floating-point precisions."""
-    parts = [one.split(":") if isinstance(one, str) else [] for one in (recorded, found)]
-    if len(parts[0]) != len(parts[1]):
+def is_same(recorded: str, present: str) -> bool:
+    """Whether two digests are of the same weights, in equal or different floating-point precisions.
+
+    Raises CheckpointError if the recorded one is damaged.
+    """
+    theirs = recorded.split(":") if isinstance(recorded, str) else []
+    ours = present.split(":")
+    if len(theirs) != len(ours):
         raise CheckpointError(
             f"the base_digest {recorded!r} in adapter_config.json is damaged; restore it"
         )
-    (types_a, signs_a, a), (types_b, signs_b, b) = parts
-    return a == b or (
-        types_a != types_b and signs_a == signs_b and not is_quantized(recorded, found)
-    )
+    if theirs[2] == ours[2]:
+        return True
+    types_differ = theirs[0] != ours[0]
+    return types_differ and theirs[1] == ours[1] and not is_quantized(recorded, present)

@@ -53,9 +53,8 @@ def root(probabilities: Tensor) -> Tensor:
     The distribution has lighter tails than that of p: the chunks have about equal norms.
     """
     mean = math.sqrt(2 / math.pi)
-    return ((probabilities * probabilities.shape[-1]).clamp(min=_FLOOR).sqrt() - mean) / math.sqrt(
-        1 - mean**2
-    )
+    amplitudes = (probabilities * probabilities.shape[-1]).clamp(min=_FLOOR).sqrt()
+    return (amplitudes - mean) / math.sqrt(1 - mean**2)
 
 
 def squash(probabilities: Tensor) -> Tensor:
@@ -95,34 +94,39 @@ class CircuitFeature(CircuitModule):
         self, ansatz: Ansatz, angles: Folded, chunks: tuple[int, int], feature_map: str
     ) -> None:
         super().__init__()
-        self.ansatz, self.angles, self.chunks = ansatz, angles, chunks
+        self.ansatz = ansatz
+        self.angles = angles
+        self.chunks = chunks
         self.feature_map = _MAPS[feature_map]
-        self.is_trained, self.n_circuits = angles.tau is not None, len(angles.start)
+        self.is_trained = angles.tau is not None
+        self.n_circuits = len(angles.start)
 
     def forward(self, *, initial: bool = False) -> Tensor:
         """Features (G, C, K); initial features are exact, whatever the backend."""
-        angles, (n_chunks, k) = self.angles(initial=initial), self.chunks
+        angles = self.angles(initial=initial)
+        n_chunks, k = self.chunks
         if initial or self.backend is None:
-            found = exact_probabilities(self.ansatz, angles)
+            p = exact_probabilities(self.ansatz, angles)  # (G, D)
         else:
-            found = torch.stack([self.backend(each) for each in angles])
-        return self.feature_map(found)[:, : n_chunks * k].view(-1, n_chunks, k)
+            p = torch.stack([self.backend(of_one) for of_one in angles])
+        return self.feature_map(p)[:, : n_chunks * k].view(-1, n_chunks, k)  # (G, C, K)
 
 
 def _make_feature(
     config: QPAGeneratorConfig, count: QPACount, init: SeededInit
 ) -> nn.Module | None:
     """The module that computes the features (G, C, K) of `config.feature_source`; None for "none"."""
-    source, g, scale = config.feature_source, config.n_generators, float(config.angle_scale or 1)
+    source = config.feature_source
     if source == "none":
         return None
-    chunks = count.n_chunks // g, int(config.features or 1)
+    g = config.n_generators
+    scale = float(config.angle_scale or 1)
+    chunks = (count.n_chunks // g, int(config.features or 1))
     if source in ("free", "random"):
         return Folded(init.normal("feature", (g, *chunks)), scale, trained=source == "free")
     ansatz = Ansatz(config.ansatz, count.n_qubits, config.n_layers)
-    angles = Folded(
-        init.uniform("angles", (g, *ansatz.angle_shape), math.pi), scale, trained=source == "qnn"
-    )
+    drawn = init.uniform("angles", (g, *ansatz.angle_shape), math.pi)
+    angles = Folded(drawn, scale, trained=source == "qnn")
     return CircuitFeature(ansatz, angles, chunks, str(config.feature_map))
 
 
@@ -141,9 +145,9 @@ class FoldedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = Folded(init.uniform(f"{name}.weight", shape, bound), scale)
-        self.bias = (
-            Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale) if has_bias else None
-        )
+        self.bias = None
+        if has_bias:
+            self.bias = Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale)
 
     def forward(self, x: Tensor, *, initial: bool = False) -> Tensor:
         """(G, C, in) -> (G, C, out)"""
@@ -178,33 +182,30 @@ class QPAGenerator(Generator):
         keep_initial: bool = False,
     ) -> None:
         super().__init__()
-        self.config, self.m = config, initial.numel()
+        self.config = config
+        self.m = initial.numel()
         self.count = count = config.count(self.m)
         self.feature = _make_feature(config, count, init)
         self._ansatz: Ansatz | None = getattr(self.feature, "ansatz", None)
-        g, widths = config.n_generators, count.widths
+        g = config.n_generators
+        widths = count.widths
         bounds = [1.0 / math.sqrt(n_in) for n_in in widths[:-1]]  # as torch.nn.Linear
         if config.init_mode == "small":
             bounds[-1] = _SMALL * math.sqrt(
                 3 if config.feature_map == "whitened" else 3 / widths[-2]
             )
-        self.mlp = nn.ModuleList(
-            FoldedLinear(
-                (g, n_out, n_in),
-                config.mlp_scale,
-                bound,
-                f"mlp.{i}",
-                init,
-                has_bias=len(widths) > 2,
+        has_bias = len(widths) > 2
+        self.mlp = nn.ModuleList()
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(widths)):
+            shape = (g, n_out, n_in)
+            layer = FoldedLinear(
+                shape, config.mlp_scale, bounds[i], f"mlp.{i}", init, has_bias=has_bias
             )
-            for i, ((n_in, n_out), bound) in enumerate(
-                zip(itertools.pairwise(widths), bounds, strict=True)
-            )
-        )
+            self.mlp.append(layer)
         n_bits = widths[0] - (0 if self.feature is None else int(config.features or 1))
-        # those of the chunk's number as -1 and +1, wire 0 (the most significant) first: (G, C,
-        # bits)
-        bits = torch.arange(count.n_chunks // g)[:, None] >> torch.arange(n_bits - 1, -1, -1) & 1
+        # those of the chunk's number as -1 and +1, wire 0 (the most significant) first
+        chunk = torch.arange(count.n_chunks // g)[:, None]
+        bits = chunk >> torch.arange(n_bits - 1, -1, -1) & 1  # (C, bits)
         bits = (bits.float() * 2 - 1).expand(g, -1, -1) if n_bits else None
         self.register_buffer("bits", bits, persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
@@ -213,13 +214,11 @@ class QPAGenerator(Generator):
             with torch.no_grad(), torch.device("cpu"):
                 self.whitening = whitening(deepcopy(self.feature).cpu().double()(initial=True))
         settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
-        gates = (
-            [] if self._ansatz is None else list(self._ansatz.gates())
-        )  # another circuit may have the same name
+        # another circuit may have the same name
+        gates = [] if self._ansatz is None else list(self._ansatz.gates())
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.m, settings, gates))
-        self._reference: Tensor | None = (
-            None  # G_ref, computed on the device of the first evaluation
-        )
+        # G_ref, computed on the device of the first evaluation
+        self._reference: Tensor | None = None
 
     def forward(self) -> Tensor:
         """The adapter's parameters, flat (m,). Raises ConfigError if an angle is not finite (on the
@@ -236,9 +235,8 @@ class QPAGenerator(Generator):
         return self.initial + output
 
     def _output(self, *, initial: bool = False) -> Tensor:
-        shares = self.chunks(initial=initial).view(self.config.n_generators, -1)[
-            :, : self.config.share(self.m)
-        ]
+        of_generators = self.chunks(initial=initial).view(self.config.n_generators, -1)  # (G, C n)
+        shares = of_generators[:, : self.config.share(self.m)]  # (G, ceil(m / G))
         if self.config.center_output:
             shares = shares - shares.mean(-1, keepdim=True)
         return shares.flatten()[: self.m]
@@ -247,8 +245,10 @@ class QPAGenerator(Generator):
         """The output before flattening, of one generator after the other: shape (G C, n)."""
         inputs = [] if self.bits is None else [self.bits]
         if self.feature is not None:
-            found = self.feature(initial=initial)
-            inputs.append(found if self.whitening is None else found @ self.whitening)
+            features = self.feature(initial=initial)  # (G, C, K)
+            if self.whitening is not None:
+                features = features @ self.whitening
+            inputs.append(features)
         hidden = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         for layer in self.mlp[:-1]:
             hidden = layer(hidden, initial=initial)
@@ -260,13 +260,14 @@ class QPAGenerator(Generator):
         return super()._apply(fn, recurse)
 
     def plan_sizes(self) -> dict[str, Any]:
-        count, config, hidden = self.count, self.config, self.count.widths[1:-1]
-        found = {
+        count = self.count
+        config = self.config
+        sizes = {
             "n_qubits": count.n_qubits,
             "n_circuits": config.n_generators if self._ansatz else None,
             "n_chunks": count.n_chunks,
             "chunk_size": count.chunk_size,
-            "hidden": hidden or None,
+            "hidden": count.widths[1:-1] or None,
             "budget": config.budget_count(self.m) if config.chunk_size is None else None,
         }
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in sizes.items() if value is not None}

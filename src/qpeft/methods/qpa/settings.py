@@ -31,13 +31,13 @@ PAPER_HIDDEN = (32, 64, 128, 128, 64, 32, 32)
 _LINEAR = {"features": 16, "feature_map": "whitened", "angle_scale": 1.0}
 _NETWORK = {"features": 1, "feature_map": "scaled", "angle_scale": 10.0, "init_mode": "residual"}
 _OFFICIAL = {
-    **{
-        "activation": "identity",
-        "feature_map": "squash",
-        "init_mode": "raw",
-        "center_output": True,
-    },
-    **{"vector_order": "official", "angle_scale": 1.0, "mlp_scale": 1.0},
+    "activation": "identity",
+    "feature_map": "squash",
+    "init_mode": "raw",
+    "center_output": True,
+    "vector_order": "official",
+    "angle_scale": 1.0,
+    "mlp_scale": 1.0,
 }
 
 
@@ -49,9 +49,8 @@ class QPACount(NamedTuple):
     chunk_size: int
     n_chunks: int
     n_qubits: int  # of each circuit
-    widths: tuple[
-        int, ...
-    ]  # of the map of each generator, from its inputs over hidden layers to a chunk
+    # of the map of each generator, from its inputs over hidden layers to a chunk
+    widths: tuple[int, ...]
     total: int  # trainable parameters
 
 
@@ -155,17 +154,18 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             )
             if not all(isinstance(width, int) and width > 0 for width in self.hidden):
                 raise ConfigError(f"hidden must be whole numbers of at least 1, got {self.hidden}")
-        init_mode = "small" if self._is_lora else "residual"
-        for name, value in (
-            {**_LINEAR, "init_mode": init_mode} if self.hidden == () else _NETWORK
-        ).items():
+        usual: dict[str, Any] = _NETWORK
+        if self.hidden == ():
+            usual = _LINEAR | {"init_mode": "small" if self._is_lora else "residual"}
+        for name, value in usual.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
         check_fields(self, QPAGeneratorConfig)
         Ansatz(self.ansatz, 1, self.n_layers)  # raises for an unregistered name
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")
-        if (below := 1 << (self._k.bit_length() - 1)) != self._k:
+        below = 1 << (self._k.bit_length() - 1)
+        if below != self._k:
             raise ConfigError(
                 f"features must be a power of two, got {self._k}; use {below} or {2 * below}"
             )
@@ -186,21 +186,18 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         if self.vector_order == "peft":
             return list(slots)
-        by_module = itertools.groupby(slots, lambda slot: slot.label.rpartition(".lora_")[0])
-        return [
-            slot
-            for _, of_one in by_module
-            for slot in sorted(of_one, key=lambda slot: ".lora_B" not in slot.label)
-        ]
+        ordered: list[Slot] = []
+        for _, group in itertools.groupby(slots, lambda slot: slot.label.rpartition(".lora_")[0]):
+            ordered += sorted(group, key=lambda slot: ".lora_B" not in slot.label)
+        return ordered
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QPAGenerator:
         from qpeft.methods.qpa.generator import QPAGenerator
 
         if self.init_mode == "small" and not self._is_lora:
             raise ConfigError("init_mode small is for LoRA and DoRA; use residual for another host")
-        return QPAGenerator(
-            self, initial, init, keep_initial=not self._is_lora and self.init_mode == "residual"
-        )
+        keep_initial = not self._is_lora and self.init_mode == "residual"
+        return QPAGenerator(self, initial, init, keep_initial=keep_initial)
 
     @property
     def _k(self) -> int:
@@ -219,9 +216,8 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             )
         if self.chunk_size is None:
             return self._largest(m, self.budget_count(m))
-        counted = self._count(
-            m, self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden
-        )
+        hidden = PAPER_HIDDEN if self.hidden is None else self.hidden
+        counted = self._count(m, self.chunk_size, hidden)
         if counted.n_qubits > MAX_QUBITS:
             fewest = -(-self.share(m) * self._k // 2**MAX_QUBITS)
             raise ConfigError(
@@ -241,15 +237,19 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
 
     def _count(self, m: int, chunk_size: int, hidden: Sequence[int], source: str = "") -> QPACount:
         """The counts for chunks of `chunk_size`, for another feature source if it is given."""
-        source, k, g = source or self.feature_source, self._k, self.n_generators
+        source = source or self.feature_source
+        k = self._k
+        g = self.n_generators
         chunks = -(-self.share(m) // chunk_size)
         bits = max(1, (chunks - 1).bit_length())
         n_qubits = bits + k.bit_length() - 1
-        widths = (bits if source == "none" else k + (bits if hidden else 0), *hidden, chunk_size)
+        inputs = bits if source == "none" else k + (bits if hidden else 0)
+        widths = (inputs, *hidden, chunk_size)
         of_map = _map_size(widths, has_bias=bool(hidden))
-        free = chunks * k if source == "free" else 0
-        angles = Ansatz(self.ansatz, n_qubits, self.n_layers).n_angles if source == "qnn" else free
-        return QPACount(chunk_size, g * chunks, n_qubits, widths, g * (angles + of_map))
+        of_features = chunks * k if source == "free" else 0
+        if source == "qnn":
+            of_features = Ansatz(self.ansatz, n_qubits, self.n_layers).n_angles
+        return QPACount(chunk_size, g * chunks, n_qubits, widths, g * (of_features + of_map))
 
     def _largest(self, m: int, budget: int) -> QPACount:
         """The counts of the largest chunk size with at most `budget` trainable parameters for a
@@ -260,19 +260,20 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         qubits is the same: of each number of qubits, from the fewest (the largest chunks), the
         smallest chunk size is tried, and then enlarged.
         """
-        hidden, share = (
-            (self._hidden_for(budget) if self.hidden is None else self.hidden),
-            self.share(m),
-        )
-        tried, above = [], share + 1
-        for bits in range(1, 1 + min(MAX_QUBITS + 1 - self._k.bit_length(), share.bit_length())):
+        hidden = self._hidden_for(budget) if self.hidden is None else self.hidden
+        share = self.share(m)
+        most_bits = min(MAX_QUBITS + 1 - self._k.bit_length(), share.bit_length())
+        tried = []
+        above = share + 1  # the smallest chunk size with fewer qubits
+        for bits in range(1, 1 + most_bits):
             size = -(-share // 2**bits)
-            tried.append(found := self._count(m, size, hidden, "qnn"))
-            if found.total <= budget:
-                each = self.n_generators * (
-                    found.widths[-2] + bool(hidden)
-                )  # parameters for one more in the chunk
-                return self._count(m, min(size + (budget - found.total) // each, above - 1), hidden)
+            smallest_of_bits = self._count(m, size, hidden, "qnn")
+            tried.append(smallest_of_bits)
+            left = budget - smallest_of_bits.total
+            if left >= 0:
+                # parameters for one more in the chunk
+                each = self.n_generators * (smallest_of_bits.widths[-2] + bool(hidden))
+                return self._count(m, min(size + left // each, above - 1), hidden)
             above = size
         smallest = min(tried, key=lambda count: count.total)
         raise ConfigError(

@@ -86,7 +86,7 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
     Raises ConfigError if a rank is larger than its matrix or frame, or a module is no linear layer.
     """
     shapes = {slot.label: slot.shape for slot in slots}
-    found: dict[tuple[str, int, int, int], Part] = {}
+    parts: dict[tuple[str, int, int, int], Part] = {}
     for label in shapes:
         name, is_lora, end = label.rpartition(".lora_")
         if not is_lora:
@@ -95,9 +95,11 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
             raise ConfigError(
                 f"Quantum-PEFT adapts linear layers, and {name} is none; leave it out"
             )
-        (d_out, rank), d_in = shapes[f"{name}.lora_B.weight"], shapes[f"{name}.lora_A.weight"][1]
+        d_out, rank = shapes[f"{name}.lora_B.weight"]
+        _, d_in = shapes[f"{name}.lora_A.weight"]
         side, width = ("v", d_in) if end == "A.weight" else ("u", d_out)
-        inner, most = width, min(d_out, d_in)
+        inner = width
+        most = min(d_out, d_in)
         if config.frame is not None:
             inner = rank if config.family == "core" else frame_rank_for(most, config.frame_rank)
             most = most if config.family == "core" else inner
@@ -112,11 +114,11 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
                 f"family='lie' with lie_rank={config.lie_rank} needs factors wider than that, and"
                 f" one of {name} has width {inner}; {change}exclude the module"
             )
-        part = found.setdefault((side, width, inner, rank), Part(side, width, inner, rank, [], []))
+        part = parts.setdefault((side, width, inner, rank), Part(side, width, inner, rank, [], []))
         part.names.append(name)
         shared = re.sub(r"\.\d+\.", ".*.", name) if config.share == "type" else name
         part.units.append(f"{shared}.{side}")
-    return [*found.values()]
+    return [*parts.values()]
 
 
 # -- the families
@@ -135,9 +137,7 @@ def draw(
         return init.normal(name, shape, std) if std else init.uniform(name, shape, math.pi)
     if config.family == "lie":
         shape = (count_lie(width, config.lie_rank),)
-        lie_columns(
-            torch.zeros(width, config.lie_rank), rank
-        )  # raises ConfigError if it does not fit
+        lie_columns(torch.zeros(width, config.lie_rank), rank)  # raises if the rank does not fit
         return init.normal(name, shape, std or 1.0 / math.sqrt(width))
     # a core is between U and V^T that are frames
     return torch.zeros(width * rank if name.endswith(".u") else 0, device=init.device)
@@ -148,41 +148,34 @@ def columns(
 ) -> list[Tensor]:
     """The factors (n, w, K) of each batch: parameters (n, p), w and K."""
     if config.family == "pauli":
-        n_layers, kind, cut = config.n_layers, str(config.columns), config.construction
-        found = [
-            (p, width, basis_columns(kind, column_qubits(width, cut), rank))
-            for p, width, rank in batches
-        ]
-        is_cz = config.entangler == "cz"
-        signs = (
-            None if is_cz else partial(_entangler_signs, config.entangler, n_layers, config.seed)
-        )
-        return orthogonal_batches(found, n_layers, cut, signs)
-    if config.family == "lie":
-        matrices = [lie_matrix(p, width, config.lie_rank) for p, width, _ in batches]
-        return [
-            lie_columns(b, rank, config.lie_map)
-            for b, (*_, rank) in zip(matrices, batches, strict=True)
-        ]
-    identities = [
-        torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1)
-        for p, _, rank in batches
-    ]
-    return [
-        p.view_as(eye) if p.numel() else eye
-        for (p, *_), eye in zip(batches, identities, strict=True)
-    ]
+        n_layers = config.n_layers
+        cut = config.construction
+        circuits = []
+        for p, width, rank in batches:
+            index = basis_columns(str(config.columns), column_qubits(width, cut), rank)
+            circuits.append((p, width, index))
+        signs = None
+        if config.entangler != "cz":
+            signs = partial(_entangler_signs, config.entangler, n_layers, config.seed)
+        return orthogonal_batches(circuits, n_layers, cut, signs)
+    factors = []
+    for p, width, rank in batches:
+        if config.family == "lie":
+            b = lie_matrix(p, width, config.lie_rank)  # (n, w, K')
+            factors.append(lie_columns(b, rank, config.lie_map))
+        else:  # a core (n, K, K), and the identity on its other side
+            eye = torch.eye(rank, dtype=p.dtype, device=p.device).expand(len(p), -1, -1)
+            factors.append(p.view_as(eye) if p.numel() else eye)
+    return factors
 
 
 @cached_tables
 def _entangler_signs(entangler: str, n_layers: int, seed: int, n_qubits: int) -> Tensor:
     """Instead of the CZs of all circuits of a size: one draw of signs, or ones; (2 L, 2**n_qubits)."""
-    shape = 2 * n_layers, 2**n_qubits
-    drawn = (
-        SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0)
-        if entangler == "signs"
-        else torch.ones(shape)
-    )
+    shape = (2 * n_layers, 2**n_qubits)
+    if entangler != "signs":
+        return torch.ones(shape)
+    drawn = SeededInit(seed).uniform(f"signs.{n_qubits}", shape, 1.0)
     return torch.where(drawn < 0, -1.0, 1.0)
 
 
@@ -206,50 +199,43 @@ class QuantumPeftGenerator(Generator):
 
     def __init__(self, config: QuantumPeftConfig, parts: Sequence[Part], init: SeededInit) -> None:
         super().__init__()
-        self.config, self.parts, self.frames = config, parts, nn.Module()
+        self.config = config
+        self.parts = parts
+        self.frames = nn.Module()
         drawn: list[Tensor] = []  # (n, p) of each part
         for part in parts:
             units = list(dict.fromkeys(part.units))
-            drawn.append(
-                torch.stack([draw(config, init, unit, part.inner, part.rank) for unit in units])
-            )
+            parameters = [draw(config, init, unit, part.inner, part.rank) for unit in units]
+            drawn.append(torch.stack(parameters))
             rows = None if units == part.units else torch.tensor([*map(units.index, part.units)])
             self.register_buffer(f"rows_{part.label}", rows, persistent=False)
-            size = len(part.names), part.width, part.inner
+            size = (len(part.names), part.width, part.inner)
             frame = None if config.frame is None else torch.zeros(size, device=init.device)
             if config.frame == "random":
-                seeds = [f"{name}.{part.side}.frame" for name in part.names]
-                frame = torch.stack(
-                    [init.orthonormal(seed, part.width, part.inner) for seed in seeds]
-                )
+                labels = [f"{name}.{part.side}.frame" for name in part.names]
+                bases = [init.orthonormal(label, part.width, part.inner) for label in labels]
+                frame = torch.stack(bases)  # (M, d, R)
             self.frames.register_buffer(part.label, frame)
         self.shapes = [rows.shape for rows in drawn]
         self.angles = self._angles(torch.cat([rows.flatten() for rows in drawn]))
-        ranks = [
-            float(part.rank)
-            for part in parts
-            if part.side == "u"
-            for _ in range(len(part.names) * part.rank)
-        ]
+        ranks: list[float] = []  # r of each lambda
+        for part in parts:
+            if part.side == "u":
+                ranks += [float(part.rank)] * len(part.names) * part.rank
         self.register_buffer("scale", torch.tensor(ranks), persistent=False)
         start = torch.zeros(len(ranks), device=init.device)
         lam = Folded(start, config.lambda_scale, bits=config.lambda_bits)
         self.lam = None if config.family == "core" else lam
         # a frame file has a hash, and the widths of frames are in the labels
-        names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {
-            "frames",
-            "frames_sha256",
-            "frame_rank",
-        }
+        of_file = {"frames", "frames_sha256", "frame_rank"}
+        names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - of_file
         settings = {name: getattr(config, name) for name in sorted(names)}
+        alphas = (config.lora_alpha, config.alpha_pattern)
         layout = [(part.label, part.names) for part in parts]
-        hashed = fingerprint(
-            init.hexdigest(), settings, config.lora_alpha, config.alpha_pattern, layout
-        )
+        hashed = fingerprint(init.hexdigest(), settings, *alphas, layout)
         self.register_buffer("fingerprint", hashed)
-        self.needs_fit = (
-            config.stores_frames
-        )  # the frames are those of the loss gradient, and still 0
+        # the frames are those of the loss gradient, and still 0
+        self.needs_fit = config.stores_frames
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
 
     def _angles(self, drawn: Tensor) -> Folded:
@@ -268,23 +254,24 @@ class QuantumPeftGenerator(Generator):
         usable factor.
         """
         angles = self.angles().split([shape.numel() for shape in self.shapes])
-        rows = [x.view(shape) for x, shape in zip(angles, self.shapes, strict=True)]
-        factors = columns(
-            self.config,
-            [(x, part.inner, part.rank) for x, part in zip(rows, self.parts, strict=True)],
-        )
+        batches = [
+            (x.view(shape), part.inner, part.rank)
+            for x, shape, part in zip(angles, self.shapes, self.parts, strict=True)
+        ]
+        factors = columns(self.config, batches)  # (n, w, K) of each part
         scale = self.scale if self.lam is None else self.lam() * self.scale
-        scales = iter(
-            scale.split([len(part.names) * part.rank for part in self.parts if part.side == "u"])
-        )
-        return torch.cat(
-            [self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)]
-        )
+        sizes = [len(part.names) * part.rank for part in self.parts if part.side == "u"]
+        scales = iter(scale.split(sizes))
+        tensors = [
+            self._tensors(part, x, scales) for part, x in zip(self.parts, factors, strict=True)
+        ]
+        return torch.cat(tensors)
 
     def _tensors(self, part: Part, x: Tensor, scales: Iterator[Tensor]) -> Tensor:
         """The flat values of one part, x its factors (n, w, K)."""
         frame: Tensor | None = getattr(self.frames, part.label)  # (M, d, R)
-        if (rows := getattr(self, f"rows_{part.label}")) is not None:
+        rows = getattr(self, f"rows_{part.label}")
+        if rows is not None:  # tensors share factors
             x = x.index_select(0, rows)
         if part.side == "u":
             x = x * next(scales).view(-1, 1, part.rank)
@@ -300,9 +287,11 @@ class QuantumPeftGenerator(Generator):
             self._set_frames(config.frame_file().frame)
         elif config.frame == "weights":
             frame = core_frame if config.family == "core" else singular_frame
-            self._set_frames(
-                lambda name, rank: frame(base_weight(name, base.get_submodule(name)), rank)
-            )
+
+            def frame_of(name: str, rank: int) -> tuple[Tensor, Tensor]:
+                return frame(base_weight(name, base.get_submodule(name)), rank)
+
+            self._set_frames(frame_of)
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
@@ -327,9 +316,8 @@ class QuantumPeftGenerator(Generator):
         }
         for part in self.parts:
             side = "uv".index(part.side)
-            self.frames.get_buffer(part.label).copy_(
-                torch.stack([pairs[name][side] for name in part.names])
-            )
+            frames = torch.stack([pairs[name][side] for name in part.names])  # (M, d, R)
+            self.frames.get_buffer(part.label).copy_(frames)
 
     def matrix_frames(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The frame P (d_out, R) and Q (d_in, R) of each matrix, by its name."""
@@ -342,11 +330,12 @@ class QuantumPeftGenerator(Generator):
         config = self.config
         if config.frames is not None:
             self._set_frames(config.frame_file().frame)  # raises if the file lacks one
-        found: dict[str, Any] = {"rank_bound": max(part.rank for part in self.parts)}
+        sizes: dict[str, Any] = {"rank_bound": max(part.rank for part in self.parts)}
         if config.family == "pauli":
-            qubits = max(column_qubits(part.inner, config.construction) for part in self.parts)
-            found |= {"n_circuits": sum(n for n, _ in self.shapes), "n_qubits": qubits}
-        return found
+            sizes["n_circuits"] = sum(n for n, _ in self.shapes)
+            cut = config.construction
+            sizes["n_qubits"] = max(column_qubits(part.inner, cut) for part in self.parts)
+        return sizes
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A stream with the bytes of all trained parameters after a seal, and frames as float16
@@ -354,49 +343,44 @@ class QuantumPeftGenerator(Generator):
 
         With `latent`, for resuming: the parameters as they are.
         """
-        parameters = {
-            name: tensor for name, tensor in state.items() if not name.startswith("frames.")
-        }
-        frames = {
-            name: state[name].half()
-            for name in state.keys() - parameters
-            if self.config.stores_frames
-        }
+        parameters = {name: t for name, t in state.items() if not name.startswith("frames.")}
+        frames = {}
+        if self.config.stores_frames:
+            frames = {name: state[name].half() for name in state.keys() - parameters}
         if self.latent:
             return parameters | frames
-        payload = torch.cat([pack(state[name], one.bits) for name, one in self._stored().items()])
+        streams = [pack(state[name], folded.bits) for name, folded in self._stored().items()]
+        payload = torch.cat(streams)
         return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        frames = (
-            {}
-            if self.config.stores_frames
-            else {f"frames.{k}": v for k, v in self.frames.named_buffers()}
-        )
-        frames |= {
-            name: tensor.float() for name, tensor in state.items() if name.startswith("frames.")
-        }
-        self.needs_fit = self.config.stores_frames and not all(
-            frame.any() for frame in frames.values()
-        )
+        stores_frames = self.config.stores_frames
+        frames = {}
+        if not stores_frames:
+            frames = {f"frames.{name}": frame for name, frame in self.frames.named_buffers()}
+        frames |= {name: t.float() for name, t in state.items() if name.startswith("frames.")}
+        self.needs_fit = stores_frames and not all(frame.any() for frame in frames.values())
         if VALUES not in state:
             return state | frames
-        stream, stored = state[VALUES].cpu(), self._stored()
-        sizes = [_SEAL, *(stored_bytes(len(one.start), one.bits) for one in stored.values())]
+        stream = state[VALUES].cpu()
+        stored = self._stored()
+        sizes = [_SEAL, *(stored_bytes(len(f.start), f.bits) for f in stored.values())]
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
         if not fits or not torch.equal(stream[:_SEAL], self._seal(stream[_SEAL:])):
             raise CheckpointError(
                 "the checkpoint is damaged, or has other initial values or settings (seed, scales,"
                 " frames, ...) than when it was saved; restore its files"
             )
-        parts = zip(stored.items(), stream.split(sizes)[1:], strict=True)
-        values = {name: unpack(part, len(one.start), one.bits) for (name, one), part in parts}
+        values = {
+            name: unpack(part, len(folded.start), folded.bits)
+            for (name, folded), part in zip(stored.items(), stream.split(sizes)[1:], strict=True)
+        }
         return {**values, **frames, "fingerprint": self.fingerprint}
 
     def _stored(self) -> dict[str, Folded]:
         """The trained parameters in the order of the stream, by their names in the state dict."""
-        found = {"angles.tau": self.angles, "lam.tau": self.lam}
-        return {name: one for name, one in found.items() if one is not None and one.tau is not None}
+        folded = {"angles.tau": self.angles, "lam.tau": self.lam}
+        return {name: f for name, f in folded.items() if f is not None and f.tau is not None}
 
     def _seal(self, payload: Tensor) -> Tensor:
         """The beginning of a hash of settings, initial values and stored values, uint8 (8,); empty
@@ -404,12 +388,6 @@ class QuantumPeftGenerator(Generator):
         """
         if payload.is_meta:
             return payload[:0]
-        content = (
-            torch.cat([self.fingerprint, payload.to(self.fingerprint.device)])
-            .cpu()
-            .numpy()
-            .tobytes()
-        )
-        return torch.tensor(
-            [*hashlib.sha256(content).digest()[:_SEAL]], dtype=torch.uint8, device=payload.device
-        )
+        content = torch.cat([self.fingerprint.cpu(), payload.cpu()]).numpy().tobytes()
+        seal = hashlib.sha256(content).digest()[:_SEAL]
+        return torch.tensor([*seal], dtype=torch.uint8, device=payload.device)
