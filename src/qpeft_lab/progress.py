@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from qpeft_lab.compare.cell import Cell
     from qpeft_lab.compare.rows import Row
     from qpeft_lab.training.score import Score
+
+Item = TypeVar("Item")
 
 
 class Progress:
@@ -23,6 +25,9 @@ class Progress:
 
     def on_stage(self, what: str) -> None:
         """A part of the work begins: `Reading the data`."""
+
+    def on_part(self, what: str, done: int, total: int) -> None:
+        """Of a part of the work that takes longer, `done` of `total` batches are done."""
 
     def on_note(self, text: str) -> None:
         """A fact about the run: `circuits on lightning.qubit: ...`."""
@@ -35,6 +40,14 @@ class Progress:
 
     def on_eval(self, step: int, score: Score) -> None:
         """The validation data was scored after `step` steps (0 is before training)."""
+
+
+def counted(progress: Progress, what: str, items: Sequence[Item]) -> Iterator[Item]:
+    """The items one by one; `progress` learns how many are done before each, and at the end."""
+    for done, item in enumerate(items):
+        progress.on_part(what, done, len(items))
+        yield item
+    progress.on_part(what, len(items), len(items))
 
 
 class CompareProgress:

@@ -295,3 +295,12 @@ def test_input_error_during_training_is_a_training_error(settings):
 
     with pytest.raises(TrainingError, match="circuit angles contain NaN"):
         train(settings(), Recorder(refuse))
+
+
+def test_gradient_frames_report_every_batch(settings, monkeypatch):
+    parts = []
+    monkeypatch.setattr(Recorder, "on_part", lambda _, *part: parts.append(part), raising=False)
+    fit.prepare(settings(method="quantum_peft", method_settings={"frame": "gradient"}), Recorder())
+    what, _, total = parts[0]
+    assert parts == [(what, done, total) for done in range(total + 1)]
+    assert total > 1

@@ -127,19 +127,30 @@ class TrainingBar(Progress):
     """Shows the steps of the run `name` as one of `shown`, and prints a line per event."""
 
     def __init__(self, shown: progress.Progress, name: str) -> None:
-        self._name, self._update = (
-            name,
-            partial(shown.update, shown.add_task(name, total=None, text="")),
-        )
+        self._name, self._shown, self._is_training = name, shown, False
+        self._bar = shown.add_task(name, total=None, text="")
+        self._update = partial(shown.update, self._bar)
 
     def on_stage(self, what: str) -> None:
         self._update(text=what)
+        if not stderr().is_terminal:
+            self.on_note(what)
+
+    def on_part(self, what: str, done: int, total: int) -> None:
+        if self._is_training:  # the bar counts steps
+            self._update(text=f"{what}: {done} of {total}")
+            return
+        self._update(text=what, completed=done, total=total)
+        quarter = -(-total // 4)
+        if not stderr().is_terminal and done and done % quarter == 0:
+            self.on_note(f"{what}: {done} of {total}")
 
     def on_note(self, text: str) -> None:
         line(stderr(), f"{self._name}: {text}")
 
     def on_start(self, total: int, done: int) -> None:
-        self._update(total=total, completed=done)
+        self._is_training = True
+        self._shown.reset(self._bar, total=total, completed=done)
         if done:
             self.on_note(f"resuming from step {done}")
 

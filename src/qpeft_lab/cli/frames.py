@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from qpeft.errors import ConfigError
 from qpeft.methods import records
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, stderr
+from qpeft_lab.cli.console import Answer, TrainingBar, bars
 from qpeft_lab.cli.method import MethodOptions, method_settings
 from qpeft_lab.cli.options import Fields, needed
 from qpeft_lab.cli.suggestion import OF_FRAMES
@@ -38,7 +38,6 @@ def frames(
     """
     from qpeft.core.frame_file import new_path, read_frame_file
     from qpeft.methods.method import imported
-    from qpeft_lab.progress import Progress
     from qpeft_lab.training.fit import prepare
 
     path = new_path(output_file(out))
@@ -52,8 +51,8 @@ def frames(
         )
     settings.method_settings = {**given, "frame": "gradient"}
     settings.check()
-    with stderr().status("Computing the gradient's directions"):
-        imported(record.save_fit)(prepare(settings, Progress()).model, path)
+    with bars() as shown:
+        imported(record.save_fit)(prepare(settings, TrainingBar(shown, "frames")).model, path)
     file, n_bytes = read_frame_file(path), path.stat().st_size
     return Answer(
         {"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)}

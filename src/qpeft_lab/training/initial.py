@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from qpeft.checks import option
 from qpeft.core.targets import set_target_names
 from qpeft.errors import ConfigError
 
-_Batches = Sequence[Mapping[str, Any]]
+_Batches = Iterable[Mapping[str, Any]]
 _INITIAL = "qpeft_initial_adapter"  # attribute of a model: the folder of its initial adapter
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,7 @@ def build_adapter(
     settings: RunSettings,
     base: PreTrainedModel,
     head: Sequence[str] = (),
-    batches: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
+    batches: Callable[[], Iterable[Mapping[str, Any]]] | None = None,
 ) -> Any:
     """The model to train: `base` with an adapter, or `base` itself if the method has none.
 
