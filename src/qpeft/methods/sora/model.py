@@ -97,13 +97,15 @@ class SoRAGenerator(Generator):
         }
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.tensors))
 
-    def gates_by_module(self) -> dict[str, Tensor]:
-        """The gates (r,) of each module, by its name."""
-        return dict(zip(self.ranks, self.gates.split([*self.ranks.values()]), strict=True))
+    def gates_by_module(self, gates: Tensor | None = None) -> dict[str, Tensor]:
+        """The gates (r,) of each module, by its name; of all of them or a copy."""
+        gates = self.gates if gates is None else gates
+        return dict(zip(self.ranks, gates.split([*self.ranks.values()]), strict=True))
 
     def forward(self) -> Tensor:
-        gates = self.gates_by_module()
-        factors = self.factors.split([shape.numel() for _, shape, _ in self.tensors])
+        gates = self.gates_by_module(self.gates.clone())
+        # Of a copy: autograd refuses parts of a parameter that an optimizer steps in another thread.
+        factors = self.factors.clone().split([shape.numel() for _, shape, _ in self.tensors])
         parts = []
         for (name, shape, is_b), part in zip(self.tensors, factors, strict=True):
             parts.append((part.view(shape) * gates[name]).flatten() if is_b else part)
