@@ -1,14 +1,19 @@
-"""Issue 67, section 1: rows E and H, and the list "Loud but wrong"."""
+"""Issue 67, section 1: row E, and the list "Loud but wrong"."""
 
+import copy
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from variants import VARIANTS, move
 
+import qpeft
 from qpeft import methods
 from qpeft.circuits import exact_probabilities, from_qiskit
 from qpeft.errors import ConfigError
@@ -116,3 +121,63 @@ def test_example_of_a_method_imports_public_names_only():
     text = (Path(__file__).parents[2] / "examples" / "own_method.py").read_text()
     assert "qpeft.core" not in text
     assert "refuse_lora_options" in dir(methods)
+
+
+# -- models in the hands of others
+
+SOME = ["qpa", "quantum_peft", "sora", "attached to lora", "attached to a prefix"]
+
+
+@pytest.fixture
+def adapted(llama, request):
+    return move(VARIANTS[request.param].adapt(llama))
+
+
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+@pytest.mark.parametrize("adapted", [*SOME, "quic, 1"], indirect=True)
+@pytest.mark.parametrize("is_stepped", [False, True], ids=["", "after a step"])
+def test_pickled_model_trains_like_the_original(adapted, ids, adapters, is_stepped):
+    adapters.train(adapted, ids, steps=is_stepped)
+    file = io.BytesIO()
+    torch.save(adapted, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(adapted, ids))
+    trained = [adapters.logits(adapters.train(m, ids), ids) for m in (adapted, loaded)]
+    assert torch.equal(*trained)
+
+
+@pytest.mark.parametrize("adapted", SOME[:4], indirect=True)
+def test_state_that_peft_gives_of_an_adapter_is_taken_back(adapted, ids, adapters):
+    state = {key: t.clone() for key, t in get_peft_model_state_dict(adapted).items()}
+    before = adapters.logits(adapted, ids)
+    assert state
+    move(adapted, seed=2)
+    assert not torch.equal(adapters.logits(adapted, ids), before)
+    set_peft_model_state_dict(adapted, state)
+    torch.testing.assert_close(adapters.logits(adapted, ids), before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("adapted", ["qpa", "attached to a prefix"], indirect=True)
+def test_compiled_model_is_saved_and_exported(adapted, ids, tmp_path):
+    compiled = torch.compile(adapted, backend="eager")
+    assert qpeft.export(compiled, tmp_path / "exported").max_logit_difference <= 1e-6
+    qpeft.save(compiled, tmp_path / "saved")
+
+
+MERGED = [name for name, variant in VARIANTS.items() if variant.merges]
+
+
+@pytest.mark.filterwarnings("ignore:Unmerge result can be inaccurate")  # of PEFT, for IA3
+@pytest.mark.parametrize("adapted", MERGED, indirect=True)
+def test_weights_that_trl_sends_to_an_engine_are_those_of_the_merged_base(adapted):
+    """TRL recognizes parameters of an adapter by the prefix of its tuner."""
+    generation = pytest.importorskip("trl.generation.vllm_generation").VLLMGeneration
+    sender = object.__new__(generation)
+    sender.model = adapted
+    sender._dist = SimpleNamespace(gather_params=lambda _: torch.no_grad(), is_fsdp=False)
+    sent = {name: value.clone() for name, value in sender._iter_named_params()}
+    merged = dict(copy.deepcopy(adapted).merge_and_unload().named_parameters())
+    assert sent.keys() == merged.keys()
+    for name, value in sent.items():
+        torch.testing.assert_close(value, merged[name].data)

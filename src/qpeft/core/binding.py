@@ -229,10 +229,21 @@ class Binding:
                 slot.put(tensor)
         self._is_placed = True
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle, such as `torch.save(model)`: without the evaluation, and its graph."""
+        averages = self._gradients.averages
+        fresh = {"_evaluation": None, "_evaluate": self.generator, "_is_placed": False}
+        return {**vars(self), **fresh, "_gradients": Gradients(averages=averages)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        _keep(self)
+        self.recheck()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         """A binding over the copied generator and modules, without the evaluation."""
-        memo[id(self)] = new = copy.copy(self)
-        new._gradients = Gradients(averages=self._gradients.averages)
+        memo[id(self)] = new = object.__new__(Binding)
+        vars(new).update(self.__getstate__())  # not `copy.copy`, which would place its tensors
         new.generator = new._evaluate = copy.deepcopy(self.generator, memo)
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
         new.invalidate()

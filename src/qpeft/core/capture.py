@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from qpeft.core.generator import CircuitModule, Generator
 from qpeft.core.generators import holder_of
-from qpeft.core.meta_model import check_adapted
+from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import TrainingError
 
 
@@ -37,7 +37,7 @@ def capture(model: Any) -> dict[str, str | None]:
     Raises:
         ConfigError: the model has no adapter.
     """
-    check_adapted(model)
+    model = peft_model_of(model)
     holder = holder_of(model)
     bindings = {} if holder is None else holder.bindings
     reasons: dict[str, str | None] = {}

@@ -38,7 +38,7 @@ from qpeft.core.config import check_seal, config_of
 from qpeft.core.embeddings import resized
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generators import holder_of
-from qpeft.core.meta_model import check_adapted, check_model
+from qpeft.core.meta_model import peft_model_of, check_model
 from qpeft.core.model_card import keep_card
 from qpeft.core.patterns import check_patterns
 from qpeft.core.replication import refuse_sharded_adapter
@@ -76,7 +76,7 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
         ConfigError: the model has no adapter; the folder contains other files, which would be lost,
             or is none; or a parameter of the adapter is NaN or Inf.
     """
-    check_adapted(model)
+    model = peft_model_of(model)
     target = folder_to_replace(Path(directory), [CONFIG, WEIGHTS, "README.md", *model.peft_config])
     refuse_sharded_adapter(model)
     for name in model.peft_config:

@@ -4,6 +4,7 @@ fills.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.tuners_utils import (
@@ -56,15 +57,18 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         prefix = f"{holder.prefix}{adapter_name}."
         complete = complete_state(model, adapter_name, state_dict)
         packed = holder[adapter_name].pack(_without_prefix(complete, prefix))
-        state = _CompactTensors({prefix + key: tensor for key, tensor in packed.items()})
+        own = {holder.saved_prefix + key: tensor for key, tensor in packed.items()}
+        state = _CompactTensors(own)
         dict.update(state, other_tensors(model, adapter_name, config.to_stock(), complete))
         dict.update(state, resized_embeddings(model, complete))
         return state
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        own = key.replace(f"{CONTAINER}.{adapter_name}.", f"{CONTAINER}.", 1)
-        return own if own != key else super()._remove_adapter_name_from_key(key, adapter_name)
+        if f"{CONTAINER}." in key:
+            live = rf"\w*{CONTAINER}\.{re.escape(adapter_name)}\."
+            return re.sub(live, f"{CONTAINER}.", key, count=1)
+        return super()._remove_adapter_name_from_key(key, adapter_name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -72,10 +76,10 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
     ) -> dict[str, Tensor]:
         holder: Any = holder_of(model)
         generator = holder[adapter_name]
-        unpacked = generator.unpack(_without_prefix(state_dict, holder.prefix))
+        unpacked = generator.unpack(_without_prefix(state_dict, holder.saved_prefix))
         check_tensors(unpacked, generator.state_dict())
 
-        others = {k: v for k, v in state_dict.items() if not k.startswith(holder.prefix)}
+        others = {k: v for k, v in state_dict.items() if not k.startswith(holder.saved_prefix)}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
         expected = other_tensors(model, adapter_name, config.to_stock(), model.state_dict())
         others = check_loaded(others, expected, model, adapter_name)

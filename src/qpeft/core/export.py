@@ -22,7 +22,7 @@ from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS, fixed_fields
 from qpeft.core.embeddings import resized, stock_embeddings
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generators import holder_of
-from qpeft.core.meta_model import check_adapted
+from qpeft.core.meta_model import peft_model_of
 from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.core.stock_adapter import StockAdapter
@@ -75,7 +75,7 @@ def export(
         VerificationError: the exported adapter gives other logits. Allowed are 1e-6 in float32; for
             SoRA, whose exported tensors have other shapes, 64 roundings of the largest logit.
     """
-    check_adapted(model)
+    model = peft_model_of(model)
     tuner: Any = model.base_model
     if not has_stock_form(model):
         reason = f": {tuner.stock_problem()}" if hasattr(tuner, "stock_problem") else ""

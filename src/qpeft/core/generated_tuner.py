@@ -13,7 +13,7 @@ from qpeft.core.base_digest import bind_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
 from qpeft.core.generator import Generator
-from qpeft.core.generators import CONTAINER, Generators
+from qpeft.core.generators import Generators, generators_in
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial, lora_slots
 from qpeft.core.targets import check_target_modules
@@ -24,7 +24,7 @@ from qpeft.errors import CheckpointError, ConfigError, QpeftError
 class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
 
-    The generators, one per adapter, are in `qpeft_generator`. They have the only trainable
+    The generators, one per adapter, are in `generators`. They have the only trainable
     parameters; the stock layers contain plain tensors. The config makes the generators.
     """
 
@@ -33,7 +33,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     @property
     def generators(self) -> Generators:
         """The generator of each adapter, by the adapter's name."""
-        generators: Any = self._modules[CONTAINER]
+        generators: Any = generators_in(self)
         return generators
 
     def inject_adapter(
@@ -44,10 +44,9 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         self.peft_config[adapter_name] = config
         is_loaded = config.generated is not None
         config.read_files(model)
-        if CONTAINER not in self._modules:
-            self.add_module(
-                CONTAINER, Generators(self.model, f"base_model.{CONTAINER}.", self.model)
-            )
+        if self.generators is None:
+            path = "base_model."
+            Generators(self.model, self, path, path, self.model)
         # PEFT changes those of the base for a moment, and activates the active adapters again
         in_base = [(p, p.requires_grad) for p in model.parameters()]
         in_generators = [(p, p.requires_grad) for p in self.generators.parameters()]

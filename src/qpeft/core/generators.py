@@ -24,7 +24,7 @@ from qpeft.core.targets import check_not_tied
 from qpeft.core.tied_head import TransposedFactor
 from qpeft.errors import ConfigError
 
-CONTAINER = "qpeft_generator"  # attribute of the tuner, or of the PeftModel of `qpeft.attach`
+CONTAINER = "qpeft_generator"  # in the keys of a file; in a model with the prefix of its tuner
 
 
 class Generators(nn.ModuleDict):
@@ -32,15 +32,29 @@ class Generators(nn.ModuleDict):
 
     Args:
         base: The base model with the adapters.
-        prefix: Of the generators' keys in the state dict of the PeftModel.
+        owner: The tuner, or a PeftModel with a prompt; the generators become one of its modules.
+        path: Of the owner in the PeftModel.
+        saved_path: Of the generators in a file.
         read_by: The module whose forward pass reads the adapters.
     """
 
-    def __init__(self, base: nn.Module, prefix: str, read_by: nn.Module) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        owner: nn.Module,
+        path: str,
+        saved_path: str,
+        read_by: nn.Module,
+    ) -> None:
         super().__init__()
         self.bindings: dict[str, Binding] = {}
         self.configs: dict[str, GeneratedConfig] = {}
-        self.prefix = prefix
+        # Names of a tuner's parameters contain its prefix, such as lora_. By this others, such as
+        # TRL for vLLM, recognize them.
+        name = f"{getattr(owner, 'prefix', '')}{CONTAINER}"
+        owner.add_module(name, self)
+        self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
+        self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file
         self._base = (base,)  # not a submodule
         hook: Any = self._before_forward
         self.hook = read_by.register_forward_pre_hook(hook)
@@ -239,7 +253,14 @@ def _adapters_in_use(base: nn.Module) -> set[str]:
 
 def holder_of(model: Any) -> Generators | None:
     """The generators of a PeftModel; None if none of its adapters is generated."""
-    return getattr(model, CONTAINER, None)
+    in_tuner = generators_in(getattr(model, "base_model", None))
+    return generators_in(model) if in_tuner is None else in_tuner  # next to a prompt
+
+
+def generators_in(owner: Any) -> Generators | None:
+    """The generators that are a module of `owner`."""
+    modules = owner.children() if isinstance(owner, nn.Module) else ()
+    return next((module for module in modules if isinstance(module, Generators)), None)
 
 
 @contextmanager

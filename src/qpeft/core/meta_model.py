@@ -83,14 +83,15 @@ def check_model(model: Any) -> None:
         raise ConfigError(f"a torch model is needed, got {type(model).__name__}; load it first")
 
 
-def check_adapted(model: Any) -> None:
-    """Raise ConfigError for anything but a PeftModel, which may be compiled."""
+def peft_model_of(model: Any) -> Any:
+    """The PeftModel, also if torch.compile has wrapped it. Raises ConfigError for anything else."""
     check_model(model)
     if not hasattr(model, "get_base_model"):
         raise ConfigError(
             f"{type(model).__name__} has no adapter; give the PeftModel that"
             " peft.get_peft_model(base, config) or qpeft.load(base, folder) returns"
         )
+    return getattr(model, "_orig_mod", model)
 
 
 def refuse_adapted(model: nn.Module) -> None:

@@ -120,7 +120,7 @@ class AdapterPool:
         tuner: Any = loaded.base_model
         self._binding = tuner.generators.bindings["default"]
         self._base = digest(own_weights(tuner.model, "default")), name_of(tuner.model)
-        self._prefix = tuner.generators.prefix
+        self._prefix = tuner.generators.saved_prefix
         _activate(
             _adapted_modules(loaded), []
         )  # otherwise a module from modules_to_save would stay in the base

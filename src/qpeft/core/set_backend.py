@@ -10,7 +10,7 @@ from torch import nn
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
 from qpeft.core.generator import CircuitModule
 from qpeft.core.generators import holder_of
-from qpeft.core.meta_model import check_adapted
+from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ def set_backend(
         BackendError: later, during training: a job failed, or the shot budget is used up.
     """
     chosen = BackendSettings(backend=backend, shots=shots, noise=noise, shot_budget=shot_budget)
-    check_adapted(model)
+    model = peft_model_of(model)
     holder: Any = holder_of(model)
     runs = circuit_runs(holder, chosen, seed, log)
     holder.run_on(runs)

@@ -24,9 +24,8 @@ from qpeft.checks import option
 from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generated_tuner import GeneratedMixin
-from qpeft.core.generators import CONTAINER, Generators, described_by, holder_of
-from qpeft.core.meta_model import check_adapted
+from qpeft.core.generators import Generators, described_by, holder_of
+from qpeft.core.meta_model import peft_model_of
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, adapter_parameters, find_slots
 from qpeft.errors import CheckpointError, ConfigError
@@ -63,6 +62,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
         ConfigError: the adapter is not the only one, or generated already; its tensors cannot be
             generated; or the configuration does not fit it.
     """
+    model = peft_model_of(model)
     registered = generator_name(config)
     name, host = _checked_host(model)
     slots = config.order(generated_slots(model, name))
@@ -83,13 +83,11 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     )
     bind_base(attached, model.get_base_model(), name)
     model.__class__ = attached_class(type(model))
-    # a prompt is read before the base model's forward, anything else during it
-    base, prompts = (
-        model.get_base_model(),
-        (model.prompt_encoder[name] if model._is_prompt_learning else None),
-    )
-    holder = Generators(base, f"{CONTAINER}.", base if prompts is None else prompts)
-    model.add_module(CONTAINER, holder)
+    base = model.get_base_model()
+    if model._is_prompt_learning:  # it is read before the base model's forward pass
+        holder = Generators(base, model, "", "", model.prompt_encoder[name])
+    else:
+        holder = Generators(base, model.base_model, "base_model.", "", base)
     holder.hold(name, attached, generator, slots)
     holder.train_only([name])
     return model
@@ -97,7 +95,6 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
 
 def _checked_host(model: Any) -> tuple[str, Any]:
     """Name and config of the model's adapter. Raises ConfigError if it cannot be generated."""
-    check_adapted(model)
     if holder_of(model) is not None:
         raise ConfigError("the adapter is generated already; attach is for stock adapters")
     if len(model.peft_config) > 1:
@@ -242,13 +239,23 @@ class AttachedConfig(GeneratedConfig):
 class AttachedModel(PeftModel if TYPE_CHECKING else object):
     """Mixed in before a PeftModel class by `attach`."""
 
-    generators = GeneratedMixin.generators
+    @property
+    def generators(self) -> Generators:
+        """The generator of the adapter, by its name."""
+        generators: Any = holder_of(self)
+        return generators
 
     def get_base_model(self) -> Any:
         """The base model; PEFT finds it by the config, which is the generator's while an adapter is
         saved.
         """
         return self.base_model.model if isinstance(self.base_model, BaseTuner) else self.base_model
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # pickle cannot find a class that was made at run time
+        _, _, *state = super().__reduce_ex__(protocol)
+        plain = type(self).__mro__[2]  # behind this class
+        return (_new, (plain,), *state)
 
     def _compact(self) -> AbstractContextManager[None]:
         """Within: PEFT saves and loads the generator."""
@@ -347,6 +354,12 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
                 "a prompt is not part of the base weights, so it cannot be merged or unloaded"
             )
         return self.base_model
+
+
+def _new(plain: type[PeftModel]) -> PeftModel:
+    """An attached model without content, for pickle."""
+    attached: Any = attached_class(plain)
+    return attached.__new__(attached)
 
 
 @cache

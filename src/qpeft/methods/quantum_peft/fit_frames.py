@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qpeft.core.frame_file import new_path, write_frame_file
 from qpeft.core.generators import holder_of
-from qpeft.core.meta_model import check_adapted
+from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import ConfigError, DataError, TrainingError
 
 
@@ -48,7 +48,7 @@ def fit_frames(
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted
             module.
     """
-    check_adapted(model)
+    model = peft_model_of(model)
     generators: Any = holder_of(model) or {}
     unfitted = [
         generator for generator in generators.values() if getattr(generator, "needs_fit", False)
