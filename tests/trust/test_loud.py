@@ -3,6 +3,7 @@
 import copy
 import io
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from variants import VARIANTS, move
 import qpeft
 from qpeft import methods
 from qpeft.circuits import exact_probabilities, from_qiskit
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft_lab.data.sources import load_rows
 from qpeft_lab.training.generate import Decoding, generate_texts
 
@@ -181,3 +182,46 @@ def test_weights_that_trl_sends_to_an_engine_are_those_of_the_merged_base(adapte
     assert sent.keys() == merged.keys()
     for name, value in sent.items():
         torch.testing.assert_close(value, merged[name].data)
+
+
+def federated(models):
+    """The mean of what PEFT gives of each adapter, as frameworks compute it with NumPy; all take it."""
+    states = []
+    for model in models:
+        holder = getattr(model.base_model, "generators", None)
+        with holder.keeping_latent() if holder is not None else nullcontext():
+            states.append(get_peft_model_state_dict(model))
+    weights = [1 / 7, 2 / 7, 4 / 7]
+    mean = {
+        key: torch.tensor(
+            sum(
+                w * state[key].numpy().astype(float)
+                for w, state in zip(weights, states, strict=True)
+            )
+        )
+        for key in states[0]
+    }
+    for model in models:
+        set_peft_model_state_dict(model, mean)
+
+
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+@pytest.mark.parametrize("name", [*SOME[:4], "quantum_peft in frames", "quic, 1"])
+def test_states_of_several_models_are_averaged(llama, ids, adapters, tmp_path, name):
+    first = VARIANTS[name].adapt(llama)
+    models = [move(copy.deepcopy(first), seed) for seed in range(3)]
+    parameters = [[p for p in model.parameters() if p.requires_grad] for model in models]
+    expected = [(a + 2 * b + 4 * c) / 7 for a, b, c in zip(*parameters, strict=True)]
+    federated(models)
+    for parameter, mean in zip(parameters[2], expected, strict=True):
+        torch.testing.assert_close(parameter, mean)
+    qpeft.save(models[1], tmp_path)  # with its fingerprint
+    loaded = qpeft.load(copy.deepcopy(models[0]).unload(), tmp_path)
+    torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(models[2], ids))
+
+
+@pytest.mark.parametrize("adapted", ["quantum_peft"], indirect=True)
+def test_averaged_bytes_are_refused(adapted):
+    state = {key: t.double() for key, t in get_peft_model_state_dict(adapted).items()}
+    with pytest.raises(CheckpointError, match=r"keeping_latent"):
+        set_peft_model_state_dict(adapted, state)

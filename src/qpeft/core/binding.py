@@ -33,6 +33,7 @@ from torch.optim.optimizer import (
 from torch.utils._pytree import tree_map_only
 
 from qpeft.circuits.numerics import refuse_second_derivative
+from qpeft.core.generator import with_whole_fingerprints
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot
 
@@ -353,8 +354,10 @@ def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), p._version, p.device) for p in parameters)
 
 
-def _before_loading(generator: Generator, *_: Any) -> None:
+def _before_loading(generator: Generator, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Values are loaded in full precision, to the device of the generator."""
+    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    state.update(with_whole_fingerprints(own))
     generator.home = generator.fingerprint.device
     for binding in _live_of(generator.parameters()):
         binding.restore_precision()

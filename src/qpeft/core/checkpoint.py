@@ -37,8 +37,9 @@ from qpeft.checks import check_finite
 from qpeft.core.config import check_seal, config_of
 from qpeft.core.embeddings import resized
 from qpeft.core.frame_file import with_frame_settings
+from qpeft.core.generator import with_whole_fingerprints
 from qpeft.core.generators import holder_of
-from qpeft.core.meta_model import peft_model_of, check_model
+from qpeft.core.meta_model import check_model, peft_model_of
 from qpeft.core.model_card import keep_card
 from qpeft.core.patterns import check_patterns
 from qpeft.core.replication import refuse_sharded_adapter
@@ -293,6 +294,7 @@ def check_loaded(
     # wrapper of the head, with bias="all" the biases in modules_to_save
     present = model.state_dict()
     second = _saved_keys(model, name) - present.keys()
+    state = with_whole_fingerprints(state)
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
     check_tensors({k: v for k, v in loaded.items() if k in expected or k not in present}, expected)
     for key in loaded.keys() & present.keys() - expected.keys():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qpeft.core.checkpoint import check_loaded, check_tensors
 from qpeft.core.embeddings import resized_embeddings
+from qpeft.core.generator import with_whole_fingerprints
 from qpeft.core.generators import CONTAINER, holder_of
 
 
@@ -76,7 +77,8 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
     ) -> dict[str, Tensor]:
         holder: Any = holder_of(model)
         generator = holder[adapter_name]
-        unpacked = generator.unpack(_without_prefix(state_dict, holder.saved_prefix))
+        own = with_whole_fingerprints(_without_prefix(state_dict, holder.saved_prefix))
+        unpacked = generator.unpack(own)
         check_tensors(unpacked, generator.state_dict())
 
         others = {k: v for k, v in state_dict.items() if not k.startswith(holder.saved_prefix)}

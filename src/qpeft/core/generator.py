@@ -116,6 +116,18 @@ class Generator(FullPrecision):
         return state
 
 
+def with_whole_fingerprints(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with its fingerprints as bytes, if they were averaged like parameters, as in federated
+    learning: equal ones are then the same up to rounding.
+    """
+    return {
+        name: tensor.round().to(torch.uint8)
+        if name.endswith("fingerprint") and tensor.is_floating_point()
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
 def fingerprint(*parts: Any) -> Tensor:
     """SHA-256 of everything that determines the adapter, apart from the trained parameters; uint8
     (32,).

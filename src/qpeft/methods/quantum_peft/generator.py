@@ -363,6 +363,12 @@ class QuantumPeftGenerator(Generator):
         if VALUES not in state:
             return state | frames
         stream = state[VALUES].cpu()
+        if stream.is_floating_point():
+            raise CheckpointError(
+                "the state of Quantum-PEFT has packed bytes, which cannot be averaged; take each"
+                " state inside `with model.base_model.generators.keeping_latent():`, which gives"
+                " floating-point parameters"
+            )
         stored = self._stored()
         sizes = [_SEAL, *(stored_bytes(len(f.start), f.bits) for f in stored.values())]
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
