@@ -22,6 +22,7 @@ from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS, fixed_fields
 from qpeft.core.embeddings import resized, stock_embeddings
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generators import holder_of
+from qpeft.core.half_precision import half_layers, inputs_of, output_in_float32
 from qpeft.core.meta_model import peft_model_of
 from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
@@ -47,9 +48,11 @@ class ExportReport:
         dict[str, int] | None
     )  # of each module, if training chose them; the exported tensors have other shapes then
     n_bytes: int  # size of adapter_model.safetensors
-    max_logit_difference: (
-        float | None
-    )  # from the live model; None: the base model has no weights to compare with
+    # from the live model; None: the base model has no weights to compare with
+    max_logit_difference: float | None
+    # of the outputs of adapted layers in float32, in units of the largest output; None: the base is
+    # in float32 itself, or no layer is adapted by both
+    max_layer_difference: float | None = None
 
 
 def export(
@@ -72,8 +75,9 @@ def export(
     Raises:
         ConfigError: no adapter or none that is generated, frames that are not fitted, every SoRA
             gate zero, a merged adapter, non-finite parameters, or a folder with other content.
-        VerificationError: the exported adapter gives other logits. Allowed are 1e-6 in float32; for
-            SoRA, whose exported tensors have other shapes, 64 roundings of the largest logit.
+        VerificationError: the exported adapter gives other logits, or other outputs of a layer in
+            float32 on a base of half precision. Allowed are 1e-6 in float32; for SoRA, whose
+            exported tensors have other shapes, 64 roundings of the largest value.
     """
     model = peft_model_of(model)
     tuner: Any = model.base_model
@@ -104,15 +108,16 @@ def export(
         stock.tensors.update(stock_embeddings(model, stock.tensors))
         _write(stock, model, folder)
         same_shapes = holder is not None and stock.ranks is None
+        differences = _differences(
+            model, adapter_name, folder, probe, stock.tensors, same_shapes=same_shapes
+        )
         report = ExportReport(
             path=str(Path(directory)),
             n_trained=stock.n_trained,
             n_deployed=stock.n_deployed,
             ranks=stock.ranks,
             n_bytes=(folder / WEIGHTS).stat().st_size,
-            max_logit_difference=_difference(
-                model, adapter_name, folder, probe, stock.tensors, same_shapes=same_shapes
-            ),
+            **differences,
         )
         made = {
             "made_by": f"qpeft {version('qpeft')}",
@@ -176,7 +181,7 @@ def _write(stock: StockAdapter, model: Any, folder: Path) -> None:
     )
 
 
-def _difference(
+def _differences(
     model: Any,
     adapter_name: str,
     folder: Path,
@@ -184,10 +189,10 @@ def _difference(
     tensors: Mapping[str, Tensor],
     *,
     same_shapes: bool,
-) -> float | None:
-    """The largest difference of logits; None without weights to compare with."""
+) -> dict[str, float | None]:
+    """The two differences of the report."""
     if any(p.is_meta for p in model.parameters()) or is_sharded(model):
-        return None
+        return {"max_logit_difference": None}
     inputs = dict(probe) if probe is not None else probe_inputs(model)
     if any(getattr(parameter, "CB", None) is not None for parameter in model.parameters()):
         _logits(
@@ -207,6 +212,7 @@ def _difference(
             ) from error
         allowed = tolerance(live, same_shapes=same_shapes)
         difference = (live.float() - _logits(loaded, inputs).float()).abs().max().item()
+        of_layers = _layer_difference(model, loaded, same_shapes=same_shapes)
     if any(p.isnan().any() for p in resized(loaded.get_base_model()).parameters):
         difference = math.nan  # of rows that the folder lacks, even if the inputs do not read them
     if not difference <= allowed:
@@ -215,7 +221,31 @@ def _difference(
             f" than {allowed:.1g}; nothing was saved. Stock PEFT may be unable to rebuild the state"
             " of this base model"
         )
-    return difference
+    return {"max_logit_difference": difference, "max_layer_difference": of_layers}
+
+
+def _layer_difference(live: Any, loaded: Any, *, same_shapes: bool) -> float | None:
+    """The largest relative difference of the outputs of adapted layers in float32.
+
+    Logits of half precision have roundings, within which a wrong adapter can hide. Raises
+    VerificationError if a layer differs by more than float32 allows.
+    """
+    largest = None
+    layers = half_layers(live.get_base_model())
+    for name, stock in half_layers(loaded.get_base_model()).items():
+        if name not in layers:  # a rotation behind v_proj is exported in front of o_proj
+            continue
+        inputs = inputs_of(stock)
+        expected = output_in_float32(layers[name], inputs)
+        difference = (output_in_float32(stock, inputs) - expected).abs().max().item()
+        if not difference <= tolerance(expected, same_shapes=same_shapes):
+            raise VerificationError(
+                f"the exported adapter's output of {name} differs from the live model's by"
+                f" {difference:.3g} in float32; nothing was saved. Stock PEFT may be unable to"
+                " rebuild the state of this base model"
+            )
+        largest = max(largest or 0.0, difference / expected.abs().max().item())
+    return largest
 
 
 def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> Any:

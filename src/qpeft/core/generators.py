@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qpeft.core.binding import Binding
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import CircuitModule, Generator
+from qpeft.core.half_precision import measured_merge
 from qpeft.core.replication import is_sharded, refuse_sharded
 from qpeft.core.slots import Slot
 from qpeft.core.stock_adapter import StockAdapter
@@ -169,7 +170,8 @@ class Generators(nn.ModuleDict):
         self.check_not_tied(tuner)
         with self.exact():
             self.refresh_detached()
-            yield
+            with measured_merge(tuner.model):
+                yield
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:

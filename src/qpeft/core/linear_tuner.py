@@ -5,7 +5,6 @@ linear maps.
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
@@ -17,10 +16,11 @@ from transformers.pytorch_utils import Conv1D
 
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
+from qpeft.core.half_precision import measured_merge
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_not_tied, is_linear, sizes
-from qpeft.errors import ConfigError, QpeftWarning
+from qpeft.errors import ConfigError
 
 
 class LinearAdapter(FullPrecision):
@@ -202,13 +202,14 @@ class LinearTuner(OwnTuner):
                 "the weights are quantized; load the base model without quantization to merge"
                 " into it"
             )
-        if any(dtype.itemsize < 4 for dtype in dtypes):
-            text = (
-                "merging into weights of half precision loses small changes: rotations by 1e-3 rad"
-                " leave most weights of bfloat16 as they are; load the base model in float32 to"
-                " merge"
-            )
-            warnings.warn(QpeftWarning(text), stacklevel=4)
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        with measured_merge(self.model):
+            super().merge_adapter(*args, **kwargs)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        with measured_merge(self.model):
+            return super()._unload_and_optionally_merge(*args, **kwargs)
 
     def stock_problem(self) -> str:
         """Why no stock adapter equals those of this tuner; empty if one does.

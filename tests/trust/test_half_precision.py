@@ -1,0 +1,63 @@
+"""Row H of issue 67, and issue 68 point 5: what rounding does to a merged adapter is said, and no
+export passes by rounding.
+"""
+
+import re
+
+import pytest
+import torch
+from variants import VARIANTS, move
+
+import qpeft
+from qpeft.core import export
+from qpeft.core.export import _write
+from qpeft.core.half_precision import output_in_float32
+from qpeft.errors import QpeftWarning, VerificationError
+
+pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+ROUNDING = r"rounding is ([\d.]+)% of what the adapter adds"
+MERGED = ["qpa", "qpa with dora", "quantum_peft", "sora", "attached to lora", "cua", "quanta, mpo"]
+EXPORTED = ["qpa", "quantum_peft", "sora", "attached to lora", "cua"]
+
+
+@pytest.fixture
+def half(llama, request):
+    return move(VARIANTS[request.param].adapt(llama.bfloat16()))
+
+
+@pytest.mark.parametrize("half", MERGED, indirect=True)
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_rounding_of_a_merge_is_said_with_its_size(half, ids, adapters, merge):
+    adapters.logits(half, ids)
+    layer = half.get_base_model().model.layers[0].self_attn.q_proj
+    weight, inputs = layer.base_layer.weight.float(), torch.randn(500, 16)
+    exact = output_in_float32(layer, inputs)
+    with pytest.warns(QpeftWarning, match=ROUNDING) as warned:
+        getattr(half, merge)()
+    merged = inputs @ layer.base_layer.weight.float().T
+    expected = (merged - exact).norm() / (exact - inputs @ weight.T).norm()
+    (said,) = [re.search(ROUNDING, str(w.message))[1] for w in warned if w.category is QpeftWarning]
+    assert 0.05 < float(said) == pytest.approx(100 * expected.item(), rel=0.5)
+
+
+def test_merge_in_float32_warns_of_nothing(llama):
+    move(VARIANTS["qpa"].adapt(llama)).merge_and_unload()
+
+
+@pytest.mark.parametrize("half", EXPORTED, indirect=True)
+def test_export_from_a_half_base_is_compared_in_float32(half, tmp_path):
+    assert qpeft.export(half, tmp_path).max_layer_difference <= 1e-5
+
+
+@pytest.mark.parametrize("half", ["qpa", "cua"], indirect=True)
+def test_error_below_the_rounding_of_logits_is_refused(half, tmp_path, monkeypatch):
+    """One layer is wrong by 0.1 %."""
+
+    def write(stock, *others):
+        key = next(key for key in stock.tensors if "layers.1.self_attn.o_proj" in key)
+        stock.tensors[key] = stock.tensors[key] * 1.001
+        _write(stock, *others)
+
+    monkeypatch.setattr(export, "_write", write)
+    with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.o_proj .* in float32"):
+        qpeft.export(half, tmp_path / "half")
