@@ -1,22 +1,29 @@
 """Save and load adapter folders; damaged or foreign folders are refused with the reason and the
 remedy.
 
-PEFT saves and loads. `save` and `load` check what PEFT does not, before and after it. In between
-PEFT calls, in this order:
+PEFT saves and loads. `save` and `load` check what PEFT does not, before and after it:
 
-    call of PEFT                                     function of ours
-    load   inject_adapter                            GeneratedMixin.inject_adapter makes the generator
-           (PeftModel.from_pretrained)               from config and seed, and compares the digest of
-                                                     the base              core/generated_tuner.py
-           _remap_adapter_state_dict_for_load        CompactState checks the tensors of the file, and
-           (load_adapter)                            gives them to the generator    core/compact_state.py
-           the first forward pass                    Generators._before_forward places the generated
-                                                     tensors                        core/generators.py
-    save   _get_adapter_state_dict                   CompactState gives the generator's tensors
-           (save_pretrained)                         instead of LoRA's              core/compact_state.py
+    load   read_config        the files are complete, unchanged, and of a registered method
+           PEFT               calls 1 and 2
+           find_not_finite    the adapter's tensors are finite, also those that are generated
+    save   find_not_finite
+           PEFT               call 4, into a new folder that then replaces the old one
 
-A method of `OwnTuner` has the same four, in core/own_tuner.py. An attached adapter is built by
-`load_attached` of methods/attach.py, because PEFT alone cannot.
+PEFT makes four calls into a generated adapter:
+
+    call of PEFT                 function of ours, and its module
+    1  building the tuner        GeneratedMixin.inject_adapter, core/generated_tuner.py: makes the
+       (from_pretrained)         generator from config and seed, compares the digest of the base
+    2  reading the weights       CompactState._remap_adapter_state_dict_for_load,
+       (load_adapter)            core/compact_state.py: checks the tensors of the file, and gives
+                                 them to the generator
+    3  a forward pass            Generators._before_forward, core/generators.py: places the
+                                 generated tensors
+    4  saving                    CompactState._get_adapter_state_dict, core/compact_state.py: the
+       (save_pretrained)         generator's tensors instead of LoRA's
+
+A method of `OwnTuner` has calls 1, 2 and 4, in core/own_tuner.py. An attached adapter has calls 2
+to 4; `load_attached` of methods/attach.py builds it, because PEFT alone cannot.
 """
 
 from __future__ import annotations
@@ -81,14 +88,16 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     target = folder_to_replace(Path(directory), [CONFIG, WEIGHTS, "README.md", *model.peft_config])
     refuse_sharded_adapter(model)
     for name in model.peft_config:
-        if broken := find_not_finite(model, name):
+        broken = find_not_finite(model, name)
+        if broken is not None:
             raise ConfigError(
                 f"non-finite adapter parameter in {broken}; save an earlier checkpoint"
             )
+    # a generated adapter keeps embeddings itself, tied ones once
+    keeps = holder_of(model) is None and bool(resized(model.get_base_model()).parameters)
+    options.setdefault("save_embedding_layers", keeps)
     with replace_folder(target) as folder:
-        # a generated adapter keeps them itself, tied ones once
-        keeps = holder_of(model) is None and bool(resized(model.get_base_model()).parameters)
-        model.save_pretrained(str(folder), **{"save_embedding_layers": keeps, **options})
+        model.save_pretrained(str(folder), **options)
         keep_card(target, folder)
 
 
@@ -124,7 +133,16 @@ def load(
         config = read_config(folder, frames)
         host = getattr(config, "host", None) or {}  # of an attached adapter
         check_patterns(base, vars(config) | host)
-        model = _build(base, folder, config, is_trainable=is_trainable, options=options)
+        options = {"config": config, "is_trainable": is_trainable, **options}
+        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)  # type: ignore[arg-type]
+        if hasattr(tuner, "load_folder"):  # PEFT alone cannot build an attached adapter
+            model = tuner.load_folder(base, folder, **options)
+        else:
+            model = PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
+            # those of a generated adapter were checked when they were loaded
+            if holder_of(model) is None and not options.get("key_mapping"):
+                check_whole(model, folder, adapter_name)
+    # of a generated adapter also the tensors that its generator computes
     broken = find_not_finite(model, adapter_name)
     if broken is not None:
         raise CheckpointError(
@@ -142,21 +160,6 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
     """
     content = with_frame_settings(check_folder(folder), folder, frames)
     return config_of(content, folder / CONFIG)
-
-
-def _build(
-    base: nn.Module, folder: Path, config: PeftConfig, *, is_trainable: bool, options: Any
-) -> Any:
-    """The PeftModel with the weights of `folder`, by PEFT, or by the method if PEFT alone cannot."""
-    options = {"config": config, "is_trainable": is_trainable, **options}
-    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config.peft_type)  # type: ignore[arg-type]
-    if hasattr(tuner, "load_folder"):
-        return tuner.load_folder(base, folder, **options)
-    model = PeftModel.from_pretrained(base, folder, **options)  # type: ignore[arg-type]
-    # the tensors next to a generator were checked when they were loaded
-    if holder_of(model) is None and not options.get("key_mapping"):
-        check_whole(model, folder, options.get("adapter_name", "default"))
-    return model
 
 
 @contextmanager
@@ -219,23 +222,28 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier"
             " checkpoint"
         ) from error
-    record = _record(folder)
-    _check_exported(folder, config, record.get("config", {}))
-    check_seal(folder, record.get("weights_sha256") or config.get("weights_sha256"))
+    exported_sha256 = _check_exported(folder, config) if (folder / RECORD).is_file() else None
+    check_seal(folder, exported_sha256 or config.get("weights_sha256"))
     return config
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    """How an exported adapter was made, with what its export fixed; empty for others."""
-    if not (folder / RECORD).is_file():
-        return {}
+def _check_exported(folder: Path, config: dict[str, Any]) -> str | None:
+    """Compare the config with the one that was exported; the recorded SHA-256 of the weights."""
+    path = folder / RECORD
     try:
-        record = read_json(folder / RECORD)
-        return {**record, "config": {**record.get("config", {})}}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{folder / RECORD} is damaged ({error}); restore it, or delete it"
-        ) from error
+        record = read_json(path)
+        exported = record.get("config", {}).items()
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it, or delete it") from error
+    for name, value in exported:
+        present = config.get(name)
+        if present != value:
+            raise CheckpointError(
+                f"{folder / CONFIG} has {name}={reprlib.repr(present)}, and the adapter was"
+                f" exported with {reprlib.repr(value)}; restore it (if the change is intended,"
+                f" delete {RECORD})"
+            )
+    return record.get("weights_sha256")
 
 
 def fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -243,21 +251,17 @@ def fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in _FREE}
 
 
-def _check_exported(folder: Path, config: dict[str, Any], fixed: dict[str, Any]) -> None:
-    for name, value in fixed.items():
-        if config.get(name) != value:
-            raise CheckpointError(
-                f"{folder / CONFIG} has {name}={reprlib.repr(config.get(name))}, and the adapter was exported"
-                f" with {reprlib.repr(value)}; restore it (if the change is intended, delete {RECORD})"
-            )
-
-
 def check_whole(model: Any, folder: Path, name: str) -> None:
-    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
-    wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
+    """Raise CheckpointError if the file lacks a tensor of this adapter or has an unknown one; PEFT
+    at most warns.
+    """
+    expected = get_peft_model_state_dict(
+        model, adapter_name=name, save_embedding_layers=False
+    ).keys()
+    of_base = _saved_keys(model, name) - expected  # such as a tied head, which PEFT may add
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        found = set(file.keys())
-    _check_names(str(folder), found - (_saved_keys(model, name) - wanted), wanted)
+        present = set(file.keys())
+    _check_names(str(folder), present - of_base, expected)
 
 
 def _saved_keys(model: Any, name: str) -> set[str]:
@@ -266,12 +270,13 @@ def _saved_keys(model: Any, name: str) -> set[str]:
     return {tuner._remove_adapter_name_from_key(key, name) for key in model.state_dict()}
 
 
-def _check_names(what: str, found: Set[str], expected: Set[str]) -> None:
-    missing, surplus = sorted(expected - found), sorted(found - expected)
-    if missing or surplus:
+def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
+    missing = sorted(expected - present)
+    unknown = sorted(present - expected)
+    if missing or unknown:
         raise CheckpointError(
             f"{what} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown"
-            f" {surplus[:3] or 'nothing'}; it is damaged, or was written for another base model or"
+            f" {unknown[:3] or 'nothing'}; it is damaged, or was written for another base model or"
             " with other settings"
         )
 
@@ -296,13 +301,16 @@ def check_loaded(
     second = _saved_keys(model, name) - present.keys()
     state = with_whole_fingerprints(state)
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
-    check_tensors({k: v for k, v in loaded.items() if k in expected or k not in present}, expected)
-    for key in loaded.keys() & present.keys() - expected.keys():
-        if loaded[key].shape != present[key].shape:
+    of_base = loaded.keys() & present.keys() - expected.keys()
+    check_tensors({k: tensor for k, tensor in loaded.items() if k not in of_base}, expected)
+    for key in of_base:
+        saved_shape = list(loaded[key].shape)
+        shape = list(present[key].shape)
+        if saved_shape != shape:
             raise CheckpointError(
-                f"the checkpoint's {key} has shape {list(loaded[key].shape)}, and the base model's"
-                f" {list(present[key].shape)}; its vocabulary was resized: load it after"
-                f" base.resize_token_embeddings({len(loaded[key])})"
+                f"the checkpoint's {key} has shape {saved_shape}, and the base model's {shape}; its"
+                " vocabulary was resized: load it after"
+                f" base.resize_token_embeddings({saved_shape[0]})"
             )
     return loaded
 
@@ -315,37 +323,34 @@ def find_not_finite(model: Any, name: str) -> str | None:
             state = holder.stock_state(model, name)
     else:
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return next(
-        (
-            key
-            for key, value in state.items()
-            if not value.is_meta and not torch.isfinite(value).all()
-        ),
-        None,
-    )
+    for key, value in state.items():
+        if not value.is_meta and not torch.isfinite(value).all():
+            return key
+    return None
 
 
-def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise CheckpointError unless `found` has the names, shapes and fingerprint of `expected`, and
+def check_tensors(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise CheckpointError unless `saved` has the names, shapes and fingerprint of `expected`, and
     is finite.
     """
-    _check_names("the checkpoint", found.keys(), expected.keys())
-    for name, value in expected.items():
-        if found[name].shape != value.shape:
+    _check_names("the checkpoint", saved.keys(), expected.keys())
+    for name, wanted in expected.items():
+        tensor = saved[name]
+        if tensor.shape != wanted.shape:
             raise CheckpointError(
-                f"the checkpoint's {name} has shape {list(found[name].shape)}, expected"
-                f" {list(value.shape)}; {_OTHER}"
+                f"the checkpoint's {name} has shape {list(tensor.shape)}, expected"
+                f" {list(wanted.shape)}; {_OTHER}"
             )
-        if found[name].is_floating_point() != value.is_floating_point():
+        if tensor.is_floating_point() != wanted.is_floating_point():
             raise CheckpointError(
-                f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}"
+                f"the checkpoint's {name} has type {tensor.dtype}, expected {wanted.dtype}"
             )
-    for name, value in expected.items():
-        if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
+    for name, wanted in expected.items():
+        tensor = saved[name]
+        if name.endswith("fingerprint") and not torch.equal(tensor.cpu(), wanted.cpu()):
             raise CheckpointError(f"the checkpoint has other initial values or settings; {_OTHER}")
-        if not torch.isfinite(
-            found[name].to(value.dtype)
-        ).all():  # a float64 value may be infinite in float32
+        # a float64 value may be infinite in float32
+        if not torch.isfinite(tensor.to(wanted.dtype)).all():
             raise CheckpointError(
                 f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint"
             )

@@ -1,5 +1,5 @@
-"""What PEFT saves and loads of a generated adapter: the generator's tensors instead of those that it
-fills.
+"""What PEFT saves and loads of a generated adapter: the generator's tensors instead of those that
+it fills.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
     ) -> dict[str, Tensor]:
         holder: Any = holder_of(model)
         generator = holder[adapter_name]
+        # the keys of a file have no name of an adapter
         own = with_whole_fingerprints(_without_prefix(state_dict, holder.saved_prefix))
         unpacked = generator.unpack(own)
         check_tensors(unpacked, generator.state_dict())

@@ -37,9 +37,8 @@ class OwnTuner(BaseTuner):
         modules: dict[str, nn.Module] = {}  # of the base model, without adapters of this kind
         for name, module in model.named_modules():
             if name and f".{self.prefix}" not in name:
-                modules.setdefault(
-                    name.replace(".base_layer", ""), getattr(module, "base_layer", module)
-                )
+                name_in_base = name.replace(".base_layer", "")
+                modules.setdefault(name_in_base, getattr(module, "base_layer", module))
         if config.target_modules is None:
             config.target_modules = self._default_targets(modules)
         set_target_names(model, config, modules)
@@ -50,17 +49,12 @@ class OwnTuner(BaseTuner):
         bind_base(config, model, adapter_name)
 
     @classmethod
-    def _get_adapter_state_dict(
-        cls,
-        model: Any,
-        config: Any,
-        adapter_name: str,
-        state_dict: dict[str, Tensor],
-        unwanted_adapter_names: Any,
+    def _get_adapter_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        cls, model: Any, *, adapter_name: str, state_dict: dict[str, Tensor], **others: Any
     ) -> dict[str, Tensor]:
         state = complete_state(model, adapter_name, state_dict)
         return super()._get_adapter_state_dict(
-            model, config, adapter_name, state, unwanted_adapter_names
+            model, adapter_name=adapter_name, state_dict=state, **others
         )
 
     @classmethod
@@ -74,8 +68,8 @@ class OwnTuner(BaseTuner):
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        expected = cls._get_adapter_state_dict(model, config, adapter_name, {}, [])
         # PEFT silently leaves tensors that the file lacks at their initial values
+        expected = complete_state(model, adapter_name, {})
         return check_loaded(state, expected, model, adapter_name)
 
     def plan_sizes(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -25,10 +24,11 @@ from qpeft.core.config import AdapterConfig
 from qpeft.core.patterns import check_patterns
 from qpeft.errors import ConfigError, InputError, TiedWeightError
 
+# fields of a config that PEFT's conversion for transformers reads; it changes the first ones
 _CONVERTED = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
-_NAMED = ("target_modules", "modules_to_save", "target_parameters", "rank_pattern", "alpha_pattern")
-_SPECIAL = ("all-linear", DUMMY_TARGET_MODULES)
 _READ = (*_CONVERTED, "exclude_modules", "modules_to_save", "r", "lora_alpha", "task_type")
+_SPECIAL = ("all-linear", DUMMY_TARGET_MODULES)  # texts in target_modules that are no patterns
+_ADDED_HEADS = {"classifier", "score"}  # which PEFT adds, whether or not the model has them
 
 
 def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
@@ -53,73 +53,88 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
 
 
 def _convert_targets(model: nn.Module, config: Any) -> None:
+    """Set PEFT's default targets, and name experts by their parameters, as PEFT does for LoRA."""
     is_own = isinstance(config, AdapterConfig)
     if not is_own and config.peft_type != PeftType.LORA:
         return  # PEFT converts LoRA's targets alone
-    linear = last_parts(name for name, module in model.named_modules() if is_linear(module))
-    if (
-        is_own
-        and isinstance(config, LoraConfig)
-        and config.target_modules is None
-        and not config.target_parameters
-    ):
-        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-        found = known.get(getattr(getattr(model, "config", None), "model_type", ""))
-        if found is None:
-            raise ConfigError(
-                f"set target_modules to all-linear, or to some of {', '.join(linear)}"
-            )
-        config.target_modules = found if isinstance(found, str) else set(found)  # type: ignore[assignment]
-    given = {
-        name: copy.copy(value)
-        for name in _READ
-        if (value := getattr(config, name, None)) is not None
-    }
-    convert_peft_config_for_transformers(stock := LoraConfig(**given), model, None)
+    if is_own and isinstance(config, LoraConfig):
+        _set_default_targets(model, config)
+    # PEFT converts a LoraConfig only
+    given = {name: copy.copy(getattr(config, name, None)) for name in _READ}
+    stock = LoraConfig(**{name: value for name, value in given.items() if value is not None})
+    convert_peft_config_for_transformers(stock, model, None)
     experts = sorted(stock.target_parameters or ())
-    if not experts or experts == sorted(getattr(config, "target_parameters", None) or ()):
+    if not experts or experts == sorted(_given(config, "target_parameters")):
         return
     if is_own and not getattr(config, "adapts_parameters", False):
         raise ConfigError(
             "target_modules contain experts or their router, whose weights are the parameters"
             f" {', '.join(experts)} instead of modules, and {type(config).__name__} adapts modules"
-            f" alone; give some of {', '.join(linear)}, or use LoRA or QPA"
+            f" alone; give some of {_linear_names(model)}, or use LoRA or QPA"
         )
     stock.target_parameters = experts  # in order: it is saved
     for name in _CONVERTED:
         setattr(config, name, getattr(stock, name))
 
 
+def _set_default_targets(model: nn.Module, config: Any) -> None:
+    """PEFT's targets of LoRA for this type of model, if the user gives none."""
+    if config.target_modules is not None or config.target_parameters:
+        return
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    default: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+    if default is None:
+        raise ConfigError(f"set target_modules to all-linear, or to some of {_linear_names(model)}")
+    config.target_modules = default if isinstance(default, str) else set(default)
+
+
+def _linear_names(model: nn.Module) -> str:
+    linear = last_parts(name for name, module in model.named_modules() if is_linear(module))
+    return ", ".join(linear)
+
+
 def _check_names(model: nn.Module, config: Any) -> None:
-    named = dict(model.named_modules(remove_duplicate=False))
-    adapted_by = BaseTunerLayer, AuxiliaryTrainingWrapper
-    inside = tuple(f"{name}." for name, module in named.items() if isinstance(module, adapted_by))
-    modules = [name for name in named if name and not name.startswith(inside)]
+    """Raise ConfigError if a name or a pattern of `config` matches nothing in `model`."""
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    inside = tuple(f"{name}." for name, module in by_name.items() if isinstance(module, wrappers))
+    modules = [name for name in by_name if name and not name.startswith(inside)]
     parameters = [
         name.replace(".base_layer", "")
         for name, _ in model.named_parameters(remove_duplicate=False)
     ]
-    targets, saved, adapted, ranks, alphas = (getattr(config, name, None) or () for name in _NAMED)
+    targets = _given(config, "target_modules")
+    copied = _given(config, "modules_to_save")
     if config.task_type in ("SEQ_CLS", "TOKEN_CLS"):
-        saved = {*saved} - {
-            "classifier",
-            "score",
-        }  # which PEFT adds, whether or not the model has them
-    patterns = [("rank_pattern", rf"(.*\.)?({key})") for key in ranks]
-    patterns += [("alpha_pattern", rf"(.*\.)?({key})") for key in alphas]
-    if isinstance(targets, str):
-        patterns += [("target_modules", targets)] if targets not in _SPECIAL else []
-        targets = ()
-    every = [*modules, *parameters] if adapted else modules
-    for field, pattern in patterns:
-        if not any(re.fullmatch(pattern, name) for name in every):
-            raise ConfigError(unknown(f"{field} pattern", pattern, last_parts(every)))
-    for field, wanted, names in zip(
-        _NAMED, (targets, saved, adapted), (modules, modules, parameters), strict=False
-    ):
-        for name in sorted(wanted):
-            if not any(f".{one}".endswith(f".{name}") for one in names):
-                raise ConfigError(unknown(field, name, last_parts(names)))
+        copied = set(copied) - _ADDED_HEADS
+    adapted_parameters = _given(config, "target_parameters")
+    adapted = modules + parameters if adapted_parameters else modules
+
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in _given(config, field):
+            _check_pattern(field, rf"(.*\.)?({key})", adapted)
+    if not isinstance(targets, str):
+        _check_ends("target_modules", targets, modules)
+    elif targets not in _SPECIAL:
+        _check_pattern("target_modules", targets, adapted)
+    _check_ends("modules_to_save", copied, modules)
+    _check_ends("target_parameters", adapted_parameters, parameters)
+
+
+def _given(config: Any, field: str) -> Any:
+    """A field that some configs lack; empty if it is not set."""
+    return getattr(config, field, None) or ()
+
+
+def _check_pattern(field: str, pattern: str, names: list[str]) -> None:
+    if not any(re.fullmatch(pattern, name) for name in names):
+        raise ConfigError(unknown(f"{field} pattern", pattern, last_parts(names)))
+
+
+def _check_ends(field: str, ends: Iterable[str], names: list[str]) -> None:
+    for end in sorted(ends):
+        if not any(f".{name}".endswith(f".{end}") for name in names):
+            raise ConfigError(unknown(field, end, last_parts(names)))
 
 
 def last_parts(names: Iterable[str]) -> list[str]:
@@ -151,11 +166,9 @@ def is_linear(module: Any) -> bool:
 
 def sizes(linear: Any) -> tuple[int, int]:
     """Width of the input and of the output of a linear map."""
-    return (
-        (linear.nx, linear.nf)
-        if isinstance(linear, Conv1D)
-        else (linear.in_features, linear.out_features)
-    )
+    if isinstance(linear, Conv1D):
+        return linear.nx, linear.nf
+    return linear.in_features, linear.out_features
 
 
 def untie_lm_head(model: Any) -> Any:
@@ -174,26 +187,25 @@ def untie_lm_head(model: Any) -> Any:
         raise ConfigError(f"{type(base).__name__} has no output head to untie")
     layer = getattr(head, "base_layer", head)
     embedding = base.get_input_embeddings()
-    if layer.weight is getattr(embedding, "base_layer", embedding).weight:
-        with torch.no_grad():
-            layer.weight = nn.Parameter(
-                layer.weight.clone(), requires_grad=layer.weight.requires_grad
-            )
-        for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+    shared = layer.weight
+    if shared is getattr(embedding, "base_layer", embedding).weight:
+        copied = shared.detach().clone()
+        layer.weight = nn.Parameter(copied, requires_grad=shared.requires_grad)
+        for config in (base.config, base.config.get_text_config()):
             config.tie_word_embeddings = False
     return model
 
 
 def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
     """Raise TiedWeightError if another module shares the weight of a target."""
-    owners: dict[int, list[str]] = {}
+    owners: dict[int, list[str]] = {}  # names of the modules that have a parameter, by its id
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(
-            name.rpartition(".")[0].removesuffix(".base_layer")
-        )
+        module_name = name.rpartition(".")[0].removesuffix(".base_layer")
+        owners.setdefault(id(parameter), []).append(module_name)
     for names in owners.values():
-        for target in (name for name in target_names if name in names):
-            if others := [name for name in names if name != target]:
+        for target in target_names:
+            others = [name for name in names if name != target]
+            if target in names and others:
                 raise TiedWeightError(
                     f"{target} shares its weight with {others[0]}, which merging would change as"
                     " well; untie an output head with qpeft.untie_lm_head(model), or qpeft export"

@@ -64,20 +64,17 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     """
     model = peft_model_of(model)
     registered = generator_name(config)
-    name, host = _checked_host(model)
+    _check_host(model)
+    (name,) = model.peft_config
+    host: Any = model.peft_config[name]
     slots = config.order(generated_slots(model, name))
     initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
     generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
-    settings = {key: value for key, value in host.to_dict().items() if key != "base_digest"}
-    if heads := settings.get("modules_to_save"):
-        settings["modules_to_save"] = sorted(
-            set(heads)
-        )  # PEFT adds heads each time it builds a model
     attached = AttachedConfig(
         task_type=host.task_type,
-        base_model_name_or_path=host.base_model_name_or_path
-        or "",  # for None PEFT would look for a tuner
-        host=as_json({**settings, "peft_type": host.peft_type, "inference_mode": False}),
+        # for None PEFT would look for a tuner
+        base_model_name_or_path=host.base_model_name_or_path or "",
+        host=_host_settings(host),
         generator=as_json(asdict(config)),  # type: ignore[call-overload]
         generator_name=registered,
     )
@@ -93,8 +90,20 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     return model
 
 
-def _checked_host(model: Any) -> tuple[str, Any]:
-    """Name and config of the model's adapter. Raises ConfigError if it cannot be generated."""
+def _host_settings(host: Any) -> dict[str, Any]:
+    """The host's config as JSON, from which `AttachedConfig.to_stock` makes it again."""
+    settings = host.to_dict()
+    settings.pop("base_digest", None)
+    settings["peft_type"] = host.peft_type
+    settings["inference_mode"] = False
+    if settings.get("modules_to_save"):
+        # PEFT adds heads each time it builds a model
+        settings["modules_to_save"] = sorted(set(settings["modules_to_save"]))
+    return as_json(settings)
+
+
+def _check_host(model: Any) -> None:
+    """Raise ConfigError unless a generator can produce the only adapter of this PeftModel."""
     if holder_of(model) is not None:
         raise ConfigError("the adapter is generated already; attach is for stock adapters")
     if len(model.peft_config) > 1:
@@ -102,8 +111,9 @@ def _checked_host(model: Any) -> tuple[str, Any]:
             f"the model has the adapters {', '.join(model.peft_config)}; attach needs a model with"
             " one adapter"
         )
-    (name, host), *_ = model.peft_config.items()
-    if (init := getattr(host, "init_lora_weights", True)) not in DRAWN_INITS:
+    (host,) = model.peft_config.values()
+    init = getattr(host, "init_lora_weights", True)
+    if init not in DRAWN_INITS:
         raise ConfigError(f"init_lora_weights={init!r} is not supported; use one of {DRAWN_INITS}")
     if isinstance(host, AdaLoraConfig) or getattr(host, "coft", False):
         raise ConfigError(
@@ -114,7 +124,6 @@ def _checked_host(model: Any) -> tuple[str, Any]:
         raise ConfigError(
             "the adapter is merged into the base model; call model.unmerge_adapter() first"
         )
-    return name, host
 
 
 def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
@@ -123,38 +132,43 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
     Raises ConfigError if no tensor is trainable, or several modules share one.
     """
     if model._is_prompt_learning:
-        found = [
-            Slot(
-                owner,
-                name,
-                f"prompt_encoder.{label}",
-                (p := owner.get_parameter(name)).shape,
-                p.dtype,
-            )
-            for owner, name, label in adapter_parameters(model.prompt_encoder, adapter_name)
-        ]
+        slots = _prompt_slots(model, adapter_name)
     else:
-        wrappers = (
-            module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)
-        )
-        inside = {id(module) for wrapper in wrappers for module in wrapper.modules()}
+        # trained copies of modules (modules_to_save) remain ordinary parameters
+        wrappers = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
+        copied = {id(module) for wrapper in wrappers for module in wrapper.modules()}
         layers = find_slots(model.get_base_model(), adapter_name, BaseTunerLayer)
-        found = [slot for slot, layer in layers if id(layer) not in inside]
-    if not (trained := [slot for slot in found if _tensor(slot).requires_grad]):
+        slots = [slot for slot, layer in layers if id(layer) not in copied]
+    trained = [slot for slot in slots if _tensor(slot).requires_grad]
+    if not trained:
         raise ConfigError(
             f"no tensor of adapter '{adapter_name}' is trainable; if it was loaded, load it with"
             " is_trainable=True"
         )
-    # a tensor that several modules share cannot be replaced everywhere by one view
-    owners = {_tensor(slot).untyped_storage()._cdata: (slot.owner, slot.name) for slot in trained}
-    for name, module in model.named_modules():
-        for own, parameter in module.named_parameters(recurse=False):
-            if owners.get(parameter.untyped_storage()._cdata, (module, own)) != (module, own):
+    _refuse_shared(model, trained)
+    return trained
+
+
+def _prompt_slots(model: Any, adapter_name: str) -> list[Slot]:
+    slots = []
+    for owner, name, label in adapter_parameters(model.prompt_encoder, adapter_name):
+        parameter = owner.get_parameter(name)
+        label = f"prompt_encoder.{label}"
+        slots.append(Slot(owner, name, label, parameter.shape, parameter.dtype))
+    return slots
+
+
+def _refuse_shared(model: nn.Module, slots: list[Slot]) -> None:
+    """Raise ConfigError if other places read these tensors: one view cannot replace them there."""
+    owners = {_tensor(slot).untyped_storage()._cdata: (slot.owner, slot.name) for slot in slots}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            place = (module, name)
+            if owners.get(parameter.untyped_storage()._cdata, place) != place:
                 raise ConfigError(
-                    f"the adapter shares {name}.{own} between layers, so it cannot be generated;"
+                    f"the adapter shares {path}.{name} between layers, so it cannot be generated;"
                     " use another host, or an option without shared tensors"
                 )
-    return trained
 
 
 def _tensor(slot: Slot) -> Any:
@@ -229,11 +243,14 @@ class AttachedConfig(GeneratedConfig):
         return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
 
     def to_generator(self) -> GeneratorConfig:
-        """The generator's configuration. Raises CheckpointError if the generator is not registered."""
-        made = (
-            get(self.generator_name).generator_class if self.generator_name in keys() else None
-        )  # perhaps imports it
-        return (made or generator_config(self.generator_name))(**self.generator)
+        """The generator's configuration. Raises CheckpointError if the generator is not
+        registered.
+        """
+        name = self.generator_name
+        # the table of methods imports the class if necessary
+        of_method = get(name).generator_class if name in keys() else None
+        config_class = of_method or generator_config(name)
+        return config_class(**self.generator)
 
 
 class AttachedModel(PeftModel if TYPE_CHECKING else object):
@@ -259,14 +276,14 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
 
     def _compact(self) -> AbstractContextManager[None]:
         """Within: PEFT saves and loads the generator."""
-        return described_by(self, *next(iter(self.generators.configs.items())))
+        ((name, config),) = self.generators.configs.items()
+        return described_by(self, name, config)
 
     def save_pretrained(self, save_directory: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; the folder contains the generator, for `qpeft.load`."""
+        kwargs.setdefault("save_embedding_layers", False)
         with self._compact():
-            super().save_pretrained(
-                save_directory, *args, **{"save_embedding_layers": False, **kwargs}
-            )
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_adapter(
         self, model_id: Any, adapter_name: str, is_trainable: bool = False, *_: Any, **kwargs: Any
