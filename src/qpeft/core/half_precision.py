@@ -23,16 +23,14 @@ _N_INPUTS = 64
 
 def half_layers(model: nn.Module) -> dict[str, Any]:
     """The adapted linear maps with weights of half precision, by name."""
-    adapted: list[tuple[str, Any]] = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    ]
-    return {
-        name: layer
-        for name, layer in adapted
-        if is_linear(layer.base_layer) and layer.base_layer.weight.dtype in _HALF
-    }
+    layers: dict[str, Any] = {}
+    for name, layer in model.named_modules():
+        base = getattr(layer, "base_layer", None)  # of experts another layer with an adapter
+        if isinstance(layer, BaseTunerLayer) and is_linear(base):
+            weight = getattr(base, "weight", None)
+            if weight is not None and weight.dtype in _HALF:
+                layers[name] = layer
+    return layers
 
 
 def inputs_of(layer: Any) -> Tensor:
