@@ -27,7 +27,9 @@ if sys.platform != "win32":  # where the remains of killed processes stay
     import fcntl
 
 _REPLACED = ".replaced"
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+# of Linux
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _locks: dict[Path, int] = {}  # handles of the unfinished folders of this process
 
 
@@ -44,7 +46,8 @@ def folder_to_replace(path: Path, replaces: Collection[str]) -> Path:
         raise ConfigError(f"{path} is the root of the file system; give a folder in it")
     repair_folder(real)
     names = {entry.name for entry in real.iterdir()} if real.is_dir() else set()
-    if others := sorted(names - {*replaces}):
+    others = sorted(names - {*replaces})
+    if others:
         raise ConfigError(
             f"{path} contains other files ({', '.join(others[:3])}), which would be lost; give"
             " another folder"
@@ -119,8 +122,9 @@ def _exchange(first: Path, second: Path) -> bool:
     if sys.platform != "linux":
         return False
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    names = _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second)
-    return rename is not None and rename(*names, _RENAME_EXCHANGE) == 0
+    old = os.fsencode(first)
+    new = os.fsencode(second)
+    return rename is not None and not rename(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_EXCHANGE)
 
 
 def _remove_remains(target: Path) -> None:
@@ -132,7 +136,9 @@ def _remove_remains(target: Path) -> None:
     for path in remains:
         if path.is_symlink():
             _remove(path)
-        elif (handle := _lock(path, wait=False)) is not None:
+            continue
+        handle = _lock(path, wait=False)
+        if handle is not None:
             _remove(path)
             os.close(handle)
 
@@ -184,7 +190,10 @@ def _lock(folder: Path, *, wait: bool) -> int | None:
 def _unlock(temporary: Path, target: Path) -> None:
     """End the lock of an unfinished folder; if `target` is one itself, the lock is its from now on."""
     handle = _locks.pop(temporary, None)
-    if target in _locks and handle is not None:
-        handle, _locks[target] = _locks[target], handle
-    if handle is not None:
+    if handle is None:
+        return
+    if target in _locks:
+        os.close(_locks[target])
+        _locks[target] = handle
+    else:
         os.close(handle)

@@ -14,7 +14,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 import qpeft
-from qpeft.core import pool as pool_module
+from qpeft.core import pool_reader
 from qpeft.errors import CheckpointError, ConfigError
 
 LM = {"task_type": "CAUSAL_LM"}
@@ -125,7 +125,7 @@ def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, reque
         assert torch.equal(adapters.logits(pool.model, ids), answers[active])
         assert (pool.active, list(pool._held)) == (active, list(recent))
     for rows in earlier:
-        if all(getattr(row, "adapter", "__base__") in (*recent, "__base__") for row in rows):
+        if all(row == "__base__" or row.held.adapter in recent for row in rows):
             continue  # in the same slots or, read again, in others
         with pytest.raises(ConfigError, match="call place again"):
             logits_of_rows(pool, rows, ids)
@@ -152,8 +152,9 @@ def test_rows_are_refused_when_an_adapter_was_replaced_after_they_were_placed(
 
 
 def test_only_changed_files_are_read_again(pool, monkeypatch):
-    read, folders = pool._read, []
-    monkeypatch.setattr(pool, "_read", lambda folder: folders.append(folder.name) or read(folder))
+    reader, folders = pool._reader, []
+    read = reader.read
+    monkeypatch.setattr(reader, "read", lambda f, state: folders.append(f.name) or read(f, state))
     for _ in range(3):
         pool.activate("user-1")
         pool.place(["user-1", "__base__"])
@@ -193,7 +194,7 @@ def replaced_at(monkeypatch, module, function, folder, other):
 def test_request_during_a_replacement_has_the_new_adapter(gpt2, users, ids, adapters, monkeypatch):
     pool = qpeft.AdapterPool(copy.deepcopy(gpt2), users, capacity=1)
     expected = adapters.logits(adapter(gpt2, users.parent / "new"), ids)
-    replaced_at(monkeypatch, pool_module, "check_folder", users / "user-0", users.parent / "new")
+    replaced_at(monkeypatch, pool_reader, "check_folder", users / "user-0", users.parent / "new")
     pool.activate("user-0")
     assert torch.equal(adapters.logits(pool.model, ids), expected)
 

@@ -573,7 +573,8 @@ def test_wrong_export_is_detected(llama, ids, variant, monkeypatch, verified):
 
     monkeypatch.setattr(export_module, "_write", write_wrong)
     if not verified:
-        monkeypatch.setattr(export_module, "_difference", lambda *_, **__: 0.0)
+        differences = {"max_logit_difference": 0.0}
+        monkeypatch.setattr(export_module, "_differences", lambda *_, **__: differences)
     message = "logits differ from the live model" if verified else "it changes the outputs"
     with pytest.raises(AssertionError, match=rf"qpeft\.export: .*{message}"):
         test_contract(llama, ids, variant)

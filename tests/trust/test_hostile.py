@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import qpeft
 from qpeft.core import pool as pool_module
+from qpeft.core import pool_reader
 from qpeft.errors import CheckpointError, ConfigError, InputError
 
 SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "target_modules": ["c_attn"], "r": 2}
@@ -145,7 +146,7 @@ def interrupted_at(line, action):
 
     def trace(frame, event, _):
         nonlocal left
-        if frame.f_code.co_filename != pool_module.__file__:
+        if frame.f_code.co_filename not in (pool_module.__file__, pool_reader.__file__):
             return None
         left -= event == "line"
         if left == 0 and event == "line":

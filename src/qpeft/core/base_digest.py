@@ -87,24 +87,26 @@ def own_weights(base: nn.Module, adapter_name: str) -> dict[str, Tensor]:
     """The matrices of the base that the adapter adapts, by their names without any adapter; for a
     prompt all. Without the rows of a resized vocabulary that were added, which the adapter keeps.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, layer in base.named_modules():
         if isinstance(layer, BaseTunerLayer) and adapter_name in layer._get_available_adapters():
-            found |= matrices(layer, name.replace(".base_layer", ""))
-    found = found or matrices(base)
+            weights |= matrices(layer, name.replace(".base_layer", ""))
+    weights = weights or matrices(base)
     n_tokens, parameters = resized(base)
     places = {parameter.data_ptr() for parameter in parameters}
-    return {name: w[:n_tokens] if w.data_ptr() in places else w for name, w in found.items()}
+    return {name: w[:n_tokens] if w.data_ptr() in places else w for name, w in weights.items()}
 
 
 def matrices(module: Any, name: str = "") -> dict[str, Tensor]:
-    """The parameters with two or more axes of `module`, called `name`, without those of adapters."""
+    """The parameters with two or more axes of `module`, called `name`, without those of
+    adapters.
+    """
     module = without_adapters(module)
     own = module.named_parameters(recurse=False)
-    found = {f"{name}.{key}".lstrip("."): p.data for key, p in own if p.ndim > 1}
+    weights = {f"{name}.{key}".lstrip("."): p.data for key, p in own if p.ndim > 1}
     for child, inner in module.named_children():
-        found |= matrices(inner, f"{name}.{child}".lstrip("."))
-    return found
+        weights |= matrices(inner, f"{name}.{child}".lstrip("."))
+    return weights
 
 
 @torch.no_grad()

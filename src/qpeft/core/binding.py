@@ -163,7 +163,9 @@ class Binding:
         self.invalidate()
 
     def restore_precision(self) -> None:
-        """Undo casts to half precision, which trainers apply to the adapters of quantized models."""
+        """Undo casts to half precision, which trainers apply to the adapters of quantized
+        models.
+        """
         for parameter in self.generator.parameters():
             if parameter.dtype in (torch.float16, torch.bfloat16):
                 parameter.data = parameter.data.float()
@@ -188,7 +190,9 @@ class Binding:
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
-        """The generated tensors, detached copies in slot order, with each slot's shape and dtype."""
+        """The generated tensors, detached copies in slot order, with each slot's shape and
+        dtype.
+        """
         parts = torch.split(self.generator(), self.sizes)
         return [
             part.view(slot.shape).to(slot.dtype, copy=True)
@@ -205,7 +209,8 @@ class Binding:
     def flush(self) -> None:
         """Run the backward pass of the generator for deferred gradients."""
         with _lock:
-            gradient, self._gradients.deferred = self._gradients.deferred, None
+            gradient = self._gradients.deferred
+            self._gradients.deferred = None
             if gradient is None or self._evaluation is None:
                 return
             gradient = average(gradient) if self._gradients.averages else gradient
@@ -243,9 +248,11 @@ class Binding:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         """A binding over the copied generator and modules, without the evaluation."""
-        memo[id(self)] = new = object.__new__(Binding)
+        new = object.__new__(Binding)
+        memo[id(self)] = new
         vars(new).update(self.__getstate__())  # not `copy.copy`, which would place its tensors
-        new.generator = new._evaluate = copy.deepcopy(self.generator, memo)
+        new.generator = copy.deepcopy(self.generator, memo)
+        new._evaluate = new.generator
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
         new.invalidate()
         _keep(new)
@@ -299,28 +306,26 @@ class _Boundary(torch.autograd.Function):
     def forward(
         ctx: Any, gradients: Gradients, private: tuple[Tensor], *parameters: nn.Parameter
     ) -> Tensor:
-        ctx.gradients, ctx.parameters = gradients, parameters
-        ctx.flat, ctx.runs = private[0], 0
+        ctx.gradients = gradients
+        ctx.parameters = parameters
+        ctx.flat = private[0]  # (P,), with the generator's graph
+        ctx.runs = 0
         return ctx.flat.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
         gradients: Gradients = ctx.gradients
-        accelerate = GradientState._shared_state
-        if accelerate and not accelerate.get(
-            "sync_gradients", True
-        ):  # more micro-batches before the optimizer step
+        # False: more micro-batches follow before the optimizer step
+        if not GradientState._shared_state.get("sync_gradients", True):
             deferred = gradients.deferred
             gradients.deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
             # zeros and not None: if `grad` is None later, the accumulation was abandoned
-            return (
-                None,
-                None,
-                *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters),
-            )
+            zeros = [torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters]
+            return (None, None, *zeros)
         if gradients.deferred is not None:
-            gradient, gradients.deferred = gradient + gradients.deferred, None
+            gradient = gradient + gradients.deferred
+            gradients.deferred = None
         ctx.runs += 1
         if gradients.averages:
             gradient = average(gradient)
@@ -336,12 +341,11 @@ class _Boundary(torch.autograd.Function):
         # enabled for nodes that compute with autograd; the simulator's own backward pass still runs
         # without, as `create_graph` is false.
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-            found = iter(
-                torch.autograd.grad(
-                    ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True
-                )
+            of_wanted = torch.autograd.grad(
+                ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True
             )
-        return (None, None, *(next(found) if p.requires_grad else None for p in ctx.parameters))
+        gradient_of = {id(p): g for p, g in zip(wanted, of_wanted, strict=True)}
+        return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
 
 
 def _no_copy(memo: dict[int, Any]) -> None:
@@ -365,9 +369,8 @@ def _before_loading(generator: Generator, state: dict[str, Tensor], prefix: str,
 
 def _after_loading(generator: Generator, *_: Any) -> None:
     """Nothing reads an adapter tensor from before the loading."""
-    if (
-        generator.fingerprint.device != generator.home
-    ):  # PEFT's low_cpu_mem_usage assigns tensors of an accelerator
+    # PEFT's low_cpu_mem_usage assigns tensors of an accelerator
+    if generator.fingerprint.device != generator.home:
         generator.to(generator.home)
     for binding in _live_of(generator.parameters()):
         binding.invalidate()

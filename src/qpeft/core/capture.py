@@ -80,7 +80,8 @@ class Captured:
         self.inputs = [p.detach().clone().requires_grad_() for p in self._parameters]
         if (reason := self._rehearse()) is not None:
             return reason
-        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self.forward = torch.cuda.CUDAGraph()
+        self.backward = torch.cuda.CUDAGraph()
         # other threads, such as that of a data loader, may use the GPU meanwhile
         mode = "thread_local"
         try:

@@ -57,14 +57,13 @@ from qpeft.folders import folder_to_replace, repair_folder, replace_folder
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 RECORD = "qpeft.json"  # how an exported adapter was made
-# fields of an exported adapter that may be changed: where its base is, and what training uses
+# fields of a config on which the adapter's values do not depend: its base, and what training uses
 _FREE = (
     "base_model_name_or_path",
     "revision",
     "inference_mode",
     "auto_mapping",
     "peft_version",
-    "task_type",
     "lora_dropout",
 )
 _OTHER = (
@@ -246,9 +245,11 @@ def _check_exported(folder: Path, config: dict[str, Any]) -> str | None:
     return record.get("weights_sha256")
 
 
-def fixed_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an exported adapter_config.json on which its values depend."""
-    return {name: value for name, value in config.items() if name not in _FREE}
+def fixed_fields(config: dict[str, Any], *more: str) -> dict[str, Any]:
+    """The fields of an adapter_config.json on which its values depend, without those named in
+    `more`.
+    """
+    return {name: value for name, value in config.items() if name not in (*_FREE, *more)}
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:

@@ -56,10 +56,15 @@ _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def own_copy(config: Any) -> Any:
-    """A copy of the config, so that the user's can be used again, with the heads that PEFT trains."""
+    """A copy of the config, so that the user's can be used again, with the heads that PEFT
+    trains.
+    """
     copied = copy.copy(config)
-    if heads := _HEADS.get(str(getattr(config.task_type, "value", config.task_type))):
-        copied.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
+    task = getattr(config.task_type, "value", config.task_type)
+    heads = _HEADS.get(str(task))
+    if heads is not None:
+        names = [*(config.modules_to_save or ()), *heads]
+        copied.modules_to_save = list(dict.fromkeys(names))  # each once
     return copied
 
 
@@ -96,12 +101,10 @@ class AdapterConfig(PeftConfig):
         None, "Digest of the base model's adapted weights; filled in when bound.", filled_in=True
     )
 
-    method_name: ClassVar[str] = (
-        ""  # the PEFT type; a config without it sets `peft_type` to a MethodName itself
-    )
-    depends_on_base: ClassVar[bool] = (
-        False  # whether its values have a meaning on its own base model only
-    )
+    # the PEFT type; a config without it sets `peft_type` to a MethodName itself
+    method_name: ClassVar[str] = ""
+    # whether its values have a meaning on its own base model only
+    depends_on_base: ClassVar[bool] = False
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         if args:  # the first field of PEFT's configs is the task
@@ -125,11 +128,13 @@ class AdapterConfig(PeftConfig):
         """The fields as in adapter_config.json; sets are sorted, so that every process saves the
         same.
         """
-        fields = super().to_dict().items()
-        return {
-            k: sorted(v) if isinstance(v, set) else list(v) if isinstance(v, tuple) else v
-            for k, v in fields
-        }
+        fields = super().to_dict()
+        for name, value in fields.items():
+            if isinstance(value, set):
+                fields[name] = sorted(value)
+            elif isinstance(value, tuple):
+                fields[name] = list(value)
+        return fields
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME

@@ -1,7 +1,8 @@
 """The embedding layers of a base whose vocabulary was resized: their rows belong to the adapter.
 
 `resize_token_embeddings` draws new rows, which nobody else has. Like stock PEFT, a saved adapter
-therefore contains the layers of a base with another vocabulary than the one that it was loaded from.
+therefore contains the layers of a base with another vocabulary than the one that it was loaded
+from.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Resized(NamedTuple):
 
 
 def resized(base: Any) -> Resized:
-    """The embedding layers of `base`, without their adapters, if its vocabulary is another than that
-    of the model it was loaded from; otherwise without parameters.
+    """The embedding layers of `base`, without their adapters, if its vocabulary is another than
+    that of the model it was loaded from; otherwise without parameters.
 
     Also without if that model's config is not on this machine; nothing is downloaded.
     """

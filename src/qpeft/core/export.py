@@ -23,7 +23,7 @@ from qpeft.core.embeddings import resized, stock_embeddings
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generators import holder_of
 from qpeft.core.half_precision import half_layers, inputs_of, output_in_float32
-from qpeft.core.meta_model import peft_model_of
+from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.core.stock_adapter import StockAdapter
@@ -98,11 +98,7 @@ def export(
             " model.save_pretrained"
         )
     target = export_folder(Path(directory))
-    if any(getattr(module, "merged", False) for module in model.modules()):
-        raise ConfigError(
-            "the adapter is merged into the base model; call model.unmerge_adapter() before"
-            " exporting"
-        )
+    refuse_merged(model.modules())
     refuse_sharded_adapter(model)
     with nullcontext() if holder is None else holder.exact(), replace_folder(target) as folder:
         stock: StockAdapter = source.stock_adapter(model, adapter_name)
@@ -124,7 +120,7 @@ def export(
         record = {
             "made_by": f"qpeft {version('qpeft')}",
             "weights_sha256": file_hash(folder / WEIGHTS),
-            "config": fixed_fields(read_json(folder / CONFIG)),
+            "config": fixed_fields(read_json(folder / CONFIG), "task_type"),
             **asdict(report),
             "adapter": {k: value for k, value in settings.items() if k not in _NOT_RECORDED},
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.core.binding import Binding
@@ -52,7 +52,7 @@ class Generators(nn.ModuleDict):
         self.configs: dict[str, GeneratedConfig] = {}
         # Names of a tuner's parameters contain its prefix, such as lora_. By this others, such as
         # TRL for vLLM, recognize them.
-        name = f"{getattr(owner, 'prefix', '')}{CONTAINER}"
+        name = f"{owner.prefix}{CONTAINER}" if isinstance(owner, BaseTuner) else CONTAINER
         owner.add_module(name, self)
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file

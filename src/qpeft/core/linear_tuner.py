@@ -47,7 +47,8 @@ class LinearAdapter(FullPrecision):
     def __init__(self, side: str, settings: Any, *parts: Any) -> None:
         super().__init__()
         self.side = side
-        names = {f.name for f in fields(settings)} - {f.name for f in fields(OwnTunerConfig)}
+        of_peft = {field.name for field in fields(OwnTunerConfig)}
+        names = [field.name for field in fields(settings) if field.name not in of_peft]
         own = {name: getattr(settings, name) for name in names}
         self.register_buffer("fingerprint", fingerprint(type(self).__name__, own, *parts))
 
@@ -91,17 +92,18 @@ class LinearLayer(nn.Module, BaseTunerLayer):
         active: list[Any] = [
             self.qpeft_adapter[name] for name in names if name in self.qpeft_adapter
         ]
-        given = x
-        bias = getattr(self.get_base_layer(), "bias", None)
+        adapted = x  # (..., inputs)
         for adapter in reversed(active):
             if adapter.side == "input":
-                x = (x + adapter(x)).to(x.dtype)
-        y = self.base_layer(x, *args, **kwargs)
+                adapted = (adapted + adapter(adapted)).to(x.dtype)
+        y = self.base_layer(adapted, *args, **kwargs)  # (..., outputs)
+        bias = getattr(self.get_base_layer(), "bias", None)
         for adapter in active:
             if adapter.side == "output":
-                y = (y + adapter(y if bias is None else y - bias)).to(y.dtype)
+                change = adapter(y if bias is None else y - bias)  # f(W x)
+                y = (y + change).to(y.dtype)
             elif adapter.side == "parallel":
-                y = (y + adapter(given)).to(y.dtype)
+                y = (y + adapter(x)).to(y.dtype)
         return y
 
     @torch.no_grad()

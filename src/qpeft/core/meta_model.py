@@ -5,6 +5,7 @@ device.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,27 +55,24 @@ def on_meta(
             model = _new(base, task_type, trust_remote_code)
         else:
             refuse_adapted(base)
-            is_packed = getattr(
-                base, "is_quantized", False
-            )  # such parameters cannot be copied, and have other shapes
-            tensors = () if is_packed else (*base.parameters(), *base.buffers())
-            shells = {
-                id(t): (
-                    nn.Parameter(t.to("meta"), t.requires_grad)
-                    if isinstance(t, nn.Parameter)
-                    else t.to("meta")
-                )
-                for t in tensors
-            }
-            model = type(base)(base.config) if is_packed else copy.deepcopy(base, shells)
-    if task_type == "CAUSAL_LM" and not hasattr(
-        model, "prepare_inputs_for_generation"
-    ):  # PEFT: AttributeError
+            model = _on_meta(base)
+    # PEFT would raise AttributeError
+    if task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
         raise ConfigError(
             f"the base is a {type(model).__name__}, which is no language model; set task, for"
             " example text-classification or image-classification, or name another base model"
         )
     return model
+
+
+def _on_meta(base: Any) -> nn.Module:
+    """A copy of the model without its values."""
+    if getattr(base, "is_quantized", False):  # such parameters cannot be copied
+        return type(base)(base.config)
+    shells: dict[int, Any] = {id(t): t.to("meta") for t in base.buffers()}
+    for p in base.parameters():
+        shells[id(p)] = nn.Parameter(p.to("meta"), p.requires_grad)
+    return copy.deepcopy(base, shells)  # `shells` is its memo of what is copied already
 
 
 def check_model(model: Any) -> None:
@@ -101,14 +99,18 @@ def refuse_adapted(model: nn.Module) -> None:
         raise ConfigError("the base model has an adapter already; give the model without it")
 
 
+def refuse_merged(modules: Iterable[Any]) -> None:
+    """Raise ConfigError if one of these layers has an adapter merged into its weight."""
+    if any(getattr(module, "merged", False) for module in modules):
+        raise ConfigError(
+            "an adapter is merged into the base model; call model.unmerge_adapter() first"
+        )
+
+
 def _new(config: PretrainedConfig, task_type: str | None, trust_remote_code: bool) -> Any:
-    task = [AUTO_CLASSES[task_type]] if task_type in AUTO_CLASSES else []
-    for name in (
-        *task,
-        *(getattr(config, "architectures", None) or ()),
-        "AutoModelForCausalLM",
-        "AutoModel",
-    ):
+    names = [AUTO_CLASSES[task_type]] if task_type in AUTO_CLASSES else []
+    names += getattr(config, "architectures", None) or ()
+    for name in (*names, "AutoModelForCausalLM", "AutoModel"):
         kind: Any = getattr(transformers, name, None)
         if isinstance(kind, type) and issubclass(kind, PreTrainedModel):
             return kind(config)

@@ -1,9 +1,7 @@
 """Many compact adapters of one base model: a few of them in slots in memory, the others in their
 folders.
 
-    adapter_config.json       --> the settings, which must equal those of the other adapters
-    adapter_model.safetensors --> the generator --> flat (P,) --> views under the keys of a stock file
-                              --> a slot, an adapter of stock PEFT --> model
+    folder --> core/pool_reader.py --> tensors of a stock adapter --> a slot, an adapter of stock PEFT
 
 A slot is injected once. Another adapter is put into it by copying its tensors.
 """
@@ -18,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftConfig, PeftType, get_peft_model, get_peft_model_state_dict
@@ -26,14 +24,12 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora.model import _adapter_names_pre_forward_hook
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from safetensors.torch import load as tensors_in
-from torch import Tensor, nn
+from torch import nn
 
-from qpeft.core.base_digest import check_base, digest, name_of, own_weights
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
 from qpeft.core.generated_tuner import GeneratedMixin
-from qpeft.core.meta_model import refuse_adapted
-from qpeft.core.stock_adapter import stock_key
+from qpeft.core.meta_model import refuse_adapted, refuse_merged
+from qpeft.core.pool_reader import PoolReader
 from qpeft.core.targets import check_target_modules
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 from qpeft.folders import repair_folder
@@ -41,23 +37,23 @@ from qpeft.folders import repair_folder
 # trained copies of modules (modules_to_save) that PEFT mixes in a batch
 _MIXED_COPIES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BASE = "__base__"  # PEFT's word in adapter_names
-# fields in which the adapters may differ, which only training uses
-_FREE = (
-    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
-    *("lora_dropout", "weights_sha256"),
-    *(
-        "base_digest",
-        "frames",
-    ),  # not compared as texts: precisions differ, and a frame file has a hash
-)
-_Stamp = tuple[int, ...]  # of the files that an adapter was read from
+
+
+class _Held(NamedTuple):
+    """What a slot contains."""
+
+    adapter: str
+    slot: str
+    stamp: tuple[int, ...]  # of the files that the adapter was read from
+
+
+_NO_ADAPTER = _Held(BASE, BASE, ())
 
 
 class _Row(str):
     """A slot, which is PEFT's name of an adapter, and what it contained when the row was placed."""
 
-    adapter: str
-    stamp: _Stamp
+    held: _Held
 
 
 class AdapterPool:
@@ -105,46 +101,28 @@ class AdapterPool:
         if type(capacity) is not int or capacity < 1:
             raise ConfigError(f"capacity must be a whole number of at least 1, got {capacity!r}")
         refuse_adapted(base)
-        self.folder, self.capacity = Path(folder), capacity
+        self.folder = Path(folder)
+        self.capacity = capacity
         if not self.names:
             raise CheckpointError(
                 f"{self.folder} contains no adapter folder; save one there with qpeft.save"
             )
         first = self.folder / self.names[0]
-        if not _is_served(kind := check_folder(first)["peft_type"]):
+        kind = check_folder(first)["peft_type"]
+        if not _is_served(kind):
             raise ConfigError(
                 f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}"
             )
         loaded: Any = load(base, first, frames=frames)
-        self._settings = _shared(PeftConfig.from_pretrained(str(first)))
-        tuner: Any = loaded.base_model
-        self._binding = tuner.generators.bindings["default"]
-        self._base = digest(own_weights(tuner.model, "default")), name_of(tuner.model)
-        self._prefix = tuner.generators.saved_prefix
-        _activate(
-            _adapted_modules(loaded), []
-        )  # otherwise a module from modules_to_save would stay in the base
-        stock, base = tuner.generators.configs["default"].to_stock(), loaded.unload()
-        stock.inference_mode = True
-        slots = [f"slot{index}" for index in range(capacity)]
-        self.model: Any = get_peft_model(base, stock, adapter_name=slots[0])
-        for name in slots[1:]:
-            self.model.add_adapter(name, copy.deepcopy(stock))
-        self.model.eval().requires_grad_(False)
-        self._modules = _adapted_modules(self.model)
-        self._state = self.model.state_dict(keep_vars=True)
-        saved = partial(
-            get_peft_model_state_dict, self.model, self._state, save_embedding_layers=False
-        )
-        self._tensors = {slot: saved(adapter_name=slot) for slot in slots}  # not copied
-        tuner = self.model.base_model
-        tuner._enable_peft_forward_hooks = partial(
-            self._selecting, tuner._enable_peft_forward_hooks
-        )
+        self._reader = PoolReader(loaded, first)
+        stock = loaded.base_model.generators.configs["default"].to_stock()
+        # otherwise a module from modules_to_save would stay in the base
+        _activate(_adapted_modules(loaded), [])
+        self._inject_slots(loaded.unload(), stock)
         self._lock = threading.RLock()
-        # slot and files by name, the least recently used first; a slot without an entry is free
-        self._held: dict[str, tuple[str, _Stamp]] = {}
-        self._chosen = threading.local()  # name and stamp: what each thread has activated
+        # by the adapter, the least recently used first; a slot without an entry is free
+        self._held: dict[str, _Held] = {}
+        self._chosen = threading.local()  # attribute `held`: what each thread has activated
         self._is_chosen = False  # whether any thread has
         self._switched: str | None = None  # the slot that the layers apply
         # the adapters of the call of the model that is running, which keep their slots; a weak
@@ -152,16 +130,37 @@ class AdapterPool:
         self._used: Callable[[], set[str] | None] = lambda: None
         self._switch(BASE)
 
+    def _inject_slots(self, base: nn.Module, stock: PeftConfig) -> None:
+        """Put a stock adapter for each slot on the base."""
+        stock.inference_mode = True
+        slots = [f"slot{index}" for index in range(self.capacity)]
+        self.model: Any = get_peft_model(base, stock, adapter_name=slots[0])  # type: ignore[arg-type]
+        for slot in slots[1:]:
+            self.model.add_adapter(slot, copy.deepcopy(stock))
+        self.model.eval().requires_grad_(False)
+        self._modules = _adapted_modules(self.model)
+        self._state = self.model.state_dict(keep_vars=True)
+        # of each slot the tensors by their keys in a stock file; not copied
+        self._tensors = {
+            slot: get_peft_model_state_dict(
+                self.model, self._state, adapter_name=slot, save_embedding_layers=False
+            )
+            for slot in slots
+        }
+        tuner = self.model.base_model
+        select = tuner._enable_peft_forward_hooks
+        tuner._enable_peft_forward_hooks = partial(self._selecting, select)
+
     @property
     def names(self) -> list[str]:
         """The adapters in the folder, sorted."""
-        found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(p.name for p in found if _is_name(p.name) and (p / CONFIG).is_file())
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(p.name for p in paths if _is_name(p.name) and (p / CONFIG).is_file())
 
     @property
     def active(self) -> str:
         """The name that this thread has given to `activate`."""
-        return getattr(self._chosen, "name", BASE)
+        return getattr(self._chosen, "held", _NO_ADAPTER).adapter
 
     def activate(self, name: str) -> None:
         """Use this adapter in this thread from now on; "__base__": none.
@@ -173,12 +172,12 @@ class AdapterPool:
                 active adapter remains.
         """
         with self._lock:
-            self._refuse_merged()
+            refuse_merged(self._modules)
             if self._used() is not None:
                 raise ConfigError("a call of the model is running; activate after it")
-            slot, stamp = (BASE, ()) if name == BASE else self._slot_with(name, keep=set())
-            self._switch(slot)
-            self._chosen.name, self._chosen.stamp = name, stamp
+            held = _NO_ADAPTER if name == BASE else self._hold(name, keep=set())
+            self._switch(held.slot)
+            self._chosen.held = held
             self._is_chosen = True
 
     def place(self, names: Sequence[str]) -> list[str]:
@@ -196,7 +195,7 @@ class AdapterPool:
         if isinstance(names, str):
             raise ConfigError(f"place takes a list of names, one for each row, got {names!r}")
         with self._lock:
-            self._refuse_merged()
+            refuse_merged(self._modules)
             keep = {*names, self.active} - {BASE}
             if len(keep) > self.capacity:
                 raise ConfigError(
@@ -207,16 +206,11 @@ class AdapterPool:
             rows: dict[str, str] = {BASE: BASE}
             for name in dict.fromkeys(names):
                 if name != BASE:
-                    slot, stamp = self._slot_with(name, keep)
-                    rows[name] = row = _Row(slot)
-                    row.adapter, row.stamp = name, stamp
+                    held = self._hold(name, keep)
+                    row = _Row(held.slot)
+                    row.held = held
+                    rows[name] = row
             return [rows[name] for name in names]
-
-    def _refuse_merged(self) -> None:
-        if any(getattr(module, "merged", False) for module in self._modules):
-            raise ConfigError(
-                "an adapter is merged into the base model; call model.unmerge_adapter() first"
-            )
 
     @contextmanager
     def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
@@ -232,11 +226,12 @@ class AdapterPool:
             before = self._row_hooks()
             names = options.get("adapter_names")
             if names is not None:
-                used = {row.adapter for row in self._checked(names)}
+                self._check_rows(names)
+                used = {row.held.adapter for row in names if row != BASE}
             elif before:
                 raise ConfigError(
-                    "a call of the model with adapter_names is running; give adapter_names to a call"
-                    " inside it as well"
+                    "a call of the model with adapter_names is running; give adapter_names to a"
+                    " call inside it as well"
                 )
             else:
                 used = {self._switch_to_active()}
@@ -249,9 +244,8 @@ class AdapterPool:
                 self._used = (lambda: None) if outer is None else weakref.ref(outer)
                 self._remove_row_hooks(before)
 
-    def _checked(self, names: Sequence[str]) -> list[_Row]:
-        """The rows with an adapter. Raises ConfigError if the pool does not hold them any more."""
-        rows = []
+    def _check_rows(self, names: Sequence[str]) -> None:
+        """Raise ConfigError if the slots do not contain what they did when `place` returned."""
         for row in names:
             if row == BASE:
                 continue
@@ -260,13 +254,11 @@ class AdapterPool:
                     "adapter_names are the list that place returned, or copies of its rows; got"
                     f" {row!r}"
                 )
-            if self._held.get(row.adapter) != (row, row.stamp):
+            if self._held.get(row.held.adapter) != row.held:
                 raise ConfigError(
-                    f"adapter '{row.adapter}' was replaced in its slot after these rows were"
+                    f"adapter '{row.held.adapter}' was replaced in its slot after these rows were"
                     " placed; call place again, before each call of the model"
                 )
-            rows.append(row)
-        return rows
 
     def _row_hooks(self) -> set[tuple[nn.Module, int]]:
         """PEFT's hooks that select adapters by row: module, and key of its forward pre-hook."""
@@ -284,21 +276,19 @@ class AdapterPool:
 
     def _switch_to_active(self) -> str:
         """Apply the adapter that this thread has activated, also if another one took its slot."""
-        name = self.active
-        if not hasattr(self._chosen, "name") and self._is_chosen:
+        if not hasattr(self._chosen, "held") and self._is_chosen:
             raise ConfigError(
                 "this thread has activated no adapter, and another thread has; call activate in the"
                 " thread that calls the model, or give it adapter_names=pool.place([...])"
             )
+        name = self.active
         if name == BASE:
             self._switch(BASE)
             return name
-        slot, stamp = self._held.get(name, (BASE, ()))
-        if slot == BASE:
-            slot, stamp = self._slot_with(name, keep=set())
-        if stamp != self._chosen.stamp:
+        held = self._held.get(name) or self._hold(name, keep=set())
+        if held.stamp != self._chosen.held.stamp:
             raise ConfigError(f"adapter '{name}' changed after it was activated; activate it again")
-        self._switch(slot)
+        self._switch(held.slot)
         return name
 
     def _switch(self, slot: str) -> None:
@@ -310,10 +300,30 @@ class AdapterPool:
             self._switched = slot
 
     @torch.no_grad()
-    def _slot_with(self, name: str, keep: set[str]) -> tuple[str, _Stamp]:
-        """The slot with the adapter in its current version, and its files; those of `keep` remain
-        in theirs.
-        """
+    def _hold(self, name: str, keep: set[str]) -> _Held:
+        """Put the current version of an adapter into a slot; those of `keep` remain in theirs."""
+        folder = self._folder_of(name)
+        files = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS) if path.is_file()]
+        stamp = tuple(n for file in files for n in (file.st_ctime_ns, file.st_size, file.st_ino))
+        held = self._held.get(name)
+        if held is None or held.stamp != stamp:
+            held = _Held(name, self._slot_for(name, keep), stamp)
+            try:
+                tensors = self._reader.read(folder, self._state)
+                check_tensors(tensors, self._tensors["slot0"])
+            except QpeftError as error:
+                raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
+            # free until its tensors are complete, because this may be interrupted
+            for other in [other for other in self._held.values() if other.slot == held.slot]:
+                del self._held[other.adapter]
+            for key, tensor in self._tensors[held.slot].items():
+                tensor.copy_(tensors[key])
+        self._held.pop(name, None)
+        self._held[name] = held  # at the end: used last
+        return held
+
+    def _folder_of(self, name: str) -> Path:
+        """The folder of an adapter. Raises ConfigError if there is none."""
         folder = self.folder / str(name)
         if _is_name(name) and not isdir(folder):  # noqa: PTH112
             with suppress(OSError, ValueError):  # no folder can have this name
@@ -322,83 +332,22 @@ class AdapterPool:
             raise ConfigError(
                 f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others"
             )
-        files = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS) if path.is_file()]
-        stamp = tuple(n for one in files for n in (one.st_ctime_ns, one.st_size, one.st_ino))
-        slot, held = self._held.get(name, (None, ()))
-        if slot is None or held != stamp:
-            used = self._used() or set()
-            taken = {slot for slot, _ in self._held.values()}
-            free = [slot for slot in self._tensors if slot not in taken]
-            idle = [other for other in self._held if other not in keep | used]
-            if name in used or not (slot or free or idle):
-                raise ConfigError(
-                    "a call of the model that is running uses the slots; place or activate after it"
-                )
-            try:
-                tensors = self._read(folder)
-                check_tensors(tensors, self._tensors["slot0"])
-            except QpeftError as error:
-                raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
-            # free until its tensors are complete, because this may be interrupted
-            if slot is not None:
-                del self._held[name]
-            elif free:
-                slot = free[-1]
-            else:
-                slot, _ = self._held.pop(idle[0])
-            for key, tensor in self._tensors[slot].items():
-                tensor.copy_(tensors[key])
-        self._held.pop(name, None)
-        self._held[name] = slot, stamp  # at the end: used last
-        return slot, stamp
+        return folder
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _read(self, folder: Path) -> dict[str, Tensor]:
-        """The adapter's tensors by their keys in a stock file, float32 if generated; valid until
-        the next call.
-
-        Raises CheckpointError if the folder is damaged, foreign, for another base model, or has
-        other settings than the first one; ConfigError if the adapter was saved before its frames
-        were fitted.
+    def _slot_for(self, name: str, keep: set[str]) -> str:
+        """The slot to read an adapter into: its own, a free one, or that of the least recently used
+        adapter. Raises ConfigError if a running call of the model uses all of them.
         """
-        check_folder(folder)
-        saved: Any = PeftConfig.from_pretrained(str(folder))
-        mine, its = self._settings, _shared(saved)
-        if differing := sorted(k for k in mine.keys() | its.keys() if mine.get(k) != its.get(k)):
-            shown = [
-                f"{k}={its.get(k)!r} instead of {mine.get(k)!r}"
-                for k in differing
-                if k != "generated"
-            ]
-            raise CheckpointError(
-                "it has other settings than the first adapter of this pool: "
-                f"{', '.join(shown) or 'it is for another base model'}; serve it from another pool"
-            )
-        check_base(saved, *self._base, f"adapter '{folder.name}'")
-        tensors = tensors_in(
-            (folder / WEIGHTS).read_bytes()
-        )  # for small files three times as fast as load_file
-        others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
-        generator = self._binding.generator
-        packed = {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in others}
-        for key in others.keys() & self._state.keys():
-            tensor, present = others.pop(key), self._state[key]
-            if not torch.equal(tensor.to(present), present):
-                raise CheckpointError(
-                    f"its base has other values in {key}, where the vocabulary was resized, than that"
-                    " of the first adapter of this pool; serve it from another pool"
-                )
-        state = generator.unpack(packed)
-        check_tensors(state, generator.state_dict())
-        generator.load_state_dict(state)
-        if generator.needs_fit:
+        used = self._used() or set()
+        slots = {held.adapter: held.slot for held in self._held.values()}
+        free = [slot for slot in self._tensors if slot not in slots.values()]
+        idle = [slot for adapter, slot in slots.items() if adapter not in keep | used]
+        candidates = [slots[name]] if name in slots else free[-1:] + idle
+        if name in used or not candidates:
             raise ConfigError(
-                "it was saved before qpeft.fit_frames, without the frames of the loss gradient;"
-                " train it"
+                "a call of the model that is running uses the slots; place or activate after it"
             )
-        parts = zip(self._binding.slots, generator().split(self._binding.sizes), strict=True)
-        return others | {stock_key(slot.label): part.view(slot.shape) for slot, part in parts}
+        return candidates[0]
 
 
 def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
@@ -411,11 +360,11 @@ def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
         return f"AdapterPool serves QPA, Quantum-PEFT and SoRA, and this is {kind}"
     config = copy.copy(config)
     check_target_modules(base, config)  # which names experts as PEFT does
-    saved = tuple(getattr(config, "modules_to_save", None) or ())
-    copied = [module for name, module in base.named_modules() if name.endswith(saved)]
-    unmixed = sorted({type(m).__name__ for m in copied if not isinstance(m, _MIXED_COPIES)})
-    if unmixed:
-        part = f"a trained copy of {unmixed[0]} (modules_to_save)"
+    ends = tuple(getattr(config, "modules_to_save", None) or ())
+    copied = [module for name, module in base.named_modules() if name.endswith(ends)]
+    not_mixed = sorted({type(m).__name__ for m in copied if not isinstance(m, _MIXED_COPIES)})
+    if not_mixed:
+        part = f"a trained copy of {not_mixed[0]} (modules_to_save)"
     elif getattr(config, "target_parameters", None):
         part = "experts (target_parameters)"
     elif getattr(config, "use_dora", False):
@@ -432,10 +381,6 @@ def _is_served(kind: Any) -> bool:
 def _is_name(name: Any) -> bool:
     """Whether it can be the name of an adapter's folder, and is not a path."""
     return isinstance(name, str) and Path(name).name == name not in ("", BASE) and name[0] != "."
-
-
-def _shared(config: PeftConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in _FREE}
 
 
 def _adapted_modules(model: nn.Module) -> list[Any]:

@@ -1,4 +1,6 @@
-"""The head of a tied base with `ensure_weight_tying`: its LoRA is that of the embedding, transposed."""
+"""The head of a tied base with `ensure_weight_tying`: its LoRA is that of the embedding,
+transposed.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,15 @@ def tie_head(model: Any, adapter_name: str, config: Any) -> None:
     head      (V, d): lora_A (r, d), lora_B (V, r)
     """
     for name in getattr(config, "target_modules_to_tie", None) or ():
-        head, embedding = model.get_submodule(name), model.get_input_embeddings()
+        head = model.get_submodule(name)
+        embedding = model.get_input_embeddings()
         head.kwargs.pop("tied_adapter")  # tensors with a graph, which cannot be copied
-        pairs = (head.lora_A, embedding.lora_embedding_B), (head.lora_B, embedding.lora_embedding_A)
-        for own, factors in pairs:
+        source_of = {
+            head.lora_A: embedding.lora_embedding_B,
+            head.lora_B: embedding.lora_embedding_A,
+        }
+        for own, source in source_of.items():
             factor = own[adapter_name]
             del factor.weight
             factor.__class__ = TransposedFactor
-            factor.source = factors, adapter_name
+            factor.source = (source, adapter_name)

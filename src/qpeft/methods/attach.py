@@ -25,7 +25,7 @@ from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generators import Generators, described_by, holder_of
-from qpeft.core.meta_model import peft_model_of
+from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, adapter_parameters, find_slots
 from qpeft.errors import CheckpointError, ConfigError
@@ -120,10 +120,7 @@ def _check_host(model: Any) -> None:
             f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use"
             " another"
         )
-    if any(getattr(module, "merged", False) for module in model.modules()):
-        raise ConfigError(
-            "the adapter is merged into the base model; call model.unmerge_adapter() first"
-        )
+    refuse_merged(model.modules())
 
 
 def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:

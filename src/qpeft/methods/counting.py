@@ -9,9 +9,9 @@ layer adds as much as the second one did:
     LoRA, trainable    1,152     2,304     3,456       34,560  =  1,152 + 29 * (2,304 - 1,152)
     core on all types  7 + 0 ..  14        21          210     =  7 + 29 * (14 - 7)
 
-This is exact if all layers are alike, which `_few_layers` checks, and if the adapter's size is a sum
-over modules. That of a method that spends a budget of its own, such as QPA, is not: it has no free
-setting, and is counted on the base itself, as is everything that is suggested.
+This is exact if all layers are alike, which `_few_layers` checks, and if the adapter's size is a
+sum over modules. That of a method that spends a budget of its own, such as QPA, is not: it has no
+free setting, and is counted on the base itself, as is everything that is suggested.
 """
 
 from __future__ import annotations
@@ -86,17 +86,16 @@ class Counts:
 
         Raises QpeftError if the adapter does not fit the base.
         """
-        n_layers, few = self._few
-        if not few or not design.values:
+        few = self._few
+        if few is None or not design.values:
             costs = self._costs(self.model, design)
             return Size(costs.trainable, costs.stored_bytes)
-        first, second = (self._costs(base, design) for base in few)
-
-        def on_all(name: str) -> int:
-            a, b = getattr(first, name), getattr(second, name)
-            return a + (n_layers - 1) * (b - a)
-
-        return Size(*map(on_all, Size._fields))
+        on_one = self._costs(few.one_layer, design)
+        on_two = self._costs(few.two_layers, design)
+        more = few.n_layers - 1  # each adds what the second layer does
+        trainable = on_one.trainable + more * (on_two.trainable - on_one.trainable)
+        n_bytes = on_one.stored_bytes + more * (on_two.stored_bytes - on_one.stored_bytes)
+        return Size(trainable, n_bytes)
 
     def exact(self, design: Design) -> tuple[dict[str, Any], Plan]:
         """The settings for the base, and what they cost there.
@@ -139,7 +138,7 @@ class Counts:
         return self._plans[key]
 
     @cached_property
-    def _few(self) -> tuple[int, list[nn.Module]]:
+    def _few(self) -> _FewLayers | None:
         return _few_layers(self.model)
 
 
@@ -151,27 +150,36 @@ def has_frames(design: Design) -> bool:
 def config_of(method: str, settings: Mapping[str, Any]) -> PeftConfig:
     """A new PEFT config of a registered method."""
     record = get(method)
+    fields = {**record.defaults, **settings, "task_type": TASK}
     with warnings.catch_warnings(action="ignore"):  # PEFT's on projections that are not saved
-        return record.config_class(**{**record.defaults, **settings, "task_type": TASK})
+        return record.config_class(**fields)
 
 
-def _few_layers(model: Any) -> tuple[int, list[nn.Module]]:
-    """The number of layers, and models with one and with two of them; no models if the layers are
-    few or not alike.
-    """
+class _FewLayers(NamedTuple):
+    """A base whose layers are all alike, with fewer of them."""
+
+    n_layers: int  # of the base itself
+    one_layer: nn.Module
+    two_layers: nn.Module
+
+
+def _few_layers(model: Any) -> _FewLayers | None:
+    """The base with one layer and with two; None if its layers are few or not alike."""
     n_layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if not isinstance(model, PreTrainedModel) or not n_layers or n_layers < _MANY_LAYERS:
-        return 1, []
+        return None
     try:
-        one, two = (_with_layers(model, n) for n in (1, 2))
+        few = _FewLayers(n_layers, _with_layers(model, 1), _with_layers(model, 2))
     except Exception:  # of any code: this model has no such copies, and is counted as it is
-        return n_layers, []
-    whole, first, second = map(_kinds, (model, one, two))
+        return None
+    whole = _kinds(model)
+    first = _kinds(few.one_layer)
+    second = _kinds(few.two_layers)
     is_uniform = all(
         whole[kind] == first[kind] + (n_layers - 1) * (second[kind] - first[kind])
         for kind in whole | first | second
     )
-    return n_layers, [one, two] if is_uniform else []
+    return few if is_uniform else None
 
 
 def _with_layers(model: PreTrainedModel, n: int) -> PreTrainedModel:
@@ -186,7 +194,7 @@ def _with_layers(model: PreTrainedModel, n: int) -> PreTrainedModel:
 
 
 def _kinds(model: nn.Module) -> Counter[tuple[str, torch.Size]]:
-    """How many parameters have each name and shape; the numbers of layers are not part of the name."""
+    """How many parameters have each name and shape; names are without the numbers of layers."""
     return Counter(
         (re.sub(r"\b\d+\.", "", name), parameter.shape)
         for name, parameter in model.named_parameters()

@@ -46,21 +46,17 @@ class Plan:
     trainable: int  #: parameters that the optimizer sees, `modules_to_save` included
     trainable_parts: dict[str, int]
     deployed: int  #: parameters of the adapter at inference
-    # : tensors of the compact checkpoint: parameters and frames, without the file's header and
-    # hashes
+    #: tensors of the compact checkpoint: parameters and frames, without the file's header and hashes
     stored_bytes: int
-    exported_bytes: (
-        int | None
-    )  #: exported adapter, tensors only; None: stock PEFT has no such adapter
+    #: exported adapter, tensors only; None: stock PEFT has no such adapter
+    exported_bytes: int | None
     needs_qpeft: bool  #: to load the compact checkpoint
     base_parameters: int
     target_modules: list[str]
-    sizes: dict[str, Any] = field(
-        default_factory=dict
-    )  #: of the method, such as n_qubits of the largest circuit
-    circuits: dict[str, Any] | None = (
-        None  #: cost of the circuits on a backend, see `CircuitRun.forecast`
-    )
+    #: of the method, such as n_qubits of the largest circuit
+    sizes: dict[str, Any] = field(default_factory=dict)
+    #: cost of the circuits on a backend, see `CircuitRun.forecast`
+    circuits: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -98,35 +94,38 @@ def plan(
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
     config.inference_mode = False  # as in a config that was read from a folder
-    own = isinstance(config, GeneratedConfig) and config
-    if own:
+    own = config if isinstance(config, GeneratedConfig) else None
+    if own is not None:
         own.read_files(model)
     check_target_modules(model, config)
-    stock = own.to_stock() if own else config
+    stock = config if own is None else own.to_stock()
     try:
         with torch.device("meta"):  # FourierFT and others would draw values for minutes
             adapted = _adapt(model, stock)
     except NotImplementedError:  # Uni-LoRA with save_indices counts values
         adapted = _adapt(on_meta(base, config.task_type, trust_remote_code), stock)
     tuner = adapted.base_model
-    targets = (
-        [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
-        if isinstance(tuner, BaseTuner)
-        else []
-    )
-    counts, made = _count(config, adapted), None
-    if maker := generator or own:
+    targets = []
+    if isinstance(tuner, BaseTuner):  # not a prompt
+        targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names]
+    counts = _count(config, adapted)
+    made = None
+    maker = generator or own
+    if maker is not None:
         slots = generated_slots(adapted, "default")
-        initial = torch.empty(sum(slot.shape.numel() for slot in slots), device="meta")
+        initial = torch.empty(sum(slot.shape.numel() for slot in slots), device="meta")  # (P,)
         made = maker.make(maker.order(slots), initial, SeededInit(maker.seed, "meta"))
         counts |= _count_generator(made, slots, adapted)
+    circuits = None
     chosen = BackendSettings(**backend)
-    run = None if chosen == BackendSettings() else next(iter(circuit_runs(made, chosen).values()))
+    if chosen != BackendSettings():
+        run: Any = next(iter(circuit_runs(made, chosen).values()))
+        circuits = run.forecast(steps)
     return Plan(
         method=generator_name(generator) if generator else type_name(config),
         base_parameters=base_parameters,
         target_modules=targets,
-        circuits=None if run is None else run.forecast(steps),
+        circuits=circuits,
         **counts,
     )
 
@@ -135,11 +134,15 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan for an adapter that is trained as it is; `adapted` is the model on the
     meta device.
     """
-    tuner, is_stock = adapted.base_model, has_stock_form(adapted)
-    deployed, stored = count_deployed(adapted), count_stored(adapted)
+    tuner = adapted.base_model
+    is_stock = has_stock_form(adapted)
+    deployed = count_deployed(adapted)
+    stored = count_stored(adapted)
     if getattr(config, "init_lora_weights", None) == "lora_ga":
         # the saved adapter also contains the initial one, which PEFT subtracted from the base
-        deployed, stored = deployed + count_lora(adapted), stored + count_lora(adapted)
+        deployed += count_lora(adapted)
+        stored += count_lora(adapted)
+    exported = deployed if is_compact(adapted) else stored
     merged = "" if getattr(tuner, "merges", False) else "merged into the base, nor "
     note = f"no stock PEFT adapter is equal to it: it cannot be {merged}exported"
     return {
@@ -147,9 +150,7 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
         "trainable_parts": _parts(adapted, OTHER.name),
         "deployed": deployed,
         "stored_bytes": stored * BYTES,
-        "exported_bytes": (
-            (deployed if is_compact(adapted) else stored) * BYTES if is_stock else None
-        ),
+        "exported_bytes": exported * BYTES if is_stock else None,
         "needs_qpeft": is_compact(adapted) or not is_stock,
         "sizes": tuner.plan_sizes() if isinstance(tuner, OwnTuner) else {},
         "notes": [] if is_stock else [note],
@@ -158,39 +159,37 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
 
 def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) -> dict[str, Any]:
     """The other fields of a Plan if the tensors `slots` of this adapter are generated."""
-    m, trained = sum(slot.shape.numel() for slot in slots), count_trainable(generator)
-    sizes, deployed, host = (
-        generator.plan_sizes(),
-        count_trainable(adapted),
-        adapted.active_peft_config,
-    )
-    state = {
-        k: tensor for k, tensor in generator.pack(generator.state_dict()).items() if k != _HASH
-    }
-    if frames := sum(tensor.nbytes for name, tensor in state.items() if name.startswith("frames.")):
-        sizes["frame_bytes"] = frames
-    of_lora = sum(
-        slot.shape.numel() for slot in slots if ".lora_A" in slot.label or ".lora_B" in slot.label
-    )
+    m = sum(slot.shape.numel() for slot in slots)
+    trained = count_trainable(generator)
+    deployed = count_trainable(adapted)
+    other = deployed - m  # trained biases and modules, which are not generated
+    sizes = generator.plan_sizes()
+    packed = generator.pack(generator.state_dict())
+    n_bytes = {name: tensor.nbytes for name, tensor in packed.items() if name != _HASH}
+    frame_bytes = sum(n for name, n in n_bytes.items() if name.startswith("frames."))
+    if frame_bytes:
+        sizes["frame_bytes"] = frame_bytes
     notes = []
     if generator.is_compression and trained >= m:
         notes.append(f"{trained:,} trained parameters for {m:,} generated: not a compression")
-    if generator.is_compression and of_lora:
+    lora_sizes = [s.shape.numel() for s in slots if ".lora_A" in s.label or ".lora_B" in s.label]
+    if generator.is_compression and lora_sizes:
+        host = adapted.active_peft_config
         r = min([host.r, *host.rank_pattern.values()])
-        if rank := min(max(trained, sizes.get("budget", 0)) * r // of_lora, r):
-            size = of_lora // r * rank
+        # the largest rank of a LoRA that trains no more
+        rank = min(max(trained, sizes.get("budget", 0)) * r // sum(lora_sizes), r)
+        if rank:
+            size = sum(lora_sizes) // r * rank
             notes.append(
                 f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this"
                 " budget"
             )
-    stored = count_stored(
-        adapted, {slot.owner.get_parameter(slot.name).untyped_storage()._cdata for slot in slots}
-    )
+    generated = {slot.owner.get_parameter(slot.name).untyped_storage()._cdata for slot in slots}
     return {
-        "trainable": trained + deployed - m,
-        "trainable_parts": {**_parts(generator, "generator"), "other": deployed - m},
+        "trainable": trained + other,
+        "trainable_parts": {**_parts(generator, "generator"), "other": other},
         "deployed": deployed,
-        "stored_bytes": sum(tensor.nbytes for tensor in state.values()) + stored * BYTES,
+        "stored_bytes": sum(n_bytes.values()) + count_stored(adapted, generated) * BYTES,
         "needs_qpeft": True,
         "sizes": sizes,
         "notes": notes,
@@ -200,50 +199,52 @@ def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) 
 def _parts(module: nn.Module, ungrouped: str) -> dict[str, int]:
     """The trainable parameters of each group of `qpeft.param_groups`."""
     groups = param_groups(module, lr=0.0) if count_trainable(module) else []
-    names = {group["name"]: sum(p.numel() for p in group["params"]) for group in groups}
-    return {ungrouped if name == OTHER.name else name: n for name, n in names.items()}
+    parts = {}
+    for group in groups:
+        name = ungrouped if group["name"] == OTHER.name else group["name"]
+        parts[name] = sum(p.numel() for p in group["params"])
+    return parts
 
 
 def _adapt(model: nn.Module, config: Any) -> Any:
+    """`model` with the adapter, without the steps of PEFT that need weights or take long.
+
+    Raises ConfigError, with PEFT's reason, if the adapter does not fit the model.
+    """
     if isinstance(getattr(config, "init_lora_weights", None), str):
         config = copy.copy(config)  # the counts need the initialization
         config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
+    # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds
+    drawing: Any = patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
+    if getattr(config, "save_indices", True):  # the indices are counted, or it is another method
+        drawing = nullcontext()
     # BOFT would make and read matrices of permutations
-    lazy = {
-        "block_butterfly_perm": lambda _, n, *rest: n,
-        "perm2mat": lambda _, n: torch.empty(n, n),
-    }
-    # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds, and saves
-    # none
-    is_drawn = getattr(config, "save_indices", True)
-    draws = (
-        nullcontext()
-        if is_drawn
-        else patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
+    permuting = patch.multiple(
+        BOFTLayer,
+        block_butterfly_perm=lambda _, n, *rest: n,
+        perm2mat=lambda _, n: torch.empty(n, n),
     )
     try:
-        with draws, patch.multiple(BOFTLayer, **lazy):
+        with drawing, permuting:
             # without casts, which take time and change no count
-            return get_peft_model(model, config, autocast_adapter_dtype=False)  # type: ignore[arg-type]
+            return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except QpeftError:
+        raise
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
-        raise (
-            error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0])
-        ) from error
+        raise ConfigError(str(error).partition("\n")[0]) from error
 
 
 def count_deployed(adapted: Any) -> int:
     """Parameters of an adapter at inference, in addition to the base; of a prompt, the output of
     its encoder.
     """
-    if (holder := holder_of(adapted)) is not None:
-        return holder.count_generated() + count_trainable(adapted) - count_trainable(holder)
+    holder = holder_of(adapted)
+    trained = count_trainable(adapted)
+    if holder is not None:
+        return holder.count_generated() + trained - count_trainable(holder)
     if is_compact(adapted) and has_stock_form(adapted):
-        return count_trainable(adapted) + adapted.base_model.count_more()
-    return (
-        count_stored(adapted)
-        if adapted.active_peft_config.is_prompt_learning
-        else count_trainable(adapted)
-    )
+        return trained + adapted.base_model.count_more()
+    return count_stored(adapted) if adapted.active_peft_config.is_prompt_learning else trained
 
 
 def count_lora(adapted: Any) -> int:
@@ -263,17 +264,17 @@ def count_stored(adapted: Any, generated: Collection[int] = ()) -> int:
     config: Any = adapted.active_peft_config
     if not config.is_prompt_learning:
         state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        kept = [
-            t
-            for name, t in state.items()
-            if not name.endswith(_HASH) and t.untyped_storage()._cdata not in generated
-        ]
-        return sum(tensor.numel() for tensor in kept)
+        return sum(
+            tensor.numel()
+            for name, tensor in state.items()
+            if not name.endswith(_HASH) and tensor.untyped_storage()._cdata not in generated
+        )
     saved_modules = sum(
         p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name
     )
+    if generated:
+        return saved_modules
     is_prefix = config.peft_type == PeftType.PREFIX_TUNING
-    per_token = config.token_dim * (
-        2 * config.num_layers if is_prefix else config.num_transformer_submodules
-    )
-    return saved_modules + (0 if generated else config.num_virtual_tokens * per_token)
+    # a prefix has keys and values of each layer, other prompts a vector for each of the inputs
+    n_vectors = 2 * config.num_layers if is_prefix else config.num_transformer_submodules
+    return saved_modules + config.num_virtual_tokens * n_vectors * config.token_dim

@@ -26,13 +26,10 @@ _registered: dict[str, Method] = {}
 def _own() -> dict[str, Method]:
     """qpeft's methods, quantum methods first and among them those for any host; then PEFT's."""
     folder = str(Path(__file__).parent)
-    found = [
-        import_module(f"qpeft.methods.{m.name}").METHOD
-        for m in pkgutil.iter_modules([folder])
-        if m.ispkg
-    ]
-    found.sort(key=lambda method: (method.kind != "quantum", method.generator is None))
-    return {method.key: method for method in (*found, *STOCK)}
+    names = [module.name for module in pkgutil.iter_modules([folder]) if module.ispkg]
+    own = [import_module(f"qpeft.methods.{name}").METHOD for name in names]
+    own.sort(key=lambda method: (method.kind != "quantum", method.generator is None))
+    return {method.key: method for method in (*own, *STOCK)}
 
 
 def records() -> list[Method]:
@@ -59,14 +56,15 @@ def get(name: str) -> Method:
     cannot be executed, or NAME is not a Method in it.
     """
     if is_file(name):
-        found = vars(execute(name, "method")).get(name.rpartition(":")[2])
-        if not isinstance(found, Method):
+        in_file = vars(execute(name, "method")).get(name.rpartition(":")[2])
+        if not isinstance(in_file, Method):
             raise ConfigError(f"method {name}: the file has no qpeft.methods.Method of this name")
-        register(found)
-        return found
-    if (found := _own().get(name) or _registered.get(name)) is None:
+        register(in_file)
+        return in_file
+    method = _own().get(name) or _registered.get(name)
+    if method is None:
         raise ConfigError(unknown("method", name, keys()))
-    return found
+    return method
 
 
 def of_config(config: Any) -> Method | None:
@@ -87,10 +85,10 @@ def register(method: Method) -> None:
     """
     if not isinstance(method, Method):
         raise ConfigError(f"register takes a qpeft.methods.Method, got {method!r}")
-    there = _registered.get(method.key)
-    check_registered(
-        "method", method.key, method.config, _own().get(method.key) or (there and there.config)
-    )
+    earlier = _registered.get(method.key)
+    # a method of qpeft cannot be replaced, one with a config of the same name can
+    old = _own().get(method.key) or (earlier and earlier.config)
+    check_registered("method", method.key, method.config, old)
     register_with_peft(method)
     _registered[method.key] = method
 
@@ -109,14 +107,17 @@ def register_all() -> None:
             f"qpeft works with peft {SUPPORTED_PEFT}, found {peft.__version__}; "
             f"install it with: pip install 'peft=={SUPPORTED_PEFT}.*'"
         )
-    place = "qpeft.methods.attach"
     attached = Method(
-        key="attached", title="", config=f"{place}:AttachedConfig", tuner=f"{place}:AttachedTuner"
+        key="attached",
+        title="",
+        config="qpeft.methods.attach:AttachedConfig",
+        tuner="qpeft.methods.attach:AttachedTuner",
     )
-    tables = [getattr(mapping, f"PEFT_TYPE_TO_{kind}_MAPPING") for kind in ("CONFIG", "TUNER")]
-    for method in (*_own().values(), attached):
+    tables: Any = (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, mapping.PEFT_TYPE_TO_TUNER_MAPPING)
+    with_tuner = [method for method in _own().values() if method.tuner is not None]
+    for method in (*with_tuner, attached):
         name = f"QPEFT_{method.key.upper()}"
-        for table in tables if method.tuner is not None else ():
+        for table in tables:
             table.setdefault(name, _Unimported(method, table, name))
 
 
@@ -125,18 +126,20 @@ class _Unimported:
     uses it.
     """
 
-    def __init__(self, method: Method, table: dict[Any, Any], name: str):
-        self.method, self._table, self._name = method, table, name
+    def __init__(self, method: Method, table: dict[Any, Any], name: str) -> None:
+        self.method = method
+        self._table = table
+        self._name = name
 
-    def _found(self) -> Any:
+    def _imported(self) -> Any:
         register_with_peft(self.method)
         return self._table[self._name]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._found()(*args, **kwargs)
+        return self._imported()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._found(), name)
+        return getattr(self._imported(), name)
 
 
 def register_with_peft(method: Method) -> None:
@@ -147,8 +150,10 @@ def register_with_peft(method: Method) -> None:
 
     from qpeft.core.config import MethodName
 
-    config, tuner = method.config_class, imported(method.tuner)
-    if (kind := getattr(config(), "peft_type", None)) is None:
+    config = method.config_class
+    tuner = imported(method.tuner)
+    kind = getattr(config(), "peft_type", None)
+    if kind is None:
         raise ConfigError(
             f'the config of method {method.key} must set peft_type = MethodName("...")'
         )
@@ -156,10 +161,11 @@ def register_with_peft(method: Method) -> None:
     configs: dict[Any, Any] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     tuners: dict[Any, Any] = mapping.PEFT_TYPE_TO_TUNER_MAPPING
     prefixes: dict[Any, Any] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING
-    for table, value in ((configs, config), (tuners, tuner)):
-        there = table.get(name)
-        if not (isinstance(there, _Unimported) and there.method is method):
-            check_registered("PEFT type", name.value, value, there)
+    for table, new in ((configs, config), (tuners, tuner)):
+        old = table.get(name)
+        if not (isinstance(old, _Unimported) and old.method is method):
+            check_registered("PEFT type", name.value, new, old)
     # only the start, because PEFT warns of adapter names within it, such as "en"
     prefixes[name] = (getattr(tuner, "container", None) or tuner.prefix)[:4]
-    configs[name], tuners[name] = config, tuner
+    configs[name] = config
+    tuners[name] = tuner

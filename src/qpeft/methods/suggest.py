@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from peft import PeftConfig
 from torch import nn
@@ -83,7 +84,8 @@ def suggest(
             share can contain.
         frames: A frame file of `base`. Only adapters that it has frames for are considered; they
             refer to it.
-        mixed_batches: Only adapters that `AdapterPool` serves in one batch with others of their kind.
+        mixed_batches: Only adapters that `AdapterPool` serves in one batch with others of their
+            kind.
         refuses: Maps a config to the reason why its adapter cannot be used, or None; such adapters
             are left out.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
@@ -104,8 +106,8 @@ def suggest(
         read_frame_file(frames).check_base(base if isinstance(base, nn.Module) else model)
     counts = Counts(model, frames, shares_frames=in_bytes)
     evidence = read_evidence()
-    chosen: list[Suggestion] = []
-    larger: list[tuple[int, str]] = []  # sizes and labels of adapters beyond the budget
+    suggestions: list[Suggestion] = []
+    larger: list[_Larger] = []
     refused: list[str] = []  # labels with reasons
     for candidate in _within_reach(evidence, model, budget // BYTES if in_bytes else budget):
         try:
@@ -114,33 +116,44 @@ def suggest(
             size = counts.expected(design)
             n = size.stored_bytes if in_bytes else size.trainable
             if n > budget:
-                larger.append((n, design.label))
+                larger.append(_Larger(n, design.label))
                 continue
             if not design.is_near(size.trainable):
                 raise ConfigError(
                     f"its {size.trainable:,} here are far from the size that was measured"
                 )
-            if reason := refuses(config_of(design.method, fill_names(design.settings, model))):
+            reason = refuses(config_of(design.method, fill_names(design.settings, model)))
+            if reason:
                 raise ConfigError(reason)
             needs_file = in_bytes and frames is None and has_frames(design)
-            chosen.append(_suggestion(evidence, design, counts, needs_file))
+            suggestion = _suggestion(evidence, design, counts, needs_file)
         except QpeftError as error:
             refused.append(f"{candidate.label}: {error}")
-        if len(chosen) > _ALTERNATIVES:
+            continue
+        notes = _notes(evidence, suggestion, parameters)
+        suggestions.append(replace(suggestion, notes=notes))
+        if len(suggestions) > _ALTERNATIVES:
             break
-    if chosen:
-        first, *others = (replace(one, notes=_notes(evidence, one, parameters)) for one in chosen)
-        return replace(first, alternatives=others)
+    if suggestions:
+        best, *others = suggestions
+        return replace(best, alternatives=others)
     if not larger:
         raise ConfigError(
             f"no measured adapter fits what was asked; the first reason is: {refused[0]}"
         )
     name = "bytes" if in_bytes else "parameters"
-    n, label = min(larger)
+    smallest = min(larger)
     raise ConfigError(
-        f"{name} {budget:,} is too small: the smallest measured adapter for this base, {label}, has"
-        f" {n:,}; raise {name}"
+        f"{name} {budget:,} is too small: the smallest measured adapter for this base,"
+        f" {smallest.label}, has {smallest.size:,}; raise {name}"
     )
+
+
+class _Larger(NamedTuple):
+    """An adapter beyond the budget, by its size."""
+
+    size: int
+    label: str
 
 
 def _within_reach(evidence: Evidence, model: nn.Module, parameters: int) -> list[Design]:
@@ -159,7 +172,8 @@ def _check_use(design: Design, counts: Counts, mixed_batches: bool) -> None:
     counts.check_frames(design)
     if mixed_batches:
         config = config_of(design.method, fill_names(design.settings, counts.model))
-        if reason := why_not_mixed(counts.model, config):
+        reason = why_not_mixed(counts.model, config)
+        if reason is not None:
             raise ConfigError(reason)
 
 
@@ -174,17 +188,17 @@ def _suggestion(
         # share one of them, so that the rate grows with it
         factor = math.sqrt(counts.lora_parameters() / design.per_lora)
         rates = {base: float(f"{rate * factor:.2g}") for base, rate in rates.items()}
-    fields = {**vars(design), "settings": settings, "learning_rates": rates}
+    sized = replace(design, settings=settings, learning_rates=rates)
     return Suggestion(
-        **fields, plan=costs, needs_frame_file=needs_frame_file, reference=evidence.reference
+        **vars(sized), plan=costs, needs_frame_file=needs_frame_file, reference=evidence.reference
     )
 
 
 def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -> list[str]:
     """What limits the evidence and the use of the adapter."""
     notes = []
-    n_base = suggestion.plan.base_parameters
-    if n_base > 2 * (largest := max(row["base_parameters"] for row in suggestion.results)):
+    largest = max(result["base_parameters"] for result in suggestion.results)
+    if suggestion.plan.base_parameters > 2 * largest:
         notes.append(
             f"the evidence ends at bases of {largest:,} parameters; the order of adapters may"
             " differ"
@@ -192,10 +206,10 @@ def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -
     most = max(design.budget for design in evidence.designs)
     if parameters is not None and parameters > most:
         notes.append(f"the evidence ends at {most:,} trainable parameters")
-    if lost := evidence.lost.get(str(suggestion.budget)):
+    lost = evidence.lost.get(str(suggestion.budget))
+    if lost:
         notes.append(_LOST.format(suggestion.budget, min(lost), max(lost)))
-    if (
-        n_bytes := suggestion.plan.sizes.get("frame_bytes")
-    ) and "frames" not in suggestion.settings:
-        notes.append(_FRAME_FILE.format(n_bytes))
+    frame_bytes = suggestion.plan.sizes.get("frame_bytes")
+    if frame_bytes and "frames" not in suggestion.settings:
+        notes.append(_FRAME_FILE.format(frame_bytes))
     return notes
