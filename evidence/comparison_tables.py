@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import comparisons
 from comparisons import Paired, compared, mean_loss
+from qpeft_lab.compare.rows import Row, succeeded
 from qpeft_lab.compare.stats import NO_DIFFERENCE, paired_difference
 from qpeft_lab.compare.summary import Result, Summary
 from table_text import table
@@ -69,6 +70,7 @@ class Change(NamedTuple):
     original: str
 
 
+ANGLES = ("scale_1", "scale_10", "scale_50", "scale_200")  # of the study `angles`
 CIRCUIT = {  # the studies have other keys for one replacement
     "QPA, the paper's network: no circuit": [
         Change("paper_none", "qpa_paper"),
@@ -109,14 +111,14 @@ class Cell(NamedTuple):
         return f"{self.words}{self.difference.mean:+.1f} [{low:+.1f}, {high:+.1f}], {verdict}"
 
 
-class Row(NamedTuple):
+class Line(NamedTuple):
     """A line of a table; a cell is None if there is nothing to compare."""
 
     label: str
     cells: list[Cell | None]
 
 
-def grid(header: Sequence[str], rows: Sequence[Row]) -> str:
+def grid(header: Sequence[str], rows: Sequence[Line]) -> str:
     """A table of comparisons, whose verdicts are of one family."""
     cells = [cell for row in rows for cell in row.cells if cell is not None]
     verdicts = comparisons.verdicts([cell.difference for cell in cells])
@@ -162,7 +164,7 @@ def equal() -> str:
                 for each in (both.ours, both.other)
             )
             cells.append(Cell(both.difference, " and ".join(names) + ": "))
-        rows.append(Row(f"{budget:,}", cells))
+        rows.append(Line(f"{budget:,}", cells))
     return grid(["parameters, at most", *(SETUPS[setup] for setup in setups)], rows)
 
 
@@ -178,7 +180,7 @@ def pairs(study: str, asked: Sequence[Pair]) -> str:
         if pair.equal_sizes:
             label += ", sizes about equal"
         cells = [pair_cell(pair, budget, summaries, chosen) for budget in budgets]
-        rows.append(Row(label, cells))
+        rows.append(Line(label, cells))
     return grid(["parameters, at most", *(f"{budget:,}" for budget in budgets)], rows)
 
 
@@ -215,7 +217,7 @@ def margins() -> str:
     """Circuits minus their classical replacements in each setup."""
     header = ["circuit minus", *(SETUPS[setup] for setup in summaries_of("margins"))]
     rows = [
-        Row(question, [Cell(each) for each in in_setups])
+        Line(question, [Cell(each) for each in in_setups])
         for question, in_setups in questions().items()
     ]
     return grid(header, rows)
@@ -224,7 +226,7 @@ def margins() -> str:
 def pooled() -> str:
     """The same, averaged over the setups."""
     rows = [
-        Row(question, [Cell(comparisons.mean(in_setups))])
+        Line(question, [Cell(comparisons.mean(in_setups))])
         for question, in_setups in questions().items()
     ]
     return grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], rows)
@@ -240,6 +242,53 @@ def questions() -> dict[str, list[Paired]]:
     }
 
 
+# -- do QPA's angles move?
+
+
+def angles() -> str:
+    """QPA with trained angles minus QPA with frozen ones, by the factor on the angles' learning
+    rate, with how far they moved on average.
+    """
+    summaries = summaries_of("angles")
+    rows = []
+    for key in ANGLES:
+        cells: list[Cell | None] = []
+        for summary in summaries.values():
+            moved = summary[key].mean("angles_moved")
+            cells.append(Cell(compared(summary, key, "frozen"), f"{moved:.2f} rad; "))
+        rows.append(Line(_factor(key), cells))
+    return grid(["factor", *(SETUPS[setup] for setup in summaries)], rows)
+
+
+def angles_far() -> str:
+    """Of each factor the trial that moved the angles furthest, and what its validation loss lost to
+    that of frozen angles at the same learning rate, in per cent of LoRA's gain.
+    """
+    summaries = summaries_of("angles")
+    rows = []
+    for key in ANGLES:
+        texts = []
+        for summary in summaries.values():
+            untrained = summary["none"].mean("valid_loss")
+            best_lora = min(row["valid_loss"] for row in _successes(summary["lora_r8"]))
+            frozen = {row["lr"]: row["valid_loss"] for row in _successes(summary["frozen"])}
+            trials = [row for row in _successes(summary[key]) if row["lr"] in frozen]
+            furthest = max(trials, key=lambda row: row["angles_moved"])
+            lost = furthest["valid_loss"] - frozen[furthest["lr"]]
+            of_gain = 100 * lost / (untrained - best_lora)
+            texts.append(f"{furthest['angles_moved']:.2f} rad; {of_gain:+.1f}")
+        rows.append([_factor(key), *texts])
+    return table(["factor", *(SETUPS[setup] for setup in summaries)], rows)
+
+
+def _successes(result: Result) -> list[Row]:
+    return [row for row in result.trials.values() if row is not None and succeeded(row)]
+
+
+def _factor(key: str) -> str:
+    return key.removeprefix("scale_")
+
+
 def epochs() -> str:
     """Framed circuits minus other families after one and four epochs, averaged over the setups."""
     budgets = BUDGETS[:3]
@@ -251,7 +300,7 @@ def epochs() -> str:
             for budget in budgets:
                 keys = (f"framed_{budget}", f"{other}_{budget}")
                 cells.append(Cell(comparisons.mean([compared(s, *keys) for s in summaries])))
-            rows.append(Row(f"{_family(summaries[0], other)}, {duration}", cells))
+            rows.append(Line(f"{_family(summaries[0], other)}, {duration}", cells))
     return grid(["framed circuits minus", *(f"{budget:,}" for budget in budgets)], rows)
 
 

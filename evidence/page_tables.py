@@ -135,6 +135,8 @@ TABLES = {
     "twins": Table(lambda: comparison_tables.pairs(ADAPTERS, TWINS), [ADAPTERS]),
     "pooled": Table(comparison_tables.pooled, ["margins"]),
     "margins": Table(comparison_tables.margins, ["margins"]),
+    "angles": Table(comparison_tables.angles, ["angles"]),
+    "angles_far": Table(comparison_tables.angles_far, ["angles"]),
     "epochs": Table(comparison_tables.epochs, [EPOCHS]),
     "circuit": Table(comparison_tables.circuit, CONTROLS),
     "bits": Table(comparison_tables.bits, ["bits"]),

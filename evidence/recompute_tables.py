@@ -27,7 +27,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 FINAL = "equal-search-final"
 EPOCHS = "equal-search-epochs"
 ADAPTERS = "quantum-adapters-final"
-ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere")
+ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere", "angles")
 BUDGETS = (128, 400, 1300, 5000)
 CIRCUITS = {"qpa", "plain", "framed"}
 PAIRS = [
@@ -48,6 +48,7 @@ TWINS = [
     ("quanta", "lora"),
     ("qchft", "lora"),
 ]
+FACTORS = (1, 10, 50, 200)
 SHOTS = [
     ("shots", "shots_65536", "exact"),
     ("shots", "shots_1024", "exact"),
@@ -248,6 +249,37 @@ def margins() -> Iterable[str]:
 
 def pooled() -> Iterable[str]:
     return shown([average(question) for question in questions()])
+
+
+def angles() -> Iterable[str]:
+    cells = []
+    moved = []
+    for factor, setup in product(FACTORS, setups("angles").values()):
+        key = f"scale_{factor}"
+        cells.append(difference(setup, key, "frozen", "lora_r8"))
+        moved.append(setup.mean(key, "angles_moved"))
+    for radians, text in zip(moved, shown(cells, 4), strict=True):
+        yield f"{radians:.2f} rad; {text}"
+
+
+def angles_far() -> Iterator[str]:
+    for factor, setup in product(FACTORS, setups("angles").values()):
+        losses = {
+            (key, row["lr"]): row["valid_loss"]
+            for key, rows in setup.trials.items()
+            for row in rows
+            if row["status"] == "success"
+        }
+        moves = [
+            (row["angles_moved"], row["lr"])
+            for row in setup.trials[f"scale_{factor}"]
+            if row["status"] == "success" and ("frozen", row["lr"]) in losses
+        ]
+        moved, rate = max(moves)
+        lost = losses[f"scale_{factor}", rate] - losses["frozen", rate]
+        lora = min(loss for (key, _), loss in losses.items() if key == "lora_r8")
+        per_cent = (setup.mean("none", "valid_loss") - lora) / 100
+        yield f"{moved:.2f} rad; {lost / per_cent:+.1f}"
 
 
 def epochs() -> Iterable[str]:
@@ -480,6 +512,8 @@ TABLES = {
     "twins": lambda: means(ADAPTERS, TWINS, (400, 1300, 10000)),
     "pooled": pooled,
     "margins": margins,
+    "angles": angles,
+    "angles_far": angles_far,
     "epochs": epochs,
     "circuit": circuit,
     "bits": bits,

@@ -35,7 +35,14 @@ RESULTS = ROOT / "results"
 FINAL = "equal-search-final"
 ADAPTERS = "quantum-adapters-final"
 EPOCHS = "equal-search-epochs"
-ENDED = {FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere"}  # setups count once they have ended
+ENDED = {
+    FINAL,
+    ADAPTERS,
+    EPOCHS,
+    "margins",
+    "elsewhere",
+    "angles",
+}  # setups count once they have ended
 SETUPS = {  # in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",
     "embedded-shakespeare": "embedded base, Shakespeare",

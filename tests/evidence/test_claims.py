@@ -98,6 +98,15 @@ def test_angles_of_qpa_move_at_most_by_the_sum_of_learning_rates():
     assert says("here by at most 0.7 radians in a run")
 
 
+def test_angles_that_move_far_lose_a_part_of_the_gain():
+    *_, last_row = comparison_tables.angles_far().splitlines()
+    moved, lost = zip(*re.findall(r"([\d.]+) rad; \+([\d.]+)", last_row), strict=True)
+    assert len(moved) == 4
+    assert all(1.5 < float(radians) < 3 for radians in moved)
+    assert (round(min(map(float, lost))), round(max(map(float, lost)))) == (28, 48)
+    assert says("Angles that moved by two radians lost 28 to 48 % of LoRA's gain.")
+
+
 def test_quantum_peft_without_frames_shares_circuits_at_400_parameters():
     study = yaml.safe_load((winners.ROOT / "evidence/studies/equal-search.yaml").read_text())
     shares = {
