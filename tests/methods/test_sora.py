@@ -28,7 +28,7 @@ def adapted(base, **settings):
 def parts(model):
     """A, B and g of each layer."""
     generator = model.base_model.generators["default"]
-    shapes = [shape for _, shape, _ in generator.tensors]
+    shapes = [factor.shape for factor in generator.tensors]
     split = generator.factors.split([shape.numel() for shape in shapes])
     factors = [part.view(shape) for part, shape in zip(split, shapes, strict=True)]
     return zip(factors[::2], factors[1::2], generator.gates_by_module().values(), strict=True)

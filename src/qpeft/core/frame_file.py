@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os.path import isfile  # which, unlike Path.is_file, accepts names that are too long
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -46,6 +46,14 @@ _GIVE = (
 )
 
 
+class FrameShape(NamedTuple):
+    """Of the frames of one matrix (d_out, d_in)."""
+
+    d_out: int
+    d_in: int
+    n_directions: int  # R
+
+
 @dataclass(frozen=True)
 class FrameFile:
     """The content of a frame file."""
@@ -54,8 +62,7 @@ class FrameFile:
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
     base: str  # digest of the base model
-    # d_out, d_in, R of each matrix by the name of its module
-    shapes: dict[str, tuple[int, int, int]]
+    shapes: dict[str, FrameShape]  # by the name of the matrix's module
     tensors: dict[str, Tensor] = field(repr=False)  # float16
 
     def check_base(self, model: nn.Module) -> None:
@@ -70,12 +77,10 @@ class FrameFile:
             if name in self.shapes
         }
         present = {name: sizes(module) for name, module in modules.items() if is_linear(module)}
-        fits = present == {name: (d_in, d_out) for name, (d_out, d_in, _) in self.shapes.items()}
-        weights = _digest(modules)
-        differ = (
-            weights and not is_same(self.base, weights) and not is_quantized(self.base, weights)
-        )
-        if differ or not fits:
+        expected = {name: (shape.d_in, shape.d_out) for name, shape in self.shapes.items()}
+        weights = _digest(modules)  # None if they cannot be compared
+        differ = weights and not is_same(self.base, weights)
+        if present != expected or (differ and not is_quantized(self.base, str(weights))):
             raise CheckpointError(
                 f"{self} contains the frames of another base model: weights differ, are missing, or"
                 f" have other shapes; load the frames' base model, or {_MAKE}"
@@ -86,15 +91,17 @@ class FrameFile:
 
         Raises ConfigError if it has no frame for the matrix, or fewer directions.
         """
-        _, _, n_directions = self.shapes.get(name, (0, 0, 0))
+        shape = self.shapes.get(name)
+        n_directions = 0 if shape is None else shape.n_directions
         if n_directions < rank:
             raise ConfigError(
-                f"{self} has {n_directions} directions for {name}, {rank} are needed; adapt only modules"
-                f" that it has (target_modules {self.settings.get('target_modules')!r}), use a"
-                f" smaller frame_rank or r, or {_MAKE}"
+                f"{self} has {n_directions} directions for {name}, {rank} are needed; adapt only"
+                f" modules that it has (target_modules {self.settings.get('target_modules')!r}),"
+                f" use a smaller frame_rank or r, or {_MAKE}"
             )
-        u, v = (self.tensors[f"{name}.{side}"][:, :rank].float() for side in "uv")
-        return u, v
+        u = self.tensors[f"{name}.u"][:, :rank]
+        v = self.tensors[f"{name}.v"][:, :rank]
+        return u.float(), v.float()
 
     def __str__(self) -> str:
         return f"the frame file {self.path} (SHA-256 {self.sha256})"
@@ -128,11 +135,10 @@ def write_frame_file(
     Raises ConfigError if a weight of the base has no digest, so that nothing could tell it from
     another base.
     """
-    tensors = {
-        f"{name}.{side}": t
-        for name, pair in frames.items()
-        for side, t in zip("uv", pair, strict=True)
-    }
+    tensors = {}
+    for name, (u, v) in frames.items():
+        tensors[f"{name}.u"] = u
+        tensors[f"{name}.v"] = v
     base = _digest({name: model.get_submodule(name) for name in frames})
     if base is None:
         raise ConfigError(
@@ -192,11 +198,12 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
     return file
 
 
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
-    """d_out, d_in and R of a module's frames. Raises ValueError unless these are pairs of
-    orthonormal columns.
+def _shape(tensors: Mapping[str, Tensor], name: str) -> FrameShape:
+    """The shape of a module's frames. Raises ValueError unless these are pairs of orthonormal
+    columns.
     """
-    u, v = tensors[f"{name}.u"], tensors[f"{name}.v"]
+    u = tensors[f"{name}.u"]
+    v = tensors[f"{name}.v"]
     d_out, rank = u.shape
     d_in, _ = v.shape
     grams = [frame.float().mT @ frame.float() for frame in (u, v)]  # (R, R) each
@@ -204,7 +211,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int, int]:
     error = torch.stack(grams) - torch.eye(rank, device=u.device)
     if not rank or {u.dtype, v.dtype} != {torch.float16} or not error.abs().max() <= _ROUNDING:
         raise ValueError(f"{name} has no orthonormal columns in float16")
-    return d_out, d_in, rank
+    return FrameShape(d_out, d_in, rank)
 
 
 def with_frame_settings(

@@ -231,13 +231,15 @@ class Generators(nn.ModuleDict):
         paths: dict[int, list[str]] = {}  # a shared module is saved under each of its names
         for path, module in model.named_modules(remove_duplicate=False):
             paths.setdefault(id(module), []).append(path)
+        # the state dict of the model lacks the generated tensors, which are plain attributes
         for slot, value in zip(binding.slots, values or binding.values(), strict=True):
             for path in paths[id(slot.owner)]:
                 state[f"{path}.{slot.name}"] = value
+        # and the factors of a tied head, which read those of the embedding
         for path, module in model.named_modules():
             if isinstance(module, TransposedFactor) and module.source[1] == adapter_name:
-                source = f"{paths[id(module.source[0])][0]}.{adapter_name}"
-                state[f"{path}.weight"] = state[source].t()
+                path_of_source = paths[id(module.source[0])][0]
+                state[f"{path}.weight"] = state[f"{path_of_source}.{adapter_name}"].t()
         with described_by(model, adapter_name, self.configs[adapter_name].to_stock()):
             stock = get_peft_model_state_dict(
                 model, state, adapter_name=adapter_name, save_embedding_layers=False

@@ -48,9 +48,10 @@ def pack(x: Tensor, bits: int | None) -> Tensor:
     stream = x.new_empty(0, dtype=torch.uint8)
     if bits is not None and bits not in _FLOATS:
         floats, codes = _encode(x, bits)
-        flat = codes.flatten()[: len(x)].to(torch.uint8)[:, None].cpu().numpy()
-        unpacked = np.unpackbits(flat, axis=1, count=bits, bitorder="little")
-        stream = torch.from_numpy(np.packbits(unpacked, bitorder="little")).to(x.device)
+        in_bytes = codes.flatten()[: len(x)].to(torch.uint8).cpu().numpy()  # (n,)
+        in_bits = np.unpackbits(in_bytes[:, None], axis=1, count=bits, bitorder="little")  # (n, b)
+        packed = np.packbits(in_bits, bitorder="little")
+        stream = torch.from_numpy(packed).to(x.device)
     floats = floats.to(_FLOATS.get(bits, torch.float16))
     if bits is not None and not torch.isfinite(floats).all():
         raise TrainingError(
@@ -64,12 +65,13 @@ def unpack(stored: Tensor, n: int, bits: int | None) -> Tensor:
     """The n values stored by `pack`, float32, bit-equal to quantize(x, bits)."""
     if bits is None or bits in _FLOATS:
         return stored.clone().view(_FLOATS[bits]).float()
-    n_codes = -(-n * bits // 8)
-    ranges, codes = stored.split([len(stored) - n_codes, n_codes])
-    stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=n * bits).reshape(n, bits)
-    values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(stored.device)
+    n_bytes = -(-n * bits // 8)  # of the codes
+    ranges, stream = stored.split([len(stored) - n_bytes, n_bytes])
+    in_bits = np.unpackbits(stream.cpu().numpy(), bitorder="little", count=n * bits)  # (n b,)
+    in_bytes = np.packbits(in_bits.reshape(n, bits), axis=1, bitorder="little")  # (n, 1)
+    codes = torch.from_numpy(in_bytes).to(stored.device).float()
     lo_and_r = ranges.clone().view(torch.float16).float().view(-1, 2)  # (groups, 2)
-    return _decode(lo_and_r, _grouped(values.float()), bits, n)
+    return _decode(lo_and_r, _grouped(codes), bits, n)
 
 
 def stored_bytes(n: int, bits: int | None) -> int:
@@ -92,14 +94,18 @@ def _encode(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     lo is rounded by at most |lo| 2^-12, so that d >= |lo| 2^-9 gives the smallest element the code
     0.
     """
-    groups = _grouped(x.float())
-    lo = groups.amin(-1, keepdim=True).half().float()
-    r = torch.maximum(groups.amax(-1, keepdim=True) - lo, lo.abs() * 2.0 ** (bits - 9))
-    r = r.clamp(min=_SMALLEST_NORMAL).half().float()
-    codes = torch.round((groups - lo) / (r / (2**bits - 1)))  # half to even
-    return torch.cat([lo, r], dim=-1), codes.clamp(0, 2**bits - 1)
+    groups = _grouped(x.float())  # (groups, length)
+    lo = groups.amin(-1, keepdim=True).half().float()  # (groups, 1)
+    width = groups.amax(-1, keepdim=True) - lo
+    least = lo.abs() * 2.0 ** (bits - 9)
+    r = torch.maximum(width, least).clamp(min=_SMALLEST_NORMAL).half().float()
+    most = 2**bits - 1
+    codes = torch.round((groups - lo) / (r / most))  # half to even
+    return torch.cat([lo, r], dim=-1), codes.clamp(0, most)
 
 
 def _decode(ranges: Tensor, codes: Tensor, bits: int, n: int) -> Tensor:
-    lo, r = ranges.split(1, dim=-1)
-    return (lo + r / (2**bits - 1) * codes).flatten()[:n]
+    """The n values of these codes: lo + d q, with d = r / (2^b - 1)."""
+    lo, r = ranges.split(1, dim=-1)  # (groups, 1) each
+    values = lo + r / (2**bits - 1) * codes  # (groups, length)
+    return values.flatten()[:n]

@@ -31,7 +31,9 @@ class SeededInit:
         return self._drawn(name, shape, 1, lambda unit: (2.0 * unit[0] - 1.0) * bound)
 
     def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
-        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape `shape`."""
+        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape
+        `shape`.
+        """
 
         def box_muller(unit: np.ndarray) -> np.ndarray:
             # 1 - u lies in (0, 1]: the logarithm is finite
@@ -43,7 +45,9 @@ class SeededInit:
     def orthonormal(self, name: str, width: int, rank: int) -> Tensor:
         """Uniform over all orthonormal columns, float32, shape (width, rank)."""
         basis, triangle = torch.linalg.qr(self.normal(name, (width, rank)).double())
-        return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
+        # the decomposition whose triangle has a positive diagonal is unique
+        signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0)  # (rank,)
+        return (basis * signs).float()
 
     def hexdigest(self) -> str:
         """SHA-256 over the names and integers drawn so far, in the order of drawing."""
@@ -60,5 +64,7 @@ class SeededInit:
         raw = philox.random_raw(n * math.prod(shape))
         self._digest.update(name.encode())
         self._digest.update(raw.astype("<u8").tobytes())
-        unit = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return torch.from_numpy(of(unit.reshape(n, -1)).astype(np.float32)).reshape(tuple(shape))
+        high_bits = raw >> np.uint64(11)  # 53 of 64
+        unit = high_bits.astype(np.float64) * 2.0**-53
+        values = of(unit.reshape(n, -1)).astype(np.float32)
+        return torch.from_numpy(values).reshape(tuple(shape))

@@ -32,6 +32,12 @@ class Slot:
     # the initial value that the base determines, on the CPU; None: drawn from the seed
     initial: Tensor | None = None
 
+    @classmethod
+    def of(cls, owner: nn.Module, name: str, label: str) -> Slot:
+        """For a parameter of `owner`."""
+        parameter: Any = owner._parameters[name]
+        return cls(owner, name, label, parameter.shape, parameter.dtype)
+
     def put(self, tensor: Tensor) -> None:
         """Set the tensor as a plain attribute, invisible to `nn.Module`, instead of the stock
         parameter.
@@ -58,27 +64,26 @@ def find_slots(
     for module_name, layer in model.named_modules():
         for container_name in layer.adapter_layer_names if isinstance(layer, layer_class) else ():
             container = getattr(layer, container_name, None)
-            for owner, name, label in adapter_parameters(container, adapter_name):
-                parameter: Any = owner._parameters[name]
-                full = ".".join(filter(None, (module_name, container_name, label)))
-                slot = Slot(owner, name, full, parameter.shape, parameter.dtype)
+            path = f"{module_name}.{container_name}".lstrip(".")
+            for slot in slots_in(container, adapter_name, path):
+                parameter = slot.owner._parameters[slot.name]
                 slots.setdefault(id(parameter), (slot, layer))
     return list(slots.values())
 
 
-def adapter_parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
-    """Owner, attribute and label of each of the adapter's parameters in `container`."""
-    is_container = isinstance(container, (nn.ModuleDict, nn.ParameterDict))
-    if not is_container or adapter_name not in container:
-        return []
+def slots_in(container: Any, adapter_name: str, path: str) -> list[Slot]:
+    """A slot for each of the adapter's parameters in `container`, whose labels begin with `path`."""
     if isinstance(container, nn.ParameterDict):
-        is_parameter = container._parameters.get(adapter_name) is not None
-        return [(container, adapter_name, "")] if is_parameter else []
-    return [
-        (module, name, ".".join(filter(None, (path, name))))
-        for path, module in container[adapter_name].named_modules()
-        for name, _ in module.named_parameters(recurse=False)
-    ]
+        is_there = container._parameters.get(adapter_name) is not None
+        return [Slot.of(container, adapter_name, path)] if is_there else []
+    if not isinstance(container, nn.ModuleDict) or adapter_name not in container:
+        return []
+    slots = []
+    for inner, module in container[adapter_name].named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            label = ".".join(filter(None, (path, inner, name)))
+            slots.append(Slot.of(module, name, label))
+    return slots
 
 
 def draw_initial(slots: Sequence[Slot], init_lora_weights: bool | str, init: SeededInit) -> Tensor:
@@ -89,23 +94,28 @@ def draw_initial(slots: Sequence[Slot], init_lora_weights: bool | str, init: See
     for embeddings A is 0 and B normal. With "zero" all of them are 0. What the base determines is
     that of the slot, or 0 if it is unknown.
     """
-    drawn = (
-        _drawn(slot, init_lora_weights, init) if slot.initial is None else slot.initial
-        for slot in slots
-    )
-    return torch.cat([value.flatten() for value in drawn])
+    values = []
+    for slot in slots:
+        drawn = slot.initial
+        if drawn is None:
+            drawn = _drawn(slot, init_lora_weights, init)
+        values.append(drawn.flatten())
+    return torch.cat(values)
 
 
 def _drawn(slot: Slot, init_lora_weights: bool | str, init: SeededInit) -> Tensor:
+    """The initial value of one tensor."""
     part = slot.label.rpartition(".lora_")[2]  # "A.weight", "B.bias", "embedding_A", ...
-    random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
-    if init_lora_weights == "zero" or not (random or part == "embedding_B"):
-        return torch.zeros(slot.shape)
-    if part == "embedding_B":
+    is_zero = init_lora_weights == "zero"
+    if part == "embedding_B" and not is_zero:
         return init.normal(slot.label, slot.shape)
+    is_random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
+    if is_zero or not is_random:
+        return torch.zeros(slot.shape)
     if init_lora_weights == "gaussian":
         return init.normal(slot.label, slot.shape, std=1.0 / slot.shape[0])
-    return init.uniform(slot.label, slot.shape, 1.0 / math.sqrt(math.prod(slot.shape[1:])))
+    fan_in = math.prod(slot.shape[1:])
+    return init.uniform(slot.label, slot.shape, 1.0 / math.sqrt(fan_in))
 
 
 def _magnitude(slot: Slot, layer: Any, adapter_name: str) -> Tensor:

@@ -27,7 +27,7 @@ from qpeft.core.config import GeneratedConfig
 from qpeft.core.generators import Generators, described_by, holder_of
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.slots import DRAWN_INITS, Slot, adapter_parameters, find_slots
+from qpeft.core.slots import DRAWN_INITS, Slot, find_slots, slots_in
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
@@ -129,7 +129,7 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
     Raises ConfigError if no tensor is trainable, or several modules share one.
     """
     if model._is_prompt_learning:
-        slots = _prompt_slots(model, adapter_name)
+        slots = slots_in(model.prompt_encoder, adapter_name, "prompt_encoder")
     else:
         # trained copies of modules (modules_to_save) remain ordinary parameters
         wrappers = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
@@ -144,15 +144,6 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
         )
     _refuse_shared(model, trained)
     return trained
-
-
-def _prompt_slots(model: Any, adapter_name: str) -> list[Slot]:
-    slots = []
-    for owner, name, label in adapter_parameters(model.prompt_encoder, adapter_name):
-        parameter = owner.get_parameter(name)
-        label = f"prompt_encoder.{label}"
-        slots.append(Slot(owner, name, label, parameter.shape, parameter.dtype))
-    return slots
 
 
 def _refuse_shared(model: nn.Module, slots: list[Slot]) -> None:

@@ -23,7 +23,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +63,7 @@ class Counts:
         self.model = model
         self._frames = frames
         self._shares_frames = shares_frames or frames is not None
+        self._few = _few_layers(model)
         self._plans: dict[str, Plan] = {}
 
     def sized(self, design: Design) -> Design:
@@ -136,10 +136,6 @@ class Counts:
                 costs = replace(costs, stored_bytes=n_bytes)
             self._plans[key] = costs
         return self._plans[key]
-
-    @cached_property
-    def _few(self) -> _FewLayers | None:
-        return _few_layers(self.model)
 
 
 def has_frames(design: Design) -> bool:

@@ -19,7 +19,9 @@ from torch import nn
 
 from qpeft.errors import ConfigError
 
-NORMS, LAST_NORM = "@norms", "@last-norm"  # stand for modules of a base
+# stand for modules of a base
+NORMS = "@norms"
+LAST_NORM = "@last-norm"
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,12 @@ class Design:
 
     @property
     def learning_rate(self) -> float:
-        """A learning rate that is safe in all of its setups, whose bases are small and runs short."""
+        """A learning rate that is safe in all of its setups, whose bases are small and runs
+        short.
+        """
         bases = {result["base"] for result in self.results}
-        return self.learning_rates[bases.pop() if len(bases) == 1 else ""]
+        only_base = bases.pop() if len(bases) == 1 else ""
+        return self.learning_rates[only_base]
 
     def is_near(self, trainable: int) -> bool:
         """Whether so many trainable parameters are of the size that was measured."""
@@ -72,22 +77,17 @@ class Evidence(NamedTuple):
 
     reference: str  # whose gain is 1
     designs: list[Design]
-    lost: dict[
-        str, list[float]
-    ]  # by budget: shares of the best adapter's gain on bases that a choice did not know
+    # by budget: shares of the best adapter's gain on bases that a choice did not know
+    lost: dict[str, list[float]]
 
     def ranked(self, parameters: int) -> list[Design]:
         """The designs by their share, the best first; if there are results on a base of this size,
         with these alone.
         """
-        own = [
-            [r for r in design.results if r["base_parameters"] == parameters]
-            for design in self.designs
-        ]
-        designs = [
-            replace(design, results=r or design.results)
-            for design, r in zip(self.designs, own, strict=True)
-        ]
+        designs = []
+        for design in self.designs:
+            here = [row for row in design.results if row["base_parameters"] == parameters]
+            designs.append(replace(design, results=here or design.results))
         return sorted(designs, key=lambda design: (-design.share, design.label))
 
 
@@ -95,7 +95,8 @@ class Evidence(NamedTuple):
 def read_evidence() -> Evidence:
     """The evidence that is part of qpeft."""
     content = json.loads((files("qpeft.methods") / "evidence.json").read_bytes())
-    return Evidence(**{**content, "designs": [Design(**design) for design in content["designs"]]})
+    content["designs"] = [Design(**design) for design in content["designs"]]
+    return Evidence(**content)
 
 
 # -- settings of a study that stand for modules of its base

@@ -87,7 +87,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         file = self.frame_file()
         file.check_base(base)
         self.frames_sha256 = file.sha256
-        most = max(n_directions for _, _, n_directions in file.shapes.values())
+        most = max(shape.n_directions for shape in file.shapes.values())
         self.frame_rank = min(self.frame_rank, most)
         self._of_file = file.settings
         if self.target_modules is None:

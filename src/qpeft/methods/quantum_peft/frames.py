@@ -36,9 +36,8 @@ def leading_frame(gradient: Tensor, rank: int, n_iterations: int = 1) -> tuple[T
     libraries give bit-equal frames.
     """
     matrix = -gradient.detach().float()
-    matrix /= (
-        matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    )  # its square must not underflow
+    # its square must not underflow
+    matrix /= matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
     n_columns = min(rank + _EXTRA_COLUMNS, *matrix.shape)
     sketch = SeededInit(0).normal("frame", (matrix.shape[1], n_columns)).to(matrix.device)
     basis = _orthonormal(matrix @ sketch)
@@ -69,7 +68,8 @@ def core_frame(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     is LoRA-XS.
     """
     left, right = singular_frame(weight, rank)
-    return left * torch.linalg.vector_norm(weight.detach().float() @ right, dim=0), right
+    singular_values = torch.linalg.vector_norm(weight.detach().float() @ right, dim=0)  # (R,)
+    return left * singular_values, right
 
 
 def base_weight(name: str, layer: Any) -> Tensor:
@@ -101,7 +101,8 @@ def _signed(left: Tensor, right: Tensor, rank: int, like: Tensor) -> tuple[Tenso
     """The first `rank` columns of both; the entry of largest absolute value in each left column
     becomes positive.
     """
-    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))  # (1, C)
     sign = torch.where(largest < 0, -1.0, 1.0)
-    left, right = ((side * sign)[:, :rank].half().float().to(like.device) for side in (left, right))
-    return left, right
+    left = (left * sign)[:, :rank].half().float()
+    right = (right * sign)[:, :rank].half().float()
+    return left.to(like.device), right.to(like.device)

@@ -16,12 +16,21 @@ def _rows(n: int, k: int) -> tuple[Tensor, Tensor]:
     """For each k-subset of 0..n-1 and each position in it: its element there, and the rest as a
     (k-1)-subset's number.
 
-    Both (binom(n, k), k), subsets in lexicographic order.
+    Both (binom(n, k), k), subsets in lexicographic order. With n = 3 and k = 2:
+
+        subsets    elements    rest, as numbers of (0,), (1,), (2,)
+        (0, 1)     0 1         1 0
+        (0, 2)     0 2         2 0
+        (1, 2)     1 2         2 1
     """
-    number = {subset: i for i, subset in enumerate(combinations(range(n), k - 1))}
-    subsets = list(combinations(range(n), k))
-    rest = [[number[s[:i] + s[i + 1 :]] for i in range(k)] for s in subsets]
-    return torch.tensor(subsets), torch.tensor(rest)
+    smaller = combinations(range(n), k - 1)
+    number = {subset: i for i, subset in enumerate(smaller)}
+    elements = list(combinations(range(n), k))
+    rest = []
+    for subset in elements:
+        without = [subset[:i] + subset[i + 1 :] for i in range(k)]
+        rest.append([number[others] for others in without])
+    return torch.tensor(elements), torch.tensor(rest)
 
 
 def compounds(a: Tensor, order: int) -> list[Tensor]:
@@ -36,8 +45,12 @@ def compounds(a: Tensor, order: int) -> list[Tensor]:
         element, rest = (table.to(a.device) for table in _rows(a.shape[-1], k))
         top = a[..., element[:, 0], :]  # the first row of each minor, (..., subsets, n)
         below = powers[-1][..., rest[:, 0], :]  # the minors of its other rows, (..., subsets, ...)
-        terms = ((-1) ** i * top[..., element[:, i]] * below[..., rest[:, i]] for i in range(k))
-        powers.append(sum(terms, torch.zeros((), dtype=a.dtype, device=a.device)))
+        power = torch.zeros((), dtype=a.dtype, device=a.device)
+        for i in range(k):
+            entry = top[..., element[:, i]]  # at the i-th column of each minor, (..., I, J)
+            minor = below[..., rest[:, i]]  # without that column, (..., I, J)
+            power = power + (-1) ** i * entry * minor
+        powers.append(power)
     return powers
 
 
@@ -59,8 +72,13 @@ def rotations(angles: Tensor, gates: Sequence[tuple[int, int]], n: int) -> Tenso
     `angles` (..., gates) are in radians. On one excitation this is the circuit of RBS gates on
     these wires.
     """
-    rows = list(torch.eye(n).to(angles).expand(*angles.shape[:-1], n, n).unbind(-2))
-    cosines, sines = (f.unsqueeze(-2).unbind(-1) for f in (angles.cos(), angles.sin()))  # (..., 1)
+    eye = torch.eye(n).to(angles).expand(*angles.shape[:-1], n, n)
+    rows = list(eye.unbind(-2))  # (..., n) each
+    cosines = angles.cos().unsqueeze(-2).unbind(-1)  # (..., 1) of each gate
+    sines = angles.sin().unsqueeze(-2).unbind(-1)
     for (i, j), c, s in zip(gates, cosines, sines, strict=True):
-        rows[i], rows[j] = c * rows[i] + s * rows[j], c * rows[j] - s * rows[i]
+        upper = rows[i]
+        lower = rows[j]
+        rows[i] = c * upper + s * lower
+        rows[j] = c * lower - s * upper
     return torch.stack(rows, -2)

@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from peft import LoraConfig
@@ -62,6 +62,14 @@ class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
         return SoRAGenerator(slots, initial, init)
 
 
+class Factor(NamedTuple):
+    """A lora_A or lora_B that is generated."""
+
+    module: str
+    shape: torch.Size
+    is_b: bool
+
+
 class SoRAGenerator(Generator):
     """Generates lora_A and lora_B = B diag(g) of every module, as a flat float32 tensor (P,).
 
@@ -81,14 +89,13 @@ class SoRAGenerator(Generator):
 
     def __init__(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> None:
         super().__init__()
-        # module, shape, and whether it is lora_B
-        self.tensors: list[tuple[str, torch.Size, bool]] = []
+        self.tensors: list[Factor] = []
         for slot in slots:
             module, _, kind = slot.label.rpartition(".lora_")
             if kind not in ("A.weight", "B.weight") or len(slot.shape) != 2:
                 raise ConfigError(f"SoRA adapts linear layers, and {module} is none; leave it out")
-            self.tensors.append((module, slot.shape, kind == "B.weight"))
-        self.ranks = {module: shape[-1] for module, shape, is_b in self.tensors if is_b}
+            self.tensors.append(Factor(module, slot.shape, kind == "B.weight"))
+        self.ranks = {factor.module: factor.shape[-1] for factor in self.tensors if factor.is_b}
         drawn = [init.normal(f"{name}.sora_gate", (rank,)) for name, rank in self.ranks.items()]
         # not by register_parameter, see `Folded`
         self._parameters |= {
@@ -104,19 +111,24 @@ class SoRAGenerator(Generator):
 
     def forward(self) -> Tensor:
         gates = self.gates_by_module(self.gates.clone())
-        # Of a copy: autograd refuses parts of a parameter that an optimizer steps in another thread.
-        factors = self.factors.clone().split([shape.numel() for _, shape, _ in self.tensors])
+        # of a copy: autograd refuses parts of a parameter that an optimizer steps in another thread
+        values = self.factors.clone().split([factor.shape.numel() for factor in self.tensors])
         parts = []
-        for (name, shape, is_b), part in zip(self.tensors, factors, strict=True):
-            parts.append((part.view(shape) * gates[name]).flatten() if is_b else part)
+        for factor, part in zip(self.tensors, values, strict=True):
+            if factor.is_b:
+                gated = part.view(factor.shape) * gates[factor.module]  # (d_out, r), B diag(g)
+                part = gated.flatten()
+            parts.append(part)
         return torch.cat(parts)
 
     @property
     def n_unused(self) -> int:  # type: ignore[override]
         zeros = {name: int((gates == 0).sum()) for name, gates in self.gates_by_module().items()}
         # a rank has a row of lora_A and a column of lora_B
-        per_rank = [(name, shape.numel() // self.ranks[name]) for name, shape, _ in self.tensors]
-        return sum(count * zeros[name] for name, count in per_rank)
+        return sum(
+            factor.shape.numel() // self.ranks[factor.module] * zeros[factor.module]
+            for factor in self.tensors
+        )
 
     def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int]]:
         """The ranks whose gate is not zero, with the same scaling. Raises ConfigError if there are
@@ -145,8 +157,9 @@ class SoRAGenerator(Generator):
         config.target_modules = set(left)
         config.exclude_modules = None
         tensors = []
-        for value, (name, _, is_b) in zip(values, self.tensors, strict=True):
-            tensors.append(value[:, kept[name]] if is_b else value[kept[name]])
+        for value, factor in zip(values, self.tensors, strict=True):
+            mask = kept[factor.module]
+            tensors.append(value[:, mask] if factor.is_b else value[mask])
         return tensors, ranks
 
 
