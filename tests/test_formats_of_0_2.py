@@ -81,8 +81,10 @@ def test_finished_run_of_0_2_is_finished(written):
 def test_killed_run_of_0_2_resumes(written):
     train(RunSettings(out="killed", **RUN))
     ours, theirs = losses(written / "killed"), losses(written / "run")
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
+    # evaluations in between are chosen anew
+    shared = [row for row in theirs if "eval_loss" not in row or row["step"] in (0, RUN["steps"])]
+    ours = [row for row in ours if "eval_loss" not in row or row["step"] in (0, RUN["steps"])]
+    for mine, other in zip(ours, shared, strict=True):
         assert mine == pytest.approx(other, rel=1e-4)
 
 

@@ -1,5 +1,7 @@
 """Settings of a run are checked from the metadata of their own fields, and with each other."""
 
+import math
+
 import pytest
 from pydantic import ValidationError
 
@@ -65,6 +67,37 @@ def test_unknown_fields_and_values_of_another_type_are_refused(name, value):
 def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
     assert settings(steps=steps).intervals() == (evaluate, save, log)
     assert settings(steps=steps, eval_every=3, save_every=4).intervals() == (3, 4, log)
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_available", "number", "blocks"),
+    [
+        ({"steps": 500}, 1000, 11, 202),  # 4,000 blocks trained pay for 2,222
+        ({"steps": 100}, 1000, 6, 74),
+        ({"steps": 20, "batch_size": 4}, 1000, 2, 22),
+        ({"steps": 2, "batch_size": 1}, 1000, 2, 8),  # the least
+        ({"steps": 9000, "gradient_accumulation_steps": 2}, 10_000, 11, 512),
+        ({"steps": 100}, 20, 11, 20),  # small evaluations are more
+        ({"steps": 100, "eval_every": 10}, 1000, 11, 40),
+        ({"steps": 100, "eval_blocks": 200}, 1000, 2, 200),
+        ({"steps": 100, "eval_blocks": 0, "eval_every": 50}, 1000, 3, 1000),
+        ({"epochs": 2.0}, 1000, 2, 35),
+        ({"steps": 80, "batch_size": 16, "task": "text-classification"}, 872, 2, 872),
+    ],
+)
+def test_default_evaluations_take_a_fifth_of_the_time(changes, n_available, number, blocks):
+    run = settings(**changes)
+    made = run.with_data(64, n_available)
+    chosen = made.evaluations(n_available)
+    assert chosen[:2] == (number, blocks)
+    assert made.with_data(64, n_available) == made  # nothing is chosen twice
+    assert number == 1 + math.ceil(made.n_steps / made.eval_every)
+    if run.eval_blocks is run.eval_every is None and blocks > 8:
+        assert chosen.share <= 0.2
+    # independently: a forward pass is 0.45 of a step
+    scored = 0.45 * number * blocks
+    trained = made.steps * made.batch_size * made.gradient_accumulation_steps
+    assert chosen.share == pytest.approx(scored / (scored + trained))
 
 
 def test_fields_of_a_file_are_validated(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -46,7 +47,9 @@ def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     assert result.after.loss < result.before.loss - 0.05
     names = {"config.json", "metrics.jsonl", "checkpoints", "adapter", "exported", "result.json"}
     assert {path.name for path in out.iterdir()} == {*names, ".lock", ".gitignore"}
-    assert progress.events[:3] == ["Reading the data", "Loading the base model", ("start", 30, 0)]
+    *stages, evaluation, started = progress.events[:4]
+    assert (stages, started) == (["Reading the data", "Loading the base model"], ("start", 30, 0))
+    assert re.match(r"evaluation: 11 times on 1 blocks, about \d+% of the time", evaluation)
     assert [event[1] for event in progress.events if event[0] == "step"] == list(range(1, 31))
     assert progress.events[-1] == "Writing the adapter"
     json.dumps(result.to_dict(), allow_nan=False)

@@ -28,7 +28,14 @@ from qpeft_lab.compare.rate_search import RateSearch, search_rates
 from qpeft_lab.compare.rows import Row, succeeded
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import read_yaml
-from qpeft_lab.settings import HIGHEST_SEED, RunSettings, SharedSettings, described, settings_from
+from qpeft_lab.settings import (
+    EVALUATED_BLOCKS,
+    HIGHEST_SEED,
+    RunSettings,
+    SharedSettings,
+    described,
+    settings_from,
+)
 from qpeft_lab.training.generate import Decoding
 
 STUDY = "study.json"
@@ -131,13 +138,14 @@ class Tuning(_Strict):
 
 
 def _shared(values: Any) -> Any:
-    if isinstance(values, SharedSettings):
-        return values
-    if not isinstance(values, dict):
+    if not isinstance(values, SharedSettings | dict):
         raise ValueError(
             f"fields of a run are needed, such as {{model: gpt2, data: text.txt}}, got {values!r}"
         )
-    return settings_from(SharedSettings, values)
+    run = settings_from(SharedSettings, values) if isinstance(values, dict) else values
+    if run.eval_blocks is None:
+        run.eval_blocks = EVALUATED_BLOCKS
+    return run
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from qpeft_lab.data.sources import content_hash, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
 from qpeft_lab.progress import Progress, counted, stop_request
-from qpeft_lab.settings import RunSettings
+from qpeft_lab.settings import BY_DATA, RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
@@ -75,7 +75,7 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     if task is None:
         progress.on_stage("Reading the data")
         task = TASK_CLASSES[settings.task](settings, getattr(config, "num_virtual_tokens", 0))
-    settings = settings.with_steps(len(task.train))
+    settings = replace(settings, **{name: getattr(task.settings, name) for name in BY_DATA})
     progress.on_stage("Loading the base model")
     set_seed(settings.seed)
     model = build_adapter(
@@ -200,11 +200,16 @@ def _fit(
     task, circuits, data_sha256 = ready.task, ready.circuits, ready.task.sha256()
     model = identity.get("model") or fingerprint(settings.model, task.config)
     folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
-    if settings.epochs is not None:
-        given, settings = settings.epochs, ready.settings
+    given, settings = settings.epochs, ready.settings
+    if given is not None:
         progress.on_note(
             f"epochs: {given:g} of {len(task.train):,} examples, {settings.n_steps:,} steps"
         )
+    scored = settings.evaluations(len(task.evaluation))
+    progress.on_note(
+        f"evaluation: {scored.number} times on {scored.blocks:,} {_examples_of(settings)},"
+        f" about {scored.share:.0%} of the time (--eval-every, --eval-blocks)"
+    )
     checkpoint = last_intact(folder.checkpoints)
     if circuits is not None:
         folder.jobs.touch()
@@ -255,6 +260,10 @@ def _fit(
         data_sha256=data_sha256,
         circuits=costs,
     )
+
+
+def _examples_of(settings: RunSettings) -> str:
+    return "blocks" if settings.is_language_model else "examples"
 
 
 def _fused(settings: RunSettings, ready: Prepared) -> AbstractContextManager[Loss | None]:
@@ -403,7 +412,7 @@ class RunCallback(TrainerCallback):
     def _score(self, step: int) -> None:
         holder = holder_of(self._trainer.model)
         with nullcontext() if holder is None else holder.exact():  # as the adapter is exported
-            score = self._task.score(self._trainer.model)
+            score = self._task.score(self._trainer.model, progress=self._progress)
         # an undefined metric is NaN in the Trainer's logs
         values = score.to_dict().items()
         self._trainer.log(

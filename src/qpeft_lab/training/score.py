@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Tokens, collate
 from qpeft_lab.metrics import f1, mcc, pearson, spearman
+from qpeft_lab.progress import Progress, counted
 
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor]]
 
@@ -92,14 +93,17 @@ class Score:
 
 
 def evaluate_language_model(
-    model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8
+    model: torch.nn.Module,
+    blocks: Sequence[Tokens],
+    batch_size: int = 8,
+    progress: Progress | None = None,
 ) -> Score:
     """Score the marked tokens of `blocks`, except the first of each block: it has no predecessor.
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
     """
     found: list[tuple[float, int]] = []  # nats and scored tokens of each block
-    for logits, labels in _outputs(model, blocks, collate, batch_size):
+    for logits, labels in _outputs(model, blocks, collate, batch_size, progress):
         # the last T positions: virtual tokens of a prompt precede the text
         predicted = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B (T-1), vocabulary)
         each = cross_entropy(
@@ -128,12 +132,13 @@ def evaluate_examples(
     collate: Collate,
     batch_size: int = 8,
     is_regression: bool = False,
+    progress: Progress | None = None,
 ) -> Score:
     """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
     from scipy.stats import binomtest  # slow to import, and for classes alone
 
     total, true, predictions, n_classes = 0.0, [], [], 0
-    for logits, labels in _outputs(model, examples, collate, batch_size):
+    for logits, labels in _outputs(model, examples, collate, batch_size, progress):
         if is_regression:
             predicted = logits.squeeze(-1).double()
             total += (predicted - labels).square().sum().item()
@@ -166,12 +171,17 @@ def evaluate_examples(
 
 
 def _outputs(
-    model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int
+    model: torch.nn.Module,
+    examples: Sequence[Any],
+    collate: Collate,
+    batch_size: int,
+    progress: Progress | None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Logits, at least float32, and labels of each batch."""
     device = next(model.parameters()).device
     with evaluation_mode(model):
-        for start in range(0, len(examples), batch_size):
+        starts = range(0, len(examples), batch_size)
+        for start in counted(progress or Progress(), "Evaluating", starts):
             batch = {
                 name: part.to(device)
                 for name, part in collate(examples[start : start + batch_size]).items()

@@ -37,6 +37,7 @@ from qpeft_lab.data.labelled import (
 from qpeft_lab.data.sources import has_validation_split, load_examples, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.data.text import IGNORED, Tokens
+from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import classifier, score
 from qpeft_lab.training.classifier import TaskRecord, class_names
@@ -52,7 +53,7 @@ class Task(ABC):
     by `load_base`.
 
     Args:
-        settings: The run.
+        settings: The run. The attribute has the numbers of `BY_DATA` in place of defaults.
         reserved: Positions of the model's context that the adapter occupies.
         labels: The outputs of a trained adapter: its classes, one name for a regression; empty for
             a language model, and for the outputs of the base's own head. All of the data is then
@@ -76,6 +77,9 @@ class Task(ABC):
             classifier.check_can_classify(self.config, settings.task)
         self.processor = load_processor(settings.model, settings.task, settings.trust_remote_code)
         self._read(reserved, labels)
+        if labels is None:
+            self.settings = settings.with_data(len(self.train), len(self.evaluation))
+            self.evaluation = spread(self.settings.eval_blocks or 0, list(self.evaluation))
 
     @abstractmethod
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
@@ -98,7 +102,9 @@ class Task(ABC):
         """The arguments of the model's forward, including `labels`."""
 
     @abstractmethod
-    def score(self, model: Any, examples: Sequence[Any] | None = None) -> Score:
+    def score(
+        self, model: Any, examples: Sequence[Any] | None = None, progress: Progress | None = None
+    ) -> Score:
         """The score of `model` on `examples`, by default the evaluation data."""
 
     def record(self) -> TaskRecord | None:
@@ -152,9 +158,14 @@ class CausalLM(Task):
 
     collate = staticmethod(text.collate)  # type: ignore[assignment]
 
-    def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> Score:
+    def score(
+        self,
+        model: Any,
+        examples: Sequence[Tokens] | None = None,
+        progress: Progress | None = None,
+    ) -> Score:
         blocks = self.evaluation if examples is None else examples
-        return score.evaluate_language_model(model, blocks, self.settings.batch_size)
+        return score.evaluate_language_model(model, blocks, self.settings.batch_size, progress)
 
     def describe(self, folder: Path) -> None:
         if self.settings.chat_template is not None:
@@ -186,9 +197,7 @@ class Classification(Task):
             train, evaluation = hold_out(train, s.data, has_classes=not self.kind.is_regression)
         self.labels = self._labels_of(train)
         self.train = self._examples(train, s.data)
-        self.evaluation = spread(
-            s.eval_blocks or 0, self._examples(evaluation, validation or s.data)
-        )
+        self.evaluation = self._examples(evaluation, validation or s.data)
 
     @abstractmethod
     def read(self, source: str, split: str) -> list[Labelled]:
@@ -224,11 +233,15 @@ class Classification(Task):
         model, self.head, self.has_new_head = loaded
         return model
 
-    def score(self, model: Any, examples: Sequence[Example] | None = None) -> Score:
+    def score(
+        self,
+        model: Any,
+        examples: Sequence[Example] | None = None,
+        progress: Progress | None = None,
+    ) -> Score:
         scored = self.evaluation if examples is None else examples
-        return score.evaluate_examples(
-            model, scored, self.collate, self.settings.batch_size, self.kind.is_regression
-        )
+        size, is_regression = self.settings.batch_size, self.kind.is_regression
+        return score.evaluate_examples(model, scored, self.collate, size, is_regression, progress)
 
     def _own_labels(self) -> tuple[str, ...]:
         names = class_names(self.config)
