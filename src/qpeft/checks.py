@@ -62,10 +62,12 @@ _LIMITS: dict[str, Any] = {
 
 
 def _check_value(known: Field[Any], value: Any) -> None:
-    kinds = {part.strip() for part in str(getattr(known.type, "__name__", known.type)).split("|")}
+    annotation = getattr(known.type, "__name__", known.type)  # a class, or its text
+    kinds = {part.strip() for part in str(annotation).split("|")}
     if value is None and "None" in kinds:
         return
-    if choices := known.metadata.get("choices"):
+    choices = known.metadata.get("choices")
+    if choices:
         if value not in choices:
             raise ConfigError(unknown(known.name, value, map(str, choices)))
         return
@@ -77,16 +79,13 @@ def _check_value(known: Field[Any], value: Any) -> None:
         for kind, _ in allowed
     )
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        wanted = [" or ".join(text for _, text in allowed)]
-    else:
-        limits = [(rule, known.metadata[rule]) for rule in _LIMITS if rule in known.metadata]
-        wanted = [
-            f"{rule.replace('_', ' ')} {limit:,}"
-            for rule, limit in limits
-            if not _LIMITS[rule](value, limit)
-        ]
-    if wanted:
-        raise ConfigError(f"{known.name} must be {wanted[0]}, got {value!r}")
+        wanted = " or ".join(text for _, text in allowed)
+        raise ConfigError(f"{known.name} must be {wanted}, got {value!r}")
+    for rule, holds in _LIMITS.items():
+        limit = known.metadata.get(rule)
+        if limit is not None and not holds(value, limit):
+            wanted = f"{rule.replace('_', ' ')} {limit:,}"
+            raise ConfigError(f"{known.name} must be {wanted}, got {value!r}")
 
 
 def check_finite(name: str, value: Any) -> None:

@@ -43,8 +43,9 @@ def capture(model: Any) -> dict[str, str | None]:
     reasons: dict[str, str | None] = {}
     for name, binding in bindings.items():
         captured = Captured(binding.generator)
-        reasons[name] = reason = _obstacle(binding.generator) or captured.record()
+        reason = _obstacle(binding.generator) or captured.record()
         binding.evaluate_by(binding.generator if reason else captured)
+        reasons[name] = reason
     return reasons
 
 

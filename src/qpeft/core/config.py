@@ -245,8 +245,8 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
         super().__post_init__()
         if self.format_version != FORMAT_VERSION:
             raise CheckpointError(
-                f"this adapter has format version {reprlib.repr(self.format_version)}, this qpeft reads"
-                f" {FORMAT_VERSION}; load it with the release of qpeft that wrote it"
+                f"this adapter has format version {reprlib.repr(self.format_version)}, this qpeft"
+                f" reads {FORMAT_VERSION}; load it with the release of qpeft that wrote it"
             )
 
     def read_files(self, base: nn.Module) -> None:

@@ -45,9 +45,9 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         is_loaded = config.generated is not None
         config.read_files(model)
         if self.generators is None:
-            path = "base_model."
-            Generators(self.model, self, path, path, self.model)
-        # PEFT changes those of the base for a moment, and activates the active adapters again
+            Generators(self, self.model, self.model, saved_path="base_model.")
+        # PEFT freezes the base, which is undone after an error, and makes the active adapters
+        # trainable again, which is always undone for the generators
         in_base = [(p, p.requires_grad) for p in model.parameters()]
         in_generators = [(p, p.requires_grad) for p in self.generators.parameters()]
         try:
@@ -55,6 +55,8 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             tie_head(self.model, adapter_name, config)
             generator, slots = self._make_generator(adapter_name, config)
+            bind_base(config, self.model, adapter_name)
+            generator.use_base(self.model)
             self.generators.hold(adapter_name, config, generator, slots)
         except BaseException as error:
             self._undo_injection(adapter_name)
@@ -78,10 +80,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         init = SeededInit(config.seed)
         slots = in_vector_order(lora_slots(self.model, adapter_name), config)
         initial = draw_initial(slots, config.drawn_init, init)  # (P,)
-        generator = config.make(slots, initial, init)
-        bind_base(config, self.model, adapter_name)
-        generator.use_base(self.model)
-        return generator, slots
+        return config.make(slots, initial, init), slots
 
     def _undo_injection(self, adapter_name: str) -> None:
         """Restore the base model as it was before the adapter was injected."""

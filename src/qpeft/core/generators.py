@@ -32,27 +32,25 @@ class Generators(nn.ModuleDict):
     """The generator of each adapter, by the adapter's name.
 
     Args:
-        base: The base model with the adapters.
         owner: The tuner, or a PeftModel with a prompt; the generators become one of its modules.
-        path: Of the owner in the PeftModel.
-        saved_path: Of the generators in a file.
+        base: The base model with the adapters.
         read_by: The module whose forward pass reads the adapters.
+        saved_path: Of the generators in a file.
     """
 
     def __init__(
-        self,
-        base: nn.Module,
-        owner: nn.Module,
-        path: str,
-        saved_path: str,
-        read_by: nn.Module,
+        self, owner: nn.Module, base: nn.Module, read_by: nn.Module, saved_path: str
     ) -> None:
         super().__init__()
         self.bindings: dict[str, Binding] = {}
         self.configs: dict[str, GeneratedConfig] = {}
-        # Names of a tuner's parameters contain its prefix, such as lora_. By this others, such as
-        # TRL for vLLM, recognize them.
-        name = f"{owner.prefix}{CONTAINER}" if isinstance(owner, BaseTuner) else CONTAINER
+        name = CONTAINER
+        path = ""  # of the owner in the PeftModel
+        if isinstance(owner, BaseTuner):
+            # Names of a tuner's parameters contain its prefix, such as lora_. By this others, such
+            # as TRL for vLLM, recognize them.
+            name = f"{owner.prefix}{CONTAINER}"
+            path = "base_model."
         owner.add_module(name, self)
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file

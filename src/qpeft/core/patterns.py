@@ -53,7 +53,10 @@ def check_patterns(model: nn.Module, settings: Mapping[str, Any]) -> None:
     for field in _FIELDS:
         value = settings.get(field)
         patterns = [value] if isinstance(value, str) else value or ()
-        if isinstance(patterns, Iterable) and (risky := [p for p in patterns if _is_risky(p)]):
+        if not isinstance(patterns, Iterable):
+            continue
+        risky = [pattern for pattern in patterns if _is_risky(pattern)]
+        if risky:
             _match(model, field, risky)
 
 
@@ -79,7 +82,8 @@ def _match(model: nn.Module, field: str, patterns: list[str]) -> None:
         reason = (done.stderr.strip().splitlines() or ["it takes too long"])[-1]
         fails = done.returncode != 0
     except subprocess.TimeoutExpired:
-        reason, fails = "it takes too long", True
+        reason = "it takes too long"
+        fails = True
     if fails:
         shown = patterns[0] if len(patterns[0]) < 80 else f"{patterns[0][:80]}..."
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Many compact adapters of one base model: a few of them in slots in memory, the others in their
 folders.
 
-    folder --> core/pool_reader.py --> tensors of a stock adapter --> a slot, an adapter of stock PEFT
+    folder --> core/pool_reader.py --> tensors of a stock adapter --> a slot, which PEFT applies
 
 A slot is injected once. Another adapter is put into it by copying its tensors.
 """

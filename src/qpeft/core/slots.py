@@ -72,7 +72,7 @@ def find_slots(
 
 
 def slots_in(container: Any, adapter_name: str, path: str) -> list[Slot]:
-    """A slot for each of the adapter's parameters in `container`, whose labels begin with `path`."""
+    """A slot for each of the adapter's parameters in `container`; the labels begin with `path`."""
     if isinstance(container, nn.ParameterDict):
         is_there = container._parameters.get(adapter_name) is not None
         return [Slot.of(container, adapter_name, path)] if is_there else []

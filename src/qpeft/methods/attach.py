@@ -82,9 +82,9 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     model.__class__ = attached_class(type(model))
     base = model.get_base_model()
     if model._is_prompt_learning:  # it is read before the base model's forward pass
-        holder = Generators(base, model, "", "", model.prompt_encoder[name])
+        holder = Generators(model, base, model.prompt_encoder[name], saved_path="")
     else:
-        holder = Generators(base, model.base_model, "base_model.", "", base)
+        holder = Generators(model.base_model, base, base, saved_path="")
     holder.hold(name, attached, generator, slots)
     holder.train_only([name])
     return model

@@ -48,7 +48,8 @@ class Features(nn.Module):
     def __init__(self, settings: QAASettings, width: int, name: str, init: SeededInit) -> None:
         super().__init__()
         self.source = settings.feature_source
-        self.n_qubits = n = amplitude_qubits(width)
+        n = amplitude_qubits(width)
+        self.n_qubits = n
         self.circuit = Ansatz(settings.ansatz, n, settings.n_layers)
         unit = math.sqrt((2**n + 2) / 2)  # of features with variance 1
         reads_all = settings.readout == "z"
@@ -99,8 +100,10 @@ class Features(nn.Module):
         flat: Any = self.angles().to(a.dtype).flatten()
         for angles, pairs in zip(flat.split(self.n_qubits), self.pairs.unbind(0), strict=True):
             i, j = pairs[:, : len(angles)]  # the last round has fewer
-            u, v = a[..., i], a[..., j]
-            cos, sin = angles.cos(), angles.sin()
+            u = a[..., i]  # (..., pairs)
+            v = a[..., j]
+            cos = angles.cos()
+            sin = angles.sin()
             rotated = torch.cat([cos * u - sin * v, sin * u + cos * v], -1)
             a = a.index_copy(-1, torch.cat([i, j]), rotated)
         return a

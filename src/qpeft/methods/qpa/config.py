@@ -41,7 +41,8 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
         generator.
         """
         lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ["lm_head"]}
-        return super().official(**{**lora, **settings})
+        fields = lora | settings
+        return super().official(**fields)
 
     @property
     def drawn_init(self) -> bool | str:

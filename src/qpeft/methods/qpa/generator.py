@@ -184,7 +184,8 @@ class QPAGenerator(Generator):
         super().__init__()
         self.config = config
         self.m = initial.numel()
-        self.count = count = config.count(self.m)
+        count = config.count(self.m)
+        self.count = count
         self.feature = _make_feature(config, count, init)
         self._ansatz: Ansatz | None = getattr(self.feature, "ansatz", None)
         g = config.n_generators

@@ -173,7 +173,8 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     @classmethod
     def paper(cls, **settings: Any) -> Self:
         """The paper's generator: one feature per chunk, and an MLP with seven hidden layers."""
-        return cls(**{"hidden": None, **settings})
+        settings.setdefault("hidden", None)
+        return cls(**settings)
 
     @classmethod
     def official(cls, **settings: Any) -> Self:
@@ -181,7 +182,8 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         centered.
         """
         size = {} if "budget" in settings else {"chunk_size": 2048}
-        return cls.paper(**{**_OFFICIAL, **size, **settings})
+        fields = _OFFICIAL | size | settings
+        return cls.paper(**fields)
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         if self.vector_order == "peft":
