@@ -215,12 +215,13 @@ def test_step_during_accumulation_has_the_gradient(toy, accelerator, x):
     assert toy.binding._gradients.deferred is None
 
 
-def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x):
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x, set_to_none):
     """Training was interrupted during accumulation; the next run clears the gradients first."""
     with accelerator.accumulate(toy.generator):
         accelerator.backward(toy.loss(x))
-    assert toy.generator.angles.grad is not None  # zeros, so that a clipping loop sees a gradient
-    toy.generator.zero_grad()
+    assert toy.generator.angles.grad is not None  # tiny, so that a clipping loop sees a gradient
+    toy.generator.zero_grad(set_to_none)
     GradientState._reset_state()
     toy.loss(x + 1).backward()
     torch.testing.assert_close(

@@ -72,8 +72,7 @@ class Evaluation:
         if self._key != _key(parameters) or any(p.requires_grad > was for p, was in reached):
             return False
         # while a CUDA graph is recorded, no value can be read
-        is_on_cuda = len(parameters) > 0 and parameters[0].is_cuda
-        captures = is_on_cuda and torch.cuda.is_current_stream_capturing()
+        captures = any(p.is_cuda for p in parameters) and torch.cuda.is_current_stream_capturing()
         return captures or all(map(torch.equal, parameters, self._copies))
 
 
@@ -122,9 +121,7 @@ class Binding:
             parameters = list(self.generator.parameters())
             trained = any(p.requires_grad for p in parameters)
             builds_graph = trained and torch.is_grad_enabled()
-            if builds_graph and all(p.grad is None for p in parameters):
-                # the gradients were cleared: an interrupted window must not leak into the next
-                self._gradients.deferred = None
+            self._forget_cleared()
             if self._evaluation is None or not self._evaluation.is_current(parameters):
                 with torch.inference_mode(False), torch.set_grad_enabled(trained):
                     self.flush()  # through the graph of the values it belongs to
@@ -173,8 +170,12 @@ class Binding:
                 self._evaluation = None
 
     def invalidate(self) -> None:
-        """Discard the evaluation: the first operation on an adapter tensor evaluates again."""
+        """Discard the evaluation: the first operation on an adapter tensor evaluates again.
+
+        Deferred gradients are added before.
+        """
         with _lock:
+            self.flush()
             self._evaluation = None
             self.recheck()
 
@@ -206,19 +207,31 @@ class Binding:
             slot.owner._parameters[slot.name] = nn.Parameter(value, requires_grad=False)
         _live.pop(id(self), None)
 
+    @torch.enable_grad()
     def flush(self) -> None:
-        """Run the backward pass of the generator for deferred gradients."""
+        """Run the backward pass of the generator for deferred gradients; not while it is frozen."""
         with _lock:
+            self._forget_cleared()
             gradient = self._gradients.deferred
-            self._gradients.deferred = None
-            if gradient is None or self._evaluation is None:
-                return
-            gradient = average(gradient) if self._gradients.averages else gradient
             inputs = [p for p in self.generator.parameters() if p.requires_grad]
+            if gradient is None or not inputs:
+                return
+            self._gradients.deferred = None
+            gradient = average(gradient) if self._gradients.averages else gradient
+            flat = None if self._evaluation is None else self._evaluation.flat
+            if flat is None or not flat.requires_grad:  # it was frozen in the meantime
+                flat = self._evaluate()
             with torch.autocast(gradient.device.type, enabled=False):
-                torch.autograd.backward(
-                    self._evaluation.flat, gradient, inputs=inputs, retain_graph=True
-                )
+                torch.autograd.backward(flat, gradient, inputs=inputs, retain_graph=True)
+
+    def _forget_cleared(self) -> None:
+        """Forget deferred gradients if somebody has cleared `grad`: an interrupted window must not
+        leak into the next.
+        """
+        if self._gradients.deferred is not None and not any(
+            p.grad is not None and p.grad.any() for p in self.generator.parameters()
+        ):
+            self._gradients.deferred = None
 
     @torch.inference_mode(False)
     def _place(self, private: Tensor, *, detached: bool) -> None:
@@ -316,16 +329,15 @@ class _Boundary(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
         gradients: Gradients = ctx.gradients
-        # False: more micro-batches follow before the optimizer step
-        if not GradientState._shared_state.get("sync_gradients", True):
-            deferred = gradients.deferred
-            gradients.deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
-            # zeros and not None: if `grad` is None later, the accumulation was abandoned
-            zeros = [torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters]
-            return (None, None, *zeros)
-        if gradients.deferred is not None:
-            gradient = gradient + gradients.deferred
-            gradients.deferred = None
+        deferred = gradients.deferred
+        if _accumulates(ctx):
+            # False: more micro-batches follow before the optimizer step
+            if not GradientState._shared_state.get("sync_gradients", True):
+                gradients.deferred = gradient + (0 if deferred is None else deferred)
+                return (None, None, *map(_mark, ctx.parameters))
+            if deferred is not None:
+                gradient = gradient + deferred
+                gradients.deferred = None
         ctx.runs += 1
         if gradients.averages:
             gradient = average(gradient)
@@ -348,6 +360,27 @@ class _Boundary(torch.autograd.Function):
         return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
 
 
+def _mark(parameter: Tensor) -> Tensor:
+    """What `grad` of a parameter gets for a deferred gradient: zeros with one entry that is too
+    small to change a gradient, and gone once somebody clears `grad`, by None or by zeros.
+    """
+    mark = parameter.new_zeros(parameter.shape)  # contiguous, so that flatten is a view
+    mark.flatten()[:1] = 2e-38  # about the smallest normal number of float32
+    return mark
+
+
+def _accumulates(node: Any) -> bool:
+    """Whether the backward pass that runs this node adds to `grad` of the parameters, in place of
+    returning gradients, as `torch.autograd.grad` does.
+    """
+    try:
+        return all(
+            torch._C._will_engine_execute_node(leaf) for leaf, _ in node.next_functions if leaf
+        )
+    except RuntimeError:  # PyTorch has no other answer for a leaf whose gradient is returned
+        return False
+
+
 def _no_copy(memo: dict[int, Any]) -> None:
     """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding
     places its own.
@@ -355,7 +388,8 @@ def _no_copy(memo: dict[int, Any]) -> None:
 
 
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
-    return tuple((p.data_ptr(), p._version, p.device) for p in parameters)
+    # tensors made in inference mode, such as by a server that loads in it, have no version
+    return tuple((p.data_ptr(), p.is_inference() or p._version, p.device) for p in parameters)
 
 
 def _before_loading(generator: Generator, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -364,6 +398,7 @@ def _before_loading(generator: Generator, state: dict[str, Tensor], prefix: str,
     state.update(with_whole_fingerprints(own))
     generator.home = generator.fingerprint.device
     for binding in _live_of(generator.parameters()):
+        binding.flush()
         binding.restore_precision()
 
 

@@ -184,6 +184,8 @@ class Generators(nn.ModuleDict):
                 generator.latent = False
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for binding in self.bindings.values():
+            binding.flush()  # through the graph of the present parameters
         result = super()._apply(fn, recurse)
         for binding in self.bindings.values():
             binding.follow(fn)

@@ -1,0 +1,93 @@
+"""What others do inside of a window of accelerate's gradient accumulation: the gradients after it
+are those of a plain PyTorch loop.
+"""
+
+import copy
+
+import pytest
+import torch
+from accelerate.state import GradientState
+from variants import VARIANTS, move
+
+import qpeft
+
+pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+
+
+@pytest.fixture(params=["qpa", "quantum_peft", "sora", "attached to lora"])
+def make(llama, request):
+    def adapted():
+        torch.manual_seed(0)  # of PEFT's own initial values, below `attach`
+        return move(VARIANTS[request.param].adapt(copy.deepcopy(llama)))
+
+    return adapted
+
+
+@pytest.fixture
+def set_sync():
+    GradientState._reset_state()
+    yield GradientState()._set_sync_gradients
+    GradientState._reset_state()
+
+
+def trained(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def loss(model, ids):
+    return model(input_ids=ids, labels=ids).loss
+
+
+def assert_gradients(model, expected):
+    torch.optim.SGD(trained(model), lr=0).step()
+    gradients = [[p.grad for p in trained(each)] for each in (model, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def freeze_and_move(model):
+    parameters = trained(model)
+    for is_trained in (False, True):
+        for parameter in parameters:
+            parameter.requires_grad_(is_trained)
+        model.to("cpu")
+
+
+ACTIONS = {
+    "to": lambda model: model.to("cpu"),
+    "freeze": freeze_and_move,
+    "load": lambda model: model.load_state_dict(model.state_dict()),
+    "clip": lambda model: torch.nn.utils.clip_grad_norm_(trained(model), 1e9),
+}
+
+
+@pytest.mark.parametrize("last_waits", [False, True])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, action, last_waits):
+    model, expected = make(), make()
+    for index, row in enumerate(ids.split(1)):
+        set_sync(index == len(ids) - 1 and not last_waits)
+        loss(model, row).backward()
+        ACTIONS[action](model)
+        set_sync(True)
+        loss(expected, row).backward()
+    assert_gradients(model, expected)
+
+
+def test_returned_gradients_are_right_and_add_nothing(make, ids, set_sync):
+    """`torch.autograd.grad` inside of a window."""
+    model, expected = make(), make()
+    loss(expected, ids).backward()
+    set_sync(False)
+    loss(model, ids).backward()
+    returned = torch.autograd.grad(loss(model, ids), trained(model))
+    torch.testing.assert_close(returned, tuple(p.grad for p in trained(expected)))
+    assert_gradients(model, expected)
+
+
+def test_adapter_loads_and_answers_in_inference_mode(make, llama, ids, tmp_path):
+    """As a server does it; tensors made in it have no version counter."""
+    saved = make()
+    saved.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        loaded = qpeft.load(llama, tmp_path)
+        assert torch.equal(loaded(ids).logits, saved(ids).logits)
