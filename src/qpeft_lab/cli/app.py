@@ -21,6 +21,7 @@ COMMANDS = {  # with the lines of `qpeft --help`
     "generate": "Continue a prompt.",
     "export": "Export an adapter in PEFT's own format, and verify it.",
     "diagnose": "Measure whether a circuit is random, redundant and trainable.",
+    "verdict": "Is it the circuit? Compare a circuit of yours with what replaces it.",
     "compare": "Compare methods under equal conditions.",
     "circuits": "Draw circuits, count their gates, and export them.",
 }

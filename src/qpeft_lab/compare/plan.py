@@ -53,7 +53,7 @@ Host = tuple[nn.Module, Sequence[str]]
 
 BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
 _BY_CONTENT = ("model", "data", "eval_data")  # identified by their hashes
-_WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
+_WRITTEN_BEFORE_STUDY = ("data", STAND_IN, "own_circuit.py", "protocol.json")
 
 
 @dataclass(frozen=True)

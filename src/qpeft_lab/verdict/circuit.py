@@ -1,0 +1,107 @@
+"""The circuit that a user names, as an ansatz that every process of a study can load."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qpeft.circuits import Ansatz, from_openqasm, from_pennylane, from_qiskit
+from qpeft.circuits.ansatz import ansatz_names
+from qpeft.errors import ConfigError, InputError
+from qpeft.files import write_text
+from qpeft.user_code import execute, is_file
+from qpeft_lab.user_files import named_ansatz
+
+MOST_QUBITS = 16
+OWN_FILE = "own_circuit.py"  # of a circuit of one size
+
+_FILE = '''"""The circuit of this study. Every process of the study runs this file."""
+
+from qpeft.circuits import Gate, register_ansatz
+
+SHAPE = {shape}  # of the angles, in radians
+GATES = [
+{gates}
+]
+
+register_ansatz("{name}", lambda *_: SHAPE, lambda *_: [GATES])
+'''
+
+
+class Circuit(NamedTuple):
+    """A circuit of a study.
+
+    `fixed` is an ansatz of one size, such as a QNode; without it QPA chooses the number of qubits.
+    """
+
+    label: str
+    ansatz: str  # for the setting `ansatz`
+    fixed: Ansatz | None = None
+
+
+def circuit_of(name: str, shape: tuple[int, ...] | None, folder: Path) -> Circuit:
+    """The circuit `name`: an ansatz of qpeft, FILE.py:NAME, or a file of OpenQASM.
+
+    NAME is an ansatz that the file registers, an `Ansatz`, a QNode or a function that queues gates,
+    with `shape`, the shape of its angles, or a Qiskit circuit. A circuit of one size is written to
+    `folder` as a file, which every process of the study runs.
+
+    Raises:
+        InputError: there is no such circuit, or QPA cannot use it; the message says why.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".qasm", ".qasm3"):
+        if not path.is_file():
+            raise InputError(f"there is no file {path}; give a file of OpenQASM 2 or 3")
+        ansatz = from_openqasm(path.read_text(encoding="utf-8"))
+        return _kept(ansatz, path.stem, folder)
+    if not is_file(name):
+        if name not in ansatz_names():
+            raise ConfigError(
+                f"there is no circuit {name!r}. Give {', '.join(ansatz_names())}; FILE.py:NAME of an"
+                " ansatz, a QNode or a Qiskit circuit; or a file of OpenQASM that ends in .qasm"
+            )
+        return Circuit(name, name)
+    own_name = name.rpartition(":")[2]
+    value = getattr(execute(name, "circuit"), own_name, None)
+    if own_name in ansatz_names() or value is None:
+        named_ansatz(name)  # raises if the file has neither
+        return Circuit(own_name, str(name))
+    return _kept(_converted(name, value, shape), own_name, folder)
+
+
+def _converted(name: str, value: Any, shape: tuple[int, ...] | None) -> Ansatz:
+    if isinstance(value, Ansatz):
+        return value
+    if hasattr(value, "num_qubits"):  # Qiskit's
+        return from_qiskit(value)
+    if not callable(value):
+        raise ConfigError(
+            f"{name} is a {type(value).__name__}; give a QNode, a function that queues gates, a"
+            " Qiskit circuit, or an ansatz"
+        )
+    if shape is None:
+        raise ConfigError(
+            f"{name} has one argument, its angles; give their shape, such as --shape 2,4"
+        )
+    return from_pennylane(value, shape)
+
+
+def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
+    """The circuit of one size, as a file in `folder`. Raises ConfigError if QPA cannot use it."""
+    if not ansatz.n_angles:
+        raise ConfigError(f"the circuit {label} has no parameters, so there is nothing to train")
+    if not 2 <= ansatz.n_qubits <= MOST_QUBITS:
+        raise ConfigError(
+            f"the circuit {label} has {ansatz.n_qubits} qubits; from 2 to {MOST_QUBITS} can be"
+            " simulated in training"
+        )
+    gates = "\n".join(f"    {gate!r}," for gate in ansatz.gates())
+    digest = sha256(f"{ansatz.angle_shape}{gates}".encode()).hexdigest()
+    name = f"own_{digest[:12]}"  # a process may run several of these files
+    text = _FILE.format(shape=repr(ansatz.angle_shape), gates=gates, name=name)
+    path = folder / OWN_FILE
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+    return Circuit(label, f"{path}:{name}", ansatz)

@@ -1,0 +1,290 @@
+"""From the rows of a study to its decision: docs/verdict.md describes verdict.json.
+
+A difference is the test loss of the trained circuit minus that of what it is compared with, over
+the same blocks of text, paired by seed, in per cent of what LoRA r=8 gains over the untrained base.
+Below 0 the circuit is better. With n seeds and m blocks
+
+    error^2 = variance of the seeds' means / n + variance of the blocks' means / m
+
+and Student's t with n - 1 degrees of freedom gives the interval, the p value of no difference, and
+that of a difference of the margin or more (the larger of two one-sided tests). Both are corrected
+by Holm over all questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from qpeft.errors import ConfigError, VerificationError
+from qpeft.files import read_json
+from qpeft_lab.compare.stats import LEVEL, MIN_SEEDS, holm
+from qpeft_lab.compare.summary import Result, load
+from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, read_protocol
+
+VERDICT = "verdict.json"
+SCHEMA = 1  # the version of verdict.json
+POWER = 0.8  # with which a detectable difference is detected
+BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
+_TOLERANCE = 1e-9  # between values that were written and those computed again
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The circuit and one of the others; all but counts and p values in per cent of the unit."""
+
+    against: str
+    label: str
+    effect: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    p_margin: float
+    p_margin_holm: float
+    decision: str
+    detectable: float
+    n_seeds: int
+    n_blocks: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """An adapter's parameters, and the learning rate that its trials chose."""
+
+    label: str
+    trained: int
+    deployed: int
+    lr: float | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The content of verdict.json."""
+
+    schema: int
+    protocol: Protocol
+    sentence: str
+    shown: bool  # a benefit from the circuit: better than every twin
+    gain: float  # of LoRA r=8 over the untrained base, nats per token
+    comparisons: list[Comparison]
+    angles_moved: float | None  # mean over angles and seeds, radians
+    angles_moved_most: float | None
+    adapters: dict[str, Size]
+    base: str
+    base_sha256: str
+    data: str
+    data_sha256: str
+    hashes: dict[str, str]  # by key, of all that the rows of an adapter depend on
+    versions: dict[str, str]
+    command: str
+
+
+def decide(folder: Path) -> Verdict:
+    """The decision of the study in `folder`.
+
+    Raises ConfigError if the folder has no study of `qpeft verdict`, or a seed is missing.
+    """
+    protocol = read_protocol(folder)
+    summary = load(folder)
+    for key in (UNIT, CIRCUIT, *protocol.others):
+        if lost := summary[key].lost:
+            raise ConfigError(
+                f"{folder} has no decision yet: of {summary[key].label} {lost}. Run the command of"
+                " the study again"
+            )
+    untrained, unit = (_loss(summary[key]) for key in ("none", UNIT))
+    gain = untrained - unit
+    if gain <= 0:
+        raise ConfigError(
+            f"LoRA r=8 did not improve on the base ({unit:.3f} instead of {untrained:.3f} nats):"
+            " there is no unit. Train longer (--minutes), or on other data"
+        )
+    compared = comparisons(
+        {key: _table(summary[CIRCUIT], summary[key]) * 100 / gain for key in protocol.others},
+        {key: summary[key].label for key in protocol.others},
+        protocol.margin,
+    )
+    circuit, study = summary[CIRCUIT], summary.study
+    twins = [each for each in compared if each.against in protocol.twins]
+    row = next(iter(circuit.successes.values()))
+    names = ("qpeft", "torch", "transformers", "peft", "python", "device")
+    return Verdict(
+        schema=SCHEMA,
+        protocol=protocol,
+        sentence=sentence(twins, protocol.margin),
+        shown=all(each.decision == BETTER for each in twins),
+        gain=gain,
+        comparisons=compared,
+        angles_moved=circuit.mean("angles_moved"),
+        angles_moved_most=circuit.mean("angles_moved_most"),
+        adapters={result.key: _size(result) for result in summary.results},
+        base=Path(study.run.model).name,
+        base_sha256=study.base_sha256,
+        data=Path(study.run.data).name,
+        data_sha256=study.data_sha256,
+        hashes={method.key: method.hash for method in study.methods},
+        versions={name: str(row[name]) for name in names},
+        command=study.command,
+    )
+
+
+def comparisons(
+    tables: Mapping[str, np.ndarray], labels: Mapping[str, str], margin: float
+) -> list[Comparison]:
+    """The comparisons of one family.
+
+    `tables`: by key the differences (seeds, blocks) in per cent of the unit.
+
+    Raises ConfigError for fewer than three seeds.
+    """
+    effects, errors, dfs = [], [], []
+    for table in tables.values():
+        n_seeds, n_blocks = table.shape
+        if n_seeds < MIN_SEEDS:
+            raise ConfigError(f"a decision needs {MIN_SEEDS} seeds or more, got {n_seeds}")
+        of_seeds = table.mean(1).var(ddof=1) / n_seeds
+        of_blocks = table.mean(0).var(ddof=1) / n_blocks
+        effects.append(float(table.mean()))
+        errors.append(math.sqrt(of_seeds + of_blocks) or 1e-12)  # of equal losses
+        dfs.append(n_seeds - 1)
+    numbers = list(zip(effects, errors, dfs, strict=True))
+    p = [2 * float(student.sf(abs(effect) / error, df)) for effect, error, df in numbers]
+    p_margin = [
+        float(student.sf((margin - abs(effect)) / error, df)) for effect, error, df in numbers
+    ]
+    p_holm, p_margin_holm = holm(p), holm(p_margin)
+    compared = []
+    for i, (key, table) in enumerate(tables.items()):
+        reach = errors[i] * float(student.ppf((1 + LEVEL) / 2, dfs[i]))
+        decision = UNDECIDED
+        if p_margin_holm[i] < 1 - LEVEL:  # first: a difference that is shown may be within it
+            decision = EQUIVALENT
+        elif p_holm[i] < 1 - LEVEL:
+            decision = BETTER if effects[i] < 0 else WORSE
+        compared.append(
+            Comparison(
+                against=key,
+                label=labels[key],
+                effect=effects[i],
+                low=effects[i] - reach,
+                high=effects[i] + reach,
+                p=p[i],
+                p_holm=p_holm[i],
+                p_margin=p_margin[i],
+                p_margin_holm=p_margin_holm[i],
+                decision=decision,
+                detectable=detectable(errors[i], dfs[i], len(tables)),
+                n_seeds=table.shape[0],
+                n_blocks=table.shape[1],
+            )
+        )
+    return compared
+
+
+def detectable(error: float, df: int, n_questions: int) -> float:
+    """The smallest true difference that is detected with a probability of 80 %, in the unit of
+    `error`, the standard error: for the question that Holm's correction treats most strictly.
+    """
+    strictest = (1 - LEVEL) / (2 * n_questions)
+    return error * float(student.ppf(1 - strictest, df) + student.ppf(POWER, df))
+
+
+def sentence(twins: Sequence[Comparison], margin: float) -> str:
+    """The verdict in words."""
+    relations = {
+        BETTER: "was better than",
+        EQUIVALENT: "was equivalent to",
+        WORSE: "was worse than",
+        UNDECIDED: "was not shown to differ from",
+    }
+    by_relation: dict[str, list[str]] = {}
+    for twin in twins:
+        by_relation.setdefault(relations[twin.decision], []).append(f"that with {twin.label}")
+    clauses = [f"{relation} {' and '.join(names)}" for relation, names in by_relation.items()]
+    told = f"In this study the adapter with the trained circuit {', and '.join(clauses)}."
+    most = max(twin.detectable for twin in twins)
+    if all(twin.decision == BETTER for twin in twins):
+        return f"{told} So the study shows a benefit from the circuit."
+    if most > margin and any(twin.decision == UNDECIDED for twin in twins):
+        return (
+            f"{told} The study cannot decide: it would have seen only a difference above"
+            f" {most:.1f} % of LoRA's gain, and the margin is {margin:g} %. More seeds would."
+        )
+    return f"{told} A difference above {most:.1f} % of LoRA's gain would have been seen."
+
+
+def check(file: Path) -> Verdict:
+    """Compute a verdict again from the rows next to it.
+
+    Raises ConfigError if it is none, and VerificationError if the rows give another one; the
+    message names what differs.
+    """
+    try:
+        written = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} is no verdict ({error})") from error
+    verdict = decide(file.parent)
+    different = _differences(written, as_dict(verdict))
+    if different:
+        raise VerificationError(
+            f"{file} does not follow from the rows in {file.parent}: {'; '.join(different[:5])}"
+        )
+    return verdict
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    """As JSON has it."""
+    return asdict(verdict)
+
+
+def _differences(written: Any, computed: Any, name: str = "") -> list[str]:
+    if isinstance(computed, dict) and isinstance(written, dict):
+        keys = sorted(written.keys() | computed.keys())
+        return [
+            text
+            for key in keys
+            for text in _differences(
+                written.get(key), computed.get(key), f"{name}.{key}" if name else key
+            )
+        ]
+    if isinstance(computed, list) and isinstance(written, list) and len(written) == len(computed):
+        pairs = enumerate(zip(written, computed, strict=True))
+        return [text for i, (a, b) in pairs for text in _differences(a, b, f"{name}[{i}]")]
+    are_numbers = isinstance(written, int | float) and isinstance(computed, int | float)
+    if written == computed or (
+        are_numbers and math.isclose(written, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+    ):
+        return []
+    return [f"{name} is {written!r}, the rows give {computed!r}"]
+
+
+def _table(circuit: Result, other: Result) -> np.ndarray:
+    """The differences of test losses (seeds, blocks), nats per token."""
+    seeds = sorted(circuit.successes)
+    return np.array(
+        [
+            np.subtract(
+                circuit.successes[seed]["test_losses"], other.successes[seed]["test_losses"]
+            )
+            for seed in seeds
+        ]
+    )
+
+
+def _loss(result: Result) -> float:
+    if result.metric is None:
+        raise ConfigError(f"{result.label} has no result yet; run the command of the study again")
+    return result.metric.mean
+
+
+def _size(result: Result) -> Size:
+    method = result.method
+    return Size(result.label, method.trainable, method.deployed, result.lr, _loss(result))

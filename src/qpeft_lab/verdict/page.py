@@ -1,0 +1,178 @@
+"""verdict.html, which opens offline, and verdict.md, for a paper's appendix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from qpeft.files import write_json, write_text
+from qpeft_lab.compare import charts
+from qpeft_lab.compare.charts import CONTROL, INK, Chart, as_svg, drawing
+from qpeft_lab.compare.report import without_folders
+from qpeft_lab.verdict.decision import (
+    EQUIVALENT,
+    UNDECIDED,
+    VERDICT,
+    WORSE,
+    Comparison,
+    Verdict,
+    as_dict,
+)
+
+_BAND = "#e9e7df"
+
+
+def write(verdict: Verdict, folder: Path) -> None:
+    """Write verdict.json, verdict.html and verdict.md to the study's folder."""
+    write_json(folder / VERDICT, as_dict(verdict))
+    write_text(folder / "verdict.html", html(verdict))
+    write_text(folder / "verdict.md", markdown(verdict))
+
+
+def html(verdict: Verdict) -> str:
+    """One page that loads nothing else."""
+    templates = files("qpeft_lab.compare") / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(str(templates)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("verdict.html.j2").render(
+        css=Markup((templates / "style.css").read_text("utf-8").strip()),
+        verdict=verdict,
+        protocol=verdict.protocol,
+        header=HEADER,
+        lines=lines(verdict),
+        chart=picture(verdict),
+        facts=facts(verdict),
+        limits=list(limits(verdict)),
+        unit=UNIT_TEXT,
+        command=without_folders(verdict.command),
+    )
+
+
+def markdown(verdict: Verdict) -> str:
+    """The same without the picture."""
+
+    def row(texts: Any) -> str:
+        return f"| {' | '.join(texts)} |"
+
+    table = [row(HEADER), row("---" for _ in HEADER), *map(row, lines(verdict))]
+    parts = [
+        f"# Is it the circuit? {verdict.protocol.circuit}",
+        f"**{verdict.sentence}**",
+        "\n".join(table),
+        UNIT_TEXT,
+        "\n".join(f"- {name}: {value}" for name, value in facts(verdict).items()),
+        "\n".join(f"- {text}" for text in limits(verdict)),
+        f"```sh\n{without_folders(verdict.command)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+HEADER = ["minus", "decision", "difference [95 % interval]", "detectable", "trained"]
+UNIT_TEXT = (
+    "A difference is the test loss with the trained circuit minus that with the other adapter, in"
+    " per cent of what LoRA r=8 gains over the untrained base; below 0 the circuit is better."
+    " Decisions are corrected for the number of comparisons, intervals are not. Detectable is what"
+    " this study finds with a probability of 80 %; trained is the number of trained parameters."
+)
+
+
+def lines(verdict: Verdict) -> list[list[str]]:
+    """The rows of the table, twins first."""
+    return [
+        [
+            each.label,
+            each.decision,
+            f"{each.effect:+.1f} [{each.low:+.1f}, {each.high:+.1f}]",
+            f"{each.detectable:.1f}",
+            f"{verdict.adapters[each.against].trained:,}",
+        ]
+        for each in verdict.comparisons
+    ]
+
+
+def facts(verdict: Verdict) -> dict[str, str]:
+    """What ran, for readers who want to repeat or to judge it."""
+    protocol, circuit = verdict.protocol, verdict.adapters["circuit"]
+    some = verdict.comparisons[0]
+    found = {
+        "Base": f"{verdict.base}, {verdict.base_sha256[:19]}",
+        "Data": f"{without_folders(verdict.data)}, {verdict.data_sha256[:12]}",
+        "Adapter": (
+            f"{protocol.method}, {circuit.trained:,} trained parameters,"
+            f" {circuit.deployed:,} deployed"
+        ),
+        "Runs": f"{protocol.steps:,} steps, {some.n_seeds} seeds, {some.n_blocks} test blocks",
+        "Margin": f"{protocol.margin:g} % of LoRA's gain, which is {verdict.gain:.3f} nats per token",
+    }
+    if verdict.angles_moved is not None and verdict.angles_moved_most is not None:
+        found["Angles"] = (
+            f"moved by {verdict.angles_moved:.2g} radians on average, at most by"
+            f" {verdict.angles_moved_most:.2g}"
+        )
+    found["Versions"] = ", ".join(f"{name} {value}" for name, value in verdict.versions.items())
+    return found
+
+
+def limits(verdict: Verdict) -> Iterator[str]:
+    """What the study does not show."""
+    moved = verdict.angles_moved
+    if moved is not None and moved < 0.1:
+        yield (
+            "The angles hardly moved, so a trained and a frozen circuit had to be alike. A higher"
+            " angle_scale moves them further."
+        )
+    yield (
+        "One base, one text, one number of steps. Circuits are simulated exactly, so nothing here"
+        " is about the speed of a quantum computer."
+    )
+    yield (
+        "LoRA, LoRA-SB and Uni-LoRA have at most the circuit's number of trained parameters. They"
+        " show which adapter to use, and the twins what the circuit does."
+    )
+
+
+def picture(verdict: Verdict) -> Chart:
+    """Every difference with its interval, and the margin as a band."""
+    margin = verdict.protocol.margin
+    # at least twice the margin is shown; an interval that ends outside gets an arrow
+    reach = 1.15 * max(2 * margin, *(abs(each.effect) for each in verdict.comparisons))
+    with drawing(70 + 34 * len(verdict.comparisons)) as (figure, axes):
+        axes.axvspan(-margin, margin, color=_BAND, zorder=0)
+        axes.axvline(0, color=INK, lw=1, zorder=0.5)
+        style = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
+        for line, each in enumerate(verdict.comparisons):
+            axes.text(0, line, f"minus {each.label}: {each.decision}", **style)
+            _draw(axes, line + 0.42, each, reach)
+        axes.set_yticks([])
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(len(verdict.comparisons), -0.5)
+        axes.set_xlim(-reach, reach)
+        axes.set_xlabel("← the circuit is better | per cent of LoRA's gain | worse →")
+        caption = (
+            "Differences with their 95 % intervals; the band is the margin. Filled: shown to be"
+            " better, worse or equivalent; hollow: undecided. An arrow: the interval goes on."
+        )
+        return Chart("Differences from the trained circuit", as_svg(figure), caption)
+
+
+def _draw(axes: Any, height: float, each: Comparison, reach: float) -> None:
+    low, high = max(each.low, -reach), min(each.high, reach)
+    color = {WORSE: CONTROL.color, EQUIVALENT: INK}.get(each.decision, charts.QUANTUM.color)
+    axes.plot([low, high], [height, height], color=color, lw=1.5)
+    for end, is_cut, marker in (
+        (low, each.low < -reach, "<"),
+        (high, each.high > reach, ">"),
+    ):
+        axes.plot(end, height, marker=marker if is_cut else "|", color=color, clip_on=False)
+    face = "white" if each.decision == UNDECIDED else color
+    axes.plot(each.effect, height, marker="o", mfc=face, color=color)

@@ -1,0 +1,172 @@
+"""A verdict's statistics against scipy's tests, planted effects, and tampering with its file."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from published_study import drop_rows
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
+
+from qpeft.errors import ConfigError, VerificationError
+from qpeft_lab.compare.cell import started_row
+from qpeft_lab.compare.rows import RowFile
+from qpeft_lab.verdict.circuit import Circuit
+from qpeft_lab.verdict.decision import check, comparisons, decide, detectable, sentence
+from qpeft_lab.verdict.page import markdown, write
+from qpeft_lab.verdict.planning import Request, planned
+from qpeft_lab.verdict.protocol import PROTOCOL
+from verdict_power import rates
+
+LABELS = {"frozen": "frozen angles", "gaussian": "Gaussian features"}
+
+
+def table(mean, spread, n_seeds=6, n_blocks=4):
+    """Differences (seeds, blocks) of this mean, equal in all blocks."""
+    drawn = np.random.default_rng(0).normal(size=(n_seeds, 1))
+    drawn = (drawn - drawn.mean()) / drawn.std(ddof=1)
+    return mean + spread * drawn.repeat(n_blocks, axis=1)
+
+
+def test_intervals_and_p_values_are_those_of_paired_t_tests():
+    seeds = table(mean=1.5, spread=2.0)
+    (found,) = comparisons({"frozen": seeds}, LABELS, margin=5.0)
+    test = ttest_1samp(seeds[:, 0], 0.0)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found.p == pytest.approx(test.pvalue)
+    below = ttest_1samp(seeds[:, 0], 5.0, alternative="less").pvalue
+    above = ttest_1samp(seeds[:, 0], -5.0, alternative="greater").pvalue
+    assert found.p_margin == pytest.approx(max(below, above))
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "decision"),
+    [
+        (-10.0, 1.0, "better"),
+        (10.0, 1.0, "worse"),
+        (1.5, 0.5, "equivalent"),  # shown to differ, but within the margin
+        (3.0, 9.0, "undecided"),
+    ],
+)
+def test_decisions(mean, spread, decision):
+    (found,) = comparisons({"frozen": table(mean, spread)}, LABELS, margin=5.0)
+    assert found.decision == decision
+
+
+def test_more_questions_need_smaller_p_values():
+    one = table(mean=2.6, spread=2.4)
+    unclear = table(mean=0.5, spread=9.0)
+    (alone,) = comparisons({"a": one}, {"a": "a"}, margin=1.0)
+    many = {"a": one, **{str(i): unclear for i in range(9)}}
+    first = comparisons(many, {key: key for key in many}, margin=1.0)[0]
+    assert (alone.decision, first.decision) == ("worse", "undecided")
+
+
+def test_detectable_difference_is_detected_as_often_as_it_says():
+    n_seeds, spread = 5, 1.4
+    smallest = detectable(spread / np.sqrt(n_seeds), n_seeds - 1, n_questions=1)
+    drawn = np.random.default_rng(0).normal(smallest, spread, size=(4000, n_seeds))
+    errors = drawn.std(axis=1, ddof=1) / np.sqrt(n_seeds)
+    is_seen = np.abs(drawn.mean(1)) / errors > student.ppf(0.975, n_seeds - 1)
+    assert is_seen.mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_planted_effects_are_found_in_resampled_runs():
+    """Issue: right in 18 of 20 repetitions, for a control that is truly worse, and an equal one."""
+    right = rates(repetitions=20)
+    assert set(right) == {"better", "equivalent"}
+    assert min(right.values()) >= 18
+
+
+def test_sentence_says_what_is_shown():
+    def said(*means, spread=1.0):
+        tables = {key: table(mean, spread) for key, mean in zip(LABELS, means, strict=True)}
+        return sentence(comparisons(tables, LABELS, margin=5.0), margin=5.0)
+
+    assert said(-10, -10).endswith("the study shows a benefit from the circuit.")
+    assert "was better than that with frozen angles, and was equivalent to" in said(-10, 0)
+    assert "would have been seen" in said(0, 0)
+    assert "cannot decide" in said(0, 0, spread=20)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a planted study of a circuit of three qubits, better than frozen angles."""
+    folder = tmp_path_factory.mktemp("study") / "verdict"
+    run = {"model": "embedded", "data": "numpy-docs", "batch_size": 2, "seq_len": 16}
+    run["steps"] = 4
+    circuit = Circuit("ladder", "ry_ladder")
+    request = Request(circuit, "qpa", 1, run, margin=5.0, n_seeds=3, workers=1)
+    found = planned(request, folder, minutes=1e6, command="qpeft verdict ladder")
+    found.protocol.keep(folder)
+    found.plan.claim()
+    rows = RowFile(folder)
+    losses = {"none": 5.0, "lora_r8": 4.0, "circuit": 4.2, "frozen": 4.5, "gaussian": 4.201}
+    draw = np.random.default_rng(0)
+    for phase in (found.plan.tuning_cells, found.plan.final_cells):
+        for cell in phase(rows.rows):
+            noise = 0.002 * draw.normal(size=8)
+            blocks = losses.get(cell.method, 4.3) + noise
+            off = 0.0 if cell.lr is None else abs(math.log(cell.lr / cell.spec.lr))
+            loss = float(blocks.mean()) + off  # the middle rate is the best
+            row = started_row(cell) | {"status": "success", "valid_loss": loss, "best_step": 4}
+            row |= {"curve": [[0, 5.0, 0.0], [4, loss, 1.0]]}
+            if cell.role != "tuning":
+                row |= {"test_loss": float(blocks.mean()), "test_losses": blocks.tolist()}
+                row |= {"angles_moved": 0.5, "angles_moved_most": 1.0}
+            rows.append(row)
+    return folder
+
+
+def test_planted_study_gets_its_verdict(study):
+    verdict = decide(study)
+    assert [(each.against, each.decision) for each in verdict.comparisons] == [
+        ("frozen", "better"),
+        ("gaussian", "equivalent"),
+        ("lora", "better"),
+        ("lora_sb", "better"),
+        ("uni_lora", "better"),
+    ]
+    assert verdict.gain == pytest.approx(1.0, abs=0.01)
+    assert verdict.comparisons[0].effect == pytest.approx(-30, abs=0.5)
+    assert not verdict.shown
+    trained = {key: size.trained for key, size in verdict.adapters.items()}
+    assert all(
+        0.8 * trained["circuit"] <= trained[key] <= trained["circuit"]
+        for key in ("lora", "uni_lora")
+    )
+    page = markdown(verdict)
+    assert verdict.sentence in page
+    assert "| frozen angles | better | -" in page
+
+
+def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "copy")
+    write(decide(folder), folder)
+    assert "<html" in (folder / "verdict.html").read_text(encoding="utf-8")
+    file = folder / "verdict.json"
+    assert check(file) == decide(folder)
+    changed = json.loads(file.read_text(encoding="utf-8"))
+    changed["comparisons"][1]["effect"] -= 8
+    file.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(VerificationError, match=r"comparisons\[1\].effect is -"):
+        check(file)
+
+
+def test_what_was_fixed_cannot_change_after_the_first_row(study):
+    other = replace(decide(study).protocol, margin=1.0)
+    with pytest.raises(ConfigError, match=r"margin 1\.0 instead of 5\.0"):
+        other.keep(study)
+
+
+def test_a_study_without_all_seeds_has_no_verdict(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "copy")
+    drop_rows(folder, "gaussian", "seed2")
+    with pytest.raises(ConfigError, match="Gaussian features 1 missing"):
+        decide(folder)
+    (folder / PROTOCOL).unlink()
+    with pytest.raises(ConfigError, match="no folder of qpeft verdict"):
+        decide(folder)
