@@ -152,7 +152,7 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     changed = json.loads(file.read_text(encoding="utf-8"))
     changed["comparisons"][1]["effect"] -= 8
     file.write_text(json.dumps(changed), encoding="utf-8")
-    with pytest.raises(VerificationError, match=r"comparisons\[1\].effect is -"):
+    with pytest.raises(VerificationError, match=r"comparisons\.1\.effect is -"):
         check(file)
 
 

@@ -232,11 +232,19 @@ def check(file: Path) -> Verdict:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is no verdict ({error})") from error
     verdict = decide(file.parent)
-    different = _differences(written, as_dict(verdict))
-    if different:
-        raise VerificationError(
-            f"{file} does not follow from the rows in {file.parent}: {'; '.join(different[:5])}"
-        )
+    computed = _flat(as_dict(verdict))
+    stated = _flat(written)
+    for name in sorted(computed.keys() | stated.keys()):
+        ours, theirs = computed.get(name), stated.get(name)
+        if isinstance(ours, float) and isinstance(theirs, float):
+            is_equal = math.isclose(ours, theirs, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+        else:
+            is_equal = ours == theirs
+        if not is_equal:
+            raise VerificationError(
+                f"{file} does not follow from the rows in {file.parent}: {name} is {theirs!r}, the"
+                f" rows give {ours!r}"
+            )
     return verdict
 
 
@@ -245,25 +253,16 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
     return asdict(verdict)
 
 
-def _differences(written: Any, computed: Any, name: str = "") -> list[str]:
-    if isinstance(computed, dict) and isinstance(written, dict):
-        keys = sorted(written.keys() | computed.keys())
-        return [
-            text
-            for key in keys
-            for text in _differences(
-                written.get(key), computed.get(key), f"{name}.{key}" if name else key
-            )
-        ]
-    if isinstance(computed, list) and isinstance(written, list) and len(written) == len(computed):
-        pairs = enumerate(zip(written, computed, strict=True))
-        return [text for i, (a, b) in pairs for text in _differences(a, b, f"{name}[{i}]")]
-    are_numbers = isinstance(written, int | float) and isinstance(computed, int | float)
-    if written == computed or (
-        are_numbers and math.isclose(written, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
-    ):
-        return []
-    return [f"{name} is {written!r}, the rows give {computed!r}"]
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Every number and text of JSON, by a name such as `comparisons.0.effect`."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {name.removeprefix("."): value}
+    flat: dict[str, Any] = {}
+    for key, part in value.items():
+        flat |= _flat(part, f"{name}.{key}")
+    return flat
 
 
 def _table(circuit: Result, other: Result) -> np.ndarray:

@@ -177,6 +177,7 @@ def _fitting(request: Request, minutes: float) -> tuple[Size, float]:
         speed = measure(make_plan(pilot.model_copy(update={"run": run}), Path(folder) / "pilot"))
     trained = [method for method in pilot.methods if method.method != "none"]
     n_rates = len(pilot.tuning.grid)
+    needed = math.inf
     for size in _sizes(request):
         needed = speed.minutes(size, len(trained), n_rates, request.workers)
         if needed <= minutes:
