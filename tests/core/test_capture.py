@@ -202,8 +202,11 @@ def test_graphs_are_used_on_a_gpu(ids):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (qpeft.QuantumPeftConfig(r=2, family="lie"), "waits for the GPU"),
-        (qpeft.QPAConfig(r=2, budget=0.2), "none of its parameters"),
+        (
+            qpeft.QuantumPeftConfig(r=2, family="lie", target_modules="all-linear"),
+            "waits for the GPU",
+        ),
+        (qpeft.QPAConfig(r=2, budget=0.2, target_modules="all-linear"), "none of its parameters"),
     ],
 )
 def test_reason_for_the_plain_way_on_a_gpu(config, reason, ids):
@@ -216,8 +219,10 @@ def test_reason_for_the_plain_way_on_a_gpu(config, reason, ids):
 
 @needs_gpu
 def test_circuits_on_a_backend_are_not_captured(ids):
-    model = get_peft_model(llama(), qpeft.QPAConfig(r=2, budget=0.2)).to("cuda")
-    run = qpeft.set_backend(model, shots=100)
+    model = get_peft_model(
+        llama(), qpeft.QPAConfig(r=2, budget=0.2, target_modules="all-linear")
+    ).to("cuda")
+    run = qpeft.set_backend(model, shots=50_000)  # enough for its qubits
     used = dict(run.jobs.used)
     assert qpeft.capture(model) == {"default": "its circuits run on a backend"}
     assert run.jobs.used == used

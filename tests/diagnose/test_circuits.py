@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from qpeft.circuits import Ansatz
+from qpeft.circuits import Ansatz, from_pennylane
 from qpeft.circuits.reference import gate_probabilities
 from qpeft.errors import ConfigError
 from qpeft_lab.diagnose import (
@@ -132,6 +132,40 @@ def test_rank_equals_that_of_the_autograd_jacobian(name, n_qubits, n_layers, see
         redundancy(ansatz, torch.zeros_like(angles))["independent"] == 0
     )  # p = (1, 0, ...) is an extreme
     assert is_json(found)
+
+
+def qaoa(angles):
+    """MaxCut on a ring: every gate of a layer shares one angle; RZ turn by twice of it."""
+    n_wires = 4
+    for wire in range(n_wires):
+        qml.RY(math.pi / 2, wires=wire)
+    for gamma, beta in angles:
+        for wire in range(n_wires):
+            pair = [wire, (wire + 1) % n_wires]
+            qml.CNOT(pair)
+            qml.RZ(2 * gamma, wires=pair[1])
+            qml.CNOT(pair)
+        for wire in range(n_wires):
+            qml.RX(2 * beta, wires=wire)
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_rank_of_shared_and_scaled_angles_is_that_of_pennylane_and_finite_differences(n_layers):
+    ansatz = from_pennylane(qaoa, (n_layers, 2))
+    angles = random_angles(ansatz, 1)[0]
+
+    @qml.qnode(qml.device("default.qubit", wires=4))
+    def probabilities(at):
+        qaoa(at)
+        return qml.probs()
+
+    exact = torch.autograd.functional.jacobian(probabilities, angles).flatten(1)
+    step = 1e-5
+    shifts = step * torch.eye(angles.numel(), dtype=angles.dtype).view(-1, *angles.shape)
+    columns = [(probabilities(angles + s) - probabilities(angles - s)) / (2 * step) for s in shifts]
+    assert torch.allclose(exact, torch.stack(columns, dim=1), atol=1e-8)
+    expected = int(torch.linalg.matrix_rank(exact, rtol=1e-8))
+    assert redundancy(ansatz, angles)["independent"] == expected > 0
 
 
 # -- gradients

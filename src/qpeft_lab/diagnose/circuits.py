@@ -152,10 +152,11 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     """How many of the angles are redundant at `angles`, radians, of shape `ansatz.angle_shape`.
 
     `independent` is the rank of the Jacobian (D, P) of the D probabilities with respect to the P
-    `angles`, at most `possible`, the smaller of P and D - 1. The columns are exact, by parameter
-    shift, in float64: dp/dtheta_k = (p(theta + pi/2 e_k) - p(theta - pi/2 e_k)) / 2. Singular
-    values above 1e-8 times the largest count. At generic angles of `ry_ladder` the rank is min(L N,
-    2^N - 1). Cost: 2 P states of 2^N amplitudes.
+    `angles`, at most `possible`, the smaller of P and D - 1. It is exact, in float64. If each angle
+    turns one gate, its columns come from the parameter shift, dp/dtheta_k = (p(theta + pi/2 e_k) -
+    p(theta - pi/2 e_k)) / 2, and cost 2 P states of 2^N amplitudes; if gates share or scale angles,
+    its rows come from autograd, with 2^N backward passes. Singular values above 1e-8 times the
+    largest count. At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1).
 
     Raises ConfigError for angles of another shape, or not finite.
     """
@@ -163,16 +164,31 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
         raise ConfigError(
             f"angles must be finite, of shape {ansatz.angle_shape}, got {tuple(angles.shape)}"
         )
-    angles, n, n_free = angles.detach().double().cpu(), ansatz.n_angles, 2**ansatz.n_qubits - 1
-    shifts = math.pi / 2 * torch.eye(n, dtype=angles.dtype).view(-1, *ansatz.angle_shape)
-    after, before = (exact_probabilities(ansatz, angles + step * shifts) for step in (1, -1))
-    singular = torch.linalg.svdvals((after - before) / 2)
-    rank, possible = (
-        int((singular > max(_ROUNDING, _REDUNDANT * singular.max().item())).sum()),
-        min(n, n_free),
-    )
-    verdict = "No angle is redundant" if rank == n else f"{n - rank} of the angles are redundant"
-    return Measurement(verdict, {"angles": n, "independent": rank, "possible": possible})
+    n_angles = ansatz.n_angles
+    singular = torch.linalg.svdvals(_jacobian(ansatz, angles.detach().cpu().double()))
+    threshold = max(_ROUNDING, _REDUNDANT * singular.max().item())
+    rank = int((singular > threshold).sum())
+    possible = min(n_angles, 2**ansatz.n_qubits - 1)
+    verdict = "No angle is redundant"
+    if rank < n_angles:
+        verdict = f"{n_angles - rank} of the angles are redundant"
+    return Measurement(verdict, {"angles": n_angles, "independent": rank, "possible": possible})
+
+
+def _jacobian(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """The derivatives (P, D) of the D probabilities by the P angles, float64."""
+    n_angles = ansatz.n_angles
+    if not ansatz.has_shift_rule:
+
+        def probabilities(flat: Tensor) -> Tensor:
+            return exact_probabilities(ansatz, flat.view(ansatz.angle_shape))
+
+        rows: Any = torch.autograd.functional.jacobian(probabilities, angles.flatten())  # (D, P)
+        return rows.T
+    shifts = math.pi / 2 * torch.eye(n_angles, dtype=angles.dtype)
+    shifts = shifts.view(n_angles, *ansatz.angle_shape)
+    after, before = (exact_probabilities(ansatz, angles + sign * shifts) for sign in (1, -1))
+    return (after - before) / 2
 
 
 def gradient_variance(
@@ -233,8 +249,14 @@ def gradient_variance(
 def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
     """Averaged over the angles of the middle layer: one value per sample, (samples,)."""
     random, size = _stream(seed, ansatz.n_qubits, ansatz.n_layers), 2**ansatz.n_qubits
-    middle = list(ansatz.layers())
-    slots = [gate.slot for gate in middle[len(middle) // 2] if gate.slot is not None]
+    # by layer, each angle once, also if several gates share it
+    slots_of_layers = [
+        dict.fromkeys(gate.slot for gate in layer if gate.slot is not None)
+        for layer in ansatz.layers()
+    ]
+    slots = list(next(filter(None, slots_of_layers[len(slots_of_layers) // 2 :]), {}))
+    if not slots:
+        raise ConfigError(f"the ansatz {ansatz.name} has no angles in its second half")
     angles = random_angles(ansatz, samples, int(random.integers(2**63)))
     weights = torch.from_numpy(math.sqrt(size) * random.choice([-1.0, 1.0], (samples, size)))
     at_once = max(1, _AT_ONCE // size)
