@@ -38,13 +38,13 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from qpeft.checks import check_finite
 from qpeft.core.config import check_seal, config_of
 from qpeft.core.embeddings import resized
 from qpeft.core.frame_file import with_frame_settings
-from qpeft.core.generator import with_whole_fingerprints
+from qpeft.core.generator import State, with_whole_fingerprints
 from qpeft.core.generators import holder_of
 from qpeft.core.meta_model import check_model, peft_model_of
 from qpeft.core.model_card import keep_card
@@ -282,9 +282,7 @@ def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
         )
 
 
-def check_loaded(
-    state: dict[str, Tensor], expected: dict[str, Tensor], model: Any, name: str
-) -> dict[str, Tensor]:
+def check_loaded(state: State, expected: State, model: Any, name: str) -> State:
     """The tensors of a file that are loaded: the `expected` ones of an adapter, and weights of the
     base that PEFT adds, such as a tied head or resized embeddings.
 
@@ -330,7 +328,7 @@ def find_not_finite(model: Any, name: str) -> str | None:
     return None
 
 
-def check_tensors(saved: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check_tensors(saved: State, expected: State) -> None:
     """Raise CheckpointError unless `saved` has the names, shapes and fingerprint of `expected`, and
     is finite.
     """

@@ -12,17 +12,14 @@ from peft.tuners.tuners_utils import (
     _filter_state_dict_by_key_prefixes,
     _get_tuner_state_dict_key_prefixes,
 )
-from torch import Tensor
 
 from qpeft.core.checkpoint import check_loaded, check_tensors
 from qpeft.core.embeddings import resized_embeddings
-from qpeft.core.generator import with_whole_fingerprints
+from qpeft.core.generator import State, with_whole_fingerprints
 from qpeft.core.generators import CONTAINER, holder_of
 
 
-def other_tensors(
-    model: Any, adapter_name: str, stock: Any, state: dict[str, Tensor]
-) -> dict[str, Tensor]:
+def other_tensors(model: Any, adapter_name: str, stock: Any, state: State) -> State:
     """What is saved next to the generator: trained biases, and tensors of a host that are not
     generated, each once.
     """
@@ -51,9 +48,9 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         model: Any,
         config: Any,
         adapter_name: str,
-        state_dict: dict[str, Tensor],
+        state_dict: State,
         unwanted_adapter_names: Any,
-    ) -> dict[str, Tensor]:
+    ) -> State:
         holder: Any = holder_of(model)
         prefix = f"{holder.prefix}{adapter_name}."
         complete = complete_state(model, adapter_name, state_dict)
@@ -73,8 +70,8 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+        cls, model: Any, config: Any, adapter_name: str, state_dict: State
+    ) -> State:
         holder: Any = holder_of(model)
         generator = holder[adapter_name]
         # the keys of a file have no name of an adapter
@@ -91,14 +88,14 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         return others | {prefix + key: tensor for key, tensor in unpacked.items()}
 
 
-def _without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _without_prefix(state: State, prefix: str) -> State:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
-class _CompactTensors(dict[str, Tensor]):
+class _CompactTensors(State):
     """Excludes base weights: PEFT adds the whole output head to the file if lm_head is a target."""
 
-    def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
+    def update(self, other: State, /) -> None:  # type: ignore[override]
         super().update({k: v for k, v in other.items() if ".base_layer." not in k})
 
 
@@ -109,7 +106,7 @@ def is_compact(model: Any) -> bool:
     return holder_of(model) is not None or hasattr(model.base_model, "stock_problem")
 
 
-def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def complete_state(model: Any, adapter_name: str, state: State) -> State:
     """`state` with all tensors of the adapter, by their names in `model`.
 
     PEFT leaves out those with a part of their names that is the name of another adapter, such as

@@ -53,7 +53,9 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         try:
             check_target_modules(model, config)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            tie_head(self.model, adapter_name, config)
+            base: Any = self.model
+            for name in getattr(config, "target_modules_to_tie", None) or ():
+                tie_head(base.get_submodule(name), base.get_input_embeddings(), adapter_name)
             generator, slots = self._make_generator(adapter_name, config)
             bind_base(config, self.model, adapter_name)
             generator.use_base(self.model)

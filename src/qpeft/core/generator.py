@@ -15,6 +15,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
 
+State = dict[str, Tensor]  # a state dict: tensors by their names in a module or a file
+
 
 class ParameterGroup(NamedTuple):
     """A group of `qpeft.param_groups`: whether weight decay applies to it, and Adam's eps where it
@@ -107,16 +109,16 @@ class Generator(FullPrecision):
         """
         return values, None
 
-    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def pack(self, state: State) -> State:
         """The state dict as the compact checkpoint stores it."""
         return state
 
-    def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def unpack(self, state: State) -> State:
         """Undo `pack`; a state that is not packed is returned unchanged."""
         return state
 
 
-def with_whole_fingerprints(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_whole_fingerprints(state: Mapping[str, Tensor]) -> State:
     """`state` with its fingerprints as bytes, if they were averaged like parameters, as in federated
     learning: equal ones are then the same up to rounding.
     """

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Binding
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generator import CircuitModule, Generator
+from qpeft.core.generator import CircuitModule, Generator, State
 from qpeft.core.half_precision import measured_merge
 from qpeft.core.replication import is_sharded, refuse_sharded
 from qpeft.core.slots import Slot
@@ -216,7 +216,7 @@ class Generators(nn.ModuleDict):
 
     def stock_state(
         self, model: Any, adapter_name: str, values: Sequence[Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    ) -> State:
         """The tensors of the generated adapter, by their keys in a stock file; `model` is the
         PeftModel.
 

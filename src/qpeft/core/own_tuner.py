@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
-from torch import Tensor, nn
+from torch import nn
 
 from qpeft.core.base_digest import bind_base
 from qpeft.core.checkpoint import check_loaded
 from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
+from qpeft.core.generator import State
 from qpeft.core.targets import set_target_names
 from qpeft.errors import ConfigError
 
@@ -50,8 +51,8 @@ class OwnTuner(BaseTuner):
 
     @classmethod
     def _get_adapter_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
-        cls, model: Any, *, adapter_name: str, state_dict: dict[str, Tensor], **others: Any
-    ) -> dict[str, Tensor]:
+        cls, model: Any, *, adapter_name: str, state_dict: State, **others: Any
+    ) -> State:
         state = complete_state(model, adapter_name, state_dict)
         return super()._get_adapter_state_dict(
             model, adapter_name=adapter_name, state_dict=state, **others
@@ -65,8 +66,8 @@ class OwnTuner(BaseTuner):
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+        cls, model: Any, config: Any, adapter_name: str, state_dict: State
+    ) -> State:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         # PEFT silently leaves tensors that the file lacks at their initial values
         expected = complete_state(model, adapter_name, {})

@@ -57,8 +57,13 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
     is_own = isinstance(config, AdapterConfig)
     if not is_own and config.peft_type != PeftType.LORA:
         return  # PEFT converts LoRA's targets alone
-    if is_own and isinstance(config, LoraConfig):
-        _set_default_targets(model, config)
+    if (
+        is_own
+        and isinstance(config, LoraConfig)
+        and config.target_modules is None
+        and not config.target_parameters
+    ):
+        config.target_modules = _default_targets(model)
     # PEFT converts a LoraConfig only
     given = {name: copy.copy(getattr(config, name, None)) for name in _READ}
     stock = LoraConfig(**{name: value for name, value in given.items() if value is not None})
@@ -77,15 +82,13 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
         setattr(config, name, getattr(stock, name))
 
 
-def _set_default_targets(model: nn.Module, config: Any) -> None:
-    """PEFT's targets of LoRA for this type of model, if the user gives none."""
-    if config.target_modules is not None or config.target_parameters:
-        return
+def _default_targets(model: nn.Module) -> Any:
+    """PEFT's targets of LoRA for this type of model."""
     model_type = getattr(getattr(model, "config", None), "model_type", "")
     default: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
     if default is None:
         raise ConfigError(f"set target_modules to all-linear, or to some of {_linear_names(model)}")
-    config.target_modules = default if isinstance(default, str) else set(default)
+    return default if isinstance(default, str) else set(default)
 
 
 def _linear_names(model: nn.Module) -> str:

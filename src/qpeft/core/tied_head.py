@@ -23,22 +23,19 @@ class TransposedFactor(nn.Linear):
         return factors[adapter_name].t()
 
 
-def tie_head(model: Any, adapter_name: str, config: Any) -> None:
-    """Let the heads that PEFT has tied follow the embedding's adapter.
+def tie_head(head: Any, embedding: Any, adapter_name: str) -> None:
+    """Let a head that PEFT has tied follow the embedding's adapter.
 
     embedding (V, d): lora_embedding_A (r, V), lora_embedding_B (d, r)
     head      (V, d): lora_A (r, d), lora_B (V, r)
     """
-    for name in getattr(config, "target_modules_to_tie", None) or ():
-        head = model.get_submodule(name)
-        embedding = model.get_input_embeddings()
-        head.kwargs.pop("tied_adapter")  # tensors with a graph, which cannot be copied
-        source_of = {
-            head.lora_A: embedding.lora_embedding_B,
-            head.lora_B: embedding.lora_embedding_A,
-        }
-        for own, source in source_of.items():
-            factor = own[adapter_name]
-            del factor.weight
-            factor.__class__ = TransposedFactor
-            factor.source = (source, adapter_name)
+    head.kwargs.pop("tied_adapter")  # tensors with a graph, which cannot be copied
+    source_of = {
+        head.lora_A: embedding.lora_embedding_B,
+        head.lora_B: embedding.lora_embedding_A,
+    }
+    for own, source in source_of.items():
+        factor = own[adapter_name]
+        del factor.weight
+        factor.__class__ = TransposedFactor
+        factor.source = (source, adapter_name)

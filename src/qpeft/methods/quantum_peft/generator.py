@@ -35,7 +35,7 @@ from qpeft.circuits.orthogonal import (
     orthogonal_batches,
 )
 from qpeft.core.folded import Folded
-from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
+from qpeft.core.generator import ANGLES, Generator, ParameterGroup, State, fingerprint
 from qpeft.core.quantize import pack, stored_bytes, unpack
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
@@ -321,7 +321,7 @@ class QuantumPeftGenerator(Generator):
 
     def matrix_frames(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The frame P (d_out, R) and Q (d_in, R) of each matrix, by its name."""
-        sides: dict[str, dict[str, Tensor]] = {"u": {}, "v": {}}
+        sides: dict[str, State] = {"u": {}, "v": {}}
         for part in self.parts:
             sides[part.side] |= zip(part.names, self.frames.get_buffer(part.label), strict=True)
         return {name: (frame, sides["v"][name]) for name, frame in sides["u"].items()}
@@ -337,7 +337,7 @@ class QuantumPeftGenerator(Generator):
             sizes["n_qubits"] = max(column_qubits(part.inner, cut) for part in self.parts)
         return sizes
 
-    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def pack(self, state: State) -> State:
         """A stream with the bytes of all trained parameters after a seal, and frames as float16
         unless they are known.
 
@@ -353,7 +353,7 @@ class QuantumPeftGenerator(Generator):
         payload = torch.cat(streams)
         return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
 
-    def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def unpack(self, state: State) -> State:
         stores_frames = self.config.stores_frames
         frames = {}
         if not stores_frames:
