@@ -1,12 +1,14 @@
-"""Rows U1, U3, U4, U5 of issue 67: what PEFT's own test suite found. Stock LoRA is the reference."""
+"""Rows U1 to U5 of issue 67: what PEFT's own test suite found. Stock LoRA is the reference."""
 
 import copy
 from functools import partial
 
 import pytest
+import tiny_models
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import BertConfig, BertForMaskedLM
 from variants import VARIANTS, Variant, move
 
 import qpeft
@@ -51,6 +53,56 @@ def test_u1_training_continues_after_nan_was_not_merged(llama, ids, adapters, na
     adapters.train(model, ids, steps=1)
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert not torch.equal(adapters.logits(model, ids), before)
+
+
+# -- U2: some layers
+
+
+SETTINGS = {
+    "as given": {},
+    "all-linear": {"target_modules": "all-linear"},
+    "a pattern": {"target_modules": r".*\.(query|value)"},
+    "names": {"target_modules": [f"bert.encoder.layer.{n}.attention.self.key" for n in (0, 1)]},
+}
+OWN_TUNERS = {
+    "qaa": qpeft.QAAConfig,
+    "cua": qpeft.CUAConfig,
+    "quic": qpeft.QuICConfig,
+    "quanta": qpeft.QuanTAConfig,
+    "bottleneck": qpeft.BottleneckConfig,
+}
+
+
+@pytest.fixture(scope="module")
+def bert():
+    sizes = {**tiny_models.SHAPE, "vocab_size": 50}
+    return BertForMaskedLM(BertConfig(**sizes))
+
+
+@pytest.mark.parametrize("targets", SETTINGS)
+@pytest.mark.parametrize("method", OWN_TUNERS)
+def test_u2_only_the_chosen_layers_are_adapted_and_counted(bert, method, targets):
+    def config(**more):
+        return OWN_TUNERS[method](**SETTINGS[targets], **more)
+
+    every = get_peft_model(copy.deepcopy(bert), config()).targeted_module_names
+    model = get_peft_model(copy.deepcopy(bert), config(layers_to_transform=[1]))
+    chosen = model.targeted_module_names
+    assert chosen == [name for name in every if ".layer.1." in name]
+    plan = qpeft.plan(bert, config(layers_to_transform=[1]))
+    assert plan.target_modules == chosen
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert plan.trainable == trained
+    with pytest.raises(ConfigError, match=r"none of the .* targets"):
+        get_peft_model(copy.deepcopy(bert), config(layers_to_transform=[9]))
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_u2_pattern_with_layers_is_refused_as_by_stock_lora(name):
+    settings = {"target_modules": "all-linear", "layers_to_transform": [1]}
+    for config in (LoraConfig, VARIANTS[name].config):
+        with pytest.raises(ValueError, match="layers_to_transform"):
+            config(**settings)
 
 
 # -- U3: what other adapters do to those that are there

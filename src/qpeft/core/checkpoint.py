@@ -145,7 +145,7 @@ def load(
     broken = find_not_finite(model, adapter_name)
     if broken is not None:
         raise CheckpointError(
-            f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint"
+            f"{folder / WEIGHTS} contains NaN or Inf, in {broken}; use an earlier checkpoint"
         )
     return model
 
@@ -163,13 +163,18 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
 
 @contextmanager
 def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
-    """Within: an error of torch, for tensors of other shapes, or of PEFT is a CheckpointError."""
+    """Within: an error of torch, for tensors of other shapes, or of PEFT is a CheckpointError.
+
+    Every error has the path of the file that it is about.
+    """
     try:
         yield
     except InputError as error:
-        if str(folder) in str(error):
+        text = str(error)
+        if any(str(folder / name) in text for name in (CONFIG, WEIGHTS, RECORD)):
             raise
-        raise type(error)(f"{folder}: {error}") from error
+        file = folder / (WEIGHTS if WEIGHTS in text else CONFIG)
+        raise type(error)(f"{file}: {text}") from error
     except (MemoryError, BaseModelWarning):
         raise
     except Exception as error:
@@ -177,8 +182,9 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
         # JSON may have characters that nothing prints
         printable = reason.encode("utf-8", "backslashreplace").decode()
         raise CheckpointError(
-            f"{folder} does not fit this base model: {printable}; load it on the base model it was"
-            f" trained on, and restore its {CONFIG} if it was edited"
+            f"{folder / CONFIG} or {WEIGHTS} does not fit this base model: {printable}; load the"
+            " adapter on the base model it was trained on, and restore its adapter_config.json if it"
+            " was edited"
         ) from error
 
 
@@ -194,8 +200,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder} has no {name}; it is not an adapter folder, or its saving was"
-                " interrupted"
+                f"there is no {folder / name}; the folder is not an adapter folder, or its saving"
+                " was interrupted"
             )
     try:
         config = read_json(folder / CONFIG)
@@ -262,7 +268,7 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
     of_base = _saved_keys(model, name) - expected  # such as a tied head, which PEFT may add
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         present = set(file.keys())
-    _check_names(str(folder), present - of_base, expected)
+    _check_names(str(folder / WEIGHTS), present - of_base, expected)
 
 
 def _saved_keys(model: Any, name: str) -> set[str]:
@@ -307,7 +313,7 @@ def check_loaded(state: State, expected: State, model: Any, name: str) -> State:
         shape = list(present[key].shape)
         if saved_shape != shape:
             raise CheckpointError(
-                f"the checkpoint's {key} has shape {saved_shape}, and the base model's {shape}; its"
+                f"{key} of {WEIGHTS} has shape {saved_shape}, and the base model's {shape}; its"
                 " vocabulary was resized: load it after"
                 f" base.resize_token_embeddings({saved_shape[0]})"
             )
@@ -332,24 +338,24 @@ def check_tensors(saved: State, expected: State) -> None:
     """Raise CheckpointError unless `saved` has the names, shapes and fingerprint of `expected`, and
     is finite.
     """
-    _check_names("the checkpoint", saved.keys(), expected.keys())
+    _check_names(WEIGHTS, saved.keys(), expected.keys())
     for name, wanted in expected.items():
         tensor = saved[name]
         if tensor.shape != wanted.shape:
             raise CheckpointError(
-                f"the checkpoint's {name} has shape {list(tensor.shape)}, expected"
+                f"{name} of {WEIGHTS} has shape {list(tensor.shape)}, expected"
                 f" {list(wanted.shape)}; {_OTHER}"
             )
         if tensor.is_floating_point() != wanted.is_floating_point():
             raise CheckpointError(
-                f"the checkpoint's {name} has type {tensor.dtype}, expected {wanted.dtype}"
+                f"{name} of {WEIGHTS} has type {tensor.dtype}, expected {wanted.dtype}"
             )
     for name, wanted in expected.items():
         tensor = saved[name]
         if name.endswith("fingerprint") and not torch.equal(tensor.cpu(), wanted.cpu()):
-            raise CheckpointError(f"the checkpoint has other initial values or settings; {_OTHER}")
+            raise CheckpointError(f"{WEIGHTS} has other initial values or settings; {_OTHER}")
         # a float64 value may be infinite in float32
         if not torch.isfinite(tensor.to(wanted.dtype)).all():
             raise CheckpointError(
-                f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint"
+                f"{name} of {WEIGHTS} contains NaN or Inf; use an earlier checkpoint"
             )

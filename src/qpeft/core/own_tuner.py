@@ -4,6 +4,7 @@ as a whole.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +44,11 @@ class OwnTuner(BaseTuner):
         if config.target_modules is None:
             config.target_modules = self._default_targets(modules)
         set_target_names(model, config, modules)
-        for name, module in modules.items():
-            if check_target_module_exists(config, name):
-                self._check_target(config, name, module)
+        targets = [name for name in modules if check_target_module_exists(config, name)]
+        if config.layers_to_transform is not None:
+            config.target_modules = targets = _in_layers(targets, config)
+        for name in targets:
+            self._check_target(config, name, modules[name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         bind_base(config, model, adapter_name)
 
@@ -123,3 +126,23 @@ class OwnTuner(BaseTuner):
                 " batch; choose one for all rows with model.set_adapter(name)"
             )
         yield
+
+
+def _in_layers(names: list[str], config: Any) -> list[str]:
+    """Those of the modules that are in `layers_to_transform`.
+
+    PEFT applies it to the last parts of names, not to whole names or patterns. Raises ConfigError if
+    none is left.
+    """
+    by_last_part = copy.copy(config)
+    kept = []
+    for name in names:
+        by_last_part.target_modules = [name.rpartition(".")[2]]
+        if check_target_module_exists(by_last_part, name):
+            kept.append(name)
+    if not kept:
+        raise ConfigError(
+            f"none of the {len(names)} targets is in layers_to_transform="
+            f"{config.layers_to_transform!r}; give numbers of layers, or another layers_pattern"
+        )
+    return kept

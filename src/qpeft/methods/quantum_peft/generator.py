@@ -365,16 +365,17 @@ class QuantumPeftGenerator(Generator):
         stream = state[VALUES].cpu()
         if stream.is_floating_point():
             raise CheckpointError(
-                "the state of Quantum-PEFT has packed bytes, which cannot be averaged; take each"
-                " state inside `with model.base_model.generators.keeping_latent():`, which gives"
-                " floating-point parameters"
+                "adapter_model.safetensors or a state of Quantum-PEFT has packed bytes, which"
+                " cannot be averaged; take each state inside"
+                " `with model.base_model.generators.keeping_latent():`, which gives floating-point"
+                " parameters"
             )
         stored = self._stored()
         sizes = [_SEAL, *(stored_bytes(len(f.start), f.bits) for f in stored.values())]
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
         if not fits or not torch.equal(stream[:_SEAL], self._seal(stream[_SEAL:])):
             raise CheckpointError(
-                "the checkpoint is damaged, or has other initial values or settings (seed, scales,"
+                "adapter_model.safetensors is damaged, or has other initial values or settings (seed, scales,"
                 " frames, ...) than when it was saved; restore its files"
             )
         values = {
