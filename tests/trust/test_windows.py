@@ -84,6 +84,15 @@ def test_returned_gradients_are_right_and_add_nothing(make, ids, set_sync):
     assert_gradients(model, expected)
 
 
+def test_cast_between_forward_and_backward_pass_is_refused(make, ids):
+    """Where stock parameters keep their gradient, that of a generator was lost."""
+    model = make()
+    value = loss(model, ids)
+    model.double()
+    with pytest.raises(RuntimeError, match="cast or moved"):
+        value.backward()
+
+
 def test_adapter_loads_and_answers_in_inference_mode(make, llama, ids, tmp_path):
     """As a server does it; tensors made in it have no version counter."""
     saved = make()

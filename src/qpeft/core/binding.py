@@ -217,7 +217,8 @@ class Binding:
             if gradient is None or not inputs:
                 return
             self._gradients.deferred = None
-            gradient = average(gradient) if self._gradients.averages else gradient
+            if self._gradients.averages:
+                gradient = average(gradient)
             flat = None if self._evaluation is None else self._evaluation.flat
             if flat is None or not flat.requires_grad:  # it was frozen in the meantime
                 flat = self._evaluate()
@@ -328,7 +329,7 @@ class _Boundary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
-        gradients: Gradients = ctx.gradients
+        gradients = ctx.gradients
         deferred = gradients.deferred
         if _accumulates(ctx):
             # False: more micro-batches follow before the optimizer step
@@ -356,6 +357,8 @@ class _Boundary(torch.autograd.Function):
             of_wanted = torch.autograd.grad(
                 ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True
             )
+        if all(g is None for g in of_wanted):  # PyTorch made them new leaves of the graph
+            raise RuntimeError("the model was cast or moved since the forward pass; repeat that")
         gradient_of = {id(p): g for p, g in zip(wanted, of_wanted, strict=True)}
         return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
 
