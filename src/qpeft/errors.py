@@ -69,7 +69,7 @@ _PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer", "gguf": "g
 
 @contextmanager
 def needs(what: str, library: str) -> Iterator[None]:
-    """For imports: a missing module is a ConfigError of `what`, which needs the `library`
+    """For imports: raises ConfigError where a module is missing, since `what` needs the `library`
     "PennyLane", "Qiskit" or "gguf".
     """
     try:

@@ -255,7 +255,11 @@ class SharedSettings:
 
 @dataclass(kw_only=True, config=_STRICT)
 class RunSettings(SharedSettings):
-    """One fine-tuning run, with its own fields and those that a study shares."""
+    """One fine-tuning run, with its own fields and those that a study shares.
+
+    Raises as `SharedSettings`: pydantic's ValidationError for an unknown field or a value of another
+    type; `check()` raises ConfigError for values that are out of range or contradict each other.
+    """
 
     out: str = option(MISSING, "Run folder. Run the same command again to resume.")
     method: str = option(

@@ -43,7 +43,7 @@ def two_design_columns(
     """`orthogonal_columns` (2**N, K) or (M, 2**N, K) of the `two_design` circuit on N = `n_qubits`:
     equation (QP-2).
 
-    `angles` are (P,) or (M, P), P = (2L+1) N - 2L with L = `n_layers`, in the order in which they
+    `angles` are radians, (P,) or (M, P), P = (2L+1) N - 2L with L = `n_layers`, in the order in which they
     act; a shift by 2 pi negates every column. `columns` are K basis indices. Raises as
     `orthogonal_columns`.
     """
@@ -68,7 +68,7 @@ def orthogonal_columns(
 ) -> Tensor:
     """K orthonormal columns of `width` rows, for every value of the angles.
 
-    `angles` (P,) or (M, P), float32 or float64, P = `count_orthogonal(width, n_layers,
+    `angles` (P,) or (M, P), radians, float32 or float64, P = `count_orthogonal(width, n_layers,
     construction)`; `columns` are K basis indices on ceil(log2 N) wires for `pad`, on floor(log2 N)
     wires otherwise. Returns (N, K) or (M, N, K) in the angles' dtype and on their device. A power
     of two is one circuit: equation (QP-2), wire 0 the most significant bit. Other widths: `qsd` is

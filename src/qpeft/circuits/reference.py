@@ -41,7 +41,7 @@ def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor | None = None) -> 
 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """`exact_probabilities` (2**N,) of `ansatz` at `angles`, gate by gate, with derivatives of
+    """`exact_probabilities` (2**N,) of `ansatz` at `angles`, radians, gate by gate, with derivatives of
     every order.
 
     Raises as `exact_probabilities`.

@@ -109,8 +109,8 @@ def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 
 def probabilities(angles: Tensor) -> Tensor:
-    """`exact_probabilities` (2**N,) of QPA's default circuit `ry_ladder` with angles (L, N):
-    equation (QPA-1).
+    """`exact_probabilities` (2**N,) of QPA's default circuit `ry_ladder` with angles (L, N)
+    in radians: equation (QPA-1).
 
     Raises as `exact_probabilities`.
     """

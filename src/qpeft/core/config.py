@@ -92,6 +92,8 @@ def refuse_lora_options(
 class AdapterConfig(PeftConfig):
     """Mixed in first. PEFT saves the weights before the config, and loads the config before the
     weights.
+
+    Raises ConfigError for positional arguments, and for numbers that are not finite.
     """
 
     weights_sha256: str | None = option(
@@ -234,6 +236,8 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
     generates.
 
     For a generated LoRA it is mixed in before `LoraConfig`. A subclass defines `make`.
+
+    Raises CheckpointError for another version of the compact format.
     """
 
     format_version: int = option(FORMAT_VERSION, "Version of the compact format.")

@@ -26,6 +26,9 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
 
     The generators, one per adapter, are in `generators`. They have the only trainable
     parameters; the stock layers contain plain tensors. The config makes the generators.
+
+    Raises ConfigError for a target that PEFT refuses, and CheckpointError for an adapter of another
+    base model.
     """
 
     uses_shared_state = True

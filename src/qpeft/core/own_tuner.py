@@ -28,6 +28,9 @@ class OwnTuner(BaseTuner):
 
     A checkpoint has all of an adapter's tensors, or is refused. A subclass defines the class
     attributes of `BaseTuner`, and the methods that raise NotImplementedError here.
+
+    Raises ConfigError for targets that do not exist or do not fit, and for a batch of several
+    adapters.
     """
 
     def inject_adapter(

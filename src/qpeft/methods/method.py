@@ -27,6 +27,9 @@ class Method:
     Classes and functions may be given as "module:Name"; they are then imported when first used, so
     that listing the methods imports neither torch nor peft. Only `key`, `title`, `config` and, for
     a method that PEFT does not have, `tuner` are required.
+
+    Raises ConfigError, when its config class is used, if the name of the PEFT type does not follow
+    from `key`.
     """
 
     key: str  #: name in `--method` and in study files

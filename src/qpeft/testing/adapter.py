@@ -55,7 +55,7 @@ def adapter_contract(
         make_base: Returns a small model without dropout that also runs in float64, with the same
             weights at every call.
         make_config: Returns the config of the method.
-        batch: Inputs and `labels` of at least two rows, without padding; the loss must be the mean
+        batch: Inputs and `labels`, (rows, tokens), of at least two rows, without padding; the loss must be the mean
             over rows.
         lr: Learning rate of AdamW.
         starts_at_base: Whether the untrained adapter leaves the outputs unchanged.

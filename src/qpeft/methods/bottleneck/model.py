@@ -38,6 +38,12 @@ class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
 
     It has 2 d b + b + d parameters for each target module of width d.
 
+    Behind each module f::
+
+        y = f(x) + W_up gelu(W_down f(x) + c_down) + c_up
+
+    Not to merge or to export: it is not linear, so the model keeps it at inference.
+
     Example::
 
         model = get_peft_model(base, BottleneckConfig(bottleneck_size=16, target_modules=["mlp"]))

@@ -34,6 +34,12 @@ class CUAConfig(CUASettings, OwnTunerConfig):
     output. The last values that fill no block are not rotated; with such values on the input no OFT
     is equal.
 
+    With block-diagonal rotations Q, the Cayley transforms of skew matrices::
+
+        y = W0 (Q x)    side input        y = Q (W0 x)    side output
+
+    Not if PEFT's OFT will do: with readout linear on the input it is the same adapter.
+
     Example::
 
         model = get_peft_model(base, CUAConfig(block_size=4, target_modules=["v_proj"], task_type="CAUSAL_LM"))

@@ -47,6 +47,13 @@ class QAAConfig(QAASettings, OwnTunerConfig):
 
     Each has angles, (features) x (outputs) and, with readout z, (outputs) parameters.
 
+    With features f of x, embedded in amplitudes (QAA-1), angles in radians::
+
+        y = W0 x + (alpha / n) (V f(x) + c)
+
+    Not to merge or to export: the update depends on the input, so the model keeps it at inference.
+    Not to save parameters: LoRA of its size has a lower loss in all setups that we measured.
+
     Example::
 
         model = get_peft_model(base, QAAConfig(task_type="CAUSAL_LM"))

@@ -18,6 +18,14 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
     """LoRA's own fields (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the
     generator's.
 
+    With features f_c of the probabilities p_b = ``|<b|U(angles)|0>|^2`` (QPA-1), angles in radians,
+    and one map M for all chunks c of the flat adapter::
+
+        adapter[c] = M f_c
+
+    Not for a base on which a LoRA of the same number of trained parameters fits: there QPA is not
+    shown to be better.
+
     Example::
 
         model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))

@@ -56,8 +56,11 @@ class QPACount(NamedTuple):
 
 @dataclass(kw_only=True)
 class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
-    """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv
-    2410.09846).
+    """QPA's generator of an adapter's parameters: circuit angles, in radians, and a map of features
+    (arXiv 2410.09846).
+
+    Raises ConfigError if a field is out of range, or both chunk_size and budget are given; for an
+    adapter, if the budget is too small or its chunks need too many qubits.
     """
 
     chunk_size: int | None = option(

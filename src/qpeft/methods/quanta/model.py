@@ -46,6 +46,13 @@ class QuanTAConfig(QuanTASettings, OwnTunerConfig):
     form kron; and of bond n_a^2 (twice, of inner axes bond^2 n_a^2) with mpo. Merging gives a dense
     change of full rank.
 
+    With gates T on pairs of axes of x, and S their initial value::
+
+        y = W0 x + (T - S) x
+
+    Not for a few hundred parameters: the gates of one map of width 128 have more. Not for a server of
+    many adapters, which needs a low rank.
+
     Example::
 
         model = get_peft_model(base, QuanTAConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))

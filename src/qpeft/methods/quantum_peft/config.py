@@ -48,6 +48,13 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are
     orthonormal.
 
+    With orthonormal U and V, columns of circuits (QP-2) with angles in radians::
+
+        y = W0 x + s U diag(lambda) V^T x
+
+    Not without gradient frames for the smallest adapters: at 400 and 1,300 parameters Uni-LoRA is
+    better than Quantum-PEFT without them.
+
     Example::
 
         model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2, target_modules="all-linear"))

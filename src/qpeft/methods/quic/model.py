@@ -38,6 +38,12 @@ class QuICConfig(QuICSettings, OwnTunerConfig):
     Each has N n(n-1)/2 parameters in radians, float32, or N (n/2) log2 n with base butterfly. The
     last values that fill no block are not rotated; with such values on the input no OFT is equal.
 
+    With the compounds C of small rotations A, C_k(A)[I, J] = det A[I, J]::
+
+        y = W0 (C x)    side input        y = C^T (W0 x)    side output
+
+    Not if PEFT's OFT will do: at order 1 it is the same adapter, and above it a step costs more.
+
     Example::
 
         model = get_peft_model(base, QuICConfig(n_blocks=4, order=2, task_type="CAUSAL_LM"))

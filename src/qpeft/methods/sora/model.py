@@ -36,6 +36,12 @@ class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
     """LoRA's settings (r, the rank to begin with, lora_alpha, target_modules, ...) and those of the
     gates.
 
+    With gates g, many of which become 0, and dropout D::
+
+        y = W0 x + b0 + s B (g * (A D(x)))
+
+    Not without the callback below: no gate would become 0.
+
     Training needs `qpeft.SoRACallback`. Example::
 
         model = get_peft_model(base, SoRAConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))

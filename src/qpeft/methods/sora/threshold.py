@@ -29,6 +29,8 @@ class SoRACallback(TrainerCallback):
     `Trainer(callbacks=[SoRACallback()], ...)`.
 
     Without a Trainer: `SoRACallback.attach(optimizer, model, steps=...)`.
+
+    Raises ConfigError when training begins, as `attach` does.
     """
 
     @classmethod
