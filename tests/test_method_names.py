@@ -23,6 +23,9 @@ ALLOWED = {
     "qpeft_lab/compare/study.py": {"lora"},  # the default of a field
     "qpeft_lab/compare/data.py": {"prompt"},  # a column of data
     "qpeft_lab/compare/smoke.py": {"prompt", "road"},  # a column of data; a word
+    # the study of a verdict: what a circuit is compared with, and its default
+    "qpeft_lab/verdict/protocol.py": {"lora", "qpa", "quantum_peft", "uni_lora"},
+    "qpeft_lab/cli/verdict.py": {"qpa", "quantum_peft"},
     "qpeft_lab/data/sources.py": {"prompt"},  # a column of data
     "qpeft_lab/data/text.py": {"prompt"},
 }

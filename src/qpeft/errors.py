@@ -69,7 +69,7 @@ _PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer", "gguf": "g
 
 @contextmanager
 def needs(what: str, library: str) -> Iterator[None]:
-    """For imports: raises ConfigError where a module is missing, since `what` needs the `library`
+    """For imports. Raises ConfigError where a module is missing, since `what` needs the `library`
     "PennyLane", "Qiskit" or "gguf".
     """
     try:

@@ -22,6 +22,8 @@ from qpeft_lab.verdict.protocol import (
     CIRCUIT,
     HOST,
     PROTOCOL,
+    UNIT,
+    UNIT_METHOD,
     Protocol,
     protocol_of,
     read_protocol,
@@ -130,12 +132,11 @@ class Request:
 
     def _n_generated(self, run: Mapping[str, Any]) -> int:
         """Parameters of the LoRA that the circuit generates."""
-        lora = Method(key="lora", method="lora", settings=HOST)
-        study = Study.model_validate(
-            {"name": "size", "title": "", "question": "", "run": dict(run), "methods": [lora]}
-        )
-        host = host_of(study, base_model(study.run.model), trust_remote_code=False)
-        return count(study, host, lora, HOST)[1]
+        host = Method(key=UNIT, method=UNIT_METHOD, settings=HOST)
+        fields = {"name": "size", "title": "", "question": "", "reference": UNIT}
+        study = Study.model_validate({**fields, "run": dict(run), "methods": [host]})
+        base = host_of(study, base_model(study.run.model), trust_remote_code=False)
+        return count(study, base, host, HOST)[1]
 
 
 class Planned(NamedTuple):

@@ -22,6 +22,7 @@ from qpeft_lab.verdict.circuit import Circuit
 PROTOCOL = "protocol.json"
 CIRCUIT = "circuit"  # the key of the trained circuit in the study
 UNIT = "lora_r8"
+UNIT_METHOD = "lora"
 MARGIN = 5.0  # per cent of the unit
 METHODS = ("qpa", "quantum_peft")
 _GRID = [0.3, 1.0, 3.0]
@@ -142,7 +143,7 @@ def study_of(
         {
             "key": UNIT,
             "label": "LoRA r=8",
-            "method": "lora",
+            "method": UNIT_METHOD,
             "settings": {"r": 8, "lora_alpha": 8},
         },
         {"key": CIRCUIT, "label": circuit.label, "method": method, "settings": settings},
@@ -158,7 +159,7 @@ def study_of(
             }
         )
     methods += [
-        _rival("lora", "LoRA", "lora", {"lora_alpha": _RANK}, _RANKS),
+        _rival("lora", "LoRA", UNIT_METHOD, {"lora_alpha": _RANK}, _RANKS),
         _rival("lora_sb", "LoRA-SB", "quantum_peft", core, _RANKS),
         _rival("uni_lora", "Uni-LoRA", "uni_lora", uni, []),
     ]
