@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from families import FAMILIES, skip_if_unsupported
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from variants import VARIANTS, move
 
@@ -133,3 +134,22 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     binding.generator.register_forward_hook(lambda *_: evaluated.append(1))
     adapters.train(model, batch, steps=3)
     assert len(evaluated) == 3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_generation_sees_what_was_written_in_its_encoder_as_well(name, ids):
+    """It calls the encoder without the model around it."""
+    skip_if_unsupported("t5")
+    variant = VARIANTS[name]
+    model = variant.adapt(FAMILIES["t5"].make().eval(), task_type="SEQ_2_SEQ_LM")
+    move(model, spread=1.0)
+    model(input_ids=ids, labels=ids)
+    for parameter in trained(model):
+        parameter.data.add_(0.5)
+    scores = [
+        model.generate(
+            input_ids=ids, max_new_tokens=2, output_scores=True, return_dict_in_generate=True
+        ).scores[0]
+        for _ in range(2)
+    ]
+    assert torch.equal(*scores)

@@ -92,7 +92,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         if self.generators:
             super().delete_adapter(adapter_name)
         else:
-            self.generators.hook.remove()
+            self.generators.remove_hooks()
             for module in self.model.modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
                     # so that unloading restores the original, not the trained copy

@@ -55,8 +55,11 @@ class Generators(nn.ModuleDict):
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file
         self._base = (base,)  # not a submodule
+        readers: list[Any] = [read_by]
+        if getattr(getattr(read_by, "config", None), "is_encoder_decoder", False):
+            readers.append(readers[0].get_encoder())  # `generate` calls it on its own
         hook: Any = self._before_forward
-        self.hook = read_by.register_forward_pre_hook(hook)
+        self.hooks = [reader.register_forward_pre_hook(hook) for reader in readers]
 
     def hold(
         self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
@@ -81,7 +84,12 @@ class Generators(nn.ModuleDict):
         with self.exact():
             for binding in self.bindings.values():
                 binding.release()
-        self.hook.remove()
+        self.remove_hooks()
+
+    def remove_hooks(self) -> None:
+        """Let forward passes be, as no adapter is left."""
+        for hook in self.hooks:
+            hook.remove()
 
     def train_only(self, active: Any, inference_mode: bool | None = None) -> None:
         """Train the generators of these adapters, unless in inference mode, by default that of
