@@ -9,6 +9,8 @@ import shutil
 import pytest
 from snippets import snippets
 
+from qpeft_lab.demo import corpus
+
 STUDY = """
 name: tiny
 title: Two methods
@@ -40,11 +42,10 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     )
 
     import qpeft_lab.demo
-    from qpeft_lab.demo.corpus import numpy_docs
 
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "base").symlink_to(qpeft_lab.demo.base_path(), target_is_directory=True)
-    docs = numpy_docs()[:60]
+    docs = corpus.numpy_docs()[:60]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in docs)
     for name in ("docs.jsonl", "train.jsonl"):
         (folder / name).write_text(rows, encoding="utf-8")
@@ -114,6 +115,9 @@ def stand_ins(tmp_path_factory, qpeft_cli):
 @pytest.fixture
 def enter_folder_for(stand_ins, tmp_path, monkeypatch):
     """Change to a new folder with all stand-ins except those which a command of the page creates."""
+
+    docs = corpus.numpy_docs()[:400]  # of more, the demo's would take half a minute to encode
+    monkeypatch.setattr(corpus, "numpy_docs", lambda: docs)
 
     def enter(page):
         created = re.findall(r"--out ([\w-]+)", "".join(snippet.text for snippet in snippets(page)))

@@ -20,7 +20,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from variants import RANDOM, TUNERS, VARIANTS, move
+from variants import RANDOM, TUNERS, VARIANTS, kinds_first, move
 
 import qpeft
 import qpeft.core.export as export_module
@@ -40,7 +40,7 @@ WEIGHTS = "adapter_model.safetensors"
 ONE_EACH = ["qpa", "quantum_peft", "qaa", "sora", "bottleneck"]
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=kinds_first(VARIANTS))
 def variant(request):
     return VARIANTS[request.param]
 
@@ -214,7 +214,7 @@ def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
 # -- several adapters, merging, export
 
 
-@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+@pytest.mark.parametrize("variant", kinds_first(TUNERS), indirect=True)
 def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
     def history(make_config):
         model, found = get_peft_model(copy.deepcopy(llama), make_config()), []
@@ -253,7 +253,7 @@ def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
     )
 
 
-@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+@pytest.mark.parametrize("variant", kinds_first(TUNERS), indirect=True)
 def test_layers_expose_their_widths_and_can_be_chosen_by_number(llama, variant):
     by_name = (
         {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
@@ -273,7 +273,7 @@ def test_layers_expose_their_widths_and_can_be_chosen_by_number(llama, variant):
 
 
 @pytest.mark.filterwarnings("ignore:Already following adapters were merged")
-@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+@pytest.mark.parametrize("variant", kinds_first(TUNERS), indirect=True)
 def test_two_adapters_add_up_and_merge(make, llama, ids, adapters, variant):
     model = make()
     first = adapters.logits(model, ids)
@@ -307,7 +307,7 @@ def test_two_adapters_add_up_and_merge(make, llama, ids, adapters, variant):
     assert_close(model.unload(), adapters.logits(llama, ids))
 
 
-@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+@pytest.mark.parametrize("variant", kinds_first(TUNERS), indirect=True)
 def test_adapter_names_of_a_batch(make, llama, ids, adapters, variant):
     model = make()
     model.add_adapter("other", variant.make_config())
@@ -356,6 +356,7 @@ def trained_tensors(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
     llama.bfloat16()
     model = variant.adapt(llama)
@@ -370,7 +371,7 @@ def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+@pytest.mark.parametrize("variant", kinds_first(TUNERS), indirect=True)
 def test_half_precision_adapter_has_the_dtypes_of_stock_lora(
     llama, ids, adapters, tmp_path, variant, low_cpu_mem_usage
 ):
@@ -392,6 +393,7 @@ def test_half_precision_adapter_has_the_dtypes_of_stock_lora(
             assert layer.lora_A["default"].weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 def test_autocast_keeps_gradients_in_float32(make, ids):
     model = make()
     exact = model(input_ids=ids, labels=ids).loss
@@ -428,6 +430,7 @@ def test_dropout_acts_only_in_training(make, ids, adapters, variant):
 # -- training
 
 
+@pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters, variant):
     def gradients(infers):
         torch.manual_seed(0)
@@ -534,7 +537,7 @@ def without_seed(plant):
 
 
 @pytest.mark.parametrize("mistake", [with_noise, without_seed])
-@pytest.mark.parametrize("variant", RANDOM, indirect=True)
+@pytest.mark.parametrize("variant", kinds_first(RANDOM), indirect=True)
 def test_wrong_initial_values_are_detected(llama, variant, monkeypatch, mistake):
     mistake(monkeypatch)
     with pytest.raises(AssertionError):

@@ -297,41 +297,56 @@ LOAD = """
 import sys
 sys.modules["qpeft"] = None
 import peft, torch, transformers
-base = transformers.LlamaForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float64)
-torch.save(peft.PeftModel.from_pretrained(base, sys.argv[2])(torch.arange(8)[None]).logits.detach(), sys.argv[3])
+for folder in sys.argv[1:]:
+    base = transformers.LlamaForCausalLM.from_pretrained(f"{folder}/base", dtype=torch.float64)
+    model = peft.PeftModel.from_pretrained(base, f"{folder}/exported")
+    torch.save(model(torch.arange(8)[None]).logits.detach(), f"{folder}/logits")
 """
 
 
-@pytest.mark.parametrize(
-    "config",
-    [partial(qpeft.CUAConfig, block_size=2), partial(qpeft.QuICConfig, n_blocks=4, order=1)],
-)
-def test_rotation_behind_v_proj_is_exported_as_oft_of_o_proj(tmp_path, config):
-    base, exported, logits = tmp_path / "base", tmp_path / "exported", tmp_path / "logits"
+def rotated_behind_v_proj(folder, config):
+    """The logits of a model whose adapter is exported."""
     llama = tiny_models.llama(num_attention_heads=4, num_key_value_heads=2).double()
-    llama.save_pretrained(base)
+    llama.save_pretrained(folder / "base")
     config = partial(config, side="output", layers_to_transform=[1], task_type="CAUSAL_LM")
     plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
     model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
     assert (
-        qpeft.export(model, exported).n_deployed == plan.deployed == 8
+        qpeft.export(model, folder / "exported").n_deployed == plan.deployed == 8
     )  # 2 of a head, each for 2 query heads
-    subprocess.run([sys.executable, "-c", LOAD, base, exported, logits], check=True)
-    close(torch.load(logits), model(torch.arange(8)[None]).logits.detach(), atol=1e-10)
+    return model(torch.arange(8)[None]).logits.detach()
 
 
-@pytest.mark.parametrize("method", ["cua", "quic"])
-def test_trained_rotation_is_an_oft_that_loads_without_qpeft(tmp_path, text_file, method):
-    base, out, logits = tmp_path / "base", tmp_path / "run", tmp_path / "logits"
+def trained_rotation(folder, text_file, method):
+    """The logits of a model that was trained by a run, whose adapter it exported to `folder`."""
+    base = folder.with_name(f"base of {folder.name}")
     tiny_models.save_base(base, tiny_models.llama(vocab_size=257))
     small = {"steps": 3, "batch_size": 2, "seq_len": 32, "eval_blocks": 2, "lr": 0.1}
-    train(RunSettings(model=str(base), data=str(text_file), out=str(out), method=method, **small))
-    subprocess.run([sys.executable, "-c", LOAD, base, out / "exported", logits], check=True)
+    train(
+        RunSettings(model=str(base), data=str(text_file), out=str(folder), method=method, **small)
+    )
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    model.save_pretrained(folder / "base")
     ids, untrained = torch.arange(8)[None], model(torch.arange(8)[None]).logits.detach()
-    trained = qpeft.load(model, out / "adapter")(ids).logits.detach()
-    close(torch.load(logits), trained, atol=1e-6)
+    trained = qpeft.load(model, folder / "adapter")(ids).logits.detach()
     assert (trained - untrained).abs().max() > 1e-3
+    return trained
+
+
+def test_rotations_are_exported_as_oft_that_loads_without_qpeft(tmp_path, text_file):
+    """All in one process, which imports PEFT once."""
+    cua_config = partial(qpeft.CUAConfig, block_size=2)
+    quic_config = partial(qpeft.QuICConfig, n_blocks=4, order=1)
+    live = {
+        "cua behind v_proj": partial(rotated_behind_v_proj, config=cua_config),
+        "quic behind v_proj": partial(rotated_behind_v_proj, config=quic_config),
+        "trained cua": partial(trained_rotation, text_file=text_file, method="cua"),
+        "trained quic": partial(trained_rotation, text_file=text_file, method="quic"),
+    }
+    logits = {tmp_path / name: make(tmp_path / name) for name, make in live.items()}
+    subprocess.run([sys.executable, "-c", LOAD, *logits], check=True)
+    for folder, expected in logits.items():
+        close(torch.load(folder / "logits"), expected, 1e-10 if "behind" in folder.name else 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -137,9 +137,7 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         assert found.loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", marked({"qpa", "sora", "qaa", "quantum_peft in frames, 3 bits", "qpa over prefix"})
-)
+@pytest.mark.parametrize("name", marked({"qpa", "sora", "quantum_peft in frames, 3 bits"}))
 def test_run_that_was_killed_twice_resumes_to_the_same_bits(settings, name):
     unbroken = train(settings(name, "unbroken"))
     done = 0  # steps in the last checkpoint

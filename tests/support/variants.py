@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import peft
+import pytest
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from torch import nn
@@ -137,3 +138,28 @@ ATTACHED_VARIANTS = {
 VARIANTS = TUNER_VARIANTS | ATTACHED_VARIANTS
 TUNERS = list(TUNER_VARIANTS)
 RANDOM = [name for name, variant in TUNER_VARIANTS.items() if variant.is_random]
+
+KINDS = {  # a variant of each kind of tuner and of host; the others differ in what they compute
+    "qpa",
+    "qpa with dora",
+    "qpa with a network",
+    "quantum_peft",
+    "quantum_peft in frames",
+    "qaa",
+    "sora",
+    "bottleneck",
+    "cua",
+    "cua, magnitude",
+    "quic, 1",
+    "quanta, gates",
+    "attached to lora",
+    "attached to a bottleneck",
+    "attached to a prefix",
+}
+
+
+def kinds_first(names: Iterable[str]) -> list[Any]:
+    """The names as parameters of a test that does not depend on what is computed; those of no new
+    kind are long.
+    """
+    return [name if name in KINDS else pytest.param(name, marks=pytest.mark.long) for name in names]

@@ -112,6 +112,7 @@ def rounds(model, fresh, folder):
         yield "export by load", qpeft.load(fresh(), folder / "exported")
 
 
+LONG = pytest.mark.long
 EVERY = [("qpa", way) for way in WAYS]
 SOME = [
     (method, way)
@@ -121,8 +122,11 @@ SOME = [
 STOCK = [("lora", "tokens"), ("lora", "both as targets")]
 
 
-@pytest.mark.parametrize("is_resized", [True, False], ids=["resized", "as it was"])
-@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+# the parts of an untied base that was not resized are those of `test_life.py`
+BASES = [(True, True), (False, True), (True, False), pytest.param(False, False, marks=LONG)]
+
+
+@pytest.mark.parametrize(("is_tied", "is_resized"), BASES)
 @pytest.mark.parametrize(("method", "way"), [*EVERY, *SOME, *STOCK])
 def test_folder_gives_the_live_logits_on_a_fresh_base(
     make, ids, adapters, tmp_path, method, way, is_tied, is_resized
@@ -141,9 +145,16 @@ def test_embedding_as_target_of_a_method_for_linear_layers_is_refused(make, meth
         get_peft_model(make(True, False), config(method, "embedding as target"))
 
 
-@pytest.mark.parametrize("is_tied", [True, pytest.param(False, marks=pytest.mark.long)])
+# a way of each kind of saved part
+RESUMED = ("nothing", "both as targets, tied", "both in full", "tokens of both")
+EVERY_RUN = [
+    ("qpa", way) if way in RESUMED else pytest.param("qpa", way, marks=LONG) for way in WAYS
+]
+
+
+@pytest.mark.parametrize("is_tied", [True, pytest.param(False, marks=LONG)])
 @pytest.mark.parametrize(
-    ("method", "way"), [*EVERY, ("quantum_peft", "tokens"), ("sora", "head as target")]
+    ("method", "way"), [*EVERY_RUN, ("quantum_peft", "tokens"), ("sora", "head as target")]
 )
 def test_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, way, is_tied):
     ids = tokens(ids, is_resized=True)

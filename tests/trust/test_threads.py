@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
-from variants import VARIANTS, Variant, move
+from variants import VARIANTS, Variant, kinds_first, move
 
 from qpeft.core.binding import Binding
 from qpeft.core.slots import Slot
@@ -26,7 +26,7 @@ def frequent_switches():
     sys.setswitchinterval(usual)
 
 
-@pytest.mark.parametrize("name", ["lora", *VARIANTS])
+@pytest.mark.parametrize("name", ["lora", *kinds_first(VARIANTS)])
 def test_t_training_is_not_changed_by_evaluations_in_another_thread(
     llama, ids, adapters, name, frequent_switches
 ):

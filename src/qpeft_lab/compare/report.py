@@ -69,12 +69,15 @@ def write_outputs(source: Path, folder: Path | None = None) -> Summary:
     """
     summary = load(source)
     folder = folder or source
-    lines = pd.DataFrame(
-        [line_of_method(result, summary) for result in summary.results], dtype=object
-    )
-    write_text(folder / "summary.csv", lines.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "summary.csv", summary_csv(summary))
     write_text(folder / "report.html", page(summary))
     return summary
+
+
+def summary_csv(summary: Summary) -> str:
+    """A line per method under a line of names, at full precision."""
+    lines = [line_of_method(result, summary) for result in summary.results]
+    return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def page(summary: Summary) -> str:
