@@ -17,6 +17,13 @@ a step is
 
 so a table of 2**k matrices turns the features (cos phi, sin phi) into the matrices of all steps of
 all circuits in one product. The gates on two wires behind a step's rotations are part of its table.
+
+Example: RY(a) on wire 0, RY(b) on wire 1, CNOT 0 -> 1 is one step of one group with k = 2. The signs
+with s_1 = 1 are (1, 1) and (1, -1), so phi = ((a + b) / 2, (a - b) / 2). The features are the cosines
+and sines of both, and the table has four matrices 4 x 4, whose rows the CNOT has permuted.
+
+How to read this module: `compile_gates` makes a `Program` once for each circuit. At every step
+`group_matrices` turns angles into all K_g, and `Stages` multiplies them into the states.
 """
 
 from __future__ import annotations
@@ -34,9 +41,8 @@ from torch import Tensor
 from qpeft.circuits.ansatz import Ansatz, Gate, definition
 from qpeft.circuits.numerics import cached_tables, check_tensor, refuse_second_derivative
 
-_GROUP = (
-    5  # wires at most: larger matrices do more work, smaller ones need more products (measured)
-)
+# wires of a group at most: larger matrices do more work, smaller ones need more products (measured)
+_GROUP = 5
 _TABLES = 2**26  # numbers of all tables of a circuit, about
 _KEPT = 2**12  # amplitudes of a circuit at most whose states are all kept for the gradient
 _AT_ONCE = 2**20  # amplitudes of a batch of circuits
@@ -49,43 +55,49 @@ _PAULIS = {
 
 
 class Boundary(NamedTuple):
-    """`new = signs * old[source]`, and so `old = (signs * new)[target]`; None: no permutation, no
-    signs.
+    """The gates on two wires behind a stage: `new = signs * old[source]`, and so `old = (signs *
+    new)[target]`.
+
+    Without a permutation `source` and `target` are None, without signs `signs` is.
     """
 
     source: Tensor | None  # (2**N,)
-    target: Tensor | None
+    target: Tensor | None  # (2**N,)
     signs: Tensor | None  # (2**N, 1)
 
-    # `block` has the 2**N amplitudes on axis 1 or 2; index_select is slow on the last of three axes
     def cross(self, axis: int, block: Tensor) -> Tensor:
-        if self.source is not None:
-            block = block.flatten(0, axis - 1).index_select(1, self.source).view_as(block)
-        return block if self.signs is None else block * (self.signs if axis == 1 else self.signs.mT)
+        """The block (M, 2**N, K) for axis 1, or (M, K, 2**N) for axis 2, behind the gates."""
+        return self._signed(axis, _permuted(axis, block, self.source))
 
     def cross_back(self, axis: int, block: Tensor) -> Tensor:
-        block = (
-            block if self.signs is None else block * (self.signs if axis == 1 else self.signs.mT)
-        )
-        return (
-            block
-            if self.target is None
-            else block.flatten(0, axis - 1).index_select(1, self.target).view_as(block)
-        )
+        """The block before the gates, from that behind them."""
+        return _permuted(axis, self._signed(axis, block), self.target)
+
+    def _signed(self, axis: int, block: Tensor) -> Tensor:
+        return block if self.signs is None else block * (self.signs if axis == 1 else self.signs.mT)
+
+
+def _permuted(axis: int, block: Tensor, source: Tensor | None) -> Tensor:
+    if source is None:
+        return block
+    rows = block.flatten(0, axis - 1)  # index_select is slow on the last of three axes
+    return rows.index_select(1, source).view_as(block)
 
 
 class Program(NamedTuple):
-    """A compiled circuit: S stages of at most R steps on G groups of wires; a group is padded to k
-    wires.
+    """A compiled circuit: S stages of at most R steps on G groups of wires.
+
+    Every group is padded to k wires, the largest of `sizes`. A row is one step of one group, so
+    there are R * S * G rows. Where all rows are equal, a table has a single one.
     """
 
     sizes: tuple[int, ...]  # wires of each group
-    # (R * S * G * k,) indices into the flat angles followed by a zero, for wires without a rotation
+    # (rows * k,) indices into the flat angles followed by a zero, for wires without a rotation
     slots: Tensor
-    # (R * S * G or 1, 2**k, k) and (R * S * G or 1, 2**k, 1): the sine of phases @ angles + shifts
-    phases: Tensor
-    shifts: Tensor  # is cos(phi_s) for every s, then sin(phi_s)
-    tables: Tensor  # (R * S * G or 1, 2**k, 4**k) of each step, complex numbers as two real ones
+    # sin(phases @ angles + shifts) are the features cos(phi_s) of every s, then sin(phi_s)
+    phases: Tensor  # (rows or 1, 2**k, k)
+    shifts: Tensor  # (rows or 1, 2**k, 1), radians
+    tables: Tensor  # (rows or 1, 2**k, 4**k), or 2 * 4**k real numbers of complex ones
     steps: tuple[int, int, int]  # R, S, G
     boundaries: tuple[Boundary, ...]  # behind each stage
     is_complex: bool
@@ -103,9 +115,10 @@ def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     finite, and for an ansatz of a user whose gates are not valid.
     """
     is_single = angles.shape == ansatz.angle_shape
-    parts = (angles[None] if is_single else angles).split(max(1, _AT_ONCE >> ansatz.n_qubits))
-    found = torch.cat([squared(circuit_states(ansatz, part)) for part in parts])
-    return found[0] if is_single else found
+    batch = angles[None] if is_single else angles
+    parts = batch.split(max(1, _AT_ONCE >> ansatz.n_qubits))
+    p = torch.cat([squared(circuit_states(ansatz, part)) for part in parts])  # (M, 2**N)
+    return p[0] if is_single else p
 
 
 def probabilities(angles: Tensor) -> Tensor:
@@ -129,6 +142,7 @@ def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 
 def squared(psi: Tensor) -> Tensor:
+    """`|psi|^2`, real, of the shape of psi."""
     return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
 
 
@@ -139,22 +153,22 @@ def evolve(angles: Tensor, program: Program, states: Tensor | tuple[int, ...]) -
     The result is complex for circuits with RX or RZ, and a view whose memory may have its last two
     axes exchanged. Differentiable.
     """
-    with torch.autocast(
-        angles.device.type, enabled=False
-    ):  # which would round the state to bfloat16
+    # autocast would round the state to bfloat16
+    with torch.autocast(angles.device.type, enabled=False):
         groups = group_matrices(angles, program)
         if isinstance(states, Tensor):
-            return Stages.apply(
-                states.to(groups[0].dtype).expand(len(angles), -1, -1), program.boundaries, *groups
-            )
-        # behind the first matrices, a basis state is a product of their columns
+            psi = states.to(groups[0].dtype).expand(len(angles), -1, -1)  # (M, K, 2**N)
+            return Stages.apply(psi, program.boundaries, *groups)
+        # basis state j has one digit in every group: behind the first matrices it is the Kronecker
+        # product of their columns with these digits
         digits = _digits(states, program.sizes, angles.device)
         columns = [
-            group[0].index_select(2, digit) for group, digit in zip(groups, digits, strict=True)
+            group[0].index_select(2, digit)  # (M, d, K)
+            for group, digit in zip(groups, digits, strict=True)
         ]
         psi = reduce(
             lambda right, left: (left[:, :, None] * right[:, None]).flatten(1, 2), reversed(columns)
-        )
+        )  # (M, 2**N, K)
         return Stages.apply(psi, program.boundaries, *(group[1:] for group in groups))
 
 
@@ -168,61 +182,75 @@ def _digits(indices: tuple[int, ...], sizes: tuple[int, ...], device: torch.devi
 
 
 def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
-    """The matrices (S, M, d, d) of each group of d amplitudes, in all stages."""
-    n_circuits, k = len(angles), max(program.sizes)
-    turns = torch.cat([angles.mT, angles.new_zeros(1, n_circuits)]).index_select(0, program.slots)
-    turns = turns.view(-1, k, n_circuits)
+    """The matrices (S, M, d, d) of each group of d amplitudes, in all stages, from angles (M, P)."""
+    n_circuits = len(angles)
+    k = max(program.sizes)
+    # the angle of every wire in every step
+    padded = torch.cat([angles.mT, angles.new_zeros(1, n_circuits)])  # (P + 1, M)
+    turns = padded.index_select(0, program.slots).view(-1, k, n_circuits)  # (rows, k, M)
     phases, shifts, tables = (
-        rows.expand(len(turns), -1, -1) for rows in (program.phases, program.shifts, program.tables)
+        each.expand(len(turns), -1, -1) for each in (program.phases, program.shifts, program.tables)
     )
-    features = torch.baddbmm(shifts.expand(-1, -1, n_circuits), phases, turns).sin()
-    entries = torch.bmm(features.mT, tables)  # (rows, M, 4**k)
+    # cos(phi) = sin(phi + pi / 2), so one sine gives both kinds of features
+    phi = torch.baddbmm(shifts.expand(-1, -1, n_circuits), phases, turns)  # (rows, 2**k, M)
+    entries = torch.bmm(phi.sin().mT, tables)  # (rows, M, 4**k)
     if program.is_complex:
         entries = torch.view_as_complex(entries.unflatten(-1, (-1, 2)))
-    steps = entries.view(*program.steps, n_circuits, 2**k, 2**k)
-    padded = reduce(lambda before, after: after @ before, steps.unbind()).unbind(
-        1
-    )  # of each group (S, M, 2**k, 2**k)
-    sizes = [2**size for size in program.sizes]
+    steps = entries.view(*program.steps, n_circuits, 2**k, 2**k)  # (R, S, G, M, 2**k, 2**k)
+    matrices = reduce(lambda before, after: after @ before, steps.unbind())
+    # a smaller group is the block of its padded matrix in which the wires that it lacks are 0
     return [
-        part if size == 2**k else part[..., :size, :size]
-        for part, size in zip(padded, sizes, strict=True)
+        matrix[..., : 2**size, : 2**size]
+        for matrix, size in zip(matrices.unbind(1), program.sizes, strict=True)
     ]
 
 
 class Stages(torch.autograd.Function):
-    """psi (M, K, 2**N) through all stages, or psi (M, 2**N, K) behind the matrices of the first one
-    through the rest.
+    """M circuits on K states each: psi (M, K, 2**N) through all stages, as (M, K, 2**N).
 
-    For the gradient all states of small circuits are kept; of large ones only the final states, and
-    the stages undone. So that no axes are exchanged in memory, a stage takes its groups from the
-    last axis, puts them first and ends as (M, 2**N, K); the next one takes them from the first
-    axis, puts them last and ends as (M, K, 2**N).
+    `groups` are the matrices (S, M, d, d) of each group. Those of the first stage can have acted
+    before: then they are left out (S - 1, M, d, d), and psi has shape (M, 2**N, K).
+
+    No axes are exchanged in memory. A product takes the axis of its group from one end and puts its
+    result at the other, in turn for all groups, and the next stage goes the other way. With two
+    groups of a and b amplitudes, without the axis M:
+
+        even stages    (K, a, b) -> (b, K, a) -> (a, b, K)    from the last axis to the first
+        odd stages     (a, b, K) -> (b, K, a) -> (K, a, b)    from the first axis to the last
+
+    The gradient of a matrix needs the state before its product. Small circuits keep all of them;
+    large ones keep only the final state and undo the products, which are unitary. With lam, the
+    gradient of the loss with respect to the state:
+
+        before = matrix^H after,    lam_before = matrix^H lam_after,    d matrix = lam_after before^H
     """
 
     @staticmethod
     def forward(ctx: Any, psi: Tensor, boundaries: Sequence[Boundary], *groups: Tensor) -> Tensor:
-        first, kept = len(boundaries) - len(groups[0]), list[Tensor]()
-        size = psi.shape[2 - first]
+        first = len(boundaries) - len(groups[0])  # the first stage whose matrices are to act
+        size = psi.shape[2 - first]  # 2**N
+        kept = list[Tensor]()
         for stage, boundary in enumerate(boundaries):
             axis = 1 + stage % 2  # of the amplitudes behind this stage
-            for group in () if stage < first else reversed(groups) if axis == 1 else groups:
+            acting = () if stage < first else reversed(groups) if axis == 1 else groups
+            for group in acting:
                 before = _on_axis(3 - axis, psi, group.shape[-1])
-                kept += [before] if size <= _KEPT else []
+                if size <= _KEPT:
+                    kept.append(before)
                 psi = _moved(axis, before, group[stage - first])
             psi = boundary.cross(axis, _on_axis(axis, psi, size))
-        ctx.boundaries, ctx.sizes = boundaries, (first, size, len(groups))
+        ctx.boundaries = boundaries
+        ctx.sizes = first, size, len(groups)
         ctx.save_for_backward(psi, *groups, *kept)
-        return psi.mT if len(boundaries) % 2 else psi
+        return psi.mT if len(boundaries) % 2 else psi  # (M, K, 2**N)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
-        (first, size, n_groups), (psi, *saved) = ctx.sizes, ctx.saved_tensors
-        pairs, kept = (
-            [(group, torch.empty_like(group)) for group in saved[:n_groups]],
-            saved[n_groups:],
-        )
+        first, size, n_groups = ctx.sizes
+        psi, *saved = ctx.saved_tensors
+        groups = [(group, torch.empty_like(group)) for group in saved[:n_groups]]  # and gradients
+        kept = saved[n_groups:]
         lam = grad.mT if len(ctx.boundaries) % 2 else grad
         with torch.autocast(grad.device.type, enabled=False):
             for stage, boundary in reversed(list(enumerate(ctx.boundaries))):
@@ -230,19 +258,18 @@ class Stages(torch.autograd.Function):
                 lam = boundary.cross_back(axis, _on_axis(axis, lam, size))
                 if stage < first:
                     break
-                psi = psi if kept else boundary.cross_back(axis, _on_axis(axis, psi, size))
-                for group, of_group in pairs if axis == 1 else reversed(pairs):
-                    undo = group[stage - first].mH
-                    of_after, after = (
-                        _on_axis(axis, block, undo.shape[-1]) for block in (lam, psi)
-                    )
-                    psi, lam = (
-                        kept.pop() if kept else _moved(3 - axis, after, undo),
-                        _moved(3 - axis, of_after, undo),
-                    )
-                    of_after, before = (of_after, psi) if axis == 1 else (of_after.mT, psi.mT)
-                    torch.bmm(of_after, before.conj(), out=of_group[stage - first])
-        return _on_axis(2 - first, lam, size), None, *(of_group for _, of_group in pairs)
+                if not kept:
+                    psi = boundary.cross_back(axis, _on_axis(axis, psi, size))
+                for group, of_group in groups if axis == 1 else reversed(groups):
+                    undo = group[stage - first].mH  # (M, d, d)
+                    of_after = _on_axis(axis, lam, undo.shape[-1])
+                    after = _on_axis(axis, psi, undo.shape[-1])
+                    psi = kept.pop() if kept else _moved(3 - axis, after, undo)
+                    lam = _moved(3 - axis, of_after, undo)
+                    # (M, d, rest) times (M, rest, d)
+                    left, right = (of_after, psi) if axis == 1 else (of_after.mT, psi.mT)
+                    torch.bmm(left, right.conj(), out=of_group[stage - first])
+        return _on_axis(2 - first, lam, size), None, *(of_group for _, of_group in groups)
 
 
 def _on_axis(axis: int, block: Tensor, d: int) -> Tensor:
@@ -281,115 +308,145 @@ def compile_gates(
     gate on all wires.
     """
     gates = list(gates)
-    # wires of each group, as equal as can be; few for a deep circuit, so that its tables are not
-    # large
-    most = next(k for k in range(_GROUP, 1, -1) if k == 2 or len(gates) * 8**k < _TABLES)
-    n_groups = max(-(-n_qubits // most), 1 + (n_qubits >= _GROUP))
-    sizes = tuple(n_qubits // n_groups + (group < n_qubits % n_groups) for group in range(n_groups))
-    turns, pairs, behind = _collected(
-        gates, [group for group, size in enumerate(sizes) for _ in range(size)]
-    )
-    n_steps = 1 + max((place[0] for place in (*turns, *pairs)), default=0)
-    k, n_stages, n_angles = max(sizes), len(behind), prod(shape)
+    sizes = _group_sizes(n_qubits, len(gates))
+    owner = [group for group, size in enumerate(sizes) for _ in range(size)]  # of each wire
+    turns, pairs, behind = _collected(gates, owner)
+    k = max(sizes)
+    n_steps = 1 + max((place.step for place in (*turns, *pairs)), default=0)
+    steps = n_steps, len(behind), len(sizes)
+
+    # what the rows need to know of every wire: its angle, and that angle's factor and constant
+    n_angles = prod(shape)
     index = {slot: i for i, slot in enumerate(product(*map(range, shape)))}
-    slots = torch.full((n_steps, n_stages, len(sizes), k), n_angles)
-    scales, shifts = (
-        torch.ones(slots.shape, dtype=torch.float64),
-        torch.zeros(slots.shape, dtype=torch.float64),
-    )
+    slots = torch.full((*steps, k), n_angles)
+    scales = torch.ones(slots.shape, dtype=torch.float64)
+    shifts = torch.zeros_like(scales)
     tables = []
-    for place in product(range(n_steps), range(n_stages), range(len(sizes))):
-        start = sum(sizes[: place[2] + 1]) - k  # missing wires of a small group are its first ones
-        axes = ["ry"] * k
+    for place in map(_Place._make, product(*map(range, steps))):
+        # a small group is padded by wires in front of its own
+        start = sum(sizes[: place.group + 1]) - k
+        axes = ["ry"] * k  # of wires without a rotation too: they turn by 0
         for wire, gate in turns.get(place, {}).items():
             at = *place, wire - start
-            axes[wire - start], scales[at], shifts[at] = gate.name, gate.scale, gate.shift
-            slots[at] = n_angles if gate.slot is None else index[gate.slot]
-        local = (
+            axes[wire - start] = gate.name
+            scales[at] = gate.scale
+            shifts[at] = gate.shift
+            if gate.slot is not None:
+                slots[at] = index[gate.slot]
+        local = [
             gate._replace(wires=tuple(wire - start for wire in gate.wires))
             for gate in pairs.get(place, ())
-        )
-        tables.append(_table(tuple(axes), tuple(local)))
+        ]
+        tables.append(_table(tuple(axes), tuple(local)))  # (2**k, 4**k)
+
     is_complex = any(gate.name != "ry" for gates in turns.values() for gate in gates.values())
     stacked = torch.stack(tables)
-    stacked = (torch.view_as_real(stacked) if is_complex else stacked.real).flatten(2)
-    half = torch.tensor(_signs(k), dtype=torch.float64).repeat(2, 1) / 2  # (2**k, k)
-    quarter = torch.tensor([pi / 2, 0.0], dtype=torch.float64).repeat_interleave(len(half) // 2)[
-        :, None
-    ]
-    made = {
-        gates: _boundary(gates, n_qubits, dtype, device) for gates in set(behind)
-    }  # larger than the state
-    by_row = (half * scales.view(-1, 1, k), half @ shifts.view(-1, k, 1) + quarter, stacked)
+    stacked = torch.view_as_real(stacked).flatten(2) if is_complex else stacked.real
+    # phi_s = sum_w s_w (scale_w angle_w + shift_w) / 2, and pi / 2 more where it becomes a cosine
+    signs = torch.tensor(_signs(k), dtype=torch.float64)  # (2**(k-1), k)
+    half = signs.repeat(2, 1) / 2  # (2**k, k): of the cosines, then of the sines
+    quarter = torch.tensor([pi / 2, 0.0], dtype=torch.float64).repeat_interleave(len(signs))
+    by_row = (
+        half * scales.view(-1, 1, k),
+        half @ shifts.view(-1, k, 1) + quarter[:, None],
+        stacked,
+    )
     phases, turned, table = (
         (rows[:1] if (rows == rows[0]).all() else rows).to(device, dtype) for rows in by_row
     )
-    steps, boundaries = (n_steps, n_stages, len(sizes)), tuple(made[gates] for gates in behind)
+    # equal boundaries are one object, because each is larger than the state
+    made = {gates: _boundary(gates, n_qubits, dtype, device) for gates in set(behind)}
+    boundaries = tuple(made[gates] for gates in behind)
     return Program(
         sizes, slots.flatten().to(device), phases, turned, table, steps, boundaries, is_complex
     )
 
 
-_Place = tuple[int, int, int]  # step, stage and group
+def _group_sizes(n_qubits: int, n_gates: int) -> tuple[int, ...]:
+    """The wires of each group, as equal as can be; few for a deep circuit, so that its tables stay
+    small. From five wires on there are two groups at least.
+    """
+    most = next(k for k in range(_GROUP, 1, -1) if k == 2 or n_gates * 8**k < _TABLES)
+    n_groups = max(-(-n_qubits // most), 1 + (n_qubits >= _GROUP))
+    return tuple(n_qubits // n_groups + (group < n_qubits % n_groups) for group in range(n_groups))
 
 
-def _collected(
-    gates: Iterable[Gate | Tensor], owner: list[int]
-) -> tuple[
-    dict[_Place, dict[int, Gate]], dict[_Place, list[Gate]], list[tuple[Gate | Tensor, ...]]
-]:
-    """The rotations by wire and the gates on two wires of every step, and the gates of every
-    boundary.
+class _Place(NamedTuple):
+    step: int
+    stage: int
+    group: int
 
-    A gate on two wires of different groups ends the rotations of its stage.
+
+class _Collected(NamedTuple):
+    turns: dict[_Place, dict[int, Gate]]  # the rotations of every step, by wire
+    pairs: dict[_Place, list[Gate]]  # the gates on two wires behind them, inside the group
+    behind: list[tuple[Gate | Tensor, ...]]  # the gates of the boundary of every stage
+
+
+def _collected(gates: Iterable[Gate | Tensor], owner: list[int]) -> _Collected:
+    """Where each gate acts, with the group of every wire.
+
+    A gate on two wires of different groups belongs to the boundary, and so do the gates on two
+    wires that follow it; the next rotation starts a new stage. Example, wires 0 and 1 in group 0
+    and wire 2 in group 1:
+
+        RY 0, RY 1, CNOT 0 -> 1, RY 0, CNOT 1 -> 2, RY 2
+        step 0: RY 0, RY 1, CNOT    step 1: RY 0    boundary: CNOT 1 -> 2    stage 1, step 0: RY 2
     """
     turns: dict[_Place, dict[int, Gate]] = defaultdict(dict)
     pairs: dict[_Place, list[Gate]] = defaultdict(list)
     behind: list[tuple[Gate | Tensor, ...]] = [()]
     steps = dict.fromkeys(owner, 0)  # of each group in this stage
     for gate in gates:
-        is_pair = isinstance(gate, Tensor) or len(gate.wires) == 2
-        if isinstance(gate, Tensor) or (
-            is_pair and (behind[-1] or len({owner[wire] for wire in gate.wires}) > 1)
-        ):
+        if isinstance(gate, Tensor):
             behind[-1] += (gate,)
             continue
         group = owner[gate.wires[0]]
-        if not is_pair and behind[-1]:
+        if len(gate.wires) == 2:
+            if behind[-1] or owner[gate.wires[1]] != group:
+                behind[-1] += (gate,)
+            else:
+                pairs[_Place(steps[group], len(behind) - 1, group)].append(gate)
+            continue
+        if behind[-1]:
             behind.append(())
             steps = dict.fromkeys(owner, 0)
-        place = steps[group], len(behind) - 1, group
-        if is_pair:
-            pairs[place].append(gate)
-            continue
+        place = _Place(steps[group], len(behind) - 1, group)
         if place in pairs or gate.wires[0] in turns[place]:
             steps[group] += 1
-        turns[steps[group], len(behind) - 1, group][gate.wires[0]] = gate
-    return turns, pairs, behind
+            place = place._replace(step=steps[group])
+        turns[place][gate.wires[0]] = gate
+    return _Collected(turns, pairs, behind)
 
 
 def _signs(k: int) -> Sequence[tuple[int, ...]]:
-    """Every s with s_1 = 1."""
+    """Every s with s_1 = 1: 2**(k-1) tuples of k signs."""
     return [*product((1, -1), repeat=k)][: 2 ** (k - 1)]
 
 
 @lru_cache(maxsize=1024)
 def _table(axes: tuple[str, ...], pairs: tuple[Gate, ...]) -> Tensor:
-    """The matrices of the features of one step, (2**k, 4**k) complex."""
+    """The matrices of the features of one step, (2**k, 4**k) complex.
+
+    They are E_s + E_-s of the cosines, then (E_s - E_-s) / i of the sines; the gates on two wires
+    permute and sign their rows.
+    """
     source, signs = permutation(pairs, len(axes))
     eye = torch.eye(2, dtype=torch.complex128)
+
+    def projector(sign: Sequence[int]) -> Tensor:
+        """E_s = (x) (I + s_w P_w) / 2, (2**k, 2**k)."""
+        factors = [(eye + s * _PAULIS[axis]) / 2 for s, axis in zip(sign, axes, strict=True)]
+        return reduce(torch.kron, factors)
+
     even, odd = [], []
     for sign in _signs(len(axes)):
-        here, there = (
-            reduce(
-                torch.kron,
-                [(eye + way * s * _PAULIS[axis]) / 2 for s, axis in zip(sign, axes, strict=True)],
-            )
-            for way in (1, -1)
-        )
+        here = projector(sign)
+        there = projector([-s for s in sign])
         even.append(here + there)
         odd.append((here - there) / 1j)
-    return (torch.stack(even + odd)[:, source] * signs[:, None]).flatten(1)
+    matrices = torch.stack(even + odd)  # (2**k, 2**k, 2**k)
+    return (matrices[:, source] * signs[:, None]).flatten(1)
 
 
 def _boundary(
