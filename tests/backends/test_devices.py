@@ -18,7 +18,7 @@ from qiskit_aer.primitives import SamplerV2 as AerSampler
 from scipy.stats import chi2
 
 import qpeft
-from circuits import ANSATZE, exact, random_angles, value_and_gradient
+from circuits import ANSATZE, SHARED, exact, random_angles, value_and_gradient
 from qpeft.backends import CircuitRun, Jobs, as_backend
 from qpeft.backends.pennylane import PennyLaneBackend
 from qpeft.backends.qiskit import QiskitBackend
@@ -74,7 +74,30 @@ def test_probabilities_and_gradients_without_shots_are_exact(name, ansatz):
     batch = np.stack([angles, *others])
     np.testing.assert_allclose(device.run(ansatz, batch, None, 0), exact(ansatz, batch), atol=1e-12)
     found = gradient(CircuitRun(ansatz, Jobs(device)), angles)
-    np.testing.assert_allclose(found, exact_gradient(ansatz, angles), atol=1e-10)
+    in_float32 = name == "default.mixed" and ansatz.name in ("square", "rxyz")  # PennyLane's RZ
+    tolerance = 5e-7 if in_float32 else 1e-10
+    np.testing.assert_allclose(found, exact_gradient(ansatz, angles), atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "shots", "rule", "executions"),
+    [
+        ("default.qubit", None, "backpropagation", 1),
+        ("default.mixed", None, "backpropagation", 1),
+        ("lightning.qubit", None, "parameter shift", 13),
+        ("default.qubit", 1000, "parameter shift", 13),
+    ],
+)
+def test_executions_of_a_step_are_those_that_the_run_counts(name, shots, rule, executions):
+    device = qml.device(name, wires=3)
+    run = CircuitRun(LADDER, Jobs(PennyLaneBackend(device), shots))
+    assert f"gradients by {rule}" in str(run)
+    with qml.Tracker(device) as tracker:
+        gradient(run, random_angles(LADDER).numpy())
+    assert tracker.totals["executions"] == run.circuits_per_step == executions
+    forecast = run.forecast(1)
+    assert run.jobs.used["circuits"] == forecast["circuits"] == executions
+    assert run.jobs.used["jobs"] == tracker.totals["batches"] == forecast["jobs_per_step"]
 
 
 # noise
@@ -106,16 +129,17 @@ def test_named_noise_is_depolarising(noise):
     np.testing.assert_allclose(run(2, [[0.0, 0.0]]), expected, atol=1e-12)
 
 
-def test_gradients_of_a_noisy_circuit_equal_finite_differences():
-    """The parameter shift is exact for a circuit with channels as well."""
-    noisy, angles = as_backend("pennylane:default.mixed", 3, 0.05), random_angles(LADDER).numpy()
+@pytest.mark.parametrize("ansatz", [LADDER, SHARED["qaoa"], SHARED["scaled"]], ids=str)
+def test_gradients_of_a_noisy_circuit_equal_finite_differences(ansatz):
+    """By backpropagation, and by the parameter shift, which is exact for channels as well."""
+    noisy, angles = as_backend("pennylane:default.mixed", 3, 0.05), random_angles(ansatz).numpy()
     moves = 1e-4 * np.eye(angles.size).reshape(-1, *angles.shape)
-    plus, minus = (noisy.run(LADDER, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
+    plus, minus = (noisy.run(ansatz, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
     expected = ((plus - minus) / 2e-4).reshape(angles.shape)
-    np.testing.assert_allclose(
-        gradient(CircuitRun(LADDER, Jobs(noisy)), angles), expected, atol=1e-6
-    )
-    assert abs(expected - exact_gradient(LADDER, angles)).max() > 0.05
+    for noisy.has_backprop in (True, False):
+        found = gradient(CircuitRun(ansatz, Jobs(noisy)), angles)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert abs(expected - exact_gradient(ansatz, angles)).max() > 0.05
 
 
 def test_noise_model_of_the_user():

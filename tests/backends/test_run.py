@@ -5,6 +5,7 @@ failures, budget, log.
 import copy
 import json
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import torch
 from peft import PeftModel
 
 import qpeft
+from circuits import SHARED, by_pennylane, random_angles, value_and_gradient
 from qpeft.backends import Backend, CircuitRun, ExactBackend, Jobs
-from qpeft.circuits import Ansatz, probabilities
+from qpeft.circuits import Ansatz, exact_probabilities, probabilities
 from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.methods.qpa.generator import CircuitFeature
 
@@ -39,6 +41,24 @@ def test_parameter_shift_equals_autograd_without_shots(angles):
     torch.testing.assert_close(
         gradient(make(), angles), gradient(probabilities, angles), atol=1e-12, rtol=0
     )
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_and_scaled_angles_are_shifted_gate_by_gate(name):
+    """Against autograd of the exact simulator, and PennyLane's backpropagation."""
+    ansatz = SHARED[name]
+    run = make(ansatz=ansatz)
+    n_gates = sum(gate.slot is not None for gate in ansatz.gates())
+    assert not ansatz.has_shift_rule
+    assert run.circuits_per_step == 1 + 2 * n_gates
+    at = random_angles(ansatz)
+    p, slopes = value_and_gradient(run, at, WEIGHTS)
+    for reference in (partial(exact_probabilities, ansatz), by_pennylane(ansatz)):
+        expected_p, expected = value_and_gradient(reference, at, WEIGHTS)
+        torch.testing.assert_close(p, expected_p, atol=1e-10, rtol=0)
+        torch.testing.assert_close(slopes, expected, atol=1e-10, rtol=0)
+    assert run.jobs.used["circuits"] == run.circuits_per_step
+    assert (run.jobs.used["jobs"], make(ansatz=ansatz).forecast(1)["jobs_per_step"]) == (2, 2)
 
 
 @pytest.mark.filterwarnings("ignore:1000 shots")

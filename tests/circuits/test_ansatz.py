@@ -126,13 +126,6 @@ def test_functions_are_called_once_for_each_size():
         list(mine.gates())
 
 
-def test_parameter_shift_needs_angles_of_one_gate_each():
-    shared = register([[*TURNS, Gate("rx", (2,), (0,))]])
-    assert not shared.has_shift_rule
-    with pytest.raises(ConfigError, match="turn several gates"):
-        CircuitRun(shared, Jobs(ExactBackend(), 1000))
-
-
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9))
 SHAPES = {  # of the angles
     "ry_ladder": lambda n, layers: (layers, n),

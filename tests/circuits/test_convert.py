@@ -17,6 +17,7 @@ from qiskit.quantum_info import Statevector
 from circuits import ANSATZE, random_angles, value_and_gradient
 from qpeft.circuits import (
     Ansatz,
+    Gate,
     exact_probabilities,
     from_openqasm,
     from_pennylane,
@@ -93,6 +94,38 @@ def test_qnode_of_pennylane(layers, shape):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     ansatz_contract(lambda: ansatz, lambda angles: theirs(angles).detach())
     assert from_pennylane(layers, shape) == ansatz  # a function without a device
+
+
+def test_tape_has_its_trainable_parameters_in_order():
+    with qml.queuing.AnnotatedQueue() as queue:
+        qml.RX(0.2, wires="b")
+        qml.RY(0.7, wires="a")
+        qml.RY(0.1, wires="b")
+        qml.CNOT(["b", "a"])
+    tape = qml.tape.QuantumScript.from_queue(queue)
+    tape.trainable_params = [0, 2]
+    assert [*from_pennylane(tape).gates()] == [
+        Gate("rx", (0,), (0,)),
+        Gate("ry", (1,), shift=0.7),
+        Gate("ry", (0,), (1,)),
+        Gate("cx", (0, 1)),
+    ]
+
+
+@pytest.mark.parametrize("ansatz", [Ansatz("square", 3, 2), Ansatz("two_design", 3, 2)], ids=str)
+def test_tape_with_a_vector_of_angles_or_the_gates_of_an_ansatz(ansatz):
+    angles = random_angles(ansatz)
+    tape = qml.tape.make_qscript(to_pennylane(ansatz))(angles)
+    back = from_pennylane(tape)
+    torch.testing.assert_close(
+        exact_probabilities(back, angles.flatten()), exact_probabilities(ansatz, angles)
+    )
+    weights = draw((2, 4, 3))
+    template = qml.tape.QuantumScript([qml.StronglyEntanglingLayers(weights, wires=range(4))])
+    torch.testing.assert_close(
+        exact_probabilities(from_pennylane(template), weights.flatten()),
+        exact_probabilities(from_pennylane(strongly_entangling, (2, 4, 3)), weights),
+    )
 
 
 def test_wires_are_those_of_the_device():

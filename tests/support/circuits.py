@@ -6,10 +6,50 @@ import numpy as np
 import pytest
 import torch
 
-from qpeft.circuits import to_pennylane
+from qpeft.circuits import Gate, to_pennylane
+from qpeft.circuits.convert import fixed_ansatz
 from qpeft.circuits.reference import gate_evolve, gate_probabilities
 
 ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
+
+
+def _turn(name, wire, slot, scale=1.0, shift=0.0):
+    return Gate(name, (wire,), (slot,), scale, shift)
+
+
+def _rzz(a, b, slot, scale=1.0):
+    return [Gate("cx", (a, b)), _turn("rz", b, slot, scale), Gate("cx", (a, b))]
+
+
+_PLUS = [Gate("ry", (wire,), shift=math.pi / 2) for wire in range(3)]
+_SHARED = {  # circuits of three qubits whose angles turn several gates, or a multiple of the angle
+    "qaoa": [
+        *_PLUS,
+        *_rzz(0, 1, 0), *_rzz(1, 2, 0), *_rzz(2, 0, 0), *(_turn("rx", w, 1, 2.0) for w in range(3)),
+        *_rzz(0, 1, 2), *_rzz(1, 2, 2), *_rzz(2, 0, 2), *(_turn("rx", w, 3, 2.0) for w in range(3)),
+    ],
+    "iqp": [
+        *_PLUS,
+        *(_turn("rz", w, w) for w in range(3)), *_rzz(0, 1, 3), *_rzz(1, 2, 3), *_rzz(0, 2, 4, -2.0),
+        *_PLUS,
+    ],
+    "scaled": [
+        _turn("ry", 0, 0, 2.0), _turn("rx", 1, 1, -0.5, 0.3), _turn("ry", 2, 2, 0.25, -1.0),
+        Gate("cx", (0, 1)), Gate("cz", (1, 2)), _turn("rx", 2, 3, 3.0), _turn("ry", 1, 4, -1.0),
+    ],
+    "tied layers": 3 * [*(_turn("ry", w, w) for w in range(3)), Gate("cx", (0, 1)), Gate("cx", (1, 2))],
+    "one angle": [
+        *_PLUS, _turn("rx", 0, 0), _turn("rz", 1, 0, 2.0), Gate("cx", (0, 2)), _turn("ry", 2, 0, -0.7),
+    ],
+    "brick": [
+        *(_turn("ry", w, 0) for w in range(3)), Gate("cz", (0, 1)), _turn("rx", 0, 1), _turn("rx", 1, 1),
+        Gate("cz", (1, 2)), _turn("ry", 1, 2), _turn("ry", 2, 2, -1.0),
+    ],
+}  # fmt: skip
+SHARED = {
+    name: fixed_ansatz(name, 3, (1 + max(gate.slot[0] for gate in gates if gate.slot),), gates)
+    for name, gates in _SHARED.items()
+}
 
 
 def random_angles(ansatz, *batch, seed=0, scale=math.pi):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qpeft.circuits import Ansatz, exact_probabilities
 from qpeft.errors import ConfigError, needs
@@ -30,6 +31,7 @@ class Backend:
 
     name: str  #: shown to the user, for example "exact", "lightning.qubit"
     has_exact: bool = False  #: whether it returns exact probabilities, without shots
+    has_backprop: bool = False  #: whether it has `differentiable`
     is_simulator: bool = False  #: whether its only cost is computing time on this machine
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
@@ -42,6 +44,12 @@ class Backend:
                 probabilities.
             seed: Seed of the counts where the backend samples them itself. A user's device has its
                 own seed.
+        """
+        raise NotImplementedError
+
+    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
+        """Exact probabilities (B, D) at float64 angles `(B, *ansatz.angle_shape)`, with a gradient:
+        optional, for simulators.
         """
         raise NotImplementedError
 

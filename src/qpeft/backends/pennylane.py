@@ -12,6 +12,7 @@ import pennylane as qml
 import torch
 from pennylane.devices import Device, ExecutionConfig
 from pennylane.tape import QuantumScript, make_qscript
+from torch import Tensor
 
 from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz, to_pennylane
@@ -25,7 +26,8 @@ _PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1
 class PennyLaneBackend(Backend):
     """Runs circuits on a user's device, with all angles of a job in one execution.
 
-    The circuit uses the first N wires of the device, with any labels.
+    The circuit uses the first N wires of the device, with any labels. Without shots, a simulator
+    that supports PennyLane's `diff_method="backprop"` trains with it.
 
     Args:
         device: The user's device.
@@ -40,15 +42,20 @@ class PennyLaneBackend(Backend):
         self.name = device.name
         self._make = make
         self.is_simulator = device.name.startswith(("default.", "lightning."))
-        # PennyLane contracts noise channels several times faster in torch than in NumPy
-        self._takes_torch = device.supports_derivatives(ExecutionConfig(gradient_method="backprop"))
+        self.has_backprop = device.supports_derivatives(ExecutionConfig(gradient_method="backprop"))
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         if self._make is not None and shots is not None:
             self.device = self._make(seed)
-        tape = self._tape(ansatz, torch.from_numpy(angles) if self._takes_torch else angles, shots)
+        # PennyLane contracts noise channels several times faster in torch than in NumPy
+        tape = self._tape(ansatz, torch.from_numpy(angles) if self.has_backprop else angles, shots)
         (p,) = qml.execute([tape], self.device, diff_method=None)
         return np.asarray(p, np.float64).reshape(len(angles), -1)
+
+    def differentiable(self, ansatz: Ansatz, angles: Tensor) -> Tensor:
+        tape = self._tape(ansatz, angles, None)
+        (p,) = qml.execute([tape], self.device, diff_method="backprop")
+        return p.reshape(len(angles), -1)
 
     def check(self, ansatz: Ansatz, shots: int | None) -> None:
         self.device.preprocess()[0]([self._tape(ansatz, np.zeros((2, *ansatz.angle_shape)), shots)])

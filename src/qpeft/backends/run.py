@@ -5,6 +5,7 @@ gradients.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from qpeft.backends.backend import Backend, Numbers
-from qpeft.circuits import Ansatz
+from qpeft.circuits import Ansatz, Gate
+from qpeft.circuits.convert import fixed_ansatz
 from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.files import write_text
@@ -81,8 +83,11 @@ class Jobs:
                 " continue"
             )
 
-    def run(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
-        """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`.
+    def run(self, ansatz: Ansatz, angles: Numbers | Tensor) -> Any:
+        """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`, radians.
+
+        An array of an array; of a float64 tensor a tensor with a gradient, for backends with
+        `has_backprop`.
 
         Raises BackendError if the shot budget is used up, or the job failed, and ConfigError in
         distributed training, where a device would answer each process differently.
@@ -101,9 +106,13 @@ class Jobs:
         # runs
         self._note("sent", shots=shots)
         try:
-            key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
-            seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
-            p = self.backend.run(ansatz, angles, self.shots, seed)
+            if isinstance(angles, Tensor):
+                answer = self.backend.differentiable(ansatz, angles)
+                p = answer.detach().numpy()
+            else:
+                key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
+                seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+                p = answer = self.backend.run(ansatz, angles, self.shots, seed)
             is_whole = p.shape == (len(angles), 2**ansatz.n_qubits)
             if not (is_whole and (p > -1e-9).all() and (abs(p.sum(axis=1) - 1) < 1e-3).all()):
                 raise RuntimeError(
@@ -118,7 +127,7 @@ class Jobs:
                 " when the device answers"
             ) from error
         self._note("answered", jobs=1, circuits=len(angles), seconds=time.perf_counter() - began)
-        return p
+        return answer
 
     def _note(self, event: str, **costs: Any) -> None:
         entry = {"event": event, **dict.fromkeys(self.used, 0), **costs}
@@ -134,8 +143,13 @@ class Jobs:
 
 @dataclass(eq=False, repr=False)
 class CircuitRun:
-    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by
-    parameter shift.
+    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, with a gradient.
+
+    The gradient is by backpropagation without shots on a simulator that has it, otherwise by
+    parameter shift. Then a circuit of which angles turn several gates, or a multiple of the angle,
+    runs as the one in which each gate has an angle of its own, theta_g = scale_g angle + shift_g:
+
+        d p / d angle = sum_g scale_g d p / d theta_g
 
     Raises ConfigError for incompatible or infeasible options.
     """
@@ -150,13 +164,14 @@ class CircuitRun:
         backend = self.jobs.backend
         shots = self.jobs.shots
         is_exact = shots is None
+        has_backprop = is_exact and backend.has_backprop
+        self.gradient = "backpropagation" if has_backprop else "parameter shift"
+        self._shifts = self.trained and not has_backprop
+        self._splits = self._shifts and not ansatz.has_shift_rule
+        self._circuit = _with_own_angles(ansatz) if self._splits else ansatz
         for is_wrong, why in (
             (is_exact and not backend.has_exact, "it returns counts; set shots"),
             (is_exact and self.jobs.shot_budget, "a shot_budget needs shots; set shots"),
-            (
-                self.trained and not ansatz.has_shift_rule,
-                "its angles turn several gates; use the exact simulator",
-            ),
             (
                 not is_exact and ansatz.n_qubits > _MOST_QUBITS,
                 f"shots are for at most {_MOST_QUBITS} qubits",
@@ -174,10 +189,21 @@ class CircuitRun:
             )
             warnings.warn(message, stacklevel=4)
         with errors_as(f"{backend.name} cannot run {ansatz.name}:"):
-            backend.check(ansatz, shots)
+            backend.check(self._circuit, shots)
 
     def __call__(self, angles: Tensor) -> Tensor:
         """Probabilities (D,) at the angles."""
+        if self.trained and not self._shifts and torch.is_grad_enabled():
+            (p,) = self.jobs.run(self.ansatz, angles.cpu().double()[None])
+            return p.to(angles)
+        if self._splits:  # the chain rule is autograd's
+            angles = torch.stack(
+                [
+                    gate.scale * angles[gate.slot] + gate.shift
+                    for gate in self.ansatz.gates()
+                    if gate.slot is not None
+                ]
+            )  # (gates with an angle,)
         return _Probabilities.apply(angles, self)
 
     def __repr__(self) -> str:
@@ -186,16 +212,16 @@ class CircuitRun:
             if self.jobs.shots is None
             else f"{self.jobs.shots:,} shots per circuit"
         )
-        gradients = "gradients by parameter shift" if self.trained else "frozen angles"
+        gradients = f"gradients by {self.gradient}" if self.trained else "frozen angles"
         facts = shots, gradients, f"circuits per step: {self.circuits_per_step:,}"
         return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {', '.join(facts)}"
 
     @property
     def circuits_per_step(self) -> int:
-        """Executions in one optimizer step: the value of every circuit, and two for each angle by
-        parameter shift.
+        """Executions in one optimizer step: the value of every circuit, and by parameter shift two
+        for each angle, or for each gate with an angle where angles turn several gates.
         """
-        return self.n_circuits * (1 + 2 * self.ansatz.n_angles * self.trained)
+        return self.n_circuits * (1 + 2 * self._circuit.n_angles * self._shifts)
 
     def forecast(self, steps: int) -> dict[str, Any]:
         """Circuits, jobs and shots of `steps` optimizer steps; nothing is sent.
@@ -208,9 +234,19 @@ class CircuitRun:
         settings = {"backend": self.jobs.backend.name, "shots_per_circuit": self.jobs.shots}
         per_step = {
             "circuits_per_step": self.circuits_per_step,
-            "jobs_per_step": self.n_circuits * (1 + self.trained),
+            "jobs_per_step": self.n_circuits * (1 + self._shifts),
         }
         return {**settings, **per_step, "steps": steps, "circuits": circuits, "shots": shots}
+
+
+def _with_own_angles(ansatz: Ansatz) -> Ansatz:
+    """The circuit in which each gate with an angle turns by one of its own: angles (gates,)."""
+    slots = itertools.count()
+    gates = [
+        gate if gate.slot is None else Gate(gate.name, gate.wires, (next(slots),))
+        for gate in ansatz.gates()
+    ]
+    return fixed_ansatz(ansatz.name, ansatz.n_qubits, (next(slots),), gates)
 
 
 class _Probabilities(torch.autograd.Function):
@@ -218,7 +254,7 @@ class _Probabilities(torch.autograd.Function):
     def forward(ctx: Any, angles: Tensor, run: CircuitRun) -> Tensor:
         ctx.save_for_backward(angles)
         ctx.run = run
-        (p,) = run.jobs.run(run.ansatz, angles.detach().cpu().double().numpy()[None])
+        (p,) = run.jobs.run(run._circuit, angles.detach().cpu().double().numpy()[None])
         return torch.from_numpy(p).to(angles)
 
     @staticmethod
@@ -234,6 +270,6 @@ class _Probabilities(torch.autograd.Function):
         eye = torch.eye(theta.numel(), dtype=theta.dtype).view(-1, *theta.shape)  # (P, *shape)
         shifts = math.pi / 2 * eye
         shifted = torch.cat([theta + shifts, theta - shifts])  # (2P, *shape)
-        p = torch.from_numpy(ctx.run.jobs.run(ctx.run.ansatz, shifted.numpy()))  # (2P, D)
+        p = torch.from_numpy(ctx.run.jobs.run(ctx.run._circuit, shifted.numpy()))  # (2P, D)
         plus, minus = (p @ weights).chunk(2)
         return (0.5 * (plus - minus).view(theta.shape)).to(angles), None

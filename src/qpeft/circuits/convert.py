@@ -122,14 +122,15 @@ def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
 
 
 def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz:
-    """An ansatz from a QNode, or a function that queues gates.
+    """An ansatz from a QNode, a function that queues gates, or a tape (QuantumScript).
 
     The wires are those of the QNode's device, otherwise those of the gates; integers in ascending
     order. Measurements are ignored.
 
     Args:
-        circuit: A QNode or function with one argument, the array of all trained angles.
-        shape: Of this argument.
+        circuit: A QNode or function with one argument, the array of all trained angles. The angles
+            of a tape are its trainable parameters, flat and in their order.
+        shape: Of this argument; not for a tape.
 
     Raises:
         ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the
@@ -137,8 +138,19 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml
-        from pennylane.tape import make_qscript
+        from pennylane.tape import QuantumScript, make_qscript
         from pennylane.transforms import decompose
+
+    make_tape = make_qscript(getattr(circuit, "func", circuit))
+    if isinstance(circuit, QuantumScript):
+        values = [torch.as_tensor(value) for value in circuit.get_parameters()]
+        sizes = [value.numel() for value in values]
+        shape = (sum(sizes),)
+
+        def make_tape(angles: Tensor) -> Any:
+            parts = zip(angles.split(sizes), values, strict=True)
+            parameters: Any = [part.view(value.shape) for part, value in parts]
+            return circuit.bind_new_parameters(parameters, circuit.trainable_params)
 
     if shape is None:
         raise ConfigError(
@@ -149,7 +161,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
 
     def tape_at(angles: Tensor) -> Any:
-        return make_qscript(getattr(circuit, "func", circuit))(angles.view(shape))
+        return make_tape(angles.view(shape))
 
     def operations_at(angles: Tensor) -> list[Any]:
         with warnings.catch_warnings(

@@ -40,7 +40,8 @@ def set_backend(
         log: File to which a line of JSON is added for every job.
 
     Returns:
-        The object that runs the circuits, with gradients by parameter shift; its `str()` shows the
+        The object that runs the circuits, with gradients by backpropagation on simulators of
+        PennyLane that have it, without shots, otherwise by parameter shift; its `str()` shows the
         cost of a step, and `.jobs.used` counts jobs, circuits, shots and seconds. None for the
         exact simulator.
 

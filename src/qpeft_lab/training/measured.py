@@ -54,8 +54,9 @@ class StoredJobs(Jobs):
         stored = [_read(path) for path in folder.glob("*.safetensors")]
         return sum(len(job["p"]) for job in stored if job is not None)
 
-    def run(self, ansatz: Ansatz, angles: Numbers) -> Numbers:
+    def run(self, ansatz: Ansatz, angles: Numbers | Tensor) -> Any:
         """As `Jobs.run`, or the stored answer. Raises CheckpointError for one to other inputs."""
+        assert not isinstance(angles, Tensor)  # an evaluation has no gradients
         path = next(self._files)
         stored = _read(path)
         if stored is not None:
