@@ -144,7 +144,7 @@ class Adapter:
             return None
         shape = module.n_circuits, *module.ansatz.angle_shape
         start, angles = (
-            module.angles(initial=i).detach().double().view(shape)[0] for i in (True, False)
+            module.angles(initial=i).detach().cpu().double().view(shape)[0] for i in (True, False)
         )
         return Circuit(module.ansatz, start, angles, module.n_circuits)
 
@@ -209,7 +209,7 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
             "the adapter has no circuit whose angles are trained, so there is no movement to"
             " measure"
         )
-    moved = torch.cat([move.detach().double().flatten().abs() for move in moves])
+    moved = torch.cat([move.detach().cpu().double().flatten().abs() for move in moves])
     still = (moved < STILL).double().mean().item()
     mean, maximum = moved.mean().item(), moved.max().item()
     values = {"angles": len(moved), "mean": mean, "maximum": maximum, "still": still}
@@ -270,7 +270,7 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Mea
 def _singular_values(name: str, update: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """Descending, as many as the shapes allow."""
     factors = [
-        f.detach().double().cpu() for f in ((update,) if isinstance(update, Tensor) else update)
+        f.detach().cpu().double() for f in ((update,) if isinstance(update, Tensor) else update)
     ]
     if not all(torch.isfinite(factor).all() for factor in factors):
         raise ConfigError(f"{name} contains NaN or Inf; use an earlier checkpoint")

@@ -249,11 +249,12 @@ class _OnDevice:
 
     def __call__(self, a: Tensor, circuit: Any, values: Tensor) -> Tensor:
         ansatz = circuit_on_inputs(a.shape[-1], circuit)
-        norms = torch.linalg.vector_norm(a.double(), dim=-1, keepdim=True)  # (..., 1)
+        inputs = a.cpu().double()  # accelerators may have no float64
+        norms = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)  # (..., 1)
         # of 0 the circuit prepares the first basis state, and the frequencies are multiplied by 0
-        states = a / norms.where(norms > 0, 1)
+        states = inputs / norms.where(norms > 0, 1)
         angles = angles_on_inputs(
-            states.cpu().numpy(), circuit, values.double().cpu().numpy()
+            states.numpy(), circuit, values.cpu().double().numpy()
         )  # (..., n_angles)
         angles = angles.reshape(-1, angles.shape[-1])
         answers = [
@@ -274,7 +275,8 @@ class _Simulated:
     def __call__(self, a: Tensor, circuit: Any, values: Tensor) -> Tensor:
         noise = self.point.noise
         n_shots = self.point.shots
-        squares = _squares(a.double(), circuit, values.double())
+        # accelerators may have no float64
+        squares = _squares(a.cpu().double(), circuit, values.cpu().double())
         total = squares.sum(-1, keepdim=True)  # |a|^2, which is kept classically
         exact = squares / total.where(total > 0, 1)
         p = (1 - noise) * exact + noise / a.shape[-1]

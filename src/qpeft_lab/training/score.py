@@ -108,7 +108,8 @@ def evaluate_language_model(
         predicted = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B (T-1), vocabulary)
         each = cross_entropy(
             predicted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
-        ).double()
+        )
+        each = each.cpu().double()  # accelerators may have no float64
         found += zip(
             each.view(len(labels), -1).sum(1).tolist(),
             (labels != IGNORED).sum(1).tolist(),
@@ -140,10 +141,11 @@ def evaluate_examples(
     total, true, predictions, n_classes = 0.0, [], [], 0
     for logits, labels in _outputs(model, examples, collate, batch_size, progress):
         if is_regression:
-            predicted = logits.squeeze(-1).double()
-            total += (predicted - labels).square().sum().item()
+            predicted = logits.squeeze(-1).cpu().double()
+            total += (predicted - labels.cpu()).square().sum().item()
         else:
-            total += cross_entropy(logits, labels, reduction="none").double().sum().item()
+            each = cross_entropy(logits, labels, reduction="none")
+            total += each.cpu().double().sum().item()
             predicted = logits.argmax(-1).where(
                 ~logits.isnan().any(-1), -1
             )  # argmax takes NaN for the largest
