@@ -56,6 +56,9 @@ class GeneratorConfig:
                 has drawn them; a generator that uses them then keeps them in its state dict,
                 because they cannot be drawn again.
             init: Draws all other values from the seed, so that they need not be saved.
+
+        Raises:
+            NotImplementedError: a subclass has no `make`.
         """
         raise NotImplementedError
 

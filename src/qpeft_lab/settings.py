@@ -346,7 +346,10 @@ class RunSettings(SharedSettings):
 
     @property
     def n_steps(self) -> int:
-        """Optimizer steps. A run with `epochs` has them once its data are read: `with_steps`."""
+        """Optimizer steps. A run with `epochs` has them once its data are read: `with_steps`.
+
+        Raises ConfigError before that.
+        """
         if self.steps is None:
             raise ConfigError(
                 "the steps of a run with epochs depend on its data; they are not read yet"

@@ -37,6 +37,7 @@ class MethodName(str):
 
     @property
     def value(self) -> str:
+        """The plain string, such as "QPEFT_QPA"."""
         return str.__str__(self)
 
     name = value

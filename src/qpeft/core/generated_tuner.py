@@ -42,6 +42,12 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
+        """As PEFT's; then the generator is made and bound. After an error the base is as before.
+
+        Raises:
+            ConfigError: a setting or a target does not fit the model.
+            CheckpointError: a saved adapter is of another base.
+        """
         # a copy, because the binding records this adapter's tensors in it
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
@@ -100,6 +106,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             super()._unload_and_optionally_merge(merge=False)
 
     def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT's, and the generator of the adapter is dropped."""
         was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
         self.generators.drop(adapter_name)
@@ -107,11 +114,13 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             self.generators.train_only(self.active_adapters, inference_mode=False)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """As PEFT's; of the generators those of the active adapters are trainable."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
         self.generators.recheck()
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        """As PEFT's, for the parameters of the generators."""
         super().set_requires_grad(adapter_names, requires_grad)
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in names:
@@ -119,10 +128,12 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
                 self.generators[name].requires_grad_(requires_grad)
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's, with the exact current values of the generators."""
         with self.generators.merging(self):
             super().merge_adapter(*args, **kwargs)
 
     def unmerge_adapter(self) -> None:
+        """As PEFT's."""
         with self.generators.merging(self):
             super().unmerge_adapter()
 
@@ -138,6 +149,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         return unloaded
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ConfigError: a weighted sum of generated adapters is not one."""
         raise ConfigError(
             "a weighted sum of generated adapters is not a generated adapter; qpeft.export each one"
             " and combine the stock adapters"

@@ -58,7 +58,7 @@ class CircuitModule(nn.Module):
     """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if
     `qpeft.set_backend` has set one.
 
-    Or of several circuits of one ansatz; `angles` then have a leading axis.
+    Or of several circuits of one ansatz; `angles`, in radians, then have a leading axis.
     """
 
     backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator
@@ -104,8 +104,8 @@ class Generator(FullPrecision):
         """The tensors of the adapter without what has no effect, and the rank that is left of each
         module.
 
-        `values` are all tensors, and `config` the stock config, which this describes the ranks in.
-        None: all are left.
+        `values` are all tensors, with the shapes of the slots, and `config` the stock config, which
+        this describes the ranks in. None: all are left.
         """
         return values, None
 

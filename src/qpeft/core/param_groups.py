@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups for a torch optimizer that contain every trainable tensor exactly once.
 
-    "angles": the angles of circuits, or their replacements, with Adam's eps 1e-12; "lambda":
+    "angles": the angles of circuits in radians, or their replacements, with Adam's eps 1e-12; "lambda":
     Quantum-PEFT's singular values; "map": QPA's map or network; "V" and "offset": QAA's V and c;
     "gates": SoRA's; "other": all other trainable tensors, for example `modules_to_save` or a
     registered generator's. `weight_decay` applies to "map", "V" and "other" only. The

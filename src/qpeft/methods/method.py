@@ -79,7 +79,7 @@ class Method:
 
     @property
     def config_class(self) -> Any:
-        """The PEFT config class."""
+        """The PEFT config class. Raises ConfigError if its `method_name` is not that of `key`."""
         config = imported(self.config)
         name = f"QPEFT_{self.key.upper()}"
         is_own = str(self.config).startswith("qpeft.methods.")

@@ -54,6 +54,7 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
 
     @property
     def drawn_init(self) -> bool | str:
+        """`init_lora_weights`, or "zero" (A = B = 0) with init_mode small."""
         return "zero" if self.init_mode == "small" else self.init_lora_weights  # type: ignore[return-value]
 
 

@@ -189,6 +189,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         return cls.paper(**fields)
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
+        """PEFT's order, or with vector_order official each module's lora_B before the others."""
         if self.vector_order == "peft":
             return list(slots)
         ordered: list[Slot] = []
@@ -197,6 +198,10 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         return ordered
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> QPAGenerator:
+        """As `GeneratorConfig.make`; `initial` is flat (P,), float32.
+
+        Raises ConfigError for init_mode small on another host than LoRA and DoRA.
+        """
         from qpeft.methods.qpa.generator import QPAGenerator
 
         if self.init_mode == "small" and not self._is_lora:

@@ -81,6 +81,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     @property
     def depends_on_base(self) -> bool:  # type: ignore[override]
+        """Whether the frame is computed from the base's weights or gradients."""
         return self.frame not in (None, "random")
 
     def read_files(self, base: nn.Module) -> None:
@@ -138,16 +139,22 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
 
     @classmethod
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
+        """As PEFT's, with the settings of the frame file that the adapter names."""
         content = super().from_json_file(path_json_file, **kwargs)
         return with_frame_settings(content, Path(path_json_file).parent)
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
+        """By width, so that all factors of one width are computed in one call."""
         here = {slot.label: slot for slot in slots}
         return [here[label] for part in parts_of(self, slots) for label in part.labels]
 
     def make(
         self, slots: Sequence[Slot], initial: Tensor, init: SeededInit
     ) -> QuantumPeftGenerator:
+        """As `GeneratorConfig.make`; `initial`, flat (P,), is not used.
+
+        Raises CheckpointError if the slots are in another order than `order` gives.
+        """
         parts = parts_of(self, slots)
         if self.order(slots) != list(slots):
             raise CheckpointError(

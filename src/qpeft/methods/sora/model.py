@@ -65,6 +65,7 @@ class SoRAConfig(SoRASettings, GeneratedConfig, LoraConfig):
         refuse_lora_options(self, "SoRA", more=("lora_bias",))
 
     def make(self, slots: Sequence[Slot], initial: Tensor, init: SeededInit) -> SoRAGenerator:
+        """As `GeneratorConfig.make`; `initial` is flat (P,), float32: LoRA's A and B."""
         return SoRAGenerator(slots, initial, init)
 
 
