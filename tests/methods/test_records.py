@@ -14,7 +14,8 @@ from qpeft.errors import ConfigError
 from qpeft.methods import Method
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges")  # and a fixed rate
+# which chose no rates of a record: searches, and factors on the rates of QPA's angles
+SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges", "angles")
 
 
 def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
