@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from circuits import SHARED, by_pennylane
 from qpeft.circuits import Ansatz, from_pennylane
 from qpeft.circuits.reference import gate_probabilities
 from qpeft.errors import ConfigError
@@ -166,6 +167,38 @@ def test_rank_of_shared_and_scaled_angles_is_that_of_pennylane_and_finite_differ
     assert torch.allclose(exact, torch.stack(columns, dim=1), atol=1e-8)
     expected = int(torch.linalg.matrix_rank(exact, rtol=1e-8))
     assert redundancy(ansatz, angles)["independent"] == expected > 0
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_measurements_of_shared_and_scaled_angles(name):
+    """Rank and slopes against PennyLane and finite differences; states against PennyLane."""
+    ansatz, run = SHARED[name], by_pennylane(SHARED[name])
+    angles = random_angles(ansatz, 6, seed=2)
+    moves = 1e-5 * torch.eye(ansatz.n_angles, dtype=torch.float64)
+    for at in angles[:2]:
+        jacobian = torch.autograd.functional.jacobian(run, at)  # (D, P)
+        differences = [(run(at + move) - run(at - move)) / 2e-5 for move in moves]
+        torch.testing.assert_close(torch.stack(differences, 1), jacobian, rtol=0, atol=1e-8)
+        expected = torch.linalg.matrix_rank(jacobian, rtol=1e-8)
+        assert redundancy(ansatz, at)["independent"] == expected > 0
+    # 6 samples with the seed of `gradient_variance`, mean over angles of sum_i s_i D p_i squared
+    circuits = sys.modules[CIRCUITS]
+    drawn = np.random.Generator(np.random.Philox((5, 3, 1)))
+    angles = random_angles(ansatz, 6, int(drawn.integers(2**63)))
+    weights = math.sqrt(8) * drawn.choice([-1.0, 1.0], (6, 8))
+    slopes = [
+        torch.from_numpy(weight) @ torch.autograd.functional.jacobian(run, at)
+        for at, weight in zip(angles, weights, strict=True)
+    ]
+    np.testing.assert_allclose(
+        circuits._squared_slopes(ansatz, 6, 5), torch.stack(slopes).square().mean(1), atol=1e-10
+    )
+    torch.testing.assert_close(
+        circuits.random_states(ansatz, 6, 3).abs().square().to(torch.float64),
+        torch.stack([run(at) for at in random_angles(ansatz, 6, 3)]),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 # -- gradients

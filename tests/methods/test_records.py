@@ -9,6 +9,7 @@ from statistics import median
 
 import pytest
 
+import qpeft_lab.method_records  # noqa: F401  # the records of trained tokens and others
 from qpeft import methods
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
