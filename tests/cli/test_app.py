@@ -22,7 +22,7 @@ from qpeft_lab.cli.app import COMMANDS, load
 from qpeft_lab.cli.command import application, command
 from qpeft_lab.cli.compare import CompareBar
 from qpeft_lab.cli.console import Answer, TrainingBar, bars, quiet_libraries, stderr
-from qpeft_lab.cli.options import SHOWN, Fields
+from qpeft_lab.cli.options import Fields
 from qpeft_lab.training.score import Score
 
 HEAVY = {
@@ -66,17 +66,23 @@ print(json.dumps([lists[1], lists[-1]]))
 
 
 @pytest.mark.parametrize("name", LEAVES)
-def test_help_shows_at_most_25_options_and_help_all_the_others(name, qpeft_cli):
+def test_help_shows_at_most_30_options_and_help_all_the_others(name, qpeft_cli):
     shown, full = (
         qpeft_cli(*name.split(), option, env={"COLUMNS": "80"})
         for option in ("--help", "--help-all")
     )
     assert (shown.exit_code, full.exit_code) == (0, 0)
     hidden = [p for p in LEAVES[name].params if p.hidden]
-    assert len(LEAVES[name].params) - len(hidden) + 1 <= SHOWN
+    assert len(LEAVES[name].params) - len(hidden) + 1 <= 30
     for parameter in LEAVES[name].params:
         if parameter.param_type_name == "option":
             assert f"{parameter.opts[0]} " in full.stdout
+
+
+def test_help_of_train_shows_what_people_with_a_circuit_look_for(qpeft_cli):
+    shown = qpeft_cli("train", "--help", env={"COLUMNS": "80"}).stdout
+    for option in ("--ansatz", "--n-layers", "--budget", "--shots", "--eval-blocks"):
+        assert f"│ {option} " in shown
 
 
 # options from fields

@@ -26,6 +26,8 @@ BAD_INPUT = 2
 SOME_FAILED = 3  # some cells of a comparison; the others have results
 INTERRUPTED = 130
 
+# options with a panel that `--help` shows all the same: what people with a circuit look for
+_ALWAYS_SHOWN = ("ansatz", "n_layers", "budget", "shots", "eval_blocks")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -96,7 +98,11 @@ class Command(TyperCommand):
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         shown = [option for option in self.params if not getattr(option, "hidden", False)]
-        self.more = [option for option in shown if getattr(option, "rich_help_panel", None)]
+        self.more = [
+            option
+            for option in shown
+            if getattr(option, "rich_help_panel", None) and option.name not in _ALWAYS_SHOWN
+        ]
         if len(shown) < SHOWN:  # and --help itself
             self.more = []
         for option in self.more:
