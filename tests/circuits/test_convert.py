@@ -1,6 +1,7 @@
 """Circuits from and to PennyLane, Qiskit and OpenQASM 3: equal states, probabilities and gradients."""
 
 import math
+import warnings
 from functools import partial
 
 import numpy as np
@@ -348,3 +349,25 @@ def test_depth_equals_that_of_qiskit(name, size):
 def test_angles_and_wires_of_other_numbers_are_refused(arguments):
     with pytest.raises(ConfigError):
         to_pennylane(Ansatz("ry_ladder", 3, 2))(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("measure", "warns"),
+    [
+        (lambda: qml.probs(), False),
+        (lambda: qml.probs(wires=[1, 0]), False),
+        (lambda: qml.probs(wires=[0]), True),
+        (lambda: qml.expval(qml.Z(0)), True),
+        (lambda: qml.state(), True),
+    ],
+)
+def test_measurements_that_are_not_used_are_named(measure, warns):
+    @qml.qnode(qml.device("default.qubit", wires=2))
+    def circuit(angles):
+        qml.RY(angles[0], wires=0)
+        qml.CNOT([0, 1])
+        return measure()
+
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        from_pennylane(circuit, (1,))
+    assert [("is not used" in str(each.message)) for each in caught] == [True] * warns

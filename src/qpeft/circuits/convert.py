@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qpeft.circuits.ansatz import Ansatz, Gate, ansatz_names, register_ansatz
 from qpeft.circuits.numerics import check_tensor
-from qpeft.errors import ConfigError, needs
+from qpeft.errors import ConfigError, QpeftWarning, needs
 from qpeft.user_code import errors_as
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     """An ansatz from a QNode, a function that queues gates, or a tape (QuantumScript).
 
     The wires are those of the QNode's device, otherwise those of the gates; integers in ascending
-    order. Measurements are ignored.
+    order. Whatever it measures, the probabilities of all basis states are used; a QpeftWarning names
+    measurements of something else.
 
     Args:
         circuit: A QNode or function with one argument, the array of all trained angles. The angles
@@ -138,6 +139,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml
+        from pennylane.measurements import ProbabilityMP
         from pennylane.tape import QuantumScript, make_qscript
         from pennylane.transforms import decompose
 
@@ -191,6 +193,16 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape.wires)
     if all(isinstance(label, int) for label in labels):
         labels.sort()
+    for measured in tape.measurements:
+        covers_all = not measured.wires or set(measured.wires) == set(labels)
+        if not (isinstance(measured, ProbabilityMP) and covers_all):
+            warnings.warn(
+                QpeftWarning(
+                    f"the circuit measures {measured}, which is not used: its features are the"
+                    " probabilities of all basis states, qml.probs()"
+                ),
+                stacklevel=2,
+            )
     slopes: Any = torch.autograd.functional.jacobian(turns_at, first)  # (gates, angles)
     shifts, gates = turns_at(first) - slopes @ first, []
     errors = (slopes @ second + shifts - turns_at(second)).abs()
