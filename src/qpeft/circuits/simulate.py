@@ -22,8 +22,8 @@ Example: RY(a) on wire 0, RY(b) on wire 1, CNOT 0 -> 1 is one step of one group 
 with s_1 = 1 are (1, 1) and (1, -1), so phi = ((a + b) / 2, (a - b) / 2). The features are the cosines
 and sines of both, and the table has four matrices 4 x 4, whose rows the CNOT has permuted.
 
-How to read this module: `compile_gates` makes a `Program` once for each circuit. At every step
-`group_matrices` turns angles into all K_g, and `Stages` multiplies them into the states.
+How to read this module: `compile_gates` makes a `Program` once for each circuit. At every
+evaluation `group_matrices` turns angles into all K_g, and `Stages` multiplies them into the states.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def probabilities(angles: Tensor) -> Tensor:
 
 
 def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their
+    """Final states (M, 2**N) from `|0...0>` at the angles `(M, *ansatz.angle_shape)`, in their
     dtype.
 
     The amplitudes are complex for circuits with RX or RZ. Raises as `exact_probabilities`.
@@ -228,6 +228,7 @@ class Stages(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, psi: Tensor, boundaries: Sequence[Boundary], *groups: Tensor) -> Tensor:
         first = len(boundaries) - len(groups[0])  # the first stage whose matrices are to act
+        # amplitudes are on axis 2 of psi if first is 0, and on axis 1 if it is 1
         size = psi.shape[2 - first]  # 2**N
         kept = list[Tensor]()
         for stage, boundary in enumerate(boundaries):

@@ -7,9 +7,18 @@ graph:
 
     parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
 
-The generator therefore runs once per optimizer step, for any number of forward passes,
-micro-batches or checkpointed segments. The gradients of all micro-batches of one accelerate step
-are summed before one backward pass.
+The generator is therefore evaluated once per optimizer step, for any number of forward passes,
+micro-batches or checkpointed segments. Its backward pass runs in each `backward()`; inside an
+accumulation window of accelerate the gradients are summed, and it runs once, at the end.
+
+What the methods of a `Binding` do with the evaluation and with the tensors in the slots:
+
+    refresh            evaluates if the parameters changed; places the values, with a new node
+    refresh_detached   the same, but places values without a graph
+    invalidate         forgets the evaluation; places stand-ins (`Unread`), which evaluate when read
+    recheck            keeps the evaluation, but places stand-ins: somebody may have written
+
+In a training loop the forward hook of the base calls `refresh`; stand-ins serve reads outside of it.
 """
 
 from __future__ import annotations
@@ -71,7 +80,7 @@ class Evaluation:
         reached = zip(parameters, self._trained, strict=True)  # by the graph
         if self._key != _key(parameters) or any(p.requires_grad > was for p, was in reached):
             return False
-        # while a CUDA graph is recorded, no value can be read
+        # While a CUDA graph is recorded, no value can be read; what is evaluated counts as current.
         captures = any(p.is_cuda for p in parameters) and torch.cuda.is_current_stream_capturing()
         return captures or all(map(torch.equal, parameters, self._copies))
 
@@ -127,7 +136,7 @@ class Binding:
                     self.flush()  # through the graph of the values it belongs to
                     self._evaluation = Evaluation(self._evaluate, parameters)
             elif not builds_graph and self._is_placed:
-                return
+                return  # with a graph each forward pass needs a node of its own
             self._place(self._evaluation.flat, detached=not trained)
 
     def refresh_detached(self) -> None:

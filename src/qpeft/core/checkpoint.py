@@ -189,8 +189,8 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The content of adapter_config.json. Raises CheckpointError, with what to do, if one of both
-    files is damaged.
+    """The content of adapter_config.json, after an interrupted replacement of the folder is
+    finished. Raises CheckpointError, with what to do, if one of both files is damaged.
     """
     repair_folder(folder)
     if not folder.is_dir():

@@ -53,7 +53,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         self.peft_config[adapter_name] = config
         is_loaded = config.generated is not None
         config.read_files(model)
-        if self.generators is None:
+        if self.generators is None:  # it registers itself as a module of this tuner
             Generators(self, self.model, self.model, saved_path="base_model.")
         # PEFT freezes the base, which is undone after an error, and makes the active adapters
         # trainable again, which is always undone for the generators
