@@ -40,6 +40,14 @@ def test_rounding_of_a_merge_is_said_with_its_size(half, ids, adapters, merge):
     assert 0.05 < float(said) == pytest.approx(100 * expected.item(), rel=0.5)
 
 
+@pytest.mark.parametrize("half", ["sora"], indirect=True)
+def test_rounding_is_said_where_the_first_layer_adds_nothing(half):
+    with torch.no_grad():
+        next(iter(half.base_model.generators["default"].gates_by_module().values())).zero_()
+    with pytest.warns(QpeftWarning, match=ROUNDING):
+        half.merge_adapter()
+
+
 def test_merge_in_float32_warns_of_nothing(llama):
     move(VARIANTS["qpa"].adapt(llama)).merge_and_unload()
 

@@ -257,12 +257,15 @@ def one_second(monkeypatch):
     monkeypatch.setattr("qpeft.core.patterns.SECONDS", 1)
 
 
+CHOICES = "(.|[a-z._0-9])" * 26 + "!"  # 2**26 ways without a quantifier
 EVIL = "([a-z._0-9]+)+!"  # on a name of 34 letters, `re` tries 2**34 ways
 
 
 @pytest.mark.usefixtures("one_second")
 @pytest.mark.parametrize(
-    "changes", [{"target_modules": EVIL}, {"alpha_pattern": {EVIL: 1}}], ids=str
+    "changes",
+    [{"target_modules": EVIL}, {"alpha_pattern": {EVIL: 1}}, {"target_modules": CHOICES}],
+    ids=["target_modules", "alpha_pattern", "choices"],
 )
 def test_loading_ends_whatever_the_patterns_of_a_stranger_r(world, folder, changes):
     (folder / "qpeft.json").unlink(missing_ok=True)

@@ -57,17 +57,20 @@ def measured_merge(model: nn.Module) -> Iterator[None]:
     Warns with QpeftWarning, with the error of one layer, if weights of half precision have rounded
     what the adapter adds.
     """
-    layers = half_layers(model).items()
-    name, layer = next(((n, x) for n, x in layers if not x.merged), ("", None))
-    if layer is None:
+    for name, layer in half_layers(model).items():  # noqa: B007  # the name is in the warning
+        if layer.merged:
+            continue
+        was_training = layer.training
+        layer.eval()  # without dropout
+        inputs = inputs_of(layer)
+        plain = output_in_float32(layer.base_layer, inputs)
+        exact = output_in_float32(layer, inputs)
+        layer.train(was_training)
+        if not torch.equal(exact, plain):  # this layer's adapter adds something
+            break
+    else:
         yield
         return
-    was_training = layer.training
-    layer.eval()  # without dropout
-    inputs = inputs_of(layer)
-    plain = output_in_float32(layer.base_layer, inputs)
-    exact = output_in_float32(layer, inputs)
-    layer.train(was_training)
     yield
     if not layer.merged:
         return

@@ -1,8 +1,9 @@
 """Regular expressions in an adapter's config, which may be a stranger's: matching them must end.
 
-Python's `re` tries every way to split a text between nested or repeated quantifiers, and nothing
-can interrupt it. So a pattern with several quantifiers is matched once in a process of its own,
-whose processor time the system limits, before PEFT matches it in this process.
+Python's `re` tries every way to split a text between nested or repeated quantifiers, and every
+choice of repeated groups of alternatives; nothing can interrupt it. So a pattern with several of
+either is matched once in a process of its own, whose processor time the system limits, before PEFT
+matches it in this process.
 """
 
 from __future__ import annotations
@@ -61,9 +62,12 @@ def check_patterns(model: nn.Module, settings: Mapping[str, Any]) -> None:
 
 
 def _is_risky(pattern: Any) -> bool:
-    return isinstance(pattern, str) and (
-        len(_QUANTIFIER.findall(pattern)) > _SAFE or re.search(r"\)[*+?{]", pattern) is not None
-    )
+    if not isinstance(pattern, str):
+        return False
+    has_many_quantifiers = len(_QUANTIFIER.findall(pattern)) > _SAFE
+    has_quantified_group = re.search(r"\)[*+?{]", pattern) is not None
+    has_many_choices = "|" in pattern and pattern.count("(") > _SAFE
+    return has_many_quantifiers or has_quantified_group or has_many_choices
 
 
 def _match(model: nn.Module, field: str, patterns: list[str]) -> None:
