@@ -2,7 +2,7 @@
 
     python evidence/verdict_power.py
 
-Each repetition takes the differences of QPA and its frozen twin, centers them, and draws ten seeds
+Each repetition takes the differences of QPA and one of its twins, centers them, and draws ten seeds
 and all blocks again, with replacement. The twin is equal, or worse by twice the margin.
 """
 
@@ -13,9 +13,9 @@ from collections import Counter
 import numpy as np
 
 import comparisons
-from qpeft_lab.verdict.decision import BETTER, EQUIVALENT
-from qpeft_lab.verdict.decision import comparisons as decided
-from qpeft_lab.verdict.protocol import MARGIN
+from qpeft_lab.compare.paired import EQUIVALENT, Paired, decisions
+from qpeft_lab.compare.stats import BETTER
+from qpeft_lab.verdict import MARGIN
 from winners import summaries_of
 
 SEEDS = 10
@@ -34,9 +34,8 @@ def rates(repetitions: int) -> Counter[str]:
         sample = table[seeds][:, blocks]
         for expected, planted in ((BETTER, -2 * MARGIN), (EQUIVALENT, 0.0)):
             # as many questions as a verdict has, so that the correction is the same
-            family = {str(question): sample + planted for question in range(5)}
-            found = decided(family, {key: key for key in family}, MARGIN)
-            right[expected] += found[0].decision == expected
+            family = [Paired.of(sample + planted)] * 5
+            right[expected] += decisions(family, MARGIN)[0].decision == expected
     return right
 
 

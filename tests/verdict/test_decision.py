@@ -14,9 +14,10 @@ from snippets import ROOT
 
 from qpeft.errors import ConfigError, VerificationError
 from qpeft_lab.compare.cell import started_row
+from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.rows import RowFile
 from qpeft_lab.verdict.circuit import Circuit
-from qpeft_lab.verdict.decision import check, comparisons, decide, detectable, sentence
+from qpeft_lab.verdict.decision import check, comparisons, decide, sentence
 from qpeft_lab.verdict.page import markdown, write
 from qpeft_lab.verdict.planning import Request, planned
 from qpeft_lab.verdict.protocol import PROTOCOL
@@ -68,7 +69,8 @@ def test_more_questions_need_smaller_p_values():
 
 def test_detectable_difference_is_detected_as_often_as_it_says():
     n_seeds, spread = 5, 1.4
-    smallest = detectable(spread / np.sqrt(n_seeds), n_seeds - 1, n_questions=1)
+    expected = Paired(0.0, spread / np.sqrt(n_seeds), n_seeds - 1)
+    smallest = expected.detectable(n_questions=1)
     drawn = np.random.default_rng(0).normal(smallest, spread, size=(4000, n_seeds))
     errors = drawn.std(axis=1, ddof=1) / np.sqrt(n_seeds)
     is_seen = np.abs(drawn.mean(1)) / errors > student.ppf(0.975, n_seeds - 1)

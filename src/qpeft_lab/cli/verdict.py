@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from qpeft_lab.cli.compare import CompareBar
 from qpeft_lab.cli.console import Answer, bars, line, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.settings import SharedSettings
+from qpeft_lab.verdict import MARGIN
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +52,7 @@ def run(
         15.0, "The study is made to fit into so many minutes.", above=0, at_most=100_000
     ),
     margin: float = option(
-        5.0,
+        MARGIN,
         "A difference below so many per cent of the gain of LoRA r=8 counts as none. Fixed before"
         " the first run.",
         above=0,
@@ -186,7 +188,6 @@ def _ask() -> None:
 
 
 def _answer(verdict: Verdict, folder: Path) -> Answer:
-    from qpeft_lab.verdict.decision import as_dict
     from qpeft_lab.verdict.page import HEADER, lines
 
     def show(console: Console) -> None:
@@ -195,4 +196,4 @@ def _answer(verdict: Verdict, folder: Path) -> Answer:
         for name in ("verdict.html", "verdict.md", "verdict.json"):
             line(console, f"{folder / name}")
 
-    return Answer({"out": folder, **as_dict(verdict)}, show)
+    return Answer({"out": folder, **asdict(verdict)}, show)

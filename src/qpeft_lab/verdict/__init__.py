@@ -6,3 +6,5 @@ planning.py    the plan of a study that fits into so many minutes
 decision.py    from rows to verdict.json
 page.py        verdict.html and verdict.md
 """
+
+MARGIN = 5.0  # per cent of the gain of LoRA r=8: a smaller difference counts as none

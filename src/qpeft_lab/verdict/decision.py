@@ -2,13 +2,7 @@
 
 A difference is the test loss of the trained circuit minus that of what it is compared with, over
 the same blocks of text, paired by seed, in per cent of what LoRA r=8 gains over the untrained base.
-Below 0 the circuit is better. With n seeds and m blocks
-
-    error^2 = variance of the seeds' means / n + variance of the blocks' means / m
-
-and Student's t with n - 1 degrees of freedom gives the interval, the p value of no difference, and
-that of a difference of the margin or more (the larger of two one-sided tests). Both are corrected
-by Holm over all questions.
+Below 0 the circuit is better. `compare/paired.py` has the statistics.
 """
 
 from __future__ import annotations
@@ -20,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from qpeft.errors import ConfigError, VerificationError
 from qpeft.files import read_json
-from qpeft_lab.compare.stats import LEVEL, MIN_SEEDS, holm
+from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
+from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
 from qpeft_lab.compare.summary import Result, load
 from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, read_protocol
 
 VERDICT = "verdict.json"
 SCHEMA = 1  # the version of verdict.json
-POWER = 0.8  # with which a detectable difference is detected
-BETTER, WORSE, EQUIVALENT, UNDECIDED = "better", "worse", "equivalent", "undecided"
 _TOLERANCE = 1e-9  # between values that were written and those computed again
 
 
@@ -145,56 +137,34 @@ def comparisons(
 
     Raises ConfigError for fewer than three seeds.
     """
-    effects, errors, dfs = [], [], []
-    for table in tables.values():
-        n_seeds, n_blocks = table.shape
-        if n_seeds < MIN_SEEDS:
-            raise ConfigError(f"a decision needs {MIN_SEEDS} seeds or more, got {n_seeds}")
-        of_seeds = table.mean(1).var(ddof=1) / n_seeds
-        of_blocks = table.mean(0).var(ddof=1) / n_blocks
-        effects.append(float(table.mean()))
-        errors.append(math.sqrt(of_seeds + of_blocks) or 1e-12)  # of equal losses
-        dfs.append(n_seeds - 1)
-    numbers = list(zip(effects, errors, dfs, strict=True))
-    p = [2 * float(student.sf(abs(effect) / error, df)) for effect, error, df in numbers]
-    p_margin = [
-        float(student.sf((margin - abs(effect)) / error, df)) for effect, error, df in numbers
-    ]
-    p_holm, p_margin_holm = holm(p), holm(p_margin)
+    fewest = min(len(table) for table in tables.values())
+    if fewest < MIN_SEEDS:
+        raise ConfigError(f"a decision needs {MIN_SEEDS} seeds or more, got {fewest}")
+    differences = [Paired.of(table) for table in tables.values()]
     compared = []
-    for i, (key, table) in enumerate(tables.items()):
-        reach = errors[i] * float(student.ppf((1 + LEVEL) / 2, dfs[i]))
-        decision = UNDECIDED
-        if p_margin_holm[i] < 1 - LEVEL:  # first: a difference that is shown may be within it
-            decision = EQUIVALENT
-        elif p_holm[i] < 1 - LEVEL:
-            decision = BETTER if effects[i] < 0 else WORSE
+    for (key, table), each, decided in zip(
+        tables.items(), differences, decisions(differences, margin), strict=True
+    ):
+        low, high = each.interval()
+        n_seeds, n_blocks = table.shape
         compared.append(
             Comparison(
                 against=key,
                 label=labels[key],
-                effect=effects[i],
-                low=effects[i] - reach,
-                high=effects[i] + reach,
-                p=p[i],
-                p_holm=p_holm[i],
-                p_margin=p_margin[i],
-                p_margin_holm=p_margin_holm[i],
-                decision=decision,
-                detectable=detectable(errors[i], dfs[i], len(tables)),
-                n_seeds=table.shape[0],
-                n_blocks=table.shape[1],
+                effect=each.mean,
+                low=low,
+                high=high,
+                p=each.p,
+                p_holm=decided.p_none,
+                p_margin=each.p_outside(margin),
+                p_margin_holm=decided.p_outside,
+                decision=decided.decision,
+                detectable=each.detectable(len(tables)),
+                n_seeds=n_seeds,
+                n_blocks=n_blocks,
             )
         )
     return compared
-
-
-def detectable(error: float, df: int, n_questions: int) -> float:
-    """The smallest true difference that is detected with a probability of 80 %, in the unit of
-    `error`, the standard error: for the question that Holm's correction treats most strictly.
-    """
-    strictest = (1 - LEVEL) / (2 * n_questions)
-    return error * float(student.ppf(1 - strictest, df) + student.ppf(POWER, df))
 
 
 def sentence(twins: Sequence[Comparison], margin: float) -> str:
@@ -232,7 +202,7 @@ def check(file: Path) -> Verdict:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is no verdict ({error})") from error
     verdict = decide(file.parent)
-    computed = _flat(as_dict(verdict))
+    computed = _flat(asdict(verdict))
     stated = _flat(written)
     for name in sorted(computed.keys() | stated.keys()):
         ours, theirs = computed.get(name), stated.get(name)
@@ -246,11 +216,6 @@ def check(file: Path) -> Verdict:
                 f" rows give {ours!r}"
             )
     return verdict
-
-
-def as_dict(verdict: Verdict) -> dict[str, Any]:
-    """As JSON has it."""
-    return asdict(verdict)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

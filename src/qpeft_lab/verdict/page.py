@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,17 @@ from markupsafe import Markup
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare import charts
 from qpeft_lab.compare.charts import CONTROL, INK, Chart, as_svg, drawing
+from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED
 from qpeft_lab.compare.report import without_folders
-from qpeft_lab.verdict.decision import (
-    EQUIVALENT,
-    UNDECIDED,
-    VERDICT,
-    WORSE,
-    Comparison,
-    Verdict,
-    as_dict,
-)
+from qpeft_lab.compare.stats import WORSE
+from qpeft_lab.verdict.decision import VERDICT, Comparison, Verdict
 
 _BAND = "#e9e7df"
 
 
 def write(verdict: Verdict, folder: Path) -> None:
     """Write verdict.json, verdict.html and verdict.md to the study's folder."""
-    write_json(folder / VERDICT, as_dict(verdict))
+    write_json(folder / VERDICT, asdict(verdict))
     write_text(folder / "verdict.html", html(verdict))
     write_text(folder / "verdict.md", markdown(verdict))
 

@@ -13,11 +13,11 @@ import torch
 
 from qpeft.errors import ConfigError
 from qpeft_lab.compare.cell import run_cell
+from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.plan import Plan, count, host_of, make_plan
 from qpeft_lab.compare.study import Method, Study
 from qpeft_lab.demo import base_model
 from qpeft_lab.verdict.circuit import Circuit
-from qpeft_lab.verdict.decision import detectable
 from qpeft_lab.verdict.protocol import (
     CIRCUIT,
     HOST,
@@ -165,9 +165,8 @@ def planned(request: Request, folder: Path, minutes: float, command: str) -> Pla
     protocol = protocol_of(study, request.circuit, request.margin)
     plan = make_plan(study, folder, command)
     # if seeds vary as they usually do
-    error = SPREAD / math.sqrt(size.n_seeds)
-    smallest = detectable(error, size.n_seeds - 1, len(protocol.others))
-    return Planned(plan, protocol, needed, smallest)
+    expected = Paired(0.0, SPREAD / math.sqrt(size.n_seeds), size.n_seeds - 1)
+    return Planned(plan, protocol, needed, expected.detectable(len(protocol.others)))
 
 
 def _fitting(request: Request, minutes: float) -> tuple[Size, float]:
