@@ -3,7 +3,8 @@
 #
 #   evidence/smollm2/run.sh FOLDER [STAGE ...]
 #
-# FOLDER needs before: build/smollm2, the base (`qpeft base smollm2` there), and texts (`evidence/smollm2/texts.py`).
+# FOLDER needs before: build/smollm2 and build/minilm, the bases (`qpeft base smollm2` and `minilm` there), and texts
+# (`evidence/smollm2/texts.py`).
 # Rows are copied to results/smollm2 when a stage ends or is stopped with Ctrl-C. Variables: PYTHON, WORKERS, RESULTS, and
 # DEVICE: cpu (4 blocks of 64 tokens, the default) or gpu (8 blocks of 128); never both in one FOLDER.
 set -euo pipefail
@@ -19,12 +20,12 @@ shift
 mkdir -p runs frames "$results"
 cp "$here"/studies/*.yaml . # the command of a study is kept, without a path of this machine
 
-study() { # NAME STUDY TEXT
-    local kept="$results/$1.jsonl.xz" folder="runs/$1" status=0
+study() { # NAME STUDY TEXT [BASE ENDING SIZE]
+    local kept="$results/$1.jsonl.xz" folder="runs/$1" base=${4:-smollm2} ending=${5:-txt} status=0
     [ ! -f "$kept" ] || [ -d "$folder" ] || "$python" "$root/evidence/winners.py" restore "$kept" "$folder"
-    "$python" -m qpeft compare run "$2.yaml" --base smollm2 --data "texts/$3/train.txt" \
-        --eval-data "texts/$3/validation.txt" --test-data "texts/$3/test.txt" \
-        $size --workers "$workers" --retry failed --out "$folder" || status=$?
+    "$python" -m qpeft compare run "$2.yaml" --base "$base" --data "texts/$3/train.$ending" \
+        --eval-data "texts/$3/validation.$ending" --test-data "texts/$3/test.$ending" \
+        ${6:-$size} --workers "$workers" --retry failed --out "$folder" || status=$?
     [ $status -eq 2 ] || "$python" "$root/evidence/winners.py" keep "$folder" "$kept" # 2: it did not start
     return $status
 }
@@ -52,8 +53,9 @@ stage() {
         2) study adapters-e2e adapters e2e ;;
         3) shared_frames && for text in $customers; do study "frames-$text" frames "$text"; done ;;
         4) study head-wikitext2 head wikitext2 ;;
+        5) study sst2 sst2 sst2-labels minilm jsonl "--batch-size 16 --seq-len 64" ;;
         7) study adapters-shakespeare adapters shakespeare ;;
-        *) echo "no stage $1; there are 0, 1, 2, 3, 4 and 7" >&2 && exit 2 ;;
+        *) echo "no stage $1; there are 0, 1, 2, 3, 4, 5 and 7" >&2 && exit 2 ;;
     esac
 }
-for name in ${@:-0 1 2 3 4 7}; do stage "$name"; done
+for name in ${@:-0 1 2 3 4 5 7}; do stage "$name"; done

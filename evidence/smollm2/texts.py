@@ -1,4 +1,5 @@
-"""Divide the texts of PROTOCOL.md into train.txt, validation.txt and test.txt, a folder each.
+"""Divide the texts of PROTOCOL.md into train.txt, validation.txt and test.txt, a folder each;
+the labelled sentences of stage 5 into train.jsonl, validation.jsonl and test.jsonl.
 
     python evidence/smollm2/texts.py DATA --out texts
 
@@ -32,6 +33,8 @@ SOURCES = {
 TRAINING = 0.66
 VALIDATION = 0.095
 MOST = 1_000_000  # characters of a text that are used: a customer's text is small
+LABELLED = "sst2-labels"  # the folder of stage 5
+LABELLED_VALIDATION = 0.1  # the last part of the labelled training sentences
 SLICES = 5  # training texts of LoRAs from each of the texts below
 SLICE = 80_000  # characters
 OF_LORAS = ("shakespeare", "wikitext2", "wikitext103", "sst2")
@@ -85,6 +88,26 @@ def divided(units: Sequence[str]) -> dict[str, str]:
     return {name: "".join(chosen) for name, chosen in parts.items()}
 
 
+def labelled(data: Path) -> dict[str, str]:
+    """The sentences of SST-2 with their labels, as lines of JSON, by the names of the parts."""
+    folder = next(iter(sorted(data.rglob(SOURCES["sst2"])))).parent
+    training = labelled_lines(folder / "train.tsv")
+    kept_for_validation = int(LABELLED_VALIDATION * len(training))
+    return {
+        "train": "".join(training[:-kept_for_validation]),
+        "validation": "".join(training[-kept_for_validation:]),
+        "test": "".join(labelled_lines(folder / "dev.tsv")),
+    }
+
+
+def labelled_lines(file: Path) -> list[str]:
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        sentence, _, label = line.rpartition("\t")
+        lines.append(json.dumps({"text": sentence, "label": int(label)}) + "\n")
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -98,6 +121,8 @@ def main() -> None:
         training[name] = parts["train"]
         for part, text in parts.items():
             write_text(asked.out / name / f"{part}.txt", text)
+    for part, lines in labelled(asked.data).items():
+        write_text(asked.out / LABELLED / f"{part}.jsonl", lines)
     for name in OF_LORAS:
         step = (len(training[name]) - SLICE) // (SLICES - 1)  # the slices of a short text overlap
         for number in range(SLICES):
