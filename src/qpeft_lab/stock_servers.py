@@ -75,32 +75,45 @@ def refusals(
 
     Also why it loads it for some models only, unless only `certain` refusals are asked for.
     """
+    stock = stock_settings(config)
+    if reasons := _reasons(stock, model_type):
+        return [f"vLLM does not load its export: {'; '.join(reasons)}"]
+    condition = "" if certain else _condition(stock)
+    return [f"vLLM loads its export for some models only: {condition}"] if condition else []
+
+
+def stock_settings(config: PeftConfig) -> dict[str, Any]:
+    """The settings of what an adapter with this config is exported to."""
     stock = config.to_stock() if isinstance(config, GeneratedConfig) else config
     kind = (
         "LORA"
         if isinstance(stock, LoraConfig)
         else str(getattr(stock.peft_type, "value", stock.peft_type))
     )
-    found = {**stock.to_dict(), "peft_type": kind}  # SoRA is exported as a LoRA
-    if reasons := _reasons(found, model_type):
-        return [f"vLLM does not load its export: {'; '.join(reasons)}"]
-    condition = "" if certain else _condition(found)
-    return [f"vLLM loads its export for some models only: {condition}"] if condition else []
+    return {**stock.to_dict(), "peft_type": kind}  # SoRA is exported as a LoRA
 
 
-def _reasons(config: Mapping[str, Any], model_type: str | None) -> list[str]:
+def not_plain(config: Mapping[str, Any]) -> list[str]:
+    """What makes a stock adapter another one than a LoRA of two matrices for each module."""
     if (kind := config["peft_type"]) != "LORA":
         return [f"it is an adapter of type {kind}, and only LoRA is supported"]
     reasons = [f"it is {name}" for field, name in _VARIANTS.items() if config.get(field)]
+    if config.get("bias") not in (None, LoraConfig.bias):
+        reasons.append("it has biases")
+    if isinstance(init := config.get("init_lora_weights"), str) and init not in _INITS:
+        reasons.append(f"its initialization {init} changes the base model")
+    return reasons
+
+
+def _reasons(config: Mapping[str, Any], model_type: str | None) -> list[str]:
+    reasons = not_plain(config)
+    if config["peft_type"] != "LORA":
+        return reasons
     saved = sorted({*(config.get("modules_to_save") or ())})
     if not _SAVED.issuperset(saved):
         reasons.append(
             f"it has modules_to_save ({', '.join(saved)}), such as norm layers or an output head"
         )
-    if config.get("bias") not in (None, LoraConfig.bias):
-        reasons.append("it has biases")
-    if isinstance(init := config.get("init_lora_weights"), str) and init not in _INITS:
-        reasons.append(f"its initialization {init} changes the base model")
     if (rank := _rank(config)) > RANKS[-1]:
         reasons.append(f"its rank {rank} is above {RANKS[-1]}")
     if model_type in _WITHOUT_LORA:

@@ -206,6 +206,21 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.usefixtures("verified_here")
+def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tmp_path):
+    gguf, out = tmp_path / "ana.gguf", tmp_path / "out"
+    answer("export", adapter_folder, "--gguf", gguf)
+    assert {path.name for path in tmp_path.iterdir()} == {"ana.gguf", "ana.Modelfile"}
+    alone = gguf.read_bytes()
+    made = (tmp_path / "ana.Modelfile").read_text().splitlines()[2:]
+    found = answer("export", adapter_folder, "--gguf", gguf, "--out", out)
+    assert (found["gguf"], found["path"]) == (str(gguf), str(out))
+    assert gguf.read_bytes() == alone
+    assert made == [f"FROM {found['base']}", "ADAPTER ./ana.gguf"]
+    for options in ([], ["--gguf", tmp_path], ["--gguf", gguf, "--merge", "--out", out]):
+        qpeft_cli("export", adapter_folder, *options, code=2)
+
+
 @pytest.mark.long
 def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapter, tmp_path):
     out, adapter = tmp_path / "merged", save_adapter(target_modules=["lm_head"])

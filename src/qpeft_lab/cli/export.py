@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,13 @@ def export(
     source: Path = needed(
         "Run folder or compact adapter folder.", metavar="RUN|ADAPTER", argument=True
     ),
-    out: Path = needed("Folder to write.", metavar="DIR"),
+    out: Path | None = option(None, "Folder to write.", metavar="DIR"),
+    gguf: Path | None = option(
+        None,
+        "File to write for llama.cpp and Ollama, with a Modelfile next to it; with --out or without."
+        " Needs the extra gguf.",
+        metavar="FILE",
+    ),
     merge: bool = option(False, "Write the whole model with the adapter merged into its weights."),
     untie: bool = option(
         False,
@@ -63,29 +70,53 @@ def export(
 
       qpeft export run --out my-adapter
       qpeft export run --out my-model --merge
+      qpeft export run --gguf my-adapter.gguf
     """
     from qpeft.core.export import export_folder
     from qpeft.folders import folder_to_replace
     from qpeft_lab.files import output_file
 
+    if out is None and gguf is None:
+        raise ConfigError("nothing to write; give --out DIR, --gguf FILE, or both")
+    if merge and (out is None or gguf is not None):
+        raise ConfigError(
+            "--merge writes a whole model into --out DIR, and --gguf the adapter alone; leave out"
+            " one of them"
+        )
     if untie and not merge:
         raise ConfigError(
             "--untie changes the base model and needs --merge; add --merge or leave out --untie"
         )
-    output_file(out.parent, is_folder=True)
-    target = folder_to_replace(out, ()) if merge else export_folder(out)
-    folder = loading.find(source)
-    base_name = loading.base(folder)
-    with stderr().status("Exporting and verifying in a process without qpeft"):
-        data = _written(base_name, folder, target, merge, untie, loading)
-    data |= {"path": str(out), "base": base_name}
+    if gguf is not None:
+        gguf = output_file(gguf)
+    with ExitStack() as stack:
+        if out is None:
+            target = Path(stack.enter_context(tempfile.TemporaryDirectory()), "exported")
+        else:
+            output_file(out.parent, is_folder=True)
+            target = folder_to_replace(out, ()) if merge else export_folder(out)
+        folder = loading.find(source)
+        base_name = loading.base(folder)
+        stack.enter_context(stderr().status("Exporting and verifying in a process without qpeft"))
+        data = _written(base_name, folder, target, merge, untie, gguf, loading)
+    if out is None:
+        del data["load"]  # of a folder that is removed
+    else:
+        data["path"] = str(out)
+    data["base"] = base_name
     return Answer(data, lambda console: _show(console, data))
 
 
 def _written(
-    base: str, folder: Path, out: Path, merge: bool, untie: bool, loading: Loading
+    base: str,
+    folder: Path,
+    out: Path,
+    merge: bool,
+    untie: bool,
+    gguf: Path | None,
+    loading: Loading,
 ) -> dict[str, Any]:
-    """Write and verify the export, which replaces `out`; what was written."""
+    """Write and verify the export, which replaces `out`, and the file `gguf`; what was written."""
     import torch
 
     import qpeft
@@ -93,7 +124,9 @@ def _written(
     from qpeft.core.generators import holder_of
     from qpeft.core.model_card import load_lines
     from qpeft.folders import replace_folder
-    from qpeft_lab.stock_servers import check_export
+    from qpeft_lab.base_model import load_config
+    from qpeft_lab.gguf_lora import check_adapter, check_base, write_gguf
+    from qpeft_lab.stock_servers import check_export, stock_settings
     from qpeft_lab.training.classifier import how_to_load, load_base, read_record
     from qpeft_lab.training.outputs import weight_bytes
     from qpeft_lab.training.tasks import load_processor
@@ -102,11 +135,15 @@ def _written(
     trusted = loading.trust_remote_code
     if trusted:
         how["options"] = {**how.get("options", {}), "trust_remote_code": True}
+    if gguf is not None:
+        check_base(load_config(base, trusted))
     model = load_base(base, record, trusted)
     model_type = model.config.model_type
     if untie:
         qpeft.untie_lm_head(model)
     live = qpeft.load(model, folder, frames=loading.frames)
+    if gguf is not None:
+        check_adapter(stock_settings(live.peft_config["default"]))
     inputs = probe_inputs(live)
     with torch.no_grad():
         logits = live.eval()(**inputs).logits
@@ -148,6 +185,9 @@ def _written(
                 " nothing was written. Check that the base model gives the same logits each time"
                 " it is loaded"
             )
+        if gguf is not None:
+            write_gguf(target, model.config, gguf)
+            found["gguf"] = str(gguf)
     load = load.replace(repr(str(target)), repr(str(out.resolve())))
     return {**found, "load": load, "max_logit_difference": difference}
 
@@ -192,11 +232,17 @@ def stock_logits(code: str, inputs: dict[str, Tensor]) -> Tensor:
 
 def _show(console: Console, written: dict[str, Any]) -> None:
     what = f"{written['n_deployed']:,} adapter parameters, " if "n_deployed" in written else ""
-    line(console, f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", "bold")
+    places = " and ".join(written[name] for name in ("path", "gguf") if name in written)
+    line(console, f"Exported to {places}: {what}{size(written['n_bytes'])}.", "bold")
     differ = f"logits differ by at most {written['max_logit_difference']:.1g}"
     line(console, f"Verified in a process that cannot import qpeft: {differ}.\n")
     if "vllm" in written:
         line(console, f"Loads in vLLM: {written['vllm']}")
         line(console, "A server that loads the base model loads a merged one: add --merge\n")
-    console.print("Load it without qpeft:\n")
-    line(console, written["load"], "cyan")
+    if "gguf" in written:
+        name = Path(written["gguf"])
+        line(console, f"llama.cpp: llama-server --model BASE.gguf --lora {name}")
+        line(console, f"Ollama: ollama create NAME -f {name.with_suffix('.Modelfile')}\n")
+    if "load" in written:
+        console.print("Load it without qpeft:\n")
+        line(console, written["load"], "cyan")
