@@ -4,6 +4,7 @@ it exists.
 
 import ast
 import os
+import shlex
 import signal
 import sys
 from functools import cache
@@ -169,17 +170,16 @@ def adapters() -> type[Adapters]:
 
 @pytest.fixture(scope="session")
 def qpeft_cli():
-    """Call the command line as `qpeft_cli("plan", "--model", ...)`; if a `code` is given, it must
-    exit with it.
+    """Call the command line as `qpeft_cli(f"plan --model {folder}")`, a line as of a shell; words
+    behind the line are taken as they are. If a `code` is given, the command must exit with it.
     """
     from typer.testing import CliRunner
 
     from qpeft_lab.cli.app import build
 
-    def call(*arguments, code=None, **options):
-        result = CliRunner().invoke(
-            build(), [str(a) for a in arguments], prog_name="qpeft", **options
-        )
+    def call(line, *words, code=None, **options):
+        arguments = [*shlex.split(str(line)), *map(str, words)]
+        result = CliRunner().invoke(build(), arguments, prog_name="qpeft", **options)
         assert code in (None, result.exit_code), result.output
         return result
 

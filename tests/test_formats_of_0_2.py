@@ -90,7 +90,7 @@ def test_killed_run_of_0_2_resumes(written):
 
 def test_study_of_0_2_is_reported_and_not_run_again(written, qpeft_cli):
     before = (written / "study" / "rows.jsonl").read_bytes()
-    report = json.loads(qpeft_cli("compare", "report", "study", "--json", code=0).stdout)
+    report = json.loads(qpeft_cli("compare report study --json", code=0).stdout)
     assert {method["key"] for method in report["methods"]} == {"lora", "quantum_peft"}
-    qpeft_cli("compare", "run", "study.yaml", "--out", "study", code=0)
+    qpeft_cli("compare run study.yaml --out study", code=0)
     assert (written / "study" / "rows.jsonl").read_bytes() == before

@@ -62,7 +62,7 @@ def text(tmp_path_factory) -> Path:
 def answer(qpeft_cli):
     """What a command that succeeds prints with --json."""
 
-    return lambda *arguments: json.loads(qpeft_cli(*arguments, "--json", code=0).stdout)
+    return lambda line, *words: json.loads(qpeft_cli(line, *words, "--json", code=0).stdout)
 
 
 @pytest.fixture

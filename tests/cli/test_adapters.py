@@ -35,9 +35,9 @@ def logits(model):
 
 @pytest.fixture
 def generated(answer):
-    return lambda *options: answer(
-        "generate", "--prompt", PROMPT, "--max-new-tokens", 12, *options
-    )["text"]
+    return lambda options: answer(f"generate --prompt '{PROMPT}' --max-new-tokens 12 {options}")[
+        "text"
+    ]
 
 
 def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter_folder, tmp_path):
@@ -57,20 +57,18 @@ def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter
         expected(num_beams=2, length_penalty=0.8),
     )
     assert len({base, adapted, beams}) == 3
-    on_base = ("--model", base_folder)
-    assert PROMPT + generated(*on_base) == base
-    assert PROMPT + generated("--adapter", adapter_folder) == adapted  # which names its base
-    assert PROMPT + generated(*on_base, "--num-beams", 2, "--length-penalty", 0.8) == beams
+    on_base = f"--model {base_folder}"
+    assert PROMPT + generated(on_base) == base
+    assert PROMPT + generated(f"--adapter {adapter_folder}") == adapted  # which names its base
+    assert PROMPT + generated(f"{on_base} --num-beams 2 --length-penalty 0.8") == beams
     (tmp_path / "adapter").symlink_to(adapter_folder)  # a run folder
-    shown = qpeft_cli(
-        "generate", "--adapter", tmp_path, "--max-new-tokens", 12, input=PROMPT + "\n"
-    )
+    shown = qpeft_cli(f"generate --adapter {tmp_path} --max-new-tokens 12", input=PROMPT + "\n")
     assert shown.stdout == adapted + "\n"
 
 
 def test_sampled_text_depends_on_the_seed(generated, base_folder):
-    draw = ("--model", base_folder, "--temperature", 1.5)
-    first, again, other = (generated(*draw, "--seed", seed) for seed in (1, 1, 2))
+    draw = f"--model {base_folder} --temperature 1.5"
+    first, again, other = (generated(f"{draw} --seed {seed}") for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -88,23 +86,15 @@ def test_base_and_adapter_are_scored_on_the_whole_text(
 ):
     (text := tmp_path / "text.txt").write_text("The king went into the wood.\nThe bird säng.\n" * 9)
     evaluate = (
-        "evaluate",
-        "--adapter",
-        adapter_folder,
-        "--model",
-        base_folder,
-        "--data",
-        text,
-        "--seq-len",
-        32,
+        f"evaluate --adapter {adapter_folder} --model {base_folder} --data {text} --seq-len 32"
     )
-    found = answer(*evaluate)
+    found = answer(evaluate)
     assert found["base"]["n_scored"] == found["adapted"]["n_scored"] == n_scored(text, 32)
     assert found["base"]["bits_per_byte"] == pytest.approx(
         found["base"]["loss"] / math.log(2), rel=0.01
     )
     assert found["adapted"]["loss"] != found["base"]["loss"]
-    assert answer(*evaluate, "--batch-size", 3)["base"]["loss"] == pytest.approx(
+    assert answer(f"{evaluate} --batch-size 3")["base"]["loss"] == pytest.approx(
         found["base"]["loss"], rel=1e-6
     )
 
@@ -115,21 +105,17 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
     (other := tmp_path / "other.txt").write_text("The bird sings at night.\n" * 9)
     run = tmp_path / "run"
     answer(
-        *("train", "--model", base_folder, "--data", text, "--out", run),
-        "--seq-len",
-        16,
-        "--steps",
-        1,
+        f"train --model {base_folder} --data {text} --out {run} --seq-len 16 --steps 1",
     )
     for adapter, given, seq_len in (
-        (run, (), 16),
-        (run / "adapter", (), 16),
-        (run, ("--seq-len", 32), 32),
+        (run, "", 16),
+        (run / "adapter", "", 16),
+        (run, "--seq-len 32", 32),
     ):
-        found = answer("evaluate", "--adapter", adapter, "--data", other, *given)
+        found = answer(f"evaluate --adapter {adapter} --data {other} {given}")
         assert found["adapted"]["n_scored"] == n_scored(other, seq_len)
     for data, is_noted in ((text, True), (other, False)):
-        shown = qpeft_cli("evaluate", "--adapter", run, "--data", data)
+        shown = qpeft_cli(f"evaluate --adapter {run} --data {data}")
         assert ("training data" in " ".join(shown.stderr.split())) == is_noted
 
 
@@ -137,11 +123,11 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
 def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     qpeft_cli, answer, base_folder, text, tmp_path, method
 ):
-    model = ("--model", base_folder, "--data", text, "--seq-len", 16)
-    answer("train", *model, *method.split(), "--lr", 0.1, "--steps", 2, "--out", tmp_path / "run")
-    evaluate = ("evaluate", "--adapter", tmp_path / "run", "--data", text, "--eval-blocks", 2)
+    model = f"--model {base_folder} --data {text} --seq-len 16"
+    answer(f"train {model} {method} --lr 0.1 --steps 2 --out {tmp_path}/run")
+    evaluate = f"evaluate --adapter {tmp_path}/run --data {text} --eval-blocks 2"
     found, other = (
-        answer(*evaluate, "--shots", "64,128,64", "--noise", 0.1, "--seed", seed) for seed in (0, 1)
+        answer(f"{evaluate} --shots 64,128,64 --noise 0.1 --seed {seed}") for seed in (0, 1)
     )
     assert found["adapted"]["n_scored"] == found["measured"][0]["n_scored"] == 2 * 15
     assert found["adapted"] == other["adapted"]
@@ -150,7 +136,7 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
         assert abs(one["loss"] - found["adapted"]["loss"]) < 0.5
         assert (one["noise"], one["shots"]) == (0.1, shots * one["circuits"])
     n_circuits = found["measured"][0]["circuits"]
-    refused = qpeft_cli(*evaluate, "--shots", "64,128", "--shot-budget", 63, code=2)
+    refused = qpeft_cli(f"{evaluate} --shots 64,128 --shot-budget 63", code=2)
     assert f"{n_circuits:,} circuits" in refused.stderr
     assert f"{192 * n_circuits:,} shots in all" in refused.stderr
 
@@ -165,22 +151,15 @@ def test_generated_answers_are_scored_against_all_references(
     ]
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("mr,ref\n" + "".join(f"{prompt},{answer}\n" for prompt, answer in rows))
-    columns, search = (
-        ("--prompt-column", "mr", "--completion-column", "ref"),
-        (
-            "--max-new-tokens",
-            6,
-            "--num-beams",
-            2,
-        ),
-    )
-    adapter = ("--adapter", adapter_folder, "--model", base_folder)
-    found = answer("evaluate", *adapter, "--data", pairs, *columns, "--generate", *search)
+    columns = "--prompt-column mr --completion-column ref"
+    search = "--max-new-tokens 6 --num-beams 2"
+    adapter = f"--adapter {adapter_folder} --model {base_folder}"
+    found = answer(f"evaluate {adapter} --data {pairs} {columns} --generate {search}")
     references = [["sings at night", "went into the wood"], ["sings"]]
     assert (found["prompts"], found["references"]) == (["the king ", "the bird "], references)
     assert found["base"]["texts"] != found["adapted"]["texts"]
-    for who, given in (("base", ("--model", base_folder)), ("adapted", adapter)):
-        one = answer("generate", *given, "--prompt", "the king ", *search)
+    for who, given in (("base", f"--model {base_folder}"), ("adapted", adapter)):
+        one = answer(f"generate {given} --prompt 'the king ' {search}")
         assert found[who]["texts"][0] == one["text"]
         expected = metrics.score_texts(found[who]["texts"], references)
         assert {name: found[who][name] for name in expected} == expected
@@ -193,7 +172,7 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
     out = tmp_path / "exported"
     out.mkdir()
     (out / "qpeft.json").write_text("{}")  # an earlier export is replaced
-    found = answer("export", adapter_folder, "--out", out)
+    found = answer(f"export {adapter_folder} --out {out}")
     assert found["max_logit_difference"] <= 1e-6
     assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
     live = qpeft.load(load_base(base_folder), adapter_folder).eval()
@@ -224,14 +203,14 @@ def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tm
 @pytest.mark.long
 def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapter, tmp_path):
     out, adapter = tmp_path / "merged", save_adapter(target_modules=["lm_head"])
-    assert "--untie" in qpeft_cli("export", adapter, "--out", out, "--merge", code=2).stderr
+    assert "--untie" in qpeft_cli(f"export {adapter} --out {out} --merge", code=2).stderr
     assert not any(tmp_path.iterdir())
-    qpeft_cli("export", adapter, "--out", out, "--merge", "--untie", code=0)
+    qpeft_cli(f"export {adapter} --out {out} --merge --untie", code=0)
     live = qpeft.load(load_base(base_folder), adapter).eval()
     torch.testing.assert_close(logits(load_base(out)), logits(live), rtol=0, atol=1e-4)
     embedding = load_base(out).get_input_embeddings().weight
     assert torch.equal(embedding, load_base(base_folder).get_input_embeddings().weight)
-    qpeft_cli("export", adapter, "--out", out, "--merge", "--untie", code=2)  # it is there
+    qpeft_cli(f"export {adapter} --out {out} --merge --untie", code=2)  # it is there
 
 
 @pytest.mark.parametrize(
@@ -252,7 +231,7 @@ def test_failed_verification_keeps_the_earlier_export(
         raise failure
 
     monkeypatch.setattr("qpeft_lab.cli.export.stock_logits", fails)
-    qpeft_cli("export", adapter_folder, "--out", out, code=code)
+    qpeft_cli(f"export {adapter_folder} --out {out}", code=code)
     assert max(sizes) > len(b"good")  # the new export was there to be checked
     assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
     assert list(tmp_path.iterdir()) == [out]
@@ -263,25 +242,20 @@ def test_verification_process_cannot_import_qpeft():
         stock_logits("import qpeft", {"input_ids": IDS})
 
 
-@pytest.mark.parametrize("method", ["qaa", "bottleneck"])
+@pytest.mark.parametrize(
+    "method", ["qaa --ansatz rxyz --n-layers 2", "bottleneck --bottleneck-size 4"]
+)
 def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported(
     qpeft_cli, answer, base_folder, text, tmp_path, method
 ):
-    options = {
-        "qaa": ("--ansatz", "rxyz", "--n-layers", 2),
-        "bottleneck": ("--bottleneck-size", 4),
-    }[method]
-    paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
-    answer("train", *paths, "--method", method, *options, "--steps", 2)
-    adapter = ("--adapter", tmp_path / "run" / "adapter", "--model", base_folder)
-    found = answer("evaluate", *adapter, "--data", text)
+    paths = f"--model {base_folder} --data {text} --out {tmp_path}/run"
+    answer(f"train {paths} --method {method} --steps 2")
+    adapter = f"--adapter {tmp_path}/run/adapter --model {base_folder}"
+    found = answer(f"evaluate {adapter} --data {text}")
     assert found["adapted"]["loss"] != found["base"]["loss"]
-    answer("generate", *adapter, "--prompt", "The king", "--max-new-tokens", 4)
-    for merge in ((), ("--merge",)):
-        assert (
-            qpeft_cli("export", tmp_path / "run", *merge, "--out", tmp_path / "exported").exit_code
-            == 2
-        )
+    answer(f"generate {adapter} --prompt 'The king' --max-new-tokens 4")
+    for merge in ("", "--merge"):
+        qpeft_cli(f"export {tmp_path}/run {merge} --out {tmp_path}/exported", code=2)
         assert not (tmp_path / "exported").exists()
 
 
@@ -294,30 +268,30 @@ def test_frame_file_in_another_folder_is_used_by_every_command(
 ):
     (tmp_path / "deep" / "frames").mkdir(parents=True)
     file, run = tmp_path / "deep" / "frames" / "mine.safetensors", tmp_path / "run"
-    data = ("--model", base_folder, "--data", text, "--seq-len", "32")
-    shared = ("--r", "2", "--n-layers", "1", "--share", "type")
-    made = answer("frames", *data, *shared, "--target-modules", "q_proj,up_proj", "--out", file)
+    data = f"--model {base_folder} --data {text} --seq-len 32"
+    shared = "--r 2 --n-layers 1 --share type"
+    made = answer(f"frames {data} {shared} --target-modules q_proj,up_proj --out {file}")
     assert made["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert qpeft_cli("frames", *data, "--out", file).exit_code == 2  # adapters may refer to it
+    qpeft_cli(f"frames {data} --out {file}", code=2)  # adapters may refer to it
 
-    options = ("--method", "quantum_peft", "--frames", file, *shared)
-    trained = answer("train", *data, *options, "--steps", "2", "--out", run)
-    plan = answer("plan", "--model", base_folder, *options)
+    options = f"--method quantum_peft --frames {file} {shared}"
+    trained = answer(f"train {data} {options} --steps 2 --out {run}")
+    plan = answer(f"plan --model {base_folder} {options}")
     assert {name.rpartition(".")[2] for name in plan["target_modules"]} == {
         "q_proj",
         "up_proj",
     }  # those of the file
     assert plan["trainable"] == trained["trainable"]
 
-    commands = {
-        "generate": ("--adapter", run, "--prompt", "The king", "--max-new-tokens", "2"),
-        "evaluate": ("--adapter", run, "--data", text),
-        "export": (run / "adapter", "--out", tmp_path / "exported"),
-    }
-    for name, given in commands.items():
-        qpeft_cli(name, *given, code=0)
-    qpeft_cli("diagnose", run, "--samples", "10", code=0)
+    commands = (
+        f"generate --adapter {run} --prompt 'The king' --max-new-tokens 2",
+        f"evaluate --adapter {run} --data {text}",
+        f"export {run}/adapter --out {tmp_path}/exported",
+    )
+    for command in commands:
+        qpeft_cli(command, code=0)
+    qpeft_cli(f"diagnose {run} --samples 10", code=0)
     moved = file.rename(tmp_path / "moved.safetensors")
-    for name, given in commands.items():
-        assert "--frames" in qpeft_cli(name, *given, code=2).stderr
-        qpeft_cli(name, *given, "--frames", moved, code=0)
+    for command in commands:
+        assert "--frames" in qpeft_cli(command, code=2).stderr
+        qpeft_cli(f"{command} --frames {moved}", code=0)

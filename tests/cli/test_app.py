@@ -68,8 +68,7 @@ print(json.dumps([lists[1], lists[-1]]))
 @pytest.mark.parametrize("name", LEAVES)
 def test_help_shows_at_most_30_options_and_help_all_the_others(name, qpeft_cli):
     shown, full = (
-        qpeft_cli(*name.split(), option, env={"COLUMNS": "80"})
-        for option in ("--help", "--help-all")
+        qpeft_cli(f"{name} {option}", env={"COLUMNS": "80"}) for option in ("--help", "--help-all")
     )
     assert (shown.exit_code, full.exit_code) == (0, 0)
     hidden = [p for p in LEAVES[name].params if p.hidden]
@@ -80,7 +79,7 @@ def test_help_shows_at_most_30_options_and_help_all_the_others(name, qpeft_cli):
 
 
 def test_help_of_train_shows_what_people_with_a_circuit_look_for(qpeft_cli):
-    shown = qpeft_cli("train", "--help", env={"COLUMNS": "80"}).stdout
+    shown = qpeft_cli("train --help", env={"COLUMNS": "80"}).stdout
     for option in ("--ansatz", "--n-layers", "--budget", "--shots", "--eval-blocks"):
         assert f"│ {option} " in shown
 

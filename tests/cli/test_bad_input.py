@@ -1,7 +1,6 @@
 """Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
 
 import json
-import shlex
 
 import pytest
 
@@ -128,7 +127,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
     words = f"{command} {change}"
     for name, place in places.items():
         words, named = words.replace(name, str(place)), named.replace(name, str(place))
-    found = json.loads(qpeft_cli(*shlex.split(words), "--json", code=2).stdout)
+    found = json.loads(qpeft_cli(words, "--json", code=2).stdout)
     assert found["exit_code"] == 2
     field = named.removeprefix("--").replace(
         "-", "_"

@@ -18,7 +18,7 @@ def angles(adapter_folder):
 
 
 def test_ansatz_is_drawn(answer):
-    found = answer("circuits", "draw", "--ansatz", "two_design", "--n-qubits", 3, "--n-layers", 2)
+    found = answer("circuits draw --ansatz two_design --n-qubits 3 --n-layers 2")
     assert found["drawing"] == Ansatz("two_design", 3, 2).draw()
     assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == (
         "two_design",
@@ -30,16 +30,16 @@ def test_ansatz_is_drawn(answer):
 
 def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, answer, adapter_folder, angles):
     np.testing.assert_array_equal(
-        answer("circuits", "draw", "--adapter", adapter_folder)["angles"], angles.numpy()
+        answer(f"circuits draw --adapter {adapter_folder}")["angles"], angles.numpy()
     )
-    shown = qpeft_cli("circuits", "draw", "--adapter", adapter_folder).stdout
+    shown = qpeft_cli(f"circuits draw --adapter {adapter_folder}").stdout
     rows = [line.split() for line in shown.splitlines()[-len(angles) :]]
     np.testing.assert_allclose(np.array(rows, dtype=float), angles.numpy(), atol=5e-5)
 
 
 def test_counts_of_the_default_circuit(answer):
     """QPA's default circuit: 8 layers of 7 rotations and 6 CNOTs."""
-    found = answer("circuits", "count")
+    found = answer("circuits count")
     assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["n_angles"]) == (
         "ry_ladder",
         7,
@@ -56,7 +56,7 @@ def test_counts_of_the_default_circuit(answer):
 def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
     qpeft_cli, adapter_folder, angles, tmp_path
 ):
-    text = qpeft_cli("circuits", "export", "--adapter", adapter_folder).stdout
+    text = qpeft_cli(f"circuits export --adapter {adapter_folder}").stdout
     found = Statevector(qasm3.loads(text).reverse_bits()).probabilities()
     np.testing.assert_allclose(found, probabilities(angles).numpy(), atol=1e-12)
     expected, target, link = (
@@ -65,10 +65,10 @@ def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
         tmp_path / "link",
     )
     link.symlink_to(target)
-    free = ("circuits", "export", "--n-qubits", 2, "--n-layers", 1)
-    assert qpeft_cli(*free).stdout == expected
+    free = "circuits export --n-qubits 2 --n-layers 1"
+    assert qpeft_cli(free).stdout == expected
     for mode in (0o644, 0o600):  # written through a link, with the permissions of its target
-        assert qpeft_cli(*free, "--out", link).exit_code == 0
+        qpeft_cli(f"{free} --out {link}", code=0)
         assert (link.is_symlink(), target.read_text(encoding="utf-8")) == (True, expected)
         target.chmod(mode)
         target.write_text("of before")
@@ -81,34 +81,12 @@ def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
 def test_run_is_diagnosed_with_every_measurement_and_is_not_changed(
     answer, base_folder, text, tmp_path
 ):
-    sizes = (
-        "--hidden",
-        "6,5",
-        "--chunk-size",
-        32,
-        "--steps",
-        4,
-        "--batch-size",
-        2,
-        "--seq-len",
-        32,
-        "--lr",
-        "0.01",
-    )
+    sizes = "--hidden 6,5 --chunk-size 32 --steps 4 --batch-size 2 --seq-len 32 --lr 0.01"
     answer(
-        "train",
-        "--model",
-        base_folder,
-        "--data",
-        text,
-        "--out",
-        tmp_path / "run",
-        *sizes,
-        "--eval-blocks",
-        4,
+        (f"train --model {base_folder} --data {text} --out {tmp_path}/run {sizes} --eval-blocks 4"),
     )
     before = sorted((tmp_path / "run").rglob("*"))
-    found = answer("diagnose", tmp_path / "run", "--samples", 20, "--html", tmp_path / "page.html")
+    found = answer(f"diagnose {tmp_path}/run --samples 20 --html {tmp_path}/page.html")
     assert sorted((tmp_path / "run").rglob("*")) == before
     by_key = found["findings"]
     assert tuple(by_key) == ("random", "redundant", "gradients", "expressive", "moved", "rank")
@@ -125,6 +103,4 @@ def test_run_is_diagnosed_with_every_measurement_and_is_not_changed(
     assert updates["matrices"] == 14
     assert updates["numerical_rank"] <= 8
     assert all(finding["sentences"] or finding["left_out"] for finding in by_key.values())
-    assert answer("diagnose", tmp_path / "run", "--samples", 20)["findings"] == by_key, (
-        "equal seeds"
-    )
+    assert answer(f"diagnose {tmp_path}/run --samples 20")["findings"] == by_key, "equal seeds"

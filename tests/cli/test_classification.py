@@ -30,20 +30,20 @@ def vit_folder(tmp_path_factory):
 def runs(answer, base_folder, vit_folder, texts, images, tmp_path_factory):
     """The folder of a finished run of each task."""
     folder = tmp_path_factory.mktemp("runs")
-    few = ["--steps", "6", "--r", "2", "--hidden", "6,5", "--chunk-size", "32", "--lr", "1e-2"]
+    few = "--steps 6 --r 2 --hidden 6,5 --chunk-size 32 --lr 1e-2"
     made = {}
     for name, model, data in (("text", base_folder, texts), ("image", vit_folder, images)):
-        task = ["--task", f"{name}-classification", "--model", model, "--data", data]
-        answer("train", *task, *few, "--out", folder / name)
+        task = f"--task {name}-classification --model {model} --data {data}"
+        answer(f"train {task} {few} --out {folder}/{name}")
         made[name] = folder / name
     return made
 
 
 @pytest.mark.parametrize(("name", "data"), [("text", "texts"), ("image", "images")])
 def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, name, data):
-    source, scores = ("--data", request.getfixturevalue(data)), []
+    source, scores = request.getfixturevalue(data), []
     for adapter in (".", "adapter", "exported"):
-        found = answer("evaluate", "--adapter", runs[name] / adapter, *source)
+        found = answer(f"evaluate --adapter {runs[name]}/{adapter} --data {source}")
         assert found["base"] is None  # it has no head for these classes
         scores.append(found["adapted"])
     assert scores[0]["n_scored"] == 60
@@ -54,40 +54,31 @@ def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, nam
 def test_other_tasks_and_unknown_classes_are_refused(qpeft_cli, runs, texts, tmp_path):
     (tmp_path / "new.tsv").write_text("text\tlabel\nso so\tmixed\n")
     for command, options, named in (
-        ("evaluate", ("--data", texts, "--task", "image-classification"), "image-classification"),
-        ("evaluate", ("--data", tmp_path / "new.tsv"), "'mixed'"),
-        ("generate", ("--prompt", "so"), "text/adapter"),
+        ("evaluate", f"--data {texts} --task image-classification", "image-classification"),
+        ("evaluate", f"--data {tmp_path}/new.tsv", "'mixed'"),
+        ("generate", "--prompt so", "text/adapter"),
     ):
-        assert named in qpeft_cli(command, "--adapter", runs["text"], *options, code=2).stderr
+        assert named in qpeft_cli(f"{command} --adapter {runs['text']} {options}", code=2).stderr
 
 
 @pytest.mark.long
 def test_merged_classifier_has_the_same_accuracy(answer, runs, images, tmp_path):
     folder = runs["image"]
-    trained = answer("evaluate", "--adapter", folder, "--data", images)["adapted"]
-    answer("export", folder, "--out", tmp_path / "merged", "--merge")
+    trained = answer(f"evaluate --adapter {folder} --data {images}")["adapted"]
+    answer(f"export {folder} --out {tmp_path}/merged --merge")
     whole = answer(
-        "evaluate",
-        "--task",
-        "image-classification",
-        "--model",
-        tmp_path / "merged",
-        "--data",
-        images,
+        (f"evaluate --task image-classification --model {tmp_path}/merged --data {images}"),
     )
     assert whole["base"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
 def test_plan_counts_the_head_with_the_classes_of_the_base(answer, runs, base_folder, vit_folder):
-    def planned(kind, model, *options):
-        return answer("plan", "--task", kind, "--model", model, *options)
+    def planned(kind, model, options):
+        return answer(f"plan --task {kind} --model {model} {options}")
 
-    found = planned(
-        "text-classification", base_folder, "--r", 2, "--hidden", "6,5", "--chunk-size", 32
-    )
+    found = planned("text-classification", base_folder, "--r 2 --hidden 6,5 --chunk-size 32")
     result = json.loads((runs["text"] / "result.json").read_text())
     assert (found["trainable"], found["deployed"]) == (result["trainable"], result["deployed"])
-    assert (
-        planned("image-classification", vit_folder, "--method", "head")["trainable"] == 16 * 5 + 5
-    )
-    assert planned("text-regression", base_folder, "--method", "head")["trainable"] == 16
+    of_images = planned("image-classification", vit_folder, "--method head")
+    assert of_images["trainable"] == 16 * 5 + 5
+    assert planned("text-regression", base_folder, "--method head")["trainable"] == 16

@@ -18,20 +18,20 @@ from qpeft_lab.compare.study import Study
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FILES = {"method": EXAMPLES / "own_method.py", "ansatz": EXAMPLES / "own_ansatz.py"}
 NAMES = {"method": "METHOD", "ansatz": "cz_ring"}
-SMALL = {"method": ("--set", "n_bases=4"), "ansatz": ("--n-layers", 2)}
-STEPS = ("--r", 2, "--steps", 3, "--seq-len", 32)
+SMALL = {"method": "--set n_bases=4", "ansatz": "--n-layers 2"}
+STEPS = "--r 2 --steps 3 --seq-len 32"
 
 
-def option(part, file=None):
-    return f"--{part}", f"{file or FILES[part]}:{NAMES[part]}"
+def option(part):
+    return f"--{part} {FILES[part]}:{NAMES[part]}"
 
 
 @pytest.fixture(scope="module", params=FILES)
 def trained(request, qpeft_cli, base_folder, text, tmp_path_factory):
     """The part that is a user's, and a run folder."""
     part, out = request.param, tmp_path_factory.mktemp("own") / "run"
-    paths = ("--model", base_folder, "--data", text, "--out", out)
-    qpeft_cli("train", *paths, *option(part), *SMALL[part], *STEPS, code=0)
+    paths = f"--model {base_folder} --data {text} --out {out}"
+    qpeft_cli(f"train {paths} {option(part)} {SMALL[part]} {STEPS}", code=0)
     return part, out
 
 
@@ -39,47 +39,52 @@ def trained(request, qpeft_cli, base_folder, text, tmp_path_factory):
 def test_every_command_takes_the_file(answer, base_folder, text, trained, tmp_path):
     part, run = trained
     own = option(part)
-    plan = answer("plan", "--model", base_folder, *own, *SMALL[part], "--r", 2)
+    plan = answer(f"plan --model {base_folder} {own} {SMALL[part]} --r 2")
     result = json.loads((run / "result.json").read_text())
     assert (result["trainable"], result["deployed"]) == (plan["trainable"], plan["deployed"])
     assert len(json.loads((run / "config.json").read_text())["identity"][part]) == 64
-    scored = answer("evaluate", "--adapter", run, "--data", text, *own)
+    scored = answer(f"evaluate --adapter {run} --data {text} {own}")
     assert scored["adapted"]["loss"] != scored["base"]["loss"]
-    assert answer("export", run, "--out", tmp_path / "stock", *own)["max_logit_difference"] <= 1e-5
-    assert answer("diagnose", run, *own, "--samples", 10)["findings"]
+    assert answer(f"export {run} --out {tmp_path}/stock {own}")["max_logit_difference"] <= 1e-5
+    assert answer(f"diagnose {run} {own} --samples 10")["findings"]
     if part == "ansatz":
-        drawn = answer("circuits", "draw", "--adapter", run, *own)
+        drawn = answer(f"circuits draw --adapter {run} {own}")
         assert (drawn["ansatz"], drawn["n_layers"]) == ("cz_ring", 2)
-        assert answer("circuits", "count", *own, "--n-qubits", 3)["ansatz"] == "cz_ring"
+        assert answer(f"circuits count {own} --n-qubits 3")["ansatz"] == "cz_ring"
 
 
 def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, monkeypatch):
     part, run = trained
-    command = ["generate", "--adapter", str(run), "--prompt", "The"]
+    command = f"generate --adapter {run} --prompt The"
     if part == "method":  # PEFT forgets it only in another process
         refused = subprocess.run(
-            [sys.executable, "-m", "qpeft", *command], capture_output=True, text=True
+            [sys.executable, "-m", "qpeft", *command.split()], capture_output=True, text=True
         )
         code, message = refused.returncode, refused.stderr
     else:
         monkeypatch.delitem(ansatz_table._families, NAMES[part])
-        refused = qpeft_cli(*command)
+        refused = qpeft_cli(command)
         code, message = refused.exit_code, refused.stderr
     assert code == 2
-    assert " ".join(option(part)) in message
+    assert option(part) in message
 
 
 def study_with(ansatz, **changes):
     return {
-        **{
-            "name": "own",
-            "title": "Own code",
-            "question": "Does it run?",
-            "tuning": {"grid": [1.0]},
-        },
+        "name": "own",
+        "title": "Own code",
+        "question": "Does it run?",
+        "tuning": {"grid": [1.0]},
+        "seeds": [0],
+        "test_blocks": 4,
+        "costs": False,
         "methods": [
             {"key": "lora", "method": "lora", "settings": {"r": 1}},
-            {"key": "nola", "method": option("method")[1], "settings": {"r": 2, "n_bases": 4}},
+            {
+                "key": "nola",
+                "method": f"{FILES['method']}:METHOD",
+                "settings": {"r": 2, "n_bases": 4},
+            },
             {
                 "key": "ring",
                 "method": "qpa",
@@ -95,7 +100,6 @@ def study_with(ansatz, **changes):
             "seq_len": 32,
             "eval_blocks": 4,
         },
-        **{"seeds": [0], "test_blocks": 4, "costs": False},
     }
 
 
@@ -104,8 +108,8 @@ def test_study_trains_both_and_hashes_their_files(answer, base_folder, text, tmp
         FILES["ansatz"].read_text().replace("cz_ring", "studied")
     )
     (tmp_path / "own.yaml").write_text(json.dumps(study_with(f"{file}:studied")))
-    options = ("--model", base_folder, "--data", text, "--out", tmp_path / "out")
-    assert answer("compare", "run", tmp_path / "own.yaml", *options)["n_done"] == 3
+    options = f"--model {base_folder} --data {text} --out {tmp_path}/out"
+    assert answer(f"compare run {tmp_path}/own.yaml {options}")["n_done"] == 3
 
     def hashes(path):
         made = study_with(f"{path}:studied")
@@ -139,10 +143,8 @@ def test_code_that_is_wrong_is_refused(qpeft_cli, base_folder, text, tmp_path, p
     name = f"of_{tmp_path.name}"
     if code is not None:
         (tmp_path / "own.py").write_text(code)
-    paths = ("--model", base_folder, "--data", text, "--out", tmp_path / "run")
-    refused = qpeft_cli(
-        "train", *paths, *STEPS, f"--{part}", f"{tmp_path / 'own.py'}:{name}", code=2
-    )
+    paths = f"--model {base_folder} --data {text} --out {tmp_path}/run"
+    refused = qpeft_cli(f"train {paths} {STEPS} --{part} {tmp_path}/own.py:{name}", code=2)
     ansatz_table._families.pop(name, None)
     assert name in refused.stderr
     assert not (tmp_path / "run").exists()
@@ -192,35 +194,27 @@ def own_adapter(tmp_path, adapter_folder, own_base):
 @pytest.mark.parametrize(
     "command",
     [
-        ("evaluate", "--adapter", "ADAPTER", "--data", "TEXT"),
-        ("generate", "--adapter", "ADAPTER", "--prompt", "The king"),
-        ("export", "ADAPTER", "--out", "OUT"),
-        ("plan", "--model", "BASE"),
-        ("train", "--model", "BASE", "--data", "TEXT", "--out", "OUT"),
-        ("compare", "plan", "survey", "--model", "BASE", "--data", "TEXT"),
-        ("compare", "run", "survey", "--model", "BASE", "--data", "TEXT", "--out", "OUT"),
+        "evaluate --adapter {adapter} --data {text}",
+        "generate --adapter {adapter} --prompt king",
+        "export {adapter} --out {out}",
+        "plan --model {base}",
+        "train --model {base} --data {text} --out {out}",
+        "compare plan survey --model {base} --data {text}",
+        "compare run survey --model {base} --data {text} --out {out}",
     ],
-    ids=lambda command: " ".join(command[:2]),
 )
 def test_code_of_a_base_model_is_not_executed(
     qpeft_cli, command, own_base, own_adapter, text, tmp_path, marker
 ):
-    places = {"BASE": own_base, "ADAPTER": own_adapter, "TEXT": text, "OUT": tmp_path / "out"}
-    done = qpeft_cli(*(places.get(word, word) for word in command), input="y\n" * 9, code=2)
+    line = command.format(adapter=own_adapter, base=own_base, text=text, out=tmp_path / "out")
+    done = qpeft_cli(line, input="y\n" * 9, code=2)
     assert "trust" in done.stderr
     assert not marker.exists()
 
 
 def test_code_of_a_base_model_is_executed_on_request(qpeft_cli, own_base, text, marker):
     qpeft_cli(
-        "evaluate",
-        "--model",
-        own_base,
-        "--data",
-        text,
-        "--seq-len",
-        16,
-        "--trust-remote-code",
+        f"evaluate --model {own_base} --data {text} --seq-len 16 --trust-remote-code",
         code=0,
     )
     assert marker.exists()
@@ -232,6 +226,6 @@ def test_plan_of_a_study_names_and_does_not_execute_its_backend(
     (device := tmp_path / "device.py").write_text(f"open({str(marker)!r}, 'w')\nNAME = None\n")
     study = study_with("ry_ladder", backend={"backend": f"{device}:NAME"})
     (file := tmp_path / "study.yaml").write_text(json.dumps(study))
-    done = qpeft_cli("compare", "plan", file, "--model", base_folder, "--data", text, code=0)
+    done = qpeft_cli(f"compare plan {file} --model {base_folder} --data {text}", code=0)
     assert str(device) in done.stderr
     assert not marker.exists()

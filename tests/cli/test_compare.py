@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import planted_cells
 import pytest
+import yaml
 from published_study import write_study
 from transformers import AutoConfig
 
@@ -39,15 +40,16 @@ def study(base_folder, text, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.xdist_group("comparison")
-def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path, monkeypatch):
+def test_failed_cell_exits_with_code_3_and_is_retried(
+    qpeft_cli, answer, study, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     monkeypatch.setattr(
         "qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: []
     )  # slow, and tested elsewhere
     with monkeypatch.context() as patch:
         patch.setattr("qpeft_lab.compare.cell.run_cell", planted_cells.crash_in_ia3)
-        crashed = qpeft_cli("compare", "run", study, "--out", out, "--json")
-    assert crashed.exit_code == 3, crashed.output
+        crashed = qpeft_cli(f"compare run {study} --out {out} --json", code=3)
     found = json.loads(crashed.stdout)
     assert {failure["cell_id"].split("/")[1] for failure in found["failures"]} == {"ia3"}
     assert {failure["error"] for failure in found["failures"]} == {"planted"}
@@ -57,39 +59,25 @@ def test_failed_cell_exits_with_code_3_and_is_retried(qpeft_cli, study, tmp_path
     }
     assert "ia3 seed1: failed: planted" in crashed.stderr
 
-    kept = qpeft_cli("compare", "run", study, "--out", out)
-    assert kept.exit_code == 3  # a failed cell is not run again without --retry
+    # a failed cell is not run again without --retry
+    kept = qpeft_cli(f"compare run {study} --out {out}", code=3)
     assert "5 of 5 cells are already done" in kept.stderr
     assert "failed: small/ia3/" in kept.stderr
 
-    mended = qpeft_cli("compare", "run", study, "--out", out, "--retry", "failed")
-    assert mended.exit_code == 0, mended.output
+    mended = qpeft_cli(f"compare run {study} --out {out} --retry failed", code=0)
     assert "3 of 5 cells are already done" in mended.stderr
     for word in ("A small study", "Test loss", "Difference", f"{out / 'report.html'}\n"):
         assert word in mended.stdout
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    again = qpeft_cli("compare", "run", study, "--out", out, "--json")
-    assert (again.exit_code, json.loads(again.stdout)["n_done"]) == (0, 0)
+    assert answer(f"compare run {study} --out {out}")["n_done"] == 0
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert "qpeft compare run small.yaml --out out" in (out / "report.html").read_text()
 
 
-def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
+def test_plan_counts_cells_and_writes_nothing(qpeft_cli, answer, study, tmp_path):
     before = sorted(tmp_path.iterdir())
-    result = qpeft_cli(
-        "compare",
-        "plan",
-        study,
-        "--seeds",
-        "0,1,2",
-        "--steps",
-        5,
-        "--gradient-checkpointing",
-        "--json",
-    )
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    found = answer(f"compare plan {study} --seeds 0,1,2 --steps 5 --gradient-checkpointing")
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
     assert found["study"]["run"]["steps"] == 5
     assert (
@@ -97,17 +85,15 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
         == f"qpeft compare run {study} --steps 5 --gradient-checkpointing --seeds 0,1,2 --out small"
     )
     assert sorted(tmp_path.iterdir()) == before
-    shown = qpeft_cli("compare", "plan", study)
+    shown = qpeft_cli(f"compare plan {study}")
     for word in ("lora", "0.01", "final"):
         assert word in shown.stdout
 
 
-def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path, monkeypatch):
+def test_report_is_made_from_rows_alone(qpeft_cli, answer, tmp_path, monkeypatch):
     monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
     folder = write_study(tmp_path / "study")
-    result = qpeft_cli("compare", "report", folder, "--json")
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
+    found = answer(f"compare report {folder}")
     methods = {method["key"]: method for method in found["methods"]}
     assert "3:missing" in methods["prefix"]["statuses"]
     assert methods["dora"]["delta.verdict"] == "no difference shown"
@@ -116,7 +102,7 @@ def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path, monkeypatch):
         "diverged",
     ]  # no trial of a learning rate
     assert (folder / "report.html").is_file()
-    shown = qpeft_cli("compare", "report", folder, env={"COLUMNS": "120"})
+    shown = qpeft_cli(f"compare report {folder}", env={"COLUMNS": "120"})
     for word in ("DoRA r=8 is not shown to differ", "QAA", "1 diverged", "2 missing"):
         assert word in shown.stdout
     assert "A learning rate outside those tried may be better for: QPA" in shown.stderr
@@ -161,16 +147,8 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
         monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
     data = "glue/stsb" if name == OF_GLUE else None  # another task than its own: pairs with numbers
     study = load_study(recipe(name), {"run.data": data} if data else {})
-    done = qpeft_cli(
-        "compare",
-        "run",
-        recipe(name),
-        "--smoke",
-        "--out",
-        "out",
-        *(("--data", data) if data else ()),
-    )
-    assert done.exit_code == 0, done.output
+    given = f"--data {data}" if data else ""
+    qpeft_cli(f"compare run {recipe(name)} --smoke --out out {given}", code=0)
     summary = load(tmp_path / "out")
     if name != OF_GLUE:  # where equal predictions have no correlation
         compared = {
@@ -197,109 +175,43 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
 
 
 # the geometry of each language model, as in its config.json
-GPT2 = {"model_type": "gpt2"}
-GPT2_MEDIUM = GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}
-GEMMA = {
-    "model_type": "gemma",
-    "vocab_size": 256_000,
-    "hidden_size": 2048,
-    "intermediate_size": 16_384,
-}
-GEMMA |= {
-    "num_hidden_layers": 18,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "head_dim": 256,
-}
-GEMMA_2 = {
-    "model_type": "gemma2",
-    "vocab_size": 256_000,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-}
-GEMMA_2 |= {
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-}
-DEBERTA = {
-    "model_type": "deberta-v2",
-    "vocab_size": 128_100,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-}
-DEBERTA |= {
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "type_vocab_size": 0,
-    "relative_attention": True,
-}
-DEBERTA |= {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
-DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
-MISTRAL = {"model_type": "mistral"}
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-}
-LLAMA |= {"num_attention_heads": 32}
+GEOMETRIES = """
+gpt2: {model_type: gpt2}
+gpt2-medium: {model_type: gpt2, n_embd: 1024, n_layer: 24, n_head: 16}
+gemma: {model_type: gemma, vocab_size: 256000, hidden_size: 2048, intermediate_size: 16384,
+        num_hidden_layers: 18, num_attention_heads: 8, num_key_value_heads: 1, head_dim: 256}
+gemma-2: {model_type: gemma2, vocab_size: 256000, hidden_size: 2304, intermediate_size: 9216,
+          num_hidden_layers: 26, num_attention_heads: 8, num_key_value_heads: 4, head_dim: 256}
+deberta: {model_type: deberta-v2, vocab_size: 128100, hidden_size: 768, intermediate_size: 3072,
+          num_hidden_layers: 12, num_attention_heads: 12, type_vocab_size: 0,
+          relative_attention: true, position_buckets: 256, norm_rel_ebd: layer_norm,
+          share_att_key: true, pos_att_type: [p2c, c2p], position_biased_input: false}
+mistral: {model_type: mistral}
+llama: {model_type: llama, hidden_size: 4096, num_hidden_layers: 32, num_attention_heads: 32,
+        num_key_value_heads: 8}
+"""
+COUNTS = """
+# 0.5288, 0.2753, 4.3605, 1.0188 and 0.1880 % of the head, printed as 0.52, 0.27, 4.36, 1.01 and 0.18 %
+- [qpa-gpt2-wikitext2, gpt2,
+   {lora: 204100, qpa: 106264, dora: 1683057, prefix: 393216, qpa_prefix: 72552}]
+# 0.1969, 0.0332, 0.2000, 0.0138, 0.4005 and 0.0139 %, printed as 0.19, 0.03, 0.20, 0.01, 0.40 and 0.01 %
+- [qpa-gemma-wikitext2, gemma,
+   {lora: 1032192, qpa: 173888, prefix: 1048576, qpa_prefix: 72592, ffa: 2099712, qpa_ffa: 72672}]
+# the base that the paper names: 0.1752 and 0.0295 %, which are not the published ones
+- [qpa-gemma-wikitext2, gemma-2, {lora: 1033216, qpa: 173888}]
+- [quantum-peft-gpt2-e2e, gpt2-medium,
+   {lora: 393216, quantum_peft: 98352, prefix: 344064, adapter: 368808}]
+- [quantum-peft-deberta-glue, deberta, {lora: 331776, quantum_peft: 12720}]
+- [quantum-peft-mistral-glue, mistral,
+   {lora: 3407872, quantum_peft: 852096, pauli: 7360, lora_r2: 851968}]
+- [cua-llama-wikitext2, llama, {cua: 6144, cua_linear: 6144, oft: 6144, lora: 5120}]
+"""
 
 
-@pytest.mark.parametrize(
-    ("name", "geometry", "counts"),
-    [
-        # 0.5288, 0.2753, 4.3605, 1.0188 and 0.1880 % of the head, printed as 0.52, 0.27, 4.36, 1.01
-        # and 0.18 %
-        (
-            "qpa-gpt2-wikitext2",
-            GPT2,
-            {
-                "lora": 204_100,
-                "qpa": 106_264,
-                "dora": 1_683_057,
-                "prefix": 393_216,
-                "qpa_prefix": 72_552,
-            },
-        ),
-        # 0.1969, 0.0332, 0.2000, 0.0138, 0.4005 and 0.0139 %, printed as 0.19, 0.03, 0.20, 0.01,
-        # 0.40 and 0.01 %
-        (
-            "qpa-gemma-wikitext2",
-            GEMMA,
-            {
-                "lora": 1_032_192,
-                "qpa": 173_888,
-                "prefix": 1_048_576,
-                "qpa_prefix": 72_592,
-                "ffa": 2_099_712,
-                "qpa_ffa": 72_672,
-            },
-        ),
-        # the base that the paper names: 0.1752 and 0.0295 %, which are not the published ones
-        ("qpa-gemma-wikitext2", GEMMA_2, {"lora": 1_033_216, "qpa": 173_888}),
-        (
-            "quantum-peft-gpt2-e2e",
-            GPT2_MEDIUM,
-            {"lora": 393_216, "quantum_peft": 98_352, "prefix": 344_064, "adapter": 368_808},
-        ),
-        ("quantum-peft-deberta-glue", DEBERTA, {"lora": 331_776, "quantum_peft": 12_720}),
-        (
-            "quantum-peft-mistral-glue",
-            MISTRAL,
-            {"lora": 3_407_872, "quantum_peft": 852_096, "pauli": 7_360, "lora_r2": 851_968},
-        ),
-        (
-            "cua-llama-wikitext2",
-            LLAMA,
-            {"cua": 6_144, "cua_linear": 6_144, "oft": 6_144, "lora": 5_120},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("name", "geometry", "counts"), yaml.safe_load(COUNTS))
 def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
     study = load_study(recipe(name))
-    AutoConfig.for_model(**geometry).save_pretrained(tmp_path)
+    AutoConfig.for_model(**yaml.safe_load(GEOMETRIES)[geometry]).save_pretrained(tmp_path)
     host = host_of(study, str(tmp_path), False)
     found = {
         spec.key: count(study, host, spec, spec.settings)[0]

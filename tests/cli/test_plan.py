@@ -1,7 +1,6 @@
 """`qpeft plan`: counts that a run then has; the adapter that the evidence suggests for a budget."""
 
 import json
-import shlex
 from dataclasses import asdict
 
 import pytest
@@ -15,21 +14,12 @@ from qpeft_lab.training.run_folder import RunFolder
 
 
 def test_options_are_passed_to_the_config(answer, base_folder):
-    arguments = (
-        "--r",
-        4,
-        "--budget",
-        "0.5",
-        "--hidden",
-        "6,5",
-        "--target-modules",
-        "q_proj,v_proj",
-    )
+    arguments = "--r 4 --budget 0.5 --hidden 6,5 --target-modules q_proj,v_proj"
     config = qpeft.QPAConfig(
         r=4, budget=0.5, hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
     expected = json.loads(json.dumps(asdict(qpeft.plan(base_folder, config))))
-    assert answer("plan", "--model", base_folder, *arguments) == {
+    assert answer(f"plan --model {base_folder} {arguments}") == {
         "model": str(base_folder),
         **expected,
     }
@@ -43,23 +33,10 @@ def test_preset_sets_the_options_of_its_method():
 
 
 def test_plan_forecasts_the_circuits_and_shots_of_train(answer, base_folder, text, tmp_path):
-    circuits = (
-        "--r",
-        2,
-        "--hidden",
-        "6,5",
-        "--chunk-size",
-        64,
-        "--n-layers",
-        2,
-        "--shots",
-        1000,
-        "--steps",
-        3,
-    )
-    forecast = answer("plan", "--model", base_folder, *circuits)["circuits"]
-    data = ("--data", text, "--seq-len", 32, "--batch-size", 2, "--out", tmp_path / "run")
-    used = answer("train", "--model", base_folder, *data, *circuits)["circuits"]
+    circuits = "--r 2 --hidden 6,5 --chunk-size 64 --n-layers 2 --shots 1000 --steps 3"
+    forecast = answer(f"plan --model {base_folder} {circuits}")["circuits"]
+    data = f"--data {text} --seq-len 32 --batch-size 2 --out {tmp_path}/run"
+    used = answer(f"train --model {base_folder} {data} {circuits}")["circuits"]
     assert used["circuits"] == forecast["circuits"] == 3 * forecast["circuits_per_step"]
     assert used["shots"] == forecast["shots"] == 1000 * used["circuits"]
 
@@ -99,7 +76,7 @@ def test_plan_and_train_take_the_suggested_adapter(
     use(("ia3", {}), ("quantum_peft", RANDOM), ("uni_lora", {"r": 4, "theta_d_length": 20}))
     expected = qpeft.suggest(base_folder, parameters=250)
     assert (expected.label, len(expected.alternatives)) == ("adapter 0", 2)
-    found = answer("plan", "--model", base_folder, "--parameters", 250)
+    found = answer(f"plan --model {base_folder} --parameters 250")
     shown = json.loads(json.dumps({**asdict(expected), "learning_rate": 0.01}))
     assert {**found["suggestion"], "notes": []} == {
         **shown,
@@ -109,56 +86,34 @@ def test_plan_and_train_take_the_suggested_adapter(
         expected.plan.trainable,
         expected.plan.stored_bytes,
     )
-    for option in (("--mixed-batches",), ("--server", "vllm")):
-        other = answer("plan", "--model", base_folder, "--parameters", 250, *option)["suggestion"]
+    for option in ("--mixed-batches", "--server vllm"):
+        other = answer(f"plan --model {base_folder} --parameters 250 {option}")["suggestion"]
         assert other["label"] == "adapter 1"
     assert (
-        "bytes 8 is too small"
-        in qpeft_cli("plan", "--model", base_folder, "--bytes", 8, code=2).stderr
+        "bytes 8 is too small" in qpeft_cli(f"plan --model {base_folder} --bytes 8", code=2).stderr
     )
-    train = (
-        "train",
-        "--model",
-        base_folder,
-        "--data",
-        text,
-        "--method",
-        "auto",
-        "--parameters",
-        20,
-    )
-    train += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--out", tmp_path / "run")
-    assert answer(*train)["trainable"] == 20
+    train = f"train --model {base_folder} --data {text} --method auto --parameters 20"
+    train += f" --steps 2 --seq-len 16 --batch-size 2 --out {tmp_path}/run"
+    assert answer(train)["trainable"] == 20
     settings = RunFolder(tmp_path / "run").recorded()[0]
     assert (settings.method, settings.lr) == ("uni_lora", 0.01)
-    assert answer(*train)["already_finished"]
+    assert answer(train)["already_finished"]
 
 
 def test_adapter_with_a_frame_file_is_trained_with_that_file(
     qpeft_cli, answer, base_folder, text, tmp_path, monkeypatch, use
 ):
     use(("quantum_peft", FRAMED | {"bits": 16, "lambda_bits": 16}))
-    plan = answer("plan", "--model", base_folder, "--bytes", "1000")
+    plan = answer(f"plan --model {base_folder} --bytes 1000")
     assert plan["stored_bytes"] == 2 * plan["trainable"]
-    train = (
-        "train",
-        "--model",
-        base_folder,
-        "--data",
-        text,
-        "--seq-len",
-        "16",
-        "--batch-size",
-        "2",
-    )
-    train += ("--method", "auto", "--bytes", "1000", "--steps", "2", "--out", tmp_path / "run")
-    refused = qpeft_cli(*train, code=2)
-    command = shlex.split(
-        " ".join(refused.stderr.split()).partition("write one, qpeft ")[2].partition(", and add")[0]
-    )
+    train = f"train --model {base_folder} --data {text} --seq-len 16 --batch-size 2"
+    train += f" --method auto --bytes 1000 --steps 2 --out {tmp_path}/run"
+    refused = qpeft_cli(train, code=2)
+    message = " ".join(refused.stderr.split())
+    command = message.partition("write one, qpeft ")[2].partition(", and add")[0]
     monkeypatch.chdir(tmp_path)
-    answer(*command)
-    found = answer(*train, "--frames", tmp_path / "frames.safetensors")
+    answer(command)
+    found = answer(f"{train} --frames {tmp_path}/frames.safetensors")
     assert plan["stored_bytes"] < found["stored_bytes"] < plan["stored_bytes"] + 200
 
 
@@ -178,12 +133,12 @@ def test_shown_options_are_those_of_the_suggested_adapter(
     qpeft_cli, answer, base_folder, use, method, settings
 ):
     use((method, settings))
-    budget = ("plan", "--model", base_folder, "--parameters", "100000")
-    suggested = answer(*budget)
+    budget = f"plan --model {base_folder} --parameters 100000"
+    suggested = answer(budget)
     (line,) = [
-        line for line in qpeft_cli(*budget).stdout.splitlines() if line.startswith("--method")
+        line for line in qpeft_cli(budget).stdout.splitlines() if line.startswith("--method")
     ]
-    *words, option, rate = shlex.split(line)
-    assert (option, rate) == ("--lr", "0.01")
+    options, _, rate = line.partition(" --lr ")
+    assert rate == "0.01"
     del suggested["suggestion"]
-    assert answer("plan", "--model", base_folder, *words) == suggested
+    assert answer(f"plan --model {base_folder} {options}") == suggested

@@ -14,37 +14,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
 
 
 def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_path):
-    command = (
-        "train",
-        "--model",
-        base_folder,
-        "--data",
-        text,
-        "--out",
-        tmp_path / "run",
-        "--steps",
-        4,
-    )
-    command += (
-        "--batch-size",
-        4,
-        "--method",
-        "lora",
-        "--r",
-        8,
-        "--target-modules",
-        "q_proj",
-        "--seed",
-        3,
-    )
-    shown = qpeft_cli(*command, code=0)
+    command = f"train --model {base_folder} --data {text} --out {tmp_path}/run --steps 4"
+    command += " --batch-size 4 --method lora --r 8 --target-modules q_proj --seed 3"
+    shown = qpeft_cli(command, code=0)
     assert str(tmp_path / "run" / "exported") in shown.stdout
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["method_settings"], settings["seed"]) == (
         {"r": 8, "target_modules": ["q_proj"]},
         3,
     )
-    again = json.loads(qpeft_cli(*command, "--json").stdout)
+    again = json.loads(qpeft_cli(f"{command} --json").stdout)
     assert again["already_finished"]
     assert again["trainable"] == 2 * 8 * (16 + 16)
 
@@ -55,19 +34,8 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
         " 2\nseq_len: 32\nlr: 1e-3\nmethod: qpa\nmethod_settings: {r: 2, hidden: [6, 5],"
         " chunk_size: 32}\nbackend_settings: {shots: 100}\n"
     )
-    options = (
-        "--per-device-batch-size",
-        1,
-        "--learning-rate",
-        0.01,
-        "--chunk-size",
-        16,
-        "--shots",
-        50,
-        "--steps",
-        2,
-    )
-    result = qpeft_cli("train", "--config", config, *options, code=0)
+    options = "--per-device-batch-size 1 --learning-rate 0.01 --chunk-size 16 --shots 50 --steps 2"
+    result = qpeft_cli(f"train --config {config} {options}", code=0)
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert settings["method_settings"] == {"r": 2, "hidden": [6, 5], "chunk_size": 16}
     assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
@@ -89,7 +57,7 @@ def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_pa
         " 32\nmethod: lora\n"
     )
     (config := tmp_path / "run.yaml").write_text(run)
-    assert "--epochs" in qpeft_cli("train", "--config", config, "--num-epochs", 0.01, code=0).stderr
+    assert "--epochs" in qpeft_cli(f"train --config {config} --num-epochs 0.01", code=0).stderr
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
     assert (settings["steps"], settings["epochs"]) == (None, 0.01)
 
@@ -109,8 +77,9 @@ def test_demo_trains_reports_and_is_not_trained_twice(
     # the tiny adapter is smaller than the usual widths
     small = {"r": 4, "target_modules": "all-linear", "hidden": (6, 5), "chunk_size": 32}
     monkeypatch.setitem(demo_command.METHODS, "qpa", ("qpa", small))
-    arguments = ("demo", "--steps", 2, "--out", out := tmp_path / "demo")
-    found = answer(*arguments)
+    out = tmp_path / "demo"
+    arguments = f"demo --steps 2 --out {out}"
+    found = answer(arguments)
     rates = {name: methods.get(name).learning_rate for name in ("lora", "qpa", "quantum_peft")}
     assert (list(found["runs"]), found["learning_rates"]) == (list(rates), rates)
     assert {name: RunFolder(out / name).recorded()[0].lr for name in rates} == rates
@@ -122,7 +91,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(
         assert lora["data_sha256"] == generated["data_sha256"]
     assert 2 * lora["deployed"] == 2 * qpa["deployed"] == quantum_peft["deployed"]  # rank 8, not 4
     assert quantum_peft["trainable"] < lora["trainable"]
-    again = qpeft_cli(*arguments, env={"COLUMNS": "80"})
+    again = qpeft_cli(arguments, env={"COLUMNS": "80"})
     assert "remove the folder" in again.stderr
     for word in (
         *(f"{name} {rate:g}" for name, rate in rates.items()),
@@ -130,4 +99,4 @@ def test_demo_trains_reports_and_is_not_trained_twice(
         "qpa-frozen",
     ):
         assert word in again.stdout
-    assert qpeft_cli("demo", "--steps", 3, "--out", out).exit_code == 2
+    qpeft_cli(f"demo --steps 3 --out {out}", code=2)

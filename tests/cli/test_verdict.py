@@ -10,14 +10,13 @@ from qpeft_lab.verdict.planning import Speed
 
 @pytest.fixture
 def arguments(base_folder, text, tmp_path):
-    sizes = ["--model", base_folder, "--data", text, "--batch-size", 2, "--seq-len", 16]
-    return ["verdict", "ry_ladder", "--n-layers", 1, *sizes, "--out", tmp_path / "out"]
+    sizes = "--n-layers 1 --batch-size 2 --seq-len 16"
+    return f"verdict ry_ladder --model {base_folder} --data {text} {sizes} --out {tmp_path}/out"
 
 
 def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, arguments, monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda plan: Speed(step=0.01, block=0.001))
-    done = qpeft_cli(*arguments, "--minutes", 60)
-    assert done.exit_code == 2
+    done = qpeft_cli(f"{arguments} --minutes 60", code=2)
     assert "400 steps, 10 seeds, 7 adapters; about" in done.stderr
     assert "a difference of about 1.8 % of LoRA's gain; the margin is 5 %" in done.stderr
     assert "nobody can be asked here; add --yes to start" in done.stderr
@@ -26,16 +25,15 @@ def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, argu
 
 def test_too_few_minutes_are_refused_with_those_that_it_needs(qpeft_cli, arguments, monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda plan: Speed(step=60.0, block=0.1))
-    done = qpeft_cli(*arguments, "--yes")
-    assert done.exit_code == 2
+    done = qpeft_cli(f"{arguments} --yes", code=2)
     assert "the smallest study takes about" in done.stderr
 
 
 @pytest.mark.long
 def test_a_whole_study(qpeft_cli, arguments, tmp_path):
-    done = qpeft_cli(*arguments, "--steps", 6, "--n-seeds", 3, "--minutes", 1e4, "--yes", "--json")
+    done = qpeft_cli(f"{arguments} --steps 6 --n-seeds 3 --minutes 1e4 --yes --json")
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text(encoding="utf-8"))
     assert done.exit_code == 0
     assert json.loads(done.stdout)["sentence"] == verdict["sentence"]
-    checked = qpeft_cli("verdict", "check", tmp_path / "out" / "verdict.json")
+    checked = qpeft_cli(f"verdict check {tmp_path}/out/verdict.json")
     assert (checked.exit_code, "follows from its rows" in checked.stdout) == (0, True)

@@ -49,14 +49,14 @@ def tiny(tmp_path, monkeypatch):
 
 def test_base_is_downloaded_once_and_becomes_a_name(tiny, tmp_path, qpeft_cli):
     assert built_folder("minilm") is None
-    done = qpeft_cli("base", "minilm", "--json")
+    done = qpeft_cli("base minilm --json")
     assert (done.exit_code, json.loads(done.stdout)["path"]) == (0, "build/minilm")
     assert (tmp_path / "build/minilm/model.safetensors").read_bytes() == WEIGHTS
     assert (tmp_path / "build/minilm/1_Pooling/config.json").is_file()
     assert [entry.name for entry in (tmp_path / "build").iterdir()] == ["minilm"]
     assert qpeft_lab.demo.base_model("minilm") == "build/minilm"
     tiny.unlink()
-    again = qpeft_cli("base", "minilm")
+    again = qpeft_cli("base minilm")
     assert again.exit_code == 0
     assert "is complete" in again.stderr
 
@@ -121,7 +121,7 @@ def test_without_gguf_nothing_is_downloaded(tiny, tmp_path, monkeypatch):
     "command", ["train --data x.txt --out run", "plan", "evaluate --data x.txt"]
 )
 def test_missing_base_names_the_command_that_builds_it(tiny, command, qpeft_cli):
-    done = qpeft_cli(*command.split(), "--model", "smollm2")
+    done = qpeft_cli(f"{command} --model smollm2")
     assert done.exit_code == 2
     assert "\n  qpeft base smollm2" in done.stderr
 

@@ -26,10 +26,10 @@ def base_folder(tmp_path_factory):
 @pytest.fixture
 def train(qpeft_cli, base_folder, text_file, tmp_path):
     """Call `qpeft train` on the tiny base."""
-    usual = ("--model", base_folder, "--data", text_file, "--steps", "4", "--seq-len", "16")
+    usual = f"--model {base_folder} --data {text_file} --steps 4 --seq-len 16"
 
-    def call(*options, code=0):
-        return qpeft_cli("train", *usual, "--out", tmp_path / "run", *options, code=code)
+    def call(options, code=0):
+        return qpeft_cli(f"train {usual} --out {tmp_path}/run {options}", code=code)
 
     return call
 
@@ -37,19 +37,19 @@ def train(qpeft_cli, base_folder, text_file, tmp_path):
 @pytest.mark.parametrize("method", ["lora", "qpa"])
 def test_rank_above_the_memory_is_refused_before_work(train, tmp_path, monkeypatch, method):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 10**7}))
-    result = train("--method", method, "--r", "100000", code=2)
+    result = train(f"--method {method} --r 100000", code=2)
     assert "GB of memory" in result.output
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("method", ["qpa", "quantum_peft"])
 def test_ten_million_layers_are_refused_before_work(train, method):
-    assert "at most 10,000" in train("--method", method, "--n-layers", "10000000", code=2).output
+    assert "at most 10,000" in train(f"--method {method} --n-layers 10000000", code=2).output
 
 
-def call_main(monkeypatch, *arguments):
+def call_main(monkeypatch, line):
     """The exit code of the command line as a process starts it."""
-    monkeypatch.setattr(sys, "argv", ["qpeft", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["qpeft", *line.split()])
     with pytest.raises(SystemExit) as ended:
         main()
     return ended.value.code
@@ -58,7 +58,7 @@ def call_main(monkeypatch, *arguments):
 def test_closed_standard_output_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", None)
     out = tmp_path / "circuit.qasm"
-    assert call_main(monkeypatch, "circuits", "export", "--n-qubits", "2", "--out", out) == 0
+    assert call_main(monkeypatch, f"circuits export --n-qubits 2 --out {out}") == 0
     sys.stdout.close()
     assert out.exists()
 
@@ -84,7 +84,7 @@ def test_lock_that_is_a_folder_is_refused(tmp_path):
 
 
 def test_export_to_the_root_is_refused(qpeft_cli, tmp_path):
-    result = qpeft_cli("export", tmp_path, "--out", "/", code=2)
+    result = qpeft_cli(f"export {tmp_path} --out /", code=2)
     assert "root of the file system" in result.output
 
 
@@ -119,13 +119,13 @@ def test_seed_must_be_a_number(tmp_path, field):
 
 
 def test_rows_of_a_resumed_run_have_their_keys_in_the_same_order(train, tmp_path):
-    train("--method", "lora", "--save-every", "2")
+    train("--method lora --save-every 2")
     path = tmp_path / "run" / "metrics.jsonl"
     before = path.read_text().splitlines()
     for name in ("result.json", "adapter", "exported"):
         (tmp_path / "run" / name).rename(tmp_path / name)
     path.write_text("".join(f"{row}\n" for row in before[:-1]))  # the last is to be written again
-    train("--method", "lora", "--save-every", "2")
+    train("--method lora --save-every 2")
     after = path.read_text().splitlines()
     assert after[0] == before[0]  # with its time: the run did not start again
     keys, keys_before = ([[*json.loads(row)] for row in rows] for rows in (after, before))
@@ -168,7 +168,7 @@ def test_process_that_imports_ends_with_its_runner():
 def test_drawing_on_a_terminal_of_another_encoding_is_ascii(monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    assert call_main(monkeypatch, "circuits", "draw", "--n-qubits", "2", "--n-layers", "1") == 0
+    assert call_main(monkeypatch, "circuits draw --n-qubits 2 --n-layers 1") == 0
     sys.stdout.flush()
     assert b"RY(t[0,0])" in shown.getvalue()
     assert os.linesep.encode() in shown.getvalue()
