@@ -136,6 +136,31 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     assert len(evaluated) == 3
 
 
+@pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.1.self_attn.q_proj"])
+def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part):
+    """Without a call of the model before, between, or behind the writes; a second one is not alone."""
+    model, expected = make(), make()
+    inputs = batch["input_ids"] if part == "model" else torch.randn(2, 5, 16)
+    if part == "model.layers.1":
+        positions = torch.arange(5)[None].to(DEVICE)
+        rotary = model.get_base_model().model.rotary_emb(inputs.to(DEVICE), positions)
+
+    def outputs(each):
+        module = each.get_base_model().get_submodule(part)
+        more = {"position_embeddings": rotary} if part == "model.layers.1" else {}
+        found = module(inputs.to(DEVICE), **more)
+        return found[0] if isinstance(found, tuple | dict) else found
+
+    model(**batch)  # which places the values before the writes
+    for _ in range(2):
+        for parameter in trained(model):
+            parameter.data.mul_(0.5)
+        if DEVICE != "cpu":
+            model.train().eval()  # a comparison would wait for all queued work
+        expected.load_state_dict(model.state_dict())
+        assert torch.equal(outputs(model), outputs(expected))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_generation_sees_what_was_written_in_its_encoder_as_well(name, ids):
     """It calls the encoder without the model around it."""

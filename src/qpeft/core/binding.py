@@ -198,6 +198,17 @@ class Binding:
             for slot in self.slots:
                 slot.put(Unread.of(self, slot))
 
+    def recheck_written(self) -> None:
+        """`recheck` if somebody has written into a parameter, for a call of a part of the model.
+
+        Values are not compared on an accelerator, because that waits for all queued work.
+        """
+        with _lock:
+            parameters = list(self.generator.parameters())
+            is_cheap = all(parameter.is_cpu for parameter in parameters)
+            if is_cheap and self._is_placed and not self._evaluation.is_current(parameters):
+                self.recheck()
+
     @torch.no_grad()
     def values(self) -> list[Tensor]:
         """The generated tensors, detached copies in slot order, with each slot's shape and

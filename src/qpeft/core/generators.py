@@ -5,6 +5,7 @@ It is a module in the tuner of a method of qpeft, or next to the host adapter of
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qpeft.core.binding import Binding
 from qpeft.core.config import GeneratedConfig
@@ -28,8 +30,21 @@ from qpeft.errors import ConfigError
 CONTAINER = "qpeft_generator"  # in the keys of a file; in a model with the prefix of its tuner
 
 
+class _Outermost(threading.local):
+    """The running call that no other one contains, in each thread."""
+
+    def __init__(self) -> None:
+        self.module_by_owner: dict[int, int] = {}  # ids of `Generators`, and of modules of the base
+
+
+_outermost = _Outermost()
+
+
 class Generators(nn.ModuleDict):
     """The generator of each adapter, by the adapter's name.
+
+    Hooks of the base keep the adapters' tensors up to date: that of the whole model evaluates
+    before each forward pass. Those of its parts act when a part is called alone.
 
     Args:
         owner: The tuner, or a PeftModel with a prompt; the generators become one of its modules.
@@ -58,8 +73,17 @@ class Generators(nn.ModuleDict):
         readers: list[Any] = [read_by]
         if getattr(getattr(read_by, "config", None), "is_encoder_decoder", False):
             readers.append(readers[0].get_encoder())  # `generate` calls it on its own
-        hook: Any = self._before_forward
-        self.hooks = [reader.register_forward_pre_hook(hook) for reader in readers]
+        self._readers = tuple(readers)
+        before: Any = self._before_forward
+        self.hooks = [
+            handle
+            for reader in readers
+            for handle in (
+                reader.register_forward_pre_hook(before),
+                reader.register_forward_hook(self._after_call, always_call=True),
+            )
+        ]
+        self._hooks_of_parts: list[RemovableHandle] = []
 
     def hold(
         self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
@@ -72,6 +96,23 @@ class Generators(nn.ModuleDict):
         self[adapter_name] = generator
         self.bindings[adapter_name] = binding
         self.configs[adapter_name] = config
+        self._watch_parts()
+
+    def _watch_parts(self) -> None:
+        """Set the hooks of all modules of the base that contain adapters."""
+        for handle in self._hooks_of_parts:
+            handle.remove()
+        before: Any = self._before_part
+        self._hooks_of_parts = [
+            handle
+            for part in self._base[0].modules()
+            if part not in self._readers
+            and any(isinstance(module, BaseTunerLayer) for module in part.modules())
+            for handle in (
+                part.register_forward_pre_hook(before),
+                part.register_forward_hook(self._after_call, always_call=True),
+            )
+        ]
 
     def drop(self, adapter_name: str) -> None:
         """Remove the generator of an adapter that no longer exists."""
@@ -88,8 +129,8 @@ class Generators(nn.ModuleDict):
 
     def remove_hooks(self) -> None:
         """Let forward passes be, as no adapter is left."""
-        for hook in self.hooks:
-            hook.remove()
+        for handle in self.hooks + self._hooks_of_parts:
+            handle.remove()
 
     def train_only(self, active: Any, inference_mode: bool | None = None) -> None:
         """Train the generators of these adapters, unless in inference mode, by default that of
@@ -99,8 +140,23 @@ class Generators(nn.ModuleDict):
             frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
             generator.requires_grad_(name in active and not frozen)
 
+    def _before_part(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or id(self) in _outermost.module_by_owner:
+            return
+        _outermost.module_by_owner[id(self)] = id(module)
+        for binding in self.bindings.values():
+            binding.recheck_written()
+
+    def _after_call(self, module: nn.Module, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if _outermost.module_by_owner.get(id(self)) == id(module):
+            del _outermost.module_by_owner[id(self)]
+
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if module is self._readers[0] or id(self) not in _outermost.module_by_owner:
+            _outermost.module_by_owner[id(self)] = id(module)
         if getattr(module, "_is_replica", False):
             raise ConfigError(
                 "torch.nn.DataParallel copies the generated tensors without their gradient; use one"
@@ -190,6 +246,12 @@ class Generators(nn.ModuleDict):
         finally:
             for generator in generators:
                 generator.latent = False
+
+    def train(self, mode: bool = True) -> Any:
+        """As PyTorch's. At a change of mode, writes through `.data` are noticed on accelerators, too."""
+        if mode != self.training:
+            self.recheck()
+        return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         for binding in self.bindings.values():
