@@ -279,7 +279,12 @@ class RunSettings(SharedSettings):
         "The adapter that is generated, if the method supports several.",
         choices=methods.hosts(),
     )
-    lr: float = option(1e-3, "Peak learning rate.", above=0)
+    lr: float | None = option(
+        None,
+        "Peak learning rate. Default: the one that was measured for the method on bases of about"
+        " this size; the run prints it with its source.",
+        above=0,
+    )
     seed: int = _optimization(
         0,
         "Seed of the adapter's initialization, the data order and dropout.",

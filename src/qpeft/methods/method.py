@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from qpeft.errors import ConfigError
 
@@ -18,6 +19,36 @@ class Trains(Enum):
     HEAD = "a new classification head alone"
     MODEL = "every parameter of the base model"
     NOTHING = "nothing: the base model as it is"
+
+
+class MeasuredBase(NamedTuple):
+    """A base model on which learning rates were searched."""
+
+    name: str
+    parameters: int
+
+
+class MeasuredRate(NamedTuple):
+    """The learning rate that learned most in a search on a base."""
+
+    value: float
+    base: MeasuredBase
+    task: str = "causal-lm"
+
+
+class LearningRate(NamedTuple):
+    """A learning rate for a run."""
+
+    value: float
+    source: str  #: what it rests on, for readers
+
+
+SMOLLM2 = MeasuredBase("SmolLM2-135M-Instruct", 134_515_008)
+MINILM = MeasuredBase("all-MiniLM-L6-v2", 22_713_216)
+#: those of the studies that chose `Method.learning_rate`; most have the size of the embedded one
+_SMALL = MeasuredBase("bases of up to 10 million parameters", 1_548_672)
+_LARGEST_SMALL = 10_000_000
+_NEAR = 3  # a base of up to so many times the size of a measured one counts as measured
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -38,8 +69,10 @@ class Method:
     tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
     kind: Literal["quantum", "classical"] = "classical"
     trains: Trains = Trains.ADAPTER
-    #: what our studies chose, else the usual one of LoRA; the factor 1 of a grid
+    #: what our studies chose on small bases, else the usual one of LoRA; `rate_for` has the one for
+    #: a base, the factor 1 of a grid
     learning_rate: float = 2e-4
+    measured_rates: Sequence[MeasuredRate] = ()  #: on larger bases
     #: config fields with other defaults than in the config
     defaults: Mapping[str, Any] = field(default_factory=dict)
     #: raised when `defaults` or those of the config change: rows of studies with others do not count
@@ -76,6 +109,26 @@ class Method:
             if settings.get(name) in values:
                 return "classical"
         return self.kind
+
+    def rate_for(self, task: str, parameters: int) -> LearningRate:
+        """The learning rate for a base with so many parameters, and what it rests on.
+
+        It is the one of the measured base whose size is nearest, by its ratio. No rule is continued
+        beyond the bases that were measured; the source says if this base is.
+        """
+        on_task = [measured for measured in self.measured_rates if measured.task == task]
+        nearest = min(
+            (MeasuredRate(self.learning_rate, _SMALL), *on_task),
+            key=lambda measured: abs(math.log(measured.base.parameters / max(parameters, 1))),
+        )
+        if nearest.base is _SMALL:
+            is_measured = parameters <= _LARGEST_SMALL
+        else:
+            is_measured = 1 / _NEAR <= parameters / nearest.base.parameters <= _NEAR
+        source = f"method {self.key} on {nearest.base.name}"
+        if not is_measured:
+            source += f"; this base has {parameters:,}, and none of its size was measured"
+        return LearningRate(nearest.value, source)
 
     @property
     def config_class(self) -> Any:

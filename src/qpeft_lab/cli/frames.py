@@ -42,7 +42,7 @@ def frames(
 
     path = new_path(output_file(out))
     record = next(record for record in records() if record.save_fit is not None)
-    fixed = {"model": base_model(run["model"]), "method": record.key, "out": ""}
+    fixed = {"model": base_model(run["model"]), "method": record.key, "out": "", "lr": 1.0}
     settings = settings_from(RunSettings, {**run, **fixed})
     given = method_settings(settings, method)
     if given.get("frames") is not None or given.get("frame", "gradient") != "gradient":

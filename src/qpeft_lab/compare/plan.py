@@ -147,14 +147,15 @@ def make_plan(
             run = run.with_steps(len(TASK_CLASSES[run.task](run).train))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)
+    n_base = sum(p.numel() for p in host[0].parameters())
     found = PlannedStudy(
         **study.model_dump(exclude={"methods", "run"}),
         **hashes,
         run=replace(study.run, steps=run.n_steps, epochs=None, seq_len=run.seq_len),
-        params_total=sum(p.numel() for p in host[0].parameters()),
+        params_total=n_base,
         data_notes=notes,
         command=command,
-        methods=[_planned(study, method, shared) for method in methods_at_size],
+        methods=[_planned(study, method, shared, n_base) for method in methods_at_size],
     )
     _check_results(found, folder)
     reference = next(method for method in found.methods if method.key == study.reference)
@@ -254,9 +255,12 @@ def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[
     }
 
 
-def _planned(study: Study, draft: PlannedMethod, shared: Mapping[str, Any]) -> PlannedMethod:
+def _planned(
+    study: Study, draft: PlannedMethod, shared: Mapping[str, Any], n_base: int
+) -> PlannedMethod:
     record = methods.get(draft.method)
-    middle = (draft.lr or record.learning_rate) * study.lr_scale
+    usual = record.rate_for(study.run.task, n_base).value
+    middle = (draft.lr or usual) * study.lr_scale
     rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
     if record.trains is Trains.NOTHING:
         rates = []

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -31,6 +31,7 @@ from qpeft_lab.progress import Progress, counted, stop_request
 from qpeft_lab.settings import BY_DATA, RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
+from qpeft_lab.training.divergence import has_risen, lower
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
 from qpeft_lab.training.inputs import check_inputs
 from qpeft_lab.training.methods import build_adapter, build_configs, check_memory
@@ -78,9 +79,14 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     settings = replace(settings, **{name: getattr(task.settings, name) for name in BY_DATA})
     progress.on_stage("Loading the base model")
     set_seed(settings.seed)
+    base = task.load_base()
+    if settings.lr is None:
+        rate = settings.record.rate_for(settings.task, base.num_parameters())
+        settings = replace(settings, lr=rate.value)
+        progress.on_note(f"learning rate {rate.value:g}, that of {rate.source} (--lr)")
     model = build_adapter(
         settings,
-        task.load_base(),
+        base,
         task.head,
         partial(_batches, task, settings.batch_size, progress),
     )
@@ -127,7 +133,7 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
         KeyboardInterrupt: stopped by Ctrl-C, after saving the current step.
     """
     progress = progress or Progress()
-    folder, identity = _checked(settings)
+    settings, folder, identity = _checked(settings)
     if (finished := folder.read_result()) is not None:
         return finished
     ready = prepare(settings, progress)
@@ -153,16 +159,23 @@ def fit(
     The `callbacks` are called after qpeft's own. `task` has the data, read for settings of the same
     model, data and lengths.
     """
-    folder, identity = _checked(settings)
+    settings, folder, identity = _checked(settings)
     ready = prepare(settings, progress, task)
     with locked(folder.path):
         return ready, _fit(settings, folder, identity, ready, progress, callbacks)
 
 
-def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
-    """The folder of the run; and hashes of its data, base and files of the user, of those that are
-    local and exist.
-    """
+class _Checked(NamedTuple):
+    """A run that may start or resume."""
+
+    settings: RunSettings
+    folder: RunFolder
+    # hashes of data, base and files of the user, of those that are local and exist
+    identity: dict[str, str]
+
+
+def _checked(settings: RunSettings) -> _Checked:
+    """The run and its folder; without a learning rate it has the one with which it began."""
     check_inputs(settings)
     found = file_hashes(settings.method, settings.method_settings, settings.backend_settings)
     for name in ("data", "eval_data"):
@@ -172,8 +185,10 @@ def _checked(settings: RunSettings) -> tuple[RunFolder, dict[str, str]]:
     if has_files(settings.model):
         found["model"] = fingerprint(settings.model)
     folder = RunFolder(Path(settings.out).expanduser())
+    if settings.lr is None and folder.config.exists():
+        settings = replace(settings, lr=folder.recorded()[0].lr)
     folder.check(settings, found)
-    return folder, found
+    return _Checked(settings, folder, found)
 
 
 def _batches(task: Task, batch_size: int, progress: Progress) -> Iterator[Any]:
@@ -199,6 +214,7 @@ def _fit(
     """Train the remaining steps in the locked folder; `ready.model` is changed in place."""
     task, circuits, data_sha256 = ready.task, ready.circuits, ready.task.sha256()
     model = identity.get("model") or fingerprint(settings.model, task.config)
+    settings = replace(settings, lr=ready.settings.lr)
     folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
     given, settings = settings.epochs, ready.settings
     if given is not None:
@@ -331,7 +347,9 @@ class RunCallback(TrainerCallback):
 
     The validation data is scored before the first step and after the last one, too. A checkpoint is
     also saved when a stop is requested, but not at the last step. A loss or gradient that is not
-    finite raises DivergedError before the checkpoint of its step. The rows of metrics.jsonl are
+    finite raises DivergedError before the checkpoint of its step. A note names a lower learning
+    rate once a loss is above the one at the start: the training loss after each tenth of the steps,
+    or the validation loss. The rows of metrics.jsonl are
     those of the Trainer's `log_history`, which its checkpoints contain, so that a resumed run has
     exactly the rows up to the resumed step.
     """
@@ -354,6 +372,7 @@ class RunCallback(TrainerCallback):
             task,
         )
         self._evaluate_every, self._save_every, self._log_every = settings.intervals()
+        self._has_warned = False
 
     def on_train_begin(self, args, state, control, **_: Any) -> None:
         rows = state.log_history
@@ -378,8 +397,9 @@ class RunCallback(TrainerCallback):
             if not math.isfinite(value := logs.get(name, 0.0)):
                 raise DivergedError(
                     f"the {what} is {value} at step {step}. This step was not saved. Start again in"
-                    f" another run folder with a lower lr (it is {args.learning_rate:g}), a longer"
-                    " warmup, or dtype float32 instead of bfloat16"
+                    f" another run folder with a lower learning rate than {args.learning_rate:g},"
+                    f" such as --lr {lower(args.learning_rate):g}, a longer warmup, or dtype float32"
+                    " instead of bfloat16"
                 )
         is_last, is_step = (
             step == state.max_steps,
@@ -396,8 +416,30 @@ class RunCallback(TrainerCallback):
             )
             with self._folder.metrics.open("a", encoding="utf-8") as file:
                 file.write(_metrics_line(state.log_history[-1]))
+        if not self._has_warned and not is_last:
+            self._warn_of_divergence(state, args.learning_rate)
         if is_step and (is_last or step % self._evaluate_every == 0):
             self._score(step)
+
+    def _warn_of_divergence(self, state: Any, learning_rate: float) -> None:
+        """Say once that a loss of the rows so far is above the one at the start."""
+        rows = state.log_history
+        losses = [row["loss"] for row in rows if "loss" in row]
+        scores = [row["eval_loss"] for row in rows if "eval_loss" in row]
+        tenth = max(1, state.max_steps // self._log_every // 10)
+        is_time = len(losses) % tenth == 0
+        if scores and scores[-1] > scores[0]:
+            what = f"validation loss is {scores[-1]:.3f}, and was {scores[0]:.3f}"
+        elif is_time and has_risen(losses, tenth):
+            what = "training loss is higher than"
+        else:
+            return
+        self._has_warned = True
+        self._progress.on_note(
+            f"step {state.global_step}: the {what} at the start. The learning rate"
+            f" {learning_rate:g} may be too high; Ctrl-C stops, and"
+            f" --lr {lower(learning_rate):g} in another folder is worth a try"
+        )
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
         if state.global_step < state.max_steps:  # after the last step the adapter is saved
