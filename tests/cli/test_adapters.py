@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
@@ -163,6 +164,38 @@ def test_generated_answers_are_scored_against_all_references(
         assert found[who]["texts"][0] == one["text"]
         expected = metrics.score_texts(found[who]["texts"], references)
         assert {name: found[who][name] for name in expected} == expected
+
+
+def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template(
+    answer, base_folder, tmp_path
+):
+    """The template has the special tokens, so a tokenizer that begins texts with one adds none."""
+    base = tmp_path / "base"
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    tokenizer.chat_template = "x{% for m in messages %}{{ m.role }} {{ m.content }}.{% endfor %}"
+    begin = [("<end>", tokenizer.eos_token_id)]
+    processor = TemplateProcessing(single="<end> $A", special_tokens=begin)
+    tokenizer.backend_tokenizer.post_processor = processor
+    tokenizer.save_pretrained(base)
+    model = load_base(base_folder)
+    for weight in filter(lambda part: part.ndim == 2, model.parameters()):
+        torch.nn.init.normal_(weight)  # so that each token matters
+    model.save_pretrained(base)
+    user = {"role": "user", "content": "the king"}
+    answers = ["sings at night", "went into the wood"]
+    data = tmp_path / "chats.jsonl"
+    rows = [{"messages": [user, {"role": "assistant", "content": text}]} for text in answers]
+    rows.append({"messages": [*rows[0]["messages"], user]})  # it has no answer
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--model", base, "--data", data, "--generate", "--max-new-tokens", 6)
+    found = answer("evaluate", *given)
+    assert (found["prompts"], found["references"]) == (["xuser the king."], [answers])
+    ids = tokenizer.apply_chat_template([user], return_tensors="pt")["input_ids"]
+    expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert found["base"]["texts"] == [tokenizer.decode(expected[0, ids.shape[1] :])]
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}:{% endfor %}")
+    assert answer("evaluate", *given, "--chat-template", template)["prompts"] == ["the king:"]
 
 
 # export

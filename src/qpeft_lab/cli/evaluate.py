@@ -318,7 +318,8 @@ def _score_answers(
 ) -> Answer:
     """The scores of the answers of the base and, with an adapter, of the adapted model."""
     from qpeft_lab.base_model import load_model, load_tokenizer
-    from qpeft_lab.data.sources import load_examples, references_by_prompt
+    from qpeft_lab.data.sources import load_examples
+    from qpeft_lab.data.text import answered_prompts, read_template
     from qpeft_lab.metrics import score_texts
     from qpeft_lab.metrics.texts import encoder_layers
     from qpeft_lab.training.generate import generate_texts
@@ -328,17 +329,27 @@ def _score_answers(
     decoding.check()
     if encoder is not None:
         encoder_layers(encoder)
-    known = references_by_prompt(load_examples(settings.data, "validation", settings))
-    if not known:
-        raise InputError(
-            f"{settings.data} has no prompts with answers; --generate needs rows with both"
-        )
-    prompts = spread(settings.eval_blocks or 0, list(known))
-    references = [known[prompt] for prompt in prompts]
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
+    if settings.chat_template is not None:
+        tokenizer.chat_template = read_template(settings.chat_template)
+    known = answered_prompts(load_examples(settings.data, "validation", settings), tokenizer)
+    if not known.answers:
+        raise InputError(
+            f"{settings.data} has no prompts with answers; --generate needs rows with both, or"
+            " messages of which the last is the assistant's"
+        )
+    prompts = spread(settings.eval_blocks or 0, list(known.answers))
+    references = [known.answers[prompt] for prompt in prompts]
 
     def answer(model: Any, _: bool) -> dict[str, Any]:
-        texts = generate_texts(model, tokenizer, prompts, decoding, settings.batch_size)
+        texts = generate_texts(
+            model,
+            tokenizer,
+            prompts,
+            decoding,
+            settings.batch_size,
+            have_template=known.have_template,
+        )
         return {**score_texts(texts, references, encoder), "texts": texts}
 
     base = load_model(settings.model, settings.dtype, settings.trust_remote_code)

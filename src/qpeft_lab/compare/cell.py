@@ -31,7 +31,7 @@ from qpeft.methods.method import imported
 from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
-from qpeft_lab.data.sources import references_by_prompt
+from qpeft_lab.data.text import answered_prompts
 from qpeft_lab.diagnose.adapters import angle_moves
 from qpeft_lab.files import RUN_AGAIN
 from qpeft_lab.method_records import UNTRAINED
@@ -303,12 +303,15 @@ def _cost(cell: Cell) -> Row:
 
 def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row:
     """Answers to the test prompts, and their scores."""
-    rows = map(json.loads, test_file.read_bytes().splitlines())
-    references = list(references_by_prompt(rows).items())[: asked.n_prompts or None]
+    rows = [json.loads(line) for line in test_file.read_bytes().splitlines()]
+    known = answered_prompts(rows, test.tokenizer)
+    references = list(known.answers.items())[: asked.n_prompts or None]
     if not references:
         return {}
     prompts, answers = zip(*references, strict=True)
-    texts = generate_texts(model, test.tokenizer, list(prompts), asked)
+    texts = generate_texts(
+        model, test.tokenizer, list(prompts), asked, have_template=known.have_template
+    )
     encoder = Path(asked.bertscore_model) if asked.bertscore_model else None
     return {**score_texts(texts, list(answers), encoder), "texts": texts}
 

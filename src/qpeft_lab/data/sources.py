@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -165,17 +165,6 @@ def spread(limit: int, items: list[Any]) -> list[Any]:
     if not limit or len(items) <= limit:
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
-
-
-def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """The prompts of rows in the second format, in order, each with all its answers; none for other
-    rows.
-    """
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        if "prompt" in row:
-            found.setdefault(row["prompt"], []).append(row["completion"].strip())
-    return found
 
 
 def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:

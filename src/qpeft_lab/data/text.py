@@ -45,6 +45,13 @@ TEMPLATES = {
 _DOCUMENTS_AT_A_TIME = 256  # between which Ctrl-C is handled
 
 
+class Prompts(NamedTuple):
+    """Prompts as texts, in the order of the rows, and all answers that the rows have for each."""
+
+    answers: dict[str, list[str]]
+    have_template: bool  # with its special tokens, so that the tokenizer must add none
+
+
 class Tokens(NamedTuple):
     """A sequence of T tokens: a document, an example, or a block cut from documents."""
 
@@ -189,6 +196,23 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
     return encoded
 
 
+def answered_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """What answers can be generated for: prompts with a completion, and conversations, in the chat
+    template, up to their last message if it is the assistant's. There are none in rows of text.
+
+    Raises DataError if the chat template is missing or fails.
+    """
+    answers: dict[str, list[str]] = {}
+    for row in rows:
+        if "prompt" in row:
+            answers.setdefault(row["prompt"], []).append(row["completion"].strip())
+        elif "messages" in row and row["messages"][-1]["role"] == "assistant":
+            *before, last = row["messages"]
+            prompt = _rendered(before, tokenizer, opened=True)
+            answers.setdefault(prompt, []).append(last["content"].strip())
+    return Prompts(answers, "messages" in rows[0])
+
+
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
@@ -228,29 +252,35 @@ def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     return text, [(len(row["prompt"]), len(text))]
 
 
-def _render_chat(
-    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
-) -> tuple[str, list[Span]]:
+def _rendered(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, opened: bool = False
+) -> str:
+    """The messages in the chat template; `opened`: and the beginning of the assistant's next one.
+
+    Raises DataError if the template is missing or fails.
+    """
     if tokenizer.chat_template is None:
         raise DataError(
             "the data has messages, but the tokenizer has no chat template; set chat_template to"
             " chatml, use a chat model, or give the columns prompt and completion"
         )
-    shown = shorten(str(messages), 80)
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+        )
+    except (
+        Exception
+    ) as error:  # a template can fail in any way, and raises its own errors for some messages
+        raise DataError(
+            f"the chat template of the tokenizer fails for the messages {shorten(str(messages), 80)}:"
+            f" {cause(error)}; change the messages, or give the columns prompt and completion"
+        ) from error
 
-    def render(part: list[dict[str, str]], opened: bool = False) -> str:
-        try:
-            return str(
-                tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=opened)
-            )
-        except (
-            Exception
-        ) as error:  # a template can fail in any way, and raises its own errors for some messages
-            raise DataError(
-                f"the chat template of the tokenizer fails for the messages {shown}:"
-                f" {cause(error)}; change the messages, or give the columns prompt and completion"
-            ) from error
 
+def _render_chat(
+    messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[str, list[Span]]:
+    render = partial(_rendered, tokenizer=tokenizer)
     text, spans = render(messages), []
     for n, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -268,8 +298,8 @@ def _render_chat(
             if longer == text or not text[start:end].endswith(content):
                 raise DataError(
                     "the chat template of the tokenizer changes earlier answers when a"
-                    f" conversation continues, for the messages {shown}, so their place is unknown;"
-                    " give the columns prompt and completion"
+                    f" conversation continues, for the messages {shorten(str(messages), 80)}, so their"
+                    " place is unknown; give the columns prompt and completion"
                 )
             end += _common(
                 text[end:], after[after.rfind(content) + len(content) :]

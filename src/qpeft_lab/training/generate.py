@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from qpeft.checks import MOST, check_fields, option
@@ -54,12 +55,14 @@ def generate_texts(
     decoding: Decoding,
     batch_size: int = 8,
     temperature: float = 0.0,
+    have_template: bool = False,
 ) -> list[str]:
     """The continuation of each prompt, up to an end of text, without the prompt.
 
     Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual
     tokens, which padding would separate from the text, prompts are continued one by one. Above 0,
-    `temperature` samples tokens.
+    `temperature` samples tokens. Prompts that `have_template`, of a chat, get no further special
+    tokens.
 
     Raises DataError if a prompt has no token, or does not fit into the model's context with the new
     tokens after it.
@@ -70,9 +73,8 @@ def generate_texts(
     n_new, adapter = decoding.max_new_tokens, getattr(model, "active_peft_config", None)
     n_virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    encoded = [
-        torch.tensor(tokenizer(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts
-    ]
+    encode = partial(tokenizer, add_special_tokens=not have_template)
+    encoded = [torch.tensor(encode(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not len(ids) or (context is not None and len(ids) + n_new + n_virtual > context):
             raise DataError(
