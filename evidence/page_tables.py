@@ -18,6 +18,7 @@ from transformers import AutoConfig
 
 import comparison_tables
 import qpeft
+import smollm2_tables
 import suggest_tables
 from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS
 from comparisons import mean_loss
@@ -146,6 +147,9 @@ TABLES = {
     "rates": Table(suggest_tables.rates, ["equal-search", "rates"]),
     "powers": Table(suggest_tables.powers, ["equal-search", "rates"]),
     "stored": Table(stored, [FINAL]),
+    "signal": Table(smollm2_tables.signal, [smollm2_tables.SMOLLM2]),
+    "sentences": Table(smollm2_tables.sentences, [smollm2_tables.SMOLLM2]),
+    "sentence_pairs": Table(smollm2_tables.sentence_pairs, [smollm2_tables.SMOLLM2]),
     "studies": Table(studies),  # it has its own links
 }
 

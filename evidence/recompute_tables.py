@@ -27,7 +27,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 FINAL = "equal-search-final"
 EPOCHS = "equal-search-epochs"
 ADAPTERS = "quantum-adapters-final"
-ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere", "angles")
+ENDED = (FINAL, ADAPTERS, EPOCHS, "margins", "elsewhere", "angles", "smollm2")
 BUDGETS = (128, 400, 1300, 5000)
 CIRCUITS = {"qpa", "plain", "framed"}
 PAIRS = [
@@ -49,6 +49,11 @@ TWINS = [
     ("qchft", "lora"),
 ]
 FACTORS = (1, 10, 50, 200)
+SENTENCE_PAIRS = [
+    ("framed", "signs"),
+    ("qpa", "qpa_frozen"),
+    *((ours, other) for ours in ("framed", "qpa") for other in ("head", "uni", "sb")),
+]
 SHOTS = [
     ("shots", "shots_65536", "exact"),
     ("shots", "shots_1024", "exact"),
@@ -172,12 +177,12 @@ def average(differences: Sequence[Difference]) -> Difference:
     return Difference(mean, math.sqrt(variance) / len(differences))
 
 
-def shown(cells: list[Difference], df: int = 9) -> Iterator[str]:
+def shown(cells: list[Difference], df: int = 9, margin: float = 2) -> Iterator[str]:
     """Each with its interval and its verdict among all of them."""
     differ, inside = {}, {}
     for number, (mean, error) in enumerate(cells):
         differ[str(number), ""] = {"p": oracle.tail(abs(mean) / error, df)}
-        inside[str(number), ""] = {"p": above((2 - abs(mean)) / error, df)}
+        inside[str(number), ""] = {"p": above((margin - abs(mean)) / error, df)}
     oracle.correct(differ)
     oracle.correct(inside)
     # (mean, standard error) of each, and its two p values after Holm's correction
@@ -474,6 +479,49 @@ def chosen(searches: list[dict[float, float]]) -> float | None:
     return min(tried, key=lambda rate: max(nearest(of, rate) for of in costs), default=None)
 
 
+# -- real models
+
+
+def signal() -> Iterator[str]:
+    for text in ("e2e", "shakespeare"):
+        setup = setups("smollm2").get(f"signal-{text}")
+        if setup is None:
+            continue
+        untrained, adapted = setup.mean("none"), setup.mean("lora_r8")
+        yield f"{untrained:.3f}"
+        yield f"{adapted:.3f}"
+        yield f"{untrained - adapted:.2f}"
+        yield f"{setup.rows['lora_r8'][0]['lr']:g}"
+
+
+def sentences() -> Iterator[str]:
+    setup = setups("smollm2")["sst2"]
+    head = setup.mean("head")
+    for key in sorted(setup.rows, key=setup.mean):
+        first = setup.rows[key][0]
+        yield f"{first['params_trainable']:,}"
+        yield f"{first['lr']:g}"
+        yield f"{setup.mean(key):.3f}"
+        yield f"{100 * (head - setup.mean(key)) / (head - setup.mean('lora_r1')):.0f} %"
+        low, mean, high = (
+            100 * setup.mean(key, f"test_accuracy{e}") for e in ("_low", "", "_high")
+        )
+        yield f"{mean:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def sentence_pairs() -> Iterator[str]:
+    setup = setups("smollm2")["sst2"]
+    per_cent = (setup.mean("head") - setup.mean("lora_r1")) / 100
+    cells = []
+    for ours, other in SENTENCE_PAIRS:
+        rows = zip(setup.rows[ours], setup.rows[other], strict=True)
+        lost = [(row["test_loss"] - other_row["test_loss"]) / per_cent for row, other_row in rows]
+        error = statistics.stdev(lost) / math.sqrt(len(lost)) or 1e-12
+        cells.append(Difference(statistics.mean(lost), error))
+    for text in shown(cells, 9, margin=5):
+        yield text.replace("open", "undecided")
+
+
 # -- studies before the protocol
 
 
@@ -523,6 +571,9 @@ TABLES = {
     "rates": rates,
     "powers": powers,
     "stored": stored,
+    "signal": signal,
+    "sentences": sentences,
+    "sentence_pairs": sentence_pairs,
 }
 
 if __name__ == "__main__":

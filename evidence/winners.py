@@ -42,6 +42,7 @@ ENDED = {
     "margins",
     "elsewhere",
     "angles",
+    "smollm2",
 }  # setups count once they have ended
 SETUPS = {  # in the order of the tables
     "embedded-numpy": "embedded base, NumPy's documentation",

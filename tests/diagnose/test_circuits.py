@@ -19,6 +19,7 @@ from qpeft.circuits import Ansatz, from_pennylane
 from qpeft.circuits.reference import gate_probabilities
 from qpeft.errors import ConfigError
 from qpeft_lab.diagnose import (
+    equal_features,
     expressibility,
     gradient_variance,
     meyer_wallach,
@@ -199,6 +200,56 @@ def test_measurements_of_shared_and_scaled_angles(name):
         rtol=0,
         atol=1e-12,
     )
+
+
+@pytest.mark.parametrize("name", ["qaoa", "redundant"])
+def test_redundant_angles_are_named_and_the_others_have_the_whole_rank(name):
+    """The named gates are the first of the redundant angles; without them the rank is the same."""
+    of_name = {"qaoa": from_pennylane(qaoa, (4, 2)), "redundant": Ansatz("ry_ladder", 3, 4)}
+    ansatz = of_name[name]
+    angles = random_angles(ansatz, 1)[0]
+    found = redundancy(ansatz, angles)
+    assert len(found["redundant"]) == found["angles"] - found["independent"] > 0
+
+    first_gates = {}
+    for gate in ansatz.gates():
+        text = f"angles{list(gate.slot or ())} ({gate.name} on wire {gate.wires[0]})"
+        first_gates.setdefault(gate.slot, text)
+    kept = [
+        index
+        for index, slot in enumerate(np.ndindex(*ansatz.angle_shape))
+        if first_gates[slot] not in found["redundant"]
+    ]
+    jacobian = torch.autograd.functional.jacobian(
+        lambda at: gate_probabilities(ansatz, at), angles
+    ).flatten(1)
+    assert len(kept) == found["independent"]
+    assert torch.linalg.matrix_rank(jacobian[:, kept], rtol=1e-8) == len(kept)
+    assert found["redundant"][0] in found.sentence
+
+
+def test_features_that_symmetries_make_equal_are_named():
+    """MaxCut on a ring of four: flips, turns and mirrors of a bit string keep its probability."""
+    ansatz = from_pennylane(qaoa, (2, 2))
+    images = {
+        state: min(
+            "".join(str((int(bit) + flip) % 2) for bit in (turned[::-1] if mirror else turned))
+            for start in range(4)
+            for turned in [state[start:] + state[:start]]
+            for mirror in (False, True)
+            for flip in (0, 1)
+        )
+        for state in (f"{index:04b}" for index in range(16))
+    }
+    orbits = [
+        sorted(state for state in images if images[state] == image)
+        for image in set(images.values())
+    ]
+    found = equal_features(ansatz)
+    assert found["groups"] == sorted(orbits)
+    assert (found["features"], found["distinct"]) == (16, len(orbits))
+    assert "0000 and 1111" in found.sentence
+    assert equal_features(Ansatz("ry_ladder", 3, 2))["groups"] == []
 
 
 # -- gradients

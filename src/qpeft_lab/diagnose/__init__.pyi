@@ -2,6 +2,7 @@ from .adapters import angle_movement as angle_movement
 from .adapters import effective_rank as effective_rank
 from .answers import diagnose as diagnose
 from .circuits import Measurement as Measurement
+from .circuits import equal_features as equal_features
 from .circuits import expressibility as expressibility
 from .circuits import gradient_variance as gradient_variance
 from .circuits import meyer_wallach as meyer_wallach

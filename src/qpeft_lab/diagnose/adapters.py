@@ -215,12 +215,9 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     values = {"angles": len(moved), "mean": mean, "maximum": maximum, "still": still}
     if maximum == 0:
         return Measurement("The angles did not move", values)
-    frozen = (
-        f"; {still:.0%} moved less than {STILL:g}, so the circuit is practically frozen"
-        if still >= _FROZEN
-        else ""
-    )
-    return Measurement(f"The angles moved, in radians{frozen}", values)
+    if still >= _FROZEN:
+        return Measurement(f"{still:.0%} of the angles moved less than {STILL:g} radians", values)
+    return Measurement("The angles moved, in radians", values)
 
 
 def angle_moves(generator: Any) -> Iterator[Tensor]:

@@ -104,6 +104,7 @@ def _random(adapter: Adapter, samples: int, seed: int) -> Answers:
 def _redundant(adapter: Adapter, samples: int, seed: int) -> Answers:
     circuit = _circuit(adapter)
     yield "angles", circuits.redundancy(circuit.ansatz, circuit.angles)
+    yield "features", circuits.equal_features(circuit.ansatz, seed)
 
 
 def _gradients(adapter: Adapter, samples: int, seed: int) -> Answers:

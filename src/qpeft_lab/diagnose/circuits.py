@@ -156,7 +156,8 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
     turns one gate, its columns come from the parameter shift, dp/dtheta_k = (p(theta + pi/2 e_k) -
     p(theta - pi/2 e_k)) / 2, and cost 2 P states of 2^N amplitudes; if gates share or scale angles,
     its rows come from autograd, with 2^N backward passes. Singular values above 1e-8 times the
-    largest count. At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1).
+    largest count. At generic angles of `ry_ladder` the rank is min(L N, 2^N - 1). `redundant` names
+    gates whose angles could be fixed without losing a direction; another choice may do as well.
 
     Raises ConfigError for angles of another shape, or not finite.
     """
@@ -165,14 +166,76 @@ def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
             f"angles must be finite, of shape {ansatz.angle_shape}, got {tuple(angles.shape)}"
         )
     n_angles = ansatz.n_angles
-    singular = torch.linalg.svdvals(_jacobian(ansatz, angles.detach().cpu().double()))
+    jacobian = _jacobian(ansatz, angles.detach().cpu().double())  # (P, D)
+    singular = torch.linalg.svdvals(jacobian)
     threshold = max(_ROUNDING, _REDUNDANT * singular.max().item())
     rank = int((singular > threshold).sum())
     possible = min(n_angles, 2**ansatz.n_qubits - 1)
+    redundant: list[str] = []
     verdict = "No angle is redundant"
     if rank < n_angles:
-        verdict = f"{n_angles - rank} of the angles are redundant"
-    return Measurement(verdict, {"angles": n_angles, "independent": rank, "possible": possible})
+        redundant = [_gate_of(ansatz, index) for index in _dependent(jacobian, n_angles - rank)]
+        verdict = f"{len(redundant)} of the angles are redundant, such as {named(redundant)}"
+    values = {"angles": n_angles, "independent": rank, "possible": possible}
+    return Measurement(verdict, {**values, "redundant": redundant})
+
+
+def _dependent(jacobian: Tensor, n_dependent: int) -> list[int]:
+    """The rows (P, D) of which combinations of the others make the rest: `n_dependent` indices.
+
+    By Gram-Schmidt in the order of the circuit, the rows whose part that earlier rows do not span
+    is smallest: fixing these angles loses no direction.
+    """
+    left = jacobian.clone()
+    new_parts = []  # of each row, the norm of what earlier rows do not span
+    for index in range(len(left)):
+        norm = left[index].norm().item()
+        new_parts.append(norm)
+        if norm > 0:
+            direction = left[index] / norm
+            left[index + 1 :] -= torch.outer(left[index + 1 :] @ direction, direction)
+    in_order = sorted(range(len(new_parts)), key=new_parts.__getitem__)
+    return sorted(in_order[:n_dependent])
+
+
+def _gate_of(ansatz: Ansatz, index: int) -> str:
+    """An angle by its number, and the first gate that it turns, in words."""
+    slot = tuple(int(part) for part in np.unravel_index(index, ansatz.angle_shape))
+    gate = next((gate for gate in ansatz.gates() if gate.slot == slot), None)
+    turned = "no gate" if gate is None else f"{gate.name} on wire {gate.wires[0]}"
+    return f"angles{list(slot)} ({turned})"
+
+
+def equal_features(ansatz: Ansatz, seed: int = 0) -> Measurement:
+    """Which of the D = 2^N probabilities are equal at all angles, as symmetries make them.
+
+    Compared at three sets of random angles from `seed`, in float64. Returns `features`, D;
+    `distinct`, how many differ; and `groups`, the basis states, such as "011", whose probabilities
+    are equal, or 0.
+    """
+    features = exact_probabilities(ansatz, random_angles(ansatz, 3, seed)).T  # (D, 3)
+    order = features[:, 0].argsort()
+    steps = features[order].diff(dim=0).abs().amax(1)  # (D - 1,): to the next larger one
+    is_new = [True, *(steps > _ROUNDING).tolist()]
+    groups: list[list[str]] = []
+    for index, starts_group in zip(order.tolist(), is_new, strict=True):
+        if starts_group:
+            groups.append([])
+        groups[-1].append(f"{index:0{ansatz.n_qubits}b}")
+    equal = sorted(sorted(states) for states in groups if len(states) > 1)
+    verdict = "All features differ"
+    if equal:
+        verdict = f"Some features are equal at all angles, such as those of {named(equal[0])}"
+    counts = {"features": len(features), "distinct": len(groups)}
+    return Measurement(verdict, {**counts, "groups": equal})
+
+
+def named(names: Sequence[str], most: int = 3) -> str:
+    """The first few, in words."""
+    shown = list(names[:most])
+    if len(names) > most:
+        return f"{', '.join(shown)} and {len(names) - most} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
 
 
 def _jacobian(ansatz: Ansatz, angles: Tensor) -> Tensor:

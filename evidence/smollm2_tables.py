@@ -1,0 +1,101 @@
+"""The tables of the evidence on real models, whose rules are in evidence/smollm2/PROTOCOL.md.
+
+Intervals are over seeds alone, as that protocol says; the margin is 5 per cent of the unit.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, stdev
+
+from comparison_tables import Pair
+from comparisons import mean_loss
+from qpeft_lab.compare.paired import Paired, decisions
+from qpeft_lab.compare.summary import Result, Summary
+from table_text import table
+from winners import summaries_of
+
+SMOLLM2 = "smollm2"
+TEXTS = {"e2e": "E2E references", "shakespeare": "Shakespeare"}
+MARGIN = 5.0  # per cent of the unit
+SENTENCES = [
+    Pair("framed", "signs"),
+    Pair("qpa", "qpa_frozen"),
+    Pair("framed", "head"),
+    Pair("framed", "uni"),
+    Pair("framed", "sb"),
+    Pair("qpa", "head"),
+    Pair("qpa", "uni"),
+    Pair("qpa", "sb"),
+]
+
+
+def signal() -> str:
+    """Stage 0: what LoRA r=8 gains at its best rate, by text."""
+    rows = []
+    for text, label in TEXTS.items():
+        summary = summaries_of(SMOLLM2).get(f"signal-{text}")
+        if summary is None:
+            continue
+        untrained, adapted = mean_loss(summary["none"]), mean_loss(summary["lora_r8"])
+        rate = summary["lora_r8"].lr
+        gain = f"{untrained - adapted:.2f}"
+        rows.append([label, f"{untrained:.3f}", f"{adapted:.3f}", gain, f"{rate:g}"])
+    header = ["text", "untrained", "LoRA r=8", "gain, nats a token", "its learning rate"]
+    return table(header, rows, numbers=4)
+
+
+def sentences() -> str:
+    """Stage 5: each adapter of MiniLM on SST-2, with its share of LoRA's gain in log loss."""
+    summary = summaries_of(SMOLLM2)["sst2"]
+    rows = []
+    for result in sorted(summary.results, key=mean_loss):
+        share = 100 * (mean_loss(summary["head"]) - mean_loss(result)) / unit(summary)
+        low, mean, high = (
+            100 * (result.mean(f"test_accuracy{end}") or 0) for end in ("_low", "", "_high")
+        )
+        rows.append(
+            [
+                str(result.label),
+                f"{result.method.trainable:,}",
+                f"{result.lr:g}",
+                f"{mean_loss(result):.3f}",
+                f"{share:.0f} %",
+                f"{mean:.1f} % [{low:.1f}, {high:.1f}]",
+            ]
+        )
+    header = ["adapter", "parameters", "rate", "log loss", "of LoRA's gain", "accuracy"]
+    return table(header, rows, numbers=5)
+
+
+def sentence_pairs() -> str:
+    """Stage 5: its comparisons, in per cent of what LoRA r=1 gains over the head alone."""
+    summary = summaries_of(SMOLLM2)["sst2"]
+    differences = [
+        over_seeds(summary[pair.ours], summary[pair.other]).times(100 / unit(summary))
+        for pair in SENTENCES
+    ]
+    rows = []
+    for pair, each, decided in zip(
+        SENTENCES, differences, decisions(differences, MARGIN), strict=True
+    ):
+        low, high = each.interval()
+        label = f"{summary[pair.ours].label} minus {summary[pair.other].label}"
+        rows.append([label, f"{each.mean:+.1f} [{low:+.1f}, {high:+.1f}], {decided.decision}"])
+    return table(["log loss of", "difference, per cent of LoRA's gain"], rows)
+
+
+def unit(summary: Summary) -> float:
+    """What LoRA r=1 gains over the head alone, in log loss."""
+    return mean_loss(summary["head"]) - mean_loss(summary["lora_r1"])
+
+
+def over_seeds(ours: Result, other: Result) -> Paired:
+    """The difference of the test losses of each seed, with the variation of seeds alone."""
+    losses, others = (
+        {seed: row["test_loss"] for seed, row in result.successes.items()}
+        for result in (ours, other)
+    )
+    differences = [losses[seed] - others[seed] for seed in sorted(losses.keys() & others.keys())]
+    n = len(differences)
+    return Paired(fmean(differences), stdev(differences) / math.sqrt(n) or 1e-12, n - 1)
