@@ -56,6 +56,7 @@ NOT_RUN = {
     "compare run entangling.yaml --out": (
         "takes an hour; the smoke run of the page runs the same methods"
     ),
+    "qpeft verify-served ": "needs a server; tests/cli/test_verify_served.py has one",
     "qpeft verdict mine.py:circuit": "takes minutes; tests/verdict and tests/cli run it on less",
     "braket.aws.qubit": "needs an account",
     "QiskitRuntimeService": "needs an account",

@@ -20,6 +20,7 @@ COMMANDS = {  # with the lines of `qpeft --help`
     "evaluate": "Score a base model, and an adapter on it.",
     "generate": "Continue a prompt.",
     "export": "Export an adapter in PEFT's own format, and verify it.",
+    "verify-served": "Tell whether a server applies an adapter.",
     "diagnose": "Measure whether a circuit is random, redundant and trainable.",
     "verdict": "Is it the circuit? Compare a circuit of yours with what replaces it.",
     "compare": "Compare methods under equal conditions.",
@@ -29,8 +30,9 @@ COMMANDS = {  # with the lines of `qpeft --help`
 
 def load(name: str) -> Any:
     """The command or group of this name."""
-    module = import_module(f"qpeft_lab.cli.{name}")
-    made = module.group() if hasattr(module, "group") else application([getattr(module, name)])
+    own_name = name.replace("-", "_")
+    module = import_module(f"qpeft_lab.cli.{own_name}")
+    made = module.group() if hasattr(module, "group") else application([getattr(module, own_name)])
     return typer.main.get_command(made)
 
 

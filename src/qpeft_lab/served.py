@@ -1,0 +1,219 @@
+"""Whether a server has applied an adapter: its log-probabilities of next tokens, compared with local
+ones of the adapter and of the base.
+
+Every OpenAI-compatible server answers `/v1/completions` with the log-probabilities of the most
+likely tokens: vLLM, llama.cpp's llama-server, llama-cpp-python. They are compared by the text of a
+token, since servers give no token ids.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from qpeft.errors import InputError, QpeftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KEY = "QPEFT_API_KEY"  # the environment variable with the server's key
+LOWEST_TOLERANCE = 1e-3  # nats: servers keep keys and values, or sums, in less than float32
+N_ROUNDINGS = 4
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was",
+    "def mean(values):",
+    "The results of the experiment show that",
+    "She opened the letter and",
+    "name: Blue Spice, food: French, area:",
+    "In 1969, the first",
+    "Q: What is 12 + 30? A:",
+    "Returns the number of",
+    "To be, or not to",
+    "The weather today is",
+    "1, 2, 3, 4,",
+)
+_N_TOKENS = 5  # of each prompt; what servers give at most by default
+_N_CANDIDATES = 50  # tokens among which theirs are searched
+_NO_TEXT = "\ufffd"  # stands for the bytes of an unfinished character
+_MOST_BYTES = 1_000_000  # of an answer
+
+
+class Served(NamedTuple):
+    """What a server gave; distances are root mean squares over log-probabilities, in nats."""
+
+    verdict: str  # "adapter", "base", "neither" or "undecided"
+    to_adapter: float
+    to_base: float
+    tolerance: float
+    n_compared: int
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirection would send the key to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def completions_url(url: str) -> str:
+    """The address of the completions, for that of a server with or without `/v1`. Raises InputError
+    for what is no http address.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_http = False
+    if not is_http or parts.query or parts.fragment:
+        raise InputError(f"{_short(url)} is no address such as http://localhost:8000")
+    if parts.username is not None:
+        raise InputError(f"the address contains a user name; give a key in {KEY} instead")
+    return url.strip().rstrip("/").removesuffix("/v1") + "/v1/completions"
+
+
+def ask(url: str, name: str, prompt: str, timeout: float) -> dict[str, float]:
+    """The log-probabilities of the most likely next tokens by their texts, for `name` at `url` of
+    `completions_url`.
+
+    Raises QpeftError if there is no answer within `timeout` seconds, or another one.
+    """
+    fields = {"model": name, "prompt": prompt, "max_tokens": 1, "temperature": 0}
+    body = json.dumps({**fields, "logprobs": _N_TOKENS}).encode()
+    headers = {"Content-Type": "application/json"}
+    key = os.environ.get(KEY, "")
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    end = time.monotonic() + timeout
+    try:
+        request = urllib.request.Request(url, body, headers)
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as reply:
+            text = _read(reply, end)
+        answer = json.loads(text)
+        return _log_probabilities(answer["choices"][0]["logprobs"])
+    except urllib.error.HTTPError as error:
+        reason = _short(error.read(_MOST_BYTES).decode(errors="replace") or error.reason)
+        if key:
+            reason = reason.replace(key, "***")
+        hint = f"; give its key in the environment variable {KEY}" if error.code == 401 else ""
+        raise QpeftError(
+            f"{url} answered with status {error.code}: {reason}{hint}. Is {_short(name)!r} a model"
+            " of this server?"
+        ) from None
+    except TimeoutError as error:
+        raise QpeftError(
+            f"{url} gave no answer within {timeout:g} s; raise --timeout, or try again when the"
+            " server has loaded its model"
+        ) from error
+    except (OSError, HTTPException) as error:  # URLError is an OSError
+        if isinstance(getattr(error, "reason", None), TimeoutError):
+            raise QpeftError(
+                f"{url} gave no answer within {timeout:g} s; raise --timeout"
+            ) from None
+        raise QpeftError(
+            f"no server answers at {url}: {_short(getattr(error, 'reason', error))}"
+        ) from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise QpeftError(
+            f"{url} is no completions server, or gives no log-probabilities: its answer has no"
+            f" choices[0].logprobs with {_N_TOKENS} tokens. llama-cpp-python needs --logits_all"
+        ) from error
+
+
+def _read(reply: Any, end: float) -> bytes:
+    """The body, which a server may send slowly or without an end."""
+    parts = []
+    while part := reply.read1(2**16):
+        parts.append(part)
+        if time.monotonic() > end:
+            raise TimeoutError
+        if sum(map(len, parts)) > _MOST_BYTES:
+            raise ValueError("the answer is too long")
+    return b"".join(parts)
+
+
+def _log_probabilities(answer: Any) -> dict[str, float]:
+    """By the text of the token. OpenAI's field is `top_logprobs`; llama-server has `content`."""
+    if "content" in answer:
+        tokens = {
+            entry["token"]: entry["logprob"] for entry in answer["content"][0]["top_logprobs"]
+        }
+    else:
+        tokens = answer["top_logprobs"][0]
+    values = {str(text): float(value) for text, value in tokens.items()}
+    if not values:
+        raise ValueError("no tokens")
+    return values
+
+
+def local_log_probabilities(model: Any, tokenizer: Any) -> Tensor:
+    """Of the next token after each prompt, (prompts, vocabulary), float32."""
+    import torch
+
+    rows = []
+    with torch.no_grad():
+        for prompt in PROMPTS:
+            inputs = tokenizer(prompt, return_tensors="pt")
+            rows.append(model(**inputs).logits[0, -1].float().log_softmax(-1))
+    return torch.stack(rows)
+
+
+def compare(
+    answers: list[dict[str, float]], adapter: Tensor, base: Tensor, tokenizer: Any, tolerance: float
+) -> Served:
+    """Decide which of the local log-probabilities, (prompts, vocabulary), the `answers` to the
+    prompts are.
+
+    Raises QpeftError if the server's tokens are others.
+    """
+    pairs = []  # (server - adapter, server - base)
+    n_given = 0
+    for prompt, answer, row, base_row in zip(PROMPTS, answers, adapter, base, strict=True):
+        tokens = _tokens(tokenizer, prompt, row, base_row)
+        for text, value in answer.items():
+            if _NO_TEXT in text:
+                continue
+            n_given += 1
+            token = tokens.get(text)
+            if token is not None:
+                pairs.append((value - row[token].item(), value - base_row[token].item()))
+    if 2 * len(pairs) < max(n_given, len(PROMPTS)):
+        raise QpeftError(
+            f"{n_given - len(pairs)} of the server's {n_given} tokens are not among the local base's"
+            " likely ones: it serves another model"
+        )
+    to_adapter, to_base = (
+        math.sqrt(sum(difference**2 for difference in side) / len(pairs))
+        for side in zip(*pairs, strict=True)
+    )
+    is_adapter, is_base = to_adapter <= tolerance, to_base <= tolerance
+    verdict = {(True, False): "adapter", (False, True): "base", (True, True): "undecided"}.get(
+        (is_adapter, is_base), "neither"
+    )
+    return Served(verdict, to_adapter, to_base, tolerance, len(pairs))
+
+
+def _tokens(tokenizer: Any, prompt: str, *rows: Tensor) -> dict[str, int]:
+    """The likely next tokens by what each adds to the prompt's text, if no other adds the same."""
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    start = len(tokenizer.decode(prompt_ids))
+    n_candidates = min(_N_CANDIDATES, len(rows[0]))
+    likely = {token for row in rows for token in row.topk(n_candidates).indices.tolist()}
+    texts = {token: tokenizer.decode([*prompt_ids, token])[start:] for token in likely}
+    counts = Counter(texts.values())
+    return {text: token for token, text in texts.items() if counts[text] == 1}
+
+
+def _short(value: Any) -> str:
+    """The value on one line of at most 200 printable characters."""
+    text = " ".join(str(value)[:1000].split())
+    text = "".join(char for char in text if char.isprintable())
+    return text if len(text) <= 200 else f"{text[:197]}..."
