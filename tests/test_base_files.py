@@ -49,7 +49,7 @@ def bases(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage, message",
     [
         (half, r"model\.safetensors has [\d,]+ of [\d,]+ bytes; copy or download it again"),
         (other_header, "is damaged; copy or download it again"),

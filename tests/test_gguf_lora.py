@@ -137,7 +137,7 @@ def test_scaling_of_peft_is_in_lora_b(settings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    "settings, named",
     [
         ({"use_dora": True}, "DoRA"),
         ({"modules_to_save": ["norm"]}, "norm"),

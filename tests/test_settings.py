@@ -16,7 +16,7 @@ def settings(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "field"),
+    "changes, field",
     [
         ({"dtype": "float16"}, "dtype"),
         ({"task": "text"}, "task"),
@@ -52,7 +52,7 @@ def test_invalid_settings_are_refused(changes, field):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    "name, value",
     [("steps", 2.0), ("steps", True), ("lr", "0.5"), ("pad_rows", 1), ("stepz", 3)],
 )
 def test_unknown_fields_and_values_of_another_type_are_refused(name, value):
@@ -61,7 +61,7 @@ def test_unknown_fields_and_values_of_another_type_are_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("steps", "evaluate", "save", "log"),
+    "steps, evaluate, save, log",
     [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)],
 )
 def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
@@ -70,7 +70,7 @@ def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save
 
 
 @pytest.mark.parametrize(
-    ("changes", "n_available", "number", "blocks"),
+    "changes, n_available, number, blocks",
     [
         ({"steps": 500}, 1000, 11, 202),  # 4,000 blocks trained pay for 2,222
         ({"steps": 100}, 1000, 6, 74),
@@ -112,7 +112,7 @@ def test_fields_of_a_file_are_validated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    "content, found",
     [
         ("step: 5", "steps"),
         ("steps: many", "many"),

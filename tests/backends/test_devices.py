@@ -80,7 +80,7 @@ def test_probabilities_and_gradients_without_shots_are_exact(name, ansatz):
 
 
 @pytest.mark.parametrize(
-    ("name", "shots", "rule", "executions"),
+    "name, shots, rule, executions",
     [
         ("default.qubit", None, "backpropagation", 1),
         ("default.mixed", None, "backpropagation", 1),
@@ -185,7 +185,7 @@ def test_counts_of_named_simulators_depend_only_on_the_seed(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "n_qubits", "noise"),
+    "name, n_qubits, noise",
     [
         ("pennylane:abacus", 3, 0.0),
         ("pennylane:lightning.qubit", 3, 0.1),
@@ -216,7 +216,7 @@ def test_device_that_cannot_run_the_circuit_is_refused(llama, adapters):
 
 
 @pytest.mark.parametrize(
-    ("missing", "remedy", "use"),
+    "missing, remedy, use",
     [
         ("qiskit", "pip install qiskit qiskit-aer", lambda: to_qiskit(LADDER)),
         ("qiskit_aer", "pip install qiskit qiskit-aer", lambda: as_backend("qiskit:aer", 3)),
@@ -310,7 +310,7 @@ class Remote(GenericBackendV2):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "name"),
+    "sampler, name",
     [
         (StatevectorSampler(), "StatevectorSampler"),
         (AerSampler(), "aer_simulator"),

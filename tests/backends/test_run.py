@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from torch.testing import assert_close
 
 import qpeft
 from circuits import SHARED, by_pennylane, random_angles, value_and_gradient
@@ -38,9 +39,7 @@ def gradient(run, angles):
 
 def test_parameter_shift_equals_autograd_without_shots(angles):
     assert make().circuits_per_step == 13
-    torch.testing.assert_close(
-        gradient(make(), angles), gradient(probabilities, angles), atol=1e-12, rtol=0
-    )
+    assert_close(gradient(make(), angles), gradient(probabilities, angles), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -55,8 +54,8 @@ def test_shared_and_scaled_angles_are_shifted_gate_by_gate(name):
     p, slopes = value_and_gradient(run, at, WEIGHTS)
     for reference in (partial(exact_probabilities, ansatz), by_pennylane(ansatz)):
         expected_p, expected = value_and_gradient(reference, at, WEIGHTS)
-        torch.testing.assert_close(p, expected_p, atol=1e-10, rtol=0)
-        torch.testing.assert_close(slopes, expected, atol=1e-10, rtol=0)
+        assert_close(p, expected_p, atol=1e-10, rtol=0)
+        assert_close(slopes, expected, atol=1e-10, rtol=0)
     assert run.jobs.used["circuits"] == run.circuits_per_step
     assert (run.jobs.used["jobs"], make(ansatz=ansatz).forecast(1)["jobs_per_step"]) == (2, 2)
 
@@ -97,7 +96,7 @@ def test_shots_that_cannot_work_are_refused_and_few_warn():
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    "options, named",
     [
         ({"shots": 0}, "shots"),
         ({"shots": 2.5}, "shots"),
@@ -179,9 +178,7 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
     model = adapters.qpa(llama, chunk_size=64, feature_map="squash")
     qpeft.set_backend(model, shots=2000)
     noisy = adapters.logits(model, ids)
-    torch.testing.assert_close(
-        noisy, base, atol=1e-2, rtol=0
-    )  # sampling noise around the exact start
+    assert_close(noisy, base, atol=1e-2, rtol=0)  # sampling noise around the exact start
     assert not torch.equal(noisy, base)
     before = model(input_ids=ids, labels=ids).loss.item()
     assert adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss < before
@@ -190,7 +187,7 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
     qpeft.set_backend(model)
     exact = adapters.logits(model, ids)
     stock = PeftModel.from_pretrained(model.unload(), tmp_path / "exported").eval()
-    torch.testing.assert_close(adapters.logits(stock, ids), exact, atol=1e-6, rtol=0)
+    assert_close(adapters.logits(stock, ids), exact, atol=1e-6, rtol=0)
 
 
 def test_model_without_a_circuit_is_refused(llama, adapters):

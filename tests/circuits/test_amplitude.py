@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from circuits import gate_expectations
 from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, simulate
@@ -28,7 +29,7 @@ def problem(ansatz, n_layers, width, tokens=3, seed=0):
 
 
 def close(found, expected, tolerance=1e-12):
-    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert_close(found, expected, rtol=0, atol=tolerance)
 
 
 @settings(max_examples=40)
@@ -83,7 +84,7 @@ PAIRS = {  # of QCHFT's blocks on two and on five qubits
 }
 
 
-@pytest.mark.parametrize(("ansatz", "width"), PAIRS)
+@pytest.mark.parametrize("ansatz, width", PAIRS)
 def test_blocks_on_pairs_are_the_strongly_entangling_layers_of_pennylane(ansatz, width):
     qml = pytest.importorskip("pennylane")
     x, angles, circuit = problem(ansatz, 2, width)
@@ -107,7 +108,7 @@ def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(
-    ("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)]
+    "width, expected", [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)]
 )
 def test_qubits_of_a_width(width, expected):
     assert amplitude.amplitude_qubits(width) == expected
@@ -118,12 +119,10 @@ def test_tiny_input_is_divided_by_the_smallest_norm(ansatz):
     x, angles = torch.randn(2, 5, dtype=torch.float64), random_angles(ansatz, 5)
     x /= x.norm(dim=-1, keepdim=True)
     found = amplitude_expectations(x * 1e-9, angles, ansatz)
-    torch.testing.assert_close(
-        found, amplitude_expectations(x, angles, ansatz) / 100, rtol=1e-9, atol=0
-    )
+    assert_close(found, amplitude_expectations(x, angles, ansatz) / 100, rtol=1e-9, atol=0)
     tiny = (x * 1e-9).requires_grad_()
     amplitude_expectations(tiny, angles, ansatz).sum().backward()  # homogeneous of degree two there
-    torch.testing.assert_close((tiny.grad * tiny).sum(), 2 * found.sum(), rtol=1e-9, atol=0)
+    assert_close((tiny.grad * tiny).sum(), 2 * found.sum(), rtol=1e-9, atol=0)
 
 
 @every_depth
@@ -144,9 +143,7 @@ def test_shapes_of_inputs_and_results(n_layers):
     found = amplitude_expectations(x, angles)
     assert found.shape == (2, 3, 3)
     assert found.is_contiguous()
-    torch.testing.assert_close(
-        amplitude_expectations(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12
-    )
+    assert_close(amplitude_expectations(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12)
     assert torch.equal(amplitude_expectations(x.mT.contiguous().mT, angles), found)
     none = x[:0].requires_grad_()
     nothing = amplitude_expectations(none, angles)

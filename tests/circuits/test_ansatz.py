@@ -74,7 +74,7 @@ USES = {
 }
 
 
-@pytest.mark.parametrize(("layers", "message"), BAD_GATES.values(), ids=BAD_GATES)
+@pytest.mark.parametrize("layers, message", BAD_GATES.values(), ids=BAD_GATES)
 def test_invalid_gates_are_refused(layers, message):
     mine = register(layers)
     with pytest.raises(ConfigError, match=rf"^ansatz mine with 3 qubits and 1 layers: .*{message}"):
@@ -137,7 +137,7 @@ SHAPES = {  # of the angles
 
 
 @pytest.mark.parametrize(
-    ("name", "n_qubits", "expected"),
+    "name, n_qubits, expected",
     [
         ("ry_ladder", 3, "ry0 ry1 ry2 cx01 cx12"),
         ("ry_ladder", 1, "ry0"),

@@ -14,6 +14,7 @@ from qiskit import qasm3
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.circuit.library import efficient_su2, real_amplitudes
 from qiskit.quantum_info import Statevector
+from torch.testing import assert_close
 
 from circuits import ANSATZE, random_angles, value_and_gradient
 from qpeft.circuits import (
@@ -83,7 +84,7 @@ PENNYLANE = {
 }
 
 
-@pytest.mark.parametrize(("layers", "shape"), PENNYLANE.values(), ids=PENNYLANE)
+@pytest.mark.parametrize("layers, shape", PENNYLANE.values(), ids=PENNYLANE)
 def test_qnode_of_pennylane(layers, shape):
     theirs = qnode(layers, 4)
     ansatz = from_pennylane(theirs, shape)
@@ -92,7 +93,7 @@ def test_qnode_of_pennylane(layers, shape):
         value_and_gradient(run, draw(shape), WEIGHTS)
         for run in (partial(exact_probabilities, ansatz), theirs)
     )
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert_close(found, expected, rtol=0, atol=1e-6)
     ansatz_contract(lambda: ansatz, lambda angles: theirs(angles).detach())
     assert from_pennylane(layers, shape) == ansatz  # a function without a device
 
@@ -118,12 +119,10 @@ def test_tape_with_a_vector_of_angles_or_the_gates_of_an_ansatz(ansatz):
     angles = random_angles(ansatz)
     tape = qml.tape.make_qscript(to_pennylane(ansatz))(angles)
     back = from_pennylane(tape)
-    torch.testing.assert_close(
-        exact_probabilities(back, angles.flatten()), exact_probabilities(ansatz, angles)
-    )
+    assert_close(exact_probabilities(back, angles.flatten()), exact_probabilities(ansatz, angles))
     weights = draw((2, 4, 3))
     template = qml.tape.QuantumScript([qml.StronglyEntanglingLayers(weights, wires=range(4))])
-    torch.testing.assert_close(
+    assert_close(
         exact_probabilities(from_pennylane(template), weights.flatten()),
         exact_probabilities(from_pennylane(strongly_entangling, (2, 4, 3)), weights),
     )
@@ -190,7 +189,7 @@ def test_round_trips(name):
     ):
         assert sorted(gate[:2] for gate in back.gates()) == gates
         found = exact_probabilities(back, draw(ansatz.angle_shape).view(back.angle_shape))
-        torch.testing.assert_close(
+        assert_close(
             found, exact_probabilities(ansatz, draw(ansatz.angle_shape)), rtol=0, atol=1e-12
         )
 
@@ -259,7 +258,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("use", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("use, message", REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_expressed_is_refused_by_name(use, message):
     with pytest.raises(ConfigError, match=message):
         use()
@@ -320,13 +319,9 @@ def test_wires_have_any_labels_in_any_order():
     ansatz = Ansatz("ry_ladder", 3, 2)
     angles = random_angles(ansatz)
     expected = gate_evolve(ansatz, angles)[:, 0].to(torch.complex128)
-    torch.testing.assert_close(
-        state_of(ansatz, angles, ["b", 7, "a"]), expected, atol=1e-12, rtol=0
-    )
+    assert_close(state_of(ansatz, angles, ["b", 7, "a"]), expected, atol=1e-12, rtol=0)
     swapped = expected.reshape(2, 2, 2).permute(2, 1, 0).flatten()
-    torch.testing.assert_close(
-        state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0
-    )
+    assert_close(state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0)
     assert (swapped - expected).abs().max() > 0.01
 
 
@@ -352,7 +347,7 @@ def test_angles_and_wires_of_other_numbers_are_refused(arguments):
 
 
 @pytest.mark.parametrize(
-    ("measure", "warns"),
+    "measure, warns",
     [
         (lambda: qml.probs(), False),
         (lambda: qml.probs(wires=[1, 0]), False),

@@ -100,7 +100,7 @@ REFUSED += [
 ]
 
 
-@pytest.mark.parametrize(("function", "arguments", "error", "message"), REFUSED)
+@pytest.mark.parametrize("function, arguments, error, message", REFUSED)
 def test_invalid_input_is_refused(function, arguments, error, message):
     with pytest.raises(error, match=message):
         function(*arguments)

@@ -130,7 +130,7 @@ def test_widths_in_one_batch_equal_each_alone():
 
 
 @pytest.mark.parametrize(
-    ("width", "construction", "n_layers"),
+    "width, construction, n_layers",
     [(8, "auto", 1), (8, "auto", 3), (12, "qsd", 1), (13, "qsd", 2), (11, "pad", 2)],
 )
 def test_gradients_against_finite_differences(width, construction, n_layers):
@@ -214,7 +214,7 @@ def test_pad_refuses_columns_in_the_dropped_rows():
 
 
 @pytest.mark.parametrize(
-    ("n_qubits", "k", "expected"),
+    "n_qubits, k, expected",
     [
         (8, 2, [0, 85]),
         (8, 4, [0, 85, 170, 255]),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from circuits import ANSATZE, by_pennylane, random_angles, value_and_gradient
 from qpeft.circuits import (
@@ -31,20 +32,20 @@ every_ansatz = pytest.mark.parametrize("name", ANSATZE)
 
 @every_ansatz
 @pytest.mark.parametrize(
-    ("n_qubits", "n_layers"), [(1, 2), (2, 3), (3, 2), (4, 8), (5, 2), (7, 1), (9, 2), (10, 3)]
+    "n_qubits, n_layers", [(1, 2), (2, 3), (3, 2), (4, 8), (5, 2), (7, 1), (9, 2), (10, 3)]
 )
 def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers):
     ansatz = Ansatz(name, n_qubits, n_layers)
     angles, weights = random_angles(ansatz), torch.randn(2**n_qubits, dtype=torch.float64)
     run, weights = partial(exact_probabilities, ansatz), weights / weights.norm()
     found = value_and_gradient(run, angles, weights)
-    torch.testing.assert_close(
+    assert_close(
         found, value_and_gradient(by_pennylane(ansatz), angles, weights), rtol=0, atol=1e-10
     )
     for single, one in zip(
         value_and_gradient(run, angles.float(), weights.float()), found, strict=True
     ):
-        torch.testing.assert_close(single, one.float(), rtol=0, atol=3e-6)
+        assert_close(single, one.float(), rtol=0, atol=3e-6)
 
 
 @every_ansatz
@@ -64,12 +65,8 @@ def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
             lambda at: torch.stack([gate_evolve(ansatz, each, start.mT).mT for each in at]),
         )
     )
-    torch.testing.assert_close(
-        (columns_found, slopes), (expected, expected_slopes), rtol=0, atol=1e-11
-    )
-    torch.testing.assert_close(
-        (block_found, block_slopes), (expected, expected_slopes), rtol=0, atol=1e-11
-    )
+    assert_close((columns_found, slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
+    assert_close((block_found, block_slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
 
 
 _NAMES = st.sampled_from(["rx", "ry", "rz", "cx", "cz"])
@@ -120,14 +117,14 @@ def test_any_order_of_gates_equals_the_reference(n_qubits, drawn, seed):
         at = angles.clone().requires_grad_()
         found = run(at).abs().square()
         results.append((found, *torch.autograd.grad((found * weights).sum(), (at, start))))
-    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+    assert_close(*results, rtol=0, atol=1e-10)
 
 
 def test_circuits_run_in_parts_that_fit_the_memory(monkeypatch):
     angles = random_angles(LADDER, 5)
     expected = exact_probabilities(LADDER, angles)
     monkeypatch.setattr(simulate, "_AT_ONCE", 32)  # two circuits at once
-    torch.testing.assert_close(exact_probabilities(LADDER, angles), expected, rtol=0, atol=1e-14)
+    assert_close(exact_probabilities(LADDER, angles), expected, rtol=0, atol=1e-14)
 
 
 # -- the contract detects mistakes

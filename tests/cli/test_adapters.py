@@ -247,7 +247,7 @@ def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapte
 
 
 @pytest.mark.parametrize(
-    ("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)]
+    "failure, code", [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)]
 )
 def test_failed_verification_keeps_the_earlier_export(
     qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code

@@ -126,7 +126,7 @@ def probe(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    "arguments, expected",
     [
         ("", {}),
         ("--seed 0", {"seed": 0}),  # the default
@@ -192,9 +192,7 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "named"), FAILURES, ids=lambda value: type(value).__name__
-)
+@pytest.mark.parametrize("error, code, named", FAILURES, ids=lambda value: type(value).__name__)
 def test_failure_prints_one_message_and_sets_the_exit_code(error, code, named):
     result = run(error)
     assert (result.exit_code, result.stdout) == (code, "")

@@ -109,7 +109,7 @@ TABLE = [
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("command", "change", "named"), TABLE, ids=lambda part: part[:60])
+@pytest.mark.parametrize("command, change, named", TABLE, ids=lambda part: part[:60])
 def test_bad_input_is_refused_and_nothing_is_written(
     qpeft_cli, base_folder, adapter_folder, tmp_path, monkeypatch, command, change, named
 ):

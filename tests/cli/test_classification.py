@@ -39,7 +39,7 @@ def runs(answer, base_folder, vit_folder, texts, images, tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize(("name", "data"), [("text", "texts"), ("image", "images")])
+@pytest.mark.parametrize("name, data", [("text", "texts"), ("image", "images")])
 def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, name, data):
     source, scores = request.getfixturevalue(data), []
     for adapter in (".", "adapter", "exported"):

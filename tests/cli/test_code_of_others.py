@@ -138,7 +138,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("part", "code"), WRONG, ids=lambda value: str(value)[-40:])
+@pytest.mark.parametrize("part, code", WRONG, ids=lambda value: str(value)[-40:])
 def test_code_that_is_wrong_is_refused(qpeft_cli, base_folder, text, tmp_path, part, code):
     name = f"of_{tmp_path.name}"
     if code is not None:

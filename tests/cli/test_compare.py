@@ -208,7 +208,7 @@ COUNTS = """
 """
 
 
-@pytest.mark.parametrize(("name", "geometry", "counts"), yaml.safe_load(COUNTS))
+@pytest.mark.parametrize("name, geometry, counts", yaml.safe_load(COUNTS))
 def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
     study = load_study(recipe(name))
     AutoConfig.for_model(**yaml.safe_load(GEOMETRIES)[geometry]).save_pretrained(tmp_path)

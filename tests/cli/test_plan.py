@@ -118,7 +118,7 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"),
+    "method, settings",
     [
         (
             "quantum_peft",

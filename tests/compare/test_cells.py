@@ -314,7 +314,7 @@ def test_non_finite_loss_gives_status_diverged(planned):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    "changes, error, message",
     [
         ({"run.model": "./no/model"}, InputError, "no model folder"),
         ({"run.data": "nothing.txt"}, DataError, "no file or folder"),

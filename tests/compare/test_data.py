@@ -108,7 +108,7 @@ def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("task", "metric", "n_classes"), [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)]
+    "task, metric, n_classes", [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)]
 )
 def test_validation_split_of_glue_is_test_data(tmp_path, split, task, metric, n_classes):
     (folder := tmp_path / "data").mkdir()

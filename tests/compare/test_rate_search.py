@@ -19,7 +19,7 @@ def loss_around(minimum, diverges_from=math.inf):
 
 
 @pytest.mark.parametrize(
-    ("loss_of", "rates", "best", "edge"),
+    "loss_of, rates, best, edge",
     [
         (loss_around(1e-3), [3e-4, 1e-3, 3e-3, 1e-2], 1e-3, None),
         (loss_around(1.2e-2), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333], 1e-2, None),

@@ -181,7 +181,7 @@ def test_values_as_text():
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    "text, shown",
     [
         ("--base /home/me/models/gpt2 --data ../shared/a.txt", "--base gpt2 --data a.txt"),
         ("recipes/x.yaml and/or https://a.b/c", "recipes/x.yaml and/or https://a.b/c"),

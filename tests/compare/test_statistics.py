@@ -62,7 +62,7 @@ def test_holm_is_the_closure_of_bonferroni(p_values):
     assert holm(p_values) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("shift", "verdict"), [(0.0, NO_DIFFERENCE), (1.0, WORSE)])
+@pytest.mark.parametrize("shift, verdict", [(0.0, NO_DIFFERENCE), (1.0, WORSE)])
 def test_difference_without_spread_is_not_significant(shift, verdict):
     others = {seed: value - shift for seed, value in enumerate([2.0, 3.0, 4.0])}
     found = paired_difference(by_seed([2.0, 3.0, 4.0]), others, "y", lower_is_better=True)
@@ -111,7 +111,7 @@ def test_holm_can_reject_the_verdict_of_the_interval():
 
 
 @pytest.mark.parametrize(
-    ("lost", "verdict"), [(set(), BETTER), ({"lora"}, BETTER), ({"qpa"}, NO_DIFFERENCE)]
+    "lost, verdict", [(set(), BETTER), ({"lora"}, BETTER), ({"qpa"}, NO_DIFFERENCE)]
 )
 def test_verdict_never_favors_a_method_with_a_failed_seed(lost, verdict):
     values = {"lora": by_seed([2.0, 2.1, 2.2]), "qpa": by_seed([1.0, 1.11, 1.2])}

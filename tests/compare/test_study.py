@@ -80,7 +80,7 @@ def at_size(of="lora", **fields):
 
 
 @pytest.mark.parametrize(
-    ("change", "match"),
+    "change, match",
     [
         ({"run.steps": "many"}, "steps"),
         ({"run.steps": 0}, "run: steps must be at least 1"),
@@ -130,7 +130,7 @@ def test_invalid_field_is_named(tmp_path, change, match):
 
 
 @pytest.mark.parametrize(
-    ("content", "match"),
+    "content, match",
     [
         (b"", "fields"),
         (b"name: x\ntitle: x\nquestion: x\nrun: {steps: 5}\n", "run: model: Field required"),

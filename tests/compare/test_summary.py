@@ -189,7 +189,7 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change, message",
     [
         (lambda study, _: study.update(reference="zzz"), "reference: no method has the key 'zzz'"),
         (

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
+from torch.testing import assert_close
 
 import qpeft
 from qpeft.core.binding import Binding
@@ -77,7 +78,7 @@ def test_gradients_equal_plain_autograd(toy, x):
     flat = toy.generator()
     a, b = flat[:4].view(2, 2), flat[4:].view(1, 2)
     (plain,) = torch.autograd.grad((torch.tanh(x @ a.T) @ b.T).square().sum(), toy.generator.angles)
-    torch.testing.assert_close(toy.generator.angles.grad, plain, atol=1e-12, rtol=0)
+    assert_close(toy.generator.angles.grad, plain, atol=1e-12, rtol=0)
 
 
 def test_forward_passes_in_all_modes_share_one_evaluation(toy, x):
@@ -96,7 +97,7 @@ def test_second_backward_doubles_the_gradient(toy, x):
     loss.backward(retain_graph=True)
     once = toy.generator.angles.grad.clone()
     loss.backward()
-    torch.testing.assert_close(toy.generator.angles.grad, 2 * once)
+    assert_close(toy.generator.angles.grad, 2 * once)
 
 
 def test_backward_of_an_earlier_forward_uses_the_earlier_values(toy, x):
@@ -106,7 +107,7 @@ def test_backward_of_an_earlier_forward_uses_the_earlier_values(toy, x):
         toy.generator.angles.add_(0.5)
     toy.binding.refresh()
     loss.backward()
-    torch.testing.assert_close(toy.generator.angles.grad, expected)
+    assert_close(toy.generator.angles.grad, expected)
 
 
 def test_host_has_no_parameters_until_released(toy, x):
@@ -115,7 +116,7 @@ def test_host_has_no_parameters_until_released(toy, x):
     assert toy.host.state_dict() == {}
     toy.binding.release()
     assert sorted(n for n, _ in toy.host.named_parameters()) == ["a.weight", "b.weight"]
-    torch.testing.assert_close(toy.host.a.weight.detach().flatten(), toy.generator()[:4].detach())
+    assert_close(toy.host.a.weight.detach().flatten(), toy.generator()[:4].detach())
 
 
 def test_first_read_after_a_step_evaluates(toy, x):
@@ -127,7 +128,7 @@ def test_first_read_after_a_step_evaluates(toy, x):
         2, dtype=torch.float64
     )  # by the model's first map only
     assert toy.generator.evaluations == 2
-    torch.testing.assert_close(product, toy.generator()[:4].view(2, 2).sum(1))
+    assert_close(product, toy.generator()[:4].view(2, 2).sum(1))
 
 
 def test_tensors_that_wait_for_their_first_read_can_be_inspected(toy):
@@ -201,9 +202,7 @@ def test_micro_batches_share_one_evaluation_and_one_backward(toy, accelerator, x
                     toy.loss(x)
             optimiser.step()
     assert (toy.generator.backwards, toy.generator.evaluations) == (1, 1)
-    torch.testing.assert_close(
-        toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0
-    )
+    assert_close(toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
 
 
 def test_step_during_accumulation_has_the_gradient(toy, accelerator, x):
@@ -224,7 +223,7 @@ def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x, se
     toy.generator.zero_grad(set_to_none)
     GradientState._reset_state()
     toy.loss(x + 1).backward()
-    torch.testing.assert_close(
+    assert_close(
         toy.generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0
     )
 
@@ -237,7 +236,7 @@ def test_gradient_of_values_replaced_during_accumulation(toy, accelerator, x):
     with accelerator.accumulate(toy.generator):
         accelerator.backward(toy.loss(x))
     expected = without_accumulation(x) + without_accumulation(x, moved=0.5)
-    torch.testing.assert_close(toy.generator.angles.grad, expected, atol=1e-12, rtol=0)
+    assert_close(toy.generator.angles.grad, expected, atol=1e-12, rtol=0)
 
 
 def test_untie_lm_head_without_a_head_or_a_tie(llama):

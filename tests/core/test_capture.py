@@ -200,7 +200,7 @@ def test_graphs_are_used_on_a_gpu(ids):
 
 @needs_gpu
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    "config, reason",
     [
         (
             qpeft.QuantumPeftConfig(r=2, family="lie", target_modules="all-linear"),

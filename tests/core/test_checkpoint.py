@@ -83,7 +83,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    "damage, message",
     [
         (lambda f: shutil.rmtree(f), "no adapter folder at"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), r"there is no .*/adapter_model\.safetensors"),

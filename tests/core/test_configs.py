@@ -30,7 +30,7 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("config", "settings"), CONFIGS)
+@pytest.mark.parametrize("config, settings", CONFIGS)
 def test_loaded_and_copied_configs_equal_the_saved_one(config, settings, tmp_path):
     saved = config(**settings)
     saved.save_pretrained(str(tmp_path))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.testing import assert_close
 
 import qpeft
 from qpeft.core import pool_reader
@@ -54,9 +55,7 @@ def world(tmp_path_factory, adapters):
         answers[f"user-{index}"] = adapters.logits(loaded, ids)
         qpeft.export(loaded, exported := tmp_path_factory.mktemp("exported"))
         stock = PeftModel.from_pretrained(copy.deepcopy(base), exported).eval()
-        torch.testing.assert_close(
-            adapters.logits(stock, ids), answers[f"user-{index}"], atol=1e-6, rtol=1e-6
-        )
+        assert_close(adapters.logits(stock, ids), answers[f"user-{index}"], atol=1e-6, rtol=1e-6)
     assert (
         len({tuple(logits[0, 0, :3].tolist()) for logits in answers.values()}) == 6
     )  # they are different
@@ -114,9 +113,7 @@ def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, reque
                 use(name, wanted.keys() | {active})
             expected = torch.stack([answers[name][row] for row, name in enumerate(rows)])
             earlier.append(pool.place(rows))
-            torch.testing.assert_close(
-                logits_of_rows(pool, earlier[-1], ids), expected, atol=1e-6, rtol=1e-5
-            )
+            assert_close(logits_of_rows(pool, earlier[-1], ids), expected, atol=1e-6, rtol=1e-5)
         else:
             active = "__base__" if request == "none" else f"user-{request}"
             if active != "__base__":
@@ -224,7 +221,7 @@ def test_request_after_a_failed_forward_pass_has_its_own_adapters(world, adapter
         expected = [
             answers[name][row] for row, name in enumerate([request] * 4 if is_one else request)
         ]
-        torch.testing.assert_close(found, torch.stack(expected), atol=1e-6, rtol=1e-5)
+        assert_close(found, torch.stack(expected), atol=1e-6, rtol=1e-5)
     assert len(calls) == 2
 
 
@@ -259,7 +256,7 @@ def test_calls_inside_a_call_keep_its_adapters(pool, ids):
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "mixes"),
+    "kind, options, mixes",
     [
         (qpeft.QPAConfig, {"use_dora": True}, False),
         (qpeft.QPAConfig, {"modules_to_save": ["lm_head"]}, True),
@@ -289,8 +286,8 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
     assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(plain, ids))
     if mixes:
         mixed = logits_of_rows(pool, pool.place(["2", "0", "__base__"]), ids)
-        torch.testing.assert_close(mixed[0], expected[2][0], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(mixed[1], expected[0][1], atol=1e-6, rtol=1e-5)
+        assert_close(mixed[0], expected[2][0], atol=1e-6, rtol=1e-5)
+        assert_close(mixed[1], expected[0][1], atol=1e-6, rtol=1e-5)
     else:  # PEFT does not support mixing them
         with pytest.raises((ValueError, TypeError)):
             logits_of_rows(pool, pool.place(["2", "0", "__base__"]), ids)

@@ -72,7 +72,7 @@ def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "answer", "scored"), [("the king", " sings", " sings"), ("ki", "ng", "king")]
+    "prompt, answer, scored", [("the king", " sings", " sings"), ("ki", "ng", "king")]
 )
 def test_only_answer_and_end_are_scored_and_a_token_that_spans_both_parts(
     tokenizer, prompt, answer, scored
@@ -119,7 +119,7 @@ OPEN = "{% if add_generation_prompt %}[assistant]{% endif %}"
 
 
 @pytest.mark.parametrize(
-    ("template", "scored"),
+    "template, scored",
     [
         ("{usual}{% if add_generation_prompt %}<think>{% endif %}", "the bird<end>the bird<end>"),
         (
@@ -248,7 +248,7 @@ LATE = [{"prompt": "fox " * 40, "completion": "a"}] * 2
 
 
 @pytest.mark.parametrize(
-    ("rows", "changes", "named"),
+    "rows, changes, named",
     [
         (texts("the king"), {}, "too little"),
         (texts("the king " * 6), {}, "too little"),

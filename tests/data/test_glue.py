@@ -113,7 +113,7 @@ def test_hub_is_asked_for_configuration_and_split(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "changes", "named"),
+    "source, changes, named",
     [
         ("glue/mrcp", {}, "'mrcp'; did you mean 'mrpc"),
         ("glue/sts-b", {}, "'sts-b'; did you mean 'stsb"),

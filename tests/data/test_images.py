@@ -114,7 +114,7 @@ def table_cut_off(file):
 
 
 @pytest.mark.parametrize(
-    ("made", "named"),
+    "made, named",
     [
         (lambda folder: folder.mkdir(), "data"),
         (lambda folder: picture(folder / "a.png", (0, 0, 0)), "data"),

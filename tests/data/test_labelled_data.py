@@ -71,7 +71,7 @@ def test_quotation_marks_in_a_tsv_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("found", "known", "names"),
+    "found, known, names",
     [
         (["10", "9", "10", "-1"], (), ("-1", "9", "10")),
         (["2", "10", "x"], (), ("10", "2", "x")),
@@ -86,7 +86,7 @@ def test_classes_are_sorted_by_value_or_name_or_as_those_of_the_base(found, know
 
 
 @pytest.mark.parametrize(
-    ("rows", "changes", "error", "named"),
+    "rows, changes, error, named",
     [
         (ROWS, {"label_column": "class"}, DataError, "label_column"),
         (ROWS, {"text_column": "txt"}, DataError, "text_column"),

@@ -36,7 +36,7 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "columns", "expected"),
+    "name, content, columns, expected",
     [
         ("a.txt", "one\n\ntwo\nünd\n", {}, [{"text": "one\n\ntwo\nünd\n"}]),
         ("a.txt", "one\n\n two\x0b\n", KEPT, [{"text": "one"}, {"text": ""}, {"text": " two\x0b"}]),
@@ -91,7 +91,7 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "kept", "found"),
+    "name, content, kept, found",
     [
         ("a.csv", "text,n\none,1\n,2\n", {"text": "one"}, "1 of 2 rows"),
         (
@@ -119,7 +119,7 @@ def test_rows_with_nothing_to_score_are_left_out_with_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    "name, content",
     [
         ("a.txt", ""),
         ("a.txt", b"\xfcnd"),
@@ -161,7 +161,7 @@ class Hub:
 
 
 @pytest.mark.parametrize(
-    ("source", "split", "asked"),
+    "source, split, asked",
     [
         ("wikitext:raw", "train", ("raw", "train")),
         ("wikitext", "validation", (None, "validation")),
@@ -217,7 +217,7 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "named"),
+    "source, named",
     [
         ("a.txt::train", "without ::train"),
         ("numpy-docs::train", "without ::train"),

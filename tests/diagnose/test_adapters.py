@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 from variants import move
 
@@ -79,9 +80,7 @@ def test_factors_of_a_folder_equal_those_of_the_model(base, ids, tmp_path, confi
     assert found.keys() == layers.keys()
     for name, (b, a) in found.items():
         layer = layers[name]
-        torch.testing.assert_close(
-            b @ a, layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        )
+        assert_close(b @ a, layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +97,8 @@ def test_circuit_of_a_folder_equals_that_of_the_model(base, tmp_path, make):
     model = moved(make(base()), tmp_path / "adapter")
     (feature,) = (m for m in model.modules() if type(m).__name__ == "CircuitFeature")
     circuit = Adapter(tmp_path / "adapter").circuit()
-    torch.testing.assert_close(circuit.angles, feature.angles()[0].double())
-    torch.testing.assert_close(circuit.start, feature.angles(initial=True)[0].double())
+    assert_close(circuit.angles, feature.angles()[0].double())
+    assert_close(circuit.start, feature.angles(initial=True)[0].double())
     assert circuit.n_circuits == len(feature.angles())
 
 
@@ -125,7 +124,7 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "scale", "host"),
+    "make, scale, host",
     [
         (lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL)), 10, "llama"),
         (lambda base: get_peft_model(base, qpeft.QPAConfig(**SMALL, angle_scale=3.0)), 3, "llama"),
@@ -175,7 +174,7 @@ def test_zero_matrices_are_not_averaged():
 
 
 @pytest.mark.parametrize(
-    ("config", "changed", "call", "error"),
+    "config, changed, call, error",
     [
         (qpeft.QPAConfig(**SMALL), {"seed": 9}, Adapter, CheckpointError),
         (qpeft.QPAConfig(**SMALL), {"n_layers": "x"}, Adapter, InputError),

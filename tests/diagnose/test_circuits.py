@@ -54,7 +54,7 @@ def haar_states(samples, n_qubits, field, seed=0):
 
 
 @pytest.mark.parametrize("field", OTHER)
-@pytest.mark.parametrize(("samples", "n_qubits"), [(200, 8), (1, 10), (20, 12), (500, 4)])
+@pytest.mark.parametrize("samples, n_qubits", [(200, 8), (1, 10), (20, 12), (500, 4)])
 def test_random_states_pass_for_their_field_and_fail_for_the_other(field, samples, n_qubits):
     p = haar_states(samples, n_qubits, field, seed=6).abs().square()
     own, other = porter_thomas(p, field), porter_thomas(p, OTHER[field])
@@ -64,7 +64,7 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
 
 
 @pytest.mark.parametrize(
-    ("samples", "size", "tested"), [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)]
+    "samples, size, tested", [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)]
 )
 def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypatch):
     if tested:
@@ -324,7 +324,7 @@ def test_divergence_equals_scipy_in_bins_of_equal_probability():
     assert of_fidelities(np.zeros(10), 3, n_bins=10)["divergence"] == pytest.approx(math.log(10))
 
 
-@pytest.mark.parametrize(("n_pairs", "n_bins"), [(50, 50), (400, 20), (2000, 50)])
+@pytest.mark.parametrize("n_pairs, n_bins", [(50, 50), (400, 20), (2000, 50)])
 def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
     counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
     simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)

@@ -37,7 +37,7 @@ def on_the_page():
         yield from (f"{module}.{name}" for name in getattr(import_module(module), "__all__", ()))
 
 
-@pytest.mark.parametrize(("what", "name"), list(public()))
+@pytest.mark.parametrize("what, name", list(public()))
 def test_public_name_is_on_the_page(what, name):
     assert name in set(on_the_page()) or inspect.ismodule(what)
 
@@ -57,7 +57,7 @@ def explained_by_its_docstring(what, name):
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [p for p in public() if explained_by_its_docstring(*p.values)]
+    "what, name", [p for p in public() if explained_by_its_docstring(*p.values)]
 )
 def test_docstring_documents_every_parameter(what, name):
     text = (inspect.getdoc(what) or "") + (
@@ -72,7 +72,7 @@ def test_docstring_documents_every_parameter(what, name):
     assert isinstance(what, type) or has_errors_of_others or "Raises" in text or "raises" in text
 
 
-@pytest.mark.parametrize(("what", "name"), [p for p in public() if is_dataclass(p.values[0])])
+@pytest.mark.parametrize("what, name", [p for p in public() if is_dataclass(p.values[0])])
 def test_fields_of_configurations_have_help(what, name):
     """Either all or none: a field without it would be no option."""
     own = [field for field in fields(what) if field.name in vars(what).get("__annotations__", {})]

@@ -149,7 +149,7 @@ def test_averages_are_in_per_cent_of_the_gain_of_each_setup():
 
 
 @pytest.mark.parametrize(
-    ("row", "verdicts"),
+    "row, verdicts",
     [
         ("framed circuits minus framed signs", ["open", "open", "worse", "worse"]),
         ("framed circuits minus Uni-LoRA", ["better", "better", "better", "open"]),

@@ -24,7 +24,7 @@ ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
 
 
 @pytest.mark.parametrize(
-    ("tunings", "expected"),
+    "tunings, expected",
     [
         ([ENDS_WELL], 3.0),
         (

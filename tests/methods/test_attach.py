@@ -165,7 +165,7 @@ def test_model_that_cannot_be_generated(llama, named):
 
 
 @pytest.mark.parametrize(
-    ("generator", "named"),
+    "generator, named",
     [
         ({"budget": 0.5}, "QPAGeneratorConfig"),
         (qpeft.QPAConfig(), "QPAGeneratorConfig"),
@@ -199,7 +199,7 @@ def test_another_adapter(llama, ids, adapters, tmp_path, host):
 
 
 @pytest.mark.parametrize(
-    ("damage", "named"),
+    "damage, named",
     [
         (
             lambda f: rewrite(
@@ -235,7 +235,7 @@ def test_stock_and_compact_folders_are_not_confused(llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("host", "change"),
+    "host, change",
     [
         (PREFIX, {"head_dim": 16}),
         (PREFIX, {"num_hidden_layers": 3}),

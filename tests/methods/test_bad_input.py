@@ -93,7 +93,7 @@ def config(method, settings):
     )
 
 
-@pytest.mark.parametrize(("method", "settings", "named"), ROWS, ids=str)
+@pytest.mark.parametrize("method, settings, named", ROWS, ids=str)
 def test_invalid_config(llama, ids, adapters, method, settings, named):
     before, modules = adapters.logits(llama, ids), dict(llama.named_modules())
     for use in (qpeft.plan, get_peft_model):

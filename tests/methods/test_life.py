@@ -31,6 +31,7 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
+from torch.testing import assert_close
 from variants import SMALL_GENERATOR, VARIANTS, Variant, attached, changed
 
 import qpeft
@@ -316,7 +317,7 @@ def test_untrained_adapter_keeps_the_outputs(life):
     if life.variant.starts_at_base:
         assert torch.equal(life.start_logits, life.untrained_logits)
     else:
-        torch.testing.assert_close(life.start_logits, life.untrained_logits, atol=5e-2, rtol=0)
+        assert_close(life.start_logits, life.untrained_logits, atol=5e-2, rtol=0)
 
 
 @every_life()
@@ -354,12 +355,12 @@ def test_export_is_as_planned_or_refused(life):
 @every_life(lambda variant: variant.exports)
 def test_exported_adapter_has_the_same_logits_in_stock_peft(life):
     stock = life.load_exported()
-    torch.testing.assert_close(life.logits(stock), life.live_logits, atol=1e-5, rtol=0)
+    assert_close(life.logits(stock), life.live_logits, atol=1e-5, rtol=0)
     if life.variant.merges:  # in float32 a merged weight is rounded
         exact = stock.double()
         expected = life.logits(exact)
         merged = exact.merge_and_unload()
-        torch.testing.assert_close(life.logits(merged), expected, atol=1e-9, rtol=0)
+        assert_close(life.logits(merged), expected, atol=1e-9, rtol=0)
 
 
 @every_life(lambda variant: variant.exports and variant.attached)
@@ -380,7 +381,7 @@ def test_merged_adapter_has_the_same_logits_or_is_refused(life):
         assert torch.equal(life.logits(model), life.live_logits)
         return
     merged = model.merge_and_unload()
-    torch.testing.assert_close(life.logits(merged), life.live_logits, atol=1e-4, rtol=1e-5)
+    assert_close(life.logits(merged), life.live_logits, atol=1e-4, rtol=1e-5)
     assert not any("qpeft" in name for name, _ in merged.named_modules())
 
 

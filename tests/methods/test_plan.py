@@ -83,7 +83,7 @@ COUNTS = [  # base, config, trainable and deployed parameters; None: not compare
 ]
 
 
-@pytest.mark.parametrize(("base", "config", "trainable", "deployed"), COUNTS)
+@pytest.mark.parametrize("base, config, trainable, deployed", COUNTS)
 def test_published_counts(base, config, trainable, deployed):
     plan = qpeft.plan(base, config)
     assert (plan.trainable, plan.deployed) == (trainable, deployed or plan.deployed)
@@ -92,7 +92,7 @@ def test_published_counts(base, config, trainable, deployed):
 
 
 @pytest.mark.parametrize(
-    ("d_in", "d_out", "settings", "count"),
+    "d_in, d_out, settings, count",
     [
         (1024, 1024, {"r": 8}, 64),  # (2L+1)(10+10) - 4L + K = 64
         (1024, 1024, {}, 60),
@@ -131,7 +131,7 @@ def test_sizes_and_parts():
 
 
 @pytest.mark.parametrize(
-    ("base", "config", "notes"),
+    "base, config, notes",
     [
         (GPT2, qpeft.QPAConfig.official(), ["LoRA of rank 2 on the same modules trains 102,050 "]),
         # no chunk size of this circuit uses the whole budget, which is LoRA of rank 2
@@ -167,7 +167,7 @@ def test_plan_counts_the_training_of_a_config_for_inference(llama, make):
 
 
 @pytest.mark.parametrize(
-    ("config", "task_type", "expected"),
+    "config, task_type, expected",
     [
         (ViTConfig(), None, "ViTModel"),
         (BertConfig(), "SEQ_CLS", "BertForSequenceClassification"),
@@ -195,7 +195,7 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
 
 
 @pytest.mark.parametrize(
-    ("m", "settings", "n_chunks", "n_qubits", "total"),
+    "m, settings, n_chunks, n_qubits, total",
     [
         (LM_HEAD, {"chunk_size": 2048}, 100, 7, 106_264),  # the published count
         (1_032_192, {"chunk_size": 4096}, 252, 8, 173_888),  # Gemma's lm_head
@@ -234,7 +234,7 @@ def test_published_counts_of_qpa(m, settings, n_chunks, n_qubits, total):
 
 
 @pytest.mark.parametrize(
-    ("settings", "m", "named"),
+    "settings, m, named",
     [
         *(
             (

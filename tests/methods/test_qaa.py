@@ -10,6 +10,7 @@ import torch
 from folders import edit_config
 from peft import get_peft_model
 from torch import nn
+from torch.testing import assert_close
 from variants import VARIANTS, move
 
 import qpeft
@@ -39,7 +40,7 @@ def test_output_equals_the_equation(llama, settings):
         f = f * x.norm(dim=-1, keepdim=True) / 4
     offset = 0 if "n_read" in settings else branch.c  # QCHFT has none
     expected = projection(x) + 8 / f.shape[-1] * (f @ branch.V.T + offset)
-    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+    assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_gpt2_adapts_queries_and_values(gpt2):
@@ -50,7 +51,7 @@ def test_gpt2_adapts_queries_and_values(gpt2):
     x, branch = torch.randn(2, 3, 16), found.qpeft_adapter["default"]
     assert branch.V.shape == (32, 4)
     assert not branch(x)[..., 16:32].any()
-    torch.testing.assert_close(found(x), layer(x) + branch(x))
+    assert_close(found(x), layer(x) + branch(x))
 
 
 def test_default_targets_of_llama_have_angles_of_their_own(llama):
@@ -90,7 +91,7 @@ def signs(n):
 
 @pytest.mark.parametrize("more", LAST)
 @pytest.mark.parametrize(
-    ("source", "sign"), [("qnn", 1), ("quadratic", 1), ("givens", 1), ("linear", -1)]
+    "source, sign", [("qnn", 1), ("quadratic", 1), ("givens", 1), ("linear", -1)]
 )
 def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_norm(
     source, sign, more
@@ -101,7 +102,7 @@ def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_nor
     )
     f = made(x)
     assert torch.equal(f, sign * made(-x))
-    torch.testing.assert_close(made(7 * x), f, atol=1e-12, rtol=1e-12)
+    assert_close(made(7 * x), f, atol=1e-12, rtol=1e-12)
     assert f.shape == (50, 2 if more else 4)
     assert not more or source == "linear" or f.abs().max() <= 1
 
@@ -110,13 +111,11 @@ def test_last_r_reads_the_last_qubits():
     """F1: three layers at angles 0, CNOTs there and back three times, are the identity."""
     made = features(4, ansatz="mps", n_layers=3, readout="last_r", n_read=1)
     made.angles.start.zero_()
-    torch.testing.assert_close(made(torch.arange(1.0, 5)), torch.tensor([-1 / 3]))
+    assert_close(made(torch.arange(1.0, 5)), torch.tensor([-1 / 3]))
 
 
 @pytest.mark.parametrize("more", LAST)
-@pytest.mark.parametrize(
-    ("source", "low", "high"), [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)]
-)
+@pytest.mark.parametrize("source, low, high", [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)])
 def test_controls_have_the_variance_of_a_real_circuit(source, low, high, more):
     x = torch.randn(4000, 64)
     drawn = torch.cat(
@@ -138,15 +137,15 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     turned = a.clone()
     turned[:, i] = angle.cos() * a[:, i] - angle.sin() * a[:, j]
     turned[:, j] = angle.sin() * a[:, i] + angle.cos() * a[:, j]
-    torch.testing.assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
+    assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
 
 
 def test_quadratic_control_is_one_random_orthogonal_matrix():
     made, x = features(6, feature_source="quadratic"), torch.randn(3, 6)
     assert not made.state_dict()  # it is drawn again
-    torch.testing.assert_close(made.matrix.T @ made.matrix, torch.eye(6))
+    assert_close(made.matrix.T @ made.matrix, torch.eye(6))
     phi = torch.nn.functional.normalize(x, dim=-1) @ made.matrix.T
-    torch.testing.assert_close(made(x), math.sqrt(10 / 2) * phi.square() @ signs(3))
+    assert_close(made(x), math.sqrt(10 / 2) * phi.square() @ signs(3))
 
 
 @pytest.mark.parametrize("more", [*LAST, {"ansatz": "rxyz", "n_layers": 2}])

@@ -48,7 +48,7 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"),
+    "settings, kind",
     [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")],
 )
 def test_settings_without_a_circuit_are_classical(settings, kind):

@@ -246,7 +246,7 @@ COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 40
 ]
 
 
-@pytest.mark.parametrize(("config", "counts"), COUNTS)
+@pytest.mark.parametrize("config, counts", COUNTS)
 def test_published_counts(config, counts):
     bases = [nn.Sequential(nn.Linear(n, n, device="meta")) for n in (256, 768, 4096)]
     assert (
@@ -350,7 +350,7 @@ def test_rotations_are_exported_as_oft_that_loads_without_qpeft(tmp_path, text_f
 
 
 @pytest.mark.parametrize(
-    ("changes", "settings", "reason"),
+    "changes, settings, reason",
     [
         ({"attention_bias": True}, {}, "v_proj without bias"),
         ({}, {"target_modules": ["k_proj"]}, "k_proj; .* v_proj without bias"),
@@ -416,7 +416,7 @@ def test_compounds_are_the_circuit_on_k_excitations(k):
     )
 
 
-@pytest.mark.parametrize(("base", "n_angles"), [("cayley", 6), ("pyramid", 6), ("butterfly", 4)])
+@pytest.mark.parametrize("base, n_angles", [("cayley", 6), ("pyramid", 6), ("butterfly", 4)])
 @pytest.mark.parametrize("multiplier", ["compound", "random"])
 def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, n_angles, multiplier):
     rotation = quic(15, n_blocks=1, order=3, base=base, multiplier=multiplier)
@@ -444,7 +444,7 @@ def test_merging_in_half_precision_warns_and_unmerging_is_exact():
 
 
 @pytest.mark.parametrize(
-    ("side", "shape"), [("input", (5, 5)), ("output", (3, 3)), ("parallel", (5, 3))]
+    "side, shape", [("input", (5, 5)), ("output", (3, 3)), ("parallel", (5, 3))]
 )
 def test_merge_of_any_linear_change(side, shape):
     class Change(LinearAdapter):

@@ -57,7 +57,7 @@ def test_distribution_of_initial_values():
 
 
 @pytest.mark.parametrize(
-    ("settings", "warnings"), [({}, 1), ({"sparse_lambda": 0.1}, 1), ({"shrink_budget": 0}, 0)]
+    "settings, warnings", [({}, 1), ({"sparse_lambda": 0.1}, 1), ({"shrink_budget": 0}, 0)]
 )
 def test_training_without_a_threshold_warns_once(llama, ids, recwarn, settings, warnings):
     def ours():
@@ -124,7 +124,7 @@ def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
     torch.testing.assert_close(stock(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("ranks", "value"), [([0, 0, 0, 0], 0.0), ([3, 4, 5, 6], math.nan)])
+@pytest.mark.parametrize("ranks, value", [([0, 0, 0, 0], 0.0), ([3, 4, 5, 6], math.nan)])
 def test_adapter_without_an_effect_and_non_finite_gates_are_not_exported(
     llama, tmp_path, ranks, value
 ):

@@ -74,7 +74,7 @@ def use(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("budget", "label", "trainable"),
+    "budget, label, trainable",
     [
         ({"parameters": 64}, "Uni-LoRA, 64", 64),
         ({"parameters": 511}, "Quantum-PEFT, L=1, r=8", None),
@@ -169,7 +169,7 @@ def test_frames_of_the_sign_of_the_gradient_can_be_in_a_file_too(use):
 
 
 @pytest.mark.parametrize(
-    ("made", "settings"),
+    "made, settings",
     [
         ({"target_modules": ["c_fc"]}, {}),
         (
@@ -223,7 +223,7 @@ def test_base_that_cannot_be_counted_is_refused(tmp_path):
             qpeft.plan(base, lora)
 
 
-@pytest.mark.parametrize(("budget", "r"), [(511, None), (512, 1), (1300, 2), (5000, 4)])
+@pytest.mark.parametrize("budget, r", [(511, None), (512, 1), (1300, 2), (5000, 4)])
 def test_size_is_the_largest_within_the_budget_of_the_study(use, budget, r):
     use(
         design(
@@ -335,7 +335,7 @@ def test_counts_on_few_layers_change_no_suggestion(use, monkeypatch, budget):
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_mixed"),
+    "settings, is_mixed",
     [({}, True), ({"modules_to_save": "@norms"}, False), ({"use_dora": True}, False)],
     ids=str,
 )
@@ -385,7 +385,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("model", "norms", "last"),
+    "model, norms, last",
     [
         (on_meta(BASE), ["ln_1", "ln_2", "ln_f"], "transformer.ln_f"),
         # registered before the blocks

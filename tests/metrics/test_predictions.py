@@ -48,7 +48,7 @@ def test_correlations_are_those_of_values_and_of_ranks():
 
 
 @pytest.mark.parametrize(
-    ("labels", "predictions"),
+    "labels, predictions",
     [
         ([1.0, 2.0, 3.0], [0.3] * 3),
         ([2.0] * 3, [1.0, 2.0, 3.0]),

@@ -59,7 +59,7 @@ def lines(path: Path, texts: list[str]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("options", "is_lower"), [((), False), (("--lowercase",), True)])
+@pytest.mark.parametrize("options, is_lower", [((), False), (("--lowercase",), True)])
 def test_bleu_and_chrf_equal_those_of_sacrebleus_command(tmp_path, options, is_lower):
     files = [
         lines(tmp_path / f"{i}.txt", [own[i] if i < len(own) else "" for own in REFERENCES])
@@ -97,7 +97,7 @@ def test_rouge_is_the_mean_of_the_best_references():
 
 
 @pytest.mark.parametrize(
-    ("texts", "references"),
+    "texts, references",
     [
         ([], []),
         (["a"], [["a"], ["b"]]),

@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [(name, one) for name in SETTINGS for one in SETTINGS[name]], ids=str
+    "name, settings", [(name, one) for name in SETTINGS for one in SETTINGS[name]], ids=str
 )
 def test_forward_and_backward_read_no_tensor_value(llama, name, settings, monkeypatch):
     """On the meta device every `.item()` and every branch on a value raises."""

@@ -65,7 +65,7 @@ def save(tiny_encoder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "name"),
+    "kind, damage, name",
     [
         ("gpt2", without, "h.0.attn.c_attn.weight"),
         ("gpt2", without, "ln_f.bias"),

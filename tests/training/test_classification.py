@@ -124,9 +124,7 @@ def tiny_decoder(tiny_model, tmp_path):
 # -- scores
 
 
-@pytest.mark.parametrize(
-    ("task", "base"), [*((task, None) for task in TASKS), (TEXTS, "tiny_decoder")]
-)
+@pytest.mark.parametrize("task, base", [*((task, None) for task in TASKS), (TEXTS, "tiny_decoder")])
 def test_score_equals_stock_transformers_on_single_examples(read, request, task, base):
     """A decoder's tokenizer has no padding token."""
     task = read(task, **({"model": str(request.getfixturevalue(base))} if base else {}))

@@ -159,7 +159,7 @@ def test_smoothed_loss_is_that_of_the_trainer(tokenizer, tiny_model, virtual_tok
 
 
 @pytest.mark.parametrize(
-    ("loss", "expected"), [(mean_nats, cross_entropy), (regression_loss, mse_loss)]
+    "loss, expected", [(mean_nats, cross_entropy), (regression_loss, mse_loss)]
 )
 def test_loss_is_a_mean_over_the_whole_step(loss, expected):
     logits, labels = (
@@ -271,7 +271,7 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
 
 
 @pytest.mark.parametrize(
-    ("adapter", "n"), [("none", 256), ("prompt", 252)]
+    "adapter, n", [("none", 256), ("prompt", 252)]
 )  # which has 4 virtual tokens
 def test_text_that_does_not_fit_the_context_is_refused(embedded, adapter, n):
     base, tokenizer = embedded

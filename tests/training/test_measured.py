@@ -13,6 +13,7 @@ from qiskit.primitives import BackendSamplerV2
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.transpiler import CouplingMap
 from torch import nn
+from torch.testing import assert_close
 from variants import move
 
 import qpeft
@@ -75,7 +76,7 @@ def test_many_shots_give_the_exact_outputs_and_few_do_not(adapted, ids):
         assert costs["circuits"] == circuits
         assert costs["shots"] == circuits * settings.get("shots", 0)
         for logits in found.values():
-            torch.testing.assert_close(logits, exact, atol=tolerance, rtol=0)
+            assert_close(logits, exact, atol=tolerance, rtol=0)
     few, again = (scored(model, ids, shots=20)[1]["measured"] for _ in range(2))
     assert (few - exact).abs().max() > 5e-3
     assert torch.equal(few, again)  # counts depend on the seed
@@ -93,7 +94,7 @@ def test_cua_has_the_check_values_of_noise_and_counts():
         model, score, [BackendSettings(noise=0.119), BackendSettings(shots=8192)]
     )
     expected = torch.tensor([1.200433, 1.333292, 1.026517, 5.072234], dtype=torch.float64)
-    torch.testing.assert_close(noisy, expected, atol=1e-6, rtol=0)
+    assert_close(noisy, expected, atol=1e-6, rtol=0)
     counts = 8192 * counted.square() / x.square().sum()
     assert counts.round().tolist() == [151, 276, 60, 7705]
 
@@ -106,7 +107,7 @@ def test_noise_shrinks_the_features_of_qaa_and_zero_inputs_have_none(llama):
     x[0] = 0
     score = lambda: features(x, layer.qpeft_adapter["default"].measure)  # noqa: E731
     _, [(_, found)] = measured_scores(layer, score, [BackendSettings(noise=0.3)])
-    torch.testing.assert_close(found, 0.7 * features(x), atol=1e-5, rtol=0)
+    assert_close(found, 0.7 * features(x), atol=1e-5, rtol=0)
 
 
 def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
@@ -183,7 +184,7 @@ def test_devices_without_shots_give_the_exact_outputs(adapted, ids, tmp_path, ba
     model, circuits = adapted
     costs, found = scored(model, ids, folder=tmp_path, backend=backend)
     assert costs["circuits"] == circuits
-    torch.testing.assert_close(found["measured"], found["adapted"], atol=1e-5, rtol=0)
+    assert_close(found["measured"], found["adapted"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
@@ -199,9 +200,7 @@ def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign)
     )
     assert ansatz.n_angles == 2**n_qubits - 1 + 2**n_qubits * (2**n_qubits - 1) // 2
     found = exact_probabilities(ansatz, torch.from_numpy(angles).flatten(0, 1)).view(a.shape)
-    torch.testing.assert_close(
-        found, torch.einsum("mij,rmj->rmi", q, a).square(), atol=1e-13, rtol=0
-    )
+    assert_close(found, torch.einsum("mij,rmj->rmi", q, a).square(), atol=1e-13, rtol=0)
 
 
 @pytest.mark.filterwarnings(
@@ -260,7 +259,7 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    "settings, named",
     [
         ({"backend": "abacus"}, "abacus"),
         ({"backend": "qiskit:aer"}, "set shots"),

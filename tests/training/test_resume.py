@@ -183,7 +183,7 @@ def finished():
     return {}
 
 
-@pytest.mark.parametrize(("kind", "crash"), CASES)
+@pytest.mark.parametrize("kind, crash", CASES)
 def test_stopped_run_resumes_to_the_same_bits(run, settings, finished, monkeypatch, kind, crash):
     unbroken = finished[kind] = finished.get(kind) or run(kind, "unbroken")
 
@@ -437,7 +437,7 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
 
 
 @pytest.mark.parametrize(
-    ("backend", "message"),
+    "backend, message",
     [
         ({"backend": "exact", "noise": 0.1}, "noise"),
         ({"backend": "qiskit:aer", "shots": 100, "noise": 0.1}, "does not simulate noise"),

@@ -110,7 +110,7 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("name", "of_transformers"), [("cosine", "cosine"), ("constant", "constant_with_warmup")]
+    "name, of_transformers", [("cosine", "cosine"), ("constant", "constant_with_warmup")]
 )
 def test_learning_rate_follows_the_schedule_of_transformers(settings, name, of_transformers):
     result = train(settings(lr_schedule=name, warmup=0.3, lr=0.01))
@@ -211,7 +211,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "error", "field"), BAD)
+@pytest.mark.parametrize("changes, error, field", BAD)
 def test_bad_input_is_refused_and_nothing_is_written(
     settings, tiny_model, tmp_path, changes, error, field
 ):
@@ -245,7 +245,7 @@ def test_unusable_folder_is_refused(settings, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    "name, change",
     [
         *[
             ("config", change)

@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from torch.testing import assert_close
 from variants import VARIANTS, move
 
 import qpeft
@@ -63,14 +64,14 @@ def test_transpiled_circuit_has_the_probabilities_of_the_circuit_before(
         circuit.measure_all()
     found = transpiled(circuit, 3, optimization_level=level, initial_layout=layout)
     ansatz = from_qiskit(found)
-    torch.testing.assert_close(exact_probabilities(ansatz, angles).flatten(), expected)
+    assert_close(exact_probabilities(ansatz, angles).flatten(), expected)
 
 
 def test_idle_qubits_of_the_device_are_left_out(routed):
     circuit, angles, expected = routed
     ansatz = from_qiskit(transpiled(circuit, 5, optimization_level=0, initial_layout=[1, 2, 3]))
     assert ansatz.n_qubits == 3
-    torch.testing.assert_close(exact_probabilities(ansatz, angles).flatten(), expected)
+    assert_close(exact_probabilities(ansatz, angles).flatten(), expected)
 
 
 def test_routing_over_other_qubits_of_the_device_is_refused(routed):
@@ -156,7 +157,7 @@ def test_state_that_peft_gives_of_an_adapter_is_taken_back(adapted, ids, adapter
     move(adapted, seed=2)
     assert not torch.equal(adapters.logits(adapted, ids), before)
     set_peft_model_state_dict(adapted, state)
-    torch.testing.assert_close(adapters.logits(adapted, ids), before, atol=0, rtol=0)
+    assert_close(adapters.logits(adapted, ids), before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("adapted", ["qpa", "attached to a prefix"], indirect=True)
@@ -181,7 +182,7 @@ def test_weights_that_trl_sends_to_an_engine_are_those_of_the_merged_base(adapte
     merged = dict(copy.deepcopy(adapted).merge_and_unload().named_parameters())
     assert sent.keys() == merged.keys()
     for name, value in sent.items():
-        torch.testing.assert_close(value, merged[name].data)
+        assert_close(value, merged[name].data)
 
 
 def federated(models):
@@ -214,10 +215,10 @@ def test_states_of_several_models_are_averaged(llama, ids, adapters, tmp_path, n
     expected = [(a + 2 * b + 4 * c) / 7 for a, b, c in zip(*parameters, strict=True)]
     federated(models)
     for parameter, mean in zip(parameters[2], expected, strict=True):
-        torch.testing.assert_close(parameter, mean)
+        assert_close(parameter, mean)
     qpeft.save(models[1], tmp_path)  # with its fingerprint
     loaded = qpeft.load(copy.deepcopy(models[0]).unload(), tmp_path)
-    torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(models[2], ids))
+    assert_close(adapters.logits(loaded, ids), adapters.logits(models[2], ids))
 
 
 @pytest.mark.parametrize("adapted", ["quantum_peft"], indirect=True)

@@ -126,8 +126,8 @@ STOCK = [("lora", "tokens"), ("lora", "both as targets")]
 BASES = [(True, True), (False, True), (True, False), pytest.param(False, False, marks=LONG)]
 
 
-@pytest.mark.parametrize(("is_tied", "is_resized"), BASES)
-@pytest.mark.parametrize(("method", "way"), [*EVERY, *SOME, *STOCK])
+@pytest.mark.parametrize("is_tied, is_resized", BASES)
+@pytest.mark.parametrize("method, way", [*EVERY, *SOME, *STOCK])
 def test_folder_gives_the_live_logits_on_a_fresh_base(
     make, ids, adapters, tmp_path, method, way, is_tied, is_resized
 ):
@@ -154,7 +154,7 @@ EVERY_RUN = [
 
 @pytest.mark.parametrize("is_tied", [True, pytest.param(False, marks=LONG)])
 @pytest.mark.parametrize(
-    ("method", "way"), [*EVERY_RUN, ("quantum_peft", "tokens"), ("sora", "head as target")]
+    "method, way", [*EVERY_RUN, ("quantum_peft", "tokens"), ("sora", "head as target")]
 )
 def test_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, way, is_tied):
     ids = tokens(ids, is_resized=True)

@@ -76,7 +76,7 @@ def test_circuit_of_one_size_has_its_number_of_qubits_in_qpa(n_qubits, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "message"),
+    "name, shape, message",
     [
         ("ladder", None, "there is no circuit 'ladder'. Give ry_ladder"),
         ("no.qasm", None, "there is no file no.qasm"),

@@ -45,7 +45,7 @@ def test_intervals_and_p_values_are_those_of_paired_t_tests():
 
 
 @pytest.mark.parametrize(
-    ("mean", "spread", "decision"),
+    "mean, spread, decision",
     [
         (-10.0, 1.0, "better"),
         (10.0, 1.0, "worse"),

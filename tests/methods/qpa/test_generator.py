@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.testing import assert_close
 
 from circuits import by_pennylane
 from qpeft.circuits import Ansatz, probabilities
@@ -28,7 +29,7 @@ def make(m, **settings):
 
 @pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
 @pytest.mark.parametrize(
-    ("ansatz", "features", "chunk_size", "m", "k"),
+    "ansatz, features, chunk_size, m, k",
     [
         *((ansatz, 16, 40, 1000, 1) for ansatz in ("ry_ladder", "two_design", "rxyz", "square")),
         ("rxyz", 4, 13, 777, 2),
@@ -72,7 +73,7 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
             by_svd(of_chunks(angles).numpy()) for angles in generator.feature.angles(initial=True)
         ]
         mixed = generator.whitening
-        torch.testing.assert_close(mixed, torch.stack(by_hand), atol=1e-5, rtol=1e-5)  # float32
+        assert_close(mixed, torch.stack(by_hand), atol=1e-5, rtol=1e-5)  # float32
     weights = torch.linspace(-1, 1, m, dtype=torch.float64)
     flat = generator()
     found = torch.autograd.grad(flat @ weights, list(generator.parameters()))
@@ -82,10 +83,10 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
     )
     parts = [(of_chunks(angles[g]) @ mixed[g] @ weight[g].T).flatten()[:share] for g in range(k)]
     expected = torch.cat(parts)[:m]
-    torch.testing.assert_close(flat, expected, atol=1e-10, rtol=0)
+    assert_close(flat, expected, atol=1e-10, rtol=0)
     gradients = torch.autograd.grad(expected @ weights, (angles, weight))
     for one, other, factor in zip(found, gradients, (1, 10), strict=True):  # angle_scale, mlp_scale
-        torch.testing.assert_close(one, factor * other, atol=1e-10, rtol=1e-10)
+        assert_close(one, factor * other, atol=1e-10, rtol=1e-10)
 
 
 def by_svd(features):
@@ -106,7 +107,7 @@ def test_features_and_gradients_are_finite_at_zero_angles(feature):
 
 
 @pytest.mark.parametrize(
-    ("m", "chunk_size"),
+    "m, chunk_size",
     [(5, 8), (8, 8), (16, 8), (17, 8), (32, 8), (1, 1), (2, 1)],
 )
 @pytest.mark.parametrize("n_layers", [1, 3])
@@ -132,7 +133,7 @@ def test_folding_equals_a_larger_learning_rate_under_adam():
         optimiser = torch.optim.Adam([parameter], lr=lr)
         (value * torch.arange(1.0, 21.0)).sum().backward()
         optimiser.step()
-    torch.testing.assert_close(folded(), plain.detach(), atol=1e-6, rtol=0)
+    assert_close(folded(), plain.detach(), atol=1e-6, rtol=0)
 
 
 def test_vector_order(llama, adapters):

@@ -174,7 +174,7 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "named"),
+    "settings, error, named",
     [
         ({"frame": "random"}, ConfigError, "frames"),
         (

@@ -34,7 +34,7 @@ def gradient(d_out, d_in, decay=0.7, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("d_out", "d_in", "rank"), [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)]
+    "d_out, d_in, rank", [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)]
 )
 @pytest.mark.parametrize("size", [1.0, 1e-25])
 def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
@@ -211,7 +211,7 @@ NOTHING = {"input_ids": IDS, "labels": torch.full_like(IDS, -100)}
 
 
 @pytest.mark.parametrize(
-    ("batches", "error", "named"),
+    "batches, error, named",
     [
         ([], DataError, "no batches"),
         ([{"inputs_embeds": torch.zeros(1, 3, 16)}], DataError, "no loss for batch"),

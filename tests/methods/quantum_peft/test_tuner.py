@@ -11,6 +11,7 @@ from folders import edit_config
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.testing import assert_close
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
@@ -99,9 +100,7 @@ def test_core_in_frames_is_lora_xs_or_lora_sb(base, ids, adapters, frame):
             core = cores[f"{name}.u"].view(3, 3).detach().double()
             assert core.any()
             expected = 2 * (u * s if frame == "weights" else u) @ core @ vt
-            torch.testing.assert_close(
-                delta, expected, atol=2e-2 * expected.abs().max().item(), rtol=0
-            )
+            assert_close(delta, expected, atol=2e-2 * expected.abs().max().item(), rtol=0)
     assert model.get_nb_trainable_parameters()[0] == 9 * len(model.base_model.targeted_module_names)
 
 
@@ -153,9 +152,7 @@ def test_factors_equal_pennylanes_columns(llama, ids, adapters):
     )
     expected = 16 * (u * generator.lam().detach().double()) @ v.mT
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    torch.testing.assert_close(
-        layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0
-    )
+    assert_close(layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0)
 
 
 FRAMED = {"share": "type", "frame": "random", "frame_rank": 8}
@@ -182,4 +179,4 @@ def test_generator_is_not_affected_by_autocast(llama, ids, adapters, settings):
         parts = zip(tensors, weights.split(binding.sizes), strict=True)
         sum((tensor.flatten() * part).sum() for tensor, part in parts).backward()
     for name, parameter in generator.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+        assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-5, msg=name)
