@@ -78,7 +78,7 @@ RATED = Method(
 
 
 @pytest.mark.parametrize(
-    ("task", "parameters", "value", "is_measured"),
+    "task, parameters, value, is_measured",
     [
         ("causal-lm", 260_000, 0.1, True),
         ("causal-lm", 11_000_000, 0.1, False),
