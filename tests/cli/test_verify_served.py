@@ -106,7 +106,7 @@ def verify(qpeft_cli, server, adapter_folder):
 
 
 @pytest.mark.parametrize(
-    ("served", "form", "code"),
+    "served, form, code",
     [
         ("adapter", "openai", 0),
         ("adapter", "llama", 0),
@@ -147,7 +147,7 @@ def test_key_is_sent_and_never_shown(server, verify, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("status", "reply", "message"),
+    "status, reply, message",
     [
         (200, b"<html>hello</html>", "is no completions server"),
         (200, {"choices": []}, "is no completions server"),
@@ -173,7 +173,7 @@ def test_silent_and_absent_servers_are_explained(server, verify):
 
 
 @pytest.mark.parametrize(
-    ("url", "message"),
+    "url, message",
     [
         ("localhost:8000", "no address such as http://"),
         ("file:///etc/passwd", "no address such as"),
