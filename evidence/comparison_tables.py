@@ -16,6 +16,7 @@ from qpeft_lab.compare.stats import NO_DIFFERENCE, paired_difference
 from qpeft_lab.compare.summary import Result, Summary
 from table_text import table
 from winners import (
+    ADAPTERS,
     BUDGETS,
     EPOCHS,
     FINAL,
@@ -61,6 +62,22 @@ TWINS = [
     Pair("quanta", "lora"),
     Pair("qchft", "lora"),
 ]
+
+
+class Replaced(NamedTuple):
+    """An adapter with a circuit, and what takes the circuit's place."""
+
+    circuit: str
+    instead: str
+
+
+GALLERY_NAMES = {  # the labels of the study `margins`
+    "QPA, frozen angles": Replaced("QPA", "frozen angles"),
+    "QPA, Gaussian features": Replaced("QPA", "Gaussian features"),
+    "Quantum-PEFT, signs": Replaced("Quantum-PEFT", "random signs"),
+    "framed signs": Replaced("Quantum-PEFT in gradient frames", "random signs"),
+    "QAA, Givens rotations": Replaced("QAA", "Givens rotations"),
+}
 
 
 class Change(NamedTuple):
@@ -120,13 +137,21 @@ class Line(NamedTuple):
 
 def grid(header: Sequence[str], rows: Sequence[Line]) -> str:
     """A table of comparisons, whose verdicts are of one family."""
-    cells = [cell for row in rows for cell in row.cells if cell is not None]
-    verdicts = comparisons.verdicts([cell.difference for cell in cells])
     lines = []
-    for row in rows:
-        texts = ["" if cell is None else cell.text(next(verdicts)) for cell in row.cells]
+    for row, verdicts in zip(rows, verdicts_of(rows), strict=True):
+        texts = [
+            "" if cell is None else cell.text(verdict)
+            for cell, verdict in zip(row.cells, verdicts, strict=True)
+        ]
         lines.append([row.label, *texts])
     return table(header, lines)
+
+
+def verdicts_of(rows: Sequence[Line]) -> list[list[str]]:
+    """That of each cell, in the shape of the rows; "" where there is nothing to compare."""
+    cells = [cell for row in rows for cell in row.cells if cell is not None]
+    decided = comparisons.verdicts([cell.difference for cell in cells])
+    return [["" if cell is None else next(decided) for cell in row.cells] for row in rows]
 
 
 # -- the equal search
@@ -170,9 +195,22 @@ def equal() -> str:
 
 def pairs(study: str, asked: Sequence[Pair]) -> str:
     """Families of a search at each budget, averaged over the setups."""
+    budgets = budgets_of(study)
+    header = ["parameters, at most", *(f"{budget:,}" for budget in budgets)]
+    return grid(header, pair_lines(study, asked))
+
+
+def budgets_of(study: str) -> list[int]:
+    """Those at which a search has winners, in ascending order."""
+    of_setups = [winners_of(setup, study) for setup in summaries_of(study)]
+    return sorted({budget for of_setup in of_setups for _, budget in of_setup})
+
+
+def pair_lines(study: str, asked: Sequence[Pair]) -> list[Line]:
+    """The comparisons of `pairs`, a cell for each budget."""
     summaries = summaries_of(study)
     chosen = {setup: winners_of(setup, study) for setup in summaries}
-    budgets = sorted({budget for of_setup in chosen.values() for _, budget in of_setup})
+    budgets = budgets_of(study)
     some_summary = next(iter(summaries.values()))
     rows = []
     for pair in asked:
@@ -181,7 +219,7 @@ def pairs(study: str, asked: Sequence[Pair]) -> str:
             label += ", sizes about equal"
         cells = [pair_cell(pair, budget, summaries, chosen) for budget in budgets]
         rows.append(Line(label, cells))
-    return grid(["parameters, at most", *(f"{budget:,}" for budget in budgets)], rows)
+    return rows
 
 
 def pair_cell(
@@ -225,11 +263,38 @@ def margins() -> str:
 
 def pooled() -> str:
     """The same, averaged over the setups."""
-    rows = [
+    return grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], pooled_lines())
+
+
+def pooled_lines() -> list[Line]:
+    """The comparisons of `pooled`."""
+    return [
         Line(question, [Cell(comparisons.mean(in_setups))])
         for question, in_setups in questions().items()
     ]
-    return grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], rows)
+
+
+def gallery() -> str:
+    """The verdict in words of each published circuit against its classical replacement, from the
+    tables `pooled` and `twins`.
+    """
+    rows = []
+    pooled = pooled_lines()
+    for line, (verdict,) in zip(pooled, verdicts_of(pooled), strict=True):
+        replaced = GALLERY_NAMES[line.label]
+        rows.append([replaced.circuit, replaced.instead, verdict])
+    twins = pair_lines(ADAPTERS, TWINS)
+    for line, verdicts in zip(twins, verdicts_of(twins), strict=True):
+        circuit, _, instead = line.label.partition(" minus ")
+        if instead == "LoRA":
+            continue  # another adapter, not a replacement of the circuit
+        budgets: dict[str, list[str]] = {}  # by verdict
+        for budget, verdict in zip(budgets_of(ADAPTERS), verdicts, strict=True):
+            if verdict:
+                budgets.setdefault(verdict, []).append(f"{budget:,}")
+        words = [f"{verdict} at {' / '.join(at)}" for verdict, at in budgets.items()]
+        rows.append([circuit, instead, ", ".join(words)])
+    return table(["adapter", "instead of its circuit", "verdict of the circuit"], rows)
 
 
 def questions() -> dict[str, list[Paired]]:

@@ -33,6 +33,7 @@ PAGES = [
     ROOT / "docs" / "circuits.md",
     ROOT / "docs" / "quantum_peft.md",
     ROOT / "docs" / "small_adapters.md",
+    ROOT / "docs" / "verdict.md",
     ROOT / "docs" / "other_adapters.md",
     RESULTS / "README.md",
 ]
@@ -135,6 +136,7 @@ TABLES = {
     "later_pairs": Table(lambda: comparison_tables.pairs(FINAL, LATER_PAIRS), [FINAL]),
     "twins": Table(lambda: comparison_tables.pairs(ADAPTERS, TWINS), [ADAPTERS]),
     "pooled": Table(comparison_tables.pooled, ["margins"]),
+    "gallery": Table(comparison_tables.gallery, ["margins", ADAPTERS]),
     "margins": Table(comparison_tables.margins, ["margins"]),
     "angles": Table(comparison_tables.angles, ["angles"]),
     "angles_far": Table(comparison_tables.angles_far, ["angles"]),

@@ -55,7 +55,8 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-RECOMPUTED = sorted(page_tables.TABLES.keys() - {"studies"})
+# the words of `gallery` are those of `pooled` and `twins`
+RECOMPUTED = sorted(page_tables.TABLES.keys() - {"studies", "gallery"})
 
 
 @pytest.mark.parametrize(
