@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from qpeft_lab.compare.cell import Cell
+    from qpeft_lab.compare.cell_progress import Reached
     from qpeft_lab.compare.rows import Row
     from qpeft_lab.training.score import Score
 
@@ -61,6 +62,9 @@ class CompareProgress:
         """The study has `n_cells`, of which `n_finished` have rows. A grid of learning rates may
         extend itself.
         """
+
+    def on_cell(self, cell: Cell, reached: Reached) -> None:
+        """About once a second for each running cell: what it is doing."""
 
     def on_row(self, cell: Cell, row: Row) -> None:
         """A cell ended or failed, and its row is written."""

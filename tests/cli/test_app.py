@@ -23,6 +23,7 @@ from qpeft_lab.cli.command import application, command
 from qpeft_lab.cli.compare import CompareBar
 from qpeft_lab.cli.console import Answer, TrainingBar, bars, quiet_libraries, stderr
 from qpeft_lab.cli.options import Fields
+from qpeft_lab.compare.cell_progress import Reached
 from qpeft_lab.training.score import Score
 
 HEAVY = {
@@ -252,7 +253,11 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         bar.on_step(3, 2.5)
         bar.on_eval(3, Score(2.0, "nats per token", 1, {"perplexity": 7.39}))
         study.on_total(5, 2)
-        good, bad = (SimpleNamespace(method="lora", name=name) for name in ("lr0.1", "seed0"))
+        good, bad = (
+            SimpleNamespace(method="lora", name=name, cell_id=name) for name in ("lr0.1", "seed0")
+        )
+        study.on_cell(good, Reached("Loading the base model"))
+        study.on_cell(good, Reached("", 50, 200, 2.25, 400.0))
         study.on_row(good, {"status": "success", "valid_loss": 2.5, "best_step": 0, "lr": 0.1})
         study.on_row(bad, {"status": "failed", "error": "no\nluck"})
     stderr.cache_clear()
@@ -265,6 +270,7 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         "failed: no luck",
     ):
         assert found in captured.err
+    assert ("lora lr0.1: step 50 of 200: loss 2.250, 7 min left" in captured.err) != terminal
     for found in ("75%", "80%"):
         assert (found in captured.err) == terminal
 

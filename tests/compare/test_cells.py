@@ -27,6 +27,7 @@ from qpeft_lab.compare.cell import (
     untrained_model,
     work_folder,
 )
+from qpeft_lab.compare.cell_progress import read_progress
 from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.rows import RowFile, read_rows
 from qpeft_lab.compare.study import load_study, read_study
@@ -246,7 +247,8 @@ def test_row_has_the_fields_of_the_specification(planned):
     most = 6 * row["lr"]  # radians: six steps of Adam, which moves an angle by one learning rate
     assert 0 < row["angles_moved"] < row["angles_moved_most"] < 1.01 * most
     assert json.dumps(row, allow_nan=False)
-    assert work_folder(cell, plan.folder).exists()
+    reached = read_progress(work_folder(cell, plan.folder))
+    assert (reached.what, reached.step, reached.steps) == ("Measuring the adapter", 6, 6)
 
 
 def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_file(planned):

@@ -67,6 +67,15 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     assert (plan.folder / "rows.jsonl").read_bytes() == before
 
 
+def test_running_cells_report_their_steps(plan):
+    class Witness(CompareProgress):
+        def on_cell(self, cell, reached):
+            cells.journal(plan.folder, f"seen {cell.cell_id} {reached.step} of {reached.steps}")
+
+    outcome = run(plan, workers=2, progress=Witness(), run_cell=cells.run_until_seen)
+    assert outcome.failures == []
+
+
 def test_parallel_rows_equal_sequential_rows_and_cost_cells_run_alone(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
     several = cells.PlantedPlan(tmp_path / "several", methods=("lora", "qpa", "qaa"))

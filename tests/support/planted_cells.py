@@ -17,6 +17,7 @@ from pathlib import Path
 from qpeft.files import write_json
 from qpeft_lab.compare.cell import Setup, started_row, work_folder
 from qpeft_lab.compare.cell import run_cell as run_real_cell
+from qpeft_lab.compare.cell_progress import ProgressFile
 from qpeft_lab.compare.plan import Plan
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import PlannedMethod, PlannedStudy
@@ -119,6 +120,17 @@ def run_in_company(cell, folder):
     ):
         time.sleep(SECONDS)
     return run_cell(cell, folder)
+
+
+def run_until_seen(cell, folder):
+    """Report a step, and end when the runner has seen it."""
+    work = work_folder(cell, folder)
+    work.mkdir(parents=True, exist_ok=True)
+    journal(folder, f"begin {cell.cell_id}")
+    ProgressFile(work).on_start(8, 5)
+    while f"seen {cell.cell_id} 5 of 8" not in (folder / "journal").read_text():
+        time.sleep(SECONDS)
+    return planted_row(cell, status="success", valid_loss=1.0)
 
 
 def run_forever(cell, folder):

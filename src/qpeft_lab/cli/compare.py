@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+import time
 from dataclasses import make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ import typer
 
 from qpeft.checks import option
 from qpeft_lab.cli.command import SOME_FAILED, application, command
-from qpeft_lab.cli.console import Answer, bars, facts, line, listed, say, stderr, table
+from qpeft_lab.cli.console import Answer, bars, duration, facts, line, listed, say, stderr, table
 from qpeft_lab.cli.options import ALIASES, Fields, flag, needed
 from qpeft_lab.compare import BUILT_IN, RECIPES
 from qpeft_lab.compare.rows import ROWS, Row, cell_id, is_failure
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qpeft_lab.compare.cell import Cell
+    from qpeft_lab.compare.cell_progress import Reached
     from qpeft_lab.compare.plan import Plan
     from qpeft_lab.compare.summary import Summary
 
+_WORTH_A_LINE = 20.0  # seconds that are left of a run
 _STUDY = needed(
     f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.",
     metavar="STUDY",
@@ -274,11 +277,17 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
 
 
 class CompareBar(CompareProgress):
-    """Shows the number of cells done, and prints a line per finished cell."""
+    """Shows the number of cells done and the progress of the running ones, and prints a line per
+    finished cell. Without a terminal it prints a line at each quarter of a run.
+    """
 
     def __init__(self, shown: progress.Progress) -> None:
         self._bars, self._n_done, self._total = shown, 0, 0
         self._all = shown.add_task("cells", total=None, text="")
+        self._of_cell: dict[str, progress.TaskID] = {}
+        self._quarters: dict[str, int] = {}  # of a cell's run, that are done
+        self._n_ended = 0  # in this call
+        self._began = time.monotonic()
 
     def on_total(self, n_cells: int, n_finished: int) -> None:
         if n_finished > self._n_done:
@@ -286,9 +295,30 @@ class CompareBar(CompareProgress):
         self._n_done, self._total = n_finished, n_cells
         self._bars.update(self._all, total=n_cells, completed=n_finished)
 
+    def on_cell(self, cell: Cell, reached: Reached) -> None:
+        name = f"{cell.method} {cell.name}"
+        loss = "" if reached.loss is None else f"loss {reached.loss:.3f}"
+        left = "" if reached.seconds_left is None else f"{duration(reached.seconds_left)} left"
+        text = ", ".join(filter(None, (reached.what, loss, left)))
+        if cell.cell_id not in self._of_cell:
+            self._of_cell[cell.cell_id] = self._bars.add_task(name, total=None, text="")
+        bar = self._of_cell[cell.cell_id]
+        self._bars.update(bar, total=reached.steps, completed=reached.step, text=text)
+        is_long = (reached.seconds_left or 0.0) > _WORTH_A_LINE
+        if not stderr().is_terminal and reached.steps and is_long:
+            quarter = 4 * reached.step // reached.steps
+            if self._quarters.get(cell.cell_id, 0) < quarter < 4:
+                self._quarters[cell.cell_id] = quarter
+                line(stderr(), f"{name}: step {reached.step} of {reached.steps}: {text}")
+
     def on_row(self, cell: Cell, row: Row) -> None:
         self._n_done += 1
-        self._bars.update(self._all, completed=self._n_done)
+        self._n_ended += 1
+        per_cell = (time.monotonic() - self._began) / self._n_ended
+        left = duration(per_cell * max(self._total - self._n_done, 0))
+        self._bars.update(self._all, completed=self._n_done, text=f"about {left} left")
+        if cell.cell_id in self._of_cell:
+            self._bars.remove_task(self._of_cell.pop(cell.cell_id))
         line(
             stderr(), f"{self._n_done} of {self._total}: {cell.method} {cell.name}: {_outcome(row)}"
         )

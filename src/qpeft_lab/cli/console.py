@@ -183,6 +183,14 @@ def size(n_bytes: int) -> str:
     return f"{value:,.1f} TB"
 
 
+def duration(seconds: float) -> str:
+    """`40 s`, `3 min` or `2.3 h`, in two digits."""
+    for unit, length in (("s", 1), ("min", 60)):
+        if seconds < 90 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 3600:.1f} h"
+
+
 def cell(value: Any) -> str:
     """A value as text: 12,345 for a whole number, four digits of a fraction, names with commas."""
     if isinstance(value, bool) or value is None:

@@ -28,6 +28,7 @@ from qpeft.errors import DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.method import imported
+from qpeft_lab.compare.cell_progress import ProgressFile
 from qpeft_lab.compare.measure import measure_cost, rank_fields
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.compare.study import Generation, PlannedMethod
@@ -133,15 +134,18 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     with warnings.catch_warnings(action="ignore"):  # libraries repeat them in every cell
         if cell.role == "cost":
             return row | _cost(cell) | {"status": "success"}
+        work = work_folder(cell, folder)
+        work.mkdir(parents=True, exist_ok=True)
+        progress = ProgressFile(work)
         try:
             ready, found = (
-                _train(cell, work_folder(cell, folder)) if cell.spec.rates else _untrained(cell)
+                _train(cell, work, progress) if cell.spec.rates else _untrained(cell, progress)
             )
         except DivergedError as error:
-            log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
+            log = read_rows(work / "run" / "metrics.jsonl")
             return row | {"status": "diverged", "error": str(error), "curve": _curve(log)}
         if cell.role != "tuning":
-            found |= _measured(cell, ready)
+            found |= _measured(cell, ready, progress)
     losses = [loss for _, loss, _ in found["curve"]]
     is_lost = not all(map(math.isfinite, losses)) or losses[-1] > _DIVERGED * losses[0]
     return row | found | {"status": "diverged" if is_lost else "success"}
@@ -216,12 +220,11 @@ class KeepBest(TrainerCallback):
             save_file(parameters, temporary)
 
 
-def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
+def _train(cell: Cell, work: Path, progress: Progress) -> tuple[Prepared, Row]:
     settings = settings_of(cell, work / "run")
     best = work / "best.safetensors"
-    work.mkdir(parents=True, exist_ok=True)
     task = read_data(settings)
-    ready, run = fit(settings, Progress(), [KeepBest(best)], task)
+    ready, run = fit(settings, progress, [KeepBest(best)], task)
     model, saved, curve = (
         ready.model,
         load_file(best),
@@ -254,19 +257,19 @@ def _train(cell: Cell, work: Path) -> tuple[Prepared, Row]:
     return ready, found
 
 
-def _untrained(cell: Cell) -> tuple[Prepared, Row]:
+def _untrained(cell: Cell, progress: Progress) -> tuple[Prepared, Row]:
     settings = settings_of(cell)
-    ready = prepare(settings, Progress(), read_data(settings))
-    loss = ready.task.score(ready.model).loss
+    ready = prepare(settings, progress, read_data(settings))
+    loss = ready.task.score(ready.model, progress=progress).loss
     sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored"), 0)
     return ready, {"curve": [[0, loss, 0.0]], "valid_loss": loss, "best_step": 0, **sizes}
 
 
-def _measured(cell: Cell, ready: Prepared) -> Row:
+def _measured(cell: Cell, ready: Prepared, progress: Progress) -> Row:
     """The scores on the test data, and the ranks of the learned updates."""
     model, setup = ready.model.eval(), cell.setup
     test = read_data(test_settings_of(cell))
-    score = test.score(model)
+    score = test.score(model, progress=progress)
     found: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
     found |= (
         {"test_losses": [round(loss, 3) for loss in score.block_losses]}
@@ -279,6 +282,7 @@ def _measured(cell: Cell, ready: Prepared) -> Row:
         "bits_per_byte": "bits_per_byte",
     }
     found |= {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
+    progress.on_stage("Measuring the adapter")
     if methods.get(cell.spec.method).trains is Trains.ADAPTER:
         found |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,11 +23,13 @@ from pebble import ProcessExpired, ProcessFuture, concurrent
 
 from qpeft.errors import TrainingError
 from qpeft_lab.compare.cell import Cell, RunCell, data_as_json, failed_row, work_folder
+from qpeft_lab.compare.cell_progress import Reached, read_progress
 from qpeft_lab.compare.rows import Row
 from qpeft_lab.files import locked
 
 DATA = "QPEFT_COMPARE_DATA"  # environment variable: the data that `preload` reads, as JSON
 _PRELOAD = "qpeft_lab.compare.preload"
+_SECONDS_BETWEEN_REPORTS = 1.0
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _process: Any = concurrent.process  # its annotations have another name for `context`
@@ -44,6 +46,7 @@ class LocalExecutor(AbstractContextManager):
     run_cell: RunCell
     workers: int = 1
     threads: int = 1  # of a cell
+    on_cell: Callable[[Cell, Reached], None] = lambda cell, reached: None
     is_stopping: bool = False
     _stop: tuple[Connection, Connection] = field(
         default_factory=lambda: multiprocessing.Pipe(duplex=False)
@@ -61,7 +64,9 @@ class LocalExecutor(AbstractContextManager):
                 while waiting and not self.is_stopping and len(running) < workers:
                     cell = waiting.popleft()
                     running[self._start(cell)] = cell
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                ended = wait(running, _SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED).done
+                self._report(running.values())
+                for future in ended:
                     cell = running.pop(future)
                     if (row := self._row(cell, future)) is not None:
                         yield cell, row
@@ -75,6 +80,13 @@ class LocalExecutor(AbstractContextManager):
         """
         self.is_stopping = True
         self._stop[1].send(None)
+
+    def _report(self, running: Iterable[Cell]) -> None:
+        """Pass on what the cells have written about their progress."""
+        for cell in running:
+            reached = read_progress(work_folder(cell, self.folder))
+            if reached is not None:
+                self.on_cell(cell, reached)
 
     def _start(self, cell: Cell) -> Future[Row]:
         """Start the cell's process."""

@@ -77,6 +77,7 @@ class RayExecutor(LocalExecutor):
             )
         while self._tasks:
             ended, _ = self._ray.wait(list(self._tasks), timeout=_SECONDS_BETWEEN_CHECKS)
+            self._report(self._tasks.values())
             for reference in ended:
                 cell = self._tasks.pop(reference)
                 if (row := self._result(cell, reference)) is not None:

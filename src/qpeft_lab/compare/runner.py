@@ -59,8 +59,10 @@ def run(
     with locked(plan.folder):
         plan.claim()
         remove_unfinished(plan.folder)
-        study = _Run(plan, progress or CompareProgress(), retry)
-        with make_executor(plan.folder, run_cell or cells.run_cell, workers, threads) as pool:
+        progress = progress or CompareProgress()
+        study = _Run(plan, progress, retry)
+        run_one = run_cell or cells.run_cell
+        with make_executor(plan.folder, run_one, workers, threads, progress.on_cell) as pool:
             study.run(pool)
         outcome = study.outcome(write_outputs(plan.folder))
         if not outcome.failures and (work := plan.folder / "work").exists():
