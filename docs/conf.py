@@ -12,6 +12,7 @@ extensions = [
     "api_reference",
     "mathml",
     "myst_parser",
+    "page_list",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
 ]

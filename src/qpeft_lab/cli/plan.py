@@ -31,8 +31,7 @@ def plan(
 
     Only the configuration of the base model is read; its weights are not downloaded. For a
     classification, the new head counts as trainable, with as many classes as the base has. With
-    --backend or --shots, the plan also gives the circuits, shots and seconds of --steps steps;
-    three small jobs are run to measure the time.
+    --backend or --shots, the plan also gives the circuits and shots of --steps steps.
 
     With --parameters or --bytes, the plan is that of the adapter which the published evidence
     suggests for this budget, classical ones included, and shows this evidence.
