@@ -109,18 +109,23 @@ def studies() -> str:
     """Every study with its question, and its rows by setup."""
     rows = []
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        summaries = summaries_of(folder.name)
-        links = ", ".join(f"[{setup}]({folder.name}/{setup}.jsonl.xz)" for setup in summaries)
-        question = next(iter(summaries.values())).study.question
-        # older rows name the place where the protocol was
-        question = question.replace(
-            "The protocol is results/PROTOCOL.md", "See results/PROTOCOL.md"
-        )
-        question = question.replace(
-            "results/PROTOCOL.md", "[the protocol](../evidence/PROTOCOL.md)"
-        )
-        rows.append([f"`{folder.name}`", question, links])
+        of_question: dict[str, list[str]] = {}
+        for setup, summary in summaries_of(folder.name).items():
+            link = f"[{setup}]({folder.name}/{setup}.jsonl.xz)"
+            of_question.setdefault(_with_links(summary.study.question), []).append(link)
+        rows += [
+            [f"`{folder.name}`", question, ", ".join(links)]
+            for question, links in of_question.items()
+        ]
     return table(["study", "question", "rows"], rows)
+
+
+def _with_links(question: str) -> str:
+    """The question, with a link to its protocol. Older rows name the place where that was."""
+    question = question.replace("The protocol is results/PROTOCOL.md", "See results/PROTOCOL.md")
+    question = question.replace("results/PROTOCOL.md", "[the protocol](../evidence/PROTOCOL.md)")
+    smollm2 = "evidence/smollm2/PROTOCOL.md"
+    return question.replace(f"See {smollm2}", f"See [the protocol](../{smollm2})")
 
 
 class Table(NamedTuple):
