@@ -20,9 +20,8 @@ from qpeft.files import UNFINISHED, hidden_folder
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
-_SCIENTIFIC = re.compile(
-    r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"
-)  # 1e-3 too, which is a text in YAML 1.1
+# also 1e-3, which is a text in YAML 1.1
+_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 _DISK_FULL = (
     # of the system
     "no space left on device",
@@ -85,14 +84,14 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(
             f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ConfigError(f"{path} has no fields, such as {example}")
-    return found
+    return content
 
 
 def json_line(value: Any) -> str:
@@ -110,19 +109,18 @@ def read_json_lines(
     Raises CheckpointError, with the `remedy`, for a line that is no JSON, or for which `is_valid`
     raises or is false.
     """
-    found = []
-    for number, line in enumerate(
-        path.read_bytes().split(b"\n")[:-1] if path.exists() else (), start=1
-    ):
+    complete = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()
+    rows = []
+    for number, line in enumerate(complete, start=1):
         try:
-            found.append(json.loads(line))
-            if not is_valid(found[-1]):
+            rows.append(json.loads(line))
+            if not is_valid(rows[-1]):
                 raise ValueError("a field has no valid value")
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is damaged in line {number} ({error}); {remedy}"
             ) from error
-    return found
+    return rows
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -446,14 +446,12 @@ def described(error: ValueError) -> str:
     """The first error of fields, such as `steps: Input should be a valid integer, got 'many'`."""
     if not isinstance(error, ValidationError):
         return str(error)
-    found = error.errors()[0]
-    got = (
-        ""
-        if found["type"] in ("missing", "value_error")
-        else f", got {reprlib.repr(found['input'])}"
-    )  # a short one
-    where = [".".join(map(str, found["loc"])), found["msg"].removeprefix("Value error, ") + got]
-    return ": ".join(filter(None, where))
+    first = error.errors()[0]
+    has_value = first["type"] not in ("missing", "value_error")
+    got = f", got {reprlib.repr(first['input'])}" if has_value else ""  # shortened
+    name = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ") + got
+    return ": ".join(filter(None, (name, message)))
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -21,23 +21,19 @@ from qpeft.files import read_json
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of vLLM's --max-lora-rank
 _DEFAULT_RANK = 16
 
-_WITHOUT_LORA = (
-    "gpt2",
-    "gptj",
-    "gpt_neox",
-)  # model types, in every list of supported models that we found
+# model types, in every list of supported models that we found
+_WITHOUT_LORA = ("gpt2", "gptj", "gpt_neox")
 _HEADS = ("lm_head", "embed_tokens", "wte", "embed_in", "embed_out", "word_embeddings")
-_SAVED = {
-    "classifier",
-    "score",
-}  # the heads of classification models, the only modules_to_save that vLLM reads
+# the heads of classification models, the only modules_to_save that vLLM reads
+_SAVED = {"classifier", "score"}
+# initializations of PEFT that keep the base: the others change the base model
 _INITS = (
     "gaussian",
     "eva",
     "orthogonal",
     "mica",
     "lora_ga",
-)  # of PEFT: the others change the base model
+)
 _VARIANTS = {
     "use_dora": "DoRA",
     "lora_bias": "LoRA with biases",

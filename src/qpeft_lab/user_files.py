@@ -48,15 +48,15 @@ def file_hashes(
     Raises ConfigError if a file does not exist.
     """
     named = {"method": method, "ansatz": settings.get("ansatz"), "backend": backend.get("backend")}
-    found = {part: file_hash(code_path(name)) for part, name in named.items() if is_file(name)}
+    hashes = {part: file_hash(code_path(name)) for part, name in named.items() if is_file(name)}
     if isinstance(frames := settings.get(FRAMES), str):
         path = Path(frames).expanduser()
         if not path.is_file():
             raise ConfigError(
                 f"there is no frame file {path}; make one with qpeft frames, or restore it"
             )
-        found[FRAMES] = file_hash(path)
-    return found
+        hashes[FRAMES] = file_hash(path)
+    return hashes
 
 
 def named_ansatz(name: str) -> str:
@@ -71,12 +71,11 @@ def named_ansatz(name: str) -> str:
     from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names
 
     execute(name, "ansatz")
-    found, others = (
-        name.rpartition(":")[2],
-        [other for other in ansatz_names() if other not in OWN_ANSATZE],
-    )
-    if found not in others:
+    wanted = name.rpartition(":")[2]
+    registered = [other for other in ansatz_names() if other not in OWN_ANSATZE]
+    if wanted not in registered:
         raise ConfigError(
-            f"ansatz {name}: the file does not register {found!r}; it registers {', '.join(others)}"
+            f"ansatz {name}: the file does not register {wanted!r}; it registers"
+            f" {', '.join(registered)}"
         )
-    return found
+    return wanted

@@ -82,9 +82,8 @@ class Loading:
             recorded, _ = run.recorded()
             settings = recorded.method_settings | {"method": recorded.method}
         for name in ("method", "ansatz"):
-            if (
-                is_file(settings.get(name)) and getattr(self, name) is None
-            ):  # the folder may be of others
+            # the folder may come from someone else
+            if is_file(settings.get(name)) and getattr(self, name) is None:
                 raise ConfigError(
                     f"the adapter at {path} was made with code of a file, which is executed only if"
                     f" you name it; add --{name} {quote(settings[name])}"

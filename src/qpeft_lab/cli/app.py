@@ -48,9 +48,8 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if as_json and hasattr(
-                error, "format_message"
-            ):  # a usage error, whichever click Typer comes with
+            # a usage error, whichever click Typer comes with
+            if as_json and hasattr(error, "format_message"):
                 console.print_failure(error, error.format_message(), error.exit_code)  # type: ignore[attr-defined]
             raise
 

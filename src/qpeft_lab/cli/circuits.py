@@ -50,12 +50,8 @@ class Choice:
         from qpeft.circuits import Ansatz
 
         if self.adapter is None:
-            return (
-                Ansatz(
-                    named_ansatz(self.ansatz or "ry_ladder"), self.n_qubits or 7, self.n_layers or 8
-                ),
-                None,
-            )
+            name = named_ansatz(self.ansatz or "ry_ladder")
+            return Ansatz(name, self.n_qubits or 7, self.n_layers or 8), None
         own = self.ansatz if is_file(self.ansatz) else None
         if self.n_qubits or self.n_layers or self.ansatz != own:
             raise ConfigError(
@@ -67,13 +63,13 @@ class Choice:
 
             loading = Loading(ansatz=own)
             folder = loading.find(self.adapter)
-            found = Adapter(folder, loading.frames).circuit()
-        if found is None:
+            of_adapter = Adapter(folder, loading.frames).circuit()
+        if of_adapter is None:
             raise ConfigError(
                 f"{self.adapter} has no circuit that starts in |0...0>; give another one, or"
                 " --ansatz"
             )
-        return found.ansatz, found.angles.numpy()
+        return of_adapter.ansatz, of_adapter.angles.numpy()
 
 
 @command

@@ -53,9 +53,8 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
                 raise typer.Exit(answer.exit_code)
         except (typer.Exit, typer.BadParameter, BrokenPipeError):  # Typer handles a closed pipe
             raise
-        except (
-            BaseException
-        ) as error:  # code of a user may call sys.exit, which would end as a success
+        # code of a user may call sys.exit, which would end as a success
+        except BaseException as error:
             if isinstance(error.__context__, BrokenPipeError):  # Rich's exit for a closed pipe
                 raise
             message = explain(error)
@@ -83,7 +82,8 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     }
     parameters = list(signature.parameters)
     for name, made in flags.items():
-        kind, hint = inspect.Parameter.KEYWORD_ONLY, Annotated[bool, made]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        hint = Annotated[bool, made]
         parameters.append(inspect.Parameter(name, kind, default=False, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -38,7 +38,7 @@ _STUDY = needed(
 )
 _OF_STUDY = [(name, Study.model_fields[name]) for name in ("test_data", "seeds", "lr_scale")]
 _STUDY_OPTIONS = [
-    (name, found.annotation, option(None, str(found.description))) for name, found in _OF_STUDY
+    (name, field.annotation, option(None, str(field.description))) for name, field in _OF_STUDY
 ]
 # instead of the study's own
 OfRun = Annotated[dict[str, Any], Fields(SharedSettings, is_complete=False)]
@@ -111,17 +111,17 @@ def plan(
       qpeft compare plan rank-perplexity --model gpt2 --data text.txt --json
     """
     with stderr().status("Preparing the study"), tempfile.TemporaryDirectory() as folder:
-        found = _plan(study, of_run, of_study, Path(folder) / "study", Path(Path(study).stem))
+        planned = _plan(study, of_run, of_study, Path(folder) / "study", Path(Path(study).stem))
         cells = {
-            "tuning": found.tuning_cells({}),
-            "final": found.final_cells({}),
-            "cost": found.cost_cells({}),
+            "tuning": planned.tuning_cells({}),
+            "final": planned.final_cells({}),
+            "cost": planned.cost_cells({}),
         }
         data = {
-            "study": found.study.model_dump(),
+            "study": planned.study.model_dump(),
             "cells": {name: len(phase) for name, phase in cells.items()},
         }
-    return Answer(data, lambda console: _show_plan(console, found, data))
+    return Answer(data, lambda console: _show_plan(console, planned, data))
 
 
 @command
@@ -179,10 +179,9 @@ def _plan(
         say("Note:", f"the study executes the code in {name.rpartition(':')[0]}", "bold yellow")
     overrides = {f"run.{name}": value for name, value in of_run.items()} | of_study
     trusted = overrides.pop("trust_remote_code", False)
-    found = load_study(study, overrides)
-    from qpeft_lab.compare.plan import (
-        make_plan,
-    )  # imports that take seconds, not needed to report a misspelled field
+    loaded = load_study(study, overrides)
+    # takes seconds to import, and is not needed to report a misspelled field
+    from qpeft_lab.compare.plan import make_plan
 
     words = ["qpeft", "compare", "run", study]  # how many run in parallel, and where, is left out
     for name, value in {**of_run, **of_study}.items():
@@ -192,8 +191,8 @@ def _plan(
         from qpeft_lab.compare.smoke import smoke_test
 
         words.append("--smoke")
-        found = smoke_test(found, folder)
-    return make_plan(found, folder, shlex.join([*words, "--out", str(out)]), trusted)
+        loaded = smoke_test(loaded, folder)
+    return make_plan(loaded, folder, shlex.join([*words, "--out", str(out)]), trusted)
 
 
 def _reported(
@@ -262,8 +261,13 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     study = plan.study
     console.print(f"{study.title}\n{study.question}\n")
     rows = [
-        (one.key, one.trainable, one.deployed, " ".join(f"{rate:g}" for rate in one.rates))
-        for one in study.methods
+        (
+            method.key,
+            method.trainable,
+            method.deployed,
+            " ".join(f"{rate:g}" for rate in method.rates),
+        )
+        for method in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
     console.print(facts(listed({"steps": study.run.steps, "runs": data["cells"]})))
@@ -282,7 +286,9 @@ class CompareBar(CompareProgress):
     """
 
     def __init__(self, shown: progress.Progress) -> None:
-        self._bars, self._n_done, self._total = shown, 0, 0
+        self._bars = shown
+        self._n_done = 0
+        self._total = 0
         self._all = shown.add_task("cells", total=None, text="")
         self._of_cell: dict[str, progress.TaskID] = {}
         self._quarters: dict[str, int] = {}  # of a cell's run, that are done
@@ -292,7 +298,8 @@ class CompareBar(CompareProgress):
     def on_total(self, n_cells: int, n_finished: int) -> None:
         if n_finished > self._n_done:
             say("Note:", f"{n_finished} of {n_cells} cells are already done")
-        self._n_done, self._total = n_finished, n_cells
+        self._n_done = n_finished
+        self._total = n_cells
         self._bars.update(self._all, total=n_cells, completed=n_finished)
 
     def on_cell(self, cell: Cell, reached: Reached) -> None:

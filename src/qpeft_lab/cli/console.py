@@ -37,11 +37,8 @@ _SILENCE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_VERBOSE = (
-    "bitsandbytes",
-    "torchao",
-    "torch.utils._pytree",
-)  # PEFT imports those that are installed
+# loggers; PEFT imports these packages where they are installed
+_VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,9 @@ class TrainingBar(Progress):
     """Shows the steps of the run `name` as one of `shown`, and prints a line per event."""
 
     def __init__(self, shown: progress.Progress, name: str) -> None:
-        self._name, self._shown, self._is_training = name, shown, False
+        self._name = name
+        self._shown = shown
+        self._is_training = False
         self._bar = shown.add_task(name, total=None, text="")
         self._update = partial(shown.update, self._bar)
 

@@ -40,19 +40,20 @@ def diagnose(
       qpeft diagnose run
       qpeft diagnose my-adapter --html my-adapter.html
     """
-    folder, page = loading.find(target), None if html is None else output_file(html)
+    folder = loading.find(target)
+    page = None if html is None else output_file(html)
     with stderr().status("Measuring"):
         import torch
 
         from qpeft_lab.diagnose.answers import diagnose as measure
 
         torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
-        found = measure(folder, samples, frames=loading.frames)
+        answers = measure(folder, samples, frames=loading.frames)
 
     def show(console: Console) -> None:
         line(console, f"Diagnosis of {target}\n", "bold")
-        console.print(facts(listed(found["facts"])))
-        for number, finding in enumerate(found["findings"].values(), 1):
+        console.print(facts(listed(answers["facts"])))
+        for number, finding in enumerate(answers["findings"].values(), 1):
             console.print(f"\n{number}. {finding['question']}", style="bold")
             console.print(*finding["sentences"], sep="\n")
             if reason := finding["left_out"]:
@@ -60,4 +61,4 @@ def diagnose(
 
     if page is not None:
         write_page(page, show)
-    return Answer({"target": str(target), **found}, show)
+    return Answer({"target": str(target), **answers}, show)

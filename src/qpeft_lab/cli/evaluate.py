@@ -111,17 +111,18 @@ def evaluate(
     if trained.folder is not None and is_measured and not generate:
         points = _points(circuits, shots, noise)
         measure = partial(_measured, settings, trained.folder, points, seconds_per_circuit)
-    of_circuits = {
-        "shots": shots,
-        "noise": noise,
-        **circuits,
-        "seed": seed,
-        "seconds_per_circuit": seconds_per_circuit,
-    }
-    _refuse_unused(
-        of_circuits if measure is None else {},
-        "needs --adapter, one of --shots, --noise and --backend, and no --generate",
-    )
+    if measure is None:
+        of_circuits = {
+            "shots": shots,
+            "noise": noise,
+            **circuits,
+            "seed": seed,
+            "seconds_per_circuit": seconds_per_circuit,
+        }
+        _refuse_unused(
+            of_circuits,
+            "needs --adapter, one of --shots, --noise and --backend, and no --generate",
+        )
     if generate:
         return _score_answers(settings, trained, Decoding(**search), bertscore_model)
     _refuse_unused(
@@ -264,7 +265,9 @@ def _score_task(
     scores = _scores(task.load_base(), trained, score)
     points: list[MeasuredPoint] = []
     if measure is not None:
-        scores["adapted"], points = scores["adapted"]
+        measured: MeasuredScores = scores["adapted"]
+        scores["adapted"] = measured.exact
+        points = measured.points
     data = {
         "model": settings.model,
         "adapter": trained.folder,

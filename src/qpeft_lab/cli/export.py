@@ -131,7 +131,8 @@ def _written(
     from qpeft_lab.training.outputs import weight_bytes
     from qpeft_lab.training.tasks import load_processor
 
-    record, how = read_record(folder), how_to_load(folder)
+    record = read_record(folder)
+    how = how_to_load(folder)
     trusted = loading.trust_remote_code
     if trusted:
         how["options"] = {**how.get("options", {}), "trust_remote_code": True}
@@ -157,14 +158,10 @@ def _written(
             load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(
                 str(target)
             )
-            found, allowed = (
-                {"n_bytes": weight_bytes(target)},
-                MERGED_TOLERANCE * max(1.0, _largest(logits)),
-            )
-            auto, trust = (
-                how.get("auto_class", "AutoModelForCausalLM"),
-                (", trust_remote_code=True" if trusted else ""),
-            )
+            written = {"n_bytes": weight_bytes(target)}
+            allowed = MERGED_TOLERANCE * max(1.0, _largest(logits))
+            auto = how.get("auto_class", "AutoModelForCausalLM")
+            trust = ", trust_remote_code=True" if trusted else ""
             load = (
                 f"from transformers import {auto}\nmodel ="
                 f" {auto}.from_pretrained({str(target)!r}{trust})"
@@ -176,7 +173,7 @@ def _written(
             allowed = tolerance(
                 logits, same_shapes=report.ranks is None and holder_of(live) is not None
             )
-            found = {**asdict(report), "vllm": check_export(target, model_type)}
+            written = {**asdict(report), "vllm": check_export(target, model_type)}
             load = load_lines(base, str(target), None, **how)
         difference = _largest(logits - stock_logits(load, inputs))
         if not difference <= allowed:
@@ -187,9 +184,9 @@ def _written(
             )
         if gguf is not None:
             write_gguf(target, model.config, gguf)
-            found["gguf"] = str(gguf)
+            written["gguf"] = str(gguf)
     load = load.replace(repr(str(target)), repr(str(out.resolve())))
-    return {**found, "load": load, "max_logit_difference": difference}
+    return {**written, "load": load, "max_logit_difference": difference}
 
 
 def _largest(values: Tensor) -> float:

@@ -53,7 +53,8 @@ def frames(
     settings.check()
     with bars() as shown:
         imported(record.save_fit)(prepare(settings, TrainingBar(shown, "frames")).model, path)
-    file, n_bytes = read_frame_file(path), path.stat().st_size
+    file = read_frame_file(path)
+    n_bytes = path.stat().st_size
     return Answer(
         {"path": path, "sha256": file.sha256, "bytes": n_bytes, "modules": len(file.shapes)}
     )

@@ -37,7 +37,8 @@ def generate(
     """
     decoding.check()
     folder = source.adapter and source.find(source.adapter)
-    base_name, text = source.base(folder), _prompt(prompt)
+    base_name = source.base(folder)
+    text = _prompt(prompt)
     with stderr().status("Generating"):
         import torch
 

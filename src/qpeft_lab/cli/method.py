@@ -142,10 +142,8 @@ def _preset(run: RunSettings, preset: str, given: dict[str, Any]) -> dict[str, A
     values = {
         name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()
     }
-    published, usual = (
-        getattr(made, preset)(**{k: v for k, v in values.items() if k in names}),
-        made(),
-    )
+    published = getattr(made, preset)(**{k: v for k, v in values.items() if k in names})
+    usual = made()
     return {
         f.name: getattr(published, f.name)
         for f in fields(usual)

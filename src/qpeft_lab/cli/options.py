@@ -33,11 +33,12 @@ import typer
 
 from qpeft.checks import check_fields
 
+# names of options in other tools
 ALIASES = {
     "learning-rate": "lr",
     "num-epochs": "epochs",
     "per-device-batch-size": "batch-size",
-}  # as in other tools
+}
 SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
 _METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
 
@@ -91,8 +92,8 @@ class Signature:
             self._groups[name] = kind, marks or [Fields(kind)]
         owners: dict[str, list[Fields]] = {}
         for group in (group for _, groups in self._groups.values() for group in groups):
-            for found in group:
-                owners.setdefault(found.name, []).append(group)
+            for member in group:
+                owners.setdefault(member.name, []).append(group)
         #: of the command line, in the order of the help
         self.parameters = [_parameter(name, groups) for name, groups in owners.items()]
 
@@ -117,11 +118,13 @@ def flag(name: str) -> str:
 
 def _parameter(name: str, owners: list[Fields]) -> inspect.Parameter:
     """The option of a field that each of `owners` has. One that is not given is None."""
-    found = [next(f for f in group if f.name == name) for group in owners]
-    first, text, panel = found[0], _help(found[0]), found[0].metadata.get("panel", owners[0].panel)
+    of_owners = [next(f for f in group if f.name == name) for group in owners]
+    first = of_owners[0]
+    text = _help(first)
+    panel = first.metadata.get("panel", owners[0].panel)
     if len(owners) > 1:
         text = " ".join(
-            f"{group.panel}: {_help(f)}" for group, f in zip(owners, found, strict=True)
+            f"{group.panel}: {_help(f)}" for group, f in zip(owners, of_owners, strict=True)
         )
         panel = " and ".join(group.panel for group in owners)
     for alias in (alias for alias, of in ALIASES.items() if flag(of) == flag(name)):

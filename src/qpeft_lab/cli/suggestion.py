@@ -83,12 +83,12 @@ def settled(
         check_inputs(draft)
     else:
         draft.check()
-    found = _suggested(run, {**method, **backend}, budget)
-    if found is not None:
-        run = {"lr": found.learning_rate, **run, "method": found.method}
+    suggestion = _suggested(run, {**method, **backend}, budget)
+    if suggestion is not None:
+        run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
     settings = settings_from(RunSettings, {**run, "backend_settings": backend})
     settings.method_settings = (
-        method_settings(settings, method) if found is None else found.settings
+        method_settings(settings, method) if suggestion is None else suggestion.settings
     )
     settings.check()
     if budget.server is not None and (config := build_configs(settings)[0]) is not None:
@@ -100,7 +100,7 @@ def settled(
             raise ConfigError(
                 f"{'; '.join(reasons)}; choose another adapter or base, or leave out --server"
             )
-    return settings, found
+    return settings, suggestion
 
 
 def _suggested(
@@ -126,7 +126,7 @@ def _suggested(
     from qpeft_lab.stock_servers import refusals
 
     with stderr().status("Choosing the method"):
-        found = qpeft.suggest(
+        suggestion = qpeft.suggest(
             run["model"],
             parameters=budget.parameters,
             bytes=budget.bytes,
@@ -135,46 +135,51 @@ def _suggested(
             refuses=lambda config: next(iter(refusals(config)), None) if budget.server else None,
             trust_remote_code=run.get("trust_remote_code", False),
         )
-    return replace(found, notes=[*found.notes, *refusals(found.config)])
+    return replace(suggestion, notes=[*suggestion.notes, *refusals(suggestion.config)])
 
 
-def check_frames(found: Suggestion, run: Mapping[str, Any]) -> None:
+def check_frames(suggestion: Suggestion, run: Mapping[str, Any]) -> None:
     """Raise ConfigError if the suggestion for a run with these options needs a frame file and none
     is given.
     """
-    if found.needs_frame_file and "frames" not in found.settings:
-        modules = sorted({name.rpartition(".")[2] for name in found.plan.target_modules})
+    if suggestion.needs_frame_file and "frames" not in suggestion.settings:
+        modules = sorted({name.rpartition(".")[2] for name in suggestion.plan.target_modules})
         given = {
             name: value for name, value in run.items() if name in OF_FRAMES and value is not True
         }
         options = {**given, "target_modules": ",".join(modules), "out": "frames.safetensors"}
         words = (word for name, value in options.items() for word in (flag(name), str(value)))
         raise ConfigError(
-            f"{found.label} has so few bytes only with a frame file: write one,"
+            f"{suggestion.label} has so few bytes only with a frame file: write one,"
             f" {shlex.join(['qpeft', 'frames', *words])}, and add --frames frames.safetensors; or"
             " give a budget in --parameters"
         )
 
 
-def show_suggestion(console: Console, found: Suggestion) -> None:
+def show_suggestion(console: Console, suggestion: Suggestion) -> None:
     """The suggestion and its evidence."""
-    line(console, f"Suggested: {found.label}\n", "bold")
+    line(console, f"Suggested: {suggestion.label}\n", "bold")
     line(
         console,
-        f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}\n",
+        f"{as_options(suggestion.method, suggestion.settings)} --lr {suggestion.learning_rate:g}\n",
         "cyan",
     )
     columns = ("base", "data", "trainable", "seeds", "loss", "low", "high", "share")
-    rows = ([one[name] for name in columns] for one in found.results)
+    rows = ([result[name] for name in columns] for result in suggestion.results)
     title = (
         "Evidence: the family's best adapter, test loss, 95 % interval, share of the gain of"
-        f" {found.reference}"
+        f" {suggestion.reference}"
     )
     console.print(table(columns, rows, title))
     rows = [
-        (one.label, one.plan.trainable, size(one.plan.stored_bytes), one.share)
-        for one in found.alternatives
+        (
+            alternative.label,
+            alternative.plan.trainable,
+            size(alternative.plan.stored_bytes),
+            alternative.share,
+        )
+        for alternative in suggestion.alternatives
     ]
     if rows:
         console.print(table(("next best", "trainable", "stored", "share"), rows))
-    console.print(facts([("notes", "; ".join(found.notes))]), "", sep="\n")
+    console.print(facts([("notes", "; ".join(suggestion.notes))]), "", sep="\n")

@@ -157,7 +157,8 @@ def group() -> typer.Typer:
 def _announce(study: Planned, folder: Path) -> None:
     """Say what is about to run, and what it can detect."""
     protocol = study.protocol
-    n_seeds, margin = len(protocol.seeds), protocol.margin
+    n_seeds = len(protocol.seeds)
+    margin = protocol.margin
     if study.minutes is None:
         say("Note:", f"the study in {folder} has begun; it resumes")
         return

@@ -91,9 +91,8 @@ class Cell:
 
 def work_folder(cell: Cell, folder: Path) -> Path:
     """The folder of the cell's run, until the cell has its row."""
-    rate = (
-        "" if cell.lr is None else f"-lr{cell.lr:g}"
-    )  # a cell with another learning rate must not resume this run
+    # a cell with another learning rate must not resume this run
+    rate = "" if cell.lr is None else f"-lr{cell.lr:g}"
     return folder / "work" / cell.method / cell.spec.hash / f"{cell.name}{rate}"
 
 
@@ -138,22 +137,24 @@ def run_cell(cell: Cell, folder: Path) -> Row:
         work.mkdir(parents=True, exist_ok=True)
         progress = ProgressFile(work)
         try:
-            ready, found = (
-                _train(cell, work, progress) if cell.spec.rates else _untrained(cell, progress)
-            )
+            if cell.spec.rates:
+                ready, measured = _train(cell, work, progress)
+            else:
+                ready, measured = _untrained(cell, progress)
         except DivergedError as error:
             log = read_rows(work / "run" / "metrics.jsonl")
             return row | {"status": "diverged", "error": str(error), "curve": _curve(log)}
         if cell.role != "tuning":
-            found |= _measured(cell, ready, progress)
-    losses = [loss for _, loss, _ in found["curve"]]
+            measured |= _measured(cell, ready, progress)
+    losses = [loss for _, loss, _ in measured["curve"]]
     is_lost = not all(map(math.isfinite, losses)) or losses[-1] > _DIVERGED * losses[0]
-    return row | found | {"status": "diverged" if is_lost else "success"}
+    return row | measured | {"status": "diverged" if is_lost else "success"}
 
 
 def settings_of(cell: Cell, out: Path = Path()) -> RunSettings:
     """The training run of a cell."""
-    spec, run = cell.spec, cell.setup.run
+    spec = cell.spec
+    run = cell.setup.run
     # with a backend the run chooses: on hardware it saves every step
     save_every = run.save_every or (None if spec.backend else max(1, run.n_steps // 4))
     return replace(
@@ -209,7 +210,8 @@ class KeepBest(TrainerCallback):
         self._path = path
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:
-        loss, lowest = kwargs["logs"].get("eval_loss"), state.best_metric
+        loss = kwargs["logs"].get("eval_loss")
+        lowest = state.best_metric
         if loss is None or (lowest is not None and loss >= lowest):
             return
         state.best_metric = loss
@@ -225,17 +227,15 @@ def _train(cell: Cell, work: Path, progress: Progress) -> tuple[Prepared, Row]:
     best = work / "best.safetensors"
     task = read_data(settings)
     ready, run = fit(settings, progress, [KeepBest(best)], task)
-    model, saved, curve = (
-        ready.model,
-        load_file(best),
-        _curve(read_rows(work / "run" / "metrics.jsonl")),
-    )
+    model = ready.model
+    best_parameters = load_file(best)
     with torch.no_grad():
         for name, parameter in _trainable(model).items():
-            parameter.copy_(saved[name])
+            parameter.copy_(best_parameters[name])
+    curve = _curve(read_rows(work / "run" / "metrics.jsonl"))
     step, loss, _ = min(curve, key=lambda point: point[1])
     holder = holder_of(model)
-    found = {
+    measured = {
         "seconds": run.seconds,
         "curve": curve,
         "valid_loss": loss,
@@ -250,11 +250,11 @@ def _train(cell: Cell, work: Path, progress: Progress) -> tuple[Prepared, Row]:
     moves = [move for generator in generators for move in angle_moves(generator)]
     if moves:
         moved = torch.cat([move.detach().flatten().abs() for move in moves])
-        found |= {"angles_moved": moved.mean().item(), "angles_moved_most": moved.max().item()}
+        measured |= {"angles_moved": moved.mean().item(), "angles_moved_most": moved.max().item()}
     if run.circuits is not None:
-        found["circuits"] = run.circuits
+        measured["circuits"] = run.circuits
         qpeft.set_backend(model)  # exact, as it is exported
-    return ready, found
+    return ready, measured
 
 
 def _untrained(cell: Cell, progress: Progress) -> tuple[Prepared, Row]:
@@ -267,34 +267,33 @@ def _untrained(cell: Cell, progress: Progress) -> tuple[Prepared, Row]:
 
 def _measured(cell: Cell, ready: Prepared, progress: Progress) -> Row:
     """The scores on the test data, and the ranks of the learned updates."""
-    model, setup = ready.model.eval(), cell.setup
+    model = ready.model.eval()
+    setup = cell.setup
     test = read_data(test_settings_of(cell))
     score = test.score(model, progress=progress)
-    found: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
-    found |= (
-        {"test_losses": [round(loss, 3) for loss in score.block_losses]}
-        if score.block_losses
-        else {}
-    )
+    measured: Row = {"test_loss": score.loss, "test_scored": score.n_scored}
+    if score.block_losses:
+        measured["test_losses"] = [round(loss, 3) for loss in score.block_losses]
     names = {
         "perplexity": "test_ppl",
         "padded_perplexity": "test_ppl",
         "bits_per_byte": "bits_per_byte",
     }
-    found |= {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
+    measured |= {names.get(name, f"test_{name}"): value for name, value in score.metrics.items()}
     progress.on_stage("Measuring the adapter")
     if methods.get(cell.spec.method).trains is Trains.ADAPTER:
-        found |= rank_fields(model)
+        measured |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
-        found |= _generated(setup.test, setup.generation, model, test)
+        measured |= _generated(setup.test, setup.generation, model, test)
     left_out = [text for used in settings_of_data(cell) for text in _read(used)[1]]
-    return found | {"left_out": list(dict.fromkeys(left_out))}
+    return measured | {"left_out": list(dict.fromkeys(left_out))}
 
 
 def _cost(cell: Cell) -> Row:
     """Time and memory of a method, measured while nothing else of the study runs."""
     settings = settings_of(cell)
-    task, size = read_data(settings), settings.batch_size
+    task = read_data(settings)
+    size = settings.batch_size
     reference = replace(cell, spec=cell.setup.reference.model_copy(update={"backend": {}}))
     return measure_cost(
         make_model=lambda: untrained_model(cell),
@@ -325,9 +324,8 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
     from it.
     """
     reserved = virtual_tokens(settings)
-    seed = (
-        0 if settings.is_language_model else settings.seed
-    )  # a new classification head is drawn from it
+    # a new classification head is drawn from it
+    seed = 0 if settings.is_language_model else settings.seed
     plain: dict[str, Any] = {
         "method_settings": {},
         "backend_settings": {},
@@ -339,10 +337,10 @@ def _read(settings: RunSettings) -> tuple[Task, list[str]]:
     if (key := repr((reserved, run))) not in _READ:
         with warnings.catch_warnings(record=True, action="always", category=DataWarning) as caught:
             task = TASK_CLASSES[run.task](run, reserved)
-        _READ[key] = (
-            task,
-            [str(found.message) for found in caught if isinstance(found.message, DataWarning)],
-        )
+        left_out = [
+            str(warning.message) for warning in caught if isinstance(warning.message, DataWarning)
+        ]
+        _READ[key] = task, left_out
     return _READ[key]
 
 

@@ -91,9 +91,8 @@ def drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
     """
     sheet = files("qpeft_lab.compare") / "templates" / "style.mplstyle"
     with styles.context(["default", str(sheet)]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # the reader's browser has the glyph
+        # the reader's browser has the glyph
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         yield figure, figure.add_subplot()
 

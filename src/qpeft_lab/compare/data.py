@@ -78,14 +78,11 @@ def _content_of(source: str) -> str:
     """The hash of a local source, with the split that is read; the name of a data set of the hub or
     a built-in text.
     """
-    name, sha = parse_source(source), content_hash(source)
-    return (
-        source
-        if sha is None
-        else sha
-        if name.is_whole
-        else f"{sha}:{name.config or ''}:{name.split or ''}"
-    )
+    name = parse_source(source)
+    sha = content_hash(source)
+    if sha is None:
+        return source
+    return sha if name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
 
 
 def on_parts(run: SharedSettings, **changes: Any) -> SharedSettings:
@@ -101,25 +98,27 @@ def part_file(study: Study, part: str) -> str:
 
 
 def _refuse_copy(
-    study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]
+    study: Study, part: str, rows: Sequence[Any], other: str, others: Sequence[Any]
 ) -> list[str]:
-    """Raise DataError if `others` are also in `rows`; warn if some are, and return this.
+    """Raise DataError if the rows `others` of part `other` are also in `rows`, those of `part`;
+    warn if some are, and return this.
 
     Texts are compared by their long lines, and by the whole if they have none. White space does not
     count.
     """
     known = {text for row in rows for text in _texts(study, row)}
-    found = [text in known for row in others for text in _texts(study, row)]
-    n_shared, n = sum(found), len(found)
-    one = one.replace("train", "training")
+    is_known = [text in known for row in others for text in _texts(study, row)]
+    n_shared = sum(is_known)
+    n = len(is_known)
+    name = part.replace("train", "training")
     if n_shared > _COPY * n:
         raise DataError(
-            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate"
+            f"the {other} data are a copy or a part of the {name} data: a comparison needs separate"
             " data; set eval_data and test_data to other data, or leave them out"
         )
     if not n_shared:
         return []
-    shared = f"{n_shared} of {n} texts of the {other} data are also in the {one} data"
+    shared = f"{n_shared} of {n} texts of the {other} data are also in the {name} data"
     warnings.warn(f"{shared}; remove them", stacklevel=1)
     return [f"{shared}: results on them describe learned text."]
 
@@ -131,9 +130,8 @@ def _texts(study: Study, row: Any) -> list[Any]:
         if study.run.is_language_model
         else []
     )
-    long = [
-        " ".join(words) for words in lines if len(words) >= _LONG_LINE
-    ]  # too long to be equal by chance
+    # too long to be equal by chance
+    long = [" ".join(words) for words in lines if len(words) >= _LONG_LINE]
     return long or list(filter(None, [_content(study, row)]))
 
 
@@ -141,15 +139,18 @@ def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
     """The parts, and notes on them. Held-out rows that another source replaces are training data
     again.
     """
-    rows, notes = _read(study, study.run.data, "train"), list[str]()
+    rows = _read(study, study.run.data, "train")
+    notes: list[str] = []
     own = (
         study.run.data
         if has_validation_split(study.run.data, TASKS[study.run.task].has_images)
         else None
     )
-    source, test_source = study.run.eval_data or own, study.test_data
+    validation_source = study.run.eval_data or own
+    test_source = study.test_data
     if (glue := study.run.glue) is not None and own is not None:
-        source, test_source = study.run.eval_data, study.test_data or own
+        validation_source = study.run.eval_data
+        test_source = study.test_data or own
         if study.test_data is None:
             notes.append(
                 f"GLUE's test labels are withheld: its split {glue.validation} is the test data"
@@ -157,10 +158,11 @@ def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
                 " checkpoints."
             )
     given = {"train": rows}
-    for part, one in (("validation", source), ("test", test_source)):
-        given |= {part: _read(study, one, "validation")} if one else {}
-    for one, other in combinations(given, 2):
-        notes += _refuse_copy(study, one, given[one], other, given[other])
+    for part, source in (("validation", validation_source), ("test", test_source)):
+        if source:
+            given[part] = _read(study, source, "validation")
+    for part, other in combinations(given, 2):
+        notes += _refuse_copy(study, part, given[part], other, given[other])
     if len(given) < len(PARTS):
         groups = _groups(study, rows)
         parts = _split_groups(groups) if len(groups) >= _EVERY else _split_text(study, rows)
@@ -183,9 +185,8 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
             for image, name in load_images(source, split, run.label_column)
         ]
     rows = load_labelled_texts(source, split, run, lambda label, where: label)
-    classes = (
-        () if (glue := study.run.glue) is None else glue.classes
-    )  # a run sorts classes: this is GLUE's order
+    # a run sorts classes: this is GLUE's order
+    classes = () if (glue := study.run.glue) is None else glue.classes
     names = ("text", TEXT_PAIR)
     return [
         {
@@ -202,9 +203,8 @@ def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
     """
     groups: dict[Any, list[Any]] = {}
     for row in rows:
-        is_empty = (
-            study.run.is_language_model and row.get("text") == ""
-        )  # empty texts need not stay together
+        # empty texts need not stay together
+        is_empty = study.run.is_language_model and row.get("text") == ""
         groups.setdefault(
             object() if is_empty else _content(study, row, of_prompt=True), []
         ).append(row)

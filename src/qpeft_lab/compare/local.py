@@ -133,9 +133,8 @@ def _run_here(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(stop,), daemon=True).start()
     (log := log_path(folder, cell)).parent.mkdir(parents=True, exist_ok=True)
-    with log.open(
-        "w"
-    ) as file:  # for the output of libraries, which would disturb the runner's progress bar
+    # for the output of libraries, which would disturb the runner's progress bar
+    with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())

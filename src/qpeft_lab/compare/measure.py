@@ -135,5 +135,5 @@ def rank_fields(model: PeftModel) -> Row:
             updates |= {name: matrix} if min(matrix.shape) <= _LARGEST else {}
     if not updates:
         return {}
-    found = effective_rank(updates).values
-    return {"rank_numerical": found["numerical_rank"], "rank_effective": found["entropy_rank"]}
+    ranks = effective_rank(updates).values
+    return {"rank_numerical": ranks["numerical_rank"], "rank_effective": ranks["entropy_rank"]}

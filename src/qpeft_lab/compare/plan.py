@@ -141,14 +141,13 @@ def make_plan(
     parts, data_sha256, notes = split_data(study, folder)
     run = replace(run, data=str(parts["train"]), eval_data=str(parts["validation"]))
     if run.epochs is not None:  # their steps depend on the training data
-        with warnings.catch_warnings(
-            action="ignore", category=DataWarning
-        ):  # each row reports what is left out
+        # each row reports what is left out
+        with warnings.catch_warnings(action="ignore", category=DataWarning):
             run = run.with_steps(len(TASK_CLASSES[run.task](run).train))
     hashes: dict[str, Any] = {"base_sha256": fingerprint(model, config), "data_sha256": data_sha256}
     shared = _content(study, run, hashes)
     n_base = sum(p.numel() for p in host[0].parameters())
-    found = PlannedStudy(
+    planned = PlannedStudy(
         **study.model_dump(exclude={"methods", "run"}),
         **hashes,
         run=replace(study.run, steps=run.n_steps, epochs=None, seq_len=run.seq_len),
@@ -157,10 +156,10 @@ def make_plan(
         command=command,
         methods=[_planned(study, method, shared, n_base) for method in methods_at_size],
     )
-    _check_results(found, folder)
-    reference = next(method for method in found.methods if method.key == study.reference)
+    _check_results(planned, folder)
+    reference = next(method for method in planned.methods if method.key == study.reference)
     return Plan(
-        folder, found, Setup(run, parts["test"], study.test_blocks, study.generation, reference)
+        folder, planned, Setup(run, parts["test"], study.test_blocks, study.generation, reference)
     )
 
 
@@ -175,7 +174,8 @@ def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
 def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) -> tuple[int, int]:
     """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
     base, head = host
-    run, in_head = study.run_of(method, settings), count_trainable(base, head)
+    run = study.run_of(method, settings)
+    in_head = count_trainable(base, head)
     trains = run.record.trains
     if trains is not Trains.ADAPTER:
         total = count_trainable(base) - in_head if trains is Trains.MODEL else 0
@@ -187,13 +187,12 @@ def count(study: Study, host: Host, method: Method, settings: dict[str, Any]) ->
 
 def counted(study: Study, host: Host) -> list[PlannedMethod]:
     """Every method with its counts. Names of modules are those of the base."""
-    found: dict[str, PlannedMethod] = {}
-    for method in sorted(
-        study.methods, key=lambda method: method.at_size_of is not None
-    ):  # first those without one
-        budget = found[method.at_size_of].trainable if method.at_size_of else None
-        found[method.key] = _sized(study, host, method, budget)
-    return [found[method.key] for method in study.methods]
+    planned: dict[str, PlannedMethod] = {}
+    # the methods whose size others have come first
+    for method in sorted(study.methods, key=lambda method: method.at_size_of is not None):
+        budget = planned[method.at_size_of].trainable if method.at_size_of else None
+        planned[method.key] = _sized(study, host, method, budget)
+    return [planned[method.key] for method in study.methods]
 
 
 def _sized(study: Study, host: Host, method: Method, budget: int | None = None) -> PlannedMethod:
@@ -208,18 +207,19 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
             " at_size_of"
         )
     fixed = {name: budget if value == BUDGET else value for name, value in method.settings.items()}
-    fixed, found = fill_names(fixed, host[0]), None
+    fixed = fill_names(fixed, host[0])
+    largest = None
     for value in method.values or [None]:
         settings = fixed if value is None else {**fixed, str(method.vary): value}
         label = (method.label or method.key) + ("" if value is None else f", {method.vary}={value}")
         trainable, deployed = count(study, host, method, settings)
-        if found is not None and budget is not None and trainable > budget:
+        if largest is not None and budget is not None and trainable > budget:
             break
         changes = {"label": label, "settings": settings, "vary": None, "values": []}
         counts = {"hash": "", "trainable": trainable, "deployed": deployed}
-        found = PlannedMethod.model_validate(method.model_dump() | changes | counts)
-    assert found is not None  # there is at least one size
-    return found
+        largest = PlannedMethod.model_validate(method.model_dump() | changes | counts)
+    assert largest is not None  # there is at least one size
+    return largest
 
 
 def _run_of(

@@ -16,7 +16,8 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-_RUNNER, _imported = os.getppid(), threading.Event()
+_RUNNER = os.getppid()
+_imported = threading.Event()
 
 
 def _end_with_runner() -> None:

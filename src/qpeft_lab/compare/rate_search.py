@@ -26,8 +26,8 @@ class RateSearch:
         """The learning rate with the lowest loss, the lowest of equal ones; None if no trial
         succeeded.
         """
-        found = min(self.losses, key=lambda rate: self.losses[rate], default=None)
-        return None if found is None or math.isinf(self.losses[found]) else found
+        lowest = min(self.losses, key=lambda rate: self.losses[rate], default=None)
+        return None if lowest is None or math.isinf(self.losses[lowest]) else lowest
 
     @property
     def chosen(self) -> float | None:
@@ -59,16 +59,13 @@ def search_rates(grid: Sequence[float], loss_of: Callable[[float], float | None]
     while True:
         outcomes = {rate: loss_of(rate) for rate in rates}
         losses = {rate: loss for rate, loss in outcomes.items() if loss is not None}
-        found = RateSearch(rates, losses)
-        if (
-            found.edge is None
-            or len(losses) < len(rates)
-            or len(rates) == len(grid) + MOST_EXTENSIONS
-        ):
-            return found
-        beyond = (
-            rates[0] * grid[0] / grid[1] if found.edge == "low" else rates[-1] * grid[-1] / grid[-2]
-        )
-        rates = sorted(
-            [*rates, float(f"{beyond:.4g}")]
-        )  # the rates of a grid differ in three digits
+        search = RateSearch(rates, losses)
+        has_open_trials = len(losses) < len(rates)
+        is_longest = len(rates) == len(grid) + MOST_EXTENSIONS
+        if search.edge is None or has_open_trials or is_longest:
+            return search
+        below = rates[0] * grid[0] / grid[1]
+        above = rates[-1] * grid[-1] / grid[-2]
+        beyond = below if search.edge == "low" else above
+        rounded = float(f"{beyond:.4g}")  # the rates of a grid differ in three digits
+        rates = sorted([*rates, rounded])

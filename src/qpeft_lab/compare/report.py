@@ -31,7 +31,8 @@ from qpeft_lab.compare.summary import Result, Summary, load
 
 MISSING = "\u2013"
 _VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
-_DECIMALS, _MOST_DECIMALS = 4, 6
+_DECIMALS = 4
+_MOST_DECIMALS = 6
 _NUMBER = re.compile(r"[<>+-]? ?\d")
 # the folders of a path of a machine, which are not shown
 _FOLDERS = re.compile(r"(?<![\w:/.~-])(?:~|\.{1,2})?/(?:[^\s/'\"]+/)*(?=[^\s/])")

@@ -74,7 +74,9 @@ class _Run:
     """One call of `run`."""
 
     def __init__(self, plan: Plan, progress: CompareProgress, retry: bool):
-        self._plan, self._progress, self._retry = plan, progress, retry
+        self._plan = plan
+        self._progress = progress
+        self._retry = retry
         self._file = RowFile(plan.folder)
         self._ended: set[str] = set()  # cells of this call
 

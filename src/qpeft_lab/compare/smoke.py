@@ -171,7 +171,8 @@ def _rows(study: Study, part: str) -> list[dict[str, Any]]:
     size = _SIZES["image_size"]
     rows: list[dict[str, Any]] = []
     for number in range(_ROWS[part]):
-        text, kind = f"{part} {number}: {' '.join(random.choices(_WORDS, k=9))}.", number % _CLASSES
+        text = f"{part} {number}: {' '.join(random.choices(_WORDS, k=9))}."
+        kind = number % _CLASSES
         if study.generation is not None and task.is_language_model:
             rows.append({"prompt": f"{part}[{number // 2}]", "completion": f" {text}"})
         elif task.is_language_model:

@@ -45,9 +45,8 @@ Seed = Annotated[int, Field(strict=True, ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
 _Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Label = Annotated[
-    str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")
-]  # a spreadsheet must not read it as a formula
+# a spreadsheet must not read it as a formula
+_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]
 
 
 def _one_of(kind: str, choices: Mapping[str, Any] | Sequence[str]) -> AfterValidator:
@@ -99,9 +98,8 @@ class Method(_Strict):
     method: str
     host: str = RunSettings.host
     settings: dict[str, Any] = {}
-    backend: dict[
-        str, Any
-    ] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
+    # where the circuit runs in training: the arguments of `qpeft.set_backend`
+    backend: dict[str, Any] = {}
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
     against: str | None = None  # of a control: the key of the method that it is a control of
     at_size_of: str | None = (
@@ -172,7 +170,9 @@ class Study(_Strict):
     )
     metric: Annotated[
         str, _one_of("metric", ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS))
-    ] = Field(default_factory=lambda found: _usual_metric(found["run"]), validate_default=True)
+    ] = Field(
+        default_factory=lambda validated: _usual_metric(validated["run"]), validate_default=True
+    )
     reference: str = "lora"
     seeds: list[Seed] = Field(
         default=[0, 1, 2], min_length=1, description="Seeds of the final runs, such as 0,1,2,3,4."
@@ -345,10 +345,10 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
     Raises ConfigError with the name of the study and of the invalid field.
     """
-    found = _read(name_or_path)
-    _replace(found, overrides or {})
+    values = _read(name_or_path)
+    _replace(values, overrides or {})
     try:
-        study = Study.model_validate(found)
+        study = Study.model_validate(values)
         study.check()
     except ValueError as error:
         raise ConfigError(f"study {name_or_path}: {described(error)}") from error
@@ -389,11 +389,11 @@ def _metrics_of(task: str) -> Sequence[str]:
     )
 
 
-def _replace(found: dict[str, Any], changes: Mapping[str, Any]) -> None:
+def _replace(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
     """Set fields by dotted name. A number of steps replaces one of epochs and the reverse."""
     for name, value in changes.items():
         *parents, last = name.split(".")
-        place = found
+        place = values
         for parent in parents:
             if not isinstance(place.get(parent), dict):
                 place[parent] = {}

@@ -46,13 +46,10 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     names: Any = class_columns(data_set).get(label_column)
     rows: list[Labelled] = []
     for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):
-        content, label = (
-            row[image_column]["bytes"] or Path(row[image_column]["path"]),
-            row[label_column],
-        )
-        rows.append(
-            (content, label_name(names[label] if names else label, f"{source}, row {number}"))
-        )
+        content = row[image_column]["bytes"] or Path(row[image_column]["path"])
+        label = row[label_column]
+        name_of_class = label_name(names[label] if names else label, f"{source}, row {number}")
+        rows.append((content, name_of_class))
         open_image(content, "L")
     return rows
 

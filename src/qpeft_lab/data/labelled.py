@@ -26,13 +26,13 @@ _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _LARGEST = 1e15
 
 
-def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> tuple[str, ...]:
+def collect_labels(labels: Iterable[str], source: str, known: Sequence[str]) -> tuple[str, ...]:
     """The classes of training data, sorted by value if all are integers, otherwise by name.
 
     If the base has exactly these classes, `known`, its order is kept, because its head has that
     order. Raises DataError for fewer than two classes.
     """
-    names = set(found)
+    names = set(labels)
     if len(names) < 2:
         raise DataError(
             f"{source} has only the class {next(iter(names))!r}; give examples of at least two"
@@ -88,8 +88,8 @@ def load_labelled_texts(
     columns = {name: getattr(run, name) for name in _COLUMNS if getattr(run, name) is not None}
     for name, column in columns.items():
         if column not in rows[0]:
-            found = ", ".join(map(str, rows[0]))
-            raise DataError(f"{source} has the columns {found}, but no {column!r}; set {name}")
+            present = ", ".join(map(str, rows[0]))
+            raise DataError(f"{source} has the columns {present}, but no {column!r}; set {name}")
     *of_text, of_label = columns.values()
     kept = []
     for number, row in enumerate(rows, start=1):
@@ -99,12 +99,10 @@ def load_labelled_texts(
                 raise DataError(
                     f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str"
                 )
-        given, value = (
-            tuple(row.get(column) or "" for column in of_text),
-            label(row.get(of_label), where),
-        )
-        if any(text.strip() for text in given):
-            kept.append((given, value))
+        texts = tuple(row.get(column) or "" for column in of_text)
+        value = label(row.get(of_label), where)
+        if any(text.strip() for text in texts):
+            kept.append((texts, value))
     return kept_rows(source, kept, len(rows), "no text")
 
 

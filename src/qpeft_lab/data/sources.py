@@ -120,9 +120,8 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     Raises DataError if the source is missing, unreadable or empty, or lacks the columns.
     """
     rows = load_rows(source, split, by_line=run.pad_rows)
-    formats: tuple[
-        dict[str, str], ...
-    ] = (  # column of the source -> key in the row; the last one is scored
+    # column of the source -> key in the row; the last column is scored
+    formats: tuple[dict[str, str], ...] = (
         {"messages": "messages"},
         {run.prompt_column: "prompt", run.completion_column: "completion"},
         {run.text_column: "text"},
@@ -142,21 +141,24 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
         scored = [
             row
             for row in renamed
-            if any(one["role"] == "assistant" and one["content"] for one in row[key])
+            if any(message["role"] == "assistant" and message["content"] for message in row[key])
         ]
         why = "no message of an assistant"
     else:
-        scored, why = [row for row in renamed if row[key]], f"nothing in column {column!r}"
-    return renamed if run.pad_rows and scored else kept_rows(source, scored, len(rows), why)
+        scored = [row for row in renamed if row[key]]
+        why = f"nothing in column {column!r}"
+    if run.pad_rows and scored:
+        return renamed
+    return kept_rows(source, scored, len(rows), why)
 
 
 def kept_rows(source: str, kept: list[Any], n_rows: int, why: str) -> list[Any]:
     """`kept`, with a warning if there were more rows. Raises DataError if none is kept."""
-    found = f"{n_rows - len(kept)} of {n_rows} rows of {source} have {why}"
+    left_out = f"{n_rows - len(kept)} of {n_rows} rows of {source} have {why}"
     if not kept:
-        raise DataError(f"{found}; give rows with a text to learn")
+        raise DataError(f"{left_out}; give rows with a text to learn")
     if len(kept) < n_rows:
-        warnings.warn(DataWarning(f"{found}; they are left out"), stacklevel=2)
+        warnings.warn(DataWarning(f"{left_out}; they are left out"), stacklevel=2)
     return kept
 
 
@@ -192,9 +194,8 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
         rows = [dict(row) for row in data_set]
         for column, names in class_columns(data_set).items():
             for row in rows:
-                row[column] = (
-                    names[row[column]] if (row[column] or 0) >= 0 else None
-                )  # -1 is a withheld label
+                # -1 is a withheld label
+                row[column] = names[row[column]] if (row[column] or 0) >= 0 else None
     if name.glue is not None:
         for number, row in enumerate(rows, start=1):
             row[LABEL] = name.glue.name_class(row.get(LABEL), f"{source}, row {number}")
@@ -241,8 +242,8 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
         return [path]
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
     if not files:
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-        raise DataError(f"no data in folder {path}: it contains {found}; {allowed}")
+        others = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise DataError(f"no data in folder {path}: it contains {others}; {allowed}")
     return [file for file in files if split is None or re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
 
 
@@ -286,14 +287,17 @@ def _read_json(file: Path) -> list[Row]:
     """A JSON array, or one object or more. (`datasets` would turn columns of mixed types into
     strings.)
     """
-    content, decoder, found, end = file.read_text(encoding="utf-8-sig"), json.JSONDecoder(), [], 0
+    content = file.read_text(encoding="utf-8-sig")
+    decoder = json.JSONDecoder()
+    values: list[Any] = []
+    end = 0
     while (start := _NOT_SPACE.search(content, end)) is not None:
         value, end = decoder.raw_decode(content, start.start())
-        found.append(value)
-    json.dumps(
-        found, ensure_ascii=False
-    ).encode()  # raises for unpaired surrogates, which tokenizers cannot encode
-    rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
+        values.append(value)
+    # raises for unpaired surrogates, which tokenizers cannot encode
+    json.dumps(values, ensure_ascii=False).encode()
+    is_array = len(values) == 1 and isinstance(values[0], list)
+    rows = values[0] if is_array else values
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict | str):
             raise DataError(
@@ -325,17 +329,18 @@ def load_split(source: str, split: str) -> Any:
     """
     from datasets import load_dataset
 
-    name, found = parse_source(source), split_names(source)
+    name = parse_source(source)
+    splits = split_names(source)
     if name.split is None:
-        is_whole = name.is_local and list(found) == ["train"]  # a folder without splits
+        is_whole = name.is_local and list(splits) == ["train"]  # a folder without splits
         wanted = ("train",) if split == "train" or is_whole else _EVALUATION_SPLITS
         wanted = wanted if name.glue is None else (name.glue.split(split),)
-        part = next((candidate for candidate in wanted if candidate in found), None)
+        part = next((candidate for candidate in wanted if candidate in splits), None)
     else:
-        wanted = [one.partition("[")[0] for one in name.split.split("+")]  # train[:10%]+test
-        part = name.split if set(wanted) <= set(found) else None
+        wanted = [part.partition("[")[0] for part in name.split.split("+")]  # train[:10%]+test
+        part = name.split if set(wanted) <= set(splits) else None
     if part is None:
-        raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(found)}")
+        raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
     try:
         return load_dataset(name.id, name.config, split=part)
     except Exception as error:  # each reader raises its own types

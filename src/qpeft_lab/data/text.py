@@ -172,15 +172,15 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
             f"{type(tokenizer).__name__} has no character offsets; use a model with a"
             " tokenizer.json"
         )
-    templated = any(
-        "messages" in row for row in rows[:1]
-    )  # a chat template includes the special tokens
+    # a chat template includes the special tokens
+    templated = any("messages" in row for row in rows[:1])
     options: dict[str, Any] = {
         "add_special_tokens": not templated,
         "return_offsets_mapping": True,
         "verbose": False,
     }
-    end, encoded = end_of_text(tokenizer), []
+    end = end_of_text(tokenizer)
+    encoded = []
     for start in range(0, len(rows), _DOCUMENTS_AT_A_TIME):
         marked = [
             _text_and_spans(row, tokenizer) for row in rows[start : start + _DOCUMENTS_AT_A_TIME]
@@ -268,9 +268,8 @@ def _rendered(
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
         )
-    except (
-        Exception
-    ) as error:  # a template can fail in any way, and raises its own errors for some messages
+    # a template can fail in any way, and raises its own errors for some messages
+    except Exception as error:
         raise DataError(
             f"the chat template of the tokenizer fails for the messages {shorten(str(messages), 80)}:"
             f" {cause(error)}; change the messages, or give the columns prompt and completion"
@@ -281,15 +280,16 @@ def _render_chat(
     messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, list[Span]]:
     render = partial(_rendered, tokenizer=tokenizer)
-    text, spans = render(messages), []
+    text = render(messages)
+    spans = []
     for n, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = render(messages[:n], opened=True), render(messages[: n + 1])
+        before = render(messages[:n], opened=True)
+        after = render(messages[: n + 1])
         start, end = (_common(text, part) for part in (before, after))
-        if end < len(
-            after
-        ):  # the template changes earlier answers, for example removes an empty reasoning
+        # the template changes earlier answers, for example removes an empty reasoning
+        if end < len(after):
             content = message["content"].strip()
             longer = render(
                 [*messages[:n], {**message, "content": content + "\0"}, *messages[n + 1 :]]
@@ -301,17 +301,16 @@ def _render_chat(
                     f" conversation continues, for the messages {shorten(str(messages), 80)}, so their"
                     " place is unknown; give the columns prompt and completion"
                 )
-            end += _common(
-                text[end:], after[after.rfind(content) + len(content) :]
-            )  # the mark of its end
+            end_mark = after[after.rfind(content) + len(content) :]
+            end += _common(text[end:], end_mark)
         spans.append((start, end))
     return text, spans
 
 
-def _common(one: str, other: str) -> int:
+def _common(text: str, other: str) -> int:
     """The length of the common beginning."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(text), len(other)))
 
 
 def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[Span]) -> Tokens:

@@ -55,9 +55,8 @@ def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
                 ):  # perhaps of a module
                     strings = (part for argument in node.args for part in ast.walk(argument))
                     values = (part.value for part in strings if isinstance(part, ast.Constant))
-                    yield from (
-                        text for text in values if isinstance(text, str) and " " in text
-                    )  # names have none
+                    # names have no blank
+                    yield from (text for text in values if isinstance(text, str) and " " in text)
 
 
 def _topics(path: Path) -> Iterator[str]:
@@ -69,9 +68,8 @@ def _topics(path: Path) -> Iterator[str]:
 
 def _distinct(texts: Iterable[str], source: str) -> list[str]:
     """The texts as `help` shows them: without common indentation and trailing spaces; each once."""
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # invalid escape sequences in the files, which are parsed here
+    # invalid escape sequences in the files, which are parsed here
+    with warnings.catch_warnings(action="ignore"):
         lines = (inspect.cleandoc(text).splitlines() for text in texts)
         shown = ("\n".join(line.rstrip() for line in text).strip() for text in lines)
         docs = list(dict.fromkeys(filter(None, shown)))

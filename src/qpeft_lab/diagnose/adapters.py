@@ -93,11 +93,14 @@ class Adapter:
             self.model = load(model, self.folder, frames=self._frames)
             self.generator = holder_of(self.model)["default"]  # type: ignore[index]
             return
-        settings, slots, mark = config.to_generator(), self._slots(), f"{CONTAINER}."
+        settings = config.to_generator()
+        slots = self._slots()
+        mark = f"{CONTAINER}."
         own = {
             name.partition(mark)[2]: tensor for name, tensor in self.tensors.items() if mark in name
         }
-        init, initial = SeededInit(settings.seed), own.get("initial")  # drawn by PEFT
+        init = SeededInit(settings.seed)
+        initial = own.get("initial")  # drawn by PEFT
         if initial is None:
             initial = draw_initial(slots, getattr(config, "drawn_init", "zero"), init)
         generator = settings.make(slots, initial, init)
@@ -174,13 +177,13 @@ class Adapter:
             state = {
                 slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)
             }
-        found: Factors = {}
+        factors: Factors = {}
         for name, a in state.items():
             b = state.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"))
             if b is not None and (".lora_A" in name or ".lora_embedding_A" in name):
                 module = name.partition(".lora_")[0].removeprefix("base_model.model.")
-                found[module] = b.flatten(1), a.flatten(1)  # convolutions as matrices
-        return found
+                factors[module] = b.flatten(1), a.flatten(1)  # convolutions as matrices
+        return factors
 
 
 def angle_movement(adapter: Adapter | str | Path) -> Measurement:
@@ -211,7 +214,8 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
         )
     moved = torch.cat([move.detach().cpu().double().flatten().abs() for move in moves])
     still = (moved < STILL).double().mean().item()
-    mean, maximum = moved.mean().item(), moved.max().item()
+    mean = moved.mean().item()
+    maximum = moved.max().item()
     values = {"angles": len(moved), "mean": mean, "maximum": maximum, "still": still}
     if maximum == 0:
         return Measurement("The angles did not move", values)
@@ -272,8 +276,7 @@ def _singular_values(name: str, update: Tensor | tuple[Tensor, Tensor]) -> Tenso
     if not all(torch.isfinite(factor).all() for factor in factors):
         raise ConfigError(f"{name} contains NaN or Inf; use an earlier checkpoint")
     matrix = factors[0]
-    if (
-        len(factors) == 2
-    ):  # the product has the singular values of that of the triangles of two QR decompositions
+    # the product has the singular values of that of the triangles of two QR decompositions
+    if len(factors) == 2:
         matrix = torch.linalg.qr(factors[0]).R @ torch.linalg.qr(factors[1].mT).R.mT
     return torch.linalg.svdvals(matrix)[: min(side for factor in factors for side in factor.shape)]

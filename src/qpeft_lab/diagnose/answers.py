@@ -41,21 +41,24 @@ def diagnose(
         ConfigError: An adapter to which no measurement applies.
         CheckpointError: The folder is damaged, or not an adapter.
     """
-    adapter, findings = Adapter(folder, frames), {}
+    adapter = Adapter(folder, frames)
+    findings = {}
     for key, (question, measure) in _QUESTIONS.items():
-        found: dict[str, Measurement] = {}
+        measurements: dict[str, Measurement] = {}
         left_out = None
         try:
             for subject, measurement in measure(adapter, samples, seed):
-                found[subject] = measurement
+                measurements[subject] = measurement
         except ConfigError as error:
             left_out = str(error)
         findings[key] = {
             "question": question,
-            "measurements": {subject: one.values for subject, one in found.items()},
+            "measurements": {
+                subject: measurement.values for subject, measurement in measurements.items()
+            },
             "sentences": [
-                f"{subject[0].upper()}{subject[1:]}: {one.sentence}"
-                for subject, one in found.items()
+                f"{subject[0].upper()}{subject[1:]}: {measurement.sentence}"
+                for subject, measurement in measurements.items()
             ],
             "left_out": left_out,
         }
@@ -67,10 +70,8 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     if (circuit := adapter.circuit()) is not None:
         ansatz = circuit.ansatz
         facts |= {"ansatz": ansatz.name, "n_qubits": ansatz.n_qubits, "n_layers": ansatz.n_layers}
-        facts |= {
-            "n_angles": ansatz.n_angles,
-            "n_circuits": circuit.n_circuits,
-        }  # of which the first is measured
+        # the first of the circuits is measured
+        facts |= {"n_angles": ansatz.n_angles, "n_circuits": circuit.n_circuits}
     if adapter.generator is not None:
         facts["trainable"] = sum(p.numel() for p in adapter.generator.parameters())
     return facts
@@ -112,8 +113,8 @@ def _gradients(adapter: Adapter, samples: int, seed: int) -> Answers:
     ansatz = _circuit(adapter).ansatz
     last = min(ansatz.n_qubits + 2, _WIDEST)
     widths = range(max(1, last - 5), last + 1)
-    found = circuits.gradient_variance(widths, ansatz.n_layers, samples, seed, ansatz.name)
-    yield "the generator's input 2^N p", found
+    variance = circuits.gradient_variance(widths, ansatz.n_layers, samples, seed, ansatz.name)
+    yield "the generator's input 2^N p", variance
 
 
 def _expressive(adapter: Adapter, samples: int, seed: int) -> Answers:

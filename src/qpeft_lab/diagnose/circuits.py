@@ -26,19 +26,17 @@ from qpeft.errors import ConfigError
 
 Floats = NDArray[np.float64]
 _PARAMETER = {"real": 0.5, "complex": 1.0}
-_SHARES = (
-    np.arange(1, 4096) / 4096
-)  # at which distances are computed: more would add less than 1/4096
+# quantiles at which distances are computed: more would add less than 1/4096
+_SHARES = np.arange(1, 4096) / 4096
 _RESAMPLES = 199  # simulated data sets: the smallest p-value is 1/200
-_TESTED = (
-    2**15
-)  # probabilities that are tested at most, so that the test takes a fraction of a second
-_SHOWN, _CLOSE = 0.01, 0.05  # p-values below show a difference; distances above are large
+# probabilities that are tested at most, so that the test takes a fraction of a second
+_TESTED = 2**15
+_SHOWN = 0.01  # p-values below show a difference
+_CLOSE = 0.05  # distances above are large
 _REDUNDANT = 1e-8  # a singular value below this share of the largest is zero
 _ROUNDING = 1e-13  # rounding error in float64 of a derivative that is 0
-_VANISHING = (
-    -0.5
-)  # slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
+# slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
+_VANISHING = -0.5
 _AT_ONCE = 2**17  # amplitudes per pass; a gradient stores them for every layer
 
 
@@ -123,13 +121,16 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
             "these are not probabilities: each must be 0 or more, and those of each state must sum"
             " to 1"
         )
-    size, a, quantiles = p.shape[1], _PARAMETER[field], _haar_law(field, p.shape[1]).ppf(_SHARES)
+    size = p.shape[1]
+    a = _PARAMETER[field]
+    quantiles = _haar_law(field, size).ppf(_SHARES)
     random = _stream(zlib.crc32(p.tobytes()))  # deterministic for the same data
     n = max(1, min(len(p), _TESTED // size))
     tested = _distance(quantiles, p if n == len(p) else random.choice(p, n, replace=False))
     simulated = [_distance(quantiles, random.dirichlet([a] * size, n)) for _ in range(_RESAMPLES)]
     p_value = (1 + sum(distance >= tested for distance in simulated)) / (_RESAMPLES + 1)
-    distance, ipr = _distance(quantiles, p), float(size * (p**2).sum(axis=1).mean())
+    distance = _distance(quantiles, p)
+    ipr = float(size * (p**2).sum(axis=1).mean())
     values = {
         "field": field,
         "distance": distance,
@@ -311,7 +312,8 @@ def gradient_variance(
 
 def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
     """Averaged over the angles of the middle layer: one value per sample, (samples,)."""
-    random, size = _stream(seed, ansatz.n_qubits, ansatz.n_layers), 2**ansatz.n_qubits
+    random = _stream(seed, ansatz.n_qubits, ansatz.n_layers)
+    size = 2**ansatz.n_qubits
     # by layer, each angle once, also if several gates share it
     slots_of_layers = [
         dict.fromkeys(gate.slot for gate in layer if gate.slot is not None)
@@ -328,8 +330,9 @@ def _squared_slopes(ansatz: Ansatz, samples: int, seed: int) -> Floats:
         with torch.enable_grad():
             p = exact_probabilities(ansatz, leaf.requires_grad_())
             gradients += torch.autograd.grad(p, leaf, weight)
-    found = torch.cat(gradients)  # (samples, *ansatz.angle_shape)
-    return torch.stack([found[:, *slot] for slot in slots], dim=1).square().mean(1).numpy()
+    of_samples = torch.cat(gradients)  # (samples, *ansatz.angle_shape)
+    slopes = torch.stack([of_samples[:, *slot] for slot in slots], dim=1)  # (samples, slots)
+    return slopes.square().mean(1).numpy()
 
 
 def expressibility(
@@ -365,9 +368,8 @@ def of_fidelities(
         (n_bins * _haar_law(field, 2**n_qubits).cdf(fidelities)).astype(int), n_bins - 1
     )
     divergence = float(entropy(np.bincount(bins, minlength=n_bins), np.ones(n_bins)))
-    counts = np.arange(
-        1, n_pairs + 1
-    )  # of a bin, where the pairs follow the law: a binomial distribution
+    # pairs in a bin: binomial, where the pairs follow the law
+    counts = np.arange(1, n_pairs + 1)
     terms = counts / n_pairs * np.log(counts / n_pairs * n_bins)
     expected = float(n_bins * (binom.pmf(counts, n_pairs, 1 / n_bins) * terms).sum())
     limit = float(chi2.isf(0.05, n_bins - 1) / (2 * n_pairs))
@@ -413,7 +415,8 @@ def meyer_wallach(states: Tensor) -> Measurement:
         )
     q = 2 * (1 - torch.stack(purities).mean(0))
     field = "complex" if psi.is_complex() else "real"
-    mean, error = q.mean().item(), q.std().item() / math.sqrt(len(q))
+    mean = q.mean().item()
+    error = q.std().item() / math.sqrt(len(q))
     expected = (size - 2) / (size + 1 / _PARAMETER[field])
     values = {
         "field": field,

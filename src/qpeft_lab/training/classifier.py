@@ -97,9 +97,8 @@ def load_base(
     """The base, in float32, for an adapter with this record; without a record a language model."""
     if record is None:
         return base.load_model(model, trust_remote_code=trust_remote_code)
-    return load_classifier(model, "float32", record, 0, trust_remote_code)[
-        0
-    ]  # the adapter replaces a new head
+    # the adapter replaces a new head
+    return load_classifier(model, "float32", record, 0, trust_remote_code)[0]
 
 
 def load_classifier(
@@ -127,13 +126,11 @@ def load_classifier(
         ),
     )
     if record.pad_token_id is not None:
-        loaded.config.get_text_config().pad_token_id = (
-            record.pad_token_id
-        )  # by which a decoder finds the last token
+        # by which a decoder finds the last token
+        loaded.config.get_text_config().pad_token_id = record.pad_token_id
     head = find_head(loaded)
-    body = (
-        loaded.base_model_prefix
-    )  # of a tensor there, a child of the body; of another, a part of the head
+    # of a tensor there, a child of the body; of another, a part of the head
+    body = loaded.base_model_prefix
     parts = {key: key.split(".") for key in lacking | others}
     lacking_in = {
         key: ".".join(names[: 2 if names[0] == body else 1]) for key, names in parts.items()

@@ -177,18 +177,18 @@ class _Checked(NamedTuple):
 def _checked(settings: RunSettings) -> _Checked:
     """The run and its folder; without a learning rate it has the one with which it began."""
     check_inputs(settings)
-    found = file_hashes(settings.method, settings.method_settings, settings.backend_settings)
+    hashes = file_hashes(settings.method, settings.method_settings, settings.backend_settings)
     for name in ("data", "eval_data"):
         with suppress(OSError, InputError):
             if (source := getattr(settings, name)) and (sha := content_hash(source)):
-                found[name] = sha
+                hashes[name] = sha
     if has_files(settings.model):
-        found["model"] = fingerprint(settings.model)
+        hashes["model"] = fingerprint(settings.model)
     folder = RunFolder(Path(settings.out).expanduser())
     if settings.lr is None and folder.config.exists():
         settings = replace(settings, lr=folder.recorded()[0].lr)
-    folder.check(settings, found)
-    return _Checked(settings, folder, found)
+    folder.check(settings, hashes)
+    return _Checked(settings, folder, hashes)
 
 
 def _batches(task: Task, batch_size: int, progress: Progress) -> Iterator[Any]:
@@ -212,14 +212,17 @@ def _fit(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train the remaining steps in the locked folder; `ready.model` is changed in place."""
-    task, circuits, data_sha256 = ready.task, ready.circuits, ready.task.sha256()
+    task = ready.task
+    circuits = ready.circuits
+    data_sha256 = task.sha256()
     model = identity.get("model") or fingerprint(settings.model, task.config)
     settings = replace(settings, lr=ready.settings.lr)
     folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
-    given, settings = settings.epochs, ready.settings
-    if given is not None:
+    epochs = settings.epochs
+    settings = ready.settings
+    if epochs is not None:
         progress.on_note(
-            f"epochs: {given:g} of {len(task.train):,} examples, {settings.n_steps:,} steps"
+            f"epochs: {epochs:g} of {len(task.train):,} examples, {settings.n_steps:,} steps"
         )
     scored = settings.evaluations(len(task.evaluation))
     progress.on_note(
@@ -245,15 +248,17 @@ def _fit(
     ):
         trainer = _trainer(settings, ready, folder, fused)
         callback = RunCallback(trainer, folder, settings, stop, progress, task)
-        for one in filter(None, (callback, imported(settings.record.callback), *callbacks)):
-            trainer.add_callback(one)
+        of_method = imported(settings.record.callback)
+        for added in filter(None, (callback, of_method, *callbacks)):
+            trainer.add_callback(added)
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     if (done := trainer.state.global_step) < settings.n_steps:
         raise KeyboardInterrupt(
             f"Stopped after step {done} of {settings.n_steps}. Run the same command again to"
             " resume."
         )
-    rows, unit = trainer.state.log_history, TASKS[settings.task].unit
+    rows = trainer.state.log_history
+    unit = TASKS[settings.task].unit
     before, *_, after = (Score.from_logs(row, unit) for row in rows if "eval_loss" in row)
     costs = None
     if circuits is not None:  # over all parts of a resumed run
@@ -317,6 +322,7 @@ def _trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    extra = ONE_LOGIT if fused else {}
     optimizer = None
     if settings.record.needs_param_groups:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, ready.model)
@@ -331,10 +337,7 @@ def _trainer(
         model=ready.model,
         args=arguments,
         train_dataset=ready.task.train,  # type: ignore[arg-type]
-        data_collator=lambda examples: {
-            **ready.task.collate(examples),
-            **(ONE_LOGIT if fused else {}),
-        },
+        data_collator=lambda examples: {**ready.task.collate(examples), **extra},
         compute_loss_func=fused or ready.task.loss(settings.label_smoothing),
         optimizer_cls_and_kwargs=optimizer,
     )
@@ -364,13 +367,11 @@ class RunCallback(TrainerCallback):
         task: Task,
     ):
         self.seconds: list[float] = []  # of each step, forward to optimizer
-        self._trainer, self._folder, self._stop, self._progress, self._task = (
-            trainer,
-            folder,
-            stop,
-            progress,
-            task,
-        )
+        self._trainer = trainer
+        self._folder = folder
+        self._stop = stop
+        self._progress = progress
+        self._task = task
         self._evaluate_every, self._save_every, self._log_every = settings.intervals()
         self._has_warned = False
 
@@ -387,7 +388,9 @@ class RunCallback(TrainerCallback):
         self._began = time.perf_counter()
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:
-        logs, step, row = kwargs["logs"], state.global_step, state.log_history.pop()
+        logs = kwargs["logs"]
+        step = state.global_step
+        row = state.log_history.pop()
         names = {
             "loss": "training loss",
             "grad_norm": "gradient's norm",
@@ -401,14 +404,11 @@ class RunCallback(TrainerCallback):
                     f" such as --lr {lower(args.learning_rate):g}, a longer warmup, or dtype float32"
                     " instead of bfloat16"
                 )
-        is_last, is_step = (
-            step == state.max_steps,
-            "loss" in logs,
-        )  # else a score, or the Trainer's summary
+        is_last = step == state.max_steps
+        is_step = "loss" in logs  # else a score, or the Trainer's summary
         if is_step:
-            self.seconds.append(
-                time.perf_counter() - self._began
-            )  # reading the loss waits for the device
+            # reading the loss has waited for the device
+            self.seconds.append(time.perf_counter() - self._began)
             self._progress.on_step(step, logs["loss"])
         if "eval_loss" in logs or (is_step and (is_last or step % self._log_every == 0)):
             state.log_history.append(
@@ -447,9 +447,8 @@ class RunCallback(TrainerCallback):
             control.should_save = self._stop.is_set() or state.global_step % self._save_every == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
-        seal(
-            self._folder.checkpoints / f"checkpoint-{state.global_step}"
-        )  # where the Trainer saves it
+        # the folder in which the Trainer has saved it
+        seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")
 
     def _score(self, step: int) -> None:
         holder = holder_of(self._trainer.model)

@@ -70,7 +70,8 @@ def generate_texts(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    n_new, adapter = decoding.max_new_tokens, getattr(model, "active_peft_config", None)
+    n_new = decoding.max_new_tokens
+    adapter = getattr(model, "active_peft_config", None)
     n_virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encode = partial(tokenizer, add_special_tokens=not have_template)
@@ -83,14 +84,11 @@ def generate_texts(
                 " reduce max_new_tokens"
             )
     at_once = 1 if n_virtual else batch_size
-    places = sorted(
-        range(len(encoded)), key=lambda place: len(encoded[place])
-    )  # similar lengths in a batch
+    # similar lengths in a batch
+    places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
     sampling = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
-    texts, configured = (
-        [""] * len(prompts),
-        model.generation_config.eos_token_id,
-    )  # such as the end of a turn
+    texts = [""] * len(prompts)
+    configured = model.generation_config.eos_token_id  # such as the end of a turn
     several = [cast(Any, tokenizer.eos_token_id)]
     several += configured if isinstance(configured, list) else [configured]
     ends = [token for token in dict.fromkeys(several) if token is not None]
@@ -135,9 +133,8 @@ def generate(
             "num_beams": decoding.num_beams,
             "length_penalty": float(decoding.length_penalty),
         }
-    if (
-        n := decoding.no_repeat_ngram_size
-    ):  # the option of transformers also counts n-grams of the prompt
+    # the option of transformers also counts n-grams of the prompt
+    if n := decoding.no_repeat_ngram_size:
         of_new: Any = NoRepeatNGramLogitsProcessor(n)
         options["logits_processor"] = [
             lambda written, scores: of_new(written[:, ids.shape[1] :], scores)

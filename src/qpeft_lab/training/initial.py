@@ -49,9 +49,8 @@ def attach_gradients(
 
     config.lora_ga_config = config.lora_ga_config or LoraGAConfig()
     base.to("cuda" if torch.cuda.is_available() else "cpu")
-    if (
-        str(config.target_modules).lower() == "all-linear"
-    ):  # which PEFT expands only when it adds the adapter
+    # PEFT expands this name only when it adds the adapter
+    if str(config.target_modules).lower() == "all-linear":
         set_target_names(base, config, dict(base.named_modules()))
     with warnings.catch_warnings():
         # from the hooks by which PEFT counts; the gradients of the weights are not affected

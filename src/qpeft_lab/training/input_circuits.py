@@ -158,9 +158,7 @@ def _angles_of_states(states: Numbers) -> Numbers:
         # by the bits before the wire, the wire's bit, and the bits behind it
         halves = wanted.reshape(*states.shape[:-1], 2**wire, 2, -1)
         is_last = wire == n_qubits - 1
-        sizes = (
-            halves[..., 0] if is_last else np.linalg.norm(halves, axis=-1)
-        )  # (R, .., 2**wire, 2)
+        sizes = halves[..., 0] if is_last else np.linalg.norm(halves, axis=-1)  # (.., 2**wire, 2)
         theta = 2 * np.arctan2(sizes[..., 1], sizes[..., 0])
         # the wire is still 0, so that signs of the amplitudes with 1 do not matter
         parts.append(_turned(theta, wire, no_signs).phi)

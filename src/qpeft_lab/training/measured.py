@@ -253,9 +253,8 @@ class _OnDevice:
         norms = torch.linalg.vector_norm(inputs, dim=-1, keepdim=True)  # (..., 1)
         # of 0 the circuit prepares the first basis state, and the frequencies are multiplied by 0
         states = inputs / norms.where(norms > 0, 1)
-        angles = angles_on_inputs(
-            states.numpy(), circuit, values.cpu().double().numpy()
-        )  # (..., n_angles)
+        numbers = values.cpu().double().numpy()
+        angles = angles_on_inputs(states.numpy(), circuit, numbers)  # (..., n_angles)
         angles = angles.reshape(-1, angles.shape[-1])
         answers = [
             self.queue.run(ansatz, angles[start : start + _LARGEST_JOB])

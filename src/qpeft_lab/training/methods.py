@@ -68,7 +68,8 @@ def build_configs(
         check_setting(settings, name)
     if settings.record.config is None:
         return None, None
-    given, generator = {**settings.method_settings}, None
+    given = {**settings.method_settings}
+    generator = None
     if "ansatz" in given:
         given["ansatz"] = named_ansatz(given["ansatz"])
     if settings.attaches:
@@ -76,7 +77,8 @@ def build_configs(
         ours = {name: given.pop(name) for name in _generator_fields(settings) & given.keys()}
         generator = _with_config_errors(made, **{"seed": settings.seed, **ours})
     record = settings.adapter if settings.attaches else settings.record
-    made, defaults = record.config_class, dict(record.defaults)
+    made = record.config_class
+    defaults = dict(record.defaults)
     if given.get("frames") is not None:
         defaults.pop("target_modules", None)  # those of the frame file
     if record.seed_field in {f.name for f in fields(made)}:  # of random projections, for example
@@ -105,7 +107,8 @@ def check_memory(settings: RunSettings, config: Any, generator: GeneratorConfig 
     trusted = settings.trust_remote_code
     plan = qpeft.plan(settings.model, config, generator, trust_remote_code=trusted)
     numbers = plan.deployed + (plan.trainable if plan.trainable < plan.deployed else 0)
-    needed, free = numbers * _BYTES_PER_NUMBER / 1e9, psutil.virtual_memory().available / 1e9
+    needed = numbers * _BYTES_PER_NUMBER / 1e9
+    free = psutil.virtual_memory().available / 1e9
     if needed > free:
         raise ConfigError(
             f"this adapter needs at least {needed:,.1f} GB of memory, and {free:,.1f} GB are free:"

@@ -58,7 +58,8 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> Non
 
 def count_deployed(model: Any) -> int:
     """Parameters needed at inference, in addition to the base, including modules_to_save."""
-    is_peft, is_as_saved = isinstance(model, PeftModel), not saving_options(model)
+    is_peft = isinstance(model, PeftModel)
+    is_as_saved = not saving_options(model)
     if is_as_saved and not (
         is_peft and (is_compact(model) or model.active_peft_config.is_prompt_learning)
     ):

@@ -35,11 +35,8 @@ from qpeft_lab.user_files import without_folders
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
 _NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must not grant it
 _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
-_SOURCES = (
-    "model",
-    "data",
-    "eval_data",
-)  # local ones are compared by content, which the identity hashes
+# local sources are compared by content, which the identity hashes
+_SOURCES = ("model", "data", "eval_data")
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,8 @@ class RunFolder:
                 )
             return
         recorded, had = self.recorded()
-        was, now = _compared(recorded), _compared(settings)
+        was = _compared(recorded)
+        now = _compared(settings)
         for name in (name for name in _SOURCES if name in identity):  # compared by content
             was[name] = now[name] = None
         self._refuse(
@@ -215,14 +213,15 @@ def _compared(settings: RunSettings) -> dict[str, Any]:
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, by the names within two dicts, which may contain dicts."""
-    found = []
+    differences = []
     for name in sorted({*was, *now}):
-        one, other = was.get(name), now.get(name)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            found += _differences(one, other)
-        elif one != other:
-            found.append(f"{name} was {one!r}, now {other!r}")
-    return found
+        before = was.get(name)
+        after = now.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            differences += _differences(before, after)
+        elif before != after:
+            differences.append(f"{name} was {before!r}, now {after!r}")
+    return differences
 
 
 @cache

@@ -19,6 +19,7 @@ from qpeft_lab.progress import Progress, counted
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor]]
 
 _HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
+# titles of the metrics, the most important metric of a task first
 _TITLES = {
     "perplexity": "perplexity",
     "padded_perplexity": "padded perplexity",
@@ -28,7 +29,7 @@ _TITLES = {
     "mcc": "MCC",
     "f1": "F1",
     "spearman": "Spearman",
-}  # of the metrics, the most important one of a task first
+}
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,8 @@ class Score:
     unit: str  # of the loss
     n_scored: int  # tokens or examples
     metrics: dict[str, float | None]  # None where a metric is undefined
-    block_losses: list[float] = field(
-        default_factory=list
-    )  # of each block of a text with scored tokens
+    # a loss for each block of a text with scored tokens
+    block_losses: list[float] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Loss, amount of data and metrics."""
@@ -56,22 +56,19 @@ class Score:
     @classmethod
     def from_logs(cls, row: Mapping[str, Any], unit: str) -> Score:
         """The score of a row of the Trainer's logs, in which an undefined metric is NaN."""
-        found = {
+        logged = {
             name.removeprefix("eval_"): value
             for name, value in row.items()
             if name.startswith("eval_")
         }
-        loss, n_scored = found.pop("loss"), found.pop("n_scored")
-        return cls(
-            loss,
-            unit,
-            n_scored,
-            {name: None if math.isnan(value) else value for name, value in found.items()},
-        )
+        loss = logged.pop("loss")
+        n_scored = logged.pop("n_scored")
+        metrics = {name: None if math.isnan(value) else value for name, value in logged.items()}
+        return cls(loss, unit, n_scored, metrics)
 
     def described(self) -> dict[str, str]:
         """Metrics and loss as text for a table, by title; the most important one first."""
-        found = {}
+        texts = {}
         for name in (name for name in _TITLES if name in self.metrics):
             if (value := self.metrics[name]) is None:
                 text = "undefined"
@@ -82,8 +79,8 @@ class Score:
                 )
             else:
                 text = f"{value:,.2f}" if name.endswith("perplexity") else f"{value:.4f}"
-            found[_TITLES[name]] = text
-        return found | {self.unit: f"{self.loss:.4f}"}
+            texts[_TITLES[name]] = text
+        return texts | {self.unit: f"{self.loss:.4f}"}
 
     @property
     def headline(self) -> tuple[str, str]:
@@ -102,7 +99,7 @@ def evaluate_language_model(
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
     """
-    found: list[tuple[float, int]] = []  # nats and scored tokens of each block
+    of_blocks: list[tuple[float, int]] = []  # nats and scored tokens of each block
     for logits, labels in _outputs(model, blocks, collate, batch_size, progress):
         # the last T positions: virtual tokens of a prompt precede the text
         predicted = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B (T-1), vocabulary)
@@ -110,12 +107,12 @@ def evaluate_language_model(
             predicted, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="none"
         )
         each = each.cpu().double()  # accelerators may have no float64
-        found += zip(
+        of_blocks += zip(
             each.view(len(labels), -1).sum(1).tolist(),
             (labels != IGNORED).sum(1).tolist(),
             strict=True,
         )
-    nats, n_scored = map(sum, zip(*found, strict=True))
+    nats, n_scored = map(sum, zip(*of_blocks, strict=True))
     loss = nats / n_scored
     metrics = {"perplexity": math.exp(loss) if loss <= _HOPELESS_LOSS else None}
     if not all(block.attended.all() for block in blocks):
@@ -123,7 +120,7 @@ def evaluate_language_model(
     elif n_bytes := sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks):
         metrics["bits_per_byte"] = nats / (math.log(2) * n_bytes)
     return Score(
-        loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / n for part, n in found if n]
+        loss, TASKS["causal-lm"].unit, n_scored, metrics, [part / n for part, n in of_blocks if n]
     )
 
 
@@ -138,7 +135,10 @@ def evaluate_examples(
     """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
     from scipy.stats import binomtest  # slow to import, and for classes alone
 
-    total, true, predictions, n_classes = 0.0, [], [], 0
+    total = 0.0
+    n_classes = 0
+    true: list[Any] = []
+    predictions: list[Any] = []
     for logits, labels in _outputs(model, examples, collate, batch_size, progress):
         if is_regression:
             predicted = logits.squeeze(-1).cpu().double()
@@ -146,9 +146,8 @@ def evaluate_examples(
         else:
             each = cross_entropy(logits, labels, reduction="none")
             total += each.cpu().double().sum().item()
-            predicted = logits.argmax(-1).where(
-                ~logits.isnan().any(-1), -1
-            )  # argmax takes NaN for the largest
+            # argmax takes NaN for the largest
+            predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)
             n_classes = logits.shape[-1]
         predictions += predicted.tolist()
         true += labels.tolist()
@@ -161,7 +160,8 @@ def evaluate_examples(
             "spearman": spearman(numbers, predictions),
         }
         return Score(total / n, TASKS["text-regression"].unit, n, metrics)
-    correct = binomtest(sum(one == other for one, other in zip(true, predictions, strict=True)), n)
+    pairs = zip(true, predictions, strict=True)
+    correct = binomtest(sum(label == predicted for label, predicted in pairs), n)
     low, high = correct.proportion_ci(method="wilson")
     metrics = {
         "accuracy": correct.statistic,
@@ -210,7 +210,9 @@ def mean_nats(
     """
     logits = outputs.logits.float()
     if of_tokens:
-        logits, labels = logits[:, -labels.shape[1] : -1].flatten(0, 1), labels[:, 1:].flatten()
+        # the last T positions, as in evaluate_language_model
+        logits = logits[:, -labels.shape[1] : -1].flatten(0, 1)  # (B (T-1), vocabulary)
+        labels = labels[:, 1:].flatten()  # (B (T-1),)
     options: dict[str, Any] = {
         "ignore_index": IGNORED,
         "reduction": "sum",

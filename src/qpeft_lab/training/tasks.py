@@ -63,15 +63,15 @@ class Task(ABC):
     train: Sequence[Any]  # arguments of `collate`
     evaluation: Sequence[Any]
     processor: Any  # tokenizer or image processor
-    head: Sequence[
-        str
-    ] = ()  # modules of the loaded base that are trained in full, in addition to the adapter
+    # modules of the loaded base that are trained in full, in addition to the adapter
+    head: Sequence[str] = ()
     has_new_head: bool = False  # set by load_base
 
     def __init__(
         self, settings: RunSettings, reserved: int = 0, labels: Sequence[str] | None = None
     ):
-        self.settings, self.kind = settings, TASKS[settings.task]
+        self.settings = settings
+        self.kind = TASKS[settings.task]
         self.config: PretrainedConfig = base.load_config(settings.model, settings.trust_remote_code)
         if not self.kind.is_language_model:
             classifier.check_can_classify(self.config, settings.task)
@@ -122,7 +122,8 @@ class CausalLM(Task):
     """
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
-        s, self.tokenizer = self.settings, self.processor
+        s = self.settings
+        self.tokenizer = self.processor
         if s.chat_template is not None:
             self.tokenizer.chat_template = text.read_template(s.chat_template)
         self.seq_len = base.block_length(s.seq_len, self.config, reserved)
@@ -130,10 +131,8 @@ class CausalLM(Task):
             self.train, self.evaluation = text.load_blocks(s, self.seq_len, self.tokenizer)
         else:
             rows = load_examples(s.data, "validation", s)
-            self.train, self.evaluation = (
-                [],
-                text.cut(rows, self.seq_len, self.tokenizer, s.data, s.pad_rows),
-            )
+            self.train = []
+            self.evaluation = text.cut(rows, self.seq_len, self.tokenizer, s.data, s.pad_rows)
             if not self.evaluation:
                 raise DataError(f"{s.data} has no token to score within seq_len={self.seq_len}")
         base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
@@ -182,10 +181,8 @@ class Classification(Task):
         s = self.settings
         if labels is not None:
             self.labels = tuple(labels) or self._own_labels()
-            self.train, self.evaluation = (
-                [],
-                self._examples(self.read(s.data, "validation"), s.data),
-            )
+            self.train = []
+            self.evaluation = self._examples(self.read(s.data, "validation"), s.data)
             return
         train = self.read(s.data, "train")
         validation = s.eval_data or (
@@ -203,6 +200,10 @@ class Classification(Task):
     def read(self, source: str, split: str) -> list[Labelled]:
         """All examples of a split of a source, checked."""
 
+    @abstractmethod
+    def bytes_of(self, content: Any) -> bytes:
+        """The content of an example, for the hash of the data."""
+
     def record(self) -> TaskRecord:
         is_other = classifier.is_classifier(self.config) and len(class_names(self.config)) != len(
             self.labels
@@ -217,12 +218,9 @@ class Classification(Task):
         return partial(score.mean_nats, label_smoothing=label_smoothing)
 
     def sha256(self) -> str:
-        sha, is_text = hashlib.sha256("\0".join(self.labels).encode()), not self.kind.has_images
+        sha = hashlib.sha256("\0".join(self.labels).encode())
         for content, label in (*self.train, *self.evaluation):
-            parts = (
-                [part.tobytes() for part in content.values()] if is_text else [image_bytes(content)]
-            )
-            sha.update(hashlib.sha256(b"".join(parts)).digest() + struct.pack("<d", label))
+            sha.update(hashlib.sha256(self.bytes_of(content)).digest() + struct.pack("<d", label))
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
@@ -240,8 +238,14 @@ class Classification(Task):
         progress: Progress | None = None,
     ) -> Score:
         scored = self.evaluation if examples is None else examples
-        size, is_regression = self.settings.batch_size, self.kind.is_regression
-        return score.evaluate_examples(model, scored, self.collate, size, is_regression, progress)
+        return score.evaluate_examples(
+            model,
+            scored,
+            self.collate,
+            self.settings.batch_size,
+            self.kind.is_regression,
+            progress,
+        )
 
     def _own_labels(self) -> tuple[str, ...]:
         names = class_names(self.config)
@@ -257,9 +261,8 @@ class Classification(Task):
     def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
         if self.kind.is_regression:
             names = class_names(self.config)
-            return (
-                names if len(names) == 1 else ("LABEL_0",)
-            )  # transformers' name of a single output
+            # LABEL_0 is transformers' name of a single output
+            return names if len(names) == 1 else ("LABEL_0",)
         if (glue := find_glue(self.settings.data)) is not None:
             return glue.classes
         return collect_labels(
@@ -295,7 +298,8 @@ class TextClassification(Classification):
     """
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
-        seq_len, self.tokenizer = self.settings.seq_len, self.processor
+        seq_len = self.settings.seq_len
+        self.tokenizer = self.processor
         self.tokenizer.pad_token_id = self.pad = _pad_token(self.tokenizer, self.config)
         self.tokenizer.padding_side = "right"
         room = self.tokenizer.model_max_length - reserved
@@ -314,6 +318,9 @@ class TextClassification(Classification):
         texts, labels = zip(*load_labelled_texts(source, split, self.settings, label), strict=True)
         return list(zip(self._encode(texts), labels, strict=True))
 
+    def bytes_of(self, content: Any) -> bytes:
+        return b"".join(part.tobytes() for part in content.values())
+
     def _encode(self, texts: Sequence[Sequence[str]]) -> list[dict[str, np.ndarray]]:
         """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers
         does.
@@ -322,24 +329,20 @@ class TextClassification(Classification):
         options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
         encoded = self.tokenizer(first, text_pair=second[0] if second else None, **options)
         has_types = second and getattr(self.config.get_text_config(), "type_vocab_size", 0) > 1
-        names = [
-            name for name in ("input_ids", *["token_type_ids"] * bool(has_types)) if name in encoded
-        ]
-        parts = zip(*(encoded[name] for name in names), strict=True)
+        names = ["input_ids"]
+        if has_types and "token_type_ids" in encoded:
+            names.append("token_type_ids")
         return [
-            {name: np.array(part, np.int64) for name, part in zip(names, one, strict=True)}
-            for one in parts
+            {name: np.array(encoded[name][row], np.int64) for name in names}
+            for row in range(len(texts))
         ]
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded
         on the right.
         """
-        return {
-            **DataCollatorWithPadding(self.tokenizer)(
-                [{**one, "label": label} for one, label in examples]
-            )
-        }
+        pad = DataCollatorWithPadding(self.tokenizer)
+        return dict(pad([{**content, "label": label} for content, label in examples]))
 
 
 class ImageClassification(Classification):
@@ -347,6 +350,9 @@ class ImageClassification(Classification):
 
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)
+
+    def bytes_of(self, content: Any) -> bytes:
+        return image_bytes(content)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
@@ -387,9 +393,8 @@ def _pad_token(tokenizer: Any, config: Any) -> int:
         config.get_text_config().pad_token_id,
         tokenizer.eos_token_id,
     ):
-        if (
-            candidate is not None and candidate < size
-        ):  # the padding token may not be in the model's vocabulary
+        # the padding token may not be in the model's vocabulary
+        if candidate is not None and candidate < size:
             return candidate
     raise InputError(
         "the tokenizer has no padding or end-of-text token in the model's vocabulary; add one to it"

@@ -104,7 +104,8 @@ def decide(folder: Path) -> Verdict:
         {key: summary[key].label for key in protocol.others},
         protocol.margin,
     )
-    circuit, study = summary[CIRCUIT], summary.study
+    circuit = summary[CIRCUIT]
+    study = summary.study
     twins = [each for each in compared if each.against in protocol.twins]
     row = next(iter(circuit.successes.values()))
     names = ("qpeft", "torch", "transformers", "peft", "python", "device")

@@ -97,9 +97,10 @@ def lines(verdict: Verdict) -> list[list[str]]:
 
 def facts(verdict: Verdict) -> dict[str, str]:
     """What ran, for readers who want to repeat or to judge it."""
-    protocol, circuit = verdict.protocol, verdict.adapters["circuit"]
+    protocol = verdict.protocol
+    circuit = verdict.adapters["circuit"]
     some = verdict.comparisons[0]
-    found = {
+    named = {
         "Base": f"{verdict.base}, {verdict.base_sha256[:19]}",
         "Data": f"{without_folders(verdict.data)}, {verdict.data_sha256[:12]}",
         "Adapter": (
@@ -110,12 +111,12 @@ def facts(verdict: Verdict) -> dict[str, str]:
         "Margin": f"{protocol.margin:g} % of LoRA's gain, which is {verdict.gain:.3f} nats per token",
     }
     if verdict.angles_moved is not None and verdict.angles_moved_most is not None:
-        found["Angles"] = (
+        named["Angles"] = (
             f"moved by {verdict.angles_moved:.2g} radians on average, at most by"
             f" {verdict.angles_moved_most:.2g}"
         )
-    found["Versions"] = ", ".join(f"{name} {value}" for name, value in verdict.versions.items())
-    return found
+    named["Versions"] = ", ".join(f"{name} {value}" for name, value in verdict.versions.items())
+    return named
 
 
 def limits(verdict: Verdict) -> Iterator[str]:
