@@ -31,7 +31,7 @@ from qpeft_lab.progress import Progress, counted, stop_request
 from qpeft_lab.settings import BY_DATA, RunSettings
 from qpeft_lab.training import outputs
 from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
-from qpeft_lab.training.divergence import has_risen, lower
+from qpeft_lab.training.divergence import lower, symptom
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
 from qpeft_lab.training.inputs import check_inputs
 from qpeft_lab.training.methods import build_adapter, build_configs, check_memory
@@ -351,8 +351,7 @@ class RunCallback(TrainerCallback):
     The validation data is scored before the first step and after the last one, too. A checkpoint is
     also saved when a stop is requested, but not at the last step. A loss or gradient that is not
     finite raises DivergedError before the checkpoint of its step. A note names a lower learning
-    rate once a loss is above the one at the start: the training loss after each tenth of the steps,
-    or the validation loss. The rows of metrics.jsonl are
+    rate once a loss is above the one at the start. The rows of metrics.jsonl are
     those of the Trainer's `log_history`, which its checkpoints contain, so that a resumed run has
     exactly the rows up to the resumed step.
     """
@@ -422,23 +421,19 @@ class RunCallback(TrainerCallback):
             self._score(step)
 
     def _warn_of_divergence(self, state: Any, learning_rate: float) -> None:
-        """Say once that a loss of the rows so far is above the one at the start."""
+        """Say once that the losses so far suggest a lower learning rate."""
         rows = state.log_history
         losses = [row["loss"] for row in rows if "loss" in row]
         scores = [row["eval_loss"] for row in rows if "eval_loss" in row]
         tenth = max(1, state.max_steps // self._log_every // 10)
-        is_time = len(losses) % tenth == 0
-        if scores and scores[-1] > scores[0]:
-            what = f"validation loss is {scores[-1]:.3f}, and was {scores[0]:.3f}"
-        elif is_time and has_risen(losses, tenth):
-            what = "training loss is higher than"
-        else:
+        found = symptom(losses, scores, tenth) if len(losses) % tenth == 0 else None
+        if found is None:
             return
         self._has_warned = True
         self._progress.on_note(
-            f"step {state.global_step}: the {what} at the start. The learning rate"
-            f" {learning_rate:g} may be too high; Ctrl-C stops, and"
-            f" --lr {lower(learning_rate):g} in another folder is worth a try"
+            f"step {state.global_step}: {found}. The learning rate {learning_rate:g} may be too"
+            f" high; Ctrl-C stops, and --lr {lower(learning_rate):g} in another folder is worth a"
+            " try"
         )
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
