@@ -48,7 +48,7 @@ BY_DATA = ("steps", "epochs", "eval_every", "eval_blocks")
 
 # Evaluations of a run that does not set their number: a fifth of its time, where a forward pass takes
 # about 0.45 of a training step (of a frozen base; 0.49 in one run of SmolLM2).
-_FORWARD_SHARE = 0.45
+FORWARD_SHARE = 0.45
 _EVALUATION_SHARE = 0.2
 _EVALUATIONS = (2, 11)
 _BLOCKS = (8, EVALUATED_BLOCKS)
@@ -390,7 +390,7 @@ class RunSettings(SharedSettings):
         """
         trained = self.n_steps * self.batch_size * self.gradient_accumulation_steps
         # e * forward <= share * (e * forward + trained), for e blocks in all evaluations
-        affordable = trained * _EVALUATION_SHARE / (1 - _EVALUATION_SHARE) / _FORWARD_SHARE
+        affordable = trained * _EVALUATION_SHARE / (1 - _EVALUATION_SHARE) / FORWARD_SHARE
         asked = _USEFUL_BLOCKS if self.eval_blocks is None else self.eval_blocks or n_available
         if self.eval_every is not None:
             number = 1 + ceil(self.n_steps / self.eval_every)
@@ -398,7 +398,7 @@ class RunSettings(SharedSettings):
             number = _within(affordable / min(asked, n_available), _EVALUATIONS)
         blocks = _within(affordable / number, _BLOCKS) if self.eval_blocks is None else asked
         blocks = min(blocks, n_available)
-        scored = number * blocks * _FORWARD_SHARE
+        scored = number * blocks * FORWARD_SHARE
         return Evaluations(number, blocks, scored / (scored + trained))
 
     def intervals(self) -> tuple[int, int, int]:

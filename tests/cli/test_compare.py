@@ -84,9 +84,10 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, answer, study, tmp_path
         found["study"]["command"]
         == f"qpeft compare run {study} --steps 5 --gradient-checkpointing --seeds 0,1,2 --out small"
     )
+    assert found["forecast"]["hours"] > 5 * found["forecast"]["seconds_per_step"] / 3600
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli(f"compare plan {study}")
-    for word in ("lora", "0.01", "final"):
+    for word in ("lora", "0.01", "final", "here with one worker"):
         assert word in shown.stdout
 
 

@@ -28,6 +28,7 @@ from qpeft_lab.compare.cell import (
     work_folder,
 )
 from qpeft_lab.compare.cell_progress import read_progress
+from qpeft_lab.compare.forecast import Speed, forecast, seconds_of, speed_of
 from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.rows import RowFile, read_rows
 from qpeft_lab.compare.study import load_study, read_study
@@ -101,6 +102,25 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
     assert sizes == sorted(sizes)
+
+
+def test_forecast_counts_steps_and_scored_blocks(planned):
+    plan, none, lora = planned("lora", "none")  # small ones first
+    trial = next(cell for cell in plan.tuning_cells({}) if cell.method == "lora")
+    cost = next(cell for cell in plan.cost_cells({}) if cell.method == "lora")
+    speed = Speed(start=1000.0, step=1.0, example=0.01)
+    evaluation, test = (0.01 * len(read_data(part).evaluation) for part in settings_of_data(lora))
+    assert min(evaluation, test) > 0.01
+    # six steps and three evaluations
+    assert seconds_of(trial, speed) == pytest.approx(1000 + 6 + 3 * evaluation)
+    assert seconds_of(lora, speed) == pytest.approx(1000 + 6 + 3 * evaluation + test)
+    assert seconds_of(none, speed) == pytest.approx(1000 + evaluation + test)
+    assert seconds_of(cost, speed) == pytest.approx(2 * 1000 + 3 * 35)
+    assert forecast(plan, speed) == pytest.approx(
+        sum(seconds_of(cell, speed) for cell in plan.cells({}))
+    )
+    measured = speed_of(plan)
+    assert measured.step > measured.example > 0
 
 
 def test_plan_of_epochs_has_their_steps(tiny_model, text_file, tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import option
+from qpeft.errors import InputError
 from qpeft_lab.cli.command import SOME_FAILED, application, command
 from qpeft_lab.cli.console import Answer, bars, duration, facts, line, listed, say, stderr, table
 from qpeft_lab.cli.options import ALIASES, Fields, flag, needed
@@ -102,8 +103,8 @@ def plan(
     of_run: OfRun,
     of_study: OfStudy,
 ) -> Answer:
-    """Show what a study would run: cells, parameters, learning rates. Nothing is trained or
-    written.
+    """Show what a study would run: cells, parameters, learning rates, and the hours that it takes on
+    this machine. Two steps of the reference are timed; nothing is written.
 
     Examples:
 
@@ -120,6 +121,7 @@ def plan(
         data = {
             "study": planned.study.model_dump(),
             "cells": {name: len(phase) for name, phase in cells.items()},
+            "forecast": _forecast(found),
         }
     return Answer(data, lambda console: _show_plan(console, planned, data))
 
@@ -257,6 +259,19 @@ def _reported(
     return Answer(answer, show, exit_code=SOME_FAILED if failures and data else 0)
 
 
+def _forecast(plan: Plan) -> dict[str, float] | None:
+    """Seconds of a step and hours of the study; None, with a note, if the base cannot be loaded."""
+    from qpeft_lab.compare.forecast import forecast, speed_of
+
+    try:
+        with stderr().status("Timing two steps"):
+            speed = speed_of(plan)
+    except InputError as error:
+        say("Note:", f"the time of the study is unknown: {error}")
+        return None
+    return {"seconds_per_step": speed.step, "hours": forecast(plan, speed) / 3600}
+
+
 def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     study = plan.study
     console.print(f"{study.title}\n{study.question}\n")
@@ -271,6 +286,11 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
     console.print(facts(listed({"steps": study.run.steps, "runs": data["cells"]})))
+    if (times := data["forecast"]) is not None:
+        hours, step = duration(3600 * times["hours"]), times["seconds_per_step"]
+        console.print(
+            f"\nAbout {hours} here with one worker and one thread; a step takes {step:.2g} s."
+        )
     more = (
         "More tuning runs follow if the best learning rate is at an edge. "
         if data["cells"]["tuning"]

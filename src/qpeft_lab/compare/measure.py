@@ -29,6 +29,10 @@ _PLANNED_STEPS = 100_000
 # the smaller side of an update: the singular values of larger ones take minutes, except for factors
 _LARGEST = 2048
 
+_WARM_UP = 5
+_TIMED = 30
+TIMED_STEPS = _WARM_UP + _TIMED  # of a method; its reference takes twice as many
+
 Batch = Mapping[str, Tensor]
 Make = Callable[[], Any]
 
@@ -60,8 +64,8 @@ def measure_cost(
     make_model: Make,
     make_reference: Make,
     batches: Sequence[Batch],
-    warm_up: int = 5,
-    timed: int = 30,
+    warm_up: int = _WARM_UP,
+    timed: int = _TIMED,
 ) -> dict[str, float]:
     """Measure a method's model, compared with a reference (usually LoRA). Each is built once.
 
