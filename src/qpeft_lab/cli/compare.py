@@ -121,7 +121,7 @@ def plan(
         data = {
             "study": planned.study.model_dump(),
             "cells": {name: len(phase) for name, phase in cells.items()},
-            "forecast": _forecast(found),
+            "forecast": _forecast(planned),
         }
     return Answer(data, lambda console: _show_plan(console, planned, data))
 
