@@ -5,21 +5,36 @@ BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo test test-all library coverage check docs results bases bench compat release format clean
+.PHONY: demo real test test-all test-real library coverage check docs results bases bench compat release format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
 
+# the run of docs/real_model.md: half an hour, and a download of 93 MB; again, to resume
+real: $(VENV)/.installed build/smollm2/source.json
+	$(BIN)/python scripts/real_model.py
+	$(BIN)/python evidence/page_tables.py
+	$(BIN)/python evidence/pictures.py
+
 LIBRARY_TESTS := tests/circuits tests/core tests/testing tests/test_imports.py
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
-# for every change; the tests marked `long` are left out
+# for every change; the tests marked `long` or `real` are left out
 test: check docs
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not real"
 
 # before a release
 test-all: check docs
-	$(PYTEST)
+	$(PYTEST) -m "not real"
+
+# on a pretrained base, which is downloaded (93 MB); CI runs those that are not long
+REAL := real
+test-real: $(VENV)/.installed-dev build/smollm2/source.json
+	$(BIN)/python -m pytest -m "$(REAL)" tests/real
+
+build/smollm2/source.json: | $(VENV)/.installed
+	$(PIP) --editable '.[lab,gguf]'
+	$(BIN)/qpeft base smollm2
 
 # the tests of the library, on its wheel, in an environment that has nothing but the packages that it needs
 library: $(VENV)/.installed-dev
@@ -32,7 +47,7 @@ library: $(VENV)/.installed-dev
 
 # which lines of src the tests of `make test` run
 coverage: $(VENV)/.installed-dev
-	$(PYTEST) -m "not long" --cov qpeft --cov-report term-missing:skip-covered
+	$(PYTEST) -m "not long and not real" --cov qpeft --cov-report term-missing:skip-covered
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -75,7 +90,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .nox dist docs/_build demo-run
+	rm -rf $(VENV) .nox dist docs/_build demo-run real-run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qpeft needs Python 3.11 or newer; set PYTHON=python3.11")'

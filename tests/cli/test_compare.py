@@ -112,7 +112,9 @@ def test_report_is_made_from_rows_alone(qpeft_cli, answer, tmp_path, monkeypatch
 # recipes
 
 OF_GLUE = "quantum-peft-deberta-glue"
-ALIKE = ("survey-gpt2-e2e", "quantum-peft-gpt2-e2e", "qpa-gemma-wikitext2")  # to other recipes
+# to other recipes
+ALIKE = ("survey-gpt2-e2e", "quantum-peft-gpt2-e2e", "qpa-gemma-wikitext2")
+ALIKE += ("survey-smollm2-e2e", "quantum-peft-smollm2-e2e", "cua-smollm2-wikitext2")
 WITH_CHARTS = "quantum-peft-vit-cifar10"  # they take longer than the cells
 ALL = [name.removeprefix("recipes/").removesuffix(".yaml") for name in RECIPES]
 

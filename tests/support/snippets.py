@@ -29,7 +29,7 @@ STAND_INS = {
     **dict.fromkeys(("survey", "controls", "shots", "noise", "bits"), "tiny.yaml"),
     **{
         f"recipes/{name}.yaml": "tiny.yaml"
-        for name in ("qpa-gpt2-wikitext2", "quantum-peft-deberta-glue")
+        for name in ("qpa-gpt2-wikitext2", "qpa-smollm2-wikitext2", "quantum-peft-deberta-glue")
     },
     "glue/rte": "docs.jsonl",
 }

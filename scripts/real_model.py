@@ -1,0 +1,178 @@
+"""Fine-tune SmolLM2-135M-Instruct with four adapters: the run of docs/real_model.md.
+
+    python scripts/real_model.py     # `make real`; the base is in build/smollm2 (`qpeft base smollm2`)
+
+It runs the commands of that page, two at a time with one thread each. Run it again to resume: what
+is finished is not repeated. The result is results/real_model.json.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qpeft.files import read_json, write_json
+from qpeft_lab.demo.packaged import PACKAGED
+from qpeft_lab.files import json_line, read_json_lines
+from qpeft_lab.training.run_folder import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "results" / "real_model.json"
+OUT = "real-run"
+STEPS = 40
+WORKERS = 2
+DATA = "examples/restaurants"
+TRAINING = f"--model smollm2 --data {DATA}/train.jsonl --batch-size 4 --seq-len 160"
+ANSWERS = "--generate --eval-blocks 32 --batch-size 16 --max-new-tokens 48 --json"
+FRAMES = f"{OUT}/frames"
+ADAPTERS = {  # options of `qpeft train`
+    "lora_r8": "--method lora --r 8 --lr 3e-3",
+    "qpa": "--method qpa --r 8 --budget 0.5 --lr 1e-3",
+    "lora_r1": "--method lora --r 1 --lr 3e-3",
+    "suggested": f"--method auto --parameters 1300 --frames {FRAMES}.safetensors",
+}
+# time of a job, in steps of training: measured once on one core
+FRAMES_TAKE, ANSWERS_TAKE = 22, 20
+
+
+class Job(NamedTuple):
+    """A command, and the file that exists once it has ended well."""
+
+    name: str
+    command: str
+    product: Path
+    n_steps: int  # its time, in steps
+    prints_product: bool = False
+
+
+def jobs_of(adapter: str, out: Path) -> list[Job]:
+    """The commands of an adapter, one after the other."""
+    run = f"{OUT}/{adapter}"
+    train = f"train {TRAINING} --steps {STEPS} {ADAPTERS[adapter]} --out {run}"
+    answer = f"evaluate --adapter {run} --data {DATA}/test.jsonl {ANSWERS}"
+    jobs = [
+        Job(adapter, train, out / adapter / "result.json", STEPS),
+        Job(f"answers of {adapter}", answer, out / f"{adapter}.json", ANSWERS_TAKE, True),
+    ]
+    if FRAMES in ADAPTERS[adapter]:
+        file = out / "frames.safetensors"
+        options = "--family lie --share type --frame-rank 64 --r 1"
+        frames = f"frames {TRAINING} {options} --out {FRAMES}"
+        jobs.insert(0, Job("frames", frames, file, FRAMES_TAKE))
+    return jobs
+
+
+def run(jobs: Sequence[Job], out: Path) -> None:
+    """Run what is not finished, and add the time that it took to `times.jsonl`."""
+    for job in jobs:
+        if job.product.exists():
+            continue
+        partial = job.product.with_suffix(".partial") if job.prints_product else Path(os.devnull)
+        begin = time.monotonic()
+        with (out / f"{job.name}.log").open("a") as log, partial.open("w") as printed:
+            command = [sys.executable, "-m", "qpeft", *job.command.split()]
+            process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+        took = {
+            "job": job.name,
+            "seconds": time.monotonic() - begin,
+            "processor_seconds": usage.ru_utime + usage.ru_stime,
+            "megabytes": usage.ru_maxrss / 1024,
+        }
+        with (out / "times.jsonl").open("a") as times:
+            times.write(json_line(took))
+        if status:
+            raise SystemExit(f"{job.name} failed; see {log.name}, and run this again to resume")
+        if job.prints_product:
+            partial.replace(job.product)
+
+
+def done_steps(job: Job) -> int:
+    """How much of a job is finished, in steps; of a training run also while it runs."""
+    if job.product.exists():
+        return job.n_steps
+    rows = read_rows(job.product.parent / "metrics.jsonl")
+    return rows[-1]["step"] if rows and job.product.name == "result.json" else 0
+
+
+def run_all(out: Path) -> None:
+    """Run everything, and print what is being done and the time left."""
+    chains = [jobs_of(adapter, out) for adapter in reversed(ADAPTERS)]  # the longest first
+    jobs = [job for chain in chains for job in chain]
+    total = sum(job.n_steps for job in jobs)
+    before = sum(map(done_steps, jobs))
+    begin = time.monotonic()
+    with ThreadPoolExecutor(WORKERS) as workers:
+        running = [workers.submit(run, chain, out) for chain in chains]
+        while wait(running, timeout=20).not_done:
+            done = sum(map(done_steps, jobs))
+            minutes = (time.monotonic() - begin) / 60
+            left = f"{minutes * (total - done) / (done - before):.0f}" if done > before else "?"
+            now = [job.name for job in jobs if 0 < done_steps(job) < job.n_steps]
+            print(
+                f"{done / total:.0%} after {minutes:.0f} minutes, about {left} left;"
+                f" {', '.join(now)}",
+                flush=True,
+            )
+    for future in running:
+        future.result()
+
+
+def collected(out: Path) -> dict[str, Any]:
+    """What the page shows: of each adapter its size, losses, answers and times."""
+    times = read_json_lines(out / "times.jsonl", lambda row: row["seconds"] > 0, "remove it")
+
+    def processor_seconds(job: str) -> float:
+        return sum(row["processor_seconds"] for row in times if row["job"] == job)
+
+    adapters = {}
+    for name in ADAPTERS:
+        result = read_json(out / name / "result.json")
+        answers = read_json(out / f"{name}.json")
+        losses = [row["loss"] for row in read_rows(out / name / "metrics.jsonl") if "loss" in row]
+        config = read_json(out / name / "config.json")
+        adapters[name] = {
+            "options": ADAPTERS[name],
+            "settings": config["settings"]["method_settings"],
+            "learning_rate": config["settings"]["lr"],
+            **{part: result[part] for part in ("trainable", "stored_bytes", "exported_bytes")},
+            "loss": {when: result[when]["loss"] for when in ("before", "after")},
+            "losses": [round(loss, 4) for loss in losses],
+            "bleu": {who: answers[who]["bleu"] for who in ("base", "adapted")},
+            "texts": answers["adapted"]["texts"],
+            "processor_seconds": processor_seconds(name),
+        }
+    return {
+        "base": PACKAGED["smollm2"].about,
+        "steps": STEPS,
+        "environment": config["environment"],
+        "megabytes": max(row["megabytes"] for row in times),
+        "processor_seconds": sum(row["processor_seconds"] for row in times),
+        "frames": {
+            "bytes": (out / "frames.safetensors").stat().st_size,
+            "processor_seconds": processor_seconds("frames"),
+        },
+        "prompts": answers["prompts"],
+        "references": answers["references"],
+        "base_texts": answers["base"]["texts"],
+        "adapters": adapters,
+    }
+
+
+def main() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of each process
+    out = ROOT / OUT
+    out.mkdir(exist_ok=True)
+    run_all(out)
+    write_json(RESULT, collected(out))
+    print(f"{RESULT.relative_to(ROOT)} is written; evidence/page_tables.py shows it on the page")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""SmolLM2-135M-Instruct, as `qpeft base` builds it from its package: `make test-real`.
+
+The tests fail without the base: CI builds it, and shall not skip them.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from runs import losses, weights
+from snippets import ROOT
+
+pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
+
+STEPS = 6
+RUN = [
+    "train",
+    *("--model", "smollm2"),
+    *("--data", ROOT / "examples" / "restaurants" / "train.jsonl"),
+    *("--method", "qpa", "--r", 4, "--budget", 0.5, "--lr", 1e-3),
+    *("--steps", STEPS, "--batch-size", 2, "--seq-len", 128),
+    *("--eval-blocks", 4, "--eval-every", STEPS, "--save-every", 1),
+]
+
+
+def test_killed_run_resumes_with_equal_bits_and_its_export_needs_no_qpeft(
+    qpeft_cli, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(ROOT)  # where build/smollm2 is
+    killed, whole, exported = (tmp_path / name for name in ("killed", "whole", "exported"))
+    words = map(str, [sys.executable, "-m", "qpeft", *RUN, "--out", killed])
+    process = subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while process.poll() is None and not (killed / "checkpoints" / "checkpoint-2").exists():
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    for folder in (killed, whole):
+        qpeft_cli(*RUN, "--out", folder, code=0)
+    resumed = weights(killed / "adapter")
+    assert all(tensor.equal(resumed[name]) for name, tensor in weights(whole / "adapter").items())
+    assert losses(killed) == losses(whole)
+    first, *_, last = (row["eval_loss"] for row in losses(whole) if "eval_loss" in row)
+    assert last < first
+    # loads it in a process that cannot import qpeft, and compares logits
+    found = json.loads(qpeft_cli("export", killed, "--out", exported, "--json", code=0).stdout)
+    assert found["max_logit_difference"] <= 1e-4
+    assert json.loads((exported / "adapter_config.json").read_text())["peft_type"] == "LORA"
