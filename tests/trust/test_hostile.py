@@ -49,6 +49,13 @@ def pool(world):
     return qpeft.AdapterPool(copy.deepcopy(world[0]), world[1], capacity=2)
 
 
+def in_a_thread(action):
+    """Run `action` in another thread; its exceptions are warnings, and so errors."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
 # -- P1: requests inside a running call of a pool
 
 
@@ -96,6 +103,21 @@ def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):
     assert "adapter_names" in errors[0]
 
 
+@pytest.mark.parametrize("part", ["base_model", "base_model.model"])
+def test_base_called_without_the_pool_is_refused_p2(pool, world, part):
+    """It has no lock and no adapter; from another thread also during a call of the pool."""
+    pool.activate("u0")
+    base = pool.model.get_submodule(part)
+
+    def call():
+        with pytest.raises(ConfigError, match=r"call pool\.model"):
+            base(input_ids=world[3])
+
+    call()
+    found, errors = inside_a_call(pool, world[3], lambda: in_a_thread(call))
+    assert (errors, torch.equal(found, world[2]["u0"])) == ([], True)
+
+
 # -- P2: threads and interruptions of a pool
 
 
@@ -124,6 +146,36 @@ def test_threads_without_a_lock_get_their_own_answers_p2(pool, world, adapters):
     assert torch.equal(adapters.logits(pool.model, ids), answers["u1"])
 
 
+def test_rows_placed_in_two_threads_p2(pool, world):
+    """The pool has two slots. The second thread takes both between `place` and the call of the first."""
+    _, _, answers, ids = world
+    barrier = threading.Barrier(2, timeout=100)
+    asked = ["u0", "u1", "__base__"], ["u2", "u3", "u2"]
+    answered = []
+
+    def call(rows):
+        with torch.no_grad():
+            return pool.model(input_ids=ids, adapter_names=rows).logits
+
+    def second():
+        barrier.wait()
+        answered.append(call(pool.place(asked[1])))
+        barrier.wait()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    rows = pool.place(asked[0])
+    barrier.wait()
+    barrier.wait()
+    with pytest.raises(ConfigError, match="call place again"):
+        call(rows)
+    answered.insert(0, call(pool.place(asked[0])))
+    thread.join()
+    for names, logits in zip(asked, answered, strict=True):
+        expected = torch.stack([answers[name][row] for row, name in enumerate(names)])
+        torch.testing.assert_close(logits, expected)
+
+
 def test_thread_that_activated_nothing_is_refused_p2(pool, world):
     pool.activate("u0")
     errors = []
@@ -134,9 +186,7 @@ def test_thread_that_activated_nothing_is_refused_p2(pool, world):
         except ConfigError as error:
             errors.append(str(error))
 
-    thread = threading.Thread(target=call)
-    thread.start()
-    thread.join()
+    in_a_thread(call)
     assert "this thread has activated no adapter" in errors[0]
 
 
@@ -246,6 +296,21 @@ def test_fields_that_an_export_fixed_are_refused_n(world, exported, changes):
         load(world, exported)
 
 
+SCALES = [{"lora_alpha": 9}, {"use_rslora": True}, {"alpha_pattern": {"c_attn": 3}}]
+
+
+@pytest.mark.parametrize("changes", SCALES, ids=str)
+@pytest.mark.parametrize("kind", ["compact", "attached"])
+def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
+    folder = request.getfixturevalue(kind)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    edit_config(folder, **changes if kind == "compact" else {"host": config["host"] | changes})
+    with pytest.raises(CheckpointError, match=rf"{folder}.*adapter was saved with"):
+        load(world, folder)
+    edit_config(folder, saved_scale=None)  # intended, or of an earlier release
+    load(world, folder)
+
+
 def test_base_of_an_export_can_be_renamed_n(world, exported, adapters):
     edit_config(exported, base_model_name_or_path="moved/base", inference_mode=False)
     found = adapters.logits(load(world, exported), world[3])
@@ -269,7 +334,7 @@ EVIL = "([a-z._0-9]+)+!"  # on a name of 34 letters, `re` tries 2**34 ways
 )
 def test_loading_ends_whatever_the_patterns_of_a_stranger_r(world, folder, changes):
     (folder / "qpeft.json").unlink(missing_ok=True)
-    edit_config(folder, **changes)
+    edit_config(folder, **changes, **({"saved_scale": None} if folder.name == "compact" else {}))
     with pytest.raises(InputError, match="cannot be matched"):
         load(world, folder)
 

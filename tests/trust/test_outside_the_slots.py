@@ -177,6 +177,30 @@ def test_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, wa
     assert torch.equal(adapters.logits(resumed.model.eval(), ids), live)
 
 
+@pytest.mark.parametrize("method", ["qpa", "sora", "lora"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_resized_base_that_was_made_in_memory_keeps_its_rows(
+    ids, adapters, tmp_path, method, family
+):
+    """There is no config of it on the disk; stock LoRA is given `save_embedding_layers`."""
+
+    def make():
+        torch.manual_seed(0)
+        base = getattr(tiny_models, family)(tie_word_embeddings=family == "gpt2")
+        torch.seed()
+        base.resize_token_embeddings(RESIZED, mean_resizing=False)
+        return base
+
+    ids = tokens(ids, is_resized=True)
+    settings = {"task_type": "CAUSAL_LM", "r": 2, "target_modules": "all-linear"}
+    model = get_peft_model(make(), CONFIGS[method](**settings))
+    model.base_model.shrinks = True
+    live = adapters.logits(adapters.train(model, ids, lr=2e-2), ids)
+    for name, loaded in rounds(model, make, tmp_path):
+        if method != "lora" or name == "save":
+            assert torch.equal(adapters.logits(loaded.eval(), ids), live), name
+
+
 # -- a tied head
 
 

@@ -21,13 +21,15 @@ from qpeft.checks import check_fields, check_finite, option
 from qpeft.core import model_card
 from qpeft.core.slots import DRAWN_INITS, Slot
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import file_hash
+from qpeft.files import as_json, file_hash
 from qpeft.generator_config import GeneratorConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = 2  # 1: before release 0.2
+# fields of LoRA that scale the generated adapter, without which its tensors are the same
+_SCALE = ("alpha_pattern", "lora_alpha", "use_rslora")
 
 
 class MethodName(str):
@@ -165,6 +167,7 @@ class AdapterConfig(PeftConfig):
             )
         # PEFT returns a config of the folder's own class
         check_seal(folder, getattr(config, "weights_sha256", None))
+        _check_scale(config, folder / CONFIG_NAME)
         return config
 
 
@@ -176,7 +179,22 @@ def config_of(content: Mapping[str, Any], path: Path) -> PeftConfig:
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
     fields = {name: value for name, value in content.items() if name != "runtime_config"}
     with _naming(path):
-        return kind.from_peft_type(**kind.check_kwargs(**fields))
+        config = kind.from_peft_type(**kind.check_kwargs(**fields))
+    _check_scale(config, path)
+    return config
+
+
+def _check_scale(config: Any, path: Path) -> None:
+    """Raise CheckpointError if a field that scales the adapter was edited in the file `path`."""
+    saved = getattr(config, "saved_scale", None)
+    if saved is None:  # of a release before 0.3, or without such fields
+        return
+    present = config.scale()
+    if present != saved:
+        raise CheckpointError(
+            f"{path} has {present}, and the adapter was saved with {reprlib.repr(saved)}; restore it"
+            " (if the change is intended, set saved_scale to null)"
+        )
 
 
 @contextmanager
@@ -245,6 +263,9 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
     generated: list[Any] | None = option(
         None, "Name and shape of each generated tensor in order; filled in when bound."
     )
+    saved_scale: dict[str, Any] | None = option(
+        None, "The fields that scale the adapter; filled in when saved.", filled_in=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +274,16 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
                 f"this adapter has format version {reprlib.repr(self.format_version)}, this qpeft"
                 f" reads {FORMAT_VERSION}; load it with the release of qpeft that wrote it"
             )
+
+    def scale(self) -> dict[str, Any] | None:
+        """The fields that scale the adapter, of the host if there is one; None without any."""
+        settings = getattr(self, "host", None) or vars(self)
+        return as_json({name: settings[name] for name in _SCALE if name in settings}) or None
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's, with what the folder is checked for when it is loaded."""
+        self.saved_scale = self.scale()
+        super().save_pretrained(save_directory, **kwargs)
 
     def read_files(self, base: nn.Module) -> None:
         """Fill in what a file that the config names determines for `base`; called before the

@@ -22,7 +22,7 @@ _WRAPPED = re.compile(r"(.*?)(\.token_adapter\.base_layer|\.original_module|\.ba
 class Resized(NamedTuple):
     """What was resized of a base, if its vocabulary was."""
 
-    n_tokens: int  # rows of the model that the base was loaded from
+    n_tokens: int | None  # rows of the model that the base was loaded from; 0: unknown
     parameters: list[nn.Parameter]  # of the embedding and of the head, with a row for each token
 
 
@@ -30,17 +30,35 @@ def resized(base: Any) -> Resized:
     """The embedding layers of `base`, without their adapters, if its vocabulary is another than
     that of the model it was loaded from; otherwise without parameters.
 
-    Also without if that model's config is not on this machine; nothing is downloaded.
+    If that model's config is not on this machine, as of a base that was made in memory,
+    `_remembered_vocabulary` stands for it; nothing is downloaded.
     """
-    try:
-        original = type(base.config).from_pretrained(base.name_or_path, local_files_only=True)
-        n_tokens = original.get_text_config().vocab_size
-        is_resized = n_tokens != base.config.get_text_config().vocab_size
-    except (AttributeError, OSError, ValueError):  # no model of transformers, or no such folder
+    config = getattr(base, "config", None)
+    if not hasattr(config, "get_text_config"):  # no model of transformers
         return Resized(0, [])
+    present = getattr(config.get_text_config(), "vocab_size", None)
+    try:
+        original = type(config).from_pretrained(base.name_or_path, local_files_only=True)
+        n_tokens = original.get_text_config().vocab_size
+    except (AttributeError, OSError, ValueError):  # no such folder, or a vision model
+        n_tokens = _remembered_vocabulary(base, present)
+    if n_tokens == present:
+        return Resized(n_tokens, [])
     layers = base.get_input_embeddings(), base.get_output_embeddings()
-    plain = [without_adapters(layer) for layer in layers if is_resized and layer is not None]
+    plain = [without_adapters(layer) for layer in layers if layer is not None]
     return Resized(n_tokens, [parameter for layer in plain for parameter in layer.parameters()])
+
+
+def _remembered_vocabulary(base: Any, present: int | None) -> int | None:
+    """The rows before `resize_token_embeddings`, which sets `vocab_size` of the model and of its
+    config alone.
+
+    Its parts keep theirs. If they have none, the number of new rows is unknown: 0.
+    """
+    for name, module in base.named_modules():
+        if name and "vocab_size" in vars(module):
+            return module.vocab_size
+    return 0 if "vocab_size" in vars(base) else present
 
 
 def without_adapters(module: Any) -> nn.Module:

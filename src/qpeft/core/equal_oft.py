@@ -83,6 +83,17 @@ def equal_oft(model: nn.Module, adapted: AdaptedMap) -> EqualOFT:
     return EqualOFT(f"{_parent(adapted.name)}.o_proj", repeated.flatten())
 
 
+def behind_values(attention: Any, x: Tensor) -> Tensor:
+    """o_proj of v_proj of `x` (tokens, width), each token attending to itself alone: (tokens,
+    outputs).
+    """
+    values = attention.v_proj(x)  # (tokens, values)
+    mixed, _ = sizes(attention.o_proj)
+    by_head = values.unflatten(-1, (-1, attention.head_dim))  # (tokens, key-value heads, head)
+    repeated = by_head.repeat_interleave(mixed // values.shape[-1], -2)  # (tokens, heads, head)
+    return attention.o_proj(repeated.flatten(-2))
+
+
 def _is_in_front_of_o_proj(model: nn.Module, adapted: AdaptedMap) -> bool:
     """Whether nothing but sums over tokens lies between the map and an o_proj that is not trained."""
     base: Any = adapted.layer.get_base_layer()

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS, fixed_fields
 from qpeft.core.embeddings import resized, stock_embeddings
+from qpeft.core.equal_oft import behind_values
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generators import holder_of
-from qpeft.core.half_precision import half_layers, inputs_of, output_in_float32
+from qpeft.core.half_precision import half_layers, inputs_of, lost_by_merging, output_in_float32
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.model_card import keep_card, write_card
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
@@ -53,6 +54,9 @@ class ExportReport:
     # of the outputs of adapted layers in float32, in units of the largest output; None: the base is
     # in float32 itself, or no layer is adapted by both
     max_layer_difference: float | None = None
+    # the share of what the adapter adds to a layer that rounding takes if somebody merges it into
+    # this base of half precision; None: the base is in float32
+    lost_by_merging: float | None = None
 
 
 def export(
@@ -189,7 +193,7 @@ def _differences(
     *,
     same_shapes: bool,
 ) -> dict[str, float | None]:
-    """The two differences of the report."""
+    """The differences of the report, by its fields."""
     if any(p.is_meta for p in model.parameters()) or is_sharded(model):
         return {"max_logit_difference": None}
     inputs = dict(probe) if probe is not None else probe_inputs(model)
@@ -212,6 +216,7 @@ def _differences(
         allowed = tolerance(live, same_shapes=same_shapes)
         difference = (live.float() - _logits(loaded, inputs).float()).abs().max().item()
         of_layers = _layer_difference(model, loaded, same_shapes=same_shapes)
+        lost = lost_by_merging(loaded)
     if any(p.isnan().any() for p in resized(loaded.get_base_model()).parameters):
         difference = math.nan  # of rows that the folder lacks, even if the inputs do not read them
     if not difference <= allowed:
@@ -220,7 +225,11 @@ def _differences(
             f" than {allowed:.1g}; nothing was saved. Stock PEFT may be unable to rebuild the state"
             " of this base model"
         )
-    return {"max_logit_difference": difference, "max_layer_difference": of_layers}
+    return {
+        "max_logit_difference": difference,
+        "max_layer_difference": of_layers,
+        "lost_by_merging": lost,
+    }
 
 
 def _layer_difference(live: Any, loaded: Any, *, same_shapes: bool) -> float | None:
@@ -232,11 +241,16 @@ def _layer_difference(live: Any, loaded: Any, *, same_shapes: bool) -> float | N
     largest = None
     layers = half_layers(live.get_base_model())
     for name, stock in half_layers(loaded.get_base_model()).items():
-        if name not in layers:  # a rotation behind v_proj is exported in front of o_proj
-            continue
-        inputs = inputs_of(stock)
-        expected = output_in_float32(layers[name], inputs)
-        difference = (output_in_float32(stock, inputs) - expected).abs().max().item()
+        if name in layers:
+            inputs = inputs_of(stock)
+            expected = output_in_float32(layers[name], inputs)
+            found = output_in_float32(stock, inputs)
+        else:  # a rotation behind v_proj is exported in front of o_proj
+            attention = name.rpartition(".")[0]
+            inputs = inputs_of(layers[f"{attention}.v_proj"])
+            expected = _of_values(live, attention, inputs)
+            found = _of_values(loaded, attention, inputs)
+        difference = (found - expected).abs().max().item()
         if not difference <= tolerance(expected, same_shapes=same_shapes):
             raise VerificationError(
                 f"the exported adapter's output of {name} differs from the live model's by"
@@ -245,6 +259,13 @@ def _layer_difference(live: Any, loaded: Any, *, same_shapes: bool) -> float | N
             )
         largest = max(largest or 0.0, difference / expected.abs().max().item())
     return largest
+
+
+@torch.no_grad()
+def _of_values(model: Any, name: str, inputs: Tensor) -> Tensor:
+    """`behind_values` of the attention called `name`, in float32, for `inputs` (64, width)."""
+    attention = model.get_base_model().get_submodule(name)
+    return behind_values(copy.deepcopy(attention).float(), inputs)
 
 
 def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> Any:

@@ -8,7 +8,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -50,14 +50,24 @@ def output_in_float32(layer: Any, inputs: Tensor) -> Tensor:
     return twin(inputs)
 
 
-@contextmanager
-def measured_merge(model: nn.Module) -> Iterator[None]:
-    """Within: PEFT merges the adapters of `model` into its weights, or undoes it.
+class _Measured(NamedTuple):
+    """An adapted linear map whose adapter adds something, and its outputs (64, outputs)."""
 
-    Warns with QpeftWarning, with the error of one layer, if weights of half precision have rounded
-    what the adapter adds.
-    """
-    for name, layer in half_layers(model).items():  # noqa: B007  # the name is in the warning
+    name: str
+    layer: Any
+    inputs: Tensor  # (64, width)
+    plain: Tensor  # without the adapter
+    exact: Tensor  # with it
+
+    def lost(self, merged: Any) -> float:
+        """The share of what the adapter adds that is wrong in the `merged` map, such as 0.01."""
+        found = output_in_float32(merged, self.inputs)
+        return ((found - self.exact).norm() / (self.exact - self.plain).norm()).item()
+
+
+def _first_that_adds(model: nn.Module) -> _Measured | None:
+    """The first layer of half precision that is not merged and whose adapter adds something."""
+    for name, layer in half_layers(model).items():
         if layer.merged:
             continue
         was_training = layer.training
@@ -66,20 +76,40 @@ def measured_merge(model: nn.Module) -> Iterator[None]:
         plain = output_in_float32(layer.base_layer, inputs)
         exact = output_in_float32(layer, inputs)
         layer.train(was_training)
-        if not torch.equal(exact, plain):  # this layer's adapter adds something
-            break
-    else:
-        yield
-        return
+        if not torch.equal(exact, plain):
+            return _Measured(name, layer, inputs, plain, exact)
+    return None
+
+
+def lost_by_merging(model: nn.Module) -> float | None:
+    """The share of what a stock adapter adds to the output of a layer that merging into `model`
+    would round away; None if no layer is of half precision.
+    """
+    measured = _first_that_adds(model)
+    if measured is None:
+        return None
+    twin = copy.deepcopy(measured.layer)
+    twin.merge()
+    return measured.lost(twin.base_layer)
+
+
+@contextmanager
+def measured_merge(model: nn.Module) -> Iterator[None]:
+    """Within: PEFT merges the adapters of `model` into its weights, or undoes it.
+
+    Warns with QpeftWarning, with the error of one layer, if weights of half precision have rounded
+    what the adapter adds.
+    """
+    measured = _first_that_adds(model)
     yield
-    if not layer.merged:
+    if measured is None or not measured.layer.merged:
         return
-    merged = output_in_float32(layer.base_layer, inputs)
-    share = ((merged - exact).norm() / (exact - plain).norm()).item()
+    base_layer = measured.layer.base_layer
+    share = measured.lost(base_layer)
     if share > 0:
         text = (
-            f"merging into weights of half precision ({layer.base_layer.weight.dtype}) loses small"
-            f" changes: in {name} the rounding is {share:.2%} of what the adapter adds to the"
-            " output; load the base model in float32 to merge"
+            f"merging into weights of half precision ({base_layer.weight.dtype}) loses small"
+            f" changes: in {measured.name} the rounding is {share:.2%} of what the adapter adds to"
+            " the output; load the base model in float32 to merge"
         )
         warnings.warn(QpeftWarning(text), stacklevel=2)

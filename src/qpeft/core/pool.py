@@ -56,6 +56,14 @@ class _Row(str):
     held: _Held
 
 
+class _Used(set[str]):
+    """The adapters of a call of the model that is running, and its thread."""
+
+    def __init__(self, names: Set[str]) -> None:
+        super().__init__(names)
+        self.thread = threading.get_ident()
+
+
 class AdapterPool:
     """Serves the compact adapters of a folder, each from a folder of its own, on one base model.
 
@@ -73,7 +81,8 @@ class AdapterPool:
 
     Threads need no lock: each has its own active adapter, and the calls of the model run one after
     the other. A thread that calls the model without having called `activate` or given
-    `adapter_names` is refused once another thread has called `activate`.
+    `adapter_names` is refused once another thread has called `activate`. Call `model` alone: its
+    `base_model` called from outside is refused, and its layers do not know the pool.
 
     `model` is the base with `capacity` stock adapters, in evaluation mode.
 
@@ -127,7 +136,7 @@ class AdapterPool:
         self._switched: str | None = None  # the slot that the layers apply
         # the adapters of the call of the model that is running, which keep their slots; a weak
         # reference, because an interrupted call may be unable to remove it
-        self._used: Callable[[], set[str] | None] = lambda: None
+        self._used: Callable[[], _Used | None] = lambda: None
         self._switch(BASE)
 
     def _inject_slots(self, base: nn.Module, stock: PeftConfig) -> None:
@@ -150,6 +159,7 @@ class AdapterPool:
         tuner = self.model.base_model
         select = tuner._enable_peft_forward_hooks
         tuner._enable_peft_forward_hooks = partial(self._selecting, select)
+        tuner.model.register_forward_pre_hook(self._refuse_unselected)
 
     @property
     def names(self) -> list[str]:
@@ -227,14 +237,14 @@ class AdapterPool:
             names = options.get("adapter_names")
             if names is not None:
                 self._check_rows(names)
-                used = {row.held.adapter for row in names if row != BASE}
+                used = _Used({row.held.adapter for row in names if row != BASE})
             elif before:
                 raise ConfigError(
                     "a call of the model with adapter_names is running; give adapter_names to a"
                     " call inside it as well"
                 )
             else:
-                used = {self._switch_to_active()}
+                used = _Used({self._switch_to_active()})
             used |= outer or set()
             self._used = weakref.ref(used)
             try:
@@ -243,6 +253,15 @@ class AdapterPool:
             finally:
                 self._used = (lambda: None) if outer is None else weakref.ref(outer)
                 self._remove_row_hooks(before)
+
+    def _refuse_unselected(self, *_: Any) -> None:
+        """Raise ConfigError in a call of the base model that the pool has selected no adapter for."""
+        used = self._used()
+        if used is None or used.thread != threading.get_ident():
+            raise ConfigError(
+                "the base model of a pool was called on its own, without the pool's lock and its"
+                " choice of an adapter; call pool.model"
+            )
 
     def _check_rows(self, names: Sequence[str]) -> None:
         """Raise ConfigError if the slots do not contain what they did when `place` returned."""

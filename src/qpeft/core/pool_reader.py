@@ -21,8 +21,8 @@ from qpeft.core.stock_adapter import stock_key
 from qpeft.errors import CheckpointError, ConfigError
 
 # fields of one adapter: its hash, and what is compared in another way, because the precisions of
-# bases differ, and a frame file has a hash
-_OWN = ("weights_sha256", "base_digest", "frames")
+# bases differ, a frame file has a hash, and the fields of the scale are settings
+_OWN = ("weights_sha256", "base_digest", "frames", "saved_scale")
 
 
 class PoolReader:

@@ -37,6 +37,7 @@ _OWN = {  # fields of one adapter, and those that are filled in
     "peft_type",
     "peft_version",
     "runtime_config",
+    "saved_scale",
     "weights_sha256",
 }
 
