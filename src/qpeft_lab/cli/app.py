@@ -20,6 +20,7 @@ COMMANDS = {  # with the lines of `qpeft --help`
     "evaluate": "Score a base model, and an adapter on it.",
     "generate": "Continue a prompt.",
     "export": "Export an adapter in PEFT's own format, and verify it.",
+    "rollback": "Restore an earlier revision of a served adapter.",
     "verify-served": "Tell whether a server applies an adapter.",
     "diagnose": "Measure whether a circuit is random, redundant and trainable.",
     "verdict": "Is it the circuit? Compare a circuit of yours with what replaces it.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError, VerificationError
-from qpeft_lab.cli.adapters import Loading
+from qpeft_lab.cli.adapters import Loading, run_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line, size, stderr
 from qpeft_lab.cli.options import needed
@@ -57,27 +57,36 @@ def export(
         "With --merge: give the output head its own copy of a weight that it shares with the"
         " embedding.",
     ),
+    push_to_hub: str | None = option(
+        None,
+        "Then upload the adapter to this model repository of the Hugging Face Hub, with its compact"
+        " checkpoint and a card that has the scores of its run.",
+        metavar="REPO",
+    ),
     loading: Loading,
 ) -> Answer:
     """Export an adapter in PEFT's own format and verify it in a process that cannot import qpeft.
 
     The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the
     largest logit where SoRA's zero ranks are removed or OFT computes a rotation, or to 1e-4 of it
-    where the adapter is merged. Otherwise nothing is written. `hf upload me/my-adapter my-adapter`
-    then uploads the folder to the hub.
+    where the adapter is merged. Otherwise nothing is written. An upload uses the
+    token of `hf auth login` or HF_TOKEN. A frame file is named in the card, and not uploaded.
 
     Examples:
 
       qpeft export run --out my-adapter
       qpeft export run --out my-model --merge
       qpeft export run --gguf my-adapter.gguf
+      qpeft export run --push-to-hub me/my-adapter
     """
     from qpeft.core.export import export_folder
     from qpeft.folders import folder_to_replace
     from qpeft_lab.files import output_file
 
-    if out is None and gguf is None:
-        raise ConfigError("nothing to write; give --out DIR, --gguf FILE, or both")
+    if out is None and gguf is None and push_to_hub is None:
+        raise ConfigError(
+            "nothing to write; give --out DIR, --gguf FILE, --push-to-hub REPO, or several"
+        )
     if merge and (out is None or gguf is not None):
         raise ConfigError(
             "--merge writes a whole model into --out DIR, and --gguf the adapter alone; leave out"
@@ -89,6 +98,10 @@ def export(
         )
     if gguf is not None:
         gguf = output_file(gguf)
+    if push_to_hub is not None:
+        from qpeft_lab.training.hub import check_repository
+
+        check_repository(push_to_hub)
     with ExitStack() as stack:
         if out is None:
             target = Path(stack.enter_context(tempfile.TemporaryDirectory()), "exported")
@@ -97,8 +110,15 @@ def export(
             target = folder_to_replace(out, ()) if merge else export_folder(out)
         folder = loading.find(source)
         base_name = loading.base(folder)
-        stack.enter_context(stderr().status("Exporting and verifying in a process without qpeft"))
+        status = stderr().status("Exporting and verifying in a process without qpeft")
+        stack.enter_context(status)
         data = _written(base_name, folder, target, merge, untie, gguf, loading)
+        if push_to_hub is not None:
+            from qpeft_lab.training.hub import upload
+
+            status.update("Uploading")
+            compact = None if merge else folder
+            data["url"] = upload(target, compact, run_of(folder), push_to_hub)
     if out is None:
         del data["load"]  # of a folder that is removed
     else:
@@ -122,7 +142,7 @@ def _written(
     import qpeft
     from qpeft.core.export import probe_inputs, tolerance
     from qpeft.core.generators import holder_of
-    from qpeft.core.model_card import load_lines
+    from qpeft.core.model_card import keep_card, load_lines
     from qpeft.folders import replace_folder
     from qpeft_lab.base_model import load_config
     from qpeft_lab.gguf_lora import check_adapter, check_base, write_gguf
@@ -170,6 +190,7 @@ def _written(
             report = qpeft.export(live, target, probe=inputs)
             if record is not None:
                 record.write(target)
+            keep_card(out, target)
             allowed = tolerance(
                 logits, same_shapes=report.ranks is None and holder_of(live) is not None
             )
@@ -229,7 +250,7 @@ def stock_logits(code: str, inputs: dict[str, Tensor]) -> Tensor:
 
 def _show(console: Console, written: dict[str, Any]) -> None:
     what = f"{written['n_deployed']:,} adapter parameters, " if "n_deployed" in written else ""
-    places = " and ".join(written[name] for name in ("path", "gguf") if name in written)
+    places = " and ".join(written[name] for name in ("path", "gguf", "url") if name in written)
     line(console, f"Exported to {places}: {what}{size(written['n_bytes'])}.", "bold")
     differ = f"logits differ by at most {written['max_logit_difference']:.1g}"
     line(console, f"Verified in a process that cannot import qpeft: {differ}.\n")

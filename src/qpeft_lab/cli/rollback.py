@@ -1,0 +1,50 @@
+"""`qpeft rollback`: an earlier revision of an adapter in a folder of served adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qpeft.checks import option
+from qpeft.errors import InputError
+from qpeft_lab.cli.command import command
+from qpeft_lab.cli.console import Answer, line
+from qpeft_lab.cli.options import needed
+
+
+@command
+def rollback(
+    *,
+    adapter: Path = needed(
+        "Folder of the adapter, such as users/ana.", metavar="FOLDER", argument=True
+    ),
+    to: str | None = option(
+        None, "Earlier revision to restore. Default: list them.", metavar="DIGEST"
+    ),
+) -> Answer:
+    """List the earlier revisions of a served adapter, or make one the present one again.
+
+    A revision is kept when the vLLM resolver has served it. The one that is replaced here is kept as
+    well.
+
+    Examples:
+
+      qpeft rollback users/ana
+      qpeft rollback users/ana --to 3f2c9a04b1d7
+    """
+    from qpeft_lab import revisions
+
+    folder = Path(adapter)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}; give that of an adapter, such as users/ana")
+    if to is not None:
+        revisions.restore(folder, to)
+    present, earlier = revisions.revision(folder), revisions.kept(folder)
+    data = {"adapter": str(folder), "present": present, "earlier": earlier}
+
+    def show(console: object) -> None:
+        line(console, f"{folder} is revision {present}.", "bold")  # type: ignore[arg-type]
+        for digest in earlier:
+            if digest != present:
+                line(console, f"  {digest}")  # type: ignore[arg-type]
+
+    return Answer(data, show)
