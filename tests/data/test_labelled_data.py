@@ -8,7 +8,7 @@ import pytest
 from folders import edit_json
 from transformers import AutoTokenizer, VitsConfig
 
-from qpeft.errors import ConfigError, DataError, InputError
+from qpeft.errors import ConfigError, DataError, DataWarning, InputError
 from qpeft_lab import RunSettings
 from qpeft_lab.data.labelled import collect_labels, hold_out
 from qpeft_lab.data.sources import load_rows
@@ -62,6 +62,19 @@ def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
             assert list(zip(decoded, (task.labels[i] for _, i in part), strict=True)) == ROWS
         hashes.add(task.sha256())
     assert len(hashes) == 1
+
+
+def test_table_without_a_header_has_its_first_line_as_a_row(read, tmp_path):
+    table = tmp_path / "table.tsv"
+    table.write_text("".join(f"{text}\t{name}\n" for text, name in ROWS))
+    with pytest.warns(DataWarning, match="no line with names of columns; taken as text, label"):
+        task = read(table, eval_data=str(table))
+    assert task.labels == ("a", "b")
+    assert len(task.train) == len(ROWS)
+
+    table.write_text("review\tstars\n" + "".join(f"{text}\t{name}\n" for text, name in ROWS))
+    with pytest.raises(DataError, match="review, stars, but no 'text'; set text_column, or add"):
+        read(table)
 
 
 def test_quotation_marks_in_a_tsv_are_kept(tmp_path):

@@ -22,14 +22,14 @@ class Trains(Enum):
 
 
 class MeasuredBase(NamedTuple):
-    """A base model on which learning rates were searched."""
+    """A base model on which learning rates were tried."""
 
     name: str
     parameters: int
 
 
 class MeasuredRate(NamedTuple):
-    """The learning rate that learned most in a search on a base."""
+    """Of the learning rates that were tried on a base, the one that learned most."""
 
     value: float
     base: MeasuredBase

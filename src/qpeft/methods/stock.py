@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpeft.methods.method import SMOLLM2, MeasuredRate, Method, Trains
+from qpeft.methods.method import MINILM, SMOLLM2, MeasuredRate, Method, Trains
 
 
 def _peft(
@@ -42,7 +42,10 @@ METHODS = (
         "LoRA",
         "LoraConfig",
         1e-2,
-        measured_rates=(MeasuredRate(3e-3, SMOLLM2),),
+        measured_rates=(
+            MeasuredRate(3e-3, SMOLLM2),
+            MeasuredRate(2e-3, MINILM, "text-classification"),
+        ),
     ),
     _peft("dora", "DoRA", "LoraConfig", 0.02, {**_ALL, "use_dora": True}),
     _peft("ia3", "IA3", "IA3Config", 0.1, {}),  # PEFT knows its targets

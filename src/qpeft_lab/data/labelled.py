@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from qpeft.errors import DataError
-from qpeft_lab.data.sources import kept_rows, load_rows
+from qpeft.errors import DataError, DataWarning
+from qpeft_lab.data.sources import Row, kept_rows, load_rows
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import SharedSettings
@@ -84,12 +85,15 @@ def load_labelled_texts(
 
     `run` names the columns; `label` checks a label. Raises DataError.
     """
-    rows = load_rows(source, split)
     columns = {name: getattr(run, name) for name in _COLUMNS if getattr(run, name) is not None}
+    rows = _with_header(source, load_rows(source, split), list(columns.values()))
     for name, column in columns.items():
         if column not in rows[0]:
-            present = ", ".join(map(str, rows[0]))
-            raise DataError(f"{source} has the columns {present}, but no {column!r}; set {name}")
+            present = ", ".join(str(name)[:40] for name in rows[0])
+            raise DataError(
+                f"{source} has the columns {present}, but no {column!r}; set {name}, or add a first"
+                " line with the names if there is none"
+            )
     *of_text, of_label = columns.values()
     kept = []
     for number, row in enumerate(rows, start=1):
@@ -104,6 +108,24 @@ def load_labelled_texts(
         if any(text.strip() for text in texts):
             kept.append((texts, value))
     return kept_rows(source, kept, len(rows), "no text")
+
+
+def _with_header(source: str, rows: list[Row], names: list[str]) -> list[Row]:
+    """The rows of a table, whose first line counts as a row if it has no names of columns: it has
+    as many entries as `names`, none of them, and the last one is a label like those of other rows.
+    """
+    first = list(rows[0])
+    if len(first) != len(names) or not {*first}.isdisjoint(names):
+        return rows
+    *_, last = first
+    if last not in {str(row.get(last)) for row in rows}:
+        return rows
+    warnings.warn(
+        DataWarning(f"{source} has no line with names of columns; taken as {', '.join(names)}"),
+        stacklevel=2,
+    )
+    lines = [first, *(list(row.values()) for row in rows)]
+    return [dict(zip(names, line, strict=True)) for line in lines]
 
 
 def hold_out(
