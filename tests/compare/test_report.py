@@ -2,6 +2,7 @@
 the CSV files.
 """
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 from html import unescape
@@ -10,6 +11,7 @@ from statistics import fmean
 from urllib.parse import unquote
 
 import pytest
+from matplotlib.text import Text
 from published_study import (
     drop_rows,
     edit_rows,
@@ -96,8 +98,8 @@ def test_differences_have_one_sign_convention(page, whole_study):
         found = summary[key]
         expected = found.metric.mean - summary[to].metric.mean
         assert found.difference.mean == pytest.approx(expected)
-        assert f"{expected:+.4f} [" in rows[found.label][5]
-        assert rows[found.label][4] == summary[to].label
+        assert f"{expected:+.4f} [" in rows[found.label][3]
+        assert rows[found.label][2] == summary[to].label
 
 
 def test_charts_are_valid_svg_and_deterministic(whole_study, page):
@@ -124,6 +126,65 @@ def test_loss_curves_are_means_over_seeds_with_their_labels(study_folder):
     ]
     assert all(f">{label}<" in svg for label in shown)
     assert ">prefix tuning<" not in svg  # worse than the untrained base
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures of the charts that are made, in this order."""
+    figures = []
+    monkeypatch.setattr(charts, "as_svg", lambda figure: figures.append(figure) or "<svg/>")
+    return figures
+
+
+def test_interval_that_ends_outside_the_chart_has_an_arrow(study_folder, drawn):
+    inside = charts.differences(load(study_folder))
+    edit_rows(
+        study_folder,
+        lambda row: row.update(test_loss=2.86 + (row["seed"] - 2) * 2),
+        "bottleneck",
+        "seed*",
+    )
+    outside = charts.differences(load(study_folder))
+    assert charts.AN_ARROW in outside.caption
+    assert charts.AN_ARROW not in inside.caption
+    arrows = [[line for line in f.axes[0].lines if line.get_marker() in "<>"] for f in drawn]
+    assert not arrows[0]
+    assert {line.get_xdata()[0] for line in arrows[1]} == set(drawn[1].axes[0].get_xlim())
+
+
+def test_labels_of_curves_are_below_the_title(study_folder, drawn):
+    curve = [[0, 2.0, 0.0], [20, 3.0, 1.0], [40, 3.0, 2.0]]
+    edit_rows(study_folder, lambda row: row.update(curve=curve), "*", "seed*")
+    charts.curves(load(study_folder))
+    drawn[0].draw_without_rendering()  # which places the labels
+    (axes,) = drawn[0].axes
+    title = next(text for text in (axes.title, axes._left_title) if text.get_text())
+    lowest = title.get_window_extent().y0
+    # without the lines from the labels to the curves
+    tops = sorted(Text.get_window_extent(label).y1 for label in axes.texts)
+    assert len(tops) == 10
+    assert tops[-1] <= lowest
+    assert min(high - low for low, high in itertools.pairwise(tops)) > 8
+
+
+def test_page_of_a_study_without_tuning_and_costs_says_nothing_about_them(page, study_folder):
+    def use_one_rate(study, methods):
+        study["tuning"]["grid"] = [1.0]
+        for method in methods.values():
+            method["rates"] = method["rates"][:1]
+
+    edit_study(study_folder, use_one_rate)
+    drop_rows(study_folder, "*", "lr*")
+    drop_rows(study_folder, "*", "cost")
+    plain = report.page(load(study_folder))
+    for text in ("that tuning chose", "Steps and memory were measured"):
+        assert text in page
+        assert text not in plain
+
+
+def test_verdict_is_next_to_the_method_and_no_sign_reads_as_equal(page):
+    rows = table_of(page, "results")
+    assert {row[1] for row in rows} == {"", "▲ better", "▼ worse", "no difference shown"}
 
 
 def test_ranks_of_updates_are_a_column_and_older_rows_have_none(study_folder):

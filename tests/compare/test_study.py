@@ -147,7 +147,13 @@ def test_invalid_file_is_rejected(tmp_path, content, match):
 
 # smoke tests
 
-LORA = {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01}
+LORA = {
+    "key": "lora",
+    "method": "lora",
+    "settings": {"r": 2},
+    "lr": 0.01,
+    "published": [{"value": 3.0, "source": "a paper"}],
+}
 
 
 def small_survey(**fields):
@@ -165,6 +171,7 @@ def test_smoke_test_has_the_architecture_of_the_base_and_the_format_of_the_data(
         assert {tuple(row) for row in rows} == {("text", "label")}
         assert len({row["label"] for row in rows}) == 3
     assert (len(made.seeds), made.tuning.grid, made.run.steps) == (1, [1.0], 2)
+    assert made.methods[0].published == []  # nothing invented is compared with a paper
     make_plan(made, tmp_path / "out")
 
 

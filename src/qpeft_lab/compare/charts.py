@@ -38,6 +38,7 @@ _MOST_ROWS = 24  # of the chart of differences
 _MOST_NAMED = 12  # of the chart of sizes
 _LETTER = 5.4  # pixels: the width of a letter of a label
 _LINE = 12  # pixels: the height of a label
+AN_ARROW = "An arrow: the interval goes on."
 
 
 class Kind(NamedTuple):
@@ -119,31 +120,34 @@ def differences(summary: Summary) -> Chart | None:
     if not n_rows:
         return None
     factor = summary.metric.factor
+    drawn = [row.difference for rows in groups.values() for row in rows]
+    # of the means: a single wide interval would make all others unreadable
+    limits = _limits([0.0, *(factor * difference.mean for difference in drawn)])
     with drawing(56 + 30 * n_rows + 24 * len(groups)) as (figure, axes):
         style = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
         box = {"fc": "white", "ec": "none", "pad": 0.8}
+        axes.set_xlim(*limits)
         line = 0.0
         for title, rows in groups.items():
             axes.text(0, line, title, weight="bold", **style)
             line += 0.8
             for row in rows:
                 axes.text(0, line, row.result.label, bbox=box, **style)
-                _draw_interval(axes, line + 0.42, row, factor, kind_of(row.result, summary))
+                _draw_difference(axes, line + 0.42, row, factor, kind_of(row.result, summary))
                 line += 1
         axes.axvline(0, color=INK, lw=1, zorder=0.5)
         axes.set_yticks([])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(line, -0.5)
-        means = [factor * row.difference.mean for rows in groups.values() for row in rows]
-        axes.set_xlim(*_limits([0.0, *means]))
         axes.locator_params(axis="x", nbins=5)
         sides = ("better", "worse") if summary.study.lower_is_better else ("worse", "better")
         axes.set_xlabel(f"← {sides[0]} | {summary.metric.difference} | {sides[1]} →")
         caption = (
             "Method minus what it is compared with, with 95 % intervals. Filled: a verdict; hollow:"
-            " none."
+            " none. The table has those that are not drawn."
         )
-        caption += " The table has those that are not drawn."
+        if any(_is_cut(difference, factor, limits) for difference in drawn):
+            caption += f" {AN_ARROW}"
         return Chart(f"Differences in {summary.metric.title.lower()}", as_svg(figure), caption)
 
 
@@ -154,19 +158,34 @@ class ComparedResult(NamedTuple):
     difference: Difference
 
 
-def _draw_interval(
+def _draw_difference(
     axes: Axes, height: float, row: ComparedResult, factor: float, kind: Kind
 ) -> None:
     """The mean as a mark, filled for a verdict, and the interval, in the unit of the report."""
     difference = row.difference
-    mean = factor * difference.mean
-    reach = None
     if difference.low is not None and difference.high is not None:
-        reach = [[mean - factor * difference.low], [factor * difference.high - mean]]
+        draw_interval(axes, height, factor * difference.low, factor * difference.high, kind.color)
     face = kind.color if difference.verdict in (BETTER, WORSE) else "white"
-    axes.errorbar(
-        mean, height, xerr=reach, marker=kind.marker, mfc=face, color=kind.color, capsize=2
+    axes.plot(
+        factor * difference.mean, height, marker=kind.marker, mfc=face, color=kind.color, zorder=3
     )
+
+
+def _is_cut(difference: Difference, factor: float, limits: tuple[float, float]) -> bool:
+    """Whether its interval ends outside the axes."""
+    if difference.low is None or difference.high is None:
+        return False
+    return factor * difference.low < limits[0] or factor * difference.high > limits[1]
+
+
+def draw_interval(axes: Axes, height: float, low: float, high: float, color: str) -> None:
+    """A line from `low` to `high`. An end outside the axes, whose limits are set, is an arrow."""
+    left, right = axes.get_xlim()
+    start = max(low, left)
+    end = min(high, right)
+    axes.plot([start, end], [height, height], color=color, lw=1.5)
+    for place, is_cut, arrow in ((start, low < left, "<"), (end, high > right, ">")):
+        axes.plot(place, height, marker=arrow if is_cut else "|", color=color, clip_on=False)
 
 
 def _groups(summary: Summary) -> dict[str, list[ComparedResult]]:
@@ -229,10 +248,13 @@ def sizes(summary: Summary) -> Chart | None:
         axes.set_title(
             f"{summary.metric.full_title}, {better} is better", fontsize="medium", color=_TITLE
         )
-        caption = (
-            "Pale: without a label. Not drawn: worse than the base. Methods at the size of another"
-            " are at that."
-        )
+        moved = [result for result in shown if _size(result, summary) != result.method.trainable]
+        remarks = {
+            "Pale: without a label.": len(named) < len(points),
+            "Not drawn: worse than the base.": len(shown) < len(trained),
+            "Methods at the size of another are at that.": bool(moved),
+        }
+        caption = " ".join(text for text, holds in remarks.items() if holds)
         return Chart(
             f"{summary.metric.title} against trainable parameters", as_svg(figure), caption
         )
@@ -285,13 +307,31 @@ def curves(summary: Summary) -> Chart | None:
         axes.set_title("Validation loss, mean over seeds", fontsize="medium", color=_TITLE)
         figure.draw_without_rendering()
         room = (high - low) * _LINE / axes.get_window_extent().height
-        place = -math.inf
-        for key in sorted(named, key=ends.__getitem__):  # from below, none over another
-            place = max(place + room, ends[key])
+        places = _apart({key: ends[key] for key in named}, room, highest=high - room / 2)
+        for key, place in places.items():
             color = kind_of(summary[key], summary).color
             _name_end(axes, summary[key].label, end=ends[key], place=place, color=color)
-        caption = "The learning rates are those that tuning chose. Pale: without a label."
+        remarks = {
+            "The learning rates are those that tuning chose.": any(
+                result.trials for result in shown
+            ),
+            "Pale: without a label.": len(named) < len(lines),
+        }
+        caption = " ".join(text for text, holds in remarks.items() if holds)
         return Chart("Validation loss against steps", as_svg(figure), caption)
+
+
+def _apart(ends: Mapping[str, float], room: float, *, highest: float) -> dict[str, float]:
+    """The place of each label, near its end: `room` apart, and none above `highest`."""
+    places: dict[str, float] = {}
+    place = -math.inf
+    for key in sorted(ends, key=ends.__getitem__):  # from below
+        place = max(place + room, ends[key])
+        places[key] = place
+    for key in reversed(places):  # from above, as far as they are too high
+        places[key] = min(places[key], highest)
+        highest = places[key] - room
+    return places
 
 
 def _name_end(axes: Axes, label: str, *, end: float, place: float, color: str) -> None:

@@ -25,12 +25,12 @@ from qpeft_lab.compare.charts import kind_of
 from qpeft_lab.compare.metrics import METRICS, TRAINABLE
 from qpeft_lab.compare.rate_search import MOST_EXTENSIONS
 from qpeft_lab.compare.rows import Row, cell_id, succeeded
-from qpeft_lab.compare.stats import Difference, Stats, describe
+from qpeft_lab.compare.stats import BETTER, PRELIMINARY, WORSE, Difference, Stats, describe
 from qpeft_lab.compare.study import Published
 from qpeft_lab.compare.summary import Result, Summary, load
 
 MISSING = "\u2013"
-_VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
+_SIGNS = {BETTER: "▲ ", WORSE: "▼ ", PRELIMINARY: "… "}  # of verdicts
 _DECIMALS = 4
 _MOST_DECIMALS = 6
 _NUMBER = re.compile(r"[<>+-]? ?\d")
@@ -130,12 +130,13 @@ def results(summary: Summary) -> Table:
         lines.append(
             {
                 "Method": _name(result, summary),
-                "Trainable parameters": f"{result.method.trainable:,}",
-                "Stored (kB)": decimal(result.mean("bytes_stored"), 1, 1e3),
-                summary.metric.full_title: mean_sd(result.metric, factor=factor),
+                # next to the method, where a phone shows it without scrolling
+                "Verdict": verdict and _SIGNS.get(verdict, "") + verdict,
                 "Compared with": summary.compared_with(result),
                 "Difference [95 % interval]": interval(result.difference, factor),
-                "Verdict": verdict and f"{_VERDICTS[verdict]} {verdict}",
+                summary.metric.full_title: mean_sd(result.metric, factor=factor),
+                "Trainable parameters": f"{result.method.trainable:,}",
+                "Stored (kB)": decimal(result.mean("bytes_stored"), 1, 1e3),
                 "Update rank (effective)": (
                     MISSING if effective is None else f"{decimal(rank, 1)} ({effective:.1f})"
                 ),
@@ -288,10 +289,9 @@ def measurements(summary: Summary) -> Table:
             stats = result.stats(column.name)
             line[column.title] = mean_sd(stats, column.decimals, column.factor)
         lines.append(line)
-    caption = (
-        "Other scores on the test data; costs. Steps and memory were measured while nothing else of"
-        " the study ran"
-    )
+    caption = "Other scores on the test data; costs"
+    if any(result.cost is not None for result in summary.results):
+        caption += ". Steps and memory were measured while nothing else of the study ran"
     return Table.of("more", caption, lines)
 
 

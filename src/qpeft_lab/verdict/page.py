@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare import charts
-from qpeft_lab.compare.charts import CONTROL, INK, Chart, as_svg, drawing
+from qpeft_lab.compare.charts import AN_ARROW, CONTROL, INK, Chart, as_svg, draw_interval, drawing
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED
 from qpeft_lab.compare.report import without_folders
 from qpeft_lab.compare.stats import WORSE
@@ -146,29 +146,23 @@ def picture(verdict: Verdict) -> Chart:
         axes.axvspan(-margin, margin, color=_BAND, zorder=0)
         axes.axvline(0, color=INK, lw=1, zorder=0.5)
         style = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
+        axes.set_xlim(-reach, reach)
         for line, each in enumerate(verdict.comparisons):
             axes.text(0, line, f"minus {each.label}: {each.decision}", **style)
-            _draw(axes, line + 0.42, each, reach)
+            _draw(axes, line + 0.42, each)
         axes.set_yticks([])
         axes.grid(visible=False, axis="y")
         axes.set_ylim(len(verdict.comparisons), -0.5)
-        axes.set_xlim(-reach, reach)
         axes.set_xlabel("← the circuit is better | per cent of LoRA's gain | worse →")
         caption = (
             "Differences with their 95 % intervals; the band is the margin. Filled: shown to be"
-            " better, worse or equivalent; hollow: undecided. An arrow: the interval goes on."
+            f" better, worse or equivalent; hollow: undecided. {AN_ARROW}"
         )
         return Chart("Differences from the trained circuit", as_svg(figure), caption)
 
 
-def _draw(axes: Any, height: float, each: Comparison, reach: float) -> None:
-    low, high = max(each.low, -reach), min(each.high, reach)
+def _draw(axes: Any, height: float, each: Comparison) -> None:
     color = {WORSE: CONTROL.color, EQUIVALENT: INK}.get(each.decision, charts.QUANTUM.color)
-    axes.plot([low, high], [height, height], color=color, lw=1.5)
-    for end, is_cut, marker in (
-        (low, each.low < -reach, "<"),
-        (high, each.high > reach, ">"),
-    ):
-        axes.plot(end, height, marker=marker if is_cut else "|", color=color, clip_on=False)
+    draw_interval(axes, height, each.low, each.high, color)
     face = "white" if each.decision == UNDECIDED else color
     axes.plot(each.effect, height, marker="o", mfc=face, color=color)
