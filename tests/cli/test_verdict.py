@@ -14,6 +14,12 @@ def arguments(base_folder, text, tmp_path):
     return f"verdict ry_ladder --model {base_folder} --data {text} {sizes} --out {tmp_path}/out"
 
 
+def test_usage_is_the_command_that_one_types(qpeft_cli):
+    help_text = qpeft_cli("verdict --help", code=0).stdout
+    assert "Usage: qpeft verdict [OPTIONS]" in help_text
+    assert "Usage: qpeft verdict check [OPTIONS]" in qpeft_cli("verdict check --help").stdout
+
+
 def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, arguments, monkeypatch):
     monkeypatch.setattr(planning, "measure", lambda plan: Speed(step=0.01, block=0.001))
     done = qpeft_cli(f"{arguments} --minutes 60", code=2)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from published_study import drop_rows
+from published_study import drop_rows, edit_rows
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 from snippets import ROOT
 
-from qpeft.errors import ConfigError, VerificationError
+from qpeft.errors import ConfigError, TrainingError, VerificationError
 from qpeft_lab.compare.cell import started_row
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.rows import RowFile
@@ -105,7 +105,7 @@ def study(tmp_path_factory):
     run = {"model": "embedded", "data": "numpy-docs", "batch_size": 2, "seq_len": 16}
     run["steps"] = 4
     circuit = Circuit("ladder", "ry_ladder")
-    request = Request(circuit, "qpa", 1, run, margin=5.0, n_seeds=3, workers=1)
+    request = Request(circuit, "qpa", 1, run, margin=5.0, n_seeds=4, workers=1)
     found = planned(request, folder, minutes=1e6, command="qpeft verdict ladder")
     found.protocol.keep(folder)
     found.plan.claim()
@@ -125,6 +125,50 @@ def study(tmp_path_factory):
                 row |= {"angles_moved": 0.5, "angles_moved_most": 1.0}
             rows.append(row)
     return folder
+
+
+@pytest.fixture
+def diverged(study, tmp_path):
+    """A copy of the study with four seeds, of which those of some adapters diverged."""
+
+    def make(**seeds):
+        folder = shutil.copytree(study, tmp_path / "verdict")
+        for key, lost in seeds.items():
+            edit_rows(folder, lambda row: row.update(status="diverged"), key, f"seed[{lost}]")
+        return folder
+
+    return make
+
+
+def test_diverged_seed_is_named_and_no_decision_favors_its_adapter(diverged):
+    verdict = decide(diverged(circuit="2"))
+    decisions = {each.against: (each.decision, each.n_seeds) for each in verdict.comparisons}
+    assert decisions == dict.fromkeys(decisions, ("undecided", 3))
+    assert not verdict.shown
+    assert "Seed 2 of ladder diverged: 3 of 4 seeds count, and no decision favors it." in (
+        verdict.sentence
+    )
+
+
+def test_diverged_seed_of_a_twin_leaves_decisions_against_it(diverged):
+    verdict = decide(diverged(frozen="1", gaussian="1"))
+    assert [(each.decision, each.n_seeds) for each in verdict.comparisons[:3]] == [
+        ("better", 3),
+        ("undecided", 3),  # equivalent with all seeds
+        ("better", 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    "seeds, told",
+    [
+        ({"lora_r8": "0"}, "cannot decide: seed 0 of LoRA r=8 diverged, and its gain is the unit"),
+        ({"circuit": "0", "frozen": "3"}, "so 2 of 4 seeds count, and a decision needs 3"),
+    ],
+)
+def test_study_without_enough_seeds_cannot_decide(diverged, seeds, told):
+    with pytest.raises(TrainingError, match=told):
+        decide(diverged(**seeds))
 
 
 def test_planted_study_gets_its_verdict(study):

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from qpeft.checks import MOST_LAYERS, option
 from qpeft.errors import InputError
-from qpeft_lab.cli.command import application, command
+from qpeft_lab.cli.command import Command, application, command
 from qpeft_lab.cli.compare import CompareBar
 from qpeft_lab.cli.console import Answer, bars, line, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
@@ -141,6 +141,13 @@ def verdict() -> None:
     """Is it the circuit? Train adapters with a circuit and without, and say what the study shows."""
 
 
+class _Run(Command):
+    """The command `run`, whose name is not typed."""
+
+    def get_usage(self, ctx: Any) -> str:
+        return super().get_usage(ctx).replace(ctx.command_path, ctx.parent.command_path)
+
+
 class _Verdict(TyperGroup):
     """`qpeft verdict CIRCUIT` is `qpeft verdict run CIRCUIT`."""
 
@@ -151,7 +158,9 @@ class _Verdict(TyperGroup):
 
 def group() -> typer.Typer:
     """The commands of `qpeft verdict`."""
-    return application((run, check), verdict, cls=_Verdict)
+    made = application((run, check), verdict, cls=_Verdict)
+    made.registered_commands[0].cls = _Run
+    return made
 
 
 def _announce(study: Planned, folder: Path) -> None:

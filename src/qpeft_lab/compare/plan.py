@@ -53,7 +53,7 @@ Host = tuple[nn.Module, Sequence[str]]
 
 BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
 _BY_CONTENT = ("model", "data", "eval_data")  # identified by their hashes
-_WRITTEN_BEFORE_STUDY = ("data", STAND_IN, "own_circuit.py", "protocol.json")
+_WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,13 @@ class Plan:
     folder: Path
     study: PlannedStudy
     setup: Setup  # what all cells share
+    own_files: Sequence[str] = ()  # of the caller, who may have written them to the folder before
 
     def claim(self) -> None:
         """Write study.json. Raises ConfigError if another study has used the folder since the plan
         was made.
         """
-        _check_folder(self.study, self.folder)
+        _check_folder(self.study, self.folder, self.own_files)
         write_json(self.folder / STUDY, self.study.model_dump())
 
     def tuning_cells(self, rows: Rows) -> list[Cell]:
@@ -121,16 +122,21 @@ class Plan:
 
 
 def make_plan(
-    study: Study, folder: Path, command: str = "", trust_remote_code: bool = False
+    study: Study,
+    folder: Path,
+    command: str = "",
+    trust_remote_code: bool = False,
+    own_files: Sequence[str] = (),
 ) -> Plan:
     """Resolve the base, split and hash the data, and count every method. The rows of a folder in
     use stay.
 
-    `study` is one of `load_study`, which has checked it.
+    `study` is one of `load_study`, which has checked it. A new folder may contain `own_files`, by
+    name.
 
     Raises InputError, ConfigError or DataError for a study that cannot run.
     """
-    _check_folder(study, folder)
+    _check_folder(study, folder, own_files)
     if study.generation and (encoder := study.generation.bertscore_model):
         encoder_layers(Path(encoder).expanduser())
     model = base_model(study.run.model)
@@ -158,9 +164,8 @@ def make_plan(
     )
     _check_results(planned, folder)
     reference = next(method for method in planned.methods if method.key == study.reference)
-    return Plan(
-        folder, planned, Setup(run, parts["test"], study.test_blocks, study.generation, reference)
-    )
+    setup = Setup(run, parts["test"], study.test_blocks, study.generation, reference)
+    return Plan(folder, planned, setup, own_files)
 
 
 def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
@@ -289,7 +294,7 @@ def _planned(
     )
 
 
-def _check_folder(study: Study | PlannedStudy, folder: Path) -> None:
+def _check_folder(study: Study | PlannedStudy, folder: Path, own_files: Sequence[str] = ()) -> None:
     """Reject a folder with another study's rows."""
     output_file(folder, is_folder=True)
     if not folder.exists():
@@ -299,9 +304,12 @@ def _check_folder(study: Study | PlannedStudy, folder: Path) -> None:
             raise ConfigError(
                 f"{folder} holds the study {name!r}, not {study.name!r}; name another folder"
             )
-    elif not (folder / ROWS).exists() and any(
-        path.name[0] != "." and path.name not in _WRITTEN_BEFORE_STUDY for path in folder.iterdir()
-    ):
+        return
+    expected = {*_WRITTEN_BEFORE_STUDY, *own_files}
+    has_others = any(
+        not path.name.startswith(".") and path.name not in expected for path in folder.iterdir()
+    )
+    if has_others and not (folder / ROWS).exists():
         raise ConfigError(f"{folder} is not empty and holds no study; name another folder")
 
 

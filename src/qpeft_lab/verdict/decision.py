@@ -8,18 +8,18 @@ Below 0 the circuit is better. `compare/paired.py` has the statistics.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qpeft.errors import ConfigError, VerificationError
+from qpeft.errors import ConfigError, TrainingError, VerificationError
 from qpeft.files import read_json
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
-from qpeft_lab.compare.summary import Result, load
+from qpeft_lab.compare.summary import Result, Summary, load, named
 from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, read_protocol
 
 VERDICT = "verdict.json"
@@ -82,16 +82,21 @@ class Verdict:
 def decide(folder: Path) -> Verdict:
     """The decision of the study in `folder`.
 
-    Raises ConfigError if the folder has no study of `qpeft verdict`, or a seed is missing.
+    Raises ConfigError if the folder has no study of `qpeft verdict`, or a seed is missing, and
+    TrainingError if so many seeds diverged that there is no decision.
     """
     protocol = read_protocol(folder)
     summary = load(folder)
+    diverged: dict[str, list[int]] = {}
     for key in (UNIT, CIRCUIT, *protocol.others):
-        if lost := summary[key].lost:
+        result = summary[key]
+        if set(result.statuses.values()) - {"success", "diverged"}:
             raise ConfigError(
-                f"{folder} has no decision yet: of {summary[key].label} {lost}. Run the command of"
+                f"{folder} has no decision yet: of {result.label} {result.lost}. Run the command of"
                 " the study again"
             )
+        diverged[key] = [seed for seed in protocol.seeds if seed not in result.successes]
+    _refuse_few_seeds(summary, diverged, folder)
     untrained, unit = (_loss(summary[key]) for key in ("none", UNIT))
     gain = untrained - unit
     if gain <= 0:
@@ -104,6 +109,10 @@ def decide(folder: Path) -> Verdict:
         {key: summary[key].label for key in protocol.others},
         protocol.margin,
     )
+    compared = [
+        without_favor(each, bool(diverged[CIRCUIT]), bool(diverged[each.against]))
+        for each in compared
+    ]
     circuit = summary[CIRCUIT]
     study = summary.study
     twins = [each for each in compared if each.against in protocol.twins]
@@ -112,7 +121,7 @@ def decide(folder: Path) -> Verdict:
     return Verdict(
         schema=SCHEMA,
         protocol=protocol,
-        sentence=sentence(twins, protocol.margin),
+        sentence=" ".join([sentence(twins, protocol.margin), *_told(summary, diverged)]),
         shown=all(each.decision == BETTER for each in twins),
         gain=gain,
         comparisons=compared,
@@ -166,6 +175,58 @@ def comparisons(
             )
         )
     return compared
+
+
+def without_favor(
+    comparison: Comparison, circuit_diverged: bool, other_diverged: bool
+) -> Comparison:
+    """Undecided in place of a decision that favors an adapter of which a seed diverged.
+
+    The other seeds of such an adapter are a favorable selection.
+    """
+    favors_circuit = comparison.decision in (BETTER, EQUIVALENT)
+    favors_other = comparison.decision in (WORSE, EQUIVALENT)
+    if (circuit_diverged and favors_circuit) or (other_diverged and favors_other):
+        return replace(comparison, decision=UNDECIDED)
+    return comparison
+
+
+def _refuse_few_seeds(
+    summary: Summary, diverged: Mapping[str, Sequence[int]], folder: Path
+) -> None:
+    """Raise TrainingError unless there is a unit, and each question has three seeds or more."""
+    new_study = (
+        f"Start a study in another folder than {folder}, with another --steps or --batch-size"
+    )
+    if diverged[UNIT]:
+        raise TrainingError(
+            f"cannot decide: seed {_listed(diverged[UNIT])} of {summary[UNIT].label} diverged, and"
+            f" its gain is the unit. {new_study}"
+        )
+    for key, seeds in diverged.items():
+        lost = sorted({*seeds, *diverged[CIRCUIT]})
+        n_left = len(summary.study.seeds) - len(lost)
+        if n_left < MIN_SEEDS:
+            raise TrainingError(
+                f"cannot decide: seed {_listed(lost)} of {summary[CIRCUIT].label} or"
+                f" {summary[key].label} diverged, so {n_left} of {len(summary.study.seeds)} seeds"
+                f" count, and a decision needs {MIN_SEEDS}. {new_study}"
+            )
+
+
+def _told(summary: Summary, diverged: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """A sentence on each adapter of which a seed diverged."""
+    n_seeds = len(summary.study.seeds)
+    for key, seeds in diverged.items():
+        if seeds:
+            yield (
+                f"Seed {_listed(seeds)} of {summary[key].label} diverged: {n_seeds - len(seeds)} of"
+                f" {n_seeds} seeds count, and no decision favors it."
+            )
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return named([str(seed) for seed in seeds])
 
 
 def sentence(twins: Sequence[Comparison], margin: float) -> str:
@@ -232,8 +293,8 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _table(circuit: Result, other: Result) -> np.ndarray:
-    """The differences of test losses (seeds, blocks), nats per token."""
-    seeds = sorted(circuit.successes)
+    """The differences of test losses (seeds, blocks), nats per token, for seeds that both have."""
+    seeds = sorted(circuit.successes.keys() & other.successes.keys())
     return np.array(
         [
             np.subtract(

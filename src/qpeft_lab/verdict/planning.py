@@ -17,7 +17,7 @@ from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.plan import Plan, count, host_of, make_plan
 from qpeft_lab.compare.study import Method, Study
 from qpeft_lab.demo import base_model
-from qpeft_lab.verdict.circuit import Circuit
+from qpeft_lab.verdict.circuit import OWN_FILE, Circuit
 from qpeft_lab.verdict.protocol import (
     CIRCUIT,
     HOST,
@@ -163,7 +163,7 @@ def planned(request: Request, folder: Path, minutes: float, command: str) -> Pla
         size, needed = _fitting(request, minutes)
     study = request.study(size)
     protocol = protocol_of(study, request.circuit, request.margin)
-    plan = make_plan(study, folder, command)
+    plan = make_plan(study, folder, command, own_files=(OWN_FILE, PROTOCOL))
     # if seeds vary as they usually do
     expected = Paired(0.0, SPREAD / math.sqrt(size.n_seeds), size.n_seeds - 1)
     return Planned(plan, protocol, needed, expected.detectable(len(protocol.others)))
