@@ -16,15 +16,19 @@ real: $(VENV)/.installed build/smollm2/source.json
 	$(BIN)/python evidence/page_tables.py
 	$(BIN)/python evidence/pictures.py
 
+# `check` and `docs` at the same time, each on one core; the output of each stays in one piece
+BESIDE := $(MAKE) --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 LIBRARY_TESTS := tests/circuits tests/core tests/testing tests/test_imports.py
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # for every change; the tests marked `long` or `real` are left out
-test: check docs
+test:
+	$(BESIDE) check docs
 	$(PYTEST) -m "not long and not real"
 
 # before a release
-test-all: check docs
+test-all:
+	$(BESIDE) check docs
 	$(PYTEST) -m "not real"
 
 # on a pretrained base, which is downloaded (93 MB); CI runs those that are not long

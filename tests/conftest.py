@@ -1,25 +1,26 @@
 """Fixtures for every test: one thread, tiny models with random weights, and the shared folder where
 it exists.
+
+It imports torch inside fixtures: a process of pytest-xdist that only distributes tests starts faster.
 """
 
 import ast
+import gc
 import os
 import shlex
 import signal
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test asks the hub
 
 import hypothesis
 import pytest
-import torch
 
 hypothesis.settings.register_profile("no clock", deadline=None)
 hypothesis.settings.load_profile("no clock")
-
-pytest_plugins = ["tiny_models", "image_files"]  # whose models and data are fixtures of all tests
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -45,6 +46,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="only tests that need neither the laboratory nor an extra",
     )
+
+
+def pytest_configure(config):
+    """The models and data that are fixtures of all tests, in a process that runs tests."""
+    if config.getoption("dist", "no") == "no":
+        for name in ("tiny_models", "image_files", "in_process"):
+            config.pluginmanager.register(import_module(name), name)
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -75,6 +83,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -86,8 +96,27 @@ def _ctrl_c_interrupts():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _collections_skip_what_is_imported():
+    """Each training run collects garbage, which takes longer than the run in a process with every
+    library of the tests: what is alive before a module's tests is no longer looked at.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _card_template_is_compiled_once():
+    """PEFT writes a model card with each adapter, and most of its time is spent on the template."""
+    import jinja2
+
+    jinja2.Environment.compile = cache(jinja2.Environment.compile)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -118,6 +147,8 @@ def llama():
 @pytest.fixture
 def ids():
     """Token ids for the tiny models, shape (3, 9)."""
+    import torch
+
     return torch.randint(50, (3, 9))
 
 
@@ -145,6 +176,8 @@ class Adapters:
     @staticmethod
     def train(model, ids, steps=3, lr=5e-3):
         """A few AdamW steps on token ids or a batch; the model in evaluation mode."""
+        import torch
+
         batch = ids if isinstance(ids, dict) else {"input_ids": ids, "labels": ids}
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
         for _ in range(steps):
@@ -155,6 +188,8 @@ class Adapters:
 
     @staticmethod
     def logits(model, ids):
+        import torch
+
         with torch.no_grad():
             return model(**(ids if isinstance(ids, dict) else {"input_ids": ids})).logits
 

@@ -2,7 +2,6 @@
 resume.
 """
 
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import read_rows
 
 import bad_files
 
@@ -57,9 +57,7 @@ def test_killed_commands_resume_to_equal_results(tmp_path):
         "30",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows = [
-        json.loads(line) for line in (tmp_path / "kills" / "kills.jsonl").read_text().splitlines()
-    ]
+    rows = read_rows(tmp_path / "kills" / "kills.jsonl")
     assert [row["faults"] for row in rows] == [[]] * 30, done.stderr
     assert done.returncode == 0, done.stderr
     assert {row["case"] for row in rows} == {
@@ -95,5 +93,5 @@ sys.exit(kills.main(["--out", "{tmp_path}", "--kills", "30", "--what", "lora"]))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True
     )
-    rows = [json.loads(line) for line in (tmp_path / "kills.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "kills.jsonl")
     assert (done.returncode, any(row["faults"] for row in rows)) == (1, True), done.stderr

@@ -3,13 +3,13 @@ failures, budget, log.
 """
 
 import copy
-import json
 import threading
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from folders import read_rows
 from peft import PeftModel
 from torch.testing import assert_close
 
@@ -251,7 +251,7 @@ def test_failed_job_raises_and_later_jobs_run(tmp_path, answer):
         jobs.run(SMALL, ANGLES)
     assert np.array_equal(jobs.run(SMALL, ANGLES), Jobs(ExactBackend(), 100).run(SMALL, ANGLES))
     assert costs(jobs) == (1, 2, 400)  # a device may have run what it did not answer
-    entries = [json.loads(line) for line in (tmp_path / "jobs.jsonl").read_text().splitlines()]
+    entries = read_rows(tmp_path / "jobs.jsonl")
     assert [entry["event"] for entry in entries] == ["sent", "sent", "answered"]
 
 

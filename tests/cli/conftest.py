@@ -63,16 +63,3 @@ def answer(qpeft_cli):
     """What a command that succeeds prints with --json."""
 
     return lambda line, *words: json.loads(qpeft_cli(line, *words, "--json", code=0).stdout)
-
-
-@pytest.fixture
-def verified_here(monkeypatch):
-    """Exports are verified in this process: a new one takes ten seconds to import torch and PEFT."""
-    import torch
-
-    def stock_logits(code, inputs):
-        exec(code, found := {})
-        with torch.no_grad():
-            return found["model"].eval()(**inputs).logits
-
-    monkeypatch.setattr("qpeft_lab.cli.export.stock_logits", stock_logits)

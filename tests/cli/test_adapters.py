@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from folders import write_rows
 from peft import PeftModel
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -183,19 +184,18 @@ def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template
     model.save_pretrained(base)
     user = {"role": "user", "content": "the king"}
     answers = ["sings at night", "went into the wood"]
-    data = tmp_path / "chats.jsonl"
     rows = [{"messages": [user, {"role": "assistant", "content": text}]} for text in answers]
     rows.append({"messages": [*rows[0]["messages"], user]})  # it has no answer
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = ("--model", base, "--data", data, "--generate", "--max-new-tokens", 6)
-    found = answer("evaluate", *given)
+    data = write_rows(tmp_path / "chats.jsonl", rows)
+    evaluate = f"evaluate --model {base} --data {data} --generate --max-new-tokens 6"
+    found = answer(evaluate)
     assert (found["prompts"], found["references"]) == (["xuser the king."], [answers])
     ids = tokenizer.apply_chat_template([user], return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert found["base"]["texts"] == [tokenizer.decode(expected[0, ids.shape[1] :])]
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}:{% endfor %}")
-    assert answer("evaluate", *given, "--chat-template", template)["prompts"] == ["the king:"]
+    assert answer(f"{evaluate} --chat-template {template}")["prompts"] == ["the king:"]
 
 
 # export
@@ -221,16 +221,16 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
 @pytest.mark.usefixtures("verified_here")
 def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tmp_path):
     gguf, out = tmp_path / "ana.gguf", tmp_path / "out"
-    answer("export", adapter_folder, "--gguf", gguf)
+    answer(f"export {adapter_folder} --gguf {gguf}")
     assert {path.name for path in tmp_path.iterdir()} == {"ana.gguf", "ana.Modelfile"}
     alone = gguf.read_bytes()
     made = (tmp_path / "ana.Modelfile").read_text().splitlines()[2:]
-    found = answer("export", adapter_folder, "--gguf", gguf, "--out", out)
+    found = answer(f"export {adapter_folder} --gguf {gguf} --out {out}")
     assert (found["gguf"], found["path"]) == (str(gguf), str(out))
     assert gguf.read_bytes() == alone
     assert made == [f"FROM {found['base']}", "ADAPTER ./ana.gguf"]
-    for options in ([], ["--gguf", tmp_path], ["--gguf", gguf, "--merge", "--out", out]):
-        qpeft_cli("export", adapter_folder, *options, code=2)
+    for options in ("", f"--gguf {tmp_path}", f"--gguf {gguf} --merge --out {out}"):
+        qpeft_cli(f"export {adapter_folder} {options}", code=2)
 
 
 @pytest.mark.long

@@ -1,9 +1,6 @@
 """`qpeft compare` on a tiny base: results and exit codes; the recipes of published tables."""
 
-import gc
 import json
-from contextlib import contextmanager
-from types import SimpleNamespace
 
 import planted_cells
 import pytest
@@ -11,8 +8,7 @@ import yaml
 from published_study import write_study
 from transformers import AutoConfig
 
-from qpeft_lab.compare import RECIPES, runner
-from qpeft_lab.compare.cell import run_cell
+from qpeft_lab.compare import RECIPES
 from qpeft_lab.compare.plan import count, host_of
 from qpeft_lab.compare.study import load_study
 from qpeft_lab.compare.summary import load
@@ -123,28 +119,12 @@ def recipe(name):
     return f"recipes/{name}.yaml"
 
 
-@pytest.fixture
-def inline(monkeypatch):
-    """Runs cells in this process: forks and imports take longer than the cells."""
-
-    @contextmanager
-    def executor(folder, *_):
-        def run(cells, is_exclusive=False):
-            return ((cell, run_cell(cell, folder)) for cell in cells)
-
-        yield SimpleNamespace(run=run, stop=lambda: None)
-
-    gc.freeze()  # as in a cell's process
-    monkeypatch.setattr(runner, "LocalExecutor", executor)
-    yield
-    gc.unfreeze()
-
-
+@pytest.mark.usefixtures("inline")
 @pytest.mark.filterwarnings("ignore")  # those of a command
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in ALL]
 )
-def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypatch):
+def test_recipe_runs_as_a_smoke_test(name, qpeft_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the recipe is found without the repository
     if name != WITH_CHARTS:
         monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")

@@ -188,5 +188,5 @@ def test_bad_addresses_are_refused(url, message, verify):
 
 @pytest.mark.parametrize("name", ["nobody", "n" * 10_000, "a/../b", "\x00"])
 def test_name_without_a_folder_needs_one(name, qpeft_cli):
-    shown = qpeft_cli("verify-served", "http://localhost", "--adapter", name, code=2)
+    shown = qpeft_cli(f"verify-served http://localhost --adapter {name}", code=2)
     assert "give its folder with --run" in " ".join(shown.stderr.split())

@@ -1,11 +1,11 @@
 """The split of the data: complete, without overlap, equal prompts and documents together."""
 
-import json
 from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
+from folders import read_rows, write_rows
 
 from qpeft.errors import ConfigError, DataError
 from qpeft_lab.compare.data import split_data
@@ -15,8 +15,7 @@ from qpeft_lab.files import locked
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(write_rows(path, rows))
 
 
 @pytest.fixture
@@ -28,10 +27,7 @@ def split(tmp_path):
             name if name == "test_data" else f"run.{name}": value for name, value in changes.items()
         }
         found = split_data(load_study("survey", {"generation": None, **named}), tmp_path / "study")
-        return [
-            [json.loads(line) for line in path.read_bytes().splitlines()]
-            for path in found[0].values()
-        ], found
+        return [read_rows(path) for path in found[0].values()], found
 
     return make
 

@@ -2,10 +2,10 @@
 one.
 """
 
-import json
 from pathlib import Path
 
 import pytest
+from folders import read_rows
 from transformers import AutoConfig
 
 from qpeft.errors import ConfigError
@@ -167,7 +167,7 @@ def test_smoke_test_has_the_architecture_of_the_base_and_the_format_of_the_data(
     made = smoke_test(small_survey(**columns, **of_run(model=str(tiny_encoder))), tmp_path / "out")
     assert AutoConfig.from_pretrained(made.run.model).model_type == "bert"
     for source in (made.run.data, made.run.eval_data, made.test_data):
-        rows = [json.loads(line) for line in Path(source).read_text().splitlines()]
+        rows = read_rows(Path(source))
         assert {tuple(row) for row in rows} == {("text", "label")}
         assert len({row["label"] for row in rows}) == 3
     assert (len(made.seeds), made.tuning.grid, made.run.steps) == (1, [1.0], 2)

@@ -3,6 +3,8 @@
 import copy
 import os
 import shutil
+import sys
+import threading
 from collections import OrderedDict
 
 import pytest
@@ -15,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.testing import assert_close
 
 import qpeft
+from qpeft.core import pool as pool_module
 from qpeft.core import pool_reader
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -43,11 +46,8 @@ def adapter(base, folder, kind=qpeft.QPAConfig, spread=0.05, **options):
 def world(tmp_path_factory, adapters):
     """A base, a folder of five adapters, and ids, with the logits of each adapter alone."""
     torch.manual_seed(0)
-    base, folder, ids = (
-        tiny_models.gpt2(n_layer=1),
-        tmp_path_factory.mktemp("world"),
-        torch.randint(50, (4, 5)),
-    )
+    base, ids = tiny_models.gpt2(n_layer=1), torch.randint(50, (4, 5))
+    folder = tmp_path_factory.mktemp("world")
     answers = {"__base__": adapters.logits(base, ids)}
     for index in range(5):
         adapter(base, folder / f"user-{index}")
@@ -90,9 +90,7 @@ def pool(gpt2, users):
 def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, requests, capacity):
     base, folder, answers, ids = world
     pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
-    recent: OrderedDict[str, None] = (
-        OrderedDict()
-    )  # the model of the pool: names, the least recently used first
+    recent = OrderedDict()  # the model of the pool: names, the least recently used first
     active, earlier = "__base__", []
 
     def use(name, keep):
@@ -250,6 +248,190 @@ def test_calls_inside_a_call_keep_its_adapters(pool, ids):
     assert torch.equal(outer, expected[0])
     assert torch.equal(found[0], expected[1])
     pool.place(["user-2"])
+
+
+def in_a_thread(action):
+    """Run `action` in another thread; its exceptions are warnings, and so errors."""
+    thread = threading.Thread(target=action)
+    thread.start()
+    thread.join()
+
+
+# -- requests inside a running call
+
+
+def inside_a_call(pool, ids, action, **options):
+    """Call the model, and `action` after its attention, before the feed-forward block."""
+    errors = []
+
+    def call(*_):
+        handle.remove()
+        try:
+            action()
+        except ConfigError as error:
+            errors.append(str(error))
+
+    handle = pool.model.base_model.model.transformer.h[0].attn.c_attn.register_forward_pre_hook(
+        call
+    )
+    with torch.no_grad():
+        return pool.model(input_ids=ids, **options).logits, errors
+
+
+def test_activate_inside_a_running_call_is_refused(pool, world):
+    _, _, answers, ids = world
+    pool.activate("user-0")
+    for name in ("user-1", "user-0", "__base__"):
+        found, errors = inside_a_call(pool, ids, lambda name=name: pool.activate(name))
+        assert torch.equal(found, answers["user-0"])
+        assert "running" in errors[0]
+    assert pool.active == "user-0"
+
+
+def test_place_inside_a_running_call_keeps_the_active_adapter(pool, world):
+    _, _, answers, ids = world
+    pool.activate("user-0")
+    found, errors = inside_a_call(
+        pool, ids, lambda: (pool.place(["user-1"]), pool.place(["user-2"]))
+    )
+    assert (errors, torch.equal(found, answers["user-0"])) == ([], True)
+
+
+def test_plain_call_inside_a_call_with_rows_is_refused(pool, world):
+    """PEFT would compute it with the rows of the outer call."""
+    _, _, answers, ids = world
+    rows = pool.place(["user-0"] * 4)
+    found, errors = inside_a_call(pool, ids, lambda: pool.model(input_ids=ids), adapter_names=rows)
+    torch.testing.assert_close(found, answers["user-0"])
+    assert "adapter_names" in errors[0]
+
+
+@pytest.mark.parametrize("part", ["base_model", "base_model.model"])
+def test_base_called_without_the_pool_is_refused(pool, world, part):
+    """It has no lock and no adapter; from another thread also during a call of the pool."""
+    pool.activate("user-0")
+    base = pool.model.get_submodule(part)
+
+    def call():
+        with pytest.raises(ConfigError, match=r"call pool\.model"):
+            base(input_ids=world[3])
+
+    call()
+    found, errors = inside_a_call(pool, world[3], lambda: in_a_thread(call))
+    assert (errors, torch.equal(found, world[2]["user-0"])) == ([], True)
+
+
+# -- threads and interruptions
+
+
+def test_threads_without_a_lock_get_their_own_answers(pool, world, adapters):
+    _, _, answers, ids = world
+    wrong, barrier = [], threading.Barrier(4)
+
+    def serve(first):
+        barrier.wait()
+        for step in range(25):
+            name = f"user-{(first + step) % 4}"
+            pool.activate(name)
+            if not torch.equal(adapters.logits(pool.model, ids), answers[name]):
+                wrong.append(name)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # many switches between threads, also on one core
+    threads = [threading.Thread(target=serve, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    assert wrong == []
+    pool.activate("user-1")
+    assert torch.equal(adapters.logits(pool.model, ids), answers["user-1"])
+
+
+def test_rows_placed_in_two_threads(pool, world):
+    """The pool has two slots. The second thread takes both between `place` and the call of the first."""
+    _, _, answers, ids = world
+    barrier = threading.Barrier(2, timeout=100)
+    asked = ["user-0", "user-1", "__base__"], ["user-2", "user-3", "user-2"]
+    answered = []
+
+    def second():
+        barrier.wait()
+        answered.append(logits_of_rows(pool, pool.place(asked[1]), ids))
+        barrier.wait()
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    rows = pool.place(asked[0])
+    barrier.wait()
+    barrier.wait()
+    with pytest.raises(ConfigError, match="call place again"):
+        logits_of_rows(pool, rows, ids)
+    answered.insert(0, logits_of_rows(pool, pool.place(asked[0]), ids))
+    thread.join()
+    for names, logits in zip(asked, answered, strict=True):
+        expected = torch.stack([answers[name][row] for row, name in enumerate(names)])
+        torch.testing.assert_close(logits, expected)
+
+
+def test_thread_that_activated_nothing_is_refused(pool, world):
+    pool.activate("user-0")
+    errors = []
+
+    def call():
+        try:
+            pool.model(input_ids=world[3])
+        except ConfigError as error:
+            errors.append(str(error))
+
+    in_a_thread(call)
+    assert "this thread has activated no adapter" in errors[0]
+
+
+def interrupted_at(line, action):
+    """Whether Ctrl-C at the n-th line of the pool's code interrupted the action."""
+    left = line
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename not in (pool_module.__file__, pool_reader.__file__):
+            return None
+        left -= event == "line"
+        if left == 0 and event == "line":
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.long)])
+def test_interruption_at_any_line_poisons_no_later_call(pool, world, adapters, stride):
+    _, _, answers, ids = world
+
+    def requests():
+        pool.activate("user-2")
+        pool.activate("user-0")
+        with torch.no_grad():
+            pool.model(input_ids=ids)
+        logits_of_rows(pool, pool.place(["user-1", "__base__", "user-0"]), ids)
+
+    line = 1
+    while interrupted_at(line, requests):
+        line += stride
+        found = adapters.logits(pool.model, ids)
+        assert torch.equal(found, answers[pool.active]), line
+        for name in ("user-3", "__base__", "user-1"):
+            pool.activate(name)
+            assert torch.equal(adapters.logits(pool.model, ids), answers[name]), line
+    assert line > 150
 
 
 # -- kinds of adapters

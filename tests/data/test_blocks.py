@@ -1,9 +1,9 @@
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from folders import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
@@ -197,8 +197,7 @@ def test_attention_mask_distinguishes_token_0_from_padding():
 
 
 def data(tmp_path, rows, **changes) -> RunSettings:
-    path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
+    path = write_rows(tmp_path / "data.jsonl", rows)
     return RunSettings(model="m", data=str(path), out="o", **changes)
 
 
@@ -261,7 +260,6 @@ LATE = [{"prompt": "fox " * 40, "completion": "a"}] * 2
 )
 def test_unusable_texts_are_refused(tmp_path, tokenizer, rows, changes, named):
     if "eval_data" in changes:
-        (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, LATE)))
-        changes = {"eval_data": str(tmp_path / "other.jsonl")}
+        changes = {"eval_data": str(write_rows(tmp_path / "other.jsonl", LATE))}
     with pytest.raises(DataError, match=named):
         load_blocks(data(tmp_path, rows, **changes), 16, tokenizer)

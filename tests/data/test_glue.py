@@ -2,11 +2,10 @@
 files are read.
 """
 
-import json
-
 import datasets
 import pytest
 from datasets import ClassLabel, Dataset
+from folders import write_rows
 
 from qpeft.errors import ConfigError, DataError
 from qpeft_lab import RunSettings
@@ -56,10 +55,8 @@ def write(folder, name, n_train=40, n_validation=12):
         ("train-00001-of-00002", 4),
         (CARD[name][2], n_validation),
     ):
-        (folder / f"{split}.jsonl").write_text(
-            "".join(json.dumps(row) + "\n" for row in rows(name, n, len(split)))
-        )
-    (folder / "test.jsonl").write_text(json.dumps({**next(rows(name, 1)), "label": -1}) + "\n")
+        write_rows(folder / f"{split}.jsonl", rows(name, n, len(split)))
+    write_rows(folder / "test.jsonl", [{**next(rows(name, 1)), "label": -1}])
     return f"glue/{name}:{folder}"
 
 
@@ -132,8 +129,8 @@ def test_unknown_task_or_contradicting_option_is_refused(settings, source, chang
 @pytest.mark.parametrize("label", [-1, "2", "other", True, 0.5])
 def test_label_out_of_range_is_named_with_its_row(tmp_path, label):
     lines = [*rows("mrpc", 2), {**next(rows("mrpc", 1)), "label": label}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    file = write_rows(tmp_path / "train.jsonl", lines)
     with pytest.raises(DataError, match="row 3"):
-        load_rows(f"glue/mrpc:{tmp_path / 'train.jsonl'}", "train")
+        load_rows(f"glue/mrpc:{file}", "train")
     with pytest.raises(DataError, match="validation_matched"):
         load_rows(f"glue/mnli:{tmp_path}", "validation")

@@ -2,11 +2,11 @@
 given.
 """
 
-import json
 import re
 import shutil
 
 import pytest
+from folders import write_rows
 from snippets import snippets
 
 from qpeft_lab.demo import corpus
@@ -46,9 +46,8 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "base").symlink_to(qpeft_lab.demo.base_path(), target_is_directory=True)
     docs = corpus.numpy_docs()[:60]
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in docs)
     for name in ("docs.jsonl", "train.jsonl"):
-        (folder / name).write_text(rows, encoding="utf-8")
+        write_rows(folder / name, [{"text": text} for text in docs])
     (folder / "text.txt").write_text("\n\n".join(docs), encoding="utf-8")
     pairs = [
         f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}."
@@ -64,7 +63,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
             {"sentence1": f"{name} {n}", "sentence2": f"{name} {n % 5}", "label": n % 2}
             for n in range(40)
         ]
-        (folder / "mrpc-files" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
+        write_rows(folder / "mrpc-files" / f"{name}.jsonl", made)
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
 
     small = {

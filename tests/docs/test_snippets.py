@@ -25,7 +25,10 @@ def test_blocks_have_known_languages(page):
 
 @pytest.mark.filterwarnings("ignore")  # those of the examples
 @pytest.mark.parametrize("page", RUN)
-def test_page_runs(page, enter_folder_for, qpeft_cli):
+def test_page_runs(page, enter_folder_for, qpeft_cli, request):
+    """The README in one process; the other pages, which are long, start those that a reader has."""
+    for name in ("inline", "verified_here") if page.stem == "README" else ():
+        request.getfixturevalue(name)
     folder = enter_folder_for(page)
     namespace: dict[str, object] = {}
     for snippet in snippets(page):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from families import FAMILIES, N_TOKENS, Family, skip_if_unsupported
+from families import FAMILIES, N_TOKENS, Family, long_if_second, skip_if_unsupported
 from folders import bytes_of, tensors_of
 from peft import (
     IA3Config,
@@ -32,7 +32,7 @@ from peft import (
     get_peft_model,
 )
 from torch.testing import assert_close
-from variants import SMALL_GENERATOR, VARIANTS, Variant, attached, changed
+from variants import SMALL_GENERATOR, VARIANTS, Variant, attached, changed, trained
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -244,7 +244,7 @@ class Life:
 
     def _train(self):
         """Eight steps of AdamW."""
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = trained(self.model)
         optimizer = torch.optim.AdamW(self.trained, lr=self.variant.lr)
         losses = []
         for _ in range(8):
@@ -295,7 +295,10 @@ def life(request, lives, tmp_path_factory):
 def every_life(condition=lambda variant: True):
     """For each row whose variant meets the condition; all tests of a row run in one process."""
     rows = [
-        pytest.param(name, marks=pytest.mark.xdist_group(name))
+        pytest.param(
+            name,
+            marks=[pytest.mark.xdist_group(name), *long_if_second(name.partition(":")[0])],
+        )
         for name, row in ROWS.items()
         if condition(row.variant)
     ]

@@ -20,7 +20,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from variants import RANDOM, TUNERS, VARIANTS, kinds_first, move
+from variants import RANDOM, TUNERS, VARIANTS, kinds_first, move, trained
 
 import qpeft
 import qpeft.core.export as export_module
@@ -124,8 +124,16 @@ def test_initial_values_depend_only_on_the_seed(llama, variant):
 
 
 # an ordinary name, a module of the base, a target module, and parts of the names of tensors
-@pytest.mark.parametrize("name", ["en", "self_attn", "q_proj", "angles", "c"])
-@pytest.mark.parametrize("variant", ONE_EACH, indirect=True)
+NAMES = ["en", "self_attn", "q_proj", "angles", "c"]
+OWNERS = ["qpa", "qaa"]  # with generators that the tuner owns, and with adapters of each layer
+
+
+@pytest.mark.parametrize(
+    "variant, name",
+    [(variant, name) for variant in OWNERS for name in NAMES]
+    + [(variant, "q_proj") for variant in ONE_EACH if variant not in OWNERS],
+    indirect=["variant"],
+)
 def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, name, variant):
     modules = (
         {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
@@ -205,7 +213,7 @@ def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
     )
     with pytest.raises(CheckpointError, match=r"does not contain this adapter|missing"):
         qpeft.load(llama, tmp_path / "good")
-    next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
+    trained(model)[0].data.fill_(torch.nan)
     with pytest.raises(ConfigError, match=r"non-finite adapter parameter in|contain NaN or Inf"):
         qpeft.save(model, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
@@ -334,8 +342,8 @@ def test_conversion_to_lora_by_peft_is_exact_or_refused(
         pytest.skip(
             "PEFT's limit: the conversion leaves out DoRA's magnitudes, also those of stock LoRA"
         )
-    trained, model = make(), make(moved=False)
-    model.load_state_dict(trained.state_dict())
+    live, model = make(), make(moved=False)
+    model.load_state_dict(live.state_dict())
     rank = getattr(model.active_peft_config, "r", None)
     if rank is None:
         with pytest.raises(TypeError, match=r"support.* LoRA conversion"):
@@ -345,25 +353,21 @@ def test_conversion_to_lora_by_peft_is_exact_or_refused(
     stock = PeftModel.from_pretrained(llama, tmp_path).eval()
     # PEFT decomposes the update in float32
     torch.testing.assert_close(
-        adapters.logits(stock, ids), adapters.logits(trained, ids), atol=5e-5, rtol=1e-5
+        adapters.logits(stock, ids), adapters.logits(live, ids), atol=5e-5, rtol=1e-5
     )
 
 
 # -- precision and memory
 
 
-def trained_tensors(model):
-    return [p for p in model.parameters() if p.requires_grad]
-
-
 @pytest.mark.parametrize("variant", VARIANTS, indirect=True)
 def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
     llama.bfloat16()
     model = variant.adapt(llama)
-    assert {p.dtype for p in trained_tensors(model)} == {torch.float32}
+    assert {p.dtype for p in trained(model)} == {torch.float32}
     assert adapters.logits(model, ids).dtype == torch.bfloat16
     model(input_ids=ids, labels=ids).loss.backward()
-    assert any(p.grad.any() for p in trained_tensors(model))
+    assert any(p.grad.any() for p in trained(model))
     if variant.stays_float32:
         own = [p for name, p in move(model).bfloat16().named_parameters() if "qpeft_" in name]
         assert own
@@ -401,7 +405,7 @@ def test_autocast_keeps_gradients_in_float32(make, ids):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
-    assert {p.grad.dtype for p in trained_tensors(model)} == {torch.float32}
+    assert {p.grad.dtype for p in trained(model)} == {torch.float32}
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
@@ -476,7 +480,7 @@ def test_parameter_groups_contain_every_trainable_tensor_once(make, variant):
     model = make(modules_to_save=["lm_head"]) if variant.method != "attach" else make()
     groups = param_groups(model, lr=1e-3, weight_decay=0.1)
     held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(map(id, trained_tensors(model)))
+    assert sorted(held) == sorted(map(id, trained(model)))
     torch.optim.AdamW(groups)
 
 
@@ -506,7 +510,7 @@ def test_compiled_training_equals_uncompiled(make, llama, ids):
     for backend in (None, "aot_eager"):
         model = copy.deepcopy(start)
         run = model if backend is None else torch.compile(model, backend=backend)
-        optimizer = torch.optim.AdamW(trained_tensors(model), lr=1e-3)
+        optimizer = torch.optim.AdamW(trained(model), lr=1e-3)
         found[backend] = []
         for _ in range(3):
             optimizer.zero_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM, LlamaConfig
-from variants import move
+from variants import move, trained
 
 import qpeft
 from qpeft.circuits.cayley import cayley_change, skew
@@ -85,7 +85,7 @@ def quanta(gates, x):
     return apply_gates(x.unflatten(-1, (3, 2, 2)), gates, pairs(3)).flatten(-3)
 
 
-# -- CUA: the published values C1 to C6
+# -- CUA: the published values C1 to C6; C4, noise and shots, is in training/test_measured.py
 
 
 def test_c1_one_block_of_two():
@@ -97,30 +97,14 @@ def test_c2_cayley_transform():
     close(cay(K / 2)[0], [0.942341, -0.184868, -0.211744, -0.181611])
 
 
-@pytest.fixture(scope="module")
-def rotated():
-    """Q x of C2: x = (1, 2, 3, 4), whose squared norm is 30."""
-    return (cua(K[None], 4)(X) + X).detach()
-
-
-def test_c2_rotated_vector(rotated):
-    close(rotated, [-0.789071, -1.002362, 0.427804, 5.309390])
+def test_c2_rotated_vector():
+    close(cua(K[None], 4)(X) + X, [-0.789071, -1.002362, 0.427804, 5.309390])
 
 
 def test_c3_rotated_vector():
     linear = [0.570581, 1.743483, -5.060862, -1.011128]
     close(cua(K6[None], 4)(X) + X, linear)
     close(cua(K6[None], 4, readout="magnitude")(X) + X, [abs(value) for value in linear])
-
-
-def test_c4_depolarizing_noise(rotated):
-    noisy = 0.881 * rotated.square() / 30 + 0.119 / 4
-    close((30 * noisy).sqrt(), [1.200433, 1.333292, 1.026517, 5.072234])
-
-
-def test_c4_shots(rotated):
-    shots = np.random.default_rng(0).multinomial(8192, rotated**2 / 30)
-    close(torch.tensor(shots).double(), [151, 276, 60, 7705])
 
 
 def test_c6_merged_weight():
@@ -333,8 +317,11 @@ def trained_rotation(folder, text_file, method):
     return trained
 
 
-def test_rotations_are_exported_as_oft_that_loads_without_qpeft(tmp_path, text_file):
-    """All in one process, which imports PEFT once."""
+@pytest.mark.parametrize("in_new_process", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_rotations_are_exported_as_oft_that_loads_without_qpeft(
+    tmp_path, text_file, monkeypatch, in_new_process
+):
+    """All in one process: a new one takes seconds to import PEFT."""
     cua_config = partial(qpeft.CUAConfig, block_size=2)
     quic_config = partial(qpeft.QuICConfig, n_blocks=4, order=1)
     live = {
@@ -344,7 +331,12 @@ def test_rotations_are_exported_as_oft_that_loads_without_qpeft(tmp_path, text_f
         "trained quic": partial(trained_rotation, text_file=text_file, method="quic"),
     }
     logits = {tmp_path / name: make(tmp_path / name) for name, make in live.items()}
-    subprocess.run([sys.executable, "-c", LOAD, *logits], check=True)
+    if in_new_process:
+        subprocess.run([sys.executable, "-c", LOAD, *logits], check=True)
+    else:
+        monkeypatch.setitem(sys.modules, "qpeft", None)
+        monkeypatch.setattr(sys, "argv", ["load", *logits])
+        exec(LOAD, {})
     for folder, expected in logits.items():
         close(torch.load(folder / "logits"), expected, 1e-10 if "behind" in folder.name else 1e-6)
 
@@ -379,7 +371,7 @@ def test_rotation_in_front_of_a_gate_has_no_oft(tmp_path, is_meta):
 
 def test_angles_that_are_not_finite_are_not_exported(llama, tmp_path):
     model = peft.get_peft_model(llama, qpeft.CUAConfig(target_modules=["v_proj"]))
-    torch.nn.init.constant_(next(p for p in model.parameters() if p.requires_grad), float("nan"))
+    torch.nn.init.constant_(trained(model)[0], float("nan"))
     with pytest.raises(ConfigError, match="not finite"):
         qpeft.export(model, tmp_path / "exported")
 
@@ -390,12 +382,12 @@ def test_angles_that_are_not_finite_are_not_exported(llama, tmp_path):
 @pytest.mark.parametrize("b", [2, 4, 8])
 def test_linear_cua_equals_oft_and_boft(b):
     model, x = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"])), wavy(5, 8)
-    s = next(p for p in model.parameters() if p.requires_grad).detach() / 2
+    s = trained(model)[0].detach() / 2
     oft = peft.OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=["f"])
     boft = peft.BOFTConfig(boft_block_size=b, boft_block_num=0, target_modules=["f"])
     for config, parameters in ((oft, -s), (boft, -skew(s)[None])):
         twin = peft.get_peft_model(copy.deepcopy(model).unload(), config).double()
-        next(p for p in twin.parameters() if p.requires_grad).data = parameters
+        trained(twin)[0].data = parameters
         close(twin.base_model.model["f"](x), model.base_model.model["f"](x).detach(), atol=1e-12)
 
 

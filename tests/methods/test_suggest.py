@@ -280,7 +280,7 @@ def test_sizes_by_few_layers_are_those_of_the_base(settings):
     method, fixed, vary = settings
     model = on_meta(DEEP, "CAUSAL_LM")
     counts = Counts(model, None, shares_frames=True)
-    design = Design("any", method, fixed, 5000, vary, [1, 2, 5], {}, None, [])
+    design = Design("any", method, fixed, 5000, vary, [1, 5], {}, None, [])
     for value in design.values:
         at = design.with_value(value)
         _, costs = counts.exact(at)

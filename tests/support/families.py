@@ -118,6 +118,13 @@ FAMILIES = {
     ),
 }
 
+# whose layers are those of llama, gemma3 and bert
+SECOND = {"mistral", "gemma", "gemma2", "roberta"}
+
+
+def long_if_second(name: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.long] * (name in SECOND)
+
 
 # mixtures of experts, whose experts (and mostly their router) are parameters instead of modules
 _COMMON = {"num_experts_per_tok": 2, "tie_word_embeddings": False}
@@ -170,7 +177,7 @@ def skip_if_unsupported(name: str) -> None:
         )
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[pytest.param(name, marks=long_if_second(name)) for name in FAMILIES])
 def family(request) -> Family:
     skip_if_unsupported(request.param)
     return FAMILIES[request.param]

@@ -1,8 +1,18 @@
-"""What is stored in the folder of an adapter, and changes to its files."""
+"""What is stored in the folder of an adapter, changes to its files, and files of JSON lines."""
 
 import json
 
 from safetensors.torch import load_file, save_file
+
+
+def write_rows(path, rows):
+    """A file of JSON lines; returns its path."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def edit_json(path, **changes):

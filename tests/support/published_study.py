@@ -9,6 +9,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from folders import read_rows, write_rows
+
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import ROWS, Row
 
@@ -36,8 +38,7 @@ def write_study(folder: Path) -> Path:
 
 def stored_rows(folder: Path, method: str = "*", name: str = "*") -> list[Row]:
     """The rows of the methods and names that match these patterns."""
-    rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if _matches(row, method, name)]
+    return [row for row in read_rows(folder / ROWS) if _matches(row, method, name)]
 
 
 def edit_rows(
@@ -48,13 +49,13 @@ def edit_rows(
     for row in rows:
         if _matches(row, method, name):
             change(row)
-    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_rows(folder / ROWS, rows)
 
 
 def drop_rows(folder: Path, method: str = "*", name: str = "*") -> None:
     """Remove the rows that match."""
     kept = [row for row in stored_rows(folder) if not _matches(row, method, name)]
-    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    write_rows(folder / ROWS, kept)
 
 
 def edit_study(

@@ -34,7 +34,13 @@ STAND_INS = {
     "glue/rte": "docs.jsonl",
 }
 HUB_NAMES = ("gpt2",)  # replaced in Python as well
-CHEAP = {"--steps": "2", "--max-new-tokens": "4", "--seq-len": "64", "--epochs": "1"}
+CHEAP = {
+    "--steps": "2",
+    "--max-new-tokens": "4",
+    "--seq-len": "64",
+    "--epochs": "1",
+    "--samples": "50",
+}
 
 # part of a command -> why it is not run
 NOT_RUN = {
@@ -112,8 +118,9 @@ def cheap(line: str) -> list[str]:
         names_something = before.startswith("--") and before != "--out" and before != "--method"
         stands = names_something or (is_study and before in ("run", "plan"))
         found.append(CHEAP.get(before) or (STAND_INS.get(word, word) if stands else word))
-    is_long = words[0] in ("train", "demo") and "--steps" not in words
-    return [*found, "--steps", "2"] if is_long else found
+    option = {"train": "--steps", "demo": "--steps", "diagnose": "--samples"}.get(words[0])
+    is_long = option is not None and option not in words
+    return [*found, option, CHEAP[option]] if is_long else found
 
 
 def python(text: str, folder: Path) -> str:

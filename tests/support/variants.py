@@ -59,6 +59,11 @@ class Variant:
         ).eval()
 
 
+def trained(model: Any) -> list[Any]:
+    """The parameters that training changes."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 def move(model: Any, seed: int = 1, spread: float = 0.05) -> Any:
     """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become
     zero.

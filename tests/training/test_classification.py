@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from folders import edit_json
+from folders import edit_json, write_rows
 from image_files import bars
 from peft import PeftModel
 from runs import weights
@@ -201,7 +201,7 @@ def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(
         {"premise": one, "hypothesis": other, "label": "ny"[i % 2]}
         for i, (one, other) in enumerate(texts)
     ]
-    (file := tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = write_rows(tmp_path / "pairs.jsonl", rows)
     common = {
         "model": str(folder),
         "data": str(file),
@@ -259,9 +259,9 @@ def test_label_that_is_no_number_is_named_with_its_row(settings, tmp_path, label
         {"text": "a fox", "label": "2.5"},
         {"text": "a bird", "label": label},
     ]
-    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = write_rows(tmp_path / "bad.jsonl", rows)
     with pytest.raises(DataError, match=r"bad\.jsonl, row 3"):
-        TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(tmp_path / "bad.jsonl")))
+        TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(file)))
 
 
 def test_label_that_the_trainer_ignores_is_counted(settings, tmp_path):

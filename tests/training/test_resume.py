@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import read_rows
 from runs import Killed, Recorder, assert_same_result, kill_at
 from safetensors.torch import load_file, save_file
 
@@ -172,9 +173,9 @@ CRASHES = {
     "and lost files": and_lost_files,
     "and damaged a file": and_damaged_a_file,
 }
-CASES = [("lora", crash) for crash in CRASHES] + [
-    (kind, "after a step") for kind in KINDS if kind != "lora"
-]
+# a run of LoRA is killed after a step by most of the others
+CASES = [("lora", crash) for crash in CRASHES if crash != "after a step"]
+CASES += [(kind, "after a step") for kind in KINDS if kind != "lora"]
 
 
 @pytest.fixture(scope="module")
@@ -390,7 +391,7 @@ def test_run_counts_its_circuits_and_scores_the_exported_adapter(on_backend):
     used = result.circuits
     assert used["circuits"] == STEPS * N_CIRCUITS
     assert used["shots"] == STEPS * N_CIRCUITS * 512
-    jobs = [json.loads(line) for line in (result.out / "jobs.jsonl").read_text().splitlines()]
+    jobs = read_rows(result.out / "jobs.jsonl")
     assert sum(job["circuits"] for job in jobs if job["event"] == "answered") == used["circuits"]
     assert sum(str(event).startswith("circuits on exact") for event in progress.events) == 1
     exact = train(on_backend("exact", {}))

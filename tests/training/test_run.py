@@ -244,32 +244,25 @@ def test_unusable_folder_is_refused(settings, tmp_path, monkeypatch):
         train(settings())
 
 
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        *[
-            ("config", change)
-            for change in ({"identity": 1}, {"settings": {}}, {"method": None}, {"data": []}, "{")
-        ],
-        *[
-            ("result", change)
-            for change in (
-                {"trainable": "nine"},
-                {"seconds": None},
-                {"after": {"loss": "low"}},
-                "{",
-            )
-        ],
-    ],
-)
-def test_damaged_file_of_a_run_is_refused(settings, name, change):
+DAMAGES = {
+    "config": [{"identity": 1}, {"settings": {}}, {"method": None}, {"data": []}],
+    "result": [{"trainable": "nine"}, {"seconds": None}, {"after": {"loss": "low"}}],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_file_of_a_run_is_refused(settings, name):
     file = train(settings(steps=1)).out / f"{name}.json"
-    stored = json.loads(file.read_text())
-    if change != "{":
+    content = file.read_text()
+    damaged = ["{"]
+    for change in DAMAGES[name]:
+        stored = json.loads(content)
         (stored if {*change} & {*stored} else stored["settings"]).update(change)
-    file.write_text(change if change == "{" else json.dumps(stored))
-    with pytest.raises(CheckpointError, match=rf"{name}\.json"):
-        train(settings(steps=1))
+        damaged.append(json.dumps(stored))
+    for text in damaged:
+        file.write_text(text)
+        with pytest.raises(CheckpointError, match=rf"{name}\.json"):
+            train(settings(steps=1))
 
 
 def test_run_stops_at_a_loss_that_is_not_finite(settings, monkeypatch):

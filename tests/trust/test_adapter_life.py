@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM
-from variants import VARIANTS, Variant, move
+from variants import VARIANTS, Variant, move, trained
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -35,7 +35,7 @@ def test_u1_training_continues_after_a_grouped_convolution_was_not_merged(make):
         with pytest.raises(NotImplementedError):
             model.merge_and_unload()
         model(torch.randn(2, 4, 5)).square().sum().backward()
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in trained(model))
 
 
 @pytest.mark.parametrize("name", ["lora", *GENERATED, "attached to lora"])
@@ -51,7 +51,7 @@ def test_u1_training_continues_after_nan_was_not_merged(llama, ids, adapters, na
     layer.weight.data[0, 0] = value
     before = adapters.logits(model, ids)
     adapters.train(model, ids, steps=1)
-    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert all(p.grad is not None for p in trained(model))
     assert not torch.equal(adapters.logits(model, ids), before)
 
 
@@ -91,8 +91,7 @@ def test_u2_only_the_chosen_layers_are_adapted_and_counted(bert, method, targets
     assert chosen == [name for name in every if ".layer.1." in name]
     plan = qpeft.plan(bert, config(layers_to_transform=[1]))
     assert plan.target_modules == chosen
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert plan.trainable == trained
+    assert plan.trainable == sum(p.numel() for p in trained(model))
     with pytest.raises(ConfigError, match=r"none of the .* targets"):
         get_peft_model(copy.deepcopy(bert), config(layers_to_transform=[9]))
 
@@ -136,8 +135,8 @@ def test_u3_frozen_adapters_stay_frozen_as_those_of_stock_lora(llama, tmp_path, 
             lambda: model.delete_adapter("one"),  # the active one
         ):
             action()
-            trained = [key for key, p in model.named_parameters() if p.requires_grad]
-            states.append([a for a in model.peft_config if f".{a}." in "".join(trained)])
+            keys = [key for key, p in model.named_parameters() if p.requires_grad]
+            states.append([a for a in model.peft_config if f".{a}." in "".join(keys)])
         return states
 
     assert history(VARIANTS[name]) == history(LORA)

@@ -1,4 +1,4 @@
-"""Issue 67, section 2, rows F, M, N, P1, P2 and R: what an attacker, a thread or a kill can do.
+"""Issue 67, section 2, rows F, M, N and R: what an attacker or a kill can do.
 
 Each test is named after the behaviour and ends in its row.
 """
@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 
 import pytest
 import tiny_models
@@ -18,221 +17,24 @@ import torch
 from folders import edit_config, rewrite
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from variants import move
 
 import qpeft
-from qpeft.core import pool as pool_module
-from qpeft.core import pool_reader
 from qpeft.errors import CheckpointError, ConfigError, InputError
 
-SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "target_modules": ["c_attn"], "r": 2}
+LM = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"]}
+SMALL = {**LM, "hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "r": 2}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, adapters):
-    """A base, a folder of four adapters u0 to u3, ids, and the logits of each adapter alone."""
+    """A base, the folder of an adapter on it, the logits of the adapter, and their ids."""
     torch.manual_seed(0)
     base, ids = tiny_models.gpt2(n_layer=1), torch.randint(50, (3, 5))
-    folder = tmp_path_factory.mktemp("world")
-    answers = {"__base__": adapters.logits(base, ids)}
-    for index in range(4):
-        model = get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**SMALL, task_type="CAUSAL_LM"))
-        with torch.no_grad():
-            for parameter in model.base_model.generators.parameters():
-                parameter.normal_(0, 0.1)
-        qpeft.save(model, folder / f"u{index}")
-        answers[f"u{index}"] = adapters.logits(model.eval(), ids)
-    return base, folder, answers, ids
-
-
-@pytest.fixture
-def pool(world):
-    return qpeft.AdapterPool(copy.deepcopy(world[0]), world[1], capacity=2)
-
-
-def in_a_thread(action):
-    """Run `action` in another thread; its exceptions are warnings, and so errors."""
-    thread = threading.Thread(target=action)
-    thread.start()
-    thread.join()
-
-
-# -- P1: requests inside a running call of a pool
-
-
-def inside_a_call(pool, ids, action, **options):
-    """Call the model, and `action` after its attention, before the feed-forward block."""
-    errors = []
-
-    def call(*_):
-        handle.remove()
-        try:
-            action()
-        except ConfigError as error:
-            errors.append(str(error))
-
-    handle = pool.model.base_model.model.transformer.h[0].attn.c_attn.register_forward_pre_hook(
-        call
-    )
-    with torch.no_grad():
-        return pool.model(input_ids=ids, **options).logits, errors
-
-
-def test_activate_inside_a_running_call_is_refused_p1(pool, world):
-    _, _, answers, ids = world
-    pool.activate("u0")
-    for name in ("u1", "u0", "__base__"):
-        found, errors = inside_a_call(pool, ids, lambda name=name: pool.activate(name))
-        assert torch.equal(found, answers["u0"])
-        assert "running" in errors[0]
-    assert pool.active == "u0"
-
-
-def test_place_inside_a_running_call_keeps_the_active_adapter_p1(pool, world):
-    _, _, answers, ids = world
-    pool.activate("u0")
-    found, errors = inside_a_call(pool, ids, lambda: (pool.place(["u1"]), pool.place(["u2"])))
-    assert (errors, torch.equal(found, answers["u0"])) == ([], True)
-
-
-def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):
-    """PEFT would compute it with the rows of the outer call."""
-    _, _, answers, ids = world
-    rows = pool.place(["u0"] * 3)
-    found, errors = inside_a_call(pool, ids, lambda: pool.model(input_ids=ids), adapter_names=rows)
-    torch.testing.assert_close(found, answers["u0"])
-    assert "adapter_names" in errors[0]
-
-
-@pytest.mark.parametrize("part", ["base_model", "base_model.model"])
-def test_base_called_without_the_pool_is_refused_p2(pool, world, part):
-    """It has no lock and no adapter; from another thread also during a call of the pool."""
-    pool.activate("u0")
-    base = pool.model.get_submodule(part)
-
-    def call():
-        with pytest.raises(ConfigError, match=r"call pool\.model"):
-            base(input_ids=world[3])
-
-    call()
-    found, errors = inside_a_call(pool, world[3], lambda: in_a_thread(call))
-    assert (errors, torch.equal(found, world[2]["u0"])) == ([], True)
-
-
-# -- P2: threads and interruptions of a pool
-
-
-def test_threads_without_a_lock_get_their_own_answers_p2(pool, world, adapters):
-    _, _, answers, ids = world
-    wrong, barrier = [], threading.Barrier(4)
-
-    def serve(first):
-        barrier.wait()
-        for step in range(25):
-            name = f"u{(first + step) % 4}"
-            pool.activate(name)
-            if not torch.equal(adapters.logits(pool.model, ids), answers[name]):
-                wrong.append(name)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)  # many switches between threads, also on one core
-    threads = [threading.Thread(target=serve, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    sys.setswitchinterval(interval)
-    assert wrong == []
-    pool.activate("u1")
-    assert torch.equal(adapters.logits(pool.model, ids), answers["u1"])
-
-
-def test_rows_placed_in_two_threads_p2(pool, world):
-    """The pool has two slots. The second thread takes both between `place` and the call of the first."""
-    _, _, answers, ids = world
-    barrier = threading.Barrier(2, timeout=100)
-    asked = ["u0", "u1", "__base__"], ["u2", "u3", "u2"]
-    answered = []
-
-    def call(rows):
-        with torch.no_grad():
-            return pool.model(input_ids=ids, adapter_names=rows).logits
-
-    def second():
-        barrier.wait()
-        answered.append(call(pool.place(asked[1])))
-        barrier.wait()
-
-    thread = threading.Thread(target=second)
-    thread.start()
-    rows = pool.place(asked[0])
-    barrier.wait()
-    barrier.wait()
-    with pytest.raises(ConfigError, match="call place again"):
-        call(rows)
-    answered.insert(0, call(pool.place(asked[0])))
-    thread.join()
-    for names, logits in zip(asked, answered, strict=True):
-        expected = torch.stack([answers[name][row] for row, name in enumerate(names)])
-        torch.testing.assert_close(logits, expected)
-
-
-def test_thread_that_activated_nothing_is_refused_p2(pool, world):
-    pool.activate("u0")
-    errors = []
-
-    def call():
-        try:
-            pool.model(input_ids=world[3])
-        except ConfigError as error:
-            errors.append(str(error))
-
-    in_a_thread(call)
-    assert "this thread has activated no adapter" in errors[0]
-
-
-def interrupted_at(line, action):
-    """Whether Ctrl-C at the n-th line of the pool's code interrupted the action."""
-    left = line
-
-    def trace(frame, event, _):
-        nonlocal left
-        if frame.f_code.co_filename not in (pool_module.__file__, pool_reader.__file__):
-            return None
-        left -= event == "line"
-        if left == 0 and event == "line":
-            raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        action()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
-
-
-@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.long)])
-def test_interruption_at_any_line_poisons_no_later_call_p2(pool, world, adapters, stride):
-    _, _, answers, ids = world
-
-    def requests():
-        pool.activate("u2")
-        pool.activate("u0")
-        with torch.no_grad():
-            pool.model(input_ids=ids)
-            pool.model(input_ids=ids, adapter_names=pool.place(["u1", "__base__", "u0"]))
-
-    line = 1
-    while interrupted_at(line, requests):
-        line += stride
-        found = adapters.logits(pool.model, ids)
-        assert torch.equal(found, answers[pool.active]), line
-        for name in ("u3", "__base__", "u1"):
-            pool.activate(name)
-            assert torch.equal(adapters.logits(pool.model, ids), answers[name]), line
-    assert line > 150
+    folder = tmp_path_factory.mktemp("world") / "adapter"
+    model = move(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**SMALL)))
+    qpeft.save(model, folder)
+    return base, folder, adapters.logits(model, ids), ids
 
 
 # -- N, R and M: an edited or damaged folder
@@ -240,7 +42,7 @@ def test_interruption_at_any_line_poisons_no_later_call_p2(pool, world, adapters
 
 @pytest.fixture
 def compact(world, tmp_path):
-    return shutil.copytree(world[1] / "u0", tmp_path / "compact")
+    return shutil.copytree(world[1], tmp_path / "compact")
 
 
 @pytest.fixture
@@ -314,7 +116,7 @@ def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
 def test_base_of_an_export_can_be_renamed_n(world, exported, adapters):
     edit_config(exported, base_model_name_or_path="moved/base", inference_mode=False)
     found = adapters.logits(load(world, exported), world[3])
-    torch.testing.assert_close(found, world[2]["u0"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found, world[2], atol=1e-6, rtol=1e-6)
 
 
 @pytest.fixture
@@ -328,13 +130,19 @@ EVIL = "([a-z._0-9]+)+!"  # on a name of 34 letters, `re` tries 2**34 ways
 
 @pytest.mark.usefixtures("one_second")
 @pytest.mark.parametrize(
-    "changes",
-    [{"target_modules": EVIL}, {"alpha_pattern": {EVIL: 1}}, {"target_modules": CHOICES}],
-    ids=["target_modules", "alpha_pattern", "choices"],
+    "kind, changes",
+    [
+        ("compact", {"target_modules": EVIL}),
+        ("compact", {"alpha_pattern": {EVIL: 1}}),
+        ("compact", {"target_modules": CHOICES}),
+        ("exported", {"target_modules": EVIL}),
+    ],
+    ids=["target_modules", "alpha_pattern", "choices", "exported"],
 )
-def test_loading_ends_whatever_the_patterns_of_a_stranger_r(world, folder, changes):
+def test_loading_ends_whatever_the_patterns_of_a_stranger_r(world, request, kind, changes):
+    folder = request.getfixturevalue(kind)
     (folder / "qpeft.json").unlink(missing_ok=True)
-    edit_config(folder, **changes, **({"saved_scale": None} if folder.name == "compact" else {}))
+    edit_config(folder, **changes, **({"saved_scale": None} if kind == "compact" else {}))
     with pytest.raises(InputError, match="cannot be matched"):
         load(world, folder)
 
@@ -362,15 +170,14 @@ def test_patterns_that_people_use_are_accepted_r(world, pattern):
 
 @pytest.fixture
 def rotation(world, tmp_path):
-    config = qpeft.CUAConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")
-    qpeft.save(get_peft_model(copy.deepcopy(world[0]), config), tmp_path / "rotation")
+    model = get_peft_model(copy.deepcopy(world[0]), qpeft.CUAConfig(**LM))
+    qpeft.save(model, tmp_path / "rotation")
     return tmp_path / "rotation"
 
 
 @pytest.fixture
 def attached(world, tmp_path):
-    host = LoraConfig(target_modules=["c_attn"], task_type="CAUSAL_LM")
-    model = get_peft_model(copy.deepcopy(world[0]), host)
+    model = get_peft_model(copy.deepcopy(world[0]), LoraConfig(**LM))
     qpeft.save(qpeft.attach(model, qpeft.QPAGeneratorConfig(n_layers=2)), tmp_path / "attached")
     return tmp_path / "attached"
 

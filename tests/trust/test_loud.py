@@ -13,7 +13,7 @@ import tiny_models
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch.testing import assert_close
-from variants import VARIANTS, move
+from variants import VARIANTS, move, trained
 
 import qpeft
 from qpeft import methods
@@ -211,7 +211,7 @@ def federated(models):
 def test_states_of_several_models_are_averaged(llama, ids, adapters, tmp_path, name):
     first = VARIANTS[name].adapt(llama)
     models = [move(copy.deepcopy(first), seed) for seed in range(3)]
-    parameters = [[p for p in model.parameters() if p.requires_grad] for model in models]
+    parameters = [trained(model) for model in models]
     expected = [(a + 2 * b + 4 * c) / 7 for a, b, c in zip(*parameters, strict=True)]
     federated(models)
     for parameter, mean in zip(parameters[2], expected, strict=True):

@@ -11,14 +11,6 @@ from variants import TUNERS, VARIANTS
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 
 
-@pytest.fixture(autouse=True)
-def _older_objects_are_not_collected():
-    """What was there before the test: a collection would look at all that other tests imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(params=VARIANTS)
 def variant(request):
     return VARIANTS[request.param]

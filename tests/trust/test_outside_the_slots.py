@@ -6,6 +6,7 @@ disk and resized again, so with other values in the new rows; or the adapter is 
 
 import copy
 import shutil
+from itertools import product
 
 import pytest
 import tiny_models
@@ -122,12 +123,16 @@ SOME = [
 STOCK = [("lora", "tokens"), ("lora", "both as targets")]
 
 
-# the parts of an untied base that was not resized are those of `test_life.py`
-BASES = [(True, True), (False, True), (True, False), pytest.param(False, False, marks=LONG)]
+def grid():
+    """Other methods than QPA share its code, so on most bases they are long, as is everything on
+    an untied base that was not resized: its parts are those of `test_life.py`.
+    """
+    for (method, way), *base in product([*EVERY, *SOME, *STOCK], (True, False), (True, False)):
+        is_long = not any(base) or (method != "qpa" and not all(base))
+        yield pytest.param(method, way, *base, marks=[LONG] * is_long)
 
 
-@pytest.mark.parametrize("is_tied, is_resized", BASES)
-@pytest.mark.parametrize("method, way", [*EVERY, *SOME, *STOCK])
+@pytest.mark.parametrize("method, way, is_tied, is_resized", [*grid()])
 def test_folder_gives_the_live_logits_on_a_fresh_base(
     make, ids, adapters, tmp_path, method, way, is_tied, is_resized
 ):

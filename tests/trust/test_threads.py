@@ -43,10 +43,10 @@ def test_t_training_is_not_changed_by_evaluations_in_another_thread(
 
     thread = Thread(target=evaluate)  # whose exceptions are warnings, and so errors
     thread.start()
-    adapters.train(watched, ids, steps=10)
+    adapters.train(watched, ids, steps=5)
     ended.set()
     thread.join()
-    adapters.train(alone, ids, steps=10)
+    adapters.train(alone, ids, steps=5)
     for mine, expected in zip(watched.parameters(), alone.parameters(), strict=True):
         assert torch.equal(mine, expected)
     assert torch.equal(adapters.logits(watched, ids), adapters.logits(alone, ids))

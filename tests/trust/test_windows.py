@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from accelerate.state import GradientState
-from variants import VARIANTS, move
+from variants import VARIANTS, move, trained
 
 import qpeft
 
@@ -28,10 +28,6 @@ def set_sync():
     GradientState._reset_state()
     yield GradientState()._set_sync_gradients
     GradientState._reset_state()
-
-
-def trained(model):
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def loss(model, ids):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, skip_if_unsupported
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from variants import VARIANTS, move
+from variants import VARIANTS, move, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 METHODS = ["qpa", "quantum_peft", "sora", "quic, 1", "attached to lora"]
@@ -31,10 +31,6 @@ def make(llama, request):
 @pytest.fixture
 def batch(ids):
     return {"input_ids": ids.to(DEVICE), "labels": ids.to(DEVICE)}
-
-
-def trained(model):
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def assert_sees_its_parameters(model, make, batch):
