@@ -10,10 +10,10 @@ PIP := $(BIN)/$(INSTALL)
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
 
-# the run of docs/real_model.md: half an hour, and a download of 93 MB; again, to resume
+# the run of docs/real_model.md: a quarter of an hour on two cores, and a download of 93 MB; again, to resume
 real: $(VENV)/.installed build/smollm2/source.json
 	$(BIN)/python scripts/real_model.py
-	$(BIN)/python evidence/page_tables.py
+	$(BIN)/python evidence/page_tables.py docs/real_model.md
 	$(BIN)/python evidence/pictures.py
 
 # `check` and `docs` at the same time, each on one core; the output of each stays in one piece

@@ -1,6 +1,6 @@
 """Fills the tables of docs/findings.md and other pages with the values of the published rows.
 
-    python evidence/page_tables.py
+    python evidence/page_tables.py [PAGE ...]
 
 `make results` runs it; a test compares the pages with the rows.
 """
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
@@ -18,6 +20,7 @@ from transformers import AutoConfig
 
 import comparison_tables
 import qpeft
+import real_model
 import smollm2_tables
 import suggest_tables
 from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS
@@ -35,6 +38,7 @@ PAGES = [
     ROOT / "docs" / "small_adapters.md",
     ROOT / "docs" / "verdict.md",
     ROOT / "docs" / "other_adapters.md",
+    ROOT / "docs" / "real_model.md",
     RESULTS / "README.md",
 ]
 BYTES = (1_000, 2_000, 6_000, 25_000)
@@ -158,6 +162,9 @@ TABLES = {
     "sentences": Table(smollm2_tables.sentences, [smollm2_tables.SMOLLM2]),
     "sentence_pairs": Table(smollm2_tables.sentence_pairs, [smollm2_tables.SMOLLM2]),
     "studies": Table(studies),  # it has its own links
+    "real_adapters": Table(real_model.adapters),
+    "real_answers": Table(real_model.answers),
+    "real_took": Table(real_model.took),
 }
 
 
@@ -176,7 +183,7 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    for page in PAGES:
+    for page in map(Path, sys.argv[1:] or PAGES):
         write_text(page, filled(page.read_text(encoding="utf-8")))
 
 

@@ -1,4 +1,5 @@
-"""Pictures of the best adapters with and without a circuit, by the number of trainable parameters.
+"""Pictures of the best adapters with and without a circuit, by the number of trainable parameters; and
+that of the guide on a real model.
 
 `python evidence/pictures.py`, a part of `make results`, writes them to docs/static from the rows of a
 study. The values that are drawn are in the description of the file.
@@ -7,6 +8,8 @@ study. The values that are drawn are in the description of the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +18,20 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import real_model
 from comparisons import mean_loss
 from qpeft_lab.compare.summary import Result, Summary
 from winners import ADAPTERS, FINAL, ROOT, SETUPS, best, summaries_of, winners_of
 
 STATIC = ROOT / "docs" / "static"
 STYLE = Path(__file__).with_suffix(".mplstyle")
-PICTURES = {
-    STATIC / "main_result.svg": FINAL,
-    STATIC / "quantum_adapters.svg": ADAPTERS,
-}
+
+
+class Picture(NamedTuple):
+    """What is drawn, from stored rows, and how."""
+
+    measured: Callable[[], Any]
+    draw: Callable[[Any], Figure]
 
 
 class Line(NamedTuple):
@@ -101,14 +108,22 @@ def draw_panel(
     axes.minorticks_off()
 
 
+PICTURES = {
+    STATIC / "main_result.svg": Picture(partial(measured, FINAL), draw),
+    STATIC / "quantum_adapters.svg": Picture(partial(measured, ADAPTERS), draw),
+    STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),
+}
+
+
 def main() -> None:
-    for picture, study in PICTURES.items():
-        panels = measured(study)
+    for file, picture in PICTURES.items():
+        values = picture.measured()
         # the ids of a picture are made with the salt; two pictures of a page need different ones
         with matplotlib.style.context(STYLE, after_reset=True):
-            matplotlib.rcParams["svg.hashsalt"] = picture.stem.replace("_", "-")
+            matplotlib.rcParams["svg.hashsalt"] = file.stem.replace("_", "-")
             no_date = {"Date": None, "Creator": None}
-            draw(panels).savefig(picture, metadata={**no_date, "Description": json.dumps(panels)})
+            metadata = {**no_date, "Description": json.dumps(values)}
+            picture.draw(values).savefig(file, metadata=metadata)
 
 
 if __name__ == "__main__":

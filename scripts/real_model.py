@@ -24,18 +24,19 @@ from qpeft_lab.training.run_folder import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "real_model.json"
-OUT = "real-run"
+OUT = Path("real-run")
 STEPS = 40
 WORKERS = 2
+KEPT = 4  # every fourth answer is stored
 DATA = "examples/restaurants"
 TRAINING = f"--model smollm2 --data {DATA}/train.jsonl --batch-size 4 --seq-len 160"
 ANSWERS = "--generate --eval-blocks 32 --batch-size 16 --max-new-tokens 48 --json"
-FRAMES = f"{OUT}/frames"
-ADAPTERS = {  # options of `qpeft train`
+FRAMES = "frames.safetensors"
+ADAPTERS = {  # options of `qpeft train`; FRAMES is in the folder of the run
     "lora_r8": "--method lora --r 8 --lr 3e-3",
     "qpa": "--method qpa --r 8 --budget 0.5 --lr 1e-3",
     "lora_r1": "--method lora --r 1 --lr 3e-3",
-    "suggested": f"--method auto --parameters 1300 --frames {FRAMES}.safetensors",
+    "suggested": f"--method auto --parameters 1300 --frames {OUT / FRAMES}",
 }
 # time of a job, in steps of training: measured once on one core
 FRAMES_TAKE, ANSWERS_TAKE = 22, 20
@@ -51,25 +52,26 @@ class Job(NamedTuple):
     prints_product: bool = False
 
 
-def jobs_of(adapter: str, out: Path) -> list[Job]:
+def jobs_of(adapter: str, out: Path, steps: int) -> list[Job]:
     """The commands of an adapter, one after the other."""
-    run = f"{OUT}/{adapter}"
-    train = f"train {TRAINING} --steps {STEPS} {ADAPTERS[adapter]} --out {run}"
+    run = out / adapter
+    options = ADAPTERS[adapter].replace(str(OUT / FRAMES), str(out / FRAMES))
+    train = f"train {TRAINING} --steps {steps} {options} --out {run}"
     answer = f"evaluate --adapter {run} --data {DATA}/test.jsonl {ANSWERS}"
     jobs = [
-        Job(adapter, train, out / adapter / "result.json", STEPS),
+        Job(adapter, train, run / "result.json", steps),
         Job(f"answers of {adapter}", answer, out / f"{adapter}.json", ANSWERS_TAKE, True),
     ]
-    if FRAMES in ADAPTERS[adapter]:
-        file = out / "frames.safetensors"
-        options = "--family lie --share type --frame-rank 64 --r 1"
-        frames = f"frames {TRAINING} {options} --out {FRAMES}"
-        jobs.insert(0, Job("frames", frames, file, FRAMES_TAKE))
+    if FRAMES in options:
+        fields = "--family lie --share type --frame-rank 64 --r 1"
+        frames = f"frames {TRAINING} {fields} --out {out / FRAMES}"
+        jobs.insert(0, Job("frames", frames, out / FRAMES, FRAMES_TAKE))
     return jobs
 
 
 def run(jobs: Sequence[Job], out: Path) -> None:
     """Run what is not finished, and add the time that it took to `times.jsonl`."""
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     for job in jobs:
         if job.product.exists():
             continue
@@ -77,7 +79,7 @@ def run(jobs: Sequence[Job], out: Path) -> None:
         begin = time.monotonic()
         with (out / f"{job.name}.log").open("a") as log, partial.open("w") as printed:
             command = [sys.executable, "-m", "qpeft", *job.command.split()]
-            process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=log)
+            process = subprocess.Popen(command, stdout=printed, stderr=log, env=one_thread)
             _, status, usage = os.wait4(process.pid, 0)
         took = {
             "job": job.name,
@@ -101,9 +103,9 @@ def done_steps(job: Job) -> int:
     return rows[-1]["step"] if rows and job.product.name == "result.json" else 0
 
 
-def run_all(out: Path) -> None:
+def run_all(out: Path, steps: int = STEPS) -> None:
     """Run everything, and print what is being done and the time left."""
-    chains = [jobs_of(adapter, out) for adapter in reversed(ADAPTERS)]  # the longest first
+    chains = [jobs_of(name, out, steps) for name in reversed(ADAPTERS)]  # the longest first
     jobs = [job for chain in chains for job in chain]
     total = sum(job.n_steps for job in jobs)
     before = sum(map(done_steps, jobs))
@@ -139,13 +141,12 @@ def collected(out: Path) -> dict[str, Any]:
         config = read_json(out / name / "config.json")
         adapters[name] = {
             "options": ADAPTERS[name],
-            "settings": config["settings"]["method_settings"],
             "learning_rate": config["settings"]["lr"],
             **{part: result[part] for part in ("trainable", "stored_bytes", "exported_bytes")},
             "loss": {when: result[when]["loss"] for when in ("before", "after")},
             "losses": [round(loss, 4) for loss in losses],
             "bleu": {who: answers[who]["bleu"] for who in ("base", "adapted")},
-            "texts": answers["adapted"]["texts"],
+            "texts": answers["adapted"]["texts"][::KEPT],
             "processor_seconds": processor_seconds(name),
         }
     return {
@@ -158,19 +159,19 @@ def collected(out: Path) -> dict[str, Any]:
             "bytes": (out / "frames.safetensors").stat().st_size,
             "processor_seconds": processor_seconds("frames"),
         },
-        "prompts": answers["prompts"],
-        "references": answers["references"],
-        "base_texts": answers["base"]["texts"],
+        "n_prompts": len(answers["prompts"]),
+        "prompts": answers["prompts"][::KEPT],
+        "references": [own[0] for own in answers["references"][::KEPT]],
+        "base_texts": answers["base"]["texts"][::KEPT],
         "adapters": adapters,
     }
 
 
 def main() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # of each process
-    out = ROOT / OUT
-    out.mkdir(exist_ok=True)
-    run_all(out)
-    write_json(RESULT, collected(out))
+    os.chdir(ROOT)
+    OUT.mkdir(exist_ok=True)
+    run_all(OUT)
+    write_json(RESULT, collected(OUT))
     print(f"{RESULT.relative_to(ROOT)} is written; evidence/page_tables.py shows it on the page")
 
 

@@ -26,6 +26,15 @@ methods:
 """
 
 
+TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+
+
+def conversation(number):
+    """As those of examples/restaurants, but short."""
+    user = {"role": "user", "content": f"name: {number}"}
+    return [user, {"role": "assistant", "content": f"The name is {number}."}]
+
+
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory, qpeft_cli):
     """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but
@@ -45,6 +54,13 @@ def stand_ins(tmp_path_factory, qpeft_cli):
 
     folder = tmp_path_factory.mktemp("stand-ins")
     (folder / "base").symlink_to(qpeft_lab.demo.base_path(), target_is_directory=True)
+    chat_model = folder / "build" / "smollm2"
+    shutil.copytree(folder / "base", chat_model)
+    (chat_model / "chat_template.jinja").write_text(TEMPLATE)
+    (folder / "examples" / "restaurants").mkdir(parents=True)
+    for name in ("train", "test"):
+        rows = [json.dumps({"messages": conversation(number)}) for number in range(40)]
+        (folder / "examples" / "restaurants" / f"{name}.jsonl").write_text("\n".join(rows))
     docs = corpus.numpy_docs()[:60]
     for name in ("docs.jsonl", "train.jsonl"):
         write_rows(folder / name, [{"text": text} for text in docs])

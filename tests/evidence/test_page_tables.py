@@ -87,6 +87,6 @@ def test_pictures_show_the_stored_measurements(picture):
     description = ElementTree.parse(picture).find(
         ".//{http://purl.org/dc/elements/1.1/}description"
     )
-    panels = pictures.measured(pictures.PICTURES[picture])
-    assert panels
-    assert json.loads(description.text) == panels, "run make results"
+    values = pictures.PICTURES[picture].measured()
+    assert values
+    assert json.loads(description.text) == values, "run make results"

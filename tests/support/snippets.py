@@ -16,7 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "d
 # name on a page -> file or folder that replaces it (tests/docs/conftest.py creates them)
 STAND_INS = {
     "gpt2": "base",
-    "smollm2": "base",
+    "smollm2": "build/smollm2",
     "roberta-base": "base",
     "glue/mrpc": "glue/mrpc:mrpc-files",
     "google/vit-base-patch16-224-in21k": "vit",

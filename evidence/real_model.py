@@ -1,0 +1,115 @@
+"""The tables and the picture of docs/real_model.md, from the result of `make real`.
+
+The values are in results/real_model.json, which scripts/real_model.py writes.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from qpeft.files import read_json
+from qpeft_lab.cli.console import size
+from table_text import table
+from winners import RESULTS
+
+LABELS = {  # in the order of the table
+    "lora_r8": "LoRA r=8",
+    "qpa": "QPA at half of it",
+    "lora_r1": "LoRA r=1",
+    "suggested": "the suggested one",
+}
+COLORS = {"lora_r8": "#3f4248", "qpa": "#1559b7", "lora_r1": "#a34a00", "suggested": "#1a7a4c"}
+MEAN_OF = 10  # steps
+SHOWN = (0, 5)  # prompts
+LONGEST = 150  # letters of an answer that are shown
+
+
+@cache
+def stored() -> dict[str, Any]:
+    """The result of the run."""
+    return read_json(RESULTS / "real_model.json")
+
+
+def adapters() -> str:
+    """Size, loss, BLEU and time of each adapter, below the base."""
+    result = stored()
+    some = result["adapters"]["lora_r8"]
+    frames = size(result["frames"]["bytes"])
+    labels = {**LABELS, "suggested": f"the suggested one, in shared frames of {frames}"}
+    rows = [["none", "0", "", f"{some['loss']['before']:.2f}", f"{some['bleu']['base']:.0f}", ""]]
+    for name, label in labels.items():
+        adapter = result["adapters"][name]
+        rows.append(
+            [
+                label,
+                f"{adapter['trainable']:,}",
+                size(adapter["stored_bytes"]),
+                f"{adapter['loss']['after']:.2f}",
+                f"{adapter['bleu']['adapted']:.0f}",
+                f"{adapter['processor_seconds'] / 60:.1f}",
+            ]
+        )
+    header = ["adapter", "trainable parameters", "file", "loss", "BLEU", "processor minutes"]
+    return table(header, rows, numbers=5)
+
+
+def answers() -> str:
+    """What the base and each adapter answer to some prompts, and one of the references."""
+    result = stored()
+    texts = {"no adapter": result["base_texts"]}
+    texts |= {label: result["adapters"][name]["texts"] for name, label in LABELS.items()}
+    texts["a person"] = result["references"]
+    facts = [result["prompts"][place].split("<|im_start|>user\n")[1] for place in SHOWN]
+    header = ["", *(fact.partition("<|im_end|>")[0] for fact in facts)]
+    rows = [[who, *(_cut(own[place]) for place in SHOWN)] for who, own in texts.items()]
+    return table(header, rows)
+
+
+def _cut(text: str) -> str:
+    """The text, or its beginning, in a cell of a table."""
+    plain = " ".join(text.replace("|", " ").split())
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST].rpartition(' ')[0]} ..."
+
+
+def took() -> str:
+    """What the whole run takes."""
+    result = stored()
+    minutes = result["processor_seconds"] / 60
+    return (
+        f"All commands together took {minutes:.0f} minutes of processor time; two cores share them."
+        f" The largest process used {result['megabytes'] / 1000:.1f} GB of memory."
+    )
+
+
+def measured() -> dict[str, list[float]]:
+    """The lines of the picture: the loss of the training batches, averaged over the last steps."""
+    lines = {}
+    for name, label in LABELS.items():
+        losses = stored()["adapters"][name]["losses"]
+        parts = [losses[max(0, end - MEAN_OF) : end] for end in range(1, len(losses) + 1)]
+        lines[label] = [round(sum(part) / len(part), 4) for part in parts]
+    return lines
+
+
+def draw(lines: dict[str, list[float]]) -> Figure:
+    """A line for each adapter, with its name at its end."""
+    chart = Figure(figsize=(10, 4.5))
+    axes = chart.subplots()
+    lowest_end = min(line[-1] for line in lines.values())
+    place = lowest_end
+    for (label, line), color in sorted(
+        zip(lines.items(), COLORS.values(), strict=True), key=lambda named: named[0][1][-1]
+    ):
+        steps = range(1, len(line) + 1)
+        axes.plot(steps, line, color=color, linewidth=2)
+        place = max(place, line[-1])  # names do not overlap
+        axes.text(len(line) + 0.5, place, label, color=color, va="center")
+        place += 0.07
+    axes.set_xlim(1, len(line) * 1.2)
+    axes.set_xlabel("steps of 4 conversations")
+    axes.set_ylabel("training loss, nats per token")
+    axes.set_title(f"Mean of the last {MEAN_OF} steps")
+    return chart
