@@ -33,9 +33,9 @@ TRAINING = f"--model smollm2 --data {DATA}/train.jsonl --batch-size 4 --seq-len 
 ANSWERS = "--generate --eval-blocks 32 --batch-size 16 --max-new-tokens 48 --json"
 FRAMES = "frames.safetensors"
 ADAPTERS = {  # options of `qpeft train`; FRAMES is in the folder of the run
-    "lora_r8": "--method lora --r 8 --lr 3e-3",
-    "qpa": "--method qpa --r 8 --budget 0.5 --lr 1e-3",
-    "lora_r1": "--method lora --r 1 --lr 3e-3",
+    "lora_r8": "--method lora --r 8",
+    "qpa": "--method qpa --r 8 --budget 0.5",
+    "lora_r1": "--method lora --r 1",
     "suggested": f"--method auto --parameters 1300 --frames {OUT / FRAMES}",
 }
 # time of a job, in steps of training: measured once on one core
