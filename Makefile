@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 
 # the run of docs/real_model.md: a quarter of an hour on two cores, and a download of 93 MB; again, to resume
 real: $(VENV)/.installed build/smollm2/source.json
-	$(BIN)/python scripts/real_model.py
+	$(BIN)/python scripts/real_run.py
 	$(BIN)/python evidence/page_tables.py docs/real_model.md
 	$(BIN)/python evidence/pictures.py
 

@@ -1,6 +1,6 @@
 """The tables and the picture of docs/real_model.md, from the result of `make real`.
 
-The values are in results/real_model.json, which scripts/real_model.py writes.
+The values are in results/real_model.json, which scripts/real_run.py writes.
 """
 
 from __future__ import annotations

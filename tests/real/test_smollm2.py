@@ -3,6 +3,7 @@
 The tests fail without the base: CI builds it, and shall not skip them.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -50,3 +51,24 @@ def test_killed_run_resumes_with_equal_bits_and_its_export_needs_no_qpeft(
     found = json.loads(qpeft_cli("export", killed, "--out", exported, "--json", code=0).stdout)
     assert found["max_logit_difference"] <= 1e-4
     assert json.loads((exported / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@pytest.mark.long
+def test_run_of_the_guide_ends_without_help_and_is_not_repeated(tmp_path, monkeypatch):
+    """With two steps of training instead of forty, and short answers."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = importlib.import_module("real_run")
+    short = script.ANSWERS.replace("48", "4").replace("32", "4")
+    monkeypatch.setattr(script, "ANSWERS", short)
+    script.run_all(tmp_path, steps=2)
+    found = script.collected(tmp_path)
+    assert found["adapters"].keys() == script.ADAPTERS.keys()
+    for name, adapter in found["adapters"].items():
+        assert len(adapter["losses"]) == 2, name
+        assert 0 <= adapter["bleu"]["adapted"] <= 100
+        assert adapter["trainable"] > 0 < adapter["processor_seconds"]
+    assert found["adapters"]["suggested"]["trainable"] <= 1300
+    monkeypatch.setattr(script.subprocess, "Popen", None)
+    script.run_all(tmp_path, steps=2)
+    assert script.collected(tmp_path) == found

@@ -1,6 +1,6 @@
 """Fine-tune SmolLM2-135M-Instruct with four adapters: the run of docs/real_model.md.
 
-    python scripts/real_model.py     # `make real`; the base is in build/smollm2 (`qpeft base smollm2`)
+    python scripts/real_run.py     # `make real`; the base is in build/smollm2 (`qpeft base smollm2`)
 
 It runs the commands of that page, two at a time with one thread each. Run it again to resume: what
 is finished is not repeated. The result is results/real_model.json.
