@@ -59,8 +59,8 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     (chat_model / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "examples" / "restaurants").mkdir(parents=True)
     for name in ("train", "test"):
-        rows = [json.dumps({"messages": conversation(number)}) for number in range(40)]
-        (folder / "examples" / "restaurants" / f"{name}.jsonl").write_text("\n".join(rows))
+        rows = [{"messages": conversation(number)} for number in range(40)]
+        write_rows(folder / "examples" / "restaurants" / f"{name}.jsonl", rows)
     docs = corpus.numpy_docs()[:60]
     for name in ("docs.jsonl", "train.jsonl"):
         write_rows(folder / name, [{"text": text} for text in docs])
