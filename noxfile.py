@@ -91,3 +91,10 @@ def llama_cpp(session: nox.Session) -> None:
         "--quiet",
         *(session.posargs or ["tests/engines/test_llama_cpp.py"]),
     )
+
+
+@nox.session
+def peft_suite(session: nox.Session) -> None:
+    """Tests of PEFT's own suite with the methods of qpeft: `nox --session peft_suite -- custom -k merge`."""
+    session.install("--constraint", "constraints.txt", ".[lab]", "pip", "pytest", "parameterized")
+    session.run("python", "scripts/peft_suite.py", *session.posargs)

@@ -38,7 +38,7 @@ def half(llama, request):
 
 @pytest.mark.parametrize("half", [*MERGED, *FLOAT16], indirect=True)
 @pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
-def test_rounding_of_a_merge_is_said_with_its_size(half, ids, adapters, merge):
+def test_h_rounding_of_a_merge_is_said_with_its_size(half, ids, adapters, merge):
     adapters.logits(half, ids)
     layer = half.get_base_model().model.layers[0].self_attn.q_proj
     weight, inputs = layer.base_layer.weight.float(), torch.randn(500, 16)
@@ -52,19 +52,19 @@ def test_rounding_of_a_merge_is_said_with_its_size(half, ids, adapters, merge):
 
 
 @pytest.mark.parametrize("half", ["sora"], indirect=True)
-def test_rounding_is_said_where_the_first_layer_adds_nothing(half):
+def test_h_rounding_is_said_where_the_first_layer_adds_nothing(half):
     with torch.no_grad():
         next(iter(half.base_model.generators["default"].gates_by_module().values())).zero_()
     with pytest.warns(QpeftWarning, match=ROUNDING):
         half.merge_adapter()
 
 
-def test_merge_in_float32_warns_of_nothing(llama):
+def test_h_merge_in_float32_warns_of_nothing(llama):
     move(VARIANTS["qpa"].adapt(llama)).merge_and_unload()
 
 
 @pytest.mark.parametrize("half", [*EXPORTED, VALUES], indirect=True)
-def test_export_from_a_half_base_is_compared_in_float32(half, tmp_path):
+def test_h_export_from_a_half_base_is_compared_in_float32(half, tmp_path):
     """The report also has what a later merge into this base would lose, as the merge says it."""
     report = qpeft.export(half, tmp_path)
     assert report.max_layer_difference <= 1e-5
@@ -78,7 +78,7 @@ def test_export_from_a_half_base_is_compared_in_float32(half, tmp_path):
 
 
 @pytest.mark.parametrize("half", ["qpa", "cua", VALUES], indirect=True)
-def test_error_below_the_rounding_of_logits_is_refused(half, tmp_path, monkeypatch):
+def test_h_error_below_the_rounding_of_logits_is_refused(half, tmp_path, monkeypatch):
     """One layer is wrong by 0.1 %."""
 
     def write(stock, *others):

@@ -56,7 +56,7 @@ def transpiled(circuit, n_qubits, **options):
 @pytest.mark.parametrize("level", range(4))
 @pytest.mark.parametrize("layout", [None, [2, 0, 1]])
 @pytest.mark.parametrize("measured", [False, True])
-def test_transpiled_circuit_has_the_probabilities_of_the_circuit_before(
+def test_e_transpiled_circuit_has_the_probabilities_of_the_circuit_before(
     routed, level, layout, measured
 ):
     circuit, angles, expected = routed
@@ -67,14 +67,14 @@ def test_transpiled_circuit_has_the_probabilities_of_the_circuit_before(
     assert_close(exact_probabilities(ansatz, angles).flatten(), expected)
 
 
-def test_idle_qubits_of_the_device_are_left_out(routed):
+def test_e_idle_qubits_of_the_device_are_left_out(routed):
     circuit, angles, expected = routed
     ansatz = from_qiskit(transpiled(circuit, 5, optimization_level=0, initial_layout=[1, 2, 3]))
     assert ansatz.n_qubits == 3
     assert_close(exact_probabilities(ansatz, angles).flatten(), expected)
 
 
-def test_routing_over_other_qubits_of_the_device_is_refused(routed):
+def test_e_routing_over_other_qubits_of_the_device_is_refused(routed):
     found = transpiled(routed[0], 5, optimization_level=0, initial_layout=[0, 2, 4])
     with pytest.raises(ConfigError, match="also acts on qubits"):
         from_qiskit(found)

@@ -8,6 +8,8 @@ import pytest
 from torch import Tensor
 from variants import TUNERS, VARIANTS
 
+from qpeft_lab import RunSettings, train
+
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 
 
@@ -45,12 +47,30 @@ def test_d_deleted_adapter_is_freed(llama, ids, adapters, variant):
     assert_freed(own)
 
 
+def count_tensors():
+    gc.collect()
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+@pytest.mark.parametrize("method", ["qpa", pytest.param("sora", marks=pytest.mark.long)])
+def test_d_runs_in_a_loop_leave_no_tensors(tiny_model, text_file, tmp_path, method):
+    counts = []
+    for number in range(3):
+        paths = {"model": tiny_model, "data": text_file, "out": tmp_path / f"{number}"}
+        sizes = {"steps": 1, "seq_len": 16, "eval_blocks": 1}
+        train(
+            RunSettings(**{key: str(path) for key, path in paths.items()}, method=method, **sizes)
+        )
+        counts.append(count_tensors())
+    assert counts[2] == counts[1]  # the first fills caches
+
+
 @pytest.mark.long
 def test_d_memory_is_flat_over_fifty_models(llama, ids, adapters, variant):
     counts = []
     for number in range(50):
         adapters.train(variant.adapt(copy.deepcopy(llama)), ids, steps=1)
         if number in (1, 49):
-            gc.collect()
-            counts.append(sum(issubclass(type(each), Tensor) for each in gc.get_objects()))
+            counts.append(count_tensors())
     assert counts[1] == counts[0]

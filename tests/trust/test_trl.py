@@ -10,11 +10,8 @@ from variants import VARIANTS, move
 from trainers import QUIET
 
 trl = pytest.importorskip("trl")
-pytestmark = [
-    pytest.mark.long,
-    # trl on its own defaults, on other libraries, and on experimental trainers
-    pytest.mark.filterwarnings("ignore"),
-]
+# trl on its own defaults, on other libraries, and on experimental trainers
+pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS = [{"prompt": f"{n} and", "chosen": f" {n + 1}", "rejected": " a king"} for n in range(4)]
 ANSWERS = {
     "prompt": [row["prompt"] for row in ROWS],
@@ -30,8 +27,14 @@ TRAINERS = {
 }
 
 
-@pytest.mark.parametrize("kind", TRAINERS)
-@pytest.mark.parametrize("name", ["qpa", "quantum_peft", "sora", "quic, 1"])
+EVERY = [(name, kind) for name in ("qpa", "quantum_peft", "sora", "quic, 1") for kind in TRAINERS]
+SHORT = ("qpa", "dpo, precomputed")
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [SHORT, *(pytest.param(*c, marks=pytest.mark.long) for c in EVERY if c != SHORT)],
+)
 def test_a1_trained_adapter_is_equal_to_its_reference_at_first(name, kind, tmp_path):
     tokenizer = tiny_models.byte_tokenizer()
     model = move(VARIANTS[name].adapt(tiny_models.llama(vocab_size=len(tokenizer))))

@@ -386,6 +386,9 @@ class _Boundary(torch.autograd.Function):
 def _mark(parameter: Tensor) -> Tensor:
     """What `grad` of a parameter gets for a deferred gradient: zeros with one entry that is too
     small to change a gradient, and gone once somebody clears `grad`, by None or by zeros.
+
+    The content tells it alone: the version of `grad` also changes when somebody clips or scales it,
+    and no hook of PyTorch runs when it is cleared.
     """
     mark = parameter.new_zeros(parameter.shape)  # contiguous, so that flatten is a view
     mark.flatten()[:1] = 2e-38  # about the smallest normal number of float32
@@ -395,6 +398,9 @@ def _mark(parameter: Tensor) -> Tensor:
 def _accumulates(node: Any) -> bool:
     """Whether the backward pass that runs this node adds to `grad` of the parameters, in place of
     returning gradients, as `torch.autograd.grad` does.
+
+    Only the engine knows, and its question is private; `torch.autograd.graph.register_multi_grad_hook`
+    asks it, too. Public hooks of the leaves run behind this node, which by then has returned.
     """
     try:
         return all(

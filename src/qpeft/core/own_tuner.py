@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 
@@ -17,6 +18,7 @@ from qpeft.core.base_digest import bind_base
 from qpeft.core.checkpoint import check_loaded
 from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
+from qpeft.core.embeddings import resized_embeddings
 from qpeft.core.generator import State
 from qpeft.core.targets import set_target_names
 from qpeft.errors import ConfigError
@@ -60,9 +62,13 @@ class OwnTuner(BaseTuner):
         cls, model: Any, *, adapter_name: str, state_dict: State, **others: Any
     ) -> State:
         state = complete_state(model, adapter_name, state_dict)
-        return super()._get_adapter_state_dict(
+        saved = super()._get_adapter_state_dict(
             model, adapter_name=adapter_name, state_dict=state, **others
         )
+        if isinstance(model, PeftModel):
+            # PEFT leaves out those of an embedding next to an adapted head
+            saved |= resized_embeddings(model, state)
+        return saved
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
