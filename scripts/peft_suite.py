@@ -266,6 +266,7 @@ def main() -> int:
         vars(utils)["set_init_weights_false"] = suite.set_init_weights_false
         paths = [str(tests / FILES[file]) for file in given.files]
         options = ["-q", "--tb=no", "-W", "ignore", "-p", "no:cacheprovider", "-k", given.k]
+        options += ["-c", os.devnull]  # PEFT's own options ask for a measurement of coverage
         code = pytest.main([*paths, *options], plugins=[suite])
         suite.print()
     return int(code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED))
