@@ -42,9 +42,12 @@ def test_taken_name_and_foreign_peft_are_refused(monkeypatch):
         patch.setitem(mapping.PEFT_TYPE_TO_TUNER_MAPPING, "QPEFT_QPA", object)
         with pytest.raises(ConfigError, match="already the PEFT type"):
             registry.register_with_peft(registry.get("qpa"))
-    monkeypatch.setattr("peft.__version__", "0.9.0")
-    with pytest.raises(ConfigError, match=r"works with peft 0\.21, found 0\.9\.0"):
-        registry.register_all()
+    for other in ("0.9.0", "0.21.1", "0.22.0.dev0"):
+        monkeypatch.setattr("peft.__version__", other)
+        with pytest.raises(ConfigError, match=rf"works with peft >=0\.21\.2,<0\.22, found {other}"):
+            registry.register_all()
+    monkeypatch.setattr("peft.__version__", "0.21.3.dev0")
+    registry.register_all()
 
 
 def test_registration_adds_to_peft_and_changes_nothing_else():

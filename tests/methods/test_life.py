@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from families import FAMILIES, N_TOKENS, Family, long_if_second, skip_if_unsupported
+from families import FAMILIES, N_TOKENS, Family, long_if_second
 from folders import bytes_of, tensors_of
 from peft import (
     IA3Config,
@@ -285,8 +285,6 @@ def lives():
 @pytest.fixture
 def life(request, lives, tmp_path_factory):
     name = request.param
-    if ROWS[name].family is FAMILIES["t5"]:
-        skip_if_unsupported("t5")
     if name not in lives:
         lives[name] = Life(ROWS[name], tmp_path_factory.mktemp("life"))
     return lives[name]

@@ -1,16 +1,13 @@
 """Tiny random models of every tested family, each with a batch."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import peft
 import pytest
 import tiny_models
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 N_TOKENS, N_LABELS = 50, 3
@@ -168,29 +165,9 @@ def experts(name: str) -> nn.Module:
     return EXPERTS[name]().eval()
 
 
-def skip_if_unsupported(name: str) -> None:
-    """Skip the test if stock PEFT cannot adapt this family."""
-    if name == "t5" and not _peft_supports_t5():
-        pytest.skip(
-            f"stock PEFT {peft.__version__} cannot adapt T5 of transformers"
-            f" {transformers.__version__}"
-        )
-
-
 @pytest.fixture(params=[pytest.param(name, marks=long_if_second(name)) for name in FAMILIES])
 def family(request) -> Family:
-    skip_if_unsupported(request.param)
     return FAMILIES[request.param]
-
-
-@functools.cache
-def _peft_supports_t5() -> bool:
-    """PEFT before 0.21.2 calls a method that transformers has since dropped."""
-    try:
-        get_peft_model(_t5(), LoraConfig(task_type="SEQ_2_SEQ_LM"))
-    except AttributeError:
-        return False
-    return True
 
 
 @pytest.fixture

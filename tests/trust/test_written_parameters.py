@@ -8,7 +8,7 @@ import copy
 
 import pytest
 import torch
-from families import FAMILIES, skip_if_unsupported
+from families import FAMILIES
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from variants import VARIANTS, move, trained
 
@@ -160,7 +160,6 @@ def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part):
 @pytest.mark.parametrize("name", METHODS)
 def test_generation_sees_what_was_written_in_its_encoder_as_well(name, ids):
     """It calls the encoder without the model around it."""
-    skip_if_unsupported("t5")
     variant = VARIANTS[name]
     model = variant.adapt(FAMILIES["t5"].make().eval(), task_type="SEQ_2_SEQ_LM")
     move(model, spread=1.0)

@@ -17,7 +17,10 @@ from qpeft.methods.method import Method, Trains, imported
 from qpeft.methods.stock import METHODS as STOCK
 from qpeft.user_code import execute, is_file
 
-SUPPORTED_PEFT = "0.21"  # every patch of it, because internals are used
+# internals are used; before this patch PEFT fails with transformers 5.18 and later
+SUPPORTED_PEFT = ">=0.21.2,<0.22"
+_MINOR = ["0", "21"]
+_OLDEST_PATCH = 2
 
 _registered: dict[str, Method] = {}
 
@@ -102,10 +105,11 @@ def register_all() -> None:
     import peft
     from peft import mapping
 
-    if not peft.__version__.startswith(f"{SUPPORTED_PEFT}."):
+    *minor, patch = peft.__version__.split(".")[:3]
+    if minor != _MINOR or int(patch) < _OLDEST_PATCH:
         raise ConfigError(
             f"qpeft works with peft {SUPPORTED_PEFT}, found {peft.__version__}; "
-            f"install it with: pip install 'peft=={SUPPORTED_PEFT}.*'"
+            f"install it with: pip install 'peft{SUPPORTED_PEFT}'"
         )
     attached = Method(
         key="attached",
