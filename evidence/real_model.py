@@ -98,8 +98,7 @@ def draw(lines: dict[str, list[float]]) -> Figure:
     """A line for each adapter, with its name at its end."""
     chart = Figure(figsize=(10, 4.5))
     axes = chart.subplots()
-    lowest_end = min(line[-1] for line in lines.values())
-    place = lowest_end
+    place = 0.0
     for (label, line), color in sorted(
         zip(lines.items(), COLORS.values(), strict=True), key=lambda named: named[0][1][-1]
     ):

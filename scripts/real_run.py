@@ -39,7 +39,7 @@ ADAPTERS = {  # options of `qpeft train`; FRAMES is in the folder of the run
     "suggested": f"--method auto --parameters 1300 --frames {OUT / FRAMES}",
 }
 # time of a job, in steps of training: measured once on one core
-FRAMES_TAKE, ANSWERS_TAKE = 22, 20
+FRAMES_TAKE, ANSWERS_TAKE = 20, 12
 
 
 class Job(NamedTuple):
@@ -116,7 +116,8 @@ def run_all(out: Path, steps: int = STEPS) -> None:
             done = sum(map(done_steps, jobs))
             minutes = (time.monotonic() - begin) / 60
             left = f"{minutes * (total - done) / (done - before):.0f}" if done > before else "?"
-            now = [job.name for job in jobs if 0 < done_steps(job) < job.n_steps]
+            unfinished = [job.name for job in jobs if not job.product.exists()]
+            now = [name for name in unfinished if (out / f"{name}.log").exists()]
             print(
                 f"{done / total:.0%} after {minutes:.0f} minutes, about {left} left;"
                 f" {', '.join(now)}",
