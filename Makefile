@@ -37,7 +37,7 @@ test-real: $(VENV)/.installed-dev build/smollm2/source.json
 	$(BIN)/python -m pytest -m "$(REAL)" tests/real
 
 build/smollm2/source.json: | $(VENV)/.installed
-	$(PIP) --editable '.[lab,gguf]'
+	$(BIN)/python -c 'import gguf' 2>/dev/null || $(PIP) --editable '.[lab,gguf]'
 	$(BIN)/qpeft base smollm2
 
 # the tests of the library, on its wheel, in an environment that has nothing but the packages that it needs
