@@ -248,7 +248,7 @@ def stub(name: str, *attributes: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = argparse.ArgumentParser(description="Run tests of PEFT's suite on qpeft.")
     parser.add_argument("files", nargs="*", default=["custom"], help=", ".join(FILES))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("-k", default="", help="as of pytest")

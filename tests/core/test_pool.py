@@ -278,7 +278,7 @@ def inside_a_call(pool, ids, action, **options):
         return pool.model(input_ids=ids, **options).logits, errors
 
 
-def test_activate_inside_a_running_call_is_refused(pool, world):
+def test_activate_inside_a_running_call_is_refused_p1(pool, world):
     _, _, answers, ids = world
     pool.activate("user-0")
     for name in ("user-1", "user-0", "__base__"):
@@ -288,7 +288,7 @@ def test_activate_inside_a_running_call_is_refused(pool, world):
     assert pool.active == "user-0"
 
 
-def test_place_inside_a_running_call_keeps_the_active_adapter(pool, world):
+def test_place_inside_a_running_call_keeps_the_active_adapter_p1(pool, world):
     _, _, answers, ids = world
     pool.activate("user-0")
     found, errors = inside_a_call(
@@ -297,7 +297,7 @@ def test_place_inside_a_running_call_keeps_the_active_adapter(pool, world):
     assert (errors, torch.equal(found, answers["user-0"])) == ([], True)
 
 
-def test_plain_call_inside_a_call_with_rows_is_refused(pool, world):
+def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):
     """PEFT would compute it with the rows of the outer call."""
     _, _, answers, ids = world
     rows = pool.place(["user-0"] * 4)
@@ -307,7 +307,7 @@ def test_plain_call_inside_a_call_with_rows_is_refused(pool, world):
 
 
 @pytest.mark.parametrize("part", ["base_model", "base_model.model"])
-def test_base_called_without_the_pool_is_refused(pool, world, part):
+def test_base_called_without_the_pool_is_refused_p2(pool, world, part):
     """It has no lock and no adapter; from another thread also during a call of the pool."""
     pool.activate("user-0")
     base = pool.model.get_submodule(part)
@@ -324,7 +324,7 @@ def test_base_called_without_the_pool_is_refused(pool, world, part):
 # -- threads and interruptions
 
 
-def test_threads_without_a_lock_get_their_own_answers(pool, world, adapters):
+def test_threads_without_a_lock_get_their_own_answers_p2(pool, world, adapters):
     _, _, answers, ids = world
     wrong, barrier = [], threading.Barrier(4)
 
@@ -349,7 +349,7 @@ def test_threads_without_a_lock_get_their_own_answers(pool, world, adapters):
     assert torch.equal(adapters.logits(pool.model, ids), answers["user-1"])
 
 
-def test_rows_placed_in_two_threads(pool, world):
+def test_rows_placed_in_two_threads_p2(pool, world):
     """The pool has two slots. The second thread takes both between `place` and the call of the first."""
     _, _, answers, ids = world
     barrier = threading.Barrier(2, timeout=100)
@@ -375,7 +375,7 @@ def test_rows_placed_in_two_threads(pool, world):
         torch.testing.assert_close(logits, expected)
 
 
-def test_thread_that_activated_nothing_is_refused(pool, world):
+def test_thread_that_activated_nothing_is_refused_p2(pool, world):
     pool.activate("user-0")
     errors = []
 
@@ -413,7 +413,7 @@ def interrupted_at(line, action):
 
 
 @pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.long)])
-def test_interruption_at_any_line_poisons_no_later_call(pool, world, adapters, stride):
+def test_interruption_at_any_line_poisons_no_later_call_p2(pool, world, adapters, stride):
     _, _, answers, ids = world
 
     def requests():

@@ -1,6 +1,7 @@
 """Where the rows of issue 67 are tested: `pytest tests/trust -k test_a1` runs one.
 
-A test has the letter of its row at the beginning or at the end of its name. The lists "Loud but wrong" and
+A test has the letter of its row at the beginning or at the end of its name; those of pools are in
+`tests/core/test_pool.py`. The lists "Loud but wrong" and
 "Low" are `test_loud.py` and `test_low.py`; `test_windows.py` has faults that were found later.
 """
 
@@ -29,7 +30,7 @@ ROWS = {
     "U4": '`family="lie"` on a layer with one output',
     "U5": "an unknown target in a second adapter",
 }
-FILES = Path(__file__).parent.glob("test_*.py")
+FILES = [*Path(__file__).parent.glob("test_*.py"), Path(__file__).parents[1] / "core/test_pool.py"]
 TESTS = [name for file in FILES for name in re.findall(r"^def test_(\w+)", file.read_text(), re.M)]
 
 

@@ -206,7 +206,8 @@ class Binding:
         with _lock:
             parameters = list(self.generator.parameters())
             is_cheap = all(parameter.is_cpu for parameter in parameters)
-            if is_cheap and self._is_placed and not self._evaluation.is_current(parameters):
+            placed = self._evaluation if self._is_placed else None
+            if is_cheap and placed is not None and not placed.is_current(parameters):
                 self.recheck()
 
     @torch.no_grad()

@@ -33,7 +33,7 @@ def resized(base: Any) -> Resized:
     If that model's config is not on this machine, as of a base that was made in memory,
     `_remembered_vocabulary` stands for it; nothing is downloaded.
     """
-    config = getattr(base, "config", None)
+    config: Any = getattr(base, "config", None)
     if not hasattr(config, "get_text_config"):  # no model of transformers
         return Resized(0, [])
     present = getattr(config.get_text_config(), "vocab_size", None)
