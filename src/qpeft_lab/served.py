@@ -60,21 +60,24 @@ class Served(NamedTuple):
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirection would send the key to another server."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> None:
+        """No request: the redirection is an error."""
 
 
 def completions_url(url: str) -> str:
     """The address of the completions, for that of a server with or without `/v1`. Raises InputError
     for what is no http address.
     """
+    refusal = InputError(f"{_short(url)} is no address such as http://localhost:8000")
     try:
         parts = urlsplit(url.strip())
-        is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_http = False
-    if not is_http or parts.query or parts.fragment:
-        raise InputError(f"{_short(url)} is no address such as http://localhost:8000")
+        is_complete = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        raise refusal from None
+    if parts.scheme not in ("http", "https") or not is_complete or parts.query or parts.fragment:
+        raise refusal
     if parts.username is not None:
         raise InputError(f"the address contains a user name; give a key in {KEY} instead")
     return url.strip().rstrip("/").removesuffix("/v1") + "/v1/completions"

@@ -32,7 +32,9 @@ def tiny(model_type, **changes):
     sizes = GPT2 if model_type == "gpt2" else SIZES
     if model_type == "gemma3":
         sizes = {"text_config": SIZES, "vision_config": VISION}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes, **changes))
+    return AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(model_type, **{**sizes, **changes})
+    )
 
 
 def lora(base, **settings):

@@ -69,8 +69,8 @@ def export(
 
     The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the
     largest logit where SoRA's zero ranks are removed or OFT computes a rotation, or to 1e-4 of it
-    where the adapter is merged. Otherwise nothing is written. An upload uses the
-    token of `hf auth login` or HF_TOKEN. A frame file is named in the card, and not uploaded.
+    where the adapter is merged. Otherwise nothing is written. An upload uses the token of
+    `hf auth login` or HF_TOKEN. A frame file is named in the card, and not uploaded.
 
     Examples:
 
@@ -178,7 +178,7 @@ def _written(
             load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(
                 str(target)
             )
-            written = {"n_bytes": weight_bytes(target)}
+            written: dict[str, Any] = {"n_bytes": weight_bytes(target)}
             allowed = MERGED_TOLERANCE * max(1.0, _largest(logits))
             auto = how.get("auto_class", "AutoModelForCausalLM")
             trust = ", trust_remote_code=True" if trusted else ""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qpeft.checks import option
 from qpeft.errors import InputError
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line
 from qpeft_lab.cli.options import needed
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @command
@@ -41,10 +45,10 @@ def rollback(
     present, earlier = revisions.revision(folder), revisions.kept(folder)
     data = {"adapter": str(folder), "present": present, "earlier": earlier}
 
-    def show(console: object) -> None:
-        line(console, f"{folder} is revision {present}.", "bold")  # type: ignore[arg-type]
+    def show(console: Console) -> None:
+        line(console, f"{folder} is revision {present}.", "bold")
         for digest in earlier:
             if digest != present:
-                line(console, f"  {digest}")  # type: ignore[arg-type]
+                line(console, f"  {digest}")
 
     return Answer(data, show)

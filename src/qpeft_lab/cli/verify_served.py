@@ -44,13 +44,13 @@ def verify_served(
 ) -> Answer:
     """Ask a server for log-probabilities, and tell whether they are the adapter's or the base's.
 
-    The server is asked for the five most likely next tokens of twelve prompts, at /v1/completions. Those of
-    the adapter and of its base model are computed here, in float32. It must be the base that is
-    served, with the same weights: --model names it, for example the same GGUF file.
+    The server is asked for the five most likely next tokens of twelve prompts, at /v1/completions.
+    Those of the adapter and of its base model are computed here, in float32. It must be the base
+    that is served, with the same weights: --model names it, for example the same GGUF file.
 
     An answer is the adapter's if the root mean square of the differences is within a tolerance:
-    four times the effect of --dtype on the base model here, at least 0.001 nats. The exit code
-    is 1 if it is not the adapter's. The environment variable QPEFT_API_KEY may have the server's key.
+    four times the effect of --dtype on the base model here, at least 0.001 nats. The exit code is 1
+    if it is not the adapter's. The environment variable QPEFT_API_KEY may have the server's key.
 
     Examples:
 
