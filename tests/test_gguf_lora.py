@@ -41,8 +41,8 @@ def written(model, folder):
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_tensors_are_those_of_llama_cpp(model_type, tmp_path):
-    """As `convert_lora_to_gguf.py` writes them, but for GPT-2, whose A and B it swaps: llama.cpp
-    refuses such a file for its shapes.
+    """As `convert_lora_to_gguf.py` writes them, but for GPT-2, whose A and B it swaps:
+    tests/engines shows that llama.cpp needs them as they are.
     """
     model = lora(tiny(model_type))
     fields, tensors = written(model, tmp_path)

@@ -169,6 +169,23 @@ def local_log_probabilities(model: Any, tokenizer: Any) -> Tensor:
     return torch.stack(rows)
 
 
+def tolerance_of(model: Any, tokenizer: Any, exact: Tensor, dtype: str) -> float:
+    """What counts as equal on a server of this precision, in nats: several times the root mean
+    square of what it changes in the likely log-probabilities of `model`.
+
+    `exact` are those in float32, (prompts, vocabulary).
+    """
+    import torch
+
+    if dtype == "float32":
+        return LOWEST_TOLERANCE
+    with torch.autocast("cpu", getattr(torch, dtype)):
+        rounded = local_log_probabilities(model, tokenizer)
+    likely = exact.topk(_N_TOKENS).indices  # (prompts, tokens)
+    effect = (rounded - exact).gather(1, likely).square().mean().sqrt().item()
+    return max(LOWEST_TOLERANCE, N_ROUNDINGS * effect)
+
+
 def compare(
     answers: list[dict[str, float]], adapter: Tensor, base: Tensor, tokenizer: Any, tolerance: float
 ) -> Served:

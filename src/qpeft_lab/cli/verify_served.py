@@ -49,8 +49,9 @@ def verify_served(
     that is served, with the same weights: --model names it, for example the same GGUF file.
 
     An answer is the adapter's if the root mean square of the differences is within a tolerance:
-    four times the effect of --dtype on the base model here, at least 0.001 nats. The exit code is 1
-    if it is not the adapter's. The environment variable QPEFT_API_KEY may have the server's key.
+    four times the effect of --dtype on the base model or the adapter here, whichever is larger, and
+    at least 0.001 nats. The exit code is 1 if it is not the adapter's. The environment variable
+    QPEFT_API_KEY may have the server's key.
 
     Examples:
 
@@ -76,8 +77,6 @@ def verify_served(
 def _compare(
     answers: list[dict[str, float]], base_name: str, folder: Path, dtype: str, loading: Loading
 ) -> Any:
-    import torch
-
     import qpeft
     from qpeft_lab import served
     from qpeft_lab.base_model import load_model, load_tokenizer
@@ -85,16 +84,10 @@ def _compare(
     tokenizer = load_tokenizer(base_name, loading.trust_remote_code)
     model: Any = load_model(base_name, trust_remote_code=loading.trust_remote_code).eval()
     base = served.local_log_probabilities(model, tokenizer)
-    tolerance = served.LOWEST_TOLERANCE
-    if dtype != "float32":
-        with torch.autocast("cpu", getattr(torch, dtype)):
-            rounded = served.local_log_probabilities(model, tokenizer)
-        likely = base.topk(5).indices  # of each prompt
-        difference = (rounded - base).gather(1, likely)
-        effect = difference.square().mean().sqrt().item()
-        tolerance = max(tolerance, served.N_ROUNDINGS * effect)
+    tolerance = served.tolerance_of(model, tokenizer, base, dtype)
     adapted = qpeft.load(model, folder, frames=loading.frames).eval()
     own = served.local_log_probabilities(adapted, tokenizer)
+    tolerance = max(tolerance, served.tolerance_of(adapted, tokenizer, own, dtype))
     return served.compare(answers, own, base, tokenizer, tolerance)
 
 
