@@ -32,6 +32,7 @@ from table_text import table
 from winners import ADAPTERS, BUDGETS, EPOCHS, FINAL, RESULTS, ROOT, summaries_of, winners_of
 
 PAGES = [
+    ROOT / "README.md",
     ROOT / "docs" / "findings.md",
     ROOT / "docs" / "circuits.md",
     ROOT / "docs" / "quantum_peft.md",
@@ -163,6 +164,7 @@ TABLES = {
     "sentence_pairs": Table(smollm2_tables.sentence_pairs, [smollm2_tables.SMOLLM2]),
     "studies": Table(studies),  # it has its own links
     "real_adapters": Table(real_model.adapters),
+    "first_look": Table(real_model.first_look),
     "real_answers": Table(real_model.answers),
     "real_took": Table(real_model.took),
 }

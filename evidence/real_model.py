@@ -21,6 +21,7 @@ LABELS = {  # in the order of the table
     "lora_r1": "LoRA r=1",
     "suggested": "the suggested one",
 }
+FIRST = {"qpa": "QPA", "lora_r8": "LoRA r=8", "suggested": "`--method auto`"}  # in the README
 COLORS = {"lora_r8": "#3f4248", "qpa": "#1559b7", "lora_r1": "#a34a00", "suggested": "#1a7a4c"}
 MEAN_OF = 10  # steps
 SHOWN = (0, 5)  # prompts
@@ -66,6 +67,28 @@ def answers() -> str:
     header = ["", *(fact.partition("<|im_end|>")[0] for fact in facts)]
     rows = [[who, *(_cut(own[place]) for place in SHOWN)] for who, own in texts.items()]
     return table(header, rows)
+
+
+def first_look() -> str:
+    """Of the README: what some adapters answer to the first prompt, with loss, BLEU and size."""
+    result = stored()
+    some = result["adapters"]["lora_r8"]
+    untrained = _cut(result["base_texts"][0])
+    rows = [
+        [
+            "no adapter",
+            untrained,
+            f"{some['loss']['before']:.2f}",
+            f"{some['bleu']['base']:.0f}",
+            "",
+        ]
+    ]
+    for name, label in FIRST.items():
+        adapter = result["adapters"][name]
+        loss, bleu = adapter["loss"]["after"], adapter["bleu"]["adapted"]
+        answer = _cut(adapter["texts"][0])
+        rows.append([label, answer, f"{loss:.2f}", f"{bleu:.0f}", size(adapter["stored_bytes"])])
+    return table(["", "answer", "loss", "BLEU", "file"], rows, numbers=3)
 
 
 def _cut(text: str) -> str:
