@@ -207,7 +207,7 @@ class Binding:
             parameters = list(self.generator.parameters())
             is_cheap = all(parameter.is_cpu for parameter in parameters)
             placed = self._evaluation if self._is_placed else None
-            if is_cheap and placed is not None and not placed.is_current(parameters):
+            if is_cheap and placed and not placed.is_current(parameters):
                 self.recheck()
 
     @torch.no_grad()
