@@ -175,7 +175,7 @@ def load(
             ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         hint = (
-            "; if one of its files is damaged, copy or download it again" if path.is_dir() else ""
+            "; if a file is damaged or cut off, copy or download it again" if path.exists() else ""
         )
         raise InputError(f"cannot load the base model {model!r}: {reason}{hint}") from error
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama
+from transformers import AutoConfig
 
 from qpeft.errors import InputError
-from qpeft_lab.base_model import fingerprint, load_model, load_tokenizer
+from qpeft_lab.base_model import fingerprint, load, load_model, load_tokenizer
 from qpeft_lab.training.classifier import TaskRecord, load_classifier
 
 WEIGHTS = "model.safetensors"
@@ -122,3 +123,10 @@ def test_fingerprint_covers_the_files_that_are_loaded(save, tiny_model, name):
     assert fingerprint(folder) == before
     (base / name).write_bytes((base / name).read_bytes() + b" ")
     assert fingerprint(folder) != before
+
+
+def test_gguf_file_that_is_cut_off_is_named(tmp_path):
+    pytest.importorskip("gguf")
+    (file := tmp_path / "half.gguf").write_bytes(b"GGUF\x03\x00")
+    with pytest.raises(InputError, match=r"half\.gguf'.*damaged or cut off, copy or download"):
+        load(AutoConfig.from_pretrained, str(file), trust_remote_code=False)
