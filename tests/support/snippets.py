@@ -50,6 +50,7 @@ NOT_RUN = {
     "pip install": "changes the environment; CI installs the extras",
     "python benchmarks/": "takes minutes or hours; bench, kills and bad_files have tests",
     "python scripts/build_base.py": "an hour of training; tests/demo builds a small one",
+    "--model minilm": "needs a base that is downloaded; tests/training has small encoders",
     "qpeft base ": "downloads; tests/demo builds a tiny package",
     **dict.fromkeys(
         ("torchrun ", "accelerate launch", "fully_shard(", 'fsdp="', "full_state_dict=True"),
