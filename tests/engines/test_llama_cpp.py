@@ -155,7 +155,7 @@ def rms(values):
 
 
 def test_smollm2_with_an_adapter_is_as_near_as_without(tmp_path):
-    """llama.cpp rounds activations to 8 bits where weights have 4; in float32 it does not.
+    """To the rounding of activations to 8 bits where weights have 4; in float32 to 1e-5.
 
     Its answers to the prompts of `verify-served` are recognized.
     """
@@ -205,6 +205,6 @@ def test_smollm2_with_an_adapter_is_as_near_as_without(tmp_path):
         result = served.compare(answers, adapted_row, base_row, tokenizer, tolerance)
         measured[verdict] = result
         assert result.verdict == verdict, measured
-    assert max(single_base, single) < 1e-3, measured
-    assert four_bits < 2 * four_bits_base < changed / 2, measured
+    assert max(single_base, single) < 1e-4, measured
+    assert four_bits < 3 * four_bits_base < changed / 10, measured
     (tmp_path / "measured.json").write_text(json.dumps(measured))
