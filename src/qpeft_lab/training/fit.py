@@ -302,12 +302,14 @@ def _trainer(
     name = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {name: settings.gradient_checkpointing}
     constant = settings.lr_schedule == "constant"  # that of transformers has no warmup
+    learning_rate = settings.lr
+    assert learning_rate is not None  # `prepare` has settled it
     arguments = TrainingArguments(
         output_dir=str(folder.checkpoints),
         max_steps=settings.n_steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        learning_rate=settings.lr,
+        learning_rate=learning_rate,
         lr_scheduler_type="constant_with_warmup" if constant else settings.lr_schedule,
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
@@ -330,7 +332,7 @@ def _trainer(
             kind,
             {
                 **options,
-                "params": qpeft.param_groups(ready.model, settings.lr, settings.weight_decay),
+                "params": qpeft.param_groups(ready.model, learning_rate, settings.weight_decay),
             },
         )
     trainer = Trainer(
