@@ -12,9 +12,8 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, by >&- in a shell
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-        getattr(sys, name).reconfigure(
-            errors="backslashreplace"
-        )  # its encoding may lack characters
+        # its encoding may lack characters
+        getattr(sys, name).reconfigure(errors="backslashreplace")
     if missing := [
         name for name in ("typer", "rich", "pydantic", "pandas") if find_spec(name) is None
     ]:

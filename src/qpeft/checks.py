@@ -125,8 +125,7 @@ def unknown(what: str, value: Any, choices: Iterable[str]) -> str:
     """`unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora, ...`"""
     choices = list(choices)
     close = get_close_matches(str(value), choices)  # the nearest first
-    nearest = sorted(
-        close, key=lambda name: sorted(name) != sorted(str(value))
-    )  # or letters in another order
+    # or letters in another order
+    nearest = sorted(close, key=lambda name: sorted(name) != sorted(str(value)))
     hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
     return f"unknown {what} {value!r}; {hint} one of {', '.join(choices)}"

@@ -159,7 +159,7 @@ def _kernel(angles: Tensor) -> Callable[[Tensor], Tensor]:
 
     def expectations(psi: Tensor) -> Tensor:
         # states are columns, so that vector instructions run over the tokens
-        psi = Stages.apply(psi[None], program.boundaries, *matrices)[0].mT
+        psi = Stages.apply(psi[None], program.entanglers, *matrices)[0].mT
         products = [
             (here * there).sum(tuple(range(here.ndim - 1)))
             for wires in _flips(n_qubits)

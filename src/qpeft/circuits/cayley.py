@@ -39,11 +39,11 @@ def block_change(x: Tensor, parts: Sequence[Tensor], size: int) -> Tensor:
     """
     n_blocks = len(parts[0])
     slices = x[..., : n_blocks * size].unflatten(-1, (n_blocks, size))  # (..., N, size)
-    first = 0
+    start = 0
     changes = []
     for part in parts:
-        piece = slices[..., first : first + part.shape[-1]]  # (..., N, m)
+        piece = slices[..., start : start + part.shape[-1]]  # (..., N, m)
         changes.append(torch.einsum("nij,...nj->...ni", part, piece))
-        first += part.shape[-1]
-    change = pad(torch.cat(changes, -1), (0, size - first)).flatten(-2)  # (..., N size)
+        start += part.shape[-1]
+    change = pad(torch.cat(changes, -1), (0, size - start)).flatten(-2)  # (..., N size)
     return pad(change, (0, x.shape[-1] - n_blocks * size))  # (..., d)

@@ -166,9 +166,8 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         return make_tape(angles.view(shape))
 
     def operations_at(angles: Tensor) -> list[Any]:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # gates that do not decompose are refused here
+        # gates that do not decompose are refused here
+        with warnings.catch_warnings(action="ignore"):
             tapes, _ = cast(Any, decompose)(tape_at(angles), gate_set=gate_set)
         found = [
             operation
@@ -186,10 +185,11 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         ]
         return torch.stack([torch.as_tensor(turn, dtype=torch.float64) for turn in turns])
 
-    draw, slots = torch.Generator().manual_seed(0), list(itertools.product(*map(range, shape)))
-    first, second = torch.rand(2, len(slots), generator=draw, dtype=torch.float64)
+    draw = torch.Generator().manual_seed(0)
+    slots = list(itertools.product(*map(range, shape)))
+    angles, others = torch.rand(2, len(slots), generator=draw, dtype=torch.float64)
     with errors_as(f"from_pennylane: the circuit fails with angles of shape {shape}:"):
-        tape = tape_at(first)
+        tape = tape_at(angles)
     labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape.wires)
     if all(isinstance(label, int) for label in labels):
         labels.sort()
@@ -203,11 +203,12 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
                 ),
                 stacklevel=2,
             )
-    slopes: Any = torch.autograd.functional.jacobian(turns_at, first)  # (gates, angles)
-    shifts, gates = turns_at(first) - slopes @ first, []
-    errors = (slopes @ second + shifts - turns_at(second)).abs()
+    slopes: Any = torch.autograd.functional.jacobian(turns_at, angles)  # (gates, angles)
+    shifts = turns_at(angles) - slopes @ angles
+    gates = []
+    errors = (slopes @ others + shifts - turns_at(others)).abs()
     for operation, slope, shift, error in zip(
-        operations_at(first), slopes, shifts.tolist(), errors, strict=True
+        operations_at(angles), slopes, shifts.tolist(), errors, strict=True
     ):
         used = slope.nonzero().flatten().tolist()
         if len(used) > 1 or error > 1e-9:
@@ -287,9 +288,8 @@ def from_openqasm(text: str) -> Ansatz:
     """
     with needs("from_openqasm", "Qiskit"):
         from qiskit import qasm2, qasm3
-    with errors_as(
-        "from_openqasm:"
-    ):  # also for a missing qiskit-qasm3-import, with the command that installs it
+    # also for a missing qiskit-qasm3-import, with the command that installs it
+    with errors_as("from_openqasm:"):
         circuit = (
             qasm2.loads(text)
             if re.search(r"^\s*OPENQASM 2", text, re.MULTILINE)
@@ -303,9 +303,8 @@ def from_openqasm(text: str) -> Ansatz:
 
 def fixed_ansatz(tool: str, n_qubits: int, shape: tuple[int, ...], gates: list[Gate]) -> Ansatz:
     """The ansatz of a circuit of one size, under a name made of its gates."""
-    gates = [
-        gate for gate in gates if len(gate.wires) == 2 or gate.slot or gate.shift
-    ]  # a rotation by 0 is none
+    # a rotation by 0 is none
+    gates = [gate for gate in gates if len(gate.wires) == 2 or gate.slot or gate.shift]
     name = f"{tool}-{sha256(repr((n_qubits, shape, gates)).encode()).hexdigest()[:12]}"
 
     def angle_shape(*size: int) -> Any:

@@ -306,9 +306,8 @@ def count_orthogonal(width: int, n_layers: int, construction: str = "auto") -> i
     if resolve_construction(width, construction) == "qsd":
         return sum(_part_sizes(width, n_layers, with_v2=False))
     n_qubits = column_qubits(width, construction)
-    return (
-        Ansatz("two_design", n_qubits, n_layers).n_angles if n_qubits else 0
-    )  # the 1 x 1 matrix [1]
+    # the 1 x 1 matrix [1]
+    return Ansatz("two_design", n_qubits, n_layers).n_angles if n_qubits else 0
 
 
 def resolve_construction(width: int, construction: str) -> str:

@@ -4,9 +4,9 @@ states.
 The wires are divided into groups of at most five. A circuit is compiled to S stages, and in each
 stage
 
-    psi -> boundary (K_1 (x) ... (x) K_G) psi
+    psi -> entangler (K_1 (x) ... (x) K_G) psi
 
-K_g collects all gates inside group g, and the boundary the CNOT and CZ gates behind them, from the
+K_g collects all gates inside group g, and the entangler the CNOT and CZ gates behind them, from the
 first one between two groups on: a permutation of the amplitudes with signs.
 
 K_g is a product of steps. In a step every wire has at most one rotation exp(-i t P / 2). With the
@@ -54,7 +54,7 @@ _PAULIS = {
 }
 
 
-class Boundary(NamedTuple):
+class Entangler(NamedTuple):
     """The gates on two wires behind a stage: `new = signs * old[source]`, and so `old = (signs *
     new)[target]`.
 
@@ -65,11 +65,11 @@ class Boundary(NamedTuple):
     target: Tensor | None  # (2**N,)
     signs: Tensor | None  # (2**N, 1)
 
-    def cross(self, axis: int, block: Tensor) -> Tensor:
+    def apply(self, axis: int, block: Tensor) -> Tensor:
         """The block (M, 2**N, K) for axis 1, or (M, K, 2**N) for axis 2, behind the gates."""
         return self._signed(axis, _permuted(axis, block, self.source))
 
-    def cross_back(self, axis: int, block: Tensor) -> Tensor:
+    def undo(self, axis: int, block: Tensor) -> Tensor:
         """The block before the gates, from that behind them."""
         return _permuted(axis, self._signed(axis, block), self.target)
 
@@ -93,13 +93,13 @@ class Program(NamedTuple):
 
     sizes: tuple[int, ...]  # wires of each group
     # (rows * k,) indices into the flat angles followed by a zero, for wires without a rotation
-    slots: Tensor
-    # sin(phases @ angles + shifts) are the features cos(phi_s) of every s, then sin(phi_s)
-    phases: Tensor  # (rows or 1, 2**k, k)
+    angle_index: Tensor
+    # sin(coefficients @ angles + shifts) are the features cos(phi_s) of every s, then sin(phi_s)
+    coefficients: Tensor  # (rows or 1, 2**k, k): signs times scales, half of them
     shifts: Tensor  # (rows or 1, 2**k, 1), radians
     tables: Tensor  # (rows or 1, 2**k, 4**k), or 2 * 4**k real numbers of complex ones
-    steps: tuple[int, int, int]  # R, S, G
-    boundaries: tuple[Boundary, ...]  # behind each stage
+    shape: tuple[int, int, int]  # R, S, G
+    entanglers: tuple[Entangler, ...]  # behind each stage
     is_complex: bool
 
 
@@ -158,7 +158,7 @@ def evolve(angles: Tensor, program: Program, states: Tensor | tuple[int, ...]) -
         groups = group_matrices(angles, program)
         if isinstance(states, Tensor):
             psi = states.to(groups[0].dtype).expand(len(angles), -1, -1)  # (M, K, 2**N)
-            return Stages.apply(psi, program.boundaries, *groups)
+            return Stages.apply(psi, program.entanglers, *groups)
         # basis state j has one digit in every group: behind the first matrices it is the Kronecker
         # product of their columns with these digits
         digits = _digits(states, program.sizes, angles.device)
@@ -166,10 +166,11 @@ def evolve(angles: Tensor, program: Program, states: Tensor | tuple[int, ...]) -
             group[0].index_select(2, digit)  # (M, d, K)
             for group, digit in zip(groups, digits, strict=True)
         ]
+        # psi has shape (M, 2**N, K)
         psi = reduce(
             lambda right, left: (left[:, :, None] * right[:, None]).flatten(1, 2), reversed(columns)
-        )  # (M, 2**N, K)
-        return Stages.apply(psi, program.boundaries, *(group[1:] for group in groups))
+        )
+        return Stages.apply(psi, program.entanglers, *(group[1:] for group in groups))
 
 
 @cached_tables
@@ -187,16 +188,19 @@ def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
     k = max(program.sizes)
     # the angle of every wire in every step
     padded = torch.cat([angles.mT, angles.new_zeros(1, n_circuits)])  # (P + 1, M)
-    turns = padded.index_select(0, program.slots).view(-1, k, n_circuits)  # (rows, k, M)
-    phases, shifts, tables = (
-        each.expand(len(turns), -1, -1) for each in (program.phases, program.shifts, program.tables)
+    wire_angles = padded.index_select(0, program.angle_index)  # (rows * k, M)
+    wire_angles = wire_angles.view(-1, k, n_circuits)  # (rows, k, M)
+    coefficients, shifts, tables = (
+        of_rows.expand(len(wire_angles), -1, -1)
+        for of_rows in (program.coefficients, program.shifts, program.tables)
     )
     # cos(phi) = sin(phi + pi / 2), so one sine gives both kinds of features
-    phi = torch.baddbmm(shifts.expand(-1, -1, n_circuits), phases, turns)  # (rows, 2**k, M)
+    shifts = shifts.expand(-1, -1, n_circuits)
+    phi = torch.baddbmm(shifts, coefficients, wire_angles)  # (rows, 2**k, M)
     entries = torch.bmm(phi.sin().mT, tables)  # (rows, M, 4**k)
     if program.is_complex:
         entries = torch.view_as_complex(entries.unflatten(-1, (-1, 2)))
-    steps = entries.view(*program.steps, n_circuits, 2**k, 2**k)  # (R, S, G, M, 2**k, 2**k)
+    steps = entries.view(*program.shape, n_circuits, 2**k, 2**k)  # (R, S, G, M, 2**k, 2**k)
     matrices = reduce(lambda before, after: after @ before, steps.unbind())
     # a smaller group is the block of its padded matrix in which the wires that it lacks are 0
     return [
@@ -226,51 +230,52 @@ class Stages(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, psi: Tensor, boundaries: Sequence[Boundary], *groups: Tensor) -> Tensor:
-        first = len(boundaries) - len(groups[0])  # the first stage whose matrices are to act
-        # amplitudes are on axis 2 of psi if first is 0, and on axis 1 if it is 1
-        size = psi.shape[2 - first]  # 2**N
+    def forward(ctx: Any, psi: Tensor, entanglers: Sequence[Entangler], *groups: Tensor) -> Tensor:
+        # stages whose matrices have acted before: 0 or 1
+        n_acted = len(entanglers) - len(groups[0])
+        # amplitudes are on axis 2 of psi if none has, and on axis 1 if one has
+        size = psi.shape[2 - n_acted]  # 2**N
         kept = list[Tensor]()
-        for stage, boundary in enumerate(boundaries):
+        for stage, entangler in enumerate(entanglers):
             axis = 1 + stage % 2  # of the amplitudes behind this stage
-            acting = () if stage < first else reversed(groups) if axis == 1 else groups
+            acting = () if stage < n_acted else reversed(groups) if axis == 1 else groups
             for group in acting:
                 before = _on_axis(3 - axis, psi, group.shape[-1])
                 if size <= _KEPT:
                     kept.append(before)
-                psi = _moved(axis, before, group[stage - first])
-            psi = boundary.cross(axis, _on_axis(axis, psi, size))
-        ctx.boundaries = boundaries
-        ctx.sizes = first, size, len(groups)
+                psi = _moved(axis, before, group[stage - n_acted])
+            psi = entangler.apply(axis, _on_axis(axis, psi, size))
+        ctx.entanglers = entanglers
+        ctx.sizes = n_acted, size, len(groups)
         ctx.save_for_backward(psi, *groups, *kept)
-        return psi.mT if len(boundaries) % 2 else psi  # (M, K, 2**N)
+        return psi.mT if len(entanglers) % 2 else psi  # (M, K, 2**N)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
-        first, size, n_groups = ctx.sizes
+        n_acted, size, n_groups = ctx.sizes
         psi, *saved = ctx.saved_tensors
         groups = [(group, torch.empty_like(group)) for group in saved[:n_groups]]  # and gradients
         kept = saved[n_groups:]
-        lam = grad.mT if len(ctx.boundaries) % 2 else grad
+        lam = grad.mT if len(ctx.entanglers) % 2 else grad
         with torch.autocast(grad.device.type, enabled=False):
-            for stage, boundary in reversed(list(enumerate(ctx.boundaries))):
+            for stage, entangler in reversed(list(enumerate(ctx.entanglers))):
                 axis = 1 + stage % 2
-                lam = boundary.cross_back(axis, _on_axis(axis, lam, size))
-                if stage < first:
+                lam = entangler.undo(axis, _on_axis(axis, lam, size))
+                if stage < n_acted:
                     break
                 if not kept:
-                    psi = boundary.cross_back(axis, _on_axis(axis, psi, size))
+                    psi = entangler.undo(axis, _on_axis(axis, psi, size))
                 for group, of_group in groups if axis == 1 else reversed(groups):
-                    undo = group[stage - first].mH  # (M, d, d)
+                    undo = group[stage - n_acted].mH  # (M, d, d)
                     of_after = _on_axis(axis, lam, undo.shape[-1])
                     after = _on_axis(axis, psi, undo.shape[-1])
                     psi = kept.pop() if kept else _moved(3 - axis, after, undo)
                     lam = _moved(3 - axis, of_after, undo)
                     # (M, d, rest) times (M, rest, d)
                     left, right = (of_after, psi) if axis == 1 else (of_after.mT, psi.mT)
-                    torch.bmm(left, right.conj(), out=of_group[stage - first])
-        return _on_axis(2 - first, lam, size), None, *(of_group for _, of_group in groups)
+                    torch.bmm(left, right.conj(), out=of_group[stage - n_acted])
+        return _on_axis(2 - n_acted, lam, size), None, *(of_group for _, of_group in groups)
 
 
 def _on_axis(axis: int, block: Tensor, d: int) -> Tensor:
@@ -301,7 +306,7 @@ def _compiled(ansatz: Ansatz, _: Any, dtype: torch.dtype, device: torch.device) 
 def compile_gates(
     gates: Iterable[Gate | Tensor],
     n_qubits: int,
-    shape: tuple[int, ...],
+    angle_shape: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
 ) -> Program:
@@ -311,36 +316,38 @@ def compile_gates(
     gates = list(gates)
     sizes = _group_sizes(n_qubits, len(gates))
     owner = [group for group, size in enumerate(sizes) for _ in range(size)]  # of each wire
-    turns, pairs, behind = _collected(gates, owner)
+    rotations, pairs, behind = _collected(gates, owner)
     k = max(sizes)
-    n_steps = 1 + max((place.step for place in (*turns, *pairs)), default=0)
-    steps = n_steps, len(behind), len(sizes)
+    n_steps = 1 + max((place.step for place in (*rotations, *pairs)), default=0)
+    shape = n_steps, len(behind), len(sizes)
 
     # what the rows need to know of every wire: its angle, and that angle's factor and constant
-    n_angles = prod(shape)
-    index = {slot: i for i, slot in enumerate(product(*map(range, shape)))}
-    slots = torch.full((*steps, k), n_angles)
-    scales = torch.ones(slots.shape, dtype=torch.float64)
+    n_angles = prod(angle_shape)
+    index = {slot: i for i, slot in enumerate(product(*map(range, angle_shape)))}
+    angle_index = torch.full((*shape, k), n_angles)
+    scales = torch.ones(angle_index.shape, dtype=torch.float64)
     shifts = torch.zeros_like(scales)
     tables = []
-    for place in map(_Place._make, product(*map(range, steps))):
+    for place in map(_Place._make, product(*map(range, shape))):
         # a small group is padded by wires in front of its own
         start = sum(sizes[: place.group + 1]) - k
         axes = ["ry"] * k  # of wires without a rotation too: they turn by 0
-        for wire, gate in turns.get(place, {}).items():
+        for wire, gate in rotations.get(place, {}).items():
             at = *place, wire - start
             axes[wire - start] = gate.name
             scales[at] = gate.scale
             shifts[at] = gate.shift
             if gate.slot is not None:
-                slots[at] = index[gate.slot]
+                angle_index[at] = index[gate.slot]
         local = [
             gate._replace(wires=tuple(wire - start for wire in gate.wires))
             for gate in pairs.get(place, ())
         ]
         tables.append(_table(tuple(axes), tuple(local)))  # (2**k, 4**k)
 
-    is_complex = any(gate.name != "ry" for gates in turns.values() for gate in gates.values())
+    is_complex = any(
+        gate.name != "ry" for by_wire in rotations.values() for gate in by_wire.values()
+    )
     stacked = torch.stack(tables)
     stacked = torch.view_as_real(stacked).flatten(2) if is_complex else stacked.real
     # phi_s = sum_w s_w (scale_w angle_w + shift_w) / 2, and pi / 2 more where it becomes a cosine
@@ -352,14 +359,21 @@ def compile_gates(
         half @ shifts.view(-1, k, 1) + quarter[:, None],
         stacked,
     )
-    phases, turned, table = (
+    coefficients, row_shifts, stacked = (
         (rows[:1] if (rows == rows[0]).all() else rows).to(device, dtype) for rows in by_row
     )
-    # equal boundaries are one object, because each is larger than the state
-    made = {gates: _boundary(gates, n_qubits, dtype, device) for gates in set(behind)}
-    boundaries = tuple(made[gates] for gates in behind)
+    # equal entanglers are one object, because each is larger than the state
+    made = {gates: _entangler(gates, n_qubits, dtype, device) for gates in set(behind)}
+    entanglers = tuple(made[gates] for gates in behind)
     return Program(
-        sizes, slots.flatten().to(device), phases, turned, table, steps, boundaries, is_complex
+        sizes=sizes,
+        angle_index=angle_index.flatten().to(device),
+        coefficients=coefficients,
+        shifts=row_shifts,
+        tables=stacked,
+        shape=shape,
+        entanglers=entanglers,
+        is_complex=is_complex,
     )
 
 
@@ -379,25 +393,25 @@ class _Place(NamedTuple):
 
 
 class _Collected(NamedTuple):
-    turns: dict[_Place, dict[int, Gate]]  # the rotations of every step, by wire
+    rotations: dict[_Place, dict[int, Gate]]  # the rotations of every step, by wire
     pairs: dict[_Place, list[Gate]]  # the gates on two wires behind them, inside the group
-    behind: list[tuple[Gate | Tensor, ...]]  # the gates of the boundary of every stage
+    behind: list[tuple[Gate | Tensor, ...]]  # the gates of the entangler of every stage
 
 
 def _collected(gates: Iterable[Gate | Tensor], owner: list[int]) -> _Collected:
     """Where each gate acts, with the group of every wire.
 
-    A gate on two wires of different groups belongs to the boundary, and so do the gates on two
+    A gate on two wires of different groups belongs to the entangler, and so do the gates on two
     wires that follow it; the next rotation starts a new stage. Example, wires 0 and 1 in group 0
     and wire 2 in group 1:
 
         RY 0, RY 1, CNOT 0 -> 1, RY 0, CNOT 1 -> 2, RY 2
-        step 0: RY 0, RY 1, CNOT    step 1: RY 0    boundary: CNOT 1 -> 2    stage 1, step 0: RY 2
+        step 0: RY 0, RY 1, CNOT    step 1: RY 0    entangler: CNOT 1 -> 2    stage 1, step 0: RY 2
     """
-    turns: dict[_Place, dict[int, Gate]] = defaultdict(dict)
+    rotations: dict[_Place, dict[int, Gate]] = defaultdict(dict)
     pairs: dict[_Place, list[Gate]] = defaultdict(list)
     behind: list[tuple[Gate | Tensor, ...]] = [()]
-    steps = dict.fromkeys(owner, 0)  # of each group in this stage
+    step_of = dict.fromkeys(owner, 0)  # of each group in this stage
     for gate in gates:
         if isinstance(gate, Tensor):
             behind[-1] += (gate,)
@@ -407,17 +421,17 @@ def _collected(gates: Iterable[Gate | Tensor], owner: list[int]) -> _Collected:
             if behind[-1] or owner[gate.wires[1]] != group:
                 behind[-1] += (gate,)
             else:
-                pairs[_Place(steps[group], len(behind) - 1, group)].append(gate)
+                pairs[_Place(step_of[group], len(behind) - 1, group)].append(gate)
             continue
         if behind[-1]:
             behind.append(())
-            steps = dict.fromkeys(owner, 0)
-        place = _Place(steps[group], len(behind) - 1, group)
-        if place in pairs or gate.wires[0] in turns[place]:
-            steps[group] += 1
-            place = place._replace(step=steps[group])
-        turns[place][gate.wires[0]] = gate
-    return _Collected(turns, pairs, behind)
+            step_of = dict.fromkeys(owner, 0)
+        place = _Place(step_of[group], len(behind) - 1, group)
+        if place in pairs or gate.wires[0] in rotations[place]:
+            step_of[group] += 1
+            place = place._replace(step=step_of[group])
+        rotations[place][gate.wires[0]] = gate
+    return _Collected(rotations, pairs, behind)
 
 
 def _signs(k: int) -> Sequence[tuple[int, ...]]:
@@ -450,13 +464,13 @@ def _table(axes: tuple[str, ...], pairs: tuple[Gate, ...]) -> Tensor:
     return (matrices[:, source] * signs[:, None]).flatten(1)
 
 
-def _boundary(
+def _entangler(
     gates: Sequence[Gate | Tensor], n_qubits: int, dtype: torch.dtype, device: torch.device
-) -> Boundary:
+) -> Entangler:
     source, signs = permutation(gates, n_qubits)
     is_moved = not torch.equal(source, torch.arange(len(source), dtype=source.dtype))
     is_signed = bool((signs != 1).any())
-    return Boundary(
+    return Entangler(
         source.to(device) if is_moved else None,
         source.argsort().to(device, source.dtype) if is_moved else None,
         signs[:, None].to(device, dtype) if is_signed else None,
@@ -471,10 +485,11 @@ def permutation(gates: Sequence[Gate | Tensor], n_qubits: int) -> tuple[Tensor, 
         if isinstance(gate, Tensor):
             signs = signs * gate.cpu()
             continue
-        first, second = (index >> (n_qubits - 1 - wire) & 1 for wire in gate.wires)
+        control, target = (index >> (n_qubits - 1 - wire) & 1 for wire in gate.wires)  # bits
         if gate.name == "cz":
-            signs = signs * (1 - 2 * (first & second))
+            signs = signs * (1 - 2 * (control & target))
         else:  # cx: basis state j behind it was j with the target flipped where the control is 1
-            before = index ^ (first << (n_qubits - 1 - gate.wires[1]))
-            source, signs = source[before], signs[before]
+            before = index ^ (control << (n_qubits - 1 - gate.wires[1]))
+            source = source[before]
+            signs = signs[before]
     return source, signs

@@ -16,7 +16,7 @@ What the methods of a `Binding` do with the evaluation and with the tensors in t
     refresh            evaluates if the parameters changed; places the values, with a new node
     refresh_detached   the same, but places values without a graph
     invalidate         forgets the evaluation; places stand-ins (`Unread`), which evaluate when read
-    recheck            keeps the evaluation, but places stand-ins: somebody may have written
+    mark_unread        keeps the evaluation, but places stand-ins: somebody may have written
 
 In a training loop the forward hook of the base calls `refresh`; stand-ins serve reads outside of it.
 """
@@ -113,7 +113,7 @@ class Binding:
         self._evaluation: Evaluation | None = None
         self._is_placed = False  # whether the slots hold values of the evaluation
         self._gradients = Gradients()
-        _keep(self)
+        _register(self)
         generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
         self.refresh()
@@ -162,8 +162,8 @@ class Binding:
             self.invalidate()
             self._gradients.averages = True
 
-    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Follow `model.to(...)` as stock parameters would."""
+    def cast_slots(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Give the slots the dtype that `fn` of `model.to(...)` gives stock parameters."""
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
         self.invalidate()
@@ -186,9 +186,9 @@ class Binding:
         with _lock:
             self.flush()
             self._evaluation = None
-            self.recheck()
+            self.mark_unread()
 
-    def recheck(self) -> None:
+    def mark_unread(self) -> None:
         """Let the first operation on an adapter tensor evaluate again if parameters changed.
 
         Others may have written into them, and may call a part of the model, without its hooks.
@@ -198,8 +198,8 @@ class Binding:
             for slot in self.slots:
                 slot.put(Unread.of(self, slot))
 
-    def recheck_written(self) -> None:
-        """`recheck` if somebody has written into a parameter, for a call of a part of the model.
+    def mark_unread_if_written(self) -> None:
+        """`mark_unread` if somebody has written into a parameter, for a call of a part of the model.
 
         Values are not compared on an accelerator, because that waits for all queued work.
         """
@@ -208,7 +208,7 @@ class Binding:
             is_cheap = all(parameter.is_cpu for parameter in parameters)
             placed = self._evaluation if self._is_placed else None
             if is_cheap and placed and not placed.is_current(parameters):
-                self.recheck()
+                self.mark_unread()
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -278,8 +278,8 @@ class Binding:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        _keep(self)
-        self.recheck()
+        _register(self)
+        self.mark_unread()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         """A binding over the copied generator and modules, without the evaluation."""
@@ -290,7 +290,7 @@ class Binding:
         new._evaluate = new.generator
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
         new.invalidate()
-        _keep(new)
+        _register(new)
         return new
 
 
@@ -444,7 +444,7 @@ def _after_loading(generator: Generator, *_: Any) -> None:
 _live: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
 
 
-def _keep(binding: Binding) -> None:
+def _register(binding: Binding) -> None:
     keep_whole(binding.generator)
     _live[id(binding)] = binding
 

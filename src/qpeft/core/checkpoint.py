@@ -17,7 +17,7 @@ PEFT makes four calls into a generated adapter:
     2  reading the weights       CompactState._remap_adapter_state_dict_for_load,
        (load_adapter)            core/compact_state.py: checks the tensors of the file, and gives
                                  them to the generator
-    3  a forward pass            Generators._before_forward, core/generators.py: places the
+    3  a forward pass            GeneratorHolder._before_forward, core/generators.py: places the
                                  generated tensors
     4  saving                    CompactState._get_adapter_state_dict, core/compact_state.py: the
        (save_pretrained)         generator's tensors instead of LoRA's

@@ -319,13 +319,13 @@ def in_vector_order(slots: Sequence[Slot], config: Any) -> list[Slot]:
     except (TypeError, ValueError, KeyError):
         ordered = []
     if here or not ordered:
-        first = next(
+        unmatched = next(
             (f"{slot.label} with shape {list(slot.shape)}" for slot in here.values()),
             "none of them",
         )
         raise CheckpointError(
             f"its base model is {config.base_model_name_or_path or 'unnamed'!r}, and it generates"
-            f" other tensors than this model has, which has {first}: load it on its own base model,"
+            f" other tensors than this model has, which has {unmatched}: load it on its own base model,"
             " or restore its adapter_config.json if it was edited"
         )
     return ordered

@@ -13,7 +13,7 @@ from qpeft.core.base_digest import bind_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
 from qpeft.core.generator import Generator
-from qpeft.core.generators import Generators, generators_in
+from qpeft.core.generators import GeneratorHolder, generators_in
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial, lora_slots
 from qpeft.core.targets import check_target_modules
@@ -34,7 +34,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     uses_shared_state = True
 
     @property
-    def generators(self) -> Generators:
+    def generators(self) -> GeneratorHolder:
         """The generator of each adapter, by the adapter's name."""
         generators: Any = generators_in(self)
         return generators
@@ -54,7 +54,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         is_loaded = config.generated is not None
         config.read_files(model)
         if self.generators is None:  # it registers itself as a module of this tuner
-            Generators(self, self.model, self.model, saved_path="base_model.")
+            GeneratorHolder(self, self.model, self.model, saved_path="base_model.")
         # PEFT freezes the base, which is undone after an error, and makes the active adapters
         # trainable again, which is always undone for the generators
         in_base = [(p, p.requires_grad) for p in model.parameters()]
@@ -117,7 +117,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         """As PEFT's; of the generators those of the active adapters are trainable."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
-        self.generators.recheck()
+        self.generators.mark_unread()
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         """As PEFT's, for the parameters of the generators."""

@@ -1,4 +1,4 @@
-"""The owner of the generators of a PeftModel, one per adapter.
+"""The holder of the generators of a PeftModel, one per adapter.
 
 It is a module in the tuner of a method of qpeft, or next to the host adapter of `qpeft.attach`.
 """
@@ -34,13 +34,14 @@ class _Outermost(threading.local):
     """The running call that no other one contains, in each thread."""
 
     def __init__(self) -> None:
-        self.module_by_owner: dict[int, int] = {}  # ids of `Generators`, and of modules of the base
+        # ids of holders, and of modules of the base
+        self.module_by_owner: dict[int, int] = {}
 
 
 _outermost = _Outermost()
 
 
-class Generators(nn.ModuleDict):
+class GeneratorHolder(nn.ModuleDict):
     """The generator of each adapter, by the adapter's name.
 
     Hooks of the base keep the adapters' tensors up to date: that of the whole model evaluates
@@ -145,7 +146,7 @@ class Generators(nn.ModuleDict):
             return
         _outermost.module_by_owner[id(self)] = id(module)
         for binding in self.bindings.values():
-            binding.recheck_written()
+            binding.mark_unread_if_written()
 
     def _after_call(self, module: nn.Module, *_: Any) -> None:
         if torch.compiler.is_compiling():
@@ -188,10 +189,10 @@ class Generators(nn.ModuleDict):
         for binding in self.bindings.values():
             binding.invalidate()
 
-    def recheck(self) -> None:
+    def mark_unread(self) -> None:
         """Evaluate those generators again whose parameters changed, when an adapter is used."""
         for binding in self.bindings.values():
-            binding.recheck()
+            binding.mark_unread()
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
@@ -250,7 +251,7 @@ class Generators(nn.ModuleDict):
     def train(self, mode: bool = True) -> Any:
         """As PyTorch's. At a change of mode, writes through `.data` are noticed on accelerators, too."""
         if mode != self.training:
-            self.recheck()
+            self.mark_unread()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -258,7 +259,7 @@ class Generators(nn.ModuleDict):
             binding.flush()  # through the graph of the present parameters
         result = super()._apply(fn, recurse)
         for binding in self.bindings.values():
-            binding.follow(fn)
+            binding.cast_slots(fn)
         return result
 
     def count_generated(self) -> int:
@@ -325,16 +326,16 @@ def _adapters_in_use(base: nn.Module) -> set[str]:
     }
 
 
-def holder_of(model: Any) -> Generators | None:
+def holder_of(model: Any) -> GeneratorHolder | None:
     """The generators of a PeftModel; None if none of its adapters is generated."""
     in_tuner = generators_in(getattr(model, "base_model", None))
     return generators_in(model) if in_tuner is None else in_tuner  # next to a prompt
 
 
-def generators_in(owner: Any) -> Generators | None:
+def generators_in(owner: Any) -> GeneratorHolder | None:
     """The generators that are a module of `owner`."""
     modules = owner.children() if isinstance(owner, nn.Module) else ()
-    return next((module for module in modules if isinstance(module, Generators)), None)
+    return next((module for module in modules if isinstance(module, GeneratorHolder)), None)
 
 
 @contextmanager

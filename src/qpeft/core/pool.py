@@ -116,14 +116,14 @@ class AdapterPool:
             raise CheckpointError(
                 f"{self.folder} contains no adapter folder; save one there with qpeft.save"
             )
-        first = self.folder / self.names[0]
-        kind = check_folder(first)["peft_type"]
+        example = self.folder / self.names[0]  # determines the configuration of all
+        kind = check_folder(example)["peft_type"]
         if not _is_served(kind):
             raise ConfigError(
-                f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {first} is {kind}"
+                f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {example} is {kind}"
             )
-        loaded: Any = load(base, first, frames=frames)
-        self._reader = PoolReader(loaded, first)
+        loaded: Any = load(base, example, frames=frames)
+        self._reader = PoolReader(loaded, example)
         stock = loaded.base_model.generators.configs["default"].to_stock()
         # otherwise a module from modules_to_save would stay in the base
         _activate(_adapted_modules(loaded), [])

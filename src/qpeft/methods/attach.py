@@ -24,7 +24,7 @@ from qpeft.checks import option
 from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generators import Generators, described_by, holder_of
+from qpeft.core.generators import GeneratorHolder, described_by, holder_of
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, find_slots, slots_in
@@ -82,9 +82,9 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     model.__class__ = attached_class(type(model))
     base = model.get_base_model()
     if model._is_prompt_learning:  # it is read before the base model's forward pass
-        holder = Generators(model, base, model.prompt_encoder[name], saved_path="")
+        holder = GeneratorHolder(model, base, model.prompt_encoder[name], saved_path="")
     else:
-        holder = Generators(model.base_model, base, base, saved_path="")
+        holder = GeneratorHolder(model.base_model, base, base, saved_path="")
     holder.hold(name, attached, generator, slots)
     holder.train_only([name])
     return model
@@ -245,7 +245,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
     """Mixed in before a PeftModel class by `attach`."""
 
     @property
-    def generators(self) -> Generators:
+    def generators(self) -> GeneratorHolder:
         """The generator of the adapter, by its name."""
         generators: Any = holder_of(self)
         return generators
@@ -312,7 +312,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         # PEFT sets requires_grad of the tensors it finds, which views refuse
         self.generators.refresh_detached()
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self.generators.recheck()
+        self.generators.mark_unread()
         self.generators.train_only(self.active_adapters, inference_mode)
 
     @contextmanager
@@ -322,7 +322,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
             with super().disable_adapter():
                 yield
         finally:
-            self.generators.recheck()
+            self.generators.mark_unread()
 
     def add_adapter(self, *_: Any, **__: Any) -> None:
         raise ConfigError(

@@ -169,11 +169,11 @@ def _few_layers(model: Any) -> _FewLayers | None:
     except Exception:  # of any code: this model has no such copies, and is counted as it is
         return None
     whole = _kinds(model)
-    first = _kinds(few.one_layer)
-    second = _kinds(few.two_layers)
+    of_one = _kinds(few.one_layer)
+    of_two = _kinds(few.two_layers)
     is_uniform = all(
-        whole[kind] == first[kind] + (n_layers - 1) * (second[kind] - first[kind])
-        for kind in whole | first | second
+        whole[kind] == of_one[kind] + (n_layers - 1) * (of_two[kind] - of_one[kind])
+        for kind in whole | of_one | of_two
     )
     return few if is_uniform else None
 

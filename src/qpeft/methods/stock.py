@@ -27,11 +27,12 @@ def _peft(
 
 
 _ALL = {"target_modules": "all-linear"}
+# the default of PEFT rotates inexactly
 _EXACT = {
     **_ALL,
     "oft_block_size": 4,
     "use_cayley_neumann": False,
-}  # the default of PEFT rotates inexactly
+}
 _TOKENS = {"num_virtual_tokens": 10}
 # Learning rates are those that our studies chose (docs/comparison.md); LoHa and prompt tuning have
 # usual ones.

@@ -85,9 +85,8 @@ class QuantumPeftGeneratorConfig:
         " fit_frames(save_to=...) or by qpeft frames. The compact adapter then refers to it;"
         " otherwise it stores its frames as float16.",
     )
-    frames_sha256: str | None = field(
-        default=None, metadata={"filled_in": True}
-    )  # of the frame file
+    # of the frame file
+    frames_sha256: str | None = field(default=None, metadata={"filled_in": True})
     bits: int | None = option(
         None,
         "Bits per angle, in training and in the compact adapter; 16 is float16; 3 and fewer are "
