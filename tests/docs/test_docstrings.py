@@ -16,6 +16,7 @@ from qpeft_lab import compare, demo, diagnose, metrics
 MODULES = [qpeft, qpeft.circuits, qpeft.errors, qpeft.methods, qpeft.testing]
 MODULES += [qpeft_lab, compare, demo, diagnose, metrics]
 METHODS = ("QPA", "QuantumPeft", "QAA", "CUA", "QuIC", "QuanTA", "SoRA", "Bottleneck")
+DTYPE = re.compile(r"dtype|float32|float64|complex|int64|uint8")
 SHAPE = re.compile(r"\(\w[^()]*,[^()]*\)|\(\d?\w+\)|\(2\*\*N|shape")
 
 
@@ -58,6 +59,7 @@ def lacks(value):
     stated = {
         "a docstring": value.__doc__,
         "shapes of tensors": "Tensor" not in signature or SHAPE.search(text),
+        "dtypes of tensors": "Tensor" not in signature or DTYPE.search(text),
         "radians": "angles" not in signature or "radian" in text.lower(),
         "what it raises": "raise " not in inspect.getsource(value) or "Raise" in text,
     }
@@ -82,8 +84,8 @@ def test_incomplete_docstrings_are_found():
         """Turn."""
         raise ValueError
 
-    assert lacks(turned) == ["shapes of tensors", "radians", "what it raises"]
-    turned.__doc__ = "Turn angles (M,), radians. Raises ValueError."
+    assert lacks(turned) == ["shapes of tensors", "dtypes of tensors", "radians", "what it raises"]
+    turned.__doc__ = "Turn angles (M,), radians, float32. Raises ValueError."
     assert lacks(turned) == []
     assert len(FUNCTIONS) > 80
     assert len(METHODS_OF_CLASSES) > 40

@@ -43,9 +43,9 @@ def two_design_columns(
     """`orthogonal_columns` (2**N, K) or (M, 2**N, K) of the `two_design` circuit on N = `n_qubits`:
     equation (QP-2).
 
-    `angles` are radians, (P,) or (M, P), P = (2L+1) N - 2L with L = `n_layers`, in the order in which they
-    act; a shift by 2 pi negates every column. `columns` are K basis indices. Raises as
-    `orthogonal_columns`.
+    `angles` are radians, float32 or float64, (P,) or (M, P), P = (2L+1) N - 2L with L = `n_layers`,
+    in the order in which they act; a shift by 2 pi negates every column. `columns` are K basis
+    indices. The result has the angles' dtype. Raises as `orthogonal_columns`.
     """
     return orthogonal_columns(angles, 2**n_qubits, n_layers, columns)
 

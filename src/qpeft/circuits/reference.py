@@ -42,7 +42,7 @@ def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor | None = None) -> 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     """`exact_probabilities` (2**N,) of `ansatz` at `angles`, radians, gate by gate, with derivatives of
-    every order.
+    every order; in the dtype of the angles, float32 or float64.
 
     Raises as `exact_probabilities`.
     """

@@ -123,7 +123,7 @@ def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 def probabilities(angles: Tensor) -> Tensor:
     """`exact_probabilities` (2**N,) of QPA's default circuit `ry_ladder` with angles (L, N)
-    in radians: equation (QPA-1).
+    in radians, float32 or float64: equation (QPA-1). The result has their dtype.
 
     Raises as `exact_probabilities`.
     """

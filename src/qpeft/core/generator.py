@@ -104,8 +104,8 @@ class Generator(FullPrecision):
         """The tensors of the adapter without what has no effect, and the rank that is left of each
         module.
 
-        `values` are all tensors, with the shapes of the slots, and `config` the stock config, which
-        this describes the ranks in. None: all are left.
+        `values` are all tensors, with the shapes and dtypes of the slots, and `config` the stock
+        config, which this describes the ranks in. None: all are left.
         """
         return values, None
 

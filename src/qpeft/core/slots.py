@@ -39,8 +39,8 @@ class Slot:
         return cls(owner, name, label, parameter.shape, parameter.dtype)
 
     def put(self, tensor: Tensor) -> None:
-        """Set the tensor, of the slot's shape, as a plain attribute, invisible to `nn.Module`,
-        instead of the stock parameter.
+        """Set the tensor, of the slot's shape and dtype, as a plain attribute, invisible to
+        `nn.Module`, instead of the stock parameter.
         """
         self.owner._parameters.pop(self.name, None)
         self.owner.__dict__[self.name] = tensor

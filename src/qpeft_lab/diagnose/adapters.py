@@ -243,7 +243,8 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Mea
 
     Args:
         updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows,
-            r) and (r, columns): such as lora_B and lora_A. Their product is never formed.
+            r) and (r, columns): such as lora_B and lora_A. Their product is never formed. Of any
+            real dtype; computed in float64 on the CPU.
 
     Returns:
         `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`, the highest rank

@@ -99,7 +99,8 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
 
     Args:
         probabilities: (S, D) of S states, or (D,) of one state; each state's probabilities sum to
-            1. Frequencies over shots are not probabilities: they follow the distribution of counts.
+            1. Of any real dtype, computed in float64. Frequencies over shots are not probabilities:
+            they follow the distribution of counts.
         field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex"
             for all others.
 
@@ -389,7 +390,8 @@ def of_fidelities(
 
 
 def meyer_wallach(states: Tensor) -> Measurement:
-    """How entangled normalised `states` (S, 2^N) are, S at least 2.
+    """How entangled normalised `states` (S, 2^N) are, S at least 2; of any real or complex dtype,
+    computed in float64 or complex128 on the CPU.
 
     `mean` is that of Meyer and Wallach's Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state
     of qubit i, from 0 (a product state) to 1, and `error` its standard error. `expected` is the

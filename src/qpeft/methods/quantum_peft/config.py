@@ -152,7 +152,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     def make(
         self, slots: Sequence[Slot], initial: Tensor, init: SeededInit
     ) -> QuantumPeftGenerator:
-        """As `GeneratorConfig.make`; `initial`, flat (P,), is not used.
+        """As `GeneratorConfig.make`; `initial`, flat (P,) float32, is not used.
 
         Raises CheckpointError if the slots are in another order than `order` gives.
         """
