@@ -195,8 +195,8 @@ def group_matrices(angles: Tensor, program: Program) -> list[Tensor]:
         for of_rows in (program.coefficients, program.shifts, program.tables)
     )
     # cos(phi) = sin(phi + pi / 2), so one sine gives both kinds of features
-    shifts = shifts.expand(-1, -1, n_circuits)
-    phi = torch.baddbmm(shifts, coefficients, wire_angles)  # (rows, 2**k, M)
+    # phi is (rows, 2**k, M)
+    phi = torch.baddbmm(shifts.expand(-1, -1, n_circuits), coefficients, wire_angles)
     entries = torch.bmm(phi.sin().mT, tables)  # (rows, M, 4**k)
     if program.is_complex:
         entries = torch.view_as_complex(entries.unflatten(-1, (-1, 2)))
@@ -366,14 +366,14 @@ def compile_gates(
     made = {gates: _entangler(gates, n_qubits, dtype, device) for gates in set(behind)}
     entanglers = tuple(made[gates] for gates in behind)
     return Program(
-        sizes=sizes,
-        angle_index=angle_index.flatten().to(device),
-        coefficients=coefficients,
-        shifts=row_shifts,
-        tables=stacked,
-        shape=shape,
-        entanglers=entanglers,
-        is_complex=is_complex,
+        sizes,
+        angle_index.flatten().to(device),
+        coefficients,
+        row_shifts,
+        stacked,
+        shape,
+        entanglers,
+        is_complex,
     )
 
 
