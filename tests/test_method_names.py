@@ -28,6 +28,8 @@ ALLOWED = {
     "qpeft_lab/cli/verdict.py": {"qpa", "quantum_peft"},
     "qpeft_lab/data/sources.py": {"prompt"},  # a column of data
     "qpeft_lab/data/text.py": {"prompt"},
+    "qpeft_lab/served.py": {"prompt"},  # a field of a request
+    "qpeft_lab/gguf_lora.py": {"lora"},  # the type of an adapter in GGUF
 }
 
 

@@ -301,7 +301,6 @@ def _trainer(
     is_renamed = hasattr(TrainingArguments, "activation_checkpointing")
     name = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
     checkpointing: dict[str, Any] = {name: settings.gradient_checkpointing}
-    assert settings.lr is not None  # `prepare` has filled it in
     constant = settings.lr_schedule == "constant"  # that of transformers has no warmup
     learning_rate = settings.lr
     assert learning_rate is not None  # `prepare` has settled it
