@@ -21,7 +21,12 @@ LABELS = {  # in the order of the table
     "lora_r1": "LoRA r=1",
     "suggested": "the suggested one",
 }
-FIRST = {"qpa": "QPA", "lora_r8": "LoRA r=8", "suggested": "`--method auto`"}  # in the README
+FIRST = {
+    "qpa": "QPA",
+    "lora_r8": "LoRA r=8",
+    "lora_r1": "LoRA r=1",
+    "suggested": "`--method auto`",
+}  # in the README
 COLORS = {"lora_r8": "#3f4248", "qpa": "#1559b7", "lora_r1": "#a34a00", "suggested": "#1a7a4c"}
 MEAN_OF = 10  # steps
 SHOWN = (0, 5)  # prompts
@@ -40,7 +45,8 @@ def adapters() -> str:
     some = result["adapters"]["lora_r8"]
     frames = size(result["frames"]["bytes"])
     labels = {**LABELS, "suggested": f"the suggested one, in shared frames of {frames}"}
-    rows = [["none", "0", "", f"{some['loss']['before']:.2f}", f"{some['bleu']['base']:.0f}", ""]]
+    untrained_loss = f"{some['loss']['before']:.2f}"
+    rows = [["none", "0", "", "", untrained_loss, f"{some['bleu']['base']:.0f}", ""]]
     for name, label in labels.items():
         adapter = result["adapters"][name]
         rows.append(
@@ -48,13 +54,14 @@ def adapters() -> str:
                 label,
                 f"{adapter['trainable']:,}",
                 size(adapter["stored_bytes"]),
+                size(adapter["exported_bytes"]),
                 f"{adapter['loss']['after']:.2f}",
                 f"{adapter['bleu']['adapted']:.0f}",
                 f"{adapter['processor_seconds'] / 60:.1f}",
             ]
         )
-    header = ["adapter", "trainable parameters", "file", "loss", "BLEU", "processor minutes"]
-    return table(header, rows, numbers=5)
+    sizes = ["trainable parameters", "compact file", "exported"]
+    return table(["adapter", *sizes, "loss", "BLEU", "processor minutes"], rows, numbers=6)
 
 
 def answers() -> str:
@@ -85,10 +92,11 @@ def first_look() -> str:
     ]
     for name, label in FIRST.items():
         adapter = result["adapters"][name]
-        loss, bleu = adapter["loss"]["after"], adapter["bleu"]["adapted"]
+        loss = adapter["loss"]["after"]
+        bleu = adapter["bleu"]["adapted"]
         answer = _cut(adapter["texts"][0])
         rows.append([label, answer, f"{loss:.2f}", f"{bleu:.0f}", size(adapter["stored_bytes"])])
-    return table(["", "answer", "loss", "BLEU", "file"], rows, numbers=3)
+    return table(["", "answer", "loss", "BLEU", "compact file"], rows, numbers=3)
 
 
 def _cut(text: str) -> str:
@@ -102,7 +110,7 @@ def took() -> str:
     result = stored()
     minutes = result["processor_seconds"] / 60
     return (
-        f"All commands together took {minutes:.0f} minutes of processor time; two cores share them."
+        f"All commands together took {minutes:.0f} minutes of processor time, of cores of a server."
         f" The largest process used {result['megabytes'] / 1000:.1f} GB of memory."
     )
 

@@ -303,8 +303,9 @@ def test_request_of_vllm_is_answered_with_a_path(vllm, adapters, base, tmp_path,
         "user-0",
         str(next(tmp_path.glob("cache/[!.]*"))),
     )
-    assert 0 < found.lora_int_id < 2**63
-    assert resolve("user-0").lora_int_id == found.lora_int_id != resolve("user-1").lora_int_id
+    assert [resolve(f"user-{n}").lora_int_id for n in (0, 1, 0)] == [1, 2, 1]  # vLLM has 32 bits
+    vllm_resolver.register()  # another server of this cache
+    assert [resolve(f"user-{n}").lora_int_id for n in (1, 0)] == [2, 1]
     assert resolve("nobody") is None
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, QpeftError
+from qpeft.files import write_text
 from qpeft_lab import revisions
 from qpeft_lab.files import locked, remove_unfinished
 
@@ -40,7 +41,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 _HOME = "~/.cache/qpeft/vllm"
 _DEFAULT_BYTES = 10**9
 _SERVER = ".server-"  # start of the names of files in the cache
-_N_ID_DIGITS = 15  # of an adapter's number in vLLM, in hexadecimal: less than 2**63
+_NUMBERS = ".numbers"  # a file in the cache: the keys that have a number, a line each
 _log = logging.getLogger("vllm.qpeft")  # vLLM shows the messages of its own loggers
 
 
@@ -93,6 +94,21 @@ class ExportCache:
             message = f"adapter {name!r} cannot be served: {reason}"
             _log.error("qpeft: %s", message)
             raise kind(message) from error
+
+    def number(self, exported: Path) -> int:
+        """The number of an export in vLLM: from 1 in the order of first use, the same for all servers
+        of this cache.
+
+        vLLM knows an adapter by its number, and keeps it in 32 bits: a hash of the content would be
+        that of another adapter too often.
+        """
+        with locked(self.cache, patience=math.inf):
+            file = self.cache / _NUMBERS
+            keys = file.read_text(encoding="utf-8").split() if file.exists() else []
+            if exported.name not in keys:
+                keys.append(exported.name)
+                write_text(file, "".join(f"{key}\n" for key in keys))
+            return keys.index(exported.name) + 1
 
     def _exported(self, folder: Path, base: str) -> Path:
         """The export of the adapter in `folder`; the cache is locked."""
@@ -223,7 +239,7 @@ def register() -> None:
             path = await asyncio.to_thread(exports.find, lora_name, base_model_name)
             if path is None:
                 return None
-            number = 1 + int(path.name[:_N_ID_DIGITS], 16)
+            number = await asyncio.to_thread(exports.number, path)
             return LoRARequest(lora_name=lora_name, lora_int_id=number, lora_path=str(path))
 
     LoRAResolverRegistry.register_resolver("qpeft", Resolver())

@@ -245,10 +245,13 @@ def sentence(twins: Sequence[Comparison], margin: float) -> str:
     most = max(twin.detectable for twin in twins)
     if all(twin.decision == BETTER for twin in twins):
         return f"{told} So the study shows a benefit from the circuit."
-    if most > margin and any(twin.decision == UNDECIDED for twin in twins):
+    undecided = [twin for twin in twins if twin.decision == UNDECIDED and twin.detectable > margin]
+    if undecided:
+        most = max(twin.detectable for twin in undecided)
         return (
-            f"{told} The study cannot decide: it would have seen only a difference above"
-            f" {most:.1f} % of LoRA's gain, and the margin is {margin:g} %. More seeds would."
+            f"{told} The study cannot decide about {' and '.join(twin.label for twin in undecided)}:"
+            f" it would have seen only a difference above {most:.1f} % of LoRA's gain, and the"
+            f" margin is {margin:g} %. More seeds would."
         )
     return f"{told} A difference above {most:.1f} % of LoRA's gain would have been seen."
 
