@@ -214,7 +214,7 @@ def equal_features(ansatz: Ansatz, seed: int = 0) -> Measurement:
 
     Compared at three sets of random angles from `seed`, in float64. Returns `features`, D;
     `distinct`, how many differ; and `groups`, the basis states, such as "011", whose probabilities
-    are equal, or 0.
+    are equal, or 0. Raises ConfigError for an ansatz that is not registered.
     """
     features = exact_probabilities(ansatz, random_angles(ansatz, 3, seed)).T  # (D, 3)
     order = features[:, 0].argsort()
