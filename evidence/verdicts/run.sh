@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The verdicts of circuits.py on the embedded base, about 20 minutes each on one core; run it again to resume.
+# The verdicts of circuits.py on the embedded base; run it again to resume.
 #
 #   evidence/verdicts/run.sh FOLDER
 set -euo pipefail
