@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 from tiny_models import llama
 
@@ -71,6 +73,38 @@ def test_half_copied_base_is_refused(bases, damage, message):
         check_base_files(str(bases[of_shards]))
 
 
+def test_half_a_gguf_file_is_refused(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    file = tmp_path / "base.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_custom_alignment(64)
+    writer.add_token_list(["a", "b", "longer"])
+    writer.add_array("numbers", [1, 2, 3])
+    for name, shape in (("a", (3, 32)), ("b", (5,))):
+        writer.add_tensor(name, np.ones(shape, np.float32))
+    quantized = gguf.quants.quantize(np.ones((2, 32), np.float32), gguf.GGMLQuantizationType.Q4_1)
+    writer.add_tensor("c", quantized, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = file.read_bytes()
+    check_base_files(str(file))
+    last = gguf.GGUFReader(file).tensors[-1]
+    end = int(last.data_offset + last.n_bytes)  # the file is padded behind it
+    cut = {
+        whole[:end]: None,
+        whole[: end - 1]: "has [0-9,]+ of [0-9,]+ bytes; copy or download it again",
+        whole[:100]: "ends early; copy",
+        b"<html>" + whole: "is damaged; copy",
+        whole[:8] + b"\xff" * 16 + whole[24:]: "ends early|is damaged",
+    }
+    for content, message in cut.items():
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message) if message else nullcontext():
+            check_base_files(str(file))
+
+
 def test_hub_id_passes_and_a_file_that_is_no_model_does_not(tmp_path):
     check_base_files("gpt2")
     check_base_files("org/model")
@@ -88,6 +122,7 @@ REFUSED = {  # options of train -> a part of the message
     "--method lroa": "did you mean 'lora'",
     "--method qpa --budget -4": "budget must be above 0",
     "--out absent.py/run": "",
+    "--data chat.jsonl --model base": "the tokenizer has no chat template; set chat_template",
 }
 
 
@@ -104,6 +139,9 @@ for options in json.loads(sys.argv[1]):
 print(json.dumps([texts, sorted({"torch", "transformers", "peft", "datasets"} & {*sys.modules})]))
 """
     (tmp_path / "absent.py").touch()
+    (tmp_path / "chat.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    llama().save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "tokenizer_config.json").write_text("{}")
     words = [sys.executable, "-c", code, json.dumps(list(REFUSED))]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=True)
     texts, heavy = json.loads(done.stdout)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from qpeft.errors import InputError
+from qpeft.errors import InputError, needs
 from qpeft.files import read_json
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")
 _COPY_AGAIN = "copy or download it again"
+NO_CHAT_TEMPLATE = (
+    "the data has messages, but the tokenizer has no chat template; set chat_template to"
+    " chatml, use a chat model, or give the columns prompt and completion"
+)
+# of a GGUF file: the bytes of a number by the code of its type, and two types of other lengths
+_NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_TEXT, _ARRAY = 8, 9
 
 
 def check_base_files(model: str) -> None:
@@ -25,6 +32,8 @@ def check_base_files(model: str) -> None:
         raise InputError(f"no model folder {model}: {explain_missing(model)}")
     if folder.is_file() and folder.suffix != ".gguf":
         raise InputError(f"{model} is a file; give the folder of a base model, or a GGUF file")
+    if folder.is_file():
+        _check_gguf(folder)
     if not (folder / "config.json").is_file():
         if folder.is_dir():
             raise InputError(f"{model} has no config.json: it is no base model, or a part of one")
@@ -53,6 +62,18 @@ def context_of(model: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def lacks_chat_template(model: str) -> bool:
+    """Whether the base is a folder with a tokenizer that has no chat template."""
+    folder = Path(model).expanduser()
+    config = folder / "tokenizer_config.json"
+    return (
+        config.is_file()
+        and not (folder / "chat_template.jinja").is_file()
+        and not (folder / "additional_chat_templates").is_dir()
+        and _read(config).get("chat_template") is None
+    )
+
+
 def _check_length(file: Path) -> None:
     """Raise InputError if a safetensors file is shorter than its header says."""
     with file.open("rb") as opened:
@@ -61,12 +82,79 @@ def _check_length(file: Path) -> None:
             header = json.loads(opened.read(struct.unpack("<Q", start)[0]))
             ends = [part["data_offsets"][1] for name, part in header.items() if name[0] != "_"]
         except (ValueError, TypeError, KeyError, IndexError, struct.error, MemoryError) as error:
-            raise InputError(f"the base model's file {file} is damaged; {_COPY_AGAIN}") from error
+            raise _damaged(file) from error
         expected = opened.tell() + max(ends, default=0)
+    _refuse_shorter(file, expected)
+
+
+def _check_gguf(file: Path) -> None:
+    """Raise InputError if a GGUF file is shorter than its header says.
+
+    `gguf.GGUFReader` reads the whole vocabulary for that, which takes seconds.
+    """
+    with needs(f"the GGUF file {file}", "gguf"):
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    with file.open("rb") as opened:
+        try:
+            if opened.read(4) != b"GGUF" or _number(opened, 4) < 2:
+                raise ValueError("no GGUF file of version 2 or 3")
+            n_tensors, n_fields = _number(opened, 8), _number(opened, 8)
+            alignment = 32
+            for _ in range(n_fields):
+                name, kind = opened.read(_number(opened, 8)), _number(opened, 4)
+                if name == b"general.alignment":
+                    alignment = _number(opened, 4)
+                else:
+                    _skip_value(opened, kind)
+            expected = 0
+            for _ in range(n_tensors):
+                opened.seek(_number(opened, 8), 1)  # its name
+                n_values = 1
+                for _ in range(_number(opened, 4)):
+                    n_values *= _number(opened, 8)
+                block, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(_number(opened, 4))]
+                offset = _number(opened, 8)
+                expected = max(expected, offset + n_values // block * n_bytes)
+        except EOFError:
+            raise InputError(f"the base model's file {file} ends early; {_COPY_AGAIN}") from None
+        except (ValueError, KeyError, OverflowError, MemoryError, RecursionError, OSError) as error:
+            raise _damaged(file) from error
+        header = -(-opened.tell() // alignment) * alignment if alignment else opened.tell()
+    _refuse_shorter(file, header + expected)
+
+
+def _skip_value(opened: BinaryIO, kind: int) -> None:
+    """Move to the end of a value in the header of a GGUF file; `kind` is the code of its type."""
+    if kind == _TEXT:
+        opened.seek(_number(opened, 8), 1)
+    elif kind == _ARRAY:
+        kind, length = _number(opened, 4), _number(opened, 8)
+        if kind in _NUMBERS:
+            opened.seek(length * _NUMBERS[kind], 1)
+            return
+        for _ in range(length):
+            _skip_value(opened, kind)
+    else:
+        opened.seek(_NUMBERS[kind], 1)
+
+
+def _number(opened: BinaryIO, n_bytes: int) -> int:
+    """A little-endian integer. Raises EOFError at the end of the file."""
+    read = opened.read(n_bytes)
+    if len(read) < n_bytes:
+        raise EOFError
+    return int.from_bytes(read, "little")
+
+
+def _refuse_shorter(file: Path, expected: int) -> None:
     if (size := file.stat().st_size) < expected:
         raise InputError(
             f"the base model's file {file} has {size:,} of {expected:,} bytes; {_COPY_AGAIN}"
         )
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(f"the base model's file {file} is damaged; {_COPY_AGAIN}")
 
 
 def _read(file: Path) -> dict[str, Any]:

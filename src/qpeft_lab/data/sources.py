@@ -152,6 +152,21 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     return kept_rows(source, scored, len(rows), why)
 
 
+def begins_with_messages(source: str) -> bool:
+    """Whether the first line of a .jsonl is a conversation. What cannot be read has none; other
+    formats are not looked into.
+    """
+    path = Path(source).expanduser()
+    if path.suffix.lower() != ".jsonl" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        try:
+            row = json.loads(lines.readline())
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(row, dict) and "messages" in row
+
+
 def kept_rows(source: str, kept: list[Any], n_rows: int, why: str) -> list[Any]:
     """`kept`, with a warning if there were more rows. Raises DataError if none is kept."""
     left_out = f"{n_rows - len(kept)} of {n_rows} rows of {source} have {why}"

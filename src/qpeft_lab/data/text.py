@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError
+from qpeft_lab.base_files import NO_CHAT_TEMPLATE
 from qpeft_lab.data.labelled import HELD_OUT_EVERY
 from qpeft_lab.data.sources import (
     Row,
@@ -260,10 +261,7 @@ def _rendered(
     Raises DataError if the template is missing or fails.
     """
     if tokenizer.chat_template is None:
-        raise DataError(
-            "the data has messages, but the tokenizer has no chat template; set chat_template to"
-            " chatml, use a chat model, or give the columns prompt and completion"
-        )
+        raise DataError(NO_CHAT_TEMPLATE)
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)

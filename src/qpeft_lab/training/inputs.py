@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from qpeft.errors import ConfigError
-from qpeft_lab.base_files import check_base_files, context_of
-from qpeft_lab.data.sources import parse_source
+from qpeft.errors import ConfigError, DataError
+from qpeft_lab.base_files import (
+    NO_CHAT_TEMPLATE,
+    check_base_files,
+    context_of,
+    lacks_chat_template,
+)
+from qpeft_lab.data.sources import begins_with_messages, parse_source
 from qpeft_lab.files import output_file
 from qpeft_lab.settings import RunSettings
 
@@ -35,4 +40,11 @@ def check_inputs(settings: RunSettings) -> None:
         raise ConfigError(
             f"seq_len={settings.seq_len} is longer than the model's context of {context} tokens"
         )
+    if (
+        settings.is_language_model
+        and settings.chat_template is None
+        and begins_with_messages(settings.data)
+        and lacks_chat_template(settings.model)
+    ):
+        raise DataError(NO_CHAT_TEMPLATE)
     output_file(Path(settings.out).expanduser(), is_folder=True)
