@@ -64,19 +64,12 @@ TWINS = [
 ]
 
 
-class Replaced(NamedTuple):
-    """An adapter with a circuit, and what takes the circuit's place."""
-
-    circuit: str
-    instead: str
-
-
-GALLERY_NAMES = {  # the labels of the study `margins`
-    "QPA, frozen angles": Replaced("QPA", "frozen angles"),
-    "QPA, Gaussian features": Replaced("QPA", "Gaussian features"),
-    "Quantum-PEFT, signs": Replaced("Quantum-PEFT", "random signs"),
-    "framed signs": Replaced("Quantum-PEFT in gradient frames", "random signs"),
-    "QAA, Givens rotations": Replaced("QAA", "Givens rotations"),
+QUESTIONS = {  # the labels of the study `margins`
+    "QPA, frozen angles": "QPA minus frozen angles",
+    "QPA, Gaussian features": "QPA minus Gaussian features",
+    "Quantum-PEFT, signs": "Quantum-PEFT minus random signs",
+    "framed signs": "framed circuits minus random signs",
+    "QAA, Givens rotations": "QAA minus Givens rotations",
 }
 
 
@@ -135,16 +128,22 @@ class Line(NamedTuple):
     cells: list[Cell | None]
 
 
-def grid(header: Sequence[str], rows: Sequence[Line]) -> str:
-    """A table of comparisons, whose verdicts are of one family."""
-    lines = []
-    for row, verdicts in zip(rows, verdicts_of(rows), strict=True):
-        texts = [
-            "" if cell is None else cell.text(verdict)
-            for cell, verdict in zip(row.cells, verdicts, strict=True)
-        ]
-        lines.append([row.label, *texts])
-    return table(header, lines)
+class Grid(NamedTuple):
+    """Comparisons of one family, which a page shows as a table and as a forest of intervals."""
+
+    header: list[str]
+    rows: list[Line]
+
+    def __str__(self) -> str:
+        """The table."""
+        lines = []
+        for row, verdicts in zip(self.rows, verdicts_of(self.rows), strict=True):
+            texts = [
+                "" if cell is None else cell.text(verdict)
+                for cell, verdict in zip(row.cells, verdicts, strict=True)
+            ]
+            lines.append([row.label, *texts])
+        return table(self.header, lines)
 
 
 def verdicts_of(rows: Sequence[Line]) -> list[list[str]]:
@@ -174,7 +173,7 @@ def best_of(setup: str, budget: int) -> Best:
     return Best(ours, other, compared(summary, ours.key, other.key))
 
 
-def equal() -> str:
+def equal() -> Grid:
     """The best adapter of the equal search with a circuit minus the best without, by budget and
     setup, with parameters and learning rate of both.
     """
@@ -190,14 +189,14 @@ def equal() -> str:
             )
             cells.append(Cell(both.difference, " and ".join(names) + ": "))
         rows.append(Line(f"{budget:,}", cells))
-    return grid(["parameters, at most", *(SETUPS[setup] for setup in setups)], rows)
+    return Grid(["parameters, at most", *(SETUPS[setup] for setup in setups)], rows)
 
 
-def pairs(study: str, asked: Sequence[Pair]) -> str:
+def pairs(study: str, asked: Sequence[Pair]) -> Grid:
     """Families of a search at each budget, averaged over the setups."""
     budgets = budgets_of(study)
     header = ["parameters, at most", *(f"{budget:,}" for budget in budgets)]
-    return grid(header, pair_lines(study, asked))
+    return Grid(header, pair_lines(study, asked))
 
 
 def budgets_of(study: str) -> list[int]:
@@ -251,27 +250,23 @@ def pair_cell(
 # -- five questions with a margin
 
 
-def margins() -> str:
+def margins() -> Grid:
     """Circuits minus their classical replacements in each setup."""
     header = ["circuit minus", *(SETUPS[setup] for setup in summaries_of("margins"))]
     rows = [
         Line(question, [Cell(each) for each in in_setups])
         for question, in_setups in questions().items()
     ]
-    return grid(header, rows)
+    return Grid(header, rows)
 
 
-def pooled() -> str:
+def pooled() -> Grid:
     """The same, averaged over the setups."""
-    return grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], pooled_lines())
-
-
-def pooled_lines() -> list[Line]:
-    """The comparisons of `pooled`."""
-    return [
+    rows = [
         Line(question, [Cell(comparisons.mean(in_setups))])
         for question, in_setups in questions().items()
     ]
+    return Grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], rows)
 
 
 def gallery() -> str:
@@ -279,10 +274,10 @@ def gallery() -> str:
     tables `pooled` and `twins`.
     """
     rows = []
-    pooled = pooled_lines()
-    for line, (verdict,) in zip(pooled, verdicts_of(pooled), strict=True):
-        replaced = GALLERY_NAMES[line.label]
-        rows.append([replaced.circuit, replaced.instead, verdict])
+    averages = pooled().rows
+    for line, (verdict,) in zip(averages, verdicts_of(averages), strict=True):
+        circuit, _, instead = line.label.partition(" minus ")
+        rows.append([circuit, instead, verdict])
     twins = pair_lines(ADAPTERS, TWINS)
     for line, verdicts in zip(twins, verdicts_of(twins), strict=True):
         circuit, _, instead = line.label.partition(" minus ")
@@ -301,7 +296,7 @@ def questions() -> dict[str, list[Paired]]:
     """By replacement, the difference in each setup."""
     summaries = list(summaries_of("margins").values())
     return {
-        str(method.label): [compared(s, method.against, method.key) for s in summaries]
+        QUESTIONS[str(method.label)]: [compared(s, method.against, method.key) for s in summaries]
         for method in summaries[0].study.methods
         if method.against
     }
@@ -310,7 +305,7 @@ def questions() -> dict[str, list[Paired]]:
 # -- do QPA's angles move?
 
 
-def angles() -> str:
+def angles() -> Grid:
     """QPA with trained angles minus QPA with frozen ones, by the factor on the angles' learning
     rate, with how far they moved on average.
     """
@@ -322,7 +317,7 @@ def angles() -> str:
             moved = summary[key].mean("angles_moved")
             cells.append(Cell(compared(summary, key, "frozen"), f"{moved:.2f} rad; "))
         rows.append(Line(_factor(key), cells))
-    return grid(["factor", *(SETUPS[setup] for setup in summaries)], rows)
+    return Grid(["factor", *(SETUPS[setup] for setup in summaries)], rows)
 
 
 def angles_far() -> str:
@@ -354,7 +349,7 @@ def _factor(key: str) -> str:
     return key.removeprefix("scale_")
 
 
-def epochs() -> str:
+def epochs() -> Grid:
     """Framed circuits minus other families after one and four epochs, averaged over the setups."""
     budgets = BUDGETS[:3]
     rows = []
@@ -366,7 +361,7 @@ def epochs() -> str:
                 keys = (f"framed_{budget}", f"{other}_{budget}")
                 cells.append(Cell(comparisons.mean([compared(s, *keys) for s in summaries])))
             rows.append(Line(f"{_family(summaries[0], other)}, {duration}", cells))
-    return grid(["framed circuits minus", *(f"{budget:,}" for budget in budgets)], rows)
+    return Grid(["framed circuits minus", *(f"{budget:,}" for budget in budgets)], rows)
 
 
 # -- studies before the protocol: intervals over seeds, without blocks

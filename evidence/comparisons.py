@@ -13,7 +13,7 @@ from statistics import fmean
 
 import numpy as np
 
-from qpeft_lab.compare.paired import UNDECIDED, Paired, decisions
+from qpeft_lab.compare.paired import Paired, decisions
 from qpeft_lab.compare.summary import Result, Summary
 
 MARGIN = 2.0  # per cent of LoRA's gain: a smaller difference counts as none
@@ -67,7 +67,7 @@ def mean(differences: Sequence[Paired]) -> Paired:
 
 def verdicts(differences: Sequence[Paired], margin: float = MARGIN) -> Iterator[str]:
     """Each of one family of comparisons, after Holm's correction: equivalent, better, worse or
-    open.
+    undecided.
     """
     for decided in decisions(differences, margin):
-        yield "open" if decided.decision == UNDECIDED else decided.decision
+        yield decided.decision

@@ -23,7 +23,7 @@ import qpeft
 import real_model
 import smollm2_tables
 import suggest_tables
-from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS
+from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS, Grid
 from comparisons import mean_loss
 from qpeft.files import write_text
 from qpeft_lab.compare.summary import Result, Summary
@@ -134,9 +134,9 @@ def _with_links(question: str) -> str:
 
 
 class Table(NamedTuple):
-    """How a table is made, and the studies whose rows it has."""
+    """How a table is made, and the studies whose rows it has. Of a grid there may be a picture too."""
 
-    make: Callable[[], str]
+    make: Callable[[], str | Grid]
     studies: Sequence[str] = ()
 
 
@@ -175,7 +175,7 @@ def filled(text: str) -> str:
 
     def with_table(mark: re.Match[str]) -> str:
         begin, name, end = mark.groups()
-        parts = [begin, TABLES[name].make()]
+        parts = [begin, str(TABLES[name].make())]
         links = [f"[`{study}`](../results/{study})" for study in TABLES[name].studies]
         if links:
             parts.append(f"Rows: {', '.join(links)}")

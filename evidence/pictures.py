@@ -1,12 +1,14 @@
-"""Pictures of the best adapters with and without a circuit, by the number of trainable parameters; and
-that of the guide on a real model.
+"""Pictures of the best adapters with and without a circuit, by the number of trainable parameters; of
+the tables of comparisons; and that of the guide on a real model.
 
 `python evidence/pictures.py`, a part of `make results`, writes them to docs/static from the rows of a
-study. The values that are drawn are in the description of the file.
+study. The values that are drawn are in the description of the file. Each has its colors for a dark
+page in itself.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +22,8 @@ from matplotlib.figure import Figure
 
 import real_model
 from comparisons import mean_loss
+from forests import FORESTS
+from qpeft.files import write_text
 from qpeft_lab.compare.summary import Result, Summary
 from winners import ADAPTERS, FINAL, ROOT, SETUPS, best, summaries_of, winners_of
 
@@ -32,6 +36,20 @@ class Picture(NamedTuple):
 
     measured: Callable[[], Any]
     draw: Callable[[Any], Figure]
+
+
+DARK = {  # colors on a dark page
+    "#ffffff": "#15171b",
+    "#1c1d20": "#e9e7e1",
+    "#3f4248": "#c9ccd2",
+    "#5d6067": "#a6abb4",
+    "#c4c3bd": "#62666e",
+    "#d9d8d2": "#3b3e45",
+    "#e9e7df": "#2b2e34",
+    "#1559b7": "#82b4ff",
+    "#a34a00": "#ffa45c",
+    "#1a7a4c": "#62cf98",
+}
 
 
 class Line(NamedTuple):
@@ -112,7 +130,19 @@ PICTURES = {
     STATIC / "main_result.svg": Picture(partial(measured, FINAL), draw),
     STATIC / "quantum_adapters.svg": Picture(partial(measured, ADAPTERS), draw),
     STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),
+    **{STATIC / f"{forest.table}.svg": Picture(forest.measured, forest.draw) for forest in FORESTS},
 }
+
+
+def with_dark_colors(svg: str) -> str:
+    """The picture with a style sheet for readers whose system is dark."""
+    rules = "".join(
+        f'[style*="{what}: {color}"]{{{what}:{dark}!important}}'
+        for color, dark in DARK.items()
+        for what in ("fill", "stroke")
+    )
+    sheet = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
+    return svg.replace("</metadata>", f"</metadata>\n {sheet}", 1)
 
 
 def main() -> None:
@@ -123,7 +153,9 @@ def main() -> None:
             matplotlib.rcParams["svg.hashsalt"] = file.stem.replace("_", "-")
             no_date = {"Date": None, "Creator": None}
             metadata = {**no_date, "Description": json.dumps(values)}
-            picture.draw(values).savefig(file, metadata=metadata)
+            buffer = io.StringIO()
+            picture.draw(values).savefig(buffer, format="svg", metadata=metadata)
+            write_text(file, with_dark_colors(buffer.getvalue()))
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def shown(cells: list[Difference], df: int = 9, margin: float = 2) -> Iterator[s
     oracle.correct(inside)
     # (mean, standard error) of each, and its two p values after Holm's correction
     for (mean, error), none, outside in zip(cells, differ.values(), inside.values(), strict=True):
-        verdict = "open"
+        verdict = "undecided"
         if none["p_holm"] < 0.05:
             verdict = "better" if mean < 0 else "worse"
         if outside["p_holm"] < 0.05:
@@ -518,8 +518,7 @@ def sentence_pairs() -> Iterator[str]:
         lost = [(row["test_loss"] - other_row["test_loss"]) / per_cent for row, other_row in rows]
         error = statistics.stdev(lost) / math.sqrt(len(lost)) or 1e-12
         cells.append(Difference(statistics.mean(lost), error))
-    for text in shown(cells, 9, margin=5):
-        yield text.replace("open", "undecided")
+    yield from shown(cells, 9, margin=5)
 
 
 # -- studies before the protocol

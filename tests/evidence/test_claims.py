@@ -29,7 +29,7 @@ def best():
         for setup in summaries_of(FINAL)
     ]
     verdicts = comparisons.verdicts([case.difference for case in cases])
-    by_verdict = {"better": [], "worse": [], "equivalent": [], "open": []}
+    by_verdict = {"better": [], "worse": [], "equivalent": [], "undecided": []}
     for case, verdict in zip(cases, verdicts, strict=True):
         by_verdict[verdict].append(case)
     return by_verdict
@@ -37,8 +37,8 @@ def best():
 
 def test_verdicts_of_the_best_adapters_are_counted(best):
     counts = {verdict: len(cases) for verdict, cases in best.items()}
-    assert counts == {"better": 0, "worse": 5, "equivalent": 5, "open": 6}
-    assert says("never beat the best one without: 5 worse, 5 equivalent, 6 open.")
+    assert counts == {"better": 0, "worse": 5, "equivalent": 5, "undecided": 6}
+    assert says("never beat the best one without: 5 worse, 5 equivalent, 6 undecided.")
 
 
 def test_worse_framed_adapters_have_other_sizes_or_rates(best):
@@ -155,17 +155,17 @@ def test_averages_are_in_per_cent_of_the_gain_of_each_setup():
 @pytest.mark.parametrize(
     "row, verdicts",
     [
-        ("framed circuits minus framed signs", ["open", "open", "worse", "worse"]),
-        ("framed circuits minus Uni-LoRA", ["better", "better", "better", "open"]),
-        ("QPA minus Uni-LoRA", ["worse", "worse", "open", "open"]),
-        ("QPA minus LoRA, sizes about equal", ["", "", "open", "equivalent"]),
-        ("Quantum-PEFT minus Uni-LoRA", ["", "worse", "worse", "open"]),
-        ("framed core minus LoRA-SB", ["equivalent", "equivalent", "open", "better"]),
-        ("QPA, frozen angles", ["equivalent"]),
-        ("QPA, Gaussian features", ["equivalent"]),
-        ("Quantum-PEFT, signs", ["equivalent"]),
-        ("framed signs", ["equivalent"]),
-        ("QAA, Givens rotations", ["equivalent"]),
+        ("framed circuits minus framed signs", ["undecided", "undecided", "worse", "worse"]),
+        ("framed circuits minus Uni-LoRA", ["better", "better", "better", "undecided"]),
+        ("QPA minus Uni-LoRA", ["worse", "worse", "undecided", "undecided"]),
+        ("QPA minus LoRA, sizes about equal", ["", "", "undecided", "equivalent"]),
+        ("Quantum-PEFT minus Uni-LoRA", ["", "worse", "worse", "undecided"]),
+        ("framed core minus LoRA-SB", ["equivalent", "equivalent", "undecided", "better"]),
+        ("QPA minus frozen angles", ["equivalent"]),
+        ("QPA minus Gaussian features", ["equivalent"]),
+        ("Quantum-PEFT minus random signs", ["equivalent"]),
+        ("framed circuits minus random signs", ["equivalent"]),
+        ("QAA minus Givens rotations", ["equivalent"]),
     ],
 )
 def test_verdicts_that_sentences_rest_on(row, verdicts):

@@ -48,7 +48,7 @@ def test_verdicts():
         comparisons.Paired(mean, error, 9)
         for mean, error in ((0.001, 1e-3), (-0.05, 1e-3), (9e-3, 1e-3), (0, 0.01))
     ]
-    assert [*comparisons.verdicts(found, 0.01)] == ["equivalent", "better", "worse", "open"]
+    assert [*comparisons.verdicts(found, 0.01)] == ["equivalent", "better", "worse", "undecided"]
 
 
 def test_winner_has_the_lowest_validation_loss_within_the_budget():
