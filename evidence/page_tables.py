@@ -37,8 +37,6 @@ PAGES = [
     ROOT / "docs" / "circuits.md",
     ROOT / "docs" / "quantum_peft.md",
     ROOT / "docs" / "small_adapters.md",
-    ROOT / "docs" / "verdict.md",
-    ROOT / "docs" / "other_adapters.md",
     ROOT / "docs" / "real_model.md",
     RESULTS / "README.md",
 ]
