@@ -225,8 +225,11 @@ REFUSED = {
         lambda: from_pennylane(
             lambda t: (qml.RX(t[0], wires=0), qml.measure(0), qml.RX(t[1], wires=0)), (2,)
         ),
-        "MidMeasure",
+        "MidMeasure.*remove measurements inside",
     ),
+    "no parameters": (lambda: from_pennylane(lambda t: qml.CNOT([0, 1]), (1,)), "no parameters"),
+    "inputs": (lambda: from_pennylane(lambda x, t: qml.RX(t[0], 0), (1,)), "needs x, t; give one"),
+    "empty shape": (lambda: from_pennylane(qaoa, (0, 2)), r"got \(0, 2\)"),
     "channel": (
         lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)),
         "BitFlip",

@@ -81,9 +81,9 @@ def test_circuit_of_one_size_has_its_number_of_qubits_in_qpa(n_qubits, tmp_path,
         ("ladder", None, "there is no circuit 'ladder'. Give ry_ladder"),
         ("no.qasm", None, "there is no file no.qasm"),
         ("{file}:circuit", None, "give their shape, such as --shape 2,4"),
-        ("{file}:other", None, "does not register 'other'"),
+        ("{file}:other", None, "neither has nor registers 'other'; it has circuit, empty"),
         ("{file}:number", None, "is a int; give a QNode"),
-        ("{file}:empty", (1,), "the angle .0. of angle_shape"),
+        ("{file}:empty", (1,), "has no parameters"),
     ],
 )
 def test_refusals(name, shape, message, file, tmp_path):

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -143,7 +144,8 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         from pennylane.tape import QuantumScript, make_qscript
         from pennylane.transforms import decompose
 
-    make_tape = make_qscript(getattr(circuit, "func", circuit))
+    function = circuit.func if isinstance(circuit, qml.QNode) else circuit
+    make_tape = make_qscript(function)
     if isinstance(circuit, QuantumScript):
         values = [torch.as_tensor(value) for value in circuit.get_parameters()]
         sizes = [value.numel() for value in values]
@@ -154,10 +156,10 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             parameters: Any = [part.view(value.shape) for part, value in parts]
             return circuit.bind_new_parameters(parameters, circuit.trainable_params)
 
-    if shape is None:
+    if shape is None or any(size < 1 for size in shape):
         raise ConfigError(
             "from_pennylane needs the shape of the circuit's argument, for example"
-            " shape=(n_layers, 4)"
+            f" shape=(n_layers, 4); got {shape}"
         )
     gate_set = {getattr(qml, kind) for kind in (*PENNYLANE_GATES.values(), "GlobalPhase")}
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
@@ -176,7 +178,11 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         ]
         for operation in found:
             if operation.name not in names:
-                raise ConfigError(f"{operation.name} does not decompose to rotations, CNOT and CZ")
+                is_inside = operation.name.startswith("MidMeasure")
+                remedy = "; remove measurements inside the circuit" if is_inside else ""
+                raise ConfigError(
+                    f"{operation.name} does not decompose to rotations, CNOT and CZ{remedy}"
+                )
         return found
 
     def turns_at(angles: Tensor) -> Tensor:
@@ -188,21 +194,26 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     draw = torch.Generator().manual_seed(0)
     slots = list(itertools.product(*map(range, shape)))
     angles, others = torch.rand(2, len(slots), generator=draw, dtype=torch.float64)
-    with errors_as(f"from_pennylane: the circuit fails with angles of shape {shape}:"):
+    with errors_as(f"from_pennylane: the circuit fails with angles of shape {shape}:", ConfigError):
+        _refuse_inputs(function)
         tape = tape_at(angles)
     labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape.wires)
     if all(isinstance(label, int) for label in labels):
         labels.sort()
-    for measured in tape.measurements:
-        covers_all = not measured.wires or set(measured.wires) == set(labels)
-        if not (isinstance(measured, ProbabilityMP) and covers_all):
-            warnings.warn(
-                QpeftWarning(
-                    f"the circuit measures {measured}, which is not used: its features are the"
-                    " probabilities of all basis states, qml.probs()"
-                ),
-                stacklevel=2,
-            )
+    unused = [
+        str(measured)
+        for measured in tape.measurements
+        if not isinstance(measured, ProbabilityMP)
+        or (measured.wires and set(measured.wires) != set(labels))
+    ]
+    if unused:
+        warnings.warn(
+            QpeftWarning(
+                f"the circuit measures {', '.join(unused)}, which is not used: its features are the"
+                " probabilities of all basis states, qml.probs()"
+            ),
+            stacklevel=2,
+        )
     slopes: Any = torch.autograd.functional.jacobian(turns_at, angles)  # (gates, angles)
     shifts = turns_at(angles) - slopes @ angles
     gates = []
@@ -219,7 +230,28 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             else (None, 1.0, shift)
         )
         gates.append(Gate(names[operation.name], tuple(map(labels.index, operation.wires)), *angle))
+    if not any(gate.slot for gate in gates):
+        raise ConfigError(
+            "the circuit has no parameters: no gate turns by an element of its argument. A QNode"
+            " that a function calls queues no gates in it; call qnode.func"
+        )
     return fixed_ansatz("pennylane", len(labels), shape, gates)
+
+
+def _refuse_inputs(function: Any) -> None:
+    """Raise ConfigError if a circuit needs more than its angles, such as data."""
+    if not callable(function):
+        return
+    needed = [
+        each.name
+        for each in signature(function).parameters.values()
+        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if len(needed) > 1:
+        raise ConfigError(
+            f"the circuit needs {', '.join(needed)}; give one whose only argument is the array of"
+            " its angles, with constants in place of the others"
+        )
 
 
 def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None) -> Ansatz:

@@ -85,16 +85,14 @@ def run(
       qpeft verdict my_circuit.py:circuit --shape 2,4 --model smollm2 --minutes 600
       qpeft verdict check verdict-circuit/verdict.json
     """
-    from qpeft_lab.compare.runner import run as run_plan
     from qpeft_lab.files import output_file
     from qpeft_lab.verdict.circuit import circuit_of
-    from qpeft_lab.verdict.decision import decide
-    from qpeft_lab.verdict.page import write
-    from qpeft_lab.verdict.planning import Request, planned
+    from qpeft_lab.verdict.protocol import refuse_change
 
     name = circuit.rpartition(":")[2] or circuit
     folder = out or Path(f"verdict-{Path(name).stem}")
     output_file(folder, is_folder=True)
+    refuse_change(folder, margin=margin, method=method)
     given = {"shape": shape, "method": method, "margin": margin, "n_layers": n_layers}
     given |= {"n_seeds": n_seeds, **of_run, "out": folder}
     words = ["qpeft", "verdict", circuit]
@@ -104,6 +102,12 @@ def run(
             words += [flag(option_name), text]
     with stderr().status("Reading the circuit, and timing a few steps with it"):
         chosen = circuit_of(circuit, shape, folder)
+        # after the circuit, which may be refused: these imports take seconds
+        from qpeft_lab.compare.runner import run as run_plan
+        from qpeft_lab.verdict.decision import decide
+        from qpeft_lab.verdict.page import write
+        from qpeft_lab.verdict.planning import Request, planned
+
         request = Request(chosen, method, n_layers, {**_RUN, **of_run}, margin, n_seeds, workers)
         study = planned(request, folder, minutes, shlex.join(words))
     _announce(study, folder)

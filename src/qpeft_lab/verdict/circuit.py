@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from hashlib import sha256
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from qpeft.circuits import Ansatz, from_openqasm, from_pennylane, from_qiskit
-from qpeft.circuits.ansatz import ansatz_names
+from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names
 from qpeft.errors import ConfigError, InputError
 from qpeft.files import write_text
 from qpeft.user_code import execute, is_file
-from qpeft_lab.user_files import named_ansatz
 
 MOST_QUBITS = 16
 OWN_FILE = "own_circuit.py"  # of a circuit of one size
@@ -64,11 +64,26 @@ def circuit_of(name: str, shape: tuple[int, ...] | None, folder: Path) -> Circui
             )
         return Circuit(name, name)
     own_name = name.rpartition(":")[2]
-    value = getattr(execute(name, "circuit"), own_name, None)
-    if own_name in ansatz_names() or value is None:
-        named_ansatz(name)  # raises if the file has neither
-        return Circuit(own_name, str(name))
+    module = execute(name, "circuit")
+    if own_name in set(ansatz_names()) - set(OWN_ANSATZE):
+        return Circuit(own_name, name)
+    value = getattr(module, own_name, None)
+    if value is None:
+        raise ConfigError(_absent(module, path))
     return _kept(_converted(name, value, shape), own_name, folder)
+
+
+def _absent(module: ModuleType, name: Path) -> str:
+    """What a file has instead of a circuit."""
+    file, _, own_name = str(name).rpartition(":")
+    registered = [other for other in ansatz_names() if other not in OWN_ANSATZE]
+    others = [
+        other
+        for other, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ or hasattr(value, "num_qubits")
+    ]
+    circuits = ", ".join([*others, *registered]) or "no circuit"
+    return f"the file {file} neither has nor registers {own_name!r}; it has {circuits}"
 
 
 def _converted(name: str, value: Any, shape: tuple[int, ...] | None) -> Ansatz:

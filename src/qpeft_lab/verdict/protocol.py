@@ -60,22 +60,28 @@ class Protocol:
 
     def keep(self, folder: Path) -> None:
         """Write it. Raises ConfigError if the folder has rows of another one."""
+        refuse_change(folder, **asdict(self))
         path = folder / PROTOCOL
-        if path.exists():
-            written = read_protocol(folder)
-            if written == self:
-                return
-            if read_rows(folder):
-                changed = [
-                    f"{name} {value!r} instead of {getattr(written, name)!r}"
-                    for name, value in asdict(self).items()
-                    if getattr(written, name) != value
-                ]
-                raise ConfigError(
-                    f"{path} was fixed before the rows of {folder}, and cannot change now:"
-                    f" {'; '.join(changed)}. Name another --out for another study"
-                )
-        write_json(path, asdict(self))
+        if not path.exists() or read_protocol(folder) != self:
+            write_json(path, asdict(self))
+
+
+def refuse_change(folder: Path, **fields: Any) -> None:
+    """Raise ConfigError if the study in `folder` has rows and fixed other values of these fields."""
+    path = folder / PROTOCOL
+    if not path.exists():
+        return
+    fixed = asdict(read_protocol(folder))
+    changed = [
+        f"{name} {value!r} instead of {fixed[name]!r}"
+        for name, value in fields.items()
+        if fixed[name] != value
+    ]
+    if changed and read_rows(folder):
+        raise ConfigError(
+            f"{path} was fixed before the rows of {folder}, and cannot change now:"
+            f" {'; '.join(changed)}. Name another --out for another study"
+        )
 
 
 def read_protocol(folder: Path) -> Protocol:
