@@ -24,9 +24,13 @@ def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, argu
     monkeypatch.setattr(planning, "measure", lambda plan: Speed(step=0.01, block=0.001))
     done = qpeft_cli(f"{arguments} --minutes 60", code=2)
     assert "400 steps, 10 seeds, 7 adapters; about" in done.stderr
-    assert "a difference of about 1.8 % of LoRA's gain; the margin is 5 %" in done.stderr
+    assert "about 3.0 % of LoRA's gain, if seeds vary as on the embedded base" in done.stderr
     assert "nobody can be asked here; add --yes to start" in done.stderr
-    assert "cannot decide" not in done.stderr
+    assert "would decide" not in done.stderr
+    short = qpeft_cli(f"{arguments} --minutes 8", code=2)
+    assert "100 steps, 10 seeds" in short.stderr
+    assert "the margin is 5 %" in short.stderr
+    assert "; --minutes 9 would decide about small ones" in short.stderr
 
 
 def test_too_few_minutes_are_refused_with_those_that_it_needs(qpeft_cli, arguments, monkeypatch):

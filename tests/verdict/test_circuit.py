@@ -97,5 +97,10 @@ def test_quantum_peft_has_its_own_circuit_alone(tmp_path):
     with pytest.raises(ConfigError, match="has the circuit two_design"):
         study_of(circuit, "quantum_peft", None, 0, {}, [0])
     two_design = circuit_of("two_design", None, tmp_path)
-    keys = [m["key"] for m in study_of(two_design, "quantum_peft", None, 0, {}, [0])["methods"]]
-    assert keys == ["none", "lora_r8", "circuit", "frozen", "signs", "lora", "lora_sb", "uni_lora"]
+    methods = study_of(two_design, "quantum_peft", None, 0, {}, [0], angle_scale=9.0)["methods"]
+    assert [m["key"] for m in methods if m.get("settings", {}).get("angle_scale") == 9.0] == [
+        "circuit",
+        "frozen",
+        "signs",
+    ]
+    assert {m["key"] for m in methods} >= {"none", "lora_r8", "lora", "lora_sb", "uni_lora"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from dataclasses import asdict
@@ -64,6 +65,11 @@ def run(
     n_layers: int | None = option(
         None, "Circuit layers. Default: 8, or 2 of quantum_peft.", at_least=1, at_most=MOST_LAYERS
     ),
+    angle_scale: float | None = option(
+        None,
+        "Factor on the learning rate of the angles. Default: 1, or 50 of quantum_peft.",
+        above=0,
+    ),
     n_seeds: int | None = option(
         None, "Seeds. Default: what fits into --minutes.", at_least=3, at_most=1000
     ),
@@ -94,7 +100,7 @@ def run(
     output_file(folder, is_folder=True)
     refuse_change(folder, margin=margin, method=method)
     given = {"shape": shape, "method": method, "margin": margin, "n_layers": n_layers}
-    given |= {"n_seeds": n_seeds, **of_run, "out": folder}
+    given |= {"angle_scale": angle_scale, "n_seeds": n_seeds, **of_run, "out": folder}
     words = ["qpeft", "verdict", circuit]
     for option_name, value in given.items():
         if value is not None:
@@ -108,10 +114,13 @@ def run(
         from qpeft_lab.verdict.page import write
         from qpeft_lab.verdict.planning import Request, planned
 
-        request = Request(chosen, method, n_layers, {**_RUN, **of_run}, margin, n_seeds, workers)
+        run_fields = {**_RUN, **of_run}
+        request = Request(
+            chosen, method, n_layers, run_fields, margin, n_seeds, workers, angle_scale
+        )
         study = planned(request, folder, minutes, shlex.join(words))
     _announce(study, folder)
-    if study.minutes is not None and not yes:
+    if study.forecast is not None and not yes:
         _ask()
     study.protocol.keep(folder)
     with bars() as shown:
@@ -172,23 +181,28 @@ def _announce(study: Planned, folder: Path) -> None:
     protocol = study.protocol
     n_seeds = len(protocol.seeds)
     margin = protocol.margin
-    if study.minutes is None:
+    forecast = study.forecast
+    if forecast is None:
         say("Note:", f"the study in {folder} has begun; it resumes")
         return
     say(
         "Study:",
         f"{protocol.steps:,} steps, {n_seeds} seeds, {len(study.plan.study.methods) - 1} adapters;"
-        f" about {study.minutes:.0f} minutes",
+        f" about {forecast.minutes:.0f} minutes",
     )
     say(
         "It can detect:",
-        f"a difference of about {study.detectable:.1f} % of LoRA's gain; the margin is {margin:g} %",
+        f"a difference of about {study.detectable:.1f} % of LoRA's gain, if seeds vary as on the"
+        f" embedded base; the margin is {margin:g} %",
     )
     if study.detectable > margin:
+        remedy = "more --n-seeds or --steps"
+        if forecast.deciding is not None:
+            remedy = f"--minutes {math.ceil(forecast.deciding)}"
         say(
             "Note:",
-            "the margin is smaller, so a small difference will stay undecided; more --minutes, or"
-            " --n-seeds, decide",
+            "the margin is smaller, so this study can decide about large differences only;"
+            f" {remedy} would decide about small ones",
             "bold yellow",
         )
 

@@ -248,10 +248,13 @@ def sentence(twins: Sequence[Comparison], margin: float) -> str:
     undecided = [twin for twin in twins if twin.decision == UNDECIDED and twin.detectable > margin]
     if undecided:
         most = max(twin.detectable for twin in undecided)
+        n_seeds = max(twin.n_seeds for twin in undecided)
+        # errors shrink with the square root of the number of seeds
+        enough = math.ceil(n_seeds * (most / margin) ** 2)
         return (
             f"{told} The study cannot decide about {' and '.join(twin.label for twin in undecided)}:"
             f" it would have seen only a difference above {most:.1f} % of LoRA's gain, and the"
-            f" margin is {margin:g} %. More seeds would."
+            f" margin is {margin:g} %. About {enough} seeds would, or more steps."
         )
     return f"{told} A difference above {most:.1f} % of LoRA's gain would have been seen."
 

@@ -124,8 +124,9 @@ def limits(verdict: Verdict) -> Iterator[str]:
     moved = verdict.angles_moved
     if moved is not None and moved < 0.1:
         yield (
-            "The angles hardly moved, so a trained and a frozen circuit had to be alike. A higher"
-            " angle_scale moves them further."
+            "The angles hardly moved, so a trained and a frozen circuit had to be alike. To test the"
+            " circuit further from its initial angles, start another study with --angle-scale 10 or"
+            " higher, and its own --out. It multiplies the learning rate of the angles."
         )
     yield (
         "One base, one text, one number of steps. Circuits are simulated exactly, so nothing here"

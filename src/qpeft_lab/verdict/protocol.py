@@ -116,13 +116,16 @@ def study_of(
     n_generated: int,
     run: Mapping[str, Any],
     seeds: Sequence[int],
+    angle_scale: float | None = None,
 ) -> dict[str, Any]:
     """The fields of the study, as a study file has them.
 
-    `n_generated` is the number of parameters of the LoRA that QPA generates (`HOST`).
+    `n_generated` is the number of parameters of the LoRA that QPA generates (`HOST`), and
+    `angle_scale` the factor on the learning rate of the angles, by default the method's.
 
     Raises ConfigError for a method or a number of layers that the circuit cannot have.
     """
+    settings: dict[str, Any]
     if method == "qpa":
         settings = _qpa(circuit, n_layers, n_generated)
         twins = {
@@ -140,6 +143,8 @@ def study_of(
             "frozen": ("frozen angles", {"freeze_angles": True}),
             "signs": ("random signs", {"entangler": "signs"}),
         }
+    if angle_scale is not None:
+        settings["angle_scale"] = angle_scale
     core = {"family": "core", "frame": "sign"}
     uni = {"r": _RANK, "theta_d_length": "@budget"}
     methods: list[dict[str, Any]] = [
