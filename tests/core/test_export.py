@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -18,6 +18,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
+from variants import move
 
 import qpeft
 from qpeft.core.export import probe_inputs
@@ -52,6 +53,43 @@ def test_files_equal_those_of_stock_peft(llama, ids, adapters, tmp_path, shape):
     for config in (ours, theirs):  # sets have no order in JSON
         config["target_modules"] = sorted(config["target_modules"])
     assert ours == theirs
+
+
+def test_ranks_without_an_effect_are_left_out(llama, ids, adapters, tmp_path):
+    """So that each module is exported at the rank of its update."""
+    fresh = copy.deepcopy(llama)
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    names += [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1)]
+    config = qpeft.QuantumPeftConfig(
+        r=4,
+        lora_alpha=6,
+        alpha_pattern={"q_proj": 2},
+        target_modules=["q_proj", "up_proj"],
+        task_type="CAUSAL_LM",
+    )
+    model = move(get_peft_model(llama, config), spread=0.25)
+    lam = model.base_model.generators["default"].lam.tau.data.view(4, 4)  # (modules, r)
+    lam[0, 1] = lam[1, 0] = lam[1, 3] = 0
+    lam[2] = 0
+    expected = adapters.logits(model, ids)
+    updates = {
+        name: model.get_submodule(f"base_model.model.{name}").get_delta_weight("default").double()
+        for name in names
+    }
+    ranks = {name: int(torch.linalg.matrix_rank(updates[name], rtol=1e-6)) for name in names}
+    assert sorted(ranks.values()) == [0, 2, 3, 4]
+    report = qpeft.export(model, tmp_path)
+    assert report.ranks == ranks
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    widths = {key: min(tensor.shape) for key, tensor in stored.items()}
+    assert widths == {
+        f"base_model.model.{name}.lora_{side}.weight": rank
+        for name, rank in ranks.items()
+        for side in "AB"
+        if rank
+    }
+    stock = PeftModel.from_pretrained(fresh, tmp_path).eval()
+    torch.testing.assert_close(adapters.logits(stock, ids), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_export_of_a_second_adapter(llama, ids, adapters, tmp_path):

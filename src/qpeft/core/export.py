@@ -46,7 +46,7 @@ class ExportReport:
     path: str
     n_trained: int  # trained parameters of the adapter
     n_deployed: int  # parameters of the stock adapter
-    # of each module, if training chose them; the exported tensors have other shapes then
+    # of each module, if some ranks had no effect; the exported tensors have other shapes then
     ranks: dict[str, int] | None
     n_bytes: int  # size of adapter_model.safetensors
     # from the live model; None: the base model has no weights to compare with

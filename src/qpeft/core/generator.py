@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+from qpeft.core.exact_rank import Ranks, without_zero_ranks
 
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
@@ -98,16 +100,13 @@ class Generator(FullPrecision):
         """
         return {}
 
-    def export(
-        self, values: list[Tensor], config: Any
-    ) -> tuple[list[Tensor], dict[str, int] | None]:
-        """The tensors of the adapter without what has no effect, and the rank that is left of each
-        module.
+    def export(self, labels: Sequence[str], values: list[Tensor], config: Any) -> Ranks:
+        """The tensors of the adapter without what has no effect.
 
-        `values` are all tensors, with the shapes and dtypes of the slots, and `config` the stock
-        config, which this describes the ranks in. None: all are left.
+        `values` are all tensors, with the labels, shapes and dtypes of the slots, and `config` the
+        stock config, which this describes the ranks in.
         """
-        return values, None
+        return without_zero_ranks(labels, values, config)
 
     def pack(self, state: State) -> State:
         """The state dict as the compact checkpoint stores it."""

@@ -276,7 +276,8 @@ class GeneratorHolder(nn.ModuleDict):
         self.refuse_unfitted(adapter_name)
         binding = self.bindings[adapter_name]
         stock = self.configs[adapter_name].to_stock()
-        values, ranks = binding.generator.export(binding.values(), stock)
+        labels = [slot.label for slot in binding.slots]
+        values, ranks = binding.generator.export(labels, binding.values(), stock)
         return StockAdapter(
             config=stock,
             tensors=self.stock_state(model, adapter_name, values),

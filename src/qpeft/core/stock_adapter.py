@@ -14,7 +14,7 @@ class StockAdapter(NamedTuple):
     tensors: dict[str, Tensor]  # by their keys in a stock file
     n_trained: int  # parameters of the trained adapter
     n_deployed: int  # parameters of this one
-    ranks: dict[str, int] | None = None  # of each module, if training chose them
+    ranks: dict[str, int] | None = None  # of each module, if some had no effect
 
 
 def stock_key(label: str) -> str:

@@ -9,7 +9,6 @@ are moved towards zero (`threshold.py`). An export leaves out the ranks whose ga
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
-from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from qpeft.checks import option
 from qpeft.core.config import GeneratedConfig, refuse_lora_options
+from qpeft.core.exact_rank import Ranks
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generator import OTHER, Generator, ParameterGroup, fingerprint
 from qpeft.core.seeded_init import SeededInit
@@ -137,37 +136,17 @@ class SoRAGenerator(Generator):
             for factor in self.tensors
         )
 
-    def export(self, values: list[Tensor], config: Any) -> tuple[list[Tensor], dict[str, int]]:
-        """The ranks whose gate is not zero, with the same scaling. Raises ConfigError if there are
-        none.
-
-        K = {k: g_k != 0}    A' = A[K]    B' = B[:, K] diag(g_K)    alpha' / r' as alpha / r was, r' = |K|
+    def export(self, labels: Sequence[str], values: list[Tensor], config: Any) -> Ranks:
+        """The ranks whose gate is not zero, and so is their column of lora_B. Raises ConfigError if
+        there are none.
         """
-        kept = {name: gates != 0 for name, gates in self.gates_by_module().items()}
-        ranks = {name: int(mask.sum()) for name, mask in kept.items()}
-        left = {name: rank for name, rank in ranks.items() if rank}
-        if not left:
+        if not self.gates.any():
             raise ConfigError(
                 "SoRA export: every gate is zero, so the adapter has no effect; train with a lower"
                 " shrink_budget or sparse_lambda"
             )
-        alphas = {}
-        for name, rank in left.items():
-            key = get_pattern_key(config.alpha_pattern, name)
-            alpha = config.alpha_pattern.get(key, config.lora_alpha)
-            alphas[name] = alpha * (rank / self.ranks[name]) ** (0.5 if config.use_rslora else 1)
-        most = max(left, key=left.__getitem__)
-        config.r = left[most]
-        config.lora_alpha = alphas[most]
-        config.rank_pattern = _patterns(left)
-        config.alpha_pattern = _patterns(alphas)
-        config.target_modules = set(left)
-        config.exclude_modules = None
-        tensors = []
-        for value, factor in zip(values, self.tensors, strict=True):
-            mask = kept[factor.module]
-            tensors.append(value[:, mask] if factor.is_b else value[mask])
-        return tensors, ranks
+        left = super().export(labels, values, config)
+        return Ranks(left.tensors, left.by_module or self.ranks)
 
 
 class SoRAModel(GeneratedMixin, LoraModel):
@@ -190,8 +169,3 @@ class SoRAModel(GeneratedMixin, LoraModel):
                 " qpeft.SoRACallback."
             )
             warnings.warn(QpeftWarning(text), stacklevel=2)
-
-
-def _patterns(values: dict[str, Any]) -> dict[str, Any]:
-    """Patterns of the whole names of these modules."""
-    return {f"^{re.escape(name)}": value for name, value in values.items()}
