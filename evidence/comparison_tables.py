@@ -133,24 +133,24 @@ class Grid(NamedTuple):
 
     header: list[str]
     rows: list[Line]
+    margin: float = comparisons.MARGIN  # per cent of the gain
+
+    def verdicts(self) -> list[list[str]]:
+        """That of each cell, in the shape of the rows; "" where there is nothing to compare."""
+        cells = [cell for row in self.rows for cell in row.cells if cell is not None]
+        decided = comparisons.verdicts([cell.difference for cell in cells], self.margin)
+        return [["" if cell is None else next(decided) for cell in row.cells] for row in self.rows]
 
     def __str__(self) -> str:
         """The table."""
         lines = []
-        for row, verdicts in zip(self.rows, verdicts_of(self.rows), strict=True):
+        for row, verdicts in zip(self.rows, self.verdicts(), strict=True):
             texts = [
                 "" if cell is None else cell.text(verdict)
                 for cell, verdict in zip(row.cells, verdicts, strict=True)
             ]
             lines.append([row.label, *texts])
         return table(self.header, lines)
-
-
-def verdicts_of(rows: Sequence[Line]) -> list[list[str]]:
-    """That of each cell, in the shape of the rows; "" where there is nothing to compare."""
-    cells = [cell for row in rows for cell in row.cells if cell is not None]
-    decided = comparisons.verdicts([cell.difference for cell in cells])
-    return [["" if cell is None else next(decided) for cell in row.cells] for row in rows]
 
 
 # -- the equal search
@@ -194,22 +194,9 @@ def equal() -> Grid:
 
 def pairs(study: str, asked: Sequence[Pair]) -> Grid:
     """Families of a search at each budget, averaged over the setups."""
-    budgets = budgets_of(study)
-    header = ["parameters, at most", *(f"{budget:,}" for budget in budgets)]
-    return Grid(header, pair_lines(study, asked))
-
-
-def budgets_of(study: str) -> list[int]:
-    """Those at which a search has winners, in ascending order."""
-    of_setups = [winners_of(setup, study) for setup in summaries_of(study)]
-    return sorted({budget for of_setup in of_setups for _, budget in of_setup})
-
-
-def pair_lines(study: str, asked: Sequence[Pair]) -> list[Line]:
-    """The comparisons of `pairs`, a cell for each budget."""
     summaries = summaries_of(study)
     chosen = {setup: winners_of(setup, study) for setup in summaries}
-    budgets = budgets_of(study)
+    budgets = sorted({budget for of_setup in chosen.values() for _, budget in of_setup})
     some_summary = next(iter(summaries.values()))
     rows = []
     for pair in asked:
@@ -218,7 +205,7 @@ def pair_lines(study: str, asked: Sequence[Pair]) -> list[Line]:
             label += ", sizes about equal"
         cells = [pair_cell(pair, budget, summaries, chosen) for budget in budgets]
         rows.append(Line(label, cells))
-    return rows
+    return Grid(["parameters, at most", *(f"{budget:,}" for budget in budgets)], rows)
 
 
 def pair_cell(
@@ -274,19 +261,19 @@ def gallery() -> str:
     tables `pooled` and `twins`.
     """
     rows = []
-    averages = pooled().rows
-    for line, (verdict,) in zip(averages, verdicts_of(averages), strict=True):
+    averages = pooled()
+    for line, (verdict,) in zip(averages.rows, averages.verdicts(), strict=True):
         circuit, _, instead = line.label.partition(" minus ")
         rows.append([circuit, instead, verdict])
-    twins = pair_lines(ADAPTERS, TWINS)
-    for line, verdicts in zip(twins, verdicts_of(twins), strict=True):
+    twins = pairs(ADAPTERS, TWINS)
+    for line, verdicts in zip(twins.rows, twins.verdicts(), strict=True):
         circuit, _, instead = line.label.partition(" minus ")
         if instead == "LoRA":
             continue  # another adapter, not a replacement of the circuit
         budgets: dict[str, list[str]] = {}  # by verdict
-        for budget, verdict in zip(budgets_of(ADAPTERS), verdicts, strict=True):
+        for budget, verdict in zip(twins.header[1:], verdicts, strict=True):
             if verdict:
-                budgets.setdefault(verdict, []).append(f"{budget:,}")
+                budgets.setdefault(verdict, []).append(budget)
         words = [f"{verdict} at {' / '.join(at)}" for verdict, at in budgets.items()]
         rows.append([circuit, instead, ", ".join(words)])
     return table(["adapter", "instead of its circuit", "verdict of the circuit"], rows)

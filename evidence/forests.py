@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import page_tables
-from comparison_tables import Grid, verdicts_of
-from comparisons import MARGIN
+from comparison_tables import Grid
 from qpeft_lab.compare.charts import draw_interval
 
 WIDTH = 660  # points, as all lengths here
@@ -35,30 +34,32 @@ class Forest(NamedTuple):
     column: str = "{}"
     with_words: bool = True  # those in front of a value; without, if they are long
 
-    def measured(self) -> list[dict[str, Any]]:
-        """A line for each comparison, as the table shows it."""
+    def measured(self) -> dict[str, Any]:
+        """The margin, and a line for each comparison, as the table shows it."""
         grid = page_tables.TABLES[self.table].make()
         assert isinstance(grid, Grid)
         _, *columns = grid.header
         lines = []
-        for row, decisions in zip(grid.rows, verdicts_of(grid.rows), strict=True):
+        for row, decisions in zip(grid.rows, grid.verdicts(), strict=True):
             for column, cell, decision in zip(columns, row.cells, decisions, strict=True):
                 if cell is None:
                     continue
                 low, high = cell.difference.interval()
-                interval = {"low": round(low, 1), "high": round(high, 1)}
-                words = cell.words.rstrip(":; ") if self.with_words else ""
-                names = {
+                line = {
                     "group": self.row.format(row.label),
                     "label": self.column.format(column),
-                    "words": words,
+                    "words": cell.words.rstrip(":; ") if self.with_words else "",
+                    "mean": round(cell.difference.mean, 1),
+                    "low": round(low, 1),
+                    "high": round(high, 1),
+                    "decision": decision,
                 }
-                mean = round(cell.difference.mean, 1)
-                lines.append({**names, "mean": mean, **interval, "decision": decision})
-        return lines
+                lines.append(line)
+        return {"margin": grid.margin, "lines": lines}
 
-    def draw(self, lines: list[dict[str, Any]]) -> Figure:
+    def draw(self, values: dict[str, Any]) -> Figure:
         """Groups from top to bottom; a table of one column has a line for each group."""
+        lines = values["lines"]
         groups: dict[str, list[dict[str, Any]]] = {}
         for line in lines:
             groups.setdefault(line["group"], []).append(line)
@@ -67,17 +68,7 @@ class Forest(NamedTuple):
         if has_headings:
             height += len(groups) * (PITCH + GAP)
         chart = Figure(figsize=(WIDTH / 72, (height + AXIS) / 72))
-        chart.set_layout_engine("none")  # the axes have a place of their own
-        width = WIDTH - LABELS - DECISIONS
-        whole = height + AXIS
-        axes = chart.add_axes((LABELS / WIDTH, AXIS / whole, width / WIDTH, height / whole))
-        # nothing is cut off: the axes contain every interval, and the margin
-        left = min(-MARGIN, *(line["low"] for line in lines))
-        right = max(MARGIN, *(line["high"] for line in lines))
-        space = 0.03 * (right - left)
-        axes.set(xlim=(left - space, right + space), ylim=(height, 0), yticks=[])
-        axes.axvspan(-MARGIN, MARGIN, color=BAND, zorder=0)
-        axes.axvline(0, color="#5d6067", linewidth=1, zorder=0.5)
+        axes = axes_of(chart, height, lines, values["margin"])
         axes.set_xlabel(f"\u2190 {self.better} better | per cent of LoRA's gain | worse \u2192")
         y = GAP + PITCH / 2
         for group, of_group in groups.items():
@@ -92,6 +83,23 @@ class Forest(NamedTuple):
             if has_headings:
                 y += GAP
         return chart
+
+
+def axes_of(chart: Figure, height: float, lines: list[dict[str, Any]], margin: float) -> Axes:
+    """Between labels and decisions, with 0 and the margin. They contain every interval, so nothing
+    is cut off; a unit of y is a point, from the top.
+    """
+    chart.set_layout_engine("none")  # the axes have a place of their own
+    whole = height + AXIS
+    width = WIDTH - LABELS - DECISIONS
+    axes = chart.add_axes((LABELS / WIDTH, AXIS / whole, width / WIDTH, height / whole))
+    left = min(-margin, *(line["low"] for line in lines))
+    right = max(margin, *(line["high"] for line in lines))
+    space = 0.03 * (right - left)
+    axes.set(xlim=(left - space, right + space), ylim=(height, 0), yticks=[])
+    axes.axvspan(-margin, margin, color=BAND, zorder=0)
+    axes.axvline(0, color="#5d6067", linewidth=1, zorder=0.5)
+    return axes
 
 
 def draw_line(axes: Axes, y: float, line: dict[str, Any]) -> None:

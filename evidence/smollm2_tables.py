@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from statistics import fmean, stdev
 
-from comparison_tables import Pair
+from comparison_tables import Cell, Grid, Line, Pair
 from comparisons import mean_loss
-from qpeft_lab.compare.paired import Paired, decisions
+from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.summary import Result, Summary
 from table_text import table
 from winners import summaries_of
@@ -68,21 +68,15 @@ def sentences() -> str:
     return table(header, rows, numbers=5)
 
 
-def sentence_pairs() -> str:
+def sentence_pairs() -> Grid:
     """Stage 5: its comparisons, in per cent of what LoRA r=1 gains over the head alone."""
     summary = summaries_of(SMOLLM2)["sst2"]
-    differences = [
-        over_seeds(summary[pair.ours], summary[pair.other]).times(100 / unit(summary))
-        for pair in SENTENCES
-    ]
     rows = []
-    for pair, each, decided in zip(
-        SENTENCES, differences, decisions(differences, MARGIN), strict=True
-    ):
-        low, high = each.interval()
-        label = f"{summary[pair.ours].label} minus {summary[pair.other].label}"
-        rows.append([label, f"{each.mean:+.1f} [{low:+.1f}, {high:+.1f}], {decided.decision}"])
-    return table(["log loss of", "difference, per cent of LoRA's gain"], rows)
+    for pair in SENTENCES:
+        ours, other = summary[pair.ours], summary[pair.other]
+        difference = over_seeds(ours, other).times(100 / unit(summary))
+        rows.append(Line(f"{ours.label} minus {other.label}", [Cell(difference)]))
+    return Grid(["log loss of", "difference, per cent of LoRA's gain"], rows, MARGIN)
 
 
 def unit(summary: Summary) -> float:

@@ -41,6 +41,16 @@ def test_verdicts_of_the_best_adapters_are_counted(best):
     assert says("never beat the best one without: 5 worse, 5 equivalent, 6 undecided.")
 
 
+def test_best_adapters_up_to_1300_parameters_are_framed(best):
+    """Of both kinds, so the best of all is one."""
+    cases = [case for cases in best.values() for case in cases]
+    small = [case for case in cases if case.ours.result.method.trainable <= 1300]
+    assert len(small) == 12
+    families = {each.key.partition("_")[0] for case in small for each in (case.ours, case.other)}
+    assert families == {"framed", "signs", "lie", "core"}
+    assert says("Up to 1,300 parameters the best adapter is a *framed* one in every comparison")
+
+
 def test_worse_framed_adapters_have_other_sizes_or_rates(best):
     def differ(case):
         sizes = case.ours.result.method.trainable / case.other.result.method.trainable

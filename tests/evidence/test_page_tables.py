@@ -83,7 +83,7 @@ def test_tables_are_recomputed_by_an_independent_script(table):
     if picture in pictures.PICTURES:
         shown = [
             "{mean:+.1f} [{low:+.1f}, {high:+.1f}], {decision}".format(**line)
-            for line in drawn(picture)
+            for line in drawn(picture)["lines"]
         ]
         assert shown == [re.sub(r"^[\d.]+ rad; ", "", text) for text in done.stdout.splitlines()]
 
