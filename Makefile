@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo real test test-all test-real library coverage check docs results bases bench compat release format clean
+.PHONY: demo real serve test test-all test-real library coverage check docs results bases bench compat release format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
@@ -15,6 +15,12 @@ real: $(VENV)/.installed build/smollm2/source.json
 	$(BIN)/python scripts/real_run.py
 	$(BIN)/python evidence/page_tables.py docs/real_model.md
 	$(BIN)/python evidence/pictures.py
+
+# the run of docs/small_adapters.md: twenty minutes on two cores; again, to resume. With SERVE="--server URL" it asks
+# a server that has the adapters; SERVE="--data FOLDER" names a folder with the texts that are downloaded otherwise
+serve: $(VENV)/.installed build/smollm2/source.json
+	$(BIN)/python scripts/serve_run.py $(SERVE)
+	$(BIN)/python evidence/page_tables.py docs/small_adapters.md
 
 # `check` and `docs` at the same time, each on one core; the output of each stays in one piece
 BESIDE := $(MAKE) --jobs 2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -94,7 +100,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) .nox dist docs/_build demo-run real-run
+	rm -rf $(VENV) .nox dist docs/_build demo-run real-run serve-run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qpeft needs Python 3.11 or newer; set PYTHON=python3.11")'

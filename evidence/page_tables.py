@@ -21,6 +21,7 @@ from transformers import AutoConfig
 import comparison_tables
 import qpeft
 import real_model
+import served_customers
 import smollm2_tables
 import suggest_tables
 from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS, Grid
@@ -164,7 +165,11 @@ TABLES = {
     "real_adapters": Table(real_model.adapters),
     "first_look": Table(real_model.first_look),
     "real_answers": Table(real_model.answers),
-    "real_took": Table(real_model.took),
+    "real_took": Table(lambda: real_model.took(real_model.stored())),
+    "served_customers": Table(served_customers.customers),
+    "served_answers": Table(served_customers.answers),
+    "served_verified": Table(served_customers.verified),
+    "served_took": Table(lambda: real_model.took(served_customers.stored())),
 }
 
 

@@ -72,7 +72,7 @@ def answers() -> str:
     texts["a person"] = result["references"]
     facts = [result["prompts"][place].split("<|im_start|>user\n")[1] for place in SHOWN]
     header = ["", *(fact.partition("<|im_end|>")[0] for fact in facts)]
-    rows = [[who, *(_cut(own[place]) for place in SHOWN)] for who, own in texts.items()]
+    rows = [[who, *(cut(own[place]) for place in SHOWN)] for who, own in texts.items()]
     return table(header, rows)
 
 
@@ -80,7 +80,7 @@ def first_look() -> str:
     """Of the README: what some adapters answer to the first prompt, with loss, BLEU and size."""
     result = stored()
     some = result["adapters"]["lora_r8"]
-    untrained = _cut(result["base_texts"][0])
+    untrained = cut(result["base_texts"][0])
     rows = [
         [
             "no adapter",
@@ -94,20 +94,19 @@ def first_look() -> str:
         adapter = result["adapters"][name]
         loss = adapter["loss"]["after"]
         bleu = adapter["bleu"]["adapted"]
-        answer = _cut(adapter["texts"][0])
+        answer = cut(adapter["texts"][0])
         rows.append([label, answer, f"{loss:.2f}", f"{bleu:.0f}", size(adapter["stored_bytes"])])
     return table(["", "answer", "loss", "BLEU", "compact file"], rows, numbers=3)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     """The text, or its beginning, in a cell of a table."""
     plain = " ".join(text.replace("|", " ").split())
     return plain if len(plain) <= LONGEST else f"{plain[:LONGEST].rpartition(' ')[0]} ..."
 
 
-def took() -> str:
-    """What the whole run takes."""
-    result = stored()
+def took(result: dict[str, Any]) -> str:
+    """What a whole run takes."""
     minutes = result["processor_seconds"] / 60
     return (
         f"All commands together took {minutes:.0f} minutes of processor time, of cores of a server."

@@ -9,24 +9,18 @@ is finished is not repeated. The result is results/real_model.json.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from jobs import Job, cost, run_stages, times_of
 from qpeft.files import read_json, write_json
 from qpeft_lab.demo.packaged import PACKAGED
-from qpeft_lab.files import json_line, read_json_lines
 from qpeft_lab.training.run_folder import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "results" / "real_model.json"
 OUT = Path("real-run")
 STEPS = 40
-WORKERS = 2
 KEPT = 4  # every fourth answer is stored
 DATA = "examples/restaurants"
 TRAINING = f"--model smollm2 --data {DATA}/train.jsonl --batch-size 4 --seq-len 160"
@@ -40,16 +34,6 @@ ADAPTERS = {  # options of `qpeft train`; FRAMES is in the folder of the run
 }
 # time of a job, in steps of training: measured once on one core
 FRAMES_TAKE, ANSWERS_TAKE = 20, 12
-
-
-class Job(NamedTuple):
-    """A command, and the file that exists once it has ended well."""
-
-    name: str
-    command: str
-    product: Path
-    n_steps: int  # its time, in steps
-    prints_product: bool = False
 
 
 def jobs_of(adapter: str, out: Path, steps: int) -> list[Job]:
@@ -69,67 +53,15 @@ def jobs_of(adapter: str, out: Path, steps: int) -> list[Job]:
     return jobs
 
 
-def run(jobs: Sequence[Job], out: Path) -> None:
-    """Run what is not finished, and add the time that it took to `times.jsonl`."""
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for job in jobs:
-        if job.product.exists():
-            continue
-        partial = job.product.with_suffix(".partial") if job.prints_product else Path(os.devnull)
-        begin = time.monotonic()
-        with (out / f"{job.name}.log").open("a") as log, partial.open("w") as printed:
-            command = [sys.executable, "-m", "qpeft", *job.command.split()]
-            process = subprocess.Popen(command, stdout=printed, stderr=log, env=one_thread)
-            _, status, usage = os.wait4(process.pid, 0)
-        took = {
-            "job": job.name,
-            "seconds": time.monotonic() - begin,
-            "processor_seconds": usage.ru_utime + usage.ru_stime,
-            "megabytes": usage.ru_maxrss / 1024,
-        }
-        with (out / "times.jsonl").open("a") as times:
-            times.write(json_line(took))
-        if status:
-            raise SystemExit(f"{job.name} failed; see {log.name}, and run this again to resume")
-        if job.prints_product:
-            partial.replace(job.product)
-
-
-def done_steps(job: Job) -> int:
-    """How much of a job is finished, in steps; of a training run also while it runs."""
-    if job.product.exists():
-        return job.n_steps
-    rows = read_rows(job.product.parent / "metrics.jsonl")
-    return rows[-1]["step"] if rows and job.product.name == "result.json" else 0
-
-
 def run_all(out: Path, steps: int = STEPS) -> None:
     """Run everything, and print what is being done and the time left."""
     chains = [jobs_of(name, out, steps) for name in reversed(ADAPTERS)]  # the longest first
-    jobs = [job for chain in chains for job in chain]
-    total = sum(job.n_steps for job in jobs)
-    before = sum(map(done_steps, jobs))
-    begin = time.monotonic()
-    with ThreadPoolExecutor(WORKERS) as workers:
-        running = [workers.submit(run, chain, out) for chain in chains]
-        while wait(running, timeout=20).not_done:
-            done = sum(map(done_steps, jobs))
-            minutes = (time.monotonic() - begin) / 60
-            left = f"{minutes * (total - done) / (done - before):.0f}" if done > before else "?"
-            unfinished = [job.name for job in jobs if not job.product.exists()]
-            now = [name for name in unfinished if (out / f"{name}.log").exists()]
-            print(
-                f"{done / total:.0%} after {minutes:.0f} minutes, about {left} left;"
-                f" {', '.join(now)}",
-                flush=True,
-            )
-    for future in running:
-        future.result()
+    run_stages([chains], out)
 
 
 def collected(out: Path) -> dict[str, Any]:
     """What the page shows: of each adapter its size, losses, answers and times."""
-    times = read_json_lines(out / "times.jsonl", lambda row: row["seconds"] > 0, "remove it")
+    times = times_of(out)
 
     def processor_seconds(job: str) -> float:
         return sum(row["processor_seconds"] for row in times if row["job"] == job)
@@ -154,8 +86,7 @@ def collected(out: Path) -> dict[str, Any]:
         "base": PACKAGED["smollm2"].about,
         "steps": STEPS,
         "environment": config["environment"],
-        "megabytes": max(row["megabytes"] for row in times),
-        "processor_seconds": sum(row["processor_seconds"] for row in times),
+        **cost(out),
         "frames": {
             "bytes": (out / "frames.safetensors").stat().st_size,
             "processor_seconds": processor_seconds("frames"),

@@ -61,6 +61,10 @@ ONE_RUN = {
     "real_answers",
     "real_took",
     "first_look",
+    "served_customers",
+    "served_answers",
+    "served_verified",
+    "served_took",
 }  # there is nothing to compute
 RECOMPUTED = sorted(page_tables.TABLES.keys() - {"studies", "gallery", *ONE_RUN})
 

@@ -54,6 +54,28 @@ def test_killed_run_resumes_with_equal_bits_and_its_export_needs_no_qpeft(
 
 
 @pytest.mark.long
+def test_run_of_the_serving_guide_ends_without_help_and_is_not_repeated(tmp_path, monkeypatch):
+    """With two of the customers and two steps of training."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    script = importlib.import_module("serve_run")
+    monkeypatch.setattr(script, "CUSTOMERS", {"ana": "restaurants", "emil": "documentation"})
+    script.run_all(tmp_path, tmp_path / "data", steps=2)
+    result = script.collected(tmp_path)
+    for customer in result["customers"].values():
+        assert customer["trainable"] == 392
+        assert customer["folder_bytes"] < 1200
+        assert customer["gguf_bytes"] > 1e6
+    pool = result["pool"]
+    assert pool["answers"].keys() == {"__base__", "ana", "emil"}
+    assert pool["equal_alone"]
+    assert pool["revisions"]["restored"] == pool["revisions"]["before"]
+    monkeypatch.setattr(subprocess, "Popen", None)
+    script.run_all(tmp_path, tmp_path / "data", steps=2)
+    assert script.collected(tmp_path) == result
+
+
+@pytest.mark.long
 def test_run_of_the_guide_ends_without_help_and_is_not_repeated(tmp_path, monkeypatch):
     """With two steps of training instead of forty, and short answers."""
     monkeypatch.chdir(ROOT)
@@ -69,6 +91,6 @@ def test_run_of_the_guide_ends_without_help_and_is_not_repeated(tmp_path, monkey
         assert 0 <= adapter["bleu"]["adapted"] <= 100
         assert adapter["trainable"] > 0 < adapter["processor_seconds"]
     assert found["adapters"]["suggested"]["trainable"] <= 1300
-    monkeypatch.setattr(script.subprocess, "Popen", None)
+    monkeypatch.setattr(subprocess, "Popen", None)
     script.run_all(tmp_path, steps=2)
     assert script.collected(tmp_path) == found
