@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
 from qpeft_lab import revisions
-from qpeft_lab.demo.packaged import built_folder
+from qpeft_lab.demo import base_model
 
 CAPACITY = 4  # adapters in memory, and in a batch
 N_TOKENS = 32
@@ -81,7 +81,7 @@ def main() -> None:
     runs = Path(sys.argv[1])
     users = runs / "users"
     names = collect(runs, users)
-    path = built_folder("smollm2")
+    path = base_model("smollm2")
     base = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
     pool = qpeft.AdapterPool(base, users, CAPACITY)
     customers = Customers(pool, AutoTokenizer.from_pretrained(path))
