@@ -103,10 +103,6 @@ def stages(out: Path, steps: int, server: str) -> list[list[list[Job]]]:
         command = f"train {base} {data} {method} --steps {n} --out {out}/{name}"
         return Job(name, command, out / name / "result.json", n)
 
-    def export(name: str) -> Job:
-        file = out / "gguf" / f"{name}.gguf"
-        return Job(f"export {name}", f"export {out}/{name} --gguf {file}", file, EXPORT_TAKES)
-
     def verify(name: str) -> Job:
         file = out / "verified" / f"{name}.json"
         command = f"verify-served {server} --adapter {name} --run {out}/{name} --json"
@@ -114,19 +110,20 @@ def stages(out: Path, steps: int, server: str) -> list[list[list[Job]]]:
 
     training = [train("replacement", "ana", 2 * steps)]  # the longest first
     training += [train(name, name, steps) for name in CUSTOMERS]
+    gguf = out / "ana.gguf"
+    export = Job("export", f"export {out}/ana --gguf {gguf}", gguf, EXPORT_TAKES)
     pool = Job("pool", f"examples/serve_customers.py {out}", out / "pool.json", POOL_TAKES, True)
     return [
         [[Job("frames", fit, frames, FRAMES_TAKE)]],
         [[job] for job in training],
-        [[pool], *([export(name)] for name in CUSTOMERS)],
+        [[pool], [export]],
         [[verify(name)] for name in CUSTOMERS if server],
     ]
 
 
 def run_all(out: Path, data: Path, steps: int = STEPS, server: str = "") -> None:
     """Run everything, and print what is being done and the time left."""
-    for folder in ("gguf", "verified"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / "verified").mkdir(parents=True, exist_ok=True)
     write_texts(out, data)
     run_stages(stages(out, steps, server), out)
 
@@ -141,7 +138,6 @@ def collected(out: Path) -> dict[str, Any]:
             "text": text,
             **{part: result[part] for part in ("trainable", "stored_bytes", "exported_bytes")},
             "folder_bytes": sum(file.stat().st_size for file in files),
-            "gguf_bytes": (out / "gguf" / f"{name}.gguf").stat().st_size,
             "loss": {when: result[when]["loss"] for when in ("before", "after")},
         }
     frames = out / "frames.safetensors"
@@ -150,6 +146,7 @@ def collected(out: Path) -> dict[str, Any]:
         "steps": STEPS,
         "environment": read_json(out / "ana" / "config.json")["environment"],
         "frames": {"bytes": frames.stat().st_size, "sha256": file_hash(frames)},
+        "gguf_bytes": (out / "ana.gguf").stat().st_size,
         "customers": customers,
         "pool": read_json(out / "pool.json"),
         "verified": {file.stem: read_json(file) for file in sorted(out.glob("verified/*.json"))},

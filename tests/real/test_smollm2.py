@@ -65,7 +65,7 @@ def test_run_of_the_serving_guide_ends_without_help_and_is_not_repeated(tmp_path
     for customer in result["customers"].values():
         assert customer["trainable"] == 392
         assert customer["folder_bytes"] < 1200
-        assert customer["gguf_bytes"] > 1e6
+    assert result["gguf_bytes"] > 1e6
     pool = result["pool"]
     assert pool["answers"].keys() == {"__base__", "ana", "emil"}
     assert pool["equal_alone"]
