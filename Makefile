@@ -16,10 +16,10 @@ real: $(VENV)/.installed build/smollm2/source.json
 	$(BIN)/python evidence/page_tables.py docs/real_model.md
 	$(BIN)/python evidence/pictures.py
 
-# the run of docs/small_adapters.md: twenty minutes on two cores; again, to resume. With SERVE="--server URL" it asks
-# a server that has the adapters; SERVE="--data FOLDER" names a folder with the texts that are downloaded otherwise
+# the run of docs/small_adapters.md: twenty minutes on two cores; again, to resume. DATA is a folder with the texts
+# that are not in the repository; SERVER=URL asks a server that has the adapters
 serve: $(VENV)/.installed build/smollm2/source.json
-	$(BIN)/python scripts/serve_run.py $(SERVE)
+	$(BIN)/python scripts/serve_run.py
 	$(BIN)/python evidence/page_tables.py docs/small_adapters.md
 
 # `check` and `docs` at the same time, each on one core; the output of each stays in one piece

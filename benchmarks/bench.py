@@ -35,7 +35,6 @@ import torch
 from scipy.sparse import diags
 from torch import Tensor
 
-import pool_times
 from qpeft.circuits import Ansatz, probabilities, to_pennylane
 from qpeft.files import write_json, write_text
 from qpeft_lab.training.run_folder import environment
@@ -95,7 +94,6 @@ GROUPS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "circuits": circuits,
     "steps": steps,
     "published": published,
-    "pool": pool_times.rows,
 }
 
 # -- QPA's circuit in each program

@@ -68,14 +68,9 @@ def turns(
 
 
 def measure(
-    what: str,
-    ours: Task,
-    others: Mapping[str, Callable[[], Task]],
-    tolerance: float,
-    rounds: int,
-    clock: Callable[[], float] = process_time,
+    what: str, ours: Task, others: Mapping[str, Callable[[], Task]], tolerance: float, rounds: int
 ) -> Iterator[Row]:
-    """Rows in seconds, by default of the processor; a program that disagrees gets a row without a time.
+    """Rows in processor seconds; a program that disagrees gets a row without a time.
 
     `others` make what is timed. `tolerance` is that of their results, relative to the largest
     entry.
@@ -87,7 +82,7 @@ def measure(
             yield Row(what, name, note=f"refused: {wrong}", refused=True)
         else:
             tasks[name] = task
-    seconds = turns(tasks, rounds, clock)
+    seconds = turns(tasks, rounds, process_time)
     for name in list(tasks)[1:]:
         yield Row.of_samples(what, name, seconds["qpeft"], seconds[name])
 

@@ -168,7 +168,7 @@ TABLES = {
     "real_took": Table(lambda: real_model.took(real_model.stored())),
     "served_customers": Table(served_customers.customers),
     "served_answers": Table(served_customers.answers),
-    "served_verified": Table(served_customers.verified),
+    "served_times": Table(served_customers.times),
     "served_took": Table(lambda: real_model.took(served_customers.stored())),
 }
 

@@ -28,31 +28,31 @@ def customers() -> str:
     rows = []
     for name, customer in stored()["customers"].items():
         losses = [f"{customer['loss'][when]:.2f}" for when in ("before", "after")]
-        sizes = [f"{customer[part]:,}" for part in ("trainable", "stored_bytes", "folder_bytes")]
+        sizes = [f"{customer[part]:,}" for part in ("stored_bytes", "folder_bytes")]
         lora = size(customer["exported_bytes"])
         rows.append([name, customer["text"], *losses, *sizes, lora])
     losses = ["loss before", "after"]
-    sizes = ["parameters", "weights, bytes", "folder, bytes", "exported LoRA"]
-    return table(["customer", "text", *losses, *sizes], rows, numbers=6)
+    sizes = ["weights, bytes", "folder, bytes", "exported LoRA"]
+    return table(["customer", "text", *losses, *sizes], rows, numbers=5)
 
 
 def answers() -> str:
     """What two customers get for each prompt, next to the base model."""
-    pool = stored()["pool"]
+    result = stored()
     who = {"no adapter": "__base__", **{name: name for name in SHOWN}}
     rows = [
-        [f"`{prompt.strip()}`", *(cut(pool["answers"][name][place]) for name in who.values())]
-        for place, prompt in enumerate(pool["prompts"])
+        [f"`{prompt.strip()}`", *(cut(result["answers"][name][place]) for name in who.values())]
+        for place, prompt in enumerate(result["prompts"])
     ]
     return table(["prompt", *who], rows)
 
 
-def verified() -> str:
-    """What `qpeft verify-served` found."""
-    distances = ("to_adapter", "to_base", "tolerance")
-    rows = [
-        [name, row["verdict"], *(f"{row[distance]:.2g}" for distance in distances)]
-        for name, row in stored()["verified"].items()
-    ]
-    header = ["customer", "answers of", "to the adapter", "to the base", "tolerance"]
-    return table(header, rows, numbers=3)
+def times() -> str:
+    """Milliseconds of a pool, and of PEFT with the exported adapters."""
+    rows = []
+    for what, of_each in stored()["milliseconds"].items():
+        cells = [
+            f"{middle:.3g} ({least:.3g} to {most:.3g})" for middle, least, most in of_each.values()
+        ]
+        rows.append([what, *cells])
+    return table(["milliseconds", "pool", "PEFT's `hotswap_adapter`"], rows, numbers=2)
