@@ -112,3 +112,5 @@ def test_pictures_show_the_stored_measurements(picture):
     values = pictures.PICTURES[picture].measured()
     assert values
     assert drawn(picture) == values, "run make results"
+    colors = re.findall("(?:fill|stroke): (#[0-9a-f]{6})", picture.read_text(encoding="utf-8"))
+    assert pictures.DARK.keys() >= set(colors), "a color without one for a dark page"
