@@ -132,6 +132,17 @@ def _with_links(question: str) -> str:
     return question.replace(f"See {smollm2}", f"See [the protocol](../{smollm2})")
 
 
+def verdicts() -> str:
+    """Each circuit of results/verdicts against its twins."""
+    cell = "{effect:+.1f} [{low:+.1f}, {high:+.1f}], {decision}; {detectable:.1f}"
+    rows = []
+    for file in sorted(RESULTS.glob("verdicts/*.json")):
+        verdict = json.loads(file.read_text(encoding="utf-8"))
+        frozen, gaussian, *_ = map(cell.format_map, verdict["comparisons"])
+        rows.append([f"`{file.stem}`", frozen, gaussian, f"{verdict['angles_moved']:.2f} rad"])
+    return table(["circuit minus", "frozen angles", "Gaussian features", "angles moved"], rows)
+
+
 class Table(NamedTuple):
     """How a table is made, and the studies whose rows it has. Of a grid there may be a picture too."""
 
@@ -146,6 +157,7 @@ TABLES = {
     "twins": Table(lambda: comparison_tables.pairs(ADAPTERS, TWINS), [ADAPTERS]),
     "pooled": Table(comparison_tables.pooled, ["margins"]),
     "gallery": Table(comparison_tables.gallery, ["margins", ADAPTERS]),
+    "verdicts": Table(verdicts, ["verdicts"]),
     "margins": Table(comparison_tables.margins, ["margins"]),
     "angles": Table(comparison_tables.angles, ["angles"]),
     "angles_far": Table(comparison_tables.angles_far, ["angles"]),

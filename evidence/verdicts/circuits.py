@@ -14,26 +14,26 @@ def hardware_efficient(angles):
     """RY and RZ on every wire and a ring of CNOTs; angles (layers, 4, 2)."""
     for layer in angles:
         for wire in range(N_WIRES):
-            qml.RY(layer[wire, 0], wires=wire)
-            qml.RZ(layer[wire, 1], wires=wire)
+            qml.RY(layer[wire, 0], wire)
+            qml.RZ(layer[wire, 1], wire)
         for pair in RING:
             qml.CNOT(pair)
-    return qml.probs(wires=range(N_WIRES))
+    return qml.probs()
 
 
 @qml.qnode(DEVICE)
 def qaoa(angles):
     """MaxCut on a ring, all gates of a kind with one angle; angles (layers, 2)."""
     for wire in range(N_WIRES):
-        qml.RY(math.pi / 2, wires=wire)
+        qml.RY(math.pi / 2, wire)
     for cost, mixer in angles:
         for first, second in RING:
             qml.CNOT([first, second])
-            qml.RZ(2 * cost, wires=second)
+            qml.RZ(2 * cost, second)
             qml.CNOT([first, second])
         for wire in range(N_WIRES):
-            qml.RX(2 * mixer, wires=wire)
-    return qml.probs(wires=range(N_WIRES))
+            qml.RX(2 * mixer, wire)
+    return qml.probs()
 
 
 @qml.qnode(DEVICE)
@@ -41,10 +41,10 @@ def brick(angles):
     """Blocks of RY and CZ on pairs, shifted by one wire in every other layer; angles (layers, 4)."""
     for number, layer in enumerate(angles):
         for wire in range(N_WIRES):
-            qml.RY(layer[wire], wires=wire)
+            qml.RY(layer[wire], wire)
         for first, second in RING[number % 2 :: 2]:
             qml.CZ([first, second])
-    return qml.probs(wires=range(N_WIRES))
+    return qml.probs()
 
 
 @qml.qnode(DEVICE)
@@ -52,13 +52,13 @@ def iqp(angles):
     """Diagonal gates on wires and on pairs between Hadamard gates; angles (layers, 8)."""
     for layer in angles:
         for wire in range(N_WIRES):
-            qml.Hadamard(wires=wire)
+            qml.Hadamard(wire)
         for wire in range(N_WIRES):
-            qml.RZ(layer[wire], wires=wire)
+            qml.RZ(layer[wire], wire)
         for number, (first, second) in enumerate(RING):
             qml.CNOT([first, second])
-            qml.RZ(layer[N_WIRES + number], wires=second)
+            qml.RZ(layer[N_WIRES + number], second)
             qml.CNOT([first, second])
     for wire in range(N_WIRES):
-        qml.Hadamard(wires=wire)
-    return qml.probs(wires=range(N_WIRES))
+        qml.Hadamard(wire)
+    return qml.probs()

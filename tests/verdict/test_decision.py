@@ -19,7 +19,7 @@ from qpeft_lab.compare.rows import RowFile
 from qpeft_lab.verdict.circuit import Circuit
 from qpeft_lab.verdict.decision import check, comparisons, decide, sentence
 from qpeft_lab.verdict.page import markdown, write
-from qpeft_lab.verdict.planning import Request, planned
+from qpeft_lab.verdict.planning import Request, Size, detectable, planned
 from qpeft_lab.verdict.protocol import PROTOCOL
 from verdict_power import rates
 
@@ -204,6 +204,24 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     file.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(VerificationError, match=r"comparisons\.1\.effect is -"):
         check(file)
+
+
+PUBLISHED = sorted((ROOT / "results" / "verdicts").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
+def test_published_verdicts_follow_from_their_rows(file):
+    """And the difference that they can detect is about the one that the plan forecasts."""
+    verdict = check(file)
+    size = Size(len(verdict.protocol.seeds), verdict.protocol.steps)
+    forecast = detectable(size, len(verdict.comparisons))
+    assert forecast / 2 < verdict.comparisons[0].detectable < 2 * forecast
+
+
+def test_verdict_that_the_page_quotes():
+    page = " ".join((ROOT / "docs" / "verdict.md").read_text(encoding="utf-8").split())
+    quoted = ROOT / "results" / "verdicts" / "hardware_efficient.json"
+    assert check(quoted).sentence in page.replace(" > ", " ")
 
 
 def test_what_was_fixed_cannot_change_after_the_first_row(study):

@@ -85,8 +85,10 @@ def decide(folder: Path) -> Verdict:
     Raises ConfigError if the folder has no study of `qpeft verdict`, or a seed is missing, and
     TrainingError if so many seeds diverged that there is no decision.
     """
-    protocol = read_protocol(folder)
-    summary = load(folder)
+    return _decide(read_protocol(folder), load(folder), folder)
+
+
+def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
     diverged: dict[str, list[int]] = {}
     for key in (UNIT, CIRCUIT, *protocol.others):
         result = summary[key]
@@ -260,7 +262,7 @@ def sentence(twins: Sequence[Comparison], margin: float) -> str:
 
 
 def check(file: Path) -> Verdict:
-    """Compute a verdict again from the rows next to it.
+    """Compute a verdict again from the rows next to it: rows.jsonl, or NAME.jsonl.xz of NAME.json.
 
     Raises ConfigError if it is none, and VerificationError if the rows give another one; the
     message names what differs.
@@ -269,7 +271,12 @@ def check(file: Path) -> Verdict:
         written = read_json(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is no verdict ({error})") from error
-    verdict = decide(file.parent)
+    kept = file.with_suffix(".jsonl.xz")  # as results/verdicts has them
+    verdict = (
+        _decide(Protocol(**written["protocol"]), load(kept), file.parent)
+        if kept.exists()
+        else decide(file.parent)
+    )
     computed = _flat(asdict(verdict))
     stated = _flat(written)
     for name in sorted(computed.keys() | stated.keys()):

@@ -72,12 +72,20 @@ def markdown(verdict: Verdict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-HEADER = ["minus", "decision", "difference [95 % interval]", "detectable", "trained"]
+HEADER = [
+    "minus",
+    "decision",
+    "difference [95 % interval]",
+    "detectable",
+    "trained",
+    "learning rate",
+]
 UNIT_TEXT = (
     "A difference is the test loss with the trained circuit minus that with the other adapter, in"
     " per cent of what LoRA r=8 gains over the untrained base; below 0 the circuit is better."
     " Decisions are corrected for the number of comparisons, intervals are not. Detectable is what"
-    " this study finds with a probability of 80 %; trained is the number of trained parameters."
+    " this study finds with a probability of 80 %; trained is the number of trained parameters. Each"
+    " adapter searched its learning rate on its own, so a difference may also come from the rates."
 )
 
 
@@ -90,6 +98,7 @@ def lines(verdict: Verdict) -> list[list[str]]:
             f"{each.effect:+.1f} [{each.low:+.1f}, {each.high:+.1f}]",
             f"{each.detectable:.1f}",
             f"{verdict.adapters[each.against].trained:,}",
+            f"{verdict.adapters[each.against].lr or 0:g}",
         ]
         for each in verdict.comparisons
     ]
@@ -105,7 +114,7 @@ def facts(verdict: Verdict) -> dict[str, str]:
         "Data": f"{without_folders(verdict.data)}, {verdict.data_sha256[:12]}",
         "Adapter": (
             f"{protocol.method}, {circuit.trained:,} trained parameters,"
-            f" {circuit.deployed:,} deployed"
+            f" {circuit.deployed:,} deployed, learning rate {circuit.lr or 0:g}"
         ),
         "Runs": f"{protocol.steps:,} steps, {some.n_seeds} seeds, {some.n_blocks} test blocks",
         "Margin": f"{protocol.margin:g} % of LoRA's gain, which is {verdict.gain:.3f} nats per token",
