@@ -74,7 +74,7 @@ class AdapterPool:
         pool.model.generate(**inputs)
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
-    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and one seed. Files are
+    The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and any seeds. Files are
     checked at every request, so a changed adapter is read again. The result of `place` is valid
     while its adapters are in their slots; after that the model's call raises ConfigError. Select
     adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.

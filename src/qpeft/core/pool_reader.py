@@ -1,12 +1,15 @@
 """The folder of a compact adapter as the tensors of a stock one, without a model of its own.
 
-adapter_config.json       --> the settings, which must equal those of the first adapter
-adapter_model.safetensors --> the generator --> flat (P,) --> views, by the keys of a stock file
+adapter_config.json       --> the settings, which must equal those of the first adapter but for the seed
+adapter_model.safetensors --> the generator of that seed --> flat (P,) --> views, by the keys of a
+                              stock file
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ from torch import Tensor
 
 from qpeft.core.base_digest import check_base, digest, name_of, own_weights
 from qpeft.core.checkpoint import WEIGHTS, check_folder, check_tensors, fixed_fields
+from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import draw_initial
 from qpeft.core.stock_adapter import stock_key
 from qpeft.errors import CheckpointError, ConfigError
 
-# fields of one adapter: its hash, and what is compared in another way, because the precisions of
-# bases differ, a frame file has a hash, and the fields of the scale are settings
-_OWN = ("weights_sha256", "base_digest", "frames", "saved_scale")
+# fields of one adapter: its hash, its seed, and what is compared in another way, because the
+# precisions of bases differ, a frame file has a hash, and the fields of the scale are settings
+_OWN = ("weights_sha256", "base_digest", "frames", "saved_scale", "seed")
+_MOST_SEEDS = 8  # whose generators stay in memory
 
 
 class PoolReader:
@@ -37,7 +43,10 @@ class PoolReader:
         tuner = loaded.base_model
         config: Any = PeftConfig.from_pretrained(str(folder))
         self._settings = fixed_fields(config.to_dict(), *_OWN)
+        self._config = tuner.generators.configs["default"]
         self._binding = tuner.generators.bindings["default"]
+        self._base = tuner.model
+        self._generator_of = lru_cache(_MOST_SEEDS)(self._make_generator)
         self._prefix = tuner.generators.saved_prefix
         self._digest = digest(own_weights(tuner.model, "default"))
         self._base_name = name_of(tuner.model)
@@ -74,7 +83,7 @@ class PoolReader:
                     f"its base has other values in {key}, where the vocabulary was resized, than"
                     " that of the first adapter of this pool; serve it from another pool"
                 )
-        generator = self._binding.generator
+        generator = self._generator_of(config.seed)
         state = generator.unpack(packed)
         check_tensors(state, generator.state_dict())
         generator.load_state_dict(state)
@@ -87,6 +96,19 @@ class PoolReader:
         for slot, part in zip(self._binding.slots, parts, strict=True):
             others[stock_key(slot.label)] = part.view(slot.shape)
         return others
+
+    def _make_generator(self, seed: int) -> Any:
+        """That of the first adapter, or one that was drawn with another seed."""
+        first = self._binding.generator
+        if seed == self._config.seed:
+            return first
+        slots = self._binding.slots
+        config = copy.copy(self._config)
+        config.seed = seed
+        init = SeededInit(seed)
+        generator = config.make(slots, draw_initial(slots, config.drawn_init, init), init)
+        generator.use_base(self._base)
+        return generator.to(first.fingerprint.device)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         """Raise CheckpointError if they differ from those of the first adapter."""
