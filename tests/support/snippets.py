@@ -64,6 +64,7 @@ NOT_RUN = {
         "takes an hour; the smoke run of the page runs the same methods"
     ),
     "qpeft verify-served ": "needs a server; tests/cli/test_verify_served.py has one",
+    "qpeft verdict check results/": "tests/verdict checks every kept verdict",
     "qpeft verdict mine.py:circuit": "takes minutes; tests/verdict and tests/cli run it on less",
     "braket.aws.qubit": "needs an account",
     "QiskitRuntimeService": "needs an account",
