@@ -150,6 +150,13 @@ def test_diverged_seed_is_named_and_no_decision_favors_its_adapter(diverged):
     )
 
 
+def test_seed_that_learned_nothing_is_named(diverged):
+    folder = diverged()
+    edit_rows(folder, lambda row: row.update(best_step=0), "frozen", "seed[13]")
+    told = decide(folder).sentence
+    assert "Seed 1 and 3 of frozen angles did not improve on the base, at the learning" in told
+
+
 def test_diverged_seed_of_a_twin_leaves_decisions_against_it(diverged):
     verdict = decide(diverged(frozen="1", gaussian="1"))
     assert [(each.decision, each.n_seeds) for each in verdict.comparisons[:3]] == [

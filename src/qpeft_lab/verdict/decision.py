@@ -217,13 +217,20 @@ def _refuse_few_seeds(
 
 
 def _told(summary: Summary, diverged: Mapping[str, Sequence[int]]) -> Iterator[str]:
-    """A sentence on each adapter of which a seed diverged."""
+    """A sentence on each adapter of which a seed diverged, or learned nothing."""
     n_seeds = len(summary.study.seeds)
     for key, seeds in diverged.items():
+        result = summary[key]
         if seeds:
             yield (
-                f"Seed {_listed(seeds)} of {summary[key].label} diverged: {n_seeds - len(seeds)} of"
+                f"Seed {_listed(seeds)} of {result.label} diverged: {n_seeds - len(seeds)} of"
                 f" {n_seeds} seeds count, and no decision favors it."
+            )
+        untrained = [seed for seed, row in result.successes.items() if row["best_step"] == 0]
+        if untrained:
+            yield (
+                f"Seed {_listed(untrained)} of {result.label} did not improve on the base, at the"
+                f" learning rate {result.lr:g} that its search chose; intervals are wide for that."
             )
 
 
