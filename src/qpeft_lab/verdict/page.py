@@ -133,9 +133,9 @@ def limits(verdict: Verdict) -> Iterator[str]:
     moved = verdict.angles_moved
     if moved is not None and moved < 0.1:
         yield (
-            "The angles hardly moved, so a trained and a frozen circuit had to be alike. To test the"
-            " circuit further from its initial angles, start another study with --angle-scale 10 or"
-            " higher, and its own --out. It multiplies the learning rate of the angles."
+            "The angles hardly moved, so this study is about the circuit near its initial angles. To"
+            " test it further away, start another study with --angle-scale 10 or higher, and its own"
+            " --out. It multiplies the learning rate of the angles."
         )
     yield (
         "One base, one text, one number of steps. Circuits are simulated exactly, so nothing here"
