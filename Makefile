@@ -75,6 +75,7 @@ results: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py --page
 	$(BIN)/python evidence/suggest_evidence.py
 	$(BIN)/python evidence/pictures.py
+	$(BIN)/python docs/drawings/method_drawings.py
 
 # the base of evidence/PROTOCOL.md that is not in the repository: an hour
 bases: $(VENV)/.installed-dev
