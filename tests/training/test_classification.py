@@ -13,7 +13,7 @@ import pytest
 import torch
 from folders import edit_json, write_rows
 from image_files import bars
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from runs import weights
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
@@ -31,6 +31,7 @@ from transformers import (
     RobertaConfig,
 )
 
+import qpeft
 from qpeft.errors import CheckpointError, DataError
 from qpeft_lab import RunSettings, train
 from qpeft_lab.training.classifier import find_head, read_record
@@ -311,6 +312,22 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
                 loaded[folder.name] = made_by_card["model"]
     for model in loaded.values():
         assert made.score(model.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+def test_adapter_in_a_frame_file_has_its_classes_though_no_card(settings, read, tmp_path):
+    made = read(TEXTS)
+    config = qpeft.QuantumPeftConfig(
+        n_layers=1, share="type", r=1, frame="gradient", frame_rank=4, target_modules=["value"]
+    )
+    qpeft.fit_frames(
+        get_peft_model(made.model, config), [made.collate(made.train[:8])], save_to=tmp_path / "own"
+    )
+    chosen = {"frames": str(tmp_path / "own.safetensors"), "r": 1}
+    result = train(settings(TEXTS, method="quantum_peft", method_settings=chosen, steps=2))
+    assert read_record(result.adapter).labels == made.labels
+    assert not (result.adapter / "README.md").exists()
+    loaded = qpeft.load(made.load_base(), result.adapter, frames=chosen["frames"])
+    assert made.score(loaded.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
 @pytest.mark.long

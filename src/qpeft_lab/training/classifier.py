@@ -48,10 +48,12 @@ class TaskRecord:
 
     def write(self, folder: Path) -> None:
         """Write task.json to an adapter folder, and add these arguments and the classes to its
-        model card.
+        model card, if it has one: an adapter with a frame file has none.
         """
         write_json(folder / RECORD, asdict(self))
         card = folder / "README.md"
+        if not card.exists():
+            return
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         text = card.read_text("utf-8").replace(
             ", dtype='float32')", f", dtype='float32', {options})"
