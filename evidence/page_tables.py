@@ -177,6 +177,7 @@ TABLES = {
     "real_adapters": Table(real_model.adapters),
     "first_look": Table(real_model.first_look),
     "real_answers": Table(real_model.answers),
+    "encoder": Table(real_model.encoder),
     "real_took": Table(lambda: real_model.took(real_model.stored())),
     "served_customers": Table(served_customers.customers),
     "served_answers": Table(served_customers.answers),

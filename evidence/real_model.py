@@ -1,11 +1,14 @@
 """The tables and the picture of docs/real_model.md, from the result of `make real`.
 
-The values are in results/real_model.json, which scripts/real_run.py writes.
+The values are in results/real_model.json, which scripts/real_run.py writes; those of the encoder in
+evidence/encoder.jsonl.
 """
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -97,6 +100,29 @@ def first_look() -> str:
         answer = cut(adapter["texts"][0])
         rows.append([label, answer, f"{loss:.2f}", f"{bleu:.0f}", size(adapter["stored_bytes"])])
     return table(["", "answer", "loss", "BLEU", "compact file"], rows, numbers=3)
+
+
+def encoder() -> str:
+    """Accuracy on SST-2 and size of each adapter of a sentence encoder, from evidence/encoder.jsonl."""
+    rows = []
+    stored = Path(__file__).with_name("encoder.jsonl").read_text("utf-8")
+    for row in map(json.loads, stored.splitlines()):
+        after = row["after"]
+        words = row["options"].split()
+        low, high = (f"{100 * after[f'accuracy_{end}']:.1f}%" for end in ("low", "high"))
+        rows.append(
+            [
+                row["label"],
+                words[words.index("--lr") + 1],
+                f"{row['trainable'] - row['trainable_head']:,}",
+                f"{row['trainable_head']:,}",
+                f"{row['stored_bytes']:,}",
+                f"{100 * after['accuracy']:.1f}%",
+                f"{low} to {high}",
+            ]
+        )
+    sizes = ["learning rate", "parameters", "head", "file, bytes", "accuracy", "95 % interval"]
+    return table(["adapter", *sizes], rows, numbers=6)
 
 
 def cut(text: str) -> str:
