@@ -60,6 +60,7 @@ ONE_RUN = {
     "real_adapters",
     "real_answers",
     "real_took",
+    "encoder",
     "first_look",
     "served_customers",
     "served_answers",
