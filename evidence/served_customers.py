@@ -52,7 +52,8 @@ def times() -> str:
     rows = []
     for what, of_each in stored()["milliseconds"].items():
         cells = [
-            f"{middle:.3g} ({least:.3g} to {most:.3g})" for middle, least, most in of_each.values()
+            f"{middle:,.1f} ({least:,.1f} to {most:,.1f})"
+            for middle, least, most in of_each.values()
         ]
         rows.append([what, *cells])
     return table(["milliseconds", "pool", "PEFT's `hotswap_adapter`"], rows, numbers=2)

@@ -65,6 +65,9 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     for name in ("docs.jsonl", "train.jsonl"):
         write_rows(folder / name, [{"text": text} for text in docs])
     (folder / "text.txt").write_text("\n\n".join(docs), encoding="utf-8")
+    (folder / "texts").mkdir()
+    for name in ("ana", "ben"):
+        shutil.copy(folder / "text.txt", folder / "texts" / f"{name}.txt")
     pairs = [
         f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}."
         for n in range(60)
