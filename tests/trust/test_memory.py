@@ -58,7 +58,7 @@ def test_d_runs_in_a_loop_leave_no_tensors(tiny_model, text_file, tmp_path, meth
     counts = []
     for number in range(3):
         paths = {"model": tiny_model, "data": text_file, "out": tmp_path / f"{number}"}
-        sizes = {"steps": 1, "seq_len": 16, "eval_blocks": 1}
+        sizes = {"steps": 2, "seq_len": 16, "eval_blocks": 1}
         train(
             RunSettings(**{key: str(path) for key, path in paths.items()}, method=method, **sizes)
         )

@@ -119,15 +119,20 @@ def test_a2_writes_are_seen_where_nothing_else_happens(make, batch, adapters):
 
 
 @pytest.mark.parametrize("make", METHODS[:3], indirect=True)
+@pytest.mark.parametrize("checkpoints", [False, True])
 def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
-    make, batch, adapters, monkeypatch
+    make, batch, adapters, monkeypatch, checkpoints
 ):
-    """A comparison waits for all queued work of an accelerator."""
+    """A comparison waits for all queued work of an accelerator. Parts of the base have no hooks."""
     model = adapters.train(make(), batch, steps=1)
-    binding = next(iter(model.base_model.generators.bindings.values()))
-    monkeypatch.setattr("qpeft.core.binding.Evaluation.is_current", None)
+    parts = set(model.get_base_model().modules()) - {model.get_base_model()}
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in parts)
+    if checkpoints:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    generators = model.base_model.generators
     evaluated = []
-    binding.generator.register_forward_hook(lambda *_: evaluated.append(1))
+    generators["default"].register_forward_hook(lambda *_: evaluated.append(1))
+    monkeypatch.setattr(torch, "equal", None)
     adapters.train(model, batch, steps=3)
     assert len(evaluated) == 3
 

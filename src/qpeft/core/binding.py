@@ -16,9 +16,10 @@ What the methods of a `Binding` do with the evaluation and with the tensors in t
     refresh            evaluates if the parameters changed; places the values, with a new node
     refresh_detached   the same, but places values without a graph
     invalidate         forgets the evaluation; places stand-ins (`Unread`), which evaluate when read
-    mark_unread        keeps the evaluation, but places stand-ins: somebody may have written
+    mark_unread        keeps the evaluation, but places stand-ins: somebody may write
 
-In a training loop the forward hook of the base calls `refresh`; stand-ins serve reads outside of it.
+The base's hooks call `refresh` before a forward pass, and on a CPU `mark_unread` after it. Stand-ins
+serve reads outside of it, such as those of a layer that is called alone.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Evaluation:
         self._copies = [parameter.detach().clone() for parameter in parameters]
         self.flat = evaluate()  # (P,)
 
-    def is_current(self, parameters: Sequence[nn.Parameter]) -> bool:
+    def is_current(self, parameters: Sequence[nn.Parameter], compares_values: bool = True) -> bool:
         """Whether the parameters still have the values that were evaluated.
 
         PyTorch's version counter records optimizers and operations inside `torch.no_grad()`, but no
@@ -82,7 +83,9 @@ class Evaluation:
             return False
         # While a CUDA graph is recorded, no value can be read; what is evaluated counts as current.
         captures = any(p.is_cuda for p in parameters) and torch.cuda.is_current_stream_capturing()
-        return captures or all(map(torch.equal, parameters, self._copies))
+        if captures or not compares_values:
+            return True
+        return all(map(torch.equal, parameters, self._copies))
 
 
 @dataclass
@@ -111,7 +114,9 @@ class Binding:
         self.slots = list(slots)
         self.sizes = [slot.shape.numel() for slot in slots]
         self._evaluation: Evaluation | None = None
-        self._is_placed = False  # whether the slots hold values of the evaluation
+        self._tensors: list[Tensor] = []  # views of its flat value, one for each slot
+        self._stand_ins: list[Unread] = []
+        self._is_placed = False  # whether the slots hold tensors, not stand-ins
         self._gradients = Gradients()
         _register(self)
         generator.register_load_state_dict_pre_hook(_before_loading)
@@ -126,18 +131,8 @@ class Binding:
         """
         refuse_sharded(self.generator)
         with _lock:
-            self.restore_precision()
-            parameters = list(self.generator.parameters())
-            trained = any(p.requires_grad for p in parameters)
-            builds_graph = trained and torch.is_grad_enabled()
-            self._forget_cleared()
-            if self._evaluation is None or not self._evaluation.is_current(parameters):
-                with torch.inference_mode(False), torch.set_grad_enabled(trained):
-                    self.flush()  # through the graph of the values it belongs to
-                    self._evaluation = Evaluation(self._evaluate, parameters)
-            elif not builds_graph and self._is_placed:
-                return  # with a graph each forward pass needs a node of its own
-            self._place(self._evaluation.flat, detached=not trained)
+            self._update(has_new_node=True)
+            self._place()
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph, until the next training forward
@@ -146,7 +141,45 @@ class Binding:
         with _lock:
             self.refresh()
             assert self._evaluation is not None
-            self._place(self._evaluation.flat, detached=True)
+            self._tensors = self._views(self._evaluation.flat, detached=True)
+            self._is_placed = False
+            self._place()
+
+    def read(self, index: int) -> Tensor:
+        """The current tensor of the slot at this position, which stays unread."""
+        with _lock:
+            # a backward pass computes parts of a forward pass again, with the values of that
+            in_backward = torch._C._current_graph_task_id() != -1
+            self._update(compares_values=not in_backward)
+            return self._tensors[index]
+
+    def _update(self, *, compares_values: bool = True, has_new_node: bool = False) -> None:
+        """Evaluate if the parameters changed, and let `_tensors` be views of the value.
+
+        They have a node of the training graph if gradients are enabled, the one from before unless
+        `has_new_node`.
+        """
+        self.restore_precision()
+        parameters = list(self.generator.parameters())
+        trained = any(p.requires_grad for p in parameters)
+        builds_graph = trained and torch.is_grad_enabled()
+        self._forget_cleared()
+        if self._evaluation is None or not self._evaluation.is_current(parameters, compares_values):
+            with torch.inference_mode(False), torch.set_grad_enabled(trained):
+                self.flush()  # through the graph of the values it belongs to
+                self._evaluation = Evaluation(self._evaluate, parameters)
+            self._tensors = []
+        has_node = bool(self._tensors) and self._tensors[0].requires_grad
+        needs_node = builds_graph and (has_new_node or not has_node)
+        is_frozen = has_node and not trained  # since then
+        if not self._tensors or needs_node or is_frozen:
+            self._tensors = self._views(self._evaluation.flat, detached=not trained)
+            self._is_placed = False
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether a comparison of the parameters waits for nothing."""
+        return all(parameter.is_cpu for parameter in self.generator.parameters())
 
     def evaluate_by(self, evaluate: Callable[[], Tensor]) -> None:
         """Compute the generator's flat values (P,) by `evaluate()` from now on, such as CUDA
@@ -166,6 +199,8 @@ class Binding:
         """Give the slots the dtype that `fn` of `model.to(...)` gives stock parameters."""
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
+        self._stand_ins = []
+        self._is_placed = True  # until stand-ins of this dtype are placed
         self.invalidate()
 
     def restore_precision(self) -> None:
@@ -186,29 +221,21 @@ class Binding:
         with _lock:
             self.flush()
             self._evaluation = None
+            self._tensors = []
             self.mark_unread()
 
     def mark_unread(self) -> None:
-        """Let the first operation on an adapter tensor evaluate again if parameters changed.
+        """Let each operation on an adapter tensor evaluate again if parameters changed.
 
-        Others may have written into them, and may call a part of the model, without its hooks.
+        Others may write into them, and may call a part of the model, without its hooks.
         """
         with _lock:
-            self._is_placed = False
-            for slot in self.slots:
-                slot.put(Unread.of(self, slot))
-
-    def mark_unread_if_written(self) -> None:
-        """`mark_unread` if somebody has written into a parameter, for a call of a part of the model.
-
-        Values are not compared on an accelerator, because that waits for all queued work.
-        """
-        with _lock:
-            parameters = list(self.generator.parameters())
-            is_cheap = all(parameter.is_cpu for parameter in parameters)
-            placed = self._evaluation if self._is_placed else None
-            if is_cheap and placed and not placed.is_current(parameters):
-                self.mark_unread()
+            if not self._stand_ins:
+                self._stand_ins = [Unread.of(self, i) for i in range(len(self.slots))]
+            if self._is_placed:
+                self._is_placed = False
+                for slot, stand_in in zip(self.slots, self._stand_ins, strict=True):
+                    slot.put(stand_in)
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:
@@ -255,26 +282,36 @@ class Binding:
         ):
             self._gradients.deferred = None
 
+    def _place(self) -> None:
+        if not self._is_placed:
+            for slot, tensor in zip(self.slots, self._tensors, strict=True):
+                slot.put(tensor)
+            self._is_placed = True
+
     @torch.inference_mode(False)
-    def _place(self, private: Tensor, *, detached: bool) -> None:
-        """Put views of the flat value (P,) into the slots; `private` has the generator's graph."""
+    def _views(self, private: Tensor, *, detached: bool) -> list[Tensor]:
+        """Views of the flat value (P,), one for each slot; `private` has the generator's graph."""
         with torch.set_grad_enabled(not detached):
             flat = private.detach()
             if not detached:
                 # in a tuple, so that autograd does not treat the private graph as an input
                 flat = _Boundary.apply(self._gradients, (private,), *self.generator.parameters())
-            for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
-                tensor = part.view(slot.shape).to(slot.dtype)
-                if tensor.requires_grad:
-                    tensor.__deepcopy__ = _no_copy  # type: ignore[method-assign]
-                slot.put(tensor)
-        self._is_placed = True
+            parts = torch.split(flat, self.sizes)
+            tensors = [
+                part.view(slot.shape).to(slot.dtype)
+                for slot, part in zip(self.slots, parts, strict=True)
+            ]
+        for tensor in tensors:
+            if tensor.requires_grad:
+                tensor.__deepcopy__ = _no_copy  # type: ignore[method-assign]
+        return tensors
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, such as `torch.save(model)`: without the evaluation, and its graph."""
         averages = self._gradients.averages
-        fresh = {"_evaluation": None, "_evaluate": self.generator, "_is_placed": False}
-        return {**vars(self), **fresh, "_gradients": Gradients(averages=averages)}
+        fresh = {"_evaluation": None, "_evaluate": self.generator, "_is_placed": True}
+        empty: dict[str, Any] = {"_tensors": [], "_stand_ins": []}
+        return {**vars(self), **fresh, **empty, "_gradients": Gradients(averages=averages)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -299,25 +336,23 @@ _WITHOUT_VALUES = [getattr(Tensor, name).__get__ for name in ("device", "dtype",
 
 
 class Unread(Tensor):
-    """Stands for an adapter's tensor since its generator's parameters have changed.
+    """Stands for an adapter's tensor while its generator's parameters may have changed.
 
-    The first operation on its values evaluates the generator: nothing reads a tensor from before an
+    Each operation on its values asks for the current ones: nothing reads a tensor from before an
     optimizer step, and a step costs one evaluation, at the parameters that its forward pass finds.
     """
 
     read: Callable[[], Tensor]
 
     @classmethod
-    def of(cls, binding: Binding, slot: Slot) -> Unread:
-        """The stand-in for the tensor of `slot`; empty, so that nothing uses it by mistake."""
-
-        def read() -> Tensor:
-            binding.refresh()
-            return slot.owner.__dict__[slot.name]
-
+    def of(cls, binding: Binding, index: int) -> Unread:
+        """The stand-in for the tensor of the slot at this position; empty, so that nothing uses it
+        by mistake.
+        """
         parameter = next(binding.generator.parameters(), torch.empty(0))
-        unread = torch.empty(0, dtype=slot.dtype, device=parameter.device).as_subclass(cls)
-        unread.read = read
+        dtype = binding.slots[index].dtype
+        unread = torch.empty(0, dtype=dtype, device=parameter.device).as_subclass(cls)
+        unread.read = partial(binding.read, index)
         return unread
 
     @classmethod

@@ -5,7 +5,6 @@ It is a module in the tuner of a method of qpeft, or next to the host adapter of
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from qpeft.core.binding import Binding
 from qpeft.core.config import GeneratedConfig
@@ -30,22 +28,11 @@ from qpeft.errors import ConfigError
 CONTAINER = "qpeft_generator"  # in the keys of a file; in a model with the prefix of its tuner
 
 
-class _Outermost(threading.local):
-    """The running call that no other one contains, in each thread."""
-
-    def __init__(self) -> None:
-        # ids of holders, and of modules of the base
-        self.module_by_owner: dict[int, int] = {}
-
-
-_outermost = _Outermost()
-
-
 class GeneratorHolder(nn.ModuleDict):
     """The generator of each adapter, by the adapter's name.
 
-    Hooks of the base keep the adapters' tensors up to date: that of the whole model evaluates
-    before each forward pass. Those of its parts act when a part is called alone.
+    Hooks of the base keep the adapters' tensors up to date: they evaluate before a forward pass, and
+    leave stand-ins behind it, for whoever calls a part of the base alone.
 
     Args:
         owner: The tuner, or a PeftModel with a prompt; the generators become one of its modules.
@@ -71,20 +58,16 @@ class GeneratorHolder(nn.ModuleDict):
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file
         self._base = (base,)  # not a submodule
-        readers: list[Any] = [read_by]
-        if getattr(getattr(read_by, "config", None), "is_encoder_decoder", False):
-            readers.append(readers[0].get_encoder())  # `generate` calls it on its own
-        self._readers = tuple(readers)
         before: Any = self._before_forward
+        after: Any = self._after_forward
         self.hooks = [
-            handle
-            for reader in readers
-            for handle in (
-                reader.register_forward_pre_hook(before),
-                reader.register_forward_hook(self._after_call, always_call=True),
-            )
+            read_by.register_forward_pre_hook(before),
+            read_by.register_forward_hook(after, always_call=True),
         ]
-        self._hooks_of_parts: list[RemovableHandle] = []
+        if getattr(getattr(read_by, "config", None), "is_encoder_decoder", False):
+            encoder: Any = read_by
+            before_encoder: Any = self._before_encoder
+            self.hooks.append(encoder.get_encoder().register_forward_pre_hook(before_encoder))
 
     def hold(
         self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
@@ -97,23 +80,6 @@ class GeneratorHolder(nn.ModuleDict):
         self[adapter_name] = generator
         self.bindings[adapter_name] = binding
         self.configs[adapter_name] = config
-        self._watch_parts()
-
-    def _watch_parts(self) -> None:
-        """Set the hooks of all modules of the base that contain adapters."""
-        for handle in self._hooks_of_parts:
-            handle.remove()
-        before: Any = self._before_part
-        self._hooks_of_parts = [
-            handle
-            for part in self._base[0].modules()
-            if part not in self._readers
-            and any(isinstance(module, BaseTunerLayer) for module in part.modules())
-            for handle in (
-                part.register_forward_pre_hook(before),
-                part.register_forward_hook(self._after_call, always_call=True),
-            )
-        ]
 
     def drop(self, adapter_name: str) -> None:
         """Remove the generator of an adapter that no longer exists."""
@@ -130,7 +96,7 @@ class GeneratorHolder(nn.ModuleDict):
 
     def remove_hooks(self) -> None:
         """Let forward passes be, as no adapter is left."""
-        for handle in self.hooks + self._hooks_of_parts:
+        for handle in self.hooks:
             handle.remove()
 
     def train_only(self, active: Any, inference_mode: bool | None = None) -> None:
@@ -141,23 +107,8 @@ class GeneratorHolder(nn.ModuleDict):
             frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
             generator.requires_grad_(name in active and not frozen)
 
-    def _before_part(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or id(self) in _outermost.module_by_owner:
-            return
-        _outermost.module_by_owner[id(self)] = id(module)
-        for binding in self.bindings.values():
-            binding.mark_unread_if_written()
-
-    def _after_call(self, module: nn.Module, *_: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
-        if _outermost.module_by_owner.get(id(self)) == id(module):
-            del _outermost.module_by_owner[id(self)]
-
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if module is self._readers[0] or id(self) not in _outermost.module_by_owner:
-            _outermost.module_by_owner[id(self)] = id(module)
         if getattr(module, "_is_replica", False):
             raise ConfigError(
                 "torch.nn.DataParallel copies the generated tensors without their gradient; use one"
@@ -174,6 +125,23 @@ class GeneratorHolder(nn.ModuleDict):
             if base_is_sharded:
                 binding.replicate(base)
             binding.refresh()
+
+    @torch.compiler.disable
+    def _before_encoder(self, module: nn.Module, args: Any) -> None:
+        """`generate` calls the encoder on its own. On a CPU stand-ins serve that."""
+        if not all(binding.is_on_cpu for binding in self.bindings.values()):
+            before: Any = self._before_forward
+            before(module, args)
+
+    @torch.compiler.disable
+    def _after_forward(self, *_: Any) -> None:
+        """From now on somebody may write into the parameters, and call a part of the base alone.
+
+        On an accelerator the part does not notice: a comparison of values would wait for all work.
+        """
+        for binding in self.bindings.values():
+            if binding.is_on_cpu:
+                binding.mark_unread()
 
     def refuse_unfitted(self, adapter_name: str) -> None:
         """Raise ConfigError if the generator cannot be evaluated before `fit_frames`."""
