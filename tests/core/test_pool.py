@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.testing import assert_close
 
 import qpeft
@@ -306,19 +307,28 @@ def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):
     assert "adapter_names" in errors[0]
 
 
-@pytest.mark.parametrize("part", ["base_model", "base_model.model"])
-def test_base_called_without_the_pool_is_refused_p2(pool, world, part):
+PARTS = ["", ".model", ".model.transformer", ".model.transformer.h.0.attn.c_attn"]
+
+
+@pytest.mark.parametrize("with_rows", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_base_called_without_the_pool_is_refused_p2(pool, world, part, with_rows):
     """It has no lock and no adapter; from another thread also during a call of the pool."""
     pool.activate("user-0")
-    base = pool.model.get_submodule(part)
+    rows = pool.place(["user-0"] * 4) if with_rows else None
+    base = pool.model.get_submodule(f"base_model{part}")
+    inputs = torch.zeros(4, 16) if part.endswith("attn") else world[3]
 
     def call():
         with pytest.raises(ConfigError, match=r"call pool\.model"):
-            base(input_ids=world[3])
+            base(inputs)
 
     call()
-    found, errors = inside_a_call(pool, world[3], lambda: in_a_thread(call))
-    assert (errors, torch.equal(found, world[2]["user-0"])) == ([], True)
+    answer, errors = inside_a_call(
+        pool, world[3], lambda: in_a_thread(call), **({"adapter_names": rows} if rows else {})
+    )
+    assert errors == []
+    torch.testing.assert_close(answer, world[2]["user-0"])
 
 
 # -- threads and interruptions
@@ -477,6 +487,10 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
             logits_of_rows(pool, pool.place(["2", "0", "__base__"]), ids)
         pool.activate("2")
         assert torch.equal(adapters.logits(pool.model, ids), expected[2])
+    for module in pool.model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            with pytest.raises(ConfigError, match=r"call pool\.model"):
+                module(None)
 
 
 # -- errors
@@ -561,7 +575,9 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
 
 def test_merged_adapter_raises(pool):
     pool.activate("user-1")
-    pool.model.merge_adapter()
+    with pytest.raises(ConfigError, match=r"call pool\.model"):
+        pool.model.merge_adapter()
+    pool.model.merge_adapter(["slot0"])
     for call in (lambda: pool.activate("user-2"), lambda: pool.place(["user-2"])):
         with pytest.raises(ConfigError, match="merged"):
             call()

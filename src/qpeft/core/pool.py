@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import partial
 from os.path import isdir  # which, unlike Path.is_dir, accepts names that are too long
@@ -64,6 +64,26 @@ class _Used(set[str]):
         self.thread = threading.get_ident()
 
 
+class _Guarded(list[str]):
+    """Names of adapters that layers apply, which only a call of the model may read.
+
+    A layer of LoRA reads them in each forward pass, so one outside of such a call is refused without
+    a hook on each layer.
+    """
+
+    def __init__(self, names: Iterable[str], refuse: Callable[[], None]) -> None:
+        super().__init__(names)
+        self.refuse = refuse
+
+    def __iter__(self) -> Iterator[str]:
+        self.refuse()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        self.refuse()
+        return super().__len__()
+
+
 class AdapterPool:
     """Serves the compact adapters of a folder, each from a folder of its own, on one base model.
 
@@ -82,7 +102,7 @@ class AdapterPool:
     Threads need no lock: each has its own active adapter, and the calls of the model run one after
     the other. A thread that calls the model without having called `activate` or given
     `adapter_names` is refused once another thread has called `activate`. Call `model` alone: its
-    `base_model` called from outside is refused, and its layers do not know the pool.
+    `base_model`, or a part of it with adapters, is refused if it is called from outside.
 
     `model` is the base with `capacity` stock adapters, in evaluation mode.
 
@@ -126,7 +146,7 @@ class AdapterPool:
         self._reader = PoolReader(loaded, example)
         stock = loaded.base_model.generators.configs["default"].to_stock()
         # otherwise a module from modules_to_save would stay in the base
-        _activate(_adapted_modules(loaded), [])
+        _activate(_adapted_modules(loaded), [], [])
         self._inject_slots(loaded.unload(), stock)
         self._lock = threading.RLock()
         # by the adapter, the least recently used first; a slot without an entry is free
@@ -159,7 +179,9 @@ class AdapterPool:
         tuner = self.model.base_model
         select = tuner._enable_peft_forward_hooks
         tuner._enable_peft_forward_hooks = partial(self._selecting, select)
-        tuner.model.register_forward_pre_hook(self._refuse_unselected)
+        copies = [m for m in self._modules if isinstance(m, AuxiliaryTrainingWrapper)]
+        for module in (tuner.model, *copies):
+            module.register_forward_pre_hook(self._refuse_unselected)
 
     @property
     def names(self) -> list[str]:
@@ -249,19 +271,28 @@ class AdapterPool:
             self._used = weakref.ref(used)
             try:
                 with select(*args, **options):
+                    for module, key in self._row_hooks() - before:
+                        rows: Any = module._forward_pre_hooks[key]
+                        rows.keywords["adapter_names"] = self._guarded(
+                            rows.keywords["adapter_names"]
+                        )
                     yield
             finally:
                 self._used = (lambda: None) if outer is None else weakref.ref(outer)
                 self._remove_row_hooks(before)
 
     def _refuse_unselected(self, *_: Any) -> None:
-        """Raise ConfigError in a call of the base model that the pool has selected no adapter for."""
+        """Raise ConfigError in a call, by this thread, that the pool has selected no adapter for."""
         used = self._used()
         if used is None or used.thread != threading.get_ident():
             raise ConfigError(
-                "the base model of a pool was called on its own, without the pool's lock and its"
-                " choice of an adapter; call pool.model"
+                "an adapter of a pool was used outside of a call of the pool, such as by its base"
+                " model or a part of it, without the pool's lock and its choice of an adapter; call"
+                " pool.model"
             )
+
+    def _guarded(self, names: Iterable[str]) -> _Guarded:
+        return _Guarded(names, self._refuse_unselected)
 
     def _check_rows(self, names: Sequence[str]) -> None:
         """Raise ConfigError if the slots do not contain what they did when `place` returned."""
@@ -314,7 +345,7 @@ class AdapterPool:
         names = [] if slot == BASE else [slot]
         if slot != self._switched:
             self._switched = None  # some layers, if this is interrupted
-            _activate(self._modules, names)
+            _activate(self._modules, names, self._guarded(names))
             self.model.base_model.active_adapter = names
             self._switched = slot
 
@@ -406,10 +437,10 @@ def _adapted_modules(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
 
-def _activate(modules: list[Any], names: list[str]) -> None:
+def _activate(modules: list[Any], names: list[str], of_layers: list[str]) -> None:
     """PEFT's `set_adapter` without a traversal of the model, because nothing here is trained."""
     for module in modules:
         if isinstance(module, BaseTunerLayer):
-            module._active_adapter = list(names)
+            module._active_adapter = of_layers
         else:
             module.set_adapter(names, inference_mode=True)
