@@ -98,14 +98,17 @@ def test_sentence_says_what_is_shown():
     assert "cannot decide" in said(0, 0, spread=20)
 
 
+def request_of(n_layers):
+    run = {"model": "embedded", "data": "numpy-docs", "batch_size": 2, "seq_len": 16, "steps": 4}
+    circuit = Circuit("ladder", "ry_ladder")
+    return Request(circuit, "qpa", n_layers, run, margin=5.0, n_seeds=4, workers=1)
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The folder of a planted study of a circuit of three qubits, better than frozen angles."""
     folder = tmp_path_factory.mktemp("study") / "verdict"
-    run = {"model": "embedded", "data": "numpy-docs", "batch_size": 2, "seq_len": 16}
-    run["steps"] = 4
-    circuit = Circuit("ladder", "ry_ladder")
-    request = Request(circuit, "qpa", 1, run, margin=5.0, n_seeds=4, workers=1)
+    request = request_of(n_layers=1)
     found = planned(request, folder, minutes=1e6, command="qpeft verdict ladder")
     found.protocol.keep(folder)
     found.plan.claim()
@@ -235,6 +238,16 @@ def test_what_was_fixed_cannot_change_after_the_first_row(study):
     other = replace(decide(study).protocol, margin=1.0)
     with pytest.raises(ConfigError, match=r"margin 1\.0 instead of 5\.0"):
         other.keep(study)
+
+
+def test_rows_of_another_circuit_do_not_count(study):
+    """With equal options the study resumes."""
+    request = request_of(n_layers=1)
+    assert planned(request, study, minutes=1, command="").forecast is None
+    with pytest.raises(
+        ConfigError, match=r"rows of another study.* for ladder, frozen angles, Gauss"
+    ):
+        planned(request_of(n_layers=2), study, minutes=1, command="")
 
 
 def test_a_study_without_all_seeds_has_no_verdict(study, tmp_path):

@@ -220,7 +220,8 @@ def _answer(verdict: Verdict, folder: Path) -> Answer:
 
     def show(console: Console) -> None:
         console.print(f"{verdict.sentence}\n", style="bold")
-        console.print(table(HEADER, lines(verdict)))
+        # without the learning rate, for 80 columns
+        console.print(table(HEADER[:-1], [cells[:-1] for cells in lines(verdict)]))
         for name in ("verdict.html", "verdict.md", "verdict.json"):
             line(console, f"{folder / name}")
 

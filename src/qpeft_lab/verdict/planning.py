@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from qpeft.errors import ConfigError
+from qpeft.files import read_json
 from qpeft_lab.compare.cell import run_cell
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.plan import Plan, count, host_of, make_plan
-from qpeft_lab.compare.study import Method, Study
+from qpeft_lab.compare.rows import read_rows
+from qpeft_lab.compare.study import STUDY, Method, Study
 from qpeft_lab.demo import base_model
 from qpeft_lab.verdict.circuit import OWN_FILE, Circuit
 from qpeft_lab.verdict.protocol import (
@@ -172,7 +174,8 @@ class Planned(NamedTuple):
 def planned(request: Request, folder: Path, minutes: float, command: str) -> Planned:
     """The study in `folder`, which resumes if it has begun.
 
-    Raises ConfigError if the smallest study takes longer than `minutes`.
+    Raises ConfigError if the smallest study takes longer than `minutes`, or the folder has rows of
+    another study.
     """
     forecast = None
     if (folder / PROTOCOL).exists():
@@ -184,7 +187,22 @@ def planned(request: Request, folder: Path, minutes: float, command: str) -> Pla
     study = request.study(size)
     protocol = protocol_of(study, request.circuit, request.margin)
     plan = make_plan(study, folder, command, own_files=(OWN_FILE, PROTOCOL))
+    _refuse_another_study(plan, folder)
     return Planned(plan, protocol, detectable(size, len(protocol.others)), forecast)
+
+
+def _refuse_another_study(plan: Plan, folder: Path) -> None:
+    """Raise ConfigError if the folder has rows, and what they depend on has changed."""
+    file = folder / STUDY
+    if not file.exists() or not read_rows(folder):
+        return
+    fixed = {method["key"]: method["hash"] for method in read_json(file)["methods"]}
+    changed = [each.label for each in plan.study.methods if fixed.get(each.key) != each.hash]
+    if changed:
+        raise ConfigError(
+            f"{folder} has rows of another study: the circuit, an option, the base or the data has"
+            f" changed since, for {', '.join(changed)}. Name another --out for another study"
+        )
 
 
 def detectable(size: Size, n_questions: int) -> float:
