@@ -256,6 +256,24 @@ def pooled() -> Grid:
     return Grid(["circuit minus", "mean of four setups, per cent of LoRA's gain"], rows)
 
 
+def sides() -> str:
+    """Parameters, learning rate and share of LoRA's gain of each circuit and replacement above."""
+    summaries = summaries_of("margins")
+    rows = []
+    methods = summaries["embedded-numpy"].study.methods
+    for key in [method.key for method in methods if method.key not in ("none", "lora_r8")]:
+        cells = []
+        for summary in summaries.values():
+            result = summary[key]
+            lowered = mean_loss(summary["none"]) - mean_loss(result)
+            share = 100 * lowered / comparisons.gain(summary)
+            cells.append(f"{result.method.trainable:,} at {result.lr:g}: {share:.0f} %")
+        rows.append([str(result.label), *cells])
+    nats = [f"{comparisons.gain(summary):.3f} nats" for summary in summaries.values()]
+    rows.append(["LoRA r=8, its gain", *nats])
+    return table(["adapter", *(SETUPS[setup] for setup in summaries)], rows)
+
+
 def gallery() -> str:
     """The verdict in words of each published circuit against its classical replacement, from the
     tables `pooled` and `twins`.

@@ -159,6 +159,7 @@ TABLES = {
     "gallery": Table(comparison_tables.gallery, ["margins", ADAPTERS]),
     "verdicts": Table(verdicts, ["verdicts"]),
     "margins": Table(comparison_tables.margins, ["margins"]),
+    "sides": Table(comparison_tables.sides, ["margins"]),
     "angles": Table(comparison_tables.angles, ["angles"]),
     "angles_far": Table(comparison_tables.angles_far, ["angles"]),
     "epochs": Table(comparison_tables.epochs, [EPOCHS]),

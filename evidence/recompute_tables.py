@@ -252,6 +252,18 @@ def margins() -> Iterable[str]:
     return shown([each for question in questions() for each in question])
 
 
+def sides() -> Iterator[str]:
+    studies = list(setups("margins").values())
+    for key in [key for key in studies[0].rows if key not in ("none", "lora_r8")]:
+        for setup in studies:
+            row = setup.rows[key][0]
+            gain = setup.mean("none") - setup.mean("lora_r8")
+            share = 100 * (setup.mean("none") - setup.mean(key)) / gain
+            yield f"{row['params_trainable']:,} at {row['lr']:g}: {share:.0f} %"
+    for setup in studies:
+        yield f"{setup.mean('none') - setup.mean('lora_r8'):.3f} nats"
+
+
 def pooled() -> Iterable[str]:
     return shown([average(question) for question in questions()])
 
@@ -557,6 +569,7 @@ TABLES = {
     "pairs": lambda: means(FINAL, PAIRS, BUDGETS),
     "later_pairs": lambda: means(FINAL, LATER_PAIRS, BUDGETS, of_one_size=(3,)),
     "twins": lambda: means(ADAPTERS, TWINS, (400, 1300, 10000)),
+    "sides": sides,
     "pooled": pooled,
     "margins": margins,
     "angles": angles,
