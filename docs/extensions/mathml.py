@@ -21,10 +21,12 @@ _TAG = re.compile(r"\\tag\{([^}]*)\}")
 
 def to_mathml(latex: str, display: str = "inline") -> str:
     """A `<math>` element. Raises ValueError where a command is unsupported."""
-    element = convert(
-        latex.replace(r"\_", "_").replace("{align}", "{align*}"), display=display
-    )  # rows have no numbers
-    if unsupported := re.findall(r">[^<]*\\[^<]*<", element.replace("&#x0005C;", "\\")):
+    # rows have no numbers
+    for name in ("{align}", "{aligned}"):
+        latex = latex.replace(name, "{align*}")
+    element = convert(latex.replace(r"\_", "_"), display=display)
+    # a command, or a column that is outside of a table
+    if unsupported := re.findall(r">[^<]*\\[^<]*<|>&<", element.replace("&#x0005C;", "\\")):
         raise ValueError(f"unsupported in {latex!r}: {unsupported}")
     return element
 
