@@ -2,46 +2,33 @@
 
 import base64
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import shutil
 
 import pytest
+from http_server import LocalServer
 
-from qpeft.core.model_card import users_card
-from qpeft.files import read_json
+import qpeft
+from qpeft.core.model_card import users_card, write_card
+from qpeft.files import read_json, write_json
 
+BASE = "base_model_name_or_path"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.usefixtures("verified_here"),
 ]
 
 
-class Hub:
+class Hub(LocalServer):
     """Accepts the creation of repositories and commits; keeps the files of `repository`."""
 
     def __init__(self):
-        self.repository, self.files, self.tokens, self.status = None, {}, set(), 200
-        owner = self
+        self.repository, self.files, self.tokens = None, {}, set()
+        super().__init__()
+        self.headers = {"Content-Type": "application/json"}
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                length = int(self.headers.get("Content-Length", 0))
-                owner.tokens.add(self.headers["Authorization"])
-                answer = owner.answer(self.path, self.rfile.read(length))
-                body = json.dumps(answer).encode()
-                self.send_response(owner.status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever)
-        self.thread.start()
+    def respond(self, path, headers, body):
+        self.tokens.add(headers["Authorization"])
+        return json.dumps(self.answer(path, body)).encode()
 
     def answer(self, path, body):
         if path == "/api/repos/create":
@@ -61,11 +48,6 @@ class Hub:
             commit = f"{self.url}/me/ana/commit/0123"
             return {"commitUrl": commit, "commitOid": "0123", "success": True}
         return {}  # the check of the card's metadata
-
-    def close(self):
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
 
 
 @pytest.fixture
@@ -90,7 +72,9 @@ def run(answer, base_folder, text, tmp_path_factory):
     return folder / "run"
 
 
-def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(answer, hub, run, tmp_path):
+def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(
+    answer, hub, base_folder, run, tmp_path
+):
     pushed = answer("export", run, "--out", tmp_path / "out", "--push-to-hub", "me/ana")
     assert pushed["url"] == f"{hub.url}/me/ana"
     assert (hub.repository["name"], hub.repository["organization"]) == ("ana", "me")
@@ -104,11 +88,43 @@ def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(answer, 
     }
     card = hub.files["README.md"].decode()
     result, config = read_json(run / "result.json"), read_json(run / "adapter/adapter_config.json")
-    assert card.startswith((tmp_path / "out" / "README.md").read_text())
+    kept = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith(kept.replace(str(base_folder), base_folder.name))
     losses = " | ".join(f"{result[when]['loss']:.4f}" for when in ("before", "after"))
     assert f"| {result['before']['unit']} | {losses} |" in card
     assert config["frames_sha256"] in card
     assert users_card(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize(
+    "source, name",
+    [
+        (None, "my-base"),
+        ({"base": "smollm2", "about": "SmolLM2", "hub_id": "org/SmolLM2"}, "org/SmolLM2"),
+    ],
+    ids=["unknown", "of a package"],
+)
+def test_path_of_the_base_is_not_uploaded(
+    answer, hub, base_folder, adapter_folder, tmp_path, source, name
+):
+    base = shutil.copytree(base_folder, tmp_path / "my-base")
+    if source is not None:
+        write_json(base / "source.json", source)
+    adapter = shutil.copytree(adapter_folder, tmp_path / "adapter")
+    config = read_json(adapter / "adapter_config.json")
+    write_json(adapter / "adapter_config.json", {**config, BASE: str(base)})
+    (adapter / "README.md").unlink()
+    write_card(adapter, qpeft.QPAConfig)
+    answer("export", adapter, "--push-to-hub", "me/ana")
+    for path, content in hub.files.items():
+        assert str(tmp_path).encode() not in content, path
+    for folder in ("", "compact/"):
+        assert json.loads(hub.files[f"{folder}adapter_config.json"])[BASE] == name
+        assert f"from_pretrained({name!r}" in hub.files[f"{folder}README.md"].decode()
+    card = hub.files["README.md"].decode()
+    assert ("base_model: org/SmolLM2" in card) == (source is not None)
+    about = "qpeft base smollm2" if source else "`my-base` was a folder or file where the adapter"
+    assert about in card.partition("## Base model")[2]
 
 
 def test_compact_adapter_is_uploaded_without_scores_and_a_users_card_as_it_is(

@@ -2,10 +2,10 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from http_server import LocalServer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
@@ -15,39 +15,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SECRET = "sk-secret-123"
 
 
-class Server:
+class Server(LocalServer):
     """Answers every request with `status` and what `reply(fields)` returns; keeps the requests."""
 
     def __init__(self):
-        self.status, self.reply, self.headers, self.requests = 200, dict, {}, []
+        self.reply, self.requests = dict, []
         self.released = threading.Event()
-        owner = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                fields = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                owner.requests.append((self.path, dict(self.headers), fields))
-                answer = owner.reply(fields)
-                body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(owner.status)
-                for name, value in owner.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        self.thread = threading.Thread(target=self.http.serve_forever)
-        self.thread.start()
+    def respond(self, path, headers, body):
+        fields = json.loads(body)
+        self.requests.append((path, dict(headers), fields))
+        answer = self.reply(fields)
+        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
 
     def close(self):
         self.released.set()
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
+        super().close()
 
 
 @pytest.fixture
