@@ -267,7 +267,7 @@ def sides() -> str:
             result = summary[key]
             lowered = mean_loss(summary["none"]) - mean_loss(result)
             share = 100 * lowered / comparisons.gain(summary)
-            cells.append(f"{result.method.trainable:,} at {result.lr:g}: {share:.0f} %")
+            cells.append(f"{share:.0f} %; {result.method.trainable:,} at {result.lr:g}")
         rows.append([str(result.label), *cells])
     nats = [f"{comparisons.gain(summary):.3f} nats" for summary in summaries.values()]
     rows.append(["LoRA r=8, its gain", *nats])

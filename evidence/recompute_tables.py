@@ -259,7 +259,7 @@ def sides() -> Iterator[str]:
             row = setup.rows[key][0]
             gain = setup.mean("none") - setup.mean("lora_r8")
             share = 100 * (setup.mean("none") - setup.mean(key)) / gain
-            yield f"{row['params_trainable']:,} at {row['lr']:g}: {share:.0f} %"
+            yield f"{share:.0f} %; {row['params_trainable']:,} at {row['lr']:g}"
     for setup in studies:
         yield f"{setup.mean('none') - setup.mean('lora_r8'):.3f} nats"
 
