@@ -221,17 +221,17 @@ PUBLISHED = sorted((ROOT / "results" / "verdicts").glob("*.json"))
 
 @pytest.mark.parametrize("file", PUBLISHED, ids=lambda file: file.stem)
 def test_published_verdicts_follow_from_their_rows(file):
-    """And the difference that they can detect is about the one that the plan forecasts."""
-    verdict = check(file)
-    size = Size(len(verdict.protocol.seeds), verdict.protocol.steps)
-    forecast = detectable(size, len(verdict.comparisons))
-    assert forecast / 2 < verdict.comparisons[0].detectable < 2 * forecast
+    check(file)
 
 
 def test_verdict_that_the_page_quotes():
+    """And the difference that it can detect is about the one that the plan forecasts."""
     page = " ".join((ROOT / "docs" / "verdict.md").read_text(encoding="utf-8").split())
-    quoted = ROOT / "results" / "verdicts" / "hardware_efficient.json"
-    assert check(quoted).sentence in page.replace(" > ", " ")
+    verdict = check(ROOT / "results" / "verdicts" / "hardware_efficient.json")
+    assert verdict.sentence in page.replace(" > ", " ")
+    size = Size(len(verdict.protocol.seeds), verdict.protocol.steps)
+    forecast = detectable(size, len(verdict.comparisons))
+    assert verdict.comparisons[0].detectable == pytest.approx(forecast, rel=0.5)
 
 
 def test_what_was_fixed_cannot_change_after_the_first_row(study):

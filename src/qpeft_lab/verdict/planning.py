@@ -41,7 +41,8 @@ _PROCESS = 3.0  # seconds that a run needs besides: its process, its model, its 
 _EXTENSIONS = 0.5  # further learning rates of an adapter, on average
 # Standard deviation over seeds of a difference from a twin, per cent of LoRA's gain, times the square
 # root of the steps. On the embedded base and its text it is 43 and 49 in the study `margins` (277
-# steps), and similar in the verdicts of results/verdicts (30 steps).
+# steps), and 43 and 60 in results/verdicts/hardware_efficient.json (30 steps). It is larger if some
+# seeds do not improve on the base at the rate of their search, as in results/verdicts/qaoa.json.
 SPREAD = 46.0
 
 
