@@ -98,3 +98,12 @@ def peft_suite(session: nox.Session) -> None:
     """Tests of PEFT's own suite with the methods of qpeft: `nox --session peft_suite -- custom -k merge`."""
     session.install("--constraint", "constraints.txt", ".[lab]", "pip", "pytest", "parameterized")
     session.run("python", "scripts/peft_suite.py", *session.posargs)
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Execute the notebooks and keep their outputs: `nox --session notebooks -- FILE.ipynb`."""
+    extras = ".[lab,gguf,pennylane]"
+    session.install("--constraint", "constraints.txt", extras, "nbclient", "ipykernel")
+    files = [str(file) for file in sorted(Path("examples/notebooks").glob("*.ipynb"))]
+    session.run("jupyter", "execute", "--inplace", *(session.posargs or files))
