@@ -137,8 +137,9 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     assert len(evaluated) == 3
 
 
+@pytest.mark.parametrize("before", ["nothing", "a call", "a merge"])
 @pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.1.self_attn.q_proj"])
-def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part):
+def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, before):
     """Without a call of the model before, between, or behind the writes; a second one is not alone."""
     model, expected = make(), make()
     inputs = batch["input_ids"] if part == "model" else torch.randn(2, 5, 16)
@@ -152,7 +153,11 @@ def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part):
         found = module(inputs.to(DEVICE), **more)
         return found[0] if isinstance(found, tuple | dict) else found
 
-    model(**batch)  # which places the values before the writes
+    if before == "a call":
+        model(**batch)  # which places the values before the writes
+    elif before == "a merge" and not hasattr(model.base_model, "stock_problem"):
+        model.merge_adapter()
+        model.unmerge_adapter()
     for _ in range(2):
         for parameter in trained(model):
             parameter.data.mul_(0.5)

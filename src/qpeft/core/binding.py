@@ -122,6 +122,7 @@ class Binding:
         generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
         self.refresh()
+        self.mark_unread()
 
     def refresh(self) -> None:
         """Evaluate the generator if its parameters changed, and place the tensors for the next
@@ -146,12 +147,19 @@ class Binding:
             self._place()
 
     def read(self, index: int) -> Tensor:
-        """The current tensor of the slot at this position, which stays unread."""
+        """The current tensor of the slot at this position.
+
+        On a CPU the slots stay unread. On an accelerator, where a comparison waits for all queued
+        work, the first reading is the last that compares.
+        """
         with _lock:
             # a backward pass computes parts of a forward pass again, with the values of that
             in_backward = torch._C._current_graph_task_id() != -1
             self._update(compares_values=not in_backward)
-            return self._tensors[index]
+            tensor = self._tensors[index]
+            if not tensor.is_cpu:
+                self._place()
+            return tensor
 
     def _update(self, *, compares_values: bool = True, has_new_node: bool = False) -> None:
         """Evaluate if the parameters changed, and let `_tensors` be views of the value.

@@ -22,7 +22,8 @@ _WRAPPED = re.compile(r"(.*?)(\.token_adapter\.base_layer|\.original_module|\.ba
 class Resized(NamedTuple):
     """What was resized of a base, if its vocabulary was."""
 
-    n_tokens: int | None  # rows of the model that the base was loaded from; 0: unknown
+    # rows of the model that the base was loaded from; 0: unknown; None: no model of transformers
+    n_tokens: int | None
     parameters: list[nn.Parameter]  # of the embedding and of the head, with a row for each token
 
 
@@ -35,7 +36,7 @@ def resized(base: Any) -> Resized:
     """
     config: Any = getattr(base, "config", None)
     if not hasattr(config, "get_text_config"):  # no model of transformers
-        return Resized(0, [])
+        return Resized(None, [])
     present = getattr(config.get_text_config(), "vocab_size", None)
     try:
         original = type(config).from_pretrained(base.name_or_path, local_files_only=True)

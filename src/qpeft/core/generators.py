@@ -203,6 +203,7 @@ class GeneratorHolder(nn.ModuleDict):
             self.refresh_detached()
             with measured_merge(tuner.model):
                 yield
+            self.mark_unread()
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
