@@ -57,6 +57,8 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
         "pytest",
         "hypothesis",
         "scikit-learn",
+        "build",
+        "hatchling",
     )
     session.run("python", "-m", "pytest", "--quiet", *(session.posargs or TESTS))
 

@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from folders import rewrite
+from packaging.version import Version
 from peft import (
     AutoPeftModelForCausalLM,
     LoraConfig,
@@ -493,6 +495,9 @@ def test_generation_with_and_without_cache_is_equal(make, ids):
         "do_sample": False,
         "pad_token_id": 0,
     }
+    is_prefix = model.active_peft_config.is_prompt_learning
+    if is_prefix and Version(transformers.__version__) >= Version("5.24"):
+        pytest.skip("PEFT's generate ignores the prefix, with a stock adapter too")
     found = model.generate(**options)
     if not model.active_peft_config.is_prompt_learning:
         assert torch.equal(model.generate(**options, use_cache=False), found)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -21,12 +22,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 from variants import move
 
-from qpeft.errors import DataError
+import qpeft
+from qpeft.errors import ConfigError, DataError
 from qpeft_lab.base_model import load_model, load_tokenizer
 from qpeft_lab.data.text import Tokens, collate, cut
 from qpeft_lab.demo import base_path
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.training.generate import Decoding, generate, generate_texts
+from qpeft_lab.training.generate import Decoding, generate, generate_texts, refuse_lost_prefix
 from qpeft_lab.training.score import evaluate_language_model, mean_nats, regression_loss
 from qpeft_lab.training.tasks import CausalLM
 
@@ -277,3 +279,17 @@ def test_text_that_does_not_fit_the_context_is_refused(embedded, adapter, n):
     base, tokenizer = embedded
     with pytest.raises(DataError, match="context"):
         generate_texts(moved(base, adapter), tokenizer, ["The"], Decoding(n))
+
+
+@pytest.mark.parametrize("is_generated", [False, True])
+def test_texts_from_a_prefix_are_refused_where_peft_loses_it(monkeypatch, is_generated):
+    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model = get_peft_model(llama(), config)
+    if is_generated:
+        qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
+    monkeypatch.setattr(transformers, "__version__", "5.23.0")
+    refuse_lost_prefix(model)
+    monkeypatch.setattr(transformers, "__version__", "5.24.0")
+    with pytest.raises(ConfigError, match=r"transformers 5\.24\.0 PEFT's `generate` ignores"):
+        refuse_lost_prefix(model)
+    refuse_lost_prefix(get_peft_model(llama(), LoraConfig(target_modules=["q_proj"])))

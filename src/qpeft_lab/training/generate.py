@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MOST_BEAMS = 1000
+_PREFIX_IS_LOST = "5.24"  # of transformers
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,14 @@ def generate(
     """The new tokens (B, new) after prompts (B, T), with a key-value cache; `others` are options of
     the model's method.
 
-    `ends` end a text; what follows in a batch is the first of them.
+    `ends` end a text; what follows in a batch is the first of them. Raises ConfigError for prefix
+    tuning with a transformers in which PEFT loses the prefix.
     """
     from transformers import NoRepeatNGramLogitsProcessor
 
     from qpeft_lab.training.score import evaluation_mode  # which imports torch
 
+    refuse_lost_prefix(model)
     options = {
         "max_new_tokens": decoding.max_new_tokens,
         "do_sample": False,
@@ -144,3 +147,26 @@ def generate(
         warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
         written = model.generate(input_ids=ids, attention_mask=mask, **options)
     return written[:, ids.shape[1] :]
+
+
+def refuse_lost_prefix(model: Any) -> None:
+    """Raise ConfigError if `generate` would ignore the prefix of this model.
+
+    PEFT 0.21.2 hands it over as past_key_values, and transformers 5.24 and later prefer the cache
+    that they have made themselves: the texts would be those of the base.
+    """
+    import transformers
+    from packaging.version import Version
+    from peft import PeftModel, PeftType
+
+    if not isinstance(model, PeftModel):
+        return
+    config = model.active_peft_config
+    host = config.to_stock() if hasattr(config, "to_stock") else config
+    is_prefix = host.peft_type == PeftType.PREFIX_TUNING
+    if is_prefix and Version(transformers.__version__) >= Version(_PREFIX_IS_LOST):
+        raise ConfigError(
+            f"with transformers {transformers.__version__} PEFT's `generate` ignores the prefix of"
+            " an adapter, so the texts would be those of the base model; install an earlier"
+            " transformers, or evaluate the loss, which is right"
+        )
