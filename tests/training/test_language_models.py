@@ -286,7 +286,7 @@ def test_texts_from_a_prefix_are_refused_where_peft_loses_it(monkeypatch, is_gen
     config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     model = get_peft_model(llama(), config)
     if is_generated:
-        qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=0.5))
+        qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=120))
     monkeypatch.setattr(transformers, "__version__", "5.23.0")
     refuse_lost_prefix(model)
     monkeypatch.setattr(transformers, "__version__", "5.24.0")

@@ -161,7 +161,7 @@ def refuse_lost_prefix(model: Any) -> None:
 
     if not isinstance(model, PeftModel):
         return
-    config = model.active_peft_config
+    config: Any = model.active_peft_config
     host = config.to_stock() if hasattr(config, "to_stock") else config
     is_prefix = host.peft_type == PeftType.PREFIX_TUNING
     if is_prefix and Version(transformers.__version__) >= Version(_PREFIX_IS_LOST):
