@@ -26,7 +26,7 @@ import smollm2_tables
 import suggest_tables
 from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS, Grid
 from comparisons import mean_loss
-from qpeft.files import write_text
+from qpeft.files import read_json, write_text
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 from table_text import table
@@ -143,6 +143,26 @@ def verdicts() -> str:
     return table(["circuit minus", "frozen angles", "Gaussian features", "angles moved"], rows)
 
 
+def catalogue() -> str:
+    """What a catalogue of compact adapters costs vLLM's resolver."""
+    rows = read_json(ROOT / "benchmarks" / "results" / "catalogue.json")
+    cells = {
+        "start, with the imports of PEFT": "{start_seconds:.1f} s",
+        "first request of all, which loads the base": "{base_seconds:.1f} s",
+        "first request of an adapter": "{first_seconds:.1f} s",
+        "the same again": "{again_seconds:.4f} s",
+        "memory at the start": "{start_memory:,} bytes",
+        "memory with the base, after ten adapters": "{memory:,} bytes",
+        "compact adapters": "{bytes:,} bytes",
+        "compact adapters on disk, in blocks": "{disk_bytes:,} bytes",
+        "their frame file": "{frame_bytes:,} bytes",
+        "an exported adapter in the cache": "{export_bytes:,} bytes",
+    }
+    header = ["adapters", *(f"{row['adapters']:,}" for row in rows)]
+    texts = [[label, *map(cell.format_map, rows)] for label, cell in cells.items()]
+    return table(header, texts, numbers=len(rows))
+
+
 class Table(NamedTuple):
     """How a table is made, and the studies whose rows it has. Of a grid there may be a picture too."""
 
@@ -180,6 +200,7 @@ TABLES = {
     "real_answers": Table(real_model.answers),
     "encoder": Table(real_model.encoder),
     "real_took": Table(lambda: real_model.took(real_model.stored())),
+    "catalogue": Table(catalogue),
     "served_customers": Table(served_customers.customers),
     "served_answers": Table(served_customers.answers),
     "served_times": Table(served_customers.times),
