@@ -57,6 +57,7 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
 
 # the words of `gallery` are those of `pooled` and `twins`; tests/verdict computes the verdicts again
 ONE_RUN = {
+    "catalogue",
     "real_adapters",
     "real_answers",
     "real_took",
