@@ -27,6 +27,7 @@ import suggest_tables
 from comparison_tables import CONTROLS, LATER_PAIRS, PAIRS, TWINS, Grid
 from comparisons import mean_loss
 from qpeft.files import read_json, write_text
+from qpeft_lab.cli.console import size
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
 from table_text import table
@@ -133,14 +134,19 @@ def _with_links(question: str) -> str:
 
 
 def verdicts() -> str:
-    """Each circuit of results/verdicts against its twins."""
+    """Each circuit of results/verdicts against its twins and LoRA-SB."""
     cell = "{effect:+.1f} [{low:+.1f}, {high:+.1f}], {decision}; {detectable:.1f}"
     rows = []
     for file in sorted(RESULTS.glob("verdicts/*.json")):
         verdict = json.loads(file.read_text(encoding="utf-8"))
-        frozen, gaussian, *_ = map(cell.format_map, verdict["comparisons"])
-        rows.append([f"`{file.stem}`", frozen, gaussian, f"{verdict['angles_moved']:.2f} rad"])
-    return table(["circuit minus", "frozen angles", "Gaussian features", "angles moved"], rows)
+        cells = {each["against"]: cell.format_map(each) for each in verdict["comparisons"]}
+        rates = [f"{verdict['adapters'][key]['lr']:g}" for key in ("circuit", "frozen", "gaussian")]
+        compared = [cells[key] for key in ("frozen", "gaussian", "lora_sb")]
+        moved = f"{verdict['angles_moved']:.2f} rad"
+        rows.append([f"`{file.stem}`", *compared, ", ".join(rates), moved])
+    twins = ["frozen angles", "Gaussian features"]
+    header = ["circuit minus", *twins, "LoRA-SB", "rates: circuit, frozen, Gaussian"]
+    return table([*header, "angles moved"], rows)
 
 
 def catalogue() -> str:
@@ -151,15 +157,18 @@ def catalogue() -> str:
         "first request of all, which loads the base": "{base_seconds:.1f} s",
         "first request of an adapter": "{first_seconds:.1f} s",
         "the same again": "{again_seconds:.4f} s",
-        "memory at the start": "{start_memory:,} bytes",
-        "memory with the base, after ten adapters": "{memory:,} bytes",
-        "compact adapters": "{bytes:,} bytes",
-        "compact adapters on disk, in blocks": "{disk_bytes:,} bytes",
-        "their frame file": "{frame_bytes:,} bytes",
-        "an exported adapter in the cache": "{export_bytes:,} bytes",
+    }
+    sizes = {
+        "memory at the start": "start_memory",
+        "memory with the base, after ten adapters": "memory",
+        "compact adapters": "bytes",
+        "compact adapters on disk, in blocks": "disk_bytes",
+        "their frame file": "frame_bytes",
+        "an exported adapter in the cache": "export_bytes",
     }
     header = ["adapters", *(f"{row['adapters']:,}" for row in rows)]
     texts = [[label, *map(cell.format_map, rows)] for label, cell in cells.items()]
+    texts += [[label, *(size(row[name]) for row in rows)] for label, name in sizes.items()]
     return table(header, texts, numbers=len(rows))
 
 
