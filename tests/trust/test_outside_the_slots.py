@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 import qpeft
 from qpeft.core.export import has_stock_form
 from qpeft.core.generated_tuner import GeneratedMixin
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import CheckpointError, ConfigError, VerificationError
 
 VOCABULARY, RESIZED = 50, 57

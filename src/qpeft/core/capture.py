@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from qpeft.core.generator import CircuitModule, Generator
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import TrainingError
 

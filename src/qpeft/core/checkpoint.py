@@ -17,7 +17,7 @@ PEFT makes four calls into a generated adapter:
     2  reading the weights       CompactState._remap_adapter_state_dict_for_load,
        (load_adapter)            core/compact_state.py: checks the tensors of the file, and gives
                                  them to the generator
-    3  a forward pass            GeneratorHolder._before_forward, core/generators.py: places the
+    3  a forward pass            GeneratorHolder._before_forward, core/generator_holder.py: places the
                                  generated tensors
     4  saving                    CompactState._get_adapter_state_dict, core/compact_state.py: the
        (save_pretrained)         generator's tensors instead of LoRA's
@@ -45,7 +45,7 @@ from qpeft.core.config import check_seal, config_of
 from qpeft.core.embeddings import resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generator import State, with_whole_fingerprints
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import check_model, peft_model_of
 from qpeft.core.model_card import keep_card
 from qpeft.core.patterns import check_patterns

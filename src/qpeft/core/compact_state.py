@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import (
 from qpeft.core.checkpoint import check_loaded, check_tensors
 from qpeft.core.embeddings import resized_embeddings
 from qpeft.core.generator import State, with_whole_fingerprints
-from qpeft.core.generators import CONTAINER, holder_of
+from qpeft.core.generator_holder import CONTAINER, holder_of
 
 
 def other_tensors(model: Any, adapter_name: str, stock: Any, state: State) -> State:

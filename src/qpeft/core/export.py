@@ -22,7 +22,7 @@ from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS, fixed_fields
 from qpeft.core.embeddings import resized, stock_embeddings
 from qpeft.core.equal_oft import behind_values
 from qpeft.core.generated_tuner import GeneratedMixin
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.half_precision import half_layers, inputs_of, lost_by_merging, output_in_float32
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.model_card import keep_card, write_card

@@ -13,7 +13,7 @@ from qpeft.core.base_digest import bind_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
 from qpeft.core.generator import Generator
-from qpeft.core.generators import GeneratorHolder, generators_in
+from qpeft.core.generator_holder import GeneratorHolder, holder_in
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial, lora_slots
 from qpeft.core.targets import check_target_modules
@@ -36,7 +36,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     @property
     def generators(self) -> GeneratorHolder:
         """The generator of each adapter, by the adapter's name."""
-        generators: Any = generators_in(self)
+        generators: Any = holder_in(self)
         return generators
 
     def inject_adapter(

@@ -9,7 +9,7 @@ from torch import nn
 
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
 from qpeft.core.generator import CircuitModule
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import ConfigError
 

@@ -24,7 +24,7 @@ from qpeft.checks import option
 from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generators import GeneratorHolder, described_by, holder_of
+from qpeft.core.generator_holder import GeneratorHolder, described_by, holder_of
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, find_slots, slots_in

@@ -22,7 +22,7 @@ from qpeft.core.compact_state import is_compact
 from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.export import has_stock_form
 from qpeft.core.generator import OTHER, Generator
-from qpeft.core.generators import count_trainable, holder_of
+from qpeft.core.generator_holder import count_trainable, holder_of
 from qpeft.core.meta_model import on_meta
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.param_groups import param_groups

@@ -141,7 +141,7 @@ def _written(
 
     import qpeft
     from qpeft.core.export import probe_inputs, tolerance
-    from qpeft.core.generators import holder_of
+    from qpeft.core.generator_holder import holder_of
     from qpeft.core.model_card import keep_card, load_lines
     from qpeft.folders import replace_folder
     from qpeft_lab.base_model import load_config

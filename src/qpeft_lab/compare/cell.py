@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 import qpeft
 from qpeft import methods
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains

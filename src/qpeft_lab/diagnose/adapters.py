@@ -20,7 +20,7 @@ from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_tensors, load, read_con
 from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.folded import Folded
 from qpeft.core.generator import CircuitModule, Generator
-from qpeft.core.generators import CONTAINER, holder_of
+from qpeft.core.generator_holder import CONTAINER, holder_of
 from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 import qpeft
 from qpeft.backends import BackendSettings
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
 from qpeft.methods.method import imported

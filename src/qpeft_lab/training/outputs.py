@@ -17,7 +17,7 @@ from qpeft import methods
 from qpeft.core.checkpoint import save
 from qpeft.core.compact_state import is_compact
 from qpeft.core.export import has_stock_form
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.folders import replace_folder
 from qpeft_lab.training.initial import saving_options
 from qpeft_lab.training.run_folder import RunFolder

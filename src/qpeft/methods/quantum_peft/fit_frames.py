@@ -14,7 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qpeft.core.frame_file import new_path, write_frame_file
-from qpeft.core.generators import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import ConfigError, DataError, TrainingError
 

@@ -297,13 +297,13 @@ def _adapters_in_use(base: nn.Module) -> set[str]:
 
 
 def holder_of(model: Any) -> GeneratorHolder | None:
-    """The generators of a PeftModel; None if none of its adapters is generated."""
-    in_tuner = generators_in(getattr(model, "base_model", None))
-    return generators_in(model) if in_tuner is None else in_tuner  # next to a prompt
+    """The holder of a PeftModel; None if none of its adapters is generated."""
+    in_tuner = holder_in(getattr(model, "base_model", None))
+    return holder_in(model) if in_tuner is None else in_tuner  # next to a prompt
 
 
-def generators_in(owner: Any) -> GeneratorHolder | None:
-    """The generators that are a module of `owner`."""
+def holder_in(owner: Any) -> GeneratorHolder | None:
+    """The holder that is a module of `owner`."""
     modules = owner.children() if isinstance(owner, nn.Module) else ()
     return next((module for module in modules if isinstance(module, GeneratorHolder)), None)
 
