@@ -1,25 +1,36 @@
 """The autograd boundary between a generator and the adapter tensors that it fills.
 
 A `Binding` replaces the trainable tensors of a stock adapter by views of the generator's flat
-output. The output enters the training graph as one node. Its inputs are the generator's parameters,
-its value is computed once for each of their values, and its backward pass runs through a private
-graph:
+output, a vector of P values. For autograd the generator is one node, whose inputs are the
+generator's parameters; what happens inside it is a graph of its own:
 
     parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
 
+A training step, in order:
+
+    forward pass       a hook of the base calls `refresh`: it evaluates the generator if its
+                       parameters changed, and places the views where PEFT's layers read lora_A, ...
+    loss.backward()    PEFT's layers give the gradient of each view, and the node that of flat (P,)
+                       to the generator's own graph, which gives those of the parameters
+    optimizer.step()   a hook of every optimizer calls `invalidate`: the evaluation is forgotten
+
 The generator is therefore evaluated once per optimizer step, for any number of forward passes,
 micro-batches or checkpointed segments. Its backward pass runs in each `backward()`; inside an
-accumulation window of accelerate the gradients are summed, and it runs once, at the end.
+accumulation window of accelerate the gradients of flat (P,) are summed, and it runs once, at the
+end (`flush`).
 
-What the methods of a `Binding` do with the evaluation and with the tensors in the slots:
+Others may write into the parameters at any time, and read an adapter's tensor outside of a forward
+pass. So between forward passes the layers have stand-ins (`Unread`) instead of the views, and each
+use of one evaluates the generator again if a parameter changed. What the methods of a `Binding` do
+with the evaluation and with the tensors in the layers:
 
-    refresh            evaluates if the parameters changed; places the values, with a new node
+    refresh            evaluates if the parameters changed; places the views, with a new node
     refresh_detached   the same, but places values without a graph
-    invalidate         forgets the evaluation; places stand-ins (`Unread`), which evaluate when read
+    invalidate         forgets the evaluation; places stand-ins
     mark_unread        keeps the evaluation, but places stand-ins: somebody may write
 
-The base's hooks call `refresh` before a forward pass, and on a CPU `mark_unread` after it. Stand-ins
-serve reads outside of it, such as those of a layer that is called alone.
+The base's hooks call `refresh` before a forward pass, and on a CPU `mark_unread` after it. On an
+accelerator a comparison of parameters would wait for all queued work.
 """
 
 from __future__ import annotations

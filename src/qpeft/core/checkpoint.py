@@ -1,28 +1,33 @@
 """Save and load adapter folders; damaged or foreign folders are refused with the reason and the
 remedy.
 
-PEFT saves and loads. `save` and `load` check what PEFT does not, before and after it:
+A *compact checkpoint* has adapter_config.json, the settings of a method with a seed, and
+adapter_model.safetensors, the parameters of the generator. PEFT saves and loads it; `load` and
+`save` check what PEFT does not, before and after. Loading one, in order:
 
-    load   read_config        the files are complete, unchanged, and of a registered method
-           PEFT               calls 1 and 2
-           find_not_finite    the adapter's tensors are finite, also those that are generated
-    save   find_not_finite
-           PEFT               call 4, into a new folder that then replaces the old one
+    read_config        the files are complete, and the weights have the recorded SHA-256; the JSON
+                       becomes the config of a registered method, which is passed on
+    check_patterns     no regular expression in the config takes too long
+    PEFT               builds the adapter (call 1 below) and reads the weights (call 2)
+    find_not_finite    the generator is evaluated: every tensor that it generates is finite
 
-PEFT makes four calls into a generated adapter:
+Saving has find_not_finite first, and then PEFT (call 4), into a new folder that replaces the old
+one. PEFT makes four calls into a generated adapter:
 
     call of PEFT                 function of ours, and its module
-    1  building the tuner        GeneratedMixin.inject_adapter, core/generated_tuner.py: makes the
-       (from_pretrained)         generator from config and seed, compares the digest of the base
+    1  building the tuner        GeneratedMixin.inject_adapter, core/generated_tuner.py: PEFT injects
+       (get_peft_model,          a LoRA; the config makes the generator of the seed; the digest of
+       from_pretrained)          the base is recorded or compared; a Binding joins both
     2  reading the weights       CompactState._remap_adapter_state_dict_for_load,
-       (load_adapter)            core/compact_state.py: checks the tensors of the file, and gives
-                                 them to the generator
-    3  a forward pass            GeneratorHolder._before_forward, core/generator_holder.py: places the
-                                 generated tensors
+       (load_adapter)            core/compact_state.py: checks names, shapes and fingerprint of the
+                                 file's tensors, which PEFT then loads into the generator
+    3  a forward pass            GeneratorHolder._before_forward, core/generator_holder.py: places
+                                 the generated tensors
     4  saving                    CompactState._get_adapter_state_dict, core/compact_state.py: the
        (save_pretrained)         generator's tensors instead of LoRA's
 
-A method of `OwnTuner` has calls 1, 2 and 4, in core/own_tuner.py. An attached adapter has calls 2
+A stock adapter is loaded in the same way, without our functions in the four calls. A method of
+`OwnTuner` has calls 1, 2 and 4, in core/own_tuner.py. An adapter under `qpeft.attach` has calls 2
 to 4; `load_attached` of methods/attach.py builds it, because PEFT alone cannot.
 """
 

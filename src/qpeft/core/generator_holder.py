@@ -1,6 +1,8 @@
 """The holder of the generators of a PeftModel, one per adapter.
 
-It is a module in the tuner of a method of qpeft, or next to the host adapter of `qpeft.attach`.
+It is a module in the tuner of a method of qpeft, or next to the host adapter of `qpeft.attach`, so
+that PyTorch moves and counts the generators, and the optimizer finds their parameters. Its hooks on
+the base call the `Binding` of each adapter (core/binding.py) before and after a forward pass.
 """
 
 from __future__ import annotations

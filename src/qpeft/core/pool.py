@@ -27,6 +27,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
+from qpeft.core.config import config_of
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.meta_model import refuse_adapted, refuse_merged
 from qpeft.core.pool_reader import PoolReader
@@ -137,13 +138,14 @@ class AdapterPool:
                 f"{self.folder} contains no adapter folder; save one there with qpeft.save"
             )
         example = self.folder / self.names[0]  # determines the configuration of all
-        kind = check_folder(example)["peft_type"]
+        content = check_folder(example)
+        kind = content["peft_type"]
         if not _is_served(kind):
             raise ConfigError(
                 f"a pool serves adapters of QPA, Quantum-PEFT and SoRA, but {example} is {kind}"
             )
         loaded: Any = load(base, example, frames=frames)
-        self._reader = PoolReader(loaded, example)
+        self._reader = PoolReader(loaded, config_of(content, example / CONFIG))
         stock = loaded.base_model.generators.configs["default"].to_stock()
         # otherwise a module from modules_to_save would stay in the base
         _activate(_adapted_modules(loaded), [], [])

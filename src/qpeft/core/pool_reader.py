@@ -19,7 +19,8 @@ from safetensors.torch import load as tensors_in
 from torch import Tensor
 
 from qpeft.core.base_digest import check_base, digest, name_of, own_weights
-from qpeft.core.checkpoint import WEIGHTS, check_folder, check_tensors, fixed_fields
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, fixed_fields
+from qpeft.core.config import config_of
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import draw_initial
 from qpeft.core.stock_adapter import stock_key
@@ -36,12 +37,11 @@ class PoolReader:
 
     Args:
         loaded: The PeftModel with the first adapter, which may be unloaded afterwards.
-        folder: Of the first adapter.
+        config: As in its folder.
     """
 
-    def __init__(self, loaded: Any, folder: Path) -> None:
+    def __init__(self, loaded: Any, config: PeftConfig) -> None:
         tuner = loaded.base_model
-        config: Any = PeftConfig.from_pretrained(str(folder))
         self._settings = fixed_fields(config.to_dict(), *_OWN)
         self._config = tuner.generators.configs["default"]
         self._binding = tuner.generators.bindings["default"]
@@ -65,8 +65,8 @@ class PoolReader:
         other settings than the first one; ConfigError if the adapter was saved before its frames
         were fitted.
         """
-        check_folder(folder)
-        config: Any = PeftConfig.from_pretrained(str(folder))
+        # without the settings in a frame file, whose hash is compared, so that it is not read again
+        config: Any = config_of(check_folder(folder), folder / CONFIG)
         self._check_settings(fixed_fields(config.to_dict(), *_OWN))
         check_base(config, self._digest, self._base_name, f"adapter '{folder.name}'")
         # for small files three times as fast as load_file
