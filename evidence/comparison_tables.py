@@ -72,6 +72,14 @@ QUESTIONS = {  # the labels of the study `margins`
     "QAA, Givens rotations": "QAA minus Givens rotations",
 }
 
+LIMITS = {  # of what a twin can show
+    "frozen angles": "the angles hardly move",
+    "Gaussian features": "the same trained map follows both",
+    "random signs": "the trained rotations stay",
+    "OFT": "linear CUA is OFT, so this tests no circuit",
+    "MPO": "MPO has more parameters",
+}
+
 
 class Change(NamedTuple):
     """A method of a study of controls, and the one that it replaces."""
@@ -282,19 +290,20 @@ def gallery() -> str:
     averages = pooled()
     for line, (verdict,) in zip(averages.rows, averages.verdicts(), strict=True):
         circuit, _, instead = line.label.partition(" minus ")
-        rows.append([circuit, instead, verdict])
+        rows.append([circuit, instead, verdict, LIMITS.get(instead, "")])
     twins = pairs(ADAPTERS, TWINS)
     for line, verdicts in zip(twins.rows, twins.verdicts(), strict=True):
         circuit, _, instead = line.label.partition(" minus ")
-        if instead == "LoRA":
-            continue  # another adapter, not a replacement of the circuit
+        if instead in ("LoRA", "CUA"):
+            continue  # another adapter or readout, not a replacement of the circuit
         budgets: dict[str, list[str]] = {}  # by verdict
         for budget, verdict in zip(twins.header[1:], verdicts, strict=True):
             if verdict:
                 budgets.setdefault(verdict, []).append(budget)
         words = [f"{verdict} at {' / '.join(at)}" for verdict, at in budgets.items()]
-        rows.append([circuit, instead, ", ".join(words)])
-    return table(["adapter", "instead of its circuit", "verdict of the circuit"], rows)
+        rows.append([circuit, instead, ", ".join(words), LIMITS.get(instead, "")])
+    header = ["adapter", "instead of its circuit", "verdict of the circuit", "what limits it"]
+    return table(header, rows)
 
 
 def questions() -> dict[str, list[Paired]]:

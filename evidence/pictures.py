@@ -120,7 +120,7 @@ def draw_panel(
         color, marker = LINES[name]
         axes.plot(*zip(*points, strict=True), f"-{marker}", color=color, label=name)
     axes.set(xscale="log", ylim=(min(losses) - 0.05, max(losses) + 0.05))
-    axes.set_title(f"{title}; untrained {untrained:.2f}")
+    axes.set_title(f"{title}; no adapter: {untrained:.2f}")
     axes.set_xticks([100, 1_000, 10_000], ["100", "1,000", "10,000"])
     axes.set_xlim(min(sizes) / 1.4, 1.4 * max(sizes))
     axes.minorticks_off()

@@ -18,18 +18,12 @@ from qpeft_lab.cli.console import size
 from table_text import table
 from winners import RESULTS
 
-LABELS = {  # in the order of the table
+LABELS = {  # in the order of the tables
     "lora_r8": "LoRA r=8",
-    "qpa": "QPA at half of it",
-    "lora_r1": "LoRA r=1",
-    "suggested": "the suggested one",
-}
-FIRST = {
     "qpa": "QPA",
-    "lora_r8": "LoRA r=8",
     "lora_r1": "LoRA r=1",
     "suggested": "`--method auto`",
-}  # in the README
+}
 COLORS = {"lora_r8": "#3f4248", "qpa": "#1559b7", "lora_r1": "#a34a00", "suggested": "#1a7a4c"}
 MEAN_OF = 10  # steps
 SHOWN = (0, 5)  # prompts
@@ -47,9 +41,9 @@ def adapters() -> str:
     result = stored()
     some = result["adapters"]["lora_r8"]
     frames = size(result["frames"]["bytes"])
-    labels = {**LABELS, "suggested": f"the suggested one, in shared frames of {frames}"}
+    labels = {**LABELS, "suggested": f"{LABELS['suggested']}, with a shared file of {frames}"}
     untrained_loss = f"{some['loss']['before']:.2f}"
-    rows = [["none", "0", "", "", untrained_loss, f"{some['bleu']['base']:.0f}", ""]]
+    rows = [["no adapter", "0", "", "", untrained_loss, f"{some['bleu']['base']:.0f}", ""]]
     for name, label in labels.items():
         adapter = result["adapters"][name]
         rows.append(
@@ -93,7 +87,7 @@ def first_look() -> str:
             "",
         ]
     ]
-    for name, label in FIRST.items():
+    for name, label in LABELS.items():
         adapter = result["adapters"][name]
         loss = adapter["loss"]["after"]
         bleu = adapter["bleu"]["adapted"]
@@ -135,8 +129,8 @@ def took(result: dict[str, Any]) -> str:
     """What a whole run takes."""
     minutes = result["processor_seconds"] / 60
     return (
-        f"All commands together took {minutes:.0f} minutes of processor time, of cores of a server."
-        f" The largest process used {result['megabytes'] / 1000:.1f} GB of memory."
+        f"All commands together took {minutes:.0f} minutes of processor time on a server, summed over"
+        f" its cores. The largest process used {result['megabytes'] / 1000:.1f} GB of memory."
     )
 
 
@@ -146,7 +140,7 @@ def measured() -> dict[str, list[float]]:
     for name, label in LABELS.items():
         losses = stored()["adapters"][name]["losses"]
         parts = [losses[max(0, end - MEAN_OF) : end] for end in range(1, len(losses) + 1)]
-        lines[label] = [round(sum(part) / len(part), 4) for part in parts]
+        lines[label.strip("`")] = [round(sum(part) / len(part), 4) for part in parts]
     return lines
 
 

@@ -41,7 +41,7 @@ def signal() -> str:
         rate = summary["lora_r8"].lr
         gain = f"{untrained - adapted:.2f}"
         rows.append([label, f"{untrained:.3f}", f"{adapted:.3f}", gain, f"{rate:g}"])
-    header = ["text", "untrained", "LoRA r=8", "gain, nats a token", "its learning rate"]
+    header = ["text", "no adapter", "LoRA r=8", "gain, nats a token", "its learning rate"]
     return table(header, rows, numbers=4)
 
 
