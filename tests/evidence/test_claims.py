@@ -48,7 +48,9 @@ def test_best_adapters_up_to_1300_parameters_are_framed(best):
     assert len(small) == 12
     families = {each.key.partition("_")[0] for case in small for each in (case.ours, case.other)}
     assert families == {"framed", "signs", "lie", "core"}
-    assert says("in all 12 comparisons both winners, the one with a circuit and the one without, are")
+    assert says(
+        "in all 12 comparisons both winners, the one with a circuit and the one without, are"
+    )
     signs = [case for cases in best.values() for case in cases if case.other.key[:5] == "signs"]
     assert len(signs) == 7
     assert says("Seven of the 16 winners without a circuit are framed signs.")
@@ -107,7 +109,9 @@ def test_no_search_chose_the_best_adapter_of_one_setup():
     trained = [each for each in summary.results if each.method.rates and each.successes]
     assert min(trained, key=comparisons.mean_loss).key == "qpa_5000"
     assert comparison_tables.best_of("embedded-shakespeare", 5000).ours.key != "qpa_5000"
-    assert says("has the lowest mean loss of all at 5,000 parameters, in a cell that is reported as")
+    assert says(
+        "has the lowest mean loss of all at 5,000 parameters, in a cell that is reported as"
+    )
 
 
 def test_one_setup_makes_framed_signs_better_at_1300_parameters():
