@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from tiny_models import llama, save_base
+from transformers import AutoTokenizer, LlamaModel
 
 from qpeft import methods as methods_table
 from qpeft.backends import ExactBackend
@@ -518,3 +519,44 @@ def test_data_are_read_ahead_for_all_cells(planted_reads, planned):
         for settings in settings_of_data(cell):
             read_data(settings)
     assert len(planted_reads) == n_read
+
+
+def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
+    planned, tmp_path, monkeypatch
+):
+    base = save_base(tmp_path / "base", llama(vocab_size=257, tie_word_embeddings=True))
+    head = {"r": 2, "target_modules": ["lm_head"], "lora_dropout": 0.1}
+    methods = [
+        {"key": "none", "method": "none"},
+        {"key": "lora", "method": "lora", "settings": head, "lr": 0.01},
+        {"key": "qpa", "method": "qpa", "settings": {**head, "r": 4}, "lr": 0.001},
+        {"key": "all", "method": "lora", "settings": {"r": 1}, "lr": 0.01},
+    ]
+    run = {"run.model": str(base), "methods": methods, "reference": "lora"}
+    _, *usual = planned("none", "lora", "qpa", "all", **run)
+    plan, *sharing = planned("none", "lora", "qpa", "all", **run, keep_hidden_states=True)
+    computed = []
+    compute = LlamaModel.forward
+    monkeypatch.setattr(
+        LlamaModel, "forward", lambda *a, **k: computed.append(0) or compute(*a, **k)
+    )
+
+    def passes(cell):
+        computed.clear()
+        row = run_cell(cell, plan.folder)
+        shutil.rmtree(work_folder(cell, plan.folder), ignore_errors=True)
+        return len(computed), {name: row[name] for name in ("test_loss", "test_losses", "curve")}
+
+    news = {}
+    for plain, shared in zip(usual, sharing, strict=True):
+        n_plain, expected = passes(plain)
+        n_shared, measured = passes(shared)
+        for row in (expected, measured):  # seconds
+            row["curve"] = [point[:2] for point in row["curve"]]
+        assert measured == expected
+        news[shared.method] = n_plain, n_shared
+    # 4 batches of validation and test blocks, then those of 6 steps
+    assert news == {"none": (4, 4), "qpa": (14, 6), "lora": (14, 0), "all": (14, 14)}
+    for path in (plan.folder / "work" / "hidden_states").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert passes(sharing[0])[0] == 4  # damaged files are computed again

@@ -44,7 +44,7 @@ from qpeft_lab.training.fit import DivergedError, Prepared, fit, prepare
 from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.run_folder import environment, read_rows
-from qpeft_lab.training.tasks import TASK_CLASSES, Task
+from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Task
 
 RunCell = Callable[["Cell", Path], Row]
 
@@ -63,6 +63,7 @@ class Setup:
     test_blocks: int
     generation: Generation | None
     reference: PlannedMethod  # the method that times are compared with
+    hidden_states: Path | None = None  # kept for all cells that train the output head alone
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,7 @@ class KeepBest(TrainerCallback):
 def _train(cell: Cell, work: Path, progress: Progress) -> tuple[Prepared, Row]:
     settings = settings_of(cell, work / "run")
     best = work / "best.safetensors"
-    task = read_data(settings)
-    ready, run = fit(settings, progress, [KeepBest(best)], task)
+    ready, run = fit(settings, progress, [KeepBest(best)], _task(cell, settings))
     model = ready.model
     best_parameters = load_file(best)
     with torch.no_grad():
@@ -241,7 +241,7 @@ def _train(cell: Cell, work: Path, progress: Progress) -> tuple[Prepared, Row]:
         "valid_loss": loss,
         "best_step": step,
         "params_trainable": outputs.count_trainable(model),
-        "params_head": outputs.count_trainable(model, task.head),
+        "params_head": outputs.count_trainable(model, ready.task.head),
         "params_deployed": outputs.count_deployed(model),
         "params_generator": None if holder is None else outputs.count_trainable(holder),
         "bytes_stored": _stored_bytes(cell, model, work),
@@ -257,9 +257,17 @@ def _train(cell: Cell, work: Path, progress: Progress) -> tuple[Prepared, Row]:
     return ready, measured
 
 
+def _task(cell: Cell, settings: RunSettings) -> Task:
+    """The data of the cell's run; its base takes part in what the cells of the study share."""
+    task = read_data(settings)
+    if isinstance(task, CausalLM):
+        task.hidden_states = cell.setup.hidden_states
+    return task
+
+
 def _untrained(cell: Cell, progress: Progress) -> tuple[Prepared, Row]:
     settings = settings_of(cell)
-    ready = prepare(settings, progress, read_data(settings))
+    ready = prepare(settings, progress, _task(cell, settings))
     loss = ready.task.score(ready.model, progress=progress).loss
     sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored"), 0)
     return ready, {"curve": [[0, loss, 0.0]], "valid_loss": loss, "best_step": 0, **sizes}

@@ -164,7 +164,8 @@ def make_plan(
     )
     _check_results(planned, folder)
     reference = next(method for method in planned.methods if method.key == study.reference)
-    setup = Setup(run, parts["test"], study.test_blocks, study.generation, reference)
+    hidden_states = folder / "work" / "hidden_states" if study.keep_hidden_states else None
+    setup = Setup(run, parts["test"], study.test_blocks, study.generation, reference, hidden_states)
     return Plan(folder, planned, setup, own_files)
 
 

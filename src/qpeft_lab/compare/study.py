@@ -184,6 +184,10 @@ class Study(_Strict):
         BeforeValidator(lambda values: _known(values, [f.name for f in fields_of(Generation)])),
     ] = None
     costs: bool = True
+    keep_hidden_states: bool = Field(
+        default=False,
+        description="Compute the layers below an adapted output head once for all runs.",
+    )
     lr_scale: float = Field(
         default=1.0,
         gt=0,

@@ -41,6 +41,7 @@ from qpeft_lab.progress import Progress
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.training import classifier, score
 from qpeft_lab.training.classifier import TaskRecord, class_names
+from qpeft_lab.training.hidden_states import keep_hidden_states
 from qpeft_lab.training.score import Score
 
 Example = tuple[Any, Any]  # content, index of its class or number
@@ -121,6 +122,8 @@ class CausalLM(Task):
     it.
     """
 
+    hidden_states: Path | None = None  # where runs of one base keep those below an adapted head
+
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         s = self.settings
         self.tokenizer = self.processor
@@ -153,7 +156,10 @@ class CausalLM(Task):
 
     def load_base(self) -> PreTrainedModel:
         s = self.settings
-        return base.load_model(s.model, s.dtype, s.trust_remote_code, s.load_in_4bit)
+        model = base.load_model(s.model, s.dtype, s.trust_remote_code, s.load_in_4bit)
+        if self.hidden_states is not None:
+            keep_hidden_states(model, self.hidden_states)
+        return model
 
     collate = staticmethod(text.collate)  # type: ignore[assignment]
 
