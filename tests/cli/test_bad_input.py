@@ -38,6 +38,7 @@ TABLE = [
     (PLAN, "--r 2 --set r=4", "--set r=4"),
     (PLAN, "--set seed=4", "--seed"),
     (PLAN, "--set bias=[1", "NAME=VALUE"),
+    (PLAN, "--method sora --set sora_lambda=0.1", "unknown field of method sora"),
     (PLAN, "--task image-classification", "image"),
     ("plan --model nowhere/else/at-all", "", "nowhere"),
     # a budget

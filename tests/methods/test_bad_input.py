@@ -8,6 +8,7 @@ from torch import nn
 
 import qpeft
 from qpeft import methods
+from qpeft.core import generated_tuner
 from qpeft.errors import ConfigError
 
 BAD = {  # the settings, and what the message names
@@ -74,6 +75,7 @@ BAD = {  # the settings, and what the message names
     ],
     "bottleneck": [
         ({"bottleneck_size": 0}, "bottleneck_size"),
+        ({"bottleneck_size": 2**16 + 1}, "at most 65,536"),
         ({"target_modules": ["mlpp"]}, "target_modules.*'mlp'"),
         ({"target_modules": ["mlp", "up_proj"]}, "mlp.*up_proj"),
         ({"target_modules": ["layers"]}, "layers"),
@@ -114,6 +116,17 @@ def test_invalid_second_adapter(llama, ids, adapters, method):
         model.add_adapter("more", config(method, {"target_modules": ["q_prj"]}))
     assert list(model.peft_config) == ["default"]
     assert adapters.logits(model, ids).equal(before)
+
+
+def test_interruption_while_an_adapter_is_made_is_no_error_of_the_config(llama, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    modules = dict(llama.named_modules())
+    monkeypatch.setattr(generated_tuner, "bind_base", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        get_peft_model(llama, config("qpa", {}))
+    assert dict(llama.named_modules()) == modules
 
 
 @pytest.mark.parametrize("make", [qpeft.QAAConfig, qpeft.BottleneckConfig])

@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from peft import LoraConfig, PrefixTuningConfig
+from peft import LoraConfig, PrefixTuningConfig, VeraConfig
 from torch import nn
 from transformers import (
     BertConfig,
@@ -128,6 +128,8 @@ def test_sizes_and_parts():
     assert plan.trainable_parts["lambda"] == 18 * 7 * 8
     plan = qpeft.plan(GEMMA, bottleneck(16))
     assert (plan.method, plan.needs_qpeft, plan.exported_bytes) == ("bottleneck", True, None)
+    plan = qpeft.plan(GEMMA, VeraConfig(r=4, target_modules=["q_proj"]))
+    assert plan.exported_bytes == plan.stored_bytes > 4 * plan.deployed  # with its projections
 
 
 @pytest.mark.parametrize(
@@ -215,6 +217,8 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
         (LM_HEAD, {"budget": 102_050}, 107, 7, 102_040),
         (LM_HEAD, {"budget": 39_146}, 102_050, 17, 39_146),
         (LM_HEAD, {"budget": None, "hidden": None}, 107, 7, 102_040),
+        # an eighth of the widths: 4, 8, 16, 16, 8, 4, 4
+        (LM_HEAD, {"budget": 2000, "hidden": None}, 837, 10, 1996),
         # several features of a chunk: L (N + k) angles for the ladder, and n K weights
         *(
             (

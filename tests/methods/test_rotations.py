@@ -27,7 +27,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.methods.cua.model import CUARotation
 from qpeft.methods.quanta.model import apply_mpo, default_axes, pairs
-from qpeft.methods.quic.compound import compounds, pyramid, rotations
+from qpeft.methods.quic.compound import butterfly, compounds, pyramid, rotations
 from qpeft.methods.quic.model import QuICRotation
 from qpeft_lab import RunSettings, train
 
@@ -406,6 +406,10 @@ def test_compounds_are_the_circuit_on_k_excitations(k):
         circuit[np.ix_(states, states)].real,
         atol=1e-14,
     )
+
+
+def test_butterfly_has_the_pairs_of_a_fast_fourier_transform():
+    assert butterfly(4) == [(0, 1), (2, 3), (0, 2), (1, 3)]
 
 
 @pytest.mark.parametrize("base, n_angles", [("cayley", 6), ("pyramid", 6), ("butterfly", 4)])

@@ -137,7 +137,7 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     assert len(evaluated) == 3
 
 
-@pytest.mark.parametrize("before", ["nothing", "a call", "a merge"])
+@pytest.mark.parametrize("before", ["nothing", "a call", "a merge", "set_adapter"])
 @pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.1.self_attn.q_proj"])
 def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, before):
     """Without a call of the model before, between, or behind the writes; a second one is not alone."""
@@ -158,6 +158,8 @@ def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, bef
     elif before == "a merge" and not hasattr(model.base_model, "stock_problem"):
         model.merge_adapter()
         model.unmerge_adapter()
+    elif before == "set_adapter":
+        model.set_adapter("default")
     for _ in range(2):
         for parameter in trained(model):
             parameter.data.mul_(0.5)

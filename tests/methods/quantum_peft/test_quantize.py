@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -87,6 +87,7 @@ def test_values_without_bits_are_stored_exactly():
 
 
 @given(angles(), BITS, GROUP_SIZES)
+@example(1e-6 + torch.linspace(0, 1e-5, 7), 8, 256)  # a range that float16 has few digits for
 def test_quantizing_twice_equals_once(x, bits, size):
     with groups_of(size):
         once = quantize(x, bits)
