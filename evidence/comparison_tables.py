@@ -28,7 +28,6 @@ from winners import (
 )
 
 ABOUT_EQUAL = 0.1  # sizes that differ by less
-GAIN = "difference, per cent of the gain"
 
 
 class Pair(NamedTuple):
@@ -408,7 +407,7 @@ def bits() -> str:
         result = summary[change.key]
         label = f"{result.label}, {result.mean('bytes_stored'):,.0f} bytes"
         rows.append([label, change_text(summary, change)])
-    return table(["angles", GAIN], rows)
+    return table(["angles", "loss minus that with 32 bits, per cent of its gain"], rows)
 
 
 def shots() -> str:
@@ -417,7 +416,8 @@ def shots() -> str:
     for study, changes in (("shots", SHOTS), ("noise", NOISE)):
         (summary,) = summaries_of(study).values()
         rows += [[summary[each.key].label, change_text(summary, each)] for each in changes]
-    return table(["QPA trained with", GAIN], rows)
+    header = "loss minus that with exact probabilities, per cent of its gain"
+    return table(["QPA trained with", header], rows)
 
 
 def change_text(summary: Summary, change: Change) -> str:

@@ -40,6 +40,7 @@ PAGES = [
     ROOT / "docs" / "quantum_peft.md",
     ROOT / "docs" / "small_adapters.md",
     ROOT / "docs" / "real_model.md",
+    ROOT / "docs" / "verdict.md",
     RESULTS / "README.md",
 ]
 BYTES = (1_000, 2_000, 6_000, 25_000)
@@ -135,18 +136,20 @@ def _with_links(question: str) -> str:
 
 def verdicts() -> str:
     """Each circuit of results/verdicts against its twins and LoRA-SB."""
-    cell = "{effect:+.1f} [{low:+.1f}, {high:+.1f}], {decision}; {detectable:.1f}"
+    labels = {"frozen": "frozen angles", "gaussian": "Gaussian features", "lora_sb": "LoRA-SB"}
+    difference = "{effect:+.1f} [{low:+.1f}, {high:+.1f}]"
     rows = []
     for file in sorted(RESULTS.glob("verdicts/*.json")):
         verdict = json.loads(file.read_text(encoding="utf-8"))
-        cells = {each["against"]: cell.format_map(each) for each in verdict["comparisons"]}
-        rates = [f"{verdict['adapters'][key]['lr']:g}" for key in ("circuit", "frozen", "gaussian")]
-        compared = [cells[key] for key in ("frozen", "gaussian", "lora_sb")]
-        moved = f"{verdict['angles_moved']:.2f} rad"
-        rows.append([f"`{file.stem}`", *compared, ", ".join(rates), moved])
-    twins = ["frozen angles", "Gaussian features"]
-    header = ["circuit minus", *twins, "LoRA-SB", "rates: circuit, frozen, Gaussian"]
-    return table([*header, "angles moved"], rows)
+        adapters = verdict["adapters"]
+        for each in verdict["comparisons"]:
+            key = each["against"]
+            if key in labels:
+                rates = f"{adapters['circuit']['lr']:g}, {adapters[key]['lr']:g}"
+                decided = [each["decision"], f"{each['detectable']:.1f}", rates]
+                rows.append([f"`{file.stem}`", labels[key], difference.format_map(each), *decided])
+    header = ["circuit", "minus", "difference [95 % interval]", "decision", "detectable"]
+    return table([*header, "learning rates: circuit, other"], rows)
 
 
 def catalogue() -> str:

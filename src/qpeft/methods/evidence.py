@@ -48,7 +48,7 @@ class Design:
 
     @property
     def share(self) -> float:
-        """The gain in test loss over the untrained base, as a share of the reference's: mean over
+        """The gain in test loss over the base alone, as a share of the reference's: mean over
         the setups.
         """
         return fmean(result["share"] for result in self.results)

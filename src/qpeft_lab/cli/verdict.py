@@ -77,11 +77,12 @@ def run(
     yes: bool = option(False, "Start without a question."),
     of_run: OfRun,
 ) -> Answer:
-    """Is it the circuit? Train adapters with a circuit and without, and say what the study shows.
+    """Is it the circuit? Train adapters with a circuit and without, and report what the study shows.
 
     The trained circuit is compared with itself at frozen angles and with Gaussian features, and
-    with LoRA, LoRA-SB and Uni-LoRA of at most its size. All search their learning rate equally; new
-    seeds decide. Before it starts, it says how long it takes and which difference it can detect.
+    with LoRA, LoRA-SB and Uni-LoRA of at most its size. The learning rate of each is searched in the
+    same way, and the comparison uses new seeds. Before it starts, the command says how long it takes
+    and which difference it can detect.
     Run the same command again to resume. The answer is verdict.html, verdict.md and verdict.json.
 
     Examples:
@@ -151,7 +152,7 @@ def check(
 
 
 def verdict() -> None:
-    """Is it the circuit? Train adapters with a circuit and without, and say what the study shows."""
+    """Is it the circuit? Train adapters with a circuit and without, and report what the study shows."""
 
 
 class _Run(Command):

@@ -55,7 +55,7 @@ REFERENCE = Kind("reference", "reference", "◆", "D", INK)
 QUANTUM = Kind("quantum", "quantum-generated", "●", "o", "#1559b7")
 CLASSICAL = Kind("classical", "classical", "■", "s", "#7a7d84")
 CONTROL = Kind("control", "control", "▲", "^", "#a34a00")
-BASE = Kind("base", "untrained", "✕", "X", MUTED)
+BASE = Kind("base", "no adapter", "✕", "X", MUTED)
 
 
 def kind_of(result: Result, summary: Summary) -> Kind:
@@ -360,7 +360,7 @@ def _mean_curve(result: Result) -> pd.Series:
 
 
 def _is_hopeless(result: Result, summary: Summary) -> bool:
-    """Whether the method is worse than the untrained base: axes end before it."""
+    """Whether the method is worse than the base without an adapter: axes end before it."""
     untrained = [other.metric for other in summary.results if not other.method.rates]
     base = next((metric.mean for metric in untrained if metric is not None), None)
     if base is None or result.metric is None:

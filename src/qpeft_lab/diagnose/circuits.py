@@ -264,8 +264,8 @@ def gradient_variance(
     seed: int = 0,
     ansatz: str = "ry_ladder",
 ) -> Measurement:
-    """Whether gradients vanish with width: the variance of d(2^N p_i)/d(angle), angles uniform on
-    [-pi, pi).
+    """Whether gradients vanish with more qubits: the variance of d(2^N p_i)/d(angle), angles uniform
+    on [-pi, pi).
 
     The mean over the angles is 0, so the variance is the mean of squares: over the samples, over
     the angles of the middle layer, L // 2 of `ry_ladder`, counted from 0, and over i, estimated
@@ -304,7 +304,8 @@ def gradient_variance(
     values = {"layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
     values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
     does = "perhaps vanish" if vanishes is None else "vanish" if vanishes else "do not vanish"
-    verdict = f"With {n_layers} layer{'' if n_layers == 1 else 's'} gradients {does} with width"
+    plural = "" if n_layers == 1 else "s"
+    verdict = f"With {n_layers} layer{plural} gradients {does} with more qubits"
     return Measurement(
         f"{verdict}: their root mean square is {math.sqrt(variances[-1]):.2g} at {n_qubits[-1]}"
         " qubits",

@@ -1,8 +1,8 @@
 """From the rows of a study to its decision: docs/verdict.md describes verdict.json.
 
 A difference is the test loss of the trained circuit minus that of what it is compared with, over
-the same blocks of text, paired by seed, in per cent of what LoRA r=8 gains over the untrained base.
-Below 0 the circuit is better. `compare/paired.py` has the statistics.
+the same blocks of text, paired by seed, in per cent of what LoRA r=8 gains over the base without an
+adapter. Below 0 the circuit is better. `compare/paired.py` has the statistics.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Verdict:
     protocol: Protocol
     sentence: str
     shown: bool  # a benefit from the circuit: better than every twin
-    gain: float  # of LoRA r=8 over the untrained base, nats per token
+    gain: float  # of LoRA r=8 over the base without an adapter, nats per token
     comparisons: list[Comparison]
     angles_moved: float | None  # mean over angles and seeds, radians
     angles_moved_most: float | None
@@ -230,7 +230,7 @@ def _told(summary: Summary, diverged: Mapping[str, Sequence[int]]) -> Iterator[s
         if untrained:
             yield (
                 f"Seed {_listed(untrained)} of {result.label} did not improve on the base, at the"
-                f" learning rate {result.lr:g} that its search chose; intervals are wide for that."
+                f" learning rate {result.lr:g} that its search chose, so the interval is wide."
             )
 
 
@@ -248,8 +248,11 @@ def sentence(twins: Sequence[Comparison], margin: float) -> str:
     }
     by_relation: dict[str, list[str]] = {}
     for twin in twins:
-        by_relation.setdefault(relations[twin.decision], []).append(f"that with {twin.label}")
-    clauses = [f"{relation} {' and '.join(names)}" for relation, names in by_relation.items()]
+        by_relation.setdefault(twin.decision, []).append(f"the one with {twin.label}")
+    clauses = [
+        f"{relations[decision]} {(' or ' if decision == UNDECIDED else ' and ').join(names)}"
+        for decision, names in by_relation.items()
+    ]
     told = f"In this study the adapter with the trained circuit {', and '.join(clauses)}."
     most = max(twin.detectable for twin in twins)
     if all(twin.decision == BETTER for twin in twins):
@@ -262,10 +265,10 @@ def sentence(twins: Sequence[Comparison], margin: float) -> str:
         enough = math.ceil(n_seeds * (most / margin) ** 2)
         return (
             f"{told} The study cannot decide about {' and '.join(twin.label for twin in undecided)}:"
-            f" it would have seen only a difference above {most:.1f} % of LoRA's gain, and the"
-            f" margin is {margin:g} %. About {enough} seeds would, or more steps."
+            f" it could detect only a difference above {most:.1f} % of LoRA's gain, and the margin is"
+            f" {margin:g} %. To decide, it would need about {enough} seeds, or more steps."
         )
-    return f"{told} A difference above {most:.1f} % of LoRA's gain would have been seen."
+    return f"{told} It could detect a difference above {most:.1f} % of LoRA's gain."
 
 
 def check(file: Path) -> Verdict:

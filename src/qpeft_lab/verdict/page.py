@@ -82,10 +82,12 @@ HEADER = [
 ]
 UNIT_TEXT = (
     "A difference is the test loss with the trained circuit minus that with the other adapter, in"
-    " per cent of what LoRA r=8 gains over the untrained base; below 0 the circuit is better."
-    " Decisions are corrected for the number of comparisons, intervals are not. Detectable is what"
-    " this study finds with a probability of 80 %; trained is the number of trained parameters. Each"
-    " adapter searched its learning rate on its own, so a difference may also come from the rates."
+    " per cent of what LoRA r=8 gains over the base without an adapter; below 0 the circuit is"
+    " better. Decisions are corrected for the number of comparisons, intervals are not, so an"
+    " interval may exclude 0 while the decision is undecided. Detectable is the smallest difference"
+    " that this study finds with a probability of 80 %; trained is the number of trained parameters."
+    " The learning rate of each adapter was searched separately, so a difference may also come from"
+    " the learning rates."
 )
 
 

@@ -3,7 +3,7 @@
 The circuit, trained, is compared with itself at frozen angles and with Gaussian features (or, in
 Quantum-PEFT, random signs in place of its CZ gates), which differ in nothing else; and with LoRA,
 LoRA-SB and Uni-LoRA of at most as many trained parameters. The unit is what LoRA of rank 8 gains
-over the untrained base.
+over the base without an adapter.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def study_of(
     core = {"family": "core", "frame": "sign"}
     uni = {"r": _RANK, "theta_d_length": "@budget"}
     methods: list[dict[str, Any]] = [
-        {"key": "none", "label": "untrained base", "method": "none"},
+        {"key": "none", "label": "base without an adapter", "method": "none"},
         {
             "key": UNIT,
             "label": "LoRA r=8",
