@@ -99,17 +99,24 @@ def page(summary: Summary) -> str:
         "extensions": MOST_EXTENSIONS,
         "failures": {cell_id(row): row for row in summary.failures},
         "machines": _machines(summary),
+        "version": version("qpeft"),
     }
+    return rendered("report.html.j2", context)
+
+
+def rendered(template: str, context: Mapping[str, Any]) -> str:
+    """A page from one of our templates, with our style sheet in it."""
     templates = files("qpeft_lab.compare") / "templates"
-    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
     environment = Environment(
-        loader=FileSystemLoader(str(templates)), trim_blocks=True, lstrip_blocks=True, **options
+        loader=FileSystemLoader(str(templates)),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["short"] = without_folders
     css = Markup((templates / "style.css").read_text("utf-8").strip())
-    return environment.get_template("report.html.j2").render(
-        css=css, version=version("qpeft"), **context
-    )
+    return environment.get_template(template).render(context, css=css)
 
 
 def without_folders(text: str) -> str:

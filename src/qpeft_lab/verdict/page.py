@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from qpeft.files import write_json, write_text
 from qpeft_lab.compare import charts
 from qpeft_lab.compare.charts import AN_ARROW, CONTROL, INK, Chart, as_svg, draw_interval, drawing
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED
-from qpeft_lab.compare.report import without_folders
+from qpeft_lab.compare.report import rendered, without_folders
 from qpeft_lab.compare.stats import WORSE
 from qpeft_lab.verdict.decision import VERDICT, Comparison, Verdict
 
@@ -31,26 +27,18 @@ def write(verdict: Verdict, folder: Path) -> None:
 
 def html(verdict: Verdict) -> str:
     """One page that loads nothing else."""
-    templates = files("qpeft_lab.compare") / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(str(templates)),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("verdict.html.j2").render(
-        css=Markup((templates / "style.css").read_text("utf-8").strip()),
-        verdict=verdict,
-        protocol=verdict.protocol,
-        header=HEADER,
-        lines=lines(verdict),
-        chart=picture(verdict),
-        facts=facts(verdict),
-        limits=list(limits(verdict)),
-        unit=UNIT_TEXT,
-        command=without_folders(verdict.command),
-    )
+    context = {
+        "verdict": verdict,
+        "protocol": verdict.protocol,
+        "header": HEADER,
+        "lines": lines(verdict),
+        "chart": picture(verdict),
+        "facts": facts(verdict),
+        "limits": list(limits(verdict)),
+        "unit": UNIT_TEXT,
+        "command": without_folders(verdict.command),
+    }
+    return rendered("verdict.html.j2", context)
 
 
 def markdown(verdict: Verdict) -> str:
