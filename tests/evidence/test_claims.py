@@ -78,10 +78,10 @@ def test_framed_circuits_up_to_1300_parameters_are_counted(best):
         )
 
     page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
-    assert (count("equivalent"), count("worse")) == (4, 2)
+    assert (count("equivalent"), count("worse"), count("undecided")) == (4, 2, 6)
     assert says(
-        "equivalent to the best in [4 of 12 cases](findings.md#which-small-adapter-is-best) up to"
-        " 1,300, worse in two",
+        "[12 cases](findings.md#which-small-adapter-is-best) up to 1,300 parameters. Against the best:"
+        " 4 equivalent, 2 worse, 6 undecided",
         page,
     )
 
@@ -164,7 +164,7 @@ def test_quantum_peft_without_frames_shares_circuits_at_400_parameters():
     }
     assert {share for key, share in shares.items() if "_400_" in key} == {"type"}
     page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
-    assert says("at 400, where matrices of a type share circuits, which is ours", page)
+    assert says("at 400 (there with circuits shared by type, which is our addition)", page)
 
 
 def test_pages_claim_nothing_about_quantum_computers_from_exact_simulation():
