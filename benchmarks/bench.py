@@ -5,7 +5,7 @@
     python benchmarks/bench.py --json benchmarks/results/bench.json
     python benchmarks/bench.py --page                       # write the tables of results/bench.json to the docs page
 
-One thread. A ratio is the other's time over qpeft's: above 1, qpeft is faster. In each round every
+One thread. The speed is the time of the other over that of qpeft: above 1, qpeft is faster. In each round every
 program of a row runs once, in one process; times are processor times, which other load hardly
 affects, and medians. The results of a program are compared with qpeft's before it is timed; a
 program that disagrees is refused, and the exit code is then 1. After Ctrl-C the completed

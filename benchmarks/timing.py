@@ -11,7 +11,7 @@ from torch import Tensor
 
 Results = tuple[Tensor, ...]
 Task = Callable[[], Results]
-HEADINGS = ("what", "qpeft", "other", "other / qpeft (quartiles)")
+HEADINGS = ("what", "qpeft", "other", "speed against other (quartiles)")
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ NOT_RUN = {
         ("torchrun ", "accelerate launch", "fully_shard(", 'fsdp="', "full_state_dict=True"),
         "several processes; tests/trainers/test_distributed.py runs them",
     ),
+    "is_world_process_zero": "tests/trainers/test_distributed.py runs such a script",
     **dict.fromkeys(
         ("--method own_method.py:METHOD", "--ansatz own_ansatz.py:cz_ring"),
         "tests/cli/test_code_of_others.py runs the file through every command",
