@@ -34,7 +34,7 @@ class QAASettings:
     ansatz: str = option(
         "square",
         "Gates of a layer: RY, RZ, ring of CNOTs, RY (square); RY, ring, a real circuit (qaa); RX,"
-        " RY, RZ, ring (rxyz). Or blocks of L layers on pairs of qubits, QCHFT's: on neighbours"
+        " RY, RZ, ring (rxyz). Or blocks of L layers on pairs of qubits, QCHFT's: on neighbors"
         " (mps), or on all pairs.",
         choices=AMPLITUDE_ANSATZE,
     )

@@ -34,7 +34,7 @@ class QuICSettings:
     base: str = option(
         "cayley",
         "The small matrix: a Cayley transform, or the product of rotations of pairs of wires in a"
-        " pyramid of neighbours or in a butterfly.",
+        " pyramid of neighbors or in a butterfly.",
         choices=("cayley", "pyramid", "butterfly"),
     )
     side: str = option(
