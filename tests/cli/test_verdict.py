@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from qpeft_lab.compare.forecast import Speed
 from qpeft_lab.verdict import planning
-from qpeft_lab.verdict.planning import Speed
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_usage_is_the_command_that_one_types(qpeft_cli):
 
 
 def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, arguments, monkeypatch):
-    monkeypatch.setattr(planning, "measure", lambda plan: Speed(step=0.01, block=0.001))
+    monkeypatch.setattr(planning, "speed_of", lambda *_: Speed(start=0.0, step=0.01, example=0.001))
     done = qpeft_cli(f"{arguments} --minutes 60", code=2)
     assert "400 steps, 10 seeds, 7 adapters; about" in done.stderr
     assert "about 3.0 % of LoRA's gain, if seeds vary as on the embedded base" in done.stderr
@@ -34,7 +34,7 @@ def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, argu
 
 
 def test_too_few_minutes_are_refused_with_those_that_it_needs(qpeft_cli, arguments, monkeypatch):
-    monkeypatch.setattr(planning, "measure", lambda plan: Speed(step=60.0, block=0.1))
+    monkeypatch.setattr(planning, "speed_of", lambda *_: Speed(start=0.0, step=60.0, example=0.1))
     done = qpeft_cli(f"{arguments} --yes", code=2)
     assert "the smallest study takes about" in done.stderr
 

@@ -98,13 +98,13 @@ def are_equal(model, other):
 @pytest.mark.parametrize("method", [*SEED_FIELDS, "qpa"])
 def test_projections_are_drawn_from_the_seed_of_the_run_or_a_given_one(tiny_model, method):
     more, field = SIZES.get(method, OVER_VERA), SEED_FIELDS.get(method, "projection_prng_key")
-    first, again, other = (build(tiny_model, method, seed=seed, **more) for seed in (1, 1, 2))
+    first, again, other = (build(tiny_model, method, seed=seed, **more) for seed in (5, 5, 2))
     assert all(are_equal(first, again))
     # PEFT's seed of a module of TinyLoRA is `projection_seed` plus the index of the module
     assert not any(torch.equal(a, b) for a in projections(first) for b in projections(other))
     given, same = (build(tiny_model, method, seed=seed, **more, **{field: 5}) for seed in (1, 2))
     assert all(are_equal(given, same))
-    assert not all(are_equal(given, first))
+    assert all(are_equal(given, first)) == (method != "tiny_lora")
     assert projections(build(tiny_model, method, seed=2**32 - 1, **more))
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from qpeft.errors import ConfigError
 from qpeft.files import read_json
-from qpeft_lab.compare.cell import run_cell
+from qpeft_lab.compare.forecast import Speed, speed_of
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.plan import Plan, count, host_of, make_plan
 from qpeft_lab.compare.rows import read_rows
@@ -32,12 +30,10 @@ from qpeft_lab.verdict.protocol import (
     study_of,
 )
 
-PILOT_STEPS = 7
-PILOT_BLOCKS = 16
 EVALUATIONS = 3  # of the validation data in a run: before, half-way, and after
 VALIDATION_BLOCKS = 96
 TEST_BLOCKS = 192
-_PROCESS = 3.0  # seconds that a run needs besides: its process, its model, its files
+_PROCESS = 3.0  # seconds that a run needs besides: its process, its files
 _EXTENSIONS = 0.5  # further learning rates of an adapter, on average
 # Standard deviation over seeds of a difference from a twin, per cent of LoRA's gain, times the square
 # root of the steps. On the embedded base and its text it is 43 and 49 in the study `margins` (277
@@ -62,41 +58,14 @@ SIZES = [
 ]
 
 
-class Speed(NamedTuple):
-    """Seconds of a training step, and of the evaluation of a block."""
-
-    step: float
-    block: float
-
-    def minutes(self, size: Size, n_adapters: int, n_rates: int, workers: int) -> float:
-        """Of a study with so many adapters and learning rates."""
-        n_trials = n_adapters * (n_rates + _EXTENSIONS)
-        n_runs = n_adapters * size.n_seeds
-        training = _PROCESS + size.steps * self.step + EVALUATIONS * VALIDATION_BLOCKS * self.block
-        seconds = (n_trials + n_runs) * training + n_runs * TEST_BLOCKS * self.block
-        return seconds / workers / 60
-
-
-def measure(pilot: Plan) -> Speed:
-    """The speed of the circuit's adapter in a plan of PILOT_STEPS steps, with an evaluation of
-    PILOT_BLOCKS blocks after every third.
-
-    The first evaluation and the first steps prepare what later ones reuse, and are left out.
-    """
-    cell = next(cell for cell in pilot.tuning_cells({}) if cell.method == CIRCUIT)
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the runs of the study
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            curve = run_cell(cell, Path(folder))["curve"]
-    finally:
-        torch.set_num_threads(n_threads)
-    seconds = [point[2] for point in curve]  # behind steps 0, 3, 6 and 7
-    three_steps = seconds[2] - seconds[1]  # and an evaluation
-    one_step = seconds[3] - seconds[2]  # and an evaluation
-    step = max(three_steps - one_step, 0.0) / 2
-    evaluation = max(one_step - step, 0.0)
-    return Speed(step, evaluation / PILOT_BLOCKS)
+def _minutes(speed: Speed, size: Size, n_adapters: int, n_rates: int, workers: int) -> float:
+    """What a study with so many adapters and learning rates takes."""
+    n_trials = n_adapters * (n_rates + _EXTENSIONS)
+    n_runs = n_adapters * size.n_seeds
+    start = _PROCESS + speed.start
+    training = start + size.steps * speed.step + EVALUATIONS * VALIDATION_BLOCKS * speed.example
+    seconds = (n_trials + n_runs) * training + n_runs * TEST_BLOCKS * speed.example
+    return seconds / workers / 60
 
 
 @dataclass(frozen=True)
@@ -216,15 +185,14 @@ def detectable(size: Size, n_questions: int) -> float:
 
 def _forecast(request: Request, minutes: float) -> Forecast:
     """Of the largest study within `minutes`."""
-    pilot = request.study(Size(n_seeds=3, steps=PILOT_STEPS))
-    run = replace(pilot.run, eval_every=3, eval_blocks=PILOT_BLOCKS, save_every=PILOT_STEPS)
+    pilot = request.study(SIZES[-1])  # a step takes as long in each size
     with tempfile.TemporaryDirectory() as folder:
-        speed = measure(make_plan(pilot.model_copy(update={"run": run}), Path(folder) / "pilot"))
+        speed = speed_of(make_plan(pilot, Path(folder) / "pilot"), CIRCUIT)
     n_trained = sum(method.method != "none" for method in pilot.methods)
     n_rates = len(pilot.tuning.grid)
     n_questions = sum(bool(method.against or method.at_size_of) for method in pilot.methods)
     minutes_of = {
-        size: speed.minutes(size, n_trained, n_rates, request.workers) for size in _sizes(request)
+        size: _minutes(speed, size, n_trained, n_rates, request.workers) for size in _sizes(request)
     }
     deciding = [
         needed
