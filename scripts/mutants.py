@@ -149,7 +149,9 @@ def places(tree: ast.AST) -> list[ast.AST]:
         has_operator = isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in SWAPS
         compares = isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS
         calls = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
-        decides = isinstance(node, ast.If | ast.IfExp | ast.While | ast.Return)
+        decides = isinstance(node, ast.If | ast.IfExp | ast.While) or (
+            isinstance(node, ast.Return) and ast.unparse(node) not in ("return", "return None")
+        )
         if has_operator or compares or calls or decides or _is_number(node):
             nodes.append(node)
         for name, value in ast.iter_fields(node):
