@@ -275,7 +275,7 @@ def sides() -> str:
             lowered = mean_loss(summary["none"]) - mean_loss(result)
             share = 100 * lowered / comparisons.gain(summary)
             cells.append(f"{share:.0f} %; {result.method.trainable:,} at {result.lr:g}")
-        rows.append([str(result.label), *cells])
+        rows.append([str(summaries["embedded-numpy"][key].label), *cells])
     nats = [f"{comparisons.gain(summary):.3f} nats" for summary in summaries.values()]
     rows.append(["LoRA r=8, its gain", *nats])
     return table(["adapter", *(SETUPS[setup] for setup in summaries)], rows)
