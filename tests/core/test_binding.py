@@ -9,12 +9,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 import qpeft
 from qpeft.core.binding import Binding
 from qpeft.core.slots import Slot
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, TrainingError
 
 
 class Toy(nn.Module):
@@ -165,6 +166,18 @@ def test_cast_is_undone_where_the_memory_is_reused(toy, x, monkeypatch):
     toy.generator.angles.data = toy.generator.angles.data.bfloat16()
     toy.loss(x).backward()
     assert toy.generator.angles.grad.all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")  # torch's own use of it
+def test_forward_mode_is_refused(toy, x):
+    """The evaluation of an earlier call has no tangents."""
+    toy.loss(x)
+    with forward_ad.dual_level():
+        toy.generator._parameters["angles"] = forward_ad.make_dual(
+            toy.generator.angles.detach(), torch.ones(3).double()
+        )
+        with pytest.raises(TrainingError, match="no forward-mode derivative"):
+            toy.loss(x)
 
 
 def test_partial_gradients_under_ddp_raise(toy, x, monkeypatch):

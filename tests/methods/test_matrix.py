@@ -28,6 +28,7 @@ import qpeft
 import qpeft.core.export as export_module
 from qpeft.core.binding import _Boundary
 from qpeft.core.generated_tuner import GeneratedMixin
+from qpeft.core.generator import FullPrecision
 from qpeft.core.linear_tuner import LinearAdapter
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.core.param_groups import param_groups
@@ -120,6 +121,10 @@ def test_initial_values_depend_only_on_the_seed(llama, variant):
 
     assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
     assert torch.equal(drawn(3, noise=0), drawn(4, noise=0)) != variant.is_random
+    if variant.is_random and variant.stays_float32:  # a state dict lacks them
+        model, other = (adapted(llama, variant, seed=seed) for seed in (3, 4))
+        with pytest.raises(CheckpointError):
+            other.load_state_dict(model.state_dict())
 
 
 # -- saving and loading
@@ -156,6 +161,24 @@ def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, nam
     assert_equal_logits(adapters, ids, again, second)
     again.set_adapter(name)
     assert_equal_logits(adapters, ids, again, first)
+
+
+@pytest.mark.parametrize("variant", ["qpa", "quantum_peft", "qaa", "cua", "sora"], indirect=True)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_neither_default_dtype_nor_to_empty_changes_a_value(make, ids, adapters, dtype):
+    """A state dict lacks the initial values, which `to_empty` discards elsewhere."""
+    model = make()
+    torch.set_default_dtype(dtype)
+    try:
+        other = make(moved=False)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for module in other.modules():
+        if isinstance(module, FullPrecision):
+            module.to_empty(device="cpu")
+    other.load_state_dict(model.state_dict())
+    assert {p.dtype for p in trained(other)} == {torch.float32}
+    assert_equal_logits(adapters, ids, other, model)
 
 
 @pytest.mark.parametrize("variant", ONE_EACH, indirect=True)

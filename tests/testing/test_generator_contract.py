@@ -264,7 +264,7 @@ def scaled():
     """With another setting, which its fingerprint includes."""
     line = Line(INITIAL, 0)
     line.mixing *= 2
-    line.fingerprint.copy_(fingerprint(line.described(SeededInit(0)), "scale", 2.0))
+    line.register_buffer("fingerprint", fingerprint(line.described(SeededInit(0)), "scale", 2.0))
     return line
 
 

@@ -35,8 +35,10 @@ def loss(model, ids):
 
 
 def assert_gradients(model, expected):
-    torch.optim.SGD(trained(model), lr=0).step()
-    gradients = [[p.grad for p in trained(each)] for each in (model, expected)]
+    parameters = trained(model)
+    model.requires_grad_(False)  # as another active adapter freezes them before the step
+    torch.optim.SGD(parameters, lr=0).step()
+    gradients = [p.grad for p in parameters], [p.grad for p in trained(expected)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
@@ -66,6 +68,17 @@ def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, act
         ACTIONS[action](model)
         set_sync(True)
         loss(expected, row).backward()
+    assert_gradients(model, expected)
+
+
+def test_hooks_of_parameters_run_once_for_each_micro_batch(make, ids, set_sync):
+    model, expected = make(), make()
+    for parameter, other in zip(trained(model), trained(expected), strict=True):
+        parameter.register_hook(lambda gradient: gradient + 1)
+        other.grad = torch.ones_like(other)
+    loss(expected, ids).backward()
+    set_sync(False)
+    loss(model, ids).backward()
     assert_gradients(model, expected)
 
 

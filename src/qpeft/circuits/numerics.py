@@ -4,7 +4,8 @@ the axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, wraps
 from math import isfinite
 from typing import Any, TypeVar, cast
@@ -17,18 +18,31 @@ from qpeft.errors import ConfigError, TrainingError
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Within: new tensors are float32, whatever `torch.set_default_dtype` has set, such as bfloat16
+    while a base model is made.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def cached_tables(function: F) -> F:
     """Cache the tensors that a function of sizes, dtype and device makes; for good, because CUDA
     graphs read their memory.
 
     All callers use the same tensors, so these are independent of the first caller: of its default
-    device, and of its `torch.inference_mode()`, whose tensors cannot be used in training.
+    device and dtype, and of its `torch.inference_mode()`, whose tensors cannot be used in training.
     """
 
     @cache
     @wraps(function)
     def make(*args: Any) -> Any:
-        with torch.device("cpu"), torch.inference_mode(False):
+        with torch.device("cpu"), torch.inference_mode(False), float32_by_default():
             return function(*args)
 
     return cast(F, make)

@@ -37,7 +37,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import RLock
@@ -46,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -54,9 +56,9 @@ from torch.optim.optimizer import (
 from torch.utils._pytree import tree_map_only
 
 from qpeft.circuits.numerics import refuse_second_derivative
-from qpeft.core.generator import with_whole_fingerprints
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
-from qpeft.core.slots import Slot
+from qpeft.core.slots import Slot, refuse_write
+from qpeft.errors import TrainingError
 
 if TYPE_CHECKING:
     from qpeft.core.generator import Generator
@@ -80,6 +82,7 @@ class Evaluation:
         # differ from what is there at the end.
         self._copies = [parameter.detach().clone() for parameter in parameters]
         self.flat = evaluate()  # (P,)
+        self.version = self.flat._version  # which counts what others write into views of it
 
     def is_current(self, parameters: Sequence[nn.Parameter], compares_values: bool = True) -> bool:
         """Whether the parameters still have the values that were evaluated.
@@ -129,6 +132,8 @@ class Binding:
         self._stand_ins: list[Unread] = []
         self._is_placed = False  # whether the slots hold tensors, not stand-ins
         self._gradients = Gradients()
+        for slot in self.slots:
+            del slot.owner._parameters[slot.name]
         _register(self)
         generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
@@ -180,6 +185,11 @@ class Binding:
         """
         self.restore_precision()
         parameters = list(self.generator.parameters())
+        _refuse_tangents(parameters)
+        evaluation = self._evaluation
+        if evaluation is not None and evaluation.flat._version != evaluation.version:
+            self.invalidate()
+            refuse_write()
         trained = any(p.requires_grad for p in parameters)
         builds_graph = trained and torch.is_grad_enabled()
         self._forget_cleared()
@@ -276,21 +286,30 @@ class Binding:
 
     @torch.enable_grad()
     def flush(self) -> None:
-        """Run the backward pass of the generator for deferred gradients; not while it is frozen."""
+        """Run the backward pass of the generator for deferred gradients.
+
+        Parameters that were frozen in the meantime, such as by a change of the adapter, get theirs
+        as well, as those of stock LoRA have it already.
+        """
         with _lock:
             self._forget_cleared()
             gradient = self._gradients.deferred
-            inputs = [p for p in self.generator.parameters() if p.requires_grad]
-            if gradient is None or not inputs:
+            if gradient is None:
                 return
             self._gradients.deferred = None
+            marked = [p for p in self.generator.parameters() if p.grad is not None]
+            frozen = [p for p in marked if not p.requires_grad]
+            for parameter in frozen:
+                parameter.requires_grad_(True)
             if self._gradients.averages:
                 gradient = average(gradient)
-            flat = None if self._evaluation is None else self._evaluation.flat
-            if flat is None or not flat.requires_grad:  # it was frozen in the meantime
-                flat = self._evaluate()
             with torch.autocast(gradient.device.type, enabled=False):
-                torch.autograd.backward(flat, gradient, inputs=inputs, retain_graph=True)
+                flat = None if self._evaluation is None else self._evaluation.flat
+                if flat is None or not flat.requires_grad:  # evaluated while it was frozen
+                    flat = self._evaluate()
+                torch.autograd.backward(flat, gradient, inputs=marked, retain_graph=True)
+            for parameter in frozen:
+                parameter.requires_grad_(False)
 
     def _forget_cleared(self) -> None:
         """Forget deferred gradients if somebody has cleared `grad`: an interrupted window must not
@@ -381,6 +400,10 @@ class Unread(Tensor):
     ) -> Any:
         if func in _WITHOUT_VALUES:
             return super().__torch_function__(func, types, args, kwargs)
+        if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+            refuse_write()
+        if func == Tensor.data.__get__:  # type: ignore[attr-defined]
+            func = Tensor.detach  # unlike `data`, it records a write
         args, kwargs = tree_map_only(cls, lambda unread: unread.read(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -408,7 +431,8 @@ class _Boundary(torch.autograd.Function):
         deferred = gradients.deferred
         if _accumulates(ctx):
             # False: more micro-batches follow before the optimizer step
-            if not GradientState._shared_state.get("sync_gradients", True):
+            is_last = GradientState._shared_state.get("sync_gradients", True)
+            if not is_last and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
                 gradients.deferred = gradient + (0 if deferred is None else deferred)
                 return (None, None, *map(_mark, ctx.parameters))
             if deferred is not None:
@@ -428,7 +452,8 @@ class _Boundary(torch.autograd.Function):
         # Autocast would also apply to a backward pass that is called inside it. Gradients are
         # enabled for nodes that compute with autograd; the simulator's own backward pass still runs
         # without, as `create_graph` is false.
-        with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+        no_autocast = torch.autocast(gradient.device.type, enabled=False)
+        with torch.enable_grad(), no_autocast, _without_hooks(wanted):
             of_wanted = torch.autograd.grad(
                 ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True
             )
@@ -436,6 +461,23 @@ class _Boundary(torch.autograd.Function):
             raise RuntimeError("the model was cast or moved since the forward pass; repeat that")
         gradient_of = {id(p): g for p, g in zip(wanted, of_wanted, strict=True)}
         return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
+
+
+def _has_hooks(parameter: Any) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+@contextmanager
+def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
+    """Within: the hooks of the parameters do not run, because PyTorch runs them behind the node."""
+    hooked = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    for parameter, _ in hooked:
+        parameter._backward_hooks = None
+    try:
+        yield
+    finally:
+        for parameter, hooks in hooked:
+            parameter._backward_hooks = hooks
 
 
 def _mark(parameter: Tensor) -> Tensor:
@@ -465,6 +507,17 @@ def _accumulates(node: Any) -> bool:
         return False
 
 
+def _refuse_tangents(parameters: Sequence[nn.Parameter]) -> None:
+    """Raise TrainingError in forward-mode differentiation by a parameter, whose tangents would be
+    lost.
+    """
+    is_forward_mode = forward_ad._current_level >= 0
+    if is_forward_mode and any(forward_ad.unpack_dual(p).tangent is not None for p in parameters):
+        raise TrainingError(
+            "a generator has no forward-mode derivative; use a backward pass, or finite differences"
+        )
+
+
 def _no_copy(memo: dict[int, Any]) -> None:
     """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding
     places its own.
@@ -476,10 +529,8 @@ def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), p.is_inference() or p._version, p.device) for p in parameters)
 
 
-def _before_loading(generator: Generator, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _before_loading(generator: Generator, *_: Any) -> None:
     """Values are loaded in full precision, to the device of the generator."""
-    own = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
-    state.update(with_whole_fingerprints(own))
     generator.home = generator.fingerprint.device
     for binding in _live_of(generator.parameters()):
         binding.flush()

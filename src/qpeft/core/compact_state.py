@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import (
 
 from qpeft.core.checkpoint import check_loaded, check_tensors
 from qpeft.core.embeddings import resized_embeddings
-from qpeft.core.generator import State, with_whole_fingerprints
+from qpeft.core.generator import State
 from qpeft.core.generator_holder import CONTAINER, holder_of
 
 
@@ -75,8 +75,7 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         holder: Any = holder_of(model)
         generator = holder[adapter_name]
         # the keys of a file have no name of an adapter
-        own = with_whole_fingerprints(_without_prefix(state_dict, holder.saved_prefix))
-        unpacked = generator.unpack(own)
+        unpacked = generator.unpack(_without_prefix(state_dict, holder.saved_prefix))
         check_tensors(unpacked, generator.state_dict())
 
         others = {k: v for k, v in state_dict.items() if not k.startswith(holder.saved_prefix)}

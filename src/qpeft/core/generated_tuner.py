@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+from qpeft.circuits.numerics import float32_by_default
 from qpeft.core.base_digest import bind_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
@@ -89,9 +90,10 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
     ) -> tuple[Generator, list[Slot]]:
         """The generator of an adapter that PEFT has injected, and the tensors that it fills."""
         init = SeededInit(config.seed)
-        slots = in_vector_order(lora_slots(self.model, adapter_name), config)
-        initial = draw_initial(slots, config.drawn_init, init)  # (P,)
-        return config.make(slots, initial, init), slots
+        with float32_by_default():
+            slots = in_vector_order(lora_slots(self.model, adapter_name), config)
+            initial = draw_initial(slots, config.drawn_init, init)  # (P,)
+            return config.make(slots, initial, init), slots
 
     def _undo_injection(self, adapter_name: str) -> None:
         """Restore the base model as it was before the adapter was injected."""

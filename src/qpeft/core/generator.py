@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.core.exact_rank import Ranks, without_zero_ranks
+from qpeft.errors import CheckpointError
 
 if TYPE_CHECKING:
     from qpeft.circuits import Ansatz
@@ -43,17 +44,42 @@ class FullPrecision(nn.Module):
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {}
+    _identity: Tensor  # the buffer `fingerprint` as it was made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move(tensor: Tensor) -> Tensor:
             probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-            return (
-                fn(tensor)
-                if probe.dtype.itemsize >= tensor.dtype.itemsize
-                else tensor.to(probe.device)
-            )
+            if probe.dtype.itemsize < tensor.dtype.itemsize:
+                return tensor.to(probe.device)
+            moved = fn(tensor)
+            # `to_empty` would discard initial values, which no state dict has
+            return moved if moved is tensor else moved.copy_(tensor)
 
         return super()._apply(move, recurse)
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        super().register_buffer(name, tensor, persistent)
+        if name == "fingerprint" and tensor is not None:
+            self._identity = tensor.clone()
+
+    def _save_to_state_dict(self, destination: State, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[arg-type]
+        key = f"{prefix}fingerprint"
+        if key in destination:  # averages of models change the buffer
+            destination[key] = self._identity.to(destination[key].device)
+
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state: State, prefix: str, *args: Any
+    ) -> None:
+        key = f"{prefix}fingerprint"
+        if key in state and "fingerprint" in self._buffers:
+            if not is_fingerprint(state[key], self._identity):
+                raise CheckpointError(
+                    f"this state dict has other initial values or settings than {prefix[:-1]}, such"
+                    " as another seed; make the adapter with the settings of the saved one"
+                )
+            state[key] = self._identity.to(state[key].device)
+        super()._load_from_state_dict(state, prefix, *args)  # type: ignore[arg-type]
 
 
 class CircuitModule(nn.Module):
@@ -117,16 +143,11 @@ class Generator(FullPrecision):
         return state
 
 
-def with_whole_fingerprints(state: Mapping[str, Tensor]) -> State:
-    """`state` with its fingerprints as bytes, if they were averaged like parameters, as in federated
-    learning: equal ones are then the same up to rounding.
+def is_fingerprint(saved: Tensor, own: Tensor) -> bool:
+    """Whether `saved` is the fingerprint `own`, or an average of equal ones up to rounding, as in
+    federated learning.
     """
-    return {
-        name: tensor.round().to(torch.uint8)
-        if name.endswith("fingerprint") and tensor.is_floating_point()
-        else tensor
-        for name, tensor in state.items()
-    }
+    return torch.equal(saved.cpu().round().to(torch.uint8), own.cpu())
 
 
 def fingerprint(*parts: Any) -> Tensor:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 
+from qpeft.circuits.numerics import float32_by_default
 from qpeft.core.base_digest import bind_base
 from qpeft.core.checkpoint import check_loaded
 from qpeft.core.compact_state import complete_state
@@ -114,7 +115,8 @@ class OwnTuner(BaseTuner):
     ) -> None:
         kind: Any = self.tuner_layer_cls
         layer = target if isinstance(target, kind) else kind(target)
-        self._add_adapter(layer, adapter_name, config, current_key)
+        with float32_by_default():
+            self._add_adapter(layer, adapter_name, config, current_key)
         self._replace_module(parent, name, layer, target)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:

@@ -16,6 +16,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import ConfigError
 
 DRAWN_INITS = (True, False, "gaussian")
 
@@ -41,9 +42,21 @@ class Slot:
     def put(self, tensor: Tensor) -> None:
         """Set the tensor, of the slot's shape and dtype, as a plain attribute, invisible to
         `nn.Module`, instead of the stock parameter.
+
+        Raises ConfigError if somebody has set another parameter there.
         """
-        self.owner._parameters.pop(self.name, None)
+        if self.owner._parameters.pop(self.name, None) is not None:
+            refuse_write()
         self.owner.__dict__[self.name] = tensor
+
+
+def refuse_write() -> None:
+    """Raise ConfigError: what is written into a generated tensor is lost at the next evaluation."""
+    raise ConfigError(
+        "something wrote into a tensor of the adapter that its generator computes, such as"
+        " lora_B.weight, and the next step would discard that; write into the parameters of"
+        " model.base_model.generators, or export the adapter and change the exported one"
+    )
 
 
 def lora_slots(model: nn.Module, adapter_name: str) -> list[Slot]:

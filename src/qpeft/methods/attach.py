@@ -21,6 +21,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from qpeft.checks import option
+from qpeft.circuits.numerics import float32_by_default
 from qpeft.core.base_digest import bind_base, check_base, name_of
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
@@ -69,7 +70,8 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
     host: Any = model.peft_config[name]
     slots = config.order(generated_slots(model, name))
     initial = [_tensor(slot).detach().float().flatten().cpu() for slot in slots]
-    generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
+    with float32_by_default():
+        generator = config.make(slots, torch.cat(initial), SeededInit(config.seed))
     attached = AttachedConfig(
         task_type=host.task_type,
         # for None PEFT would look for a tuner

@@ -382,7 +382,7 @@ class QuantumPeftGenerator(Generator):
             name: unpack(part, len(folded.start), folded.bits)
             for (name, folded), part in zip(stored.items(), stream.split(sizes)[1:], strict=True)
         }
-        return {**values, **frames, "fingerprint": self.fingerprint}
+        return {**values, **frames, "fingerprint": self._identity}
 
     def _stored(self) -> dict[str, Folded]:
         """The trained parameters in the order of the stream, by their names in the state dict."""
@@ -395,6 +395,6 @@ class QuantumPeftGenerator(Generator):
         """
         if payload.is_meta:
             return payload[:0]
-        content = torch.cat([self.fingerprint.cpu(), payload.cpu()]).numpy().tobytes()
+        content = torch.cat([self._identity.cpu(), payload.cpu()]).numpy().tobytes()
         seal = hashlib.sha256(content).digest()[:_SEAL]
         return torch.tensor([*seal], dtype=torch.uint8, device=payload.device)
