@@ -177,7 +177,6 @@ def test_neither_default_dtype_nor_to_empty_changes_a_value(make, ids, adapters,
         if isinstance(module, FullPrecision):
             module.to_empty(device="cpu")
     other.load_state_dict(model.state_dict())
-    assert {p.dtype for p in trained(other)} == {torch.float32}
     assert_equal_logits(adapters, ids, other, model)
 
 

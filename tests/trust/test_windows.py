@@ -51,7 +51,7 @@ def freeze_and_move(model):
 
 
 ACTIONS = {
-    "to": lambda model: model.to("cpu"),
+    "cast": lambda model: model.double().float(),
     "freeze": freeze_and_move,
     "load": lambda model: model.load_state_dict(model.state_dict()),
     "clip": lambda model: torch.nn.utils.clip_grad_norm_(trained(model), 1e9),

@@ -185,7 +185,15 @@ class Binding:
         """
         self.restore_precision()
         parameters = list(self.generator.parameters())
-        _refuse_tangents(parameters)
+        # in the evaluation of an earlier call a tangent would be lost
+        is_forward_mode = forward_ad._current_level >= 0
+        if is_forward_mode and any(
+            forward_ad.unpack_dual(p).tangent is not None for p in parameters
+        ):
+            raise TrainingError(
+                "a generator has no forward-mode derivative; use a backward pass, or finite"
+                " differences"
+            )
         evaluation = self._evaluation
         if evaluation is not None and evaluation.flat._version != evaluation.version:
             self.invalidate()
@@ -449,6 +457,8 @@ class _Boundary(torch.autograd.Function):
                 " False}"
             )
         wanted = [p for p in ctx.parameters if p.requires_grad]
+        if not wanted:  # frozen since the forward pass
+            return (None,) * (2 + len(ctx.parameters))
         # Autocast would also apply to a backward pass that is called inside it. Gradients are
         # enabled for nodes that compute with autograd; the simulator's own backward pass still runs
         # without, as `create_graph` is false.
@@ -505,17 +515,6 @@ def _accumulates(node: Any) -> bool:
         )
     except RuntimeError:  # PyTorch has no other answer for a leaf whose gradient is returned
         return False
-
-
-def _refuse_tangents(parameters: Sequence[nn.Parameter]) -> None:
-    """Raise TrainingError in forward-mode differentiation by a parameter, whose tangents would be
-    lost.
-    """
-    is_forward_mode = forward_ad._current_level >= 0
-    if is_forward_mode and any(forward_ad.unpack_dual(p).tangent is not None for p in parameters):
-        raise TrainingError(
-            "a generator has no forward-mode derivative; use a backward pass, or finite differences"
-        )
 
 
 def _no_copy(memo: dict[int, Any]) -> None:

@@ -22,8 +22,8 @@ _WRAPPED = re.compile(r"(.*?)(\.token_adapter\.base_layer|\.original_module|\.ba
 class Resized(NamedTuple):
     """What was resized of a base, if its vocabulary was."""
 
-    # rows of the model that the base was loaded from; 0: unknown; None: no model of transformers
-    n_tokens: int | None
+    # rows of the model that the base was loaded from; 0: unknown. Without parameters nothing reads it
+    n_tokens: int
     parameters: list[nn.Parameter]  # of the embedding and of the head, with a row for each token
 
 
@@ -36,7 +36,7 @@ def resized(base: Any) -> Resized:
     """
     config: Any = getattr(base, "config", None)
     if not hasattr(config, "get_text_config"):  # no model of transformers
-        return Resized(None, [])
+        return Resized(0, [])
     present = getattr(config.get_text_config(), "vocab_size", None)
     try:
         original = type(config).from_pretrained(base.name_or_path, local_files_only=True)
@@ -44,10 +44,11 @@ def resized(base: Any) -> Resized:
     except (AttributeError, OSError, ValueError):  # no such folder, or a vision model
         n_tokens = _remembered_vocabulary(base, present)
     if n_tokens == present:
-        return Resized(n_tokens, [])
+        return Resized(0, [])
     layers = base.get_input_embeddings(), base.get_output_embeddings()
     plain = [without_adapters(layer) for layer in layers if layer is not None]
-    return Resized(n_tokens, [parameter for layer in plain for parameter in layer.parameters()])
+    parameters = [parameter for layer in plain for parameter in layer.parameters()]
+    return Resized(n_tokens or 0, parameters)
 
 
 def _remembered_vocabulary(base: Any, present: int | None) -> int | None:

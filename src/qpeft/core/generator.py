@@ -49,7 +49,7 @@ class FullPrecision(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move(tensor: Tensor) -> Tensor:
             probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-            if probe.dtype.itemsize < tensor.dtype.itemsize:
+            if probe.dtype.itemsize < min(tensor.dtype.itemsize, 4):  # the bytes of float32
                 return tensor.to(probe.device)
             moved = fn(tensor)
             # `to_empty` would discard initial values, which no state dict has
@@ -72,7 +72,7 @@ class FullPrecision(nn.Module):
         self, state: State, prefix: str, *args: Any
     ) -> None:
         key = f"{prefix}fingerprint"
-        if key in state and "fingerprint" in self._buffers:
+        if key in state:
             if not is_fingerprint(state[key], self._identity):
                 raise CheckpointError(
                     f"this state dict has other initial values or settings than {prefix[:-1]}, such"
