@@ -64,6 +64,8 @@ def test_values_are_the_nearest_on_the_grid_of_the_header(x, bits, size):
             after.double() - before.double()
         ).abs().max() <= d / 2 + width * 2**-11 + noise  # float16 ranges
         assert len(after.unique()) <= 2**bits
+        least = max(abs(lo) * 2.0 ** (bits - 9), 2.0**-14)
+        assert width <= (1 + 2**-10) * max(before.double().max().item() - lo, least)
         assert lo <= after.min()
         assert after.max() <= lo + width + noise
         place = (after.double() - lo) / d
