@@ -2,11 +2,11 @@
 contexts of torch.
 """
 
-import sys
 from functools import partial
 
 import pytest
 import torch
+from tables import forget_tables
 
 from qpeft.circuits import (
     Ansatz,
@@ -155,9 +155,7 @@ def test_autocast_and_tables_first_built_in_another_context_change_nothing(name)
     assert torch.equal(cast, plain[0])
     contexts = [torch.inference_mode(), *([] if name.startswith("lie") else [torch.device("meta")])]
     for context in contexts:
-        for module in [module for name, module in sys.modules.items() if name.startswith("qpeft.")]:
-            for function in vars(module).values():
-                getattr(function, "cache_clear", lambda: None)()
+        forget_tables()
         with context:
             simulate(tensor.detach())
         torch.testing.assert_close(trained(simulate, tensor), plain, rtol=1e-6, atol=1e-6)

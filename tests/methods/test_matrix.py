@@ -3,7 +3,6 @@ variants.
 """
 
 import copy
-import sys
 from functools import partial
 
 import pytest
@@ -22,6 +21,7 @@ from peft import (
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
+from tables import forget_tables
 from variants import RANDOM, TUNERS, VARIANTS, kinds_first, move, trained
 
 import qpeft
@@ -463,9 +463,7 @@ def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters,
     def gradients(infers):
         torch.manual_seed(0)
         model = make()
-        for module in [module for name, module in sys.modules.items() if name.startswith("qpeft.")]:
-            for function in vars(module).values():
-                getattr(function, "cache_clear", lambda: None)()
+        forget_tables()
         if infers:
             with torch.inference_mode():
                 model(input_ids=ids)

@@ -408,16 +408,6 @@ def test_compounds_are_the_circuit_on_k_excitations(k):
     )
 
 
-def test_random_multiplier_has_the_mean_square_of_compounds():
-    """Of what each angle changes: 28 gates on 8 wires, one at a time."""
-    angles = 1e-4 * torch.eye(28).double()
-    compound = compounds(rotations(angles, pyramid(8), 8), 2)[1]  # (28, 28, 28)
-    change = (compound - torch.eye(28)) / 1e-4
-    rotation = quic(36, n_blocks=1, order=2, base="pyramid", multiplier="random")
-    expected = change.triu(1).square().sum().item()
-    assert rotation.weight_2.square().sum().item() == pytest.approx(expected, rel=0.25)
-
-
 def test_butterfly_has_the_pairs_of_a_fast_fourier_transform():
     assert butterfly(4) == [(0, 1), (2, 3), (0, 2), (1, 3)]
 
