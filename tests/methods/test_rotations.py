@@ -166,6 +166,16 @@ def product(gates):
     return quanta(gates, EYE).mT
 
 
+def test_random_multiplier_has_the_mean_square_of_compounds():
+    """Of what each angle changes: 28 gates on 8 wires, one at a time."""
+    angles = 1e-4 * torch.eye(28).double()
+    compound = compounds(rotations(angles, pyramid(8), 8), 2)[1]  # (28, 28, 28)
+    change = (compound - torch.eye(28)) / 1e-4
+    rotation = quic(36, n_blocks=1, order=2, base="pyramid", multiplier="random")
+    expected = change.triu(1).square().sum().item()
+    assert rotation.weight_2.square().sum().item() == pytest.approx(expected, rel=0.25)
+
+
 def test_q1_matrix_of_gates(product):
     close(product[0, :4], [0.227131, 1.292321, -2.190032, -0.233162])
     vector = torch.arange(1, 13, dtype=torch.float64)

@@ -27,6 +27,19 @@ def base(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.parametrize(
+    "settings, scale",
+    [
+        ({}, 50.0),
+        ({"family": "lie"}, 15.0),
+        ({"family": "lie", "frame": "random"}, 50.0),
+        ({"angle_scale": 2.0}, 2.0),
+    ],
+)
+def test_learning_rate_of_angles_is_scaled_by_what_the_columns_need(settings, scale):
+    assert qpeft.QuantumPeftConfig(**settings).angle_scale == scale
+
+
 def test_layers_of_a_type_share_circuits_but_not_lambda(llama, ids, adapters):
     own = quantum_peft(copy.deepcopy(llama))
     model = adapters.train(quantum_peft(llama, share="type"), ids)
