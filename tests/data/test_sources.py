@@ -55,6 +55,13 @@ MESSAGES = [
             {},
             [{"text": word} for word in ("null", "NA", "None", "nan")],
         ),
+        # a number is a text, as it is written, in each of 10,000 rows and after them
+        (
+            "a.csv",
+            "text\n" + "007\n" * 10_000 + "A7",
+            {},
+            [{"text": "007"}] * 10_000 + [{"text": "A7"}],
+        ),
         ("a.jsonl", [{"text": " o\n"}, {"text": None}], KEPT, [{"text": " o\n"}, {"text": ""}]),
         ("a.json", [{"q": "Q", "a": "A", "text": "T"}], {}, [{"text": "T"}]),
         (
@@ -126,6 +133,9 @@ def test_rows_with_nothing_to_score_are_left_out_with_a_warning(
         ("a.tsv", "text\tn\none\t1\ntwo\twords\t2\n"),
         ("a.csv", "body,n\none,1\n"),
         ("a.csv", "text,n\n,1\n,2\n"),
+        ("a.csv", "text,n\none, or two,1\nthree, or four,2\n"),
+        ("a.csv", "text,text\none,1\n"),
+        ("a.csv", 'text\n"one\ntwo\n'),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}\n' * 30),
         ("a.jsonl", '{"messages": [{"role": "user"}]}'),
         ("a.jsonl", '{"text": ["list"]}'),

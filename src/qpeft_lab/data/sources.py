@@ -25,7 +25,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qpeft.checks import unknown
+from qpeft.checks import MOST, unknown
 from qpeft.errors import DataError, DataWarning
 from qpeft.files import file_hash
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
@@ -42,14 +42,13 @@ BUILT_IN = {
     "stdlib-docs": "qpeft_lab.demo.corpus:stdlib_docs",
 }
 
-_WORDS = {"keep_default_na": False, "na_values": [""]}  # "null" and "NA" are words
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {"sample_by": "document"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
-    ".csv": ("csv", _WORDS),
+    ".csv": ("csv", {}),
     ".parquet": ("parquet", {}),
-    ".tsv": ("csv", {**_WORDS, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
 }
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
@@ -264,10 +263,12 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
 
 def _read(file: Path, by_line: bool) -> list[Row]:
     """The rows of a file."""
-    kind, _ = _READERS[file.suffix.lower()]
+    kind, options = _READERS[file.suffix.lower()]
     try:
         if kind == "text":
             return _read_text(file, by_line)
+        if kind == "csv":
+            return _read_table(file, options)
         return _read_json(file) if kind == "json" else list(load_file(file))
     except DataError:
         raise
@@ -282,6 +283,30 @@ def _read_text(file: Path, by_line: bool) -> list[Row]:
         return []
     texts = content.removesuffix("\n").split("\n") if by_line else [content]
     return [{"text": text} for text in texts]
+
+
+def _read_table(file: Path, options: dict[str, Any]) -> list[Row]:
+    """The rows of a table, in which every field is a text, also a number.
+
+    (`datasets` guesses types from 10,000 rows at a time: `007` would be 7 in some and 007 in others.
+    It drops the first fields of rows that are longer than the first line.)
+    """
+    csv.field_size_limit(MOST)
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        reader = csv.reader(opened, strict=True, **options)
+        lines = filter(None, reader)  # no blank ones
+        names = next(lines, [])
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DataError(f"{file} has the column {twice[0]!r} twice; rename one of them")
+        rows = []
+        for fields in lines:
+            if len(fields) != len(names):
+                raise DataError(
+                    f"{file}, line {reader.line_num}: it has {len(fields)} fields, and the first"
+                    f" line has {len(names)}; quote fields that contain the separator"
+                )
+            rows.append(dict(zip(names, fields, strict=True)))
+    return rows
 
 
 def load_file(file: Path) -> Any:
