@@ -43,12 +43,16 @@ def find(adapters: Path, name: str) -> Path | None:
     match = _REVISION.fullmatch(name)
     if folder is not None or match is None:
         return folder
-    present = _child(adapters, match["name"])
-    if present is not None:
-        with suppress(CheckpointError):  # a damaged one is no earlier one
-            if revision(present) == match["digest"]:
-                return present
-    return _child(adapters, match["name"], f"@{match['digest']}")
+    for folder in (
+        _child(adapters, match["name"]),
+        _child(adapters, match["name"], f"@{match['digest']}"),
+    ):
+        if folder is not None:
+            # a damaged one, or one that somebody changed, has another digest
+            with suppress(CheckpointError):
+                if revision(folder) == match["digest"]:
+                    return folder
+    return None
 
 
 def keep(folder: Path, digest: str) -> Path:

@@ -63,6 +63,7 @@ class ExportCache:
         self.adapters, self.cache = adapters.resolve(), cache
         self.limit, self.base = limit, base
         self._models: dict[str, Any] = {}  # the base model by its name
+        self._fingerprints: dict[str, str] = {}  # of its files, by its name
         # a file with the exports that this process was given, locked while it runs
         self._given: int | None = None
 
@@ -112,9 +113,13 @@ class ExportCache:
 
     def _exported(self, folder: Path, base: str) -> Path:
         """The export of the adapter in `folder`; the cache is locked."""
+        from qpeft_lab.base_model import fingerprint, load_config
+
         digest = revisions.revision(folder)
-        # another version may export other bits
-        parts = (base, digest, version("qpeft"))
+        if base not in self._fingerprints:
+            self._fingerprints[base] = fingerprint(base, load_config(base))
+        # another version may export other bits, and another base must refuse the adapter
+        parts = (self._fingerprints[base], digest, version("qpeft"))
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
         target = self.cache / key
         if target.is_dir():

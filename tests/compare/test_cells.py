@@ -329,11 +329,13 @@ def test_parameters_with_the_lowest_validation_loss_are_tested(planned):
     assert row["valid_loss"] == min(loss for _, loss in curve)
 
 
-def test_non_finite_loss_gives_status_diverged(planned):
+def test_non_finite_loss_gives_status_diverged(planned, monkeypatch):
     plan, cell = planned("full")
     row = run_cell(replace(cell, lr=1e30), plan.folder)
     assert row["status"] == "diverged"
     assert row["error"]
+    monkeypatch.setattr(cell_module, "_measured", lambda *_: {"test_loss": math.nan})
+    assert run_cell(cell, plan.folder)["status"] == "diverged"
 
 
 @pytest.mark.parametrize(

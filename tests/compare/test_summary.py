@@ -92,7 +92,10 @@ def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
     found = summary["sora"].difference  # the other seeds are a favorable selection
     assert (found.high < 0, found.verdict) == (True, NO_DIFFERENCE)
     limits = "\n".join(summary.limits)
-    assert "because seeds failed or diverged: prefix tuning through an MLP; SoRA r=8." in limits
+    assert "or lack the metric: prefix tuning through an MLP; SoRA r=8." in limits
+    # also a correlation of equal predictions
+    edit_rows(study_folder, lambda row: row.update(test_loss=None), "bottleneck", "seed2")
+    assert load(study_folder)["bottleneck"].has_failures
     assert "2 of 120 runs are missing" in limits
 
 

@@ -77,12 +77,6 @@ def test_table_without_a_header_has_its_first_line_as_a_row(read, tmp_path):
         read(table)
 
 
-def test_quotation_marks_in_a_tsv_are_kept(tmp_path):
-    (tmp_path / "x.tsv").write_text('text\tlabel\na "b\t1\r\n\nc" d\t0')
-    found = [tuple(row.values()) for row in load_rows(str(tmp_path / "x.tsv"), "train")]
-    assert found == [('a "b', "1"), ('c" d', "0")]
-
-
 @pytest.mark.parametrize(
     "found, known, names",
     [

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from folders import edit_json
 from published_study import drop_rows, edit_rows
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
@@ -195,11 +196,6 @@ def test_planted_study_gets_its_verdict(study):
     assert verdict.gain == pytest.approx(1.0, abs=0.01)
     assert verdict.comparisons[0].effect == pytest.approx(-30, abs=0.5)
     assert not verdict.shown
-    trained = {key: size.trained for key, size in verdict.adapters.items()}
-    assert all(
-        0.8 * trained["circuit"] <= trained[key] <= trained["circuit"]
-        for key in ("lora", "uni_lora")
-    )
     page = markdown(verdict)
     assert verdict.sentence in page
     assert "| frozen angles | better | -" in page
@@ -216,6 +212,9 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     file.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(VerificationError, match=r"comparisons\.1\.effect is -"):
         check(file)
+    edit_json(folder / PROTOCOL, twins=["frozen"])  # without the one that showed no benefit
+    with pytest.raises(VerificationError, match="is not that of its study"):
+        decide(folder)
 
 
 PUBLISHED = sorted((ROOT / "results" / "verdicts").glob("*.json"))

@@ -127,7 +127,7 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
 def run_cell(cell: Cell, folder: Path) -> Row:
     """Run the cell, or resume its run under `folder`/work, and return its row.
 
-    The row has status diverged if the loss is not finite, or ends above twice its first value.
+    The row has status diverged if a loss is not finite, or ends above twice its first value.
     Other errors are raised.
     """
     row = started_row(cell)
@@ -148,7 +148,9 @@ def run_cell(cell: Cell, folder: Path) -> Row:
         if cell.role != "tuning":
             measured |= _measured(cell, ready, progress)
     losses = [loss for _, loss, _ in measured["curve"]]
-    is_lost = not all(map(math.isfinite, losses)) or losses[-1] > _DIVERGED * losses[0]
+    test_loss = measured.get("test_loss", 0.0)
+    is_finite = all(map(math.isfinite, (*losses, test_loss)))
+    is_lost = not is_finite or losses[-1] > _DIVERGED * losses[0]
     return row | measured | {"status": "diverged" if is_lost else "success"}
 
 

@@ -85,8 +85,11 @@ class Result:
 
     @property
     def has_failures(self) -> bool:
-        """Whether a seed failed or diverged."""
-        return bool(set(self.statuses.values()) - {"success", MISSING})
+        """Whether a seed failed or diverged, or lacks the metric that others have, such as a
+        correlation with equal predictions.
+        """
+        lacks_metric = self.metric is not None and len(self.metric.values) < len(self.successes)
+        return lacks_metric or bool(set(self.statuses.values()) - {"success", MISSING})
 
     @property
     def rows(self) -> list[Row]:
@@ -379,7 +382,7 @@ def _limits(summary: Summary) -> Iterator[str]:
     yield from study.data_notes
     yield _where(
         summary,
-        "Favored by no verdict, because seeds failed or diverged",
+        "Favored by no verdict, because seeds failed or diverged, or lack the metric",
         lambda result: result.has_failures,
     )
     mixed = "Trained with different learning rates; run the study again to finish it"

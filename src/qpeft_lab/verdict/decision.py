@@ -20,7 +20,7 @@ from qpeft.files import read_json
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
 from qpeft_lab.compare.summary import Result, Summary, load, named
-from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, read_protocol
+from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, protocol_of, read_protocol
 
 VERDICT = "verdict.json"
 SCHEMA = 1  # the version of verdict.json
@@ -82,13 +82,19 @@ class Verdict:
 def decide(folder: Path) -> Verdict:
     """The decision of the study in `folder`.
 
-    Raises ConfigError if the folder has no study of `qpeft verdict`, or a seed is missing, and
-    TrainingError if so many seeds diverged that there is no decision.
+    Raises ConfigError if the folder has no study of `qpeft verdict`, or a seed is missing,
+    TrainingError if so many seeds diverged that there is no decision, and VerificationError if the
+    protocol is not that of the study.
     """
     return _decide(read_protocol(folder), load(folder), folder)
 
 
 def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
+    if protocol != protocol_of(summary.study, protocol.margin):
+        raise VerificationError(
+            f"the protocol of the verdict in {folder} is not that of its study, such as its twins or"
+            " seeds: it was edited; restore it"
+        )
     diverged: dict[str, list[int]] = {}
     for key in (UNIT, CIRCUIT, *protocol.others):
         result = summary[key]

@@ -155,7 +155,7 @@ def planned(request: Request, folder: Path, minutes: float, command: str) -> Pla
         forecast = _forecast(request, minutes)
         size = forecast.size
     study = request.study(size)
-    protocol = protocol_of(study, request.circuit, request.margin)
+    protocol = protocol_of(study, request.margin)
     plan = make_plan(study, folder, command, own_files=(OWN_FILE, PROTOCOL))
     _refuse_another_study(plan, folder)
     return Planned(plan, protocol, detectable(size, len(protocol.others)), forecast)

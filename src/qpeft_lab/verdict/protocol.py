@@ -95,12 +95,13 @@ def read_protocol(folder: Path) -> Protocol:
         raise ConfigError(f"{path} is damaged ({error}); run the study in a new folder") from error
 
 
-def protocol_of(study: Study, circuit: Circuit, margin: float) -> Protocol:
+def protocol_of(study: Study, margin: float) -> Protocol:
     """What a study of `study_of` fixes."""
+    circuit = next(method for method in study.methods if method.key == CIRCUIT)
     return Protocol(
         question=study.question,
         circuit=circuit.label,
-        method=next(method.method for method in study.methods if method.key == CIRCUIT),
+        method=circuit.method,
         margin=margin,
         seeds=list(study.seeds),
         steps=study.run.steps or 0,
