@@ -124,7 +124,15 @@ def ask(url: str, name: str, prompt: str, timeout: float) -> dict[str, float]:
         raise QpeftError(
             f"no server answers at {url}: {_short(getattr(error, 'reason', error))}"
         ) from None
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    # the last two for a number that is no float, and for JSON that is nested too deeply
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise QpeftError(
             f"{url} is no completions server, or gives no log-probabilities: its answer has no"
             f" choices[0].logprobs with {_N_TOKENS} tokens. llama-cpp-python needs --logits_all"
@@ -211,7 +219,7 @@ def compare(
             " likely ones: it serves another model"
         )
     to_adapter, to_base = (
-        math.sqrt(sum(difference**2 for difference in side) / len(pairs))
+        math.hypot(*side) / math.sqrt(len(pairs))  # of 1e200 too
         for side in zip(*pairs, strict=True)
     )
     is_adapter, is_base = to_adapter <= tolerance, to_base <= tolerance

@@ -139,6 +139,7 @@ def test_key_is_sent_and_never_shown(server, verify, monkeypatch):
         (200, {"choices": [{"logprobs": {"top_logprobs": [{}]}}]}, "gives no log-probabilities"),
         (200, {"choices": [{"logprobs": {"top_logprobs": [{"\u4e2d": -1}]}}]}, "another model"),
         (200, b" " * 1_100_000, "is no completions server"),
+        (200, b"[" * 100_000, "is no completions server"),
         (404, b"no model ana \x1b[31m", "no model ana [31m. Is 'ana' a model of this server?"),
     ],
 )

@@ -190,6 +190,10 @@ def test_save_keeps_other_files(saved, tmp_path):
     with pytest.raises(qpeft.errors.ConfigError, match=r"contains other files \(thesis\.txt\)"):
         qpeft.save(model, folder)
     assert (folder / "thesis.txt").read_text() == "years"
+    (tmp_path / "home" / "default").mkdir(parents=True)  # the name of the adapter
+    (tmp_path / "home" / "default" / "thesis.txt").write_text("years")
+    with pytest.raises(qpeft.errors.ConfigError, match="other files"):
+        qpeft.save(model, tmp_path / "home")
     with pytest.raises(qpeft.errors.ConfigError, match="is a file"):
         qpeft.save(model, folder / "thesis.txt")
     (tmp_path / "real").mkdir()

@@ -89,7 +89,10 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
             or is none; or a parameter of the adapter is NaN or Inf.
     """
     model = peft_model_of(model)
-    target = folder_to_replace(Path(directory), [CONFIG, WEIGHTS, "README.md", *model.peft_config])
+    own = [CONFIG, WEIGHTS, "README.md"]
+    target = folder_to_replace(Path(directory), [*own, *model.peft_config])
+    for name in model.peft_config:
+        folder_to_replace(target / name, own)
     refuse_sharded_adapter(model)
     for name in model.peft_config:
         broken = find_not_finite(model, name)
