@@ -192,7 +192,7 @@ class SharedSettings:
     )
 
     def __post_init__(self) -> None:
-        for name, value in glue.settings().items() if (glue := find_glue(self.data)) else ():
+        for name, value in self._of_glue.items():
             if getattr(self, name) == getattr(SharedSettings, name):
                 setattr(self, name, value)
         if self.steps is None and self.epochs is None:
@@ -204,7 +204,7 @@ class SharedSettings:
         """Raise ConfigError for an unknown name, a value out of range, or options that contradict
         each other.
         """
-        for name, value in glue.settings().items() if (glue := find_glue(self.data)) else ():
+        for name, value in self._of_glue.items():
             if getattr(self, name) != value:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave"
@@ -247,6 +247,11 @@ class SharedSettings:
     def glue(self) -> GlueTask | None:
         """The task of GLUE that the data are, if they are one."""
         return find_glue(self.data)
+
+    @property
+    def _of_glue(self) -> dict[str, Any]:
+        """The fields that this task determines."""
+        return {} if self.glue is None else self.glue.settings()
 
     def with_method(self, **own: Any) -> RunSettings:
         """The run with these fields of `RunSettings`, such as `method`."""

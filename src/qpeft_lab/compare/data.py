@@ -230,9 +230,12 @@ def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
     parts: dict[str, list[Any]] = {part: [] for part in PARTS}
     for number, group in enumerate(groups, start=1):
         turn = number % _EVERY
-        parts["validation" if turn == 0 else "test" if turn == _EVERY // 2 else "train"].extend(
-            group
-        )
+        part = "train"
+        if turn == 0:
+            part = "validation"
+        elif turn == _EVERY // 2:
+            part = "test"
+        parts[part].extend(group)
     return parts
 
 

@@ -43,10 +43,10 @@ class RateSearch:
         """
         if len(self.losses) < 2:
             return None
-        tried = list(self.losses)
-        return (
-            "low" if self.best in (None, tried[0]) else "high" if self.best == tried[-1] else None
-        )
+        lowest, *_, highest = self.losses
+        if self.best in (None, lowest):
+            return "low"
+        return "high" if self.best == highest else None
 
 
 def search_rates(grid: Sequence[float], loss_of: Callable[[float], float | None]) -> RateSearch:

@@ -113,7 +113,9 @@ class Method(_Strict):
     @property
     def role(self) -> str:
         """`control`, `equal_budget` at the size of another, or `main`."""
-        return "control" if self.against else "equal_budget" if self.at_size_of else "main"
+        if self.against:
+            return "control"
+        return "equal_budget" if self.at_size_of else "main"
 
 
 class PlannedMethod(Method):

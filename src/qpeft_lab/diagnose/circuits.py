@@ -139,15 +139,12 @@ def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> Measur
         "inverse_participation": ipr,
     }
     values["expected_participation"] = expected = size * (a + 1) / (a * size + 1)
-    how = (
-        "are like" if p_value >= _SHOWN else "are close to" if distance < _CLOSE else "differ from"
-    )
-    uneven = (
-        ""
-        if p_value >= _SHOWN
-        else f": they are {'more uneven' if ipr > expected else 'more even'}"
-    )
-    return Measurement(f"The probabilities {how} those of random {field} states{uneven}", values)
+    verdict = f"The probabilities are like those of random {field} states"
+    if p_value < _SHOWN:
+        how = "are close to" if distance < _CLOSE else "differ from"
+        uneven = "more uneven" if ipr > expected else "more even"
+        verdict = f"The probabilities {how} those of random {field} states: they are {uneven}"
+    return Measurement(verdict, values)
 
 
 def redundancy(ansatz: Ansatz, angles: Tensor) -> Measurement:
@@ -303,7 +300,9 @@ def gradient_variance(
         vanishes = slope < _VANISHING if abs(slope - _VANISHING) > 2 * error else None
     values = {"layers": n_layers, "n_qubits": list(n_qubits), "variances": variances}
     values |= {"slope": slope, "slope_error": error, "vanishes": vanishes}
-    does = "perhaps vanish" if vanishes is None else "vanish" if vanishes else "do not vanish"
+    does = "vanish" if vanishes else "do not vanish"
+    if vanishes is None:
+        does = "perhaps vanish"
     plural = "" if n_layers == 1 else "s"
     verdict = f"With {n_layers} layer{plural} gradients {does} with more qubits"
     return Measurement(
@@ -429,13 +428,9 @@ def meyer_wallach(states: Tensor) -> Measurement:
         "error": error,
         "expected": expected,
     }
-    how = (
-        "as"
-        if abs(mean - expected) <= 2 * error
-        else "more than"
-        if mean > expected
-        else "less than"
-    )
+    how = "more than" if mean > expected else "less than"
+    if abs(mean - expected) <= 2 * error:
+        how = "as"
     return Measurement(f"The qubits are entangled {how} in random {field} states", values)
 
 
