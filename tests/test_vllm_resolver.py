@@ -99,8 +99,10 @@ def test_exported_adapter_is_the_compact_one(cache, adapters, base):
     served = logits(PeftModel.from_pretrained(loaded(base), path))
     assert torch.equal(served, logits(qpeft.load(loaded(base), adapters / "user-1")))
     assert not torch.equal(served, logits(loaded(base)))
+    before = path.stat().st_mtime_ns
     assert cache.find("user-1", str(base)) == path
     assert exports(cache) == [path.name]  # not written again
+    assert path.stat().st_mtime_ns > before  # used last
 
 
 def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapters, base, qpeft_cli):
@@ -124,6 +126,10 @@ def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapter
     for unknown in (new, "0" * 12, "../user-1", ""):
         assert unknown == "" or cache.find(f"user-0@{unknown}", str(base)) is None
         qpeft_cli("rollback", folder, "--to", unknown, code=2)
+    assert {path.name for path in adapters.iterdir() if path.name[0] != "."} == {
+        "frames.safetensors",
+        *(f"user-{i}" for i in range(4)),
+    }
 
 
 NO_NAMES = ["nobody", "", "../adapters/user-0", ".", "..", "frames.safetensors", "n" * 10_000]
@@ -159,6 +165,7 @@ def test_damaged_adapter_is_refused_and_others_are_served(cache, adapters, base,
     assert revisions.kept(adapters / "user-2") == []
     if (adapters / "frames.safetensors").exists():
         assert cache.find("user-1", str(base)) is not None
+    assert not list(cache.cache.glob(".*.unfinished"))
 
 
 def test_adapter_of_another_base_is_refused(cache, adapters, base, tmp_path):
@@ -174,7 +181,7 @@ def test_adapter_of_another_base_is_refused(cache, adapters, base, tmp_path):
     assert exports(cache) == []
     # nor if its folder is that of the base whose exports are in the cache
     served = shutil.copytree(base, tmp_path / "served")
-    cache.find("plain", str(served))
+    assert cache.find("plain", str(served)) is not None
     shutil.copytree(tmp_path / "other", served, dirs_exist_ok=True)
     with pytest.raises(CheckpointError):
         ExportCache(adapters, cache.cache, LARGE).find("plain", str(served))
@@ -198,6 +205,7 @@ def test_adapter_that_is_replaced_while_it_is_read_is_not_served(
         with pytest.raises(CheckpointError, match="replaced"):
             cache.find("user-0", str(base))
     assert exports(cache) == revisions.kept(adapters / "user-0") == []
+    assert cache.find("user-0", str(base)) == cache.find("user-1", str(base))
 
 
 def test_cache_is_bounded_and_keeps_what_a_running_server_was_given(cache, adapters, base):

@@ -52,9 +52,9 @@ MESSAGES = [
         # every field is a text as it is written, in 10,000 rows and after them
         (
             "a.csv",
-            "text\n" + "007\n" * 10_000 + "null\nNA",
+            "text\n" + "007\n" * 10_000 + "null\nNA\nNone\nnan",
             {},
-            [{"text": word} for word in (*["007"] * 10_000, "null", "NA")],
+            [{"text": word} for word in (*["007"] * 10_000, "null", "NA", "None", "nan")],
         ),
         ("a.tsv", 'text\tn\na "b\t1\r\n\nc" d\t0', {}, [{"text": 'a "b'}, {"text": 'c" d'}]),
         ("a.jsonl", [{"text": " o\n"}, {"text": None}], KEPT, [{"text": " o\n"}, {"text": ""}]),
@@ -127,6 +127,7 @@ def test_rows_with_nothing_to_score_are_left_out_with_a_warning(
         ("a.txt", b"\xfcnd"),
         ("a.tsv", "text\tn\none\t1\ntwo\twords\t2\n"),
         ("a.csv", "body,n\none,1\n"),
+        ("a.csv", "text,n\n,1\n,2\n"),
         ("a.csv", "text,n\none, or two,1\nthree, or four,2\n"),
         ("a.csv", "text,text\none,1\n"),
         ("a.jsonl", '{"messages": [{"role": "user", "content": "hi"}]}\n' * 30),

@@ -118,6 +118,15 @@ def test_a2_hand_written_steps_equal_those_that_pytorch_records(make, batch):
     assert len(set(losses)) == 5
 
 
+def test_a2_writes_are_seen_where_nothing_else_happens(make, batch, adapters):
+    """No mode, adapter, or gradient changes: behind a step, and between two losses."""
+    model = adapters.train(make(), batch, steps=1)
+    for _ in range(2):
+        for parameter in trained(model):
+            parameter.data.mul_(0.5)
+        assert_sees_its_parameters(model, make, batch)
+
+
 @pytest.mark.parametrize("make", METHODS[:3], indirect=True)
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
@@ -137,7 +146,7 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     assert len(evaluated) == 3
 
 
-@pytest.mark.parametrize("before", ["nothing", "a failed call", "a merge", "set_adapter"])
+@pytest.mark.parametrize("before", ["nothing", "a call", "a failed call", "a merge", "set_adapter"])
 @pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.1.self_attn.q_proj"])
 def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, before):
     """Without a call of the model before, between, or behind the writes; a second one is not alone."""
@@ -153,7 +162,9 @@ def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, bef
         found = module(inputs.to(DEVICE), **more)
         return found[0] if isinstance(found, tuple | dict) else found
 
-    if before == "a failed call":
+    if before == "a call":
+        model(**batch)  # which places the values before the writes
+    elif before == "a failed call":
         with pytest.raises(RuntimeError):  # which places the values before the writes
             model(inputs_embeds=torch.zeros(1, 5, 3, device=DEVICE))  # of another width
     elif before == "a merge" and not hasattr(model.base_model, "stock_problem"):

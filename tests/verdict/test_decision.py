@@ -196,6 +196,11 @@ def test_planted_study_gets_its_verdict(study):
     assert verdict.gain == pytest.approx(1.0, abs=0.01)
     assert verdict.comparisons[0].effect == pytest.approx(-30, abs=0.5)
     assert not verdict.shown
+    trained = {key: size.trained for key, size in verdict.adapters.items()}
+    assert all(
+        0.8 * trained["circuit"] <= trained[key] <= trained["circuit"]
+        for key in ("lora", "uni_lora")
+    )
     page = markdown(verdict)
     assert verdict.sentence in page
     assert "| frozen angles | better | -" in page
