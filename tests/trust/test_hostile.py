@@ -68,6 +68,12 @@ def test_numbers_of_a_config_must_be_finite_n(world, folder, value):
             load(world, folder)
 
 
+def test_more_generators_than_parameters_are_refused_before_they_are_made_n(world, compact):
+    edit_config(compact, n_generators=10**9)
+    with pytest.raises(CheckpointError, match=rf"{compact}.*n_generators=1,000,000,000"):
+        load(world, compact)
+
+
 def test_stock_adapter_with_a_number_that_is_not_finite_is_refused_n(world, exported):
     (exported / "qpeft.json").unlink()
     edit_config(exported, lora_alpha=math.nan)

@@ -216,13 +216,18 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     def count(self, m: int) -> QPACount:
         """The generator's sizes for m adapter parameters.
 
-        Raises ConfigError if m is 0, the budget is too small, or the chunks need more than
-        `MAX_QUBITS` qubits.
+        Raises ConfigError if m is 0 or below `n_generators`, the budget is too small, or the chunks
+        need more than `MAX_QUBITS` qubits.
         """
         if m < 1:
             raise ConfigError(
                 "no trainable adapter parameters found; attach a PEFT adapter before wrapping"
                 " with QPA"
+            )
+        if self.n_generators > m:
+            raise ConfigError(
+                f"n_generators={self.n_generators:,} is more than the {m:,} parameters that they"
+                " would generate; use fewer"
             )
         if self.chunk_size is None:
             return self._largest(m, self.budget_count(m))
