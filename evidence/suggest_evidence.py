@@ -11,6 +11,7 @@ searches.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -24,7 +25,7 @@ import yaml
 from scipy.stats import t as student
 
 from comparisons import mean_loss
-from qpeft.files import write_json, write_text
+from qpeft.files import write_text
 from qpeft_lab.compare.rows import succeeded
 from qpeft_lab.compare.study import Method, load_study
 from qpeft_lab.compare.summary import Result, Summary
@@ -380,7 +381,12 @@ def main() -> None:
         study = study_elsewhere(asked.base, rates=asked.rates)
         write_text(asked.study, yaml.safe_dump(study, sort_keys=False))
     else:
-        write_json(TARGET, evidence())
+        content = evidence()
+        designs = ",\n".join(
+            json.dumps(design, ensure_ascii=False) for design in content.pop("designs")
+        )
+        others = json.dumps(content, ensure_ascii=False).removesuffix("}")
+        write_text(TARGET, f'{others}, "designs": [\n{designs}\n]}}\n')  # a line for each
 
 
 if __name__ == "__main__":
