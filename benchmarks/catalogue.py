@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import sys
 import time
@@ -78,7 +79,7 @@ def measure(folder: Path) -> dict[str, Any]:
     cache = folder.with_name("cache")
     exports = ExportCache(folder, cache, 10**9)
     row: dict[str, Any] = {"start_seconds": time.process_time() - started}
-    row["start_memory"] = memory()
+    row["start_memory"] = most_memory()
     names = [path.name for path in folder.iterdir() if path.is_dir()]
     files = [*folder.glob("*/*")]
     row |= {"adapters": len(names), "bytes": sum(file.stat().st_size for file in files)}
@@ -96,14 +97,17 @@ def measure(folder: Path) -> dict[str, Any]:
     row["base_seconds"] = seconds(asked[0])
     row["first_seconds"] = median(map(seconds, asked[1:]))
     row["again_seconds"] = median(map(seconds, asked))
-    row["memory"] = memory()
+    row["memory"] = most_memory()
     row["export_bytes"] = sum(file.stat().st_size for file in cache.glob("*/*")) // N_ASKED
     return row
 
 
-def memory() -> int:
-    """Resident bytes of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def most_memory() -> int:
+    """The most resident bytes that this process has had.
+
+    What it has at a moment depends on when Python last collected the model of an earlier export.
+    """
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(folder: str, *numbers: str) -> None:

@@ -162,8 +162,8 @@ def catalogue() -> str:
         "the same again": "{again_seconds:.4f} s",
     }
     sizes = {
-        "memory at the start": "start_memory",
-        "memory with the base, after ten adapters": "memory",
+        "most memory at the start": "start_memory",
+        "most memory, with the base and ten adapters": "memory",
         "compact adapters": "bytes",
         "compact adapters on disk, in blocks": "disk_bytes",
         "their frame file": "frame_bytes",
