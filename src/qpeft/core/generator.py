@@ -41,6 +41,8 @@ class FullPrecision(nn.Module):
 
     `groups` assigns the parameters of a child, by the child's name, to a group of
     `qpeft.param_groups`.
+
+    Raises CheckpointError if a state dict with other initial values or settings is loaded.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {}
