@@ -138,4 +138,5 @@ FORESTS = [
     Forest("epochs", "the circuits are", row="minus {}", column=AT_MOST),
     Forest("angles", "trained angles are", row="learning rate of the angles times {}"),
     Forest("twins", "the first is", column=AT_MOST),
+    Forest("sentence_pairs", "the first is"),
 ]
