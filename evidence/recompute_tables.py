@@ -511,7 +511,7 @@ def sentences() -> Iterator[str]:
     head = setup.mean("head")
     for key in sorted(setup.rows, key=setup.mean):
         first = setup.rows[key][0]
-        yield f"{first['params_trainable']:,}"
+        yield f"{first['params_trainable'] - first['params_head']:,}"  # the head is not counted
         yield f"{first['lr']:g}"
         yield f"{setup.mean(key):.3f}"
         yield f"{100 * (head - setup.mean(key)) / (head - setup.mean('lora_r1')):.0f} %"
