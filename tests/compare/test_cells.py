@@ -533,10 +533,12 @@ def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
         {"key": "lora", "method": "lora", "settings": head, "lr": 0.01},
         {"key": "qpa", "method": "qpa", "settings": {**head, "r": 4}, "lr": 0.001},
         {"key": "all", "method": "lora", "settings": {"r": 1}, "lr": 0.01},
+        {"key": "full", "method": "full", "lr": 0.003},
     ]
     run = {"run.model": str(base), "methods": methods, "reference": "lora"}
-    _, *usual = planned("none", "lora", "qpa", "all", **run)
-    plan, *sharing = planned("none", "lora", "qpa", "all", **run, keep_hidden_states=True)
+    keys = [method["key"] for method in methods]
+    _, *usual = planned(*keys, **run)
+    plan, *sharing = planned(*keys, **run, keep_hidden_states=True)
     computed = []
     compute = LlamaModel.forward
     monkeypatch.setattr(
@@ -558,7 +560,13 @@ def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
         assert measured == expected
         news[shared.method] = n_plain, n_shared
     # 4 batches of validation and test blocks, then those of 6 steps
-    assert news == {"none": (4, 4), "qpa": (14, 6), "lora": (14, 0), "all": (14, 14)}
+    assert news == {
+        "none": (4, 4),
+        "qpa": (14, 6),
+        "lora": (14, 0),
+        "all": (14, 14),
+        "full": (14, 14),
+    }
     for path in (plan.folder / "work" / "hidden_states").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     assert passes(sharing[0])[0] == 4  # damaged files are computed again

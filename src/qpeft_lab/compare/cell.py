@@ -270,6 +270,7 @@ def _task(cell: Cell, settings: RunSettings) -> Task:
 def _untrained(cell: Cell, progress: Progress) -> tuple[Prepared, Row]:
     settings = settings_of(cell)
     ready = prepare(settings, progress, _task(cell, settings))
+    ready.model.requires_grad_(False)
     loss = ready.task.score(ready.model, progress=progress).loss
     sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored"), 0)
     return ready, {"curve": [[0, loss, 0.0]], "valid_loss": loss, "best_step": 0, **sizes}

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -56,7 +55,7 @@ def _is_fixed(body: nn.Module) -> bool:
     """Whether the hidden states depend on the tokens alone."""
     if any(isinstance(module, BaseTunerLayer) for module in body.modules()):
         return False
-    if torch.is_grad_enabled() and any(p.requires_grad for p in body.parameters()):
+    if any(p.requires_grad for p in body.parameters()):
         return False
     options: dict[str, Any] = body.config.to_dict()  # type: ignore[union-attr, operator]
     has_dropout = any(value for name, value in options.items() if "drop" in name)
