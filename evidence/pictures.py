@@ -24,6 +24,7 @@ import real_model
 from comparisons import mean_loss
 from forests import FORESTS
 from qpeft.files import write_text
+from qpeft_lab.compare.charts import rounded
 from qpeft_lab.compare.summary import Result, Summary
 from winners import ADAPTERS, FINAL, ROOT, SETUPS, best, summaries_of, winners_of
 
@@ -155,7 +156,7 @@ def main() -> None:
             metadata = {**no_date, "Description": json.dumps(values)}
             buffer = io.StringIO()
             picture.draw(values).savefig(buffer, format="svg", metadata=metadata)
-            write_text(file, with_dark_colors(buffer.getvalue()))
+            write_text(file, with_dark_colors(rounded(buffer.getvalue())))
 
 
 if __name__ == "__main__":

@@ -104,10 +104,15 @@ def as_svg(figure: Figure) -> str:
     figure.savefig(
         buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
+    return rounded(buffer.getvalue())
+
+
+def rounded(svg: str) -> str:
+    """The picture with two digits behind the point in its tags, and on one line."""
     return re.sub(
         r"<[^>]+>",
         lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]),
-        " ".join(buffer.getvalue().split()),
+        " ".join(svg.split()),
     )
 
 
