@@ -16,16 +16,16 @@ ALLOWED = {
     "qpeft/methods/attach.py": {"qpa"},  # the default of an option
     "qpeft/methods/counting.py": {"lora"},  # what sizes of adapters are counted in
     "qpeft/circuits/ansatz.py": {"qaa"},  # an ansatz
-    "qpeft_lab/method_records.py": KEYS,  # the laboratory's records of PEFT's methods
+    "qpeft_lab/method_records.py": {"trainable_tokens"},  # the laboratory's own method
     "qpeft_lab/settings.py": {"qpa", "lora", "prompt"},  # defaults of options; a column of data
     "qpeft_lab/cli/demo.py": {"qpa", "lora", "quantum_peft"},  # the recipes of the demo
     "qpeft_lab/cli/generate.py": {"prompt"},  # a field of an answer
     "qpeft_lab/compare/study.py": {"lora"},  # the default of a field
     "qpeft_lab/compare/data.py": {"prompt"},  # a column of data
     "qpeft_lab/compare/smoke.py": {"prompt", "road"},  # a column of data; a word
-    # the study of a verdict: what a circuit is compared with, and its default
-    "qpeft_lab/verdict/protocol.py": {"lora", "qpa", "quantum_peft", "uni_lora"},
-    "qpeft_lab/cli/verdict.py": {"qpa", "quantum_peft"},
+    # the study of a verdict: adapters that a circuit is compared with, and its default
+    "qpeft_lab/verdict/protocol.py": {"lora", "quantum_peft", "uni_lora"},
+    "qpeft_lab/cli/verdict.py": {"qpa"},
     "qpeft_lab/data/sources.py": {"prompt"},  # a column of data
     "qpeft_lab/data/text.py": {"prompt"},
     "qpeft_lab/served.py": {"prompt"},  # a field of a request

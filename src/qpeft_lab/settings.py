@@ -23,11 +23,10 @@ from qpeft.backends import BackendSettings
 from qpeft.checks import MOST, check_fields, option, unknown
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
-from qpeft.methods.method import imported
 from qpeft_lab.data.glue import GlueTask, find_glue
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import read_yaml
-from qpeft_lab.method_records import lab_record
+from qpeft_lab.method_records import check_run
 
 _Settings = TypeVar("_Settings", bound="SharedSettings")
 
@@ -317,8 +316,7 @@ class RunSettings(SharedSettings):
                 f"{', '.join(self.backend_settings)}"
             )
         for record in records:
-            if check := imported(lab_record(record).check):
-                check(self)
+            check_run(record, self)
 
     @property
     def record(self) -> Method:

@@ -36,6 +36,13 @@ class MeasuredRate(NamedTuple):
     task: str = "causal-lm"
 
 
+class Control(NamedTuple):
+    """The method with something else in place of its trained circuit, and equal apart from that."""
+
+    label: str
+    settings: Mapping[str, Any]  #: fields of the config that make it
+
+
 class LearningRate(NamedTuple):
     """A learning rate for a run."""
 
@@ -82,6 +89,11 @@ class Method:
     seed_step: int = 1
     #: by config field, the values for which there is no circuit: the method is classical then
     without_circuit: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    #: by a key for studies, what its circuit is compared with by `qpeft verdict`; empty: nothing
+    controls: Mapping[str, Control] = field(default_factory=dict)
+    only_ansatz: str | None = (
+        None  #: of its circuit; None: the config has a field `ansatz`, or none
+    )
     #: dataclass of the method's own fields, free of torch, for the command line
     options: type | str | None = None
     is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
@@ -102,6 +114,10 @@ class Method:
     #: this factor times the saved value, in radians
     angle_scale: float | None = None
     multiplies_weights: bool = False  #: whether it rotates weights instead of adding an update
+    needs_text: bool = (
+        False  #: whether it trains tokens, which the inputs of an image model are not
+    )
+    takes_gradient_checkpointing: bool = True
 
     def kind_with(self, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:
         """The kind of the method; classical for settings without a circuit."""

@@ -53,8 +53,16 @@ METHODS = (
     _peft("vera", "VeRA", "VeraConfig", 0.1, seed_field="projection_prng_key"),
     _peft("loha", "LoHa", "LoHaConfig", 2e-4),
     _peft("ln_tuning", "layer norm tuning", "LNTuningConfig", 0.08, {}),
-    _peft("prefix", "prefix tuning", "PrefixTuningConfig", 0.3, _TOKENS),
-    _peft("prompt", "prompt tuning", "PromptTuningConfig", 5e-3, _TOKENS),
+    _peft(
+        "prefix",
+        "prefix tuning",
+        "PrefixTuningConfig",
+        0.3,
+        _TOKENS,
+        needs_text=True,
+        takes_gradient_checkpointing=False,  # a limit of PEFT
+    ),
+    _peft("prompt", "prompt tuning", "PromptTuningConfig", 5e-3, _TOKENS, needs_text=True),
     _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 0.08, is_host=False, seed_field="proj_seed"),
     _peft(
         "tiny_lora",

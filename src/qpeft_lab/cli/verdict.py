@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from qpeft.checks import MOST_LAYERS, option
 from qpeft.errors import InputError
+from qpeft.methods import records
 from qpeft_lab.cli.command import Command, application, command
 from qpeft_lab.cli.compare import CompareBar
 from qpeft_lab.cli.console import Answer, bars, line, say, stderr, table
@@ -60,7 +61,9 @@ def run(
         at_most=100,
     ),
     method: str = option(
-        "qpa", "The adapter that the circuit generates.", choices=("qpa", "quantum_peft")
+        "qpa",
+        "The adapter that the circuit generates.",
+        choices=tuple(record.key for record in records() if record.controls),
     ),
     n_layers: int | None = option(
         None, "Circuit layers. Default: 8, or 2 of quantum_peft.", at_least=1, at_most=MOST_LAYERS

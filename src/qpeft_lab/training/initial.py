@@ -25,17 +25,28 @@ _Batches = Iterable[Mapping[str, Any]]
 _INITIAL = "qpeft_initial_adapter"  # attribute of a model: the folder of its initial adapter
 
 
-def attach_gradients(
+def read_data(
     base: Any, config: Any, batches: Callable[[], _Batches]
 ) -> Callable[[Any], None] | None:
-    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes; None for
-    other initializations.
+    """Complete a config, or prepare the base, from the training data that `batches()` returns,
+    before the adapter is made.
 
-    Returns what keeps the initial values, which PEFT subtracts from the base.
+    Returns a function to call with the model before the first step, or None.
+    Raises ConfigError as the functions for the two kinds of configs that read data.
+    """
+    if isinstance(config, TokensConfig):
+        choose_tokens(base, config, batches)
+    elif getattr(config, "init_lora_weights", None) == "lora_ga":
+        attach_gradients(base, config, batches)
+        return _keep_initial
+    return None
+
+
+def attach_gradients(base: Any, config: Any, batches: Callable[[], _Batches]) -> None:
+    """For LoRA-GA, give the base's target modules the gradients that PEFT decomposes.
+
     Raises ConfigError for DoRA, whose magnitudes the saved adapter could not restore.
     """
-    if config.init_lora_weights != "lora_ga":
-        return None
     if config.use_dora:
         raise ConfigError(
             "init_lora_weights='lora_ga' changes the base weights, to which DoRA's magnitudes"
@@ -56,7 +67,6 @@ def attach_gradients(
         # from the hooks by which PEFT counts; the gradients of the weights are not affected
         warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         preprocess_loraga(base, config, backward)
-    return _keep_initial
 
 
 def _keep_initial(model: Any) -> None:

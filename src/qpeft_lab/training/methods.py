@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft import methods
 from qpeft.checks import unknown
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.methods.method import imported
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.method_records import lab_record
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.user_files import named_ansatz
 
@@ -146,14 +144,14 @@ def build_adapter(
     import qpeft
     from qpeft.core.config import GeneratedConfig
     from qpeft.core.targets import check_target_modules
+    from qpeft_lab.training.initial import read_data
 
     if isinstance(config, GeneratedConfig):
         config.read_files(base)  # which can name the target modules
     check_target_modules(base, config)
-    calibrate = imported(lab_record(settings.record).calibrate)
-    begin = (
-        calibrate(base, config, batches) if calibrate is not None and batches is not None else None
-    )
+    begin = None
+    if batches is not None and generator is None:
+        begin = read_data(base, config, batches)
     model = _with_config_errors(get_peft_model, base, config)
     for built in model.peft_config.values():
         for name, value in vars(built).items():

@@ -20,6 +20,7 @@ from qpeft.files import read_json
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
 from qpeft_lab.compare.summary import Result, Summary, load, named
+from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, protocol_of, read_protocol
 
 VERDICT = "verdict.json"
@@ -105,7 +106,7 @@ def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
             )
         diverged[key] = [seed for seed in protocol.seeds if seed not in result.successes]
     _refuse_few_seeds(summary, diverged, folder)
-    untrained, unit = (_loss(summary[key]) for key in ("none", UNIT))
+    untrained, unit = (_loss(summary[key]) for key in (UNTRAINED, UNIT))
     gain = untrained - unit
     if gain <= 0:
         raise ConfigError(

@@ -17,6 +17,7 @@ from qpeft_lab.compare.plan import Plan, count, host_of, make_plan
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import STUDY, Method, Study
 from qpeft_lab.demo import base_model
+from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.verdict.circuit import OWN_FILE, Circuit
 from qpeft_lab.verdict.protocol import (
     CIRCUIT,
@@ -74,7 +75,7 @@ class Request:
 
     Attributes:
         circuit: The circuit.
-        method: `qpa` or `quantum_peft`.
+        method: One whose record has controls.
         n_layers: Of the circuit.
         run: Base, data and training, as in a study.
         margin: Per cent of the gain of LoRA r=8.
@@ -188,7 +189,7 @@ def _forecast(request: Request, minutes: float) -> Forecast:
     pilot = request.study(SIZES[-1])  # a step takes as long in each size
     with tempfile.TemporaryDirectory() as folder:
         speed = speed_of(make_plan(pilot, Path(folder) / "pilot"), CIRCUIT)
-    n_trained = sum(method.method != "none" for method in pilot.methods)
+    n_trained = sum(method.method != UNTRAINED for method in pilot.methods)
     n_rates = len(pilot.tuning.grid)
     n_questions = sum(bool(method.against or method.at_size_of) for method in pilot.methods)
     minutes_of = {

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qpeft import methods
 from qpeft.errors import ConfigError
 from qpeft.files import read_json, write_json
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import Study
+from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.verdict.circuit import Circuit
 
 PROTOCOL = "protocol.json"
@@ -126,30 +128,22 @@ def study_of(
 
     Raises ConfigError for a method or a number of layers that the circuit cannot have.
     """
-    settings: dict[str, Any]
-    if method == "qpa":
-        settings = _qpa(circuit, n_layers, n_generated)
-        twins = {
-            "frozen": ("frozen angles", {"feature_source": "qnn_frozen"}),
-            "gaussian": ("Gaussian features", {"feature_source": "random"}),
-        }
-    else:
-        if circuit.ansatz != "two_design":
-            raise ConfigError(
-                f"Quantum-PEFT has the circuit two_design, not {circuit.label}; leave out --method"
-                " to test it in QPA"
-            )
+    record = methods.get(method)
+    if record.only_ansatz is None:
+        settings = _of_any_circuit(circuit, n_layers, n_generated)
+    elif circuit.ansatz == record.only_ansatz:
         settings = {"r": 2 * _RANK, "n_layers": n_layers or 2}
-        twins = {
-            "frozen": ("frozen angles", {"freeze_angles": True}),
-            "signs": ("random signs", {"entangler": "signs"}),
-        }
+    else:
+        raise ConfigError(
+            f"{record.title} has the circuit {record.only_ansatz}, not {circuit.label}; leave out"
+            " --method to test it in QPA"
+        )
     if angle_scale is not None:
         settings["angle_scale"] = angle_scale
     core = {"family": "core", "frame": "sign"}
     uni = {"r": _RANK, "theta_d_length": "@budget"}
-    methods: list[dict[str, Any]] = [
-        {"key": "none", "label": "base without an adapter", "method": "none"},
+    compared: list[dict[str, Any]] = [
+        {"key": UNTRAINED, "label": "base without an adapter", "method": UNTRAINED},
         {
             "key": UNIT,
             "label": "LoRA r=8",
@@ -158,17 +152,17 @@ def study_of(
         },
         {"key": CIRCUIT, "label": circuit.label, "method": method, "settings": settings},
     ]
-    for key, (label, change) in twins.items():
-        methods.append(
+    for key, control in record.controls.items():
+        compared.append(
             {
                 "key": key,
-                "label": label,
+                "label": control.label,
                 "method": method,
-                "settings": {**settings, **change},
+                "settings": {**settings, **control.settings},
                 "against": CIRCUIT,
             }
         )
-    methods += [
+    compared += [
         _rival("lora", "LoRA", UNIT_METHOD, {"lora_alpha": _RANK}, _RANKS),
         _rival("lora_sb", "LoRA-SB", "quantum_peft", core, _RANKS),
         _rival("uni_lora", "Uni-LoRA", "uni_lora", uni, []),
@@ -185,7 +179,7 @@ def study_of(
         "tuning": {"grid": _GRID},
         "costs": False,
         "run": dict(run),
-        "methods": methods,
+        "methods": compared,
     }
 
 
@@ -204,8 +198,8 @@ def _rival(
     }
 
 
-def _qpa(circuit: Circuit, n_layers: int | None, n_generated: int) -> dict[str, Any]:
-    """QPA's settings, with about half as many trained parameters as it generates, or fewer.
+def _of_any_circuit(circuit: Circuit, n_layers: int | None, n_generated: int) -> dict[str, Any]:
+    """QPA's settings for this circuit, with about half as many trained parameters as it generates, or fewer.
 
     A circuit of N qubits has 2^N probabilities: K = 2^k of them for each of 2^(N - k) chunks of m /
     2^(N - k) parameters. A linear map from K features to a chunk has m 2^(2k - N) weights, at most

@@ -2,7 +2,7 @@
 chunk.
 """
 
-from qpeft.methods.method import MINILM, SMOLLM2, MeasuredRate, Method
+from qpeft.methods.method import MINILM, SMOLLM2, Control, MeasuredRate, Method
 
 METHOD = Method(
     key="qpa",
@@ -21,6 +21,10 @@ METHOD = Method(
     options="qpeft.methods.qpa.settings:QPAGeneratorConfig",
     generator="qpeft.methods.qpa.settings:QPAGeneratorConfig",
     own_hosts={"lora": {}, "dora": {"use_dora": True}},
+    controls={
+        "frozen": Control("frozen angles", {"feature_source": "qnn_frozen"}),
+        "gaussian": Control("Gaussian features", {"feature_source": "random"}),
+    },
     takes_backend=True,
     revision=2,
 )

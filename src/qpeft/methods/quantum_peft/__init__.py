@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from qpeft.checks import MOST_LAYERS, check_fields, option
 from qpeft.errors import ConfigError
-from qpeft.methods.method import Method
+from qpeft.methods.method import Control, Method
 
 METHOD = Method(
     key="quantum_peft",
@@ -20,6 +20,11 @@ METHOD = Method(
     fit="qpeft.methods.quantum_peft.fit_frames:fit_for",
     save_fit="qpeft.methods.quantum_peft.fit_frames:save_frames",
     without_circuit={"family": ("lie", "core")},
+    controls={
+        "frozen": Control("frozen angles", {"freeze_angles": True}),
+        "signs": Control("random signs", {"entangler": "signs"}),
+    },
+    only_ansatz="two_design",
 )
 
 
