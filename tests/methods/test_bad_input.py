@@ -123,7 +123,7 @@ def test_interruption_while_an_adapter_is_made_is_no_error_of_the_config(llama, 
         raise KeyboardInterrupt
 
     modules = dict(llama.named_modules())
-    monkeypatch.setattr(generated_tuner, "bind_base", interrupt)
+    monkeypatch.setattr(generated_tuner, "record_or_check_base", interrupt)
     with pytest.raises(KeyboardInterrupt):
         get_peft_model(llama, config("qpa", {"modules_to_save": ["lm_head"]}))
     assert dict(llama.named_modules()) == modules  # not the copy that is trained

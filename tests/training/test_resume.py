@@ -165,7 +165,7 @@ CRASHES = {
     "after a step": after_step(5),
     "several times": several_times,
     "within a checkpoint": within(torch, "save"),
-    "before the seal": within(fit, "seal"),
+    "before it is marked": within(fit, "mark_complete"),
     "while a checkpoint is removed": while_a_checkpoint_is_removed,
     "before the adapter": within(outputs, "save"),
     "by Ctrl-C": by_ctrl_c,

@@ -34,7 +34,7 @@ _INTENDED = (
 )
 
 
-def bind_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None:
+def record_or_check_base(config: AdapterConfig, base: nn.Module, adapter_name: str) -> None:
     """Record the base in the config of an adapter on it, or compare it with the recorded one by
     `check_base`.
 

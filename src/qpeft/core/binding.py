@@ -20,16 +20,16 @@ accumulation window of accelerate the gradients of flat (P,) are summed, and it 
 end (`flush`).
 
 Others may write into the parameters at any time, and read an adapter's tensor outside of a forward
-pass. So between forward passes the layers have stand-ins (`Unread`) instead of the views, and each
+pass. So between forward passes the layers have stand-ins (`StandIn`) instead of the views, and each
 use of one evaluates the generator again if a parameter changed. What the methods of a `Binding` do
 with the evaluation and with the tensors in the layers:
 
     refresh            evaluates if the parameters changed; places the views, with a new node
     refresh_detached   the same, but places values without a graph
-    invalidate         forgets the evaluation; places stand-ins
-    mark_unread        keeps the evaluation, but places stand-ins: somebody may write
+    place_stand_ins    keeps the evaluation; somebody may write before the next forward pass
+    invalidate         forgets the evaluation, and places stand-ins
 
-The base's hooks call `refresh` before a forward pass, and on a CPU `mark_unread` after it. On an
+The base's hooks call `refresh` before a forward pass, and on a CPU `place_stand_ins` after it. On an
 accelerator a comparison of parameters would wait for all queued work.
 """
 
@@ -129,7 +129,7 @@ class Binding:
         self.sizes = [slot.shape.numel() for slot in slots]
         self._evaluation: Evaluation | None = None
         self._tensors: list[Tensor] = []  # views of its flat value, one for each slot
-        self._stand_ins: list[Unread] = []
+        self._stand_ins: list[StandIn] = []
         self._is_placed = False  # whether the slots hold tensors, not stand-ins
         self._gradients = Gradients()
         for slot in self.slots:
@@ -138,7 +138,7 @@ class Binding:
         generator.register_load_state_dict_pre_hook(_before_loading)
         generator.register_load_state_dict_post_hook(_after_loading)
         self.refresh()
-        self.mark_unread()
+        self.place_stand_ins()
 
     def refresh(self) -> None:
         """Evaluate the generator if its parameters changed, and place the tensors for the next
@@ -165,7 +165,7 @@ class Binding:
     def read(self, index: int) -> Tensor:
         """The current tensor of the slot at this position.
 
-        On a CPU the slots stay unread. On an accelerator, where a comparison waits for all queued
+        On a CPU the stand-ins stay. On an accelerator, where a comparison waits for all queued
         work, the first reading is the last that compares.
         """
         with _lock:
@@ -259,16 +259,16 @@ class Binding:
             self.flush()
             self._evaluation = None
             self._tensors = []
-            self.mark_unread()
+            self.place_stand_ins()
 
-    def mark_unread(self) -> None:
+    def place_stand_ins(self) -> None:
         """Let each operation on an adapter tensor evaluate again if parameters changed.
 
         Others may write into them, and may call a part of the model, without its hooks.
         """
         with _lock:
             if not self._stand_ins:
-                self._stand_ins = [Unread.of(self, i) for i in range(len(self.slots))]
+                self._stand_ins = [StandIn.of(self, i) for i in range(len(self.slots))]
             if self._is_placed:
                 self._is_placed = False
                 for slot, stand_in in zip(self.slots, self._stand_ins, strict=True):
@@ -362,7 +362,7 @@ class Binding:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         _register(self)
-        self.mark_unread()
+        self.place_stand_ins()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         """A binding over the copied generator and modules, without the evaluation."""
@@ -381,7 +381,7 @@ class Binding:
 _WITHOUT_VALUES = [getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_meta")]
 
 
-class Unread(Tensor):
+class StandIn(Tensor):
     """Stands for an adapter's tensor while its generator's parameters may have changed.
 
     Each operation on its values asks for the current ones: nothing reads a tensor from before an
@@ -391,15 +391,15 @@ class Unread(Tensor):
     read: Callable[[], Tensor]
 
     @classmethod
-    def of(cls, binding: Binding, index: int) -> Unread:
+    def of(cls, binding: Binding, index: int) -> StandIn:
         """The stand-in for the tensor of the slot at this position; empty, so that nothing uses it
         by mistake.
         """
         parameter = next(binding.generator.parameters(), torch.empty(0))
         dtype = binding.slots[index].dtype
-        unread = torch.empty(0, dtype=dtype, device=parameter.device).as_subclass(cls)
-        unread.read = partial(binding.read, index)
-        return unread
+        stand_in = torch.empty(0, dtype=dtype, device=parameter.device).as_subclass(cls)
+        stand_in.read = partial(binding.read, index)
+        return stand_in
 
     @classmethod
     @torch.compiler.disable  # it would trace the evaluation
@@ -412,7 +412,7 @@ class Unread(Tensor):
             refuse_write()
         if func == Tensor.data.__get__:  # type: ignore[attr-defined]
             func = Tensor.detach  # unlike `data`, it records a write
-        args, kwargs = tree_map_only(cls, lambda unread: unread.read(), (args, kwargs or {}))
+        args, kwargs = tree_map_only(cls, lambda stand_in: stand_in.read(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:

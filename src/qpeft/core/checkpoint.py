@@ -46,7 +46,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qpeft.checks import check_finite
-from qpeft.core.config import check_seal, config_of
+from qpeft.core.config import check_weights_hash, config_of
 from qpeft.core.embeddings import resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generator import State, is_fingerprint
@@ -236,7 +236,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             " checkpoint"
         ) from error
     exported_sha256 = _check_exported(folder, config) if (folder / RECORD).is_file() else None
-    check_seal(folder, exported_sha256 or config.get("weights_sha256"))
+    check_weights_hash(folder, exported_sha256 or config.get("weights_sha256"))
     return config
 
 

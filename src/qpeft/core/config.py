@@ -166,7 +166,7 @@ class AdapterConfig(PeftConfig):
                 pretrained_model_name_or_path, subfolder=subfolder, **kwargs
             )
         # PEFT returns a config of the folder's own class
-        check_seal(folder, getattr(config, "weights_sha256", None))
+        check_weights_hash(folder, getattr(config, "weights_sha256", None))
         _check_scale(config, folder / CONFIG_NAME)
         return config
 
@@ -208,7 +208,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error or type(error).__name__}; restore it") from error
 
 
-def check_seal(folder: Path, expected: str | None) -> None:
+def check_weights_hash(folder: Path, expected: str | None) -> None:
     """Raise CheckpointError if the folder's weights have another SHA-256 than the `expected` one,
     if there is one.
     """
@@ -285,7 +285,7 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
         self.saved_scale = self.scale()
         super().save_pretrained(save_directory, **kwargs)
 
-    def read_files(self, base: nn.Module) -> None:
+    def fill_from_frame_file(self, base: nn.Module) -> None:
         """Fill in what a file that the config names determines for `base`; called before the
         adapter is built.
         """

@@ -10,7 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from qpeft.circuits.numerics import float32_by_default
-from qpeft.core.base_digest import bind_base
+from qpeft.core.base_digest import record_or_check_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
 from qpeft.core.generator import Generator
@@ -53,7 +53,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         is_loaded = config.generated is not None
-        config.read_files(model)
+        config.fill_from_frame_file(model)
         if self.generators is None:  # it registers itself as a module of this tuner
             GeneratorHolder(self, self.model, self.model, saved_path="base_model.")
         # PEFT freezes the base, which is undone after an error, and makes the active adapters
@@ -67,7 +67,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             for name in getattr(config, "target_modules_to_tie", None) or ():
                 tie_head(base.get_submodule(name), base.get_input_embeddings(), adapter_name)
             generator, slots = self._make_generator(adapter_name, config)
-            bind_base(config, self.model, adapter_name)
+            record_or_check_base(config, self.model, adapter_name)
             generator.use_base(self.model)
             self.generators.hold(adapter_name, config, generator, slots)
         except BaseException as error:
@@ -119,7 +119,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         """As PEFT's; of the generators those of the active adapters are trainable."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
-        self.generators.mark_unread()
+        self.generators.place_stand_ins()
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         """As PEFT's, for the parameters of the generators."""

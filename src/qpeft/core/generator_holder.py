@@ -143,7 +143,7 @@ class GeneratorHolder(nn.ModuleDict):
         """
         for binding in self.bindings.values():
             if binding.is_on_cpu:
-                binding.mark_unread()
+                binding.place_stand_ins()
 
     def refuse_unfitted(self, adapter_name: str) -> None:
         """Raise ConfigError if the generator cannot be evaluated before `fit_frames`."""
@@ -159,10 +159,10 @@ class GeneratorHolder(nn.ModuleDict):
         for binding in self.bindings.values():
             binding.invalidate()
 
-    def mark_unread(self) -> None:
+    def place_stand_ins(self) -> None:
         """Evaluate those generators again whose parameters changed, when an adapter is used."""
         for binding in self.bindings.values():
-            binding.mark_unread()
+            binding.place_stand_ins()
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
@@ -205,7 +205,7 @@ class GeneratorHolder(nn.ModuleDict):
             self.refresh_detached()
             with measured_merge(tuner.model):
                 yield
-            self.mark_unread()
+            self.place_stand_ins()
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
@@ -222,7 +222,7 @@ class GeneratorHolder(nn.ModuleDict):
     def train(self, mode: bool = True) -> Any:
         """As PyTorch's. At a change of mode, writes through `.data` are noticed on accelerators, too."""
         if mode != self.training:
-            self.mark_unread()
+            self.place_stand_ins()
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:

@@ -15,7 +15,7 @@ from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from torch import nn
 
 from qpeft.circuits.numerics import float32_by_default
-from qpeft.core.base_digest import bind_base
+from qpeft.core.base_digest import record_or_check_base
 from qpeft.core.checkpoint import check_loaded
 from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
@@ -56,7 +56,7 @@ class OwnTuner(BaseTuner):
         for name in targets:
             self._check_target(config, name, modules[name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        bind_base(config, model, adapter_name)
+        record_or_check_base(config, model, adapter_name)
 
     @classmethod
     def _get_adapter_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride]

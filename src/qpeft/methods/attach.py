@@ -22,7 +22,7 @@ from torch import nn
 
 from qpeft.checks import option
 from qpeft.circuits.numerics import float32_by_default
-from qpeft.core.base_digest import bind_base, check_base, name_of
+from qpeft.core.base_digest import check_base, name_of, record_or_check_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator_holder import GeneratorHolder, described_by, holder_of
@@ -80,7 +80,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
         generator=as_json(asdict(config)),  # type: ignore[call-overload]
         generator_name=registered,
     )
-    bind_base(attached, model.get_base_model(), name)
+    record_or_check_base(attached, model.get_base_model(), name)
     model.__class__ = attached_class(type(model))
     base = model.get_base_model()
     if model._is_prompt_learning:  # it is read before the base model's forward pass
@@ -314,7 +314,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         # PEFT sets requires_grad of the tensors it finds, which views refuse
         self.generators.refresh_detached()
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self.generators.mark_unread()
+        self.generators.place_stand_ins()
         self.generators.train_only(self.active_adapters, inference_mode)
 
     @contextmanager
@@ -324,7 +324,7 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
             with super().disable_adapter():
                 yield
         finally:
-            self.generators.mark_unread()
+            self.generators.place_stand_ins()
 
     def add_adapter(self, *_: Any, **__: Any) -> None:
         raise ConfigError(

@@ -96,7 +96,7 @@ def plan(
     config.inference_mode = False  # as in a config that was read from a folder
     own = config if isinstance(config, GeneratedConfig) else None
     if own is not None:
-        own.read_files(model)
+        own.fill_from_frame_file(model)
     check_target_modules(model, config)
     stock = config if own is None else own.to_stock()
     try:

@@ -25,7 +25,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
-def seal(checkpoint: Path) -> None:
+def mark_complete(checkpoint: Path) -> None:
     """Mark a checkpoint as complete when all its files are on disk; then `prune`."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     apply_umask(checkpoint)

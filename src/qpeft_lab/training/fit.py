@@ -30,7 +30,7 @@ from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
 from qpeft_lab.progress import Progress, counted, stop_request
 from qpeft_lab.settings import BY_DATA, RunSettings
 from qpeft_lab.training import outputs
-from qpeft_lab.training.checkpoints import last_intact, prune, seal, step_of
+from qpeft_lab.training.checkpoints import last_intact, mark_complete, prune, step_of
 from qpeft_lab.training.divergence import lower, symptom
 from qpeft_lab.training.fused_loss import ONE_LOGIT, Loss, fused_loss
 from qpeft_lab.training.inputs import check_inputs
@@ -445,7 +445,7 @@ class RunCallback(TrainerCallback):
 
     def on_save(self, args, state, control, **_: Any) -> None:
         # the folder in which the Trainer has saved it
-        seal(self._folder.checkpoints / f"checkpoint-{state.global_step}")
+        mark_complete(self._folder.checkpoints / f"checkpoint-{state.global_step}")
 
     def _score(self, step: int) -> None:
         holder = holder_of(self._trainer.model)

@@ -147,7 +147,7 @@ def build_adapter(
     from qpeft_lab.training.initial import read_data
 
     if isinstance(config, GeneratedConfig):
-        config.read_files(base)  # which can name the target modules
+        config.fill_from_frame_file(base)  # which can name the target modules
     check_target_modules(base, config)
     begin = None
     if batches is not None and generator is None:

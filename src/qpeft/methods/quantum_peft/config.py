@@ -85,7 +85,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         """Whether the frame is computed from the base's weights or gradients."""
         return self.frame not in (None, "random")
 
-    def read_files(self, base: nn.Module) -> None:
+    def fill_from_frame_file(self, base: nn.Module) -> None:
         """Take hash, largest number of directions and, unless they are set, target modules from the
         frame file.
 
@@ -131,7 +131,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         }
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
             n_tensors = len(file.keys())
-        if n_tensors > 1:  # the generator's tensor contains a seal, others do not
+        if n_tensors > 1:  # the generator's tensor contains a checksum, others do not
             content["weights_sha256"] = self.weights_sha256
         content |= self.settings_beyond(self._of_file)
         write_text(folder / CONFIG_NAME, json.dumps(content, separators=(",", ":"), sort_keys=True))

@@ -87,7 +87,7 @@ def save_frames(model: Any, path: str | Path) -> None:
     frames = generator.matrix_frames()
     file = write_frame_file(path, frames, config.settings_beyond({}), tuner.model)
     config.frames = str(file.path)
-    config.read_files(tuner.model)
+    config.fill_from_frame_file(tuner.model)
 
 
 def fit_for(config: Any) -> Callable[[Any, Any], None] | None:

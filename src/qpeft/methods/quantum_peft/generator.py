@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 VALUES = "values"  # the tensor of the compact adapter with all trained values
 
 _FRAMED_STD = 0.1  # inside a frame the initial columns are near the frame's leading directions
-_SEAL = 8  # bytes
+_CHECKSUM_BYTES = 8
 
 
 class Part(NamedTuple):
@@ -338,7 +338,7 @@ class QuantumPeftGenerator(Generator):
         return sizes
 
     def pack(self, state: State) -> State:
-        """A stream with the bytes of all trained parameters after a seal, and frames as float16
+        """A stream with the bytes of all trained parameters after a checksum, and frames as float16
         unless they are known.
 
         With `latent`, for resuming: the parameters as they are.
@@ -351,7 +351,7 @@ class QuantumPeftGenerator(Generator):
             return parameters | frames
         streams = [pack(state[name], folded.bits) for name, folded in self._stored().items()]
         payload = torch.cat(streams)
-        return {VALUES: torch.cat([self._seal(payload), payload]), **frames}
+        return {VALUES: torch.cat([self._checksum(payload), payload]), **frames}
 
     def unpack(self, state: State) -> State:
         stores_frames = self.config.stores_frames
@@ -371,9 +371,11 @@ class QuantumPeftGenerator(Generator):
                 " parameters"
             )
         stored = self._stored()
-        sizes = [_SEAL, *(stored_bytes(len(f.start), f.bits) for f in stored.values())]
+        sizes = [_CHECKSUM_BYTES, *(stored_bytes(len(f.start), f.bits) for f in stored.values())]
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
-        if not fits or not torch.equal(stream[:_SEAL], self._seal(stream[_SEAL:])):
+        if not fits or not torch.equal(
+            stream[:_CHECKSUM_BYTES], self._checksum(stream[_CHECKSUM_BYTES:])
+        ):
             raise CheckpointError(
                 "adapter_model.safetensors is damaged, or has other initial values or settings (seed, scales,"
                 " frames, ...) than when it was saved; restore its files"
@@ -389,12 +391,12 @@ class QuantumPeftGenerator(Generator):
         folded = {"angles.tau": self.angles, "lam.tau": self.lam}
         return {name: f for name, f in folded.items() if f is not None and f.tau is not None}
 
-    def _seal(self, payload: Tensor) -> Tensor:
+    def _checksum(self, payload: Tensor) -> Tensor:
         """The beginning of a hash of settings, initial values and stored values, uint8 (8,); empty
         in a plan.
         """
         if payload.is_meta:
             return payload[:0]
         content = torch.cat([self._identity.cpu(), payload.cpu()]).numpy().tobytes()
-        seal = hashlib.sha256(content).digest()[:_SEAL]
-        return torch.tensor([*seal], dtype=torch.uint8, device=payload.device)
+        checksum = hashlib.sha256(content).digest()[:_CHECKSUM_BYTES]
+        return torch.tensor([*checksum], dtype=torch.uint8, device=payload.device)
