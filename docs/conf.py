@@ -13,6 +13,7 @@ extensions = [
     "mathml",
     "myst_parser",
     "page_list",
+    "repository_links",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
 ]
@@ -26,7 +27,6 @@ html_show_sphinx = False
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_missing"]  # pages outside of docs; tests/docs checks all links
 
 default_role = "literal"  # docstrings write `name` for code
 smartquotes = False  # and "name" for values

@@ -1,7 +1,8 @@
 """The built pages need no network: formulas are part of the page, and nothing is loaded from
-elsewhere.
+elsewhere. Their links to other files lead to the repository.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def built(tmp_path_factory):
         str(source),
         str(out),
     ]  # without links
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    site = {"SERVER_URL": "https://host", "REPOSITORY": "owner/name", "SHA": "1a2b"}
+    env = os.environ | {f"GITHUB_{name}": value for name, value in site.items()}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -53,6 +56,12 @@ def test_pages_load_nothing_from_the_network(built):
     assert len(read) > 20
     assert sum(path.read_text(encoding="utf-8").count("<math ") for path in read) > 100
     assert not [path.name for path in read if REMOTE.search(path.read_text(encoding="utf-8"))]
+
+
+def test_links_to_files_outside_of_docs_lead_to_the_repository(built):
+    page = (built / "findings.html").read_text(encoding="utf-8")
+    assert 'href="https://host/owner/name/blob/1a2b/evidence/PROTOCOL.md#changes"' in page
+    assert "repository.invalid" not in page
 
 
 def test_unsupported_latex_command_raises(monkeypatch):
