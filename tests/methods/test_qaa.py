@@ -132,7 +132,7 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
         assert len(pairs.flatten().unique()) == 12
     assert features(13, feature_source="givens", ansatz="mps").pairs.shape == (5, 2, 4)  # 18 angles
     one, x = features(4, feature_source="givens", ansatz="qaa"), torch.randn(3, 4)
-    (i, j), angle = one.pairs[0], one.angles()[0, 0]
+    (i, j), angle = one.pairs[0].long(), one.angles()[0, 0]
     a = torch.nn.functional.normalize(x, dim=-1)
     turned = a.clone()
     turned[:, i] = angle.cos() * a[:, i] - angle.sin() * a[:, j]

@@ -9,8 +9,8 @@ import copy
 import pytest
 import torch
 from families import FAMILIES
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from variants import VARIANTS, move, trained
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+from variants import VARIANTS, Variant, move, trained
 
 import qpeft
 from qpeft.core.generator_holder import holder_of
@@ -98,6 +98,24 @@ def test_a2_averages_are_evaluated_while_they_are_swapped_in(
     for parameter, value in zip(trained(model), kept, strict=True):
         parameter.data = value
     assert torch.equal(adapters.logits(model, batch), live)
+
+
+AVERAGED = VARIANTS | {"givens": Variant("qaa", qpeft.QAAConfig, {"feature_source": "givens"})}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_a2_averages_of_buffers_are_the_same_buffers(llama, batch, adapters, name):
+    """PyTorch cuts off the fraction of an averaged integer: 3 may become 2."""
+    model = move(AVERAGED[name].adapt(llama)).to(DEVICE)
+    plain, with_buffers = (
+        AveragedModel(model, avg_fn=get_ema_avg_fn(0.9), use_buffers=use) for use in (False, True)
+    )
+    for seed in range(9):
+        plain.update_parameters(move(model, seed))
+        with_buffers.update_parameters(model)
+    expected = adapters.logits(plain, batch)
+    found = adapters.logits(with_buffers, batch)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_a2_hand_written_steps_equal_those_that_pytorch_records(make, batch):

@@ -145,6 +145,13 @@ class Generator(FullPrecision):
         return state
 
 
+def as_index(buffer: Tensor) -> Tensor:
+    """The indices in a buffer, which contains them as floats: averages of models include buffers,
+    and cut off the fraction of integers, so that 3 would become 2.
+    """
+    return buffer.round().long()
+
+
 def is_fingerprint(saved: Tensor, own: Tensor) -> bool:
     """Whether `saved` is the fingerprint `own`, or an average of equal ones up to rounding, as in
     federated learning.

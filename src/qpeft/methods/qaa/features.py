@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from qpeft.circuits import Ansatz, amplitude_expectations
 from qpeft.circuits.amplitude import amplitude_qubits, embedded, z_signs
 from qpeft.core.folded import Folded
+from qpeft.core.generator import as_index
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.qaa import ANGLE_SCALE, QAASettings
@@ -74,7 +75,7 @@ class Features(nn.Module):
                 drawn = init.uniform(f"{name}.pairs", (n_rounds, 2**n), 1.0)
                 order = drawn.argsort(stable=True, dim=-1)  # a random permutation in each row
                 pairs = order[:, : 2 * n].unflatten(-1, (2, -1))  # (rounds, 2, n)
-                self.register_buffer("pairs", pairs, persistent=False)
+                self.register_buffer("pairs", pairs.float(), persistent=False)  # an index buffer
 
     def forward(
         self, x: Tensor, measure: Callable[[Tensor, Any, Tensor], Tensor] | None = None
@@ -98,7 +99,8 @@ class Features(nn.Module):
     def _rotated(self, a: Tensor) -> Tensor:
         """a (..., B) behind rounds of rotations; a round rotates up to n disjoint pairs at once."""
         flat: Any = self.angles().to(a.dtype).flatten()
-        for angles, pairs in zip(flat.split(self.n_qubits), self.pairs.unbind(0), strict=True):
+        rounds = as_index(self.pairs).unbind(0)
+        for angles, pairs in zip(flat.split(self.n_qubits), rounds, strict=True):
             i, j = pairs[:, : len(angles)]  # the last round has fewer
             u = a[..., i]  # (..., pairs)
             v = a[..., j]

@@ -35,7 +35,14 @@ from qpeft.circuits.orthogonal import (
     orthogonal_batches,
 )
 from qpeft.core.folded import Folded
-from qpeft.core.generator import ANGLES, Generator, ParameterGroup, State, fingerprint
+from qpeft.core.generator import (
+    ANGLES,
+    Generator,
+    ParameterGroup,
+    State,
+    as_index,
+    fingerprint,
+)
 from qpeft.core.quantize import pack, stored_bytes, unpack
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
@@ -207,8 +214,11 @@ class QuantumPeftGenerator(Generator):
             units = list(dict.fromkeys(part.units))
             parameters = [draw(config, init, unit, part.inner, part.rank) for unit in units]
             drawn.append(torch.stack(parameters))
-            rows = None if units == part.units else torch.tensor([*map(units.index, part.units)])
-            self.register_buffer(f"rows_{part.label}", rows, persistent=False)
+            rows = [
+                float(units.index(unit)) for unit in part.units
+            ]  # of each tensor, an index buffer
+            shared = None if units == part.units else torch.tensor(rows)
+            self.register_buffer(f"rows_{part.label}", shared, persistent=False)
             size = (len(part.names), part.width, part.inner)
             frame = None if config.frame is None else torch.zeros(size, device=init.device)
             if config.frame == "random":
@@ -272,7 +282,7 @@ class QuantumPeftGenerator(Generator):
         frame: Tensor | None = getattr(self.frames, part.label)  # (M, d, R)
         rows = getattr(self, f"rows_{part.label}")
         if rows is not None:  # tensors share factors
-            x = x.index_select(0, rows)
+            x = x.index_select(0, as_index(rows))
         if part.side == "u":
             x = x * next(scales).view(-1, 1, part.rank)
             return (x if frame is None else torch.bmm(frame, x)).flatten()  # (M, d, K)

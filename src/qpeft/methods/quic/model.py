@@ -24,6 +24,7 @@ from torch import Tensor
 from qpeft.circuits.cayley import cayley_change, skew
 from qpeft.core.config import OwnTunerConfig
 from qpeft.core.folded import Folded
+from qpeft.core.generator import as_index
 from qpeft.core.rotation import Rotation, RotationTuner, rotated_width
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
@@ -96,7 +97,7 @@ class QuICRotation(Rotation):
             drawn.append((place, weight))
         super().__init__(settings.side, settings, width, init.hexdigest())
         for k, (place, weight) in enumerate(drawn, 2):
-            self.register_buffer(f"place_{k}", place, persistent=False)
+            self.register_buffer(f"place_{k}", place.float(), persistent=False)  # an index buffer
             self.register_buffer(f"weight_{k}", weight, persistent=False)
         self.angles = Folded(torch.zeros(settings.n_blocks, count), 1.0)
 
@@ -109,7 +110,7 @@ class QuICRotation(Rotation):
         changes = [base]  # (N, n, n)
         if self.settings.multiplier == "random":
             for k in range(2, order + 1):
-                place = self.get_buffer(f"place_{k}")
+                place = as_index(self.get_buffer(f"place_{k}"))
                 weight = self.get_buffer(f"weight_{k}").to(dtype)
                 changes.append(cayley_change(skew(s[:, place] * weight)))
         else:
