@@ -573,11 +573,30 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
         qpeft.AdapterPool(stock, users)
 
 
-def test_merged_adapter_raises(pool):
+CALLS_OF_PEFT = {
+    "set_adapter": ["slot0"],
+    "disable_adapter_layers": [],
+    "enable_adapter_layers": [],
+    "delete_adapter": ["slot0"],
+    "add_weighted_adapter": [["slot0"], [2.0], "sum"],
+    "merge_adapter": [["slot0"]],
+    "load_adapter": ["user-0", "slot0"],
+}
+
+
+@pytest.mark.parametrize("call", CALLS_OF_PEFT)
+@pytest.mark.parametrize("owner", ["", "base_model"])
+def test_calls_of_peft_that_change_what_is_served_are_refused(pool, world, adapters, owner, call):
     pool.activate("user-1")
-    with pytest.raises(ConfigError, match=r"call pool\.model"):
-        pool.model.merge_adapter()
-    pool.model.merge_adapter(["slot0"])
+    pool.place(["user-2"])
+    with pytest.raises(ConfigError, match=r"pool\.activate"):
+        getattr(pool.model.get_submodule(owner), call)(*CALLS_OF_PEFT[call])
+    assert torch.equal(adapters.logits(pool.model, world[3]), world[2]["user-1"])
+
+
+def test_merged_adapter_raises(pool):
+    for module in pool._modules:
+        module.merge(adapter_names=["slot0"])
     for call in (lambda: pool.activate("user-2"), lambda: pool.place(["user-2"])):
         with pytest.raises(ConfigError, match="merged"):
             call()

@@ -38,6 +38,11 @@ from qpeft.folders import repair_folder
 # trained copies of modules (modules_to_save) that PEFT mixes in a batch
 _MIXED_COPIES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BASE = "__base__"  # PEFT's word in adapter_names
+# methods of a PeftModel and its tuner, after which the pool would serve something else
+_REFUSED = (
+    "set_adapter disable_adapter disable_adapter_layers enable_adapter_layers merge_adapter"
+    " add_adapter load_adapter add_weighted_adapter delete_adapter inject_adapter"
+)
 
 
 class _Held(NamedTuple):
@@ -98,7 +103,7 @@ class AdapterPool:
     The adapters are QPA's, Quantum-PEFT's or SoRA's, with one configuration and any seeds. Files are
     checked at every request, so a changed adapter is read again. The result of `place` is valid
     while its adapters are in their slots; after that the model's call raises ConfigError. Select
-    adapters with the pool only, not with PEFT's `set_adapter` or `disable_adapter`.
+    adapters with the pool only: PEFT's `set_adapter`, `disable_adapter` and the like are refused.
 
     Threads need no lock: each has its own active adapter, and the calls of the model run one after
     the other. A thread that calls the model without having called `activate` or given
@@ -181,6 +186,9 @@ class AdapterPool:
         tuner = self.model.base_model
         select = tuner._enable_peft_forward_hooks
         tuner._enable_peft_forward_hooks = partial(self._selecting, select)
+        for name in _REFUSED.split():
+            setattr(self.model, name, _refuse_call)
+            setattr(tuner, name, _refuse_call)
         copies = [m for m in self._modules if isinstance(m, AuxiliaryTrainingWrapper)]
         for module in (tuner.model, *copies):
             module.register_forward_pre_hook(self._refuse_unselected)
@@ -424,6 +432,13 @@ def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
     else:
         return None
     return f"AdapterPool serves one of these in a batch: PEFT does not mix {part}"
+
+
+def _refuse_call(*_: Any, **__: Any) -> None:
+    raise ConfigError(
+        "the pool would serve another adapter than the requested one; choose adapters by"
+        f' pool.activate(name) or pool.place(names), none by pool.activate("{BASE}")'
+    )
 
 
 def _is_served(kind: Any) -> bool:
