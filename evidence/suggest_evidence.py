@@ -69,6 +69,8 @@ WIDER = {  # the study names the modules of its two bases; these are those of fu
     ".*(mlp\\.c_proj|down_proj)": ".*(mlp\\.c_proj|down_proj|dense_4h_to_h|fc2)",
 }
 
+NORMS = {"@norms": "all", "@last-norm": "last"}  # of a study
+
 
 class Tuning(NamedTuple):
     """The search of a configuration on a base: validation losses by learning rate, None for a run
@@ -118,9 +120,15 @@ def evidence() -> dict[str, Any]:
         lost_by_budget[str(budget)] = lost(within) + regrets
     return {
         "reference": "LoRA within 5,000 parameters",
-        "designs": [*designs().values()],
+        "designs": [of_library(design) for design in designs().values()],
         "lost": lost_by_budget,
     }
+
+
+def of_library(design: dict[str, Any]) -> dict[str, Any]:
+    """The design with its normalizations in the field `norms`, which a study names in settings."""
+    which = NORMS.get(str(design["settings"].get("target_modules")))
+    return design if which is None else {**design, "settings": {}, "norms": which}
 
 
 def budget_of(key: str) -> int:

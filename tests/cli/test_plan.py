@@ -122,7 +122,7 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
     [
         (
             "quantum_peft",
-            {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": "@norms"},
+            {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": ["norm"]},
         ),
         ("lora", {"r": 1, "target_modules": ["lm_head"]}),
         ("tiny_lora", {"r": 2, "u": 2, "save_projection": False}),

@@ -191,6 +191,7 @@ def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, ti
         assert same <= ({"none"} if change.keys() <= {"tuning.grid", "lr_scale"} else set()), change
 
 
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")  # PEFT's, for norms
 def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     sizes = {"key": "lora@prefix", "method": "lora", "vary": "r", "values": [1, 2, 3, 4, 5]}
     tight = {
@@ -204,9 +205,11 @@ def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     methods += [
         *METHODS[:2],
         {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 30}},
+        {"key": "gains", "method": "ln_tuning", "settings": {"target_modules": "@last-norm"}},
     ]
     plan = make_plan(study(methods=methods, **{"run.seq_len": 16}), tmp_path / "out")
     found = {method.key: method.trainable for method in plan.study.methods}
+    assert plan.study.methods[-1].settings == {"target_modules": ["transformer.ln_f"]}
     budget = 30 * 2 * 16 * 2
     assert found["prefix"] == budget
     assert found["lora@prefix"] == 3 * 2 * 256 <= budget

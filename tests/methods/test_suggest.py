@@ -16,7 +16,7 @@ from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import counting
 from qpeft.methods import suggest as suggest_module
 from qpeft.methods.counting import Counts
-from qpeft.methods.evidence import Design, Evidence, fill_names
+from qpeft.methods.evidence import Design, Evidence
 
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
 LLAMA = LlamaConfig(
@@ -336,7 +336,7 @@ def test_counts_on_few_layers_change_no_suggestion(use, monkeypatch, budget):
 
 @pytest.mark.parametrize(
     "settings, is_mixed",
-    [({}, True), ({"modules_to_save": "@norms"}, False), ({"use_dora": True}, False)],
+    [({}, True), ({"modules_to_save": ["ln_f"]}, False), ({"use_dora": True}, False)],
     ids=str,
 )
 def test_adapters_that_a_pool_does_not_mix_are_left_out(use, settings, is_mixed):
@@ -400,14 +400,12 @@ SMALL = {
     ids=["gpt2", "opt", "bert"],
 )
 def test_norms_are_those_of_the_base(model, norms, last):
-    settings = {"r": 3, "modules_to_save": "@norms", "target_modules": "@last-norm"}
-    assert fill_names(settings, model) == {
-        "r": 3,
-        "modules_to_save": norms,
-        "target_modules": [last],
-    }
+    gains = design("gains", "ln_tuning", {"r": 3}, 3.5, 4.5)
+    assert replace(gains, norms="all").settings_for(model) == {"r": 3, "target_modules": norms}
+    assert replace(gains, norms="last").settings_for(model) == {"r": 3, "target_modules": [last]}
 
 
 def test_base_without_such_modules_is_refused():
-    with pytest.raises(ConfigError, match="@norms"):
-        fill_names({"target_modules": "@norms"}, nn.Embedding(2, 2))
+    gains = replace(design("gains", "ln_tuning", {}, 3.5, 4.5), norms="all")
+    with pytest.raises(ConfigError, match="Embedding has no normalization"):
+        gains.settings_for(nn.Embedding(2, 2))

@@ -146,6 +146,34 @@ def last_parts(names: Iterable[str]) -> list[str]:
     return sorted(part for part in parts if not part.isdigit())
 
 
+def norm_targets(model: nn.Module) -> list[str]:
+    """The last parts of the names of all normalizations of a model.
+
+    Raises ConfigError if it has none.
+    """
+    return sorted({name.rpartition(".")[2] for name in _norm_names(model)})
+
+
+def last_norm(model: nn.Module) -> str:
+    """The name of the normalization after the last block. Raises ConfigError as `norm_targets`."""
+    names = _norm_names(model)
+    outside = [
+        name
+        for name in names
+        if not any(part.isdigit() or "embed" in part for part in name.split("."))
+    ]
+    return (outside or names)[-1]  # neither in a block nor in the embeddings
+
+
+def _norm_names(model: nn.Module) -> list[str]:
+    names = [
+        name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
+    ]
+    if not names:
+        raise ConfigError(f"{type(model).__name__} has no normalization; name other modules")
+    return names
+
+
 def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Module]) -> None:
     """As `check_target_modules`; all-linear becomes the names of linear maps in `modules`."""
     _convert_targets(model, config)

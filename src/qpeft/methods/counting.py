@@ -32,7 +32,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.methods.evidence import Design, fill_names
+from qpeft.methods.evidence import Design
 from qpeft.methods.plan import Plan, plan
 from qpeft.methods.registry import get
 
@@ -100,13 +100,12 @@ class Counts:
     def exact(self, design: Design) -> tuple[dict[str, Any], Plan]:
         """The settings for the base, and what they cost there.
 
-        Raises QpeftError if the adapter does not fit the base, or cannot use the frame file.
+        Raises QpeftError if the adapter does not fit the base or the frame file.
         """
-        settings = fill_names(design.settings, self.model)
+        settings = design.settings_for(self.model)
         costs = self._costs(self.model, design)
         if self._frames is None:
             return settings, costs
-        self.check_frames(design)
         targets = get(design.method).defaults["target_modules"]
         settings = {"target_modules": targets, **settings, "frames": str(self._frames)}
         with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
@@ -115,20 +114,16 @@ class Counts:
             raise ConfigError("the frame file has fewer directions than frame_rank of this adapter")
         return settings, in_file
 
-    def check_frames(self, design: Design) -> None:
-        """Raise ConfigError if there is a frame file, which the design does not use."""
-        if self._frames is not None and not has_frames(design):
-            raise ConfigError("it has no frames of the gradient and takes no frame file")
-
     def lora_parameters(self) -> int:
         """Trainable parameters of LoRA r=1."""
         return plan(self.model, config_of("lora", {"r": 1})).trainable
 
     def _costs(self, base: nn.Module, design: Design) -> Plan:
         """The plan on a base, with the bytes of frames only if each adapter stores them."""
-        key = f"{id(base)} {design.method} {design.settings}"
+        settings = design.settings_for(base)
+        key = f"{id(base)} {design.method} {settings}"
         if key not in self._plans:
-            config = config_of(design.method, fill_names(design.settings, base))
+            config = config_of(design.method, settings)
             with warnings.catch_warnings(action="ignore"):  # PEFT's on types of layers
                 costs = plan(base, config)
             if self._shares_frames and has_frames(design):

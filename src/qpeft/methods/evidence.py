@@ -8,20 +8,15 @@ text). `evidence/suggest_evidence.py` makes it from the rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from qpeft.errors import ConfigError
-
-# stand for modules of a base
-NORMS = "@norms"
-LAST_NORM = "@last-norm"
+from qpeft.core.targets import last_norm, norm_targets
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,9 @@ class Design:
 
     label: str
     method: str  #: as in `qpeft train --method`
-    settings: dict[str, Any]  #: of the method, without the one that `vary` names
+    settings: dict[
+        str, Any
+    ]  #: of the method, without the one that `vary` names; see `settings_for`
     budget: int  #: most trainable parameters of the family in the study
     #: the setting with the largest of `values` that keeps to this budget on a base; None: no setting
     vary: str | None
@@ -45,6 +42,15 @@ class Design:
     #: nats per token with its 95 % interval from `low` to `high`; the `share` of the reference's
     #: gain; all with the best settings there
     results: list[dict[str, Any]]
+    #: normalizations of the base that the method trains; None: `settings` have its modules
+    norms: Literal["all", "last"] | None = field(default=None, kw_only=True)
+
+    def settings_for(self, base: nn.Module) -> dict[str, Any]:
+        """The settings on this base. Raises ConfigError if it lacks normalizations that they need."""
+        if self.norms is None:
+            return self.settings
+        targets = norm_targets(base) if self.norms == "all" else [last_norm(base)]
+        return {**self.settings, "target_modules": targets}
 
     @property
     def share(self) -> float:
@@ -97,33 +103,3 @@ def read_evidence() -> Evidence:
     content = json.loads((files("qpeft.methods") / "evidence.json").read_bytes())
     content["designs"] = [Design(**design) for design in content["designs"]]
     return Evidence(**content)
-
-
-# -- settings of a study that stand for modules of its base
-
-
-def fill_names(settings: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """`settings` with names of modules of `model` instead of "@norms" and others. Raises
-    ConfigError if it has none.
-    """
-    return {
-        name: _modules(value, model) if value in (NORMS, LAST_NORM) else value
-        for name, value in settings.items()
-    }
-
-
-def _modules(stands_for: str, model: nn.Module) -> list[str]:
-    """The last parts of the names of all normalizations; the name of the last one."""
-    norms = [
-        name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
-    ]
-    if not norms:
-        raise ConfigError(f"{type(model).__name__} has no module that {stands_for} stands for")
-    if stands_for == LAST_NORM:  # after the last block: neither in a block nor in the embeddings
-        outside = [
-            name
-            for name in norms
-            if not any(part.isdigit() or "embed" in part for part in name.split("."))
-        ]
-        return [(outside or norms)[-1]]
-    return sorted({name.rpartition(".")[2] for name in norms})

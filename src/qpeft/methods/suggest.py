@@ -17,7 +17,7 @@ from qpeft.core.meta_model import on_meta
 from qpeft.core.pool import why_not_mixed
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.methods.counting import TASK, Counts, config_of, has_frames
-from qpeft.methods.evidence import Design, Evidence, fill_names, read_evidence
+from qpeft.methods.evidence import Design, Evidence, read_evidence
 from qpeft.methods.plan import BYTES, Plan
 
 _ALTERNATIVES = 3
@@ -106,32 +106,22 @@ def suggest(
         read_frame_file(frames).check_base(base if isinstance(base, nn.Module) else model)
     counts = Counts(model, frames, shares_frames=in_bytes)
     evidence = read_evidence()
+    wish = _Wish(budget, in_bytes, frames is not None, mixed_batches, refuses)
     suggestions: list[Suggestion] = []
     larger: list[_Larger] = []
     refused: list[str] = []  # labels with reasons
     for candidate in _within_reach(evidence, model, budget // BYTES if in_bytes else budget):
         try:
-            _check_use(candidate, counts, mixed_batches)
-            design = counts.sized(candidate)
-            size = counts.expected(design)
-            n = size.stored_bytes if in_bytes else size.trainable
-            if n > budget:
-                larger.append(_Larger(n, design.label))
-                continue
-            if not design.is_near(size.trainable):
-                raise ConfigError(
-                    f"its {size.trainable:,} here are far from the size that was measured"
-                )
-            reason = refuses(config_of(design.method, fill_names(design.settings, model)))
-            if reason:
-                raise ConfigError(reason)
-            needs_file = in_bytes and frames is None and has_frames(design)
-            suggestion = _suggestion(evidence, design, counts, needs_file)
-        except QpeftError as error:
-            refused.append(f"{candidate.label}: {error}")
-            continue
-        notes = _notes(evidence, suggestion, parameters)
-        suggestions.append(replace(suggestion, notes=notes))
+            answer = _considered(candidate, wish, counts, evidence)
+        except QpeftError as error:  # the adapter does not fit the base, or the frame file
+            answer = str(error)
+        if isinstance(answer, _Larger):
+            larger.append(answer)
+        elif isinstance(answer, str):
+            refused.append(f"{candidate.label}: {answer}")
+        else:
+            notes = _notes(evidence, answer, parameters)
+            suggestions.append(replace(answer, notes=notes))
         if len(suggestions) > _ALTERNATIVES:
             break
     if suggestions:
@@ -147,6 +137,16 @@ def suggest(
         f"{name} {budget:,} is too small: the smallest measured adapter for this base,"
         f" {smallest.label}, has {smallest.size:,}; raise {name}"
     )
+
+
+class _Wish(NamedTuple):
+    """What `suggest` was asked for."""
+
+    budget: int
+    in_bytes: bool
+    has_frame_file: bool
+    mixed_batches: bool
+    refuses: Callable[[PeftConfig], str | None]
 
 
 class _Larger(NamedTuple):
@@ -167,14 +167,34 @@ def _within_reach(evidence: Evidence, model: nn.Module, parameters: int) -> list
     return [design for design in evidence.ranked(n_base) if design.budget <= most]
 
 
-def _check_use(design: Design, counts: Counts, mixed_batches: bool) -> None:
-    """Raise ConfigError if the adapter cannot be used as it is asked for, whatever its size."""
-    counts.check_frames(design)
-    if mixed_batches:
-        config = config_of(design.method, fill_names(design.settings, counts.model))
+def _considered(
+    candidate: Design, wish: _Wish, counts: Counts, evidence: Evidence
+) -> Suggestion | _Larger | str:
+    """The candidate as a suggestion for the base; its size there if that is beyond the budget; or
+    the reason why it is left out.
+
+    Raises QpeftError if the adapter does not fit the base, or the frame file.
+    """
+    # the cheapest questions first
+    if wish.has_frame_file and not has_frames(candidate):
+        return "it has no frames of the gradient and takes no frame file"
+    if wish.mixed_batches:
+        config = config_of(candidate.method, candidate.settings_for(counts.model))
         reason = why_not_mixed(counts.model, config)
         if reason is not None:
-            raise ConfigError(reason)
+            return reason
+    design = counts.sized(candidate)
+    size = counts.expected(design)
+    n = size.stored_bytes if wish.in_bytes else size.trainable
+    if n > wish.budget:
+        return _Larger(n, design.label)
+    if not design.is_near(size.trainable):
+        return f"its {size.trainable:,} here are far from the size that was measured"
+    reason = wish.refuses(config_of(design.method, design.settings_for(counts.model)))
+    if reason:
+        return reason
+    needs_file = wish.in_bytes and not wish.has_frame_file and has_frames(design)
+    return _suggestion(evidence, design, counts, needs_file)
 
 
 def _suggestion(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from qpeft import methods
+from qpeft.core.targets import last_norm, norm_targets
 from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import write_json
 from qpeft.methods import Trains
-from qpeft.methods.evidence import fill_names
 from qpeft.methods.plan import plan as count_parameters
 from qpeft_lab.base_model import block_length, fingerprint, load_config
 from qpeft_lab.compare.cell import Cell, Setup
@@ -51,7 +51,12 @@ from qpeft_lab.user_files import file_hashes, without_folders
 Rows = Mapping[str, Row]  # by cell_id
 Host = tuple[nn.Module, Sequence[str]]
 
-BUDGET = "@budget"  # in the settings of a method at the size of another: replaced by this size
+# in the settings of a study: replaced by the size of another method, and by modules of the base
+BUDGET = "@budget"
+_MODULES: dict[str, Callable[[nn.Module], Any]] = {
+    "@norms": norm_targets,
+    "@last-norm": lambda base: [last_norm(base)],
+}
 _BY_CONTENT = ("model", "data", "eval_data")  # identified by their hashes
 _WRITTEN_BEFORE_STUDY = ("data", STAND_IN)
 
@@ -212,8 +217,12 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
             f"method {method.key}: {method.at_size_of} trains no parameters; name another"
             " at_size_of"
         )
-    fixed = {name: budget if value == BUDGET else value for name, value in method.settings.items()}
-    fixed = fill_names(fixed, host[0])
+    fixed: dict[str, Any] = {}
+    for name, value in method.settings.items():
+        stands_for = _MODULES.get(str(value))
+        if stands_for is not None:
+            value = stands_for(host[0])
+        fixed[name] = budget if value == BUDGET else value
     largest = None
     for value in method.values or [None]:
         settings = fixed if value is None else {**fixed, str(method.vary): value}

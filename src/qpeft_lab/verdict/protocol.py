@@ -129,6 +129,7 @@ def study_of(
     Raises ConfigError for a method or a number of layers that the circuit cannot have.
     """
     record = methods.get(method)
+    settings: dict[str, Any]
     if record.only_ansatz is None:
         settings = _of_any_circuit(circuit, n_layers, n_generated)
     elif circuit.ansatz == record.only_ansatz:
