@@ -2,6 +2,7 @@
 ARCHITECTURE.md.
 """
 
+import ast
 import re
 import shlex
 
@@ -62,11 +63,21 @@ SOURCES = [ROOT / "src" / "qpeft", ROOT / "src" / "qpeft_lab"]
 PACKAGES = sorted(path.parent.name for source in SOURCES for path in source.glob("*/__init__.py"))
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"`(\w+/[\w/]*(?:\.py)?)`", ARCHITECTURE))))
-def test_path_exists(path):
+# paths, and functions in them such as `core/binding.py:Binding.refresh`
+NAMED = sorted(set(re.findall(r"`(\w+/[\w/]*(?:\.py)?)(?::([\w.]+))?`", ARCHITECTURE)))
+
+
+@pytest.mark.parametrize("path, name", NAMED)
+def test_path_and_function_exist(path, name):
     packages = (path for source in SOURCES for path in source.iterdir() if path.is_dir())
     folders = [ROOT / "src", ROOT, *SOURCES, *packages]
-    assert any((folder / path).exists() for folder in folders), f"ARCHITECTURE.md names {path}"
+    places = [folder / path for folder in folders if (folder / path).exists()]
+    assert places, f"ARCHITECTURE.md names {path}"
+    body = ast.parse(places[0].read_text(encoding="utf-8")).body if name else []
+    for part in filter(None, name.split(".")):
+        inside = [node for node in body if getattr(node, "name", None) == part]
+        assert inside, f"ARCHITECTURE.md names {name} of {path}"
+        body = inside[0].body
 
 
 @pytest.mark.parametrize("package", PACKAGES)

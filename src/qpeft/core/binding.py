@@ -92,6 +92,7 @@ class Evaluation:
         values are therefore compared as well. On an accelerator this waits for all queued work;
         the forward pass after a step evaluates without asking.
         """
+        # an equal key does not mean equal values: a write through `.data` leaves no version
         reached = zip(parameters, self._trained, strict=True)  # by the graph
         if self._key != _key(parameters) or any(p.requires_grad > was for p, was in reached):
             return False
@@ -132,6 +133,7 @@ class Binding:
         self._stand_ins: list[StandIn] = []
         self._is_placed = False  # whether the slots hold tensors, not stand-ins
         self._gradients = Gradients()
+        # PEFT's layers lose their own parameters; from now on a plain tensor has the same name
         for slot in self.slots:
             del slot.owner._parameters[slot.name]
         _register(self)
@@ -435,6 +437,7 @@ class _Boundary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivative()
+        # `gradient` (P,) is the sum over all views: lora_A, lora_B, ... of every layer
         gradients = ctx.gradients
         deferred = gradients.deferred
         if _accumulates(ctx):
@@ -456,6 +459,7 @@ class _Boundary(torch.autograd.Function):
                 " first would be averaged; use activation_checkpointing_kwargs={'use_reentrant':"
                 " False}"
             )
+        # from here: through the generator's own graph, to one gradient for each parameter
         wanted = [p for p in ctx.parameters if p.requires_grad]
         if not wanted:  # frozen since the forward pass
             return (None,) * (2 + len(ctx.parameters))

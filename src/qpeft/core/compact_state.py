@@ -83,6 +83,7 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         expected = other_tensors(model, adapter_name, config.to_stock(), model.state_dict())
         others = check_loaded(others, expected, model, adapter_name)
 
+        # PEFT's load_state_dict copies what is returned into the generator, by these keys
         prefix = f"{holder.prefix}{adapter_name}."
         return others | {prefix + key: tensor for key, tensor in unpacked.items()}
 

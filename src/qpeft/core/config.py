@@ -159,6 +159,8 @@ class AdapterConfig(PeftConfig):
     ) -> Any:
         """As PEFT's; CheckpointError if a local folder's weights were not saved with this config,
         or it is damaged.
+
+        Plain `PeftModel.from_pretrained` calls it; `qpeft.load` makes the config by `config_of`.
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         with _naming(folder / CONFIG_NAME):

@@ -52,6 +52,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         # a copy, because the binding records this adapter's tensors in it
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
+        # the table of generated tensors: only a config that was read from a folder has it here
         is_loaded = config.generated is not None
         config.fill_from_frame_file(model)
         if self.generators is None:  # it registers itself as a module of this tuner
@@ -62,6 +63,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         in_generators = [(p, p.requires_grad) for p in self.generators.parameters()]
         try:
             check_target_modules(model, config)
+            # PEFT's LoRA, with trainable parameters of its own, which `hold` takes out again
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             base: Any = self.model
             for name in getattr(config, "target_modules_to_tie", None) or ():

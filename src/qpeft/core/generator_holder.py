@@ -75,6 +75,7 @@ class GeneratorHolder(nn.ModuleDict):
         self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
     ) -> None:
         """Generate the tensors `slots` of the adapter from now on; the config records them."""
+        # saved with the adapter: a load compares it with the tensors of its base (in_vector_order)
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
         parameter: Any = slots[0].owner._parameters[slots[0].name]
         # not on the meta device, because a generator always has values
