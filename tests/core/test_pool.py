@@ -573,24 +573,18 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
         qpeft.AdapterPool(stock, users)
 
 
-CALLS_OF_PEFT = {
-    "set_adapter": ["slot0"],
-    "disable_adapter_layers": [],
-    "enable_adapter_layers": [],
-    "delete_adapter": ["slot0"],
-    "add_weighted_adapter": [["slot0"], [2.0], "sum"],
-    "merge_adapter": [["slot0"]],
-    "load_adapter": ["user-0", "slot0"],
-}
+CALLS_OF_PEFT = (
+    "set_adapter disable_adapter disable_adapter_layers enable_adapter_layers merge_adapter"
+    " add_adapter load_adapter add_weighted_adapter delete_adapter"
+)
 
 
-@pytest.mark.parametrize("call", CALLS_OF_PEFT)
-@pytest.mark.parametrize("owner", ["", "base_model"])
-def test_calls_of_peft_that_change_what_is_served_are_refused(pool, world, adapters, owner, call):
+@pytest.mark.parametrize("call", CALLS_OF_PEFT.split())
+def test_calls_of_peft_that_change_what_is_served_are_refused(pool, world, adapters, call):
     pool.activate("user-1")
-    pool.place(["user-2"])
-    with pytest.raises(ConfigError, match=r"pool\.activate"):
-        getattr(pool.model.get_submodule(owner), call)(*CALLS_OF_PEFT[call])
+    for owner in (pool.model, pool.model.base_model):
+        with pytest.raises(ConfigError, match=r"pool\.activate"):
+            getattr(owner, call)("slot0")
     assert torch.equal(adapters.logits(pool.model, world[3]), world[2]["user-1"])
 
 

@@ -119,6 +119,13 @@ def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
     load(world, folder)
 
 
+def test_folder_that_is_replaced_behind_its_check_is_refused(world, folder, monkeypatch):
+    patched = "qpeft.core.checkpoint.check_patterns"  # which runs before PEFT reads the tensors
+    monkeypatch.setattr(patched, lambda *_: rewrite(folder, dict))
+    with pytest.raises(CheckpointError, match=rf"{folder}.* changed while it was loaded"):
+        load(world, folder)
+
+
 def test_base_of_an_export_can_be_renamed_n(world, exported, adapters):
     edit_config(exported, base_model_name_or_path="moved/base", inference_mode=False)
     found = adapters.logits(load(world, exported), world[3])

@@ -217,9 +217,11 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     file.write_text(json.dumps(changed), encoding="utf-8")
     with pytest.raises(VerificationError, match=r"comparisons\.1\.effect is -"):
         check(file)
-    edit_json(folder / PROTOCOL, twins=["frozen"])  # without the one that showed no benefit
-    with pytest.raises(VerificationError, match="is not that of its study"):
-        decide(folder)
+    # a margin that turns a difference into none; and without the twin that showed no benefit
+    for edited in ({"margin": 50.0}, {"margin": 5.0, "twins": ["frozen"]}):
+        edit_json(folder / PROTOCOL, **edited)
+        with pytest.raises(VerificationError, match="is not that of its study"):
+            decide(folder)
 
 
 PUBLISHED = sorted((ROOT / "results" / "verdicts").glob("*.json"))

@@ -137,6 +137,8 @@ def load(
     folder = Path(directory)
     adapter_name = options.get("adapter_name", "default")
     with _refusing_what_does_not_fit(folder):
+        repair_folder(folder)
+        stamp = stamp_of(folder)
         config = read_config(folder, frames)
         host = getattr(config, "host", None) or {}  # of an attached adapter
         check_patterns(base, vars(config) | host)
@@ -149,6 +151,8 @@ def load(
             # those of a generated adapter were checked when they were loaded
             if holder_of(model) is None and not options.get("key_mapping"):
                 check_whole(model, folder, adapter_name)
+        if stamp_of(folder) != stamp:  # PEFT has read other weights than those that were checked
+            raise CheckpointError(f"{folder / WEIGHTS} changed while it was loaded; load it again")
     # of a generated adapter also the tensors that its generator computes
     broken = find_not_finite(model, adapter_name)
     if broken is not None:
@@ -158,6 +162,12 @@ def load(
     return model
 
 
+def stamp_of(folder: Path) -> tuple[int, ...]:
+    """Differs once a file of the adapter was replaced, or written into."""
+    files = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS) if path.is_file()]
+    return tuple(n for file in files for n in (file.st_ctime_ns, file.st_size, file.st_ino))
+
+
 def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
     """The config of an adapter folder, after a check of its files. `frames` is as for `load`.
 
@@ -165,11 +175,8 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
         CheckpointError: a file is damaged, missing or foreign, or a field of the config is invalid.
         ConfigError: there is no file `frames`.
     """
-    content, file = with_frame_settings(check_folder(folder), folder, frames)
-    config: Any = config_of(content, folder / CONFIG)
-    if file is not None:
-        config.held_frame_file = file  # so that building the adapter does not read it again
-    return config
+    content = with_frame_settings(check_folder(folder), folder, frames)
+    return config_of(content, folder / CONFIG)
 
 
 @contextmanager
@@ -277,18 +284,17 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
         model, adapter_name=name, save_embedding_layers=False
     ).keys()
     # rows of a resized base, which an adapter of the base before does not have
-    state = model.state_dict()
-    expected = expected - resized_embeddings(model, state).keys()
-    of_base = _saved_keys(model, name, state) - expected  # such as a tied head, which PEFT may add
+    expected = expected - resized_embeddings(model, model.state_dict()).keys()
+    of_base = _saved_keys(model, name) - expected  # such as a tied head, which PEFT may add
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         present = set(file.keys())
     _check_names(str(folder / WEIGHTS), present - of_base, expected)
 
 
-def _saved_keys(model: Any, name: str, present: State) -> set[str]:
+def _saved_keys(model: Any, name: str) -> set[str]:
     """Every key that PEFT may use in a file of this adapter: of the adapter and of the base."""
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
-    return {tuner._remove_adapter_name_from_key(key, name) for key in present}
+    return {tuner._remove_adapter_name_from_key(key, name) for key in model.state_dict()}
 
 
 def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
@@ -302,7 +308,7 @@ def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
         )
 
 
-def check_loaded(state: State, expected: State, model: Any, name: str, present: State) -> State:
+def check_loaded(state: State, expected: State, model: Any, name: str) -> State:
     """The tensors of a file that are loaded: the `expected` ones of an adapter, and weights of the
     base that PEFT adds, such as a tied head or resized embeddings.
 
@@ -311,13 +317,13 @@ def check_loaded(state: State, expected: State, model: Any, name: str, present: 
         expected: Those of the adapter.
         model: The PeftModel.
         name: The adapter's.
-        present: The state dict of the model.
 
     Raises CheckpointError as `check_tensors`, or if the base has another vocabulary.
     """
     # PEFT saves some a second time, without the adapter's name: with resized embeddings those in a
     # wrapper of the head, with bias="all" the biases in modules_to_save
-    second = _saved_keys(model, name, present) - present.keys()
+    present = model.state_dict()
+    second = _saved_keys(model, name) - present.keys()
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
     of_base = loaded.keys() & present.keys() - expected.keys()
     check_tensors({k: tensor for k, tensor in loaded.items() if k not in of_base}, expected)

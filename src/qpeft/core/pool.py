@@ -26,7 +26,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, load
+from qpeft.core.checkpoint import CONFIG, check_folder, check_tensors, load, stamp_of
 from qpeft.core.config import config_of
 from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.meta_model import refuse_adapted, refuse_merged
@@ -363,8 +363,7 @@ class AdapterPool:
     def _hold(self, name: str, keep: set[str]) -> _Held:
         """Put the current version of an adapter into a slot; those of `keep` remain in theirs."""
         folder = self._folder_of(name)
-        files = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS) if path.is_file()]
-        stamp = tuple(n for file in files for n in (file.st_ctime_ns, file.st_size, file.st_ino))
+        stamp = stamp_of(folder)
         held = self._held.get(name)
         if held is None or held.stamp != stamp:
             held = _Held(name, self._slot_for(name, keep), stamp)

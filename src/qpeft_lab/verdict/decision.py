@@ -21,7 +21,14 @@ from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
 from qpeft_lab.compare.summary import Result, Summary, load, named
 from qpeft_lab.method_records import UNTRAINED
-from qpeft_lab.verdict.protocol import CIRCUIT, UNIT, Protocol, protocol_of, read_protocol
+from qpeft_lab.verdict.protocol import (
+    CIRCUIT,
+    UNIT,
+    Protocol,
+    name_at,
+    protocol_of,
+    read_protocol,
+)
 
 VERDICT = "verdict.json"
 SCHEMA = 1  # the version of verdict.json
@@ -91,10 +98,12 @@ def decide(folder: Path) -> Verdict:
 
 
 def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
-    if protocol != protocol_of(summary.study, protocol.margin):
+    margin = protocol.margin
+    study = summary.study
+    if protocol != protocol_of(study, margin) or study.name != name_at(margin):
         raise VerificationError(
-            f"the protocol of the verdict in {folder} is not that of its study, such as its twins or"
-            " seeds: it was edited; restore it"
+            f"the protocol of the verdict in {folder} is not that of its study, such as its twins,"
+            " seeds or margin: it was edited; restore it"
         )
     diverged: dict[str, list[int]] = {}
     for key in (UNIT, CIRCUIT, *protocol.others):

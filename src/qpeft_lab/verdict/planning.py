@@ -26,6 +26,7 @@ from qpeft_lab.verdict.protocol import (
     UNIT,
     UNIT_METHOD,
     Protocol,
+    name_at,
     protocol_of,
     read_protocol,
     study_of,
@@ -108,7 +109,8 @@ class Request:
             range(size.n_seeds),
             self.angle_scale,
         )
-        study = Study.model_validate({**fields, "test_blocks": TEST_BLOCKS})
+        fields |= {"name": name_at(self.margin), "test_blocks": TEST_BLOCKS}
+        study = Study.model_validate(fields)
         study.check()
         return study
 

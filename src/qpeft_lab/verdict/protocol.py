@@ -19,6 +19,7 @@ from qpeft.files import read_json, write_json
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import Study
 from qpeft_lab.method_records import UNTRAINED
+from qpeft_lab.verdict import MARGIN
 from qpeft_lab.verdict.circuit import Circuit
 
 PROTOCOL = "protocol.json"
@@ -112,6 +113,11 @@ def protocol_of(study: Study, margin: float) -> Protocol:
     )
 
 
+def name_at(margin: float) -> str:
+    """The name of a study, which each row contains: so a margin that was changed after it is seen."""
+    return "verdict" if margin == MARGIN else f"verdict-margin-{margin}"
+
+
 def study_of(
     circuit: Circuit,
     method: str,
@@ -121,7 +127,7 @@ def study_of(
     seeds: Sequence[int],
     angle_scale: float | None = None,
 ) -> dict[str, Any]:
-    """The fields of the study, as a study file has them.
+    """The fields of the study, as a study file has them, without the name.
 
     `n_generated` is the number of parameters of the LoRA that QPA generates (`HOST`), and
     `angle_scale` the factor on the learning rate of the angles, by default the method's.
@@ -169,7 +175,6 @@ def study_of(
         _rival("uni_lora", "Uni-LoRA", "uni_lora", uni, []),
     ]
     return {
-        "name": "verdict",
         "title": f"Is it the circuit? {circuit.label}",
         "question": (
             f"Does the circuit {circuit.label} improve the adapter that it generates, beyond what"
