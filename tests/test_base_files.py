@@ -12,7 +12,8 @@ from tiny_models import llama
 from qpeft.errors import InputError
 from qpeft_lab.base_files import check_base_files
 
-WEIGHTS, SHARDS = "model.safetensors", "model-00002-of-*.safetensors"
+WEIGHTS = "model.safetensors"
+SHARDS = "model-00002-of-*.safetensors"
 
 
 def half(folder, shards):

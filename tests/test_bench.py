@@ -47,7 +47,8 @@ def test_operations_are_counted_without_views_by_dispatch_and_by_leaf():
         x.view(3, 4).mT[1].reshape(3).sin().sum().backward()
 
     run()  # makes x.grad
-    dispatched, leaf = dispatched_operations(run), leaf_operations(run)
+    dispatched = dispatched_operations(run)
+    leaf = leaf_operations(run)
     views = {"view", "mT", "transpose", "select", "reshape", "as_strided", "expand", "t", "detach"}
     assert not views & {*dispatched, *leaf}
     assert dispatched["sin"] == leaf["sin"] == 1

@@ -20,7 +20,8 @@ def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp
         (new / "adapter").write_text("old")
         assert (old / "adapter").read_text() == "first"
     assert list(old.parent.iterdir()) == [old]
-    rename, calls = Path.replace, []
+    rename = Path.replace
+    calls = []
 
     def interrupted(self, target):
         calls.append(target)
@@ -65,7 +66,8 @@ def test_remove_unfinished_removes_only_temporary_files(tmp_path):
 def on_disk(monkeypatch):
     """The names of flushed and renamed files, in order."""
     found = []
-    fsync, rename = os.fsync, Path.replace
+    fsync = os.fsync
+    rename = Path.replace
 
     def flushed(handle):
         found.append(f"flush {Path(f'/proc/self/fd/{handle}').readlink().name.split('.')[-1]}")

@@ -80,7 +80,8 @@ def test_finished_run_of_0_2_is_finished(written):
 
 def test_killed_run_of_0_2_resumes(written):
     train(RunSettings(out="killed", **RUN))
-    ours, theirs = losses(written / "killed"), losses(written / "run")
+    ours = losses(written / "killed")
+    theirs = losses(written / "run")
     # evaluations in between are chosen anew
     shared = [row for row in theirs if "eval_loss" not in row or row["step"] in (0, RUN["steps"])]
     ours = [row for row in ours if "eval_loss" not in row or row["step"] in (0, RUN["steps"])]

@@ -27,7 +27,9 @@ from qpeft_lab.vllm_resolver import ExportCache, default_cache
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 IDS = torch.arange(16).view(2, 8)
-LARGE, SPREAD = 10**9, 0.25  # bytes of a cache, and of trained values
+# bytes of a cache, and of trained values
+LARGE = 10**9
+SPREAD = 0.25
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -107,9 +109,11 @@ def test_exported_adapter_is_the_compact_one(cache, adapters, base):
 
 def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapters, base, qpeft_cli):
     folder = adapters / "user-0"
-    first, old = cache.find("user-0", str(base)), revisions.revision(folder)
+    first = cache.find("user-0", str(base))
+    old = revisions.revision(folder)
     replace(adapters, "user-0", "user-1")
-    second, new = cache.find("user-0", str(base)), revisions.revision(folder)
+    second = cache.find("user-0", str(base))
+    new = revisions.revision(folder)
     assert (old == new, first == second) == (False, False)
     assert second == cache.find("user-1", str(base)) == cache.find(f"user-0@{new}", str(base))
     assert cache.find(f"user-0@{old}", str(base)) == first

@@ -116,7 +116,9 @@ def test_named_noise_is_depolarising(noise):
         )
         return found[0]
 
-    a, b = 0.7, -1.9  # each gate shrinks the Bloch vector
+    # each gate shrinks the Bloch vector
+    a = 0.7
+    b = -1.9
     shrunk = (1 - 4 / 3 * noise / 10) ** 2 * math.cos(a + b)
     np.testing.assert_allclose(run(1, [[a], [b]]), [(1 + shrunk) / 2, (1 - shrunk) / 2], atol=1e-12)
     flip = 2 / 3 * noise / 10  # of |0>, by X and Y
@@ -132,7 +134,8 @@ def test_named_noise_is_depolarising(noise):
 @pytest.mark.parametrize("ansatz", [LADDER, SHARED["qaoa"], SHARED["scaled"]], ids=str)
 def test_gradients_of_a_noisy_circuit_equal_finite_differences(ansatz):
     """By backpropagation, and by the parameter shift, which is exact for channels as well."""
-    noisy, angles = as_backend("pennylane:default.mixed", 3, 0.05), random_angles(ansatz).numpy()
+    noisy = as_backend("pennylane:default.mixed", 3, 0.05)
+    angles = random_angles(ansatz).numpy()
     moves = 1e-4 * np.eye(angles.size).reshape(-1, *angles.shape)
     plus, minus = (noisy.run(ansatz, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
     expected = ((plus - minus) / 2e-4).reshape(angles.shape)
@@ -171,11 +174,9 @@ def counts_only(tape):
 def test_counts_of_named_simulators_depend_only_on_the_seed(name):
     """A resumed run draws the same counts as an uninterrupted one."""
     named, noise = ("pennylane:default.mixed", 0.1) if name == "noisy" else (name, 0.0)
-    simulator, angles, seed = (
-        as_backend(named, 3, noise),
-        random_angles(LADDER, 2).numpy(),
-        2**64 - 1,
-    )
+    simulator = as_backend(named, 3, noise)
+    angles = random_angles(LADDER, 2).numpy()
+    seed = 2**64 - 1
     first, other = (simulator.run(LADDER, angles, 500, each) for each in (seed, 2))
     assert np.array_equal(simulator.run(LADDER, angles, 500, seed), first)
     assert np.array_equal(as_backend(named, 3, noise).run(LADDER, angles, 500, seed), first)

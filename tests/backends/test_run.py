@@ -75,7 +75,8 @@ def test_sampled_gradients_are_unbiased(angles):
 def test_counts_depend_only_on_seed_and_angles(angles):
     """A resumed run draws the same counts as an uninterrupted one."""
     run = make(100)
-    first, other = run(angles.detach()), run(angles.detach() + 1)
+    first = run(angles.detach())
+    other = run(angles.detach() + 1)
     assert torch.equal(run(angles.detach()), first)
     assert torch.equal(make(100)(angles.detach()), first)
     assert not torch.equal(make(100, seed=1)(angles.detach()), first)

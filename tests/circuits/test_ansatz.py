@@ -21,7 +21,8 @@ from qpeft.circuits import (
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
 
-N_QUBITS, N_LAYERS = 3, 1
+N_QUBITS = 3
+N_LAYERS = 1
 TURNS = [Gate("ry", (wire,), (wire,)) for wire in range(N_QUBITS)]
 
 

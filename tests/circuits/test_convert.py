@@ -144,7 +144,8 @@ def test_circuit_of_qiskit(circuit):
     def theirs(angles):
         return Statevector(circuit.assign_parameters(list(angles)).reverse_bits()).probabilities()
 
-    ansatz, angles = from_qiskit(circuit), draw(circuit.num_parameters)
+    ansatz = from_qiskit(circuit)
+    angles = draw(circuit.num_parameters)
     p, slope = value_and_gradient(partial(exact_probabilities, ansatz), angles, WEIGHTS)
     np.testing.assert_allclose(p, theirs(angles.numpy()), rtol=0, atol=1e-6)
     shifts = np.eye(len(angles)) * np.pi / 2
@@ -156,7 +157,8 @@ def test_circuit_of_qiskit(circuit):
 
 
 def test_expressions_and_measurements_of_qiskit():
-    a, b = Parameter("a"), Parameter("b")
+    a = Parameter("a")
+    b = Parameter("b")
     circuit = QuantumCircuit(2, global_phase=0.4)
     circuit.h(0)
     circuit.barrier()

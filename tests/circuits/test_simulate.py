@@ -36,7 +36,8 @@ every_ansatz = pytest.mark.parametrize("name", ANSATZE)
 )
 def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers):
     ansatz = Ansatz(name, n_qubits, n_layers)
-    angles, weights = random_angles(ansatz), torch.randn(2**n_qubits, dtype=torch.float64)
+    angles = random_angles(ansatz)
+    weights = torch.randn(2**n_qubits, dtype=torch.float64)
     run, weights = partial(exact_probabilities, ansatz), weights / weights.norm()
     found = value_and_gradient(run, angles, weights)
     assert_close(
@@ -52,7 +53,8 @@ def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers)
 @pytest.mark.parametrize("n_qubits", range(1, 13))
 def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
     """All divisions into groups of wires; several circuits, columns and blocks at once."""
-    ansatz, columns = Ansatz(name, n_qubits, 2), sorted({0, 2**n_qubits // 3, 2**n_qubits - 1})
+    ansatz = Ansatz(name, n_qubits, 2)
+    columns = sorted({0, 2**n_qubits // 3, 2**n_qubits - 1})
     angles = random_angles(ansatz, 2)
     start = torch.eye(2**n_qubits, dtype=torch.float64)[columns]
     weights = torch.randn(2, len(columns), 2**n_qubits, dtype=torch.float64)

@@ -44,7 +44,8 @@ def generated(answer):
 
 def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter_folder, tmp_path):
     def expected(adapter=None, **options):
-        tokenizer, model = AutoTokenizer.from_pretrained(base_folder), load_base(base_folder)
+        tokenizer = AutoTokenizer.from_pretrained(base_folder)
+        model = load_base(base_folder)
         if adapter:
             model = qpeft.load(model, adapter).eval()
         inputs = tokenizer(PROMPT, return_tensors="pt")
@@ -53,11 +54,9 @@ def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter
         )
         return tokenizer.decode(out[0], skip_special_tokens=True)
 
-    base, adapted, beams = (
-        expected(),
-        expected(adapter_folder),
-        expected(num_beams=2, length_penalty=0.8),
-    )
+    base = expected()
+    adapted = expected(adapter_folder)
+    beams = expected(num_beams=2, length_penalty=0.8)
     assert len({base, adapted, beams}) == 3
     on_base = f"--model {base_folder}"
     assert PROMPT + generated(on_base) == base
@@ -220,7 +219,8 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
 
 @pytest.mark.usefixtures("verified_here")
 def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tmp_path):
-    gguf, out = tmp_path / "ana.gguf", tmp_path / "out"
+    gguf = tmp_path / "ana.gguf"
+    out = tmp_path / "out"
     answer(f"export {adapter_folder} --gguf {gguf}")
     assert {path.name for path in tmp_path.iterdir()} == {"ana.gguf", "ana.Modelfile"}
     alone = gguf.read_bytes()
@@ -235,7 +235,8 @@ def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tm
 
 @pytest.mark.long
 def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapter, tmp_path):
-    out, adapter = tmp_path / "merged", save_adapter(target_modules=["lm_head"])
+    out = tmp_path / "merged"
+    adapter = save_adapter(target_modules=["lm_head"])
     assert "--untie" in qpeft_cli(f"export {adapter} --out {out} --merge", code=2).stderr
     assert not any(tmp_path.iterdir())
     qpeft_cli(f"export {adapter} --out {out} --merge --untie", code=0)
@@ -300,7 +301,8 @@ def test_frame_file_in_another_folder_is_used_by_every_command(
     qpeft_cli, answer, base_folder, text, tmp_path
 ):
     (tmp_path / "deep" / "frames").mkdir(parents=True)
-    file, run = tmp_path / "deep" / "frames" / "mine.safetensors", tmp_path / "run"
+    file = tmp_path / "deep" / "frames" / "mine.safetensors"
+    run = tmp_path / "run"
     data = f"--model {base_folder} --data {text} --seq-len 32"
     shared = "--r 2 --n-layers 1 --share type"
     made = answer(f"frames {data} {shared} --target-modules q_proj,up_proj --out {file}")

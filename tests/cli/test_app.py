@@ -217,7 +217,8 @@ def test_answer_as_text_and_as_json_without_the_output_of_libraries():
             3,
         )
 
-    as_text, as_json = run(chatty), run(chatty, "--json")
+    as_text = run(chatty)
+    as_json = run(chatty, "--json")
     assert (
         (as_text.exit_code, as_text.stdout)
         == (as_json.exit_code, "three [n]\n")
@@ -248,7 +249,8 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         monkeypatch.setenv(name, value)
     stderr.cache_clear()  # whether it is a terminal was seen before
     with bars() as shown:
-        bar, study = TrainingBar(shown, "qpa"), CompareBar(shown)
+        bar = TrainingBar(shown, "qpa")
+        study = CompareBar(shown)
         bar.on_start(4, 2)
         bar.on_step(3, 2.5)
         bar.on_eval(3, Score(2.0, "nats per token", 1, {"perplexity": 7.39}))
@@ -288,7 +290,8 @@ main()
 
 
 def test_interrupted_command_exits_with_code_130_and_one_line():
-    command, pipe = [sys.executable, "-c", WAITING], subprocess.PIPE
+    command = [sys.executable, "-c", WAITING]
+    pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stderr.readline() == "ready\n"
         process.send_signal(signal.SIGINT)

@@ -59,11 +59,9 @@ def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
     text = qpeft_cli(f"circuits export --adapter {adapter_folder}").stdout
     found = Statevector(qasm3.loads(text).reverse_bits()).probabilities()
     np.testing.assert_allclose(found, probabilities(angles).numpy(), atol=1e-12)
-    expected, target, link = (
-        to_openqasm(Ansatz("ry_ladder", 2, 1)),
-        tmp_path / "new" / "circuit",
-        tmp_path / "link",
-    )
+    expected = to_openqasm(Ansatz("ry_ladder", 2, 1))
+    target = tmp_path / "new" / "circuit"
+    link = tmp_path / "link"
     link.symlink_to(target)
     free = "circuits export --n-qubits 2 --n-layers 1"
     assert qpeft_cli(free).stdout == expected
@@ -95,7 +93,8 @@ def test_run_is_diagnosed_with_every_measurement_and_is_not_changed(
     assert "http" not in page
     assert set(by_key["random"]["measurements"]) == {"random angles", "start", "trained"}
     angles = by_key["redundant"]["measurements"]["angles"]
-    n_qubits, n_layers = found["facts"]["n_qubits"], found["facts"]["n_layers"]
+    n_qubits = found["facts"]["n_qubits"]
+    n_layers = found["facts"]["n_layers"]
     assert angles["angles"] == n_qubits * n_layers
     assert angles["independent"] == min(n_qubits * n_layers, 2**n_qubits - 1)
     assert 0 < by_key["moved"]["measurements"]["angles"]["mean"] < 1

@@ -41,7 +41,8 @@ def runs(answer, base_folder, vit_folder, texts, images, tmp_path_factory):
 
 @pytest.mark.parametrize("name, data", [("text", "texts"), ("image", "images")])
 def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, name, data):
-    source, scores = request.getfixturevalue(data), []
+    source = request.getfixturevalue(data)
+    scores = []
     for adapter in (".", "adapter", "exported"):
         found = answer(f"evaluate --adapter {runs[name]}/{adapter} --data {source}")
         assert found["base"] is None  # it has no head for these classes

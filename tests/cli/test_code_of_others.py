@@ -29,7 +29,8 @@ def option(part):
 @pytest.fixture(scope="module", params=FILES)
 def trained(request, qpeft_cli, base_folder, text, tmp_path_factory):
     """The part that is a user's, and a run folder."""
-    part, out = request.param, tmp_path_factory.mktemp("own") / "run"
+    part = request.param
+    out = tmp_path_factory.mktemp("own") / "run"
     paths = f"--model {base_folder} --data {text} --out {out}"
     qpeft_cli(f"train {paths} {option(part)} {SMALL[part]} {STEPS}", code=0)
     return part, out
@@ -60,11 +61,13 @@ def test_adapter_of_an_unregistered_name_names_the_option(qpeft_cli, trained, mo
         refused = subprocess.run(
             [sys.executable, "-m", "qpeft", *command.split()], capture_output=True, text=True
         )
-        code, message = refused.returncode, refused.stderr
+        code = refused.returncode
+        message = refused.stderr
     else:
         monkeypatch.delitem(ansatz_table._families, NAMES[part])
         refused = qpeft_cli(command)
-        code, message = refused.exit_code, refused.stderr
+        code = refused.exit_code
+        message = refused.stderr
     assert code == 2
     assert option(part) in message
 

@@ -65,7 +65,8 @@ def run(answer, base_folder, text, tmp_path_factory):
     """A run of an adapter that refers to a frame file."""
     folder = tmp_path_factory.mktemp("framed")
     data = f"--model {base_folder} --data {text} --seq-len 16"
-    frames, maps = folder / "frames.safetensors", "--share type --target-modules q_proj,up_proj"
+    frames = folder / "frames.safetensors"
+    maps = "--share type --target-modules q_proj,up_proj"
     answer(*f"frames {data} {maps} --out {frames}".split())
     options = f"--method quantum_peft --frames {frames} {maps} --r 2 --steps 2"
     answer(*f"train {data} {options} --out {folder / 'run'}".split())
@@ -87,7 +88,8 @@ def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(
         f"compact/{weights}",
     }
     card = hub.files["README.md"].decode()
-    result, config = read_json(run / "result.json"), read_json(run / "adapter/adapter_config.json")
+    result = read_json(run / "result.json")
+    config = read_json(run / "adapter/adapter_config.json")
     kept = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith(kept.replace(str(base_folder), base_folder.name))
     losses = " | ".join(f"{result[when]['loss']:.4f}" for when in ("before", "after"))

@@ -48,7 +48,8 @@ def models(base_folder, adapter_folder):
     def base():
         return AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
 
-    adapter, other = qpeft.load(base(), adapter_folder).eval(), base()
+    adapter = qpeft.load(base(), adapter_folder).eval()
+    other = base()
     other.model.norm.weight.data.mul_(1.5)
     return {"base": base(), "adapter": adapter, "other": other}
 

@@ -391,7 +391,8 @@ def test_head_of_a_classification_is_not_counted(planned, tmp_path, tiny_vit, ba
     plan, *_ = planned(**asked, methods=methods, reference="lora")
     for method in plan.study.methods:
         [cell] = cells_of(plan, method.key)
-        model, task = untrained_model(cell), read_data(settings_of(cell, tmp_path))
+        model = untrained_model(cell)
+        task = read_data(settings_of(cell, tmp_path))
         assert method.trainable == count_trainable(model) - count_trainable(model, task.head), (
             method.key
         )

@@ -74,7 +74,8 @@ def test_extended_trials_have_rows_and_are_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
     whole = cells.PlantedPlan(tmp_path / "whole", ("lora", "high", "low"))
     run(whole, run_cell=cells.run_convex)
-    rows, summary = cells.timeless_rows(whole.folder), load(whole.folder)
+    rows = cells.timeless_rows(whole.folder)
+    summary = load(whole.folder)
     tried = {
         "lora": ([0.1, 0.2, 0.4], 0.2, None),
         "high": ([0.1, 0.2, 0.4, 0.8, 1.6], 1.6, "high"),

@@ -82,7 +82,8 @@ def test_parallel_rows_equal_sequential_rows_and_cost_cells_run_alone(plan, tmp_
     run(several, workers=3, run_cell=cells.run_in_company)
     assert {name: row for name, row in several.rows().items() if "qaa" not in name} == plan.rows()
     lines = [line.split() for line in (several.folder / "journal").read_text().splitlines()]
-    at_once, most = 0, {"tuning": 0, "cost": 0}
+    at_once = 0
+    most = {"tuning": 0, "cost": 0}
     for what, name in lines:
         at_once += {"waiting": 1, "begin": 0, "end": -1}[what]
         phase = "cost" if name.endswith("cost") else "tuning"

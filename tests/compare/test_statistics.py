@@ -100,7 +100,8 @@ def test_holm_can_reject_the_verdict_of_the_interval():
         "weaker": by_seed([0.02, 0.03, 0.05]),
     }
     found = compare(dict.fromkeys(("weak", "weaker"), "lora"), values, set(), lower_is_better=True)
-    weak, weaker = found["weak"], found["weaker"]
+    weak = found["weak"]
+    weaker = found["weaker"]
     assert (weak.p_holm, weak.verdict) == (2 * weak.p, WORSE)
     assert (weaker.verdict, weaker.p_holm) == (NO_DIFFERENCE, weaker.p)
     many = [f"m{i}" for i in range(20)]

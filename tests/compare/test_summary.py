@@ -183,7 +183,8 @@ def test_row_of_other_work_counts_as_missing(study_folder):
 def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
     file = tmp_path / "results" / "survey.jsonl.xz"
     publish(study_folder, file)
-    summary, published = load(study_folder), load(file)
+    summary = load(study_folder)
+    published = load(file)
     assert published.study == summary.study
     assert [found.metric for found in published.results] == [
         found.metric for found in summary.results

@@ -35,7 +35,8 @@ CHOSEN = [
 ]
 LOADS = {"qpeft.load": qpeft.load, "PeftModel.from_pretrained": PeftModel.from_pretrained}
 PRECISIONS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
-SEEDS, SIZES = st.integers(0, 10_000), st.sampled_from([2, 20, 2000])
+SEEDS = st.integers(0, 10_000)
+SIZES = st.sampled_from([2, 20, 2000])
 
 
 def tuned(base, relative=0.02):

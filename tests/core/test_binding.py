@@ -77,7 +77,8 @@ def accelerator():
 def test_gradients_equal_plain_autograd(toy, x):
     toy.loss(x).backward()
     flat = toy.generator()
-    a, b = flat[:4].view(2, 2), flat[4:].view(1, 2)
+    a = flat[:4].view(2, 2)
+    b = flat[4:].view(1, 2)
     (plain,) = torch.autograd.grad((torch.tanh(x @ a.T) @ b.T).square().sum(), toy.generator.angles)
     assert_close(toy.generator.angles.grad, plain, atol=1e-12, rtol=0)
 

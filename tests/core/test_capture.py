@@ -117,7 +117,8 @@ def test_what_a_graph_cannot_follow(ids, stand_in):
 def test_values_read_outside_of_parameters_end_the_graphs(stand_in):
     model = get_peft_model(llama(), qpeft.QPAConfig(init_mode="residual", budget=0.2))
     captured = replay(model)
-    generator, reference = captured._generator, captured._generator._reference
+    generator = captured._generator
+    reference = captured._generator._reference
     captured()
     assert captured.n_calls == 1
     generator.to("cpu")  # which drops it

@@ -37,7 +37,8 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_files_equal_those_of_stock_peft(llama, ids, adapters, tmp_path, shape):
-    plain, folders = copy.deepcopy(llama), (tmp_path / "exported", tmp_path / "stock")
+    plain = copy.deepcopy(llama)
+    folders = (tmp_path / "exported", tmp_path / "stock")
     model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids).train()
     qpeft.export(model, folders[0])
     assert model.training
@@ -217,7 +218,8 @@ def test_only_a_name_on_the_hub_is_in_the_front_matter():
     "change", [b"%s\nmy notes\n", b"# caf\xe9\n", b"---\nfoo: [1\n---\n# mine\n", None]
 )
 def test_card_that_the_user_wrote_or_changed_is_kept(put, change, llama, adapters, tmp_path):
-    model, path = adapters.qpa(llama, target_modules=["q_proj"]), tmp_path / "adapter" / "README.md"
+    model = adapters.qpa(llama, target_modules=["q_proj"])
+    path = tmp_path / "adapter" / "README.md"
     put(model, path.parent)
     made = path.read_bytes()
     if change is not None:

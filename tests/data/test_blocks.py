@@ -94,13 +94,11 @@ def chat(tokenizer):
 
 
 def test_only_assistant_messages_are_scored_and_an_end_follows_a_last_answer(chat):
-    question, answer = (
-        {"role": "user", "content": "see"},
-        {
-            "role": "assistant",
-            "content": "the bird",
-        },
-    )
+    question = {"role": "user", "content": "see"}
+    answer = {
+        "role": "assistant",
+        "content": "the bird",
+    }
     (tokens,) = encode([{"messages": [question, answer] * 2}], chat)
     assert chat.decode(tokens.ids) == "[user]see[assistant]the bird<end>" * 2
     assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>" * 2
@@ -232,7 +230,8 @@ def test_one_document_in_20_or_the_last_20th_of_the_blocks_is_held_out(tmp_path,
 
 
 def test_partial_block_is_evaluated_but_not_trained_and_blocks_are_limited(tmp_path, tokenizer):
-    row, same = texts("the king sings " * 60), {"eval_data": str(tmp_path / "data.jsonl")}
+    row = texts("the king sings " * 60)
+    same = {"eval_data": str(tmp_path / "data.jsonl")}
     n = len(tokenizer(row[0]["text"])["input_ids"])
     seq_len = next(size for size in (7, 8, 9) if n % size)
     train, every = held_out(tmp_path, tokenizer, row, seq_len, eval_blocks=0, **same)

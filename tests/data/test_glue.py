@@ -81,7 +81,8 @@ def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
     assert list(task.labels) == (CARD[name][1].split() or ["LABEL_0"])
     assert (len(task.train), len(task.evaluation)) == (44, 12)
     assert [label for _, label in task.evaluation] == [row["label"] for row in rows(name, 12)]
-    tokenizer, columns = task.tokenizer, CARD[name][0].split()
+    tokenizer = task.tokenizer
+    columns = CARD[name][0].split()
     texts = [[row[column] for column in columns] for row in rows(name, 12, len(CARD[name][2]))]
     expected = [tokenizer(*pair)["input_ids"] for pair in texts]
     assert [text["input_ids"].tolist() for text, _ in task.evaluation] == expected

@@ -85,7 +85,9 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
     put("data1", "other")
     write(tmp_path / "b.jsonl", [{"text": "third"}])
     write(tmp_path / "README.md", "not data")
-    bracket, star, colons = put("data[1]", "mine"), put("a*", "second"), put("a:b:c", "2b")
+    bracket = put("data[1]", "mine")
+    star = put("a*", "second")
+    colons = put("a:b:c", "2b")
     assert load(colons) == [{"text": "2b"}]
     assert load(bracket) == [{"text": "mine"}]
     assert load(star) == [{"text": "second"}]

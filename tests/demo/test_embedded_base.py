@@ -40,7 +40,8 @@ HELD_OUT = {
 @pytest.mark.long
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_base_has_the_scores_of_its_card(name):
-    docs, base = HELD_OUT[name](), base_path()
+    docs = HELD_OUT[name]()
+    base = base_path()
     model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(base)
     card = json.loads((base / "training.json").read_text())["scores"][name]
@@ -64,7 +65,8 @@ def test_base_has_not_changed():
 def test_built_model_has_learned_and_is_loaded_without_dropout(tmp_path, architecture):
     built = tmp_path / "base"
     SCRIPT["build"](built, SCRIPT["Recipe"](architecture, **TINY), {"stdlib": DOCS, "numpy": OTHER})
-    model, tokenizer = load_model(str(built)), load_tokenizer(str(built))
+    model = load_model(str(built))
+    tokenizer = load_tokenizer(str(built))
     config = json.loads((built / "config.json").read_text())
     assert config["dtype"] == "float16"
     ids = torch.arange(2, 20)[None]

@@ -80,7 +80,8 @@ def report(what, done, total):
 
 
 def test_other_content_than_expected_is_refused_and_leaves_no_folder(tiny, tmp_path, monkeypatch):
-    out, base = tmp_path / "out", PACKAGED["minilm"]
+    out = tmp_path / "out"
+    base = PACKAGED["minilm"]
     monkeypatch.setitem(PACKAGED, "minilm", base._replace(weights_sha256="0" * 64))
     with pytest.raises(
         QpeftError, match=r"model.safetensors in .* has the SHA-256 .* expected is 0000"

@@ -24,7 +24,8 @@ def built(tmp_path_factory):
     """The text of all pages of docs, without their code and pictures, built with the configuration
     of docs.
     """
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    source = tmp_path_factory.mktemp("source")
+    out = tmp_path_factory.mktemp("out")
     for page in (ROOT / "docs").glob("*.md"):
         (source / page.name).write_text(
             FENCE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8"

@@ -124,7 +124,9 @@ def largest(values):
 
 def test_adapters_do_the_same_in_llama_cpp(tmp_path):
     """On a tiny model of each architecture, whose head_dim is width / heads as Qwen2's is."""
-    jobs, expected, allowed = [], [], []
+    jobs = []
+    expected = []
+    allowed = []
     for kind in sorted({*ARCHITECTURES} - {"gemma3"}):
         folder = tmp_path / kind
         folder.mkdir()

@@ -244,7 +244,8 @@ def test_adapters_that_cannot_be_served_are_refused_and_others_are_served(server
     users = made.folder / "users"
     assert "damaged" in refusal(server, "damaged")
     assert "of-another-base" in refusal(server, "of-another-base")
-    frames, elsewhere = users / "frames.safetensors", made.folder / "elsewhere"
+    frames = users / "frames.safetensors"
+    elsewhere = made.folder / "elsewhere"
     frames.rename(elsewhere)
     try:
         assert "late" in refusal(server, "late")

@@ -116,7 +116,8 @@ def test_no_search_chose_the_best_adapter_of_one_setup():
 
 
 def test_one_setup_makes_framed_signs_better_at_1300_parameters():
-    circuits, signs = ("framed_1300", "signs_1300")
+    circuits = "framed_1300"
+    signs = "signs_1300"
     behind = {
         setup: comparisons.compared(summary, circuits, signs).mean
         for setup, summary in summaries_of(FINAL).items()

@@ -28,7 +28,8 @@ def test_difference_of_constant_blocks_is_the_paired_t_test():
 
 
 def test_interval_contains_the_variation_of_seeds_and_of_blocks():
-    draw, covered = np.random.default_rng(1), []
+    draw = np.random.default_rng(1)
+    covered = []
     for _ in range(500):
         values = (
             0.01

@@ -20,7 +20,8 @@ def _registered(example):
 
 def reference(angles):
     """PennyLane's, from its own gates."""
-    qml, n = pytest.importorskip("pennylane"), angles.shape[-1]
+    qml = pytest.importorskip("pennylane")
+    n = angles.shape[-1]
 
     @qml.qnode(qml.device("default.qubit", wires=n), interface="torch")
     def run():

@@ -97,7 +97,8 @@ def config(method, settings):
 
 @pytest.mark.parametrize("method, settings, named", ROWS, ids=str)
 def test_invalid_config(llama, ids, adapters, method, settings, named):
-    before, modules = adapters.logits(llama, ids), dict(llama.named_modules())
+    before = adapters.logits(llama, ids)
+    modules = dict(llama.named_modules())
     for use in (qpeft.plan, get_peft_model):
         with pytest.raises(ConfigError, match=named):
             use(llama, config(method, settings))

@@ -44,7 +44,8 @@ def test_plan_equals_training_and_stock_lora(name, method, tmp_path):
         )
         return methods.get(method).config_class(**size, **options)
 
-    base, stock = experts(name), get_peft_model(experts(name), make("lora"))
+    base = experts(name)
+    stock = get_peft_model(experts(name), make("lora"))
     try:
         plan = qpeft.plan(base, make())
     except InputError as error:

@@ -145,7 +145,8 @@ def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, nam
     modules = (
         {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
     )
-    first, second = make(**modules), move(make(moved=False, **modules), seed=2)
+    first = make(**modules)
+    second = move(make(moved=False, **modules), seed=2)
     first.save_pretrained(tmp_path / "first")
     second.save_pretrained(tmp_path / "second")
     model = PeftModel.from_pretrained(
@@ -215,7 +216,8 @@ def test_training_continues_after_loading(llama, make, ids, adapters, tmp_path):
 
 
 def test_copies_are_equal_and_independent(make, ids, adapters):
-    model, other = make(), make(moved=False)
+    model = make()
+    other = make(moved=False)
     live = adapters.logits(model, ids)
     other.load_state_dict(model.state_dict())
     for twin in (copy.deepcopy(model), other):
@@ -249,7 +251,8 @@ def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
 @pytest.mark.parametrize("variant", kinds_first(TUNERS), indirect=True)
 def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
     def history(make_config):
-        model, found = get_peft_model(copy.deepcopy(llama), make_config()), []
+        model = get_peft_model(copy.deepcopy(llama), make_config())
+        found = []
         for action in (
             lambda: None,
             lambda: model.add_adapter("other", make_config()),
@@ -263,10 +266,8 @@ def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
             lambda: model.delete_adapter("default"),
         ):
             action()
-            status, trained = (
-                model.get_model_status(),
-                [key for key, p in model.named_parameters() if p.requires_grad],
-            )
+            status = model.get_model_status()
+            trained = [key for key, p in model.named_parameters() if p.requires_grad]
             names = {
                 name for name in model.peft_config if any(f".{name}" in key for key in trained)
             }
@@ -366,7 +367,8 @@ def test_conversion_to_lora_by_peft_is_exact_or_refused(
         pytest.skip(
             "PEFT's limit: the conversion leaves out DoRA's magnitudes, also those of stock LoRA"
         )
-    live, model = make(), make(moved=False)
+    live = make()
+    model = make(moved=False)
     model.load_state_dict(live.state_dict())
     rank = getattr(model.active_peft_config, "r", None)
     if rank is None:
@@ -507,7 +509,8 @@ def test_parameter_groups_contain_every_trainable_tensor_once(make, variant):
 
 
 def test_generation_with_and_without_cache_is_equal(make, ids):
-    model, mask = make(), torch.ones_like(ids)
+    model = make()
+    mask = torch.ones_like(ids)
     options = {
         "input_ids": ids,
         "attention_mask": mask,
@@ -531,7 +534,8 @@ def test_compiled_training_equals_uncompiled(make, llama, ids):
         torch.compile(copy.deepcopy(llama), backend="eager")(input_ids=ids, labels=ids)
     except Exception as error:
         pytest.skip(f"torch {torch.__version__} does not compile the base: {error}")
-    start, found = make().train(), {}
+    start = make().train()
+    found = {}
     for backend in (None, "aot_eager"):
         model = copy.deepcopy(start)
         run = model if backend is None else torch.compile(model, backend=backend)
@@ -581,7 +585,9 @@ def scaled_gradient(output):
 
 @pytest.mark.parametrize("variant", [*ONE_EACH, "cua", "quic, 1", "quanta, gates"], indirect=True)
 def test_wrong_gradient_is_detected(llama, ids, variant, monkeypatch):
-    backward, change, forward = _Boundary.backward, LinearAdapter.forward, BottleneckLayer.forward
+    backward = _Boundary.backward
+    change = LinearAdapter.forward
+    forward = BottleneckLayer.forward
     monkeypatch.setattr(_Boundary, "backward", lambda ctx, grad: backward(ctx, 0.9 * grad))
     monkeypatch.setattr(LinearAdapter, "forward", lambda self, x: scaled_gradient(change(self, x)))
     monkeypatch.setattr(

@@ -20,7 +20,8 @@ SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges", "angles")
 
 
 def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
-    medians, further = defaultdict(list), defaultdict(list)
+    medians = defaultdict(list)
+    further = defaultdict(list)
     for file in RESULTS.glob("*/*.jsonl.xz"):
         study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
         has_rates = len(study["tuning"]["grid"]) > 1 or study["name"].endswith(

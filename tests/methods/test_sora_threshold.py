@@ -135,7 +135,8 @@ def test_attach_errors(case):
 def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_lambda_again(
     gpt2, tmp_path
 ):
-    steps, rates = 8, []
+    steps = 8
+    rates = []
 
     class Listen(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):

@@ -146,10 +146,8 @@ def test_frames_in_a_file_are_not_counted(use, frame_file, tmp_path):
         found = qpeft.suggest(BASE, bytes=1000, frames=frames)
         assert (found.label, found.needs_frame_file) == ("framed", frames is None)
         assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
-        model, folder = (
-            get_peft_model(copy.deepcopy(base), found.config),
-            tmp_path / str(found.needs_frame_file),
-        )
+        model = get_peft_model(copy.deepcopy(base), found.config)
+        folder = tmp_path / str(found.needs_frame_file)
         assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
         if found.needs_frame_file:
             qpeft.fit_frames(model, BATCHES, save_to=folder / "frames")
@@ -355,7 +353,8 @@ def test_pool_serves_what_is_suggested_for_mixed_batches(use, tmp_path):
     config = qpeft.suggest(BASE, parameters=10**5, mixed_batches=True).config
     torch.manual_seed(0)
     base = GPT2LMHeadModel(BASE).eval()
-    ids, alone = torch.arange(8)[None], []
+    ids = torch.arange(8)[None]
+    alone = []
     for name in "ab":
         model = get_peft_model(copy.deepcopy(base), copy.deepcopy(config)).eval()
         for parameter in model.base_model.generators.parameters():

@@ -136,13 +136,11 @@ def test_unusable_encoder_is_refused(
 def test_bertscore_equals_that_of_its_command(encoder: Path, tmp_path):
     pytest.importorskip("bert_score", reason="BERTScore is an extra: pip install bert-score")
     n_layers = json.loads((encoder / "config.json").read_text())["num_hidden_layers"]
-    texts, references = (
-        ["the king sings", "a bird"],
-        [
-            ["a fox sings", "the king"],
-            ["the bird", "night"],
-        ],
-    )
+    texts = ["the king sings", "a bird"]
+    references = [
+        ["a fox sings", "the king"],
+        ["the bird", "night"],
+    ]
     files = [lines(tmp_path / f"{i}.txt", [own[i] for own in references]) for i in range(2)]
     candidates = lines(tmp_path / "texts.txt", texts)
     shown = run(

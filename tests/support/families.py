@@ -10,7 +10,8 @@ import torch
 import transformers
 from torch import nn
 
-N_TOKENS, N_LABELS = 50, 3
+N_TOKENS = 50
+N_LABELS = 3
 SIZES = {
     "hidden_size": 16,
     "intermediate_size": 24,

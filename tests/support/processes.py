@@ -114,8 +114,10 @@ def whole(model):
 
 
 def run_fsdp2(variant, out):
-    rank, data = dist.get_rank(), rows(8)
-    alone, model = prepared(variant), shard(prepared(variant))
+    rank = dist.get_rank()
+    data = rows(8)
+    alone = prepared(variant)
+    model = shard(prepared(variant))
     expected = train(alone, batch(data))
     losses = train(model, batch(data[4 * rank :][:4]))
     dist.all_reduce(losses)
@@ -194,7 +196,9 @@ def train_with_trainer(method, out, n_processes, **settings):
 
 def gradients(method, **options):
     """Under DDP of each rank's half of 8 rows, and of one process with all of them."""
-    alone, model, rank = moved(method), moved(method), dist.get_rank()
+    alone = moved(method)
+    model = moved(method)
+    rank = dist.get_rank()
     alone(**batch(rows(8))).loss.backward()
     replica = DistributedDataParallel(model, **options)
     replica(**batch(rows(8)[4 * rank :][:4])).loss.backward()

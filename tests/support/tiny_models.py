@@ -39,7 +39,8 @@ _WORDS = "the a king queen golden bird fox went into wood and said see how well 
 
 def make_text(n_words: int, seed: int = 0) -> str:
     """Reproducible sentences."""
-    draw, words = random.Random(seed), _WORDS.split()
+    draw = random.Random(seed)
+    words = _WORDS.split()
     return " ".join(draw.choice(words) + ("." if i % 9 == 8 else "") for i in range(n_words))
 
 
@@ -124,7 +125,8 @@ _OPINIONS = {"good": "fine lovely", "bad": "dull grey"}
 
 def opinions(n: int, seed: int = 0) -> list[tuple[str, str]]:
     """`n` short texts, each with one word that gives its class away, and the class."""
-    draw, words = random.Random(seed), _WORDS.split()
+    draw = random.Random(seed)
+    words = _WORDS.split()
     rows = []
     for i in range(n):
         name = ("bad", "good")[i % 2]
@@ -182,7 +184,8 @@ def make_vit(folder: Path, **changes) -> Path:
         **{**SHAPE, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes}
     )
     ViTForImageClassification(config).save_pretrained(folder)
-    half, size = [0.5] * config.num_channels, dict.fromkeys(("height", "width"), config.image_size)
+    half = [0.5] * config.num_channels
+    size = dict.fromkeys(("height", "width"), config.image_size)
     ViTImageProcessorPil(size=size, image_mean=half, image_std=half).save_pretrained(folder)
     return folder
 

@@ -34,7 +34,8 @@ def qpa_in_numpy(generator):
     """Generators of equal shares, with one feature for each of their chunks; w0 + G - G_ref unless
     raw.
     """
-    config, share = generator.config, math.ceil(M / generator.config.n_generators)
+    config = generator.config
+    share = math.ceil(M / generator.config.n_generators)
     n_chunks = math.ceil(share / config.chunk_size)
     n_qubits = math.ceil(math.log2(n_chunks))
 

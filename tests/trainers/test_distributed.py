@@ -82,7 +82,8 @@ def logits(model):
 
 @pytest.mark.parametrize("method", [*GENERATED, *TUNERS])
 def test_adapters_saved_under_fsdp2_load(launched, method):
-    folder, base = launched("fsdp2"), processes.base()
+    folder = launched("fsdp2")
+    base = processes.base()
     model = qpeft.load(copy.deepcopy(base), folder / method, is_trainable=True)
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = load(folder, method)[0]

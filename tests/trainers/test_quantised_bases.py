@@ -79,7 +79,8 @@ def test_training_on_a_quantised_base(quantised, name, adapters, ids, tmp_path):
 
 
 def test_quantised_model_is_counted_as_its_config(quantised, saved, monkeypatch):
-    model, config = quantised(), LoraConfig(target_modules="all-linear", r=4, task_type="CAUSAL_LM")
+    model = quantised()
+    config = LoraConfig(target_modules="all-linear", r=4, task_type="CAUSAL_LM")
     assert qpeft.plan(model, config) == qpeft.plan(saved, config)
     evidence = suggest.read_evidence()
     few = evidence._replace(

@@ -153,10 +153,8 @@ def test_score_equals_stock_transformers_on_single_examples(read, request, task,
             spearmanr(predictions, labels).statistic, abs=1e-2
         )
     else:
-        predictions, average = (
-            logits.argmax(1).tolist(),
-            ("binary" if len(task.labels) == 2 else "macro"),
-        )
+        predictions = logits.argmax(1).tolist()
+        average = "binary" if len(task.labels) == 2 else "macro"
         metrics = score.metrics
         assert score.loss == pytest.approx(cross_entropy(logits, torch.tensor(labels)).item(), 1e-5)
         assert (metrics["accuracy"], score.n_scored) == (
@@ -196,7 +194,9 @@ def tiny_bert(tiny_encoder, tmp_path_factory):
 def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(
     settings, model, tmp_path, request
 ):
-    draw, words, folder = random.Random(0), _WORDS.split(), request.getfixturevalue(model)
+    draw = random.Random(0)
+    words = _WORDS.split()
+    folder = request.getfixturevalue(model)
     texts = [[" ".join(draw.choices(words, k=n)) for n in (1 + i, 9 - i % 9)] for i in range(30)]
     rows = [
         {"premise": one, "hypothesis": other, "label": "ny"[i % 2]}

@@ -51,7 +51,8 @@ def random_blocks(lengths, seed=0) -> list[Tokens]:
 @settings(max_examples=8)
 def test_score_is_the_sum_over_marked_tokens_for_every_batch_size(make, lengths, seed):
     torch.manual_seed(1)
-    model, blocks = make().double().train(), random_blocks(lengths, seed)
+    model = make().double().train()
+    blocks = random_blocks(lengths, seed)
     nats = 0.0
     for block in blocks:
         with torch.no_grad():
@@ -78,15 +79,14 @@ def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
         {"prompt": "see how the golden bird", "completion": " sings"},
     ]
     blocks = cut(rows, 32, tokenizer)
-    nats, n = 0.0, 0
+    nats = 0.0
+    n = 0
     for row in rows:
-        prompt, answer = (
-            tokenizer(row["prompt"])["input_ids"],
-            [
-                *tokenizer(row["completion"])["input_ids"],
-                0,
-            ],
-        )
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [
+            *tokenizer(row["completion"])["input_ids"],
+            0,
+        ]
         logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         nats -= sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
         n += len(answer)
@@ -100,10 +100,8 @@ def published_perplexity(folder, rows, length) -> float:
     """That of QPA's published code: each row is padded to `length` with the end of a text, which is
     scored.
     """
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder).eval(),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     options = {
         "padding": "max_length",
@@ -115,7 +113,8 @@ def published_perplexity(folder, rows, length) -> float:
     with torch.no_grad():
         for row in rows:
             batch = tokenizer([row], **options)
-            ids, mask = batch["input_ids"].long(), batch["attention_mask"].long()
+            ids = batch["input_ids"].long()
+            mask = batch["attention_mask"].long()
             losses.append(model(input_ids=ids, attention_mask=mask, labels=ids.clone()).loss.item())
     return math.exp(sum(losses) / len(losses))
 
@@ -150,10 +149,8 @@ def test_smoothed_loss_is_that_of_the_trainer(tokenizer, tiny_model, virtual_tok
     outputs.logits = torch.cat([torch.randn(2, virtual_tokens, 300), outputs.logits], dim=1)
     ours = mean_nats(outputs, labels, label_smoothing=0.1, of_tokens=True)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    outputs, labels = (
-        SequenceClassifierOutput(logits=torch.randn(5, 3)),
-        torch.tensor([0, 2, 1, 1, 0]),
-    )
+    outputs = SequenceClassifierOutput(logits=torch.randn(5, 3))
+    labels = torch.tensor([0, 2, 1, 1, 0])
     theirs = LabelSmoother(0.2)(outputs, labels)
     assert mean_nats(outputs, labels, label_smoothing=0.2).item() == pytest.approx(
         theirs.item(), rel=1e-5

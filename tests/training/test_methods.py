@@ -97,7 +97,8 @@ def are_equal(model, other):
 
 @pytest.mark.parametrize("method", [*SEED_FIELDS, "qpa"])
 def test_projections_are_drawn_from_the_seed_of_the_run_or_a_given_one(tiny_model, method):
-    more, field = SIZES.get(method, OVER_VERA), SEED_FIELDS.get(method, "projection_prng_key")
+    more = SIZES.get(method, OVER_VERA)
+    field = SEED_FIELDS.get(method, "projection_prng_key")
     first, again, other = (build(tiny_model, method, seed=seed, **more) for seed in (5, 5, 2))
     assert all(are_equal(first, again))
     # PEFT's seed of a module of TinyLoRA is `projection_seed` plus the index of the module

@@ -202,7 +202,8 @@ def test_stopped_run_resumes_to_the_same_bits(run, settings, finished, monkeypat
 # -- files of a user
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-ANSATZ, METHOD = EXAMPLES / "own_ansatz.py", EXAMPLES / "own_method.py"
+ANSATZ = EXAMPLES / "own_ansatz.py"
+METHOD = EXAMPLES / "own_method.py"
 FRAMED = {"r": 2, "n_layers": 1, "share": "type", "bits": 16, "lambda_bits": 8}
 IN_FRAMES = {
     "method": "quantum_peft",
@@ -307,7 +308,8 @@ def test_folder_of_another_run_is_refused(settings, text_file, tiny_model, tmp_p
     ):
         field = "r" if "method_settings" in changes else min(changes)
         train_fails(CheckpointError, f"{field} was", own(**changes))
-    text, tensors = text_file.read_text(), load_file(base / "model.safetensors")
+    text = text_file.read_text()
+    tensors = load_file(base / "model.safetensors")
     text_file.write_text(text.replace("fox", "wolf"))
     train_fails(CheckpointError, "data was", own())
     text_file.write_text(text)

@@ -35,7 +35,9 @@ STEPS = 7
 
 def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     """With the permissions of the umask, and without what a kill left."""
-    out, progress, before = Path(settings().out), Recorder(), os.umask(0o027)
+    out = Path(settings().out)
+    progress = Recorder()
+    before = os.umask(0o027)
     try:
         (out / ".adapter.abcd1234.unfinished").mkdir(parents=True)
         (out / ".adapter.abcd1234.unfinished" / "half").write_text("")
@@ -266,7 +268,8 @@ def test_damaged_file_of_a_run_is_refused(settings, name):
 
 
 def test_run_stops_at_a_loss_that_is_not_finite(settings, monkeypatch):
-    forward, calls = GPT2LMHeadModel.forward, []
+    forward = GPT2LMHeadModel.forward
+    calls = []
 
     def overflow(self, *args, **kwargs):
         out = forward(self, *args, **kwargs)
