@@ -221,7 +221,7 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
 def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tmp_path):
     gguf = tmp_path / "ana.gguf"
     out = tmp_path / "out"
-    answer(f"export {adapter_folder} --gguf {gguf}")
+    assert "path" not in answer(f"export {adapter_folder} --gguf {gguf}")
     assert {path.name for path in tmp_path.iterdir()} == {"ana.gguf", "ana.Modelfile"}
     alone = gguf.read_bytes()
     made = (tmp_path / "ana.Modelfile").read_text().splitlines()[2:]

@@ -120,7 +120,7 @@ def export(
             compact = None if merge else folder
             data["url"] = upload(target, compact, run_of(folder), push_to_hub)
     if out is None:
-        del data["load"]  # of a folder that is removed
+        del data["load"], data["path"]  # of a folder that is removed
     else:
         data["path"] = str(out)
     data["base"] = base_name
