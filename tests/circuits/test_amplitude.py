@@ -91,13 +91,22 @@ def test_blocks_on_pairs_are_the_strongly_entangling_layers_of_pennylane(ansatz,
 
     @qml.qnode(qml.device("default.qubit"), interface="torch")
     def by_pennylane(row):
-        qml.AmplitudeEmbedding(row, range(circuit.n_qubits), pad_with=0, normalize=True)
+        qml.AmplitudeEmbedding(
+            row,
+            range(circuit.n_qubits),
+            pad_with=0,
+            normalize=True,
+        )
         for block, pair in enumerate(PAIRS[ansatz, width]):
             qml.StronglyEntanglingLayers(angles.detach()[:, block], pair)
         return [qml.expval(qml.PauliZ(wire)) for wire in range(circuit.n_qubits)]
 
     found = amplitude_expectations(x, angles, ansatz)
-    close(found, torch.stack([torch.stack(by_pennylane(row)) for row in x.detach()]), 1e-10)
+    close(
+        found,
+        torch.stack([torch.stack(by_pennylane(row)) for row in x.detach()]),
+        1e-10,
+    )
     close(found, gate_expectations(circuit, angles, x))
     assert torch.autograd.gradcheck(partial(amplitude_expectations, ansatz=ansatz), (x, angles))
 
@@ -108,7 +117,16 @@ def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(
-    "width, expected", [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)]
+    "width, expected",
+    [
+        (1, 1),
+        (2, 1),
+        (3, 2),
+        (4, 2),
+        (768, 10),
+        (1024, 10),
+        (65536, 16),
+    ],
 )
 def test_qubits_of_a_width(width, expected):
     assert amplitude.amplitude_qubits(width) == expected
@@ -116,19 +134,37 @@ def test_qubits_of_a_width(width, expected):
 
 @every_ansatz
 def test_tiny_input_is_divided_by_the_smallest_norm(ansatz):
-    x, angles = torch.randn(2, 5, dtype=torch.float64), random_angles(ansatz, 5)
+    x = torch.randn(2, 5, dtype=torch.float64)
+    angles = random_angles(ansatz, 5)
     x /= x.norm(dim=-1, keepdim=True)
     found = amplitude_expectations(x * 1e-9, angles, ansatz)
-    assert_close(found, amplitude_expectations(x, angles, ansatz) / 100, rtol=1e-9, atol=0)
+    assert_close(
+        found,
+        amplitude_expectations(x, angles, ansatz) / 100,
+        rtol=1e-9,
+        atol=0,
+    )
     tiny = (x * 1e-9).requires_grad_()
     amplitude_expectations(tiny, angles, ansatz).sum().backward()  # homogeneous of degree two there
-    assert_close((tiny.grad * tiny).sum(), 2 * found.sum(), rtol=1e-9, atol=0)
+    assert_close(
+        (tiny.grad * tiny).sum(),
+        2 * found.sum(),
+        rtol=1e-9,
+        atol=0,
+    )
 
 
 @every_depth
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        float("nan"),
+        float("inf"),
+    ],
+)
 def test_nonfinite_values_affect_only_their_token(n_layers, bad):
-    x, angles = torch.randn(3, 5), random_angles("square", 5, n_layers, torch.float32)
+    x = torch.randn(3, 5)
+    angles = random_angles("square", 5, n_layers, torch.float32)
     clean = amplitude_expectations(x, angles)
     x[1, 2] = bad
     found = amplitude_expectations(x, angles)
@@ -143,7 +179,12 @@ def test_shapes_of_inputs_and_results(n_layers):
     found = amplitude_expectations(x, angles)
     assert found.shape == (2, 3, 3)
     assert found.is_contiguous()
-    assert_close(amplitude_expectations(x[1, 2], angles), found[1, 2], rtol=0, atol=1e-12)
+    assert_close(
+        amplitude_expectations(x[1, 2], angles),
+        found[1, 2],
+        rtol=0,
+        atol=1e-12,
+    )
     assert torch.equal(amplitude_expectations(x.mT.contiguous().mT, angles), found)
     none = x[:0].requires_grad_()
     nothing = amplitude_expectations(none, angles)

@@ -23,12 +23,14 @@ from qpeft.circuits.orthogonal import basis_columns
 from qpeft.circuits.simulate import circuit_states
 from qpeft.errors import ConfigError
 
-SQUARE, LADDER = Ansatz("square", 3, 2), Ansatz("ry_ladder", 3, 2)
+SQUARE = Ansatz("square", 3, 2)
+LADDER = Ansatz("ry_ladder", 3, 2)
 SEVEN, ELEVEN = (
     torch.zeros(7),
     torch.zeros(11),
 )  # two_design on 3 qubits, 1 layer; qsd of width 6, 1 layer
-NAN, INF = torch.nan, torch.inf
+NAN = torch.nan
+INF = torch.inf
 
 REFUSED = [
     (Ansatz, ("mystery", 2, 2), ConfigError, "'mystery'.*ry_ladder, two_design"),
@@ -82,7 +84,8 @@ REFUSED = [
     (to_openqasm, (LADDER, torch.zeros(3, 2)), ConfigError, r"\(2, 3\), got \(3, 2\)"),
     (to_openqasm, (LADDER, torch.full((2, 3), INF)), ConfigError, "NaN"),
 ]
-FOUR, ONE_LAYER = torch.ones(2, 4), torch.ones(1, 3, 2)
+FOUR = torch.ones(2, 4)
+ONE_LAYER = torch.ones(1, 3, 2)
 REFUSED += [
     (amplitude_expectations, *rest)
     for rest in (
@@ -106,7 +109,8 @@ def test_invalid_input_is_refused(function, arguments, error, message):
         function(*arguments)
 
 
-X, TURNS = torch.linspace(-1, 2, 200).view(4, 50), torch.linspace(-1, 2, 18).view(1, 3, 6)
+X = torch.linspace(-1, 2, 200).view(4, 50)
+TURNS = torch.linspace(-1, 2, 18).view(1, 3, 6)
 ONES = {6: torch.ones(4, 64)}
 SIMULATORS = {
     "ladder": (probabilities, (3, 9)),
@@ -158,4 +162,9 @@ def test_autocast_and_tables_first_built_in_another_context_change_nothing(name)
         forget_tables()
         with context:
             simulate(tensor.detach())
-        torch.testing.assert_close(trained(simulate, tensor), plain, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            trained(simulate, tensor),
+            plain,
+            rtol=1e-6,
+            atol=1e-6,
+        )

@@ -59,7 +59,8 @@ def reference(angles, width, n_layers, columns, construction, signs=None):
 
 @st.composite
 def cases(draw):
-    width, construction = draw(st.integers(1, 70)), draw(st.sampled_from(["auto", "qsd", "pad"]))
+    width = draw(st.integers(1, 70))
+    construction = draw(st.sampled_from(["auto", "qsd", "pad"]))
     most = min(width, 2 ** column_qubits(width, construction))
     return (
         width,
@@ -100,9 +101,21 @@ def test_constructions_equal_dense_matrices(case, kind, has_signs):
         tolerance = (
             1e-6 if name == "pad" else 1e-10
         )  # the Cholesky factor of a nearly dependent draw magnifies
-        np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=tolerance, strict=True)
+        np.testing.assert_allclose(
+            u.numpy(),
+            expected,
+            rtol=0,
+            atol=tolerance,
+            strict=True,
+        )
     alone = orthogonal_columns(angles[1], width, n_layers, columns, construction, signs)
-    np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance, strict=True)
+    np.testing.assert_allclose(
+        alone.numpy(),
+        expected,
+        rtol=0,
+        atol=tolerance,
+        strict=True,
+    )
 
 
 def test_widths_in_one_batch_equal_each_alone():
@@ -131,7 +144,13 @@ def test_widths_in_one_batch_equal_each_alone():
 
 @pytest.mark.parametrize(
     "width, construction, n_layers",
-    [(8, "auto", 1), (8, "auto", 3), (12, "qsd", 1), (13, "qsd", 2), (11, "pad", 2)],
+    [
+        (8, "auto", 1),
+        (8, "auto", 3),
+        (12, "qsd", 1),
+        (13, "qsd", 2),
+        (11, "pad", 2),
+    ],
 )
 def test_gradients_against_finite_differences(width, construction, n_layers):
     angles = draw_angles(width, construction, n_layers, seed=3, shape=(2,)).requires_grad_()
@@ -262,10 +281,16 @@ def draw_lie(n, rank, norm, seed=0):
     st.integers(0, 2**31),
 )
 def test_lie_columns_equal_dense_matrix_functions(lie_map, rank, more, rows, norm, seed):
-    n, k = rank + more + rows, rank + more
+    n = rank + more + rows
+    k = rank + more
     b = draw_lie(n, rank, norm, seed)
     expected = DENSE[lie_map](skew(b.numpy()))[:, :k]
-    np.testing.assert_allclose(lie_columns(b, k, lie_map).numpy(), expected, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(
+        lie_columns(b, k, lie_map).numpy(),
+        expected,
+        rtol=0,
+        atol=1e-10,
+    )
     batch = lie_columns(torch.stack([b, -b]), k, lie_map)
     np.testing.assert_allclose(
         batch[1].numpy(), DENSE[lie_map](-skew(b.numpy()))[:, :k], rtol=0, atol=1e-10

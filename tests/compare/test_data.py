@@ -68,7 +68,8 @@ def test_equal_documents_and_answers_to_one_prompt_stay_together(split, tmp_path
 
 def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 4
+    images = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8)
+    labels = np.arange(120) % 4
     names = ["ape", "bee", "cat", "dog"]
     rows = [(pixels, names[label]) for pixels, label in zip(images, labels, strict=True)]
     write_images(tmp_path / "all.parquet", rows)
@@ -104,7 +105,11 @@ def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "task, metric, n_classes", [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)]
+    "task, metric, n_classes",
+    [
+        ("mrpc", "test_f1", 2),
+        ("stsb", "test_pearson", 0),
+    ],
 )
 def test_validation_split_of_glue_is_test_data(tmp_path, split, task, metric, n_classes):
     (folder := tmp_path / "data").mkdir()
@@ -152,7 +157,8 @@ def test_texts_that_two_parts_share_are_counted(split, tmp_path):
     def rows(start):
         return [{"text": f"document {n}"} for n in range(start, start + 60)]
 
-    data, test = write(tmp_path / "a.jsonl", rows(0)), write(tmp_path / "b.jsonl", rows(55))
+    data = write(tmp_path / "a.jsonl", rows(0))
+    test = write(tmp_path / "b.jsonl", rows(55))
     with pytest.warns(UserWarning, match="5 of 60"):
         _, found = split(data=data, test_data=test)
     assert "5 of 60" in found[2][0]

@@ -19,7 +19,8 @@ from qpeft.errors import CheckpointError
 @pytest.fixture(scope="module")
 def once(tmp_path_factory, adapters):
     torch.manual_seed(0)
-    clean, folder = tiny_models.llama(), tmp_path_factory.mktemp("saved")
+    clean = tiny_models.llama()
+    folder = tmp_path_factory.mktemp("saved")
     model = adapters.train(adapters.qpa(copy.deepcopy(clean)), torch.arange(9)[None])
     qpeft.save(model, folder / "compact")
     return clean, model, folder / "compact"

@@ -20,7 +20,15 @@ TARGETS = {
 }
 LAYERS = {"layers_to_transform": (0, 1), "layers_pattern": ("h",)}
 CONFIGS = [
-    (qpeft.QPAConfig, {**TARGETS, **LAYERS, "hidden": (4, 5), "target_parameters": ("a", "b")}),
+    (
+        qpeft.QPAConfig,
+        {
+            **TARGETS,
+            **LAYERS,
+            "hidden": (4, 5),
+            "target_parameters": ("a", "b"),
+        },
+    ),
     (qpeft.QPAConfig, {"hidden": ()}),
     (qpeft.QuantumPeftConfig, TARGETS | LAYERS),
     (qpeft.SoRAConfig, TARGETS | LAYERS),
@@ -41,7 +49,12 @@ def test_loaded_and_copied_configs_equal_the_saved_one(config, settings, tmp_pat
     found = config.from_json_file(str(tmp_path / "adapter_config.json"))
     assert {k: sorted(v) if isinstance(v, set) else v for k, v in saved.to_dict().items()} == found
     unpickled = pickle.loads(pickle.dumps(saved))  # noqa: S301 it was made here
-    for same in (copy.copy(saved), copy.deepcopy(saved), unpickled, dataclasses.replace(saved)):
+    for same in (
+        copy.copy(saved),
+        copy.deepcopy(saved),
+        unpickled,
+        dataclasses.replace(saved),
+    ):
         assert type(same) is config
         assert dataclasses.asdict(same) == dataclasses.asdict(saved)
 
@@ -71,7 +84,13 @@ def test_functions_of_peft_that_cannot_work_are_refused(config, llama):
 
 GROUPS = {
     "qpa": (
-        qpeft.QPAConfig(r=4, target_modules=["q_proj"], chunk_size=16, hidden=(6, 5), n_layers=3),
+        qpeft.QPAConfig(
+            r=4,
+            target_modules=["q_proj"],
+            chunk_size=16,
+            hidden=(6, 5),
+            n_layers=3,
+        ),
         {"angles": 0.0, "map": 0.1, "other": 0.1},
     ),
     "quantum_peft": (
@@ -95,7 +114,12 @@ def test_decay_of_the_groups(llama, method):
 
 
 def test_frozen_angles_are_in_no_group_and_unknown_parameters_in_group_other(llama):
-    config = qpeft.QuantumPeftConfig(r=3, n_layers=1, target_modules=["q_proj"], freeze_angles=True)
+    config = qpeft.QuantumPeftConfig(
+        r=3,
+        n_layers=1,
+        target_modules=["q_proj"],
+        freeze_angles=True,
+    )
     model = get_peft_model(llama, config)
     assert [group["name"] for group in qpeft.param_groups(model, lr=1e-3)] == ["lambda"]
     own = model.base_model.generators["default"].own = torch.nn.Parameter(torch.zeros(1))

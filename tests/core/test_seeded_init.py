@@ -14,7 +14,8 @@ MASK = 2**64 - 1
 
 def philox4x64(counter: list[int], key: list[int]) -> list[int]:
     """Philox 4x64 with 10 rounds, written from its paper (Salmon et al., 2011)."""
-    c, k = list(counter), list(key)
+    c = list(counter)
+    k = list(key)
     for _ in range(10):
         high0, low0 = divmod(0xD2E7470EE14C6C93 * c[0], 2**64)
         high1, low1 = divmod(0xCA5A826395121157 * c[2], 2**64)
@@ -52,4 +53,14 @@ def test_hash_covers_names_and_integers():
         return start.hexdigest()
 
     assert digest("a", "b") == digest("a", "b")
-    assert len({digest("a"), digest("b"), digest("a", "b"), digest("b", "a")}) == 4
+    assert (
+        len(
+            {
+                digest("a"),
+                digest("b"),
+                digest("a", "b"),
+                digest("b", "a"),
+            }
+        )
+        == 4
+    )

@@ -72,7 +72,15 @@ def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
         read(folder, eval_data=str(folder_of(tmp_path / "evaluated", ("cow", "dog"))))
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (8, 8, 4), (5, 12)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8, 8),
+        (8, 8, 3),
+        (8, 8, 4),
+        (5, 12),
+    ],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_are_converted_to_the_models_size_and_channels(read, tmp_path, shape, channels):
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
@@ -95,7 +103,8 @@ def test_folder_and_parquet_file_give_the_same_examples_and_their_hash_depends_o
 ):
     folder = folder_of(tmp_path / "files")
     write_images(tmp_path / "x.parquet", load_images(str(folder), "train", "label"))
-    from_files, from_table = read(folder), read(tmp_path / "x.parquet")
+    from_files = read(folder)
+    from_table = read(tmp_path / "x.parquet")
     assert from_files.labels == from_table.labels == ("cat", "dog")
     assert from_files.sha256() == from_table.sha256() == read(folder).sha256()
     picture(folder / "cat" / "0.png", (1, 2, 3))
@@ -147,7 +156,11 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
         features = datasets.Features({column: datasets.Image(), **kinds})
         rows = [{column: {"bytes": content, "path": None}, "kind": 1, "number": 7}]
         made = datasets.Dataset.from_list(rows, features=features)
-        monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "validation"])
+        monkeypatch.setattr(
+            datasets,
+            "get_dataset_split_names",
+            lambda *_: ["train", "validation"],
+        )
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
 
     hub("img", encoded)
@@ -169,7 +182,11 @@ def test_images_are_converted_or_turned_upright_and_those_of_more_than_8_bits_re
         Image.fromarray(np.zeros((4, 4), dtype=kind)).save(tmp_path / name)
         with pytest.raises(DataError, match=name):
             open_image(tmp_path / name, "L")
-    for mode, value in (("RGBA", (10, 20, 30, 255)), ("P", 1), ("CMYK", (0, 0, 0, 0))):
+    for mode, value in (
+        ("RGBA", (10, 20, 30, 255)),
+        ("P", 1),
+        ("CMYK", (0, 0, 0, 0)),
+    ):
         path = picture(tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", value, mode)
         assert open_image(path.read_bytes(), "RGB").mode == "RGB"
     exif = Image.Exif()

@@ -39,7 +39,12 @@ def read(tiny_encoder, tmp_path):
     return make
 
 
-ROWS = [("the king sings", "b"), ("a fox", "a"), ("the queen", "b"), ("wood at night", "a")]
+ROWS = [
+    ("the king sings", "b"),
+    ("a fox", "a"),
+    ("the queen", "b"),
+    ("wood at night", "a"),
+]
 
 
 def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
@@ -173,9 +178,18 @@ def test_one_example_in_20_of_each_class_is_held_out():
 def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(
     read, opinion_files, tmp_path
 ):
-    rows = [("a fox", "1"), ("the king", "0"), ("a queen", "1"), ("the wood", "0")]
+    rows = [
+        ("a fox", "1"),
+        ("the king", "0"),
+        ("a queen", "1"),
+        ("the wood", "0"),
+    ]
     assert read(rows).sha256() == read(rows).sha256()
-    others = [rows[::-1], [*rows[:3], ("the bird", "0")], [*rows[:3], ("the wood", "1")]]
+    others = [
+        rows[::-1],
+        [*rows[:3], ("the bird", "0")],
+        [*rows[:3], ("the wood", "1")],
+    ]
     others.append([(text, f"c{name}") for text, name in rows])
     hashes = {read(other).sha256() for other in (rows, *others)}
     changes = {"seq_len": 3}, {"eval_data": str(tmp_path / "x.jsonl")}
@@ -190,7 +204,11 @@ def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
     )
-    rows = [{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": -1}]
+    rows = [
+        {"text": "a", "label": 1},
+        {"text": "b", "label": 0},
+        {"text": "c", "label": -1},
+    ]
     made = datasets.Dataset.from_list(rows, features=features)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)

@@ -22,7 +22,12 @@ LM = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 CIRCUIT = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
 SMALL = {**LM, **CIRCUIT}
 PAULI = {"r": 2, "n_layers": 1, **LM}
-FRAMED = {"r": 2, "target_modules": ["q_proj"], "frame_rank": 4, "task_type": "CAUSAL_LM"}
+FRAMED = {
+    "r": 2,
+    "target_modules": ["q_proj"],
+    "frame_rank": 4,
+    "task_type": "CAUSAL_LM",
+}
 OF_CIRCUITS = ("random", "redundant", "gradients", "expressive")
 BASES = {"llama": tiny_models.llama, "gpt2": tiny_models.gpt2}
 
@@ -157,7 +162,8 @@ SIDES = st.integers(1, 9)
 @given(st.integers(0, 2**16), SIDES, SIDES, SIDES, st.floats(1e-3, 1e3))
 def test_factors_have_the_ranks_of_their_product(seed, rows, r, columns, scale):
     draw = np.random.default_rng(seed)
-    b, a = scale * draw.standard_normal((rows, r)), draw.standard_normal((r, columns))
+    b = scale * draw.standard_normal((rows, r))
+    a = draw.standard_normal((r, columns))
     found = effective_rank({"w": (torch.from_numpy(b), torch.from_numpy(a))})
     s = np.linalg.svd(b @ a, compute_uv=False)[: min(rows, r, columns)]
     share = s / s.sum()

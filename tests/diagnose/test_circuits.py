@@ -54,22 +54,38 @@ def haar_states(samples, n_qubits, field, seed=0):
 
 
 @pytest.mark.parametrize("field", OTHER)
-@pytest.mark.parametrize("samples, n_qubits", [(200, 8), (1, 10), (20, 12), (500, 4)])
+@pytest.mark.parametrize(
+    "samples, n_qubits",
+    [
+        (200, 8),
+        (1, 10),
+        (20, 12),
+        (500, 4),
+    ],
+)
 def test_random_states_pass_for_their_field_and_fail_for_the_other(field, samples, n_qubits):
     p = haar_states(samples, n_qubits, field, seed=6).abs().square()
-    own, other = porter_thomas(p, field), porter_thomas(p, OTHER[field])
+    own = porter_thomas(p, field)
+    other = porter_thomas(p, OTHER[field])
     assert own["p_value"] > 0.01
     assert own["inverse_participation"] == pytest.approx(own["expected_participation"], rel=0.1)
     assert (other["p_value"], other["distance"] > 0.1) == (1 / 200, True)
 
 
 @pytest.mark.parametrize(
-    "samples, size, tested", [(1, 64, None), (5, 16, None), (4, 2, None), (10, 32, 96)]
+    "samples, size, tested",
+    [
+        (1, 64, None),
+        (5, 16, None),
+        (4, 2, None),
+        (10, 32, 96),
+    ],
 )
 def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypatch):
     if tested:
         monkeypatch.setattr(sys.modules[CIRCUITS], "_TESTED", tested)
-    found, naive = [], []
+    found = []
+    naive = []
     for seed in range(120):
         p = np.random.default_rng(seed).dirichlet([0.5] * size, samples)
         found.append(porter_thomas(p)["p_value"])
@@ -84,7 +100,8 @@ def test_p_values_are_uniform_for_random_states(samples, size, tested, monkeypat
 @pytest.mark.parametrize("field", OTHER)
 def test_distance_and_moments_equal_scipy_and_numpy(field):
     p = np.random.default_rng(0).dirichlet([0.7] * 128, 30)
-    law, found = stats.beta(PARAMETER[field], 127 * PARAMETER[field]), porter_thomas(p, field)
+    law = stats.beta(PARAMETER[field], 127 * PARAMETER[field])
+    found = porter_thomas(p, field)
     assert found["distance"] == pytest.approx(
         stats.kstest(p.flatten(), law.cdf).statistic, abs=1 / 4096
     )
@@ -96,7 +113,12 @@ def test_distance_and_moments_equal_scipy_and_numpy(field):
 
 
 @settings(max_examples=25)
-@given(st.booleans(), st.integers(1, 5), st.integers(1, 4), st.sampled_from([*OTHER]))
+@given(
+    st.booleans(),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from([*OTHER]),
+)
 def test_extreme_probabilities_give_finite_results(constant, n_qubits, samples, field):
     size = 2**n_qubits
     p = np.full((samples, size), 1 / size) if constant else np.eye(size)[np.arange(samples) % size]
@@ -173,13 +195,19 @@ def test_rank_of_shared_and_scaled_angles_is_that_of_pennylane_and_finite_differ
 @pytest.mark.parametrize("name", SHARED)
 def test_measurements_of_shared_and_scaled_angles(name):
     """Rank and slopes against PennyLane and finite differences; states against PennyLane."""
-    ansatz, run = SHARED[name], by_pennylane(SHARED[name])
+    ansatz = SHARED[name]
+    run = by_pennylane(SHARED[name])
     angles = random_angles(ansatz, 6, seed=2)
     moves = 1e-5 * torch.eye(ansatz.n_angles, dtype=torch.float64)
     for at in angles[:2]:
         jacobian = torch.autograd.functional.jacobian(run, at)  # (D, P)
         differences = [(run(at + move) - run(at - move)) / 2e-5 for move in moves]
-        torch.testing.assert_close(torch.stack(differences, 1), jacobian, rtol=0, atol=1e-8)
+        torch.testing.assert_close(
+            torch.stack(differences, 1),
+            jacobian,
+            rtol=0,
+            atol=1e-8,
+        )
         expected = torch.linalg.matrix_rank(jacobian, rtol=1e-8)
         assert redundancy(ansatz, at)["independent"] == expected > 0
     # 6 samples with the seed of `gradient_variance`, mean over angles of sum_i s_i D p_i squared
@@ -324,7 +352,14 @@ def test_divergence_equals_scipy_in_bins_of_equal_probability():
     assert of_fidelities(np.zeros(10), 3, n_bins=10)["divergence"] == pytest.approx(math.log(10))
 
 
-@pytest.mark.parametrize("n_pairs, n_bins", [(50, 50), (400, 20), (2000, 50)])
+@pytest.mark.parametrize(
+    "n_pairs, n_bins",
+    [
+        (50, 50),
+        (400, 20),
+        (2000, 50),
+    ],
+)
 def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
     counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
     simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
@@ -340,7 +375,12 @@ def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
 
 
 @settings(max_examples=15)
-@given(st.integers(2, 5), st.integers(2, 3), st.sampled_from([*OTHER]), st.integers(0, 99))
+@given(
+    st.integers(2, 5),
+    st.integers(2, 3),
+    st.sampled_from([*OTHER]),
+    st.integers(0, 99),
+)
 def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
     states = haar_states(samples, n_qubits, field, seed)
     reduced = (

@@ -95,16 +95,16 @@ def stand_ins(tmp_path_factory, qpeft_cli):
         ViTConfig(image_size=8, patch_size=4, num_labels=2, **small)
     ).save_pretrained(folder / "vit")
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "vit")
-    gemma = {
-        "vocab_size": 256_000,
-        "hidden_size": 2048,
-        "intermediate_size": 16_384,
-        "num_hidden_layers": 18,
-    }
-    gemma |= {"num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
-    configs = {"gpt2-small": GPT2Config(), "gemma-2b": GemmaConfig(**gemma)}
-    for name, config in configs.items():
-        config.save_pretrained(folder / name)
+    GPT2Config().save_pretrained(folder / "gpt2-small")
+    GemmaConfig(
+        vocab_size=256_000,
+        hidden_size=2048,
+        intermediate_size=16_384,
+        num_hidden_layers=18,
+        num_attention_heads=8,
+        num_key_value_heads=1,
+        head_dim=256,
+    ).save_pretrained(folder / "gemma-2b")
     draw = np.random.default_rng(0)
     for kind in ("cats", "dogs"):
         (folder / "photos" / kind).mkdir(parents=True)

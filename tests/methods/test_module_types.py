@@ -31,7 +31,11 @@ METHODS = {
     "cua": (qpeft.CUAConfig, {"block_size": 2}, LINEAR),
     "quic": (qpeft.QuICConfig, {"n_blocks": 2, "base": "pyramid"}, LINEAR),
     "quanta": (qpeft.QuanTAConfig, {}, LINEAR),
-    "bottleneck": (qpeft.BottleneckConfig, {"bottleneck_size": 2}, LINEAR | {"norm"}),
+    "bottleneck": (
+        qpeft.BottleneckConfig,
+        {"bottleneck_size": 2},
+        LINEAR | {"norm"},
+    ),
 }
 
 
@@ -58,4 +62,9 @@ def test_method_adapts_these_modules_and_refuses_others(method, kind, tmp_path):
     )
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(_base(make), tmp_path)
-    torch.testing.assert_close(loaded.base_model.model["f"](x), output, rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.base_model.model["f"](x),
+        output,
+        rtol=0,
+        atol=0,
+    )

@@ -25,13 +25,20 @@ LAST = [{}, {"readout": "last_r", "ansatz": "mps"}]
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}, QCHFT]
+    "settings",
+    [
+        {},
+        {"ansatz": "rxyz", "n_layers": 2},
+        {"carry_norm": True},
+        QCHFT,
+    ],
 )
 def test_output_equals_the_equation(llama, settings):
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
     model = move(adapt(llama, alpha=8, **settings))
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
-    branch, x = layer.qpeft_adapter["default"], torch.randn(3, 5, 16)
+    branch = layer.qpeft_adapter["default"]
+    x = torch.randn(3, 5, 16)
     z = qpeft.circuits.amplitude_expectations(
         x, branch.features.angles(), settings.get("ansatz", "square")
     )
@@ -48,7 +55,8 @@ def test_gpt2_adapts_queries_and_values(gpt2):
     model = move(adapt(gpt2))
     assert model.peft_config["default"].target_modules == ["c_attn"]
     found = model.base_model.model.transformer.h[0].attn.c_attn
-    x, branch = torch.randn(2, 3, 16), found.qpeft_adapter["default"]
+    x = torch.randn(2, 3, 16)
+    branch = found.qpeft_adapter["default"]
     assert branch.V.shape == (32, 4)
     assert not branch(x)[..., 16:32].any()
     assert_close(found(x), layer(x) + branch(x))
@@ -66,7 +74,15 @@ def test_default_targets_of_llama_have_angles_of_their_own(llama):
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"ansatz": "rxyz"}, {"alpha": 8}, {"n_read": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"ansatz": "rxyz"},
+        {"alpha": 8},
+        {"n_read": 1},
+    ],
+)
 def test_folder_with_other_settings_is_refused(gpt2, tmp_path, change):
     adapt(copy.deepcopy(gpt2)).save_pretrained(tmp_path)
     edit_config(tmp_path, **change)
@@ -91,15 +107,19 @@ def signs(n):
 
 @pytest.mark.parametrize("more", LAST)
 @pytest.mark.parametrize(
-    "source, sign", [("qnn", 1), ("quadratic", 1), ("givens", 1), ("linear", -1)]
+    "source, sign",
+    [
+        ("qnn", 1),
+        ("quadratic", 1),
+        ("givens", 1),
+        ("linear", -1),
+    ],
 )
 def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_norm(
     source, sign, more
 ):
-    made, x = (
-        features(13, feature_source=source, n_layers=3, **more).double(),
-        torch.randn(50, 13).double(),
-    )
+    made = features(13, feature_source=source, n_layers=3, **more).double()
+    x = torch.randn(50, 13).double()
     f = made(x)
     assert torch.equal(f, sign * made(-x))
     assert_close(made(7 * x), f, atol=1e-12, rtol=1e-12)
@@ -115,7 +135,13 @@ def test_last_r_reads_the_last_qubits():
 
 
 @pytest.mark.parametrize("more", LAST)
-@pytest.mark.parametrize("source, low, high", [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)])
+@pytest.mark.parametrize(
+    "source, low, high",
+    [
+        ("quadratic", 0.97, 1.03),
+        ("linear", 0.7, 1.3),
+    ],
+)
 def test_controls_have_the_variance_of_a_real_circuit(source, low, high, more):
     x = torch.randn(4000, 64)
     drawn = torch.cat(
@@ -131,7 +157,8 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     for pairs in made.pairs:
         assert len(pairs.flatten().unique()) == 12
     assert features(13, feature_source="givens", ansatz="mps").pairs.shape == (5, 2, 4)  # 18 angles
-    one, x = features(4, feature_source="givens", ansatz="qaa"), torch.randn(3, 4)
+    one = features(4, feature_source="givens", ansatz="qaa")
+    x = torch.randn(3, 4)
     (i, j), angle = one.pairs[0].long(), one.angles()[0, 0]
     a = torch.nn.functional.normalize(x, dim=-1)
     turned = a.clone()
@@ -141,14 +168,21 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
 
 
 def test_quadratic_control_is_one_random_orthogonal_matrix():
-    made, x = features(6, feature_source="quadratic"), torch.randn(3, 6)
+    made = features(6, feature_source="quadratic")
+    x = torch.randn(3, 6)
     assert not made.state_dict()  # it is drawn again
     assert_close(made.matrix.T @ made.matrix, torch.eye(6))
     phi = torch.nn.functional.normalize(x, dim=-1) @ made.matrix.T
     assert_close(made(x), math.sqrt(10 / 2) * phi.square() @ signs(3))
 
 
-@pytest.mark.parametrize("more", [*LAST, {"ansatz": "rxyz", "n_layers": 2}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        *LAST,
+        {"ansatz": "rxyz", "n_layers": 2},
+    ],
+)
 @pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
 @pytest.mark.parametrize("norm", [0.0, 1e-12])
 def test_vanishing_inputs(source, norm, more):

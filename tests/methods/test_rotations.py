@@ -234,7 +234,12 @@ COUNTS = [  # K4, Q5, M2, F2: parameters of square maps of width 256, 768 and 40
     (partial(qpeft.QuanTAConfig, form="mpo", bond=9), (5904, 7056, 12_816)),
     (partial(qpeft.QuanTAConfig, form="mpo", bond=17), (19_856, 22_032, 41_616)),
     (
-        partial(qpeft.QAAConfig, ansatz="all_pairs", readout="last_r", n_layers=4),
+        partial(
+            qpeft.QAAConfig,
+            ansatz="all_pairs",
+            readout="last_r",
+            n_layers=4,
+        ),
         (1280, 2736, 9920),
     ),
 ]
@@ -268,7 +273,11 @@ def test_values_that_fill_no_block_of_an_input_are_not_rotated():
 
 def test_magnitudes_are_odd_and_homogeneous_and_keep_the_norm():
     rotated = [cua(K6[None], 4, readout="magnitude")(x) + x for x in (X, -X, 3 * X)]
-    close(torch.stack([-rotated[1], rotated[2] / 3]), torch.stack([rotated[0]] * 2), 1e-12)
+    close(
+        torch.stack([-rotated[1], rotated[2] / 3]),
+        torch.stack([rotated[0]] * 2),
+        1e-12,
+    )
     close(rotated[0].norm(), X.norm(), 1e-12)
 
 
@@ -302,7 +311,12 @@ def rotated_behind_v_proj(folder, config):
     """The logits of a model whose adapter is exported."""
     llama = tiny_models.llama(num_attention_heads=4, num_key_value_heads=2).double()
     llama.save_pretrained(folder / "base")
-    config = partial(config, side="output", layers_to_transform=[1], task_type="CAUSAL_LM")
+    config = partial(
+        config,
+        side="output",
+        layers_to_transform=[1],
+        task_type="CAUSAL_LM",
+    )
     plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
     model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
     assert (
@@ -315,19 +329,38 @@ def trained_rotation(folder, text_file, method):
     """The logits of a model that was trained by a run, whose adapter it exported to `folder`."""
     base = folder.with_name(f"base of {folder.name}")
     tiny_models.save_base(base, tiny_models.llama(vocab_size=257))
-    small = {"steps": 3, "batch_size": 2, "seq_len": 32, "eval_blocks": 2, "lr": 0.1}
+    small = {
+        "steps": 3,
+        "batch_size": 2,
+        "seq_len": 32,
+        "eval_blocks": 2,
+        "lr": 0.1,
+    }
     train(
-        RunSettings(model=str(base), data=str(text_file), out=str(folder), method=method, **small)
+        RunSettings(
+            model=str(base),
+            data=str(text_file),
+            out=str(folder),
+            method=method,
+            **small,
+        )
     )
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
     model.save_pretrained(folder / "base")
-    ids, untrained = torch.arange(8)[None], model(torch.arange(8)[None]).logits.detach()
+    ids = torch.arange(8)[None]
+    untrained = model(torch.arange(8)[None]).logits.detach()
     trained = qpeft.load(model, folder / "adapter")(ids).logits.detach()
     assert (trained - untrained).abs().max() > 1e-3
     return trained
 
 
-@pytest.mark.parametrize("in_new_process", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "in_new_process",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.long),
+    ],
+)
 def test_rotations_are_exported_as_oft_that_loads_without_qpeft(
     tmp_path, text_file, monkeypatch, in_new_process
 ):
@@ -348,7 +381,11 @@ def test_rotations_are_exported_as_oft_that_loads_without_qpeft(
         monkeypatch.setattr(sys, "argv", ["load", *logits])
         exec(LOAD, {})
     for folder, expected in logits.items():
-        close(torch.load(folder / "logits"), expected, 1e-10 if "behind" in folder.name else 1e-6)
+        close(
+            torch.load(folder / "logits"),
+            expected,
+            1e-10 if "behind" in folder.name else 1e-6,
+        )
 
 
 @pytest.mark.parametrize(
@@ -391,14 +428,24 @@ def test_angles_that_are_not_finite_are_not_exported(llama, tmp_path):
 )  # PEFT's, without nvcc
 @pytest.mark.parametrize("b", [2, 4, 8])
 def test_linear_cua_equals_oft_and_boft(b):
-    model, x = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"])), wavy(5, 8)
+    model = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"]))
+    x = wavy(5, 8)
     s = trained(model)[0].detach() / 2
-    oft = peft.OFTConfig(r=0, oft_block_size=b, use_cayley_neumann=False, target_modules=["f"])
+    oft = peft.OFTConfig(
+        r=0,
+        oft_block_size=b,
+        use_cayley_neumann=False,
+        target_modules=["f"],
+    )
     boft = peft.BOFTConfig(boft_block_size=b, boft_block_num=0, target_modules=["f"])
     for config, parameters in ((oft, -s), (boft, -skew(s)[None])):
         twin = peft.get_peft_model(copy.deepcopy(model).unload(), config).double()
         trained(twin)[0].data = parameters
-        close(twin.base_model.model["f"](x), model.base_model.model["f"](x).detach(), atol=1e-12)
+        close(
+            twin.base_model.model["f"](x),
+            model.base_model.model["f"](x).detach(),
+            atol=1e-12,
+        )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -422,7 +469,14 @@ def test_butterfly_has_the_pairs_of_a_fast_fourier_transform():
     assert butterfly(4) == [(0, 1), (2, 3), (0, 2), (1, 3)]
 
 
-@pytest.mark.parametrize("base, n_angles", [("cayley", 6), ("pyramid", 6), ("butterfly", 4)])
+@pytest.mark.parametrize(
+    "base, n_angles",
+    [
+        ("cayley", 6),
+        ("pyramid", 6),
+        ("butterfly", 4),
+    ],
+)
 @pytest.mark.parametrize("multiplier", ["compound", "random"])
 def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, n_angles, multiplier):
     rotation = quic(15, n_blocks=1, order=3, base=base, multiplier=multiplier)
@@ -450,7 +504,12 @@ def test_merging_in_half_precision_warns_and_unmerging_is_exact():
 
 
 @pytest.mark.parametrize(
-    "side, shape", [("input", (5, 5)), ("output", (3, 3)), ("parallel", (5, 3))]
+    "side, shape",
+    [
+        ("input", (5, 5)),
+        ("output", (3, 3)),
+        ("parallel", (5, 3)),
+    ],
 )
 def test_merge_of_any_linear_change(side, shape):
     class Change(LinearAdapter):
@@ -460,7 +519,8 @@ def test_merge_of_any_linear_change(side, shape):
     matrix, weight, x = (
         torch.randn(*size, dtype=torch.float64) for size in (shape, (3, 5), (4, 5))
     )
-    adapter, y = Change(side, make_dataclass("Settings", ())()), x @ weight.mT
+    adapter = Change(side, make_dataclass("Settings", ())())
+    y = x @ weight.mT
     expected = (
         (x + x @ matrix) @ weight.mT
         if side == "input"

@@ -57,7 +57,12 @@ def test_distribution_of_initial_values():
 
 
 @pytest.mark.parametrize(
-    "settings, warnings", [({}, 1), ({"sparse_lambda": 0.1}, 1), ({"shrink_budget": 0}, 0)]
+    "settings, warnings",
+    [
+        ({}, 1),
+        ({"sparse_lambda": 0.1}, 1),
+        ({"shrink_budget": 0}, 0),
+    ],
 )
 def test_training_without_a_threshold_warns_once(llama, ids, recwarn, settings, warnings):
     def ours():
@@ -108,7 +113,11 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
 @pytest.mark.parametrize("rslora", [False, True])
 def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
     fresh = copy.deepcopy(llama)
-    settings = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 2}, "use_rslora": rslora}
+    settings = {
+        "rank_pattern": {"q_proj": 4},
+        "alpha_pattern": {"q_proj": 2},
+        "use_rslora": rslora,
+    }
     model = gated(
         llama,
         [4, 2, 0, 3],
@@ -121,10 +130,21 @@ def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
     report = qpeft.export(model, tmp_path)
     assert list(report.ranks.values()) == [4, 2, 0, 3]
     stock = PeftModel.from_pretrained(fresh, tmp_path).eval()
-    torch.testing.assert_close(stock(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        stock(input_ids=ids).logits,
+        expected,
+        atol=1e-6,
+        rtol=1e-6,
+    )
 
 
-@pytest.mark.parametrize("ranks, value", [([0, 0, 0, 0], 0.0), ([3, 4, 5, 6], math.nan)])
+@pytest.mark.parametrize(
+    "ranks, value",
+    [
+        ([0, 0, 0, 0], 0.0),
+        ([3, 4, 5, 6], math.nan),
+    ],
+)
 def test_adapter_without_an_effect_and_non_finite_gates_are_not_exported(
     llama, tmp_path, ranks, value
 ):

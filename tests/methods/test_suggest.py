@@ -29,20 +29,16 @@ BATCHES = [{"input_ids": torch.arange(20)[None]}]
 def design(label, method, settings, *losses, base=(4.0, 5.0), budget=5000, vary=None, values=()):
     results = [
         {
-            **{
-                "base": "b",
-                "base_parameters": 10,
-                "data": data,
-                "steps": 1,
-                "trainable": 9,
-                "seeds": 5,
-            },
-            **{
-                "loss": loss,
-                "low": loss - 0.02,
-                "high": loss + 0.02,
-                "share": (start - loss) / (start - 3.0),
-            },
+            "base": "b",
+            "base_parameters": 10,
+            "data": data,
+            "steps": 1,
+            "trainable": 9,
+            "seeds": 5,
+            "loss": loss,
+            "low": loss - 0.02,
+            "high": loss + 0.02,
+            "share": (start - loss) / (start - 3.0),
         }
         for loss, start, data in zip(losses, base, "de", strict=True)
     ]

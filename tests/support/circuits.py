@@ -18,7 +18,11 @@ def _turn(name, wire, slot, scale=1.0, shift=0.0):
 
 
 def _rzz(a, b, slot, scale=1.0):
-    return [Gate("cx", (a, b)), _turn("rz", b, slot, scale), Gate("cx", (a, b))]
+    return [
+        Gate("cx", (a, b)),
+        _turn("rz", b, slot, scale),
+        Gate("cx", (a, b)),
+    ]
 
 
 _PLUS = [Gate("ry", (wire,), shift=math.pi / 2) for wire in range(3)]
@@ -37,7 +41,7 @@ _SHARED = {  # circuits of three qubits whose angles turn several gates, or a mu
         _turn("ry", 0, 0, 2.0), _turn("rx", 1, 1, -0.5, 0.3), _turn("ry", 2, 2, 0.25, -1.0),
         Gate("cx", (0, 1)), Gate("cz", (1, 2)), _turn("rx", 2, 3, 3.0), _turn("ry", 1, 4, -1.0),
     ],
-    "tied layers": 3 * [*(_turn("ry", w, w) for w in range(3)), Gate("cx", (0, 1)), Gate("cx", (1, 2))],
+    "tied layers": 3 * [*(_turn("ry", w, w) for w in range(3)), Gate("cx", (0, 1)), Gate("cx", (1, 2)),],
     "one angle": [
         *_PLUS, _turn("rx", 0, 0), _turn("rz", 1, 0, 2.0), Gate("cx", (0, 2)), _turn("ry", 2, 0, -0.7),
     ],
@@ -47,7 +51,12 @@ _SHARED = {  # circuits of three qubits whose angles turn several gates, or a mu
     ],
 }  # fmt: skip
 SHARED = {
-    name: fixed_ansatz(name, 3, (1 + max(gate.slot[0] for gate in gates if gate.slot),), gates)
+    name: fixed_ansatz(
+        name,
+        3,
+        (1 + max(gate.slot[0] for gate in gates if gate.slot),),
+        gates,
+    )
     for name, gates in _SHARED.items()
 }
 
@@ -119,7 +128,11 @@ def gate_expectations(ansatz, angles, x):
     """
     padded = torch.nn.functional.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1]))
     p = (
-        gate_evolve(ansatz, angles, (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT)
+        gate_evolve(
+            ansatz,
+            angles,
+            (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT,
+        )
         .abs()
         .square()
         .mT

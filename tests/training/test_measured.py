@@ -25,15 +25,18 @@ from qpeft.methods.cua.model import CUARotation
 from qpeft_lab.training.input_circuits import angles_on_inputs, circuit_on_inputs
 from qpeft_lab.training.measured import measured_scores
 
-QAA, CUA, LORA = (
-    qpeft.QAAConfig,
-    partial(qpeft.CUAConfig, readout="magnitude"),
-    LoraConfig(target_modules="all-linear"),
-)
+QAA = qpeft.QAAConfig
+CUA = partial(qpeft.CUAConfig, readout="magnitude")
+LORA = LoraConfig(target_modules="all-linear")
 MODELS = {  # with their circuits on a batch of 27 tokens
     "qaa": (QAA(carry_norm=True), 4 * 27),
     "qchft": (
-        QAA(ansatz="all_pairs", readout="last_r", n_layers=2, target_modules=["down_proj"]),
+        QAA(
+            ansatz="all_pairs",
+            readout="last_r",
+            n_layers=2,
+            target_modules=["down_proj"],
+        ),
         2 * 27,
     ),
     "cua": (CUA(target_modules=["v_proj"]), 2 * 27 * 4),
@@ -53,7 +56,13 @@ def sweep(model, ids, points, seen=None, folder=Path(), **settings):
     points = [BackendSettings(**settings, **point) for point in points]
     folder_of = lambda point: folder / f"{point.shots} {point.noise}"  # noqa: E731
     with torch.no_grad():
-        return measured_scores(model, score, points, forecast=seen.extend, folder_of=folder_of)
+        return measured_scores(
+            model,
+            score,
+            points,
+            forecast=seen.extend,
+            folder_of=folder_of,
+        )
 
 
 def scored(model, ids, seen=None, folder=Path(), **settings):
@@ -86,7 +95,8 @@ def test_many_shots_give_the_exact_outputs_and_few_do_not(adapted, ids):
 @torch.no_grad()
 def test_cua_has_the_check_values_of_noise_and_counts():
     """C4: lam = 0.119; and without noise the counts of NumPy's generator."""
-    x, k = torch.arange(1, 5, dtype=torch.float64), torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    x = torch.arange(1, 5, dtype=torch.float64)
+    k = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     rotation = CUARotation(CUA(), "f", (4, 4), SeededInit(0)).double()
     rotation.angles.tau.data = k[None].double()
     model, score = nn.ModuleDict({"f": rotation}), lambda: x + rotation(x)
@@ -111,13 +121,19 @@ def test_noise_shrinks_the_features_of_qaa_and_zero_inputs_have_none(llama):
 
 
 def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
-    model, seen = get_peft_model(llama, QAA()), []
+    model = get_peft_model(llama, QAA())
+    seen = []
     scored(model, ids, shots=100, shot_budget=100 * 108)
     with pytest.raises(ConfigError, match="10,800 more shots"):
         scored(model, ids, seen, shots=100, shot_budget=100 * 108 - 1)
     assert seen == [
         "score",
-        {"noise": 0.0, "shots_per_circuit": 100, "circuits": 108, "shots": 10_800},
+        {
+            "noise": 0.0,
+            "shots_per_circuit": 100,
+            "circuits": 108,
+            "shots": 10_800,
+        },
     ]
 
 
@@ -125,7 +141,8 @@ def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
 def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(
     llama, ids, tmp_path, place
 ):
-    model, device = move(get_peft_model(llama, MODELS["cua"][0]), spread=0.3), Flaky()
+    model = move(get_peft_model(llama, MODELS["cua"][0]), spread=0.3)
+    device = Flaky()
     settings = {"backend": device} if place == "device" else {}
     run = partial(
         sweep, model, ids, [{"shots": 64}, {"shots": 4096}], folder=tmp_path / "all", **settings
@@ -179,7 +196,14 @@ class Flaky(ExactBackend):
         return super().run(ansatz, angles, shots, seed)
 
 
-@pytest.mark.parametrize("backend", ["pennylane:default.qubit", Flaky()], ids=["pennylane", "own"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "pennylane:default.qubit",
+        Flaky(),
+    ],
+    ids=["pennylane", "own"],
+)
 def test_devices_without_shots_give_the_exact_outputs(adapted, ids, tmp_path, backend):
     model, circuits = adapted
     costs, found = scored(model, ids, folder=tmp_path, backend=backend)
@@ -194,13 +218,16 @@ def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign)
     q[:, 0] *= torch.where(torch.linalg.det(q) * sign > 0, 1, -1)[:, None]
     a = torch.nn.functional.normalize(torch.randn(7, 5, 2**n_qubits, dtype=torch.float64), dim=-1)
     a[0, 0] = torch.eye(2**n_qubits)[-1]
-    ansatz, angles = (
-        circuit_on_inputs(2**n_qubits, None),
-        angles_on_inputs(a.numpy(), None, q.numpy()),
-    )
+    ansatz = circuit_on_inputs(2**n_qubits, None)
+    angles = angles_on_inputs(a.numpy(), None, q.numpy())
     assert ansatz.n_angles == 2**n_qubits - 1 + 2**n_qubits * (2**n_qubits - 1) // 2
     found = exact_probabilities(ansatz, torch.from_numpy(angles).flatten(0, 1)).view(a.shape)
-    assert_close(found, torch.einsum("mij,rmj->rmi", q, a).square(), atol=1e-13, rtol=0)
+    assert_close(
+        found,
+        torch.einsum("mij,rmj->rmi", q, a).square(),
+        atol=1e-13,
+        rtol=0,
+    )
 
 
 @pytest.mark.filterwarnings(
@@ -208,7 +235,12 @@ def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign)
 )  # Qiskit's, on fake devices
 @pytest.mark.parametrize("name", ["qiskit:aer", "fake"])
 def test_counts_of_qiskit_are_those_of_the_exact_probabilities(llama, ids, tmp_path, name):
-    fake = GenericBackendV2(4, coupling_map=CouplingMap.from_line(4), noise_info=False, seed=1)
+    fake = GenericBackendV2(
+        4,
+        coupling_map=CouplingMap.from_line(4),
+        noise_info=False,
+        seed=1,
+    )
     backend = (
         BackendSamplerV2(backend=fake, options={"seed_simulator": 0}) if name == "fake" else name
     )

@@ -20,7 +20,14 @@ from qpeft.errors import ConfigError
 
 _NOISY = "default.mixed"
 _SEEDED = ("default.qubit", _NOISY, "lightning.qubit", "lightning.kokkos", "lightning.gpu")
-_PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
+_PAULIS = np.array(
+    [
+        [[1, 0], [0, 1]],
+        [[0, 1], [1, 0]],
+        [[0, -1j], [1j, 0]],
+        [[1, 0], [0, -1]],
+    ]
+)
 
 
 class PennyLaneBackend(Backend):

@@ -454,7 +454,8 @@ def _table(axes: tuple[str, ...], pairs: tuple[Gate, ...]) -> Tensor:
         factors = [(eye + s * _PAULIS[axis]) / 2 for s, axis in zip(sign, axes, strict=True)]
         return reduce(torch.kron, factors)
 
-    even, odd = [], []
+    even = []
+    odd = []
     for sign in _signs(len(axes)):
         here = projector(sign)
         there = projector([-s for s in sign])

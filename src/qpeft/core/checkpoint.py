@@ -175,8 +175,11 @@ def read_config(folder: Path, frames: str | Path | None = None) -> PeftConfig:
         CheckpointError: a file is damaged, missing or foreign, or a field of the config is invalid.
         ConfigError: there is no file `frames`.
     """
-    content = with_frame_settings(check_folder(folder), folder, frames)
-    return config_of(content, folder / CONFIG)
+    content, file = with_frame_settings(check_folder(folder), folder, frames)
+    config: Any = config_of(content, folder / CONFIG)
+    if file is not None:
+        config.held_frame_file = file  # so that building the adapter does not read it again
+    return config
 
 
 @contextmanager
@@ -284,17 +287,18 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
         model, adapter_name=name, save_embedding_layers=False
     ).keys()
     # rows of a resized base, which an adapter of the base before does not have
-    expected = expected - resized_embeddings(model, model.state_dict()).keys()
-    of_base = _saved_keys(model, name) - expected  # such as a tied head, which PEFT may add
+    state = model.state_dict()
+    expected = expected - resized_embeddings(model, state).keys()
+    of_base = _saved_keys(model, name, state) - expected  # such as a tied head, which PEFT may add
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         present = set(file.keys())
     _check_names(str(folder / WEIGHTS), present - of_base, expected)
 
 
-def _saved_keys(model: Any, name: str) -> set[str]:
+def _saved_keys(model: Any, name: str, present: State) -> set[str]:
     """Every key that PEFT may use in a file of this adapter: of the adapter and of the base."""
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[model.peft_config[name].peft_type]
-    return {tuner._remove_adapter_name_from_key(key, name) for key in model.state_dict()}
+    return {tuner._remove_adapter_name_from_key(key, name) for key in present}
 
 
 def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
@@ -308,7 +312,7 @@ def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
         )
 
 
-def check_loaded(state: State, expected: State, model: Any, name: str) -> State:
+def check_loaded(state: State, expected: State, model: Any, name: str, present: State) -> State:
     """The tensors of a file that are loaded: the `expected` ones of an adapter, and weights of the
     base that PEFT adds, such as a tied head or resized embeddings.
 
@@ -317,13 +321,13 @@ def check_loaded(state: State, expected: State, model: Any, name: str) -> State:
         expected: Those of the adapter.
         model: The PeftModel.
         name: The adapter's.
+        present: The state dict of the model.
 
     Raises CheckpointError as `check_tensors`, or if the base has another vocabulary.
     """
     # PEFT saves some a second time, without the adapter's name: with resized embeddings those in a
     # wrapper of the head, with bias="all" the biases in modules_to_save
-    present = model.state_dict()
-    second = _saved_keys(model, name) - present.keys()
+    second = _saved_keys(model, name, present) - present.keys()
     loaded = {key: tensor for key, tensor in state.items() if key not in second}
     of_base = loaded.keys() & present.keys() - expected.keys()
     check_tensors({k: tensor for k, tensor in loaded.items() if k not in of_base}, expected)

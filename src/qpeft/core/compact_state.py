@@ -80,8 +80,9 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
 
         others = {k: v for k, v in state_dict.items() if not k.startswith(holder.saved_prefix)}
         others = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, others)
-        expected = other_tensors(model, adapter_name, config.to_stock(), model.state_dict())
-        others = check_loaded(others, expected, model, adapter_name)
+        present = model.state_dict()
+        expected = other_tensors(model, adapter_name, config.to_stock(), present)
+        others = check_loaded(others, expected, model, adapter_name, present)
 
         # PEFT's load_state_dict copies what is returned into the generator, by these keys
         prefix = f"{holder.prefix}{adapter_name}."

@@ -6,8 +6,8 @@ orthonormal columns. Its metadata contain a digest of the base model and the set
 for which the frames were made, as JSON. An adapter that refers to the file stores only the settings
 that differ from these.
 
-A file is read once for each use: its hash is that of the bytes from which the frames are taken. So
-a changed file is refused for every adapter that refers to it.
+A load reads the file once: its settings, its hash and the frames are those of the same bytes. So a
+changed file is refused for every adapter that refers to it.
 """
 
 from __future__ import annotations
@@ -214,11 +214,18 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> FrameShape:
     return FrameShape(d_out, d_in, rank)
 
 
+class WithFrames(NamedTuple):
+    """The content of an adapter_config.json with the settings in its frame file, if it has one."""
+
+    content: dict[str, Any]
+    file: FrameFile | None
+
+
 def with_frame_settings(
     content: dict[str, Any], folder: Path, given: str | Path | None = None
-) -> dict[str, Any]:
+) -> WithFrames:
     """The content of adapter_config.json, with the settings in the frame file if the adapter refers
-    to one.
+    to one, and the file.
 
     The file is `given`, or it is searched for in the adapter's `folder`, and in two above.
 
@@ -228,7 +235,7 @@ def with_frame_settings(
     name = content.get("frames")
     sha256 = content.get("frames_sha256")
     if sha256 is None:
-        return content
+        return WithFrames(content, None)
     searched = [folder.absolute(), *folder.absolute().parents][: FOUND_ABOVE + 1]
     near = [place / Path(str(name)).name for place in searched]
     path = given if given is not None else next(filter(isfile, near), None)
@@ -238,7 +245,8 @@ def with_frame_settings(
             f" {_GIVE}"
         )
     file = read_frame_file(path, sha256)
-    return {**file.settings, "generated": None, **content, "frames": str(file.path)}
+    content = {**file.settings, "generated": None, **content, "frames": str(file.path)}
+    return WithFrames(content, file)
 
 
 def _digest(modules: Mapping[str, nn.Module]) -> str | None:

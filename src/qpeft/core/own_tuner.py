@@ -84,7 +84,7 @@ class OwnTuner(BaseTuner):
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         # PEFT silently leaves tensors that the file lacks at their initial values
         expected = complete_state(model, adapter_name, {})
-        return check_loaded(state, expected, model, adapter_name)
+        return check_loaded(state, expected, model, adapter_name, model.state_dict())
 
     def plan_sizes(self) -> dict[str, Any]:
         """As `Generator.plan_sizes`; called on the meta device."""

@@ -102,7 +102,11 @@ def adapter_contract(
     else:
         refused("the export", ConfigError, exported)
     run_checks(*checks)
-    same(_logits(model, batch), live, "merging a copy, or qpeft.export, changes the model")
+    same(
+        _logits(model, batch),
+        live,
+        "merging a copy, or qpeft.export, changes the model",
+    )
 
 
 def _check_trainable(model: Any, adapter_name: str) -> None:
@@ -155,7 +159,11 @@ def _check_copy(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
     twin = copy.deepcopy(model)
     same(_logits(twin, batch), live, "it has different outputs")
     _train(twin, batch, lr)
-    same(_logits(model, batch), live, "training it changes the model it was copied from")
+    same(
+        _logits(model, batch),
+        live,
+        "training it changes the model it was copied from",
+    )
     assert not torch.equal(_logits(twin, batch), live), "training does not change it"
 
 
@@ -196,7 +204,12 @@ def _check_second(
 
 def _check_merge(model: Any, batch: Mapping[str, Tensor], live: Tensor) -> None:
     for name in ("merge_adapter", "unmerge_adapter", "merge_and_unload"):
-        _check_same(getattr(model, name)() or model, batch, live, f"{name}() changes the outputs")
+        _check_same(
+            getattr(model, name)() or model,
+            batch,
+            live,
+            f"{name}() changes the outputs",
+        )
 
 
 def _exported(model: Any, make_base: Callable[[], Any]) -> Any:

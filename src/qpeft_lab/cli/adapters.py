@@ -138,4 +138,4 @@ def adapter_config(folder: Path, frames: Path | None = None) -> dict[str, Any]:
     from qpeft.core.checkpoint import check_folder
     from qpeft.core.frame_file import with_frame_settings
 
-    return with_frame_settings(check_folder(folder), folder, frames)
+    return with_frame_settings(check_folder(folder), folder, frames).content

@@ -129,7 +129,11 @@ def differences(summary: Summary) -> Chart | None:
     # of the means: a single wide interval would make all others unreadable
     limits = _limits([0.0, *(factor * difference.mean for difference in drawn)])
     with drawing(56 + 30 * n_rows + 24 * len(groups)) as (figure, axes):
-        style = {"transform": axes.get_yaxis_transform(), "va": "center", "size": 9}
+        style = {
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "size": 9,
+        }
         box = {"fc": "white", "ec": "none", "pad": 0.8}
         axes.set_xlim(*limits)
         line = 0.0
@@ -169,7 +173,13 @@ def _draw_difference(
     """The mean as a mark, filled for a verdict, and the interval, in the unit of the report."""
     difference = row.difference
     if difference.low is not None and difference.high is not None:
-        draw_interval(axes, height, factor * difference.low, factor * difference.high, kind.color)
+        draw_interval(
+            axes,
+            height,
+            factor * difference.low,
+            factor * difference.high,
+            kind.color,
+        )
     face = kind.color if difference.verdict in (BETTER, WORSE) else "white"
     axes.plot(
         factor * difference.mean, height, marker=kind.marker, mfc=face, color=kind.color, zorder=3
@@ -190,7 +200,13 @@ def draw_interval(axes: Axes, height: float, low: float, high: float, color: str
     end = min(high, right)
     axes.plot([start, end], [height, height], color=color, lw=1.5)
     for place, is_cut, arrow in ((start, low < left, "<"), (end, high > right, ">")):
-        axes.plot(place, height, marker=arrow if is_cut else "|", color=color, clip_on=False)
+        axes.plot(
+            place,
+            height,
+            marker=arrow if is_cut else "|",
+            color=color,
+            clip_on=False,
+        )
 
 
 def _groups(summary: Summary) -> dict[str, list[ComparedResult]]:
@@ -315,7 +331,13 @@ def curves(summary: Summary) -> Chart | None:
         places = _apart({key: ends[key] for key in named}, room, highest=high - room / 2)
         for key, place in places.items():
             color = kind_of(summary[key], summary).color
-            _name_end(axes, summary[key].label, end=ends[key], place=place, color=color)
+            _name_end(
+                axes,
+                summary[key].label,
+                end=ends[key],
+                place=place,
+                color=color,
+            )
         remarks = {
             "The learning rates are those that tuning chose.": any(
                 result.trials for result in shown
@@ -341,7 +363,13 @@ def _apart(ends: Mapping[str, float], room: float, *, highest: float) -> dict[st
 
 def _name_end(axes: Axes, label: str, *, end: float, place: float, color: str) -> None:
     """A label right of the axes at `place`, with a line to the `end` of the curve."""
-    line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
+    line = {
+        "arrowstyle": "-",
+        "color": color,
+        "lw": 0.5,
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
     axes.annotate(
         label,
         xy=(1, end),
@@ -398,9 +426,15 @@ def _name_points(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, f
     taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in marks]
     for label, (x, y) in zip(points, marks, strict=True):
         wide = _LETTER * len(label)
-        places = [(7, -_LINE / 2), (-7 - wide, -_LINE / 2), (-wide / 2, 6), (-wide / 2, -_LINE - 6)]
+        places = [
+            (7, -_LINE / 2),
+            (-7 - wide, -_LINE / 2),
+            (-wide / 2, 6),
+            (-wide / 2, -_LINE - 6),
+        ]
         for left, low in ((x + dx, y + dy) for dx, dy in (*places, (5, 5), (5, -_LINE - 5))):
-            right, top = left + wide, low + _LINE
+            right = left + wide
+            top = low + _LINE
             is_inside = box.x0 <= left and right <= box.x1 and box.y0 <= low and top <= box.y1
             if is_inside and not any(
                 left < x1 and x0 < right and low < y1 and y0 < top for x0, y0, x1, y1 in taken

@@ -67,7 +67,11 @@ def _origin(study: Study) -> dict[str, Any]:
     columns.
     """
     run = study.run
-    given = {"data": run.data, "eval_data": run.eval_data, "test_data": study.test_data}
+    given = {
+        "data": run.data,
+        "eval_data": run.eval_data,
+        "test_data": study.test_data,
+    }
     content = {"task": run.task}
     content |= {name: source and _content_of(source) for name, source in given.items()}
     content |= {name: getattr(run, name) for name in (*COLUMNS, "pad_rows")}
@@ -244,7 +248,11 @@ def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
         return {"train": list(rows), "validation": [], "test": []}
     words = re.findall(r"\S{1,99}\s*|\s+", "\n\n".join(row["text"] for row in rows))
     first, second = (len(words) * share // _EVERY for share in (_EVERY - 2, _EVERY - 1))
-    parts = {"train": words[:first], "validation": words[first:second], "test": words[second:]}
+    parts = {
+        "train": words[:first],
+        "validation": words[first:second],
+        "test": words[second:],
+    }
     texts = {part: "".join(words_of_part) for part, words_of_part in parts.items()}
     return {part: [{"text": text}] if text.strip() else [] for part, text in texts.items()}
 

@@ -113,7 +113,11 @@ class Plan:
         ]
 
     def cells(self, rows: Rows) -> list[Cell]:
-        return [*self.tuning_cells(rows), *self.final_cells(rows), *self.cost_cells(rows)]
+        return [
+            *self.tuning_cells(rows),
+            *self.final_cells(rows),
+            *self.cost_cells(rows),
+        ]
 
     def _searches(self, rows: Rows) -> list[tuple[PlannedMethod, RateSearch]]:
         """Small methods first."""
@@ -170,7 +174,14 @@ def make_plan(
     _check_results(planned, folder)
     reference = next(method for method in planned.methods if method.key == study.reference)
     hidden_states = folder / "work" / "hidden_states" if study.keep_hidden_states else None
-    setup = Setup(run, parts["test"], study.test_blocks, study.generation, reference, hidden_states)
+    setup = Setup(
+        run,
+        parts["test"],
+        study.test_blocks,
+        study.generation,
+        reference,
+        hidden_states,
+    )
     return Plan(folder, planned, setup, own_files)
 
 
@@ -230,7 +241,12 @@ def _sized(study: Study, host: Host, method: Method, budget: int | None = None) 
         trainable, deployed = count(study, host, method, settings)
         if largest is not None and budget is not None and trainable > budget:
             break
-        changes = {"label": label, "settings": settings, "vary": None, "values": []}
+        changes = {
+            "label": label,
+            "settings": settings,
+            "vary": None,
+            "values": [],
+        }
         counts = {"hash": "", "trainable": trainable, "deployed": deployed}
         largest = PlannedMethod.model_validate(method.model_dump() | changes | counts)
     assert largest is not None  # there is at least one size

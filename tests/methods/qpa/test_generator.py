@@ -113,7 +113,15 @@ def test_features_and_gradients_are_finite_at_zero_angles(feature):
 
 @pytest.mark.parametrize(
     "m, chunk_size",
-    [(5, 8), (8, 8), (16, 8), (17, 8), (32, 8), (1, 1), (2, 1)],
+    [
+        (5, 8),
+        (8, 8),
+        (16, 8),
+        (17, 8),
+        (32, 8),
+        (1, 1),
+        (2, 1),
+    ],
 )
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_edge_sizes(m, chunk_size, n_layers):
@@ -133,7 +141,8 @@ def test_non_finite_angles_are_named():
 def test_folding_equals_a_larger_learning_rate_under_adam():
     """One Adam step on tau at learning rate lr changes the value as a step at scale * lr would."""
     start = torch.randn(20)
-    folded, plain = Folded(start, 10.0), nn.Parameter(start.clone())
+    folded = Folded(start, 10.0)
+    plain = nn.Parameter(start.clone())
     for value, parameter, lr in ((folded(), folded.tau, 1e-3), (plain, plain, 1e-2)):
         optimiser = torch.optim.Adam([parameter], lr=lr)
         (value * torch.arange(1.0, 21.0)).sum().backward()
@@ -164,7 +173,8 @@ def test_vector_order(llama, adapters):
 
 def test_generator_adds_one_autograd_node(llama, ids, adapters):
     loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
-    seen, queue = set(), [loss.grad_fn]
+    seen = set()
+    queue = [loss.grad_fn]
     while queue:
         node = queue.pop()
         if node is not None and node not in seen:

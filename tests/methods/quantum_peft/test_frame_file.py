@@ -5,6 +5,7 @@ and refuse others.
 import copy
 import hashlib
 import json
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,8 +22,15 @@ import qpeft
 from qpeft.core import frame_file
 from qpeft.errors import CheckpointError, ConfigError
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-SHARED = {"r": 3, "n_layers": 1, "share": "type", "frame_rank": 8, "task_type": "CAUSAL_LM"}
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+SHARED = {
+    "r": 3,
+    "n_layers": 1,
+    "share": "type",
+    "frame_rank": 8,
+    "task_type": "CAUSAL_LM",
+}
 EIGHT_BITS = {"bits": 8, "lambda_bits": 4}
 TARGETS = ["q_proj", "up_proj", "down_proj"]
 
@@ -32,7 +40,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:U
 def fitted(base, ids, save_to=None, **settings):
     """`base` with new gradient frames, fitted to `ids`."""
     config = qpeft.QuantumPeftConfig(
-        **{**SHARED, "frame": "gradient", "target_modules": TARGETS, **settings}
+        **{
+            **SHARED,
+            "frame": "gradient",
+            "target_modules": TARGETS,
+            **settings,
+        }
     )
     model = get_peft_model(copy.deepcopy(base), config)
     qpeft.fit_frames(model, [{"input_ids": ids}], save_to=save_to)
@@ -68,7 +81,8 @@ def sha_of(file):
 def test_logits_are_equal_with_frames_inside_and_outside(
     llama, ids, frames, adapters, tmp_path, settings
 ):
-    inside, outside = move(fitted(llama, ids, **settings)), referring(llama, frames, **settings)
+    inside = move(fitted(llama, ids, **settings))
+    outside = referring(llama, frames, **settings)
     expected = adapters.logits(inside, ids)
     assert not torch.equal(expected, adapters.logits(llama, ids))
     assert torch.equal(adapters.logits(outside, ids), expected)
@@ -84,13 +98,29 @@ def test_logits_are_equal_with_frames_inside_and_outside(
 def test_adapter_of_300_parameters_is_below_1_kb(ids, adapters, tmp_path):
     """All files of its folder; the frame file is not one of them."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
-    base = tiny_llama(hidden_size=64, intermediate_size=172, num_hidden_layers=5, **heads)
-    fitted(base, ids, tmp_path / "frames", frame_rank=32, target_modules="all-linear")
+    base = tiny_llama(
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        **heads,
+    )
+    fitted(
+        base,
+        ids,
+        tmp_path / "frames",
+        frame_rank=32,
+        target_modules="all-linear",
+    )
     for stored, total, n_bytes in (
         ({"bits": 16, "lambda_bits": 16}, 1000, 574),
         (EIGHT_BITS, 600, 256),
     ):
-        adapter = referring(base, tmp_path / "frames.safetensors", frame_rank=32, **stored)
+        adapter = referring(
+            base,
+            tmp_path / "frames.safetensors",
+            frame_rank=32,
+            **stored,
+        )
         assert adapter.get_nb_trainable_parameters()[0] == 287  # 182 angles and 105 lambda
         planned = qpeft.plan(base, adapter.peft_config["default"]).stored_bytes
         folder = tmp_path / str(total)
@@ -105,8 +135,12 @@ def test_adapter_of_300_parameters_is_below_1_kb(ids, adapters, tmp_path):
 def test_adapter_stores_only_settings_that_differ(llama, frames, tmp_path):
     qpeft.save(referring(llama, frames, r=2, seed=7), tmp_path / "users" / "a")
     assert json.loads((tmp_path / "users" / "a" / CONFIG).read_text()) == {
-        **{"peft_type": "QPEFT_QUANTUM_PEFT", "format_version": 2, "r": 2, "seed": 7},
-        **{"frames": "frames.safetensors", "frames_sha256": sha_of(frames)},
+        "peft_type": "QPEFT_QUANTUM_PEFT",
+        "format_version": 2,
+        "r": 2,
+        "seed": 7,
+        "frames": "frames.safetensors",
+        "frames_sha256": sha_of(frames),
     }
     assert sorted(path.name for path in (tmp_path / "users" / "a").iterdir()) == [CONFIG, WEIGHTS]
     config = qpeft.load(llama, tmp_path / "users" / "a").peft_config["default"]
@@ -129,7 +163,9 @@ def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, fra
 
 
 def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids, tmp_path):
-    model, folder, sha = referring(llama, frames), tmp_path / "users" / "a", sha_of(frames)
+    model = referring(llama, frames)
+    folder = tmp_path / "users" / "a"
+    sha = sha_of(frames)
     qpeft.save(model, folder)
     fitted(llama, (ids + 1) % 50, other := tmp_path / "other.safetensors")
     moved = frames.rename(tmp_path / "elsewhere.safetensors")
@@ -147,7 +183,12 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     for none in (tmp_path / "none.safetensors", tmp_path / ("x" * 300), ""):
         with pytest.raises(ConfigError, match="there is no frame file"):
             qpeft.load(copy.deepcopy(llama), folder, frames=none)
-    again = qpeft.load(copy.deepcopy(llama), folder, frames=moved, is_trainable=True)
+    again = qpeft.load(
+        copy.deepcopy(llama),
+        folder,
+        frames=moved,
+        is_trainable=True,
+    )
     moved.rename(tmp_path / "moved.safetensors")
     again.save_pretrained(tmp_path / "b")  # without reading the frame file
     saved, stored = (json.loads((each / CONFIG).read_text()) for each in (folder, tmp_path / "b"))
@@ -192,7 +233,14 @@ def test_settings_that_do_not_fit_the_frame_file_raise(llama, frames, settings, 
         referring(llama, frames, **settings)
 
 
-@pytest.mark.parametrize("damage", ["values", "settings", "stream"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "values",
+        "settings",
+        "stream",
+    ],
+)
 def test_changed_adapter_is_refused(llama, frames, tmp_path, damage):
     folder = tmp_path / "a"
     qpeft.save(referring(llama, frames), folder)
@@ -253,7 +301,11 @@ def test_byte_changed_or_lost_anywhere_is_refused_for_adapters_that_refer_to_the
     original = frames.read_bytes()
     end = 8 + int.from_bytes(original[:8], "little")
     place = data.draw(
-        st.one_of(st.integers(0, 7), st.integers(0, end - 1), st.integers(end, len(original) - 1))
+        st.one_of(
+            st.integers(0, 7),
+            st.integers(0, end - 1),
+            st.integers(end, len(original) - 1),
+        )
     )
     damaged = bytearray(original)
     damaged[place] ^= data.draw(st.integers(1, 255))
@@ -285,14 +337,28 @@ class Packed(torch.nn.Module):
 
 
 def test_frames_fit_a_quantized_base_and_are_made_on_one(llama, frames, tmp_path):
-    file, packed = frame_file.read_frame_file(frames), copy.deepcopy(llama)
+    file = frame_file.read_frame_file(frames)
+    packed = copy.deepcopy(llama)
     for name in file.shapes:
         packed.set_submodule(name, Packed(packed.get_submodule(name)))
     file.check_base(packed)
     pairs = {name: (file.tensors[f"{name}.u"], file.tensors[f"{name}.v"]) for name in file.shapes}
-    made = frame_file.write_frame_file(tmp_path / "made.safetensors", pairs, file.settings, packed)
+    made = frame_file.write_frame_file(
+        tmp_path / "made.safetensors",
+        pairs,
+        file.settings,
+        packed,
+    )
     made.check_base(packed)
     made.check_base(llama)
+
+
+def test_load_reads_the_frame_file_once(llama, frames, tmp_path, monkeypatch):
+    qpeft.save(referring(llama, frames), tmp_path / "a")
+    decoded = Mock(wraps=frame_file._decoded)
+    monkeypatch.setattr(frame_file, "_decoded", decoded)
+    qpeft.load(copy.deepcopy(llama), tmp_path / "a")
+    decoded.assert_called_once()
 
 
 def test_pool_reads_the_frame_file_once(llama, frames, adapters, ids, tmp_path):

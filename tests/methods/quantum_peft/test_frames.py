@@ -34,7 +34,14 @@ def gradient(d_out, d_in, decay=0.7, seed=0):
 
 
 @pytest.mark.parametrize(
-    "d_out, d_in, rank", [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)]
+    "d_out, d_in, rank",
+    [
+        (48, 32, 8),
+        (20, 70, 4),
+        (16, 16, 16),
+        (3, 40, 2),
+        (1, 5, 1),
+    ],
 )
 @pytest.mark.parametrize("size", [1.0, 1e-25])
 def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
@@ -136,7 +143,11 @@ def batches():
     masked[:, :3] = -100
     return [
         {"input_ids": ids[0]},
-        {"input_ids": ids[1], "labels": masked, "attention_mask": torch.ones_like(ids[1])},
+        {
+            "input_ids": ids[1],
+            "labels": masked,
+            "attention_mask": torch.ones_like(ids[1]),
+        },
     ]
 
 
@@ -188,11 +199,21 @@ def changed_in_place(model):
 
 
 @pytest.mark.parametrize(
-    "change", [of_full_fine_tuning, frozen_with_checkpointing, changed_in_place]
+    "change",
+    [
+        of_full_fine_tuning,
+        frozen_with_checkpointing,
+        changed_in_place,
+    ],
 )
 def test_gradients_equal_autograds_whatever_the_model_does(base, targets, batches, change):
     expected = plain_gradients(base, targets, batches)
-    config = LoraConfig(r=2, target_modules=targets, lora_dropout=0.5, init_lora_weights=False)
+    config = LoraConfig(
+        r=2,
+        target_modules=targets,
+        lora_dropout=0.5,
+        init_lora_weights=False,
+    )
     model = get_peft_model(base, config)
     change(model)
     before = state(model)
@@ -260,7 +281,12 @@ def test_adapter_is_fitted_once(base, targets, batches):
         layer = model.base_model.model.get_submodule(name)
         directions = torch.linalg.svd(gradient)[2][:4]  # (R, d_in)
         inside = layer.lora_A["default"].weight.detach() @ directions.mT
-        torch.testing.assert_close(inside @ inside.mT, torch.eye(2), atol=5e-2, rtol=0)
+        torch.testing.assert_close(
+            inside @ inside.mT,
+            torch.eye(2),
+            atol=5e-2,
+            rtol=0,
+        )
     with pytest.raises(ConfigError, match="once"):
         fit_frames(model, batches)
 
@@ -268,7 +294,12 @@ def test_adapter_is_fitted_once(base, targets, batches):
 def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(
     llama, batches, tmp_path
 ):
-    config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, target_modules=["q_proj"])
+    config = qpeft.QuantumPeftConfig(
+        r=2,
+        frame="gradient",
+        frame_rank=4,
+        target_modules=["q_proj"],
+    )
     model = get_peft_model(llama, config)
     fit_frames(model, batches)
     qpeft.save(model, tmp_path)
@@ -288,7 +319,12 @@ def test_adapter_before_its_fit_is_saved_but_neither_exported_nor_merged(
     llama, batches, adapters, tmp_path, frame
 ):
     untouched = copy.deepcopy(llama)
-    config = qpeft.QuantumPeftConfig(r=2, frame=frame, frame_rank=4, target_modules=["q_proj"])
+    config = qpeft.QuantumPeftConfig(
+        r=2,
+        frame=frame,
+        frame_rank=4,
+        target_modules=["q_proj"],
+    )
     model = get_peft_model(llama, config)
     for use in (lambda: qpeft.export(model, tmp_path / "exported"), model.merge_and_unload):
         with pytest.raises(

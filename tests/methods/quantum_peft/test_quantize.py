@@ -46,7 +46,8 @@ def groups(x):
 
 def split(x, bits):
     """The ranges (groups, 2) and the codes of what is stored."""
-    stored, n_codes = pack(x, bits), math.ceil(bits * x.numel() / 8)
+    stored = pack(x, bits)
+    n_codes = math.ceil(bits * x.numel() / 8)
     n_ranges = stored.numel() - n_codes
     return stored[:n_ranges].clone().view(torch.float16).view(-1, 2), stored[n_ranges:]
 
@@ -94,7 +95,8 @@ def test_quantizing_twice_equals_once(x, bits, size):
     with groups_of(size):
         once = quantize(x, bits)
         assert torch.equal(quantize(once, bits), once)
-        first, second = pack(x, bits), pack(once, bits)
+        first = pack(x, bits)
+        second = pack(once, bits)
         assert torch.equal(unpack(second, len(x), bits), once)
     assert torch.equal(
         first[-math.ceil(bits * x.numel() / 8) :], second[-math.ceil(bits * x.numel() / 8) :]
@@ -132,7 +134,14 @@ def test_empty_tensors_are_packed():
     assert unpack(stored, 0, 3).shape == quantize(torch.zeros(0), 3).shape == (0,)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        math.inf,
+        1e5,
+    ],
+)
 def test_angles_beyond_float16_raise(value):
     with pytest.raises(TrainingError, match="diverged"):
         pack(torch.tensor([0.0, value]), 4)

@@ -18,7 +18,12 @@ from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
 
 
 def quantum_peft(base, **settings):
-    small = {"r": 3, "n_layers": 1, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    small = {
+        "r": 3,
+        "n_layers": 1,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }
     return get_peft_model(base, qpeft.QuantumPeftConfig(**{**small, **settings}))
 
 
@@ -56,7 +61,8 @@ def test_weight_frames_need_the_weights(llama):
         on_meta = type(llama)(llama.config)
     with pytest.raises(ConfigError, match=r"needs the weight of .*q_proj"):
         quantum_peft(on_meta, frame="weights")
-    broken, quantized = copy.deepcopy(llama), copy.deepcopy(llama)
+    broken = copy.deepcopy(llama)
+    quantized = copy.deepcopy(llama)
     broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.up_proj"):
         quantum_peft(broken, frame="weights")
@@ -104,16 +110,19 @@ def test_core_in_frames_is_lora_xs_or_lora_sb(base, ids, adapters, frame):
     cores = dict(_factors(model.base_model.generators["default"]))
     for name, layer in model.get_base_model().named_modules():
         if isinstance(layer, LoraLayer):
-            matrix, delta = (
-                known[f"{name}.weight"].double(),
-                layer.get_delta_weight("default").double(),
-            )
+            matrix = known[f"{name}.weight"].double()
+            delta = layer.get_delta_weight("default").double()
             matrix, delta = (matrix.mT, delta.mT) if layer.fan_in_fan_out else (matrix, delta)
             u, s, vt = signed_svd(matrix)
             core = cores[f"{name}.u"].view(3, 3).detach().double()
             assert core.any()
             expected = 2 * (u * s if frame == "weights" else u) @ core @ vt
-            assert_close(delta, expected, atol=2e-2 * expected.abs().max().item(), rtol=0)
+            assert_close(
+                delta,
+                expected,
+                atol=2e-2 * expected.abs().max().item(),
+                rtol=0,
+            )
     assert model.get_nb_trainable_parameters()[0] == 9 * len(model.base_model.targeted_module_names)
 
 
@@ -130,7 +139,12 @@ def test_checkpoint_of_other_settings_or_another_base_raises(llama, gpt2, tmp_pa
     quantum_peft(copy.deepcopy(llama)).save_pretrained(tmp_path / "saved")
     with pytest.raises(CheckpointError, match=r"another base model|does not match this model"):
         PeftModel.from_pretrained(gpt2, tmp_path / "saved")
-    for change in ({"seed": 1}, {"n_layers": 2}, {"construction": "pad"}, {"lora_alpha": 15}):
+    for change in (
+        {"seed": 1},
+        {"n_layers": 2},
+        {"construction": "pad"},
+        {"lora_alpha": 15},
+    ):
         edit_config(shutil.copytree(tmp_path / "saved", tmp_path / str(change)), **change)
         with pytest.raises(CheckpointError):
             PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / str(change))
@@ -165,22 +179,31 @@ def test_factors_equal_pennylanes_columns(llama, ids, adapters):
     )
     expected = 16 * (u * generator.lam().detach().double()) @ v.mT
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    assert_close(layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0)
+    assert_close(
+        layer.get_delta_weight("default").double(),
+        expected,
+        atol=1e-6,
+        rtol=0,
+    )
 
 
 FRAMED = {"share": "type", "frame": "random", "frame_rank": 8}
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"]
+    "settings",
+    [
+        {},
+        {"family": "lie"},
+        FRAMED,
+    ],
+    ids=["pauli", "lie", "framed"],
 )
 def test_generator_is_not_affected_by_autocast(llama, ids, adapters, settings):
     """Even where backward is called inside."""
     model = adapters.train(quantum_peft(llama, **settings), ids).train()
-    binding, generator = (
-        model.base_model.generators.bindings["default"],
-        model.base_model.generators["default"],
-    )
+    binding = model.base_model.generators.bindings["default"]
+    generator = model.base_model.generators["default"]
     weights = torch.randn(sum(binding.sizes))
     model.zero_grad()
     (generator() @ weights).backward()
@@ -192,4 +215,10 @@ def test_generator_is_not_affected_by_autocast(llama, ids, adapters, settings):
         parts = zip(tensors, weights.split(binding.sizes), strict=True)
         sum((tensor.flatten() * part).sum() for tensor, part in parts).backward()
     for name, parameter in generator.named_parameters():
-        assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+        assert_close(
+            parameter.grad,
+            expected[name],
+            atol=1e-5,
+            rtol=1e-5,
+            msg=name,
+        )

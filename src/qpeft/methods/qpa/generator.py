@@ -209,7 +209,11 @@ class QPAGenerator(Generator):
         bits = chunk >> torch.arange(n_bits - 1, -1, -1) & 1  # (C, bits)
         bits = (bits.float() * 2 - 1).expand(g, -1, -1) if n_bits else None
         self.register_buffer("bits", bits, persistent=False)
-        self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
+        self.register_buffer(
+            "initial",
+            initial.detach().float().flatten(),
+            persistent=keep_initial,
+        )
         self.register_buffer("whitening", None, persistent=False)
         if config.feature_map == "whitened" and self.feature is not None and not initial.is_meta:
             with torch.no_grad(), torch.device("cpu"):

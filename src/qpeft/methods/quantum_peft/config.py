@@ -72,6 +72,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     def __post_init__(self) -> None:
         # settings in the frame file, which may be moved before saving
         self._of_file: dict[str, Any] | None = None
+        # the frame file, from when it was read until the generator has its frames
+        self.held_frame_file: FrameFile | None = None
         GeneratedConfig.__post_init__(self)
         QuantumPeftGeneratorConfig.__post_init__(self)
         if self.init_lora_weights is not True:
@@ -89,12 +91,13 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         """Take hash, largest number of directions and, unless they are set, target modules from the
         frame file.
 
-        Raises CheckpointError as `frame_file`, or if the file is for another base model.
+        Raises CheckpointError as `take_frame_file`, or if the file is for another base model.
         """
         if self.frames is None:
             return
-        file = self.frame_file()
+        file = self.take_frame_file()
         file.check_base(base)
+        self.held_frame_file = file
         self.frames_sha256 = file.sha256
         most = max(shape.n_directions for shape in file.shapes.values())
         self.frame_rank = min(self.frame_rank, most)
@@ -103,11 +106,15 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
             targets: Any = file.settings.get("target_modules")
             self.target_modules = set(targets) if isinstance(targets, list) else targets  # type: ignore[assignment]
 
-    def frame_file(self) -> FrameFile:
-        """Read the frame file. Raises CheckpointError if it is damaged, or not that with
-        `frames_sha256`.
+    def take_frame_file(self) -> FrameFile:
+        """The frame file: the one that was read for this adapter, which is then forgotten, because
+        frames are large; or it is read.
+
+        Raises CheckpointError if it is damaged, or not that with `frames_sha256`.
         """
-        return read_frame_file(self.frames or "", self.frames_sha256)
+        file = self.held_frame_file or read_frame_file(self.frames or "", self.frames_sha256)
+        self.held_frame_file = None
+        return file
 
     def settings_beyond(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that many adapters can share, where they differ from those `known` and from
@@ -142,7 +149,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
     def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
         """As PEFT's, with the settings of the frame file that the adapter names."""
         content = super().from_json_file(path_json_file, **kwargs)
-        return with_frame_settings(content, Path(path_json_file).parent)
+        return with_frame_settings(content, Path(path_json_file).parent).content
 
     def order(self, slots: Sequence[Slot]) -> list[Slot]:
         """By width, so that all factors of one width are computed in one call."""

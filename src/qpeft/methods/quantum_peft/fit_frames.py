@@ -87,7 +87,9 @@ def save_frames(model: Any, path: str | Path) -> None:
     frames = generator.matrix_frames()
     file = write_frame_file(path, frames, config.settings_beyond({}), tuner.model)
     config.frames = str(file.path)
+    config.held_frame_file = file
     config.fill_from_frame_file(tuner.model)
+    config.take_frame_file()  # to forget it: the generator has its frames
 
 
 def fit_for(config: Any) -> Callable[[Any, Any], None] | None:

@@ -294,7 +294,7 @@ class QuantumPeftGenerator(Generator):
         """
         config = self.config
         if config.frames is not None:
-            self._set_frames(config.frame_file().frame)
+            self._set_frames(config.take_frame_file().frame)
         elif config.frame == "weights":
             frame = core_frame if config.family == "core" else singular_frame
 
@@ -339,7 +339,7 @@ class QuantumPeftGenerator(Generator):
     def plan_sizes(self) -> dict[str, Any]:
         config = self.config
         if config.frames is not None:
-            self._set_frames(config.frame_file().frame)  # raises if the file lacks one
+            self._set_frames(config.take_frame_file().frame)  # raises if the file lacks one
         sizes: dict[str, Any] = {"rank_bound": max(part.rank for part in self.parts)}
         if config.family == "pauli":
             sizes["n_circuits"] = sum(n for n, _ in self.shapes)
