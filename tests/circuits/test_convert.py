@@ -200,7 +200,11 @@ def test_openqasm_with_and_without_inputs():
     text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; h q[0]; cx q[0], q[1];'
     found = exact_probabilities(from_openqasm(text), torch.zeros(0, dtype=torch.float64))
     np.testing.assert_allclose(found, [0.5, 0, 0, 0.5], atol=1e-15)
-    text = 'OPENQASM 3.0; include "stdgates.inc";\ninput float[64] first;\ninput angle a;\nqubit q;'
+    text = """OPENQASM 3.0; include "stdgates.inc";
+    /*
+    input angle a;
+    */
+    input float[64] first; input angle a; qubit q;"""
     text += "rx(first) q; ry(2 * a) q;"
     assert [(gate.slot, gate.scale) for gate in from_openqasm(text).gates()] == [
         ((0,), 1),
@@ -214,33 +218,26 @@ def qiskit_circuit(build):
     return circuit
 
 
-REFUSED = {
-    "square": (
-        lambda: from_pennylane(lambda t: qml.RX(t[0] ** 2, wires=0), (1,)),
-        "multiple of one parameter",
-    ),
-    "two parameters": (
-        lambda: from_pennylane(lambda t: qml.RX(t[0] + t[1], wires=0), (2,)),
-        "multiple of one",
-    ),
+UNUSABLE = {  # functions of two angles
+    "square": (lambda t: qml.RX(t[0] ** 2, wires=0), "multiple of one parameter"),
+    "kink": (lambda t: qml.RX(abs(t[0]), wires=0), "multiple of one parameter"),
+    "other gates": (lambda t: (qml.RX if t[0] > 0 else qml.RY)(t[1], wires=0), "other gates"),
+    "two parameters": (lambda t: qml.RX(t[0] + t[1], wires=0), "multiple of one"),
     "measurement inside": (
-        lambda: from_pennylane(
-            lambda t: (qml.RX(t[0], wires=0), qml.measure(0), qml.RX(t[1], wires=0)), (2,)
-        ),
+        lambda t: (qml.RX(t[0], wires=0), qml.measure(0), qml.RX(t[1], wires=0)),
         "MidMeasure.*remove measurements inside",
     ),
-    "no parameters": (lambda: from_pennylane(lambda t: qml.CNOT([0, 1]), (1,)), "no parameters"),
-    "inputs": (lambda: from_pennylane(lambda x, t: qml.RX(t[0], 0), (1,)), "needs x, t; give one"),
+    "no parameters": (lambda t: qml.CNOT([0, 1]), "no parameters"),
+    "inputs": (lambda x, t: qml.RX(t[0], 0), "needs x, t; give one"),
+    "channel": (lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), "BitFlip"),
+    "no circuit": (3, "circuit fails .* TypeError"),
+    "small shape": (lambda t: qml.RX(t[2], wires=0), "circuit fails .* IndexError"),
+}
+REFUSED = {
+    name: (partial(from_pennylane, layers, (2,)), message)
+    for name, (layers, message) in UNUSABLE.items()
+} | {
     "empty shape": (lambda: from_pennylane(qaoa, (0, 2)), r"got \(0, 2\)"),
-    "channel": (
-        lambda: from_pennylane(lambda t: (qml.RX(t[0], wires=0), qml.BitFlip(0.1, wires=0)), (1,)),
-        "BitFlip",
-    ),
-    "no circuit": (lambda: from_pennylane(3, (1,)), "circuit fails .* TypeError"),
-    "small shape": (
-        lambda: from_pennylane(lambda t: qml.RX(t[1], wires=0), (1,)),
-        "circuit fails .* IndexError",
-    ),
     "no shape": (lambda: from_pennylane(strongly_entangling), "shape"),
     "unused parameter": (
         lambda: exact_probabilities(from_pennylane(qaoa, (3, 2)), draw((3, 2))),
@@ -371,3 +368,5 @@ def test_measurements_that_are_not_used_are_named(measure, warns):
     with warnings.catch_warnings(record=True, action="always") as caught:
         from_pennylane(circuit, (1,))
     assert [("is not used" in str(each.message)) for each in caught] == [True] * warns
+    with pytest.warns(UserWarning, match="merge_rotations.* not used"):
+        from_pennylane(qml.transforms.merge_rotations(circuit), (1,))

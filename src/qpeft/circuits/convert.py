@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from inspect import signature
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
 
     The wires are those of the QNode's device, otherwise those of the gates; integers in ascending
     order. Whatever it measures, the probabilities of all basis states are used; a QpeftWarning names
-    measurements of something else.
+    measurements of something else, and the QNode's transforms, which are not applied.
 
     Args:
         circuit: A QNode or function with one argument, the array of all trained angles. The angles
@@ -135,8 +135,8 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         shape: Of this argument; not for a tape.
 
     Raises:
-        ConfigError: PennyLane is missing, the circuit fails, or a gate cannot be expressed; the
-            message names it.
+        ConfigError: PennyLane is missing, the circuit fails, its gates depend on the angles, or a
+            gate cannot be expressed; the message names it.
     """
     with needs("from_pennylane", "PennyLane"):
         import pennylane as qml
@@ -147,30 +147,29 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     function = circuit.func if isinstance(circuit, qml.QNode) else circuit
     make_tape = make_qscript(function)
     if isinstance(circuit, QuantumScript):
-        values = [torch.as_tensor(value) for value in circuit.get_parameters()]
-        sizes = [value.numel() for value in values]
+        shapes = [torch.as_tensor(value).shape for value in circuit.get_parameters()]
+        sizes = [each.numel() for each in shapes]
         shape = (sum(sizes),)
 
         def make_tape(angles: Tensor) -> Any:
-            parts = zip(angles.split(sizes), values, strict=True)
-            parameters: Any = [part.view(value.shape) for part, value in parts]
+            parts = zip(angles.split(sizes), shapes, strict=True)
+            parameters: Any = [part.view(each) for part, each in parts]
             return circuit.bind_new_parameters(parameters, circuit.trainable_params)
 
-    if shape is None or any(size < 1 for size in shape):
+    if not shape or any(size < 1 for size in shape):
         raise ConfigError(
             "from_pennylane needs the shape of the circuit's argument, for example"
             f" shape=(n_layers, 4); got {shape}"
         )
-    gate_set = {getattr(qml, kind) for kind in (*PENNYLANE_GATES.values(), "GlobalPhase")}
     names = {kind: name for name, kind in PENNYLANE_GATES.items()}
-
-    def tape_at(angles: Tensor) -> Any:
-        return make_tape(angles.view(shape))
+    gate_set = {qml.GlobalPhase, *(getattr(qml, kind) for kind in names)}
 
     def operations_at(angles: Tensor) -> list[Any]:
         # gates that do not decompose are refused here
         with warnings.catch_warnings(action="ignore"):
-            tapes, _ = cast(Any, decompose)(tape_at(angles), gate_set=gate_set)
+            tapes: Any = decompose(  # pyright: ignore
+                make_tape(angles.view(shape)), gate_set=gate_set
+            )[0]
         found = [
             operation
             for operation in tapes[0].operations
@@ -178,48 +177,55 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         ]
         for operation in found:
             if operation.name not in names:
-                is_inside = operation.name.startswith("MidMeasure")
-                remedy = "; remove measurements inside the circuit" if is_inside else ""
                 raise ConfigError(
-                    f"{operation.name} does not decompose to rotations, CNOT and CZ{remedy}"
+                    f"{operation.name} does not decompose to rotations, CNOT and CZ; remove"
+                    " measurements inside the circuit, and noise"
                 )
         return found
 
     def turns_at(angles: Tensor) -> Tensor:
-        turns = [
-            operation.data[0] if operation.data else 0.0 for operation in operations_at(angles)
-        ]
+        turns = [(*operation.data, 0.0)[0] for operation in operations_at(angles)]
         return torch.stack([torch.as_tensor(turn, dtype=torch.float64) for turn in turns])
 
-    draw = torch.Generator().manual_seed(0)
     slots = list(itertools.product(*map(range, shape)))
-    angles, others = torch.rand(2, len(slots), generator=draw, dtype=torch.float64)
+    # turns in both directions, so that |t|, clip(t) or t % 1 is noticed
+    points = 6 * torch.randn(
+        9, len(slots), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    angles = points[0]
     with errors_as(f"from_pennylane: the circuit fails with angles of shape {shape}:", ConfigError):
         _refuse_inputs(function)
-        tape = tape_at(angles)
-    labels = list(getattr(getattr(circuit, "device", None), "wires", ()) or tape.wires)
+        tape = make_tape(angles.view(shape))
+        calls = [*map(operations_at, points)]
+        if len({str([(each.name, each.wires) for each in operations]) for operations in calls}) > 1:
+            raise ConfigError(
+                "the circuit has other gates at other angles, or in another call; give one whose"
+                " gates are fixed"
+            )
+        slopes: Any = torch.autograd.functional.jacobian(turns_at, angles)  # (gates, angles)
+        turns = torch.stack([*map(turns_at, points)])  # (points, gates)
+        shifts = turns[0] - slopes @ angles
+        errors = (points @ slopes.mT + shifts - turns).abs().amax(0)
+    labels = list(getattr(circuit, "device", tape).wires or tape.wires)
     if all(isinstance(label, int) for label in labels):
         labels.sort()
     unused = [
         str(measured)
-        for measured in tape.measurements
+        for measured in [*tape.measurements, *getattr(circuit, "compile_pipeline", ())]
         if not isinstance(measured, ProbabilityMP)
         or (measured.wires and set(measured.wires) != set(labels))
     ]
     if unused:
         warnings.warn(
             QpeftWarning(
-                f"the circuit measures {', '.join(unused)}, which is not used: its features are the"
-                " probabilities of all basis states, qml.probs()"
+                f"the circuit has {', '.join(unused)}, which is not used: its features are the"
+                " probabilities of all basis states, qml.probs(), without transforms"
             ),
             stacklevel=2,
         )
-    slopes: Any = torch.autograd.functional.jacobian(turns_at, angles)  # (gates, angles)
-    shifts = turns_at(angles) - slopes @ angles
     gates = []
-    errors = (slopes @ others + shifts - turns_at(others)).abs()
     for operation, slope, shift, error in zip(
-        operations_at(angles), slopes, shifts.tolist(), errors, strict=True
+        calls[0], slopes, shifts.tolist(), errors, strict=True
     ):
         used = slope.nonzero().flatten().tolist()
         if len(used) > 1 or error > 1e-9:
@@ -271,8 +277,7 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
     with needs("from_qiskit", "Qiskit"):
         from qiskit import QiskitError, transpile
     order = list(circuit.parameters if parameters is None else parameters)
-    bare = circuit.remove_final_measurements(inplace=False)
-    assert bare is not None
+    bare: Any = circuit.remove_final_measurements(inplace=False)
     try:
         found = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
     except QiskitError as error:
@@ -320,14 +325,11 @@ def from_openqasm(text: str) -> Ansatz:
     """
     with needs("from_openqasm", "Qiskit"):
         from qiskit import qasm2, qasm3
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)  # without comments
     # also for a missing qiskit-qasm3-import, with the command that installs it
     with errors_as("from_openqasm:"):
-        circuit = (
-            qasm2.loads(text)
-            if re.search(r"^\s*OPENQASM 2", text, re.MULTILINE)
-            else qasm3.loads(text)
-        )
-    order = re.findall(r"^\s*input\s+[^;]*?(\w+)\s*;", text, re.MULTILINE)
+        circuit = qasm2.loads(text) if re.search(r"OPENQASM\s+2", code) else qasm3.loads(text)
+    order = re.findall(r"\binput\s[^;]*?(\w+)\s*;", code)
     return from_qiskit(
         circuit, sorted(circuit.parameters, key=lambda parameter: order.index(parameter.name))
     )
