@@ -2,13 +2,13 @@
 (`make compat`).
 """
 
-import json
 from importlib.util import find_spec
 
 import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 
 import qpeft
+from qpeft.files import read_json
 from qpeft_lab.stock_servers import RANKS, check_export, refusals
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,7 +84,7 @@ def test_architecture_without_lora_in_vllm_is_refused(gpt2, tmp_path):
         gpt2, qpeft.QuantumPeftConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM")
     )
     qpeft.export(model, tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 2
+    assert read_json(tmp_path / "adapter_config.json")["r"] == 2
     assert check_export(tmp_path, "gpt2").startswith("no")
     assert check_export(tmp_path, "llama") == YES
     assert refusals(model.peft_config["default"], "gpt2")

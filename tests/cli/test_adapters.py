@@ -3,7 +3,6 @@ adapters refer to.
 """
 
 import hashlib
-import json
 import math
 
 import pytest
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
 from qpeft.errors import VerificationError
+from qpeft.files import read_json
 from qpeft_lab import metrics
 from qpeft_lab.cli.export import stock_logits
 
@@ -206,7 +206,7 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
     (out / "qpeft.json").write_text("{}")  # an earlier export is replaced
     found = answer(f"export {adapter_folder} --out {out}")
     assert found["max_logit_difference"] <= 1e-6
-    assert json.loads((out / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert read_json(out / "adapter_config.json")["peft_type"] == "LORA"
     live = qpeft.load(load_base(base_folder), adapter_folder).eval()
     stock = PeftModel.from_pretrained(load_base(base_folder), str(out)).eval()
     torch.testing.assert_close(logits(stock), logits(live), rtol=0, atol=1e-6)

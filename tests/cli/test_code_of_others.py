@@ -12,6 +12,7 @@ import pytest
 from folders import edit_config, edit_json
 
 from qpeft.circuits import ansatz as ansatz_table
+from qpeft.files import read_json
 from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.study import Study
 
@@ -41,9 +42,9 @@ def test_every_command_takes_the_file(answer, base_folder, text, trained, tmp_pa
     part, run = trained
     own = option(part)
     plan = answer(f"plan --model {base_folder} {own} {SMALL[part]} --r 2")
-    result = json.loads((run / "result.json").read_text())
+    result = read_json(run / "result.json")
     assert (result["trainable"], result["deployed"]) == (plan["trainable"], plan["deployed"])
-    assert len(json.loads((run / "config.json").read_text())["identity"][part]) == 64
+    assert len(read_json(run / "config.json")["identity"][part]) == 64
     scored = answer(f"evaluate --adapter {run} --data {text} {own}")
     assert scored["adapted"]["loss"] != scored["base"]["loss"]
     assert answer(f"export {run} --out {tmp_path}/stock {own}")["max_logit_difference"] <= 1e-5

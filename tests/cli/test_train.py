@@ -7,6 +7,7 @@ import json
 import pytest
 
 from qpeft import methods
+from qpeft.files import read_json
 from qpeft_lab.cli import demo as demo_command
 from qpeft_lab.training.run_folder import RunFolder
 
@@ -18,7 +19,7 @@ def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_pat
     command += " --batch-size 4 --method lora --r 8 --target-modules q_proj --seed 3"
     shown = qpeft_cli(command, code=0)
     assert str(tmp_path / "run" / "exported") in shown.stdout
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    settings = read_json(tmp_path / "run" / "config.json")["settings"]
     assert (settings["method_settings"], settings["seed"]) == (
         {"r": 8, "target_modules": ["q_proj"]},
         3,
@@ -36,7 +37,7 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
     )
     options = "--per-device-batch-size 1 --learning-rate 0.01 --chunk-size 16 --shots 50 --steps 2"
     result = qpeft_cli(f"train --config {config} {options}", code=0)
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    settings = read_json(tmp_path / "run" / "config.json")["settings"]
     assert settings["method_settings"] == {"r": 2, "hidden": [6, 5], "chunk_size": 16}
     assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
     assert settings["backend_settings"] == {"shots": 50}
@@ -58,7 +59,7 @@ def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_pa
     )
     (config := tmp_path / "run.yaml").write_text(run)
     assert "--epochs" in qpeft_cli(f"train --config {config} --num-epochs 0.01", code=0).stderr
-    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    settings = read_json(tmp_path / "run" / "config.json")["settings"]
     assert (settings["steps"], settings["epochs"]) == (None, 0.01)
 
 

@@ -1,7 +1,6 @@
 """The compact checkpoint: round trips, and errors for damaged or foreign folders."""
 
 import copy
-import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 
 import qpeft
 from qpeft.errors import CheckpointError
+from qpeft.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
          "has shape"),
         (lambda f: rewrite(f, lambda t: {k: v * torch.nan if v.dtype.is_floating_point else v for k, v in t.items()}),
          "contains NaN or Inf"),
-        (lambda f: edit_config(f, generated=json.loads((f / "adapter_config.json").read_text())["generated"][::-1]),
+        (lambda f: edit_config(f, generated=read_json(f / "adapter_config.json")["generated"][::-1]),
          "has other initial values or settings"),
     ],
 )  # fmt: skip

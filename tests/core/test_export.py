@@ -3,7 +3,6 @@ adapter; cards.
 """
 
 import copy
-import json
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ import qpeft
 from qpeft.core.export import probe_inputs
 from qpeft.core.model_card import metadata
 from qpeft.errors import ConfigError, VerificationError
+from qpeft.files import read_json
 
 SHAPES = {
     "lora": {},
@@ -49,7 +49,7 @@ def test_files_equal_those_of_stock_peft(llama, ids, adapters, tmp_path, shape):
     assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {
         k: (v.shape, v.dtype) for k, v in theirs.items()
     }
-    ours, theirs = (json.loads((p / "adapter_config.json").read_text()) for p in folders)
+    ours, theirs = (read_json(p / "adapter_config.json") for p in folders)
     assert ours["target_modules"] == sorted(ours["target_modules"])  # in every process
     for config in (ours, theirs):  # sets have no order in JSON
         config["target_modules"] = sorted(config["target_modules"])
@@ -110,7 +110,7 @@ def test_only_the_card_of_a_compact_checkpoint_imports_qpeft(gpt2, ids, adapters
     for put, is_compact in ((qpeft.export, False), (qpeft.save, True)):
         put(model, tmp_path / put.__name__)
         assert ("import qpeft" in (tmp_path / put.__name__ / "README.md").read_text()) == is_compact
-    record = json.loads((tmp_path / "export" / "qpeft.json").read_text())
+    record = read_json(tmp_path / "export" / "qpeft.json")
     assert record["n_trained"] == model.base_model.generators["default"].count.total
 
 

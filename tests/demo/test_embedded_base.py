@@ -1,6 +1,5 @@
 """The embedded base model, and the script that built it, with a tiny recipe."""
 
-import json
 import math
 import runpy
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qpeft.files import file_hash
+from qpeft.files import file_hash, read_json
 from qpeft_lab.base_model import load_model, load_tokenizer
 from qpeft_lab.data.text import cut
 from qpeft_lab.demo import base_path, corpus
@@ -44,7 +43,7 @@ def test_base_has_the_scores_of_its_card(name):
     base = base_path()
     model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    card = json.loads((base / "training.json").read_text())["scores"][name]
+    card = read_json(base / "training.json")["scores"][name]
     same_text = SCRIPT["digest"](docs) == card["sha256"]  # else another version of Python or NumPy
     result = evaluate_language_model(model, cut([{"text": text} for text in docs], 256, tokenizer))
     assert result.loss == pytest.approx(card["loss"], abs=1e-3 if same_text else 0.3)
@@ -67,13 +66,11 @@ def test_built_model_has_learned_and_is_loaded_without_dropout(tmp_path, archite
     SCRIPT["build"](built, SCRIPT["Recipe"](architecture, **TINY), {"stdlib": DOCS, "numpy": OTHER})
     model = load_model(str(built))
     tokenizer = load_tokenizer(str(built))
-    config = json.loads((built / "config.json").read_text())
+    config = read_json(built / "config.json")
     assert config["dtype"] == "float16"
     ids = torch.arange(2, 20)[None]
     assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
     assert tokenizer.decode(tokenizer(DOCS[3])["input_ids"]) == DOCS[3]
-    scores = json.loads((built / "training.json").read_text())["scores"]
+    scores = read_json(built / "training.json")["scores"]
     assert scores["stdlib_test"]["loss"] < math.log(320) - 0.1
-    assert (
-        model.num_parameters() == json.loads((built / "training.json").read_text())["n_parameters"]
-    )
+    assert model.num_parameters() == read_json(built / "training.json")["n_parameters"]

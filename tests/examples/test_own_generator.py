@@ -1,7 +1,6 @@
 """The generator of examples/own_generator.py: its contract, and its life over a stock adapter."""
 
 import copy
-import json
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 import qpeft
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
+from qpeft.files import read_json
 from qpeft.testing import generator_contract
 from qpeft_lab.diagnose.adapters import Adapter
 
@@ -58,7 +58,7 @@ def test_save_load_export_and_diagnosis(own, llama, ids, adapters, tmp_path):
     assert model.get_nb_trainable_parameters()[0] == 2 * 2 * 4
     live = adapters.logits(adapters.train(model, ids), ids)
     qpeft.save(model, compact := tmp_path / "compact")
-    assert json.loads((compact / "adapter_config.json").read_text())["generator_name"] == "ring"
+    assert read_json(compact / "adapter_config.json")["generator_name"] == "ring"
     assert torch.equal(adapters.logits(qpeft.load(copy.deepcopy(llama), compact), ids), live)
     assert (
         "import own_generator  # registers RingConfig\nimport qpeft"

@@ -3,7 +3,6 @@ outputs.
 """
 
 import copy
-import json
 import math
 import re
 
@@ -17,6 +16,7 @@ from variants import move
 
 import qpeft
 from qpeft.errors import ConfigError, QpeftWarning
+from qpeft.files import read_json
 
 R = 4
 
@@ -99,7 +99,7 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
     widths = [32, 24, 32, 24]
     assert report.n_deployed == sum(r * w for r, w in zip(ranks, widths, strict=True))
     assert report.n_trained == sum(8 * w + 8 for w in widths)
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = read_json(tmp_path / "out" / "adapter_config.json")
     assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 5, 10)
     keys = [f"^{re.escape(name)}" for name in [names[0], *names[2:]]]
     assert config["rank_pattern"] == dict(zip(keys, [3, 5, 3], strict=True))

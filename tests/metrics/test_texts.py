@@ -1,6 +1,5 @@
 """Scores of texts are those of the libraries' command lines."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from folders import edit_json
 from rouge_score.rouge_scorer import RougeScorer
 
 from qpeft.errors import DataError, InputError
+from qpeft.files import read_json
 from qpeft_lab.metrics import bertscore, bleu, chrf, rouge, score_texts
 
 HYPOTHESES = ["the cat sat on the mat", "there is a dog in the garden"]
@@ -135,7 +135,7 @@ def test_unusable_encoder_is_refused(
 
 def test_bertscore_equals_that_of_its_command(encoder: Path, tmp_path):
     pytest.importorskip("bert_score", reason="BERTScore is an extra: pip install bert-score")
-    n_layers = json.loads((encoder / "config.json").read_text())["num_hidden_layers"]
+    n_layers = read_json(encoder / "config.json")["num_hidden_layers"]
     texts = ["the king sings", "a bird"]
     references = [
         ["a fox sings", "the king"],

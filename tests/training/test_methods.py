@@ -3,7 +3,6 @@ loads.
 """
 
 import copy
-import json
 import re
 from collections import Counter
 from dataclasses import fields
@@ -13,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qpeft.errors import ConfigError
+from qpeft.files import read_json
 from qpeft.methods import Trains, get, keys
 from qpeft.methods.method import imported
 from qpeft_lab import RunSettings, train
@@ -57,7 +57,7 @@ def test_methods_declare_config_defaults_and_every_seed(key):
 @pytest.mark.parametrize("method", ["lora", "qpa", "sora"])
 def test_names_are_saved_in_one_order_in_every_process(tiny_model, tmp_path, method):
     build(tiny_model, method, target_modules="all-linear").save_pretrained(tmp_path)
-    saved = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    saved = read_json(tmp_path / "adapter_config.json")["target_modules"]
     assert saved == sorted(saved)
     assert len(saved) > 3
 
@@ -152,7 +152,7 @@ def sora(settings):
 def test_gates_of_sora_have_no_weight_decay(sora):
     result = train(sora(weight_decay=0.1, lr=0.02))
     rates = [0.02 * rate for rate in (0, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7)]
-    config = json.loads((result.adapter / "adapter_config.json").read_text())
+    config = read_json(result.adapter / "adapter_config.json")
     assert config["sora_lambda"] == pytest.approx(0.3 / sum(rates))
 
 

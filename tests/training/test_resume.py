@@ -6,7 +6,6 @@ changed. Runs whose circuits are computed by a backend are counted, resume after
 exported exactly.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from qpeft.circuits import ansatz
 from qpeft.errors import BackendError, CheckpointError, ConfigError, TrainingError
+from qpeft.files import read_json
 from qpeft.methods.quantum_peft.fit_frames import save_frames
 from qpeft_lab import train
 from qpeft_lab.progress import Progress
@@ -290,9 +290,7 @@ def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_mo
     assert ("start", 7, 2) in progress.events
     assert list(result.out.rglob("events.out.tfevents.*"))
     assert_same_result(result.out, unbroken.out)
-    assert json.loads((result.out / "config.json").read_text())["settings"][
-        "data"
-    ] == os.path.relpath(copy)
+    assert read_json(result.out / "config.json")["settings"]["data"] == os.path.relpath(copy)
     assert train(settings("moved")).already_finished
 
 

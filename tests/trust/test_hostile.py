@@ -21,6 +21,7 @@ from variants import move
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.files import read_json
 
 LM = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"]}
 SMALL = {**LM, "hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "r": 2}
@@ -111,7 +112,7 @@ SCALES = [{"lora_alpha": 9}, {"use_rslora": True}, {"alpha_pattern": {"c_attn": 
 @pytest.mark.parametrize("kind", ["compact", "attached"])
 def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
     folder = request.getfixturevalue(kind)
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_json(folder / "adapter_config.json")
     edit_config(folder, **changes if kind == "compact" else {"host": config["host"] | changes})
     with pytest.raises(CheckpointError, match=rf"{folder}.*adapter was saved with"):
         load(world, folder)
@@ -200,7 +201,7 @@ def attached(world, tmp_path):
 def test_every_refusal_of_load_names_the_file_m(world, request, kind):
     """Each field of the config with values of other types, and each tensor with another content."""
     folder = request.getfixturevalue(kind)
-    config = json.loads((folder / "adapter_config.json").read_text())
+    config = read_json(folder / "adapter_config.json")
     (folder / "qpeft.json").unlink(missing_ok=True)  # which would refuse most of them
     refusals = []
 

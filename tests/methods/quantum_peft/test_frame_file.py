@@ -21,6 +21,7 @@ from variants import move
 import qpeft
 from qpeft.core import frame_file
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.files import read_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -134,7 +135,7 @@ def test_adapter_of_300_parameters_is_below_1_kb(ids, adapters, tmp_path):
 
 def test_adapter_stores_only_settings_that_differ(llama, frames, tmp_path):
     qpeft.save(referring(llama, frames, r=2, seed=7), tmp_path / "users" / "a")
-    assert json.loads((tmp_path / "users" / "a" / CONFIG).read_text()) == {
+    assert read_json(tmp_path / "users" / "a" / CONFIG) == {
         "peft_type": "QPEFT_QUANTUM_PEFT",
         "format_version": 2,
         "r": 2,
@@ -191,7 +192,7 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     )
     moved.rename(tmp_path / "moved.safetensors")
     again.save_pretrained(tmp_path / "b")  # without reading the frame file
-    saved, stored = (json.loads((each / CONFIG).read_text()) for each in (folder, tmp_path / "b"))
+    saved, stored = (read_json(each / CONFIG) for each in (folder, tmp_path / "b"))
     assert stored == {**saved, "frames": "elsewhere.safetensors"}
     loaded = qpeft.load(
         copy.deepcopy(llama), tmp_path / "b", frames=tmp_path / "moved.safetensors"
