@@ -105,6 +105,9 @@ def test_exported_adapter_is_the_compact_one(cache, adapters, base):
     assert cache.find("user-1", str(base)) == path
     assert exports(cache) == [path.name]  # not written again
     assert path.stat().st_mtime_ns > before  # used last
+    change_value(path)  # by somebody else: it is exported again
+    assert cache.find("user-1", str(base)) == path
+    assert torch.equal(served, logits(PeftModel.from_pretrained(loaded(base), path)))
 
 
 def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapters, base, qpeft_cli):

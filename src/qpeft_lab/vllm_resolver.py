@@ -32,6 +32,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from qpeft.core.checkpoint import check_folder
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, QpeftError
 from qpeft.files import write_text
 from qpeft_lab import revisions
@@ -122,9 +123,10 @@ class ExportCache:
         parts = (self._fingerprints[base], digest, version("qpeft"))
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
         target = self.cache / key
-        if target.is_dir():
+        try:
+            check_folder(target)  # somebody may have damaged it
             os.utime(target)  # used last
-        else:
+        except CheckpointError:
             remove_unfinished(self.cache)  # after a kill
             self._export(folder, base, target)
             try:

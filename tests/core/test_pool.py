@@ -10,6 +10,7 @@ from collections import OrderedDict
 import pytest
 import tiny_models
 import torch
+from folders import edit_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
@@ -526,6 +527,7 @@ def test_only_adapters_with_the_same_settings_are_served(gpt2, users, ids, adapt
     adapter(gpt2, users / "more", target_modules=["c_attn", "c_fc"])
     adapter(gpt2, users / "other", kind=qpeft.QuantumPeftConfig, target_modules=["c_attn"])
     adapter(gpt2, users / "dropped", lora_dropout=0.1)  # matters in training alone
+    edit_config(shutil.copytree(users / "user-0", users / "mixed"), exclude_modules=["no", 1])
     pool = qpeft.AdapterPool(gpt2, users, capacity=2)
     pool.activate("user-2")
     before = adapters.logits(pool.model, ids)
@@ -533,6 +535,7 @@ def test_only_adapters_with_the_same_settings_are_served(gpt2, users, ids, adapt
         "wide": "r=8 instead of 4",
         "more": "target_modules=",
         "other": "peft_type=",
+        "mixed": "exclude_modules=",
     }
     for name, difference in differences.items():
         with pytest.raises(CheckpointError, match=difference):

@@ -127,6 +127,15 @@ def test_folder_that_is_replaced_behind_its_check_is_refused(world, folder, monk
         load(world, folder)
 
 
+def test_invocation_tokens_of_a_host_that_were_edited_are_refused_n(world, attached):
+    """With other ones the adapter acts on other tokens; with texts the first call failed."""
+    host = read_json(attached / "adapter_config.json")["host"]
+    for tokens in ([1], ["no"]):
+        edit_config(attached, host=host | {"alora_invocation_tokens": tokens})
+        with pytest.raises(CheckpointError, match=rf"{attached}.*adapter was saved with"):
+            load(world, attached)
+
+
 def test_base_of_an_export_can_be_renamed_n(world, exported, adapters):
     edit_config(exported, base_model_name_or_path="moved/base", inference_mode=False)
     found = adapters.logits(load(world, exported), world[3])
@@ -163,9 +172,12 @@ def test_loading_ends_whatever_the_patterns_of_a_stranger_r(world, request, kind
 
 @pytest.mark.usefixtures("one_second")
 def test_peft_itself_refuses_the_pattern_of_a_compact_adapter_r(world, compact):
+    model = load(world, compact)
     edit_config(compact, target_modules=EVIL)
     with pytest.raises(InputError, match="cannot be matched"):
         PeftModel.from_pretrained(copy.deepcopy(world[0]), compact)
+    with pytest.raises(InputError, match="cannot be matched"):
+        model.load_adapter(compact, "stranger")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A verdict's statistics against scipy's tests, planted effects, and tampering with its file."""
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -14,6 +13,7 @@ from scipy.stats import ttest_1samp
 from snippets import ROOT
 
 from qpeft.errors import ConfigError, TrainingError, VerificationError
+from qpeft.files import read_json, write_json
 from qpeft_lab.compare.cell import started_row
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.rows import RowFile
@@ -212,9 +212,9 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     assert "<html" in (folder / "verdict.html").read_text(encoding="utf-8")
     file = folder / "verdict.json"
     assert check(file) == decide(folder)
-    changed = json.loads(file.read_text(encoding="utf-8"))
+    changed = read_json(file)
     changed["comparisons"][1]["effect"] -= 8
-    file.write_text(json.dumps(changed), encoding="utf-8")
+    write_json(file, changed)
     with pytest.raises(VerificationError, match=r"comparisons\.1\.effect is -"):
         check(file)
     # a margin that turns a difference into none; and without the twin that showed no benefit

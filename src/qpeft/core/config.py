@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT_VERSION = 2  # 1: before release 0.2
-# fields of LoRA that scale the generated adapter, without which its tensors are the same
-_SCALE = ("alpha_pattern", "lora_alpha", "use_rslora")
+# fields of LoRA on which the generated tensors do not depend, but their effect does
+_SCALE = ("alpha_pattern", "lora_alpha", "use_rslora", "alora_invocation_tokens")
 
 
 class MethodName(str):
@@ -136,7 +136,7 @@ class AdapterConfig(PeftConfig):
         fields = super().to_dict()
         for name, value in fields.items():
             if isinstance(value, set):
-                fields[name] = sorted(value)
+                fields[name] = sorted(value, key=str)
             elif isinstance(value, tuple):
                 fields[name] = list(value)
         return fields
@@ -280,7 +280,8 @@ class GeneratedConfig(AdapterConfig, GeneratorConfig):
     def scale(self) -> dict[str, Any] | None:
         """The fields that scale the adapter, of the host if there is one; None without any."""
         settings = getattr(self, "host", None) or vars(self)
-        return as_json({name: settings[name] for name in _SCALE if name in settings}) or None
+        given = {name: settings.get(name) for name in _SCALE}
+        return as_json({name: value for name, value in given.items() if value is not None}) or None
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As PEFT's, with what the folder is checked for when it is loaded."""

@@ -156,7 +156,7 @@ def is_fingerprint(saved: Tensor, own: Tensor) -> bool:
     """Whether `saved` is the fingerprint `own`, or an average of equal ones up to rounding, as in
     federated learning.
     """
-    return torch.equal(saved.cpu().round().to(torch.uint8), own.cpu())
+    return torch.equal(saved.cpu().float().round().to(torch.uint8), own.cpu())
 
 
 def fingerprint(*parts: Any) -> Tensor:

@@ -1,15 +1,14 @@
 """Frames against the full SVD; their gradients against autograd's own; the model is left as it was."""
 
 import copy
-import json
 import math
 
 import pytest
 import torch
+from folders import rewrite
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
 
 import qpeft
 from qpeft.core.seeded_init import SeededInit
@@ -303,13 +302,7 @@ def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(
     model = get_peft_model(llama, config)
     fit_frames(model, batches)
     qpeft.save(model, tmp_path)
-    tensors = load_file(tmp_path / "adapter_model.safetensors")
-    save_file(
-        {k: v for k, v in tensors.items() if ".frames." not in k},
-        tmp_path / "adapter_model.safetensors",
-    )
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"weights_sha256": None}))
+    rewrite(tmp_path, lambda saved: {k: v for k, v in saved.items() if ".frames." not in k})
     with pytest.raises(CheckpointError, match="missing"):
         model.load_adapter(tmp_path, "default")
 
