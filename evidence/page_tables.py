@@ -20,6 +20,7 @@ from transformers import AutoConfig
 
 import comparison_tables
 import qpeft
+import ready_adapters
 import real_model
 import served_customers
 import smollm2_tables
@@ -42,6 +43,7 @@ PAGES = [
     ROOT / "docs" / "real_model.md",
     ROOT / "docs" / "verdict.md",
     RESULTS / "README.md",
+    *sorted((ROOT / "examples" / "adapters").rglob("README.md")),
 ]
 BYTES = (1_000, 2_000, 6_000, 25_000)
 STORIES = {  # of stories260K
@@ -207,6 +209,7 @@ TABLES = {
     "sentences": Table(smollm2_tables.sentences, [smollm2_tables.SMOLLM2]),
     "sentence_pairs": Table(smollm2_tables.sentence_pairs, [smollm2_tables.SMOLLM2]),
     "studies": Table(studies),  # it has its own links
+    "ready": Table(ready_adapters.ready),
     "real_adapters": Table(real_model.adapters),
     "first_look": Table(real_model.first_look),
     "real_answers": Table(real_model.answers),

@@ -58,6 +58,7 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
 # the words of `gallery` are those of `pooled` and `twins`; tests/verdict computes the verdicts again
 ONE_RUN = {
     "catalogue",
+    "ready",
     "real_adapters",
     "real_answers",
     "real_took",

@@ -18,14 +18,11 @@ from snippets import ROOT
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
 
 STEPS = 6
-RUN = [
-    "train",
-    *("--model", "smollm2"),
-    *("--data", ROOT / "examples" / "restaurants" / "train.jsonl"),
-    *("--method", "qpa", "--r", 4, "--budget", 0.5, "--lr", 1e-3),
-    *("--steps", STEPS, "--batch-size", 2, "--seq-len", 128),
-    *("--eval-blocks", 4, "--eval-every", STEPS, "--save-every", 1),
-]
+RUN = (
+    "train --model smollm2 --data examples/restaurants/train.jsonl --batch-size 2 --seq-len 128"
+    " --method qpa --r 4 --budget 0.5 --lr 1e-3 --eval-blocks 4 --save-every 1"
+    f" --steps {STEPS} --eval-every {STEPS}"
+).split()
 
 
 def test_killed_run_resumes_with_equal_bits_and_its_export_needs_no_qpeft(
@@ -51,6 +48,15 @@ def test_killed_run_resumes_with_equal_bits_and_its_export_needs_no_qpeft(
     found = json.loads(qpeft_cli("export", killed, "--out", exported, "--json", code=0).stdout)
     assert found["max_logit_difference"] <= 1e-4
     assert json.loads((exported / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+@pytest.mark.parametrize("name", ["circuit", "signs"])
+def test_ready_adapter_lowers_the_loss_of_its_base(name, qpeft_cli, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    command = f"evaluate --adapter examples/adapters/{name} --eval-blocks 4 --json"
+    command += " --data examples/restaurants/test.jsonl"
+    scores = json.loads(qpeft_cli(command, code=0).stdout)
+    assert scores["adapted"]["loss"] < scores["base"]["loss"]
 
 
 @pytest.mark.long
