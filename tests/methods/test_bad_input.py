@@ -28,6 +28,7 @@ BAD = {  # the settings, and what the message names
         ({"target_modules": "("}, "target_modules"),
         ({"modules_to_save": ["lm_haed"]}, "modules_to_save.*'lm_haed'.*'lm_head'"),
         ({"rank_pattern": {"w_q": 2}}, "rank_pattern.*w_q"),
+        ({"alpha_pattern": {"q_proj": 1, "layers.1.*": 2}}, "alphabetical"),
         ({"target_parameters": ["wieght"]}, "target_parameters.*'wieght'.*'weight'"),
         ({"target_parameters": ["q_proj.weight"]}, "self_attn.q_proj"),
     ],

@@ -71,13 +71,13 @@ def _is_risky(pattern: Any) -> bool:
 
 
 def _match(model: nn.Module, field: str, patterns: list[str]) -> None:
-    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    names |= {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     command = [sys.executable, "-I", "-c", _MATCH, str(SECONDS)]
     try:
         done = subprocess.run(
             command,
-            input=json.dumps([patterns, sorted(names)]),
+            input=json.dumps([patterns, sorted({*modules, *parameters})]),
             capture_output=True,
             text=True,
             check=False,

@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftConfig, PeftType
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
@@ -39,8 +39,8 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     default for the type of model if there are none, and `target_parameters` instead of the names of
     experts, whose weights transformers keeps in one parameter for all experts.
 
-    Raises ConfigError if a name matches nothing in `model`, or the targets contain experts, and the
-    method adapts modules alone.
+    Raises ConfigError if a name matches nothing in `model`, the order of `alpha_pattern` decides a
+    scale, or the targets contain experts, and the method adapts modules alone.
     """
     check_patterns(model, vars(config))
     try:
@@ -92,15 +92,18 @@ def _default_targets(model: nn.Module) -> Any:
 
 
 def _linear_names(model: nn.Module) -> str:
-    linear = last_parts(name for name, module in model.named_modules() if is_linear(module))
-    return ", ".join(linear)
+    modules = model.named_modules()
+    return ", ".join(last_parts(name for name, module in modules if is_linear(module)))
 
 
 def _check_names(model: nn.Module, config: Any) -> None:
     """Raise ConfigError if a name or a pattern of `config` matches nothing in `model`."""
     by_name = dict(model.named_modules(remove_duplicate=False))
-    wrappers = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-    inside = tuple(f"{name}." for name, module in by_name.items() if isinstance(module, wrappers))
+    inside = tuple(
+        f"{name}."
+        for name, module in by_name.items()
+        if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    )
     modules = [name for name in by_name if name and not name.startswith(inside)]
     parameters = [
         name.replace(".base_layer", "")
@@ -116,6 +119,14 @@ def _check_names(model: nn.Module, config: Any) -> None:
     for field in ("rank_pattern", "alpha_pattern"):
         for key in _given(config, field):
             _check_pattern(field, rf"(.*\.)?({key})", adapted)
+    # PEFT takes the first pattern that matches, and saves them sorted: another scale after loading
+    alphas = [*_given(config, "alpha_pattern")]
+    for name in adapted:
+        if get_pattern_key(alphas, name) != get_pattern_key(sorted(alphas), name):
+            raise ConfigError(
+                f"several patterns of alpha_pattern match {name}: PEFT takes the first, and saves"
+                " them in alphabetical order. Give them in this order, or such that one matches"
+            )
     if not isinstance(targets, str):
         _check_ends("target_modules", targets, modules)
     elif targets not in _SPECIAL:
@@ -157,11 +168,7 @@ def norm_targets(model: nn.Module) -> list[str]:
 def last_norm(model: nn.Module) -> str:
     """The name of the normalization after the last block. Raises ConfigError as `norm_targets`."""
     names = _norm_names(model)
-    outside = [
-        name
-        for name in names
-        if not any(part.isdigit() or "embed" in part for part in name.split("."))
-    ]
+    outside = [name for name in names if not re.search(r"(^|\.)\d+(\.|$)|embed", name)]
     return (outside or names)[-1]  # neither in a block nor in the embeddings
 
 
@@ -189,7 +196,7 @@ def set_target_names(model: nn.Module, config: Any, modules: Mapping[str, nn.Mod
 
 def is_linear(module: Any) -> bool:
     """Whether it is a Linear, also of a quantized base, or a Conv1D."""
-    return isinstance(module, (nn.Linear, Conv1D)) or (
+    return isinstance(module, Conv1D) or (
         isinstance(getattr(module, "in_features", None), int)
         and isinstance(getattr(module, "out_features", None), int)
     )
@@ -212,8 +219,8 @@ def untie_lm_head(model: Any) -> Any:
     Raises:
         ConfigError: the model has no output head.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    base = getattr(model, "get_base_model", lambda: model)()
+    head = getattr(base, "get_output_embeddings", lambda: None)()
     if head is None:
         raise ConfigError(f"{type(base).__name__} has no output head to untie")
     layer = getattr(head, "base_layer", head)
