@@ -31,6 +31,7 @@ from qpeft.files import read_json, write_text
 from qpeft_lab.cli.console import size
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
+from smollm2_tables import HEADS, RECIPE, SMOLLM2, recipe, stage_4
 from table_text import table
 from winners import ADAPTERS, BUDGETS, EPOCHS, FINAL, RESULTS, ROOT, summaries_of, winners_of
 
@@ -41,6 +42,7 @@ PAGES = [
     ROOT / "docs" / "quantum_peft.md",
     ROOT / "docs" / "small_adapters.md",
     ROOT / "docs" / "real_model.md",
+    ROOT / "docs" / "reproducing.md",
     ROOT / "docs" / "verdict.md",
     RESULTS / "README.md",
     *sorted((ROOT / "examples" / "adapters").rglob("README.md")),
@@ -205,9 +207,13 @@ TABLES = {
     "rates": Table(suggest_tables.rates, ["equal-search", "rates"]),
     "powers": Table(suggest_tables.powers, ["equal-search", "rates"]),
     "stored": Table(stored, [FINAL]),
-    "signal": Table(smollm2_tables.signal, [smollm2_tables.SMOLLM2]),
-    "sentences": Table(smollm2_tables.sentences, [smollm2_tables.SMOLLM2]),
-    "sentence_pairs": Table(smollm2_tables.sentence_pairs, [smollm2_tables.SMOLLM2]),
+    "signal": Table(smollm2_tables.signal, [SMOLLM2]),
+    "sentences": Table(smollm2_tables.sentences, [SMOLLM2]),
+    "sentence_pairs": Table(smollm2_tables.sentence_pairs, [SMOLLM2]),
+    "heads": Table(lambda: smollm2_tables.heads(stage_4()), [SMOLLM2]),
+    "head_pairs": Table(lambda: smollm2_tables.head_pairs(stage_4(), HEADS), [SMOLLM2]),
+    "recipe": Table(lambda: smollm2_tables.heads(recipe()), ["recipes"]),
+    "recipe_pairs": Table(lambda: smollm2_tables.head_pairs(recipe(), RECIPE), ["recipes"]),
     "studies": Table(studies),  # it has its own links
     "ready": Table(ready_adapters.ready),
     "real_adapters": Table(real_model.adapters),

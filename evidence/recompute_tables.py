@@ -54,6 +54,11 @@ SENTENCE_PAIRS = [
     ("qpa", "qpa_frozen"),
     *((ours, other) for ours in ("framed", "qpa") for other in ("head", "uni", "sb")),
 ]
+RECIPE_PAIRS = [("qpa", other) for other in ("lora", "lora_r2", "qpa_none")]
+HEAD_PAIRS = [
+    *(("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
+    *((ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
+]
 SHOTS = [
     ("shots", "shots_65536", "exact"),
     ("shots", "shots_1024", "exact"),
@@ -523,14 +528,43 @@ def sentences() -> Iterator[str]:
 
 def sentence_pairs() -> Iterator[str]:
     setup = setups("smollm2")["sst2"]
-    per_cent = (setup.mean("head") - setup.mean("lora_r1")) / 100
+    yield from by_seed(setup, SENTENCE_PAIRS, setup.mean("head") - setup.mean("lora_r1"))
+
+
+def heads(setup: Setup) -> Iterator[str]:
+    untrained = setup.mean("none")
+    for key in sorted(setup.rows, key=setup.mean):
+        first = setup.rows[key][0]
+        yield f"{first['params_trainable']:,}"
+        if key != "none":
+            yield f"{first['lr']:g}"
+        yield f"{setup.mean(key):.3f}"
+        yield f"{setup.mean(key, 'test_ppl'):.1f}"
+        share = (untrained - setup.mean(key)) / (untrained - setup.mean(setup.study["reference"]))
+        yield f"{100 * share:.1f} %"
+
+
+def head_pairs(setup: Setup, pairs: list[tuple[str, str]]) -> Iterator[str]:
+    yield from by_seed(setup, pairs, setup.mean("none") - setup.mean(setup.study["reference"]))
+
+
+def stage_4() -> Setup:
+    return setups("smollm2")["head-wikitext2"]
+
+
+def recipe() -> Setup:
+    return setups("recipes")["qpa-smollm2-wikitext2"]
+
+
+def by_seed(setup: Setup, pairs: list[tuple[str, str]], unit: float) -> Iterator[str]:
+    """The difference of each pair of keys over the seeds, in per cent of the unit."""
     cells = []
-    for ours, other in SENTENCE_PAIRS:
+    for ours, other in pairs:
         rows = zip(setup.rows[ours], setup.rows[other], strict=True)
-        lost = [(row["test_loss"] - other_row["test_loss"]) / per_cent for row, other_row in rows]
+        lost = [100 * (row["test_loss"] - twin["test_loss"]) / unit for row, twin in rows]
         error = statistics.stdev(lost) / math.sqrt(len(lost)) or 1e-12
         cells.append(Difference(statistics.mean(lost), error))
-    yield from shown(cells, 9, margin=5)
+    yield from shown(cells, len(setup.study["seeds"]) - 1, margin=5)
 
 
 # -- studies before the protocol
@@ -586,6 +620,10 @@ TABLES = {
     "signal": signal,
     "sentences": sentences,
     "sentence_pairs": sentence_pairs,
+    "heads": lambda: heads(stage_4()),
+    "head_pairs": lambda: head_pairs(stage_4(), HEAD_PAIRS),
+    "recipe": lambda: heads(recipe()),
+    "recipe_pairs": lambda: head_pairs(recipe(), RECIPE_PAIRS),
 }
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Intervals are over seeds alone, as that protocol says; the margin is 5 per cent 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import fmean, stdev
 
 from comparison_tables import Cell, Grid, Line, Pair
@@ -27,6 +28,11 @@ SENTENCES = [
     Pair("qpa", "head"),
     Pair("qpa", "uni"),
     Pair("qpa", "sb"),
+]
+RECIPE = [Pair("qpa", other) for other in ("lora", "lora_r2", "qpa_none")]
+HEADS = [
+    *(Pair("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
+    *(Pair(ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
 ]
 
 
@@ -71,17 +77,63 @@ def sentences() -> str:
 def sentence_pairs() -> Grid:
     """Stage 5: its comparisons, in per cent of what LoRA r=1 gains over the head alone."""
     summary = summaries_of(SMOLLM2)["sst2"]
-    rows = []
-    for pair in SENTENCES:
-        ours, other = summary[pair.ours], summary[pair.other]
-        difference = over_seeds(ours, other).times(100 / unit(summary))
-        rows.append(Line(f"{ours.label} minus {other.label}", [Cell(difference)]))
-    return Grid(["log loss of", "difference, per cent of LoRA's gain"], rows, MARGIN)
+    header = ["log loss of", "difference, per cent of LoRA's gain"]
+    return Grid(header, differences(summary, SENTENCES, unit(summary)), MARGIN)
 
 
 def unit(summary: Summary) -> float:
     """What LoRA r=1 gains over the head alone, in log loss."""
     return mean_loss(summary["head"]) - mean_loss(summary["lora_r1"])
+
+
+def heads(summary: Summary) -> str:
+    """Each adapter of the output head, with its share of the gain of LoRA r=4."""
+    rows = []
+    for result in sorted(summary.results, key=mean_loss):
+        share = 100 * (mean_loss(summary["none"]) - mean_loss(result)) / head_gain(summary)
+        rows.append(
+            [
+                str(result.label),
+                f"{result.method.trainable:,}",
+                "" if result.lr is None else f"{result.lr:g}",
+                f"{mean_loss(result):.3f}",
+                f"{result.mean('test_ppl'):.1f}",
+                f"{share:.1f} %",
+            ]
+        )
+    header = ["adapter", "parameters", "rate", "loss", "perplexity", "of LoRA's gain"]
+    return table(header, rows, numbers=5)
+
+
+def head_pairs(summary: Summary, pairs: Sequence[Pair]) -> Grid:
+    """Comparisons of adapters of the output head, in per cent of the gain of LoRA r=4."""
+    header = ["loss of", "difference, per cent of LoRA's gain"]
+    return Grid(header, differences(summary, pairs, head_gain(summary)), MARGIN)
+
+
+def stage_4() -> Summary:
+    """QPA at half of LoRA r=4 on the output head of SmolLM2."""
+    return summaries_of(SMOLLM2)["head-wikitext2"]
+
+
+def recipe() -> Summary:
+    """The recipe of QPA's published experiment on SmolLM2."""
+    return summaries_of("recipes")["qpa-smollm2-wikitext2"]
+
+
+def head_gain(summary: Summary) -> float:
+    """What LoRA r=4 on the output head gains over the untrained base, in nats."""
+    return mean_loss(summary["none"]) - mean_loss(summary[str(summary.study.reference)])
+
+
+def differences(summary: Summary, pairs: Sequence[Pair], unit: float) -> list[Line]:
+    """The difference of each pair over the seeds, in per cent of `unit` nats."""
+    lines = []
+    for pair in pairs:
+        ours, other = summary[pair.ours], summary[pair.other]
+        difference = over_seeds(ours, other).times(100 / unit)
+        lines.append(Line(f"{ours.label} minus {other.label}", [Cell(difference)]))
+    return lines
 
 
 def over_seeds(ours: Result, other: Result) -> Paired:

@@ -9,6 +9,7 @@ from snippets import ROOT
 
 import comparison_tables
 import comparisons
+import smollm2_tables
 import winners
 from winners import BUDGETS, FINAL, summaries_of
 
@@ -221,10 +222,25 @@ def test_verdicts_that_sentences_rest_on(row, verdicts):
     assert [cell.rpartition(", ")[2] for cell in cells] == verdicts
 
 
-def test_verdicts_on_the_encoder_are_those_of_its_sentences():
-    table = ENCODER.partition("<!-- table: sentence_pairs -->")[2].partition("<!-- end -->")[0]
-    said = re.findall(r"\], (\w+) \|$", table, flags=re.MULTILINE)
-    assert said == [
-        "undecided", "undecided", "better", "undecided",
-        "undecided", "undecided", "undecided", "worse",
-    ]  # fmt: skip
+PAPERS = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page, table, verdicts",
+    [
+        (
+            ENCODER,
+            "sentence_pairs",
+            "undecided undecided better undecided undecided undecided undecided worse",
+        ),
+        (PAPERS, "recipe_pairs", "undecided undecided equivalent"),
+    ],
+)
+def test_verdicts_on_real_models_are_those_of_the_sentences_beside_them(page, table, verdicts):
+    cells = page.partition(f"<!-- table: {table} -->")[2].partition("<!-- end -->")[0]
+    assert re.findall(r"\], (\w+) \|$", cells, flags=re.MULTILINE) == verdicts.split()
+
+
+def test_perplexities_of_the_recipe_are_those_of_its_rows():
+    lora, qpa = (smollm2_tables.recipe()[key].mean("test_ppl") for key in ("lora", "qpa"))
+    assert says(f"| LoRA {lora:.1f}, QPA {qpa:.1f} |", PAPERS)
