@@ -243,7 +243,7 @@ def publish(folder: Path, file: Path) -> None:
     ]
     lines = [json_line(summary.study.model_dump()), *map(json_line, rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(lzma.compress("".join(lines).encode(), preset=9))
+    file.write_bytes(lzma.compress("".join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def summarise(study: PlannedStudy, rows: Mapping[str, Row]) -> Summary:
