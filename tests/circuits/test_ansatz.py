@@ -2,6 +2,8 @@
 are used.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -122,9 +124,12 @@ def test_functions_are_called_once_for_each_size():
     assert seen == [(N_QUBITS, N_LAYERS)]
     with pytest.raises(ConfigError, match="of 0 to 1"):
         list(Ansatz("mine", 2, 1).gates())
+    gates = list(mine.gates())
     register([[*TURNS[1:], RZZ]])  # registered again under the same name
+    assert list(mine.gates()) == gates  # an adapter that is being trained keeps its circuit
+    assert list(copy.deepcopy(mine).gates()) == gates
     with pytest.raises(ConfigError, match="is unknown"):
-        list(mine.gates())
+        list(Ansatz("mine", N_QUBITS, N_LAYERS).gates())
 
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9))

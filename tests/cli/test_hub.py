@@ -23,6 +23,7 @@ class Hub(LocalServer):
 
     def __init__(self):
         self.repository, self.files, self.tokens = None, {}, set()
+        self.ignored = set()  # names of files that a .gitignore of the repository refuses
         super().__init__()
         self.headers = {"Content-Type": "application/json"}
 
@@ -37,7 +38,8 @@ class Hub(LocalServer):
         if path.endswith("/preupload/main"):
             paths = [file["path"] for file in json.loads(body)["files"]]
             files = [
-                {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths
+                {"path": path, "uploadMode": "regular", "shouldIgnore": path in self.ignored}
+                for path in paths
             ]
             return {"files": files}
         if path.endswith("/commit/main"):
@@ -45,8 +47,15 @@ class Hub(LocalServer):
                 if row["key"] == "file":
                     value = row["value"]
                     self.files[value["path"]] = base64.b64decode(value["content"])
+                if row["key"] == "deletedFile":
+                    del self.files[row["value"]["path"]]
             commit = f"{self.url}/me/ana/commit/0123"
             return {"commitUrl": commit, "commitOid": "0123", "success": True}
+        if "/tree/main" in path:
+            return [
+                {"type": "file", "path": path, "size": len(content), "oid": "0"}
+                for path, content in self.files.items()
+            ]
         return {}  # the check of the card's metadata
 
 
@@ -79,7 +88,7 @@ def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(
     pushed = answer("export", run, "--out", tmp_path / "out", "--push-to-hub", "me/ana")
     assert pushed["url"] == f"{hub.url}/me/ana"
     assert (hub.repository["name"], hub.repository["organization"]) == ("ana", "me")
-    assert hub.tokens == {"Bearer hf_of_this_test"}
+    assert hub.tokens - {None} == {"Bearer hf_of_this_test"}
     weights = "adapter_model.safetensors"
     assert hub.files[weights] == (tmp_path / "out" / weights).read_bytes()
     assert hub.files[f"compact/{weights}"] == (run / "adapter" / weights).read_bytes()
@@ -138,8 +147,16 @@ def test_compact_adapter_is_uploaded_without_scores_and_a_users_card_as_it_is(
     out = tmp_path / "out"
     answer("export", adapter_folder, "--out", out)
     (out / "README.md").write_text("My card.")
+    hub.files["compact/frames.safetensors"] = b"of an earlier upload"
     answer("export", adapter_folder, "--out", out, "--push-to-hub", "me/ana")
     assert hub.files["README.md"] == b"My card."
+    assert "compact/frames.safetensors" not in hub.files
+
+
+def test_file_that_the_hub_ignores_is_an_error(qpeft_cli, hub, adapter_folder):
+    hub.ignored = {"adapter_model.safetensors"}
+    shown = qpeft_cli("export", adapter_folder, "--push-to-hub", "me/ana", code=1)
+    assert "the hub did not keep adapter_model.safetensors" in " ".join(shown.stderr.split())
 
 
 def test_failed_upload_keeps_the_export_and_hides_the_token(

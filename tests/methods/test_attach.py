@@ -148,6 +148,9 @@ MODELS = {  # by what the message names
     "AdaLoraConfig": lambda base: host_on(base, AdaLoraConfig(total_step=10, **QV)),
     r"shares .*layers\.1.*": lambda base: changed(host_on(base, IA3), share_a_tensor),
     r"shares .*embed_tokens": lambda _: host_on(tiny_models.llama(tie_word_embeddings=True), TIED),
+    "alphabetical": lambda base: host_on(
+        base, LoraConfig(r=2, alpha_pattern={"q_proj": 1, "layers.1.*": 2}, **QV)
+    ),
     "coft": lambda base: host_on(base, OFTConfig(r=0, oft_block_size=4, coft=True, **QV)),
     "unmerge_adapter": lambda base: changed(
         host_on(base, LORA), lambda model: model.merge_adapter()

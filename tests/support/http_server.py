@@ -5,7 +5,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class LocalServer:
-    """Answers every POST with `status`, `headers` and the bytes of `respond(path, headers, body)`."""
+    """Answers every GET and POST with `status`, `headers` and the bytes of `respond(path, headers, body)`."""
 
     def __init__(self):
         self.status = 200
@@ -21,6 +21,8 @@ class LocalServer:
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(body)
+
+            do_GET = do_POST  # noqa: N815
 
             def log_message(self, *_):
                 pass

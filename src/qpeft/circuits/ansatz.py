@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
 from itertools import chain, count, product
 from math import prod
@@ -51,7 +51,8 @@ def register_ansatz(
     """Register a circuit of your own as `Ansatz(name, n_qubits, n_layers)`: QPA can train with it.
 
     `qpeft.testing.ansatz_contract` tests it. A function `layers` with the same module and qualified
-    name replaces the earlier one, so a notebook cell can be run again.
+    name replaces the earlier one, so a notebook cell can be run again. Adapters made before keep the
+    earlier circuit.
 
     The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. The first use of a
     circuit calls the functions once for each number of qubits and layers, and raises ConfigError
@@ -214,6 +215,8 @@ class Ansatz:
     name: str
     n_qubits: int
     n_layers: int
+    # a name can be registered again, and an adapter that is being trained keeps its circuit
+    family: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.name not in _families:
@@ -222,9 +225,16 @@ class Ansatz:
                 " module that registers it, or give its file on the command line with --ansatz"
                 " FILE.py:NAME"
             )
-        for field in ("n_qubits", "n_layers"):
-            if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for size in ("n_qubits", "n_layers"):
+            if getattr(self, size) < 1:
+                raise ConfigError(f"{size} must be at least 1, got {getattr(self, size)}")
+        object.__setattr__(self, "family", _families[self.name])
+
+    def __deepcopy__(self, _: Any) -> Ansatz:
+        return self
+
+    def __reduce__(self) -> Any:
+        return Ansatz, (self.name, self.n_qubits, self.n_layers)  # another process has the name
 
     def __str__(self) -> str:
         return f"ansatz {self.name} with {self.n_qubits} qubits and {self.n_layers} layers"
@@ -232,7 +242,7 @@ class Ansatz:
     @property
     def angle_shape(self) -> tuple[int, ...]:
         """Shape of the angle tensor, for example (L, N) for `ry_ladder`, (L, 3, N) for `square`."""
-        return _circuit(self, _families[self.name])[0]
+        return _circuit(self, self.family)[0]
 
     @property
     def n_angles(self) -> int:
@@ -243,7 +253,7 @@ class Ansatz:
         """The gates of each layer, in the order in which they act; `two_design` begins with one of
         rotations alone.
         """
-        return iter(_circuit(self, _families[self.name])[1])
+        return iter(_circuit(self, self.family)[1])
 
     def gates(self) -> Iterator[Gate]:
         """Every gate, in the order in which it acts."""
@@ -280,11 +290,6 @@ def _box(gate: Gate) -> str:
         scale = "" if gate.scale == 1 else f"{gate.scale:.4g} "
         angle = f"{scale}θ[{','.join(map(str, gate.slot))}]" + (f" + {angle}" if angle else "")
     return f"{gate.name.upper()}({angle})"
-
-
-def definition(ansatz: Ansatz) -> Any:
-    """What changes when the name of the ansatz is registered again."""
-    return _families[ansatz.name]
 
 
 @lru_cache(maxsize=256)

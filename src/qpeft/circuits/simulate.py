@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qpeft.circuits.ansatz import Ansatz, Gate, definition
+from qpeft.circuits.ansatz import Ansatz, Gate
 from qpeft.circuits.numerics import cached_tables, check_tensor, refuse_second_derivative
 
 # wires of a group at most: larger matrices do more work, smaller ones need more products (measured)
@@ -295,7 +295,7 @@ def _moved(to: int, block: Tensor, matrix: Tensor) -> Tensor:
 
 def compiled(ansatz: Ansatz, dtype: torch.dtype, device: torch.device) -> Program:
     """The program of an ansatz."""
-    return _compiled(ansatz, definition(ansatz), dtype, device)
+    return _compiled(ansatz, ansatz.family, dtype, device)
 
 
 @cached_tables

@@ -119,20 +119,26 @@ def _check_names(model: nn.Module, config: Any) -> None:
     for field in ("rank_pattern", "alpha_pattern"):
         for key in _given(config, field):
             _check_pattern(field, rf"(.*\.)?({key})", adapted)
-    # PEFT takes the first pattern that matches, and saves them sorted: another scale after loading
-    alphas = [*_given(config, "alpha_pattern")]
-    for name in adapted:
-        if get_pattern_key(alphas, name) != get_pattern_key(sorted(alphas), name):
-            raise ConfigError(
-                f"several patterns of alpha_pattern match {name}: PEFT takes the first, and saves"
-                " them in alphabetical order. Give them in this order, or such that one matches"
-            )
+    check_order(config, adapted)
     if not isinstance(targets, str):
         _check_ends("target_modules", targets, modules)
     elif targets not in _SPECIAL:
         _check_pattern("target_modules", targets, adapted)
     _check_ends("modules_to_save", copied, modules)
     _check_ends("target_parameters", adapted_parameters, parameters)
+
+
+def check_order(config: Any, names: Iterable[str]) -> None:
+    """Raise ConfigError if the order of `alpha_pattern` decides the scale of one of the modules
+    `names`: PEFT takes the first pattern that matches, and saves them sorted.
+    """
+    alphas = [*_given(config, "alpha_pattern")]
+    for name in names:
+        if get_pattern_key(alphas, name) != get_pattern_key(sorted(alphas), name):
+            raise ConfigError(
+                f"several patterns of alpha_pattern match {name}: PEFT takes the first, and saves"
+                " them in alphabetical order. Give them in this order, or such that one matches"
+            )
 
 
 def _given(config: Any, field: str) -> Any:

@@ -29,6 +29,7 @@ from qpeft.core.generator_holder import GeneratorHolder, described_by, holder_of
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, find_slots, slots_in
+from qpeft.core.targets import check_order
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
@@ -122,6 +123,7 @@ def _check_host(model: Any) -> None:
             f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use"
             " another"
         )
+    check_order(host, dict(model.get_base_model().named_modules()))
     refuse_merged(model.modules())
 
 

@@ -75,8 +75,14 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
                 folder_path=folder,
                 repo_id=url.repo_id,
                 commit_message="Upload of an adapter by qpeft",
+                delete_patterns=f"{COMPACT}/*",  # of an earlier upload
             )
-        except (OSError, RuntimeError, ValueError) as error:  # of the hub's client and connection
+            # a repository's .gitignore can refuse files without an error
+            sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+            lost = sorted(sent - {*HfApi().list_repo_files(url.repo_id)})
+            if lost:
+                raise ValueError(f"the hub did not keep {', '.join(lost)}")
+        except Exception as error:  # any of the hub's client and of its connection
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise QpeftError(
                 f"the adapter is exported, but its upload to {repository} failed: {reason}. Log in"
