@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from concurrent.futures import Future
 from http.client import HTTPException
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -95,15 +96,14 @@ def ask(url: str, name: str, prompt: str, timeout: float) -> dict[str, float]:
     key = os.environ.get(KEY, "")
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    end = time.monotonic() + timeout
+    request = urllib.request.Request(url, body, headers)
+    reply: Future[bytes] = Future()
+    Thread(target=_post, args=(request, timeout, reply), daemon=True).start()
     try:
-        request = urllib.request.Request(url, body, headers)
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as reply:
-            text = _read(reply, end)
-        answer = json.loads(text)
+        answer = json.loads(reply.result(timeout))
         return _log_probabilities(answer["choices"][0]["logprobs"])
     except urllib.error.HTTPError as error:
-        reason = _short(error.read(_MOST_BYTES).decode(errors="replace") or error.reason)
+        reason = _short(error.reason)
         if key:
             reason = reason.replace(key, "***")
         hint = f"; give its key in the environment variable {KEY}" if error.code == 401 else ""
@@ -139,16 +139,23 @@ def ask(url: str, name: str, prompt: str, timeout: float) -> dict[str, float]:
         ) from error
 
 
-def _read(reply: Any, end: float) -> bytes:
-    """The body, which a server may send slowly or without an end."""
-    parts = []
-    while part := reply.read1(2**16):
-        parts.append(part)
-        if time.monotonic() > end:
-            raise TimeoutError
-        if sum(map(len, parts)) > _MOST_BYTES:
+def _post(request: urllib.request.Request, timeout: float, reply: Future[bytes]) -> None:
+    """Let `reply` be the body, or the error; an HTTPError has the server's text as its reason.
+
+    In a thread of its own, which is abandoned if the server sends header or body slowly or without
+    an end: urllib's timeout is that of each part.
+    """
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout) as opened:
+            body = opened.read(_MOST_BYTES + 1)
+        if len(body) > _MOST_BYTES:
             raise ValueError("the answer is too long")
-    return b"".join(parts)
+        reply.set_result(body)
+    except urllib.error.HTTPError as error:
+        error.msg = error.read(_MOST_BYTES).decode(errors="replace") or error.msg
+        reply.set_exception(error)
+    except Exception as error:
+        reply.set_exception(error)
 
 
 def _log_probabilities(answer: Any) -> dict[str, float]:

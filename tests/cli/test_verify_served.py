@@ -154,6 +154,9 @@ def test_other_answers_are_explained(status, reply, message, server, verify):
 def test_silent_and_absent_servers_are_explained(server, verify):
     server.reply = lambda _: server.released.wait() or {}
     assert "no answer within 0.2 s; raise --timeout" in verify("--timeout", 0.2, code=1)["message"]
+    server.status = 100  # and again and again: seconds of headers, each of which arrives in time
+    server.reply = lambda _: b"HTTP/1.1 100 Continue\r\n\r\n" * 300_000
+    assert "no answer within 0.2 s; raise --timeout" in verify("--timeout", 0.2, code=1)["message"]
     server.close()
     assert "no server answers at" in verify(code=1)["message"]
 
