@@ -16,8 +16,8 @@ A training step, in order:
 
 The generator is therefore evaluated once per optimizer step, for any number of forward passes,
 micro-batches or checkpointed segments. Its backward pass runs in each `backward()`; inside an
-accumulation window of accelerate the gradients of flat (P,) are summed, and it runs once, at the
-end (`flush`).
+accumulation window of accelerate the gradients of flat (P,) are summed, and that of the last
+micro-batch takes the sum (`flush` takes one that is left over).
 
 Others may write into the parameters at any time, and read an adapter's tensor outside of a forward
 pass. So between forward passes the layers have stand-ins (`StandIn`) instead of the views, and each
