@@ -21,7 +21,7 @@ from qpeft.circuits import (
 from qpeft.circuits.lie import count_lie
 from qpeft.circuits.orthogonal import basis_columns
 from qpeft.circuits.simulate import circuit_states
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, TrainingError
 
 SQUARE = Ansatz("square", 3, 2)
 LADDER = Ansatz("ry_ladder", 3, 2)
@@ -168,3 +168,9 @@ def test_autocast_and_tables_first_built_in_another_context_change_nothing(name)
             rtol=1e-6,
             atol=1e-6,
         )
+
+
+def test_second_derivative_is_refused():
+    angles = torch.ones(3, 9, requires_grad=True)
+    with pytest.raises(TrainingError, match="create_graph"):
+        torch.autograd.grad(probabilities(angles).sum(), angles, create_graph=True)

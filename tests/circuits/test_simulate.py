@@ -127,6 +127,7 @@ def test_circuits_run_in_parts_that_fit_the_memory(monkeypatch):
     expected = exact_probabilities(LADDER, angles)
     monkeypatch.setattr(simulate, "_AT_ONCE", 32)  # two circuits at once
     assert_close(exact_probabilities(LADDER, angles), expected, rtol=0, atol=1e-14)
+    assert simulate._group_sizes(11, 100) == (4, 4, 3)
 
 
 # -- the contract detects mistakes

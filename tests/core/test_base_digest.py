@@ -5,6 +5,7 @@ noticed.
 import copy
 import itertools
 import warnings
+from unittest.mock import Mock
 
 import families
 import pytest
@@ -17,7 +18,7 @@ from transformers import GPT2ForSequenceClassification
 from variants import VARIANTS, move
 
 import qpeft
-from qpeft.core.base_digest import digest, is_same
+from qpeft.core.base_digest import digest, is_same, own_weights
 from qpeft.errors import BaseModelWarning, CheckpointError
 
 CHOSEN = [
@@ -144,6 +145,16 @@ def test_weights_that_are_not_in_memory_are_not_compared(saved, variant):
         VARIANTS[variant].adapt(copy.deepcopy(base).to("meta")).peft_config["default"].base_digest
         is None
     )
+
+
+def test_vocabulary_resized_by_an_unknown_number_is_not_compared(monkeypatch):
+    """Nothing is downloaded to learn the number."""
+    base = tiny_models.gpt2()
+    base.resize_token_embeddings(57, mean_resizing=False)
+    asked = Mock(side_effect=OSError)
+    monkeypatch.setattr(type(base.config), "from_pretrained", asked)
+    assert digest(own_weights(base, "default")) is None
+    assert asked.call_args.kwargs == {"local_files_only": True}
 
 
 def test_new_head_of_a_classifier_is_not_compared(tmp_path):

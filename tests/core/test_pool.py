@@ -557,6 +557,14 @@ def test_adapter_saved_without_frames_raises(gpt2, ids, tmp_path):
         pool.activate("b")
 
 
+def test_copied_module_that_is_not_finite_is_refused(gpt2, tmp_path):
+    model = adapter(gpt2, tmp_path / "a", modules_to_save=["ln_f"])
+    model.transformer.ln_f.modules_to_save["default"].bias.data[0] = torch.nan
+    model.save_pretrained(tmp_path / "b")
+    with pytest.raises(CheckpointError, match=r"'b' cannot be served.*NaN"):
+        qpeft.AdapterPool(gpt2, tmp_path).activate("b")
+
+
 def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
     host = get_peft_model(copy.deepcopy(gpt2), PrefixTuningConfig(**LM, num_virtual_tokens=4))
     attached = qpeft.attach(host, qpeft.QPAGeneratorConfig(hidden=(3, 2), chunk_size=16))
@@ -589,6 +597,12 @@ def test_calls_of_peft_that_change_what_is_served_are_refused(pool, world, adapt
         with pytest.raises(ConfigError, match=r"pool\.activate"):
             getattr(owner, call)("slot0")
     assert torch.equal(adapters.logits(pool.model, world[3]), world[2]["user-1"])
+
+
+def test_model_that_is_cast_has_the_adapters_that_are_read_later(pool, world, adapters):
+    pool.model.double()
+    pool.activate("user-1")
+    assert_close(adapters.logits(pool.model, world[3]).float(), world[2]["user-1"])
 
 
 def test_merged_adapter_raises(pool):

@@ -50,6 +50,7 @@ BAD = {  # the settings, and what the message names
     ],
     "qaa": [
         ({"ansatz": "cube"}, "ansatz"),
+        ({"n_layers": 9}, "n_layers must be at most 8"),
         ({"readout": "last_r", "n_read": 5}, "n_read=5 exceeds 4, .*q_proj"),
         ({"readout": "last_r", "feature_source": "none"}, "readout='z'"),
         ({"out_slices": [[0, 8], [12, 17]]}, "out_slices.*17"),
@@ -72,6 +73,7 @@ BAD = {  # the settings, and what the message names
     ],
     "quanta": [
         ({"axes": [16]}, "axes must be two or more"),
+        ({"axes": [1, 16]}, "axes must be two or more"),
         ({"axes": (3, 5)}, r"axes \[3, 5\] have 15 places, fewer than the 16 values of .*q_proj"),
     ],
     "bottleneck": [

@@ -125,6 +125,7 @@ def test_sizes_and_parts():
     )
     plan = qpeft.plan(GEMMA, quantum_peft(r=8))
     assert (plan.sizes["n_circuits"], plan.sizes["n_qubits"]) == (18 * 7 * 2, 14)
+    assert plan.needs_qpeft
     assert plan.trainable_parts["lambda"] == 18 * 7 * 8
     plan = qpeft.plan(GEMMA, bottleneck(16))
     assert (plan.method, plan.needs_qpeft, plan.exported_bytes) == ("bottleneck", True, None)

@@ -467,6 +467,7 @@ def test_compounds_are_the_circuit_on_k_excitations(k):
 
 def test_butterfly_has_the_pairs_of_a_fast_fourier_transform():
     assert butterfly(4) == [(0, 1), (2, 3), (0, 2), (1, 3)]
+    assert quic(3, n_blocks=1, order=1, base="butterfly").n == 2
 
 
 @pytest.mark.parametrize(

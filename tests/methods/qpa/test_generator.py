@@ -89,8 +89,9 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
         assert_close(one, factor * other, atol=1e-10, rtol=1e-10)
 
 
-def test_small_initial_values_have_a_root_mean_square_of_0_01():
-    generator = make(40_000, init_mode="small", features=16, chunk_size=512)
+@pytest.mark.parametrize("more", [{}, {"feature_map": "scaled", "feature_source": "random"}])
+def test_small_initial_values_have_a_root_mean_square_of_0_01(more):
+    generator = make(40_000, init_mode="small", features=16, chunk_size=512, **more)
     assert generator().square().mean().sqrt().item() == pytest.approx(0.01, rel=0.05)
 
 

@@ -22,6 +22,7 @@ import qpeft
 from qpeft.core import frame_file
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json
+from qpeft.methods.quantum_peft.fit_frames import save_frames
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -158,6 +159,8 @@ def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, fra
         fitted(llama, ids, frames.with_suffix(""))
     fitted(llama, ids, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == frames.read_bytes()
+    with pytest.raises(ConfigError, match="not in a file yet"):
+        save_frames(referring(llama, frames), tmp_path / "more")
     with torch.device("meta"):  # as a default
         found = frame_file.read_frame_file(frames).tensors
     assert all(torch.equal(found[key], tensor) for key, tensor in load_file(frames).items())
