@@ -60,7 +60,11 @@ def keep(folder: Path, digest: str) -> Path:
     has another one by now.
     """
     target = folder.with_name(f".{folder.name}@{digest}")
-    if not target.is_dir():
+    try:
+        is_whole = revision(target) == digest
+    except CheckpointError:  # none, or a damaged one
+        is_whole = False
+    if not is_whole:
         with replace_folder(target) as copy:
             for name in (CONFIG, WEIGHTS):
                 shutil.copy(folder / name, copy)

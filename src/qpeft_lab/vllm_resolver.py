@@ -65,6 +65,7 @@ class ExportCache:
         self.limit, self.base = limit, base
         self._models: dict[str, Any] = {}  # the base model by its name
         self._fingerprints: dict[str, str] = {}  # of its files, by its name
+        self._numbers: dict[str, int] = {}  # that this process gave, by the name of the export
         # a file with the exports that this process was given, locked while it runs
         self._given: int | None = None
 
@@ -106,11 +107,18 @@ class ExportCache:
         """
         with locked(self.cache, patience=math.inf):
             file = self.cache / _NUMBERS
+            if exported.name in self._numbers:
+                return self._numbers[exported.name]
             keys = file.read_text(encoding="utf-8").split() if file.exists() else []
-            if exported.name not in keys:
+            # somebody may have removed the file: no number of this process is given twice
+            keys += ["-"] * (max(self._numbers.values(), default=0) - len(keys))
+            number = keys.index(exported.name) + 1 if exported.name in keys else None
+            if number is None or number in self._numbers.values():
                 keys.append(exported.name)
+                number = len(keys)
                 write_text(file, "".join(f"{key}\n" for key in keys))
-            return keys.index(exported.name) + 1
+            self._numbers[exported.name] = number
+            return number
 
     def _exported(self, folder: Path, base: str) -> Path:
         """The export of the adapter in `folder`; the cache is locked."""

@@ -152,9 +152,9 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
     encoded = picture(tmp_path / "x.png", (1, 2, 3)).read_bytes()
     kinds = {"kind": datasets.ClassLabel(names=["cat", "dog"]), "number": datasets.Value("int64")}
 
-    def hub(column, content):
+    def hub(column, content, kind=1):
         features = datasets.Features({column: datasets.Image(), **kinds})
-        rows = [{column: {"bytes": content, "path": None}, "kind": 1, "number": 7}]
+        rows = [{column: {"bytes": content, "path": None}, "kind": kind, "number": 7}]
         made = datasets.Dataset.from_list(rows, features=features)
         monkeypatch.setattr(
             datasets,
@@ -167,12 +167,13 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
     assert load_images("someone/animals", "train", "kind") == [(encoded, "dog")]
     assert load_images("someone/animals", "train", "number") == [(encoded, "7")]
     assert has_validation_split("someone/animals", has_images=True)
-    for column, content, label in (
+    for column, content, label, *kind in (
         ("img", encoded, "label"),
         ("picture", encoded, "kind"),
         ("image", b"?", "kind"),
+        ("image", encoded, "kind", -1),  # without a label
     ):
-        hub(column, content)
+        hub(column, content, *kind)
         with pytest.raises(DataError):
             load_images("someone/animals", "train", label)
 

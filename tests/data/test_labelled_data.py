@@ -200,7 +200,7 @@ def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(
     assert every.sha256() == none.sha256() != few.sha256()
 
 
-def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
+def test_class_names_of_a_hub_data_set_are_used(monkeypatch, tmp_path):
     features = datasets.Features(
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
     )
@@ -212,4 +212,6 @@ def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
     made = datasets.Dataset.from_list(rows, features=features)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train"])
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
-    assert [row["label"] for row in load_rows("someone/opinions", "train")] == ["pos", "neg", None]
+    made.to_parquet(tmp_path / "a.parquet")
+    for source in ("someone/opinions", str(tmp_path / "a.parquet")):
+        assert [row["label"] for row in load_rows(source, "train")] == ["pos", "neg", None]

@@ -148,6 +148,23 @@ def test_unusable_files_are_refused(tmp_path, name, content):
         load(tmp_path if name == "notes.md" else tmp_path / name)
 
 
+def test_named_column_is_read_or_missing(tmp_path):
+    row = {"prompt": "p", "completion": "c", "text": "t", "review": "r"}
+    file = write(tmp_path / "a.jsonl", [row])
+    assert load(file) == [{"prompt": "p", "completion": "c"}]
+    assert load(file, text_column="review") == [{"text": "r"}]
+    for columns in ({"prompt_column": "prmpt"}, {"text_column": "t", "prompt_column": "review"}):
+        with pytest.raises(DataError, match="required"):
+            load(file, **columns)
+
+
+def test_tables_of_a_folder_have_one_first_line(tmp_path):
+    write(tmp_path / "a.csv", "text,n\none,1\n")
+    write(tmp_path / "b.csv", "two,2\nthree,3\n")
+    with pytest.raises(DataError, match=r"b\.csv have different columns"):
+        load(tmp_path)
+
+
 class Hub:
     """A hub with one data set."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft.errors import DataError
 from qpeft.files import replace_file
 from qpeft_lab.data.labelled import Labelled, label_name
-from qpeft_lab.data.sources import class_columns, load_file, load_split, parse_source
+from qpeft_lab.data.sources import class_columns, class_name, load_file, load_split, parse_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,8 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):
         content = row[image_column]["bytes"] or Path(row[image_column]["path"])
         label = row[label_column]
-        name_of_class = label_name(names[label] if names else label, f"{source}, row {number}")
+        given = class_name(label, names) if names else label
+        name_of_class = label_name(given, f"{source}, row {number}")
         rows.append((content, name_of_class))
         open_image(content, "L")
     return rows

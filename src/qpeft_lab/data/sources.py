@@ -20,7 +20,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,7 +125,14 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
         {run.prompt_column: "prompt", run.completion_column: "completion"},
         {run.text_column: "text"},
     )
-    names = next((names for names in formats if names.keys() <= rows[0].keys()), None)
+    # a column that somebody named is read, or missing
+    named = {
+        getattr(run, option)
+        for option in ("text_column", "prompt_column", "completion_column")
+        if getattr(run, option) != getattr(type(run), option)
+    }
+    fitting = (names for names in formats if named <= names.keys() <= rows[0].keys())
+    names = next(fitting, None)
     if names is None:
         raise DataError(
             f"{source} has the columns {', '.join(rows[0])}; required: {run.text_column!r}, or"
@@ -202,20 +209,47 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
         if not files and name.glue is not None:
             split = name.glue.split(split)
             raise DataError(f"{name.path} has no file of the split {split}, such as {split}.jsonl")
-        rows = [row for file in files for row in _read(file, by_line)]
+        of_files = {file: _read(file, by_line) for file in files}
+        _refuse_other_columns(of_files)
+        rows = [row for of_file in of_files.values() for row in of_file]
     else:
-        data_set = load_split(source, split)
-        rows = [dict(row) for row in data_set]
-        for column, names in class_columns(data_set).items():
-            for row in rows:
-                # -1 is a withheld label
-                row[column] = names[row[column]] if (row[column] or 0) >= 0 else None
+        rows = _with_class_names(load_split(source, split))
     if name.glue is not None:
         for number, row in enumerate(rows, start=1):
             row[LABEL] = name.glue.name_class(row.get(LABEL), f"{source}, row {number}")
     if not rows:
         raise DataError(f"{source} is empty")
     return rows
+
+
+def _refuse_other_columns(of_files: Mapping[Path, list[Row]]) -> None:
+    """Raise DataError if tables of a folder have different columns, as without a line of names."""
+    columns = {
+        file: rows[0].keys()
+        for file, rows in of_files.items()
+        if rows and _READERS[file.suffix.lower()][0] == "csv"
+    }
+    for file, names in columns.items():
+        first = next(iter(columns))
+        if names != columns[first]:
+            raise DataError(
+                f"{first} and {file} have different columns ({', '.join(columns[first])}; "
+                f"{', '.join(names)}); give each table of the folder the same first line"
+            )
+
+
+def _with_class_names(data_set: Any) -> list[Row]:
+    """The rows of a data set, with the names of classes in place of their numbers."""
+    rows = [dict(row) for row in data_set]
+    for column, names in class_columns(data_set).items():
+        for row in rows:
+            row[column] = class_name(row[column], names)
+    return rows
+
+
+def class_name(label: int | None, names: Sequence[str]) -> str | None:
+    """The name of a label; None for -1, which is a withheld label."""
+    return names[label] if label is not None and label >= 0 else None
 
 
 def has_validation_split(source: str, has_images: bool = False) -> bool:
@@ -269,7 +303,7 @@ def _read(file: Path, by_line: bool) -> list[Row]:
             return _read_text(file, by_line)
         if kind == "csv":
             return _read_table(file, options)
-        return _read_json(file) if kind == "json" else list(load_file(file))
+        return _read_json(file) if kind == "json" else _with_class_names(load_file(file))
     except DataError:
         raise
     except Exception as error:  # each reader raises its own types
