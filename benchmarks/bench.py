@@ -36,7 +36,7 @@ from scipy.sparse import diags
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, probabilities, to_pennylane
-from qpeft.files import write_json, write_text
+from qpeft.files import write_text
 from qpeft_lab.training.run_folder import environment
 from timing import Row, Task, markdown, measure
 from training_step import GENERATED, memory_rows, step_rows
@@ -157,9 +157,8 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
                 print(f"{name}: {row.what} / {row.other}", file=sys.stderr)
                 if output:
                     kept = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
-                    write_json(
-                        output, kept | {name: {"rows": [asdict(row) for row in rows], **machine}}
-                    )
+                    measured = {"rows": [asdict(row) for row in rows], **machine}
+                    write_text(output, json.dumps(kept | {name: measured}) + "\n")
         finally:
             print(name, markdown(rows), sep="\n\n")
         refused |= any(row.refused for row in rows)
