@@ -241,7 +241,7 @@ def run(module: str, place: int, covered: Map) -> dict[str, object]:
             seconds += usage.ru_utime + usage.ru_stime
             code = os.waitstatus_to_exitcode(status)
             if code:
-                # 1: a test failed; 2: a test could not be imported; SIGPROF: one took too long
+                # 1: a test failed; 2: an import failed; SIGPROF: one took too long
                 kills = code in (1, 2, -signal.SIGPROF)
                 outcome = "killed" if kills else f"undecided, exit code {code}"
                 break
@@ -262,6 +262,13 @@ class Timer:
 
     def __init__(self, covered: Map) -> None:
         self.usual = dict(zip(covered.ids, covered.seconds, strict=True))
+        self.import_failed = True  # a conftest.py's, if no session starts
+
+    def pytest_sessionstart(self) -> None:
+        self.import_failed = False
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self.import_failed |= report.failed
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         signal.setitimer(signal.ITIMER_PROF, 20 + 10 * self.usual.get(nodeid, 0.0))  # SIGPROF
@@ -279,8 +286,10 @@ def _test(source: Path, tests: Sequence[int], covered: Map, seconds: int) -> Non
     os.dup2(null, 1)
     os.dup2(null, 2)
     ids = [covered.ids[test] for test in tests]
-    code = pytest.main(["-x", *OPTIONS, *ids], plugins=[Timer(covered)])
-    os._exit(int(code))
+    timer = Timer(covered)
+    code = pytest.main(["-x", *OPTIONS, *ids], plugins=[timer])
+    # 4: also if this tree lacks a test of the map
+    os._exit(2 if code == 4 and timer.import_failed else int(code))
 
 
 def main() -> None:
