@@ -84,7 +84,7 @@ TABLE = [
     ("evaluate --model BASE --data PAIRS", "--pad-rows", "pad-rows"),
     (ANSWERS, LABELS, "--generate"),
     (ANSWERS, "--bertscore-model nowhere", "nowhere"),
-    (ANSWERS, "--prompt-column question --text-column prompt", "--generate"),
+    (ANSWERS, "--text-column prompt", "--generate"),
     ("export BASE --out OUT", "", "adapter"),
     ("export ADAPTER --out OUT", "--untie", "--merge"),
     ("export ADAPTER --out BASE", "", "BASE"),
