@@ -119,19 +119,25 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     Raises DataError if the source is missing, unreadable or empty, or lacks the columns.
     """
     rows = load_rows(source, split, by_line=run.pad_rows)
-    # column of the source -> key in the row; the last column is scored
-    formats: tuple[dict[str, str], ...] = (
-        {"messages": "messages"},
-        {run.prompt_column: "prompt", run.completion_column: "completion"},
-        {run.text_column: "text"},
+    # options that name its columns, and column of the source -> key in the row; the last column is
+    # scored
+    formats: tuple[tuple[set[str], dict[str, str]], ...] = (
+        (set(), {"messages": "messages"}),
+        (
+            {"prompt_column", "completion_column"},
+            {run.prompt_column: "prompt", run.completion_column: "completion"},
+        ),
+        ({"text_column"}, {run.text_column: "text"}),
     )
     # a column that somebody named is read, or missing
     named = {
-        getattr(run, option)
+        option
         for option in ("text_column", "prompt_column", "completion_column")
         if getattr(run, option) != getattr(type(run), option)
     }
-    fitting = (names for names in formats if named <= names.keys() <= rows[0].keys())
+    fitting = (
+        names for options, names in formats if named <= options and names.keys() <= rows[0].keys()
+    )
     names = next(fitting, None)
     if names is None:
         raise DataError(
