@@ -99,19 +99,8 @@ def evaluate(
     trained = _trained(source)
     settings = _settings(data, run, seed, source, trained)
     settings.check()
-    is_training_data = trained.run.get("data") == data and not has_validation_split(
-        data, TASKS[settings.task].has_images
-    )
-    if is_training_data:
-        warnings.warn(
-            f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2
-        )
-    is_measured = bool(shots or noise or "backend" in circuits)
-    measure = None
-    if trained.folder is not None and is_measured and not generate:
-        points = _points(circuits, shots, noise)
-        measure = partial(_measured, settings, trained.folder, points, seconds_per_circuit)
-    if measure is None:
+    is_measured = not generate and bool(shots or noise or "backend" in circuits)
+    if trained.folder is None or not is_measured:
         of_circuits = {
             "shots": shots,
             "noise": noise,
@@ -123,12 +112,20 @@ def evaluate(
             of_circuits,
             "needs --adapter, one of --shots, --noise and --backend, and no --generate",
         )
+    if not generate:
+        of_answers = {**dict.fromkeys(search, True), "bertscore_model": bertscore_model}
+        _refuse_unused(of_answers, "is for generated answers; add --generate, or leave it out")
+    if _are_training_data(settings, trained):
+        warnings.warn(
+            f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2
+        )
+
     if generate:
         return _score_answers(settings, trained, Decoding(**search), bertscore_model)
-    _refuse_unused(
-        {**dict.fromkeys(search, True), "bertscore_model": bertscore_model},
-        "is for generated answers; add --generate, or leave it out",
-    )
+    measure = None
+    if trained.folder is not None and is_measured:
+        points = _points(circuits, shots, noise)
+        measure = partial(_measured, settings, trained.folder, points, seconds_per_circuit)
     return _score_task(settings, trained, measure)
 
 
@@ -188,6 +185,13 @@ def _refuse_unused(options: dict[str, Any], reason: str) -> None:
     for name, value in options.items():
         if value:
             raise InputError(f"{flag(name)} {reason}")
+
+
+def _are_training_data(settings: RunSettings, trained: Trained) -> bool:
+    """Whether the data to score are those of the adapter's run, without rows held out for scores."""
+    if trained.run.get("data") != settings.data:
+        return False
+    return not has_validation_split(settings.data, TASKS[settings.task].has_images)
 
 
 def _points(
