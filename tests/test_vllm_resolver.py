@@ -110,6 +110,35 @@ def test_exported_adapter_is_the_compact_one(cache, adapters, base):
     assert torch.equal(served, logits(PeftModel.from_pretrained(loaded(base), path)))
 
 
+def swap(first, second):
+    first.rename(first.with_name("kept"))
+    second.rename(first)
+    first.with_name("kept").rename(second)
+
+
+def link(first, second):
+    shutil.rmtree(first)
+    first.symlink_to(second)
+
+
+def without_record(first, second):
+    for file in FILES:
+        shutil.copy(second / file, first)
+    (first / "qpeft.json").unlink()
+
+
+@pytest.mark.parametrize("exchange", [swap, link, without_record])
+def test_exchanged_exports_are_exported_again(cache, base, exchange):
+    paths = [cache.find(f"user-{i}", str(base)) for i in (1, 2)]
+    served = [logits(PeftModel.from_pretrained(loaded(base), path)) for path in paths]
+    assert not torch.equal(*served)
+    exchange(*paths)
+    assert [cache.find(f"user-{i}", str(base)) for i in (1, 2)] == paths
+    for path, expected in zip(paths, served, strict=True):
+        assert not path.is_symlink()
+        assert torch.equal(logits(PeftModel.from_pretrained(loaded(base), path)), expected)
+
+
 def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapters, base, qpeft_cli):
     folder = adapters / "user-0"
     first = cache.find("user-0", str(base))

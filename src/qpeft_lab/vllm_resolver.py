@@ -32,9 +32,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qpeft.core.checkpoint import check_folder
+from qpeft.core.checkpoint import RECORD, check_folder
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, QpeftError
-from qpeft.files import write_text
+from qpeft.files import read_json, write_json, write_text
 from qpeft_lab import revisions
 from qpeft_lab.files import locked, remove_unfinished
 
@@ -43,6 +43,7 @@ _HOME = "~/.cache/qpeft/vllm"
 _DEFAULT_BYTES = 10**9
 _SERVER = ".server-"  # start of the names of files in the cache
 _NUMBERS = ".numbers"  # a file in the cache: the keys that have a number, a line each
+_SEAL = "cached_as"  # in the record of a cached export: its key
 _log = logging.getLogger("vllm.qpeft")  # vLLM shows the messages of its own loggers
 
 
@@ -131,12 +132,16 @@ class ExportCache:
         parts = (self._fingerprints[base], digest, version("qpeft"))
         key = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:32]
         target = self.cache / key
-        try:
-            check_folder(target)  # somebody may have damaged it
+        if _is_sealed(target):
             os.utime(target)  # used last
-        except CheckpointError:
+        else:
             remove_unfinished(self.cache)  # after a kill
+            if target.is_symlink():
+                target.unlink()
+            elif target.exists():
+                shutil.rmtree(target)
             self._export(folder, base, target)
+            write_json(target / RECORD, {**read_json(target / RECORD), _SEAL: key})
             try:
                 if revisions.revision(folder) != digest:
                     raise CheckpointError("it was replaced while it was read; ask again")
@@ -194,7 +199,11 @@ class ExportCache:
                     file.unlink()  # its server has ended
                 except BlockingIOError:
                     given |= {*opened.read().split()}
-        exports = [entry for entry in self.cache.iterdir() if not entry.name.startswith(".")]
+        exports = [
+            entry
+            for entry in self.cache.iterdir()
+            if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith(".")
+        ]
         sizes = {entry: sum(file.stat().st_size for file in entry.iterdir()) for entry in exports}
         total = sum(sizes.values())
         for entry in sorted(sizes, key=lambda entry: entry.stat().st_mtime_ns):
@@ -206,6 +215,18 @@ class ExportCache:
                 f"the adapters that are served and this one take {total:,} bytes, and"
                 f" QPEFT_CACHE_BYTES allows {self.limit:,}; allow more, or restart the server"
             )
+
+
+def _is_sealed(export: Path) -> bool:
+    """Whether a folder of the cache contains the export that belongs there, whole.
+
+    Somebody may have damaged it, or exchanged it for that of another adapter, which is whole, too.
+    """
+    try:
+        check_folder(export)
+        return not export.is_symlink() and read_json(export / RECORD).get(_SEAL) == export.name
+    except (CheckpointError, FileNotFoundError):
+        return False
 
 
 def default_cache() -> Path:
