@@ -11,9 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qiskit import qasm3
-from qiskit.circuit import Parameter, QuantumCircuit
-from qiskit.circuit.library import efficient_su2, real_amplitudes
-from qiskit.quantum_info import Statevector
+from qiskit.circuit import AnnotatedOperation, InverseModifier, Parameter, QuantumCircuit
+from qiskit.circuit.library import (
+    MCXGate,
+    PauliEvolutionGate,
+    RXGate,
+    efficient_su2,
+    real_amplitudes,
+)
+from qiskit.quantum_info import SparsePauliOp, Statevector
+from qiskit.synthesis import QDrift
 from torch.testing import assert_close
 
 from circuits import ANSATZE, random_angles, value_and_gradient
@@ -156,6 +163,40 @@ def test_circuit_of_qiskit(circuit):
     np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-6)
 
 
+def evolution(*terms, weights=(0.7, 0.3), **settings):
+    return PauliEvolutionGate(SparsePauliOp(terms, weights), time=0.9, **settings)
+
+
+def with_gates(*gates):
+    """A circuit of three qubits with these gates between rotations."""
+    circuit = QuantumCircuit(3)
+    for wire in range(3):
+        circuit.ry(0.3 + wire, wire)
+    for gate in gates:
+        circuit.append(gate, range(gate.num_qubits))
+    circuit.rx(Parameter("a"), 0)
+    circuit.delay(100, 1)
+    circuit.h(range(3))
+    return circuit
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        [evolution("ZZ", "IZ"), evolution("ZZ", "XX").control(1), evolution("XX", "ZI").definition],
+        [MCXGate(2, ctrl_state="01"), RXGate(0.4).control(2, ctrl_state=1, annotated=True)],
+        [RXGate(0.4).inverse(annotated=True), RXGate(0.4).power(0.5, annotated=True)],
+    ],
+    ids=["evolutions", "controls", "modifiers"],
+)
+@pytest.mark.filterwarnings("ignore")  # of scipy, for an evolution
+def test_gates_of_qiskit_without_a_matrix(gates):
+    circuit = with_gates(*gates)
+    expected = Statevector(circuit.assign_parameters([0.6]).reverse_bits()).probabilities()
+    found = exact_probabilities(from_qiskit(circuit), torch.tensor([0.6], dtype=torch.float64))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
 def test_expressions_and_measurements_of_qiskit():
     a = Parameter("a")
     b = Parameter("b")
@@ -251,6 +292,32 @@ REFUSED = {
         lambda: from_qiskit(qiskit_circuit(lambda c: (c.measure(0, 0), c.x(0)))),
         "measure",
     ),
+    **{
+        f"evolution {name}": (
+            lambda gate=gate: from_qiskit(with_gates(gate)),
+            r"exp\(-it .* exact evolution",
+        )
+        for name, gate in {
+            "product": evolution("XX", "ZI"),
+            "inverse": evolution("XX", "ZI").inverse(),
+            "controlled": evolution("XX", "ZI").control(1),
+            "modified": AnnotatedOperation(evolution("XX", "ZI"), InverseModifier()),
+            "list": PauliEvolutionGate([SparsePauliOp("ZZ"), SparsePauliOp("XI")]),
+            "drawn": evolution("ZZ", "IZ", synthesis=QDrift()),
+            "inside": with_gates(evolution("XX", "ZI")).assign_parameters([0.6]).to_instruction(),
+        }.items()
+    },
+    "qiskit without derivative": (
+        lambda: from_qiskit(qiskit_circuit(lambda c: c.rx(Parameter("a").sign(), 0))),
+        "multiple of one",
+    ),
+    **{
+        f"qiskit parameters {order!a}": (
+            partial(from_qiskit, efficient_su2(1, reps=0), order),
+            "give each of circuit.parameters once",
+        )
+        for order in ([], ["θ[0]", "θ[1]"], [*efficient_su2(1, reps=0).parameters] * 2)
+    },
     "qiskit state": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.h(0), c.reset(0)))), "reset"),
     "text": (lambda: from_openqasm("qubit q; rx(0.1 q;"), "from_openqasm"),
     "size": (

@@ -261,8 +261,8 @@ def _refuse_inputs(function: Any) -> None:
 
 
 def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None) -> Ansatz:
-    """An ansatz from a QuantumCircuit; wire i is qubit i. Final measurements and barriers are
-    dropped.
+    """An ansatz from a QuantumCircuit; wire i is qubit i. Final measurements, barriers and delays
+    are dropped.
 
     Wire i of a circuit that Qiskit has transpiled to the qubits of a device is qubit i of the
     circuit before, wherever routing has moved it.
@@ -272,12 +272,19 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
         parameters: Its parameters in the order of the angles; `circuit.parameters` by default.
 
     Raises:
-        ConfigError: Qiskit is missing, or a gate cannot be expressed; the message names it.
+        ConfigError: Qiskit is missing, `parameters` are not those of the circuit, or a gate cannot
+            be expressed; the message names it.
     """
     with needs("from_qiskit", "Qiskit"):
         from qiskit import QiskitError, transpile
     order = list(circuit.parameters if parameters is None else parameters)
+    if len(order) != circuit.num_parameters or {*order} != {*circuit.parameters}:
+        raise ConfigError(
+            f"the circuit has the parameters {[*circuit.parameters]}, got {order}; give each of"
+            " circuit.parameters once"
+        )
     bare: Any = circuit.remove_final_measurements(inplace=False)
+    _refuse_approximated(bare)
     try:
         found = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
     except QiskitError as error:
@@ -286,7 +293,7 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
         ) from error
     gates = []
     for instruction in found.data:
-        if instruction.name == "barrier":
+        if instruction.name in ("barrier", "delay"):
             continue
         if instruction.name not in PENNYLANE_GATES:
             raise ConfigError(
@@ -295,7 +302,10 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
         slot, scale, shift = None, 1.0, 0.0
         for value in instruction.params:  # at most one
             used = list(getattr(value, "parameters", ()))
-            scale: Any = value.gradient(used[0]) if used else 1.0
+            try:
+                scale: Any = value.gradient(used[0]) if used else 1.0
+            except RuntimeError:  # of a function without a derivative
+                scale = value
             if len(used) > 1 or getattr(scale, "parameters", ()):
                 raise ConfigError(f"{instruction.name}({value}) {_AFFINE}")
             slot, shift = (
@@ -314,6 +324,39 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
         )
     gates = [gate._replace(wires=tuple(map(places.index, gate.wires))) for gate in gates]
     return fixed_ansatz("qiskit", len(places), (len(order),), gates)
+
+
+def _refuse_approximated(circuit: Any) -> None:
+    """Raise ConfigError for an evolution exp(-itH), in place of which Qiskit runs another operation:
+    a product of the terms of H, which differs if they do not commute, or are drawn.
+    """
+    from qiskit.circuit.library import PauliEvolutionGate
+    from qiskit.quantum_info import SparseObservable, SparsePauliOp
+    from qiskit.synthesis import QDrift
+
+    for instruction in circuit.data:
+        gate = getattr(instruction.operation, "base_op", instruction.operation)
+        if not isinstance(gate, PauliEvolutionGate):
+            # those of Qiskit's own library are exact
+            kind = getattr(gate, "base_class", type(gate))
+            is_own = not kind.__module__.startswith("qiskit.circuit.library")
+            definition = getattr(gate, "definition", None) if is_own else None
+            if definition is not None:
+                _refuse_approximated(definition)
+            continue
+        sums: Any = gate.operator if isinstance(gate.operator, list) else [gate.operator]
+        paulis = [
+            SparsePauliOp.from_sparse_observable(each)
+            if isinstance(each, SparseObservable)
+            else each
+            for each in sums
+        ]
+        n_groups = len(SparsePauliOp.sum(paulis).group_commuting())
+        if n_groups > 1 or isinstance(gate.synthesis, QDrift):
+            raise ConfigError(
+                f"{gate.label} is an exact evolution, in place of which Qiskit runs a product of its"
+                " terms, another operation; append the `definition` of the gate if you mean that"
+            )
 
 
 def from_openqasm(text: str) -> Ansatz:
