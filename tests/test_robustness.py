@@ -34,7 +34,7 @@ def test_200_damaged_files_load_correctly_or_are_refused(world):
 
 def test_checks_that_are_missing_are_found(world, monkeypatch):
     for check in (
-        "checkpoint.check_weights_hash",
+        "checkpoint.check_weights",
         "checkpoint.check_whole",
         "compact_state.check_tensors",
     ):

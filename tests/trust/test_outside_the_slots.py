@@ -6,12 +6,13 @@ disk and resized again, so with other values in the new rows; or the adapter is 
 
 import copy
 import shutil
+from functools import partial
 from itertools import product
 
 import pytest
 import tiny_models
 import torch
-from folders import edit_config
+from folders import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
@@ -293,13 +294,27 @@ def test_export_without_the_new_rows_is_no_export(make, ids, adapters, tmp_path,
         qpeft.export(model, tmp_path / "exported", probe={"input_ids": ids})
 
 
-def test_checkpoint_of_an_earlier_release_without_the_rows_is_loaded(make, ids, adapters, tmp_path):
-    model = resized(make, ids, adapters)
-    qpeft.save(model, tmp_path)
+@pytest.mark.parametrize("method", ["qpa", "attached", "bottleneck", "export"])
+def test_rows_that_are_missing_are_refused_but_of_an_earlier_release(
+    make, ids, adapters, tmp_path, method
+):
+    of_export = method == "export"
+    method = "qpa" if of_export else method
+    model = adapt(make(True, True), method, config(method, "nothing"))
+    adapters.train(model, tokens(ids, is_resized=True))
+    (qpeft.export if of_export else qpeft.save)(model, tmp_path)
     path = tmp_path / "adapter_model.safetensors"
     saved = {key: t for key, t in load_file(path).items() if "embed_tokens" not in key}
     save_file(saved, path)
-    edit_config(tmp_path, weights_sha256=None)
+    file = "qpeft.json" if of_export else "adapter_config.json"
+    edit_json(tmp_path / file, weights_sha256=None)
+    loads = [partial(qpeft.load, make(True, True))]
+    if method != "attached" and not of_export:
+        loads.append(partial(PeftModel.from_pretrained, make(True, True)))
+    for load in loads:
+        with pytest.raises(CheckpointError, match=r"lacks base_model.*embed_tokens\.weight"):
+            load(tmp_path)
+    edit_json(tmp_path / file, embeddings=None)
     qpeft.load(make(True, True), tmp_path)
 
 

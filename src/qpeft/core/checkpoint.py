@@ -46,7 +46,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qpeft.checks import check_finite
-from qpeft.core.config import check_weights_hash, config_of
+from qpeft.core.config import check_weights, config_of
 from qpeft.core.embeddings import resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generator import State, is_fingerprint
@@ -248,13 +248,14 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier"
             " checkpoint"
         ) from error
-    exported_sha256 = _check_exported(folder, config) if (folder / RECORD).is_file() else None
-    check_weights_hash(folder, exported_sha256 or config.get("weights_sha256"))
+    check_weights(folder, config)
+    if (folder / RECORD).is_file():
+        check_weights(folder, _check_exported(folder, config))
     return config
 
 
-def _check_exported(folder: Path, config: dict[str, Any]) -> str | None:
-    """Compare the config with the one that was exported; the recorded SHA-256 of the weights."""
+def _check_exported(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Compare the config with the one that was exported; the record of the export."""
     path = folder / RECORD
     try:
         record = read_json(path)
@@ -269,7 +270,7 @@ def _check_exported(folder: Path, config: dict[str, Any]) -> str | None:
                 f" exported with {reprlib.repr(value)}; restore it (if the change is intended,"
                 f" delete {RECORD})"
             )
-    return record.get("weights_sha256")
+    return record
 
 
 def fixed_fields(config: dict[str, Any], *more: str) -> dict[str, Any]:

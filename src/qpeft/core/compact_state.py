@@ -58,7 +58,9 @@ class CompactState(BaseTuner if TYPE_CHECKING else object):
         own = {holder.saved_prefix + key: tensor for key, tensor in packed.items()}
         state = _CompactTensors(own)
         dict.update(state, other_tensors(model, adapter_name, config.to_stock(), complete))
-        dict.update(state, resized_embeddings(model, complete))
+        rows = resized_embeddings(model, complete)
+        config.embeddings = [cls._remove_adapter_name_from_key(key, adapter_name) for key in rows]
+        dict.update(state, rows)
         return state
 
     @classmethod

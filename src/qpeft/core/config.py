@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 
 from qpeft.checks import check_fields, check_finite, option
 from qpeft.core import model_card
@@ -105,6 +106,9 @@ class AdapterConfig(PeftConfig):
     base_digest: str | None = option(
         None, "Digest of the base model's adapted weights; filled in when bound.", filled_in=True
     )
+    embeddings: list[str] | None = option(
+        None, "Tensors of a resized vocabulary in the file; filled in when saved.", filled_in=True
+    )
 
     # the PEFT type; a config without it sets `peft_type` to a MethodName itself
     method_name: ClassVar[str] = ""
@@ -168,7 +172,7 @@ class AdapterConfig(PeftConfig):
                 pretrained_model_name_or_path, subfolder=subfolder, **kwargs
             )
         # PEFT returns a config of the folder's own class
-        check_weights_hash(folder, getattr(config, "weights_sha256", None))
+        check_weights(folder, vars(config))
         _check_scale(config, folder / CONFIG_NAME)
         return config
 
@@ -210,16 +214,31 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error or type(error).__name__}; restore it") from error
 
 
-def check_weights_hash(folder: Path, expected: str | None) -> None:
-    """Raise CheckpointError if the folder's weights have another SHA-256 than the `expected` one,
-    if there is one.
+def check_weights(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if the folder's weights have another SHA-256 than the one in `record`,
+    or lack tensors of a resized vocabulary that it names; each if it is there.
     """
     weights = folder / SAFETENSORS_WEIGHTS_NAME
-    if expected is not None and weights.is_file() and file_hash(weights) != expected:
+    if not weights.is_file():
+        return
+    expected = record.get("weights_sha256")
+    if expected is not None and file_hash(weights) != expected:
         raise CheckpointError(
             f"{weights} is not the file that was saved: its SHA-256 differs, so it is damaged or"
             " was replaced; copy the folder again (if the change is intended, set weights_sha256"
             " to null in the JSON file that contains it)"
+        )
+    # rows that nobody else has: a base that is resized again draws others
+    names = record.get("embeddings") or []
+    missing = [*map(str, names)] if isinstance(names, list) else [str(names)]
+    if missing:
+        with safe_open(weights, framework="pt") as file:
+            missing = sorted({*missing} - {*file.keys()})
+    if missing:
+        raise CheckpointError(
+            f"{weights} lacks {', '.join(missing)}, which was saved with the adapter because the"
+            " vocabulary was resized; restore it (if the change is intended, set embeddings to null"
+            " in the JSON file that contains it)"
         )
 
 

@@ -106,7 +106,8 @@ def export(
     refuse_sharded_adapter(model)
     with nullcontext() if holder is None else holder.exact(), replace_folder(target) as folder:
         stock: StockAdapter = source.stock_adapter(model, adapter_name)
-        stock.tensors.update(stock_embeddings(model, stock.tensors))
+        rows = stock_embeddings(model, stock.tensors)
+        stock.tensors.update(rows)
         _write(stock, model, folder)
         same_shapes = holder is not None and stock.ranks is None
         differences = _differences(
@@ -124,6 +125,7 @@ def export(
         record = {
             "made_by": f"qpeft {version('qpeft')}",
             "weights_sha256": file_hash(folder / WEIGHTS),
+            "embeddings": [*rows],
             "config": fixed_fields(read_json(folder / CONFIG), "task_type"),
             **asdict(report),
             "adapter": {k: value for k, value in settings.items() if k not in _NOT_RECORDED},

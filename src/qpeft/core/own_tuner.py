@@ -68,7 +68,11 @@ class OwnTuner(BaseTuner):
         )
         if isinstance(model, PeftModel):
             # PEFT leaves out those of an embedding next to an adapted head
-            saved |= resized_embeddings(model, state)
+            rows = resized_embeddings(model, state)
+            model.peft_config[adapter_name].embeddings = [
+                cls._remove_adapter_name_from_key(key, adapter_name) for key in rows
+            ]
+            saved |= rows
         return saved
 
     @classmethod

@@ -26,9 +26,9 @@ from qpeft.core.slots import draw_initial
 from qpeft.core.stock_adapter import stock_key
 from qpeft.errors import CheckpointError, ConfigError
 
-# fields of one adapter: its hash, its seed, and what is compared in another way, because the
+# fields of one adapter: its hash, its rows, its seed, and what is compared in another way, because the
 # precisions of bases differ, a frame file has a hash, and the fields of the scale are settings
-_OWN = ("weights_sha256", "base_digest", "frames", "saved_scale", "seed")
+_OWN = ("weights_sha256", "base_digest", "embeddings", "frames", "saved_scale", "seed")
 _MOST_SEEDS = 8  # whose generators stay in memory
 
 

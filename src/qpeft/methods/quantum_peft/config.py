@@ -29,6 +29,7 @@ from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator, parts_of
 _OWN = {  # fields of one adapter, and those that are filled in
     "auto_mapping",
     "base_digest",
+    "embeddings",
     "format_version",
     "frames",
     "frames_sha256",
@@ -140,6 +141,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
             n_tensors = len(file.keys())
         if n_tensors > 1:  # the generator's tensor contains a checksum, others do not
             content["weights_sha256"] = self.weights_sha256
+        if self.embeddings:
+            content["embeddings"] = self.embeddings
         content |= self.settings_beyond(self._of_file)
         write_text(folder / CONFIG_NAME, json.dumps(content, separators=(",", ":"), sort_keys=True))
         if users_card(folder) is None:
