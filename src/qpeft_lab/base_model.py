@@ -120,7 +120,8 @@ def _without_quantization(loaded: Any, model: str) -> Any:
     """
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
-    config = type(loaded.config)(**{**settings, "_name_or_path": model})
+    settings["_name_or_path"] = model
+    config = type(loaded.config)(**settings)
     with accelerate.init_empty_weights(include_buffers=False):
         plain = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict(), assign=True)

@@ -254,7 +254,8 @@ class SharedSettings:
 
     def with_method(self, **own: Any) -> RunSettings:
         """The run with these fields of `RunSettings`, such as `method`."""
-        return RunSettings(**{**vars(self), "out": "-", **own})
+        values = {**vars(self), "out": "-", **own}
+        return RunSettings(**values)
 
 
 @dataclass(kw_only=True, config=_STRICT)

@@ -82,16 +82,17 @@ def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
     kinds = {name: getattr(qml, kind) for name, kind in PENNYLANE_GATES.items()}
 
     def queue(angles: Any, wires: Sequence[Any] | None = None) -> None:
-        found, shape = tuple(angles.shape), ansatz.angle_shape
+        given = tuple(angles.shape)
+        shape = ansatz.angle_shape
         labels = list(range(ansatz.n_qubits) if wires is None else wires)
         if (
-            found[-len(shape) :] != shape
-            or len(found) > len(shape) + 1
+            given[-len(shape) :] != shape
+            or len(given) > len(shape) + 1
             or len(labels) != ansatz.n_qubits
         ):
             raise ConfigError(
                 f"{ansatz} has angles of shape {shape}, or (B, *shape) for B circuits at once, and"
-                f" as many wires as qubits; got angles of shape {found} and {len(labels)} wires"
+                f" as many wires as qubits; got angles of shape {given} and {len(labels)} wires"
             )
         for gate in ansatz.gates():
             angle = () if len(gate.wires) == 2 else (_angle(gate, angles),)  # shape () or (B,)
@@ -170,18 +171,18 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
             tapes: Any = decompose(  # pyright: ignore
                 make_tape(angles.view(shape)), gate_set=gate_set
             )[0]
-        found = [
+        operations = [
             operation
             for operation in tapes[0].operations
             if operation.name not in ("GlobalPhase", "Barrier")
         ]
-        for operation in found:
+        for operation in operations:
             if operation.name not in names:
                 raise ConfigError(
                     f"{operation.name} does not decompose to rotations, CNOT and CZ; remove"
                     " measurements inside the circuit, and noise"
                 )
-        return found
+        return operations
 
     def turns_at(angles: Tensor) -> Tensor:
         turns = [(*operation.data, 0.0)[0] for operation in operations_at(angles)]
@@ -286,13 +287,13 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
     bare: Any = circuit.remove_final_measurements(inplace=False)
     _refuse_approximated(bare)
     try:
-        found = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
+        decomposed = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
     except QiskitError as error:
         raise ConfigError(
             f"Qiskit cannot decompose the circuit to rx, ry, rz, cx and cz: {error}"
         ) from error
     gates = []
-    for instruction in found.data:
+    for instruction in decomposed.data:
         if instruction.name in ("barrier", "delay"):
             continue
         if instruction.name not in PENNYLANE_GATES:
@@ -311,7 +312,7 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
             slot, shift = (
                 ((order.index(used[0]),), value.bind({used[0]: 0})) if used else (None, value)
             )
-        wires = tuple(found.find_bit(qubit).index for qubit in instruction.qubits)
+        wires = tuple(decomposed.find_bit(qubit).index for qubit in instruction.qubits)
         gates.append(Gate(instruction.name, wires, slot, float(scale), float(shift)))
     if circuit.layout is None:
         return fixed_ansatz("qiskit", circuit.num_qubits, (len(order),), gates)

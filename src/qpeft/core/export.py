@@ -246,13 +246,13 @@ def _layer_difference(live: Any, loaded: Any, *, same_shapes: bool) -> float | N
         if name in layers:
             inputs = inputs_of(stock)
             expected = output_in_float32(layers[name], inputs)
-            found = output_in_float32(stock, inputs)
+            exported = output_in_float32(stock, inputs)
         else:  # a rotation behind v_proj is exported in front of o_proj
             attention = name.rpartition(".")[0]
             inputs = inputs_of(layers[f"{attention}.v_proj"])
             expected = _of_values(live, attention, inputs)
-            found = _of_values(loaded, attention, inputs)
-        difference = (found - expected).abs().max().item()
+            exported = _of_values(loaded, attention, inputs)
+        difference = (exported - expected).abs().max().item()
         if not difference <= tolerance(expected, same_shapes=same_shapes):
             raise VerificationError(
                 f"the exported adapter's output of {name} differs from the live model's by"

@@ -61,8 +61,8 @@ class _Measured(NamedTuple):
 
     def lost(self, merged: Any) -> float:
         """The share of what the adapter adds that is wrong in the `merged` map, such as 0.01."""
-        found = output_in_float32(merged, self.inputs)
-        return ((found - self.exact).norm() / (self.exact - self.plain).norm()).item()
+        output = output_in_float32(merged, self.inputs)
+        return ((output - self.exact).norm() / (self.exact - self.plain).norm()).item()
 
 
 def _first_that_adds(model: nn.Module) -> _Measured | None:

@@ -113,6 +113,7 @@ class Method:
     #: of a tuner of its own with circuits whose angles are saved as `angles.tau`: an angle moved by
     #: this factor times the saved value, in radians
     angle_scale: float | None = None
+    fills_cache: bool = False  #: whether it is handed over as `past_key_values` of each layer
     multiplies_weights: bool = False  #: whether it rotates weights instead of adding an update
     needs_text: bool = (
         False  #: whether it trains tokens, which the inputs of an image model are not

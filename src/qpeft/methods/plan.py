@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from peft import PeftConfig, PeftType, UniLoraModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, UniLoraModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
@@ -33,6 +33,7 @@ from qpeft.core.targets import check_target_modules
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig, generator_name
 from qpeft.methods.attach import generated_slots
+from qpeft.methods.registry import of_config
 
 BYTES = 4  # float32
 _HASH = "fingerprint"  # the end of the names of hashes in a checkpoint, which are not counted
@@ -274,7 +275,8 @@ def count_stored(adapted: Any, generated: Collection[int] = ()) -> int:
     )
     if generated:
         return saved_modules
-    is_prefix = config.peft_type == PeftType.PREFIX_TUNING
-    # a prefix has keys and values of each layer, other prompts a vector for each of the inputs
-    n_vectors = 2 * config.num_layers if is_prefix else config.num_transformer_submodules
+    record = of_config(config)
+    has_cache = record is not None and record.fills_cache
+    # keys and values of each layer, or a vector for each of the inputs
+    n_vectors = 2 * config.num_layers if has_cache else config.num_transformer_submodules
     return saved_modules + config.num_virtual_tokens * n_vectors * config.token_dim

@@ -59,6 +59,7 @@ METHODS = (
         "PrefixTuningConfig",
         0.3,
         _TOKENS,
+        fills_cache=True,
         needs_text=True,
         takes_gradient_checkpointing=False,  # a limit of PEFT
     ),

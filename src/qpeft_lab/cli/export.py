@@ -33,8 +33,8 @@ code, inputs, logits, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 exec(code)
 with torch.no_grad():
-    found = model.eval()(**load_file(inputs)).logits
-save_file({"logits": found.contiguous()}, logits)
+    computed = model.eval()(**load_file(inputs)).logits
+save_file({"logits": computed.contiguous()}, logits)
 """
 
 

@@ -73,7 +73,8 @@ def read_record(folder: Path) -> TaskRecord | None:
         return None
     try:
         stored = read_json(file)
-        record = TaskRecord(**{**stored, "labels": tuple(map(str, stored["labels"]))})
+        stored["labels"] = tuple(map(str, stored["labels"]))
+        record = TaskRecord(**stored)
         if record.task not in TASKS or TASKS[record.task].is_language_model:
             raise ValueError(f"unknown task {record.task!r}")
         return record

@@ -428,12 +428,14 @@ class RunCallback(TrainerCallback):
         losses = [row["loss"] for row in rows if "loss" in row]
         scores = [row["eval_loss"] for row in rows if "eval_loss" in row]
         tenth = max(1, state.max_steps // self._log_every // 10)
-        found = symptom(losses, scores, tenth) if len(losses) % tenth == 0 else None
-        if found is None:
+        if len(losses) % tenth:
+            return
+        noticed = symptom(losses, scores, tenth)
+        if noticed is None:
             return
         self._has_warned = True
         self._progress.on_note(
-            f"step {state.global_step}: {found}. The learning rate {learning_rate:g} may be too"
+            f"step {state.global_step}: {noticed}. The learning rate {learning_rate:g} may be too"
             f" high; Ctrl-C stops, and --lr {lower(learning_rate):g} in another folder is worth a"
             " try"
         )

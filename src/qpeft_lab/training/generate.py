@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from qpeft.checks import MOST, check_fields, option
 from qpeft.errors import ConfigError, DataError
+from qpeft.methods import of_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,14 +158,15 @@ def refuse_lost_prefix(model: Any) -> None:
     """
     import transformers
     from packaging.version import Version
-    from peft import PeftModel, PeftType
+    from peft import PeftModel
 
     if not isinstance(model, PeftModel):
         return
     config: Any = model.active_peft_config
     host = config.to_stock() if hasattr(config, "to_stock") else config
-    is_prefix = host.peft_type == PeftType.PREFIX_TUNING
-    if is_prefix and Version(transformers.__version__) >= Version(_PREFIX_IS_LOST):
+    record = of_config(host)
+    is_lost = Version(transformers.__version__) >= Version(_PREFIX_IS_LOST)
+    if record is not None and record.fills_cache and is_lost:
         raise ConfigError(
             f"with transformers {transformers.__version__} PEFT's `generate` ignores the prefix of"
             " an adapter, so the texts would be those of the base model; install an earlier"

@@ -45,7 +45,8 @@ def _forward(body: Any, compute: Callable[..., Any], folder: Path, **inputs: Any
     try:
         hidden = load_file(path, device=str(body.device))["hidden"]  # (B, T, d)
     except (FileNotFoundError, SafetensorError):
-        hidden = compute(**{**inputs, "use_cache": False})[0]
+        inputs["use_cache"] = False
+        hidden = compute(**inputs)[0]
         with replace_file(path) as temporary:
             save_file({"hidden": hidden.contiguous()}, temporary)
     return BaseModelOutputWithPast(last_hidden_state=hidden)

@@ -66,14 +66,15 @@ def build_configs(
         check_setting(settings, name)
     if settings.record.config is None:
         return None, None
-    given = {**settings.method_settings}
+    given = dict(settings.method_settings)
     generator = None
     if "ansatz" in given:
         given["ansatz"] = named_ansatz(given["ansatz"])
     if settings.attaches:
         made = settings.record.generator_class
         ours = {name: given.pop(name) for name in _generator_fields(settings) & given.keys()}
-        generator = _with_config_errors(made, **{"seed": settings.seed, **ours})
+        ours.setdefault("seed", settings.seed)
+        generator = _with_config_errors(made, **ours)
     record = settings.adapter if settings.attaches else settings.record
     made = record.config_class
     defaults = dict(record.defaults)
