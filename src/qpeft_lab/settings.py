@@ -38,6 +38,13 @@ _texts = partial(option, panel="Texts")
 _COLUMNS = "Columns of the data"
 _column = partial(option, panel=_COLUMNS)
 
+_OF_LANGUAGE_MODELS = (
+    "pad_rows",
+    "chat_template",
+    "load_in_4bit",
+    "prompt_column",
+    "completion_column",
+)
 _COUNT: Any = {"at_least": 1, "at_most": MOST}
 _STEPS = 500
 # of a study that does not set eval_blocks
@@ -213,9 +220,12 @@ class SharedSettings:
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("steps and epochs both limit the run; give one of them")
         kind = TASKS[self.task]
+        has_labelled_texts = not kind.is_language_model and not kind.has_images
         applies = {
-            **dict.fromkeys(("pad_rows", "chat_template", "load_in_4bit"), kind.is_language_model),
-            "text_pair_column": not kind.is_language_model and not kind.has_images,
+            **dict.fromkeys(_OF_LANGUAGE_MODELS, kind.is_language_model),
+            **dict.fromkeys(("seq_len", "text_column"), not kind.has_images),
+            "text_pair_column": has_labelled_texts,
+            "label_column": not kind.is_language_model,
             "label_smoothing": not kind.is_regression,
         }
         for name, does_apply in applies.items():

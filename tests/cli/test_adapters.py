@@ -3,7 +3,9 @@ adapters refer to.
 """
 
 import hashlib
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -115,9 +117,12 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
     ):
         found = answer(f"evaluate --adapter {adapter} --data {other} {given}")
         assert found["adapted"]["n_scored"] == n_scored(other, seq_len)
-    for data, is_noted in ((text, True), (other, False)):
-        shown = qpeft_cli(f"evaluate --adapter {run} --data {data}")
-        assert ("training data" in " ".join(shown.stderr.split())) == is_noted
+    copy = shutil.copy(text, tmp_path / "copy.txt")
+    for data, is_noted in ((text, True), (copy, True), (other, False)):
+        shown = qpeft_cli(f"evaluate --adapter {run} --data {data} --chat-template chatml")
+        said = " ".join(shown.stderr.split())
+        assert ("training data" in said) == is_noted
+        assert "has no messages" in said
 
 
 @pytest.mark.parametrize("method", ["--method qaa", "--method cua --readout magnitude"])
@@ -167,7 +172,7 @@ def test_generated_answers_are_scored_against_all_references(
 
 
 def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template(
-    answer, base_folder, tmp_path
+    qpeft_cli, answer, base_folder, tmp_path
 ):
     """The template has the special tokens, so a tokenizer that begins texts with one adds none."""
     base = tmp_path / "base"
@@ -187,7 +192,9 @@ def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template
     rows.append({"messages": [*rows[0]["messages"], user]})  # it has no answer
     data = write_rows(tmp_path / "chats.jsonl", rows)
     evaluate = f"evaluate --model {base} --data {data} --generate --max-new-tokens 6"
-    found = answer(evaluate)
+    shown = qpeft_cli(evaluate, "--json", code=0)
+    assert "1 of 3 rows" in shown.stderr
+    found = json.loads(shown.stdout)
     assert (found["prompts"], found["references"]) == (["xuser the king."], [answers])
     ids = tokenizer.apply_chat_template([user], return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)

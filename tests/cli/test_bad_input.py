@@ -1,6 +1,7 @@
 """Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ EVALUATE = "evaluate --model BASE --data TEXT"
 ANSWERS = "evaluate --model BASE --data PAIRS --generate"
 TRAIN = "train --model BASE --data TEXT --out OUT"
 LABELS = "--task text-classification"
+ADAPTED = "evaluate --adapter ADAPTER --data TEXT"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 OUTPUTS = [  # with a place of the other kind
     ("demo", "--out", "TEXT"),
@@ -58,12 +61,25 @@ TABLE = [
     (TRAIN, "--shots 1000 --shot-budget 1000", "shot budget"),
     (TRAIN, "--backend pennylane:lightening.qubit", "lightening.qubit"),
     ("train --data TEXT --out OUT", "", "--model"),
+    (TRAIN, "--label-column x", "label-column"),
+    (f"{TRAIN} {LABELS}", "--prompt-column x", "prompt-column"),
+    (f"{TRAIN} --task image-classification", "--text-column x", "text-column"),
+    (f"{TRAIN} --task image-classification", "--seq-len 8", "seq-len"),
     ("demo --out OUT", "--methods lora,qap", "'qpa'"),
     ("frames --model BASE --data TEXT --out OUT", "--frame weights", "--frame"),
     ("frames --model BASE --data TEXT --out OUT", "--frames some.safetensors", "--frames"),
     # an adapter and its base
     (GENERATE, "--prompt x --temperature -1", "--temperature"),
     (GENERATE, "--prompt x --length-penalty 2", "--length-penalty"),
+    (GENERATE, "--prompt x --seed 5", "--temperature"),
+    (GENERATE, "--prompt x --frames some.safetensors", "--frames"),
+    ("generate --prompt x --adapter ADAPTER", "--frames some.safetensors", "--frames"),
+    (EVALUATE, "--method lora", "--method"),
+    (EVALUATE, "--ansatz own.py:x", "--ansatz"),
+    (EVALUATE, "--label-column x", "label-column"),
+    (ADAPTED, "--ansatz ry_ladder", "FILE.py:NAME"),
+    (ADAPTED, f"--method {EXAMPLES}/own_method.py:METHOD", "--method"),
+    (ADAPTED, f"--ansatz {EXAMPLES}/own_ansatz.py:cz_ring", "--ansatz"),
     (GENERATE, "--prompt ''", "--prompt"),
     (GENERATE, f"--prompt '{'word ' * 40}'", "--max-new-tokens"),
     ("generate --prompt x --adapter BASE", "", "adapter"),
@@ -83,13 +99,15 @@ TABLE = [
     (f"evaluate --adapter ADAPTER --data TEXT {LABELS}", "", "task.json"),
     ("evaluate --model BASE --data PAIRS", "--pad-rows", "pad-rows"),
     (ANSWERS, LABELS, "--generate"),
+    (ANSWERS, "--pad-rows", "--pad-rows"),
+    (ANSWERS, "--seq-len 8", "--seq-len"),
     (ANSWERS, "--bertscore-model nowhere", "nowhere"),
     (ANSWERS, "--text-column prompt", "--generate"),
     ("export BASE --out OUT", "", "adapter"),
     ("export ADAPTER --out OUT", "--untie", "--merge"),
     ("export ADAPTER --out BASE", "", "BASE"),
     ("diagnose", "", "TARGET"),
-    ("diagnose ADAPTER", "--method lroa", "lora"),
+    ("diagnose ADAPTER", "--method lroa", "FILE.py:NAME"),
     ("diagnose ADAPTER", "--samples 3", "--samples"),
     ("diagnose BASE/absent", "", "absent"),
     # circuits

@@ -62,9 +62,15 @@ class Loading:
 
         Raises:
             CheckpointError: neither folder has a config, or `frames` is another file.
-            ConfigError: there is no file `frames`, or a file of the method or ansatz is missing or
-                not given.
+            ConfigError: there is no file `frames`, a file of the method or ansatz is missing or not
+                given, or the adapter does not need one that is given.
         """
+        for name in ("method", "ansatz"):
+            if (value := getattr(self, name)) is not None and not is_file(value):
+                raise ConfigError(
+                    f"--{name} names the file of your own {name}, FILE.py:NAME, got {value!r}; leave"
+                    " it out: the adapter names what is part of qpeft"
+                )
         for value, use in ((self.method, methods.get), (self.ansatz, named_ansatz)):
             if value is not None:
                 use(value)
@@ -88,11 +94,36 @@ class Loading:
                     f"the adapter at {path} was made with code of a file, which is executed only if"
                     f" you name it; add --{name} {quote(settings[name])}"
                 )
-        if self.frames is not None:
-            adapter_config(folder, self.frames)
-        elif settings.get(FRAMES) and _refers_to(folder, Path(settings[FRAMES])):
+        self._refuse_unused(folder, settings)
+        if self.frames is None and settings.get(FRAMES) and _refers_to(folder, Path(settings[FRAMES])):
             self.frames = Path(settings[FRAMES])
         return folder
+
+    def _refuse_unused(self, folder: Path, recorded: dict[str, Any]) -> None:
+        """Raise ConfigError for a file that loading this adapter does not need.
+
+        `recorded` are the method and its settings, if the adapter is in a run folder.
+        """
+        given = [name for name in ("method", "ansatz", FRAMES) if getattr(self, name) is not None]
+        if not given:
+            return
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        content: dict[str, Any] = adapter_config(folder, self.frames)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
+        is_attached = "generator_name" in content
+        ansatze = [part.get("ansatz") for part in (content, content.get("generator") or {})]
+        needs = {
+            "method": lambda: is_attached or config is methods.get(str(self.method)).config_class,
+            "ansatz": lambda: str(self.ansatz).rpartition(":")[2] in ansatze,
+            FRAMES: lambda: "frames_sha256" in content,
+        }
+        for name in given:
+            if not is_file(recorded.get(name)) and not needs[name]():
+                raise ConfigError(
+                    f"the adapter at {folder} needs no file of --{name}; leave it out, or name the"
+                    " adapter that needs it"
+                )
 
     def base(self, folder: Path | None) -> str:
         """The base model: `model`, or the one in the config of the adapter. Raises InputError if
@@ -113,6 +144,20 @@ class OptionalAdapter(Loading):
     adapter: Path | None = option(
         None, "Run folder, or adapter folder (compact or stock). Default: the base model alone."
     )
+
+    def find_given(self) -> Path | None:
+        """The folder of `adapter`, as `find`; None for the base model alone.
+
+        Raises InputError for an option that only an adapter needs.
+        """
+        if self.adapter is not None:
+            return self.find(self.adapter)
+        for name in ("method", "ansatz", FRAMES):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name} is for loading an adapter; add --adapter, or leave it out"
+                )
+        return None
 
 
 def run_of(folder: Path) -> RunFolder | None:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from qpeft.backends import BackendSettings
 from qpeft.checks import option
-from qpeft.errors import ConfigError, InputError
+from qpeft.errors import ConfigError, DataWarning, InputError
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, cell, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
-from qpeft_lab.data.sources import has_validation_split, spread
+from qpeft_lab.data.sources import Content, are_same_rows, content_hash, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
@@ -115,6 +115,9 @@ def evaluate(
     if not generate:
         of_answers = {**dict.fromkeys(search, True), "bertscore_model": bertscore_model}
         _refuse_unused(of_answers, "is for generated answers; add --generate, or leave it out")
+    else:
+        of_texts = {name: name in run for name in ("seq_len", "pad_rows")}
+        _refuse_unused(of_texts, "is for scored texts; leave it out with --generate")
     if _are_training_data(settings, trained):
         warnings.warn(
             f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2
@@ -135,6 +138,7 @@ class Trained(NamedTuple):
     folder: Path | None  # of the adapter
     frames: Path | None  # its frame file, if it is not next to it
     run: dict[str, Any]  # the fields of its training run, if it is in a run folder
+    hashes: dict[str, str]  # of the files of this run
     record: TaskRecord | None  # the classes, of a classification
 
 
@@ -142,12 +146,13 @@ def _trained(source: Any) -> Trained:
     """The adapter that the options name."""
     from qpeft_lab.training.classifier import read_record
 
-    if not source.adapter:
-        return Trained(None, None, {}, None)
-    folder = source.find(source.adapter)
+    folder = source.find_given()
+    if folder is None:
+        return Trained(None, None, {}, {}, None)
     run = run_of(folder)
-    fields = {} if run is None else asdict(run.recorded()[0])
-    return Trained(folder, source.frames, fields, read_record(folder))
+    settings, hashes = (None, {}) if run is None else run.recorded()
+    fields = {} if settings is None else asdict(settings)
+    return Trained(folder, source.frames, fields, hashes, read_record(folder))
 
 
 def _settings(
@@ -189,9 +194,14 @@ def _refuse_unused(options: dict[str, Any], reason: str) -> None:
 
 def _are_training_data(settings: RunSettings, trained: Trained) -> bool:
     """Whether the data to score are those of the adapter's run, without rows held out for scores."""
-    if trained.run.get("data") != settings.data:
+    learned = trained.run.get("data")
+    if learned is None:
         return False
-    return not has_validation_split(settings.data, TASKS[settings.task].has_images)
+    return are_same_rows(
+        Content(settings.data, content_hash(settings.data)),
+        Content(learned, trained.hashes.get("data")),
+        TASKS[settings.task].has_images,
+    )
 
 
 def _points(
@@ -326,7 +336,7 @@ def _score_answers(
     """The scores of the answers of the base and, with an adapter, of the adapted model."""
     from qpeft_lab.base_model import load_model, load_tokenizer
     from qpeft_lab.data.sources import load_examples
-    from qpeft_lab.data.text import answered_prompts, read_template
+    from qpeft_lab.data.text import answered_prompts, note_unused_template, read_template
     from qpeft_lab.metrics import score_texts
     from qpeft_lab.metrics.texts import encoder_layers
     from qpeft_lab.training.generate import generate_texts
@@ -339,12 +349,16 @@ def _score_answers(
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     if settings.chat_template is not None:
         tokenizer.chat_template = read_template(settings.chat_template)
-    known = answered_prompts(load_examples(settings.data, "validation", settings), tokenizer)
+    rows = load_examples(settings.data, "validation", settings)
+    note_unused_template(rows, settings)
+    known = answered_prompts(rows, tokenizer)
     if not known.answers:
         raise InputError(
             f"{settings.data} has no prompts with answers; --generate needs rows with both, or"
             " messages of which the last is the assistant's"
         )
+    for left_out in known.left_out:
+        warnings.warn(DataWarning(f"{settings.data}: {left_out}"), stacklevel=2)
     prompts = spread(settings.eval_blocks or 0, list(known.answers))
     references = [known.answers[prompt] for prompt in prompts]
 

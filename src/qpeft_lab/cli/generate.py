@@ -22,7 +22,11 @@ def generate(
     source: OptionalAdapter,
     prompt: str | None = option(None, "Text to continue. Default: read from standard input."),
     temperature: float = option(
-        0.0, "0 takes the most likely token; above 0, tokens are sampled.", at_least=0, at_most=100
+        0.0,
+        "0 takes the most likely token; above 0, tokens are sampled, with several beams for each of"
+        " them.",
+        at_least=0,
+        at_most=100,
     ),
     seed: int = option(0, "Seed of the sampling.", at_least=0, at_most=HIGHEST_SEED),
     decoding: Decoding,
@@ -36,7 +40,12 @@ def generate(
       echo "Once upon a time" | qpeft generate --adapter run
     """
     decoding.check()
-    folder = source.adapter and source.find(source.adapter)
+    if seed and not temperature:
+        raise InputError(
+            "--seed is for sampling; add --temperature above 0, or leave it out: the most likely"
+            " token does not depend on it"
+        )
+    folder = source.find_given()
     base_name = source.base(folder)
     text = _prompt(prompt)
     with stderr().status("Generating"):

@@ -296,7 +296,8 @@ def _measured(cell: Cell, ready: Prepared, progress: Progress) -> Row:
         measured |= rank_fields(model)
     if setup.generation and setup.run.is_language_model:
         measured |= _generated(setup.test, setup.generation, model, test)
-    left_out = [text for used in settings_of_data(cell) for text in _read(used)[1]]
+    left_out = measured.pop("left_out", [])
+    left_out += [text for used in settings_of_data(cell) for text in _read(used)[1]]
     return measured | {"left_out": list(dict.fromkeys(left_out))}
 
 
@@ -327,7 +328,8 @@ def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row
         model, test.tokenizer, list(prompts), asked, have_template=known.have_template
     )
     encoder = Path(asked.bertscore_model) if asked.bertscore_model else None
-    return {**score_texts(texts, list(answers), encoder), "texts": texts}
+    scores = score_texts(texts, list(answers), encoder)
+    return {**scores, "texts": texts, "left_out": known.left_out}
 
 
 def _read(settings: RunSettings) -> tuple[Task, list[str]]:

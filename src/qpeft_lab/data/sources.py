@@ -285,6 +285,26 @@ def content_hash(source: str) -> str | None:
     return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
 
 
+class Content(NamedTuple):
+    """The name of a source, and the hash of its content, `content_hash`."""
+
+    source: str
+    sha256: str | None
+
+    @property
+    def rows(self) -> tuple[str, str | None, str | None]:
+        """What the names of equal rows have in common: the content, and the part of it."""
+        name = parse_source(self.source)
+        return self.sha256 or name.name, name.config, name.split
+
+
+def are_same_rows(evaluated: Content, trained: Content, has_images: bool) -> bool:
+    """Whether the rows of `evaluated` are those that `trained` has for training, also if it is a
+    copy, or another path of the same file.
+    """
+    return evaluated.rows == trained.rows and not has_validation_split(evaluated.source, has_images)
+
+
 def _files(path: Path, split: str | None = None) -> list[Path]:
     """The file itself, or the supported files of a folder by name: those of a split, such as
     `train-00000.parquet`.

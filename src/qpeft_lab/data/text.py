@@ -51,6 +51,7 @@ class Prompts(NamedTuple):
 
     answers: dict[str, list[str]]
     have_template: bool  # with its special tokens, so that the tokenizer must add none
+    left_out: list[str]  # a sentence about rows without an answer at their end, if there are any
 
 
 class Tokens(NamedTuple):
@@ -70,12 +71,7 @@ def load_blocks(
     """
     make = partial(cut, seq_len=seq_len, tokenizer=tokenizer, pad_rows=settings.pad_rows)
     rows = load_examples(settings.data, "train", settings)
-    if settings.chat_template is not None and not any("messages" in row for row in rows):
-        warnings.warn(
-            f"{settings.data} has no messages: the chat template is not used",
-            DataWarning,
-            stacklevel=2,
-        )
+    note_unused_template(rows, settings)
     validation = settings.eval_data or (
         settings.data if has_validation_split(settings.data) else None
     )
@@ -197,6 +193,15 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
     return encoded
 
 
+def note_unused_template(rows: Sequence[Row], settings: SharedSettings) -> None:
+    """Warn if a chat template is given and the rows have no messages."""
+    if settings.chat_template is not None and "messages" not in rows[0]:
+        warnings.warn(
+            DataWarning(f"{settings.data} has no messages: the chat template is not used"),
+            stacklevel=2,
+        )
+
+
 def answered_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> Prompts:
     """What answers can be generated for: prompts with a completion, and conversations, in the chat
     template, up to their last message if it is the assistant's. There are none in rows of text.
@@ -211,7 +216,10 @@ def answered_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) ->
             *before, last = row["messages"]
             prompt = _rendered(before, tokenizer, opened=True)
             answers.setdefault(prompt, []).append(last["content"].strip())
-    return Prompts(answers, "messages" in rows[0])
+    n_left_out = len(rows) - sum(map(len, answers.values()))
+    why = "end with no message of an assistant, and no answer is generated for them"
+    left_out = [f"{n_left_out} of {len(rows)} rows {why}"] if n_left_out else []
+    return Prompts(answers, "messages" in rows[0], left_out)
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
