@@ -22,10 +22,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError if it is not valid JSON, OSError if it cannot
-    be read.
+    """The content of a JSON file. Raises ValueError as `parse_json`, OSError if it cannot be read."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of JSON. Raises ValueError if it is not valid, or an object has a key twice."""
+    return json.loads(text, object_pairs_hook=unique_keys)
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON with these pairs. Raises ValueError for a key that occurs twice: readers
+    differ in which of its values they take.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice; remove one of them")
+    return made
+
+
+def whole_lines(data: bytes) -> bytes:
+    """`data`, lines of JSON objects, without an incomplete last one, which a kill leaves.
+
+    A last line that lacks only its line break is complete: no part of an object is an object.
+    """
+    end = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[end:])
+    except (ValueError, RecursionError):
+        return data[:end]
+    return data + b"\n"
 
 
 def write_json(path: Path, value: Any) -> None:

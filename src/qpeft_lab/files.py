@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import UNFINISHED, hidden_folder
+from qpeft.files import UNFINISHED, hidden_folder, parse_json, whole_lines
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
@@ -103,17 +103,17 @@ def json_line(value: Any) -> str:
 def read_json_lines(
     path: Path, is_valid: Callable[[Any], bool], remedy: str
 ) -> list[dict[str, Any]]:
-    """The complete lines of a file; a kill may leave an incomplete last one. Without a file there
-    are none.
+    """The complete lines of a file, without an incomplete last one (`whole_lines`). Without a file
+    there are none.
 
     Raises CheckpointError, with the `remedy`, for a line that is no JSON, or for which `is_valid`
     raises or is false.
     """
-    complete = path.read_bytes().split(b"\n")[:-1] if path.exists() else ()
+    complete = whole_lines(path.read_bytes()).split(b"\n")[:-1] if path.exists() else ()
     rows = []
     for number, line in enumerate(complete, start=1):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
             if not is_valid(rows[-1]):
                 raise ValueError("a field has no valid value")
         except (ValueError, TypeError, KeyError, RecursionError) as error:

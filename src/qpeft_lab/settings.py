@@ -223,7 +223,7 @@ class SharedSettings:
         has_labelled_texts = not kind.is_language_model and not kind.has_images
         applies = {
             **dict.fromkeys(_OF_LANGUAGE_MODELS, kind.is_language_model),
-            **dict.fromkeys(("seq_len", "text_column"), not kind.has_images),
+            "text_column": not kind.has_images,
             "text_pair_column": has_labelled_texts,
             "label_column": not kind.is_language_model,
             "label_smoothing": not kind.is_regression,

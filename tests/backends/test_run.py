@@ -272,11 +272,13 @@ def test_log_is_continued_after_an_incomplete_line(tmp_path):
     begun.log_to(path)
     begun.run(SMALL, ANGLES)
     whole = path.read_text()
-    path.write_text(whole + '{"job": 2, "circ')  # a kill in the middle of a line
-    jobs = Jobs(ExactBackend(), 100, shot_budget=300)
-    jobs.log_to(path)
-    assert costs(jobs) == (1, 2, 200)
-    assert path.read_text() == whole
+    # a kill in the middle of a line, or before its end
+    for broken in (whole + '{"job": 2, "circ', whole.removesuffix("\n")):
+        path.write_text(broken)
+        jobs = Jobs(ExactBackend(), 100, shot_budget=300)
+        jobs.log_to(path)
+        assert costs(jobs) == (1, 2, 200)
+        assert path.read_text() == whole
     with pytest.raises(BackendError, match="300"):
         jobs.run(SMALL, ANGLES)
     path.write_text('{"loss": 3.2}\n')

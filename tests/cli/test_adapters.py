@@ -106,10 +106,11 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
     qpeft_cli, answer, base_folder, text, tmp_path
 ):
     (other := tmp_path / "other.txt").write_text("The bird sings at night.\n" * 9)
+    copy = shutil.copy(text, tmp_path / "copy.txt")
     run = tmp_path / "run"
-    answer(
-        f"train --model {base_folder} --data {text} --out {run} --seq-len 16 --steps 1",
-    )
+    paths = f"--model {base_folder} --data {text} --eval-data {copy} --out {run}"
+    shown = qpeft_cli(f"train {paths} --seq-len 16 --steps 1", code=0)
+    assert "the validation data are the training data" in " ".join(shown.stderr.split())
     for adapter, given, seq_len in (
         (run, "", 16),
         (run / "adapter", "", 16),
@@ -117,7 +118,6 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
     ):
         found = answer(f"evaluate --adapter {adapter} --data {other} {given}")
         assert found["adapted"]["n_scored"] == n_scored(other, seq_len)
-    copy = shutil.copy(text, tmp_path / "copy.txt")
     for data, is_noted in ((text, True), (copy, True), (other, False)):
         shown = qpeft_cli(f"evaluate --adapter {run} --data {data} --chat-template chatml")
         said = " ".join(shown.stderr.split())

@@ -109,6 +109,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         (lambda f: flip_last_bit(f / "adapter_model.safetensors"), "is not the file that was saved"),
         (lambda f: edit_config(f, peft_type="\ud800"), r"unknown peft_type '\\ud800'"),
         (lambda f: edit_config(f, target_modules=5), "adapter_config.json"),
+        (lambda f: give_twice(f / "adapter_config.json", "lora_alpha"), "the key 'lora_alpha' occurs twice"),
         (lambda f: rewrite(f, lambda t: {**t, "foreign": torch.ones(1)}), "unknown .*'foreign'"),
         (lambda f: rewrite(f, lambda t: dict(list(t.items())[1:])), "missing .*it is damaged"),
         (lambda f: rewrite(f, lambda t: {**t, "base_model.qpeft_generator.more": torch.ones(1)}), "unknown .*'more'"),
@@ -125,6 +126,11 @@ def test_damaged_folder_raises(saved, damage, message):
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         qpeft.load(clean, folder)
+
+
+def give_twice(path, key):
+    """The second value counts for most readers, the first for some."""
+    path.write_text(path.read_text().replace(f'"{key}":', f'"{key}": 1, "{key}":', 1))
 
 
 def flip_last_bit(path):

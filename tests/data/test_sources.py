@@ -85,6 +85,7 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
     put("data1", "other")
     write(tmp_path / "b.jsonl", [{"text": "third"}])
     write(tmp_path / "README.md", "not data")
+    write(tmp_path / "._b.jsonl", "nor this")
     bracket = put("data[1]", "mine")
     star = put("a*", "second")
     colons = put("a:b:c", "2b")
@@ -139,13 +140,15 @@ def test_rows_with_nothing_to_score_are_left_out_with_a_warning(
         ("a.jsonl", '{"text": "a\\ud800"}'),
         ("a.parquet", "no parquet"),
         ("a.pdf", "x"),
+        ("a.jsonl", '{"text": "one", "text": "two"}'),
         ("notes.md", "x"),
+        (".notes.txt", "x"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=name):
-        load(tmp_path if name == "notes.md" else tmp_path / name)
+        load(tmp_path if "notes" in name else tmp_path / name)
 
 
 def test_named_column_is_read_or_missing(tmp_path):

@@ -213,6 +213,9 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     file = folder / "verdict.json"
     assert check(file) == decide(folder)
     changed = read_json(file)
+    file.write_text(file.read_text().replace('"shown":', '"shown": true, "shown":', 1))
+    with pytest.raises(ConfigError, match="the key 'shown' occurs twice"):
+        check(file)
     changed["comparisons"][1]["effect"] -= 8
     write_json(file, changed)
     with pytest.raises(VerificationError, match=r"comparisons\.1\.effect is -"):

@@ -23,7 +23,7 @@ from qpeft.circuits import Ansatz, Gate
 from qpeft.circuits.convert import fixed_ansatz
 from qpeft.circuits.numerics import refuse_second_derivative
 from qpeft.errors import BackendError, CheckpointError, ConfigError
-from qpeft.files import write_text
+from qpeft.files import parse_json, whole_lines, write_text
 from qpeft.user_code import errors_as
 
 _SHOTS_PER_OUTCOME = 10
@@ -61,17 +61,17 @@ class Jobs:
         Raises CheckpointError if the file is not a log of jobs.
         """
         path.touch()
-        text = path.read_text(encoding="utf-8", errors="replace")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a kill left an incomplete line
-            write_text(path, whole)
+        data = path.read_bytes()
+        whole = whole_lines(data)
         try:
             for line in whole.splitlines():
-                self._count(json.loads(line))
+                self._count(parse_json(line))
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path} is not a log of jobs ({error}); move it away and run again"
             ) from error
+        if whole != data:  # a kill left an incomplete line
+            write_text(path, whole.decode())
         self._log = path
 
     def check_budget(self, shots: int, error: type[Exception]) -> None:

@@ -95,7 +95,11 @@ class Loading:
                     f" you name it; add --{name} {quote(settings[name])}"
                 )
         self._refuse_unused(folder, settings)
-        if self.frames is None and settings.get(FRAMES) and _refers_to(folder, Path(settings[FRAMES])):
+        if (
+            self.frames is None
+            and settings.get(FRAMES)
+            and _refers_to(folder, Path(settings[FRAMES]))
+        ):
             self.frames = Path(settings[FRAMES])
         return folder
 

@@ -14,6 +14,7 @@ from qpeft.errors import ConfigError
 from qpeft_lab.cli.console import facts, line, size, stderr, table
 from qpeft_lab.cli.method import as_options, method_settings
 from qpeft_lab.cli.options import flag
+from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.demo import base_model
 from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.inputs import check_inputs
@@ -83,6 +84,9 @@ def settled(
         check_inputs(draft)
     else:
         draft.check()
+    # not of the settings: a study has one for texts, whatever its task
+    if TASKS[draft.task].has_images and draft.seq_len is not None:
+        raise ConfigError(f"--seq-len does not apply to task {draft.task}; leave it out")
     suggestion = _suggested(run, {**method, **backend}, budget)
     if suggestion is not None:
         run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}

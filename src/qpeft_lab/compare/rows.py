@@ -8,7 +8,7 @@ is `seed0` for a training run with one seed, `lr0.001` for a trial of a learning
 time and memory measured alone on the machine. The hash covers the method's settings with its grid
 of learning rates, the base, the data and the training, so that a changed cell never matches an old
 row. A later line of the same cell replaces an earlier one. An incomplete last line, which a kill
-leaves, is ignored.
+leaves, is ignored; one that lacks only its line break counts.
 
     identity      study method hash name role seed lr
     outcome       status (success, diverged, failed) error error_type traceback
@@ -29,7 +29,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qpeft.files import write_text
+from qpeft.files import whole_lines, write_text
 from qpeft_lab.files import json_line, read_json_lines
 
 ROWS = "rows.jsonl"
@@ -76,14 +76,14 @@ class RowFile:
     """
 
     def __init__(self, folder: Path):
-        """Read the rows, and remove the incomplete last line of a killed run. Raises
-        CheckpointError.
+        """Read the rows, and remove the incomplete last line of a killed run, or end a complete
+        one. Raises CheckpointError.
         """
         self._path = folder / ROWS
         self.rows = read_rows(folder)
         text = self._path.read_bytes() if self._path.exists() else b""
         if text and not text.endswith(b"\n"):
-            write_text(self._path, text[: text.rfind(b"\n") + 1].decode())
+            write_text(self._path, whole_lines(text).decode())
 
     def append(self, row: Row) -> None:
         """Add the row of a cell; it is on the disk when this returns."""

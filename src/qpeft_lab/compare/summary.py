@@ -4,7 +4,6 @@ and page.
 
 from __future__ import annotations
 
-import json
 import lzma
 import math
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import InputError
+from qpeft.files import parse_json
 from qpeft_lab.compare.metrics import METRICS, Metric
 from qpeft_lab.compare.rate_search import Edge, RateSearch
 from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
@@ -226,11 +226,11 @@ def load(path: Path) -> Summary:
     if not path.is_file():
         return summarise(read_study(path), read_rows(path))
     try:
-        study, *rows = map(json.loads, lzma.decompress(path.read_bytes()).splitlines())
+        study, *rows = map(parse_json, lzma.decompress(path.read_bytes()).splitlines())
         return summarise(PlannedStudy.model_validate(study), {cell_id(row): row for row in rows})
     except (lzma.LZMAError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is no file of results; give one of results/, or the --out folder of a run"
+            f"{path} is no file of results ({error}); give one of results/, or the --out folder of a run"
         ) from error
 
 

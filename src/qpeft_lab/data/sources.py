@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft.checks import MOST, unknown
 from qpeft.errors import DataError, DataWarning
-from qpeft.files import file_hash
+from qpeft.files import file_hash, unique_keys
 from qpeft_lab.data.glue import HUB, LABEL, GlueTask, find_glue
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
@@ -314,10 +314,14 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
         if path.suffix.lower() not in _READERS:
             raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {allowed}")
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
+    # hidden ones, such as the ._name of a Mac, are no data: `content_hash` leaves them out as well
+    visible = (file for file in path.iterdir() if not file.name.startswith("."))
+    files = sorted(file for file in visible if file.suffix.lower() in _READERS)
     if not files:
         others = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-        raise DataError(f"no data in folder {path}: it contains {others}; {allowed}")
+        raise DataError(
+            f"no data in folder {path}: it contains {others}; {allowed}, and not begin with a dot"
+        )
     return [file for file in files if split is None or re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
 
 
@@ -388,7 +392,7 @@ def _read_json(file: Path) -> list[Row]:
     strings.)
     """
     content = file.read_text(encoding="utf-8-sig")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     values: list[Any] = []
     end = 0
     while (start := _NOT_SPACE.search(content, end)) is not None:
