@@ -160,10 +160,10 @@ def catalogue() -> str:
     """What a catalogue of compact adapters costs vLLM's resolver."""
     rows = read_json(ROOT / "benchmarks" / "results" / "catalogue.json")
     cells = {
-        "start, with the imports of PEFT": "{start_seconds:.1f} s",
+        "start, with importing PEFT": "{start_seconds:.1f} s",
         "first request of all, which loads the base": "{base_seconds:.1f} s",
-        "first request of an adapter": "{first_seconds:.1f} s",
-        "the same again": "{again_seconds:.4f} s",
+        "first request for an adapter": "{first_seconds:.1f} s",
+        "the same request again": "{again_seconds:.4f} s",
     }
     sizes = {
         "most memory at the start": "start_memory",
