@@ -72,7 +72,11 @@ class Counts:
             return design
 
         def trainable(value: int) -> int:
-            """More than the budget if the adapter does not fit the base."""
+            """More than the budget if the adapter does not fit the base.
+
+            Whether a rank or a block size fits is decided where the adapter is injected, by PEFT or
+            by the method, and both raise the reason: there is nothing to ask beforehand.
+            """
             try:
                 return self.expected(design.with_value(value)).trainable
             except QpeftError:

@@ -113,7 +113,9 @@ def suggest(
     for candidate in _within_reach(evidence, model, budget // BYTES if in_bytes else budget):
         try:
             answer = _considered(candidate, wish, counts, evidence)
-        except QpeftError as error:  # the adapter does not fit the base, or the frame file
+        except QpeftError as error:
+            # It does not fit the base or the frame file. Its config, PEFT and the file raise the
+            # reason, and for one of many candidates this reason is the answer.
             answer = str(error)
         if isinstance(answer, _Larger):
             larger.append(answer)
