@@ -310,21 +310,67 @@ def compile_gates(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Program:
-    """The program of gates in the order in which they act; a tensor (2**N,) of +-1 is a diagonal
-    gate on all wires.
+    """The program of gates in the order in which they act.
+
+    A gate is a rotation by an angle in radians, CNOT or CZ, or a tensor (2**N,) of +-1, a diagonal
+    gate on all N wires. A slot of a gate is an index into angles of shape `angle_shape`. The numbers
+    of the program have the dtype, float32 or float64, and are computed in float64 on the CPU.
+
+    Example: RY(a) on wire 0, RY(b) on wire 1, CNOT 0 -> 1, RX(c) on wire 0, of two wires and so of
+    one group, with k = 2. RX on wire 0 comes behind a gate on two wires, so it is a second step of
+    the same stage. R = 2 steps, S = 1 stage and G = 1 group make two rows:
+
+        row  angle_index  signs of phi      coefficients                           table, behind it
+        0    0, 1         (1, 1), (1, -1)   (1/2, 1/2), (1/2, -1/2), twice         RY (x) RY, CNOT
+        1    2, 3         (1, 1), (1, -1)   (1/2, 1/2), (1/2, -1/2), twice         RX (x) RY, nothing
+
+    Index 3 is the zero behind the three angles: wire 1 turns by nothing in row 1. The shifts of the
+    first two features of a row are pi / 2, which makes their sines cosines, and 0 of the others. The
+    coefficients and shifts of both rows are equal, so the program has them once.
     """
     gates = list(gates)
     sizes = _group_sizes(n_qubits, len(gates))
     owner = [group for group, size in enumerate(sizes) for _ in range(size)]  # of each wire
-    rotations, pairs, behind = _collected(gates, owner)
+    collected = _collected(gates, owner)
+    rows = _rows(collected, sizes, angle_shape)
+    n_steps, n_stages, n_groups, _ = rows.angle_index.shape
+    coefficients, shifts = _features(rows.scales, rows.shifts)
+    is_complex = any(
+        gate.name != "ry" for by_wire in collected.rotations.values() for gate in by_wire.values()
+    )
+    tables = rows.tables  # (rows, 2**k, 4**k)
+    tables = torch.view_as_real(tables).flatten(2) if is_complex else tables.real
+    # equal entanglers are one object, because each is larger than the state
+    made = {behind: _entangler(behind, n_qubits, dtype, device) for behind in set(collected.behind)}
+    return Program(
+        sizes,
+        rows.angle_index.flatten().to(device),
+        _once(coefficients).to(device, dtype),
+        _once(shifts).to(device, dtype),
+        _once(tables).to(device, dtype),
+        (n_steps, n_stages, n_groups),
+        tuple(made[behind] for behind in collected.behind),
+        is_complex,
+    )
+
+
+class _Rows(NamedTuple):
+    """What the wires of every step do: R steps in S stages of G groups of k wires."""
+
+    angle_index: Tensor  # (R, S, G, k), int64: of the flat angles, or their number for no angle
+    scales: Tensor  # (R, S, G, k), factors of the angles
+    shifts: Tensor  # (R, S, G, k), radians
+    tables: Tensor  # (R * S * G, 2**k, 4**k), complex: see `_table`
+
+
+def _rows(collected: _Collected, sizes: tuple[int, ...], angle_shape: tuple[int, ...]) -> _Rows:
+    """The rows of the program. A wire without a rotation has the scale 1, the shift 0 and no angle."""
+    rotations, pairs, behind = collected
     k = max(sizes)
     n_steps = 1 + max((place.step for place in (*rotations, *pairs)), default=0)
     shape = n_steps, len(behind), len(sizes)
-
-    # what the rows need to know of every wire: its angle, and that angle's factor and constant
-    n_angles = prod(angle_shape)
     index = {slot: i for i, slot in enumerate(product(*map(range, angle_shape)))}
-    angle_index = torch.full((*shape, k), n_angles)
+    angle_index = torch.full((*shape, k), prod(angle_shape))
     scales = torch.ones(angle_index.shape, dtype=torch.float64)
     shifts = torch.zeros_like(scales)
     tables = []
@@ -343,38 +389,27 @@ def compile_gates(
             gate._replace(wires=tuple(wire - start for wire in gate.wires))
             for gate in pairs.get(place, ())
         ]
-        tables.append(_table(tuple(axes), tuple(local)))  # (2**k, 4**k)
+        tables.append(_table(tuple(axes), tuple(local)))
+    return _Rows(angle_index, scales, shifts, torch.stack(tables))
 
-    is_complex = any(
-        gate.name != "ry" for by_wire in rotations.values() for gate in by_wire.values()
-    )
-    stacked = torch.stack(tables)
-    stacked = torch.view_as_real(stacked).flatten(2) if is_complex else stacked.real
-    # phi_s = sum_w s_w (scale_w angle_w + shift_w) / 2, and pi / 2 more where it becomes a cosine
+
+def _features(scales: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """The coefficients (rows, 2**k, k) and shifts (rows, 2**k, 1) of the features, in radians.
+
+    phi_s = sum_w s_w (scale_w angle_w + shift_w) / 2, and pi / 2 more where it becomes a cosine.
+    `scales` and `shifts` have shape (R, S, G, k).
+    """
+    k = scales.shape[-1]
     signs = torch.tensor(_signs(k), dtype=torch.float64)  # (2**(k-1), k)
     half = signs.repeat(2, 1) / 2  # (2**k, k): of the cosines, then of the sines
     quarter = torch.tensor([pi / 2, 0.0], dtype=torch.float64).repeat_interleave(len(signs))
-    by_row = (
-        half * scales.view(-1, 1, k),
-        half @ shifts.view(-1, k, 1) + quarter[:, None],
-        stacked,
-    )
-    coefficients, row_shifts, stacked = (
-        (rows[:1] if (rows == rows[0]).all() else rows).to(device, dtype) for rows in by_row
-    )
-    # equal entanglers are one object, because each is larger than the state
-    made = {gates: _entangler(gates, n_qubits, dtype, device) for gates in set(behind)}
-    entanglers = tuple(made[gates] for gates in behind)
-    return Program(
-        sizes,
-        angle_index.flatten().to(device),
-        coefficients,
-        row_shifts,
-        stacked,
-        shape,
-        entanglers,
-        is_complex,
-    )
+    coefficients = half * scales.view(-1, 1, k)
+    return coefficients, half @ shifts.view(-1, k, 1) + quarter[:, None]
+
+
+def _once(rows: Tensor) -> Tensor:
+    """The first row alone if all are equal."""
+    return rows[:1] if (rows == rows[0]).all() else rows
 
 
 def _group_sizes(n_qubits: int, n_gates: int) -> tuple[int, ...]:
