@@ -158,7 +158,9 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
                 if output:
                     kept = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
                     measured = {"rows": [asdict(row) for row in rows], **machine}
-                    write_text(output, json.dumps(kept | {name: measured}) + "\n")
+                    write_text(
+                        output, json.dumps(kept | {name: measured}, separators=(",", ":")) + "\n"
+                    )
         finally:
             print(name, markdown(rows), sep="\n\n")
         refused |= any(row.refused for row in rows)

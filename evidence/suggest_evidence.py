@@ -14,7 +14,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from math import log, sqrt
 from pathlib import Path
@@ -390,11 +390,10 @@ def main() -> None:
         write_text(asked.study, yaml.safe_dump(study, sort_keys=False))
     else:
         content = evidence()
-        designs = ",\n".join(
-            json.dumps(design, ensure_ascii=False) for design in content.pop("designs")
-        )
-        others = json.dumps(content, ensure_ascii=False).removesuffix("}")
-        write_text(TARGET, f'{others}, "designs": [\n{designs}\n]}}\n')  # a line for each
+        as_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+        designs = ",\n".join(map(as_json, content.pop("designs")))
+        others = as_json(content).removesuffix("}")
+        write_text(TARGET, f'{others},"designs":[\n{designs}\n]}}\n')  # a line for each
 
 
 if __name__ == "__main__":
