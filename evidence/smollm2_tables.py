@@ -101,7 +101,7 @@ def heads(summary: Summary) -> str:
                 f"{share:.1f} %",
             ]
         )
-    header = ["adapter", "parameters", "rate", "loss", "perplexity", "of LoRA's gain"]
+    header = ["adapter", "parameters", "learning rate", "loss", "perplexity", "of LoRA's gain"]
     return table(header, rows, numbers=5)
 
 
