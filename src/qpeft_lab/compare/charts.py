@@ -108,12 +108,11 @@ def as_svg(figure: Figure) -> str:
 
 
 def rounded(svg: str) -> str:
-    """The picture with two digits behind the point in its tags, and on one line."""
-    return re.sub(
-        r"<[^>]+>",
-        lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]),
-        " ".join(svg.split()),
-    )
+    """The picture with two digits behind the point in its tags, on one line, and without rotations
+    by nothing.
+    """
+    line = re.sub(r' transform="rotate\(-0 [^"]*"', "", " ".join(svg.split()))
+    return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), line)
 
 
 def differences(summary: Summary) -> Chart | None:
