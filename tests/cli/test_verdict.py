@@ -33,10 +33,18 @@ def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, argu
     assert "; --minutes 9 would decide about small ones" in short.stderr
 
 
-def test_too_few_minutes_are_refused_with_those_that_it_needs(qpeft_cli, arguments, monkeypatch):
+def test_too_few_minutes_are_refused_with_those_that_it_needs(
+    qpeft_cli, arguments, tmp_path, monkeypatch
+):
     monkeypatch.setattr(planning, "speed_of", lambda *_: Speed(start=0.0, step=60.0, example=0.1))
-    done = qpeft_cli(f"{arguments} --yes", code=2)
-    assert "the smallest study takes about" in done.stderr
+    (file := tmp_path / "own.py").write_text(
+        'from qpeft.circuits import Ansatz\ncircuit = Ansatz("ry_ladder", 3, 4)'
+    )
+    own = arguments.replace("ry_ladder", f"{file}:circuit").replace("--n-layers 1", "")
+    for command in (arguments, own):
+        done = qpeft_cli(f"{command} --yes", code=2)
+        assert "the smallest study takes about" in done.stderr
+    assert not (tmp_path / "out" / "own_circuit.py").exists()
 
 
 @pytest.mark.long

@@ -6,7 +6,7 @@ import torch
 from qpeft.circuits import Ansatz, exact_probabilities, to_openqasm
 from qpeft.errors import ConfigError, InputError
 from qpeft.user_code import execute
-from qpeft_lab.verdict.circuit import circuit_of
+from qpeft_lab.verdict.circuit import _kept, circuit_of
 from qpeft_lab.verdict.protocol import study_of
 
 QNODE = """
@@ -27,6 +27,7 @@ def empty(angles):
 
 number = 3
 """
+QASM = 'OPENQASM 3.0; include "stdgates.inc"; input float a; qubit[2] q; rx(a) q[0];'
 
 
 @pytest.fixture
@@ -62,7 +63,6 @@ def test_openqasm_and_names(tmp_path):
 def test_circuit_of_one_size_has_its_number_of_qubits_in_qpa(n_qubits, tmp_path, file):
     pytest.importorskip("pennylane")
     from qpeft.methods.qpa.settings import QPAGeneratorConfig
-    from qpeft_lab.verdict.circuit import _kept
 
     chosen = _kept(Ansatz("ry_ladder", n_qubits, 2), "ladder", tmp_path)
     study = study_of(chosen, "qpa", None, 40_960, {}, [0])
@@ -84,12 +84,21 @@ def test_circuit_of_one_size_has_its_number_of_qubits_in_qpa(n_qubits, tmp_path,
         ("{file}:other", None, "neither has nor registers 'other'; it has circuit, empty"),
         ("{file}:number", None, "is a int; give a QNode"),
         ("{file}:empty", (1,), "has no parameters"),
+        ("ry_ladder", (2, 3), "--shape is for a QNode"),
+        ("{folder}/one.qasm", (1,), "--shape is for a QNode"),
+        ("{folder}/utf16.qasm", None, "cannot be read as a text in UTF-8"),
+        ("{file}:circuit", (2, 3), "own_circuit.py is another circuit than circuit"),
     ],
 )
 def test_refusals(name, shape, message, file, tmp_path):
     pytest.importorskip("pennylane")
+    for encoding, own in (("utf-8", "one"), ("utf-16", "utf16")):
+        (tmp_path / f"{own}.qasm").write_text(QASM, encoding=encoding)
+    (out := tmp_path / "out").mkdir()
+    (out / "own_circuit.py").write_text("mine")
     with pytest.raises(InputError, match=message):
-        circuit_of(name.format(file=file), shape, tmp_path / "out")
+        circuit_of(name.format(file=file, folder=tmp_path), shape, out)
+    assert (out / "own_circuit.py").read_text() == "mine"
 
 
 def test_quantum_peft_has_its_own_circuit_alone(tmp_path):

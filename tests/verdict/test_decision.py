@@ -17,6 +17,7 @@ from qpeft.files import read_json, write_json
 from qpeft_lab.compare.cell import started_row
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.rows import RowFile
+from qpeft_lab.compare.summary import load
 from qpeft_lab.verdict.circuit import Circuit
 from qpeft_lab.verdict.decision import check, comparisons, decide, sentence
 from qpeft_lab.verdict.page import markdown, write
@@ -156,6 +157,30 @@ def test_diverged_seed_is_named_and_no_decision_favors_its_adapter(diverged):
     )
 
 
+@pytest.mark.parametrize(
+    "name, changes, told",
+    [
+        ("lr*", {"settings": {"r": 1}}, "settings of the row .*/frozen/.* was edited"),
+        ("seed1", {"lr": 9.0}, r"lr of the row .*/frozen/.*/seed1 .* is 9\.0"),
+        ("seed1", {"params_trainable": 1}, "params_trainable of the row .*/seed1"),
+        ("seed1", {"test_losses": [4.0]}, "have 1 or 8 test_losses"),
+    ],
+)
+def test_edited_row_is_named(diverged, name, changes, told):
+    edit_rows(folder := diverged(), lambda row: row.update(changes), "frozen", name)
+    with pytest.raises(VerificationError, match=told):
+        decide(folder)
+
+
+def test_lost_trial_that_lost_is_missed(diverged):
+    folder = diverged()
+    search = load(folder)["gaussian"].search
+    worst = max(search.losses, key=lambda rate: search.losses[rate])
+    drop_rows(folder, "gaussian", f"lr{worst:g}")
+    with pytest.raises(ConfigError, match=f"the trial of the learning rate {worst:g} is missing"):
+        decide(folder)
+
+
 def test_seed_that_learned_nothing_is_named(diverged):
     folder = diverged()
     edit_rows(folder, lambda row: row.update(best_step=0), "frozen", "seed[13]")
@@ -215,6 +240,9 @@ def test_a_verdict_follows_from_its_rows_or_is_refused(study, tmp_path):
     changed = read_json(file)
     file.write_text(file.read_text().replace('"shown":', '"shown": true, "shown":', 1))
     with pytest.raises(ConfigError, match="the key 'shown' occurs twice"):
+        check(file)
+    write_json(file, {**changed, "shown": 0})
+    with pytest.raises(VerificationError, match="shown is 0, the rows give False"):
         check(file)
     changed["comparisons"][1]["effect"] -= 8
     write_json(file, changed)

@@ -96,7 +96,7 @@ def run(
       qpeft verdict check verdict-circuit/verdict.json
     """
     from qpeft_lab.files import output_file
-    from qpeft_lab.verdict.circuit import circuit_of
+    from qpeft_lab.verdict.circuit import circuit_of, removed_if_refused
     from qpeft_lab.verdict.protocol import refuse_change
 
     name = circuit.rpartition(":")[2] or circuit
@@ -110,23 +110,24 @@ def run(
         if value is not None:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [flag(option_name), text]
-    with stderr().status("Reading the circuit, and timing a few steps with it"):
-        chosen = circuit_of(circuit, shape, folder)
-        # after the circuit, which may be refused: these imports take seconds
-        from qpeft_lab.compare.runner import run as run_plan
-        from qpeft_lab.verdict.decision import decide
-        from qpeft_lab.verdict.page import write
-        from qpeft_lab.verdict.planning import Request, planned
+    with removed_if_refused(folder):
+        with stderr().status("Reading the circuit, and timing a few steps with it"):
+            chosen = circuit_of(circuit, shape, folder)
+            # after the circuit, which may be refused: these imports take seconds
+            from qpeft_lab.compare.runner import run as run_plan
+            from qpeft_lab.verdict.decision import decide
+            from qpeft_lab.verdict.page import write
+            from qpeft_lab.verdict.planning import Request, planned
 
-        run_fields = {**_RUN, **of_run}
-        request = Request(
-            chosen, method, n_layers, run_fields, margin, n_seeds, workers, angle_scale
-        )
-        study = planned(request, folder, minutes, shlex.join(words))
-    _announce(study, folder)
-    if study.forecast is not None and not yes:
-        _ask()
-    study.protocol.keep(folder)
+            run_fields = {**_RUN, **of_run}
+            request = Request(
+                chosen, method, n_layers, run_fields, margin, n_seeds, workers, angle_scale
+            )
+            study = planned(request, folder, minutes, shlex.join(words))
+        _announce(study, folder)
+        if study.forecast is not None and not yes:
+            _ask()
+        study.protocol.keep(folder)
     with bars() as shown:
         run_plan(study.plan, workers, CompareBar(shown), retry=True)
     verdict = decide(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -54,23 +56,52 @@ def circuit_of(name: str, shape: tuple[int, ...] | None, folder: Path) -> Circui
     if path.suffix in (".qasm", ".qasm3"):
         if not path.is_file():
             raise InputError(f"there is no file {path}; give a file of OpenQASM 2 or 3")
-        ansatz = from_openqasm(path.read_text(encoding="utf-8"))
-        return _kept(ansatz, path.stem, folder)
+        _refuse_shape(name, shape)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read as a text in UTF-8: {error}") from error
+        return _kept(from_openqasm(text), path.stem, folder)
     if not is_file(name):
         if name not in ansatz_names():
             raise ConfigError(
                 f"there is no circuit {name!r}. Give {', '.join(ansatz_names())}; FILE.py:NAME of an"
                 " ansatz, a QNode or a Qiskit circuit; or a file of OpenQASM that ends in .qasm"
             )
+        _refuse_shape(name, shape)
         return Circuit(name, name)
     own_name = name.rpartition(":")[2]
     module = execute(name, "circuit")
     if own_name in set(ansatz_names()) - set(OWN_ANSATZE):
+        _refuse_shape(name, shape)
         return Circuit(own_name, name)
     value = getattr(module, own_name, None)
     if value is None:
         raise ConfigError(_absent(module, path))
     return _kept(_converted(name, value, shape), own_name, folder)
+
+
+@contextmanager
+def removed_if_refused(folder: Path) -> Iterator[None]:
+    """Within: an error removes the file of a circuit from `folder`, unless it was there before."""
+    path = folder / OWN_FILE
+    was_there = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not was_there:
+            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not empty, or was not made
+                folder.rmdir()
+        raise
+
+
+def _refuse_shape(name: str, shape: tuple[int, ...] | None) -> None:
+    """Raise ConfigError if the angles of a circuit that has a shape are given another one."""
+    if shape is not None:
+        raise ConfigError(
+            f"--shape is for a QNode or a function, and {name} has its own angles; leave it out"
+        )
 
 
 def _absent(module: ModuleType, name: Path) -> str:
@@ -87,10 +118,9 @@ def _absent(module: ModuleType, name: Path) -> str:
 
 
 def _converted(name: str, value: Any, shape: tuple[int, ...] | None) -> Ansatz:
-    if isinstance(value, Ansatz):
-        return value
-    if hasattr(value, "num_qubits"):  # Qiskit's
-        return from_qiskit(value)
+    if isinstance(value, Ansatz) or hasattr(value, "num_qubits"):  # Qiskit's
+        _refuse_shape(name, shape)
+        return value if isinstance(value, Ansatz) else from_qiskit(value)
     if not callable(value):
         raise ConfigError(
             f"{name} is a {type(value).__name__}; give a QNode, a function that queues gates, a"
@@ -104,7 +134,10 @@ def _converted(name: str, value: Any, shape: tuple[int, ...] | None) -> Ansatz:
 
 
 def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
-    """The circuit of one size, as a file in `folder`. Raises ConfigError if QPA cannot use it."""
+    """The circuit of one size, as a file in `folder`.
+
+    Raises ConfigError if QPA cannot use it, or the folder has the file of another one.
+    """
     if not ansatz.n_angles:
         raise ConfigError(f"the circuit {label} has no parameters, so there is nothing to train")
     if not 2 <= ansatz.n_qubits <= MOST_QUBITS:
@@ -117,6 +150,10 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
     name = f"own_{digest[:12]}"  # a process may run several of these files
     text = _FILE.format(shape=repr(ansatz.angle_shape), gates=gates, name=name)
     path = folder / OWN_FILE
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists():
         write_text(path, text)
+    elif path.read_bytes() != text.encode():
+        raise ConfigError(
+            f"{path} is another circuit than {label}; name another --out, or remove it"
+        )
     return Circuit(label, f"{path}:{name}", ansatz)

@@ -18,9 +18,11 @@ import numpy as np
 from qpeft.errors import ConfigError, TrainingError, VerificationError
 from qpeft.files import read_json
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
+from qpeft_lab.compare.rows import cell_id
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
 from qpeft_lab.compare.summary import Result, Summary, load, named
 from qpeft_lab.method_records import UNTRAINED
+from qpeft_lab.user_files import without_folders
 from qpeft_lab.verdict.protocol import (
     CIRCUIT,
     UNIT,
@@ -105,6 +107,7 @@ def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
             f"the protocol of the verdict in {folder} is not that of its study, such as its twins,"
             " seeds or margin: it was edited; restore it"
         )
+    _refuse_edited(summary, folder)
     diverged: dict[str, list[int]] = {}
     for key in (UNIT, CIRCUIT, *protocol.others):
         result = summary[key]
@@ -154,6 +157,40 @@ def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
         versions={name: str(row[name]) for name in names},
         command=study.command,
     )
+
+
+def _refuse_edited(summary: Summary, folder: Path) -> None:
+    """Raise ConfigError if a trial of a learning rate is missing, and VerificationError for a row
+    that is not of the run which its identity names.
+    """
+    n_blocks = {
+        len(row["test_losses"]) for result in summary.results for row in result.successes.values()
+    }
+    for result in summary.results:
+        method = result.method
+        for rate in result.search.rates if len(method.rates) > 1 else ():
+            if result.trials.get(rate) is None:
+                raise ConfigError(
+                    f"{folder} has no decision yet: of {result.label} the trial of the learning rate"
+                    f" {rate:g} is missing. Run the command of the study again"
+                )
+        settings = without_folders(method.settings)
+        runs = [(result.lr, row) for row in result.seeds.values()] + [*result.trials.items()]
+        for lr, row in runs:
+            fixed = {"lr": lr, "settings": settings, "params_trainable": method.trainable}
+            stated = without_folders(fixed | (row or {}))
+            edited = [name for name, value in fixed.items() if stated[name] != value]
+            if edited:
+                raise VerificationError(
+                    f"{edited[0]} of the row {cell_id(stated)} in {folder} is"
+                    f" {stated[edited[0]]!r}, and its study has {fixed[edited[0]]!r}: the row was"
+                    " edited; restore it"
+                )
+    if len(n_blocks) > 1:
+        raise VerificationError(
+            f"rows in {folder} have {' or '.join(map(str, sorted(n_blocks)))} test_losses; all have"
+            " the same blocks of text, so some were edited: restore them"
+        )
 
 
 def comparisons(
@@ -310,7 +347,7 @@ def check(file: Path) -> Verdict:
         if isinstance(ours, float) and isinstance(theirs, float):
             is_equal = math.isclose(ours, theirs, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
         else:
-            is_equal = ours == theirs
+            is_equal = ours == theirs and type(ours) is type(theirs)
         if not is_equal:
             raise VerificationError(
                 f"{file} does not follow from the rows in {file.parent}: {name} is {theirs!r}, the"
