@@ -8,6 +8,7 @@ import pytest
 import torch
 from tables import forget_tables
 
+from qpeft.backends import CircuitRun, ExactBackend, Jobs
 from qpeft.circuits import (
     Ansatz,
     amplitude_expectations,
@@ -174,3 +175,21 @@ def test_second_derivative_is_refused():
     angles = torch.ones(3, 9, requires_grad=True)
     with pytest.raises(TrainingError, match="create_graph"):
         torch.autograd.grad(probabilities(angles).sum(), angles, create_graph=True)
+    run = CircuitRun(LADDER, Jobs(ExactBackend(), None))
+    angles = torch.ones(2, 3, requires_grad=True)
+    with pytest.raises(TrainingError, match="create_graph"):
+        torch.autograd.grad(run(angles).sum(), angles, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    "simulate",
+    [
+        partial(exact_probabilities, SQUARE),
+        lambda angles: amplitude_expectations(torch.ones(8), angles),
+        CircuitRun(SQUARE, Jobs(ExactBackend(), None)),
+    ],
+    ids=["probabilities", "amplitudes", "run"],
+)
+def test_transforms_of_torch_are_refused(simulate):
+    with pytest.raises(TrainingError, match=r"torch\.func\.grad, vmap"):
+        torch.func.grad(lambda angles: simulate(angles).sum())(torch.ones(2, 3, 3))

@@ -187,6 +187,23 @@ def test_forward_mode_is_refused(toy, x):
             toy.loss(x)
 
 
+def test_second_derivative_and_transforms_are_refused(toy, x):
+    parameters = [toy.generator.angles]
+    with pytest.raises(TrainingError, match="without create_graph=True"):
+        torch.autograd.grad(toy.loss(x), parameters, create_graph=True)
+    torch.autograd.grad(toy.loss(x), parameters)
+
+    def loss(angles):
+        toy.generator._parameters["angles"] = angles
+        return toy.loss(x)
+
+    for transform in (torch.func.grad(loss), torch.func.vmap(toy.loss)):
+        with pytest.raises(TrainingError, match=r"torch\.func\.grad, vmap"):
+            transform(torch.ones(4))
+    toy.generator._parameters["angles"] = parameters[0]
+    toy.loss(x).backward()
+
+
 def test_partial_gradients_under_ddp_raise(toy, x, monkeypatch):
     loss = toy.loss(x)
     loss.backward(retain_graph=True)

@@ -613,3 +613,34 @@ def test_merged_adapter_raises(pool):
             call()
     pool.model.unmerge_adapter()
     pool.activate("user-2")
+
+
+def cut(file, other):
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def replaced(file, other):
+    shutil.copy(other, file.with_name("new"))
+    file.with_name("new").replace(file)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [(cut, r"adapter_model\.safetensors is damaged"), (replaced, "SHA-256 differs")],
+)
+def test_file_that_changes_between_check_and_reading_is_refused(
+    gpt2, users, monkeypatch, change, message
+):
+    weights = "adapter_model.safetensors"
+    pool = qpeft.AdapterPool(gpt2, users, capacity=2)
+    check = pool_reader.check_folder
+
+    def check_and_change(folder):
+        content = check(folder)
+        change(folder / weights, users / "user-2" / weights)  # of the same seed
+        return content
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pool_reader, "check_folder", check_and_change)
+        with pytest.raises(CheckpointError, match=message):
+            pool.activate("user-4")

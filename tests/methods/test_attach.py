@@ -60,8 +60,11 @@ def test_adapter_is_disabled_after_a_backward_pass(llama, ids, adapters, host):
     model = adapters.train(attached(llama, host), ids)
     live = adapters.logits(model, ids)
     model(input_ids=ids, labels=ids).loss.backward()
+    before = [p.requires_grad for p in model.parameters()]
     with model.disable_adapter():
+        assert not any(p.requires_grad for p in model.parameters())
         assert torch.equal(adapters.logits(model, ids), adapters.logits(llama, ids))
+    assert [p.requires_grad for p in model.parameters()] == before
     assert torch.equal(adapters.logits(model, ids), live)
     model(input_ids=ids, labels=ids).loss.backward()
 
@@ -150,6 +153,9 @@ MODELS = {  # by what the message names
     r"shares .*embed_tokens": lambda _: host_on(tiny_models.llama(tie_word_embeddings=True), TIED),
     "alphabetical": lambda base: host_on(
         base, LoraConfig(r=2, alpha_pattern={"q_proj": 1, "layers.1.*": 2}, **QV)
+    ),
+    "of rank_pattern match .* alphabetical": lambda base: host_on(
+        base, LoraConfig(r=2, rank_pattern={"q_proj": 1, "layers.1.*": 2}, **QV)
     ),
     "coft": lambda base: host_on(base, OFTConfig(r=0, oft_block_size=4, coft=True, **QV)),
     "unmerge_adapter": lambda base: changed(

@@ -29,6 +29,7 @@ BAD = {  # the settings, and what the message names
         ({"modules_to_save": ["lm_haed"]}, "modules_to_save.*'lm_haed'.*'lm_head'"),
         ({"rank_pattern": {"w_q": 2}}, "rank_pattern.*w_q"),
         ({"alpha_pattern": {"q_proj": 1, "layers.1.*": 2}}, "alphabetical"),
+        ({"rank_pattern": {"q_proj": 1, "layers.1.*": 2}}, "of rank_pattern.*alphabetical"),
         ({"target_parameters": ["wieght"]}, "target_parameters.*'wieght'.*'weight'"),
         ({"target_parameters": ["q_proj.weight"]}, "self_attn.q_proj"),
     ],

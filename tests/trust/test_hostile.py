@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from variants import move
 
 import qpeft
+from qpeft.core.patterns import _match
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
 
@@ -192,6 +193,20 @@ def test_patterns_that_people_use_are_accepted_r(world, pattern):
     base = copy.deepcopy(world[0])
     model = get_peft_model(base, qpeft.QPAConfig(**{**SMALL, "target_modules": pattern}))
     assert "transformer.h.0.attn.c_attn" in model.base_model.targeted_module_names
+
+
+def test_pattern_is_matched_once_for_a_load(world, tmp_path, monkeypatch):
+    settings = {**SMALL, "target_modules": r".*\.(c_attn)+"}
+    model = get_peft_model(copy.deepcopy(world[0]), qpeft.QPAConfig(**settings))
+    qpeft.save(model, tmp_path)
+    processes = []
+    run = subprocess.run
+    monkeypatch.setattr(
+        "subprocess.run", lambda *args, **options: processes.append(args) or run(*args, **options)
+    )
+    _match.cache_clear()
+    load(world, tmp_path)
+    assert len(processes) == 1
 
 
 @pytest.fixture

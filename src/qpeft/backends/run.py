@@ -21,7 +21,7 @@ from torch import Tensor
 from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz, Gate
 from qpeft.circuits.convert import fixed_ansatz
-from qpeft.circuits.numerics import refuse_second_derivative
+from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
 from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.files import parse_json, whole_lines, write_text
 from qpeft.user_code import errors_as
@@ -204,6 +204,7 @@ class CircuitRun:
                     if gate.slot is not None
                 ]
             )  # (gates with an angle,)
+        refuse_transforms()
         return _Probabilities.apply(angles, self)
 
     def __repr__(self) -> str:

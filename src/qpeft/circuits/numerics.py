@@ -72,6 +72,16 @@ def refuse_second_derivative() -> None:
         )
 
 
+def refuse_transforms() -> None:
+    """Raise TrainingError inside torch.func's transforms, in which nothing here is evaluated."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise TrainingError(
+            "a circuit or a generator cannot be evaluated inside torch.func.grad, vmap or another"
+            " transform; use backward() or torch.autograd.grad, with torch.func.functional_call for"
+            " other parameters"
+        )
+
+
 def check_tensor(
     tensor: Tensor, shape: tuple[int, ...], what: str, *, batched: bool = True
 ) -> None:
@@ -79,8 +89,10 @@ def check_tensor(
     `batched`.
 
     They are not read on an accelerator, where this waits for all queued work; a NaN still reaches
-    the loss. Raises ConfigError, also for a type other than float32 and float64.
+    the loss. Raises ConfigError, also for a type other than float32 and float64, and TrainingError
+    inside torch.func's transforms.
     """
+    refuse_transforms()
     if tensor.dtype not in (torch.float32, torch.float64):
         raise ConfigError(
             f"angles must be float32 or float64, got {tensor.dtype}; cast with .float()"

@@ -55,7 +55,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._pytree import tree_map_only
 
-from qpeft.circuits.numerics import refuse_second_derivative
+from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot, refuse_write
 from qpeft.errors import TrainingError
@@ -187,6 +187,8 @@ class Binding:
         """
         self.restore_precision()
         parameters = list(self.generator.parameters())
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, parameters)):
+            refuse_transforms()
         # in the evaluation of an earlier call a tangent would be lost
         is_forward_mode = forward_ad._current_level >= 0
         if is_forward_mode and any(
@@ -342,6 +344,7 @@ class Binding:
         with torch.set_grad_enabled(not detached):
             flat = private.detach()
             if not detached:
+                refuse_transforms()
                 # in a tuple, so that autograd does not treat the private graph as an input
                 flat = _Boundary.apply(self._gradients, (private,), *self.generator.parameters())
             parts = torch.split(flat, self.sizes)

@@ -209,6 +209,19 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within: what safetensors or the system raises for the file `path`, which can change after any
+    check, is a CheckpointError.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
+        ) from error
+
+
 def check_folder(folder: Path) -> dict[str, Any]:
     """The content of adapter_config.json, after an interrupted replacement of the folder is
     finished. Raises CheckpointError, with what to do, if one of both files is damaged.
@@ -239,15 +252,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
             " peft wrote it, or it is of a method of your own: import the module that registers it"
             " first, or give its file on the command line with --method FILE.py:NAME"
         )
-    try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            if not list(file.keys()):
-                raise CheckpointError(f"{folder / WEIGHTS} contains no tensors; restore it")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier"
-            " checkpoint"
-        ) from error
+    with reading(folder / WEIGHTS), safe_open(folder / WEIGHTS, framework="pt") as file:
+        if not list(file.keys()):
+            raise CheckpointError(f"{folder / WEIGHTS} contains no tensors; restore it")
     check_weights(folder, config)
     if (folder / RECORD).is_file():
         check_weights(folder, _check_exported(folder, config))

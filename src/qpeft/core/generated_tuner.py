@@ -123,6 +123,10 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         self.generators.train_only(self.active_adapters, inference_mode)
         self.generators.place_stand_ins()
 
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        self.generators.enable(enabled)
+
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         """As PEFT's, for the parameters of the generators."""
         super().set_requires_grad(adapter_names, requires_grad)

@@ -49,6 +49,8 @@ class GeneratorHolder(nn.ModuleDict):
         super().__init__()
         self.bindings: dict[str, Binding] = {}
         self.configs: dict[str, GeneratedConfig] = {}
+        # whether each parameter was trained before the adapters were disabled; None: they are not
+        self._trained: dict[nn.Parameter, bool] | None = None
         name = CONTAINER
         path = ""  # of the owner in the PeftModel
         if isinstance(owner, BaseTuner):
@@ -110,6 +112,18 @@ class GeneratorHolder(nn.ModuleDict):
             frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
             generator.requires_grad_(name in active and not frozen)
 
+    def enable(self, enabled: bool) -> None:
+        """Let the generators follow PEFT's layers: as long as these are disabled, no parameter is
+        trained, and no forward pass evaluates.
+        """
+        if enabled:
+            for parameter, is_trained in (self._trained or {}).items():
+                parameter.requires_grad_(is_trained)
+            self._trained = None
+        elif self._trained is None:
+            self._trained = {p: p.requires_grad for p in self.parameters()}
+            self.requires_grad_(False)
+
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         if getattr(module, "_is_replica", False):
@@ -117,6 +131,8 @@ class GeneratorHolder(nn.ModuleDict):
                 "torch.nn.DataParallel copies the generated tensors without their gradient; use one"
                 " device, or torchrun / accelerate launch"
             )
+        if self._trained is not None:
+            return
         base = self._base[0]
         if any(getattr(generator, "needs_fit", False) for generator in self.values()):
             for name in _adapters_in_use(base) & self.keys():

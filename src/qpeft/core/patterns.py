@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -58,7 +59,9 @@ def check_patterns(model: nn.Module, settings: Mapping[str, Any]) -> None:
             continue
         risky = [pattern for pattern in patterns if _is_risky(pattern)]
         if risky:
-            _match(model, field, risky)
+            modules = dict(model.named_modules(remove_duplicate=False))
+            parameters = dict(model.named_parameters(remove_duplicate=False))
+            _match(field, tuple(risky), tuple(sorted({*modules, *parameters})))
 
 
 def _is_risky(pattern: Any) -> bool:
@@ -70,14 +73,13 @@ def _is_risky(pattern: Any) -> bool:
     return has_many_quantifiers or has_quantified_group or has_many_choices
 
 
-def _match(model: nn.Module, field: str, patterns: list[str]) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+@lru_cache(maxsize=8)  # a load asks twice; what raises is not kept
+def _match(field: str, patterns: tuple[str, ...], names: tuple[str, ...]) -> None:
     command = [sys.executable, "-I", "-c", _MATCH, str(SECONDS)]
     try:
         done = subprocess.run(
             command,
-            input=json.dumps([patterns, sorted({*modules, *parameters})]),
+            input=json.dumps([patterns, names]),
             capture_output=True,
             text=True,
             check=False,

@@ -372,6 +372,8 @@ class AdapterPool:
                 check_tensors(tensors, self._tensors["slot0"])
             except QpeftError as error:
                 raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
+            if stamp_of(folder) != stamp:  # other files were read than those that were checked
+                return self._hold(name, keep)
             # free until its tensors are complete, because this may be interrupted
             for other in [other for other in self._held.values() if other.slot == held.slot]:
                 del self._held[other.adapter]

@@ -19,7 +19,14 @@ from safetensors.torch import load as tensors_in
 from torch import Tensor
 
 from qpeft.core.base_digest import check_base, digest, name_of, own_weights
-from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, check_tensors, fixed_fields
+from qpeft.core.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    check_folder,
+    check_tensors,
+    fixed_fields,
+    reading,
+)
 from qpeft.core.config import config_of
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import draw_initial
@@ -70,7 +77,8 @@ class PoolReader:
         self._check_settings(fixed_fields(config.to_dict(), *_OWN))
         check_base(config, self._digest, self._base_name, f"adapter '{folder.name}'")
         # for small files three times as fast as load_file
-        tensors = tensors_in((folder / WEIGHTS).read_bytes())
+        with reading(folder / WEIGHTS):
+            tensors = tensors_in((folder / WEIGHTS).read_bytes())
         packed = {}  # of the generator
         others = {}  # trained biases and copied modules, and embeddings of a resized vocabulary
         for key, tensor in tensors.items():

@@ -60,10 +60,7 @@ class Rotation(LinearAdapter):
         Raises ConfigError for a rotation by about 180 degrees, where Q + I has no inverse, and for
         angles that are not finite.
         """
-        start, size = self.angles.start, self.size
-        if start.is_meta:  # of `qpeft.plan`
-            n_blocks = len(self.parts(torch.float32)[0])
-            return start.new_empty(n_blocks, size * (size - 1) // 2)
+        size = self.size
         parts = copy.deepcopy(self).cpu().parts(torch.float64)  # accelerators may have no float64
         n_blocks = len(parts[0])
         eye = torch.eye(size, dtype=torch.float64)
@@ -74,7 +71,7 @@ class Rotation(LinearAdapter):
         _check_invertible(q + eye)
         cayley = torch.linalg.solve(q + eye, q - eye)  # (N, size, size), skew-symmetric
         row, column = torch.triu_indices(size, size, 1)
-        return cayley[:, row, column].to(start)
+        return cayley[:, row, column].to(self.angles.start)
 
 
 def _check_invertible(sums: Tensor) -> None:
@@ -119,7 +116,7 @@ class RotationTuner(LinearTuner):
         return more
 
     def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
-        """The equal OFT, with the exact Cayley transform; also on the meta device.
+        """The equal OFT, with the exact Cayley transform.
 
         Only without a `stock_problem`. Raises ConfigError for a rotation by about 180 degrees, or
         angles that are not finite.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftType
@@ -39,8 +40,8 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     default for the type of model if there are none, and `target_parameters` instead of the names of
     experts, whose weights transformers keeps in one parameter for all experts.
 
-    Raises ConfigError if a name matches nothing in `model`, the order of `alpha_pattern` decides a
-    scale, or the targets contain experts, and the method adapts modules alone.
+    Raises ConfigError if a name matches nothing in `model`, the order of `rank_pattern` or `alpha_pattern`
+    decides a rank or scale, or the targets contain experts, and the method adapts modules alone.
     """
     check_patterns(model, vars(config))
     try:
@@ -129,14 +130,14 @@ def _check_names(model: nn.Module, config: Any) -> None:
 
 
 def check_order(config: Any, names: Iterable[str]) -> None:
-    """Raise ConfigError if the order of `alpha_pattern` decides the scale of one of the modules
-    `names`: PEFT takes the first pattern that matches, and saves them sorted.
+    """Raise ConfigError if the order of `rank_pattern` or `alpha_pattern` decides the rank or scale
+    of one of the modules `names`: PEFT takes the first pattern that matches, and saves them sorted.
     """
-    alphas = [*_given(config, "alpha_pattern")]
-    for name in names:
-        if get_pattern_key(alphas, name) != get_pattern_key(sorted(alphas), name):
+    for field, name in product(("rank_pattern", "alpha_pattern"), names):
+        patterns = [*_given(config, field)]
+        if get_pattern_key(patterns, name) != get_pattern_key(sorted(patterns), name):
             raise ConfigError(
-                f"several patterns of alpha_pattern match {name}: PEFT takes the first, and saves"
+                f"several patterns of {field} match {name}: PEFT takes the first, and saves"
                 " them in alphabetical order. Give them in this order, or such that one matches"
             )
 

@@ -322,10 +322,12 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         self.generators.refresh_detached()  # as in `set_adapter`
+        self.generators.enable(self._is_prompt_learning)  # PEFT does not freeze a prompt
         try:
             with super().disable_adapter():
                 yield
         finally:
+            self.generators.enable(True)
             self.generators.place_stand_ins()
 
     def add_adapter(self, *_: Any, **__: Any) -> None:

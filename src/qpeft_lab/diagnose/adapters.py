@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qpeft.circuits import Ansatz
-from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_tensors, load, read_config
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_tensors, load, read_config, reading
 from qpeft.core.config import GeneratedConfig, type_name
 from qpeft.core.folded import Folded
 from qpeft.core.generator import CircuitModule, Generator
@@ -60,7 +60,8 @@ class Adapter:
         self._frames = frames
         self.config: Any = read_config(self.folder, frames)
         kind = str(getattr(self.config.peft_type, "value", self.config.peft_type))
-        self.tensors = load_file(self.folder / WEIGHTS)
+        with reading(self.folder / WEIGHTS):
+            self.tensors = load_file(self.folder / WEIGHTS)
         self.generator: Generator | None = None
         self.model: Any = None  # on the meta device, if only the base can make the generator
         try:

@@ -89,10 +89,17 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
         assert_close(one, factor * other, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize("more", [{}, {"feature_map": "scaled", "feature_source": "random"}])
-def test_small_initial_values_have_a_root_mean_square_of_0_01(more):
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({}, 0.01),
+        ({"feature_map": "scaled", "feature_source": "random"}, 0.01),
+        ({"feature_source": "none"}, 0.01 * 7**0.5),  # of the 7 bits of 79 chunks
+    ],
+)
+def test_small_initial_values_have_the_documented_root_mean_square(more, expected):
     generator = make(40_000, init_mode="small", features=16, chunk_size=512, **more)
-    assert generator().square().mean().sqrt().item() == pytest.approx(0.01, rel=0.05)
+    assert generator().square().mean().sqrt().item() == pytest.approx(expected, rel=0.05)
 
 
 def by_svd(features):

@@ -161,6 +161,13 @@ def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, fra
     assert (tmp_path / "again.safetensors").read_bytes() == frames.read_bytes()
     with pytest.raises(ConfigError, match="not in a file yet"):
         save_frames(referring(llama, frames), tmp_path / "more")
+    config = qpeft.QuantumPeftConfig(frame="gradient", target_modules=TARGETS, r=3, frame_rank=8)
+    several = get_peft_model(copy.deepcopy(llama), config)
+    several.add_adapter("other", config)
+    batches = iter([{"input_ids": ids}])
+    with pytest.raises(ConfigError, match="for one adapter"):
+        qpeft.fit_frames(several, batches, save_to=tmp_path / "more")
+    assert next(batches)  # refused before any work
     with torch.device("meta"):  # as a default
         found = frame_file.read_frame_file(frames).tensors
     assert all(torch.equal(found[key], tensor) for key, tensor in load_file(frames).items())

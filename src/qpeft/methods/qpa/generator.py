@@ -33,7 +33,9 @@ from qpeft.core.generator import ANGLES, CircuitModule, Generator, ParameterGrou
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.settings import QPACount, QPAGeneratorConfig
 
-_SMALL = 0.01  # initial r.m.s. of the generated parameters, with features of norm 1 (measured)
+# initial r.m.s. of the generated parameters, with features of norm 1 (measured); bits in their place
+# have a larger norm, and so larger initial values, which published results have
+_SMALL = 0.01
 # of 2^N p; without it the slope of a root at p = 0 is infinite and the gradient of the angles NaN
 _FLOOR = 1e-6
 _NULL = (

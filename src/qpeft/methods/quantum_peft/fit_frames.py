@@ -43,7 +43,8 @@ def fit_frames(
             `QuantumPeftConfig(frames=...)`.
 
     Raises:
-        ConfigError: no adapter needs a fit, or the adapter is merged, or `save_to` exists.
+        ConfigError: no adapter needs a fit, or the adapter is merged, or `save_to` exists, or is
+            given for several adapters or an attached one.
         DataError: no batch, or one without a loss.
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted
             module.
@@ -58,8 +59,9 @@ def fit_frames(
             "no adapter of this model needs a fit; fit_frames is for a new QuantumPeftConfig with "
             "frame='gradient' or frame='sign', and is called once"
         )
-    if save_to is not None:
-        new_path(save_to)  # raises before the work
+    if save_to is not None:  # raise before the work
+        new_path(save_to)
+        _config_to_store(model)
     modules = {name for generator in unfitted for part in generator.parts for name in part.names}
     gradients = collect_gradients(model, modules, batches)
     for generator in unfitted:
@@ -76,13 +78,7 @@ def save_frames(model: Any, path: str | Path) -> None:
     """
     path = new_path(path)
     tuner = model.base_model
-    configs = list(model.peft_config.values())
-    if len(configs) != 1 or fit_for(configs[0]) is None:
-        raise ConfigError(
-            "a frame file is written for one adapter with gradient frames that are not in a"
-            " file yet"
-        )
-    (config,) = configs
+    config = _config_to_store(model)
     (generator,) = tuner.generators.values()
     frames = generator.matrix_frames()
     file = write_frame_file(path, frames, config.settings_beyond({}), tuner.model)
@@ -90,6 +86,19 @@ def save_frames(model: Any, path: str | Path) -> None:
     config.held_frame_file = file
     config.fill_from_frame_file(tuner.model)
     config.take_frame_file()  # to forget it: the generator has its frames
+
+
+def _config_to_store(model: Any) -> Any:
+    """The config of the model's adapter, whose frames a file can store. Raises ConfigError for any
+    other model.
+    """
+    configs = list(model.peft_config.values())
+    if len(configs) != 1 or fit_for(configs[0]) is None:
+        raise ConfigError(
+            "a frame file is written for one adapter with gradient frames that are not in a"
+            " file yet"
+        )
+    return configs[0]
 
 
 def fit_for(config: Any) -> Callable[[Any, Any], None] | None:
