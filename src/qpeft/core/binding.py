@@ -187,7 +187,8 @@ class Binding:
         """
         self.restore_precision()
         parameters = list(self.generator.parameters())
-        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, parameters)):
+        transforms: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+        if any(map(transforms.is_functorch_wrapped_tensor, parameters)):
             refuse_transforms()
         # in the evaluation of an earlier call a tangent would be lost
         is_forward_mode = forward_ad._current_level >= 0

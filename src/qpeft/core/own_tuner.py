@@ -69,7 +69,8 @@ class OwnTuner(BaseTuner):
         if isinstance(model, PeftModel):
             # PEFT leaves out those of an embedding next to an adapted head
             rows = resized_embeddings(model, state)
-            model.peft_config[adapter_name].embeddings = [
+            config: Any = model.peft_config[adapter_name]
+            config.embeddings = [
                 cls._remove_adapter_name_from_key(key, adapter_name) for key in rows
             ]
             saved |= rows
