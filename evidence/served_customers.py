@@ -31,7 +31,7 @@ def customers() -> str:
         sizes = [f"{customer[part]:,}" for part in ("stored_bytes", "folder_bytes")]
         lora = size(customer["exported_bytes"])
         rows.append([name, customer["text"], *losses, *sizes, lora])
-    losses = ["loss before", "after"]
+    losses = ["loss before", "loss after"]
     sizes = ["weights, bytes", "folder, bytes", "exported LoRA"]
     return table(["customer", "text", *losses, *sizes], rows, numbers=5)
 
