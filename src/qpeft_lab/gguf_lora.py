@@ -12,6 +12,7 @@ llama.cpp adds `alpha / r * lora_b @ lora_a` with one alpha for all modules. Ano
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def write_gguf(exported: Path, base: PretrainedConfig, out: Path) -> None:
     Args:
         exported: A folder of `qpeft.export`.
         base: The config of its base model.
-        out: The file; `NAME.Modelfile` is written next to `NAME.gguf`.
+        out: The file; `NAME.Modelfile` is written next to `NAME.gguf`, unless it is there.
 
     Raises ConfigError if the adapter is no plain LoRA, or GGUF has no tensor for a module of it.
     """
@@ -96,12 +97,16 @@ def write_gguf(exported: Path, base: PretrainedConfig, out: Path) -> None:
         writer.write_tensors_to_file()
         writer.close()
     base_name = " ".join(str(config.get("base_model_name_or_path")).split())
-    write_text(
-        out.with_suffix(".Modelfile"),
+    text = (
         f"# ollama create {out.stem} -f {out.stem}.Modelfile\n"
         "# FROM is the base model: its name in Ollama, a GGUF file, or a folder of safetensors\n"
-        f"FROM {base_name}\nADAPTER ./{out.name}\n",
+        f"FROM {base_name}\nADAPTER ./{out.name}\n"
     )
+    modelfile = out.with_suffix(".Modelfile")
+    if not modelfile.exists():
+        write_text(modelfile, text)
+    elif modelfile.read_bytes() != text.encode():  # its user has edited it
+        warnings.warn(f"{modelfile} is kept; its FROM must be {base_name}", stacklevel=2)
 
 
 def _tensors(

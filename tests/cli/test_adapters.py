@@ -231,10 +231,13 @@ def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tm
     assert "path" not in answer(f"export {adapter_folder} --gguf {gguf}")
     assert {path.name for path in tmp_path.iterdir()} == {"ana.gguf", "ana.Modelfile"}
     alone = gguf.read_bytes()
-    made = (tmp_path / "ana.Modelfile").read_text().splitlines()[2:]
+    modelfile = tmp_path / "ana.Modelfile"
+    made = modelfile.read_text().splitlines()[2:]
+    modelfile.write_text("FROM mine")  # as its user is asked to
     found = answer(f"export {adapter_folder} --gguf {gguf} --out {out}")
     assert (found["gguf"], found["path"]) == (str(gguf), str(out))
     assert gguf.read_bytes() == alone
+    assert modelfile.read_text() == "FROM mine"
     assert made == [f"FROM {found['base']}", "ADAPTER ./ana.gguf"]
     for options in ("", f"--gguf {tmp_path}", f"--gguf {gguf} --merge --out {out}"):
         qpeft_cli(f"export {adapter_folder} {options}", code=2)

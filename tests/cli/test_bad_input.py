@@ -1,9 +1,9 @@
 """Bad input of every command: exit code 2, the option or name that is wrong, and nothing written."""
 
 import json
-from pathlib import Path
 
 import pytest
+from snippets import ROOT
 
 PLAN = "plan --model BASE"
 GENERATE = "generate --model BASE"
@@ -12,7 +12,6 @@ ANSWERS = "evaluate --model BASE --data PAIRS --generate"
 TRAIN = "train --model BASE --data TEXT --out OUT"
 LABELS = "--task text-classification"
 ADAPTED = "evaluate --adapter ADAPTER --data TEXT"
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 OUTPUTS = [  # with a place of the other kind
     ("demo", "--out", "TEXT"),
@@ -40,6 +39,7 @@ TABLE = [
     (PLAN, "--method lora --set biass=all", "'bias'"),
     (PLAN, "--r 2 --set r=4", "--set r=4"),
     (PLAN, "--set seed=4", "--seed"),
+    (PLAN, "--steps 5", "--steps"),
     (PLAN, "--set bias=[1", "NAME=VALUE"),
     (PLAN, "--method sora --set sora_lambda=0.1", "unknown field of method sora"),
     (PLAN, "--task image-classification", "image"),
@@ -78,8 +78,8 @@ TABLE = [
     (EVALUATE, "--ansatz own.py:x", "--ansatz"),
     (EVALUATE, "--label-column x", "label-column"),
     (ADAPTED, "--ansatz ry_ladder", "FILE.py:NAME"),
-    (ADAPTED, f"--method {EXAMPLES}/own_method.py:METHOD", "--method"),
-    (ADAPTED, f"--ansatz {EXAMPLES}/own_ansatz.py:cz_ring", "--ansatz"),
+    (ADAPTED, f"--method {ROOT}/examples/own_method.py:METHOD", "--method"),
+    (ADAPTED, f"--ansatz {ROOT}/examples/own_ansatz.py:cz_ring", "--ansatz"),
     (GENERATE, "--prompt ''", "--prompt"),
     (GENERATE, f"--prompt '{'word ' * 40}'", "--max-new-tokens"),
     ("generate --prompt x --adapter BASE", "", "adapter"),

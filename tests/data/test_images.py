@@ -154,7 +154,8 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
 
     def hub(column, content, kind=1):
         features = datasets.Features({column: datasets.Image(), **kinds})
-        rows = [{column: {"bytes": content, "path": None}, "kind": kind, "number": 7}]
+        image = content and {"bytes": content, "path": None}
+        rows = [{column: image, "kind": kind, "number": 7}]
         made = datasets.Dataset.from_list(rows, features=features)
         monkeypatch.setattr(
             datasets,
@@ -171,6 +172,7 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
         ("img", encoded, "label"),
         ("picture", encoded, "kind"),
         ("image", b"?", "kind"),
+        ("image", None, "kind"),
         ("image", encoded, "kind", -1),  # without a label
     ):
         hub(column, content, *kind)

@@ -154,7 +154,8 @@ def test_unusable_files_are_refused(tmp_path, name, content):
 def test_named_column_is_read_or_missing(tmp_path):
     row = {"prompt": "p", "completion": "c", "text": "t", "review": "r"}
     file = write(tmp_path / "a.jsonl", [row])
-    assert load(file) == [{"prompt": "p", "completion": "c"}]
+    with pytest.warns(UserWarning, match="which are read, and text, which is not"):
+        assert load(file) == [{"prompt": "p", "completion": "c"}]
     assert load(file, text_column="review") == [{"text": "r"}]
     for columns in ({"prompt_column": "prmpt"}, {"text_column": "t", "prompt_column": "review"}):
         with pytest.raises(DataError, match="required"):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qpeft_lab.training.run_folder import RunFolder
 
 CONFIG = "adapter_config.json"
+_FILES = ("method", "ansatz", FRAMES)  # options of files that an adapter may need
 
 
 @dataclass(kw_only=True)
@@ -65,13 +66,13 @@ class Loading:
             ConfigError: there is no file `frames`, a file of the method or ansatz is missing or not
                 given, or the adapter does not need one that is given.
         """
-        for name in ("method", "ansatz"):
-            if (value := getattr(self, name)) is not None and not is_file(value):
+        for name, use in (("method", methods.get), ("ansatz", named_ansatz)):
+            value = getattr(self, name)
+            if value is not None and not is_file(value):
                 raise ConfigError(
                     f"--{name} names the file of your own {name}, FILE.py:NAME, got {value!r}; leave"
                     " it out: the adapter names what is part of qpeft"
                 )
-        for value, use in ((self.method, methods.get), (self.ansatz, named_ansatz)):
             if value is not None:
                 use(value)
         for place in (path, path / "adapter"):
@@ -108,22 +109,28 @@ class Loading:
 
         `recorded` are the method and its settings, if the adapter is in a run folder.
         """
-        given = [name for name in ("method", "ansatz", FRAMES) if getattr(self, name) is not None]
+        given = [name for name in _FILES if getattr(self, name) is not None]
         if not given:
             return
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-        content: dict[str, Any] = adapter_config(folder, self.frames)
+        content = adapter_config(folder, self.frames)
+        generator = content.get("generator") or {}  # of `qpeft.attach`
         config = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
-        is_attached = "generator_name" in content
-        ansatze = [part.get("ansatz") for part in (content, content.get("generator") or {})]
-        needs = {
-            "method": lambda: is_attached or config is methods.get(str(self.method)).config_class,
-            "ansatz": lambda: str(self.ansatz).rpartition(":")[2] in ansatze,
-            FRAMES: lambda: "frames_sha256" in content,
-        }
+        needed = [name for name in _FILES if is_file(recorded.get(name))]
+        if "frames_sha256" in content:
+            needed.append(FRAMES)
+        if self.ansatz is not None and named_ansatz(self.ansatz) in (
+            content.get("ansatz"),
+            generator.get("ansatz"),
+        ):
+            needed.append("ansatz")
+        if generator or (
+            self.method is not None and config is methods.get(self.method).config_class
+        ):
+            needed.append("method")
         for name in given:
-            if not is_file(recorded.get(name)) and not needs[name]():
+            if name not in needed:
                 raise ConfigError(
                     f"the adapter at {folder} needs no file of --{name}; leave it out, or name the"
                     " adapter that needs it"
@@ -156,7 +163,7 @@ class OptionalAdapter(Loading):
         """
         if self.adapter is not None:
             return self.find(self.adapter)
-        for name in ("method", "ansatz", FRAMES):
+        for name in _FILES:
             if getattr(self, name) is not None:
                 raise InputError(
                     f"--{name} is for loading an adapter; add --adapter, or leave it out"

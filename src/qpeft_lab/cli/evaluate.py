@@ -19,7 +19,7 @@ from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, cell, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
 from qpeft_lab.data.glue import find_glue
-from qpeft_lab.data.sources import Content, are_same_rows, content_hash, spread
+from qpeft_lab.data.sources import content_hash, has_validation_split, rows_of, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.settings import COLUMNS, RunSettings, settings_from
 from qpeft_lab.training.generate import Decoding
@@ -197,11 +197,10 @@ def _are_training_data(settings: RunSettings, trained: Trained) -> bool:
     learned = trained.run.get("data")
     if learned is None:
         return False
-    return are_same_rows(
-        Content(settings.data, content_hash(settings.data)),
-        Content(learned, trained.hashes.get("data")),
-        TASKS[settings.task].has_images,
-    )
+    evaluated = rows_of(settings.data, content_hash(settings.data))
+    if evaluated != rows_of(learned, trained.hashes.get("data")):
+        return False
+    return not has_validation_split(settings.data, TASKS[settings.task].has_images)
 
 
 def _points(

@@ -42,6 +42,8 @@ def plan(
       qpeft plan --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --parameters 5000 --server vllm
       qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
     """
+    if "steps" in run and not backend:
+        raise ConfigError("--steps is for --backend or --shots: add one of them, or leave it out")
     settings, suggestion = settled({**run, "data": "", "out": ""}, method, backend, budget)
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")

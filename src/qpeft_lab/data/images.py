@@ -46,7 +46,14 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     names: Any = class_columns(data_set).get(label_column)
     rows: list[Labelled] = []
     for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):
-        content = row[image_column]["bytes"] or Path(row[image_column]["path"])
+        image = row[image_column] or {}
+        content = image.get("bytes") or image.get("path")
+        if content is None:
+            raise DataError(
+                f"{source}, row {number}: there is no image; give one, or remove the row"
+            )
+        if isinstance(content, str):
+            content = Path(content)
         label = row[label_column]
         given = class_name(label, names) if names else label
         name_of_class = label_name(given, f"{source}, row {number}")

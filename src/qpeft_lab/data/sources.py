@@ -135,15 +135,23 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
         for option in ("text_column", "prompt_column", "completion_column")
         if getattr(run, option) != getattr(type(run), option)
     }
-    fitting = (
+    fitting = [
         names for options, names in formats if named <= options and names.keys() <= rows[0].keys()
-    )
-    names = next(fitting, None)
-    if names is None:
+    ]
+    if not fitting:
         raise DataError(
             f"{source} has the columns {', '.join(rows[0])}; required: {run.text_column!r}, or"
             f" {run.prompt_column!r} and {run.completion_column!r}, or 'messages'. text_column,"
             " prompt_column and completion_column give the names of these columns"
+        )
+    names, *others = fitting
+    for other in others:
+        warnings.warn(
+            DataWarning(
+                f"{source} has the columns {', '.join(names)}, which are read, and"
+                f" {', '.join(other)}, which is not; remove one of both"
+            ),
+            stacklevel=2,
         )
     renamed = [
         _renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)
@@ -285,24 +293,12 @@ def content_hash(source: str) -> str | None:
     return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
 
 
-class Content(NamedTuple):
-    """The name of a source, and the hash of its content, `content_hash`."""
-
-    source: str
-    sha256: str | None
-
-    @property
-    def rows(self) -> tuple[str, str | None, str | None]:
-        """What the names of equal rows have in common: the content, and the part of it."""
-        name = parse_source(self.source)
-        return self.sha256 or name.name, name.config, name.split
-
-
-def are_same_rows(evaluated: Content, trained: Content, has_images: bool) -> bool:
-    """Whether the rows of `evaluated` are those that `trained` has for training, also if it is a
-    copy, or another path of the same file.
+def rows_of(source: str, sha256: str | None) -> tuple[str, str | None, str | None]:
+    """What the names of equal rows have in common, also of a copy, or another path of a file: the
+    content, and the part of it. `sha256` is the `content_hash` of the source.
     """
-    return evaluated.rows == trained.rows and not has_validation_split(evaluated.source, has_images)
+    name = parse_source(source)
+    return sha256 or name.name, name.config, name.split
 
 
 def _files(path: Path, split: str | None = None) -> list[Path]:

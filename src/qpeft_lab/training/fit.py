@@ -25,7 +25,7 @@ from qpeft.errors import ConfigError, InputError, TrainingError
 from qpeft.files import write_text
 from qpeft.methods.method import imported
 from qpeft_lab.base_model import fingerprint, has_files
-from qpeft_lab.data.sources import Content, are_same_rows, content_hash, spread
+from qpeft_lab.data.sources import content_hash, has_validation_split, rows_of, spread
 from qpeft_lab.data.task_types import TASKS
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
 from qpeft_lab.progress import Progress, counted, stop_request
@@ -184,11 +184,10 @@ def _checked(settings: RunSettings) -> _Checked:
             if (source := getattr(settings, name)) and (sha := content_hash(source)):
                 hashes[name] = sha
     with suppress(OSError, InputError):
-        if settings.eval_data and are_same_rows(
-            Content(settings.eval_data, hashes.get("eval_data")),
-            Content(settings.data, hashes.get("data")),
-            TASKS[settings.task].has_images,
-        ):
+        trained = rows_of(settings.data, hashes.get("data"))
+        evaluated = settings.eval_data and rows_of(settings.eval_data, hashes.get("eval_data"))
+        has_images = TASKS[settings.task].has_images
+        if trained == evaluated and not has_validation_split(settings.data, has_images):
             warnings.warn(
                 "the validation data are the training data: the scores describe learned examples;"
                 " set eval_data to other data",
