@@ -139,4 +139,5 @@ FORESTS = [
     Forest("angles", "trained angles are", row="learning rate of the angles times {}"),
     Forest("twins", "the first is", column=AT_MOST),
     Forest("sentence_pairs", "the first is"),
+    Forest("head_pairs", "the first is"),
 ]

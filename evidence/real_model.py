@@ -87,7 +87,8 @@ def first_look() -> str:
             "",
         ]
     ]
-    for name, label in LABELS.items():
+    labels = {**LABELS, "suggested": f"{LABELS['suggested']}, no circuit"}
+    for name, label in labels.items():
         adapter = result["adapters"][name]
         loss = adapter["loss"]["after"]
         bleu = adapter["bleu"]["adapted"]

@@ -9,12 +9,13 @@ from snippets import ROOT
 
 import comparison_tables
 import comparisons
+import head_picture
 import smollm2_tables
 import winners
 from winners import BUDGETS, FINAL, summaries_of
 
 FINDINGS = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
-ENCODER, _, SMALL_MODELS = FINDINGS.partition("## Is it the circuit?")
+REAL_MODELS, _, SMALL_MODELS = FINDINGS.partition("## Is it the circuit?")
 
 
 def says(sentence, page=FINDINGS):
@@ -229,9 +230,14 @@ PAPERS = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
     "page, table, verdicts",
     [
         (
-            ENCODER,
+            REAL_MODELS,
             "sentence_pairs",
             "undecided undecided better undecided undecided undecided undecided worse",
+        ),
+        (
+            REAL_MODELS,
+            "head_pairs",
+            "better better better equivalent undecided worse equivalent undecided",
         ),
         (PAPERS, "recipe_pairs", "undecided undecided equivalent"),
     ],
@@ -239,6 +245,25 @@ PAPERS = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
 def test_verdicts_on_real_models_are_those_of_the_sentences_beside_them(page, table, verdicts):
     cells = page.partition(f"<!-- table: {table} -->")[2].partition("<!-- end -->")[0]
     assert re.findall(r"\], (\w+) \|$", cells, flags=re.MULTILINE) == verdicts.split()
+
+
+def test_the_falsifier_of_qpas_claim_is_decided_by_its_rows():
+    """It falls if QPA minus LoRA r=4 is shown to be above 0.005 nats a token."""
+    summary = smollm2_tables.stage_4()
+    _, high = smollm2_tables.over_seeds(summary["qpa"], summary["lora_r4"]).interval()
+    assert high < 0.005
+    assert says("**the claim holds here**")
+    assert says("**the quantum part falls**")
+
+
+def test_gains_in_the_text_of_the_readmes_picture_are_those_of_its_rows():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    alternative = readme.partition("![How far each adapter")[2].partition("]")[0]
+    drawn = {line["label"]: f"{line['mean']:.2f}" for line in head_picture.measured()}
+    labels = ["QPA: 99,456", "QPA, frozen angles: 99,376", "QPA, Gaussian features: 99,376"]
+    labels += ["Uni-LoRA: 99,456", "LoRA r=4: 198,912", "LoRA r=2: 99,456"]
+    assert re.findall(r"0\.\d\d", alternative) == [drawn[label] for label in labels[1:]]
+    assert drawn[labels[0]] == drawn[labels[1]]
 
 
 def test_perplexities_of_the_recipe_are_those_of_its_rows():
