@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -137,15 +138,20 @@ PICTURES = {
 }
 
 
-def with_dark_colors(svg: str) -> str:
-    """The picture with a style sheet for readers whose system is dark."""
+def with_style_sheet(svg: str) -> str:
+    """The picture with a style sheet: the fonts, which each text would repeat, and the colors for
+    readers whose system is dark.
+    """
+    fonts = re.search(r"font-family: [^;]*; ", svg)
+    assert fonts is not None, "a picture without a text"
     rules = "".join(
         f'[style*="{what}: {color}"]{{{what}:{dark}!important}}'
         for color, dark in DARK.items()
         for what in ("fill", "stroke")
     )
-    sheet = f"<style>@media (prefers-color-scheme: dark){{{rules}}}</style>"
-    return svg.replace("</metadata>", f"</metadata>\n {sheet}", 1)
+    dark = f"@media (prefers-color-scheme: dark){{{rules}}}"
+    sheet = f"<style>text{{{fonts[0].rstrip('; ')}}}{dark}</style>"
+    return svg.replace(fonts[0], "").replace("</metadata>", f"</metadata>\n {sheet}", 1)
 
 
 def main() -> None:
@@ -158,7 +164,7 @@ def main() -> None:
             metadata = {**no_date, "Description": json.dumps(values)}
             buffer = io.StringIO()
             picture.draw(values).savefig(buffer, format="svg", metadata=metadata)
-            write_text(file, with_dark_colors(rounded(buffer.getvalue())))
+            write_text(file, with_style_sheet(rounded(buffer.getvalue())))
 
 
 if __name__ == "__main__":

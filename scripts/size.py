@@ -95,7 +95,7 @@ def measure() -> tuple[list[tuple[str, float, float]], list[tuple[str, Code]]]:
     parts = [
         ("library", code_of(files, "src/qpeft"), 86_000),
         ("laboratory", code_of(files, "src/qpeft_lab"), 98_500),
-        ("tests", code_of(files, "tests"), 207_500),
+        ("tests", code_of(files, "tests"), 209_500),
         (
             "benchmarks, evidence, scripts",
             code_of(files, "benchmarks", "evidence", "scripts"),
