@@ -21,7 +21,7 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
     """A dataclass field with a help text, for the command line and the documentation, and limits
-    for `check_fields`.
+    for `check_fields`; `used_with` has, by other fields, the values with which it has an effect.
 
     If `default` is a class, such as list, the default is a new instance.
     """

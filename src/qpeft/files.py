@@ -35,11 +35,11 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of JSON with these pairs. Raises ValueError for a key that occurs twice: readers
     differ in which of its values they take.
     """
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice; remove one of them")
+    made: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in made:
+            raise ValueError(f"the key {name!r} occurs twice; remove one of them")
+        made[name] = value
     return made
 
 

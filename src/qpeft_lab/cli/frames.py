@@ -44,12 +44,12 @@ def frames(
     record = next(record for record in records() if record.save_fit is not None)
     fixed = {"model": base_model(run["model"]), "method": record.key, "out": "", "lr": 1.0}
     settings = settings_from(RunSettings, {**run, **fixed})
-    given = method_settings(settings, method)
-    if given.get("frames") is not None or given.get("frame", "gradient") != "gradient":
+    given = method_settings(settings, {"frame": "gradient", **method})
+    if given.get("frames") is not None or given["frame"] != "gradient":
         raise ConfigError(
             "a frame file holds new frames of the loss gradient; leave out --frames and --frame"
         )
-    settings.method_settings = {**given, "frame": "gradient"}
+    settings.method_settings = given
     settings.check()
     with bars() as shown:
         imported(record.save_fit)(prepare(settings, TrainingBar(shown, "frames")).model, path)

@@ -17,7 +17,7 @@ from qpeft.methods import records
 from qpeft.methods.method import imported
 from qpeft_lab.cli.options import Fields, flag
 from qpeft_lab.settings import RunSettings
-from qpeft_lab.user_files import named_ansatz
+from qpeft_lab.user_files import FRAMES, named_ansatz
 
 _PANEL = "The adapter (fields of PEFT)"
 _HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs in Python
@@ -101,6 +101,15 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
                 f"the seed of a run is not a field of its method; replace --set {text} by --seed"
             )
         given[name] = value
+    implied = {"frame": "gradient"} if FRAMES in given else {}
+    values = {f.name: f.default for f in group or ()} | implied | given
+    for known in group or ():
+        for other, allowed in known.metadata.get("used_with", {}).items():
+            if values[known.name] != known.default and values[other] not in allowed:
+                raise ConfigError(
+                    f"{flag(known.name)} has no effect with {flag(other)} {values[other]}, only with"
+                    f" {' or '.join(allowed)}; leave it out"
+                )
     preset = options.get("preset")
     return given if preset is None else _preset(run, preset, given) | given
 

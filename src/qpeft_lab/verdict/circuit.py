@@ -52,11 +52,12 @@ def circuit_of(name: str, shape: tuple[int, ...] | None, folder: Path) -> Circui
     Raises:
         InputError: there is no such circuit, or QPA cannot use it; the message says why.
     """
+    if not is_file(name):
+        _refuse_shape(name, shape)
     path = Path(name).expanduser()
     if path.suffix in (".qasm", ".qasm3"):
         if not path.is_file():
             raise InputError(f"there is no file {path}; give a file of OpenQASM 2 or 3")
-        _refuse_shape(name, shape)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
@@ -68,7 +69,6 @@ def circuit_of(name: str, shape: tuple[int, ...] | None, folder: Path) -> Circui
                 f"there is no circuit {name!r}. Give {', '.join(ansatz_names())}; FILE.py:NAME of an"
                 " ansatz, a QNode or a Qiskit circuit; or a file of OpenQASM that ends in .qasm"
             )
-        _refuse_shape(name, shape)
         return Circuit(name, name)
     own_name = name.rpartition(":")[2]
     module = execute(name, "circuit")

@@ -44,7 +44,12 @@ class QAASettings:
         " (last_r).",
         choices=("z", "last_r"),
     )
-    n_read: int = option(2, "Number r of the qubits that readout last_r reads.", at_least=1)
+    n_read: int = option(
+        2,
+        "Number r of the qubits that readout last_r reads.",
+        at_least=1,
+        used_with={"readout": ("last_r",)},
+    )
     feature_source: str = option(
         "qnn",
         "Source of the features: the circuit (qnn) or a control: a fixed random orthogonal matrix"

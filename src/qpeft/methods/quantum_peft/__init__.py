@@ -26,6 +26,9 @@ METHOD = Method(
     },
     only_ansatz="two_design",
 )
+_PAULI = {"family": ("pauli",)}
+_LIE = {"family": ("lie",)}
+_FRAMES = ("gradient", "sign", "weights", "random")
 
 
 @dataclass(kw_only=True)
@@ -42,13 +45,20 @@ class QuantumPeftGeneratorConfig:
         " trained matrix inside a frame (core).",
         choices=("pauli", "lie", "core"),
     )
-    n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1, at_most=MOST_LAYERS)
+    n_layers: int = option(
+        2,
+        "Circuit layers L; family pauli.",
+        at_least=1,
+        at_most=MOST_LAYERS,
+        used_with=_PAULI,
+    )
     construction: str = option(
         "auto",
         "Circuits for widths that are not powers of two: cosine-sine recursion (qsd), a larger"
         " circuit cut to size (pad), or qsd for widths with two or three set bits and pad for"
         " others (auto).",
         choices=("auto", "qsd", "pad"),
+        used_with=_PAULI,
     )
     columns: str | None = option(
         None,
@@ -60,11 +70,17 @@ class QuantumPeftGeneratorConfig:
         "cz",
         "Between the rotations: CZ gates, or a control: fixed random signs, or nothing.",
         choices=("cz", "signs", "none"),
+        used_with=_PAULI,
     )
     freeze_angles: bool = option(False, "Control: train only lambda.")
-    lie_rank: int = option(1, "Nonzero columns K' of the skew matrix; family lie.", at_least=1)
+    lie_rank: int = option(
+        1, "Nonzero columns K' of the skew matrix; family lie.", at_least=1, used_with=_LIE
+    )
     lie_map: str = option(
-        "exp", "From the skew matrix to an orthogonal one.", choices=("exp", "cayley")
+        "exp",
+        "From the skew matrix to an orthogonal one; family lie.",
+        choices=("exp", "cayley"),
+        used_with=_LIE,
     )
     share: str = option(
         "none",
@@ -77,12 +93,13 @@ class QuantumPeftGeneratorConfig:
         "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the"
         " initial loss gradient (gradient), of its signs (sign, as in LoRA-SB), or of the base"
         " weight (weights, as in LoRA-XS; nothing is stored), or a control: random directions.",
-        choices=("gradient", "sign", "weights", "random"),
+        choices=_FRAMES,
     )
     frame_rank: int = option(
         32,
         "Directions in a frame, reduced to the largest power of two that fits the matrix.",
         at_least=1,
+        used_with={"frame": _FRAMES},
     )
     frames: str | None = option(
         None,
