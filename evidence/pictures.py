@@ -139,19 +139,20 @@ PICTURES = {
 
 
 def with_style_sheet(svg: str) -> str:
-    """The picture with a style sheet: the fonts, which each text would repeat, and the colors for
-    readers whose system is dark.
+    """The picture with its styles in a style sheet, each once, and in other colors for readers whose
+    system is dark.
     """
-    fonts = re.search(r"font-family: [^;]*; ", svg)
-    assert fonts is not None, "a picture without a text"
-    rules = "".join(
-        f'[style*="{what}: {color}"]{{{what}:{dark}!important}}'
-        for color, dark in DARK.items()
-        for what in ("fill", "stroke")
-    )
-    dark = f"@media (prefers-color-scheme: dark){{{rules}}}"
-    sheet = f"<style>text{{{fonts[0].rstrip('; ')}}}{dark}</style>"
-    return svg.replace(fonts[0], "").replace("</metadata>", f"</metadata>\n {sheet}", 1)
+    styles = dict.fromkeys(re.findall(' style="([^"]*)"', svg))
+    light = ""
+    dark = ""
+    for number, style in enumerate(styles):
+        svg = svg.replace(f' style="{style}"', f' class="s{number}"')
+        light += f".s{number}{{{style}}}"
+        in_dark = re.sub("#[0-9a-f]{6}", lambda color: DARK[color[0]], style)
+        if in_dark != style:
+            dark += f".s{number}{{{in_dark.replace(': ', ':')}}}"
+    sheet = f"<style>{light}@media (prefers-color-scheme: dark){{{dark}}}</style>"
+    return svg.replace("</metadata>", f"</metadata>\n {sheet}", 1)
 
 
 def main() -> None:
