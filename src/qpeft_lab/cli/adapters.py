@@ -67,14 +67,14 @@ class Loading:
                 given, or the adapter does not need one that is given.
         """
         for name, use in (("method", methods.get), ("ansatz", named_ansatz)):
-            value = getattr(self, name)
-            if value is not None and not is_file(value):
+            if (value := getattr(self, name)) is None:
+                continue
+            if not is_file(value):
                 raise ConfigError(
                     f"--{name} names the file of your own {name}, FILE.py:NAME, got {value!r}; leave"
                     " it out: the adapter names what is part of qpeft"
                 )
-            if value is not None:
-                use(value)
+            use(value)
         for place in (path, path / "adapter"):
             repair_folder(place)
         folder = next(
@@ -95,7 +95,7 @@ class Loading:
                     f"the adapter at {path} was made with code of a file, which is executed only if"
                     f" you name it; add --{name} {quote(settings[name])}"
                 )
-        self._refuse_unused(folder, settings)
+        self._refuse_unused(folder)
         if (
             self.frames is None
             and settings.get(FRAMES)
@@ -104,11 +104,8 @@ class Loading:
             self.frames = Path(settings[FRAMES])
         return folder
 
-    def _refuse_unused(self, folder: Path, recorded: dict[str, Any]) -> None:
-        """Raise ConfigError for a file that loading this adapter does not need.
-
-        `recorded` are the method and its settings, if the adapter is in a run folder.
-        """
+    def _refuse_unused(self, folder: Path) -> None:
+        """Raise ConfigError for a file that loading this adapter does not need."""
         given = [name for name in _FILES if getattr(self, name) is not None]
         if not given:
             return
@@ -117,9 +114,7 @@ class Loading:
         content = adapter_config(folder, self.frames)
         generator = content.get("generator") or {}  # of `qpeft.attach`
         config = PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]]
-        needed = [name for name in _FILES if is_file(recorded.get(name))]
-        if "frames_sha256" in content:
-            needed.append(FRAMES)
+        needed = [FRAMES] if "frames_sha256" in content else []
         if self.ansatz is not None and named_ansatz(self.ansatz) in (
             content.get("ansatz"),
             generator.get("ansatz"),

@@ -60,7 +60,7 @@ def demo(
       qpeft demo
       qpeft demo --methods lora,qpa,qpa-frozen --steps 150 --out longer
     """
-    names = [name.strip() for name in methods.split(",")]
+    names = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in names:
         if name not in METHODS:
             raise ConfigError(unknown("demo method", name, METHODS))

@@ -119,6 +119,7 @@ class QuantumPeftGeneratorConfig:
         None,
         "Bits per lambda, in training and in the compact adapter; 16 is float16. Default: float32.",
         choices=(16, 8, 4),
+        used_with={"family": ("pauli", "lie")},
     )
     angle_scale: float | None = option(
         None,
