@@ -152,7 +152,7 @@ def verdicts() -> str:
                 rates = f"{adapters['circuit']['lr']:g}, {adapters[key]['lr']:g}"
                 decided = [each["decision"], f"{each['detectable']:.1f}", rates]
                 rows.append([f"`{file.stem}`", labels[key], difference.format_map(each), *decided])
-    header = ["circuit", "minus", "difference [95 % interval]", "decision", "detectable"]
+    header = ["circuit", "other adapter", "difference [95 % interval]", "decision", "detectable"]
     return table([*header, "learning rates: circuit, other"], rows)
 
 

@@ -61,7 +61,7 @@ def markdown(verdict: Verdict) -> str:
 
 
 HEADER = [
-    "minus",
+    "other adapter",
     "decision",
     "difference [95 % interval]",
     "detectable",
