@@ -149,4 +149,5 @@ print(json.dumps([texts, sorted({"torch", "transformers", "peft", "datasets"} & 
     for text, message in zip(texts, REFUSED.values(), strict=True):
         assert "Error:" in text
         assert message in text
+
     assert heavy == []

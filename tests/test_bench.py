@@ -19,10 +19,12 @@ def test_benchmark_groups_have_rows(tmp_path):
     import bench
 
     assert bench.main(["--quick", "--json", str(tmp_path / "bench.json")]) == 0
-    found = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
-    assert list(found) == list(bench.GROUPS)
+
+    content = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert list(content) == list(bench.GROUPS)
+
     for row in (
-        row for group in found.values() for row in group["rows"] if row["ratio"] is not None
+        row for group in content.values() for row in group["rows"] if row["ratio"] is not None
     ):
         low, high = row["quartiles"]
         assert 0 < low <= row["ratio"] <= high
@@ -50,6 +52,7 @@ def test_operations_are_counted_without_views_by_dispatch_and_by_leaf():
     dispatched = dispatched_operations(run)
     leaf = leaf_operations(run)
     views = {"view", "mT", "transpose", "select", "reshape", "as_strided", "expand", "t", "detach"}
+
     assert not views & {*dispatched, *leaf}
     assert dispatched["sin"] == leaf["sin"] == 1
     # the backward pass of a selection is one operation, and zeros and a copy below the dispatcher

@@ -19,7 +19,9 @@ def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp
     with replace_folder(old) as new:
         (new / "adapter").write_text("old")
         assert (old / "adapter").read_text() == "first"
+
     assert list(old.parent.iterdir()) == [old]
+
     rename = Path.replace
     calls = []
 
@@ -31,6 +33,7 @@ def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp
 
     monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "replace", interrupted)
+
     with pytest.raises(FileNotFoundError), replace_folder(old) as new:
         (new / "adapter").write_text((new / "missing").read_text())
     with pytest.raises(KeyboardInterrupt), replace_folder(old) as new:
@@ -56,9 +59,11 @@ def test_remove_unfinished_removes_only_temporary_files(tmp_path):
     assert (
         len(list(tmp_path.iterdir())) == 2
     )  # the inner folder is created next to the outer one, with two dots
+
     (tmp_path / ".mine.unfinished").write_text("")
     (tmp_path / ".x.abcd0123.unfinished").symlink_to(tmp_path)  # a link is removed, not followed
     remove_unfinished(tmp_path)
+
     assert list(tmp_path.iterdir()) == [tmp_path / ".mine.unfinished"]
 
 
@@ -105,6 +110,7 @@ def test_longest_names_of_the_file_system_are_written(tmp_path, name):
     for _ in range(2):
         with replace_folder(tmp_path / name) as folder:
             (folder / "file").write_text("new")
+
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -128,5 +134,6 @@ def test_link_is_replaced_and_not_followed(tmp_path):
     write_text(tmp_path / "file", "new")
     with replace_folder(tmp_path / "folder") as folder:
         (folder / "file").write_text("new")
+
     assert [(tmp_path / name).is_symlink() for name in ("file", "folder")] == [False, False]
     assert (tmp_path / "mine" / "file").read_text() == "mine"

@@ -63,6 +63,7 @@ def test_adapter_of_0_2_has_its_logits(written, name):
     with torch.no_grad():
         logits = model(input_ids=IDS).logits[:, -1]
     expected = load_file("logits.safetensors")[folder]
+
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 

@@ -93,6 +93,7 @@ def test_peft_finds_a_compact_adapter_of_equal_values_after_every_order_of_impor
         f"{imports}; torch.set_num_threads(2); tuner = peft.PeftModel.from_pretrained({base},"
         f" {folder}).base_model;assert type(tuner).__name__ == 'QPAModel'; print({values})"
     )
+
     assert loaded == saved
 
 
@@ -102,7 +103,9 @@ def test_the_library_imports_the_folder_of_a_method_only_in_itself():
     folders = [
         path.parent.name for path in (ROOT / "src" / "qpeft" / "methods").glob("*/__init__.py")
     ]
+
     assert len(folders) > 7
+
     for name in (f"qpeft.methods.{folder}" for folder in folders):
         own = {name, *graph.find_descendants(name)}
         assert set().union(*map(graph.find_modules_that_directly_import, own)) <= own, name
@@ -144,5 +147,6 @@ def test_wheel_has_every_file_of_the_package(tmp_path):
         for name in zipfile.ZipFile(wheel).namelist()
         if name.startswith(("qpeft/", "qpeft_lab/"))
     }
+
     assert packed == ours
     assert {"qpeft/py.typed", "qpeft_lab/demo/base/model.safetensors"} <= packed

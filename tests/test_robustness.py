@@ -27,6 +27,7 @@ def test_200_damaged_files_load_correctly_or_are_refused(world):
     loads = [(row, load) for row in rows for load in row["loads"]]
     assert not [(row, load) for row, load in loads if load["outcome"] not in bad_files.RIGHT]
     assert {row["good"] for row in rows} == {*world.goods}
+
     outcomes = Counter(load["outcome"] for _, load in loads)
     assert outcomes["refused"] > 100
     assert outcomes["correct"] > 20
@@ -62,6 +63,7 @@ def test_killed_commands_resume_to_equal_results(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows = read_rows(tmp_path / "kills" / "kills.jsonl")
+
     assert [row["faults"] for row in rows] == [[]] * 30, done.stderr
     assert done.returncode == 0, done.stderr
     assert {row["case"] for row in rows} == {
@@ -98,4 +100,5 @@ sys.exit(kills.main(["--out", "{tmp_path}", "--kills", "30", "--what", "lora"]))
         [sys.executable, "-c", code], cwd=ROOT / "benchmarks", capture_output=True, text=True
     )
     rows = read_rows(tmp_path / "kills.jsonl")
+
     assert (done.returncode, any(row["faults"] for row in rows)) == (1, True), done.stderr

@@ -51,6 +51,7 @@ def test_lora_against_the_documented_rules(lora):
     answer = check_export(folder)
     assert part in answer
     assert answer.startswith("no") == (not loads)
+
     before_training = refusals(config, certain=True)
     assert bool(before_training) == (not loads)
     assert bool(refusals(config)) == (bool(before_training) or part.startswith("for some"))
@@ -64,6 +65,7 @@ def test_vllm_agrees(lora):
     _, folder, loads, part = lora
     helper = PEFTHelper.from_local_dir(str(folder), None)
     theirs = not helper._validate_features() and helper.bias == "none" and helper.r <= RANKS[-1]
+
     assert theirs == (loads or part == "trained tokens")
 
 
@@ -74,6 +76,7 @@ def test_generated_adapters_are_checked_as_their_exports():
     assert "QPEFT_QAA" in refusals(qpeft.QAAConfig(target_modules=TARGETS))[0]
     assert "IA3" in refusals(IA3Config(target_modules=TARGETS))[0]
     assert "PREFIX_TUNING" in refusals(PrefixTuningConfig(num_virtual_tokens=2))[0]
+
     head = LoraConfig(r=4, target_modules=TARGETS, modules_to_save=["score"], task_type="SEQ_CLS")
     assert refusals(head, certain=True) == []  # depends on the model
     assert "classification" in refusals(head)[0]

@@ -89,14 +89,17 @@ def test_default_evaluations_take_a_fifth_of_the_time(changes, n_available, numb
     run = settings(**changes)
     made = run.with_data(64, n_available)
     chosen = made.evaluations(n_available)
+
     assert chosen[:2] == (number, blocks)
     assert made.with_data(64, n_available) == made  # nothing is chosen twice
     assert number == 1 + math.ceil(made.n_steps / made.eval_every)
+
     if run.eval_blocks is run.eval_every is None and blocks > 8:
         assert chosen.share <= 0.2
     # independently: a forward pass is 0.45 of a step
     scored = 0.45 * number * blocks
     trained = made.steps * made.batch_size * made.gradient_accumulation_steps
+
     assert chosen.share == pytest.approx(scored / (scored + trained))
 
 

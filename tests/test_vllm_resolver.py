@@ -97,14 +97,18 @@ def test_exported_adapter_is_the_compact_one(cache, adapters, base):
     unfinished = cache.cache / ".key.01234567.unfinished"  # of a killed export
     unfinished.mkdir(parents=True)
     path = cache.find("user-1", str(base))
+
     assert not unfinished.exists()
+
     served = logits(PeftModel.from_pretrained(loaded(base), path))
     assert torch.equal(served, logits(qpeft.load(loaded(base), adapters / "user-1")))
     assert not torch.equal(served, logits(loaded(base)))
+
     before = path.stat().st_mtime_ns
     assert cache.find("user-1", str(base)) == path
     assert exports(cache) == [path.name]  # not written again
     assert path.stat().st_mtime_ns > before  # used last
+
     change_value(path)  # by somebody else: it is exported again
     assert cache.find("user-1", str(base)) == path
     assert torch.equal(served, logits(PeftModel.from_pretrained(loaded(base), path)))
@@ -132,8 +136,10 @@ def test_exchanged_exports_are_exported_again(cache, base, exchange):
     paths = [cache.find(f"user-{i}", str(base)) for i in (1, 2)]
     served = [logits(PeftModel.from_pretrained(loaded(base), path)) for path in paths]
     assert not torch.equal(*served)
+
     exchange(*paths)
     assert [cache.find(f"user-{i}", str(base)) for i in (1, 2)] == paths
+
     for path, expected in zip(paths, served, strict=True):
         assert not path.is_symlink()
         assert torch.equal(logits(PeftModel.from_pretrained(loaded(base), path)), expected)
@@ -146,22 +152,30 @@ def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapter
     replace(adapters, "user-0", "user-1")
     second = cache.find("user-0", str(base))
     new = revisions.revision(folder)
-    assert (old == new, first == second) == (False, False)
+
+    assert (old == new) is False
+    assert (first == second) is False
     assert second == cache.find("user-1", str(base)) == cache.find(f"user-0@{new}", str(base))
     assert cache.find(f"user-0@{old}", str(base)) == first
+
     end(cache)  # a restart of the server, on an empty cache
     shutil.rmtree(cache.cache)
     again = ExportCache(adapters, cache.cache, LARGE)
+
     assert again.find(f"user-0@{old}", str(base)) == first  # exported again
+
     number = again.number(first)
     shutil.rmtree(cache.cache)  # as some systems do with memory files when a user logs out
     assert again.number(again.find("user-0", str(base))) != number == again.number(first)
+
     end(again)
     assert old in " ".join(qpeft_cli("rollback", folder, code=0).stdout.split())
+
     (revisions.keep(folder, new) / "adapter_config.json").write_text("{")  # damaged
     qpeft_cli("rollback", folder, "--to", old, code=0)
     assert revisions.revision(folder) == old
     assert {*revisions.kept(folder)} == {old, new}
+
     replace(adapters, f".user-0@{new}", "user-2")  # which has another digest
     for unknown in (new, "0" * 12, "../user-1", ""):
         assert unknown == "" or cache.find(f"user-0@{unknown}", str(base)) is None
@@ -203,6 +217,7 @@ def test_damaged_adapter_is_refused_and_others_are_served(cache, adapters, base,
     assert "'user-2' cannot be served" in str(refused.value)
     assert str(adapters) not in str(refused.value)
     assert revisions.kept(adapters / "user-2") == []
+
     if (adapters / "frames.safetensors").exists():
         assert cache.find("user-1", str(base)) is not None
     assert not list(cache.cache.glob(".*.unfinished"))
@@ -216,18 +231,23 @@ def test_adapter_of_another_base_is_refused(cache, adapters, base, tmp_path):
     for name in ("user-0", "plain"):  # with frames and without
         with pytest.raises(CheckpointError):
             cache.find(name, str(tmp_path / "other"))
+
     with pytest.raises(ConfigError, match="norm"):  # which vLLM does not load
         cache.find("norms", str(base))
     assert exports(cache) == []
+
     # nor if its folder is that of the base whose exports are in the cache
     served = shutil.copytree(base, tmp_path / "served")
     assert cache.find("plain", str(served)) is not None
+
     shutil.copytree(tmp_path / "other", served, dirs_exist_ok=True)
     with pytest.raises(CheckpointError):
         ExportCache(adapters, cache.cache, LARGE).find("plain", str(served))
+
     # such as a quantized copy is served
     of_base = ExportCache(adapters, cache.cache, LARGE, base=str(base))
     assert of_base.find("plain", str(tmp_path / "other")) is not None
+
     end(of_base)
 
 
@@ -244,6 +264,7 @@ def test_adapter_that_is_replaced_while_it_is_read_is_not_served(
         patched.setattr(qpeft, "export", replacing)
         with pytest.raises(CheckpointError, match="replaced"):
             cache.find("user-0", str(base))
+
     assert exports(cache) == revisions.kept(adapters / "user-0") == []
     assert cache.find("user-0", str(base)) == cache.find("user-1", str(base))
 
@@ -253,15 +274,18 @@ def test_cache_is_bounded_and_keeps_what_a_running_server_was_given(cache, adapt
     first, second = (ended.find(f"user-{i}", str(base)) for i in range(2))
     n_bytes = sum(file.stat().st_size for file in first.iterdir())
     bounded = ExportCache(adapters, cache.cache, int(2.5 * n_bytes))
+
     with pytest.raises(ConfigError, match="QPEFT_CACHE_BYTES"):
         bounded.find("user-2", str(base))
     assert bounded.find("user-0", str(base)) == first  # used after the second
+
     end(ended)
     third = bounded.find("user-2", str(base))
     assert exports(cache) == sorted([first.name, third.name])
     assert not second.exists()
     with pytest.raises(ConfigError, match="restart the server"):
         bounded.find("user-3", str(base))
+
     end(bounded)
 
 
@@ -276,6 +300,7 @@ def test_full_and_read_only_folders_are_explained_and_need_no_revisions(
         with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\)"):
             cache.find("user-0", str(base))
     monkeypatch.setattr(revisions, "keep", full)  # of a read-only folder of adapters
+
     assert cache.find("user-0", str(base)) is not None
 
 
@@ -292,6 +317,7 @@ def test_adapters_that_are_asked_for_at_once_are_exported_once(cache, adapters, 
     with ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda number: cache.find(f"user-{number}", str(base)), range(60))
     paths = list(found)
+
     assert all(path == paths[number % 4] for number, path in enumerate(paths))
     assert len(exports(cache)) == 4  # equal adapters share one
 
@@ -300,12 +326,17 @@ def test_default_cache_is_a_folder_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(vllm_resolver, "_SHARED_MEMORY", tmp_path)
     home = Path("~/.cache/qpeft/vllm").expanduser()
     own = default_cache()
-    assert (own.parent, own.stat().st_mode & 0o777) == (tmp_path, 0o700)
+
+    assert own.parent == tmp_path
+    assert own.stat().st_mode & 0o777 == 0o700
+
     own.chmod(0o777)
     assert default_cache() == home  # others can write there
+
     own.rmdir()
     own.symlink_to(tmp_path)
     assert default_cache() == home
+
     monkeypatch.setattr(vllm_resolver, "_SHARED_MEMORY", tmp_path / "missing")
     assert default_cache() == home
 
@@ -345,11 +376,11 @@ def test_request_of_vllm_is_answered_with_a_path(vllm, adapters, base, tmp_path,
         return asyncio.run(vllm["qpeft"].resolve_lora(str(base), name))
 
     found = resolve("user-0")
-    assert (found.lora_name, found.lora_path) == (
-        "user-0",
-        str(next(tmp_path.glob("cache/[!.]*"))),
-    )
+
+    assert found.lora_name == "user-0"
+    assert found.lora_path == str(next(tmp_path.glob("cache/[!.]*")))
     assert [resolve(f"user-{n}").lora_int_id for n in (0, 1, 0)] == [1, 2, 1]  # vLLM has 32 bits
+
     vllm_resolver.register()  # another server of this cache
     assert [resolve(f"user-{n}").lora_int_id for n in (1, 0)] == [2, 1]
     assert resolve("nobody") is None
@@ -359,6 +390,7 @@ def test_nothing_is_registered_without_adapters(vllm, monkeypatch, tmp_path):
     monkeypatch.delenv("QPEFT_ADAPTERS", raising=False)
     vllm_resolver.register()
     assert not vllm
+
     for name, value in (("QPEFT_ADAPTERS", tmp_path / "missing"), ("QPEFT_CACHE_BYTES", "10 GB")):
         monkeypatch.setenv("QPEFT_ADAPTERS", str(tmp_path))
         monkeypatch.setenv(name, str(value))

@@ -52,8 +52,8 @@ def exact_gradient(ansatz, angles):
 def test_wire_0_is_the_most_significant_bit(name, wires, shots):
     """One flip at the top runs down the ladder; on any wires of the device, with and without shots."""
     angles = math.pi * np.eye(3)[:, None, :]  # three circuits of one layer
-    found = backend(name, wires).run(Ansatz("ry_ladder", 3, 1), angles, shots, 0)
-    np.testing.assert_allclose(found, np.eye(8)[[0b111, 0b011, 0b001]], atol=1e-12)
+    frequencies = backend(name, wires).run(Ansatz("ry_ladder", 3, 1), angles, shots, 0)
+    np.testing.assert_allclose(frequencies, np.eye(8)[[0b111, 0b011, 0b001]], atol=1e-12)
 
 
 @every_simulator
@@ -62,7 +62,8 @@ def test_batch_is_one_execution(name, shots):
     device = qml.device(name, wires=3)
     with qml.Tracker(device) as tracker:
         PennyLaneBackend(device).run(LADDER, random_angles(LADDER, 13).numpy(), shots, 0)
-    assert (tracker.totals["batches"], tracker.totals["executions"]) == (1, 13)
+    assert tracker.totals["batches"] == 1
+    assert tracker.totals["executions"] == 13
     assert tracker.totals.get("shots") == (None if shots is None else 1300)
 
 
@@ -72,11 +73,14 @@ def test_probabilities_and_gradients_without_shots_are_exact(name, ansatz):
     ansatz, device = Ansatz(ansatz, 3, 2), backend(name)
     angles, *others = random_angles(ansatz, 4).numpy()
     batch = np.stack([angles, *others])
+
     np.testing.assert_allclose(device.run(ansatz, batch, None, 0), exact(ansatz, batch), atol=1e-12)
-    found = gradient(CircuitRun(ansatz, Jobs(device)), angles)
+
+    slopes = gradient(CircuitRun(ansatz, Jobs(device)), angles)
     in_float32 = name == "default.mixed" and ansatz.name in ("square", "rxyz")  # PennyLane's RZ
     tolerance = 5e-7 if in_float32 else 1e-10
-    np.testing.assert_allclose(found, exact_gradient(ansatz, angles), atol=tolerance)
+
+    np.testing.assert_allclose(slopes, exact_gradient(ansatz, angles), atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -92,9 +96,11 @@ def test_executions_of_a_step_are_those_that_the_run_counts(name, shots, rule, e
     device = qml.device(name, wires=3)
     run = CircuitRun(LADDER, Jobs(PennyLaneBackend(device), shots))
     assert f"gradients by {rule}" in str(run)
+
     with qml.Tracker(device) as tracker:
         gradient(run, random_angles(LADDER).numpy())
     assert tracker.totals["executions"] == run.circuits_per_step == executions
+
     forecast = run.forecast(1)
     assert run.jobs.used["circuits"] == forecast["circuits"] == executions
     assert run.jobs.used["jobs"] == tracker.totals["batches"] == forecast["jobs_per_step"]
@@ -111,16 +117,18 @@ def test_named_noise_is_depolarising(noise):
 
     def run(n_qubits, angles):
         ansatz = Ansatz("ry_ladder", n_qubits, len(angles))
-        found = as_backend("pennylane:default.mixed", n_qubits, noise).run(
+        frequencies = as_backend("pennylane:default.mixed", n_qubits, noise).run(
             ansatz, np.array([angles]), None, 0
         )
-        return found[0]
+        return frequencies[0]
 
     # each gate shrinks the Bloch vector
     a = 0.7
     b = -1.9
     shrunk = (1 - 4 / 3 * noise / 10) ** 2 * math.cos(a + b)
+
     np.testing.assert_allclose(run(1, [[a], [b]]), [(1 + shrunk) / 2, (1 - shrunk) / 2], atol=1e-12)
+
     flip = 2 / 3 * noise / 10  # of |0>, by X and Y
     p = np.outer(*[[1 - flip, flip]] * 2).flatten()[[0, 1, 3, 2]]  # behind the CNOT
     errors = np.full(
@@ -128,6 +136,7 @@ def test_named_noise_is_depolarising(noise):
     )  # flips of both wires: 4 words of 15 each, and 3 without a flip
     errors[0] = 1 - errors[1:].sum()
     expected = [sum(p[j] * errors[i ^ j] for j in range(4)) for i in range(4)]
+
     np.testing.assert_allclose(run(2, [[0.0, 0.0]]), expected, atol=1e-12)
 
 
@@ -140,8 +149,9 @@ def test_gradients_of_a_noisy_circuit_equal_finite_differences(ansatz):
     plus, minus = (noisy.run(ansatz, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
     expected = ((plus - minus) / 2e-4).reshape(angles.shape)
     for noisy.has_backprop in (True, False):
-        found = gradient(CircuitRun(ansatz, Jobs(noisy)), angles)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
+        slopes = gradient(CircuitRun(ansatz, Jobs(noisy)), angles)
+        np.testing.assert_allclose(slopes, expected, atol=2e-6)
+
     assert abs(expected - exact_gradient(ansatz, angles)).max() > 0.05
 
 
@@ -151,7 +161,9 @@ def test_noise_model_of_the_user():
     found = as_backend(
         qml.add_noise(qml.device("default.mixed", wires=1), qml.NoiseModel(damping)), 1
     )
+
     assert found.name == "default.mixed"
+
     p = found.run(Ansatz("ry_ladder", 1, 1), np.array([[[0.0]], [[math.pi]]]), None, 0)
     np.testing.assert_allclose(p, [[1, 0], [0.1, 0.9]], atol=1e-12)
 
@@ -178,9 +190,11 @@ def test_counts_of_named_simulators_depend_only_on_the_seed(name):
     angles = random_angles(LADDER, 2).numpy()
     seed = 2**64 - 1
     first, other = (simulator.run(LADDER, angles, 500, each) for each in (seed, 2))
+
     assert np.array_equal(simulator.run(LADDER, angles, 500, seed), first)
     assert np.array_equal(as_backend(named, 3, noise).run(LADDER, angles, 500, seed), first)
     assert not np.array_equal(other, first)
+
     same = simulator.run(LADDER, angles[[0, 0]], 500, 3)
     assert not np.array_equal(same[0], same[1])  # circuits of one job have independent counts
 
@@ -212,6 +226,7 @@ def test_device_that_cannot_run_the_circuit_is_refused(llama, adapters):
             qpeft.set_backend(adapters.qpa(copy.deepcopy(llama), chunk_size=64), few)
     device = PennyLaneBackend(counts_only(qml.device("default.qubit", wires=3)))
     CircuitRun(LADDER, Jobs(device, 1000))
+
     with pytest.raises(ConfigError, match="no exact probabilities"):
         CircuitRun(LADDER, Jobs(device))
 
@@ -263,10 +278,12 @@ def assert_drawn_from(frequencies, p, shots):
     do not occur.
     """
     assert (frequencies[p < 1e-12] == 0).all()
+
     rare = p * shots < 5  # one cell, with the least of the others
     rare |= p == p[~rare].min()
     expected, found = (np.append(q[~rare], q[rare].sum()) for q in (p, frequencies))
     statistic = shots * ((found - expected) ** 2 / expected).sum()
+
     assert statistic < chi2.ppf(1 - 1e-6, df=max(len(expected) - 1, 1))
 
 
@@ -274,11 +291,13 @@ def assert_drawn_from(frequencies, p, shots):
 @pytest.mark.parametrize("name", ["statevector", "aer"])
 def test_outcomes_with_more_than_8_bits(name, n_qubits):
     angles = math.pi * np.eye(n_qubits)[:, None, :]
-    found = QiskitBackend(NOISELESS[name]()).run(Ansatz("ry_ladder", n_qubits, 1), angles, 10, 0)
-    np.testing.assert_array_equal(
-        found.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)]
+    frequencies = QiskitBackend(NOISELESS[name]()).run(
+        Ansatz("ry_ladder", n_qubits, 1), angles, 10, 0
     )
-    assert (found.max(axis=1) == 1).all()
+    np.testing.assert_array_equal(
+        frequencies.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)]
+    )
+    assert (frequencies.max(axis=1) == 1).all()
 
 
 @pytest.mark.parametrize("name", NOISELESS)
@@ -287,10 +306,12 @@ def test_frequencies_are_drawn_from_the_probabilities(name, ansatz):
     """On a line the ring of QAA's circuits is routed, so wires end elsewhere than they began."""
     ansatz = Ansatz(ansatz, 4, 2)
     angles = random_angles(ansatz, 3).numpy()
-    found = QiskitBackend(NOISELESS[name]()).run(ansatz, angles, 20_000, 0)
-    assert found.dtype == np.float64
-    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
-    for frequencies, p in zip(found, exact(ansatz, angles), strict=True):
+    answers = QiskitBackend(NOISELESS[name]()).run(ansatz, angles, 20_000, 0)
+
+    assert answers.dtype == np.float64
+    np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-12)
+
+    for frequencies, p in zip(answers, exact(ansatz, angles), strict=True):
         assert_drawn_from(frequencies, p, 20_000)
 
 
@@ -300,9 +321,11 @@ def test_angles_removed_by_the_transpiler_are_not_sent():
     del backend._transpiled(LADDER).data[0]
     angles = random_angles(LADDER, 2).numpy()
     angles[:, 0, 0] = 0
-    found = backend.run(LADDER, angles, 20_000, 0)
+    answers = backend.run(LADDER, angles, 20_000, 0)
+
     assert backend._transpiled(LADDER).num_parameters == 5
-    for frequencies, p in zip(found, exact(LADDER, angles), strict=True):
+
+    for frequencies, p in zip(answers, exact(LADDER, angles), strict=True):
         assert_drawn_from(frequencies, p, 20_000)
 
 
@@ -322,10 +345,13 @@ class Remote(GenericBackendV2):
 def test_samplers_are_recognized(sampler, name):
     backend = as_backend(sampler, 3)
     assert isinstance(backend, QiskitBackend)
-    assert (backend.sampler, backend.name, backend.has_exact) == (sampler, name, False)
+    assert backend.sampler == sampler
+    assert backend.name == name
+    assert backend.has_exact is False
     assert backend.is_simulator == (not isinstance(getattr(sampler, "backend", None), Remote))
+
     if "generic" in name:  # transpiled to the device
         backend.check(LADDER, None)
-        found = backend._transpiled(LADDER)
-        assert set(found.count_ops()) <= {"rz", "sx", "x", "cx", "measure"}
-        assert found.num_qubits == 5
+        transpiled = backend._transpiled(LADDER)
+        assert set(transpiled.count_ops()) <= {"rz", "sx", "x", "cx", "measure"}
+        assert transpiled.num_qubits == 5

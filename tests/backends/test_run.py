@@ -48,16 +48,20 @@ def test_shared_and_scaled_angles_are_shifted_gate_by_gate(name):
     ansatz = SHARED[name]
     run = make(ansatz=ansatz)
     n_gates = sum(gate.slot is not None for gate in ansatz.gates())
+
     assert not ansatz.has_shift_rule
     assert run.circuits_per_step == 1 + 2 * n_gates
+
     at = random_angles(ansatz)
     p, slopes = value_and_gradient(run, at, WEIGHTS)
     for reference in (partial(exact_probabilities, ansatz), by_pennylane(ansatz)):
         expected_p, expected = value_and_gradient(reference, at, WEIGHTS)
         assert_close(p, expected_p, atol=1e-10, rtol=0)
         assert_close(slopes, expected, atol=1e-10, rtol=0)
+
     assert run.jobs.used["circuits"] == run.circuits_per_step
-    assert (run.jobs.used["jobs"], make(ansatz=ansatz).forecast(1)["jobs_per_step"]) == (2, 2)
+    assert run.jobs.used["jobs"] == 2
+    assert make(ansatz=ansatz).forecast(1)["jobs_per_step"] == 2
 
 
 @pytest.mark.filterwarnings("ignore:1000 shots")
@@ -65,10 +69,11 @@ def test_sampled_gradients_are_unbiased(angles):
     """Mean of 300 gradients of 1000 shots within 4 standard errors, and the spread is that of
     sampling.
     """
-    found = torch.stack([gradient(make(1000, seed=seed), angles) for seed in range(300)])
-    error = found.std(dim=0) / np.sqrt(300)
+    slopes = torch.stack([gradient(make(1000, seed=seed), angles) for seed in range(300)])
+    error = slopes.std(dim=0) / np.sqrt(300)
     exact = gradient(probabilities, angles)
-    assert ((found.mean(dim=0) - exact).abs() < 4 * error).all()
+
+    assert ((slopes.mean(dim=0) - exact).abs() < 4 * error).all()
     assert (error > 0).all()
 
 
@@ -77,6 +82,7 @@ def test_counts_depend_only_on_seed_and_angles(angles):
     run = make(100)
     first = run(angles.detach())
     other = run(angles.detach() + 1)
+
     assert torch.equal(run(angles.detach()), first)
     assert torch.equal(make(100)(angles.detach()), first)
     assert not torch.equal(make(100, seed=1)(angles.detach()), first)
@@ -87,11 +93,14 @@ def test_shots_that_cannot_work_are_refused_and_few_warn():
     many = Ansatz("ry_ladder", 15, 1)
     with pytest.raises(ConfigError, match="at most 14 qubits"):
         make(10**7, ansatz=many)
+
     make(ansatz=many)  # exact probabilities have no limit
     counts_only = Backend()
     counts_only.name = "sampler"
+
     with pytest.raises(ConfigError, match="set shots"):
         make(backend=counts_only)
+
     with pytest.warns(UserWarning, match="159 shots are few for 4 qubits"):
         make(159, ansatz=Ansatz("ry_ladder", 4, 1))
 
@@ -148,12 +157,12 @@ def test_circuits_of_a_step_are_those_that_the_device_receives(llama, ids, adapt
     )
     adapters.train(model, ids, steps=4)
     found = planned.circuits
-    assert (device.circuits, device.jobs) == (4 * run.circuits_per_step, 4 * found["jobs_per_step"])
+
+    assert device.circuits == 4 * run.circuits_per_step
+    assert device.jobs == 4 * found["jobs_per_step"]
     assert run.jobs.used["circuits"] == device.circuits
-    assert (found["circuits"], found["circuits_per_step"]) == (
-        device.circuits,
-        run.circuits_per_step,
-    )
+    assert found["circuits"] == device.circuits
+    assert found["circuits_per_step"] == run.circuits_per_step
     assert found["shots"] == 5000 * device.circuits
     assert planned.sizes["n_circuits"] == settings["n_generators"]
 
@@ -171,6 +180,7 @@ def test_shot_budget_counts_the_circuits_of_all_generators(llama, ids, adapters)
     run = qpeft.set_backend(model, shots=5000, shot_budget=6 * each * 5000)
     run.forecast(2)
     adapters.train(model, ids, steps=2)
+
     assert run.jobs.used["shots"] == 6 * each * 5000
 
 
@@ -179,15 +189,20 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
     model = adapters.qpa(llama, chunk_size=64, feature_map="squash")
     qpeft.set_backend(model, shots=2000)
     noisy = adapters.logits(model, ids)
+
     assert_close(noisy, base, atol=1e-2, rtol=0)  # sampling noise around the exact start
     assert not torch.equal(noisy, base)
+
     before = model(input_ids=ids, labels=ids).loss.item()
     assert adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss < before
+
     report = qpeft.export(model, tmp_path / "exported")
     assert report.max_logit_difference <= 1e-6
+
     qpeft.set_backend(model)
     exact = adapters.logits(model, ids)
     stock = PeftModel.from_pretrained(model.unload(), tmp_path / "exported").eval()
+
     assert_close(adapters.logits(stock, ids), exact, atol=1e-6, rtol=0)
 
 
@@ -227,6 +242,7 @@ def test_deep_copies_share_device_and_budget():
     backend.handle = threading.Lock()  # a device that cannot be copied
     jobs = Jobs(backend, 100, shot_budget=300)
     copy.deepcopy(jobs).run(SMALL, ANGLES)
+
     assert jobs.used["shots"] == 200
     with pytest.raises(BackendError, match="budget"):
         jobs.run(SMALL, ANGLES)
@@ -252,6 +268,7 @@ def test_failed_job_raises_and_later_jobs_run(tmp_path, answer):
         jobs.run(SMALL, ANGLES)
     assert np.array_equal(jobs.run(SMALL, ANGLES), Jobs(ExactBackend(), 100).run(SMALL, ANGLES))
     assert costs(jobs) == (1, 2, 400)  # a device may have run what it did not answer
+
     entries = read_rows(tmp_path / "jobs.jsonl")
     assert [entry["event"] for entry in entries] == ["sent", "sent", "answered"]
 
@@ -261,6 +278,7 @@ def test_shots_of_a_killed_job_count_as_used(tmp_path):
     jobs.log_to(tmp_path / "jobs.jsonl")
     with pytest.raises(KeyboardInterrupt):
         jobs.run(SMALL, ANGLES)
+
     again = Jobs(ExactBackend(), 100)
     again.log_to(tmp_path / "jobs.jsonl")
     assert costs(again) == (0, 0, 200)
@@ -279,8 +297,10 @@ def test_log_is_continued_after_an_incomplete_line(tmp_path):
         jobs.log_to(path)
         assert costs(jobs) == (1, 2, 200)
         assert path.read_text() == whole
+
     with pytest.raises(BackendError, match="300"):
         jobs.run(SMALL, ANGLES)
+
     path.write_text('{"loss": 3.2}\n')
     with pytest.raises(CheckpointError, match=r"jobs\.jsonl"):
         jobs.log_to(path)

@@ -55,10 +55,10 @@ def test_groups_and_chunks_of_any_size_agree_with_the_gates(
         patch.setattr(simulate, "_GROUP", group)
         patch.setattr(amplitude, "_CHUNK", 1)
         patch.setattr(amplitude, "_TOKENS", chunk)
-        found = amplitude_expectations(x, angles, ansatz)
-        of_fast = torch.autograd.grad(found, (x, angles), weights)
+        expectations = amplitude_expectations(x, angles, ansatz)
+        of_fast = torch.autograd.grad(expectations, (x, angles), weights)
         single = amplitude_expectations(x.detach().float(), angles.detach().float(), ansatz)
-    close(found, expected)
+    close(expectations, expected)
     close(of_fast[1], of_slow[1], 1e-11)
     close(of_fast[0], of_slow[0], 1e-11 / min(1, x.detach().norm(dim=1).min().item()))
     close(single.double(), expected.detach(), 1e-5)
@@ -101,13 +101,14 @@ def test_blocks_on_pairs_are_the_strongly_entangling_layers_of_pennylane(ansatz,
             qml.StronglyEntanglingLayers(angles.detach()[:, block], pair)
         return [qml.expval(qml.PauliZ(wire)) for wire in range(circuit.n_qubits)]
 
-    found = amplitude_expectations(x, angles, ansatz)
+    expectations = amplitude_expectations(x, angles, ansatz)
     close(
-        found,
+        expectations,
         torch.stack([torch.stack(by_pennylane(row)) for row in x.detach()]),
         1e-10,
     )
-    close(found, gate_expectations(circuit, angles, x))
+    close(expectations, gate_expectations(circuit, angles, x))
+
     assert torch.autograd.gradcheck(partial(amplitude_expectations, ansatz=ansatz), (x, angles))
 
 
@@ -137,18 +138,20 @@ def test_tiny_input_is_divided_by_the_smallest_norm(ansatz):
     x = torch.randn(2, 5, dtype=torch.float64)
     angles = random_angles(ansatz, 5)
     x /= x.norm(dim=-1, keepdim=True)
-    found = amplitude_expectations(x * 1e-9, angles, ansatz)
+    expectations = amplitude_expectations(x * 1e-9, angles, ansatz)
+
     assert_close(
-        found,
+        expectations,
         amplitude_expectations(x, angles, ansatz) / 100,
         rtol=1e-9,
         atol=0,
     )
+
     tiny = (x * 1e-9).requires_grad_()
     amplitude_expectations(tiny, angles, ansatz).sum().backward()  # homogeneous of degree two there
     assert_close(
         (tiny.grad * tiny).sum(),
-        2 * found.sum(),
+        2 * expectations.sum(),
         rtol=1e-9,
         atol=0,
     )
@@ -167,27 +170,31 @@ def test_nonfinite_values_affect_only_their_token(n_layers, bad):
     angles = random_angles("square", 5, n_layers, torch.float32)
     clean = amplitude_expectations(x, angles)
     x[1, 2] = bad
-    found = amplitude_expectations(x, angles)
-    assert found[1].isnan().all()
-    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    expectations = amplitude_expectations(x, angles)
+
+    assert expectations[1].isnan().all()
+    assert torch.equal(expectations[[0, 2]], clean[[0, 2]])
 
 
 @every_depth
 def test_shapes_of_inputs_and_results(n_layers):
     angles = random_angles("square", 6, n_layers)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
-    found = amplitude_expectations(x, angles)
-    assert found.shape == (2, 3, 3)
-    assert found.is_contiguous()
+    expectations = amplitude_expectations(x, angles)
+
+    assert expectations.shape == (2, 3, 3)
+    assert expectations.is_contiguous()
     assert_close(
         amplitude_expectations(x[1, 2], angles),
-        found[1, 2],
+        expectations[1, 2],
         rtol=0,
         atol=1e-12,
     )
-    assert torch.equal(amplitude_expectations(x.mT.contiguous().mT, angles), found)
+    assert torch.equal(amplitude_expectations(x.mT.contiguous().mT, angles), expectations)
+
     none = x[:0].requires_grad_()
     nothing = amplitude_expectations(none, angles)
     nothing.sum().backward()
-    assert nothing.shape == (0, *found.shape[1:])
+
+    assert nothing.shape == (0, *expectations.shape[1:])
     assert none.grad.shape == none.shape

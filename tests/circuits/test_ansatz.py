@@ -121,9 +121,11 @@ def test_functions_are_called_once_for_each_size():
     for _ in range(3):
         exact_probabilities(mine, torch.zeros(N_QUBITS))
         list(mine.gates())
+
     assert seen == [(N_QUBITS, N_LAYERS)]
     with pytest.raises(ConfigError, match="of 0 to 1"):
         list(Ansatz("mine", 2, 1).gates())
+
     gates = list(mine.gates())
     register([[*TURNS[1:], RZZ]])  # registered again under the same name
     assert list(mine.gates()) == gates  # an adapter that is being trained keeps its circuit

@@ -95,12 +95,15 @@ PENNYLANE = {
 def test_qnode_of_pennylane(layers, shape):
     theirs = qnode(layers, 4)
     ansatz = from_pennylane(theirs, shape)
-    assert (ansatz.angle_shape, ansatz.n_qubits) == (shape, 4)
+    assert ansatz.angle_shape == shape
+    assert ansatz.n_qubits == 4
+
     found, expected = (
         value_and_gradient(run, draw(shape), WEIGHTS)
         for run in (partial(exact_probabilities, ansatz), theirs)
     )
     assert_close(found, expected, rtol=0, atol=1e-6)
+
     ansatz_contract(lambda: ansatz, lambda angles: theirs(angles).detach())
     assert from_pennylane(layers, shape) == ansatz  # a function without a device
 
@@ -113,6 +116,7 @@ def test_tape_has_its_trainable_parameters_in_order():
         qml.CNOT(["b", "a"])
     tape = qml.tape.QuantumScript.from_queue(queue)
     tape.trainable_params = [0, 2]
+
     assert [*from_pennylane(tape).gates()] == [
         Gate("rx", (0,), (0,)),
         Gate("ry", (1,), shift=0.7),
@@ -126,7 +130,9 @@ def test_tape_with_a_vector_of_angles_or_the_gates_of_an_ansatz(ansatz):
     angles = random_angles(ansatz)
     tape = qml.tape.make_qscript(to_pennylane(ansatz))(angles)
     back = from_pennylane(tape)
+
     assert_close(exact_probabilities(back, angles.flatten()), exact_probabilities(ansatz, angles))
+
     weights = draw((2, 4, 3))
     template = qml.tape.QuantumScript([qml.StronglyEntanglingLayers(weights, wires=range(4))])
     assert_close(
@@ -137,7 +143,8 @@ def test_tape_with_a_vector_of_angles_or_the_gates_of_an_ansatz(ansatz):
 
 def test_wires_are_those_of_the_device():
     ansatz = from_pennylane(qnode(lambda angles: qml.RY(angles[0], wires=1), 3, device=3), (1,))
-    assert (ansatz.n_qubits, [gate.wires for gate in ansatz.gates()]) == (3, [(1,)])
+    assert ansatz.n_qubits == 3
+    assert [gate.wires for gate in ansatz.gates()] == [(1,)]
 
 
 QISKIT = {
@@ -154,7 +161,9 @@ def test_circuit_of_qiskit(circuit):
     ansatz = from_qiskit(circuit)
     angles = draw(circuit.num_parameters)
     p, slope = value_and_gradient(partial(exact_probabilities, ansatz), angles, WEIGHTS)
+
     np.testing.assert_allclose(p, theirs(angles.numpy()), rtol=0, atol=1e-6)
+
     shifts = np.eye(len(angles)) * np.pi / 2
     expected = [
         (theirs(angles.numpy() + one) - theirs(angles.numpy() - one)) @ WEIGHTS.numpy() / 2
@@ -192,6 +201,7 @@ def test_evolutions_and_modified_gates_of_qiskit():
     )
     expected = Statevector(circuit.assign_parameters([0.6]).reverse_bits()).probabilities()
     found = exact_probabilities(from_qiskit(circuit), torch.tensor([0.6], dtype=torch.float64))
+
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
@@ -211,6 +221,7 @@ def test_expressions_and_measurements_of_qiskit():
     found = exact_probabilities(
         from_qiskit(circuit), torch.tensor([0.3, -0.8], dtype=torch.float64)
     )
+
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
@@ -239,6 +250,7 @@ def test_openqasm_with_and_without_inputs():
     text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; h q[0]; cx q[0], q[1];'
     found = exact_probabilities(from_openqasm(text), torch.zeros(0, dtype=torch.float64))
     np.testing.assert_allclose(found, [0.5, 0, 0, 0.5], atol=1e-15)
+
     text = """OPENQASM 3.0; include "stdgates.inc";
     /*
     input angle a;
@@ -375,6 +387,7 @@ def test_states_equal_those_of_the_gates(tool, name, size, scale):
     ansatz = Ansatz(name, *size)
     angles = random_angles(ansatz, scale=scale)
     expected = gate_evolve(ansatz, angles)[:, 0].numpy()
+
     np.testing.assert_allclose(
         STATES[tool](ansatz, angles), expected, rtol=0, atol=1e-9 if scale > 10 else 1e-12
     )
@@ -384,7 +397,9 @@ def test_wires_have_any_labels_in_any_order():
     ansatz = Ansatz("ry_ladder", 3, 2)
     angles = random_angles(ansatz)
     expected = gate_evolve(ansatz, angles)[:, 0].to(torch.complex128)
+
     assert_close(state_of(ansatz, angles, ["b", 7, "a"]), expected, atol=1e-12, rtol=0)
+
     swapped = expected.reshape(2, 2, 2).permute(2, 1, 0).flatten()
     assert_close(state_of(ansatz, angles, order=[2, 1, 0]), swapped, atol=1e-12, rtol=0)
     assert (swapped - expected).abs().max() > 0.01
@@ -431,5 +446,6 @@ def test_measurements_that_are_not_used_are_named(measure, warns):
     with warnings.catch_warnings(record=True, action="always") as caught:
         from_pennylane(circuit, (1,))
     assert [("is not used" in str(each.message)) for each in caught] == [True] * warns
+
     with pytest.warns(UserWarning, match="merge_rotations.* not used"):
         from_pennylane(qml.transforms.merge_rotations(circuit), (1,))

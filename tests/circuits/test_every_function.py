@@ -26,10 +26,8 @@ from qpeft.errors import ConfigError, TrainingError
 
 SQUARE = Ansatz("square", 3, 2)
 LADDER = Ansatz("ry_ladder", 3, 2)
-SEVEN, ELEVEN = (
-    torch.zeros(7),
-    torch.zeros(11),
-)  # two_design on 3 qubits, 1 layer; qsd of width 6, 1 layer
+SEVEN = torch.zeros(7)  # two_design on 3 qubits, 1 layer
+ELEVEN = torch.zeros(11)  # qsd of width 6, 1 layer
 NAN = torch.nan
 INF = torch.inf
 
@@ -157,7 +155,9 @@ def test_autocast_and_tables_first_built_in_another_context_change_nothing(name)
     plain = trained(simulate, tensor)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = simulate(tensor)
+
     assert torch.equal(cast, plain[0])
+
     contexts = [torch.inference_mode(), *([] if name.startswith("lie") else [torch.device("meta")])]
     for context in contexts:
         forget_tables()
@@ -175,6 +175,7 @@ def test_second_derivative_is_refused():
     angles = torch.ones(3, 9, requires_grad=True)
     with pytest.raises(TrainingError, match="create_graph"):
         torch.autograd.grad(probabilities(angles).sum(), angles, create_graph=True)
+
     run = CircuitRun(LADDER, Jobs(ExactBackend(), None))
     angles = torch.ones(2, 3, requires_grad=True)
     with pytest.raises(TrainingError, match="create_graph"):

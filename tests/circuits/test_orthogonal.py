@@ -109,6 +109,7 @@ def test_constructions_equal_dense_matrices(case, kind, has_signs):
             strict=True,
         )
     alone = orthogonal_columns(angles[1], width, n_layers, columns, construction, signs)
+
     np.testing.assert_allclose(
         alone.numpy(),
         expected,
@@ -162,6 +163,7 @@ def test_gradients_against_finite_differences(width, construction, n_layers):
         columns=columns,
         construction=construction,
     )
+
     assert torch.autograd.gradcheck(f, (angles,))
 
 
@@ -211,7 +213,8 @@ def test_float32_columns_are_orthonormal(width, kind):
         )
     else:
         u = lie_columns(0.2 * torch.randn(width, 2, generator=draw), 16, kind)
-    assert (u.shape, u.dtype) == ((width, 16), torch.float32)
+    assert u.shape == (width, 16)
+    assert u.dtype == torch.float32
     assert (u.double().T @ u.double() - torch.eye(16)).abs().max() <= 1e-5
 
 
@@ -222,8 +225,10 @@ def test_pad_refuses_columns_in_the_dropped_rows():
         r"pad construction for width 5 is nearly rank deficient \(condition \d\.\de\+\d+\); redraw"
         r" the angles"
     )
+
     with pytest.raises(CircuitError, match=message + r" or use construction='qsd'$"):
         orthogonal_columns(angles, 5, 1, [0, 1], "pad")
+
     for columns in (
         [0, 6],
         [6],
@@ -285,12 +290,14 @@ def test_lie_columns_equal_dense_matrix_functions(lie_map, rank, more, rows, nor
     k = rank + more
     b = draw_lie(n, rank, norm, seed)
     expected = DENSE[lie_map](skew(b.numpy()))[:, :k]
+
     np.testing.assert_allclose(
         lie_columns(b, k, lie_map).numpy(),
         expected,
         rtol=0,
         atol=1e-10,
     )
+
     batch = lie_columns(torch.stack([b, -b]), k, lie_map)
     np.testing.assert_allclose(
         batch[1].numpy(), DENSE[lie_map](-skew(b.numpy()))[:, :k], rtol=0, atol=1e-10

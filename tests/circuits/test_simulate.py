@@ -40,9 +40,11 @@ def test_values_and_gradients_equal_those_of_pennylane(name, n_qubits, n_layers)
     weights = torch.randn(2**n_qubits, dtype=torch.float64)
     run, weights = partial(exact_probabilities, ansatz), weights / weights.norm()
     found = value_and_gradient(run, angles, weights)
+
     assert_close(
         found, value_and_gradient(by_pennylane(ansatz), angles, weights), rtol=0, atol=1e-10
     )
+
     for single, one in zip(
         value_and_gradient(run, angles.float(), weights.float()), found, strict=True
     ):
@@ -67,6 +69,7 @@ def test_every_number_of_qubits_equals_the_gates(name, n_qubits):
             lambda at: torch.stack([gate_evolve(ansatz, each, start.mT).mT for each in at]),
         )
     )
+
     assert_close((columns_found, slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
     assert_close((block_found, block_slopes), (expected, expected_slopes), rtol=0, atol=1e-11)
 
@@ -119,6 +122,7 @@ def test_any_order_of_gates_equals_the_reference(n_qubits, drawn, seed):
         at = angles.clone().requires_grad_()
         found = run(at).abs().square()
         results.append((found, *torch.autograd.grad((found * weights).sum(), (at, start))))
+
     assert_close(*results, rtol=0, atol=1e-10)
 
 

@@ -59,11 +59,14 @@ def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter
     base = expected()
     adapted = expected(adapter_folder)
     beams = expected(num_beams=2, length_penalty=0.8)
+
     assert len({base, adapted, beams}) == 3
+
     on_base = f"--model {base_folder}"
     assert PROMPT + generated(on_base) == base
     assert PROMPT + generated(f"--adapter {adapter_folder}") == adapted  # which names its base
     assert PROMPT + generated(f"{on_base} --num-beams 2 --length-penalty 0.8") == beams
+
     (tmp_path / "adapter").symlink_to(adapter_folder)  # a run folder
     shown = qpeft_cli(f"generate --adapter {tmp_path} --max-new-tokens 12", input=PROMPT + "\n")
     assert shown.stdout == adapted + "\n"
@@ -91,14 +94,15 @@ def test_base_and_adapter_are_scored_on_the_whole_text(
     evaluate = (
         f"evaluate --adapter {adapter_folder} --model {base_folder} --data {text} --seq-len 32"
     )
-    found = answer(evaluate)
-    assert found["base"]["n_scored"] == found["adapted"]["n_scored"] == n_scored(text, 32)
-    assert found["base"]["bits_per_byte"] == pytest.approx(
-        found["base"]["loss"] / math.log(2), rel=0.01
+    answered = answer(evaluate)
+
+    assert answered["base"]["n_scored"] == answered["adapted"]["n_scored"] == n_scored(text, 32)
+    assert answered["base"]["bits_per_byte"] == pytest.approx(
+        answered["base"]["loss"] / math.log(2), rel=0.01
     )
-    assert found["adapted"]["loss"] != found["base"]["loss"]
+    assert answered["adapted"]["loss"] != answered["base"]["loss"]
     assert answer(f"{evaluate} --batch-size 3")["base"]["loss"] == pytest.approx(
-        found["base"]["loss"], rel=1e-6
+        answered["base"]["loss"], rel=1e-6
     )
 
 
@@ -110,14 +114,16 @@ def test_adapter_of_a_run_is_scored_with_its_settings_and_its_training_data_are_
     run = tmp_path / "run"
     paths = f"--model {base_folder} --data {text} --eval-data {copy} --out {run}"
     shown = qpeft_cli(f"train {paths} --seq-len 16 --steps 1", code=0)
+
     assert "the validation data are the training data" in " ".join(shown.stderr.split())
+
     for adapter, given, seq_len in (
         (run, "", 16),
         (run / "adapter", "", 16),
         (run, "--seq-len 32", 32),
     ):
-        found = answer(f"evaluate --adapter {adapter} --data {other} {given}")
-        assert found["adapted"]["n_scored"] == n_scored(other, seq_len)
+        answered = answer(f"evaluate --adapter {adapter} --data {other} {given}")
+        assert answered["adapted"]["n_scored"] == n_scored(other, seq_len)
     for data, is_noted in ((text, True), (copy, True), (other, False)):
         shown = qpeft_cli(f"evaluate --adapter {run} --data {data} --chat-template chatml")
         said = " ".join(shown.stderr.split())
@@ -135,14 +141,18 @@ def test_adapter_with_measured_circuits_is_scored_after_a_forecast(
     found, other = (
         answer(f"{evaluate} --shots 64,128,64 --noise 0.1 --seed {seed}") for seed in (0, 1)
     )
+
     assert found["adapted"]["n_scored"] == found["measured"][0]["n_scored"] == 2 * 15
     assert found["adapted"] == other["adapted"]
+
     for one, again, shots in zip(found["measured"], other["measured"], (64, 128), strict=True):
         assert found["adapted"]["loss"] != one["loss"] != again["loss"]
         assert abs(one["loss"] - found["adapted"]["loss"]) < 0.5
-        assert (one["noise"], one["shots"]) == (0.1, shots * one["circuits"])
+        assert one["noise"] == 0.1
+        assert one["shots"] == shots * one["circuits"]
     n_circuits = found["measured"][0]["circuits"]
     refused = qpeft_cli(f"{evaluate} --shots 64,128 --shot-budget 63", code=2)
+
     assert f"{n_circuits:,} circuits" in refused.stderr
     assert f"{192 * n_circuits:,} shots in all" in refused.stderr
 
@@ -160,15 +170,18 @@ def test_generated_answers_are_scored_against_all_references(
     columns = "--prompt-column mr --completion-column ref"
     search = "--max-new-tokens 6 --num-beams 2"
     adapter = f"--adapter {adapter_folder} --model {base_folder}"
-    found = answer(f"evaluate {adapter} --data {pairs} {columns} --generate {search}")
+    answered = answer(f"evaluate {adapter} --data {pairs} {columns} --generate {search}")
     references = [["sings at night", "went into the wood"], ["sings"]]
-    assert (found["prompts"], found["references"]) == (["the king ", "the bird "], references)
-    assert found["base"]["texts"] != found["adapted"]["texts"]
+
+    assert answered["prompts"] == ["the king ", "the bird "]
+    assert answered["references"] == references
+    assert answered["base"]["texts"] != answered["adapted"]["texts"]
+
     for who, given in (("base", f"--model {base_folder}"), ("adapted", adapter)):
         one = answer(f"generate {given} --prompt 'the king ' {search}")
-        assert found[who]["texts"][0] == one["text"]
-        expected = metrics.score_texts(found[who]["texts"], references)
-        assert {name: found[who][name] for name in expected} == expected
+        assert answered[who]["texts"][0] == one["text"]
+        expected = metrics.score_texts(answered[who]["texts"], references)
+        assert {name: answered[who][name] for name in expected} == expected
 
 
 def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template(
@@ -193,12 +206,17 @@ def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template
     data = write_rows(tmp_path / "chats.jsonl", rows)
     evaluate = f"evaluate --model {base} --data {data} --generate --max-new-tokens 6"
     shown = qpeft_cli(evaluate, "--json", code=0)
+
     assert "1 of 3 rows" in shown.stderr
-    found = json.loads(shown.stdout)
-    assert (found["prompts"], found["references"]) == (["xuser the king."], [answers])
+
+    content = json.loads(shown.stdout)
+    assert content["prompts"] == ["xuser the king."]
+    assert content["references"] == [answers]
+
     ids = tokenizer.apply_chat_template([user], return_tensors="pt")["input_ids"]
     expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
-    assert found["base"]["texts"] == [tokenizer.decode(expected[0, ids.shape[1] :])]
+    assert content["base"]["texts"] == [tokenizer.decode(expected[0, ids.shape[1] :])]
+
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}:{% endfor %}")
     assert answer(f"{evaluate} --chat-template {template}")["prompts"] == ["the king:"]
@@ -211,16 +229,19 @@ def test_export_is_stock_and_verified_without_qpeft(answer, base_folder, adapter
     out = tmp_path / "exported"
     out.mkdir()
     (out / "qpeft.json").write_text("{}")  # an earlier export is replaced
-    found = answer(f"export {adapter_folder} --out {out}")
-    assert found["max_logit_difference"] <= 1e-6
+    answered = answer(f"export {adapter_folder} --out {out}")
+
+    assert answered["max_logit_difference"] <= 1e-6
     assert read_json(out / "adapter_config.json")["peft_type"] == "LORA"
+
     live = qpeft.load(load_base(base_folder), adapter_folder).eval()
     stock = PeftModel.from_pretrained(load_base(base_folder), str(out)).eval()
     torch.testing.assert_close(logits(stock), logits(live), rtol=0, atol=1e-6)
+
     loaded: dict = {}
-    exec(found["load"], loaded)
+    exec(answered["load"], loaded)
     assert torch.equal(logits(loaded["model"].eval()), logits(stock))
-    assert found["path"] == str(out)
+    assert answered["path"] == str(out)
     assert list(tmp_path.iterdir()) == [out]
 
 
@@ -230,15 +251,19 @@ def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tm
     out = tmp_path / "out"
     assert "path" not in answer(f"export {adapter_folder} --gguf {gguf}")
     assert {path.name for path in tmp_path.iterdir()} == {"ana.gguf", "ana.Modelfile"}
+
     alone = gguf.read_bytes()
     modelfile = tmp_path / "ana.Modelfile"
     made = modelfile.read_text().splitlines()[2:]
     modelfile.write_text("FROM mine")  # as its user is asked to
     found = answer(f"export {adapter_folder} --gguf {gguf} --out {out}")
-    assert (found["gguf"], found["path"]) == (str(gguf), str(out))
+
+    assert found["gguf"] == str(gguf)
+    assert found["path"] == str(out)
     assert gguf.read_bytes() == alone
     assert modelfile.read_text() == "FROM mine"
     assert made == [f"FROM {found['base']}", "ADAPTER ./ana.gguf"]
+
     for options in ("", f"--gguf {tmp_path}", f"--gguf {gguf} --merge --out {out}"):
         qpeft_cli(f"export {adapter_folder} {options}", code=2)
 
@@ -249,11 +274,14 @@ def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, save_adapte
     adapter = save_adapter(target_modules=["lm_head"])
     assert "--untie" in qpeft_cli(f"export {adapter} --out {out} --merge", code=2).stderr
     assert not any(tmp_path.iterdir())
+
     qpeft_cli(f"export {adapter} --out {out} --merge --untie", code=0)
     live = qpeft.load(load_base(base_folder), adapter).eval()
     torch.testing.assert_close(logits(load_base(out)), logits(live), rtol=0, atol=1e-4)
+
     embedding = load_base(out).get_input_embeddings().weight
     assert torch.equal(embedding, load_base(base_folder).get_input_embeddings().weight)
+
     qpeft_cli(f"export {adapter} --out {out} --merge --untie", code=2)  # it is there
 
 
@@ -276,6 +304,7 @@ def test_failed_verification_keeps_the_earlier_export(
 
     monkeypatch.setattr("qpeft_lab.cli.export.stock_logits", fails)
     qpeft_cli(f"export {adapter_folder} --out {out}", code=code)
+
     assert max(sizes) > len(b"good")  # the new export was there to be checked
     assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
     assert list(tmp_path.iterdir()) == [out]
@@ -295,8 +324,10 @@ def test_method_without_a_stock_form_is_scored_and_generates_and_is_not_exported
     paths = f"--model {base_folder} --data {text} --out {tmp_path}/run"
     answer(f"train {paths} --method {method} --steps 2")
     adapter = f"--adapter {tmp_path}/run/adapter --model {base_folder}"
-    found = answer(f"evaluate {adapter} --data {text}")
-    assert found["adapted"]["loss"] != found["base"]["loss"]
+    answered = answer(f"evaluate {adapter} --data {text}")
+
+    assert answered["adapted"]["loss"] != answered["base"]["loss"]
+
     answer(f"generate {adapter} --prompt 'The king' --max-new-tokens 4")
     for merge in ("", "--merge"):
         qpeft_cli(f"export {tmp_path}/run {merge} --out {tmp_path}/exported", code=2)
@@ -316,12 +347,15 @@ def test_frame_file_in_another_folder_is_used_by_every_command(
     data = f"--model {base_folder} --data {text} --seq-len 32"
     shared = "--r 2 --n-layers 1 --share type"
     made = answer(f"frames {data} {shared} --target-modules q_proj,up_proj --out {file}")
+
     assert made["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+
     qpeft_cli(f"frames {data} --out {file}", code=2)  # adapters may refer to it
 
     options = f"--method quantum_peft --frames {file} {shared}"
     trained = answer(f"train {data} {options} --steps 2 --out {run}")
     plan = answer(f"plan --model {base_folder} {options}")
+
     assert {name.rpartition(".")[2] for name in plan["target_modules"]} == {
         "q_proj",
         "up_proj",

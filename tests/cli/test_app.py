@@ -60,7 +60,9 @@ print(json.dumps([lists[1], lists[-1]]))
 """
     done = subprocess.run([sys.executable, "-c", code, *LEAVES], capture_output=True, text=True)
     of_group, of_all = (set(modules) for modules in json.loads(done.stdout))
+
     assert done.stderr == ""
+
     modules = {f"qpeft_lab.cli.{name.replace('-', '_')}" for name in COMMANDS}
     assert not modules & of_group
     assert modules <= of_all
@@ -72,9 +74,12 @@ def test_help_shows_at_most_30_options_and_help_all_the_others(name, qpeft_cli):
     shown, full = (
         qpeft_cli(f"{name} {option}", env={"COLUMNS": "80"}) for option in ("--help", "--help-all")
     )
-    assert (shown.exit_code, full.exit_code) == (0, 0)
+    assert shown.exit_code == 0
+    assert full.exit_code == 0
+
     hidden = [p for p in LEAVES[name].params if p.hidden]
     assert len(LEAVES[name].params) - len(hidden) + 1 <= 30
+
     for parameter in LEAVES[name].params:
         if parameter.param_type_name == "option":
             assert f"{parameter.opts[0]} " in full.stdout
@@ -156,9 +161,10 @@ def test_value_is_converted_for_every_class_that_has_the_field_or_refused(argume
     done = CliRunner().invoke(application([probe]), ["here", *shlex.split(arguments), "--json"])
     assert done.exit_code == (2 if expected is None else 0)
     if expected is not None:
-        found = json.loads(done.stdout)
+        content = json.loads(done.stdout)
         of_second = {name: value for name, value in expected.items() if name == "seed"}
-        assert (found["first"], found["second"]) == (expected, of_second)
+        assert content["first"] == expected
+        assert content["second"] == of_second
 
 
 # exit codes and messages
@@ -196,12 +202,15 @@ FAILURES = [
 @pytest.mark.parametrize("error, code, named", FAILURES, ids=lambda value: type(value).__name__)
 def test_failure_prints_one_message_and_sets_the_exit_code(error, code, named):
     result = run(error)
-    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.exit_code == code
+    assert result.stdout == ""
     assert named in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    found = json.loads(run(error, "--json").stdout)
-    assert (found["exit_code"], found["error"]) == (code, type(error).__name__)
-    assert named in found["message"]
+
+    content = json.loads(run(error, "--json").stdout)
+    assert content["exit_code"] == code
+    assert content["error"] == type(error).__name__
+    assert named in content["message"]
 
 
 def test_debug_shows_the_traceback():
@@ -219,6 +228,7 @@ def test_answer_as_text_and_as_json_without_the_output_of_libraries():
 
     as_text = run(chatty)
     as_json = run(chatty, "--json")
+
     assert (
         (as_text.exit_code, as_text.stdout)
         == (as_json.exit_code, "three [n]\n")
@@ -264,7 +274,9 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         study.on_row(bad, {"status": "failed", "error": "no\nluck"})
     stderr.cache_clear()
     captured = capsys.readouterr()
+
     assert captured.out == ""
+
     for found in (
         "resuming from step 2",
         "perplexity 7.39",
@@ -273,6 +285,7 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
     ):
         assert found in captured.err
     assert ("lora lr0.1: step 50 of 200: loss 2.250, 7 min left" in captured.err) != terminal
+
     for found in ("75%", "80%"):
         assert (found in captured.err) == terminal
 
@@ -295,9 +308,9 @@ def test_interrupted_command_exits_with_code_130_and_one_line():
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stderr.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        stdout, stderr = (
-            process.stdout.read(),
-            process.stderr.read(),
-        )  # its standard input stays open
-    assert (process.returncode, stdout) == (130, "")
+        stdout = process.stdout.read()  # its standard input stays open
+        stderr = process.stderr.read()
+
+    assert process.returncode == 130
+    assert stdout == ""
     assert stderr == "Note: Interrupted. Run the same command again to resume.\n"

@@ -18,14 +18,12 @@ def angles(adapter_folder):
 
 
 def test_ansatz_is_drawn(answer):
-    found = answer("circuits draw --ansatz two_design --n-qubits 3 --n-layers 2")
-    assert found["drawing"] == Ansatz("two_design", 3, 2).draw()
-    assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == (
-        "two_design",
-        3,
-        2,
-        None,
-    )
+    answered = answer("circuits draw --ansatz two_design --n-qubits 3 --n-layers 2")
+    assert answered["drawing"] == Ansatz("two_design", 3, 2).draw()
+    assert answered["ansatz"] == "two_design"
+    assert answered["n_qubits"] == 3
+    assert answered["n_layers"] == 2
+    assert answered["angles"] is None
 
 
 def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, answer, adapter_folder, angles):
@@ -39,18 +37,14 @@ def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, answer, adapter_
 
 def test_counts_of_the_default_circuit(answer):
     """QPA's default circuit: 8 layers of 7 rotations and 6 CNOTs."""
-    found = answer("circuits count")
-    assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["n_angles"]) == (
-        "ry_ladder",
-        7,
-        8,
-        56,
-    )
-    assert (found["gates"], found["two_qubit_gates"], found["depth"]) == (
-        {"ry": 56, "cx": 48},
-        48,
-        28,
-    )
+    answered = answer("circuits count")
+    assert answered["ansatz"] == "ry_ladder"
+    assert answered["n_qubits"] == 7
+    assert answered["n_layers"] == 8
+    assert answered["n_angles"] == 56
+    assert answered["gates"] == {"ry": 56, "cx": 48}
+    assert answered["two_qubit_gates"] == 48
+    assert answered["depth"] == 28
 
 
 def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
@@ -59,15 +53,19 @@ def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
     text = qpeft_cli(f"circuits export --adapter {adapter_folder}").stdout
     found = Statevector(qasm3.loads(text).reverse_bits()).probabilities()
     np.testing.assert_allclose(found, probabilities(angles).numpy(), atol=1e-12)
+
     expected = to_openqasm(Ansatz("ry_ladder", 2, 1))
     target = tmp_path / "new" / "circuit"
     link = tmp_path / "link"
     link.symlink_to(target)
     free = "circuits export --n-qubits 2 --n-layers 1"
+
     assert qpeft_cli(free).stdout == expected
+
     for mode in (0o644, 0o600):  # written through a link, with the permissions of its target
         qpeft_cli(f"{free} --out {link}", code=0)
-        assert (link.is_symlink(), target.read_text(encoding="utf-8")) == (True, expected)
+        assert link.is_symlink() is True
+        assert target.read_text(encoding="utf-8") == expected
         target.chmod(mode)
         target.write_text("of before")
     assert target.stat().st_mode & 0o777 == 0o600
@@ -84,20 +82,26 @@ def test_run_is_diagnosed_with_every_measurement_and_is_not_changed(
         (f"train --model {base_folder} --data {text} --out {tmp_path}/run {sizes} --eval-blocks 4"),
     )
     before = sorted((tmp_path / "run").rglob("*"))
-    found = answer(f"diagnose {tmp_path}/run --samples 20 --html {tmp_path}/page.html")
+    answered = answer(f"diagnose {tmp_path}/run --samples 20 --html {tmp_path}/page.html")
+
     assert sorted((tmp_path / "run").rglob("*")) == before
-    by_key = found["findings"]
+
+    by_key = answered["findings"]
     assert tuple(by_key) == ("random", "redundant", "gradients", "expressive", "moved", "rank")
+
     page = (tmp_path / "page.html").read_text()
     assert all(finding["question"] in page for finding in by_key.values())
     assert "http" not in page
     assert set(by_key["random"]["measurements"]) == {"random angles", "start", "trained"}
+
     angles = by_key["redundant"]["measurements"]["angles"]
-    n_qubits = found["facts"]["n_qubits"]
-    n_layers = found["facts"]["n_layers"]
+    n_qubits = answered["facts"]["n_qubits"]
+    n_layers = answered["facts"]["n_layers"]
+
     assert angles["angles"] == n_qubits * n_layers
     assert angles["independent"] == min(n_qubits * n_layers, 2**n_qubits - 1)
     assert 0 < by_key["moved"]["measurements"]["angles"]["mean"] < 1
+
     updates = by_key["rank"]["measurements"]["updates of the weights"]
     assert updates["matrices"] == 14
     assert updates["numerical_rank"] <= 8

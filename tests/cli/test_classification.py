@@ -44,9 +44,10 @@ def test_evaluate_reads_task_and_classes_from_the_run(answer, runs, request, nam
     source = request.getfixturevalue(data)
     scores = []
     for adapter in (".", "adapter", "exported"):
-        found = answer(f"evaluate --adapter {runs[name]}/{adapter} --data {source}")
-        assert found["base"] is None  # it has no head for these classes
-        scores.append(found["adapted"])
+        answered = answer(f"evaluate --adapter {runs[name]}/{adapter} --data {source}")
+        assert answered["base"] is None  # it has no head for these classes
+        scores.append(answered["adapted"])
+
     assert scores[0]["n_scored"] == 60
     assert scores[0]["accuracy_low"] <= scores[0]["accuracy"] <= scores[0]["accuracy_high"]
     assert [score["accuracy"] for score in scores] == [scores[0]["accuracy"]] * 3
@@ -70,6 +71,7 @@ def test_merged_classifier_has_the_same_accuracy(answer, runs, images, tmp_path)
     whole = answer(
         (f"evaluate --task image-classification --model {tmp_path}/merged --data {images}"),
     )
+
     assert whole["base"]["loss"] == pytest.approx(trained["loss"], rel=1e-5)
 
 
@@ -77,9 +79,12 @@ def test_plan_counts_the_head_with_the_classes_of_the_base(answer, runs, base_fo
     def planned(kind, model, options):
         return answer(f"plan --task {kind} --model {model} {options}")
 
-    found = planned("text-classification", base_folder, "--r 2 --hidden 6,5 --chunk-size 32")
+    answered = planned("text-classification", base_folder, "--r 2 --hidden 6,5 --chunk-size 32")
     result = json.loads((runs["text"] / "result.json").read_text())
-    assert (found["trainable"], found["deployed"]) == (result["trainable"], result["deployed"])
+
+    assert answered["trainable"] == result["trainable"]
+    assert answered["deployed"] == result["deployed"]
+
     of_images = planned("image-classification", vit_folder, "--method head")
     assert of_images["trainable"] == 16 * 5 + 5
     assert planned("text-regression", base_folder, "--method head")["trainable"] == 16

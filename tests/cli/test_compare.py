@@ -46,10 +46,12 @@ def test_failed_cell_exits_with_code_3_and_is_retried(
     with monkeypatch.context() as patch:
         patch.setattr("qpeft_lab.compare.cell.run_cell", planted_cells.crash_in_ia3)
         crashed = qpeft_cli(f"compare run {study} --out {out} --json", code=3)
-    found = json.loads(crashed.stdout)
-    assert {failure["cell_id"].split("/")[1] for failure in found["failures"]} == {"ia3"}
-    assert {failure["error"] for failure in found["failures"]} == {"planted"}
-    statuses = {method["key"]: method["statuses"] for method in found["methods"]}
+    content = json.loads(crashed.stdout)
+
+    assert {failure["cell_id"].split("/")[1] for failure in content["failures"]} == {"ia3"}
+    assert {failure["error"] for failure in content["failures"]} == {"planted"}
+
+    statuses = {method["key"]: method["statuses"] for method in content["methods"]}
     assert statuses == dict.fromkeys(("none", "lora"), "0:success 1:success") | {
         "ia3": "0:failed 1:failed"
     }
@@ -62,6 +64,7 @@ def test_failed_cell_exits_with_code_3_and_is_retried(
 
     mended = qpeft_cli(f"compare run {study} --out {out} --retry failed", code=0)
     assert "3 of 5 cells are already done" in mended.stderr
+
     for word in ("A small study", "Test loss", "Difference", f"{out / 'report.html'}\n"):
         assert word in mended.stdout
 
@@ -73,15 +76,16 @@ def test_failed_cell_exits_with_code_3_and_is_retried(
 
 def test_plan_counts_cells_and_writes_nothing(qpeft_cli, answer, study, tmp_path):
     before = sorted(tmp_path.iterdir())
-    found = answer(f"compare plan {study} --seeds 0,1,2 --steps 5 --gradient-checkpointing")
-    assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
-    assert found["study"]["run"]["steps"] == 5
+    answered = answer(f"compare plan {study} --seeds 0,1,2 --steps 5 --gradient-checkpointing")
+    assert answered["cells"] == {"tuning": 0, "final": 7, "cost": 2}
+    assert answered["study"]["run"]["steps"] == 5
     assert (
-        found["study"]["command"]
+        answered["study"]["command"]
         == f"qpeft compare run {study} --steps 5 --gradient-checkpointing --seeds 0,1,2 --out small"
     )
-    assert found["forecast"]["hours"] > 5 * found["forecast"]["seconds_per_step"] / 3600
+    assert answered["forecast"]["hours"] > 5 * answered["forecast"]["seconds_per_step"] / 3600
     assert sorted(tmp_path.iterdir()) == before
+
     shown = qpeft_cli(f"compare plan {study}")
     for word in ("lora", "0.01", "final", "here with one worker"):
         assert word in shown.stdout
@@ -90,15 +94,17 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, answer, study, tmp_path
 def test_report_is_made_from_rows_alone(qpeft_cli, answer, tmp_path, monkeypatch):
     monkeypatch.setattr("qpeft_lab.compare.report.page", lambda summary: "")
     folder = write_study(tmp_path / "study")
-    found = answer(f"compare report {folder}")
-    methods = {method["key"]: method for method in found["methods"]}
+    answered = answer(f"compare report {folder}")
+    methods = {method["key"]: method for method in answered["methods"]}
+
     assert "3:missing" in methods["prefix"]["statuses"]
     assert methods["dora"]["delta.verdict"] == "no difference shown"
-    assert [failure["status"] for failure in found["failures"]] == [
+    assert [failure["status"] for failure in answered["failures"]] == [
         "failed",
         "diverged",
     ]  # no trial of a learning rate
     assert (folder / "report.html").is_file()
+
     shown = qpeft_cli(f"compare report {folder}", env={"COLUMNS": "120"})
     for word in ("DoRA r=8 is not shown to differ", "QAA", "1 diverged", "2 missing"):
         assert word in shown.stdout
@@ -143,6 +149,7 @@ def test_recipe_runs_as_a_smoke_test(name, qpeft_cli, tmp_path, monkeypatch):
             method.key: method.against for method in study.methods if method.against is not None
         }
     rows = summary.rows
+
     assert {row["method"] for row in rows} == {method.key for method in study.methods}
     assert {row["status"] for row in rows} == {"success"}
     assert all(study.metric in row for row in rows if row["name"] == "seed0")
@@ -201,4 +208,5 @@ def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_p
         for spec in study.methods
         if spec.key in counts
     }
+
     assert found == counts

@@ -87,8 +87,10 @@ def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(
 ):
     pushed = answer("export", run, "--out", tmp_path / "out", "--push-to-hub", "me/ana")
     assert pushed["url"] == f"{hub.url}/me/ana"
-    assert (hub.repository["name"], hub.repository["organization"]) == ("ana", "me")
+    assert hub.repository["name"] == "ana"
+    assert hub.repository["organization"] == "me"
     assert hub.tokens - {None} == {"Bearer hf_of_this_test"}
+
     weights = "adapter_model.safetensors"
     assert hub.files[weights] == (tmp_path / "out" / weights).read_bytes()
     assert hub.files[f"compact/{weights}"] == (run / "adapter" / weights).read_bytes()
@@ -96,11 +98,14 @@ def test_stock_and_compact_form_are_uploaded_with_the_scores_of_the_run(
         "compact/adapter_config.json",
         f"compact/{weights}",
     }
+
     card = hub.files["README.md"].decode()
     result = read_json(run / "result.json")
     config = read_json(run / "adapter/adapter_config.json")
     kept = (tmp_path / "out" / "README.md").read_text()
+
     assert card.startswith(kept.replace(str(base_folder), base_folder.name))
+
     losses = " | ".join(f"{result[when]['loss']:.4f}" for when in ("before", "after"))
     assert f"| {result['before']['unit']} | {losses} |" in card
     assert config["frames_sha256"] in card
@@ -133,7 +138,9 @@ def test_path_of_the_base_is_not_uploaded(
         assert json.loads(hub.files[f"{folder}adapter_config.json"])[BASE] == name
         assert f"from_pretrained({name!r}" in hub.files[f"{folder}README.md"].decode()
     card = hub.files["README.md"].decode()
+
     assert ("base_model: org/SmolLM2" in card) == (source is not None)
+
     about = "qpeft base smollm2" if source else "`my-base` was a folder or file where the adapter"
     assert about in card.partition("## Base model")[2]
 
@@ -144,11 +151,13 @@ def test_compact_adapter_is_uploaded_without_scores_and_a_users_card_as_it_is(
     answer("export", adapter_folder, "--push-to-hub", "me/ana")
     assert b"## Scores" not in hub.files["README.md"]
     assert "compact/adapter_config.json" in hub.files
+
     out = tmp_path / "out"
     answer("export", adapter_folder, "--out", out)
     (out / "README.md").write_text("My card.")
     hub.files["compact/frames.safetensors"] = b"of an earlier upload"
     answer("export", adapter_folder, "--out", out, "--push-to-hub", "me/ana")
+
     assert hub.files["README.md"] == b"My card."
     assert "compact/frames.safetensors" not in hub.files
 
@@ -165,6 +174,7 @@ def test_failed_upload_keeps_the_export_and_hides_the_token(
     hub.status = 403
     out = tmp_path / "out"
     shown = qpeft_cli("export", adapter_folder, "--out", out, "--push-to-hub", "me/ana", code=1)
+
     assert "its upload to me/ana failed: " in " ".join(shown.stderr.split())
     assert "403" in shown.stderr
     assert "hf_of_this_test" not in shown.output

@@ -19,6 +19,7 @@ def test_options_are_passed_to_the_config(answer, base_folder):
         r=4, budget=0.5, hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
     )
     expected = json.loads(json.dumps(asdict(qpeft.plan(base_folder, config))))
+
     assert answer(f"plan --model {base_folder} {arguments}") == {
         "model": str(base_folder),
         **expected,
@@ -28,8 +29,10 @@ def test_options_are_passed_to_the_config(answer, base_folder):
 def test_preset_sets_the_options_of_its_method():
     run = RunSettings(model="m", data="d", out="o", method="qpa")
     official = method_settings(run, {"preset": "official", "r": 8, "n_layers": 2})
-    assert (official["feature_map"], official["chunk_size"]) == ("squash", 2048)
-    assert (official["r"], official["n_layers"]) == (8, 2)
+    assert official["feature_map"] == "squash"
+    assert official["chunk_size"] == 2048
+    assert official["r"] == 8
+    assert official["n_layers"] == 2
 
 
 def test_plan_forecasts_the_circuits_and_shots_of_train(answer, base_folder, text, tmp_path):
@@ -75,28 +78,32 @@ def test_plan_and_train_take_the_suggested_adapter(
 ):
     use(("ia3", {}), ("quantum_peft", RANDOM), ("uni_lora", {"r": 4, "theta_d_length": 20}))
     expected = qpeft.suggest(base_folder, parameters=250)
-    assert (expected.label, len(expected.alternatives)) == ("adapter 0", 2)
-    found = answer(f"plan --model {base_folder} --parameters 250")
+    assert expected.label == "adapter 0"
+    assert len(expected.alternatives) == 2
+
+    answered = answer(f"plan --model {base_folder} --parameters 250")
     shown = json.loads(json.dumps({**asdict(expected), "learning_rate": 0.01}))
-    assert {**found["suggestion"], "notes": []} == {
+    assert {**answered["suggestion"], "notes": []} == {
         **shown,
         "notes": [],
     }  # there are notes on servers as well
-    assert (found["trainable"], found["stored_bytes"]) == (
-        expected.plan.trainable,
-        expected.plan.stored_bytes,
-    )
+    assert answered["trainable"] == expected.plan.trainable
+    assert answered["stored_bytes"] == expected.plan.stored_bytes
+
     for option in ("--mixed-batches", "--server vllm"):
         other = answer(f"plan --model {base_folder} --parameters 250 {option}")["suggestion"]
         assert other["label"] == "adapter 1"
     assert (
         "bytes 8 is too small" in qpeft_cli(f"plan --model {base_folder} --bytes 8", code=2).stderr
     )
+
     train = f"train --model {base_folder} --data {text} --method auto --parameters 20"
     train += f" --steps 2 --seq-len 16 --batch-size 2 --out {tmp_path}/run"
     assert answer(train)["trainable"] == 20
+
     settings = RunFolder(tmp_path / "run").recorded()[0]
-    assert (settings.method, settings.lr) == ("uni_lora", 0.01)
+    assert settings.method == "uni_lora"
+    assert settings.lr == 0.01
     assert answer(train)["already_finished"]
 
 
@@ -106,6 +113,7 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
     use(("quantum_peft", FRAMED | {"bits": 16, "lambda_bits": 16}))
     plan = answer(f"plan --model {base_folder} --bytes 1000")
     assert plan["stored_bytes"] == 2 * plan["trainable"]
+
     train = f"train --model {base_folder} --data {text} --seq-len 16 --batch-size 2"
     train += f" --method auto --bytes 1000 --steps 2 --out {tmp_path}/run"
     refused = qpeft_cli(train, code=2)
@@ -113,8 +121,9 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
     command = message.partition("write one, qpeft ")[2].partition(", and add")[0]
     monkeypatch.chdir(tmp_path)
     answer(command)
-    found = answer(f"{train} --frames {tmp_path}/frames.safetensors")
-    assert plan["stored_bytes"] < found["stored_bytes"] < plan["stored_bytes"] + 200
+    answered = answer(f"{train} --frames {tmp_path}/frames.safetensors")
+
+    assert plan["stored_bytes"] < answered["stored_bytes"] < plan["stored_bytes"] + 200
 
 
 @pytest.mark.parametrize(
@@ -139,6 +148,8 @@ def test_shown_options_are_those_of_the_suggested_adapter(
         line for line in qpeft_cli(budget).stdout.splitlines() if line.startswith("--method")
     ]
     options, _, rate = line.partition(" --lr ")
+
     assert rate == "0.01"
+
     del suggested["suggestion"]
     assert answer(f"plan --model {base_folder} {options}") == suggested

@@ -18,12 +18,13 @@ def test_finished_run_is_not_trained_again(qpeft_cli, base_folder, text, tmp_pat
     command = f"train --model {base_folder} --data {text} --out {tmp_path}/run --steps 4"
     command += " --batch-size 4 --method lora --r 8 --target-modules q_proj --seed 3"
     shown = qpeft_cli(command, code=0)
+
     assert str(tmp_path / "run" / "exported") in shown.stdout
+
     settings = read_json(tmp_path / "run" / "config.json")["settings"]
-    assert (settings["method_settings"], settings["seed"]) == (
-        {"r": 8, "target_modules": ["q_proj"]},
-        3,
-    )
+    assert settings["method_settings"] == {"r": 8, "target_modules": ["q_proj"]}
+    assert settings["seed"] == 3
+
     again = json.loads(qpeft_cli(f"{command} --json").stdout)
     assert again["already_finished"]
     assert again["trainable"] == 2 * 8 * (16 + 16)
@@ -38,9 +39,11 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
     options = "--per-device-batch-size 1 --learning-rate 0.01 --chunk-size 16 --shots 50 --steps 2"
     result = qpeft_cli(f"train --config {config} {options}", code=0)
     settings = read_json(tmp_path / "run" / "config.json")["settings"]
+
     assert settings["method_settings"] == {"r": 2, "hidden": [6, 5], "chunk_size": 16}
     assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
     assert settings["backend_settings"] == {"shots": 50}
+
     notes = [
         line for line in result.stderr.splitlines() if "overrides" in line
     ]  # --steps is that of the file
@@ -59,8 +62,10 @@ def test_epochs_replace_the_steps_of_a_file(qpeft_cli, base_folder, text, tmp_pa
     )
     (config := tmp_path / "run.yaml").write_text(run)
     assert "--epochs" in qpeft_cli(f"train --config {config} --num-epochs 0.01", code=0).stderr
+
     settings = read_json(tmp_path / "run" / "config.json")["settings"]
-    assert (settings["steps"], settings["epochs"]) == (None, 0.01)
+    assert settings["steps"] is None
+    assert settings["epochs"] == 0.01
 
 
 # demo
@@ -80,11 +85,14 @@ def test_demo_trains_reports_and_is_not_trained_twice(
     monkeypatch.setitem(demo_command.METHODS, "qpa", ("qpa", small))
     out = tmp_path / "demo"
     arguments = f"demo --steps 2 --out {out}"
-    found = answer(arguments)
+    answered = answer(arguments)
     rates = {name: methods.get(name).learning_rate for name in ("lora", "qpa", "quantum_peft")}
-    assert (list(found["runs"]), found["learning_rates"]) == (list(rates), rates)
+
+    assert list(answered["runs"]) == list(rates)
+    assert answered["learning_rates"] == rates
     assert {name: RunFolder(out / name).recorded()[0].lr for name in rates} == rates
-    lora, qpa, quantum_peft = found["runs"].values()
+
+    lora, qpa, quantum_peft = answered["runs"].values()
     for generated in (qpa, quantum_peft):
         assert (
             lora["before"] == generated["before"] != generated["after"]
@@ -92,8 +100,10 @@ def test_demo_trains_reports_and_is_not_trained_twice(
         assert lora["data_sha256"] == generated["data_sha256"]
     assert 2 * lora["deployed"] == 2 * qpa["deployed"] == quantum_peft["deployed"]  # rank 8, not 4
     assert quantum_peft["trainable"] < lora["trainable"]
+
     again = qpeft_cli(arguments, env={"COLUMNS": "80"})
     assert "remove the folder" in again.stderr
+
     for word in (
         *(f"{name} {rate:g}" for name, rate in rates.items()),
         f"{out}/quantum_peft/exported\n",

@@ -27,6 +27,7 @@ def test_announces_minutes_and_what_it_can_detect_before_it_asks(qpeft_cli, argu
     assert "about 3.0 % of LoRA's gain, if seeds vary as on the embedded base" in done.stderr
     assert "nobody can be asked here; add --yes to start" in done.stderr
     assert "would decide" not in done.stderr
+
     short = qpeft_cli(f"{arguments} --minutes 8", code=2)
     assert "100 steps, 10 seeds" in short.stderr
     assert "the margin is 5 %" in short.stderr
@@ -44,6 +45,7 @@ def test_too_few_minutes_are_refused_with_those_that_it_needs(
     for command in (arguments, own):
         done = qpeft_cli(f"{command} --yes", code=2)
         assert "the smallest study takes about" in done.stderr
+
     assert not (tmp_path / "out" / "own_circuit.py").exists()
 
 
@@ -53,5 +55,7 @@ def test_a_whole_study(qpeft_cli, arguments, tmp_path):
     verdict = json.loads((tmp_path / "out" / "verdict.json").read_text(encoding="utf-8"))
     assert done.exit_code == 0
     assert json.loads(done.stdout)["sentence"] == verdict["sentence"]
+
     checked = qpeft_cli(f"verdict check {tmp_path}/out/verdict.json")
-    assert (checked.exit_code, "follows from its rows" in checked.stdout) == (0, True)
+    assert checked.exit_code == 0
+    assert ("follows from its rows" in checked.stdout) is True

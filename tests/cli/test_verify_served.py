@@ -61,7 +61,9 @@ def answers(models, base_folder):
 
     def reply(name, form):
         def to(fields):
-            assert (fields["max_tokens"], fields["temperature"]) == (1, 0)
+            assert fields["max_tokens"] == 1
+            assert fields["temperature"] == 0
+
             with torch.no_grad():
                 inputs = tokenizer(fields["prompt"], return_tensors="pt")
                 logits = models[name](**inputs).logits[0, -1]
@@ -101,19 +103,22 @@ def verify(qpeft_cli, server, adapter_folder):
 )
 def test_the_model_that_the_server_has_is_named(served, form, code, server, answers, verify):
     server.reply = answers(served, form)
-    found = verify(code=code)
-    assert found["verdict"] == {"other": "neither"}.get(served, served)
-    assert found["tolerance"] == 1e-3
-    assert (found["to_adapter"] < 1e-5) == (served == "adapter")
-    assert (found["to_base"] < 1e-5) == (served == "base")
+    verified = verify(code=code)
+    assert verified["verdict"] == {"other": "neither"}.get(served, served)
+    assert verified["tolerance"] == 1e-3
+    assert (verified["to_adapter"] < 1e-5) == (served == "adapter")
+    assert (verified["to_base"] < 1e-5) == (served == "base")
+
     path, _, fields = server.requests[0]
-    assert (path, fields["model"], len(server.requests)) == ("/v1/completions", "ana", 12)
+    assert path == "/v1/completions"
+    assert fields["model"] == "ana"
+    assert len(server.requests) == 12
 
 
 def test_tolerance_is_the_effect_of_the_precision(server, answers, verify, models, monkeypatch):
     server.reply = answers("adapter", "openai")
-    found = verify("--dtype", "bfloat16", url=f"{server.url}/v1/")
-    assert 1e-3 < found["tolerance"] < 0.1
+    verified = verify("--dtype", "bfloat16", url=f"{server.url}/v1/")
+    assert 1e-3 < verified["tolerance"] < 0.1
     monkeypatch.setattr("qpeft_lab.served.N_ROUNDINGS", 1e6)
     assert verify("--dtype", "bfloat16", code=1)["verdict"] == "undecided"
 
@@ -122,10 +127,12 @@ def test_key_is_sent_and_never_shown(server, verify, monkeypatch):
     monkeypatch.setenv(KEY, SECRET)
     server.status, server.reply = 401, lambda _: {"error": f"no such key: {SECRET}"}
     message = verify(code=1)["message"]
+
     assert server.requests[0][1]["Authorization"] == f"Bearer {SECRET}"
     assert SECRET not in message
     assert "status 401" in message
     assert KEY in message
+
     server.status, server.headers = 302, {"Location": f"{server.url}/elsewhere"}
     assert "status 302" in verify(code=1)["message"]
     assert len(server.requests) == 2  # the key was not sent elsewhere
@@ -154,9 +161,11 @@ def test_other_answers_are_explained(status, reply, message, server, verify):
 def test_silent_and_absent_servers_are_explained(server, verify):
     server.reply = lambda _: server.released.wait() or {}
     assert "no answer within 0.2 s; raise --timeout" in verify("--timeout", 0.2, code=1)["message"]
+
     server.status = 100  # and again and again: seconds of headers, each of which arrives in time
     server.reply = lambda _: b"HTTP/1.1 100 Continue\r\n\r\n" * 300_000
     assert "no answer within 0.2 s; raise --timeout" in verify("--timeout", 0.2, code=1)["message"]
+
     server.close()
     assert "no server answers at" in verify(code=1)["message"]
 

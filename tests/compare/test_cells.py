@@ -87,9 +87,11 @@ def planned(study, tmp_path):
 def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()
+
     plan.claim()
     written = json.loads((tmp_path / "out" / "study.json").read_text())
     assert read_study(plan.folder) == plan.study
+
     by_key = {method["key"]: method for method in written["methods"]}
     assert by_key["none"]["trainable"] == 0
     # a rank-2 LoRA on the four linear maps of each of two layers of width 16
@@ -98,9 +100,11 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     assert by_key["lora"]["rates"] == [0.003, 0.01, 0.03, 0.1]
     assert not (tmp_path / "out" / "rows.jsonl").exists()
     assert len(plan.tuning_cells({})) == 4 * (len(METHODS) - 1)
+
     cells = plan.final_cells({})
     assert len(cells) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+
     sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
     assert sizes == sorted(sizes)
 
@@ -111,6 +115,7 @@ def test_forecast_counts_steps_and_scored_blocks(planned):
     cost = next(cell for cell in plan.cost_cells({}) if cell.method == "lora")
     speed = Speed(start=1000.0, step=1.0, example=0.01)
     evaluation, test = (0.01 * len(read_data(part).evaluation) for part in settings_of_data(lora))
+
     assert min(evaluation, test) > 0.01
     # six steps and three evaluations
     assert seconds_of(trial, speed) == pytest.approx(1000 + 6 + 3 * evaluation)
@@ -120,6 +125,7 @@ def test_forecast_counts_steps_and_scored_blocks(planned):
     assert forecast(plan, speed) == pytest.approx(
         sum(seconds_of(cell, speed) for cell in plan.cells({}))
     )
+
     measured = speed_of(plan)
     assert measured.step > measured.example > 0
 
@@ -136,6 +142,7 @@ def test_plan_of_epochs_has_their_steps(tiny_model, text_file, tmp_path):
     [row] = map(json.loads, Path(plan.setup.run.data).read_text().splitlines())
     n_blocks = len(AutoTokenizer.from_pretrained(tiny_model)(row["text"])["input_ids"]) // 32
     [cell] = cells_of(plan, "lora")
+
     assert (
         plan.setup.run.n_steps == plan.study.run.steps == math.ceil(2.5 * math.ceil(n_blocks / 2))
     )
@@ -155,6 +162,7 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
                 "valid_loss": 1 / cell.lr,
             }
     finals = {cell.method: cell for cell in plan.final_cells(rows) if cell.seed == 0}
+
     assert finals["lora"].lr == 0.1
     assert finals["qpa"].lr == min(finals["qpa"].spec.rates)  # no trial succeeded
     assert finals["none"].lr is None
@@ -169,14 +177,18 @@ def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, ti
         "run.data": str(tmp_path / "copy.txt"),
     }
     shutil.copy(text_file, moved["run.data"])
+
     assert {
         method.key: method.hash
         for method in make_plan(study(**moved), tmp_path / "m").study.methods
     } == before
+
     changed = {"lora": {"settings": {"r": 3}}, "qpa": {"backend": {"shots": 9}}}
     other = [{**method, **changed.get(method["key"], {})} for method in METHODS]
     after = {m.key: m.hash for m in make_plan(study(methods=other), tmp_path / "b").study.methods}
+
     assert {key for key in before if before[key] != after[key]} == {*changed}
+
     (other := tmp_path / "other.txt").write_text(text_file.read_text() + " more")
     for change in (
         {"run.steps": 7},
@@ -209,7 +221,9 @@ def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     ]
     plan = make_plan(study(methods=methods, **{"run.seq_len": 16}), tmp_path / "out")
     found = {method.key: method.trainable for method in plan.study.methods}
+
     assert plan.study.methods[-1].settings == {"target_modules": ["transformer.ln_f"]}
+
     budget = 30 * 2 * 16 * 2
     assert found["prefix"] == budget
     assert found["lora@prefix"] == 3 * 2 * 256 <= budget
@@ -239,8 +253,10 @@ def test_data_order_and_initial_loss_are_equal_for_all_methods(study, tmp_path, 
         cell.method: run(cell) for cell in cells_of(plan, *(method["key"] for method in METHODS))
     }
     orders = {key: order for key, (_, order) in found.items() if key not in ("none", "prefix")}
+
     assert len({repr(order) for order in orders.values()}) == 1
     assert run(cells_of(plan, "lora", seed=1)[0])[1] != orders["lora"]
+
     starts = {key: row["curve"][0][1] for key, (row, _) in found.items()}
     base = starts.pop("none")
     assert abs(starts.pop("prefix") - base) > 1e-4
@@ -268,11 +284,15 @@ def test_row_has_the_fields_of_the_specification(planned):
     assert row["test_scored"] > 0
     assert min(row["test_losses"]) < row["test_loss"] < max(row["test_losses"])
     assert 1 <= row["rank_effective"] <= row["rank_numerical"] <= 8
+
     most = 6 * row["lr"]  # radians: six steps of Adam, which moves an angle by one learning rate
     assert 0 < row["angles_moved"] < row["angles_moved_most"] < 1.01 * most
     assert json.dumps(row, allow_nan=False)
+
     reached = read_progress(work_folder(cell, plan.folder))
-    assert (reached.what, reached.step, reached.steps) == ("Measuring the adapter", 6, 6)
+    assert reached.what == "Measuring the adapter"
+    assert reached.step == 6
+    assert reached.steps == 6
 
 
 def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_file(planned):
@@ -287,6 +307,7 @@ def test_stored_bytes_of_an_adapter_in_gradient_frames_are_those_with_a_frame_fi
     methods = [{"key": "framed", "method": "quantum_peft", "settings": settings, "lr": 0.01}]
     plan, cell = planned("framed", methods=methods, reference="framed")
     row = run_cell(cell, plan.folder)
+
     assert 0 < row["bytes_stored"] - 2 * row["params_trainable"] < 200  # one tensor
 
 
@@ -316,8 +337,10 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(planned, tmp_path, mon
     )
     plan, cell = planned("shots", methods=[SHOTS], reference="shots")
     cost = replace(plan.cost_cells({})[0], lr=0.001)
+
     assert run_cell(cost, plan.folder)["step_ms"] > 0
     assert not sent
+
     row = run_cell(cell, plan.folder)
     assert row["circuits"]["jobs"] == len(sent) > 0
     assert settings_of(cell, tmp_path).save_every is None
@@ -417,6 +440,7 @@ def test_answers_to_test_prompts_are_scored(planned, tmp_path):
     }
     plan, cell = planned("lora", **asked)
     row = run_cell(cell, plan.folder)
+
     assert len(row["texts"]) == 2
     assert row["bleu_signature"].startswith("nrefs:2|")
     assert 0 <= row["bleu"] <= 100
@@ -447,7 +471,9 @@ def test_each_seed_and_the_trials_have_their_own_random_projections(planned):
         config = untrained_model(cell).peft_config["default"]
         found[cell.method].add((cell.seed, getattr(config, fields[cell.method])))
     steps = {key: methods_table.get(key).seed_step for key in ("uni_lora", "tiny_lora")}
+
     assert steps["tiny_lora"] > 8  # a seed for each module
+
     for key, seeds in found.items():
         assert seeds == {
             (seed, 7 if key == "fixed" else seed * steps[key]) for seed in (0, 1, 2, 1000)
@@ -474,6 +500,7 @@ def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(planned, 
     for text, share in zip(row["left_out"], ("18 of 54", "1 of 3", "1 of 3"), strict=True):
         assert text.startswith(f"{share} rows of ")
     RowFile(plan.folder).append(row)
+
     assert f"{row['left_out'][0]}." in summarise(plan.study, read_rows(plan.folder)).limits
 
 
@@ -481,19 +508,25 @@ def test_folder_of_other_work_is_rejected(study, tmp_path, text_file):
     plan, other = (make_plan(study(name=name), tmp_path / "out") for name in ("survey", "other"))
     plan.claim()
     plan.claim()
+
     with pytest.raises(ConfigError, match="'survey'"):
         other.claim()
+
     (longer := tmp_path / "longer.txt").write_text(text_file.read_text() + " more")
     make_plan(study(**{"run.data": str(longer)}), tmp_path / "out")  # nothing has been trained
     RowFile(plan.folder).append({**started_row(cells_of(plan, "lora")[0]), "status": "success"})
+
     with pytest.raises(ConfigError, match="other data"):
         make_plan(study(**{"run.data": str(longer)}), tmp_path / "out")
+
     make_plan(study(methods=METHODS[:3], seeds=[0, 1, 2, 3]), tmp_path / "out")
     (tmp_path / "out" / "study.json").write_text('{"schema": 1')
     with pytest.raises(CheckpointError, match="damaged"):
         make_plan(study(), tmp_path / "out")
+
     (tmp_path / "out" / "study.json").unlink()
     assert make_plan(study(), tmp_path / "out").study == plan.study
+
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
@@ -520,7 +553,9 @@ def test_data_are_read_ahead_for_all_cells(planted_reads, planned):
     _, lora, qpa = planned("lora", "qpa")
     read_ahead(data_as_json(lora))
     n_read = len(planted_reads)
+
     assert n_read == 2  # training with validation data, and test data
+
     for cell in (lora, qpa, replace(lora, seed=7)):
         for settings in settings_of_data(cell):
             read_data(settings)
@@ -563,6 +598,7 @@ def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
             row["curve"] = [point[:2] for point in row["curve"]]
         assert measured == expected
         news[shared.method] = n_plain, n_shared
+
     # 4 batches of validation and test blocks, then those of 6 steps
     assert news == {
         "none": (4, 4),
@@ -571,6 +607,7 @@ def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
         "all": (14, 14),
         "full": (14, 14),
     }
+
     for path in (plan.folder / "work" / "hidden_states").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     assert passes(sharing[0])[0] == 4  # damaged files are computed again

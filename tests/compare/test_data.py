@@ -37,11 +37,14 @@ def test_parts_share_no_document_and_lose_none(split, tmp_path, pads):
     texts = [f"document number {n}" if n % 3 or not pads else "" for n in range(100)]
     data = write(tmp_path / "texts.jsonl", ({"text": text} for text in texts))
     parts, found = split(data=data, pad_rows=pads)
+
     assert [len(part) for part in parts] == [90, 5, 5]
     assert [row["text"] for row in parts[1]] == texts[19::20]
     assert sorted(row["text"] for part in parts for row in part) == sorted(texts)
+
     files, _, notes = found
     assert notes == []
+
     was = files["train"].stat().st_mtime_ns
     assert split(data=data, pad_rows=pads)[1] == found  # the same files
     assert files["train"].stat().st_mtime_ns == was
@@ -97,8 +100,10 @@ def test_named_splits_of_a_data_set_are_the_parts(split, tmp_path, monkeypatch):
         "test_data": f"{folder}::test",
     }
     parts, found = split(**named)
+
     assert [len(part) for part in parts] == [60, 5, 7]
     assert parts[2][0] == {"text": "test 0"}
+
     others, other = split(**{**named, "test_data": f"{folder}::test[:3]"})
     assert [len(part) for part in others] == [60, 5, 3]
     assert other[1] != found[1]
@@ -123,6 +128,7 @@ def test_validation_split_of_glue_is_test_data(tmp_path, split, task, metric, n_
         load_study("survey", {"generation": None, "run.data": f"glue/{task}:{folder}"}).metric
         == metric
     )
+
     (train, validation, test), found = split(data=f"glue/{task}:{folder}")
     assert [len(part) for part in (train, validation, test)] == [95, 5, 9]
     assert [row["text"] for row in test] == [f"validation sentence1 {i}" for i in range(9)]
@@ -161,7 +167,9 @@ def test_texts_that_two_parts_share_are_counted(split, tmp_path):
     test = write(tmp_path / "b.jsonl", rows(55))
     with pytest.warns(UserWarning, match="5 of 60"):
         _, found = split(data=data, test_data=test)
+
     assert "5 of 60" in found[2][0]
+
     (tmp_path / "all.txt").write_text("".join(LINES))
     (tmp_path / "end.txt").write_text(
         "".join(LINES[-20:] + [line.replace("twice", "once") for line in LINES[-20:]])

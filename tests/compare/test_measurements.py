@@ -70,7 +70,9 @@ def test_ranks_are_those_of_the_merged_update_by_numpy(llama, method):
         assert found == {}
         return
     singular = [np.linalg.svd(change, compute_uv=False) for change in updates(model, llama)]
+
     assert found["rank_numerical"] == np.mean([(s > 1e-5 * s[0]).sum() for s in singular])
+
     shares = [s / s.sum() for s in singular]
     expected = np.mean([np.exp(-(p * np.log(p + 1e-300)).sum()) for p in shares])
     assert found["rank_effective"] == pytest.approx(expected, rel=1e-3)
@@ -90,10 +92,8 @@ def batches():
 
 @pytest.mark.parametrize("method", ["lora", "qpa", "sora", "qaa", "prefix", "full"])
 def test_methods_are_measured_and_built_once(llama, method, monkeypatch):
-    built, seconds = (
-        [],
-        [0.003] + [0.003, 0.002, 0.0025] * 5,
-    )  # of the method, the reference, and this again
+    built = []  # of the method, the reference, and this again
+    seconds = [0.003] + [0.003, 0.002, 0.0025] * 5
     monkeypatch.setattr(
         measure, "now", iter([at for spent in seconds for at in (0.0, spent)]).__next__
     )
@@ -101,11 +101,12 @@ def test_methods_are_measured_and_built_once(llama, method, monkeypatch):
     def making(key):
         return lambda: built.append(key) or make(llama, key)
 
-    found = measure_cost(making(method), making("lora"), batches(), warm_up=1, timed=4)
-    json.dumps(found, allow_nan=False)
+    cost = measure_cost(making(method), making("lora"), batches(), warm_up=1, timed=4)
+    json.dumps(cost, allow_nan=False)
+
     assert built == [method, "lora"]
-    assert (found["step_ms"], found["step_ratio"], found["noise"]) == pytest.approx((3, 1.5, 0.25))
-    assert found["peak_mem_bytes"] > 10_000_000
+    assert (cost["step_ms"], cost["step_ratio"], cost["noise"]) == pytest.approx((3, 1.5, 0.25))
+    assert cost["peak_mem_bytes"] > 10_000_000
 
 
 def test_timed_step_trains(llama):

@@ -32,6 +32,7 @@ def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path, monkeyp
     run(here)
     run(there, workers=2, executor="ray")
     rows = cells.timeless_rows(there.folder)
+
     assert rows == cells.timeless_rows(here.folder)
     assert [row["status"] for row in rows.values()] == ["success"] * 10
     assert not ray.is_initialized()
@@ -55,10 +56,13 @@ def plan(tmp_path, monkeypatch):
 
 def test_rows_equal_those_of_the_local_executor(plan, cluster, tmp_path):
     outcome = run(plan, workers=2, executor="ray", run_cell=cells.run_cell)
-    assert (outcome.n_done, outcome.failures) == (12, [])
+    assert outcome.n_done == 12
+    assert outcome.failures == []
+
     local = cells.PlantedPlan(tmp_path / "local")
     run(local, run_cell=cells.run_cell)
     assert plan.rows() == local.rows()
+
     lines = [line.split() for line in (plan.folder / "journal").read_text().splitlines()]
     costs = [what for what, cell_id in lines if cell_id.endswith("cost")]
     assert costs == ["begin", "end"] * 2  # alone
@@ -69,6 +73,7 @@ def test_crashed_cell_has_one_failed_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
     statuses = {name: row["status"] for name, row in crashing.rows().items()}
+
     assert len(statuses) == 18
     assert {row["method"] for row in outcome.failures} == {"raises", "killed"}
     assert crashing.row("raises", "lr0.1")["error"] == "planted"
@@ -82,6 +87,7 @@ def test_lost_worker_is_replaced_once(plan, cluster):
     cell = plan.tuning_cells({})[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker) as executor:
         ((_, row),) = executor.run([cell])
+
     assert row["status"] == "success"
     assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"
 
@@ -119,7 +125,9 @@ def test_cells_end_with_their_runner(tmp_path):
     process.kill()
     process.wait()
     locks = list(tmp_path.rglob("work/*/*/*/.lock"))
+
     assert len(locks) == 2
+
     for lock in locks:
         with locked(lock.parent, patience=60):
             pass

@@ -61,12 +61,15 @@ def loss_around(minimum, diverges_from=math.inf):
 )
 def test_rates_best_and_edge_of_a_search(loss_of, rates, best, edge):
     search = search_rates(GRID, loss_of)
-    assert (search.rates, search.best, search.edge) == (rates, best, edge)
+    assert search.rates == rates
+    assert search.best == best
+    assert search.edge == edge
 
 
 def test_one_learning_rate_is_no_search():
     search = search_rates([1e-3], loss_around(1.0))
-    assert (search.rates, search.edge) == ([1e-3], None)
+    assert search.rates == [1e-3]
+    assert search.edge is None
 
 
 @pytest.mark.xdist_group("comparison")

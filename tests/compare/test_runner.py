@@ -50,7 +50,10 @@ class Recorder(CompareProgress):
 def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
-    assert (outcome.n_done, outcome.n_skipped, outcome.failures) == (12, 0, [])
+    assert outcome.n_done == 12
+    assert outcome.n_skipped == 0
+    assert outcome.failures == []
+
     expected = [f"{method} lr{rate}" for method in ("lora", "qpa") for rate in (0.1, 0.2, 0.4)]
     expected += ["lora seed0", "qpa seed0", "lora seed1", "qpa seed1", "lora cost", "qpa cost"]
     assert [f"{one.split('/')[1]} {one.split('/')[3]}" for one in progress.ended] == expected
@@ -63,7 +66,11 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     before = (plan.folder / "rows.jsonl").read_bytes()
     again = Recorder()
     outcome = run(plan, progress=again, run_cell=cells.run_cell)
-    assert (outcome.n_done, outcome.n_skipped, again.ended, again.totals) == (0, 12, {}, [(12, 12)])
+
+    assert outcome.n_done == 0
+    assert outcome.n_skipped == 12
+    assert again.ended == {}
+    assert again.totals == [(12, 12)]
     assert (plan.folder / "rows.jsonl").read_bytes() == before
 
 
@@ -80,7 +87,9 @@ def test_parallel_rows_equal_sequential_rows_and_cost_cells_run_alone(plan, tmp_
     run(plan, run_cell=cells.run_cell)
     several = cells.PlantedPlan(tmp_path / "several", methods=("lora", "qpa", "qaa"))
     run(several, workers=3, run_cell=cells.run_in_company)
+
     assert {name: row for name, row in several.rows().items() if "qaa" not in name} == plan.rows()
+
     lines = [line.split() for line in (several.folder / "journal").read_text().splitlines()]
     at_once = 0
     most = {"tuning": 0, "cost": 0}
@@ -88,6 +97,7 @@ def test_parallel_rows_equal_sequential_rows_and_cost_cells_run_alone(plan, tmp_
         at_once += {"waiting": 1, "begin": 0, "end": -1}[what]
         phase = "cost" if name.endswith("cost") else "tuning"
         most[phase] = max(most[phase], at_once)
+
     assert most["cost"] == 1
     assert most["tuning"] > 1
 
@@ -97,14 +107,18 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     plan = cells.PlantedPlan(tmp_path, methods)
     outcome = run(plan, workers=2, run_cell=cells.run_or_fail)
     rows = plan.rows()
+
     assert len(rows) == 6 * len(methods)  # every cell has its row
+
     trials = {method: plan.row(method, "lr0.1") for method in methods}
     found = {method: row["status"] for method, row in trials.items()}
     failed = dict.fromkeys(("raises", "killed", "ends", "exits"), "failed")
+
     assert found == {"lora": "success", "qpa": "success", **failed}
     assert trials["raises"]["error_type"] == "RuntimeError"
     assert trials["raises"]["error"] == "planted"
     assert "in _raises" in trials["raises"]["traceback"]
+
     for method, code in {
         "killed": -9,
         "ends": 7,
@@ -114,8 +128,10 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
             for row in rows.values()
             if row["method"] == method
         )
-    assert (trials["exits"]["error_type"], trials["exits"]["error"]) == ("SystemExit", "9")
+    assert trials["exits"]["error_type"] == "SystemExit"
+    assert trials["exits"]["error"] == "9"
     assert {row["method"] for row in outcome.failures} == set(methods) - {"lora", "qpa"}
+
     log = log_path(plan.folder, plan.tuning_cells({})[3])
     assert "a word of a library" in log.read_text()
 
@@ -124,13 +140,14 @@ def test_failed_cells_run_again_only_with_retry(tmp_path):
     plan = cells.PlantedPlan(tmp_path, ("lora", "raises"))
     first = run(plan, run_cell=cells.run_or_fail)
     assert len(first.failures) == 6
+
     kept = run(plan, run_cell=cells.run_cell)
-    assert (kept.n_done, len(kept.failures)) == (0, 6)
+    assert kept.n_done == 0
+    assert len(kept.failures) == 6
+
     mended = run(plan, retry=True, run_cell=cells.run_cell)
-    assert (mended.n_done, mended.failures) == (
-        6,
-        [],
-    )  # what could not run before is run now, without being asked for
+    assert mended.n_done == 6  # what could not run before is run now, without being asked for
+    assert mended.failures == []
 
 
 def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
@@ -149,6 +166,7 @@ def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan):
         row = cells.planted_row(cell, status="success", valid_loss=1.0)
         RowFile(plan.folder).append(row | change)
     run(plan, progress=(progress := Recorder()), run_cell=cells.run_cell)
+
     assert {cell.cell_id for cell in changed} <= set(progress.ended)
 
 
@@ -161,12 +179,15 @@ def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
+
     with pytest.raises(KeyboardInterrupt, match="6 cells are left"):
         run(plan, run_cell=cells.run_cell)
     assert len(plan.rows()) == 6
     assert 1 <= json.loads((place / "checkpoint.json").read_text())["step"] < cells.STEPS
+
     run(plan, run_cell=cells.run_cell)
     assert (plan.folder / "journal").read_text().count("resume") == 1  # from the checkpoint
+
     unbroken = cells.PlantedPlan(tmp_path / "unbroken")
     run(unbroken, run_cell=cells.run_cell)
     assert plan.rows() == unbroken.rows()
@@ -192,6 +213,7 @@ def test_cell_waits_for_the_process_of_a_killed_run(plan):
 
     progress = Releasing()
     outcome = run(plan, workers=2, progress=progress, run_cell=cells.run_cell)
+
     assert outcome.failures == []
     assert next(iter(progress.ended)) != first.cell_id
 
@@ -202,6 +224,7 @@ def test_cell_fails_if_the_process_of_a_killed_run_does_not_end(plan, monkeypatc
     monkeypatch.setattr(local, "_PATIENCE", 0.0)
     with locked(work_folder(first, plan.folder)):
         outcome = run(plan, run_cell=cells.run_cell)
+
     assert [cell_id(row) for row in outcome.failures] == [first.cell_id]
     assert outcome.failures[0]["error_type"] == "ConfigError"
 
@@ -277,4 +300,6 @@ def test_damaged_line_is_named(tmp_path, line):
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     RowFile(tmp_path).append(row(test_loss=math.nan, curve=[[0, math.inf, 0.0]], n=10**400))
     (found,) = read_rows(tmp_path).values()
-    assert (found["test_loss"], found["curve"], found["n"]) == (None, [[0, None, 0.0]], 10**400)
+    assert found["test_loss"] is None
+    assert found["curve"] == [[0, None, 0.0]]
+    assert found["n"] == 10**400

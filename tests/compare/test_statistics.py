@@ -37,14 +37,15 @@ def test_interval_and_p_value_are_those_of_the_paired_t_test(pairs):
     x, y = map(np.array, zip(*pairs, strict=True))
     if np.ptp(x - y) < 1e-6:
         return  # SciPy warns of a precision that is lost
-    found = paired_difference(by_seed(x), by_seed(y), "y", lower_is_better=True)
+    difference = paired_difference(by_seed(x), by_seed(y), "y", lower_is_better=True)
     expected = ttest_rel(x, y)
     interval = expected.confidence_interval(0.95)
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx(
+
+    assert difference is not None
+    assert (difference.low, difference.high) == pytest.approx(
         (interval.low, interval.high), rel=1e-8, abs=1e-10
     )
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-7)
+    assert difference.p == pytest.approx(expected.pvalue, rel=1e-7)
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=6))
@@ -59,38 +60,38 @@ def test_holm_is_the_closure_of_bonferroni(p_values):
         max(min(1.0, len(s) * min(p_values[j] for j in s)) for s in sets if i in s)
         for i in range(len(p_values))
     ]
+
     assert holm(p_values) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("shift, verdict", [(0.0, NO_DIFFERENCE), (1.0, WORSE)])
 def test_difference_without_spread_is_not_significant(shift, verdict):
     others = {seed: value - shift for seed, value in enumerate([2.0, 3.0, 4.0])}
-    found = paired_difference(by_seed([2.0, 3.0, 4.0]), others, "y", lower_is_better=True)
-    assert found is not None
-    assert (found.mean, found.low, found.high, found.p, found.verdict) == (
-        shift,
-        shift,
-        shift,
-        1.0,
-        verdict,
-    )
+    difference = paired_difference(by_seed([2.0, 3.0, 4.0]), others, "y", lower_is_better=True)
+    assert difference is not None
+    assert difference.mean == shift
+    assert difference.low == shift
+    assert difference.high == shift
+    assert difference.p == 1.0
+    assert difference.verdict == verdict
 
 
 def test_pairs_are_the_common_seeds():
-    found = paired_difference(
+    difference = paired_difference(
         {0: 1.0, 1: 2.0, 2: 3.0}, {1: 1.0, 2: 1.0, 3: 9.0}, "y", lower_is_better=True
     )
-    assert found is not None
-    assert (found.n, found.mean, found.verdict, found.p) == (
-        2,
-        1.5,
-        PRELIMINARY,
-        None,
-    )  # fewer than three
+    assert difference is not None
+    assert difference.n == 2  # fewer than three
+    assert difference.mean == 1.5
+    assert difference.verdict == PRELIMINARY
+    assert difference.p is None
     assert paired_difference({0: 1.0}, {1: 1.0}, "y", lower_is_better=True) is None
+
     alone = paired_difference({0: 9.0}, {0: 1.0}, "y", lower_is_better=True)
     assert alone is not None
-    assert (alone.verdict, alone.low, alone.p) == (PRELIMINARY, None, None)
+    assert alone.verdict == PRELIMINARY
+    assert alone.low is None
+    assert alone.p is None
 
 
 def test_holm_can_reject_the_verdict_of_the_interval():
@@ -102,8 +103,12 @@ def test_holm_can_reject_the_verdict_of_the_interval():
     found = compare(dict.fromkeys(("weak", "weaker"), "lora"), values, set(), lower_is_better=True)
     weak = found["weak"]
     weaker = found["weaker"]
-    assert (weak.p_holm, weak.verdict) == (2 * weak.p, WORSE)
-    assert (weaker.verdict, weaker.p_holm) == (NO_DIFFERENCE, weaker.p)
+
+    assert weak.p_holm == 2 * weak.p
+    assert weak.verdict == WORSE
+    assert weaker.verdict == NO_DIFFERENCE
+    assert weaker.p_holm == weaker.p
+
     many = [f"m{i}" for i in range(20)]
     found = compare(
         dict.fromkeys(many, "lora"), {**values, **dict.fromkeys(many, values["weak"])}, set(), True

@@ -22,6 +22,7 @@ def test_measurements_are_means_over_seeds(study_folder):
     summary = load(study_folder)
     values = [row["test_ppl"] for row in stored_rows(study_folder, "qpa", "seed*")]
     found = summary["qpa"].stats("test_ppl")
+
     assert found.mean == pytest.approx(np.mean(values), rel=1e-13)
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-12)
     assert summary["qpa"].mean("step_ms") == stored_rows(study_folder, "qpa", "cost")[0]["step_ms"]
@@ -41,6 +42,7 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
     plant(study_folder, "qaa", [4.8, 4.92, 5.03, 5.14, 5.24])
     edit_study(study_folder, lambda _, methods: methods["qpa"].update(label="QPA"))
     compared, at_size, controls = load(study_folder).answers
+
     assert (
         compared
         == "Full fine-tuning is better than LoRA r=8; DoRA r=8 is not shown to differ; QPA and QAA"
@@ -55,6 +57,7 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
 
     edit_study(study_folder, become_controls)
     answers = load(study_folder).answers
+
     assert "QAA's offset alone" in answers[0]
     assert answers[1] == "QPA and QAA are worse than LoRA r=8."
 
@@ -62,20 +65,22 @@ def test_answers_say_first_what_most_methods_are_for(study_folder):
 def test_row_of_the_untrained_base_counts_for_every_seed(study_folder):
     found = load(study_folder)["none"]
     [row] = stored_rows(study_folder, "none")
-    assert (found.metric.values, found.metric.sd) == (dict.fromkeys(SEEDS, row["test_loss"]), 0.0)
-    assert (found.difference.n, found.difference.verdict) == (5, WORSE)
+    assert found.metric.values == dict.fromkeys(SEEDS, row["test_loss"])
+    assert found.metric.sd == 0.0
+    assert found.difference.n == 5
+    assert found.difference.verdict == WORSE
 
 
 def test_one_seed_is_preliminary(study_folder):
     drop_rows(study_folder, "qpa", "seed[1-4]")
     summary = load(study_folder)
     found = summary["qpa"]
-    assert (found.metric.sd, found.difference.low, found.difference.verdict) == (
-        None,
-        None,
-        PRELIMINARY,
-    )
-    assert (len(found.successes), found.lost) == (1, "4 missing")
+
+    assert found.metric.sd is None
+    assert found.difference.low is None
+    assert found.difference.verdict == PRELIMINARY
+    assert len(found.successes) == 1
+    assert found.lost == "4 missing"
 
 
 def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
@@ -83,16 +88,18 @@ def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
         study_folder, lambda row: row.update(test_loss=1.0 + row["seed"] / 1000), "sora", "seed*"
     )
     summary = load(study_folder)
-    assert (summary["sora"].statuses[4], summary["prefix_mlp"].statuses[3]) == (
-        "diverged",
-        "failed",
-    )
+    assert summary["sora"].statuses[4] == "diverged"
+    assert summary["prefix_mlp"].statuses[3] == "failed"
     assert list(summary["sora"].metric.values) == [0, 1, 2, 3]
     assert [row["name"] for row in summary.failures] == ["seed3", "seed4", "lr0.005"]
-    found = summary["sora"].difference  # the other seeds are a favorable selection
-    assert (found.high < 0, found.verdict) == (True, NO_DIFFERENCE)
+
+    difference = summary["sora"].difference  # the other seeds are a favorable selection
+    assert (difference.high < 0) is True
+    assert difference.verdict == NO_DIFFERENCE
+
     limits = "\n".join(summary.limits)
     assert "or lack the metric: prefix tuning through an MLP; SoRA r=8." in limits
+
     # also a correlation of equal predictions
     edit_rows(study_folder, lambda row: row.update(test_loss=None), "bottleneck", "seed2")
     assert load(study_folder)["bottleneck"].has_failures
@@ -103,8 +110,10 @@ def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
     plant(study_folder, "lora", [4.0, 4.0, 4.0, 4.0, 4.0])
     plant(study_folder, "qpa", [4.0, 4.02, 4.03, 4.04, 4.06])
     summary = load(study_folder)
-    found = summary["qpa"].difference
-    assert (found.low > 0, found.verdict) == (True, NO_DIFFERENCE)
+    difference = summary["qpa"].difference
+
+    assert (difference.low > 0) is True
+    assert difference.verdict == NO_DIFFERENCE
     assert summary.n_comparisons == 23  # every method but the reference has one
 
 
@@ -116,6 +125,7 @@ def test_answer_of_a_size_names_only_methods_near_it(study_folder):
         for found in summary.results
         if found.method.at_size_of == "qaa" and found.label in answer
     }
+
     assert named == {
         "bottleneck@qaa",
         "quantum_peft@qaa",
@@ -123,10 +133,8 @@ def test_answer_of_a_size_names_only_methods_near_it(study_folder):
         "prefix@qaa",
     }  # LoRA has 163 %
     assert summary.ratio(summary["lora@qaa"]) == 5780 / 3540
-    assert (
-        summary["bottleneck@qaa"].difference.to,
-        summary["bottleneck@qaa"].difference.verdict,
-    ) == ("qaa", BETTER)
+    assert summary["bottleneck@qaa"].difference.to == "qaa"
+    assert summary["bottleneck@qaa"].difference.verdict == BETTER
 
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
@@ -140,7 +148,10 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     edit_rows(study_folder, lambda row: row.update(noise=0.5), "qpa", "cost")
     edit_rows(study_folder, lambda row: row.update(best_step=0), "dora", "seed*")
     summary = load(study_folder)
-    assert (summary["qpa"].lr_at_edge, summary["lora"].lr_at_edge) == ("low", None)
+
+    assert summary["qpa"].lr_at_edge == "low"
+    assert summary["lora"].lr_at_edge is None
+
     limits = "\n".join(summary.limits)
     for expected in (
         *("All quantum circuits are simulated", "9 rows are shared."),
@@ -171,6 +182,7 @@ def test_accuracy_is_better_when_higher(study_folder):
         "test_accuracy",
     )
     summary = load(study_folder)
+
     assert [f.key for f in summary.by_quality[:2]] == ["full", "qpa"]
     assert summary["qpa"].difference.verdict == BETTER
 
@@ -185,6 +197,7 @@ def test_published_results_are_those_of_the_folder(study_folder, tmp_path):
     publish(study_folder, file)
     summary = load(study_folder)
     published = load(file)
+
     assert published.study == summary.study
     assert [found.metric for found in published.results] == [
         found.metric for found in summary.results

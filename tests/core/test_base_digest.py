@@ -139,6 +139,7 @@ def test_weights_that_are_not_in_memory_are_not_compared(saved, variant):
         layer.to("meta")
     config = PeftConfig.from_pretrained(folder)
     recorded = config.base_digest
+
     assert recorded is not None
     assert get_peft_model(offloaded, config).peft_config["default"].base_digest == recorded
     assert (
@@ -153,6 +154,7 @@ def test_vocabulary_resized_by_an_unknown_number_is_not_compared(monkeypatch):
     base.resize_token_embeddings(57, mean_resizing=False)
     asked = Mock(side_effect=OSError)
     monkeypatch.setattr(type(base.config), "from_pretrained", asked)
+
     assert digest(own_weights(base, "default")) is None
     assert asked.call_args.kwargs == {"local_files_only": True}
 
@@ -259,6 +261,7 @@ def test_names_shapes_and_all_columns_count_but_not_the_layout_in_memory():
         for weights in ({"w": weight}, {"v": weight}, {"w": weight.T}, {"w": weight, "v": weight})
     }
     assert len(found) == 4
+
     weight = torch.ones(4096, 4096, dtype=torch.float16)
     other = torch.where(torch.arange(4096) == 0, weight, -weight)  # equal in the first column only
     assert digest({"w": weight}) != digest({"w": other})

@@ -91,6 +91,7 @@ def test_forward_passes_in_all_modes_share_one_evaluation(toy, x):
     with torch.inference_mode():
         toy.loss(x)
     toy.loss(x).backward()
+
     assert toy.generator.evaluations == 1
 
 
@@ -109,6 +110,7 @@ def test_backward_of_an_earlier_forward_uses_the_earlier_values(toy, x):
         toy.generator.angles.add_(0.5)
     toy.binding.refresh()
     loss.backward()
+
     assert_close(toy.generator.angles.grad, expected)
 
 
@@ -125,7 +127,9 @@ def test_first_read_after_a_step_evaluates(toy, x):
     """Nothing reads the tensors of before, and a step without a read evaluates nothing."""
     toy.loss(x).backward()
     torch.optim.SGD(toy.generator.parameters(), lr=0.1).step()
+
     assert toy.generator.evaluations == 1
+
     product = toy.host.a.weight @ torch.ones(
         2, dtype=torch.float64
     )  # by the model's first map only
@@ -136,8 +140,10 @@ def test_first_read_after_a_step_evaluates(toy, x):
 def test_tensors_that_wait_for_their_first_read_can_be_inspected(toy):
     toy.binding.invalidate()
     assert toy.host.a.weight.shape == (2, 2)
+
     toy.binding.invalidate()
     assert torch.equal(torch.stack([toy.host.a.weight, toy.host.a.weight])[1], toy.host.a.weight)
+
     toy.binding.invalidate()
     assert copy.deepcopy(toy.host.a).weight is None  # the binding of the copy places its own
     assert toy.host.a.weight.device.type == "cpu"
@@ -152,6 +158,7 @@ def test_parameters_unfrozen_after_an_evaluation_get_gradients(toy, x):
     toy.loss(x)
     toy.generator.angles.requires_grad_(True)
     toy.loss(x).backward()
+
     assert toy.generator.angles.grad.all()
 
 
@@ -166,6 +173,7 @@ def test_cast_is_undone_where_the_memory_is_reused(toy, x, monkeypatch):
     monkeypatch.setattr("qpeft.core.binding._key", lambda parameters: key)
     toy.generator.angles.data = toy.generator.angles.data.bfloat16()
     toy.loss(x).backward()
+
     assert toy.generator.angles.grad.all()
 
 
@@ -191,6 +199,7 @@ def test_second_derivative_and_transforms_are_refused(toy, x):
     parameters = [toy.generator.angles]
     with pytest.raises(TrainingError, match="without create_graph=True"):
         torch.autograd.grad(toy.loss(x), parameters, create_graph=True)
+
     torch.autograd.grad(toy.loss(x), parameters)
 
     def loss(angles):
@@ -238,7 +247,9 @@ def test_micro_batches_share_one_evaluation_and_one_backward(toy, accelerator, x
                 with torch.no_grad():
                     toy.loss(x)
             optimiser.step()
-    assert (toy.generator.backwards, toy.generator.evaluations) == (1, 1)
+
+    assert toy.generator.backwards == 1
+    assert toy.generator.evaluations == 1
     assert_close(toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
 
 
@@ -257,9 +268,11 @@ def test_abandoned_accumulation_does_not_change_the_next(toy, accelerator, x, se
     with accelerator.accumulate(toy.generator):
         accelerator.backward(toy.loss(x))
     assert toy.generator.angles.grad is not None  # tiny, so that a clipping loop sees a gradient
+
     toy.generator.zero_grad(set_to_none)
     GradientState._reset_state()
     toy.loss(x + 1).backward()
+
     assert_close(
         toy.generator.angles.grad, without_accumulation(x + 1, share=1), atol=1e-12, rtol=0
     )
@@ -273,6 +286,7 @@ def test_gradient_of_values_replaced_during_accumulation(toy, accelerator, x):
     with accelerator.accumulate(toy.generator):
         accelerator.backward(toy.loss(x))
     expected = without_accumulation(x) + without_accumulation(x, moved=0.5)
+
     assert_close(toy.generator.angles.grad, expected, atol=1e-12, rtol=0)
 
 
@@ -296,9 +310,12 @@ def test_unload_removes_only_the_hook_of_qpeft(llama, ids, adapters):
     seen = []
     llama.register_forward_pre_hook(lambda module, args: seen.append(1))
     model = adapters.qpa(llama)
+
     assert len(llama._forward_pre_hooks) == 2
+
     base = model.unload()
     assert len(base._forward_pre_hooks) == 1
+
     adapters.logits(base, ids)
     assert seen
 

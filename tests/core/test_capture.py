@@ -74,7 +74,9 @@ def replay(model):
     """Use the stand-in's graphs, which `qpeft.capture` does on a GPU only."""
     binding = model.base_model.generators.bindings["default"]
     captured = Captured(binding.generator)
+
     assert captured.record() is None
+
     binding.evaluate_by(captured)
     # a graph whose tensors were freed would reuse their memory
     torch.autograd.grad(captured.flat.sum(), captured.inputs, retain_graph=True)
@@ -105,11 +107,14 @@ def test_what_a_graph_cannot_follow(ids, stand_in):
     early = model(input_ids=ids, labels=ids).loss
     binding.invalidate()
     binding.refresh()
+
     with pytest.raises(TrainingError, match="evaluated again"):
         early.backward()
+
     calls = captured.n_calls
     binding.generator.mlp.requires_grad_(False)
     model(input_ids=ids, labels=ids).loss.backward()
+
     assert binding.generator.feature.angles.tau.grad.any()
     assert captured.n_calls == calls
 
@@ -120,10 +125,13 @@ def test_values_read_outside_of_parameters_end_the_graphs(stand_in):
     generator = captured._generator
     reference = captured._generator._reference
     captured()
+
     assert captured.n_calls == 1
+
     generator.to("cpu")  # which drops it
     assert generator._reference is None
     assert any(kept is reference for kept in captured._read)
+
     captured()
     assert captured.n_calls == 1
 
@@ -134,7 +142,9 @@ def test_copied_model_is_evaluated_without_graphs(kind, ids, stand_in):
     captured = replay(model)
     copied = copy.deepcopy(model)
     calls = captured.n_calls
+
     assert torch.equal(copied(input_ids=ids).logits, model(input_ids=ids).logits)
+
     copied.base_model.generators.bindings["default"].invalidate()
     copied.base_model.generators.bindings["default"].refresh()
     assert captured.n_calls == calls + 1  # of `model`
@@ -158,6 +168,7 @@ def test_what_fails_is_not_captured(owner, name, error, reason, stand_in, monkey
     monkeypatch.setattr(owner, name, fail)
     generator = get_peft_model(llama(), CONFIGS["qpa"]()).base_model.generators["default"]
     captured = Captured(generator)
+
     assert reason in captured.record()
     assert torch.equal(captured(), generator())
 
@@ -224,5 +235,6 @@ def test_circuits_on_a_backend_are_not_captured(ids):
     ).to("cuda")
     run = qpeft.set_backend(model, shots=50_000)  # enough for its qubits
     used = dict(run.jobs.used)
+
     assert qpeft.capture(model) == {"default": "its circuits run on a backend"}
     assert run.jobs.used == used

@@ -56,6 +56,7 @@ def test_load_reads_the_config_and_hashes_the_weights_once(saved, monkeypatch):
     monkeypatch.setattr("builtins.open", noted(open))  # PEFT's way
     monkeypatch.setattr(Path, "open", noted(Path.open))
     qpeft.load(clean, folder)
+
     assert opened.count("adapter_config.json") == 1
     assert opened.count("adapter_model.safetensors") == 1
 
@@ -77,6 +78,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+
     with pytest.raises(OSError, match="No space left"):
         qpeft.save(model, folder)
     assert (folder / "adapter_model.safetensors").read_bytes() == before
@@ -197,14 +199,17 @@ def test_save_keeps_other_files(saved, tmp_path):
     with pytest.raises(qpeft.errors.ConfigError, match=r"contains other files \(thesis\.txt\)"):
         qpeft.save(model, folder)
     assert (folder / "thesis.txt").read_text() == "years"
+
     (tmp_path / "home" / "default").mkdir(parents=True)  # the name of the adapter
     (tmp_path / "home" / "default" / "thesis.txt").write_text("years")
     with pytest.raises(qpeft.errors.ConfigError, match="other files"):
         qpeft.save(model, tmp_path / "home")
     with pytest.raises(qpeft.errors.ConfigError, match="is a file"):
         qpeft.save(model, folder / "thesis.txt")
+
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
     qpeft.save(model, tmp_path / "link")
+
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "adapter_config.json").exists()

@@ -43,11 +43,14 @@ def test_loaded_and_copied_configs_equal_the_saved_one(config, settings, tmp_pat
     saved = config(**settings)
     saved.save_pretrained(str(tmp_path))
     loaded = PeftConfig.from_pretrained(str(tmp_path))
+
     assert type(loaded) is config
     assert loaded == saved
     assert loaded.to_dict() == saved.to_dict()
+
     found = config.from_json_file(str(tmp_path / "adapter_config.json"))
     assert {k: sorted(v) if isinstance(v, set) else v for k, v in saved.to_dict().items()} == found
+
     unpickled = pickle.loads(pickle.dumps(saved))  # noqa: S301 it was made here
     for same in (
         copy.copy(saved),
@@ -76,6 +79,7 @@ def test_functions_of_peft_that_cannot_work_are_refused(config, llama):
     )
     with pytest.raises(ValueError, match="use `get_peft_model` instead"):
         inject_adapter_in_model(given, copy.deepcopy(llama))
+
     model = get_peft_model(llama, given)
     model.add_adapter("other", given)
     with pytest.raises(ConfigError):
@@ -108,6 +112,7 @@ def test_decay_of_the_groups(llama, method):
     config.modules_to_save = ["model.norm", "lm_head"]
     model = get_peft_model(llama, config)
     groups = qpeft.param_groups(model, lr=1e-3, weight_decay=0.1)
+
     assert {group["name"]: group["weight_decay"] for group in groups} == expected
     with pytest.raises(ConfigError, match="no trainable parameter"):
         qpeft.param_groups(model.requires_grad_(False), lr=1e-3)
@@ -122,6 +127,7 @@ def test_frozen_angles_are_in_no_group_and_unknown_parameters_in_group_other(lla
     )
     model = get_peft_model(llama, config)
     assert [group["name"] for group in qpeft.param_groups(model, lr=1e-3)] == ["lambda"]
+
     own = model.base_model.generators["default"].own = torch.nn.Parameter(torch.zeros(1))
     (group,) = [group for group in qpeft.param_groups(model, lr=1e-3) if group["name"] == "other"]
     assert group["params"] == [own]

@@ -48,7 +48,8 @@ def adapter(base, folder, kind=qpeft.QPAConfig, spread=0.05, **options):
 def world(tmp_path_factory, adapters):
     """A base, a folder of five adapters, and ids, with the logits of each adapter alone."""
     torch.manual_seed(0)
-    base, ids = tiny_models.gpt2(n_layer=1), torch.randint(50, (4, 5))
+    base = tiny_models.gpt2(n_layer=1)
+    ids = torch.randint(50, (4, 5))
     folder = tmp_path_factory.mktemp("world")
     answers = {"__base__": adapters.logits(base, ids)}
     for index in range(5):
@@ -58,9 +59,11 @@ def world(tmp_path_factory, adapters):
         qpeft.export(loaded, exported := tmp_path_factory.mktemp("exported"))
         stock = PeftModel.from_pretrained(copy.deepcopy(base), exported).eval()
         assert_close(adapters.logits(stock, ids), answers[f"user-{index}"], atol=1e-6, rtol=1e-6)
+
     assert (
         len({tuple(logits[0, 0, :3].tolist()) for logits in answers.values()}) == 6
     )  # they are different
+
     return base, folder, answers, ids
 
 
@@ -93,7 +96,8 @@ def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, reque
     base, folder, answers, ids = world
     pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
     recent = OrderedDict()  # the model of the pool: names, the least recently used first
-    active, earlier = "__base__", []
+    active = "__base__"
+    earlier = []
 
     def use(name, keep):
         if name not in recent and len(recent) == capacity:
@@ -120,7 +124,8 @@ def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, reque
                 use(active, set())
             pool.activate(active)
         assert torch.equal(adapters.logits(pool.model, ids), answers[active])
-        assert (pool.active, list(pool._held)) == (active, list(recent))
+        assert pool.active == active
+        assert list(pool._held) == list(recent)
     for rows in earlier:
         if all(row == "__base__" or row.held.adapter in recent for row in rows):
             continue  # in the same slots or, read again, in others
@@ -139,28 +144,34 @@ def test_rows_are_refused_when_an_adapter_was_replaced_after_they_were_placed(
     first = pool.place(["user-0", "__base__"])
     expected = logits_of_rows(pool, first, ids)
     pool.place(["user-1"])
+
     assert torch.equal(logits_of_rows(pool, first, ids), expected)  # still in its slot
+
     adapter(world[0], users / "user-0")  # a new version
     pool.activate("user-0")
     for rows in (first, first[:1] * 2, copy.deepcopy(first)):
         with pytest.raises(ConfigError, match="call place again"):
             logits_of_rows(pool, rows, ids)
+
     assert not torch.equal(logits_of_rows(pool, pool.place(["user-0", "__base__"]), ids), expected)
 
 
 def test_only_changed_files_are_read_again(pool, monkeypatch):
-    reader, folders = pool._reader, []
+    reader = pool._reader
+    folders = []
     read = reader.read
     monkeypatch.setattr(reader, "read", lambda f, state: folders.append(f.name) or read(f, state))
     for _ in range(3):
         pool.activate("user-1")
         pool.place(["user-1", "__base__"])
+
     assert folders == ["user-1"]
 
 
 def test_replacement_of_equal_size_time_and_inode_is_read_again(pool, world, users, ids, adapters):
     pool.activate("user-1")
-    folder, kept = users / "user-1", users / "user-1" / "kept"
+    folder = users / "user-1"
+    kept = users / "user-1" / "kept"
     kept.mkdir()
     again = adapter(world[0], kept)  # trained again
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -169,6 +180,7 @@ def test_replacement_of_equal_size_time_and_inode_is_read_again(pool, world, use
         assert (folder / name).stat().st_size == old.st_size
         os.utime(folder / name, ns=(old.st_atime_ns, old.st_mtime_ns))
     pool.activate("user-1")
+
     assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(again, ids))
 
 
@@ -204,24 +216,27 @@ def test_request_after_a_failed_forward_pass_has_its_own_adapters(world, adapter
     remain.
     """
     base, folder, answers, ids = world
-    pool, calls = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity=3), []
+    pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity=3)
+    calls = []
     layer = next(m for m in pool.model.modules() if isinstance(m, BaseTunerLayer))
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
+
     with pytest.raises(IndexError):  # beyond the vocabulary
         pool.model(
             input_ids=ids + 1000,
             adapter_names=pool.place(["user-0", "__base__", "user-3", "user-0"]),
         )
+
     for request in ("__base__", after):
         is_one = isinstance(request, str)
         arguments = (
             pool.activate(request) or {} if is_one else {"adapter_names": pool.place(request)}
         )
-        found = adapters.logits(pool.model, {"input_ids": ids, **arguments})
+        logits = adapters.logits(pool.model, {"input_ids": ids, **arguments})
         expected = [
             answers[name][row] for row, name in enumerate([request] * 4 if is_one else request)
         ]
-        assert_close(found, torch.stack(expected), atol=1e-6, rtol=1e-5)
+        assert_close(logits, torch.stack(expected), atol=1e-6, rtol=1e-5)
     assert len(calls) == 2
 
 
@@ -233,7 +248,8 @@ def test_rows_are_only_those_that_place_returned(pool, ids):
 
 def test_calls_inside_a_call_keep_its_adapters(pool, ids):
     """From a hook of a layer, as a processor of logits in `generate` may do; `pool` has two slots."""
-    rows, inner = pool.place(["user-0", "user-1"]), pool.place(["user-1"])
+    rows = pool.place(["user-0", "user-1"])
+    inner = pool.place(["user-1"])
     expected = [logits_of_rows(pool, rows, ids), logits_of_rows(pool, inner, ids)]
     found = []
 
@@ -247,8 +263,10 @@ def test_calls_inside_a_call_keep_its_adapters(pool, ids):
     block = pool.model.base_model.model.transformer.h[0]
     handle = block.register_forward_hook(call)  # later layers follow
     outer = logits_of_rows(pool, rows, ids)
+
     assert torch.equal(outer, expected[0])
     assert torch.equal(found[0], expected[1])
+
     pool.place(["user-2"])
 
 
@@ -287,6 +305,7 @@ def test_activate_inside_a_running_call_is_refused_p1(pool, world):
         found, errors = inside_a_call(pool, ids, lambda name=name: pool.activate(name))
         assert torch.equal(found, answers["user-0"])
         assert "running" in errors[0]
+
     assert pool.active == "user-0"
 
 
@@ -296,7 +315,9 @@ def test_place_inside_a_running_call_keeps_the_active_adapter_p1(pool, world):
     found, errors = inside_a_call(
         pool, ids, lambda: (pool.place(["user-1"]), pool.place(["user-2"]))
     )
-    assert (errors, torch.equal(found, answers["user-0"])) == ([], True)
+
+    assert errors == []
+    assert torch.equal(found, answers["user-0"]) is True
 
 
 def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):
@@ -328,6 +349,7 @@ def test_base_called_without_the_pool_is_refused_p2(pool, world, part, with_rows
     answer, errors = inside_a_call(
         pool, world[3], lambda: in_a_thread(call), **({"adapter_names": rows} if rows else {})
     )
+
     assert errors == []
     torch.testing.assert_close(answer, world[2]["user-0"])
 
@@ -337,7 +359,8 @@ def test_base_called_without_the_pool_is_refused_p2(pool, world, part, with_rows
 
 def test_threads_without_a_lock_get_their_own_answers_p2(pool, world, adapters):
     _, _, answers, ids = world
-    wrong, barrier = [], threading.Barrier(4)
+    wrong = []
+    barrier = threading.Barrier(4)
 
     def serve(first):
         barrier.wait()
@@ -355,7 +378,9 @@ def test_threads_without_a_lock_get_their_own_answers_p2(pool, world, adapters):
     for thread in threads:
         thread.join()
     sys.setswitchinterval(interval)
+
     assert wrong == []
+
     pool.activate("user-1")
     assert torch.equal(adapters.logits(pool.model, ids), answers["user-1"])
 
@@ -377,8 +402,10 @@ def test_rows_placed_in_two_threads_p2(pool, world):
     rows = pool.place(asked[0])
     barrier.wait()
     barrier.wait()
+
     with pytest.raises(ConfigError, match="call place again"):
         logits_of_rows(pool, rows, ids)
+
     answered.insert(0, logits_of_rows(pool, pool.place(asked[0]), ids))
     thread.join()
     for names, logits in zip(asked, answered, strict=True):
@@ -397,6 +424,7 @@ def test_thread_that_activated_nothing_is_refused_p2(pool, world):
             errors.append(str(error))
 
     in_a_thread(call)
+
     assert "this thread has activated no adapter" in errors[0]
 
 
@@ -437,11 +465,12 @@ def test_interruption_at_any_line_poisons_no_later_call_p2(pool, world, adapters
     line = 1
     while interrupted_at(line, requests):
         line += stride
-        found = adapters.logits(pool.model, ids)
-        assert torch.equal(found, answers[pool.active]), line
+        logits = adapters.logits(pool.model, ids)
+        assert torch.equal(logits, answers[pool.active]), line
         for name in ("user-3", "__base__", "user-1"):
             pool.activate(name)
             assert torch.equal(adapters.logits(pool.model, ids), answers[name]), line
+
     assert line > 150
 
 
@@ -478,7 +507,9 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
         assert torch.equal(adapters.logits(pool.model, ids), expected[index])
         assert not torch.equal(expected[index], adapters.logits(plain, ids))
     pool.activate("__base__")
+
     assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(plain, ids))
+
     if mixes:
         mixed = logits_of_rows(pool, pool.place(["2", "0", "__base__"]), ids)
         assert_close(mixed[0], expected[2][0], atol=1e-6, rtol=1e-5)
@@ -518,6 +549,7 @@ def test_unknown_names_raise(pool, users):
         ):
             with pytest.raises(ConfigError, match="has no adapter"):
                 call()
+
     with pytest.raises(ConfigError, match="takes a list"):
         pool.place("user-2")
 
@@ -540,8 +572,11 @@ def test_only_adapters_with_the_same_settings_are_served(gpt2, users, ids, adapt
     for name, difference in differences.items():
         with pytest.raises(CheckpointError, match=difference):
             pool.activate(name)
-    assert (pool.active, list(pool._held)) == ("user-2", ["user-2"])
+
+    assert pool.active == "user-2"
+    assert list(pool._held) == ["user-2"]
     assert torch.equal(adapters.logits(pool.model, ids), before)
+
     pool.activate("dropped")
 
 
@@ -580,6 +615,7 @@ def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
     for capacity in (0, -1, 1.5):
         with pytest.raises(ConfigError, match="capacity"):
             qpeft.AdapterPool(gpt2, users, capacity)
+
     with pytest.raises(ConfigError, match="has an adapter already"):
         qpeft.AdapterPool(stock, users)
 

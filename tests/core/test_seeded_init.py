@@ -30,6 +30,7 @@ def test_stream_is_philox_keyed_by_seed_and_name():
     raw = philox4x64([1, 0, 0, 0], key) + philox4x64([2, 0, 0, 0], key)  # NumPy counts from 1
     expected = [(2 * ((r >> 11) * 2.0**-53) - 1) * math.pi for r in raw]
     drawn = SeededInit(7).uniform("angles", (2, 4), math.pi)
+
     assert drawn.dtype == torch.float32
     np.testing.assert_array_equal(drawn.numpy(), np.array(expected, dtype=np.float32).reshape(2, 4))
 

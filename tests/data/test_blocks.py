@@ -100,13 +100,16 @@ def test_only_assistant_messages_are_scored_and_an_end_follows_a_last_answer(cha
         "content": "the bird",
     }
     (tokens,) = encode([{"messages": [question, answer] * 2}], chat)
+
     assert chat.decode(tokens.ids) == "[user]see[assistant]the bird<end>" * 2
     assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>" * 2
+
     chat.chat_template = chat.chat_template.replace("<end>", "")
     conversations = [[question], [question, answer, question], [question, answer]]
     asked, asked_again, answered = encode(
         [{"messages": messages} for messages in conversations], chat
     )
+
     assert not asked.scored.any()
     assert chat.decode(asked_again.ids[asked_again.scored]) == "the bird"
     assert chat.decode(answered.ids[answered.scored]) == "the bird<end>"
@@ -167,12 +170,15 @@ def test_chat_template_can_be_given(tokenizer, tiny_model, tmp_path, name):
     asked = data(tmp_path, rows, chat_template=name, seq_len=64)
     asked.model = str(tiny_model)
     task = CausalLM(asked)
+
     assert tokenizer.decode(task.train[0].ids[task.train[0].scored]).startswith("the bird")
+
     (tmp_path / "adapter").mkdir()
     task.describe(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == read_template(name)
     with pytest.raises(ConfigError, match="did you mean 'chatml'"):
         read_template("chatlm")
+
     (tmp_path / "plain.txt").write_text("the bird and the fox " * 400)
     with pytest.warns(DataWarning, match="no messages"):
         load_blocks(replace(asked, data=str(tmp_path / "plain.txt")), 64, tokenizer)
@@ -222,9 +228,11 @@ def test_one_document_in_20_or_the_last_20th_of_the_blocks_is_held_out(tmp_path,
     )
     assert "".join(evaluation) == "19 the king went<end>39 the king went"
     assert "19" not in "".join(train)
+
     text = texts("the king sings " * 70)
     whole = [tokenizer.decode(block.ids) for block in cut(text, 5, tokenizer)]
     train, evaluation = held_out(tmp_path, tokenizer, text, 5)
+
     assert [*train, *evaluation] == whole
     assert len(evaluation) == len(whole) // 20 > 1
 
@@ -235,8 +243,10 @@ def test_partial_block_is_evaluated_but_not_trained_and_blocks_are_limited(tmp_p
     n = len(tokenizer(row[0]["text"])["input_ids"])
     seq_len = next(size for size in (7, 8, 9) if n % size)
     train, every = held_out(tmp_path, tokenizer, row, seq_len, eval_blocks=0, **same)
+
     assert "".join(every) == row[0]["text"]
     assert train == every[:-1]
+
     _, chosen = held_out(tmp_path, tokenizer, row, seq_len, eval_blocks=3, **same)
     assert chosen == [every[len(every) * i // 3] for i in range(3)]
 

@@ -79,12 +79,15 @@ def test_name_gives_task_columns_splits_and_classes(name, settings, tmp_path):
     task = read(settings(write(tmp_path / "data", name)))
     assert task.settings.task == ("text-regression" if name == "stsb" else "text-classification")
     assert list(task.labels) == (CARD[name][1].split() or ["LABEL_0"])
-    assert (len(task.train), len(task.evaluation)) == (44, 12)
+    assert len(task.train) == 44
+    assert len(task.evaluation) == 12
     assert [label for _, label in task.evaluation] == [row["label"] for row in rows(name, 12)]
+
     tokenizer = task.tokenizer
     columns = CARD[name][0].split()
     texts = [[row[column] for column in columns] for row in rows(name, 12, len(CARD[name][2]))]
     expected = [tokenizer(*pair)["input_ids"] for pair in texts]
+
     assert [text["input_ids"].tolist() for text, _ in task.evaluation] == expected
 
 
@@ -102,7 +105,9 @@ def test_hub_is_asked_for_configuration_and_split(monkeypatch):
         datasets, "get_dataset_split_names", lambda *_: [*splits, "test_matched", "test_mismatched"]
     )
     found = load_rows("glue/mnli", "train")
+
     assert [row["label"] for row in found[:3]] == ["entailment", "neutral", "contradiction"]
+
     load_rows("glue/mnli", "validation")
     load_rows("glue/mnli_mismatched", "validation")
     assert asked == [("nyu-mll/glue", "mnli", split) for split in splits]

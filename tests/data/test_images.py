@@ -64,7 +64,9 @@ def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
     folder_of(folder / part, each=2)
     folder_of(folder / "test", each=1)
     task = read(folder)
-    assert (len(task.train), len(task.evaluation)) == (8, 4)
+
+    assert len(task.train) == 8
+    assert len(task.evaluation) == 4
     assert task.labels == ("cat", "dog")
     assert len(load_images(f"{folder}::test", "train", "label")) == 2
     assert not has_validation_split(f"{folder}::train", has_images=True)
@@ -88,8 +90,10 @@ def test_images_are_converted_to_the_models_size_and_channels(read, tmp_path, sh
     write_images(tmp_path / "x.parquet", list(zip(images, "abab", strict=True)))
     task = read(tmp_path / "x.parquet", model=str(vit))
     batch = task.collate(task.train)
+
     assert batch["pixel_values"].shape == (2, channels, 8, 8)
     assert batch["labels"].dtype == torch.int64
+
     if shape == ((8, 8) if channels == 1 else (8, 8, 3)):
         expected = (
             torch.tensor(images[:2]).reshape(2, 8, 8, channels).permute(0, 3, 1, 2).float() / 127.5
@@ -105,8 +109,10 @@ def test_folder_and_parquet_file_give_the_same_examples_and_their_hash_depends_o
     write_images(tmp_path / "x.parquet", load_images(str(folder), "train", "label"))
     from_files = read(folder)
     from_table = read(tmp_path / "x.parquet")
+
     assert from_files.labels == from_table.labels == ("cat", "dog")
     assert from_files.sha256() == from_table.sha256() == read(folder).sha256()
+
     picture(folder / "cat" / "0.png", (1, 2, 3))
     assert read(folder).sha256() != from_table.sha256()
 
@@ -165,9 +171,11 @@ def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
         monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: made)
 
     hub("img", encoded)
+
     assert load_images("someone/animals", "train", "kind") == [(encoded, "dog")]
     assert load_images("someone/animals", "train", "number") == [(encoded, "7")]
     assert has_validation_split("someone/animals", has_images=True)
+
     for column, content, label, *kind in (
         ("img", encoded, "label"),
         ("picture", encoded, "kind"),
@@ -195,4 +203,5 @@ def test_images_are_converted_or_turned_upright_and_those_of_more_than_8_bits_re
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+
     assert open_image(tmp_path / "a.jpg", "RGB").size == (20, 40)

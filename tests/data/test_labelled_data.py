@@ -66,6 +66,7 @@ def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
             ]
             assert list(zip(decoded, (task.labels[i] for _, i in part), strict=True)) == ROWS
         hashes.add(task.sha256())
+
     assert len(hashes) == 1
 
 
@@ -74,6 +75,7 @@ def test_table_without_a_header_has_its_first_line_as_a_row(read, tmp_path):
     table.write_text("".join(f"{text}\t{name}\n" for text, name in ROWS))
     with pytest.warns(DataWarning, match="no line with names of columns; taken as text, label"):
         task = read(table, eval_data=str(table))
+
     assert task.labels == ("a", "b")
     assert len(task.train) == len(ROWS)
 
@@ -127,6 +129,7 @@ def test_unusable_data_or_base_is_refused(
         lines = (json.dumps({"text": text, "label": label}) + "\n" for text, label in others)
         (tmp_path / "dev.jsonl").write_text("".join(lines))
         changes["eval_data"] = str(tmp_path / "dev.jsonl")
+
     with pytest.raises(error, match=named):
         read(rows, **changes)
 
@@ -142,8 +145,10 @@ def test_texts_are_truncated_before_their_last_special_token(
 ):
     task = read([("a fox went into the wood", "1"), ("the king", "0")] * 2, seq_len=5)
     long, short = (task.train[place][0]["input_ids"] for place in (0, 1))
-    assert (len(long), len(short)) == (5, 4)
+    assert len(long) == 5
+    assert len(short) == 4
     assert long[-1] == task.tokenizer.sep_token_id
+
     base = shutil.copytree(tiny_encoder, tmp_path / "short")
     edit_json(base / "tokenizer_config.json", model_max_length=8)
     assert (
@@ -167,11 +172,10 @@ def test_one_example_in_20_of_each_class_is_held_out():
     assert sorted(train + held_out) == rows
     assert [number for number, name in held_out if name == "b"] == [57, 117]
     assert len([1 for _, name in held_out if name == "a"]) == 5
+
     train, held_out = hold_out([(1, "a"), (2, "b"), (3, "a"), (4, "c")], "data")
-    assert (train, held_out) == (
-        [(1, "a"), (2, "b"), (4, "c")],
-        [(3, "a")],
-    )  # of a small class the last
+    assert train == [(1, "a"), (2, "b"), (4, "c")]  # of a small class the last
+    assert held_out == [(3, "a")]
     assert hold_out(rows, "data", has_classes=False)[1] == rows[19::20]
 
 
@@ -185,6 +189,7 @@ def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(
         ("the wood", "0"),
     ]
     assert read(rows).sha256() == read(rows).sha256()
+
     others = [
         rows[::-1],
         [*rows[:3], ("the bird", "0")],
@@ -193,7 +198,9 @@ def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(
     others.append([(text, f"c{name}") for text, name in rows])
     hashes = {read(other).sha256() for other in (rows, *others)}
     changes = {"seq_len": 3}, {"eval_data": str(tmp_path / "x.jsonl")}
+
     assert len(hashes | {read(rows, **change).sha256() for change in changes}) == 7
+
     train, dev = map(str, opinion_files)
     every, none, few = (read(train, eval_data=dev, eval_blocks=n) for n in (None, 0, 7))
     assert [len(task.evaluation) for task in (every, none, few)] == [40, 40, 7]

@@ -89,6 +89,7 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
     bracket = put("data[1]", "mine")
     star = put("a*", "second")
     colons = put("a:b:c", "2b")
+
     assert load(colons) == [{"text": "2b"}]
     assert load(bracket) == [{"text": "mine"}]
     assert load(star) == [{"text": "second"}]
@@ -156,7 +157,9 @@ def test_named_column_is_read_or_missing(tmp_path):
     file = write(tmp_path / "a.jsonl", [row])
     with pytest.warns(UserWarning, match="which are read, and text, which is not"):
         assert load(file) == [{"prompt": "p", "completion": "c"}]
+
     assert load(file, text_column="review") == [{"text": "r"}]
+
     for columns in ({"prompt_column": "prmpt"}, {"text_column": "t", "prompt_column": "review"}):
         with pytest.raises(DataError, match="required"):
             load(file, **columns)
@@ -235,9 +238,11 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
         {"text": "test"},
         {"text": "train"},
     ]  # without a split, every file
+
     folder = write_splits(tmp_path / "ab")
     assert load(f"{folder}:short:test") == [{"text": "short test"}]
     assert load(f"{folder}:long") == [{"text": "long train"}]
+
     for wrong, named in ((":long:dev", "dev"), (":test", "cannot read the splits")):
         with pytest.raises(DataError, match=named):
             load(f"{folder}{wrong}")

@@ -16,6 +16,7 @@ def test_reading_executes_nothing_and_skips_tests(tmp_path, monkeypatch):
         'def f():\n    """Kept.\n    And this.\n    """\n    return "\\d"\n'
     )
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+
     assert corpus.stdlib_docs() == ["Kept.\nAnd this."]
 
 

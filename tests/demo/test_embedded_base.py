@@ -46,6 +46,7 @@ def test_base_has_the_scores_of_its_card(name):
     card = read_json(base / "training.json")["scores"][name]
     same_text = SCRIPT["digest"](docs) == card["sha256"]  # else another version of Python or NumPy
     result = evaluate_language_model(model, cut([{"text": text} for text in docs], 256, tokenizer))
+
     assert result.loss == pytest.approx(card["loss"], abs=1e-3 if same_text else 0.3)
     assert result.loss < 0.7 * math.log(model.config.vocab_size)
 
@@ -67,10 +68,13 @@ def test_built_model_has_learned_and_is_loaded_without_dropout(tmp_path, archite
     model = load_model(str(built))
     tokenizer = load_tokenizer(str(built))
     config = read_json(built / "config.json")
+
     assert config["dtype"] == "float16"
+
     ids = torch.arange(2, 20)[None]
     assert torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
     assert tokenizer.decode(tokenizer(DOCS[3])["input_ids"]) == DOCS[3]
+
     scores = read_json(built / "training.json")["scores"]
     assert scores["stdlib_test"]["loss"] < math.log(320) - 0.1
     assert model.num_parameters() == read_json(built / "training.json")["n_parameters"]

@@ -49,12 +49,15 @@ def tiny(tmp_path, monkeypatch):
 
 def test_base_is_downloaded_once_and_becomes_a_name(tiny, tmp_path, qpeft_cli):
     assert built_folder("minilm") is None
+
     done = qpeft_cli("base minilm --json")
-    assert (done.exit_code, json.loads(done.stdout)["path"]) == (0, "build/minilm")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["path"] == "build/minilm"
     assert (tmp_path / "build/minilm/model.safetensors").read_bytes() == WEIGHTS
     assert (tmp_path / "build/minilm/1_Pooling/config.json").is_file()
     assert [entry.name for entry in (tmp_path / "build").iterdir()] == ["minilm"]
     assert qpeft_lab.demo.base_model("minilm") == "build/minilm"
+
     tiny.unlink()
     again = qpeft_cli("base minilm")
     assert again.exit_code == 0
@@ -70,6 +73,7 @@ def test_download_that_was_complete_is_not_repeated(tiny, tmp_path, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             build("minilm", tmp_path / "out", report)
     assert not (tmp_path / "out").exists()
+
     monkeypatch.setattr(packaged, "_download", None)
     assert build("minilm", tmp_path / "out", report)
     assert (tmp_path / "out" / "source.json").is_file()
@@ -83,10 +87,12 @@ def test_other_content_than_expected_is_refused_and_leaves_no_folder(tiny, tmp_p
     out = tmp_path / "out"
     base = PACKAGED["minilm"]
     monkeypatch.setitem(PACKAGED, "minilm", base._replace(weights_sha256="0" * 64))
+
     with pytest.raises(
         QpeftError, match=r"model.safetensors in .* has the SHA-256 .* expected is 0000"
     ):
         build("minilm", out, report)
+
     monkeypatch.setitem(PACKAGED, "minilm", base._replace(sha256="0" * 64))
     with pytest.raises(QpeftError, match=r"gave a file tiny_base-1.0-.* expected is 0000.*removed"):
         build("minilm", out, report)
@@ -134,4 +140,5 @@ def test_missing_base_becomes_the_one_of_the_hub_where_it_can_be_reached(tiny, m
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url, timeout: None)
     with pytest.warns(BaseModelWarning, match="HuggingFaceTB/SmolLM2-135M-Instruct of the hub"):
         name = qpeft_lab.demo.base_model("smollm2")
+
     assert name == "HuggingFaceTB/SmolLM2-135M-Instruct"

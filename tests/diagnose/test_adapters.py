@@ -81,9 +81,11 @@ def test_factors_of_a_folder_equal_those_of_the_model(base, ids, tmp_path, confi
     layers = {
         name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)
     }
-    found = Adapter(tmp_path / "adapter").factors()
-    assert found.keys() == layers.keys()
-    for name, (b, a) in found.items():
+    factors = Adapter(tmp_path / "adapter").factors()
+
+    assert factors.keys() == layers.keys()
+
+    for name, (b, a) in factors.items():
         layer = layers[name]
         assert_close(b @ a, layer.lora_B["default"].weight @ layer.lora_A["default"].weight)
 
@@ -116,7 +118,9 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
         base("gpt2"), PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     )
     moved(qpeft.attach(host, qpeft.QPAGeneratorConfig(**CIRCUIT)), tmp_path / "prefix")
+
     assert left_out("prefix") == {"rank": []}
+
     n_qubits = Adapter(tmp_path / "prefix").circuit().ansatz.n_qubits
     for widest, expected in ((n_qubits, ["rank"]), (n_qubits - 1, [*OF_CIRCUITS, "rank"])):
         monkeypatch.setattr("qpeft_lab.diagnose.answers._WIDEST", widest)
@@ -125,6 +129,7 @@ def test_questions_without_an_answer_have_a_reason(base, tmp_path, monkeypatch):
         get_peft_model(base(), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "sora"
     )
     qpeft.export(model, tmp_path / "exported")
+
     assert [*left_out("exported")] == [*OF_CIRCUITS, "moved"]
 
 
@@ -142,6 +147,7 @@ def test_movement_is_that_of_tau_times_its_scale(base, tmp_path, make, scale, ho
     model = make(base(host))
     qpeft.save(model, tmp_path / "new")
     assert angle_movement(tmp_path / "new")["maximum"] == 0
+
     planted = [
         parameter for name, parameter in model.named_parameters() if name.endswith("angles.tau")
     ]
@@ -149,11 +155,12 @@ def test_movement_is_that_of_tau_times_its_scale(base, tmp_path, make, scale, ho
         parameter.data.copy_(torch.linspace(-0.02, 0.02, parameter.numel()).view_as(parameter))
     expected = scale * torch.cat([parameter.detach().flatten().abs() for parameter in planted])
     qpeft.save(model, tmp_path / "adapter")
-    found = angle_movement(tmp_path / "adapter")
-    assert found["angles"] == len(expected)
-    assert found["maximum"] == pytest.approx(0.02 * scale, rel=1e-4)
-    assert found["mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
-    assert found["still"] == pytest.approx((expected < 0.01).double().mean().item())
+    movement = angle_movement(tmp_path / "adapter")
+
+    assert movement["angles"] == len(expected)
+    assert movement["maximum"] == pytest.approx(0.02 * scale, rel=1e-4)
+    assert movement["mean"] == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert movement["still"] == pytest.approx((expected < 0.01).double().mean().item())
 
 
 SIDES = st.integers(1, 9)
@@ -164,19 +171,20 @@ def test_factors_have_the_ranks_of_their_product(seed, rows, r, columns, scale):
     draw = np.random.default_rng(seed)
     b = scale * draw.standard_normal((rows, r))
     a = draw.standard_normal((r, columns))
-    found = effective_rank({"w": (torch.from_numpy(b), torch.from_numpy(a))})
+    ranks = effective_rank({"w": (torch.from_numpy(b), torch.from_numpy(a))})
     s = np.linalg.svd(b @ a, compute_uv=False)[: min(rows, r, columns)]
     share = s / s.sum()
-    assert found["possible"] == min(rows, r, columns)
-    assert found["entropy_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
-    assert found["numerical_rank"] == (s > 1e-6 * s[0]).sum()
+
+    assert ranks["possible"] == min(rows, r, columns)
+    assert ranks["entropy_rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    assert ranks["numerical_rank"] == (s > 1e-6 * s[0]).sum()
 
 
 def test_zero_matrices_are_not_averaged():
     zero = torch.zeros(4, 2), torch.ones(2, 3)
     assert effective_rank({"w": zero})["entropy_rank"] == 0
-    found = effective_rank({"w": zero, "v": torch.eye(3)})
-    assert (found["entropy_rank"], found["possible"], found["matrices"]) == pytest.approx((3, 3, 1))
+    ranks = effective_rank({"w": zero, "v": torch.eye(3)})
+    assert (ranks["entropy_rank"], ranks["possible"], ranks["matrices"]) == pytest.approx((3, 3, 1))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_docstring_documents_every_parameter(what, name):
     missing = [p for p in inspect.signature(what).parameters if not re.search(rf"\b{p}\b", text)]
     assert text
     assert not missing
+
     has_errors_of_others = (
         what.__module__ == "qpeft_lab.metrics.predictions"
     )  # scikit-learn's and scipy's

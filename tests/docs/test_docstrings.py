@@ -85,6 +85,7 @@ def test_incomplete_docstrings_are_found():
         raise ValueError
 
     assert lacks(turned) == ["shapes of tensors", "dtypes of tensors", "radians", "what it raises"]
+
     turned.__doc__ = "Turn angles (M,), radians, float32. Raises ValueError."
     assert lacks(turned) == []
     assert len(FUNCTIONS) > 80

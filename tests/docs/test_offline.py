@@ -36,7 +36,9 @@ def built(tmp_path_factory):
     site = {"SERVER_URL": "https://host", "REPOSITORY": "owner/name", "SHA": "1a2b"}
     env = os.environ | {f"GITHUB_{name}": value for name, value in site.items()}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
     assert done.returncode == 0, done.stderr
+
     return out
 
 
@@ -46,6 +48,7 @@ def test_pages_load_nothing_from_the_network_and_link_to_the_repository(built):
     assert len(texts) > 20
     assert sum(text.count("<math ") for text in texts) > 100
     assert not [path for path, text in zip(read, texts, strict=True) if REMOTE.search(text)]
+
     link = 'href="https://host/owner/name/blob/1a2b/evidence/PROTOCOL.md#changes"'
     assert any(link in text for text in texts)
 

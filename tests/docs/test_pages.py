@@ -40,10 +40,10 @@ def test_command_line_is_valid(line):
 
 def headings(page):
     """The anchors of a page, as GitHub makes them."""
-    found = re.findall(
+    matches = re.findall(
         r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), flags=re.MULTILINE
     )
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in found}
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in matches}
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: f"{page.parent.name}-{page.stem}")
@@ -72,7 +72,9 @@ def test_path_and_function_exist(path, name):
     packages = (path for source in SOURCES for path in source.iterdir() if path.is_dir())
     folders = [ROOT / "src", ROOT, *SOURCES, *packages]
     places = [folder / path for folder in folders if (folder / path).exists()]
+
     assert places, f"ARCHITECTURE.md names {path}"
+
     body = ast.parse(places[0].read_text(encoding="utf-8")).body if name else []
     for part in filter(None, name.split(".")):
         inside = [node for node in body if getattr(node, "name", None) == part]

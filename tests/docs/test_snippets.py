@@ -51,7 +51,10 @@ def run(line, qpeft_cli):
     line = line.replace("make demo", "qpeft demo")
     if why_not_run(line) is not None:
         return None
+
     assert line.startswith("qpeft "), f"not a qpeft command and not in NOT_RUN: {line}"
+
     done = qpeft_cli(*cheap(line))
     assert done.exit_code == 0, f"{line}\n{done.output}"
+
     return None if line.startswith(NOT_COMPARED) else done.output

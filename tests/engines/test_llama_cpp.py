@@ -147,7 +147,9 @@ def test_adapters_do_the_same_in_llama_cpp(tmp_path):
     found = [texts[0] for texts in of_llama_cpp(jobs, 50, tmp_path)]
     differences = [largest(one - other) for one, other in zip(found, expected, strict=True)]
     pairs = zip(differences, allowed, strict=True)
+
     assert all(difference < limit for difference, limit in pairs), differences
+
     for base, adapted in zip(expected[::2], expected[1::2], strict=True):
         assert largest(base - adapted) > 1
 
@@ -233,7 +235,9 @@ def test_smollm2_with_an_adapter_is_as_near_as_without(tmp_path):
         result = served.compare(answers, adapted_row, base_row, tokenizer, tolerance)
         measured[verdict] = result
         assert result.verdict == verdict, measured
+
     assert max(single_base, single) < 1e-4, measured
     assert four_bits_base < 2 * effect_base < changed / 5, measured
     assert four_bits < 2 * effect < changed / 5, measured
+
     (tmp_path / "measured.json").write_text(json.dumps(measured))

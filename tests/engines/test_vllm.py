@@ -214,7 +214,9 @@ def is_served(server, made, name, adapter=None):
     """Whether the server answers to `name` as the adapter does in transformers."""
     replies = [server.complete(name, prompt) for prompt in PROMPTS]
     expected = made.answers[adapter or name]
+
     assert {status for status, _ in replies} == {200}, replies
+
     return all(
         distance(answer, local) < TOLERANCE
         for (_, answer), local in zip(replies, expected, strict=True)
@@ -237,6 +239,7 @@ def test_ten_customers_of_one_server_get_the_answers_of_their_adapters(server, m
         }
         assert distances.pop(name) < TOLERANCE, name
         assert min(distances.values()) > 100 * TOLERANCE, (name, distances)
+
     assert is_served(server, made, "base")
 
 
@@ -244,6 +247,7 @@ def test_adapters_that_cannot_be_served_are_refused_and_others_are_served(server
     users = made.folder / "users"
     assert "damaged" in refusal(server, "damaged")
     assert "of-another-base" in refusal(server, "of-another-base")
+
     frames = users / "frames.safetensors"
     elsewhere = made.folder / "elsewhere"
     frames.rename(elsewhere)
@@ -252,6 +256,7 @@ def test_adapters_that_cannot_be_served_are_refused_and_others_are_served(server
         assert is_served(server, made, CUSTOMERS[0])
     finally:
         elsewhere.rename(frames)
+
     assert is_served(server, made, "late")
 
 
@@ -259,14 +264,18 @@ def test_replaced_adapter_is_served_as_its_revisions_and_rolled_back(server, mad
     name = CUSTOMERS[1]
     folder = made.folder / "users" / name
     assert is_served(server, made, name)
+
     old = revisions.revision(folder)
     shutil.copytree(folder.with_name("replacement"), folder, dirs_exist_ok=True)
     new = revisions.revision(folder)
+
     assert is_served(server, made, name)  # vLLM has it in memory
     assert is_served(server, made, f"{name}@{new}", "replacement")
     assert is_served(server, made, f"{name}@{old}", name)
+
     server.unload(name)
     assert is_served(server, made, name, "replacement")
+
     qpeft_cli("rollback", folder, "--to", old, code=0)
     server.unload(name)
     assert is_served(server, made, name)
@@ -275,14 +284,17 @@ def test_replaced_adapter_is_served_as_its_revisions_and_rolled_back(server, mad
 
 def test_restarted_server_serves_the_exports_in_its_cache(server, made):
     assert is_served(server, made, CUSTOMERS[2])
+
     folder = made.folder / "users" / CUSTOMERS[2]
     old = revisions.revision(folder)
     shutil.copytree(folder.with_name("replacement"), folder, dirs_exist_ok=True)
     exports = {path: path.stat().st_ino for path in (made.folder / "cache").glob("[!.]*")}
     server.stop()
     server.start()
+
     assert is_served(server, made, CUSTOMERS[3])
     assert is_served(server, made, CUSTOMERS[2], "replacement")
     assert is_served(server, made, f"{CUSTOMERS[2]}@{old}", CUSTOMERS[2])
+
     for path, inode in exports.items():
         assert path.stat().st_ino == inode  # not written again

@@ -48,12 +48,15 @@ def test_best_adapters_up_to_1300_parameters_are_framed(best):
     """Of both kinds, so the best of all is one."""
     cases = [case for cases in best.values() for case in cases]
     small = [case for case in cases if case.ours.result.method.trainable <= 1300]
+
     assert len(small) == 12
+
     families = {each.key.partition("_")[0] for case in small for each in (case.ours, case.other)}
     assert families == {"framed", "signs", "lie", "core"}
     assert says(
         "in all 12 comparisons both winners, the one with a circuit and the one without, are"
     )
+
     signs = [case for cases in best.values() for case in cases if case.other.key[:5] == "signs"]
     assert len(signs) == 7
     assert says("Seven of the 16 winners without a circuit are framed signs.")
@@ -66,6 +69,7 @@ def test_adapters_that_are_worse_have_other_sizes_or_rates(best):
         return max(sizes, 1 / sizes) > 1.1 or max(rates, 1 / rates) > 2
 
     assert all(differ(case) for case in best["worse"])
+
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert all(
         says("In all five that are worse, sizes or learning rates differ.", page)
@@ -81,7 +85,9 @@ def test_framed_circuits_up_to_1300_parameters_are_counted(best):
         )
 
     page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
-    assert (count("equivalent"), count("worse"), count("undecided")) == (4, 2, 6)
+    assert count("equivalent") == 4
+    assert count("worse") == 2
+    assert count("undecided") == 6
     assert says(
         "[12 cases](findings.md#which-small-adapter-is-best) up to 1,300 parameters. Against the best:"
         " 4 equivalent, 2 worse, 6 undecided",
@@ -102,6 +108,7 @@ def test_a_margin_question_has_different_rates_in_nine_cases():
                 different += [(setup, method.key)] * (len(rates) > 1)
     assert len(different) == 9
     assert says("In 9 of the 20 comparisons below the two sides have different ones")
+
     three = {("stories-shakespeare", key) for key in ("framed_signs", "plain_signs", "qaa_givens")}
     assert three <= set(different)
     assert says("In all three, the two sides have different learning rates.")
@@ -124,8 +131,10 @@ def test_one_setup_makes_framed_signs_better_at_1300_parameters():
         setup: comparisons.compared(summary, circuits, signs).mean
         for setup, summary in summaries_of(FINAL).items()
     }
+
     assert round(behind.pop("embedded-numpy"), 1) == 9.3
     assert max(map(abs, behind.values())) < 1
+
     chosen = winners.winners_of("embedded-numpy")
     assert chosen["framed", 1300].lr == pytest.approx(3 * chosen["signs", 1300].lr)
     assert says(
@@ -152,10 +161,13 @@ def test_angles_that_move_far_lose_a_part_of_the_gain():
     moved, lost = zip(*re.findall(r"([\d.]+) rad; \+([\d.]+)", last_row), strict=True)
     assert len(moved) == 4
     assert all(1.5 < float(radians) < 3 for radians in moved)
-    assert (round(min(map(float, lost))), round(max(map(float, lost)))) == (28, 48)
+    assert round(min(map(float, lost))) == 28
+    assert round(max(map(float, lost))) == 48
     assert says("Angles that moved by two radians lost 28 to 48 % of LoRA's gain.")
+
     favoring = sorted(map(float, re.findall(r"rad; -([\d.]+)", comparison_tables.angles_far())))
-    assert (len(favoring), favoring[4]) == (6, 1.3)
+    assert len(favoring) == 6
+    assert favoring[4] == 1.3
     assert says("Six cells favor trained angles, five of them by 1.3 % at most.")
 
 
@@ -167,6 +179,7 @@ def test_quantum_peft_without_frames_shares_circuits_at_400_parameters():
         if method["key"].startswith("plain_")
     }
     assert {share for key, share in shares.items() if "_400_" in key} == {"type"}
+
     page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
     assert says("at 400 (there with circuits shared by type, which is our addition)", page)
 
@@ -197,6 +210,7 @@ def test_averages_are_in_per_cent_of_the_gain_of_each_setup():
         if line.startswith("| framed circuits minus framed signs")
     )
     cell = row.split("|")[4]
+
     assert float(re.match(r" ([+-][\d.]+)", cell)[1]) == round(fmean(shares), 1)
 
 
@@ -262,6 +276,7 @@ def test_gains_in_the_text_of_the_readmes_picture_are_those_of_its_rows():
     drawn = {line["label"]: f"{line['mean']:.2f}" for line in head_picture.measured()}
     labels = ["QPA: 99,456", "QPA, frozen angles: 99,376", "QPA, Gaussian features: 99,376"]
     labels += ["Uni-LoRA: 99,456", "LoRA r=4: 198,912", "LoRA r=2: 99,456"]
+
     assert re.findall(r"0\.\d\d", alternative) == [drawn[label] for label in labels[1:]]
     assert drawn[labels[0]] == drawn[labels[1]]
 

@@ -52,6 +52,7 @@ def test_statistics_of_published_rows_are_recomputed(file, tmp_path):
         str(tmp_path),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -82,10 +83,12 @@ def test_tables_are_recomputed_by_an_independent_script(table):
     lines = str(page_tables.TABLES[table].make()).splitlines()[2:]
     cells = [cell.strip(" *") for line in lines for cell in line.split("|")[2:-1] if cell.strip()]
     words = r"[^|]*: |.*[A-Za-z], "  # the names of adapters
+
     assert [
         re.sub(f"^({words})(?=[+-]?[0-9])", "", cell) for cell in cells
     ] == done.stdout.splitlines()
     assert len(cells) > 2
+
     picture = pictures.STATIC / f"{table}.svg"
     if picture in pictures.PICTURES:
         shown = [

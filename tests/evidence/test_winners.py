@@ -19,12 +19,13 @@ from qpeft_lab.compare.summary import load
 
 def test_difference_of_constant_blocks_is_the_paired_t_test():
     ours, others = np.random.default_rng(0).normal(3.0, 0.1, (2, 10))
-    found = comparisons.difference(
+    difference = comparisons.difference(
         *({seed: [x] * 40 for seed, x in enumerate(xs)} for xs in (ours, others))
     )
     expected = ttest_rel(ours, others)
-    assert found.p == pytest.approx(expected.pvalue)
-    assert found.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
+
+    assert difference.p == pytest.approx(expected.pvalue)
+    assert difference.interval() == pytest.approx(tuple(expected.confidence_interval(0.95)))
 
 
 def test_interval_contains_the_variation_of_seeds_and_of_blocks():
@@ -41,6 +42,7 @@ def test_interval_contains_the_variation_of_seeds_and_of_blocks():
             dict(enumerate(values)), dict.fromkeys(range(10), np.zeros(60))
         ).interval()
         covered.append(low <= 0.01 <= high)
+
     assert np.mean(covered) > 0.94
 
 
@@ -73,8 +75,15 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
     summary = MagicMock(study=load(FILE).study, results=results)
     summary["none"].mean.return_value = 4.0
     (((family, budget), one),) = winners.winners(summary).items()
-    assert (family, budget, one.result.key, one.lr, one.loss) == ("uni", 400, "uni_400_b", 0.1, 3.0)
-    assert (one.gain, one.n) == (1.0, 2)
+
+    assert family == "uni"
+    assert budget == 400
+    assert one.result.key == "uni_400_b"
+    assert one.lr == 0.1
+    assert one.loss == 3.0
+    assert one.gain == 1.0
+    assert one.n == 2
+
     study = Study.model_validate(
         yaml.safe_load(yaml.safe_dump(winners.study_of_winners(summary, "final")))
     )
@@ -82,6 +91,7 @@ def test_winner_has_the_lowest_validation_loss_within_the_budget():
         ("none", None),
         ("uni_400", 0.1),
     ]
+
     results[0].search.rates.append(0.3)  # not tried yet
     with pytest.raises(InputError, match="uni_400_a"):
         winners.winners(summary)
@@ -103,6 +113,7 @@ def test_difference_is_in_per_cent_of_the_gain_of_the_largest_lora():
     ]
     by_key = {each.key: each for each in results}
     summary = type("Measured", (dict,), {"results": results})(by_key)
-    found = comparisons.compared(summary, "qpa_400", "uni_400")
-    assert found.mean == pytest.approx(6.0)
-    assert found.error == pytest.approx(1.0 / np.sqrt(3))
+    difference = comparisons.compared(summary, "qpa_400", "uni_400")
+
+    assert difference.mean == pytest.approx(6.0)
+    assert difference.error == pytest.approx(1.0 / np.sqrt(3))

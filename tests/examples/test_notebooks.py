@@ -21,12 +21,14 @@ def test_committed_notebook_was_executed_and_names_no_machine(file):
     notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
     assert 5 < len(notebook.cells) <= 15
+
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
         ast.parse(cell.source)
         assert cell.execution_count
         assert not any(output.output_type == "error" for output in cell.outputs)
     text = file.read_text(encoding="utf-8")
+
     assert '"image/png"' in text
     assert not any(f"/{place}/" in text for place in ("tmp", "root", "home", "work"))
 

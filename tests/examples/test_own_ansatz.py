@@ -53,6 +53,7 @@ def test_example_trains_and_exports_an_adapter(example, tmp_path, monkeypatch, c
     )
     runpy.run_path(example("own_ansatz").__file__, run_name="__main__")
     losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
+
     assert len(losses) == 10
     assert losses[-1] < losses[0] - 0.5
     assert '"ansatz": "cz_ring"' in (tmp_path / "cz-ring-exported/qpeft.json").read_text()
@@ -90,6 +91,7 @@ def test_checkpoint_of_a_changed_ansatz_is_refused(is_attached, llama, tmp_path,
         with pytest.raises(CheckpointError, match=message):
             qpeft.load(copy.deepcopy(llama), tmp_path)
     monkeypatch.delitem(ansatz._families, "cz_ring")
+
     with pytest.raises(
         CheckpointError, match=r"unknown ansatz 'cz_ring'.*import the module that registers it"
     ):

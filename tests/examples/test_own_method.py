@@ -31,6 +31,7 @@ def test_contract(own, llama, ids):
 
 def test_method_is_found_by_key_and_planned(own, llama):
     assert methods.get("nola") is own.METHOD
+
     plan = qpeft.plan(llama, config(own))
     assert plan.method == "nola"
     assert (
@@ -47,6 +48,7 @@ def test_folder_of_an_unregistered_method_raises(own, llama, tmp_path):
         "import own_method  # registers NolaConfig\nimport qpeft"
         in (tmp_path / "compact/README.md").read_text()
     )
+
     edit_config(tmp_path / "compact", peft_type="ALON")
     with pytest.raises(CheckpointError, match="'ALON'"):
         qpeft.load(llama, tmp_path / "compact")

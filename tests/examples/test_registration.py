@@ -58,9 +58,12 @@ def test_only_a_module_that_is_executed_again_replaces_a_registration(example, m
     first = REGISTERED[name](own)[0]
     importlib.reload(own)
     defined, found = REGISTERED[name](own)
+
     assert first is not defined is found
+
     before = methods.keys()
     for register in REFUSED[name]:
         with pytest.raises(ConfigError):
             register(own)
-    assert (REGISTERED[name](own), methods.keys()) == ((defined, found), before)
+    assert REGISTERED[name](own) == (defined, found)
+    assert methods.keys() == before

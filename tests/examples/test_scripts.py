@@ -24,7 +24,9 @@ def test_adapters_of_users_have_a_few_kilobytes_and_are_trained_once(
         sys, "argv", ["serve_users.py", "--out", str(tmp_path), "--steps", "1", "--new-tokens", "3"]
     )
     serve_users.main()
+
     assert {folder.name for folder in tmp_path.iterdir()} == serve_users.USERS.keys()
+
     for folder in tmp_path.iterdir():
         assert (folder / "adapter_model.safetensors").stat().st_size < 4_000
         assert serve_users.size(folder) < 12_000
@@ -41,14 +43,17 @@ def test_digits_adapts_with_every_method_and_trains_nothing_again(
     digits.write_digits(tmp_path)
     base = digits.train_base(tmp_path, steps=40)
     results = {method: digits.adapt(tmp_path, base, method, steps=2) for method in digits.METHODS}
+
     assert {result.trainable_head for result in results.values()} == {64 * 5 + 5}
     assert results["head"].trainable == results["head"].trainable_head
     assert results["quantum_peft"].trainable < results["qpa"].trainable < results["lora"].trainable
+
     monkeypatch.setattr(
         sys, "argv", ["digits.py", "--out", str(tmp_path), "--steps", "2", "--base-steps", "40"]
     )
     digits.main()
     assert f"{results['head'].after.metrics['accuracy']:.1%}" in capsys.readouterr().out
+
     again = digits.adapt(tmp_path, tmp_path / "base" / "exported", "qpa", steps=2)
     assert again.already_finished
     assert again.after == results["qpa"].after

@@ -64,8 +64,10 @@ def test_adapter_is_disabled_after_a_backward_pass(llama, ids, adapters, host):
     with model.disable_adapter():
         assert not any(p.requires_grad for p in model.parameters())
         assert torch.equal(adapters.logits(model, ids), adapters.logits(llama, ids))
+
     assert [p.requires_grad for p in model.parameters()] == before
     assert torch.equal(adapters.logits(model, ids), live)
+
     model(input_ids=ids, labels=ids).loss.backward()
 
 
@@ -101,6 +103,7 @@ def test_replicated_layers(llama, ids, adapters, tmp_path):
     qpeft.export(model, tmp_path / "exported")
     qpeft.save(model, tmp_path / "compact")
     exported = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "exported").eval()
+
     torch.testing.assert_close(adapters.logits(exported, ids), live, atol=1e-6, rtol=0)
     assert torch.equal(adapters.logits(qpeft.load(llama, tmp_path / "compact"), ids), live)
     with pytest.raises(TiedWeightError):
@@ -112,6 +115,7 @@ def test_adapter_named_like_a_module(llama, ids, adapters, tmp_path, name):
     model = adapters.train(attached(llama, HEAD, name), ids)
     qpeft.save(model, tmp_path)
     others = [key for key in stored(tmp_path / name) if "qpeft_generator" not in key]
+
     assert len(others) == 1  # the trained head
     assert torch.equal(
         adapters.logits(qpeft.load(llama, tmp_path / name), ids), adapters.logits(model, ids)
@@ -204,6 +208,7 @@ def test_another_adapter(llama, ids, adapters, tmp_path, host):
     for use in uses:
         with pytest.raises(ConfigError, match="one adapter"):
             use()
+
     assert torch.equal(adapters.logits(model, ids), before)
 
 
@@ -232,8 +237,10 @@ def test_stock_and_compact_folders_are_not_confused(llama, tmp_path):
     base = type(llama).from_pretrained(tmp_path / "base")
     host_on(copy.deepcopy(llama), IA3).save_pretrained(tmp_path / "stock")
     model = attached(base, IA3)
+
     with pytest.raises(CheckpointError, match="attached"):
         model.load_adapter(tmp_path / "stock", "default")
+
     qpeft.save(model, tmp_path / "compact")
     for load in (
         lambda folder: PeftModel.from_pretrained(llama, folder),

@@ -106,6 +106,7 @@ def test_invalid_config(llama, ids, adapters, method, settings, named):
     for use in (qpeft.plan, get_peft_model):
         with pytest.raises(ConfigError, match=named):
             use(llama, config(method, settings))
+
     assert dict(llama.named_modules()) == modules
     assert all(p.requires_grad for p in llama.parameters())
     assert not llama._forward_pre_hooks
@@ -117,6 +118,7 @@ def test_invalid_second_adapter(llama, ids, adapters, method):
     """Its targets cannot be adapted; the first one is left as it was."""
     model = get_peft_model(llama, config(method, {})).eval()
     before = adapters.logits(model, ids)
+
     with pytest.raises(ConfigError, match=r"q_prj|k_proj"):
         model.add_adapter("more", config(method, {"target_modules": ["q_prj"]}))
     assert list(model.peft_config) == ["default"]
@@ -129,6 +131,7 @@ def test_interruption_while_an_adapter_is_made_is_no_error_of_the_config(llama, 
 
     modules = dict(llama.named_modules())
     monkeypatch.setattr(generated_tuner, "record_or_check_base", interrupt)
+
     with pytest.raises(KeyboardInterrupt):
         get_peft_model(llama, config("qpa", {"modules_to_save": ["lm_head"]}))
     assert dict(llama.named_modules()) == modules  # not the copy that is trained

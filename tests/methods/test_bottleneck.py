@@ -19,13 +19,16 @@ def test_output_equals_the_equation(llama):
     block = copy.deepcopy(llama.model.layers[0].mlp)
     layer = adapted(llama).base_model.model.model.layers[0].mlp
     down, _, up = layer.bottleneck_adapter["default"]
+
     assert 0.2 < down.weight.abs().max() <= 0.25  # uniform on +-1/sqrt(16)
     assert not any(zero.any() for zero in (down.bias, up.weight, up.bias))
+
     for parameter in (*down.parameters(), *up.parameters()):
         nn.init.normal_(parameter, 0, 0.3)
     x = torch.randn(3, 5, 16)
     y = block(x)
     expected = y + nn.functional.gelu(y @ down.weight.T + down.bias) @ up.weight.T + up.bias
+
     torch.testing.assert_close(layer(x), expected)
 
 

@@ -21,6 +21,7 @@ def test_tied_head_is_untied_before_merging(family, base, batch, adapters, name,
         ):
             merge()
     qpeft.untie_lm_head(model)
+
     assert torch.equal(adapters.logits(model, batch), live)
     torch.testing.assert_close(
         adapters.logits(model.merge_and_unload(), batch), live, atol=1e-5, rtol=0
@@ -42,6 +43,7 @@ def test_fit_frames_of_every_input(family, base, batch, adapters):
             qpeft.fit_frames(model, [{"input_ids": batch["input_ids"]}])
     qpeft.fit_frames(model, [batch])
     before = model(**batch).loss
+
     assert adapters.train(model, batch, steps=4)(**batch).loss < before
 
 

@@ -332,6 +332,7 @@ def test_loaded_adapter_has_the_same_logits(life):
     loaded = qpeft.load(copy.deepcopy(life.base), life.compact)
     assert torch.equal(life.logits(loaded), life.live_logits)
     assert not loaded.training
+
     # PEFT leaves biases trainable, as those of stock LoRA
     trainable = [name for name, p in loaded.named_parameters() if p.requires_grad]
     assert all(name.endswith("bias") for name in trainable)
@@ -347,6 +348,7 @@ def test_export_is_as_planned_or_refused(life):
         return
     assert life.report.max_logit_difference <= 1e-6
     assert life.plan.exported_bytes == bytes_of(life.exported)
+
     if life.variant.method != "sora":  # whose other parameters are those of LoRA
         other = life.plan.trainable_parts.get("other", 0)
         assert life.plan.deployed == life.report.n_deployed + other
@@ -382,6 +384,7 @@ def test_merged_adapter_has_the_same_logits_or_is_refused(life):
         assert torch.equal(life.logits(model), life.live_logits)
         return
     merged = model.merge_and_unload()
+
     assert_close(life.logits(merged), life.live_logits, atol=1e-4, rtol=1e-5)
     assert not any("qpeft" in name for name, _ in merged.named_modules())
 

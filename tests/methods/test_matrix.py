@@ -121,6 +121,7 @@ def test_initial_values_depend_only_on_the_seed(llama, variant):
 
     assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
     assert torch.equal(drawn(3, noise=0), drawn(4, noise=0)) != variant.is_random
+
     if variant.is_random and variant.stays_float32:  # a state dict lacks them
         model, other = (adapted(llama, variant, seed=seed) for seed in (3, 4))
         with pytest.raises(CheckpointError):
@@ -153,13 +154,18 @@ def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, nam
         copy.deepcopy(llama), tmp_path / "first", adapter_name=name
     ).eval()
     model.load_adapter(tmp_path / "second", "other")
+
     assert_equal_logits(adapters, ids, model, first)
+
     model.set_adapter("other")
     assert_equal_logits(adapters, ids, model, second)
+
     model.save_pretrained(tmp_path / "both", selected_adapters=["other"])
     again = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "both" / "other").eval()
     again.load_adapter(tmp_path / "first", name)
+
     assert_equal_logits(adapters, ids, again, second)
+
     again.set_adapter(name)
     assert_equal_logits(adapters, ids, again, first)
 
@@ -178,6 +184,7 @@ def test_neither_default_dtype_nor_to_empty_changes_a_value(make, ids, adapters,
         if isinstance(module, FullPrecision):
             module.to_empty(device="cpu")
     other.load_state_dict(model.state_dict())
+
     assert_equal_logits(adapters, ids, other, model)
 
 
@@ -189,7 +196,9 @@ def test_peft_saves_loads_and_recognizes_the_folder(gpt2, llama, ids, adapters, 
     model.save_pretrained(tmp_path / "adapter")
     loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     by_name = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+
     assert_equal_logits(adapters, ids, model, loaded, by_name)
+
     get_peft_model(llama, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
     assert type(variant.config.from_pretrained(tmp_path / "lora")) is LoraConfig
     assert type(LoraConfig.from_pretrained(tmp_path / "adapter")) is variant.config
@@ -208,8 +217,10 @@ def test_training_continues_after_loading(llama, make, ids, adapters, tmp_path):
     model = make()
     qpeft.save(model, tmp_path / "compact")
     loaded = qpeft.load(llama, tmp_path / "compact", is_trainable=True, adapter_name="mine")
+
     assert_equal_logits(adapters, ids, loaded.eval(), model)
     assert loaded.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
+
     for each in (model, loaded):
         adapters.train(each, ids, steps=2)
     assert_equal_logits(adapters, ids, loaded, model)
@@ -237,8 +248,10 @@ def test_missing_tensor_and_nan_raise(llama, make, tmp_path):
     rewrite(
         tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest}
     )
+
     with pytest.raises(CheckpointError, match=r"does not contain this adapter|missing"):
         qpeft.load(llama, tmp_path / "good")
+
     trained(model)[0].data.fill_(torch.nan)
     with pytest.raises(ConfigError, match=r"non-finite adapter parameter in|contain NaN or Inf"):
         qpeft.save(model, tmp_path / "bad")
@@ -279,7 +292,9 @@ def test_status_of_adapters_is_that_of_stock_lora(llama, variant):
             with pytest.raises((KeyError, ValueError)) as error:
                 model.add_adapter(refused, make_config())
             found.append((str(error.value), list(model.peft_config)))
+
         assert not any("default" in key for key in model.state_dict())
+
         return found
 
     assert history(variant.make_config) == history(
@@ -296,8 +311,10 @@ def test_layers_expose_their_widths_and_can_be_chosen_by_number(llama, variant):
     layers = {
         name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     }
+
     assert layers
     assert all(".layers.1." in name for name in layers)
+
     for layer in layers.values():
         base = layer.get_base_layer()
         widths = (
@@ -316,8 +333,10 @@ def test_two_adapters_add_up_and_merge(make, llama, ids, adapters, variant):
     second = adapters.logits(move(model, seed=2), ids)
     model.base_model.set_adapter(["default", "other"])
     both = adapters.logits(model, ids)
+
     assert not torch.equal(both, first)
     assert not torch.equal(both, second)
+
     if not variant.merges:
         return
 
@@ -330,10 +349,12 @@ def test_two_adapters_add_up_and_merge(make, llama, ids, adapters, variant):
 
     model.merge_adapter(["default"])
     model.merge_adapter(safe_merge=True)
+
     assert model.get_model_status().merged_adapters == ["default", "other"]
     with pytest.raises(ValueError, match="while they are merged"):
         model.delete_adapter("default")
     assert_close(model, both)
+
     model.unmerge_adapter()
     assert_close(model, both)
     assert_close(copy.deepcopy(model).merge_and_unload(adapter_names=["other"]), second)
@@ -357,6 +378,7 @@ def test_adapter_names_of_a_batch(make, llama, ids, adapters, variant):
     if getattr(variant.make_config(), "use_dora", False):
         return  # PEFT's own limit
     found = model(input_ids=ids, adapter_names=names).logits
+
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -378,6 +400,7 @@ def test_conversion_to_lora_by_peft_is_exact_or_refused(
         return
     save_as_lora(tmp_path, model, rank)  # without a forward pass after the loading
     stock = PeftModel.from_pretrained(llama, tmp_path).eval()
+
     # PEFT decomposes the update in float32
     torch.testing.assert_close(
         adapters.logits(stock, ids), adapters.logits(live, ids), atol=5e-5, rtol=1e-5
@@ -393,8 +416,10 @@ def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
     model = variant.adapt(llama)
     assert {p.dtype for p in trained(model)} == {torch.float32}
     assert adapters.logits(model, ids).dtype == torch.bfloat16
+
     model(input_ids=ids, labels=ids).loss.backward()
     assert any(p.grad.any() for p in trained(model))
+
     if variant.stays_float32:
         own = [p for name, p in move(model).bfloat16().named_parameters() if "qpeft_" in name]
         assert own
@@ -410,11 +435,13 @@ def test_half_precision_adapter_has_the_dtypes_of_stock_lora(
     model = move(variant.adapt(copy.deepcopy(llama)))
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama, tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
+
     # with low_cpu_mem_usage PEFT rounds LoRA's parameters to the dtype of the base, but not
     # generated ones nor gates
     torch.testing.assert_close(
         adapters.logits(loaded, ids), adapters.logits(model, ids), atol=2e-3, rtol=2e-3
     )
+
     for key, tensor in get_peft_model_state_dict(loaded).items():
         expected = get_peft_model_state_dict(model)[key]
         assert tensor.dtype == expected.dtype
@@ -431,6 +458,7 @@ def test_autocast_keeps_gradients_in_float32(make, ids):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
+
     assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
     assert {p.grad.dtype for p in trained(model)} == {torch.float32}
 
@@ -446,6 +474,7 @@ def test_gradient_checkpointing_changes_no_gradient(make, ids, adapters, use_ree
     model.enable_input_require_grads()
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model(input_ids=ids, labels=ids).loss.backward()
+
     torch.testing.assert_close(adapters.gradients(model), expected)
 
 
@@ -498,6 +527,7 @@ def test_use_between_forward_and_backward_changes_no_gradient(make, ids, adapter
         model(input_ids=ids)
     qpeft.save(model, tmp_path / "saved")
     loss.backward()
+
     torch.testing.assert_close(adapters.gradients(model), expected, atol=0, rtol=0)
 
 
@@ -522,10 +552,11 @@ def test_generation_with_and_without_cache_is_equal(make, ids):
     is_prefix = model.active_peft_config.is_prompt_learning
     if is_prefix and Version(transformers.__version__) >= Version("5.24"):
         pytest.skip("PEFT's generate ignores the prefix, with a stock adapter too")
-    found = model.generate(**options)
+    tokens = model.generate(**options)
     if not model.active_peft_config.is_prompt_learning:
-        assert torch.equal(model.generate(**options, use_cache=False), found)
-    assert torch.equal(found[:, 9], model(input_ids=ids).logits[:, -1].argmax(-1))
+        assert torch.equal(model.generate(**options, use_cache=False), tokens)
+
+    assert torch.equal(tokens[:, 9], model(input_ids=ids).logits[:, -1].argmax(-1))
 
 
 @pytest.mark.long
@@ -548,6 +579,7 @@ def test_compiled_training_equals_uncompiled(make, llama, ids):
             loss.backward()
             optimizer.step()
             found[backend].append(loss.detach())
+
     torch.testing.assert_close(found["aot_eager"], found[None], atol=1e-5, rtol=1e-4)
 
 
@@ -594,6 +626,7 @@ def test_wrong_gradient_is_detected(llama, ids, variant, monkeypatch):
     monkeypatch.setattr(
         BottleneckLayer, "forward", lambda self, x: scaled_gradient(forward(self, x))
     )
+
     with pytest.raises(AssertionError, match="gradient is off"):
         test_contract(llama, ids, variant)
 
@@ -615,5 +648,6 @@ def test_wrong_export_is_detected(llama, ids, variant, monkeypatch, verified):
         differences = {"max_logit_difference": 0.0}
         monkeypatch.setattr(export_module, "_differences", lambda *_, **__: differences)
     message = "logits differ from the live model" if verified else "it changes the outputs"
+
     with pytest.raises(AssertionError, match=rf"qpeft\.export: .*{message}"):
         test_contract(llama, ids, variant)

@@ -56,10 +56,12 @@ def test_method_adapts_these_modules_and_refuses_others(method, kind, tmp_path):
     model = get_peft_model(_base(make), config(target_modules=["f"], **settings))
     output = model.base_model.model["f"](x)
     output.sum().backward()
+
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     assert qpeft.plan(_base(make), config(target_modules=["f"], **settings)).trainable == sum(
         p.numel() for p in model.parameters() if p.requires_grad
     )
+
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(_base(make), tmp_path)
     torch.testing.assert_close(

@@ -86,7 +86,8 @@ COUNTS = [  # base, config, trainable and deployed parameters; None: not compare
 @pytest.mark.parametrize("base, config, trainable, deployed", COUNTS)
 def test_published_counts(base, config, trainable, deployed):
     plan = qpeft.plan(base, config)
-    assert (plan.trainable, plan.deployed) == (trainable, deployed or plan.deployed)
+    assert plan.trainable == trainable
+    assert plan.deployed == (deployed or plan.deployed)
     known = {"gpt2": 124_439_808, "gemma": 2_506_172_416}
     assert plan.base_parameters == known.get(base.model_type, plan.base_parameters)
 
@@ -118,17 +119,21 @@ def test_quantum_peft_of_one_matrix_has_the_counts_of_the_specification(
 def test_sizes_and_parts():
     plan = qpeft.plan(GEMMA, qpeft.QPAConfig.official(chunk_size=4096))
     assert plan.target_modules == ["lm_head"]
-    assert (plan.sizes["n_chunks"], plan.sizes["n_qubits"], plan.sizes["hidden"]) == (
-        252,
-        8,
-        PAPER_HIDDEN,
-    )
+    assert plan.sizes["n_chunks"] == 252
+    assert plan.sizes["n_qubits"] == 8
+    assert plan.sizes["hidden"] == PAPER_HIDDEN
+
     plan = qpeft.plan(GEMMA, quantum_peft(r=8))
-    assert (plan.sizes["n_circuits"], plan.sizes["n_qubits"]) == (18 * 7 * 2, 14)
+    assert plan.sizes["n_circuits"] == 18 * 7 * 2
+    assert plan.sizes["n_qubits"] == 14
     assert plan.needs_qpeft
     assert plan.trainable_parts["lambda"] == 18 * 7 * 8
+
     plan = qpeft.plan(GEMMA, bottleneck(16))
-    assert (plan.method, plan.needs_qpeft, plan.exported_bytes) == ("bottleneck", True, None)
+    assert plan.method == "bottleneck"
+    assert plan.needs_qpeft is True
+    assert plan.exported_bytes is None
+
     plan = qpeft.plan(GEMMA, VeraConfig(r=4, target_modules=["q_proj"]))
     assert plan.exported_bytes == plan.stored_bytes > 4 * plan.deployed  # with its projections
 
@@ -235,7 +240,9 @@ LM_HEAD = 204_100  # GPT-2's, of rank 4
 )
 def test_published_counts_of_qpa(m, settings, n_chunks, n_qubits, total):
     count = QPAGeneratorConfig.paper(**{"hidden": PAPER_HIDDEN, **settings}).count(m)
-    assert (count.n_chunks, count.n_qubits, count.total) == (n_chunks, n_qubits, total)
+    assert count.n_chunks == n_chunks
+    assert count.n_qubits == n_qubits
+    assert count.total == total
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_output_equals_the_equation(llama, settings):
         f = f * x.norm(dim=-1, keepdim=True) / 4
     offset = 0 if "n_read" in settings else branch.c  # QCHFT has none
     expected = projection(x) + 8 / f.shape[-1] * (f @ branch.V.T + offset)
+
     assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -54,9 +55,11 @@ def test_gpt2_adapts_queries_and_values(gpt2):
     layer = copy.deepcopy(gpt2.transformer.h[0].attn.c_attn)
     model = move(adapt(gpt2))
     assert model.peft_config["default"].target_modules == ["c_attn"]
+
     found = model.base_model.model.transformer.h[0].attn.c_attn
     x = torch.randn(2, 3, 16)
     branch = found.qpeft_adapter["default"]
+
     assert branch.V.shape == (32, 4)
     assert not branch(x)[..., 16:32].any()
     assert_close(found(x), layer(x) + branch(x))
@@ -68,6 +71,7 @@ def test_default_targets_of_llama_have_angles_of_their_own(llama):
         "q_proj",
         "v_proj",
     }
+
     first, second, *_ = (
         module.angles() for module in model.modules() if isinstance(module, Features)
     )
@@ -121,6 +125,7 @@ def test_sources_are_even_but_the_linear_one_is_odd_and_do_not_depend_on_the_nor
     made = features(13, feature_source=source, n_layers=3, **more).double()
     x = torch.randn(50, 13).double()
     f = made(x)
+
     assert torch.equal(f, sign * made(-x))
     assert_close(made(7 * x), f, atol=1e-12, rtol=1e-12)
     assert f.shape == (50, 2 if more else 4)
@@ -154,9 +159,11 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     made = features(64, feature_source="givens", n_layers=2)
     assert made.angles().shape == (2, 3, 6)
     assert made.pairs.shape == (6, 2, 6)
+
     for pairs in made.pairs:
         assert len(pairs.flatten().unique()) == 12
     assert features(13, feature_source="givens", ansatz="mps").pairs.shape == (5, 2, 4)  # 18 angles
+
     one = features(4, feature_source="givens", ansatz="qaa")
     x = torch.randn(3, 4)
     (i, j), angle = one.pairs[0].long(), one.angles()[0, 0]
@@ -164,6 +171,7 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
     turned = a.clone()
     turned[:, i] = angle.cos() * a[:, i] - angle.sin() * a[:, j]
     turned[:, j] = angle.sin() * a[:, i] + angle.cos() * a[:, j]
+
     assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
 
 
@@ -189,7 +197,9 @@ def test_vanishing_inputs(source, norm, more):
     x = torch.full((2, 6), norm / math.sqrt(6)).requires_grad_()
     made = features(6, feature_source=source, **more)
     f = made(x)
+
     assert f.abs().max() <= (0 if norm == 0 else 1e-3)
+
     f.sum().backward()
     assert torch.isfinite(x.grad).all()
     assert norm or source == "linear" or not x.grad.any()

@@ -44,6 +44,7 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
         for method, found in medians.items()
         if not 0.8 < (rate := methods.get(method).learning_rate) / median(found) < 1.25  # one digit
     }
+
     assert len(medians) > 20
     assert not wrong
 

@@ -116,6 +116,7 @@ def test_c6_merged_weight():
         [-1.26091818, 0.74293078, 2.78856121],
     )
     close(torch.linalg.svdvals(merged), torch.linalg.svdvals(weight))
+
     assert torch.linalg.matrix_rank(change) == 6
 
 
@@ -173,6 +174,7 @@ def test_random_multiplier_has_the_mean_square_of_compounds():
     change = (compound - torch.eye(28)) / 1e-4
     rotation = quic(36, n_blocks=1, order=2, base="pyramid", multiplier="random")
     expected = change.triu(1).square().sum().item()
+
     assert rotation.weight_2.square().sum().item() == pytest.approx(expected, rel=0.25)
 
 
@@ -293,6 +295,7 @@ def test_cua_of_every_map_of_smollm2_135m():
     counts = [
         qpeft.plan(base, qpeft.CUAConfig(side=side)).trainable for side in ("input", "output")
     ]
+
     assert counts == [224_640, 233_280]
 
 
@@ -319,9 +322,11 @@ def rotated_behind_v_proj(folder, config):
     )
     plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
     model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
+
     assert (
         qpeft.export(model, folder / "exported").n_deployed == plan.deployed == 8
     )  # 2 of a head, each for 2 query heads
+
     return model(torch.arange(8)[None]).logits.detach()
 
 
@@ -350,7 +355,9 @@ def trained_rotation(folder, text_file, method):
     ids = torch.arange(8)[None]
     untrained = model(torch.arange(8)[None]).logits.detach()
     trained = qpeft.load(model, folder / "adapter")(ids).logits.detach()
+
     assert (trained - untrained).abs().max() > 1e-3
+
     return trained
 
 
@@ -486,8 +493,10 @@ def test_quic_is_a_rotation_with_exact_gradients_and_order_1_is_cua(base, n_angl
     )
     close(q @ q.mT, torch.eye(15), atol=1e-13)
     after = partial(functional_call, rotation, args=(wavy(15),))
+
     assert rotation.angles.tau.numel() == n_angles
     assert torch.autograd.gradcheck(lambda s: after({"angles.tau": s}), rotation.angles.tau)
+
     first = quic(8, n_blocks=2, order=1, side="output")
     twin = cua(torch.stack([-2 * K, 2 * K]), 8, side="output").merge_into(wavy(8, 3)).detach()
     close(turned(first, torch.stack([K, -K])).merge_into(wavy(8, 3)), twin, atol=1e-14)
@@ -499,7 +508,9 @@ def test_merging_in_half_precision_warns_and_unmerging_is_exact():
     before = layer.weight.clone()
     with pytest.warns(QpeftWarning, match="half precision"):
         model.merge_adapter()
+
     assert 0.5 < (layer.weight == before).float().mean() < 1
+
     model.unmerge_adapter()
     assert torch.equal(layer.weight, before)
 

@@ -103,6 +103,7 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
     result = train(asked)
     assert math.isfinite(result.after.loss)
     assert result.after.loss != result.before.loss
+
     base = AutoModelForCausalLM.from_pretrained(asked.model)
     blocks = load_blocks(asked, asked.seq_len, tokenizer)[1]
     models = {}
@@ -140,8 +141,10 @@ def test_run_that_was_killed_twice_resumes_to_the_same_bits(settings, name):
         done = killed_at - 1 - (killed_at - 1) % 2
     progress = Recorder()
     resumed = train(settings(name), progress)
+
     assert ("start", STEPS, done) in progress.events
     assert_same_result(resumed.out, unbroken.out)
+
     if name.startswith("quantum_peft"):  # not the float32 values of the checkpoints in between
         (stored,) = (
             tensor for key, tensor in weights(resumed.adapter).items() if key.endswith(".values")

@@ -38,6 +38,7 @@ def test_soft_threshold_follows_the_step_of_the_optimizer_once():
     attach(optimiser, model)  # again, as after an interruption
     gate_of(model).grad = torch.tensor([1.0, 0.0, 0.0, 0.0, -2.0])
     optimiser.step()
+
     torch.testing.assert_close(gate_of(model).detach(), torch.tensor([0.3, -0.1, 0.0, 0.0, 0.1]))
     assert (gate_of(model) == 0).sum() == 2
 
@@ -62,6 +63,7 @@ def test_lambda_under_accelerate():
         steps=4,
         schedule=Accelerator(cpu=True).prepare(schedule),
     )
+
     assert model.peft_config["default"].sora_lambda == pytest.approx(0.1 / (0.05 * 2.5))
 
 
@@ -89,6 +91,7 @@ def test_two_active_adapters_have_separate_lambdas():
     optimiser = torch.optim.SGD(qpeft.param_groups(model, lr=0.1), lr=0.1)
     attach(optimiser, model, steps=10)
     lambdas = {name: config.sora_lambda for name, config in model.peft_config.items()}
+
     assert lambdas == pytest.approx({"default": 0.5, "other": 0.25})
 
 
@@ -151,12 +154,16 @@ def test_trainer_applies_the_threshold_once_per_step_and_a_second_run_computes_l
     model = get_peft_model(gpt2, qpeft.SoRAConfig(r=8, task_type="CAUSAL_LM", shrink_budget=0.5))
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[SoRACallback(), Listen()])
     trainer.train()
+
     assert rates == pytest.approx([0.2 * (1 - step / steps) for step in range(steps)])
+
     config = trainer.model.peft_config["default"]
     assert config.sora_lambda == pytest.approx(0.5 / sum(rates))
     assert (gate_of(trainer.model) == 0).any()
     assert not trainer.model.base_model.shrinks  # removed at the end
+
     trainer.args.max_steps = 2 * steps
     first = config.sora_lambda
     trainer.train()
+
     assert config.sora_lambda < first

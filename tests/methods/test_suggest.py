@@ -62,8 +62,8 @@ def use(monkeypatch):
     """Replaces the evidence."""
 
     def use(*designs):
-        found = Evidence("LoRA r=8", list(designs), {"5000": [0.1, 0.02]})
-        monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+        evidence = Evidence("LoRA r=8", list(designs), {"5000": [0.1, 0.02]})
+        monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
 
     use(*DESIGNS)
     return use
@@ -80,29 +80,32 @@ def use(monkeypatch):
     ],
 )
 def test_best_measured_adapter_within_the_budget_is_suggested(use, budget, label, trainable):
-    found = qpeft.suggest(BASE, **budget)
-    assert found.label == label
-    assert found.plan == qpeft.plan(BASE, found.config)
-    assert found.plan.trainable == (trainable or found.plan.trainable)
-    assert (found.plan.trainable if "parameters" in budget else found.plan.stored_bytes) <= next(
-        iter(budget.values())
-    )
+    suggestion = qpeft.suggest(BASE, **budget)
+    assert suggestion.label == label
+    assert suggestion.plan == qpeft.plan(BASE, suggestion.config)
+    assert suggestion.plan.trainable == (trainable or suggestion.plan.trainable)
+    assert (
+        suggestion.plan.trainable if "parameters" in budget else suggestion.plan.stored_bytes
+    ) <= next(iter(budget.values()))
 
 
 def test_suggestion_shows_its_evidence(use):
-    found = qpeft.suggest(BASE, parameters=600)
-    assert "10 parameters" in found.notes[0]  # of a smaller base
-    assert "lost 2.0% to 10.0% of the best gain" in found.notes[1]
+    suggestion = qpeft.suggest(BASE, parameters=600)
+    assert "10 parameters" in suggestion.notes[0]  # of a smaller base
+    assert "lost 2.0% to 10.0% of the best gain" in suggestion.notes[1]
     assert (
         "the evidence ends at 5,000 trainable parameters"
         in qpeft.suggest(BASE, parameters=5001).notes
     )
-    assert [row["loss"] for row in found.results] == [3.2, 4.0]
-    assert found.share == pytest.approx((0.8 + 0.5) / 2)
-    assert found.learning_rate == 0.02
+    assert [row["loss"] for row in suggestion.results] == [3.2, 4.0]
+    assert suggestion.share == pytest.approx((0.8 + 0.5) / 2)
+    assert suggestion.learning_rate == 0.02
     # the next best, with their own evidence
-    assert [one.label for one in found.alternatives] == ["Quantum-PEFT, L=1, r=8", "Uni-LoRA, 64"]
-    assert [one.results[1]["loss"] for one in found.alternatives] == [4.1, 4.5]
+    assert [one.label for one in suggestion.alternatives] == [
+        "Quantum-PEFT, L=1, r=8",
+        "Uni-LoRA, 64",
+    ]
+    assert [one.results[1]["loss"] for one in suggestion.alternatives] == [4.1, 4.5]
 
 
 def test_learning_rate_of_uni_lora_grows_with_the_root_of_its_lora(use):
@@ -115,8 +118,11 @@ def test_results_on_the_base_itself_count_alone():
     both = replace(DESIGNS[0], results=[{**here, "base_parameters": 7}, {**there, "base": "other"}])
     evidence = Evidence("r", [both], {})
     (own,), (every,) = evidence.ranked(7), evidence.ranked(8)
-    assert (own.share, own.learning_rate) == (pytest.approx(0.5), 0.02)
-    assert (every.share, every.learning_rate) == (pytest.approx((0.5 + 0.25) / 2), 0.01)
+
+    assert own.share == pytest.approx(0.5)
+    assert own.learning_rate == 0.02
+    assert every.share == pytest.approx((0.5 + 0.25) / 2)
+    assert every.learning_rate == 0.01
 
 
 @pytest.fixture
@@ -139,21 +145,25 @@ def test_frames_in_a_file_are_not_counted(use, frame_file, tmp_path):
     use(*DESIGNS, FRAMED)
     file, base = frame_file()
     for frames in (None, file):
-        found = qpeft.suggest(BASE, bytes=1000, frames=frames)
-        assert (found.label, found.needs_frame_file) == ("framed", frames is None)
-        assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
-        model = get_peft_model(copy.deepcopy(base), found.config)
-        folder = tmp_path / str(found.needs_frame_file)
-        assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
-        if found.needs_frame_file:
+        suggestion = qpeft.suggest(BASE, bytes=1000, frames=frames)
+        assert suggestion.label == "framed"
+        assert suggestion.needs_frame_file == (frames is None)
+        assert suggestion.plan.stored_bytes == 2 * suggestion.plan.trainable <= 1000
+        model = get_peft_model(copy.deepcopy(base), suggestion.config)
+        folder = tmp_path / str(suggestion.needs_frame_file)
+        assert model.get_nb_trainable_parameters()[0] == suggestion.plan.trainable
+        if suggestion.needs_frame_file:
             qpeft.fit_frames(model, BATCHES, save_to=folder / "frames")
         qpeft.save(model, folder / "adapter")
         (tensor,) = load_file(folder / "adapter" / "adapter_model.safetensors").values()
-        assert tensor.nbytes == found.plan.stored_bytes + 8  # an int64 hash
-    assert found.plan == qpeft.plan(BASE, found.config)
-    assert not found.alternatives  # the others take no frame file
-    stores = qpeft.suggest(BASE, parameters=found.plan.trainable)
-    assert (stores.label, stores.needs_frame_file) == ("framed", False)
+        assert tensor.nbytes == suggestion.plan.stored_bytes + 8  # an int64 hash
+
+    assert suggestion.plan == qpeft.plan(BASE, suggestion.config)
+    assert not suggestion.alternatives  # the others take no frame file
+
+    stores = qpeft.suggest(BASE, parameters=suggestion.plan.trainable)
+    assert stores.label == "framed"
+    assert stores.needs_frame_file is False
     assert stores.plan.stored_bytes > 4 * stores.plan.trainable
 
 
@@ -186,6 +196,7 @@ def test_frame_file_that_does_not_suit_is_refused(use, frame_file, made, setting
     assert qpeft.suggest(BASE, parameters=10**6).label == "framed"
     with pytest.raises(ConfigError, match="no measured adapter fits"):
         qpeft.suggest(BASE, parameters=10**6, frames=file)
+
     base.transformer.h[0].mlp.c_fc.weight.data.mul_(-1)
     for other in (LLAMA, base):
         with pytest.raises(CheckpointError):
@@ -230,15 +241,16 @@ def test_size_is_the_largest_within_the_budget_of_the_study(use, budget, r):
         with pytest.raises(ConfigError, match="varied: its 512 here"):
             qpeft.suggest(BASE, parameters=1000)
     else:
-        found = qpeft.suggest(BASE, parameters=10**5)
-        assert (found.plan.trainable, found.config.r) == (512 * r, r)
+        suggestion = qpeft.suggest(BASE, parameters=10**5)
+        assert suggestion.plan.trainable == 512 * r
+        assert suggestion.config.r == r
 
 
 def test_adapters_that_the_caller_refuses_are_left_out(use):
-    found = qpeft.suggest(
+    suggestion = qpeft.suggest(
         BASE, parameters=10**6, refuses=lambda config: "is large" if config.r == 8 else None
     )
-    assert found.label == "LoRA r=1"
+    assert suggestion.label == "LoRA r=1"
     with pytest.raises(ConfigError, match="LoRA r=8: never"):
         qpeft.suggest(BASE, parameters=10**6, refuses=lambda config: "never")
 
@@ -293,6 +305,7 @@ def test_whole_base_is_counted_for_suggestions_alone(use, monkeypatch):
     use(*with_values)
     suggestion = qpeft.suggest(DEEP, parameters=5000)
     whole = [base for base in bases if base.config.num_hidden_layers == 9]
+
     assert len(whole) == 1 + len(suggestion.alternatives)
     assert len(bases) > 2 * len(whole)
 
@@ -314,6 +327,7 @@ def test_base_whose_layers_are_few_or_not_alike_is_counted_itself(use, monkeypat
     monkeypatch.setattr(counting, "plan", recorded)
     use(design("varied", "lora", {}, 3.5, 3.5, vary="r", values=[1, 2]))
     qpeft.suggest(base, parameters=10**5)
+
     assert {*bases} == {sum(p.numel() for p in base.parameters())}
 
 
@@ -360,6 +374,7 @@ def test_pool_serves_what_is_suggested_for_mixed_batches(use, tmp_path):
         alone.append(model(ids).logits[0])
     pool = qpeft.AdapterPool(base, tmp_path)
     both = pool.model(ids.expand(2, -1), adapter_names=pool.place(["a", "b"])).logits
+
     assert torch.allclose(both, torch.stack(alone), atol=1e-5)
     assert not torch.allclose(both[0], both[1], atol=1e-3)
 

@@ -39,6 +39,7 @@ def test_correlations_are_those_of_values_and_of_ranks():
     assert pearson(labels, predictions) == pytest.approx(
         np.corrcoef(labels, predictions)[0, 1], abs=1e-12
     )
+
     ranks = rankdata(labels), rankdata(predictions)
     assert spearman(labels, predictions) == pytest.approx(pearsonr(*ranks).statistic, abs=1e-12)
     assert (

@@ -82,6 +82,7 @@ def test_bleu_and_chrf_equal_those_of_sacrebleus_command(tmp_path, options, is_l
         *options,
     )
     mine = (bleu(TEXTS, REFERENCES, lowercase=is_lower), chrf(TEXTS, REFERENCES))
+
     assert (
         "case:mixed|eff:no|tok:13a|smooth:exp" in score_texts(TEXTS, REFERENCES)["bleu_signature"]
     )
@@ -157,7 +158,9 @@ def test_bertscore_equals_that_of_its_command(encoder: Path, tmp_path):
         0,
     )
     f1 = float(shown.rpartition("F1:")[2].split()[0])
+
     assert bertscore(texts, references, encoder) == pytest.approx(f1, abs=1e-6)
+
     one, none = (
         score_texts(texts, [["the king sings"]] * 2, encoder)
         for texts in (["the king sings", " "], ["", ""])

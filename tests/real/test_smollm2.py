@@ -35,18 +35,22 @@ def test_killed_run_resumes_with_equal_bits_and_its_export_needs_no_qpeft(
     while process.poll() is None and not (killed / "checkpoints" / "checkpoint-2").exists():
         time.sleep(0.02)
     process.kill()
+
     assert process.wait() == -signal.SIGKILL
     assert not (killed / "result.json").exists()
+
     for folder in (killed, whole):
         qpeft_cli(*RUN, "--out", folder, code=0)
     resumed = weights(killed / "adapter")
     assert all(tensor.equal(resumed[name]) for name, tensor in weights(whole / "adapter").items())
     assert losses(killed) == losses(whole)
+
     first, *_, last = (row["eval_loss"] for row in losses(whole) if "eval_loss" in row)
     assert last < first
+
     # loads it in a process that cannot import qpeft, and compares logits
-    found = json.loads(qpeft_cli("export", killed, "--out", exported, "--json", code=0).stdout)
-    assert found["max_logit_difference"] <= 1e-4
+    content = json.loads(qpeft_cli("export", killed, "--out", exported, "--json", code=0).stdout)
+    assert content["max_logit_difference"] <= 1e-4
     assert json.loads((exported / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
@@ -71,11 +75,13 @@ def test_run_of_the_serving_guide_ends_without_help_and_is_not_repeated(tmp_path
     for customer in result["customers"].values():
         assert customer["trainable"] == 392
         assert customer["folder_bytes"] < 1200
+
     assert (tmp_path / "ana.gguf").stat().st_size > 1e6
     assert result["answers"].keys() == {"__base__", "ana", "emil"}
     assert result["equal_alone"]
     assert result["revisions"]["restored"] == result["revisions"]["before"]
     assert len(result["milliseconds"]) == 6
+
     monkeypatch.setattr(subprocess, "Popen", None)
     script.run_all(tmp_path, tmp_path / "data", steps=2)
     assert script.collected(tmp_path) == result
@@ -91,12 +97,15 @@ def test_run_of_the_guide_ends_without_help_and_is_not_repeated(tmp_path, monkey
     monkeypatch.setattr(script, "ANSWERS", short)
     script.run_all(tmp_path, steps=2)
     found = script.collected(tmp_path)
+
     assert found["adapters"].keys() == script.ADAPTERS.keys()
+
     for name, adapter in found["adapters"].items():
         assert len(adapter["losses"]) == 2, name
         assert 0 <= adapter["bleu"]["adapted"] <= 100
         assert adapter["trainable"] > 0 < adapter["processor_seconds"]
     assert found["adapters"]["suggested"]["trainable"] <= 1300
+
     monkeypatch.setattr(subprocess, "Popen", None)
     script.run_all(tmp_path, steps=2)
     assert script.collected(tmp_path) == found

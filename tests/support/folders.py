@@ -32,8 +32,8 @@ def rewrite(folder, change):
 
 def tensors_of(folder):
     """Those that a plan counts: without hashes."""
-    found = load_file(folder / "adapter_model.safetensors")
-    return {name: tensor for name, tensor in found.items() if not name.endswith("fingerprint")}
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith("fingerprint")}
 
 
 def bytes_of(folder):

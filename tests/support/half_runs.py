@@ -16,11 +16,14 @@ def live_in_bfloat16(settings, folder):
     """Three steps of `settings`, the second of which is followed by a kill, and what comes after."""
     with pytest.raises(Killed):
         train(settings, kill_at(2))
+
     result = train(settings)
     assert [row["step"] for row in losses(result.out) if "loss" in row] == [1, 2, 3]
+
     live = qpeft.load(_base(settings, torch.bfloat16), result.adapter)
     report = qpeft.export(live, folder / "exported")
     assert report.max_layer_difference <= 1e-6  # of layers in float32, where nothing is rounded
+
     stock = PeftModel.from_pretrained(_base(settings, torch.bfloat16), folder / "exported")
     with torch.no_grad():
         assert torch.equal(stock.eval()(IDS).logits, live.eval()(IDS).logits)

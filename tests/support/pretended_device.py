@@ -109,7 +109,8 @@ def _moved(x: Tensor, to_device: bool) -> Tensor:
 def _to(x: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
     """`x.to(...)`. The dtype is changed on the CPU, which has every dtype, if one of both is it."""
     if args and isinstance(args[0], Tensor):
-        to_device, dtype = is_on_device(args[0]), args[0].dtype
+        to_device = is_on_device(args[0])
+        dtype = args[0].dtype
     else:
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         to_device = is_on_device(x) if device is None else device == DEVICE

@@ -121,7 +121,9 @@ def run_fsdp2(variant, out):
     expected = train(alone, batch(data))
     losses = train(model, batch(data[4 * rank :][:4]))
     dist.all_reduce(losses)
+
     assert all(isinstance(p, DTensor) for p in model.get_base_model().model.layers.parameters())
+
     found = {f"found.{name}": value for name, value in whole(model).items()} | {
         "found.losses": losses / 2
     }

@@ -90,10 +90,10 @@ FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$\n?", flags=re.DOTALL | re.MULTI
 def snippets(page: Path) -> list[Snippet]:
     """The fenced blocks of the page, in order."""
     text = page.read_text(encoding="utf-8")
-    found = list(FENCE.finditer(text))
+    matches = list(FENCE.finditer(text))
     return [
         Snippet(one[1], one[2], _shown(text, one, after))
-        for one, after in zip_longest(found, found[1:])
+        for one, after in zip_longest(matches, matches[1:])
     ]
 
 

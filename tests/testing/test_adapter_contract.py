@@ -134,6 +134,7 @@ def test_contract_detects_mistakes(llama, ids, mistake):
 
     tuner = type("Mistaken", (QPAModel,), changes)
     register_with_peft(Method(key=name.value, title="planted", config=Planted, tuner=tuner))
+
     with pytest.raises(AssertionError, match=message):
         check(llama, ids, lambda: Planted(**QPA))
 

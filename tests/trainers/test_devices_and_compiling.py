@@ -45,5 +45,6 @@ def test_forward_and_backward_read_no_tensor_value(llama, name, settings, monkey
     generator = generator.to("meta")
     flat = generator()
     flat.sum().backward()
+
     assert flat.is_meta
     assert all(p.grad is not None for p in generator.parameters())

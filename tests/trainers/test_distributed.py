@@ -87,8 +87,10 @@ def test_adapters_saved_under_fsdp2_load(launched, method):
     model = qpeft.load(copy.deepcopy(base), folder / method, is_trainable=True)
     found = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = load(folder, method)[0]
+
     assert found
     assert all(torch.equal(p, trained[f"found.{name}"]) for name, p in found.items())
+
     if method in (*GENERATED, "sora"):
         for way in ("directly", "by_save"):
             assert torch.equal(
@@ -111,5 +113,6 @@ def test_trainer_in_two_processes_equals_one_and_its_adapter_loads(launched, met
     check(ranks, expected)
     loaded = qpeft.load(processes.base(), folder / method, is_trainable=True)
     found = {name: p for name, p in loaded.named_parameters() if p.requires_grad}
+
     assert found
     assert all(torch.equal(p, ranks[0][name]) for name, p in found.items())

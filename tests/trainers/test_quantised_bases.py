@@ -63,14 +63,18 @@ def test_training_on_a_quantised_base(quantised, name, adapters, ids, tmp_path):
     base = quantised()
     start = adapters.logits(base, ids)
     model = VARIANTS[name].adapt(base)
+
     assert torch.equal(adapters.logits(model.train(), ids), start)
+
     before = model(input_ids=ids, labels=ids).loss.item()
     live = adapters.logits(adapters.train(model, ids, steps=8, lr=1e-3).train(), ids)
     assert model(input_ids=ids, labels=ids).loss.item() < before - 1e-3
+
     qpeft.save(model, tmp_path / "adapter")
     assert torch.equal(
         adapters.logits(qpeft.load(quantised(), tmp_path / "adapter").train(), ids), live
     )
+
     if name != "qaa":  # which stock PEFT has not
         qpeft.export(model, tmp_path / "exported")
         stock = PeftModel.from_pretrained(quantised(), str(tmp_path / "exported")).train()
@@ -82,11 +86,13 @@ def test_quantised_model_is_counted_as_its_config(quantised, saved, monkeypatch)
     model = quantised()
     config = LoraConfig(target_modules="all-linear", r=4, task_type="CAUSAL_LM")
     assert qpeft.plan(model, config) == qpeft.plan(saved, config)
+
     evidence = suggest.read_evidence()
     few = evidence._replace(
         designs=[design for design in evidence.designs if design.method == "lora"]
     )
     monkeypatch.setattr(suggest, "read_evidence", lambda: few)
+
     assert (
         qpeft.suggest(model, parameters=10**5).plan == qpeft.suggest(saved, parameters=10**5).plan
     )
@@ -133,8 +139,10 @@ def test_generator_stays_float32_under_sft_trainer(quantised, variant, tokenizer
         return losses, list(model.base_model.generators["default"].parameters())
 
     losses, unbroken = run("a")
+
     assert losses[-1] < losses[0]
     assert {p.dtype for p in unbroken} == {torch.float32}
     assert any((p.bfloat16().float() != p).any() for p in unbroken)
+
     _, resumed = run("b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     assert all(torch.equal(p, q) for p, q in zip(unbroken, resumed, strict=True))

@@ -41,9 +41,12 @@ def test_training_keeps_the_generator_in_float32(
     )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
     assert losses[-1] < losses[0]
+
     tuner = trainer.model.base_model
     assert {p.dtype for p in tuner.generators["default"].parameters()} == {torch.float32}
+
     layer = tuner.model.model.layers[0].self_attn.q_proj
     assert (
         layer.lora_A["default"].weight.dtype == torch.float32
@@ -67,6 +70,7 @@ def test_export_directly_after_training_in_bf16(tmp_path):
         ),
     )
     trainer.train()
+
     assert "forward" in trainer.model.__dict__  # wrapped by accelerate
     assert qpeft.export(trainer.model, tmp_path / "exported").max_logit_difference <= 1e-6
     assert "forward" in trainer.model.__dict__

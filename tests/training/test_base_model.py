@@ -92,6 +92,7 @@ def test_damaged_base_is_refused(save, kind, damage, name):
 
     load()
     damage(folder, name)
+
     with pytest.raises(
         InputError, match="copy or download it again" if damage is cut_off else name
     ):
@@ -120,7 +121,9 @@ def test_fingerprint_covers_the_files_that_are_loaded(save, tiny_model, name):
     before = fingerprint(folder)
     for other in ("README.md", ".cache"):
         (base / other).write_text("other files do not count")
+
     assert fingerprint(folder) == before
+
     (base / name).write_bytes((base / name).read_bytes() + b" ")
     assert fingerprint(folder) != before
 

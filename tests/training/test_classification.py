@@ -157,10 +157,8 @@ def test_score_equals_stock_transformers_on_single_examples(read, request, task,
         average = "binary" if len(task.labels) == 2 else "macro"
         metrics = score.metrics
         assert score.loss == pytest.approx(cross_entropy(logits, torch.tensor(labels)).item(), 1e-5)
-        assert (metrics["accuracy"], score.n_scored) == (
-            np.equal(labels, predictions).mean(),
-            len(labels),
-        )
+        assert metrics["accuracy"] == np.equal(labels, predictions).mean()
+        assert score.n_scored == len(labels)
         assert 0 <= metrics["accuracy_low"] < metrics["accuracy"] < metrics["accuracy_high"] <= 1
         assert metrics["mcc"] == matthews_corrcoef(labels, predictions)
         assert metrics["f1"] == f1_score(labels, predictions, average=average, zero_division=0)
@@ -171,9 +169,11 @@ def test_predictions_that_are_nan_or_equal(read):
     for parameter in task.model.parameters():
         parameter.data.fill_(torch.nan)
     assert task.score(task.model).metrics["accuracy"] == 0
+
     task = read(NUMBERS)
     torch.nn.init.zeros_(task.model.classifier.weight)
     score = task.score(task.model)
+
     assert score.metrics == {"pearson": None, "spearman": None}
     assert json.dumps(score.to_dict(), allow_nan=False)
 
@@ -231,7 +231,9 @@ def test_pairs_are_encoded_truncated_trained_and_loaded_as_by_stock_libraries(
         own = own if model == "tiny_bert" else {"input_ids": own["input_ids"]}
         with torch.no_grad():
             nats += cross_entropy(stock(**own).logits, torch.tensor([label])).item()
-    assert (result.after.loss, result.after.n_scored) == (pytest.approx(nats / 2, rel=1e-4), 2)
+
+    assert result.after.loss == pytest.approx(nats / 2, rel=1e-4)
+    assert result.after.n_scored == 2
 
 
 def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
@@ -245,6 +247,7 @@ def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
         task = TASK_CLASSES[TEXTS](
             settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y")
         )
+
     assert len(task.evaluation) == 2
 
 
@@ -271,6 +274,7 @@ def test_label_that_the_trainer_ignores_is_counted(settings, tmp_path):
     )
     task = TASK_CLASSES[NUMBERS](settings(NUMBERS, data=str(tmp_path / "low.jsonl")))
     labels = task.collate(task.train)["labels"]
+
     assert labels.ne(-100).all()
     assert labels.tolist() == pytest.approx([-100, 1])
 
@@ -287,9 +291,11 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
     result = train(asked)
     assert result.after.loss < 0.9 * result.before.loss
     assert RunFolder(result.out).read_result().after == result.after
+
     made = TASK_CLASSES[task](asked)
     pooler = 0 if task == IMAGES else 16 * 16 + 16  # a masked language model has none
     assert result.trainable_head == (16 + 1) * len(made.labels) + pooler
+
     if method == "head":
         assert result.trainable == result.deployed == result.trainable_head
     else:
@@ -304,10 +310,12 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
         loaded["stock"] = PeftModel.from_pretrained(base, result.exported)
         for folder in (result.exported, *([result.adapter] if method == "qpa" else [])):
             text = (folder / "README.md").read_text()
-            found = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
-            assert len(found) == (method in ("qpa", "quantum_peft"))  # the card of others is PEFT's
+            matches = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
+            assert len(matches) == (
+                method in ("qpa", "quantum_peft")
+            )  # the card of others is PEFT's
             monkeypatch.chdir(folder)
-            for lines in found:
+            for lines in matches:
                 exec(lines, made_by_card := {})
                 loaded[folder.name] = made_by_card["model"]
     for model in loaded.values():
@@ -324,8 +332,10 @@ def test_adapter_in_a_frame_file_has_its_classes_though_no_card(settings, read, 
     )
     chosen = {"frames": str(tmp_path / "own.safetensors"), "r": 1}
     result = train(settings(TEXTS, method="quantum_peft", method_settings=chosen, steps=2))
+
     assert read_record(result.adapter).labels == made.labels
     assert not (result.adapter / "README.md").exists()
+
     loaded = qpeft.load(made.load_base(), result.adapter, frames=chosen["frames"])
     assert made.score(loaded.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
 
@@ -354,11 +364,14 @@ def test_head_of_the_base_is_kept_for_its_classes_and_replaced_for_others(settin
     first = train(settings(IMAGES, "first", method="full", steps=2))
     own = weights(first.exported)["classifier.weight"]
     same = read(IMAGES, model=str(first.exported))
+
     assert torch.equal(same.model.classifier.weight, own)
     assert same.score(same.model).loss == pytest.approx(first.after.loss, rel=1e-6)
+
     renamed = bars(tmp_path / "other.parquet", 96, names=("x", "y", "z"))
     other = read(IMAGES, model=str(first.exported), data=str(renamed), eval_data=None)
-    assert (same.has_new_head, other.has_new_head) == (False, True)
+    assert same.has_new_head is False
+    assert other.has_new_head is True
     assert not torch.equal(other.model.classifier.weight, own)
 
 

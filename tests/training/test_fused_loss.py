@@ -56,6 +56,7 @@ def test_loss_and_gradients_are_those_of_the_model(adapter, make):
 
     with torch.no_grad():
         torch.testing.assert_close(total, model(input_ids=ids, labels=labels).loss)
+
     torch.testing.assert_close([parameter.grad for parameter in trained], expected)
     assert any(gradient.abs().max() > 0 for gradient in expected)
 
@@ -89,10 +90,13 @@ def test_run_has_the_losses_of_the_model(settings, monkeypatch):
         ),
     )
     train(fused)
+
     assert len(calls) == 8
+
     monkeypatch.setattr(module, "_WORTHWHILE", 1 << 60)
     train(plain)
     assert len(calls) == 8
+
     values = [
         [row[name] for row in losses(Path(of.out)) for name in ("loss", "eval_loss") if name in row]
         for of in (fused, plain)

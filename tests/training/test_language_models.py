@@ -90,6 +90,7 @@ def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
         logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         nats -= sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
         n += len(answer)
+
     assert model(**collate(blocks)).loss.item() == pytest.approx(
         nats / n, rel=1e-6
     )  # the library's loss is float32
@@ -128,15 +129,17 @@ def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_pat
         model=str(tiny_model), data=str(tmp_path / "rows.jsonl"), out="", seq_len=8, pad_rows=True
     )
     task = CausalLM(asked)
-    assert (len(task.train), len(task.evaluation)) == (19, 1)
+
+    assert len(task.train) == 19
+    assert len(task.evaluation) == 1
+
     model = task.load_base().eval()
     loss = model(**task.collate(task.train[:4])).loss.item()
     assert math.exp(loss) == pytest.approx(published_perplexity(tiny_model, texts, 8), rel=1e-5)
+
     score = task.score(model, task.train[:4])
-    assert (score.n_scored, score.metrics) == (
-        4 * 7,
-        {"padded_perplexity": pytest.approx(math.exp(loss), rel=1e-5)},
-    )
+    assert score.n_scored == 4 * 7
+    assert score.metrics == {"padded_perplexity": pytest.approx(math.exp(loss), rel=1e-5)}
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 3])
@@ -148,10 +151,13 @@ def test_smoothed_loss_is_that_of_the_trainer(tokenizer, tiny_model, virtual_tok
     theirs = LabelSmoother(0.1)(outputs, labels, shift_labels=True)
     outputs.logits = torch.cat([torch.randn(2, virtual_tokens, 300), outputs.logits], dim=1)
     ours = mean_nats(outputs, labels, label_smoothing=0.1, of_tokens=True)
+
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
     outputs = SequenceClassifierOutput(logits=torch.randn(5, 3))
     labels = torch.tensor([0, 2, 1, 1, 0])
     theirs = LabelSmoother(0.2)(outputs, labels)
+
     assert mean_nats(outputs, labels, label_smoothing=0.2).item() == pytest.approx(
         theirs.item(), rel=1e-5
     )
@@ -171,6 +177,7 @@ def test_loss_is_a_mean_over_the_whole_step(loss, expected):
         loss(SimpleNamespace(logits=logits[i : i + 2]), labels[i : i + 2], torch.tensor(6))
         for i in (0, 2, 4)
     ]
+
     assert whole.item() == pytest.approx(expected(logits, labels).item(), rel=1e-6)
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
 
@@ -229,7 +236,9 @@ def test_texts_do_not_depend_on_the_batch_size(embedded, adapter):
         assert one == three == all_at_once
         found.append(one)
     greedy, beams = found
+
     assert greedy != beams
+
     for prompt, text in zip(
         PROMPTS, greedy if adapter != "prefix" else [], strict=adapter != "prefix"
     ):
@@ -246,6 +255,7 @@ def test_generation_stops_at_every_end_token(embedded, of):
     else:  # as in a chat model, where a turn ends with another token
         base.generation_config.eos_token_id = [tokenizer.eos_token_id, third]
     cut = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(6))[0]
+
     assert free.startswith(cut)
     assert 0 < len(cut) < len(free)
 
@@ -264,6 +274,7 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
         ].tolist()
         for n in (0, 2)
     )
+
     assert len(set(itertools.pairwise(free))) < len(free) - 1
     assert len(set(itertools.pairwise(once))) == len(once) - 1 > 1
     assert once[:2] == free[:2] != [0, 0]
@@ -287,6 +298,8 @@ def test_texts_from_a_prefix_are_refused_where_peft_loses_it(monkeypatch, is_gen
     monkeypatch.setattr(transformers, "__version__", "5.23.0")
     refuse_lost_prefix(model)
     monkeypatch.setattr(transformers, "__version__", "5.24.0")
+
     with pytest.raises(ConfigError, match=r"transformers 5\.24\.0 PEFT's `generate` ignores"):
         refuse_lost_prefix(model)
+
     refuse_lost_prefix(get_peft_model(llama(), LoraConfig(target_modules=["q_proj"])))

@@ -87,6 +87,7 @@ def test_many_shots_give_the_exact_outputs_and_few_do_not(adapted, ids):
         for logits in found.values():
             assert_close(logits, exact, atol=tolerance, rtol=0)
     few, again = (scored(model, ids, shots=20)[1]["measured"] for _ in range(2))
+
     assert (few - exact).abs().max() > 5e-3
     assert torch.equal(few, again)  # counts depend on the seed
     assert torch.equal(model(input_ids=ids).logits, exact)  # nothing is left in the model
@@ -104,7 +105,9 @@ def test_cua_has_the_check_values_of_noise_and_counts():
         model, score, [BackendSettings(noise=0.119), BackendSettings(shots=8192)]
     )
     expected = torch.tensor([1.200433, 1.333292, 1.026517, 5.072234], dtype=torch.float64)
+
     assert_close(noisy, expected, atol=1e-6, rtol=0)
+
     counts = 8192 * counted.square() / x.square().sum()
     assert counts.round().tolist() == [151, 276, 60, 7705]
 
@@ -117,6 +120,7 @@ def test_noise_shrinks_the_features_of_qaa_and_zero_inputs_have_none(llama):
     x[0] = 0
     score = lambda: features(x, layer.qpeft_adapter["default"].measure)  # noqa: E731
     _, [(_, found)] = measured_scores(layer, score, [BackendSettings(noise=0.3)])
+
     assert_close(found, 0.7 * features(x), atol=1e-5, rtol=0)
 
 
@@ -124,6 +128,7 @@ def test_budget_is_checked_after_the_forecast_and_before_any_shot(llama, ids):
     model = get_peft_model(llama, QAA())
     seen = []
     scored(model, ids, shots=100, shot_budget=100 * 108)
+
     with pytest.raises(ConfigError, match="10,800 more shots"):
         scored(model, ids, seen, shots=100, shot_budget=100 * 108 - 1)
     assert seen == [
@@ -147,13 +152,16 @@ def test_points_share_a_forecast_and_a_budget_and_have_counts_of_their_own(
     run = partial(
         sweep, model, ids, [{"shots": 64}, {"shots": 4096}], folder=tmp_path / "all", **settings
     )
+
     with pytest.raises(ConfigError, match="898,560 more shots"):
         run(seen := [], shot_budget=216 * 4160 - 1)
     assert seen[0] == "score"
     assert [costs["shots"] for costs in seen[1:]] == [216 * 64, 216 * 4096]
     assert not device.jobs
+
     exact, ((_, few), (_, many)) = run(shot_budget=216 * 4160)
     assert 0 < (many - exact).abs().mean() < (few - exact).abs().mean() / 4
+
     for shots, logits in ((64, few), (4096, many)):
         alone = scored(model, ids, shots=shots, folder=tmp_path / "alone", **settings)[1][
             "measured"
@@ -220,7 +228,9 @@ def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign)
     a[0, 0] = torch.eye(2**n_qubits)[-1]
     ansatz = circuit_on_inputs(2**n_qubits, None)
     angles = angles_on_inputs(a.numpy(), None, q.numpy())
+
     assert ansatz.n_angles == 2**n_qubits - 1 + 2**n_qubits * (2**n_qubits - 1) // 2
+
     found = exact_probabilities(ansatz, torch.from_numpy(angles).flatten(0, 1)).view(a.shape)
     assert_close(
         found,
@@ -263,7 +273,10 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     expected = scored(
         model, torch.cat([ids] * 3), folder=tmp_path / "whole", shots=100, backend=whole
     )[1]
-    assert (whole.jobs, whole.circuits) == (4, 648)
+
+    assert whole.jobs == 4
+    assert whole.circuits == 648
+
     first = Flaky(fails=3)
     with pytest.raises(BackendError, match="queue is down"):
         run(backend=first, shot_budget=64_800)
@@ -272,13 +285,18 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     ):  # sent, 256 + 68 + 256
         run(backend=(second := Flaky()), shot_budget=64_800)
     assert not second.jobs
+
     costs, found = run(backend=second, shot_budget=90_400)
-    assert (costs["circuits"], costs["jobs"], costs["answered_before"]) == (648, 4, first.circuits)
+    assert costs["circuits"] == 648
+    assert costs["jobs"] == 4
+    assert costs["answered_before"] == first.circuits
     assert first.circuits + second.circuits == 648
     assert torch.equal(found["measured"], expected["measured"])
+
     again = Flaky(fails=1)
     assert torch.equal(run(backend=again, shot_budget=1)[1]["measured"], expected["measured"])
     assert not again.jobs
+
     (tmp_path / "100 0.0" / "1.safetensors").write_bytes(
         b"cut off"
     )  # its 68 circuits are sent again

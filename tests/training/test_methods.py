@@ -46,7 +46,9 @@ def test_methods_declare_config_defaults_and_every_seed(key):
         assert method.config is None
         return
     names = {f.name for f in fields(method.config_class)}
+
     assert set(method.defaults) <= names
+
     for name in ("tuner", "generator", "options", "callback"):
         assert imported(getattr(method, name)) is None or callable(imported(getattr(method, name)))
     # a method of PEFT whose config has another seed needs `seed_field` in its record
@@ -100,9 +102,11 @@ def test_projections_are_drawn_from_the_seed_of_the_run_or_a_given_one(tiny_mode
     more = SIZES.get(method, OVER_VERA)
     field = SEED_FIELDS.get(method, "projection_prng_key")
     first, again, other = (build(tiny_model, method, seed=seed, **more) for seed in (5, 5, 2))
+
     assert all(are_equal(first, again))
     # PEFT's seed of a module of TinyLoRA is `projection_seed` plus the index of the module
     assert not any(torch.equal(a, b) for a in projections(first) for b in projections(other))
+
     given, same = (build(tiny_model, method, seed=seed, **more, **{field: 5}) for seed in (1, 2))
     assert all(are_equal(given, same))
     assert all(are_equal(given, first)) == (method != "tiny_lora")
@@ -123,8 +127,10 @@ def test_the_most_frequent_tokens_are_trained_unless_indices_are_given(llama):
             settings_of("trainable_tokens", **given), copy.deepcopy(llama), batches=lambda: batches
         )
         assert model.peft_config["default"].token_indices == chosen
+
     with pytest.raises(ConfigError, match="n_tokens=5"):
         build_adapter(settings_of("trainable_tokens", n_tokens=5), llama, batches=lambda: batches)
+
     for value in (0, "two"):
         with pytest.raises(ConfigError, match="n_tokens"):
             TokensConfig(n_tokens=value)
@@ -159,5 +165,7 @@ def test_gates_of_sora_have_no_weight_decay(sora):
 def test_run_of_sora_without_remaining_ranks_has_no_export(sora):
     with pytest.warns(UserWarning, match="every gate of SoRA is zero"):
         result = train(sora(shrink_budget=10.0))
-    assert (result.deployed, result.exported_bytes, result.exported.exists()) == (0, 0, False)
+    assert result.deployed == 0
+    assert result.exported_bytes == 0
+    assert result.exported.exists() is False
     assert result.after.loss == result.before.loss

@@ -26,6 +26,7 @@ def test_simulated_shots_are_drawn_on_the_cpu(circuit):
         measured = _Simulated(point, np.random.default_rng(0))
         answer = measured(a.to(DEVICE), circuit, values.to(DEVICE))
         assert answer.device == DEVICE
+
     assert torch.equal(answer, expected)
 
 
@@ -51,4 +52,5 @@ def test_scores_are_summed_on_the_cpu(is_regression):
     with pretended_device():
         move(model)
         on_device = evaluate_examples(model, examples, collate, is_regression=is_regression)
+
     assert on_device.loss == pytest.approx(expected.loss)

@@ -141,7 +141,9 @@ def and_lost_files(again, monkeypatch):
     """
     after_step(5)(again, monkeypatch)
     checkpoints = again.out / "checkpoints"
+
     assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+
     (checkpoints / "checkpoint-4" / "rng_state.pth").unlink()
     with (again.out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')
@@ -193,10 +195,13 @@ def test_stopped_run_resumes_to_the_same_bits(run, settings, finished, monkeypat
 
     again.out = Path(settings().out)
     CRASHES[crash](again, monkeypatch)
+
     assert not (again.out / "result.json").exists()
+
     resumed = again()
     assert_same_result(resumed.out, unbroken.out)
-    assert (resumed.before, resumed.after) == (unbroken.before, unbroken.after)
+    assert resumed.before == unbroken.before
+    assert resumed.after == unbroken.after
 
 
 # -- files of a user
@@ -255,6 +260,7 @@ def test_file_of_a_user_may_be_moved_but_neither_missing_nor_changed(with_file, 
     train_fails(CheckpointError, f"{kind} was", asked(moved, "killed"))
     moved.write_bytes(content)
     ansatz._families.pop("ring_of_run", None)  # as in a new process
+
     assert_same_result(train(asked(moved, "killed")).out, unbroken.out)
 
 
@@ -270,6 +276,7 @@ def test_finished_run_of_a_changed_method_is_refused(settings, tmp_path, monkeyp
 
     # another spelling of the path is the same file
     assert [again(path).already_finished for path in (file, file.name)] == [False, True]
+
     file.write_text(code + "\n")
     with pytest.raises(CheckpointError, match="method was"):
         again(file)
@@ -287,6 +294,7 @@ def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_mo
     progress = Recorder()
     moved = {"model": str(base), "data": os.path.relpath(copy), "report_to": ["tensorboard"]}
     result = train(settings("moved", **moved), progress)
+
     assert ("start", 7, 2) in progress.events
     assert list(result.out.rglob("events.out.tfevents.*"))
     assert_same_result(result.out, unbroken.out)
@@ -389,11 +397,14 @@ def test_run_counts_its_circuits_and_scores_the_exported_adapter(on_backend):
     progress = Recorder()
     result = train(on_backend(), progress)
     used = result.circuits
+
     assert used["circuits"] == STEPS * N_CIRCUITS
     assert used["shots"] == STEPS * N_CIRCUITS * 512
+
     jobs = read_rows(result.out / "jobs.jsonl")
     assert sum(job["circuits"] for job in jobs if job["event"] == "answered") == used["circuits"]
     assert sum(str(event).startswith("circuits on exact") for event in progress.events) == 1
+
     exact = train(on_backend("exact", {}))
     assert exact.circuits is None
     assert exact.before.loss == result.before.loss  # scored without shots
@@ -418,6 +429,7 @@ def test_device_outage_keeps_completed_steps(on_backend, device):
     resumed = Recorder()
     result = train(chosen, resumed)
     started = next(event for event in resumed.events if event[0] == "start")
+
     assert started[2] in (3, 4)  # on hardware every step is saved
     assert_same_result(result.out, plain.out)
 
@@ -427,13 +439,16 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
     needed = 512 * (STEPS * N_CIRCUITS)
     little = {"shots": 512, "shot_budget": needed - 1}
     train_fails(ConfigError, "shot budget", on_backend(backend_settings=little))
+
     assert not Path(on_backend().out).exists()
+
     tight = {"shots": 512, "shot_budget": needed}
     train_fails(Killed, None, on_backend(backend_settings=tight), kill_at(5))
     train_fails(
         ConfigError, "shot budget", on_backend(backend_settings=tight)
     )  # the lost step is not in it
     result = train(on_backend(backend_settings={"shots": 512, "shot_budget": 2 * needed}))
+
     assert_same_result(result.out, train(on_backend("whole")).out)
 
 

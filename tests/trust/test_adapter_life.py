@@ -35,6 +35,7 @@ def test_u1_training_continues_after_a_grouped_convolution_was_not_merged(make):
         with pytest.raises(NotImplementedError):
             model.merge_and_unload()
         model(torch.randn(2, 4, 5)).square().sum().backward()
+
     assert all(p.grad is not None for p in trained(model))
 
 
@@ -51,6 +52,7 @@ def test_u1_training_continues_after_nan_was_not_merged(llama, ids, adapters, na
     layer.weight.data[0, 0] = value
     before = adapters.logits(model, ids)
     adapters.train(model, ids, steps=1)
+
     assert all(p.grad is not None for p in trained(model))
     assert not torch.equal(adapters.logits(model, ids), before)
 
@@ -88,7 +90,9 @@ def test_u2_only_the_chosen_layers_are_adapted_and_counted(bert, method, targets
     every = get_peft_model(copy.deepcopy(bert), config()).targeted_module_names
     model = get_peft_model(copy.deepcopy(bert), config(layers_to_transform=[1]))
     chosen = model.targeted_module_names
+
     assert chosen == [name for name in every if ".layer.1." in name]
+
     plan = qpeft.plan(bert, config(layers_to_transform=[1]))
     assert plan.target_modules == chosen
     assert plan.trainable == sum(p.numel() for p in trained(model))
@@ -161,15 +165,18 @@ def test_u4_factor_that_is_too_narrow_for_lie_names_its_module(lie_rank):
         r=lie_rank, family="lie", lie_rank=lie_rank, target_modules=["0", "1"]
     )
     name, width = ("1", 1) if lie_rank == 1 else ("0", 16)
+
     with pytest.raises(ConfigError, match=rf"one of {name} has width {width}.*exclude the module"):
         get_peft_model(base, config)
 
 
 @pytest.mark.parametrize("name", [*GENERATED, "quic, 1"])
 def test_u5_unknown_target_of_a_second_adapter_suggests_modules_of_the_base(llama, name):
-    variant, wrong = VARIANTS[name], {"target_modules": ["qproj"]}
+    variant = VARIANTS[name]
+    wrong = {"target_modules": ["qproj"]}
     with pytest.raises(ConfigError, match="did you mean 'q_proj'") as of_first:
         variant.adapt(copy.deepcopy(llama), **wrong)
+
     model = variant.adapt(llama, modules_to_save=["norm"])
     with pytest.raises(ConfigError) as of_second:
         model.add_adapter("other", variant.make_config(**wrong))

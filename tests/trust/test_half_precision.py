@@ -32,7 +32,8 @@ def half(llama, request):
     name, _, dtype = request.param.partition(" in ")
     changes = {}
     if name == VALUES:
-        name, changes = "cua", BEHIND_VALUES
+        name = "cua"
+        changes = BEHIND_VALUES
     return move(VARIANTS[name].adapt(llama.to(getattr(torch, dtype or "bfloat16")), **changes))
 
 
@@ -41,13 +42,15 @@ def half(llama, request):
 def test_h_rounding_of_a_merge_is_said_with_its_size(half, ids, adapters, merge):
     adapters.logits(half, ids)
     layer = half.get_base_model().model.layers[0].self_attn.q_proj
-    weight, inputs = layer.base_layer.weight.float(), torch.randn(500, 16)
+    weight = layer.base_layer.weight.float()
+    inputs = torch.randn(500, 16)
     exact = output_in_float32(layer, inputs)
     with pytest.warns(QpeftWarning, match=ROUNDING) as warned:
         getattr(half, merge)()
     merged = inputs @ layer.base_layer.weight.float().T
     expected = (merged - exact).norm() / (exact - inputs @ weight.T).norm()
     (said,) = [re.search(ROUNDING, str(w.message))[1] for w in warned if w.category is QpeftWarning]
+
     assert 0.005 < float(said) == pytest.approx(100 * expected.item(), rel=0.5)
 
 
@@ -68,12 +71,15 @@ def test_h_export_from_a_half_base_is_compared_in_float32(half, tmp_path):
     """The report also has what a later merge into this base would lose, as the merge says it."""
     report = qpeft.export(half, tmp_path)
     assert report.max_layer_difference <= 1e-5
+
     stock = PeftModel.from_pretrained(half.unload(), tmp_path)
     layer = next(m for m in stock.modules() if isinstance(m, BaseTunerLayer))
     inputs = inputs_of(layer)
-    plain, exact = output_in_float32(layer.base_layer, inputs), output_in_float32(layer, inputs)
+    plain = output_in_float32(layer.base_layer, inputs)
+    exact = output_in_float32(layer, inputs)
     stock.merge_adapter()
     change = output_in_float32(layer.base_layer, inputs) - exact
+
     assert report.lost_by_merging == pytest.approx((change.norm() / (exact - plain).norm()).item())
 
 
@@ -87,5 +93,6 @@ def test_h_error_below_the_rounding_of_logits_is_refused(half, tmp_path, monkeyp
         _write(stock, *others)
 
     monkeypatch.setattr(export, "_write", write)
+
     with pytest.raises(VerificationError, match=r"layers\.1\.self_attn\.o_proj .* in float32"):
         qpeft.export(half, tmp_path / "half")

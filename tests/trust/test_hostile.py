@@ -32,7 +32,8 @@ SMALL = {**LM, "hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "r": 2}
 def world(tmp_path_factory, adapters):
     """A base, the folder of an adapter on it, the logits of the adapter, and their ids."""
     torch.manual_seed(0)
-    base, ids = tiny_models.gpt2(n_layer=1), torch.randint(50, (3, 5))
+    base = tiny_models.gpt2(n_layer=1)
+    ids = torch.randint(50, (3, 5))
     folder = tmp_path_factory.mktemp("world") / "adapter"
     model = move(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**SMALL)))
     qpeft.save(model, folder)
@@ -115,8 +116,10 @@ def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
     folder = request.getfixturevalue(kind)
     config = read_json(folder / "adapter_config.json")
     edit_config(folder, **changes if kind == "compact" else {"host": config["host"] | changes})
+
     with pytest.raises(CheckpointError, match=rf"{folder}.*adapter was saved with"):
         load(world, folder)
+
     edit_config(folder, saved_scale=None)  # intended, or of an earlier release
     load(world, folder)
 
@@ -139,8 +142,8 @@ def test_invocation_tokens_of_a_host_that_were_edited_are_refused_n(world, attac
 
 def test_base_of_an_export_can_be_renamed_n(world, exported, adapters):
     edit_config(exported, base_model_name_or_path="moved/base", inference_mode=False)
-    found = adapters.logits(load(world, exported), world[3])
-    torch.testing.assert_close(found, world[2], atol=1e-6, rtol=1e-6)
+    logits = adapters.logits(load(world, exported), world[3])
+    torch.testing.assert_close(logits, world[2], atol=1e-6, rtol=1e-6)
 
 
 @pytest.fixture
@@ -206,6 +209,7 @@ def test_pattern_is_matched_once_for_a_load(world, tmp_path, monkeypatch):
     )
     _match.cache_clear()
     load(world, tmp_path)
+
     assert len(processes) == 1
 
 
@@ -261,9 +265,12 @@ def test_every_refusal_of_load_names_the_file_m(world, request, kind):
                 },
             )
             refused()
+
     assert len(refusals) > 30
+
     files = [f"{folder}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")]
     assert [text for text in refusals if not any(file in text for file in files)] == []
+
     of_weights = [text for text in refusals if "contains NaN" in text]
     assert [text for text in of_weights if "adapter_model.safetensors" not in text] == []
 
@@ -319,6 +326,7 @@ def test_kill_at_any_step_of_a_replacement_leaves_the_old_or_the_new_folder_f(tm
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     outcomes = json.loads(done.stdout)
     kills = [found for code, found, _ in outcomes if code == 9]
+
     assert len(kills) > 20
     assert {*kills} == {"old", "new"}
     assert kills == sorted(kills, reverse=True)  # the old one up to some step, then the new one
@@ -338,5 +346,6 @@ def test_live_process_keeps_its_unfinished_folder_f(tmp_path):
         with replace_folder(folder) as inner:
             (inner / "weights").write_text("mine")
         subprocess.run([sys.executable, "-c", code, target], check=True)
+
     assert (target / "weights").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [target]

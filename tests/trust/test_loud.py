@@ -93,6 +93,7 @@ def test_text_on_a_terminal_of_another_encoding_is_escaped(monkeypatch):
     )
     main()
     sys.stdout.flush()
+
     assert shown.getvalue().strip() == b"a bird \\u2665"
 
 
@@ -144,7 +145,9 @@ def test_pickled_model_trains_like_the_original(adapted, ids, adapters, is_stepp
     torch.save(adapted, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
+
     assert torch.equal(adapters.logits(loaded, ids), adapters.logits(adapted, ids))
+
     trained = [adapters.logits(adapters.train(m, ids), ids) for m in (adapted, loaded)]
     assert torch.equal(*trained)
 
@@ -154,8 +157,10 @@ def test_state_that_peft_gives_of_an_adapter_is_taken_back(adapted, ids, adapter
     state = {key: t.clone() for key, t in get_peft_model_state_dict(adapted).items()}
     before = adapters.logits(adapted, ids)
     assert state
+
     move(adapted, seed=2)
     assert not torch.equal(adapters.logits(adapted, ids), before)
+
     set_peft_model_state_dict(adapted, state)
     assert_close(adapters.logits(adapted, ids), before, atol=0, rtol=0)
 
@@ -180,7 +185,9 @@ def test_weights_that_trl_sends_to_an_engine_are_those_of_the_merged_base(adapte
     sender._dist = SimpleNamespace(gather_params=lambda _: torch.no_grad(), is_fsdp=False)
     sent = {name: value.clone() for name, value in sender._iter_named_params()}
     merged = dict(copy.deepcopy(adapted).merge_and_unload().named_parameters())
+
     assert sent.keys() == merged.keys()
+
     for name, value in sent.items():
         assert_close(value, merged[name].data)
 
@@ -218,6 +225,7 @@ def test_states_of_several_models_are_averaged(llama, ids, adapters, tmp_path, n
         assert_close(parameter, mean)
     qpeft.save(models[1], tmp_path)  # with its fingerprint
     loaded = qpeft.load(copy.deepcopy(models[0]).unload(), tmp_path)
+
     assert_close(adapters.logits(loaded, ids), adapters.logits(models[2], ids))
 
 

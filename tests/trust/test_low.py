@@ -127,7 +127,9 @@ def test_rows_of_a_resumed_run_have_their_keys_in_the_same_order(train, tmp_path
     path.write_text("".join(f"{row}\n" for row in before[:-1]))  # the last is to be written again
     train("--method lora --save-every 2")
     after = path.read_text().splitlines()
+
     assert after[0] == before[0]  # with its time: the run did not start again
+
     keys, keys_before = ([[*json.loads(row)] for row in rows] for rows in (after, before))
     assert keys == keys_before
 
@@ -153,6 +155,7 @@ def test_process_that_imports_ends_with_its_runner():
     """It keeps the pipe open as long as it lives: a minute before, 600 seconds without the watch."""
     runner = subprocess.Popen([sys.executable, "-c", PRELOAD], stdout=subprocess.PIPE)
     assert runner.stdout is not None
+
     with runner.stdout as pipe:
         assert pipe.readline() == b"\n"
         runner.kill()

@@ -31,6 +31,7 @@ def test_d_deleted_model_is_freed(llama, ids, adapters, variant):
     adapters.logits(model, ids)
     modules = [weakref.ref(module) for module in model.modules()]
     del model
+
     assert_freed(modules)
     assert loss.requires_grad
 
@@ -44,6 +45,7 @@ def test_d_deleted_adapter_is_freed(llama, ids, adapters, variant):
     own = [weakref.ref(p) for name, p in model.named_parameters() if ".other" in name]
     model.set_adapter("default")
     model.delete_adapter("other")
+
     assert_freed(own)
 
 

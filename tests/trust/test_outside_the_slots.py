@@ -23,7 +23,8 @@ from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.generator_holder import holder_of
 from qpeft.errors import CheckpointError, ConfigError, VerificationError
 
-VOCABULARY, RESIZED = 50, 57
+VOCABULARY = 50
+RESIZED = 57
 NEW = [52, 55]  # tokens that only a resized base has
 LINEAR = ["q_proj", "v_proj"]
 WAYS = {
@@ -200,7 +201,9 @@ def test_b_run_of_a_resized_base_resumes(make, ids, adapters, tmp_path, method, 
     whole.train()
     live = adapters.logits(whole.model.eval(), ids)
     loaded = PeftModel.from_pretrained(make(is_tied, True), tmp_path / "checkpoint-2")
+
     assert torch.equal(adapters.logits(loaded.eval(), ids), live)
+
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert torch.equal(adapters.logits(resumed.model.eval(), ids), live)
@@ -243,10 +246,13 @@ def test_tied_head_follows_the_embedding_with_the_gradient_of_stock_peft(
     for one in (model, stock):
         one.zero_grad()
         one(input_ids=ids, labels=ids).loss.backward()
-    embedding, head = stock.get_input_embeddings(), stock.get_output_embeddings()
+    embedding = stock.get_input_embeddings()
+    head = stock.get_output_embeddings()
     followed = embedding.lora_embedding_A["default"]
+
     assert torch.equal(head.lora_B["default"].weight, followed.t())
     assert followed.abs().max() > 0
+
     followed.grad += head.lora_B["default"].weight.grad.t()
     embedding.lora_embedding_B["default"].grad += head.lora_A["default"].weight.grad.t()
     generator = model.base_model.generators["default"]
@@ -276,6 +282,7 @@ def test_tied_embeddings_are_saved_once_and_left_alone(make, ids, adapters, tmp_
         saved = load_file(tmp_path / name / "adapter_model.safetensors")
         with_rows = [key for key, tensor in saved.items() if RESIZED in tensor.shape]
         assert with_rows == ["base_model.model.model.embed_tokens.weight"]
+
     assert model.get_input_embeddings().weight._version == version
 
 
@@ -329,6 +336,7 @@ def test_head_whose_gates_are_zero_keeps_its_rows_in_an_export(make, ids, adapte
     live = adapters.logits(model.eval(), ids)
     qpeft.export(model, tmp_path)
     loaded = PeftModel.from_pretrained(make(False, True), tmp_path)
+
     torch.testing.assert_close(adapters.logits(loaded.eval(), ids), live)
 
 
@@ -338,5 +346,6 @@ def test_pool_refuses_an_adapter_of_other_rows(make, ids, adapters, tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     pool = qpeft.AdapterPool(make(True, True), tmp_path)
     pool.activate("c")
+
     with pytest.raises(CheckpointError, match=r"other values in .*embed_tokens"):
         pool.activate("b")

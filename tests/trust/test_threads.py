@@ -49,6 +49,7 @@ def test_t_training_is_not_changed_by_evaluations_in_another_thread(
     adapters.train(alone, ids, steps=5)
     for mine, expected in zip(watched.parameters(), alone.parameters(), strict=True):
         assert torch.equal(mine, expected)
+
     assert torch.equal(adapters.logits(watched, ids), adapters.logits(alone, ids))
 
 
@@ -70,7 +71,8 @@ class Slow(nn.Module):
 
 def test_t_slow_evaluation_does_not_replace_a_later_one():
     """What QPA did: an evaluation that began before a step placed its values behind it."""
-    generator, host = Slow(), nn.Linear(2, 1, bias=False)
+    generator = Slow()
+    host = nn.Linear(2, 1, bias=False)
     binding = Binding(generator, [Slot(host, "weight", "", torch.Size([1, 2]), torch.float32)])
     with torch.no_grad():
         generator.angles.add_(0.25)
@@ -82,4 +84,5 @@ def test_t_slow_evaluation_does_not_replace_a_later_one():
     binding.refresh()
     generator.may_end.set()
     other.join()
+
     assert torch.equal(host.weight[0], generator.angles.sin())

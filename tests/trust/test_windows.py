@@ -61,34 +61,40 @@ ACTIONS = {
 @pytest.mark.parametrize("last_waits", [False, True])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, action, last_waits):
-    model, expected = make(), make()
+    model = make()
+    expected = make()
     for index, row in enumerate(ids.split(1)):
         set_sync(index == len(ids) - 1 and not last_waits)
         loss(model, row).backward()
         ACTIONS[action](model)
         set_sync(True)
         loss(expected, row).backward()
+
     assert_gradients(model, expected)
 
 
 def test_hooks_of_parameters_run_once_for_each_micro_batch(make, ids, set_sync):
-    model, expected = make(), make()
+    model = make()
+    expected = make()
     for parameter, other in zip(trained(model), trained(expected), strict=True):
         parameter.register_hook(lambda gradient: gradient + 1)
         other.grad = torch.ones_like(other)
     loss(expected, ids).backward()
     set_sync(False)
     loss(model, ids).backward()
+
     assert_gradients(model, expected)
 
 
 def test_returned_gradients_are_right_and_add_nothing(make, ids, set_sync):
     """`torch.autograd.grad` inside of a window."""
-    model, expected = make(), make()
+    model = make()
+    expected = make()
     loss(expected, ids).backward()
     set_sync(False)
     loss(model, ids).backward()
     returned = torch.autograd.grad(loss(model, ids), trained(model))
+
     torch.testing.assert_close(returned, tuple(p.grad for p in trained(expected)))
     assert_gradients(model, expected)
 

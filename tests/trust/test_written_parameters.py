@@ -43,7 +43,9 @@ def assert_sees_its_parameters(model, make, batch):
     for each in (model, expected):
         each.zero_grad()
     losses = [each(**batch).loss for each in (model, expected)]
+
     assert torch.equal(*losses)
+
     for parameter in trained(model):
         parameter.data *= 2  # as an average that is swapped out before the backward pass
     for loss in losses:
@@ -73,6 +75,7 @@ def test_a1_reference_adapter_has_the_copied_values(make, batch):
         model.set_adapter("default")
         assert torch.equal(of_reference, model(**batch).logits)
         expected = make()(**batch, output_hidden_states=True)
+
     assert torch.equal(of_reference, expected.logits)
     assert torch.equal(below_the_head, expected.hidden_states[-1])
 
@@ -86,18 +89,23 @@ def test_a2_averages_are_evaluated_while_they_are_swapped_in(
     for _ in range(3):
         adapters.train(model, batch, steps=1, lr=1e-2)
         averaged.update_parameters(model)
+
     assert_sees_its_parameters(averaged.module, make, batch)
+
     qpeft.save(averaged.module, tmp_path)
     saved = qpeft.load(copy.deepcopy(llama).to(DEVICE), tmp_path)
     assert torch.equal(adapters.logits(saved, batch), adapters.logits(averaged.module, batch))
+
     live = adapters.logits(model, batch)
     kept = [p.data.clone() for p in trained(model)]
     for parameter, average in zip(trained(model), trained(averaged.module), strict=True):
         parameter.data.copy_(average)
     merged = adapters.logits(copy.deepcopy(model).merge_and_unload(), batch)
+
     assert_sees_its_parameters(model, make, batch)
     torch.testing.assert_close(merged, adapters.logits(model, batch), atol=1e-4, rtol=1e-4)
     assert not torch.equal(merged, live)
+
     for parameter, value in zip(trained(model), kept, strict=True):
         parameter.data = value
     assert torch.equal(adapters.logits(model, batch), live)
@@ -118,11 +126,13 @@ def test_a2_averages_of_buffers_are_the_same_buffers(llama, batch, adapters, nam
         for average in averages:
             average.update_parameters(model)
     expected, found = (adapters.logits(average, batch) for average in averages)
+
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
 
 
 def test_a2_hand_written_steps_equal_those_that_pytorch_records(make, batch):
-    model, recorded = make(), make()
+    model = make()
+    recorded = make()
     losses = []
     for _ in range(5):
         for each in (model, recorded):
@@ -135,6 +145,7 @@ def test_a2_hand_written_steps_equal_those_that_pytorch_records(make, batch):
         with torch.no_grad():
             for parameter in trained(recorded):
                 parameter -= 0.05 * parameter.grad
+
     assert losses[::2] == losses[1::2]
     assert len(set(losses)) == 5
 
@@ -156,7 +167,9 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     """A comparison waits for all queued work of an accelerator. Parts of the base have no hooks."""
     model = adapters.train(make(), batch, steps=1)
     parts = set(model.get_base_model().modules()) - {model.get_base_model()}
+
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in parts)
+
     if checkpoints:
         model.train().gradient_checkpointing_enable({"use_reentrant": False})
     generators = model.base_model.generators
@@ -164,6 +177,7 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
     generators["default"].register_forward_hook(lambda *_: evaluated.append(1))
     monkeypatch.setattr(torch, "equal", None)
     adapters.train(model, batch, steps=3)
+
     assert len(evaluated) == 3
 
 
@@ -171,7 +185,8 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
 @pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.1.self_attn.q_proj"])
 def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, before):
     """Without a call of the model before, between, or behind the writes; a second one is not alone."""
-    model, expected = make(), make()
+    model = make()
+    expected = make()
     inputs = batch["input_ids"] if part == "model" else torch.randn(2, 5, 16)
     if part == "model.layers.1":
         positions = torch.arange(5)[None].to(DEVICE)
@@ -216,6 +231,7 @@ def test_write_into_a_generated_tensor_is_refused(make, batch, adapters, write):
     model = make()
     before = adapters.logits(model, batch)
     slot = holder_of(model).bindings["default"].slots[0]
+
     with pytest.raises(ConfigError):  # noqa: PT012
         WRITES[write](slot.owner, slot.name)
         model(**batch)
@@ -237,4 +253,5 @@ def test_generation_sees_what_was_written_in_its_encoder_as_well(name, ids):
         ).scores[0]
         for _ in range(2)
     ]
+
     assert torch.equal(*scores)

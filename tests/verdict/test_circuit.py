@@ -39,11 +39,14 @@ def file(tmp_path):
 def test_qnode_becomes_a_file_that_every_process_can_run(file, tmp_path):
     pytest.importorskip("pennylane")
     chosen = circuit_of(f"{file}:circuit", (2, 3), tmp_path / "out")
-    assert (chosen.label, chosen.fixed.n_qubits) == ("circuit", 3)
+    assert chosen.label == "circuit"
+    assert chosen.fixed.n_qubits == 3
+
     execute(chosen.ansatz, "ansatz")
     angles = torch.rand(2, 3, dtype=torch.float64)
     own = exact_probabilities(Ansatz(chosen.ansatz.rpartition(":")[2], 3, 1), angles)
     reference = execute(f"{file}:circuit", "circuit").circuit(angles)
+
     assert torch.allclose(own, reference, atol=1e-12)
 
 
@@ -51,7 +54,9 @@ def test_openqasm_and_names(tmp_path):
     pytest.importorskip("qiskit")
     ansatz = Ansatz("ry_ladder", 3, 2)
     (path := tmp_path / "ladder.qasm").write_text(to_openqasm(ansatz), encoding="utf-8")
+
     assert circuit_of(str(path), None, tmp_path / "out").fixed.n_angles == ansatz.n_angles
+
     bell = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; h q[0]; cx q[0], q[1];'
     path.write_text(bell, encoding="utf-8")
     with pytest.raises(ConfigError, match="ladder has no parameters"):
@@ -71,6 +76,7 @@ def test_circuit_of_one_size_has_its_number_of_qubits_in_qpa(n_qubits, tmp_path,
     fields = {"ansatz": chosen.ansatz.rpartition(":")[2], "n_layers": 1}
     fields |= {name: settings[name] for name in ("features", "chunk_size")}
     counted = QPAGeneratorConfig(**fields).count(40_960)
+
     assert counted.n_qubits == n_qubits
     assert counted.total <= 40_960 / 2 + 2 * n_qubits
 
@@ -96,6 +102,7 @@ def test_refusals(name, shape, message, file, tmp_path):
         (tmp_path / f"{own}.qasm").write_text(QASM, encoding=encoding)
     (out := tmp_path / "out").mkdir()
     (out / "own_circuit.py").write_text("mine")
+
     with pytest.raises(InputError, match=message):
         circuit_of(name.format(file=file, folder=tmp_path), shape, out)
     assert (out / "own_circuit.py").read_text() == "mine"
@@ -105,6 +112,7 @@ def test_quantum_peft_has_its_own_circuit_alone(tmp_path):
     circuit = circuit_of("ry_ladder", None, tmp_path)
     with pytest.raises(ConfigError, match="has the circuit two_design"):
         study_of(circuit, "quantum_peft", None, 0, {}, [0])
+
     two_design = circuit_of("two_design", None, tmp_path)
     methods = study_of(two_design, "quantum_peft", None, 0, {}, [0], angle_scale=9.0)["methods"]
     assert [m["key"] for m in methods if m.get("settings", {}).get("angle_scale") == 9.0] == [

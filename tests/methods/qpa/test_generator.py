@@ -83,7 +83,9 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
     )
     parts = [(of_chunks(angles[g]) @ mixed[g] @ weight[g].T).flatten()[:share] for g in range(k)]
     expected = torch.cat(parts)[:m]
+
     assert_close(flat, expected, atol=1e-10, rtol=0)
+
     gradients = torch.autograd.grad(expected @ weights, (angles, weight))
     for one, other, factor in zip(found, gradients, (1, 10), strict=True):  # angle_scale, mlp_scale
         assert_close(one, factor * other, atol=1e-10, rtol=1e-10)
@@ -155,6 +157,7 @@ def test_folding_equals_a_larger_learning_rate_under_adam():
         optimiser = torch.optim.Adam([parameter], lr=lr)
         (value * torch.arange(1.0, 21.0)).sum().backward()
         optimiser.step()
+
     assert_close(folded(), plain.detach(), atol=1e-6, rtol=0)
 
 
@@ -173,6 +176,7 @@ def test_vector_order(llama, adapters):
         for n, p in stock.base_model.model.named_parameters()
         if p.requires_grad
     ]
+
     assert labels("peft") == names
     assert labels("official")[:2] == names[1::-1]
     assert "lora_B" in labels("official")[0]
@@ -188,4 +192,5 @@ def test_generator_adds_one_autograd_node(llama, ids, adapters):
         if node is not None and node not in seen:
             seen.add(node)
             queue.extend(parent for parent, _ in node.next_functions)
+
     assert sum(type(node).__name__ == f"{_Boundary.__name__}Backward" for node in seen) == 1

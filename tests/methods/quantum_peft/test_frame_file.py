@@ -86,11 +86,14 @@ def test_logits_are_equal_with_frames_inside_and_outside(
     inside = move(fitted(llama, ids, **settings))
     outside = referring(llama, frames, **settings)
     expected = adapters.logits(inside, ids)
+
     assert not torch.equal(expected, adapters.logits(llama, ids))
     assert torch.equal(adapters.logits(outside, ids), expected)
+
     qpeft.save(inside, tmp_path / "inside")
     qpeft.save(outside, tmp_path / "outside")
     assert qpeft.export(outside, tmp_path / "exported").max_logit_difference <= 1e-6
+
     for name in ("inside", "outside"):
         assert torch.equal(
             adapters.logits(qpeft.load(copy.deepcopy(llama), tmp_path / name).eval(), ids), expected
@@ -145,29 +148,32 @@ def test_adapter_stores_only_settings_that_differ(llama, frames, tmp_path):
         "frames_sha256": sha_of(frames),
     }
     assert sorted(path.name for path in (tmp_path / "users" / "a").iterdir()) == [CONFIG, WEIGHTS]
+
     config = qpeft.load(llama, tmp_path / "users" / "a").peft_config["default"]
-    assert (config.r, config.seed, config.frame_rank, config.target_modules) == (
-        2,
-        7,
-        8,
-        set(TARGETS),
-    )
+    assert config.r == 2
+    assert config.seed == 7
+    assert config.frame_rank == 8
+    assert config.target_modules == set(TARGETS)
 
 
 def test_frame_file_has_the_same_bytes_again_and_is_not_replaced(llama, ids, frames, tmp_path):
     with pytest.raises(ConfigError, match=r"frames\.safetensors exists"):
         fitted(llama, ids, frames.with_suffix(""))
+
     fitted(llama, ids, tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == frames.read_bytes()
     with pytest.raises(ConfigError, match="not in a file yet"):
         save_frames(referring(llama, frames), tmp_path / "more")
+
     config = qpeft.QuantumPeftConfig(frame="gradient", target_modules=TARGETS, r=3, frame_rank=8)
     several = get_peft_model(copy.deepcopy(llama), config)
     several.add_adapter("other", config)
     batches = iter([{"input_ids": ids}])
+
     with pytest.raises(ConfigError, match="for one adapter"):
         qpeft.fit_frames(several, batches, save_to=tmp_path / "more")
     assert next(batches)  # refused before any work
+
     with torch.device("meta"):  # as a default
         found = frame_file.read_frame_file(frames).tensors
     assert all(torch.equal(found[key], tensor) for key, tensor in load_file(frames).items())
@@ -189,8 +195,10 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
         with pytest.raises(CheckpointError, match=f"{sha_of(other)}. is not the one .*{sha}"):
             loads(copy.deepcopy(llama), place, frames=other)
     other.rename(frames)
+
     with pytest.raises(CheckpointError, match=f"is not the one .*{sha}"):
         qpeft.load(copy.deepcopy(llama), folder)
+
     for none in (tmp_path / "none.safetensors", tmp_path / ("x" * 300), ""):
         with pytest.raises(ConfigError, match="there is no frame file"):
             qpeft.load(copy.deepcopy(llama), folder, frames=none)
@@ -203,7 +211,9 @@ def test_missing_or_different_frame_file_is_refused(llama, frames, adapters, ids
     moved.rename(tmp_path / "moved.safetensors")
     again.save_pretrained(tmp_path / "b")  # without reading the frame file
     saved, stored = (read_json(each / CONFIG) for each in (folder, tmp_path / "b"))
+
     assert stored == {**saved, "frames": "elsewhere.safetensors"}
+
     loaded = qpeft.load(
         copy.deepcopy(llama), tmp_path / "b", frames=tmp_path / "moved.safetensors"
     ).eval()
@@ -216,12 +226,14 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
     tuned = copy.deepcopy(llama)
     with torch.no_grad():
         tuned.model.layers[0].mlp.up_proj.weight.mul_(factor)
+
     with pytest.raises(CheckpointError, match="frames of another base model"):
         referring(tuned, frames)
     with pytest.raises(CheckpointError, match="frames of another base model"):
         qpeft.load(tuned, tmp_path / "a")
     with pytest.raises(CheckpointError, match="another base model"):
         referring(gpt2, frames, target_modules=["c_attn"])
+
     referring(llama.to(torch.bfloat16), frames)  # another precision of the base
 
 
@@ -261,6 +273,7 @@ def test_changed_adapter_is_refused(llama, frames, tmp_path, damage):
         ((key, tensor),) = load_file(folder / WEIGHTS).items()
         tensor = tensor[:-4] if damage == "stream" else tensor.index_fill(0, torch.tensor([20]), 1)
         save_file({key: tensor.clone()}, folder / WEIGHTS)
+
     with pytest.raises(CheckpointError, match="damaged"):
         qpeft.load(llama, folder)
 

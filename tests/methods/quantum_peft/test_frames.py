@@ -47,7 +47,10 @@ def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
     G = gradient(d_out, d_in) * size
     left, right = leading_frame(G, rank)
     u, s, vt = torch.linalg.svd(-G.double(), full_matrices=False)
-    assert (left.shape, right.shape) == ((d_out, rank), (d_in, rank))
+
+    assert left.shape == (d_out, rank)
+    assert right.shape == (d_in, rank)
+
     for frame, exact in ((left, u[:, :rank]), (right, vt[:rank].mT)):
         overlap = (exact.mT @ frame.double()).square().sum() / rank
         assert overlap > 0.995
@@ -69,6 +72,7 @@ def test_singular_frame_equals_the_full_svd(monkeypatch, exact):
     W = gradient(40, 30, decay=0.8)
     left, right = singular_frame(W, 6)
     u, s, vt = torch.linalg.svd(W.double())
+
     assert torch.allclose(
         (left * u[:, :6]).sum(0).abs(), torch.ones(6, dtype=torch.float64), atol=1e-4
     )
@@ -106,11 +110,13 @@ def test_random_frames():
     frame = SeededInit(3).orthonormal("layer.0.left", 30, 8)
     assert torch.allclose(frame.mT @ frame, torch.eye(8), atol=1e-6)
     assert torch.equal(frame, SeededInit(3).orthonormal("layer.0.left", 30, 8))
+
     others = [
         SeededInit(3).orthonormal("layer.1.left", 30, 8),
         SeededInit(4).orthonormal("layer.0.left", 30, 8),
     ]
     assert all((frame.mT @ other).square().sum() / 8 < 0.6 for other in others)
+
     # the frame of a normal matrix, with the triangle's diagonal positive
     drawn = SeededInit(3).normal("layer.0.left", (30, 8))
     assert ((frame.mT @ drawn).diagonal() > 0).all()
@@ -218,8 +224,10 @@ def test_gradients_equal_autograds_whatever_the_model_does(base, targets, batche
     before = state(model)
     with torch.set_grad_enabled(change is not frozen_with_checkpointing):
         found = collect_gradients(model, expected.keys(), iter(batches))
+
     assert state(model) == before
     assert found.keys() == expected.keys()
+
     for name, gradient in expected.items():
         assert found[name].dtype == torch.float32
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
@@ -252,9 +260,11 @@ def test_missing_and_non_finite_gradients_raise(llama):
     model = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ConfigError, match="fit_frames is for"):
         fit_frames(model, [{"input_ids": IDS}])
+
     cut = llama.model.layers[0].register_forward_hook(lambda _, args, output: output.detach())
     with pytest.raises(TrainingError, match=f"{FIRST} .* the loss does not depend on it"):
         collect_gradients(model, [FIRST, LAST], [{"input_ids": IDS}])
+
     cut.remove()
     llama.model.norm.register_forward_hook(
         lambda _, args, out: out.register_hook(lambda g: g * math.inf) and None
@@ -272,6 +282,7 @@ def test_adapter_is_fitted_once(base, targets, batches):
     )
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     fit_frames(model, batches)
+
     assert trained == [name for name, p in model.named_parameters() if p.requires_grad]
     assert all(p.grad is None for p in model.parameters())
 
@@ -303,6 +314,7 @@ def test_file_without_its_frames_is_refused_also_over_an_adapter_that_has_them(
     fit_frames(model, batches)
     qpeft.save(model, tmp_path)
     rewrite(tmp_path, lambda saved: {k: v for k, v in saved.items() if ".frames." not in k})
+
     with pytest.raises(CheckpointError, match="missing"):
         model.load_adapter(tmp_path, "default")
 
@@ -324,8 +336,11 @@ def test_adapter_before_its_fit_is_saved_but_neither_exported_nor_merged(
             ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)|calibration batches first"
         ):
             use()
+
     assert not (tmp_path / "exported").exists()
+
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(untouched, tmp_path, is_trainable=True)
     fit_frames(loaded, batches)
+
     assert torch.isfinite(adapters.logits(loaded, IDS)).all()

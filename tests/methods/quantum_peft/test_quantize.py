@@ -57,7 +57,9 @@ def test_values_are_the_nearest_on_the_grid_of_the_header(x, bits, size):
     with groups_of(size):
         rounded, (header, _) = quantize(x, bits), split(x, bits)
         found = list(zip(groups(x), groups(rounded), header.double().tolist(), strict=True))
-    assert (rounded.shape, rounded.dtype) == (x.shape, torch.float32)
+    assert rounded.shape == x.shape
+    assert rounded.dtype == torch.float32
+
     for before, after, (lo, width) in found:
         d = width / (2**bits - 1)
         noise = 4 * torch.finfo(torch.float32).eps * (abs(lo) + width)
@@ -80,7 +82,8 @@ def test_unpacked_values_equal_the_training_values(x, bits, size):
         back = unpack(stored, len(x), bits)
         assert back.dtype == torch.float32
         assert torch.equal(back, quantize(x, bits))
-        assert (stored.dtype, stored.shape) == (torch.uint8, (stored_bytes(len(x), bits),))
+        assert stored.dtype == torch.uint8
+        assert stored.shape == (stored_bytes(len(x), bits),)
 
 
 def test_values_without_bits_are_stored_exactly():

@@ -51,6 +51,7 @@ def test_layers_of_a_type_share_circuits_but_not_lambda(llama, ids, adapters):
     first, second = (
         model.get_submodule(f"base_model.model.model.layers.{i}.self_attn.q_proj") for i in (0, 1)
     )
+
     assert torch.equal(first.lora_A["default"].weight, second.lora_A["default"].weight)
     assert not torch.equal(first.lora_B["default"].weight, second.lora_B["default"].weight)
     assert model.get_nb_trainable_parameters()[0] < own.get_nb_trainable_parameters()[0]
@@ -61,11 +62,14 @@ def test_weight_frames_need_the_weights(llama):
         on_meta = type(llama)(llama.config)
     with pytest.raises(ConfigError, match=r"needs the weight of .*q_proj"):
         quantum_peft(on_meta, frame="weights")
+
     broken = copy.deepcopy(llama)
     quantized = copy.deepcopy(llama)
     broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+
     with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.up_proj"):
         quantum_peft(broken, frame="weights")
+
     quantized.model.layers[0].mlp.up_proj.weight = nn.Parameter(
         torch.zeros(24, 16, dtype=torch.int8), False
     )
@@ -123,6 +127,7 @@ def test_core_in_frames_is_lora_xs_or_lora_sb(base, ids, adapters, frame):
                 atol=2e-2 * expected.abs().max().item(),
                 rtol=0,
             )
+
     assert model.get_nb_trainable_parameters()[0] == 9 * len(model.base_model.targeted_module_names)
 
 
@@ -179,6 +184,7 @@ def test_factors_equal_pennylanes_columns(llama, ids, adapters):
     )
     expected = 16 * (u * generator.lam().detach().double()) @ v.mT
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+
     assert_close(
         layer.get_delta_weight("default").double(),
         expected,
