@@ -105,7 +105,8 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    world, found = prepare(options.out / "made"), Counter[tuple[str, str]]()
+    world = prepare(options.out / "made")
+    found = Counter[tuple[str, str]]()
     with (options.out / "bad-files.jsonl").open("w") as log:
         for number in range(options.mutations):
             row = mutated(world, f"{options.seed} {number}")
@@ -379,9 +380,11 @@ def outcome_of(asked: Load, way: str) -> dict[str, str]:
     """The way, the outcome and the message of a load."""
     try:
         WAYS[asked.name.partition("-")[0]][way](asked)
-        outcome, message = "correct", ""
+        outcome = "correct"
+        message = ""
     except Exception as error:
-        outcome, message = judge(way, error), f"{type(error).__name__}: {error}"[:300]
+        outcome = judge(way, error)
+        message = f"{type(error).__name__}: {error}"[:300]
         if outcome not in RIGHT and way in PEFT_WAYS and _is_of_peft(asked.path):
             outcome = "loaded by PEFT"
     return {"way": way, "outcome": outcome, "message": message}
@@ -437,7 +440,8 @@ def _load_over(asked: Load) -> None:
 
 def _check(asked: Load, model: Any) -> None:
     """The loaded adapter has the tensors of the file, and its logits follow from them."""
-    logits, good = logits_of(model), asked.world.goods[asked.name]
+    logits = logits_of(model)
+    good = asked.world.goods[asked.name]
     try:
         expected, usual = (
             load_file(path / "adapter_model.safetensors") for path in (asked.path, good)

@@ -127,7 +127,8 @@ def pennylane(
 ) -> Callable:
     import pennylane as qml
 
-    gates, wires = to_pennylane(ansatz), range(ansatz.n_qubits)
+    gates = to_pennylane(ansatz)
+    wires = range(ansatz.n_qubits)
     observable = (
         None
         if weights is None
@@ -148,7 +149,8 @@ def run(names: list[str], quick: bool, output: Path | None) -> bool:
     """Measure the groups; show and save also the rows of an interrupted group. False if a program
     was refused.
     """
-    refused, machine = False, {**environment(), "quick": quick}
+    refused = False
+    machine = {**environment(), "quick": quick}
     for name in names:
         rows: list[Row] = []
         try:

@@ -64,10 +64,8 @@ WORDS = (
 )
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _MOST = 12  # kills of a run
-_PATIENCE, _LIMIT = (
-    60.0,
-    600.0,
-)  # seconds until cells without a runner must have ended; seconds of an attempt
+_PATIENCE = 60.0  # seconds until cells without a runner must have ended
+_LIMIT = 600.0  # seconds of an attempt
 _METHODS = {
     "qpa": ("--method=qpa", "--r=4"),
     "quantum_peft": ("--method=quantum_peft", "--r=2"),
@@ -138,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--what", default="train,compare", help="train, compare, or cases: qpa, lora, ..."
     )
     options = parser.parse_args(arguments)
-    out, kills = options.out.resolve(), options.kills
+    out = options.out.resolve()
+    kills = options.kills
     attempts = Attempts(out / "attempts")
     commands = cases(options.what.split(","), out / "inputs")
     whole = {
@@ -173,7 +172,9 @@ def cases(what: list[str], inputs: Path) -> dict[str, list[str]]:
     """The commands of `what`, kinds or names, without a run folder; base, data and study are made
     if missing.
     """
-    base, text, study = inputs / "base", inputs / "tale.txt", inputs / "small.yaml"
+    base = inputs / "base"
+    text = inputs / "tale.txt"
+    study = inputs / "small.yaml"
     if not study.exists():
         disable_progress_bar()  # its thread would prevent forks
         torch.manual_seed(0)
@@ -225,7 +226,8 @@ def _killed_run(
     shutil.rmtree(folder, ignore_errors=True)
     rows: list[dict[str, Any]] = []
     faults: list[str] = []
-    before, n_kills = finished_work(folder), draw.randint(1, most)
+    before = finished_work(folder)
+    n_kills = draw.randint(1, most)
     while not faults:
         moment = Moment() if len(rows) == n_kills else _draw(draw, whole[1], case)
         ended = attempts.run(words, folder, moment)
@@ -295,7 +297,8 @@ class Attempts:
         if (runner := os.fork()) == 0:
             self._become([*words, f"--out={out}"])
         code = self._until(runner, moment)
-        seconds, end = time.perf_counter() - began, time.monotonic() + _PATIENCE
+        seconds = time.perf_counter() - began
+        end = time.monotonic() + _PATIENCE
         while _children(self._server):
             if time.monotonic() > end:
                 raise RuntimeError("a cell outlives its runner")
@@ -404,7 +407,8 @@ def _arm() -> None:
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         folder_at = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1}.get(event)
         if folder_at is not None:
-            name, folder = os.fsdecode(arguments[0]), arguments[folder_at]
+            name = os.fsdecode(arguments[0])
+            folder = arguments[folder_at]
             change(name if folder < 0 else f"{opened(folder)}/{name}")
         elif event == "open" and isinstance(arguments[0], str | bytes) and arguments[2] & _WRITES:
             change(os.fsdecode(arguments[0]))
@@ -500,7 +504,8 @@ def differences(folder: Path, whole: Path) -> list[str]:
         if not name.endswith(".lock")
     ]
     for name in sorted(ours & theirs):
-        one, other = folder / name, whole / name
+        one = folder / name
+        other = whole / name
         if (
             one.is_file()
             and one.name not in _TIMED_FILES

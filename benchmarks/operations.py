@@ -96,7 +96,8 @@ def main() -> None:
             out.backward(torch.ones_like(out))
 
         both()  # makes tables, and `grad` of each parameter
-        dispatched, leaf = dispatched_operations(both), leaf_operations(both)
+        dispatched = dispatched_operations(both)
+        leaf = leaf_operations(both)
         forward = dispatched_operations(generator).total(), leaf_operations(generator).total()
         print(f"| {method} | {dispatched.total()} | {leaf.total()} | {forward[0]} | {forward[1]} |")
         if options.names:

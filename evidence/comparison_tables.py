@@ -236,7 +236,8 @@ def pair_cell(
         differences.append(compared(summary, ours.key, other.key))
     if not differences:
         return None
-    n, n_all = len(differences), len(summaries)
+    n = len(differences)
+    n_all = len(summaries)
     words = f"{n} of {n_all} setups: " if n < n_all else ""
     return Cell(comparisons.mean(differences), words)
 

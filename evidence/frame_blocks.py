@@ -40,7 +40,9 @@ NUMBERS = {  # of blocks, by their length
     128: (4, 8, 16, 32, 64, 128),
     512: (4, 8),
 }
-STEPS, WARMUP, LR = 100, 6, 2e-3
+STEPS = 100
+WARMUP = 6
+LR = 2e-3
 
 
 def run(setup: str, base: str, blocks: str) -> None:

@@ -15,7 +15,8 @@ def ready() -> str:
     rows = []
     for file in sorted((ROOT / "examples" / "adapters").glob("*/metrics.json")):
         metrics = read_json(file)
-        loss, answer = metrics["loss"], metrics["answer"]
+        loss = metrics["loss"]
+        answer = metrics["answer"]
         if not rows:
             rows = [["no adapter", "", "", f"{loss['before']:.2f}", cut(answer["before"])]]
         parts = [file.with_name(name) for name in (SAFETENSORS_WEIGHTS_NAME, CONFIG_NAME)]

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RELATIVE, ABSOLUTE = 1e-9, 1e-12
+RELATIVE = 1e-9
+ABSOLUTE = 1e-12
 FAILED = {"failed", "diverged"}
 
 
@@ -67,7 +68,8 @@ def tail(t: float, df: int) -> float:
     from 0, by Simpson.
     """
     constant = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    n, end = 2000, math.atan2(math.sqrt(df), t)
+    n = 2000
+    end = math.atan2(math.sqrt(df), t)
     heights = [math.sin(end * i / n) ** (df - 1) for i in range(n + 1)]
     weights = [1, *(4 if i % 2 else 2 for i in range(1, n)), 1]
     return constant * end / n / 3 * math.fsum(w * h for w, h in zip(weights, heights, strict=True))
@@ -76,7 +78,8 @@ def tail(t: float, df: int) -> float:
 @functools.cache
 def quantile(df: int) -> float:
     """The t with P(|T| > t) = 0.05, by bisection."""
-    low, high = 0.0, 16.0
+    low = 0.0
+    high = 16.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if tail(middle, df) > 0.05 else (low, middle)
@@ -89,7 +92,8 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
     if not seeds:
         return None
     differences = [method.values[seed] - other.values[seed] for seed in seeds]
-    n, mean = len(differences), statistics.mean(differences)
+    n = len(differences)
+    mean = statistics.mean(differences)
     found = {"mean": mean, "n": n, "low": None, "high": None, "p": None, "p_holm": None}
     if n > 1:
         error = statistics.stdev(differences) / math.sqrt(n)

@@ -184,7 +184,8 @@ def average(differences: Sequence[Difference]) -> Difference:
 
 def shown(cells: list[Difference], df: int = 9, margin: float = 2) -> Iterator[str]:
     """Each with its interval and its verdict among all of them."""
-    differ, inside = {}, {}
+    differ = {}
+    inside = {}
     for number, (mean, error) in enumerate(cells):
         differ[str(number), ""] = {"p": oracle.tail(abs(mean) / error, df)}
         inside[str(number), ""] = {"p": above((margin - abs(mean)) / error, df)}
@@ -504,7 +505,8 @@ def signal() -> Iterator[str]:
         setup = setups("smollm2").get(f"signal-{text}")
         if setup is None:
             continue
-        untrained, adapted = setup.mean("none"), setup.mean("lora_r8")
+        untrained = setup.mean("none")
+        adapted = setup.mean("lora_r8")
         yield f"{untrained:.3f}"
         yield f"{adapted:.3f}"
         yield f"{untrained - adapted:.2f}"

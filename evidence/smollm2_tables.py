@@ -43,7 +43,8 @@ def signal() -> str:
         summary = summaries_of(SMOLLM2).get(f"signal-{text}")
         if summary is None:
             continue
-        untrained, adapted = mean_loss(summary["none"]), mean_loss(summary["lora_r8"])
+        untrained = mean_loss(summary["none"])
+        adapted = mean_loss(summary["lora_r8"])
         rate = summary["lora_r8"].lr
         gain = f"{untrained - adapted:.2f}"
         rows.append([label, f"{untrained:.3f}", f"{adapted:.3f}", gain, f"{rate:g}"])
@@ -130,7 +131,8 @@ def differences(summary: Summary, pairs: Sequence[Pair], unit: float) -> list[Li
     """The difference of each pair over the seeds, in per cent of `unit` nats."""
     lines = []
     for pair in pairs:
-        ours, other = summary[pair.ours], summary[pair.other]
+        ours = summary[pair.ours]
+        other = summary[pair.other]
         difference = over_seeds(ours, other).times(100 / unit)
         lines.append(Line(f"{ours.label} minus {other.label}", [Cell(difference)]))
     return lines

@@ -30,7 +30,8 @@ def rates(repetitions: int) -> Counter[str]:
     for repetition in range(repetitions):
         table = tables[repetition % len(tables)]  # (seeds, blocks), per cent of LoRA's gain
         n_seeds, n_blocks = table.shape
-        seeds, blocks = draw.integers(n_seeds, size=SEEDS), draw.integers(n_blocks, size=n_blocks)
+        seeds = draw.integers(n_seeds, size=SEEDS)
+        blocks = draw.integers(n_blocks, size=n_blocks)
         sample = table[seeds][:, blocks]
         for expected, planted in ((BETTER, -2 * MARGIN), (EQUIVALENT, 0.0)):
             # as many questions as a verdict has, so that the correction is the same

@@ -135,7 +135,8 @@ def winners(summary: Summary) -> dict[tuple[str, int], Winner]:
     lowest: dict[tuple[str, int], Winner] = {}
     untrained = summary["none"].mean("valid_loss") or 0
     for result in summary.results:
-        match, search = _KEY.fullmatch(result.key), result.search
+        match = _KEY.fullmatch(result.key)
+        search = result.search
         if match is None:
             continue
         if len(search.losses) < len(search.rates):

@@ -40,7 +40,8 @@ from qpeft_lab.demo import corpus
 from qpeft_lab.demo.packaged import PACKAGED
 from qpeft_lab.training.score import evaluate_language_model
 
-END, PADDING = "<|endoftext|>", "<|pad|>"  # token 0, which begins and ends a text; token 1
+END = "<|endoftext|>"  # token 0, which begins and ends a text
+PADDING = "<|pad|>"  # token 1
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ def _blocks(
 
 def _score(folder: Path, docs: list[str]) -> dict:
     """The score of the saved weights, in float32, on blocks of the whole context."""
-    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    model = load_model(str(folder))
+    tokenizer = load_tokenizer(str(folder))
     blocks = cut([{"text": text} for text in docs], model.config.max_position_embeddings, tokenizer)
     return {**evaluate_language_model(model, blocks).to_dict(), "sha256": digest(docs)}
 

@@ -33,7 +33,8 @@ ADAPTERS = {  # options of `qpeft train`; FRAMES is in the folder of the run
     "suggested": f"--method auto --parameters 1300 --frames {OUT / FRAMES}",
 }
 # time of a job, in steps of training: measured once on one core
-FRAMES_TAKE, ANSWERS_TAKE = 20, 12
+FRAMES_TAKE = 20
+ANSWERS_TAKE = 12
 
 
 def jobs_of(adapter: str, out: Path, steps: int) -> list[Job]:

@@ -28,7 +28,10 @@ LONGEST = 200_000  # characters of a customer's text
 ADAPTER = "--n-layers 1 --frame-rank 32 --share type --r 1 --bits 16 --lambda-bits 16"
 BLOCKS = "--model smollm2 --batch-size 4 --seq-len 64"
 # time of a job, in steps of training
-FRAMES_TAKE, EXPORT_TAKES, POOL_TAKES, VERIFYING_TAKES = 25, 30, 60, 20
+FRAMES_TAKE = 25
+EXPORT_TAKES = 30
+POOL_TAKES = 60
+VERIFYING_TAKES = 20
 CUSTOMERS = {  # and their texts, as evidence/smollm2/texts.py names them
     "ana": "restaurants",
     "ben": "gsm8k",

@@ -21,7 +21,8 @@ NO_CHAT_TEMPLATE = (
 )
 # of a GGUF file: the bytes of a number by the code of its type, and two types of other lengths
 _NUMBERS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-_TEXT, _ARRAY = 8, 9
+_TEXT = 8
+_ARRAY = 9
 
 
 def check_base_files(model: str) -> None:
@@ -107,10 +108,12 @@ def _check_gguf(file: Path) -> None:
         try:
             if opened.read(4) != b"GGUF" or _number(opened, 4) < 2:
                 raise ValueError("no GGUF file of version 2 or 3")
-            n_tensors, n_fields = _number(opened, 8), _number(opened, 8)
+            n_tensors = _number(opened, 8)
+            n_fields = _number(opened, 8)
             alignment = 32
             for _ in range(n_fields):
-                name, kind = opened.read(_number(opened, 8)), _number(opened, 4)
+                name = opened.read(_number(opened, 8))
+                kind = _number(opened, 4)
                 if name == b"general.alignment":
                     alignment = _number(opened, 4)
                 else:
@@ -137,7 +140,8 @@ def _skip_value(opened: BinaryIO, kind: int) -> None:
     if kind == _TEXT:
         opened.seek(_number(opened, 8), 1)
     elif kind == _ARRAY:
-        kind, length = _number(opened, 4), _number(opened, 8)
+        kind = _number(opened, 4)
+        length = _number(opened, 8)
         if kind in _NUMBERS:
             opened.seek(length * _NUMBERS[kind], 1)
             return

@@ -229,7 +229,8 @@ def compare(
         math.hypot(*side) / math.sqrt(len(pairs))  # of 1e200 too
         for side in zip(*pairs, strict=True)
     )
-    is_adapter, is_base = to_adapter <= tolerance, to_base <= tolerance
+    is_adapter = to_adapter <= tolerance
+    is_base = to_base <= tolerance
     verdict = {(True, False): "adapter", (False, True): "base", (True, True): "undecided"}.get(
         (is_adapter, is_base), "neither"
     )

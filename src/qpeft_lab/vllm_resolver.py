@@ -91,9 +91,11 @@ class ExportCache:
                 return self._exported(folder, self.base or served)
         except (QpeftError, OSError) as error:
             if isinstance(error, OSError):
-                kind, text = ConfigError, f"the cache cannot be written ({error.strerror})"
+                kind = ConfigError
+                text = f"the cache cannot be written ({error.strerror})"
             else:
-                kind, text = type(error), str(error)
+                kind = type(error)
+                text = str(error)
             reason = text.replace(f"{self.adapters}{os.sep}", "")  # a client may read it
             message = f"adapter {name!r} cannot be served: {reason}"
             _log.error("qpeft: %s", message)

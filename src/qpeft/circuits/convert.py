@@ -300,7 +300,9 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
             raise ConfigError(
                 f"{instruction.name} is no gate; remove measurements and resets inside the circuit"
             )
-        slot, scale, shift = None, 1.0, 0.0
+        slot = None
+        scale = 1.0
+        shift = 0.0
         for value in instruction.params:  # at most one
             used = list(getattr(value, "parameters", ()))
             try:

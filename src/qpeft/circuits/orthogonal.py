@@ -150,16 +150,19 @@ def _columns(angles: Tensor, width: int, states: Tensor | tuple[int, ...], n_lay
     if isinstance(states, Tensor):
         above, below = states.split([n1, n2], dim=2)  # (M, K, N1), (M, K, N2)
     else:
-        above, below = states, None
+        above = states
+        below = None
     sizes = _part_sizes(width, n_layers, with_v2=below is not None)
     v1, *v2, c, u1, u2 = angles.split(sizes, dim=1)
     with torch.autocast(c.device.type, enabled=False):
         half = (c @ _half_bits(n2, c.dtype, c.device))[:, None]  # phi / 2, (M, 1, N2)
-    cos, sin = half.cos(), half.sin()
+    cos = half.cos()
+    sin = half.sin()
 
     turned = yield _Circuits(v1, n1, above)  # (M, K, N1)
     head, tail = turned.split([n2, n1 - n2], dim=2)
-    top, bottom = cos * head, sin * head  # (M, K, N2)
+    top = cos * head  # (M, K, N2)
+    bottom = sin * head
     if below is not None:
         below = yield from _columns(v2[0], n2, below, n_layers)
         top, bottom = top - sin * below, bottom + cos * below

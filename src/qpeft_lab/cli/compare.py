@@ -287,7 +287,8 @@ def _show_plan(console: Console, plan: Plan, data: dict[str, Any]) -> None:
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates"), rows))
     console.print(facts(listed({"steps": study.run.steps, "runs": data["cells"]})))
     if (times := data["forecast"]) is not None:
-        hours, step = duration(3600 * times["hours"]), times["seconds_per_step"]
+        hours = duration(3600 * times["hours"])
+        step = times["seconds_per_step"]
         console.print(
             f"\nAbout {hours} here with one worker and one thread; a step takes {step:.2g} s."
         )

@@ -42,7 +42,8 @@ def rollback(
         raise InputError(f"there is no folder {folder}; give that of an adapter, such as users/ana")
     if to is not None:
         revisions.restore(folder, to)
-    present, earlier = revisions.revision(folder), revisions.kept(folder)
+    present = revisions.revision(folder)
+    earlier = revisions.kept(folder)
     data = {"adapter": str(folder), "present": present, "earlier": earlier}
 
     def show(console: Console) -> None:

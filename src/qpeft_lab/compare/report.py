@@ -234,7 +234,8 @@ def interval(difference: Difference | None, factor: float = 1.0) -> str:
     """
     if difference is None:
         return MISSING
-    low, high = difference.low, difference.high
+    low = difference.low
+    high = difference.high
     if low is None or high is None:
         return f"{factor * difference.mean:+.{_DECIMALS}f}"
     width = factor * (high - low)

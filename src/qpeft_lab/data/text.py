@@ -84,7 +84,8 @@ def load_blocks(
     else:
         blocks = make(rows)
         n_train = len(blocks) - max(1, len(blocks) // HELD_OUT_EVERY)
-        train, evaluation = blocks[:n_train], blocks[n_train:]
+        train = blocks[:n_train]
+        evaluation = blocks[n_train:]
     is_whole = "text" not in rows[0] or settings.pad_rows
     train = [block for block in train if is_whole or len(block.ids) == seq_len]
     for source, blocks in ((settings.data, train), (validation or settings.data, evaluation)):

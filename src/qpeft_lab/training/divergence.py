@@ -50,7 +50,8 @@ def has_risen(losses: Sequence[float], tenth: int) -> bool:
     n = _window(tenth)
     if len(losses) < 2 * n:
         return False
-    first, latest = losses[:n], losses[-n:]
+    first = losses[:n]
+    latest = losses[-n:]
     error = math.sqrt((variance(first) + variance(latest)) / n)
     has_blown_up = fmean(latest) > _MULTIPLE * losses[0]
     return has_blown_up or fmean(latest) - fmean(first) > _DEVIATIONS * error

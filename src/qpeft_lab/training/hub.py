@@ -137,7 +137,8 @@ def _scores(run: RunFolder | None) -> list[str]:
     result = run and run.read_result()
     if not result:
         return []
-    before, after = result.before.described(), result.after.described()
+    before = result.before.described()
+    after = result.after.described()
     rows = [f"| {title} | {value} | {after.get(title, '')} |" for title, value in before.items()]
     trained = (
         f"Method {result.method}, {result.trainable:,} trainable parameters,"

@@ -343,7 +343,8 @@ def check(file: Path) -> Verdict:
     computed = _flat(asdict(verdict))
     stated = _flat(written)
     for name in sorted(computed.keys() | stated.keys()):
-        ours, theirs = computed.get(name), stated.get(name)
+        ours = computed.get(name)
+        theirs = stated.get(name)
         if isinstance(ours, float) and isinstance(theirs, float):
             is_equal = math.isclose(ours, theirs, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
         else:
