@@ -79,6 +79,7 @@ USES = {
 
 @pytest.mark.parametrize("layers, message", BAD_GATES.values(), ids=BAD_GATES)
 def test_invalid_gates_are_refused(layers, message):
+    """The message names the ansatz, its size and what is wrong with the gate."""
     mine = register(layers)
     with pytest.raises(ConfigError, match=rf"^ansatz mine with 3 qubits and 1 layers: .*{message}"):
         exact_probabilities(mine, torch.zeros(N_QUBITS))
@@ -88,6 +89,7 @@ def test_invalid_gates_are_refused(layers, message):
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_every_use_refuses_an_unknown_gate(use):
+    """Whichever part of the program sees the gates first."""
     use(register([TURNS]))
     with pytest.raises(ConfigError, match=r"'rzz'.* is unknown"):
         use(register([[*TURNS[1:], RZZ]]))
@@ -96,6 +98,8 @@ def test_every_use_refuses_an_unknown_gate(use):
 @pytest.mark.parametrize("raised", [KeyError, SystemExit, GeneratorExit])
 @pytest.mark.parametrize("in_shape", [False, True])
 def test_whatever_a_users_function_raises_names_the_ansatz(raised, in_shape):
+    """Also what is no Exception, which would end the program without a message."""
+
     def broken(n_qubits, n_layers):
         raise raised("pairs")
 
@@ -115,6 +119,7 @@ def test_invalid_angle_shape_is_refused(shape):
 
 
 def test_functions_are_called_once_for_each_size():
+    """Later registrations change new circuits, and none that is in use."""
     seen = []
     register_ansatz("mine", lambda *size: (N_QUBITS,), lambda *size: [seen.append(size), TURNS][1:])
     mine = Ansatz("mine", N_QUBITS, N_LAYERS)

@@ -154,6 +154,7 @@ def test_widths_in_one_batch_equal_each_alone():
     ],
 )
 def test_gradients_against_finite_differences(width, construction, n_layers):
+    """For the angles of two matrices at once."""
     angles = draw_angles(width, construction, n_layers, seed=3, shape=(2,)).requires_grad_()
     columns = basis_columns("spread", column_qubits(width, construction), 3)
     f = partial(
@@ -205,6 +206,7 @@ def test_construction_selected_by_auto():
 @pytest.mark.parametrize("kind", ["qsd", "pad", "exp", "cayley"])
 @pytest.mark.parametrize("width", [768, 2304, 50257])
 def test_float32_columns_are_orthonormal(width, kind):
+    """In single precision, and for angles far beyond one turn."""
     draw = torch.Generator().manual_seed(width)
     if kind in ("qsd", "pad"):
         angles = 7 * torch.rand(count_orthogonal(width, 2, kind), generator=draw)
@@ -315,6 +317,7 @@ def test_lie_gradients_against_finite_differences(lie_map, norm):
 
 
 def test_lie_packing_is_column_by_column():
+    """The entries below the diagonal, so that saved angles keep their meaning."""
     b = lie_matrix(torch.arange(1.0, 8.0), 5, 2)
     assert b.tolist() == [[0, 0], [1, 0], [2, 5], [3, 6], [4, 7]]
     assert lie_matrix(torch.ones(2, 3, 7), 5, 2).shape == (2, 3, 5, 2)

@@ -96,6 +96,7 @@ def test_table_without_a_header_has_its_first_line_as_a_row(read, tmp_path):
     ],
 )
 def test_classes_are_sorted_by_value_or_name_or_as_those_of_the_base(found, known, names):
+    """The order is the meaning of the outputs, so it does not depend on the rows' order."""
     assert collect_labels(found, "data", known) == names
 
 
@@ -143,6 +144,7 @@ def test_rows_without_a_text_are_left_out_and_counted(read):
 def test_texts_are_truncated_before_their_last_special_token(
     read, tiny_encoder, opinion_files, tmp_path
 ):
+    """The separator at the end stays, also if the base takes fewer tokens than seq_len."""
     task = read([("a fox went into the wood", "1"), ("the king", "0")] * 2, seq_len=5)
     long, short = (task.train[place][0]["input_ids"] for place in (0, 1))
     assert len(long) == 5
@@ -158,6 +160,7 @@ def test_texts_are_truncated_before_their_last_special_token(
 
 
 def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):
+    """Its embedding would be outside of the table."""
     folder = shutil.copytree(tiny_model, tmp_path / "padded")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -182,6 +185,7 @@ def test_one_example_in_20_of_each_class_is_held_out():
 def test_hash_depends_on_texts_classes_and_split_and_examples_are_limited(
     read, opinion_files, tmp_path
 ):
+    """A run resumes only with the same examples."""
     rows = [
         ("a fox", "1"),
         ("the king", "0"),

@@ -34,6 +34,7 @@ LAST = [{}, {"readout": "last_r", "ansatz": "mps"}]
     ],
 )
 def test_output_equals_the_equation(llama, settings):
+    """W x + alpha / n (V f(x) + c), where f are the scaled expectations of the circuit."""
     projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
     model = move(adapt(llama, alpha=8, **settings))
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
@@ -52,6 +53,7 @@ def test_output_equals_the_equation(llama, settings):
 
 
 def test_gpt2_adapts_queries_and_values(gpt2):
+    """GPT-2 has one module for queries, keys and values: the keys stay as they are."""
     layer = copy.deepcopy(gpt2.transformer.h[0].attn.c_attn)
     model = move(adapt(gpt2))
     assert model.peft_config["default"].target_modules == ["c_attn"]
@@ -156,6 +158,7 @@ def test_controls_have_the_variance_of_a_real_circuit(source, low, high, more):
 
 
 def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
+    """Each layer turns disjoint pairs of inputs, by an angle each."""
     made = features(64, feature_source="givens", n_layers=2)
     assert made.angles().shape == (2, 3, 6)
     assert made.pairs.shape == (6, 2, 6)
@@ -194,6 +197,7 @@ def test_quadratic_control_is_one_random_orthogonal_matrix():
 @pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
 @pytest.mark.parametrize("norm", [0.0, 1e-12])
 def test_vanishing_inputs(source, norm, more):
+    """A token of zeros has features near zero and a finite gradient."""
     x = torch.full((2, 6), norm / math.sqrt(6)).requires_grad_()
     made = features(6, feature_source=source, **more)
     f = made(x)

@@ -36,6 +36,7 @@ def parts(model):
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 def test_output_equals_the_equation(base, request):
+    """W x + alpha / r B (g * A x), layer by layer."""
     model = move(adapted(request.getfixturevalue(base), lora_alpha=6))
     model.base_model.generators.refresh_detached()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
@@ -45,6 +46,7 @@ def test_output_equals_the_equation(base, request):
 
 
 def test_distribution_of_initial_values():
+    """A uniform, g normal, B zero: a new adapter changes nothing."""
     model = get_peft_model(
         nn.Sequential(nn.Linear(100, 1000)), qpeft.SoRAConfig(r=1000, target_modules=["0"])
     )
@@ -93,6 +95,7 @@ def gated(base, ranks, **settings):
 
 
 def test_ranks_patterns_and_counts(llama, tmp_path):
+    """An export keeps the nonzero gates alone, as PEFT's patterns of ranks and scales."""
     ranks = [3, 0, 5, 3]
     model = gated(llama, ranks, target_modules=["q_proj", "v_proj"], lora_alpha=16)
     report = qpeft.export(model, tmp_path / "out")
@@ -121,6 +124,7 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
 
 @pytest.mark.parametrize("rslora", [False, True])
 def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path, rslora):
+    """Stock PEFT computes the same from the exported patterns."""
     fresh = copy.deepcopy(llama)
     settings = {
         "rank_pattern": {"q_proj": 4},

@@ -114,6 +114,7 @@ def by_svd(features):
 
 @pytest.mark.parametrize("feature", [scaled, squash])
 def test_features_and_gradients_are_finite_at_zero_angles(feature):
+    """All probabilities but one are zero there, where a square root has no slope."""
     angles = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
     value = feature(probabilities(angles))
     value.pow(2).sum().backward()
@@ -135,6 +136,7 @@ def test_features_and_gradients_are_finite_at_zero_angles(feature):
 )
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_edge_sizes(m, chunk_size, n_layers):
+    """One chunk, full chunks, one value more, and a single value: always m values."""
     w = make(m, chunk_size=chunk_size, hidden=(5, 4), n_layers=n_layers)().float()
     assert w.shape == (m,)
     assert w.dtype == torch.float32
@@ -162,6 +164,8 @@ def test_folding_equals_a_larger_learning_rate_under_adam():
 
 
 def test_vector_order(llama, adapters):
+    """`peft` is the order of PEFT's parameters; `official` has B before A."""
+
     def labels(order):
         model = adapters.qpa(
             copy.deepcopy(llama), vector_order=order, target_modules=["q_proj", "v_proj"]
@@ -184,6 +188,7 @@ def test_vector_order(llama, adapters):
 
 
 def test_generator_adds_one_autograd_node(llama, ids, adapters):
+    """As many tensors as it fills, the graph of a loss has one node of the boundary."""
     loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
     seen = set()
     queue = [loss.grad_fn]

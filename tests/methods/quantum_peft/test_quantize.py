@@ -54,6 +54,7 @@ def split(x, bits):
 
 @given(angles(), BITS, GROUP_SIZES)
 def test_values_are_the_nearest_on_the_grid_of_the_header(x, bits, size):
+    """No value moves by more than half a step of its group's grid, whose ends the file has."""
     with groups_of(size):
         rounded, (header, _) = quantize(x, bits), split(x, bits)
         found = list(zip(groups(x), groups(rounded), header.double().tolist(), strict=True))
@@ -77,6 +78,7 @@ def test_values_are_the_nearest_on_the_grid_of_the_header(x, bits, size):
 
 @given(angles(), ALL_BITS, GROUP_SIZES)
 def test_unpacked_values_equal_the_training_values(x, bits, size):
+    """A loaded adapter has the bits that the last forward pass used."""
     with groups_of(size):
         stored = pack(x, bits)
         back = unpack(stored, len(x), bits)
@@ -95,6 +97,7 @@ def test_values_without_bits_are_stored_exactly():
 @given(angles(), BITS, GROUP_SIZES)
 @example(1e-6 + torch.linspace(0, 1e-5, 7), 8, 256)  # a range that float16 has few digits for
 def test_quantizing_twice_equals_once(x, bits, size):
+    """An adapter that is loaded and saved again does not drift."""
     with groups_of(size):
         once = quantize(x, bits)
         assert torch.equal(quantize(once, bits), once)
@@ -108,6 +111,7 @@ def test_quantizing_twice_equals_once(x, bits, size):
 
 @given(angles(), BITS, st.integers(0, 2**32 - 1))
 def test_codes_do_not_depend_on_float32_rounding(x, bits, seed):
+    """Noise in the last digits, as of another machine, changes no code."""
     once = quantize(x, bits)
     noise = 1 + 4e-7 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) - 1)
     assert torch.equal(quantize(once * noise, bits), once)
