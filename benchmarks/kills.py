@@ -150,9 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             break
         counts = Counter(row["case"] for row in rows)
         case = min(commands, key=counts.__getitem__)
-        most = min(
-            max(1, min(_MOST, kills // len(commands))), kills - len(rows)
-        )  # few kills reach every case as well
+        # few kills reach every case as well
+        most = min(max(1, min(_MOST, kills // len(commands))), kills - len(rows))
         new = _killed_run(case, commands[case], attempts, out / f"run-{run}", whole[case], most)
         rows += new
         with (out / "kills.jsonl").open("a") as file:
@@ -439,9 +438,8 @@ def _strike(whom: str) -> None:
         _kill(os.getpid())
 
 
-os.register_at_fork(
-    before=gc.freeze, after_in_child=_arm
-)  # frozen: a collection would copy all imported objects
+# frozen: a collection would copy all imported objects
+os.register_at_fork(before=gc.freeze, after_in_child=_arm)
 
 # -- checks of a folder
 
@@ -484,9 +482,8 @@ def lost_work(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
         if after["rows"].get(name) != was
     ]
     for run, step in before["steps"].items():
-        is_done = len(after["rows"]) > len(
-            before["rows"]
-        )  # the folder of a cell with a row is removed
+        # the folder of a cell with a row is removed
+        is_done = len(after["rows"]) > len(before["rows"])
         if after["steps"].get(run, 0) < step and not is_done:
             lost.append(f"{run} restarted before step {step}")
     lost += ["shots that were sent are not counted"] * (after["shots"] < before["shots"])

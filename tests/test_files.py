@@ -56,9 +56,8 @@ with replace_folder(place / "adapter") as folder, replace_folder(folder) as inne
 
 def test_remove_unfinished_removes_only_temporary_files(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
-    assert (
-        len(list(tmp_path.iterdir())) == 2
-    )  # the inner folder is created next to the outer one, with two dots
+    # the inner folder is created next to the outer one, with two dots
+    assert len(list(tmp_path.iterdir())) == 2
 
     (tmp_path / ".mine.unfinished").write_text("")
     (tmp_path / ".x.abcd0123.unfinished").symlink_to(tmp_path)  # a link is removed, not followed

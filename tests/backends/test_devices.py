@@ -131,9 +131,8 @@ def test_named_noise_is_depolarising(noise):
 
     flip = 2 / 3 * noise / 10  # of |0>, by X and Y
     p = np.outer(*[[1 - flip, flip]] * 2).flatten()[[0, 1, 3, 2]]  # behind the CNOT
-    errors = np.full(
-        4, 4 / 15 * noise
-    )  # flips of both wires: 4 words of 15 each, and 3 without a flip
+    # flips of both wires: 4 words of 15 each, and 3 without a flip
+    errors = np.full(4, 4 / 15 * noise)
     errors[0] = 1 - errors[1:].sum()
     expected = [sum(p[j] * errors[i ^ j] for j in range(4)) for i in range(4)]
 
@@ -252,9 +251,8 @@ def test_missing_package_is_named(monkeypatch, missing, remedy, use):
 # -- Qiskit
 
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*has no QubitProperties:UserWarning"
-)  # Qiskit's, on fake devices
+# Qiskit's, on fake devices
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")
 
 
 def fake_device(n_qubits=5, coupling_map=None):

@@ -14,9 +14,8 @@ from qpeft.circuits import Ansatz, amplitude, amplitude_expectations, simulate
 
 ANSATZE = ("square", "qaa", "rxyz")
 every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
-every_depth = pytest.mark.parametrize(
-    "n_layers", [1, 2]
-)  # one layer of "square" has a kernel of its own
+# one layer of "square" has a kernel of its own
+every_depth = pytest.mark.parametrize("n_layers", [1, 2])
 
 
 def problem(ansatz, n_layers, width, tokens=3, seed=0):

@@ -231,9 +231,8 @@ def test_round_trips(name):
     shared angles.
     """
     ansatz = from_pennylane(qaoa, (2, 2)) if name == "qaoa" else Ansatz(name, 3, 4)
-    gates = sorted(
-        gate[:2] for gate in ansatz.gates()
-    )  # Qiskit changes the order of gates on different wires
+    # Qiskit changes the order of gates on different wires
+    gates = sorted(gate[:2] for gate in ansatz.gates())
     for back in (
         from_pennylane(to_pennylane(ansatz), ansatz.angle_shape),
         from_qiskit(to_qiskit(ansatz)),

@@ -98,9 +98,8 @@ def test_constructions_equal_dense_matrices(case, kind, has_signs):
         expected = reference(
             row.numpy(), width, n_layers, list(columns), name, table if has_signs else None
         )
-        tolerance = (
-            1e-6 if name == "pad" else 1e-10
-        )  # the Cholesky factor of a nearly dependent draw magnifies
+        # the Cholesky factor of a nearly dependent draw magnifies
+        tolerance = 1e-6 if name == "pad" else 1e-10
         np.testing.assert_allclose(
             u.numpy(),
             expected,

@@ -356,10 +356,11 @@ def test_frame_file_in_another_folder_is_used_by_every_command(
     trained = answer(f"train {data} {options} --steps 2 --out {run}")
     plan = answer(f"plan --model {base_folder} {options}")
 
+    # those of the file
     assert {name.rpartition(".")[2] for name in plan["target_modules"]} == {
         "q_proj",
         "up_proj",
-    }  # those of the file
+    }
     assert plan["trainable"] == trained["trainable"]
 
     commands = (

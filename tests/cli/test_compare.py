@@ -40,9 +40,8 @@ def test_failed_cell_exits_with_code_3_and_is_retried(
     qpeft_cli, answer, study, tmp_path, monkeypatch
 ):
     out = tmp_path / "out"
-    monkeypatch.setattr(
-        "qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: []
-    )  # slow, and tested elsewhere
+    # slow, and tested elsewhere
+    monkeypatch.setattr("qpeft_lab.compare.plan.Plan.cost_cells", lambda self, rows: [])
     with monkeypatch.context() as patch:
         patch.setattr("qpeft_lab.compare.cell.run_cell", planted_cells.crash_in_ia3)
         crashed = qpeft_cli(f"compare run {study} --out {out} --json", code=3)
@@ -99,10 +98,11 @@ def test_report_is_made_from_rows_alone(qpeft_cli, answer, tmp_path, monkeypatch
 
     assert "3:missing" in methods["prefix"]["statuses"]
     assert methods["dora"]["delta.verdict"] == "no difference shown"
+    # no trial of a learning rate
     assert [failure["status"] for failure in answered["failures"]] == [
         "failed",
         "diverged",
-    ]  # no trial of a learning rate
+    ]
     assert (folder / "report.html").is_file()
 
     shown = qpeft_cli(f"compare report {folder}", env={"COLUMNS": "120"})

@@ -83,10 +83,11 @@ def test_plan_and_train_take_the_suggested_adapter(
 
     answered = answer(f"plan --model {base_folder} --parameters 250")
     shown = json.loads(json.dumps({**asdict(expected), "learning_rate": 0.01}))
+    # there are notes on servers as well
     assert {**answered["suggestion"], "notes": []} == {
         **shown,
         "notes": [],
-    }  # there are notes on servers as well
+    }
     assert answered["trainable"] == expected.plan.trainable
     assert answered["stored_bytes"] == expected.plan.stored_bytes
 

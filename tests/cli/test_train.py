@@ -44,9 +44,8 @@ def test_run_of_a_file_is_overridden_by_options(qpeft_cli, base_folder, text, tm
     assert [settings[name] for name in ("batch_size", "lr", "steps", "seq_len")] == [1, 0.01, 2, 32]
     assert settings["backend_settings"] == {"shots": 50}
 
-    notes = [
-        line for line in result.stderr.splitlines() if "overrides" in line
-    ]  # --steps is that of the file
+    # --steps is that of the file
+    notes = [line for line in result.stderr.splitlines() if "overrides" in line]
     assert sorted(note.split()[1] for note in notes) == [
         "--batch-size",
         "--chunk-size",
@@ -94,9 +93,8 @@ def test_demo_trains_reports_and_is_not_trained_twice(
 
     lora, qpa, quantum_peft = answered["runs"].values()
     for generated in (qpa, quantum_peft):
-        assert (
-            lora["before"] == generated["before"] != generated["after"]
-        )  # the same base, the same text
+        # the same base, the same text
+        assert lora["before"] == generated["before"] != generated["after"]
         assert lora["data_sha256"] == generated["data_sha256"]
     assert 2 * lora["deployed"] == 2 * qpa["deployed"] == quantum_peft["deployed"]  # rank 8, not 4
     assert quantum_peft["trainable"] < lora["trainable"]

@@ -58,9 +58,8 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     expected += ["lora seed0", "qpa seed0", "lora seed1", "qpa seed1", "lora cost", "qpa cost"]
     assert [f"{one.split('/')[1]} {one.split('/')[3]}" for one in progress.ended] == expected
     assert progress.totals == [(12, 0), (12, 6), (12, 10), (12, 12)]
-    assert all(
-        row["lr"] == 0.2 for name, row in plan.rows().items() if "seed" in name
-    )  # the lower loss
+    # the lower loss
+    assert all(row["lr"] == 0.2 for name, row in plan.rows().items() if "seed" in name)
     assert not (plan.folder / "work").exists()
 
     before = (plan.folder / "rows.jsonl").read_bytes()

@@ -37,9 +37,8 @@ def test_built_in_study_is_valid(name, tmp_path):
     study = load_study(name)
     assert study.name == name
     assert study.question.endswith("?")
-    assert count_methods(study, tmp_path).keys() == {
-        method.key for method in study.methods
-    }  # with their settings
+    # with their settings
+    assert count_methods(study, tmp_path).keys() == {method.key for method in study.methods}
 
 
 def test_steps_and_epochs_replace_each_other(tmp_path):

@@ -130,9 +130,8 @@ def test_first_read_after_a_step_evaluates(toy, x):
 
     assert toy.generator.evaluations == 1
 
-    product = toy.host.a.weight @ torch.ones(
-        2, dtype=torch.float64
-    )  # by the model's first map only
+    # by the model's first map only
+    product = toy.host.a.weight @ torch.ones(2, dtype=torch.float64)
     assert toy.generator.evaluations == 2
     assert_close(product, toy.generator()[:4].view(2, 2).sum(1))
 

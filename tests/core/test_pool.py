@@ -60,9 +60,8 @@ def world(tmp_path_factory, adapters):
         stock = PeftModel.from_pretrained(copy.deepcopy(base), exported).eval()
         assert_close(adapters.logits(stock, ids), answers[f"user-{index}"], atol=1e-6, rtol=1e-6)
 
-    assert (
-        len({tuple(logits[0, 0, :3].tolist()) for logits in answers.values()}) == 6
-    )  # they are different
+    # they are different
+    assert len({tuple(logits[0, 0, :3].tolist()) for logits in answers.values()}) == 6
 
     return base, folder, answers, ids
 

@@ -207,9 +207,8 @@ def data(tmp_path, rows, **changes) -> RunSettings:
 
 def test_padded_rows_are_examples_also_empty_ones(tmp_path, tokenizer):
     rows = texts(*(f"{n} the king" if n % 2 else "" for n in range(60)))
-    blocks = load_blocks(
-        data(tmp_path, rows, pad_rows=True), 16, tokenizer
-    )  # a warning is an error
+    # a warning is an error
+    blocks = load_blocks(data(tmp_path, rows, pad_rows=True), 16, tokenizer)
     assert [[len(block.ids) for block in part] for part in blocks] == [[16] * 57, [16] * 3]
     assert not blocks[0][0].attended.any()
 

@@ -234,10 +234,11 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
     for split in ("train", "test"):
         write(tmp_path / "plain" / f"{split}.jsonl", [{"text": split}])
     assert load(f"{tmp_path}/plain::test") == [{"text": "test"}]
+    # without a split, every file
     assert load(tmp_path / "plain") == [
         {"text": "test"},
         {"text": "train"},
-    ]  # without a split, every file
+    ]
 
     folder = write_splits(tmp_path / "ab")
     assert load(f"{folder}:short:test") == [{"text": "short test"}]

@@ -156,9 +156,8 @@ def test_rank_equals_that_of_the_autograd_jacobian(name, n_qubits, n_layers, see
     )
     assert found["angles"] == angles.numel()
     assert found["possible"] == min(angles.numel(), 2**n_qubits - 1)
-    assert (
-        redundancy(ansatz, torch.zeros_like(angles))["independent"] == 0
-    )  # p = (1, 0, ...) is an extreme
+    # p = (1, 0, ...) is an extreme
+    assert redundancy(ansatz, torch.zeros_like(angles))["independent"] == 0
     assert is_json(found)
 
 

@@ -51,9 +51,8 @@ def test_names_on_the_page_exist():
 def explained_by_its_docstring(what, name):
     functions = [f"qpeft.methods.{function}" for function in ("get", "register")]
     is_part_of_methods = name.startswith("qpeft.methods.") and name not in functions
-    return (
-        callable(what) and not is_dataclass(what) and not is_part_of_methods
-    )  # results and parts have other tests
+    # results and parts have other tests
+    return callable(what) and not is_dataclass(what) and not is_part_of_methods
 
 
 @pytest.mark.parametrize(
@@ -67,9 +66,8 @@ def test_docstring_documents_every_parameter(what, name):
     assert text
     assert not missing
 
-    has_errors_of_others = (
-        what.__module__ == "qpeft_lab.metrics.predictions"
-    )  # scikit-learn's and scipy's
+    # scikit-learn's and scipy's
+    has_errors_of_others = what.__module__ == "qpeft_lab.metrics.predictions"
     assert isinstance(what, type) or has_errors_of_others or "Raises" in text or "raises" in text
 
 

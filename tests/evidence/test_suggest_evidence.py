@@ -64,12 +64,10 @@ def test_lost_gain_is_that_of_a_choice_without_the_base():
             for base, losses in (("a", on_a), ("b", on_b))
         ]
 
-    one = searched(
-        {1.0: 3.0, 3.0: 3.2, 10.0: 3.4}, {1.0: 3.6, 3.0: 3.5, 10.0: 3.9}
-    )  # the best on a
-    other = searched(
-        {0.3: 3.5, 0.9: 3.3, 2.7: 3.4}, {0.3: 3.6, 0.9: 3.4, 2.7: None}
-    )  # the best on b
+    # the best on a
+    one = searched({1.0: 3.0, 3.0: 3.2, 10.0: 3.4}, {1.0: 3.6, 3.0: 3.5, 10.0: 3.9})
+    # the best on b
+    other = searched({0.3: 3.5, 0.9: 3.3, 2.7: 3.4}, {0.3: 3.6, 0.9: 3.4, 2.7: None})
 
     # b chooses the other, with 0.9 or, next to a failure, 0.3; a chooses the first with 1
     assert suggest_evidence.lost({"one": one, "other": other}) == pytest.approx([0.3, 1 / 3])

@@ -67,9 +67,8 @@ def assert_equal_logits(adapters, ids, *models):
 
 
 def test_matrix_includes_every_method():
-    own = {
-        key for key in keys() if str(get(key).tuner).startswith("qpeft.")
-    }  # other tests register methods as well
+    # other tests register methods as well
+    own = {key for key in keys() if str(get(key).tuner).startswith("qpeft.")}
     assert own <= {variant.method for variant in VARIANTS.values()}, (
         "add a Variant to tests/support/variants.py"
     )

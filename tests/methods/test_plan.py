@@ -32,9 +32,8 @@ _GEMMA = {
     "intermediate_size": 16_384,
     "num_hidden_layers": 18,
 }
-GEMMA = GemmaConfig(
-    **_GEMMA, num_attention_heads=8, num_key_value_heads=1, head_dim=256
-)  # Gemma-1-2B
+# Gemma-1-2B
+GEMMA = GemmaConfig(**_GEMMA, num_attention_heads=8, num_key_value_heads=1, head_dim=256)
 _STORIES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5}
 STORIES = LlamaConfig(
     **_STORIES, num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True

@@ -24,9 +24,8 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     further = defaultdict(list)
     for file in RESULTS.glob("*/*.jsonl.xz"):
         study, *rows = map(json.loads, lzma.decompress(file.read_bytes()).splitlines())
-        has_rates = len(study["tuning"]["grid"]) > 1 or study["name"].endswith(
-            "-final"
-        )  # has those of its search
+        # has those of its search
+        has_rates = len(study["tuning"]["grid"]) > 1 or study["name"].endswith("-final")
         if not has_rates or study["name"] in SEARCHES:
             continue
         rates = {row["method"]: row["lr"] for row in rows if row["role"] not in ("tuning", "cost")}

@@ -323,9 +323,8 @@ def rotated_behind_v_proj(folder, config):
     plan = qpeft.plan(llama, config(target_modules=["v_proj"]))
     model = move(peft.get_peft_model(llama, config(target_modules=["v_proj"])), spread=0.3)
 
-    assert (
-        qpeft.export(model, folder / "exported").n_deployed == plan.deployed == 8
-    )  # 2 of a head, each for 2 query heads
+    # 2 of a head, each for 2 query heads
+    assert qpeft.export(model, folder / "exported").n_deployed == plan.deployed == 8
 
     return model(torch.arange(8)[None]).logits.detach()
 
@@ -430,9 +429,8 @@ def test_angles_that_are_not_finite_are_not_exported(llama, tmp_path):
         qpeft.export(model, tmp_path / "exported")
 
 
-@pytest.mark.filterwarnings(
-    "ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)"
-)  # PEFT's, without nvcc
+# PEFT's, without nvcc
+@pytest.mark.filterwarnings("ignore:(Failed to load the CUDA|Setting boft_n_butterfly_factor)")
 @pytest.mark.parametrize("b", [2, 4, 8])
 def test_linear_cua_equals_oft_and_boft(b):
     model = on_linear(qpeft.CUAConfig(block_size=b, target_modules=["f"]))

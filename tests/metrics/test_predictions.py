@@ -27,9 +27,8 @@ def test_f1_of_two_classes_is_that_of_the_second_and_mcc_of_equal_predictions_is
     assert f1([1, 1, 0, 0], [1, 0, 0, 0]) == pytest.approx(2 / 3)
     assert f1([0, 0, 1, 1], [0, 1, 1, 1]) == pytest.approx(4 / 5)
     assert f1([0, 0], [0, 0], n_classes=2) == 0.0
-    assert f1([0, 1, 0, 1], [0, 1, 1, 1], n_classes=3) == pytest.approx(
-        (2 / 3 + 4 / 5) / 2
-    )  # class 2 does not occur
+    # class 2 does not occur
+    assert f1([0, 1, 0, 1], [0, 1, 1, 1], n_classes=3) == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert mcc([0, 1, 0, 1], [1, 1, 1, 1]) == mcc([1, 1], [1, 1]) == 0.0
 
 

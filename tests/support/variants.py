@@ -23,9 +23,8 @@ QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
 SORA = {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}
 BOTTLENECK = {"bottleneck_size": 4}
 NO_STOCK_FORM: dict[str, Any] = {"exports": False, "merges": False}
-SMALL_GENERATOR = qpeft.QPAGeneratorConfig(
-    chunk_size=16, hidden=(6, 5), n_layers=3
-)  # for hosts of few parameters
+# for hosts of few parameters
+SMALL_GENERATOR = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3)
 
 
 @dataclass(frozen=True)

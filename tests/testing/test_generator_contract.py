@@ -109,10 +109,11 @@ def test_qpa_passes(settings, device):
 SHAPES = {
     "one.lora_A.weight": (2, 4), "one.lora_B.weight": (6, 2), "two.lora_A.weight": (3, 4), "two.lora_B.weight": (4, 3)
 }  # fmt: skip
+# for which the Lie family has no parameters
 ONE_WIDE = {
     "three.lora_A.weight": (1, 1),
     "three.lora_B.weight": (5, 1),
-}  # for which the Lie family has no parameters
+}
 
 
 def quantum_peft(seed, **settings):

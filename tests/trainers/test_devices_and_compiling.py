@@ -38,9 +38,8 @@ SETTINGS = {
 def test_forward_and_backward_read_no_tensor_value(llama, name, settings, monkeypatch):
     """On the meta device every `.item()` and every branch on a value raises."""
     generator = VARIANTS[name].adapt(llama, **settings).base_model.generators["default"]
-    monkeypatch.setattr(
-        torch, "autocast", lambda *_, **__: nullcontext()
-    )  # unsupported on that device
+    # unsupported on that device
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     generator = generator.to("meta")
     flat = generator()

@@ -48,9 +48,8 @@ def quantised(request, saved):
         model = AutoModelForCausalLM.from_pretrained(
             saved, quantization_config=request.param(), device_map={"": "cpu"}
         )
-        return (
-            model.train()
-        )  # an evaluation on a CPU would repack 4-bit weights for good, without a backward
+        # an evaluation on a CPU would repack 4-bit weights for good, without a backward
+        return model.train()
 
     return load
 
@@ -111,9 +110,8 @@ def test_dora_reads_the_dequantised_weights(quantised, adapters, ids):
 
 
 @pytest.mark.parametrize("quantised", [nf4], indirect=True)
-@pytest.mark.filterwarnings(
-    "ignore:`gradient_checkpointing.* is deprecated:FutureWarning"
-)  # trl's own default
+# trl's own default
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")
 def test_generator_stays_float32_under_sft_trainer(quantised, variant, tokenizer, tmp_path):
     """trl casts trainable parameters on a quantized base when it is built; the second run resumes
     before a forward.

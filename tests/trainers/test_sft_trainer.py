@@ -48,9 +48,8 @@ def test_training_keeps_the_generator_in_float32(
     assert {p.dtype for p in tuner.generators["default"].parameters()} == {torch.float32}
 
     layer = tuner.model.model.layers[0].self_attn.q_proj
-    assert (
-        layer.lora_A["default"].weight.dtype == torch.float32
-    )  # as PEFT places adapters on a bfloat16 base
+    # as PEFT places adapters on a bfloat16 base
+    assert layer.lora_A["default"].weight.dtype == torch.float32
 
 
 @pytest.mark.filterwarnings(

@@ -311,9 +311,8 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
         for folder in (result.exported, *([result.adapter] if method == "qpa" else [])):
             text = (folder / "README.md").read_text()
             matches = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
-            assert len(matches) == (
-                method in ("qpa", "quantum_peft")
-            )  # the card of others is PEFT's
+            # the card of others is PEFT's
+            assert len(matches) == (method in ("qpa", "quantum_peft"))
             monkeypatch.chdir(folder)
             for lines in matches:
                 exec(lines, made_by_card := {})

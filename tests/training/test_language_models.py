@@ -91,9 +91,8 @@ def test_training_loss_of_an_answer_is_the_score(tokenizer, tiny_model):
         nats -= sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
         n += len(answer)
 
-    assert model(**collate(blocks)).loss.item() == pytest.approx(
-        nats / n, rel=1e-6
-    )  # the library's loss is float32
+    # the library's loss is float32
+    assert model(**collate(blocks)).loss.item() == pytest.approx(nats / n, rel=1e-6)
     assert evaluate_language_model(model, blocks).loss == pytest.approx(nats / n, rel=1e-12)
 
 
@@ -265,9 +264,10 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
     model = llama(vocab_size=5, max_position_embeddings=64)
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
+    # all pairs
     ids = torch.tensor(
         [[token for pair in itertools.product(range(5), repeat=2) for token in pair]]
-    )  # all pairs
+    )
     free, once = (
         generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n), [])[
             0
@@ -280,9 +280,8 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
     assert once[:2] == free[:2] != [0, 0]
 
 
-@pytest.mark.parametrize(
-    "adapter, n", [("none", 256), ("prompt", 252)]
-)  # which has 4 virtual tokens
+# which has 4 virtual tokens
+@pytest.mark.parametrize("adapter, n", [("none", 256), ("prompt", 252)])
 def test_text_that_does_not_fit_the_context_is_refused(embedded, adapter, n):
     base, tokenizer = embedded
     with pytest.raises(DataError, match="context"):

@@ -240,9 +240,8 @@ def test_any_orthogonal_matrix_and_ansatz_is_a_circuit_on_inputs(n_qubits, sign)
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*has no QubitProperties:UserWarning"
-)  # Qiskit's, on fake devices
+# Qiskit's, on fake devices
+@pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")
 @pytest.mark.parametrize("name", ["qiskit:aer", "fake"])
 def test_counts_of_qiskit_are_those_of_the_exact_probabilities(llama, ids, tmp_path, name):
     fake = GenericBackendV2(
@@ -297,9 +296,8 @@ def test_a_failed_job_loses_nothing_and_the_budget_counts_it(llama, ids, tmp_pat
     assert torch.equal(run(backend=again, shot_budget=1)[1]["measured"], expected["measured"])
     assert not again.jobs
 
-    (tmp_path / "100 0.0" / "1.safetensors").write_bytes(
-        b"cut off"
-    )  # its 68 circuits are sent again
+    # its 68 circuits are sent again
+    (tmp_path / "100 0.0" / "1.safetensors").write_bytes(b"cut off")
     with pytest.raises(ConfigError, match="6,800 more shots"):
         run(backend=again, shot_budget=6_799)
     assert torch.equal(run(backend=Flaky())[1]["measured"], expected["measured"])

@@ -124,9 +124,10 @@ def by_a_full_disk(again, monkeypatch):
     def fill(obj, path, *args, **kwargs):
         if "checkpoint-4" in str(path):
             Path(path).write_bytes(b"half")
+            # torch's own
             raise RuntimeError(
                 "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
-            )  # torch's own
+            )
         return save(obj, path, *args, **kwargs)
 
     with monkeypatch.context() as patched:
@@ -444,9 +445,8 @@ def test_run_resumes_with_a_larger_shot_budget(on_backend):
 
     tight = {"shots": 512, "shot_budget": needed}
     train_fails(Killed, None, on_backend(backend_settings=tight), kill_at(5))
-    train_fails(
-        ConfigError, "shot budget", on_backend(backend_settings=tight)
-    )  # the lost step is not in it
+    # the lost step is not in it
+    train_fails(ConfigError, "shot budget", on_backend(backend_settings=tight))
     result = train(on_backend(backend_settings={"shots": 512, "shot_budget": 2 * needed}))
 
     assert_same_result(result.out, train(on_backend("whole")).out)

@@ -214,9 +214,8 @@ class QuantumPeftGenerator(Generator):
             units = list(dict.fromkeys(part.units))
             parameters = [draw(config, init, unit, part.inner, part.rank) for unit in units]
             drawn.append(torch.stack(parameters))
-            rows = [
-                float(units.index(unit)) for unit in part.units
-            ]  # of each tensor, an index buffer
+            # of each tensor, an index buffer
+            rows = [float(units.index(unit)) for unit in part.units]
             shared = None if units == part.units else torch.tensor(rows)
             self.register_buffer(f"rows_{part.label}", shared, persistent=False)
             size = (len(part.names), part.width, part.inner)
