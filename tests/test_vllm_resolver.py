@@ -153,8 +153,8 @@ def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapter
     second = cache.find("user-0", str(base))
     new = revisions.revision(folder)
 
-    assert (old == new) is False
-    assert (first == second) is False
+    assert old != new
+    assert first != second
     assert second == cache.find("user-1", str(base)) == cache.find(f"user-0@{new}", str(base))
     assert cache.find(f"user-0@{old}", str(base)) == first
 

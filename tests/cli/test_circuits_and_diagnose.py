@@ -64,7 +64,7 @@ def test_export_has_the_probabilities_of_the_adapter_or_free_angles(
 
     for mode in (0o644, 0o600):  # written through a link, with the permissions of its target
         qpeft_cli(f"{free} --out {link}", code=0)
-        assert link.is_symlink() is True
+        assert link.is_symlink()
         assert target.read_text(encoding="utf-8") == expected
         target.chmod(mode)
         target.write_text("of before")

@@ -94,7 +94,7 @@ def test_failures_are_reported_and_favored_by_no_verdict(study_folder):
     assert [row["name"] for row in summary.failures] == ["seed3", "seed4", "lr0.005"]
 
     difference = summary["sora"].difference  # the other seeds are a favorable selection
-    assert (difference.high < 0) is True
+    assert difference.high < 0
     assert difference.verdict == NO_DIFFERENCE
 
     limits = "\n".join(summary.limits)
@@ -112,7 +112,7 @@ def test_holms_correction_covers_every_comparison_of_the_study(study_folder):
     summary = load(study_folder)
     difference = summary["qpa"].difference
 
-    assert (difference.low > 0) is True
+    assert difference.low > 0
     assert difference.verdict == NO_DIFFERENCE
     assert summary.n_comparisons == 23  # every method but the reference has one
 

@@ -316,7 +316,7 @@ def test_place_inside_a_running_call_keeps_the_active_adapter_p1(pool, world):
     )
 
     assert errors == []
-    assert torch.equal(found, answers["user-0"]) is True
+    assert torch.equal(found, answers["user-0"])
 
 
 def test_plain_call_inside_a_call_with_rows_is_refused_p1(pool, world):

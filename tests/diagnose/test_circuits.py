@@ -71,7 +71,7 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
     assert own["p_value"] > 0.01
     assert own["inverse_participation"] == pytest.approx(own["expected_participation"], rel=0.1)
     assert other["p_value"] == 1 / 200
-    assert (other["distance"] > 0.1) is True
+    assert other["distance"] > 0.1
 
 
 @pytest.mark.parametrize(

@@ -167,5 +167,5 @@ def test_run_of_sora_without_remaining_ranks_has_no_export(sora):
         result = train(sora(shrink_budget=10.0))
     assert result.deployed == 0
     assert result.exported_bytes == 0
-    assert result.exported.exists() is False
+    assert not result.exported.exists()
     assert result.after.loss == result.before.loss
