@@ -58,13 +58,13 @@ def test_gpt2_adapts_queries_and_values(gpt2):
     model = move(adapt(gpt2))
     assert model.peft_config["default"].target_modules == ["c_attn"]
 
-    found = model.base_model.model.transformer.h[0].attn.c_attn
+    adapted = model.base_model.model.transformer.h[0].attn.c_attn
     x = torch.randn(2, 3, 16)
-    branch = found.qpeft_adapter["default"]
+    branch = adapted.qpeft_adapter["default"]
 
     assert branch.V.shape == (32, 4)
     assert not branch(x)[..., 16:32].any()
-    assert_close(found(x), layer(x) + branch(x))
+    assert_close(adapted(x), layer(x) + branch(x))
 
 
 def test_default_targets_of_llama_have_angles_of_their_own(llama):
@@ -167,15 +167,16 @@ def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
         assert len(pairs.flatten().unique()) == 12
     assert features(13, feature_source="givens", ansatz="mps").pairs.shape == (5, 2, 4)  # 18 angles
 
-    one = features(4, feature_source="givens", ansatz="qaa")
+    small = features(4, feature_source="givens", ansatz="qaa")
     x = torch.randn(3, 4)
-    (i, j), angle = one.pairs[0].long(), one.angles()[0, 0]
+    i, j = small.pairs[0].long()
+    angle = small.angles()[0, 0]
     a = torch.nn.functional.normalize(x, dim=-1)
     turned = a.clone()
     turned[:, i] = angle.cos() * a[:, i] - angle.sin() * a[:, j]
     turned[:, j] = angle.sin() * a[:, i] + angle.cos() * a[:, j]
 
-    assert_close(one(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
+    assert_close(small(x), math.sqrt(6 / 2) * turned.square() @ signs(2))
 
 
 def test_quadratic_control_is_one_random_orthogonal_matrix():

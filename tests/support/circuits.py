@@ -71,8 +71,8 @@ def random_angles(ansatz, *batch, seed=0, scale=math.pi):
 def value_and_gradient(run, angles, weights):
     """`run(angles)`, and the gradient of its sum with weights."""
     at = angles.clone().requires_grad_()
-    found = run(at)
-    return found.detach(), torch.autograd.grad((found * weights).sum(), at)[0]
+    value = run(at)
+    return value.detach(), torch.autograd.grad((value * weights).sum(), at)[0]
 
 
 def exact(ansatz, angles):
@@ -101,7 +101,9 @@ def dense_two_design(angles, n_qubits, n_layers, signs=None):
     """The matrix (D, D) of `two_design`, from gates as full matrices; `signs` (2L, D) replace the
     CZ gates.
     """
-    u, index, angles = np.eye(2**n_qubits), np.arange(2**n_qubits), iter(angles)
+    u = np.eye(2**n_qubits)
+    index = np.arange(2**n_qubits)
+    angles = iter(angles)
 
     def rotate(wires):
         nonlocal u
@@ -127,16 +129,9 @@ def gate_expectations(ansatz, angles, x):
     max(||x||, 1e-8).
     """
     padded = torch.nn.functional.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1]))
-    p = (
-        gate_evolve(
-            ansatz,
-            angles,
-            (padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)).mT,
-        )
-        .abs()
-        .square()
-        .mT
-    )
-    p = p.unflatten(-1, (2,) * ansatz.n_qubits)
-    of_wire = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
-    return torch.stack([one[:, 0] - one[:, 1] for one in of_wire], -1)
+    initial = padded / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)  # (T, D)
+    final = gate_evolve(ansatz, angles, initial.mT)  # (D, T)
+    p = final.abs().square().mT.unflatten(-1, (2,) * ansatz.n_qubits)  # (T, 2, ..., 2)
+    # the probabilities (T, 2) of both values of each wire
+    of_wires = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
+    return torch.stack([of_wire[:, 0] - of_wire[:, 1] for of_wire in of_wires], -1)

@@ -76,7 +76,7 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
         assert_close(mixed, torch.stack(by_hand), atol=1e-5, rtol=1e-5)  # float32
     weights = torch.linspace(-1, 1, m, dtype=torch.float64)
     flat = generator()
-    found = torch.autograd.grad(flat @ weights, list(generator.parameters()))
+    of_generator = torch.autograd.grad(flat @ weights, list(generator.parameters()))
     angles, weight = (
         value().detach().requires_grad_()
         for value in (generator.feature.angles, generator.mlp[0].weight)
@@ -86,9 +86,10 @@ def test_values_and_gradients_of_register_features_equal_pennylane(
 
     assert_close(flat, expected, atol=1e-10, rtol=0)
 
-    gradients = torch.autograd.grad(expected @ weights, (angles, weight))
-    for one, other, factor in zip(found, gradients, (1, 10), strict=True):  # angle_scale, mlp_scale
-        assert_close(one, factor * other, atol=1e-10, rtol=1e-10)
+    of_expected = torch.autograd.grad(expected @ weights, (angles, weight))
+    scales = (1, 10)  # angle_scale, mlp_scale
+    for gradient, other, scale in zip(of_generator, of_expected, scales, strict=True):
+        assert_close(gradient, scale * other, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -56,17 +56,17 @@ def split(x, bits):
 def test_values_are_the_nearest_on_the_grid_of_the_header(x, bits, size):
     """No value moves by more than half a step of its group's grid, whose ends the file has."""
     with groups_of(size):
-        rounded, (header, _) = quantize(x, bits), split(x, bits)
-        found = list(zip(groups(x), groups(rounded), header.double().tolist(), strict=True))
+        rounded = quantize(x, bits)
+        header, _ = split(x, bits)  # the least value and the width of each group
+        of_groups = list(zip(groups(x), groups(rounded), header.double().tolist(), strict=True))
     assert rounded.shape == x.shape
     assert rounded.dtype == torch.float32
 
-    for before, after, (lo, width) in found:
+    for before, after, (lo, width) in of_groups:
         d = width / (2**bits - 1)
         noise = 4 * torch.finfo(torch.float32).eps * (abs(lo) + width)
-        assert (
-            after.double() - before.double()
-        ).abs().max() <= d / 2 + width * 2**-11 + noise  # float16 ranges
+        moved = (after.double() - before.double()).abs().max()
+        assert moved <= d / 2 + width * 2**-11 + noise  # the header is float16
         assert len(after.unique()) <= 2**bits
         least = max(abs(lo) * 2.0 ** (bits - 9), 2.0**-14)
         assert width <= (1 + 2**-10) * max(before.double().max().item() - lo, least)
@@ -104,9 +104,8 @@ def test_quantizing_twice_equals_once(x, bits, size):
         first = pack(x, bits)
         second = pack(once, bits)
         assert torch.equal(unpack(second, len(x), bits), once)
-    assert torch.equal(
-        first[-math.ceil(bits * x.numel() / 8) :], second[-math.ceil(bits * x.numel() / 8) :]
-    )
+    n_codes = math.ceil(bits * x.numel() / 8)
+    assert torch.equal(first[-n_codes:], second[-n_codes:])
 
 
 @given(angles(), BITS, st.integers(0, 2**32 - 1))
