@@ -118,11 +118,22 @@ def evidence() -> dict[str, Any]:
         within = {key: of for key, of in tunings.items() if of and budget_of(key) <= budget}
         regrets = [regret(summary, budget).share for summary in elsewhere]
         lost_by_budget[str(budget)] = lost(within) + regrets
-    return {
-        "reference": "LoRA within 5,000 parameters",
-        "designs": [of_library(design) for design in designs().values()],
-        "lost": lost_by_budget,
-    }
+    return rounded(
+        {
+            "reference": "LoRA within 5,000 parameters",
+            "designs": [of_library(design) for design in designs().values()],
+            "lost": lost_by_budget,
+        }
+    )
+
+
+def rounded(value: Any) -> Any:
+    """JSON whose numbers have six digits, more than their seeds agree on."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def of_library(design: dict[str, Any]) -> dict[str, Any]:

@@ -105,8 +105,8 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
     feature_map: str | None = option(
         None,
         "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, sqrt(2^N p) with"
-        " mean 0 and variance 1, times a matrix that makes the features of the initial angles"
-        " uncorrelated; or squash. Default: whitened, or scaled with hidden layers.",
+        " mean 0 and variance 1 (of random real states), times a matrix that makes the features of"
+        " the initial angles uncorrelated; or squash. Default: whitened, or scaled with hidden layers.",
         choices=("whitened", "scaled", "squash"),
     )
     feature_source: str = option(
