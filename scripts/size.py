@@ -93,7 +93,7 @@ def measure() -> tuple[list[tuple[str, float, float]], list[tuple[str, Code]]]:
     size_in_bytes = sum((ROOT / f).stat().st_size for f in files if not (ROOT / f).is_symlink())
     readme_lines = len((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
     parts = [
-        ("library", code_of(files, "src/qpeft"), 86_000),
+        ("library", code_of(files, "src/qpeft"), 86_600),
         ("laboratory", code_of(files, "src/qpeft_lab"), 98_500),
         ("tests", code_of(files, "tests"), 209_500),
         (
