@@ -34,8 +34,9 @@ def test_folder_is_replaced_after_the_block_or_kept_on_an_error_or_interrupt(tmp
     monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "replace", interrupted)
 
-    with pytest.raises(FileNotFoundError), replace_folder(old) as new:
+    with pytest.raises(FileNotFoundError) as raised, replace_folder(old) as new:
         (new / "adapter").write_text((new / "missing").read_text())
+    assert raised.value.__notes__ == [f"{old} was not written; if it existed, it is unchanged"]
     with pytest.raises(KeyboardInterrupt), replace_folder(old) as new:
         (new / "adapter").write_text("new")
     assert (old / "adapter").read_text() == "old"

@@ -60,7 +60,8 @@ def replace_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; after the block it replaces `target` and is synced to disk.
 
     An existing `target` is not touched until the new folder is complete. A link is replaced and not
-    followed; a file raises ConfigError.
+    followed; a file raises ConfigError. An error inside the block, such as that of a full disk, gets
+    a note that names `target`.
     """
     if target.is_file():
         raise ConfigError(f"{target} is a file; give a folder")
@@ -78,8 +79,9 @@ def replace_folder(target: Path) -> Iterator[Path]:
         else:
             temporary.replace(target)
             old = temporary  # which no longer exists
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        error.add_note(f"{target} was not written; if it existed, it is unchanged")
         raise
     finally:
         _unlock(temporary, target)
