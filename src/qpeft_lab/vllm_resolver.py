@@ -62,8 +62,10 @@ class ExportCache:
             raise ConfigError(
                 f"QPEFT_ADAPTERS={adapters} is no folder; name the folder that contains the adapters"
             )
-        self.adapters, self.cache = adapters.resolve(), cache
-        self.limit, self.base = limit, base
+        self.adapters = adapters.resolve()
+        self.cache = cache
+        self.limit = limit
+        self.base = base
         self._models: dict[str, Any] = {}  # the base model by its name
         self._fingerprints: dict[str, str] = {}  # of its files, by its name
         self._numbers: dict[str, int] = {}  # that this process gave, by the name of the export

@@ -154,8 +154,11 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
 
     limits = "\n".join(summary.limits)
     for expected in (
-        *("All quantum circuits are simulated", "9 rows are shared."),
-        *("3 rows are empty.", "than their method: QAA's offset alone.", "differ by up to 50%"),
+        "All quantum circuits are simulated",
+        "9 rows are shared.",
+        "3 rows are empty.",
+        "than their method: QAA's offset alone.",
+        "differ by up to 50%",
         "run the study again to finish it: QAA.",
         "may be better for: QPA over LoRA r=8, half its parameters.",
         "those before training: DoRA r=8.",

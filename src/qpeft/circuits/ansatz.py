@@ -54,7 +54,7 @@ def register_ansatz(
     name replaces the earlier one, so a notebook cell can be run again. Adapters made before keep the
     earlier circuit.
 
-    The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. The first use of a
+    The gates are `rx`, `ry` and `rz` with an angle in radians, `cx` and `cz` without. The first use of a
     circuit calls the functions once for each number of qubits and layers, and raises ConfigError
     for a gate that is not valid. Their results may depend on these numbers alone: an adapter is
     refused on loading if its gates have changed.

@@ -48,7 +48,8 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
 
     Raises ConfigError for angles of another shape.
     """
-    values = None if angles is None else torch.as_tensor(angles, dtype=torch.float64).detach().cpu()
+    on_cpu = angles.detach().cpu() if isinstance(angles, Tensor) else angles  # some have no float64
+    values = None if angles is None else torch.as_tensor(on_cpu, dtype=torch.float64)
     if values is not None:
         check_tensor(values, ansatz.angle_shape, str(ansatz), batched=False)
     slots = itertools.product(*map(range, ansatz.angle_shape)) if values is None else ()
@@ -102,8 +103,8 @@ def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
 
 
 def to_qiskit(ansatz: Ansatz) -> QuantumCircuit:
-    """The circuit of `ansatz` in Qiskit, without measurement; its angles are a ParameterVector
-    "theta".
+    """The circuit of `ansatz` in Qiskit, without measurement; its angles, in radians, are a
+    ParameterVector "theta".
 
     Element k of theta is the angle with index k in the flattened (row-major) angle tensor. Wire i
     is qubit i: the most significant bit in qpeft, the least significant bit in Qiskit.
@@ -131,8 +132,8 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
     measurements of something else, and the QNode's transforms, which are not applied.
 
     Args:
-        circuit: A QNode or function with one argument, the array of all trained angles. The angles
-            of a tape are its trainable parameters, flat and in their order.
+        circuit: A QNode or function with one argument, the array of all trained angles, in radians.
+            The angles of a tape are its trainable parameters, flat and in their order.
         shape: Of this argument; not for a tape.
 
     Raises:
@@ -270,7 +271,8 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
 
     Args:
         circuit: The circuit.
-        parameters: Its parameters in the order of the angles; `circuit.parameters` by default.
+        parameters: Its parameters in the order of the angles, in radians; `circuit.parameters` by
+            default.
 
     Raises:
         ConfigError: Qiskit is missing, `parameters` are not those of the circuit, or a gate cannot
@@ -363,8 +365,8 @@ def _refuse_approximated(circuit: Any) -> None:
 
 
 def from_openqasm(text: str) -> Ansatz:
-    """An ansatz from OpenQASM 3 or 2; its angles are the `input` variables, in the order of their
-    declarations.
+    """An ansatz from OpenQASM 3 or 2; its angles, in radians, are the `input` variables, in
+    the order of their declarations.
 
     Raises ConfigError if Qiskit or its reader is missing, the text cannot be read, or a gate cannot
     be expressed.

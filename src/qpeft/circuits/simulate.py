@@ -74,7 +74,9 @@ class Entangler(NamedTuple):
         return _permuted(axis, self._signed(axis, block), self.target)
 
     def _signed(self, axis: int, block: Tensor) -> Tensor:
-        return block if self.signs is None else block * (self.signs if axis == 1 else self.signs.mT)
+        if self.signs is None:
+            return block
+        return block * (self.signs if axis == 1 else self.signs.mT)
 
 
 def _permuted(axis: int, block: Tensor, source: Tensor | None) -> Tensor:
@@ -238,7 +240,9 @@ class Stages(torch.autograd.Function):
         kept = list[Tensor]()
         for stage, entangler in enumerate(entanglers):
             axis = 1 + stage % 2  # of the amplitudes behind this stage
-            acting = () if stage < n_acted else reversed(groups) if axis == 1 else groups
+            acting: Iterable[Tensor] = ()
+            if stage >= n_acted:
+                acting = reversed(groups) if axis == 1 else groups
             for group in acting:
                 before = _on_axis(3 - axis, psi, group.shape[-1])
                 if size <= _KEPT:

@@ -32,7 +32,7 @@ def ansatz_contract(
         make: Returns the circuit as data.
         dense_reference: From angles to probabilities (2**N,), without qpeft's code, for example by
             dense matrices.
-        device: Device of the angles.
+        device: Device of the angles; one with float64, so not Apple's MPS.
         seed: Of the random angles.
     """
     ansatz = make()

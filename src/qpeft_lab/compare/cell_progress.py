@@ -39,7 +39,8 @@ class ProgressFile(Progress):
         self._write(self._reached._replace(what=f"{what}: {done} of {total}"))
 
     def on_start(self, total: int, done: int) -> None:
-        self._began, self._resumed = time.monotonic(), done
+        self._began = time.monotonic()
+        self._resumed = done
         self._write(Reached("", done, total), at_once=True)
 
     def on_step(self, step: int, loss: float) -> None:

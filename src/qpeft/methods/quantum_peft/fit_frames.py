@@ -173,7 +173,8 @@ class _Observe(torch.autograd.Function):
         ctx: Any, switch: Tensor, output: Tensor, x: Tensor, sums: dict[str, Tensor], name: str
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.sums, ctx.name = sums, name
+        ctx.sums = sums
+        ctx.name = name
         return output.clone()  # a view must not be changed in place by what follows
 
     @staticmethod
