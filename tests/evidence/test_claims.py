@@ -1,5 +1,6 @@
 """Sentences of the pages that count cases of a table, or state what the rows allow, are true."""
 
+import json
 import re
 from statistics import fmean
 
@@ -285,3 +286,15 @@ def test_gains_in_the_text_of_the_readmes_picture_are_those_of_its_rows():
 def test_perplexities_of_the_recipe_are_those_of_its_rows():
     lora, qpa = (smollm2_tables.recipe()[key].mean("test_ppl") for key in ("lora", "qpa"))
     assert says(f"| LoRA {lora:.1f}, QPA {qpa:.1f} |", PAPERS)
+
+
+def test_every_customer_of_the_guide_was_verified_on_a_server():
+    """`make serve SERVER=URL` asked vLLM for log-probabilities."""
+    serving = json.loads((ROOT / "results" / "serving.json").read_text(encoding="utf-8"))
+    verified = serving["verified"]
+    assert verified.keys() == {f"verified-{name}" for name in serving["customers"]}
+    assert {each["verdict"] for each in verified.values()} == {"adapter"}
+    page = (ROOT / "docs" / "small_adapters.md").read_text(encoding="utf-8")
+    assert says("were within 0.0001 nats of the adapter's, and more than one nat from", page)
+    assert max(each["to_adapter"] for each in verified.values()) < 1e-4
+    assert min(each["to_base"] for each in verified.values()) > 1
