@@ -268,6 +268,10 @@ def test_the_falsifier_of_qpas_claim_is_decided_by_its_rows():
     gained = 100 * smollm2_tables.over_seeds(summary["lora_r4"], summary["qpa"]).mean
     share = gained / smollm2_tables.head_gain(summary)
     assert says(f"parameters: {share:.0f} % more, on the output head")
+    steps = summary.study.run.steps
+    assert says(
+        f"an angle moves by at most {summary['qpa'].lr * steps:.2f} radians in {steps} steps"
+    )
     assert says("**the claim holds here**")
     assert says("**the quantum part falls**")
 
@@ -298,3 +302,33 @@ def test_every_customer_of_the_guide_was_verified_on_a_server():
     assert says("were within 0.0001 nats of the adapter's, and more than one nat from", page)
     assert max(each["to_adapter"] for each in verified.values()) < 1e-4
     assert min(each["to_base"] for each in verified.values()) > 1
+
+
+def test_what_the_gallery_says_about_its_verdicts_is_true():
+    """One circuit is better than its frozen twin, in every seed, and none than both of its twins."""
+    folder = ROOT / "results" / "verdicts"
+    verdicts = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    decisions = {
+        (name, each["against"]): each["decision"]
+        for name, verdict in verdicts.items()
+        for each in verdict["comparisons"]
+    }
+    twins = {pair: decisions[pair] for pair in decisions if pair[1] in ("frozen", "gaussian")}
+    assert twins.pop(("iqp", "frozen")) == "better"
+    assert set(twins.values()) == {"undecided"}
+    assert len(twins) == 7
+    rivals = {(pair[1], decision) for pair, decision in decisions.items() if pair not in twins}
+    assert rivals - {("frozen", "better")} == {
+        ("lora", "undecided"),
+        ("lora_sb", "worse"),
+        ("uni_lora", "worse"),
+    }
+    adapters = verdicts["iqp"]["adapters"]
+    assert adapters["circuit"]["lr"] == adapters["frozen"]["lr"]
+    summary = summaries_of("verdicts")["iqp"]
+    losses = {key: summary[key].successes for key in ("circuit", "frozen")}
+    assert len(losses["circuit"]) == 10
+    for seed, row in losses["circuit"].items():
+        assert row["test_loss"] < losses["frozen"][seed]["test_loss"]
+    moved = [verdict["angles_moved"] for verdict in verdicts.values()]
+    assert 0.025 < min(moved) <= max(moved) < 0.045
