@@ -140,8 +140,9 @@ PICTURES = {
 
 def with_style_sheet(svg: str) -> str:
     """The picture with its styles in a style sheet, each once, and in other colors for readers whose
-    system is dark.
+    system is dark; without a document type, which no reader of SVG needs.
     """
+    svg = re.sub("<!DOCTYPE[^>]*> ", "", svg)
     styles = dict.fromkeys(re.findall(' style="([^"]*)"', svg))
     light = ""
     dark = ""
