@@ -1,7 +1,7 @@
 """How many blocks of text do gradient frames need? A small study: question, rule, runs and table.
 
     python evidence/frame_blocks.py SETUP BASE BLOCKS.npz    # appends the rows of one setup
-    python evidence/frame_blocks.py                          # the table of evidence/frame_blocks.jsonl
+    python evidence/frame_blocks.py                          # the table of evidence/frame_blocks.jsonl.xz
 
 Rule, fixed before the rows: framed circuits of two sizes, 100 steps of 8 x 64 tokens (SmolLM2: 4 x 128),
 five seeds, which draw the blocks, the initial values and the order of the data. The unit is the mean
@@ -15,6 +15,7 @@ BLOCKS.npz has token ids: train64 (n, 64), train256, eval (n, 64); for SmolLM2 t
 
 import copy
 import json
+import lzma
 import sys
 from collections import defaultdict
 from itertools import product
@@ -29,7 +30,7 @@ from transformers import AutoModelForCausalLM
 
 import qpeft
 
-ROWS = Path(__file__).with_suffix(".jsonl")
+ROWS = Path(__file__).with_suffix(".jsonl.xz")
 SETTINGS = {
     "type": {"r": 8, "frame_rank": 32, "share": "type"},
     "none": {"r": 4, "frame_rank": 32, "share": "none"},
@@ -76,7 +77,7 @@ def run(setup: str, base: str, blocks: str) -> None:
         train(adapted, data[f"train{short}"], batch, seed)
         row = {"setup": setup, "share": share, "seed": seed, "blocks": n, "tokens": length}
         row |= {"before": before, "after": score(adapted, data["eval"])}
-        with ROWS.open("a") as file:
+        with lzma.open(ROWS, "at") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -115,7 +116,7 @@ def score(model: torch.nn.Module, blocks: torch.Tensor) -> float:
 def table() -> None:
     """What each number of blocks loses compared with 64 short ones, in per cent of their gain."""
     after = defaultdict(list)
-    for row in map(json.loads, ROWS.read_text().splitlines()):
+    for row in map(json.loads, lzma.open(ROWS)):
         after[row["setup"], row["share"], row["tokens"], row["blocks"]].append(row)
     for (setup, share, tokens, n), rows in sorted(after.items()):
         short = 128 if setup.startswith("smollm2") else 64

@@ -55,7 +55,8 @@ stage() {
         4) study head-wikitext2 head wikitext2 ;;
         5) study sst2 sst2 sst2-labels minilm jsonl "--batch-size 16 --seq-len 64" ;;
         7) study adapters-shakespeare adapters shakespeare ;;
-        *) echo "no stage $1; there are 0, 1, 2, 3, 4, 5 and 7" >&2 && exit 2 ;;
+        8) study twins-e2e twins e2e ;;
+        *) echo "no stage $1; there are 0, 1, 2, 3, 4, 5, 7 and 8" >&2 && exit 2 ;;
     esac
 }
-for name in ${@:-0 1 2 3 4 5 7}; do stage "$name"; done
+for name in ${@:-0 1 4 8 5 3 2 7}; do stage "$name"; done

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from tiny_models import llama, save_base
-from transformers import AutoTokenizer, LlamaModel
+from transformers import AutoTokenizer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from qpeft import methods as methods_table
 from qpeft.backends import ExactBackend
@@ -562,15 +563,17 @@ def test_data_are_read_ahead_for_all_cells(planted_reads, planned):
     assert len(planted_reads) == n_read
 
 
-def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
+def test_cells_that_adapt_upper_layers_share_the_hidden_states_of_those_below(
     planned, tmp_path, monkeypatch
 ):
     base = save_base(tmp_path / "base", llama(vocab_size=257, tie_word_embeddings=True))
     head = {"r": 2, "target_modules": ["lm_head"], "lora_dropout": 0.1}
+    upper = {"r": 1, "target_modules": ["q_proj"], "layers_to_transform": [1]}
     methods = [
         {"key": "none", "method": "none"},
         {"key": "lora", "method": "lora", "settings": head, "lr": 0.01},
         {"key": "qpa", "method": "qpa", "settings": {**head, "r": 4}, "lr": 0.001},
+        {"key": "upper", "method": "lora", "settings": upper, "lr": 0.01},
         {"key": "all", "method": "lora", "settings": {"r": 1}, "lr": 0.01},
         {"key": "full", "method": "full", "lr": 0.003},
     ]
@@ -579,9 +582,9 @@ def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
     _, *usual = planned(*keys, **run)
     plan, *sharing = planned(*keys, **run, keep_hidden_states=True)
     computed = []
-    compute = LlamaModel.forward
+    compute = LlamaDecoderLayer.forward
     monkeypatch.setattr(
-        LlamaModel, "forward", lambda *a, **k: computed.append(0) or compute(*a, **k)
+        LlamaDecoderLayer, "forward", lambda *a, **k: computed.append(0) or compute(*a, **k)
     )
 
     def passes(cell):
@@ -599,15 +602,16 @@ def test_cells_of_an_adapted_head_share_the_hidden_states_of_the_base(
         assert measured == expected
         news[shared.method] = n_plain, n_shared
 
-    # 4 batches of validation and test blocks, then those of 6 steps
+    # two layers; 4 batches of validation and test blocks, then those of 6 steps
     assert news == {
-        "none": (4, 4),
-        "qpa": (14, 6),
-        "lora": (14, 0),
-        "all": (14, 14),
-        "full": (14, 14),
+        "none": (8, 8),
+        "qpa": (28, 12),
+        "lora": (28, 0),
+        "upper": (28, 24),  # its upper layer each time, and the lower one
+        "all": (28, 28),
+        "full": (28, 28),
     }
 
     for path in (plan.folder / "work" / "hidden_states").iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    assert passes(sharing[0])[0] == 4  # damaged files are computed again
+    assert passes(sharing[0])[0] == 8  # damaged files are computed again

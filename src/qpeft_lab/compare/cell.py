@@ -63,7 +63,7 @@ class Setup:
     test_blocks: int
     generation: Generation | None
     reference: PlannedMethod  # the method that times are compared with
-    hidden_states: Path | None = None  # kept for all cells that train the output head alone
+    hidden_states: Path | None = None  # kept for all cells that train the upper layers alone
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ class Study(_Strict):
     costs: bool = True
     keep_hidden_states: bool = Field(
         default=False,
-        description="Compute the layers below an adapted output head once for all runs.",
+        description="Compute the layers below the lowest adapted one once for all runs.",
     )
     lr_scale: float = Field(
         default=1.0,

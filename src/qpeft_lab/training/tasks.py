@@ -122,7 +122,7 @@ class CausalLM(Task):
     it.
     """
 
-    hidden_states: Path | None = None  # where runs of one base keep those below an adapted head
+    hidden_states: Path | None = None  # where runs of one base keep those below what is adapted
 
     def _read(self, reserved: int, labels: Sequence[str] | None) -> None:
         s = self.settings
