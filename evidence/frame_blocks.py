@@ -116,8 +116,9 @@ def score(model: torch.nn.Module, blocks: torch.Tensor) -> float:
 def table() -> None:
     """What each number of blocks loses compared with 64 short ones, in per cent of their gain."""
     after = defaultdict(list)
-    for row in map(json.loads, lzma.open(ROWS)):
-        after[row["setup"], row["share"], row["tokens"], row["blocks"]].append(row)
+    with lzma.open(ROWS) as file:
+        for row in map(json.loads, file):
+            after[row["setup"], row["share"], row["tokens"], row["blocks"]].append(row)
     for (setup, share, tokens, n), rows in sorted(after.items()):
         short = 128 if setup.startswith("smollm2") else 64
         reference = after[setup, share, short, 64]
