@@ -7,18 +7,20 @@ logits (2, 50) of each adapter for the ids `IDS`.
 """
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+from folders import edit_config
 from runs import losses
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 from variants import TUNERS
 
 import qpeft
-from qpeft.errors import CheckpointError
+from qpeft.errors import BaseModelWarning, CheckpointError
 from qpeft_lab import RunSettings, train
 
 pytestmark = [
@@ -65,6 +67,15 @@ def test_adapter_of_0_2_has_its_logits(written, name):
     expected = load_file("logits.safetensors")[folder]
 
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_order_of_0_2_that_may_be_edited_is_said(written, tmp_path):
+    """Before 0.3 no hash contained the order."""
+    folder = shutil.copytree("adapters/qpa", tmp_path / "edited")
+    table = json.loads((folder / "adapter_config.json").read_text())["generated"]
+    edit_config(folder, generated=table[::-1])
+    with pytest.warns(BaseModelWarning, match="order than this base model's.*restore it"):
+        qpeft.load(LlamaForCausalLM.from_pretrained("llama"), folder)
 
 
 def test_other_initial_values_than_those_of_0_2_are_detected(written, monkeypatch):

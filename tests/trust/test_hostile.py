@@ -124,6 +124,39 @@ def test_scale_that_was_edited_is_refused_n(world, request, kind, changes):
     load(world, folder)
 
 
+GENERATED = {
+    "small": qpeft.QPAConfig(**LM, n_layers=2),
+    "residual": qpeft.QPAConfig(**SMALL),
+    "dora": qpeft.QPAConfig(**LM, n_layers=2, use_dora=True),
+    "frozen": qpeft.QPAConfig(**LM, n_layers=2, feature_source="qnn_frozen"),
+    "quantum_peft": qpeft.QuantumPeftConfig(**LM, n_layers=1),
+    "sora": qpeft.SoRAConfig(**LM, shrink_budget=0),
+    "attached": LoraConfig(**LM),
+}
+
+
+@pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
+@pytest.mark.parametrize("name", GENERATED)
+def test_order_of_the_generated_tensors_that_was_edited_is_refused(tmp_path, name):
+    base = tiny_models.gpt2(n_layer=2)
+    config = copy.deepcopy(GENERATED[name])
+    model = get_peft_model(copy.deepcopy(base), config)
+    if name == "attached":
+        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(n_layers=2))
+    qpeft.save(model, tmp_path / "users" / "a")
+    table = read_json(tmp_path / "users" / "a" / "adapter_config.json")["generated"]
+    half = len(table) // 2  # tensors of a layer; those of the other have the same shapes
+
+    b_first = sorted(table, key=lambda entry: "lora_B" not in entry[0])
+    for edited in (table[::-1], table[half:] + table[:half], b_first):
+        edit_config(tmp_path / "users" / "a", generated=edited)
+        with pytest.raises(CheckpointError, match=r"edited|damaged"):
+            qpeft.load(copy.deepcopy(base), tmp_path / "users" / "a")
+        if name != "attached":
+            with pytest.raises(CheckpointError, match=r"edited|damaged"):
+                PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "users" / "a")
+
+
 def test_folder_that_is_replaced_behind_its_check_is_refused(world, folder, monkeypatch):
     patched = "qpeft.core.checkpoint.check_patterns"  # which runs before PEFT reads the tensors
     monkeypatch.setattr(patched, lambda *_: rewrite(folder, dict))

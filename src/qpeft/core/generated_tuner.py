@@ -93,9 +93,12 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         """The generator of an adapter that PEFT has injected, and the tensors that it fills."""
         init = SeededInit(config.seed)
         with float32_by_default():
-            slots = in_vector_order(lora_slots(self.model, adapter_name), config)
+            own = lora_slots(self.model, adapter_name)
+            slots = in_vector_order(own, config)
             initial = draw_initial(slots, config.drawn_init, init)  # (P,)
-            return config.make(slots, initial, init), slots
+            generator = config.make(slots, initial, init)
+        generator.is_reordered = slots != config.order(own)
+        return generator, slots
 
     def _undo_injection(self, adapter_name: str) -> None:
         """Restore the base model as it was before the adapter was injected."""

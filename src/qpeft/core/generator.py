@@ -111,6 +111,7 @@ class Generator(FullPrecision):
     needs_fit = False  # whether fit_frames must be called before training
     is_compression = True  # whether fewer parameters are trained than generated
     n_unused = 0  # generated values without effect, which an export leaves out
+    is_reordered = False  # whether a file records another order of tensors than the base's
 
     def __call__(self) -> Tensor:
         """The adapter's parameters, flat (P,), float32 whatever autocast is set to."""

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -29,8 +30,17 @@ from torch.nn import functional as F
 
 from qpeft.circuits import Ansatz, exact_probabilities
 from qpeft.core.folded import Folded
-from qpeft.core.generator import ANGLES, CircuitModule, Generator, ParameterGroup, fingerprint
+from qpeft.core.generator import (
+    ANGLES,
+    CircuitModule,
+    Generator,
+    ParameterGroup,
+    State,
+    fingerprint,
+    is_fingerprint,
+)
 from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import BaseModelWarning
 from qpeft.methods.qpa.settings import QPACount, QPAGeneratorConfig
 
 # initial r.m.s. of the generated parameters, with features of norm 1 (measured); bits in their place
@@ -164,6 +174,7 @@ class QPAGenerator(Generator):
         config: The configuration; `config.count(m)` returns the sizes.
         initial: w0, the adapter's own initialization, shape (m,); not used by `init_mode="raw"`.
         init: Draws the initial angles and weights; the caller may have drawn w0 from it.
+        labels: The names of the tensors that the m parameters fill, in order.
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
@@ -180,6 +191,7 @@ class QPAGenerator(Generator):
         config: QPAGeneratorConfig,
         initial: Tensor,
         init: SeededInit,
+        labels: Sequence[str] = (),
         *,
         keep_initial: bool = False,
     ) -> None:
@@ -223,7 +235,9 @@ class QPAGenerator(Generator):
         settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
         # another circuit may have the same name
         gates = [] if self._ansatz is None else list(self._ansatz.gates())
-        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), self.m, settings, gates))
+        parts = (init.hexdigest(), self.m, settings, gates)
+        self.register_buffer("fingerprint", fingerprint(*parts, labels))
+        self._unordered = fingerprint(*parts)  # as releases before 0.3 saved it
         # G_ref, computed on the device of the first evaluation
         self._reference: Tensor | None = None
 
@@ -265,6 +279,24 @@ class QPAGenerator(Generator):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
         self._reference = None
         return super()._apply(fn, recurse)
+
+    def unpack(self, state: State) -> State:
+        """As the base class's; the fingerprint of a release before 0.3 becomes the present one.
+
+        Warns with BaseModelWarning if nothing then tells whether the order of tensors was edited.
+        """
+        saved = state.get("fingerprint")
+        if saved is None or not is_fingerprint(saved, self._unordered):
+            return state
+        if self.is_reordered:
+            warnings.warn(
+                "the adapter's tensors have another order than this base model's, and a release"
+                " before 0.3 saved it, which did not protect the order: if `generated` in its"
+                " adapter_config.json was edited, restore it",
+                BaseModelWarning,
+                stacklevel=2,
+            )
+        return state | {"fingerprint": self._identity}
 
     def plan_sizes(self) -> dict[str, Any]:
         count = self.count

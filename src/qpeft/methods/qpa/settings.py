@@ -207,7 +207,8 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         if self.init_mode == "small" and not self._is_lora:
             raise ConfigError("init_mode small is for LoRA and DoRA; use residual for another host")
         keep_initial = not self._is_lora and self.init_mode == "residual"
-        return QPAGenerator(self, initial, init, keep_initial=keep_initial)
+        labels = [slot.label for slot in slots]
+        return QPAGenerator(self, initial, init, labels, keep_initial=keep_initial)
 
     @property
     def _k(self) -> int:
