@@ -16,7 +16,7 @@ import torch
 from folders import edit_config
 from runs import losses
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from variants import TUNERS
 
 import qpeft
@@ -67,6 +67,11 @@ def test_adapter_of_0_2_has_its_logits(written, name):
     expected = load_file("logits.safetensors")[folder]
 
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_export_of_0_2_loads(written):
+    """Its record has no config and no list of embeddings."""
+    qpeft.load(AutoModelForCausalLM.from_pretrained("base"), "run/exported")
 
 
 def test_order_of_0_2_that_may_be_edited_is_said(written, tmp_path):

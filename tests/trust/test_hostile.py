@@ -14,7 +14,7 @@ import sys
 import pytest
 import tiny_models
 import torch
-from folders import edit_config, rewrite
+from folders import edit_config, edit_json, rewrite
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from variants import move
@@ -104,6 +104,25 @@ def test_fields_that_an_export_fixed_are_refused_n(world, exported, changes):
     edit_config(exported, **changes)
     (name,) = changes
     with pytest.raises(CheckpointError, match=rf"{name}=.* was exported with"):
+        load(world, exported)
+
+
+@pytest.mark.parametrize("part", ["config", "embeddings", "weights_sha256"])
+def test_record_of_an_export_that_lacks_a_part_is_refused_n(world, exported, part):
+    record = read_json(exported / "qpeft.json")
+    del record[part]
+    (exported / "qpeft.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=rf"{exported / 'qpeft.json'} lacks {part}"):
+        load(world, exported)
+
+
+@pytest.mark.parametrize("lost", [["lora_alpha"], None], ids=["a field", "all fields"])
+def test_record_of_an_export_that_lacks_fields_of_the_config_is_refused_n(world, exported, lost):
+    fields = read_json(exported / "qpeft.json")["config"]
+    left = {name: fields[name] for name in fields.keys() - (lost or fields.keys())}
+    edit_json(exported / "qpeft.json", config=left)
+    edit_config(exported, lora_alpha=9)
+    with pytest.raises(CheckpointError, match="was exported with None"):
         load(world, exported)
 
 

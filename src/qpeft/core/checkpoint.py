@@ -62,6 +62,7 @@ from qpeft.folders import folder_to_replace, repair_folder, replace_folder
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 RECORD = "qpeft.json"  # how an exported adapter was made
+_PARTS = {"config", "embeddings", "weights_sha256"}  # of the record, for what it is checked
 # fields of a config on which the adapter's values do not depend: its base, and what training uses
 _FREE = (
     "base_model_name_or_path",
@@ -264,13 +265,19 @@ def check_folder(folder: Path) -> dict[str, Any]:
 def _check_exported(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Compare the config with the one that was exported; the record of the export."""
     path = folder / RECORD
+    fixed = fixed_fields(config, "task_type")
     try:
         record = read_json(path)
-        exported = record.get("config", {}).items()
+        lost = _PARTS - record.keys()
+        exported = record.get("config", fixed)
+        names = sorted(fixed.keys() | exported.keys())
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it, or delete it") from error
-    for name, value in exported:
-        present = config.get(name)
+    if lost and "lost_by_merging" in record:  # qpeft 0.2 wrote neither
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(lost))}; restore it, or delete it")
+    for name in names:
+        present = fixed.get(name)
+        value = exported.get(name)
         if present != value:
             raise CheckpointError(
                 f"{folder / CONFIG} has {name}={reprlib.repr(present)}, and the adapter was"
