@@ -1,6 +1,7 @@
 """AdapterPool: logits equal those of each adapter alone, in `qpeft.load` and in stock PEFT."""
 
 import copy
+import itertools
 import os
 import shutil
 import sys
@@ -96,6 +97,7 @@ def test_any_sequence_of_requests_uses_the_right_adapters(world, adapters, reque
     pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
     recent = OrderedDict()  # the model of the pool: names, the least recently used first
     active = "__base__"
+    pool.activate(active)
     earlier = []
 
     def use(name, keep):
@@ -197,6 +199,13 @@ def replaced_at(monkeypatch, module, function, folder, other):
         return found
 
     monkeypatch.setattr(module, function, replacing)
+
+
+def test_adapter_that_changes_whenever_it_is_read_is_refused(pool, monkeypatch):
+    changes = itertools.count()
+    monkeypatch.setattr(pool_module, "stamp_of", lambda _: (next(changes),))
+    with pytest.raises(CheckpointError, match="'user-0' changed whenever it was read"):
+        pool.activate("user-0")
 
 
 def test_request_during_a_replacement_has_the_new_adapter(gpt2, users, ids, adapters, monkeypatch):
@@ -425,6 +434,17 @@ def test_thread_that_activated_nothing_is_refused_p2(pool, world):
     in_a_thread(call)
 
     assert "this thread has activated no adapter" in errors[0]
+
+
+def test_rows_that_are_not_given_to_the_call_are_not_taken_for_none(pool, world, adapters):
+    assert torch.equal(adapters.logits(pool.model, world[3]), world[2]["__base__"])
+    pool.place(["user-0"])
+    with pytest.raises(ConfigError, match=r"activated no adapter.*give the call adapter_names"):
+        adapters.logits(pool.model, world[3])
+
+    pool.activate("user-1")  # is asked for, so it remains
+    pool.place(["user-0"])
+    assert torch.equal(adapters.logits(pool.model, world[3]), world[2]["user-1"])
 
 
 def interrupted_at(line, action):

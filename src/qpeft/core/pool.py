@@ -107,8 +107,8 @@ class AdapterPool:
 
     Threads need no lock: each has its own active adapter, and the calls of the model run one after
     the other. A thread that calls the model without having called `activate` or given
-    `adapter_names` is refused once another thread has called `activate`. Call `model` alone: its
-    `base_model`, or a part of it with adapters, is refused if it is called from outside.
+    `adapter_names` is refused once any thread has called `activate` or `place`. Call `model` alone:
+    its `base_model`, or a part of it with adapters, is refused if it is called from outside.
 
     `model` is the base with `capacity` stock adapters, in evaluation mode.
 
@@ -159,7 +159,7 @@ class AdapterPool:
         # by the adapter, the least recently used first; a slot without an entry is free
         self._held: dict[str, _Held] = {}
         self._chosen = threading.local()  # attribute `held`: what each thread has activated
-        self._is_chosen = False  # whether any thread has
+        self._is_asked = False  # whether any thread has, or has placed rows
         self._switched: str | None = None  # the slot that the layers apply
         # the adapters of the call of the model that is running, which keep their slots; a weak
         # reference, because an interrupted call may be unable to remove it
@@ -220,13 +220,14 @@ class AdapterPool:
             held = _NO_ADAPTER if name == BASE else self._hold(name, keep=set())
             self._switch(held.slot)
             self._chosen.held = held
-            self._is_chosen = True
+            self._is_asked = True
 
     def place(self, names: Sequence[str]) -> list[str]:
         """The model's argument `adapter_names`, one for each row of a batch; "__base__" for rows
         without adapter.
 
-        The active adapter keeps its slot. PEFT refuses, in the model's call, to mix adapters with
+        The rows act only in a call that gets them: one without `adapter_names` uses the active
+        adapter, which keeps its slot. PEFT refuses, in the model's call, to mix adapters with
         DoRA, of experts, or with a trained copy of another module than a linear map, an embedding
         or a convolution (`modules_to_save`).
 
@@ -252,6 +253,7 @@ class AdapterPool:
                     row = _Row(held.slot)
                     row.held = held
                     rows[name] = row
+            self._is_asked = True
             return [rows[name] for name in names]
 
     @contextmanager
@@ -336,10 +338,11 @@ class AdapterPool:
 
     def _switch_to_active(self) -> str:
         """Apply the adapter that this thread has activated, also if another one took its slot."""
-        if not hasattr(self._chosen, "held") and self._is_chosen:
+        if not hasattr(self._chosen, "held") and self._is_asked:
             raise ConfigError(
-                "this thread has activated no adapter, and another thread has; call activate in the"
-                " thread that calls the model, or give it adapter_names=pool.place([...])"
+                "this thread has activated no adapter, and the pool is in use; give the call"
+                " adapter_names=pool.place([...]), or call activate in this thread first,"
+                f' activate("{BASE}") for none'
             )
         name = self.active
         if name == BASE:
@@ -360,7 +363,7 @@ class AdapterPool:
             self._switched = slot
 
     @torch.no_grad()
-    def _hold(self, name: str, keep: set[str]) -> _Held:
+    def _hold(self, name: str, keep: set[str], attempts: int = 20) -> _Held:
         """Put the current version of an adapter into a slot; those of `keep` remain in theirs."""
         folder = self._folder_of(name)
         stamp = stamp_of(folder)
@@ -373,7 +376,11 @@ class AdapterPool:
             except QpeftError as error:
                 raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
             if stamp_of(folder) != stamp:  # other files were read than those that were checked
-                return self._hold(name, keep)
+                if attempts == 1:
+                    raise CheckpointError(
+                        f"adapter '{name}' changed whenever it was read; ask again"
+                    )
+                return self._hold(name, keep, attempts - 1)
             # free until its tensors are complete, because this may be interrupted
             for other in [other for other in self._held.values() if other.slot == held.slot]:
                 del self._held[other.adapter]
