@@ -206,6 +206,39 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
     assert_close(adapters.logits(stock, ids), exact, atol=1e-6, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:Adapter default was active which is now deleted")
+def test_adapters_that_are_added_or_loaded_later_run_on_the_backend(llama, adapters, tmp_path):
+    model = adapters.qpa(llama)
+    run = qpeft.set_backend(model, shots=5000)
+    model.save_pretrained(tmp_path)
+    model.add_adapter("added", copy.deepcopy(model.peft_config["default"]))
+    model.delete_adapter("default")
+    model.load_adapter(tmp_path, "loaded")
+    later = [model.base_model.generators[name].feature for name in ("added", "loaded")]
+
+    assert all(circuit.backend.jobs is run.jobs for circuit in later)
+
+    qpeft.set_backend(model)
+    model.add_adapter("plain", copy.deepcopy(model.peft_config["added"]))
+    later.append(model.base_model.generators["plain"].feature)
+    assert [circuit.backend for circuit in later] == [None] * 3
+
+
+class OfThreeWires(ExactBackend):
+    def check(self, ansatz, shots):
+        if ansatz.n_qubits > 3:
+            raise ConfigError("it has three wires")
+
+
+def test_later_adapter_that_the_backend_cannot_run_is_refused_and_changes_nothing(llama, adapters):
+    model = adapters.qpa(llama, chunk_size=256)
+    before = [*model.state_dict()]
+    qpeft.set_backend(model, OfThreeWires())
+    with pytest.raises(ConfigError, match="three wires"):
+        model.add_adapter("larger", qpeft.QPAConfig(r=4, target_modules="all-linear"))
+    assert [*model.state_dict()] == before
+
+
 def test_model_without_a_circuit_is_refused(llama, adapters):
     with pytest.raises(ConfigError, match="no circuit"):
         qpeft.set_backend(adapters.qpa(llama, feature_source="none"), shots=100)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from qpeft.core.generator import CircuitModule, Generator
+from qpeft.core.generator import Generator, circuits_in
 from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import TrainingError
@@ -173,7 +173,7 @@ def _attributes(generator: nn.Module) -> list[Tensor]:
 
 
 def _backends(generator: nn.Module) -> list[Any]:
-    return [m.backend for m in generator.modules() if isinstance(m, CircuitModule)]
+    return [circuit.backend for circuit in circuits_in(generator)]
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from qpeft.backends import CircuitRun, Jobs
 from qpeft.core.exact_rank import Ranks, without_zero_ranks
 from qpeft.errors import CheckpointError
 
@@ -96,6 +97,18 @@ class CircuitModule(nn.Module):
     angles: Any  # called with `initial=True` for the angles before training
     is_trained: bool  # whether the angles are
     n_circuits: int = 1  # that an evaluation runs
+
+    def run_on(self, jobs: Jobs) -> CircuitRun:
+        """What runs the circuit in training, as jobs of a backend.
+
+        Raises ConfigError if the backend cannot run it.
+        """
+        return CircuitRun(self.ansatz, jobs, self.is_trained, self.n_circuits)
+
+
+def circuits_in(module: nn.Module) -> list[CircuitModule]:
+    """The circuits of a generator, or of several."""
+    return [inner for inner in module.modules() if isinstance(inner, CircuitModule)]
 
 
 class Generator(FullPrecision):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Binding
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generator import CircuitModule, Generator, State
+from qpeft.core.generator import CircuitModule, Generator, State, circuits_in
 from qpeft.core.half_precision import measured_merge
 from qpeft.core.replication import is_sharded, refuse_sharded
 from qpeft.core.slots import Slot
@@ -49,6 +49,7 @@ class GeneratorHolder(nn.ModuleDict):
         super().__init__()
         self.bindings: dict[str, Binding] = {}
         self.configs: dict[str, GeneratedConfig] = {}
+        self.backend_jobs: Any = None  # of the backend that `qpeft.set_backend` has chosen
         # whether each parameter was trained before the adapters were disabled; None: they are not
         self._trained: dict[nn.Parameter, bool] | None = None
         name = CONTAINER
@@ -79,6 +80,9 @@ class GeneratorHolder(nn.ModuleDict):
         """Generate the tensors `slots` of the adapter from now on; the config records them."""
         # saved with the adapter: a load compares it with the tensors of its base (in_vector_order)
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
+        if self.backend_jobs is not None:
+            for circuit in circuits_in(generator):
+                circuit.backend = circuit.run_on(self.backend_jobs)
         parameter: Any = slots[0].owner._parameters[slots[0].name]
         # not on the meta device, because a generator always has values
         binding = Binding(generator.to("cpu" if parameter.is_meta else parameter.device), slots)
@@ -189,8 +193,7 @@ class GeneratorHolder(nn.ModuleDict):
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Within: every computation is exact, whatever backend trains the adapter."""
-        circuits = [module for module in self.modules() if isinstance(module, CircuitModule)]
-        backends = {circuit: circuit.backend for circuit in circuits if circuit.backend is not None}
+        backends = {c: c.backend for c in circuits_in(self) if c.backend is not None}
         self.run_on(dict.fromkeys(backends))
         try:
             yield

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from qpeft.backends import BackendSettings, CircuitRun, Jobs, as_backend
-from qpeft.core.generator import CircuitModule
+from qpeft.core.generator import CircuitModule, circuits_in
 from qpeft.core.generator_holder import holder_of
 from qpeft.core.meta_model import peft_model_of
 from qpeft.errors import ConfigError
@@ -24,7 +24,8 @@ def set_backend(
     noise: float = 0.0,
     log: str | Path | None = None,
 ) -> CircuitRun | None:
-    """Run every circuit of the model on `backend` from now on.
+    """Run every circuit of the model on `backend` from now on, also those of adapters that are added
+    or loaded later.
 
     Args:
         model: A PeftModel whose adapter has a circuit.
@@ -57,7 +58,9 @@ def set_backend(
     holder: Any = holder_of(model)
     runs = circuit_runs(holder, chosen, seed, log)
     holder.run_on(runs)
-    return [*runs.values()][-1]
+    run = [*runs.values()][-1]
+    holder.backend_jobs = None if run is None else run.jobs
+    return run
 
 
 def circuit_runs(
@@ -71,8 +74,7 @@ def circuit_runs(
 
     Raises ConfigError if there is no circuit, or options contradict each other.
     """
-    modules = () if generators is None else generators.modules()
-    circuits = [module for module in modules if isinstance(module, CircuitModule)]
+    circuits = [] if generators is None else circuits_in(generators)
     if not circuits:
         raise ConfigError(
             "there is no circuit that a backend can run in training; QPA has one with"
@@ -86,6 +88,4 @@ def circuit_runs(
     jobs = Jobs(device, chosen.shots, seed=seed, shot_budget=chosen.shot_budget)
     if log is not None:
         jobs.log_to(Path(log))
-    return {
-        each: CircuitRun(each.ansatz, jobs, each.is_trained, each.n_circuits) for each in circuits
-    }
+    return {each: each.run_on(jobs) for each in circuits}
