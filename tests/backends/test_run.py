@@ -224,21 +224,6 @@ def test_adapters_that_are_added_or_loaded_later_run_on_the_backend(llama, adapt
     assert [circuit.backend for circuit in later] == [None] * 3
 
 
-class OfThreeWires(ExactBackend):
-    def check(self, ansatz, shots):
-        if ansatz.n_qubits > 3:
-            raise ConfigError("it has three wires")
-
-
-def test_later_adapter_that_the_backend_cannot_run_is_refused_and_changes_nothing(llama, adapters):
-    model = adapters.qpa(llama, chunk_size=256)
-    before = [*model.state_dict()]
-    qpeft.set_backend(model, OfThreeWires())
-    with pytest.raises(ConfigError, match="three wires"):
-        model.add_adapter("larger", qpeft.QPAConfig(r=4, target_modules="all-linear"))
-    assert [*model.state_dict()] == before
-
-
 def test_model_without_a_circuit_is_refused(llama, adapters):
     with pytest.raises(ConfigError, match="no circuit"):
         qpeft.set_backend(adapters.qpa(llama, feature_source="none"), shots=100)
