@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, QpeftWarning
 
 MOST = 2**31 - 1  # of every count
 MOST_LAYERS = 10_000  # of a circuit; its gates are objects in memory
@@ -45,6 +46,25 @@ def check_fields(settings: Any, owner: type | None = None, skip: Collection[str]
     for known in fields(owner or type(settings)):
         if "help" in known.metadata and known.name not in skip:
             _check_value(known, getattr(settings, known.name))
+
+
+def warn_without_effect(settings: Any, owner: type) -> None:
+    """Warn with QpeftWarning of each field that `without_effect` names."""
+    for sentence in without_effect(settings, owner):
+        warnings.warn(QpeftWarning(sentence), stacklevel=4)
+
+
+def without_effect(settings: Any, owner: type) -> Iterator[str]:
+    """A sentence for each field of `owner` that differs from its default although the others leave
+    it without an effect.
+    """
+    for known in fields(owner):
+        value = getattr(settings, known.name, known.default)
+        for other, allowed in known.metadata.get("used_with", {}).items():
+            of_other = getattr(settings, other)
+            if value != known.default and of_other not in allowed:
+                with_others = f"only with {' or '.join(map(repr, allowed))}; leave it out"
+                yield f"{known.name}={value!r} has no effect with {other}={of_other!r}, {with_others}"
 
 
 _KINDS = {  # by their names in annotations

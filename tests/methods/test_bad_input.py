@@ -9,7 +9,7 @@ from torch import nn
 import qpeft
 from qpeft import methods
 from qpeft.core import generated_tuner
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, QpeftWarning
 
 BAD = {  # the settings, and what the message names
     "qpa": [
@@ -55,6 +55,9 @@ BAD = {  # the settings, and what the message names
         ({"readout": "last_r", "n_read": 5}, "n_read=5 exceeds 4, .*q_proj"),
         ({"readout": "last_r", "feature_source": "none"}, "readout='z'"),
         ({"out_slices": [[0, 8], [12, 17]]}, "out_slices.*17"),
+        ({"out_slices": [[8, 4]]}, "out_slices.*8, 4"),
+        ({"out_slices": 2}, "pairs"),
+        ({"out_slices": [[0, 1.5]]}, "pairs"),
     ],
     "sora": [
         ({"sparse_lambda": 0.1, "shrink_budget": 1.0}, "sparse_lambda"),
@@ -111,6 +114,22 @@ def test_invalid_config(llama, ids, adapters, method, settings, named):
     assert all(p.requires_grad for p in llama.parameters())
     assert not llama._forward_pre_hooks
     assert adapters.logits(llama, ids).equal(before)
+
+
+@pytest.mark.parametrize(
+    "method, settings, named",
+    [
+        ("qpa", {"hidden": (), "activation": "identity"}, "no effect without hidden layers"),
+        ("qpa", {"hidden": (), "init_lora_weights": False}, "no effect with init_mode='small'"),
+        ("quantum_peft", {"lie_rank": 2}, "no effect with family='pauli', only with 'lie'"),
+        ("quantum_peft", {"family": "core", "frame": "random", "n_layers": 1}, "n_layers=1"),
+        ("qaa", {"n_read": 3}, "no effect with readout='z'"),
+        ("quanta", {"bond": 2}, "no effect with form='gates'"),
+    ],
+)
+def test_setting_without_effect_is_named(method, settings, named):
+    with pytest.warns(QpeftWarning, match=named):
+        config(method, settings)
 
 
 @pytest.mark.parametrize("method", BAD)

@@ -19,6 +19,7 @@ from transformers import (
     T5Config,
     ViTConfig,
 )
+from variants import of_family
 
 import qpeft
 from qpeft.core.meta_model import on_meta
@@ -77,7 +78,7 @@ COUNTS = [  # base, config, trainable and deployed parameters; None: not compare
     (GEMMA, quantum_peft(frame="random", share="type"), 7 * 2 * (5 + 2 * 2 * 4) + 18 * 7 * 8, None),
     (STORIES, quantum_peft(n_layers=1, construction="pad"), 1460, None),
     (STORIES, framed(r=5, share="type"), 357, None),
-    (STORIES, framed(r=6, family="core"), 1260, None),
+    (STORIES, quantum_peft(r=6, frame="gradient", family="core"), 1260, None),
     (STORIES, framed(r=16, frame_rank=16, modules_to_save=["norm"]), 1260 + 11 * 64, None),
 ]
 
@@ -108,7 +109,8 @@ def test_quantum_peft_of_one_matrix_has_the_counts_of_the_specification(
 ):
     base = nn.Sequential(nn.Linear(d_in, d_out, device="meta"))
     plan = qpeft.plan(
-        base, quantum_peft(**{"r": 4, "n_layers": 1, "target_modules": ["0"], **settings})
+        base,
+        quantum_peft(**of_family({"r": 4, "n_layers": 1, "target_modules": ["0"], **settings})),
     )
     assert plan.trainable == count
     assert plan.deployed == plan.sizes["rank_bound"] * (d_in + d_out)

@@ -48,7 +48,8 @@ class Variant:
     lr: float = 2e-3  # at which five steps of AdamW lower the loss
 
     def make_config(self, **changes: Any) -> peft.PeftConfig:
-        return self.config(**{"task_type": "CAUSAL_LM", **copy.deepcopy(self.settings), **changes})
+        settings = {"task_type": "CAUSAL_LM", **copy.deepcopy(self.settings), **changes}
+        return self.config(**of_family(settings))
 
     def adapt(self, base: nn.Module, adapter_name: str = "default", **changes: Any) -> Any:
         """`base` with the untrained adapter, in evaluation mode."""
@@ -56,6 +57,13 @@ class Variant:
         return (
             qpeft.attach(model, copy.deepcopy(self.generator)) if self.attached else model
         ).eval()
+
+
+def of_family(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of Quantum-PEFT without `n_layers` if their family has no layers."""
+    if settings.get("family", "pauli") == "pauli":
+        return settings
+    return {name: value for name, value in settings.items() if name != "n_layers"}
 
 
 def trained(model: Any) -> list[Any]:

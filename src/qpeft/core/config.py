@@ -18,7 +18,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 
-from qpeft.checks import check_fields, check_finite, option
+from qpeft.checks import check_fields, check_finite, option, warn_without_effect
 from qpeft.core import model_card
 from qpeft.core.slots import DRAWN_INITS, Slot
 from qpeft.errors import CheckpointError, ConfigError
@@ -268,6 +268,7 @@ class OwnTunerConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self)
+        warn_without_effect(self, type(self))
 
 
 @dataclass

@@ -127,6 +127,7 @@ class TrainingBar(Progress):
         self._name = name
         self._shown = shown
         self._is_training = False
+        self._n_done = 0  # steps of this call
         self._bar = shown.add_task(name, total=None, text="")
         self._update = partial(shown.update, self._bar)
 
@@ -155,9 +156,17 @@ class TrainingBar(Progress):
 
     def on_step(self, step: int, loss: float) -> None:
         self._update(completed=step, text=f"loss {loss:.3f}")
+        self._n_done += 1
+        if self._n_done == 2 and not stderr().is_terminal:  # the first that tells the time left
+            self._note_step(step, f"loss {loss:.3f}")
 
     def on_eval(self, step: int, score: Score) -> None:
-        self.on_note(f"step {step}: {' '.join(score.headline)}")
+        self._note_step(step, " ".join(score.headline))
+
+    def _note_step(self, step: int, text: str) -> None:
+        task = self._shown.tasks[self._shown.task_ids.index(self._bar)]
+        left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
+        self.on_note(f"step {step} of {task.total:.0f}: {text}{left}")
 
 
 def say(label: str, message: str, style: str = "bold") -> None:

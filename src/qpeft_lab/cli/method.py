@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 from qpeft.backends import BackendSettings
-from qpeft.checks import check_fields, option
+from qpeft.checks import check_fields, option, without_effect
 from qpeft.errors import ConfigError
 from qpeft.methods import records
 from qpeft.methods.method import imported
@@ -20,6 +21,7 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.user_files import FRAMES, named_ansatz
 
 _PANEL = "The adapter (fields of PEFT)"
+_NAMES = re.compile(r"(?!all-linear$)[\w.,-]+")  # PEFT reads another text as a regular expression
 _HIDDEN = ("seed", "out_slices")  # the run has a seed; slices are for configs in Python
 
 
@@ -79,19 +81,7 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
     given = {name: value for name, value in options.items() if name not in ("preset", "set")}
     common = {f.name for f in fields(_Given)}
     check_fields(_Given(**{name: value for name, value in options.items() if name in common}))
-    if group := _GENERATORS.get(run.method):  # before the import of PEFT, which takes seconds
-        not_given = {f.name for f in fields(group.settings)} - given.keys()
-        check_fields(SimpleNamespace(**given), owner=group.settings, skip=not_given)
-    own = set(common)
-    for method in (run.record, run.adapter):
-        of_config = () if method.config is None else fields(method.config_class)
-        own |= {f.name for f in (*_GENERATORS.get(method.key, ()), *of_config)}
-    for name in sorted(given.keys() - own):
-        if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
-            raise ConfigError(
-                f"{flag(name)} is not an option of method {run.method}; use --method"
-                f" {' or '.join(owners)}"
-            )
+    named = set(given)
     for text in options.get("set") or []:
         name, value = _name_and_value(text)
         if name in given:
@@ -101,15 +91,26 @@ def method_settings(run: RunSettings, options: Mapping[str, Any]) -> dict[str, A
                 f"the seed of a run is not a field of its method; replace --set {text} by --seed"
             )
         given[name] = value
-    implied = {"frame": "gradient"} if FRAMES in given else {}
-    values = {f.name: f.default for f in group or ()} | implied | given
-    for known in group or ():
-        for other, allowed in known.metadata.get("used_with", {}).items():
-            if values[known.name] != known.default and values[other] not in allowed:
-                raise ConfigError(
-                    f"{flag(known.name)} has no effect with {flag(other)} {values[other]}, only with"
-                    f" {' or '.join(allowed)}; leave it out"
-                )
+    if group := _GENERATORS.get(run.method):  # before the import of PEFT, which takes seconds
+        of_frames = {"frame": "gradient"} if FRAMES in given else {}
+        values = {f.name: f.default for f in group} | of_frames | given
+        check_fields(SimpleNamespace(**values), owner=group.settings, skip=_HIDDEN)
+        for sentence in without_effect(SimpleNamespace(**values), group.settings):
+            raise ConfigError(sentence)
+    own = set(common)
+    for method in (run.record, run.adapter):
+        of_config = () if method.config is None else fields(method.config_class)
+        own |= {f.name for f in (*_GENERATORS.get(method.key, ()), *of_config)}
+        for f in of_config:
+            value = given.get(f.name)
+            if "list[str]" in str(f.type) and isinstance(value, str) and _NAMES.fullmatch(value):
+                given[f.name] = value.split(",")
+    for name in sorted(named - own):
+        if owners := [key for key, group in _GENERATORS.items() if name in {f.name for f in group}]:
+            raise ConfigError(
+                f"{flag(name)} is not an option of method {run.method}; use --method"
+                f" {' or '.join(owners)}"
+            )
     preset = options.get("preset")
     return given if preset is None else _preset(run, preset, given) | given
 

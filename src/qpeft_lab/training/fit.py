@@ -229,15 +229,15 @@ def _fit(
     model = identity.get("model") or fingerprint(settings.model, task.config)
     settings = replace(settings, lr=ready.settings.lr)
     folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
-    epochs = settings.epochs
     settings = ready.settings
-    if epochs is not None:
-        progress.on_note(
-            f"epochs: {epochs:g} of {len(task.train):,} examples, {settings.n_steps:,} steps"
-        )
+    seen = settings.n_steps * settings.batch_size * settings.gradient_accumulation_steps
+    progress.on_note(
+        f"training: {settings.n_steps:,} steps, {seen / len(task.train):.2g} times the"
+        f" {len(task.train):,} {_examples_of(task)}; {len(task.evaluation):,} others are for evaluation"
+    )
     scored = settings.evaluations(len(task.evaluation))
     progress.on_note(
-        f"evaluation: {scored.number} times on {scored.blocks:,} {_examples_of(settings)},"
+        f"evaluation: {scored.number} times on {scored.blocks:,} of these,"
         f" about {scored.share:.0%} of the time (--eval-every, --eval-blocks)"
     )
     checkpoint = last_intact(folder.checkpoints)
@@ -294,8 +294,8 @@ def _fit(
     )
 
 
-def _examples_of(settings: RunSettings) -> str:
-    return "blocks" if settings.is_language_model else "examples"
+def _examples_of(task: Task) -> str:
+    return f"blocks of up to {task.seq_len} tokens" if isinstance(task, CausalLM) else "examples"
 
 
 def _fused(settings: RunSettings, ready: Prepared) -> AbstractContextManager[Loss | None]:

@@ -16,7 +16,7 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_models import llama as tiny_llama
-from variants import move
+from variants import move, of_family
 
 import qpeft
 from qpeft.core import frame_file
@@ -41,14 +41,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:U
 
 def fitted(base, ids, save_to=None, **settings):
     """`base` with new gradient frames, fitted to `ids`."""
-    config = qpeft.QuantumPeftConfig(
-        **{
-            **SHARED,
-            "frame": "gradient",
-            "target_modules": TARGETS,
-            **settings,
-        }
-    )
+    chosen = {**SHARED, "frame": "gradient", "target_modules": TARGETS, **settings}
+    config = qpeft.QuantumPeftConfig(**of_family(chosen))
     model = get_peft_model(copy.deepcopy(base), config)
     qpeft.fit_frames(model, [{"input_ids": ids}], save_to=save_to)
     return model
@@ -62,7 +56,7 @@ def frames(llama, ids, tmp_path):
 
 
 def referring(base, frames, **settings):
-    config = qpeft.QuantumPeftConfig(**{**SHARED, **settings}, frames=str(frames))
+    config = qpeft.QuantumPeftConfig(**of_family({**SHARED, **settings}), frames=str(frames))
     return move(get_peft_model(copy.deepcopy(base), config))
 
 

@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.testing import assert_close
+from variants import of_family
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
@@ -24,7 +25,7 @@ def quantum_peft(base, **settings):
         "target_modules": "all-linear",
         "task_type": "CAUSAL_LM",
     }
-    return get_peft_model(base, qpeft.QuantumPeftConfig(**{**small, **settings}))
+    return get_peft_model(base, qpeft.QuantumPeftConfig(**of_family({**small, **settings})))
 
 
 @pytest.fixture(params=["gpt2", "llama"])

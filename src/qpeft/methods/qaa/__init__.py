@@ -54,7 +54,8 @@ class QAASettings:
         "qnn",
         "Source of the features: the circuit (qnn) or a control: a fixed random orthogonal matrix"
         " (quadratic), random linear features (linear), as many trained Givens rotations as the"
-        " circuit has angles (givens), or the offset without features (none).",
+        " circuit has angles (givens), or the offset without features (none). A control takes all"
+        " settings of the circuit, also those that it does not use.",
         choices=FEATURE_SOURCES,
     )
     train_circuit: bool = option(True, "False is a control: the angles are not trained.")

@@ -75,7 +75,15 @@ class QAAConfig(QAASettings, OwnTunerConfig):
                 " readout='z'"
             )
         if self.out_slices is not None:
-            self.out_slices = [list(pair) for pair in self.out_slices]
+            try:
+                pairs = [(start, stop) for start, stop in self.out_slices]
+            except TypeError:
+                pairs = []
+            if not pairs or not all(type(n) is int for pair in pairs for n in pair):
+                raise ConfigError(
+                    f"out_slices must be pairs [start, stop), got {self.out_slices!r}"
+                )
+            self.out_slices = [list(pair) for pair in pairs]
 
 
 class QAABranch(LinearAdapter):
@@ -105,9 +113,9 @@ class QAABranch(LinearAdapter):
             is_fused = name.rpartition(".")[2] == "c_attn" and outputs == 3 * width
             slices = [[0, width], [2 * width, outputs]] if is_fused else [[0, outputs]]
         for start, stop in slices:
-            if start < 0 or stop > outputs:
+            if not 0 <= start < stop <= outputs:
                 raise ConfigError(
-                    f"out_slices [{start}, {stop}) is outside 0..{outputs} for {name}."
+                    f"out_slices [{start}, {stop}) is not a range within 0..{outputs} of {name}"
                 )
         features = None
         if settings.feature_source != "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,6 +11,7 @@ from peft.tuners.lora import LoraModel
 
 from qpeft.core.config import GeneratedConfig, refuse_lora_options
 from qpeft.core.generated_tuner import GeneratedMixin
+from qpeft.errors import QpeftWarning
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 
@@ -42,6 +44,10 @@ class QPAConfig(QPAGeneratorConfig, GeneratedConfig, LoraConfig):
         GeneratedConfig.__post_init__(self)
         QPAGeneratorConfig.__post_init__(self)
         refuse_lora_options(self, "QPA", allowed=("use_dora", "target_parameters"))
+        if self.init_mode != "residual" and self.init_lora_weights is not True:
+            with_mode = f"init_mode={self.init_mode!r}, only with 'residual'"
+            text = f"init_lora_weights={self.init_lora_weights!r} has no effect with {with_mode}"
+            warnings.warn(QpeftWarning(text), stacklevel=3)
 
     @classmethod
     def official(cls, **settings: Any) -> Self:

@@ -9,13 +9,14 @@ the chunk's index if there is a hidden layer; without features they are the bits
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from qpeft.checks import MOST_LAYERS, check_fields, option
 from qpeft.circuits import Ansatz
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, QpeftWarning
 from qpeft.generator_config import GeneratorConfig
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
         "qnn",
         "Source of the features: the trained circuit (qnn) or a control: the circuit with frozen"
         " angles, free trained values, fixed noise, or none (the bits of the chunk's index"
-        " instead).",
+        " instead). A control takes all settings of the circuit, also those that it does not use.",
         choices=("qnn", "qnn_frozen", "free", "random", "none"),
     )
     init_mode: str | None = option(
@@ -164,6 +165,9 @@ class QPAGeneratorConfig(GeneratorConfig, name="qpa"):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         check_fields(self, QPAGeneratorConfig)
+        if self.hidden == () and self.activation != "silu":
+            text = f"activation={self.activation!r} has no effect without hidden layers"
+            warnings.warn(QpeftWarning(text), stacklevel=3)
         Ansatz(self.ansatz, 1, self.n_layers)  # raises for an unregistered name
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")

@@ -32,5 +32,11 @@ class QuanTASettings:
         " train (mpo).",
         choices=("gates", "mpo", "kron"),
     )
-    bond: int = option(4, "Bond dimension of form mpo.", at_least=1, at_most=4096)
+    bond: int = option(
+        4,
+        "Bond dimension of form mpo.",
+        at_least=1,
+        at_most=4096,
+        used_with={"form": ("mpo",)},
+    )
     seed: int = option(0, "Seed of the initial gates.", at_least=0)

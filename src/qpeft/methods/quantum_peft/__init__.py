@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qpeft.checks import MOST_LAYERS, check_fields, option
+from qpeft.checks import MOST_LAYERS, check_fields, option, warn_without_effect
 from qpeft.errors import ConfigError
 from qpeft.methods.method import Control, Method
 
@@ -72,7 +72,9 @@ class QuantumPeftGeneratorConfig:
         choices=("cz", "signs", "none"),
         used_with=_PAULI,
     )
-    freeze_angles: bool = option(False, "Control: train only lambda.")
+    freeze_angles: bool = option(
+        False, "Control: train only lambda. Settings of the angles are accepted."
+    )
     lie_rank: int = option(
         1, "Nonzero columns K' of the skew matrix; family lie.", at_least=1, used_with=_LIE
     )
@@ -140,6 +142,7 @@ class QuantumPeftGeneratorConfig:
         if self.angle_scale is None:
             self.angle_scale = 15.0 if self.family == "lie" and self.frame is None else 50.0
         check_fields(self, QuantumPeftGeneratorConfig)
+        warn_without_effect(self, QuantumPeftGeneratorConfig)
         if self.columns == "spread" and (self.family == "lie" or self.frame is not None):
             raise ConfigError(
                 "family lie and frames use the first columns: leave columns unset or set"
