@@ -43,7 +43,6 @@ TABLE = [
     (PLAN, "--method quantum_peft --family lie --n-layers 3", "no effect with family='lie'"),
     (PLAN, "--method quantum_peft --frame-rank 4", "no effect with frame=None"),
     (PLAN, "--method quanta --bond 2", "only with 'mpo'"),
-    (PLAN, "--activation identity", "hidden"),
     (PLAN, "--set bias=[1", "NAME=VALUE"),
     (PLAN, "--method sora --set sora_lambda=0.1", "unknown field of method sora"),
     (PLAN, "--task image-classification", "image"),
