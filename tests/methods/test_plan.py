@@ -302,3 +302,9 @@ def test_largest_chunk_equals_brute_force(m, spend, n_layers, features, hidden, 
         else:
             with pytest.raises(ConfigError, match="too small"):
                 config.count(m)
+
+
+def test_budget_that_needs_more_than_twenty_qubits_is_too_small():
+    config = QPAGeneratorConfig(features=1, n_layers=1, budget=30)
+    with pytest.raises(ConfigError, match="has 36 trainable"):  # 20 angles; 21 + 8 of 21 qubits
+        config.count(2**24)

@@ -1,5 +1,6 @@
 """Records of methods have the learning rates of the studies."""
 
+import copy
 import dataclasses
 import json
 import lzma
@@ -8,7 +9,9 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from peft import get_peft_model
 
+import qpeft
 import qpeft_lab.method_records  # noqa: F401  # the records of trained tokens and others
 from qpeft import methods
 from qpeft.errors import ConfigError
@@ -61,3 +64,13 @@ def test_copied_folder_with_the_old_name_of_its_type_is_refused():
     copied = dataclasses.replace(methods.get("quanta"), key="copied")
     with pytest.raises(ConfigError, match="'QPEFT_COPIED'"):
         copied.config_class  # noqa: B018
+
+
+@pytest.mark.parametrize("method", [m for m in methods.records() if "frozen" in m.controls])
+def test_frozen_control_trains_no_angles(method, llama):
+    def trained(**settings):
+        config = method.config_class(target_modules=["q_proj"], **settings)
+        groups = qpeft.param_groups(get_peft_model(copy.deepcopy(llama), config), lr=1.0)
+        return {group["name"] for group in groups}
+
+    assert trained() - trained(**method.controls["frozen"].settings) == {"angles"}

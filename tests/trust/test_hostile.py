@@ -22,7 +22,7 @@ from variants import VARIANTS, move
 import qpeft
 from qpeft.core.patterns import _match
 from qpeft.errors import CheckpointError, ConfigError, InputError
-from qpeft.files import read_json
+from qpeft.files import hidden, read_json
 
 LM = {"task_type": "CAUSAL_LM", "target_modules": ["c_attn"]}
 SMALL = {**LM, "hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "r": 2}
@@ -363,6 +363,14 @@ def test_kill_at_any_step_of_a_replacement_leaves_the_old_or_the_new_folder_f(tm
     assert {*kills} == {"old", "new"}
     assert kills == sorted(kills, reverse=True)  # the old one up to some step, then the new one
     assert not [remains for _, _, remains in outcomes if remains]
+
+
+def test_adapter_whose_replacement_was_interrupted_loads_f(world, folder):
+    expected = load(world, folder).state_dict()
+    folder.rename(hidden(folder).with_suffix(".replaced"))
+
+    loaded = load(world, folder).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
 def test_live_process_keeps_its_unfinished_folder_f(tmp_path):
