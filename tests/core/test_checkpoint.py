@@ -169,6 +169,11 @@ def test_peft_raises_for_a_flipped_bit(saved):
     with pytest.raises(CheckpointError, match="is not the file that was saved"):
         model.load_adapter(str(folder), "second")
 
+    edit_config(folder, weights_sha256=None, embeddings=["embed_tokens.weight"])
+    (folder / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is damaged or cut off"):
+        PeftModel.from_pretrained(clean, folder)
+
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # PEFT's warning before the error
 def test_damaged_exported_folder_raises(saved, tmp_path):

@@ -42,11 +42,11 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from qpeft.checks import check_finite
-from qpeft.core.config import check_weights, config_of
+from qpeft.core.config import check_weights, config_of, reading
 from qpeft.core.embeddings import resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
 from qpeft.core.generator import State, is_fingerprint
@@ -207,19 +207,6 @@ def _refusing_what_does_not_fit(folder: Path) -> Iterator[None]:
             f"{folder / CONFIG} or {WEIGHTS} does not fit this base model: {printable}; load the"
             " adapter on the base model it was trained on, and restore its adapter_config.json if it"
             " was edited"
-        ) from error
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Within: what safetensors or the system raises for the file `path`, which can change after any
-    check, is a CheckpointError.
-    """
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
         ) from error
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peft import LoraConfig, PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from qpeft.checks import check_fields, check_finite, option, warn_without_effect
 from qpeft.core import model_card
@@ -214,6 +214,19 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error or type(error).__name__}; restore it") from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within: what safetensors or the system raises for the file `path`, which can change after any
+    check, is a CheckpointError.
+    """
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
+        ) from error
+
+
 def check_weights(folder: Path, record: Mapping[str, Any]) -> None:
     """Raise CheckpointError if the folder's weights have another SHA-256 than the one in `record`,
     or lack tensors of a resized vocabulary that it names; each if it is there.
@@ -232,7 +245,7 @@ def check_weights(folder: Path, record: Mapping[str, Any]) -> None:
     names = record.get("embeddings") or []
     missing = [*map(str, names)] if isinstance(names, list) else [str(names)]
     if missing:
-        with safe_open(weights, framework="pt") as file:
+        with reading(weights), safe_open(weights, framework="pt") as file:
             missing = sorted({*missing} - {*file.keys()})
     if missing:
         raise CheckpointError(

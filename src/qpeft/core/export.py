@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def export(
 
     Raises:
         ConfigError: no adapter or none that is generated, frames that are not fitted, every SoRA
-            gate zero, a merged adapter, non-finite parameters, or a folder with other content.
+            gate zero, a merged or disabled adapter, non-finite parameters, or a folder with other content.
         VerificationError: the exported adapter gives other logits, or other outputs of a layer in
             float32 on a base of half precision. Allowed are 1e-6 in float32; for SoRA, whose
             exported tensors have other shapes, 64 roundings of the largest value.
@@ -103,6 +103,12 @@ def export(
         )
     target = export_folder(Path(directory))
     refuse_merged(model.modules())
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(layer.disable_adapters for layer in layers):
+        raise ConfigError(
+            "the adapters are disabled; export outside of disable_adapter(), or call"
+            " model.base_model.enable_adapter_layers() first"
+        )
     refuse_sharded_adapter(model)
     with nullcontext() if holder is None else holder.exact(), replace_folder(target) as folder:
         stock: StockAdapter = source.stock_adapter(model, adapter_name)

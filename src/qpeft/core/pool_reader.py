@@ -25,9 +25,8 @@ from qpeft.core.checkpoint import (
     check_folder,
     check_tensors,
     fixed_fields,
-    reading,
 )
-from qpeft.core.config import config_of
+from qpeft.core.config import config_of, reading
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import draw_initial
 from qpeft.core.stock_adapter import stock_key

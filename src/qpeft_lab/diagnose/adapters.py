@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qpeft.circuits import Ansatz
-from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_tensors, load, read_config, reading
-from qpeft.core.config import GeneratedConfig, type_name
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_tensors, load, read_config
+from qpeft.core.config import GeneratedConfig, reading, type_name
 from qpeft.core.folded import Folded
 from qpeft.core.generator import CircuitModule, Generator
 from qpeft.core.generator_holder import CONTAINER, holder_of
