@@ -252,18 +252,28 @@ def test_only_warnings_of_qpeft_are_shown(capsys):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, monkeypatch):
-    """A run, and a study of which one cell succeeded and one failed."""
+    """A run that resumes, a new one, and a study of which one cell succeeded and one failed. A step
+    takes ten seconds.
+    """
     for name, value in (
         {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"}.items() if terminal else ()
     ):
         monkeypatch.setenv(name, value)
     stderr.cache_clear()  # whether it is a terminal was seen before
+    clock = [1000.0]
     with bars() as shown:
+        shown.get_time = lambda: clock[-1]
         bar = TrainingBar(shown, "qpa")
+        new = TrainingBar(shown, "lora")
         study = CompareBar(shown)
-        bar.on_start(4, 2)
-        bar.on_step(3, 2.5)
-        bar.on_eval(3, Score(2.0, "nats per token", 1, {"perplexity": 7.39}))
+        score = Score(2.0, "nats per token", 1, {"perplexity": 7.39})
+        new.on_start(4, 0)
+        new.on_eval(0, score)
+        bar.on_start(10, 2)
+        for step in range(3, 8):
+            clock.append(clock[-1] + 10.0)
+            bar.on_step(step, 2.5)
+        bar.on_eval(7, score)
         study.on_total(5, 2)
         good, bad = (
             SimpleNamespace(method="lora", name=name, cell_id=name) for name in ("lr0.1", "seed0")
@@ -279,15 +289,30 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
 
     for found in (
         "resuming from step 2",
-        "perplexity 7.39",
+        "lora: step 0 of 4: perplexity 7.39",
+        "qpa: step 7 of 10: perplexity 7.39, 30 s left",
         "validation loss 2.5000",
         "failed: no luck",
     ):
         assert found in captured.err
     assert ("lora lr0.1: step 50 of 200: loss 2.250, 7 min left" in captured.err) != terminal
 
-    for found in ("75%", "80%"):
+    for found in ("70%", "80%", "\r"):
         assert (found in captured.err) == terminal
+
+    lines = captured.err.splitlines()
+    steps = [line for line in lines if "per step" in line]
+    of_new = [line for line in lines if line.startswith("lora: ")]
+    if not terminal:
+        assert steps == [
+            f"qpa: step {step} of 10: loss 2.500, 10 s per step, {left} s left"
+            for step, left in ((4, 60), (7, 30))
+        ]
+        assert of_new == [
+            "lora: Evaluating the base model",
+            "lora: step 0 of 4: perplexity 7.39",
+            "lora: Training",
+        ]
 
 
 # Ctrl-C

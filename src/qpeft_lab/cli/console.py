@@ -39,6 +39,7 @@ _SILENCE = {
 }
 # loggers; PEFT imports these packages where they are installed
 _VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+_SECONDS_OF_A_LINE = 30  # at least, between two lines about steps where there is no bar
 
 
 @dataclass(frozen=True)
@@ -116,18 +117,26 @@ def bars() -> progress.Progress:
 
     columns = (*progress.Progress.get_default_columns(), "{task.fields[text]}")
     return progress.Progress(
-        *columns, console=stderr(), disable=not stderr().is_terminal, transient=True
+        *columns,
+        console=stderr(),
+        disable=not stderr().is_terminal,
+        transient=True,
+        speed_estimate_period=3600,  # a step may take longer than the usual 30 seconds
     )
 
 
 class TrainingBar(Progress):
-    """Shows the steps of the run `name` as one of `shown`, and prints a line per event."""
+    """Shows the steps of the run `name` as one of `shown`, and prints a line per event.
+
+    Without a terminal, the second step has a line too, the first whose time is known, and later
+    the first step after each half minute.
+    """
 
     def __init__(self, shown: progress.Progress, name: str) -> None:
         self._name = name
         self._shown = shown
         self._is_training = False
-        self._n_done = 0  # steps of this call
+        self._next_line = 0.0  # the time of the next line about a step
         self._bar = shown.add_task(name, total=None, text="")
         self._update = partial(shown.update, self._bar)
 
@@ -153,20 +162,33 @@ class TrainingBar(Progress):
         self._shown.reset(self._bar, total=total, completed=done)
         if done:
             self.on_note(f"resuming from step {done}")
+        else:
+            self.on_stage("Evaluating the base model")
 
     def on_step(self, step: int, loss: float) -> None:
-        self._update(completed=step, text=f"loss {loss:.3f}")
-        self._n_done += 1
-        if self._n_done == 2 and not stderr().is_terminal:  # the first that tells the time left
-            self._note_step(step, f"loss {loss:.3f}")
+        self._update(completed=step)
+        text = f"loss {loss:.3f}"
+        now = self._shown.get_time()
+        if speed := self._task.speed:  # steps per second; None at the first step of this call
+            text += f", {1 / speed:.3g} s per step"
+            if now >= self._next_line and not stderr().is_terminal:
+                self._next_line = now + _SECONDS_OF_A_LINE
+                self._note_step(step, text)
+        self._update(text=text)
 
     def on_eval(self, step: int, score: Score) -> None:
         self._note_step(step, " ".join(score.headline))
+        if not step:
+            self.on_stage("Training")
 
     def _note_step(self, step: int, text: str) -> None:
-        task = self._shown.tasks[self._shown.task_ids.index(self._bar)]
+        task = self._task
         left = f", {duration(task.time_remaining)} left" if task.time_remaining else ""
         self.on_note(f"step {step} of {task.total:.0f}: {text}{left}")
+
+    @property
+    def _task(self) -> progress.Task:
+        return self._shown.tasks[self._shown.task_ids.index(self._bar)]
 
 
 def say(label: str, message: str, style: str = "bold") -> None:

@@ -82,6 +82,7 @@ def settled(
     draft = settings_from(RunSettings, {**run, **usual, "backend_settings": backend})
     if draft.out:  # as far as it is possible without torch, which takes seconds to import
         check_inputs(draft)
+        line(stderr(), "Importing PyTorch and PEFT")
     else:
         draft.check()
     # not of the settings: a study has one for texts, whatever its task
