@@ -52,10 +52,10 @@ def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     names = {"config.json", "metrics.jsonl", "checkpoints", "adapter", "exported", "result.json"}
     assert {path.name for path in out.iterdir()} == {*names, ".lock", ".gitignore"}
 
-    *stages, evaluation, started = progress.events[:5]
+    *stages, _training, evaluation, started = progress.events[:6]
     assert stages == ["Reading the data", "Loading the base model", "Building the adapter"]
     assert started == ("start", 30, 0)
-    assert re.match(r"evaluation: 11 times on 1 blocks, about \d+% of the time", evaluation)
+    assert re.match(r"evaluation: 11 times on 1 of these, about \d+% of the time", evaluation)
     assert [event[1] for event in progress.events if event[0] == "step"] == list(range(1, 31))
     assert progress.events[-1] == "Writing the adapter"
 
