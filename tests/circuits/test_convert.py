@@ -20,7 +20,7 @@ from qiskit.circuit.library import (
     real_amplitudes,
 )
 from qiskit.quantum_info import SparsePauliOp, Statevector
-from qiskit.synthesis import QDrift
+from qiskit.synthesis import MatrixExponential, QDrift
 from torch.testing import assert_close
 
 from circuits import ANSATZE, random_angles, value_and_gradient
@@ -327,6 +327,20 @@ REFUSED = {
     },
     "qiskit state": (lambda: from_qiskit(qiskit_circuit(lambda c: (c.h(0), c.reset(0)))), "reset"),
     "text": (lambda: from_openqasm("qubit q; rx(0.1 q;"), "from_openqasm"),
+    "gate's name": (
+        lambda: from_openqasm('OPENQASM 3.0; include "stdgates.inc"; input float z; qubit q;'),
+        "name of a gate",
+    ),
+    "evolution as a matrix": (
+        lambda: from_qiskit(
+            with_gates(
+                PauliEvolutionGate(
+                    SparsePauliOp("ZZ"), Parameter("t"), synthesis=MatrixExponential()
+                )
+            )
+        ),
+        "cannot decompose",
+    ),
     "size": (
         lambda: list(Ansatz(from_qiskit(QISKIT["efficient_su2"]).name, 5, 1).gates()),
         "n_qubits=4",

@@ -21,6 +21,10 @@ BAD = {  # the settings, and what the message names
         ({"ansatz": "ry_lader"}, "ansatz.*'ry_ladder'"),
         ({"n_layers": 0}, "n_layers"),
         ({"activation": "relu"}, "activation.*silu"),
+        ({"init_lora_weights": "loftq"}, "loftq_config"),
+        ({"qalora_group_size": 4}, "qalora_group_size"),
+        ({"runtime_config": {"ephemeral_gpu_offload": True}}, "LoraRuntimeConfig"),
+        ({"modules_to_save": "lm_haed"}, "'lm_haed'.*'lm_head'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"target_modules": ["q_porj"]}, "target_modules.*'q_porj'.*'q_proj'"),
         ({"target_modules": ["q_proj", "c_attn"]}, "target_modules.*'c_attn'"),
@@ -68,6 +72,7 @@ BAD = {  # the settings, and what the message names
     ],
     "cua": [
         ({"block_size": 1}, "block_size"),
+        ({"layers_pattern": "h"}, "layers_to_transform"),
         ({"readout": "magnitudes"}, "readout.*'magnitude'"),
         ({"block_size": 17}, "block_size=17 is more than 16, .*q_proj"),
     ],
@@ -125,6 +130,7 @@ def test_invalid_config(llama, ids, adapters, method, settings, named):
         ("quantum_peft", {"family": "core", "frame": "random", "n_layers": 1}, "n_layers=1"),
         ("qaa", {"n_read": 3}, "no effect with readout='z'"),
         ("quanta", {"bond": 2}, "no effect with form='gates'"),
+        ("quic", {"order": 1, "multiplier": "random"}, "no effect with order=1"),
     ],
 )
 def test_setting_without_effect_is_named(method, settings, named):

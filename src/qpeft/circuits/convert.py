@@ -290,7 +290,7 @@ def from_qiskit(circuit: QuantumCircuit, parameters: Sequence[Any] | None = None
     _refuse_approximated(bare)
     try:
         decomposed = transpile(bare, basis_gates=[*PENNYLANE_GATES], optimization_level=0)
-    except QiskitError as error:
+    except (QiskitError, AttributeError) as error:  # the latter of a synthesis by MatrixExponential
         raise ConfigError(
             f"Qiskit cannot decompose the circuit to rx, ry, rz, cx and cz: {error}"
         ) from error
@@ -375,7 +375,11 @@ def from_openqasm(text: str) -> Ansatz:
         from qiskit import qasm2, qasm3
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)  # without comments
     # also for a missing qiskit-qasm3-import, with the command that installs it
-    with errors_as("from_openqasm:"):
+    title = (
+        "from_openqasm: Qiskit cannot read the text (a loop's variable cannot be the index of a qubit,"
+        " so unroll the loop; an input cannot have the name of a gate):"
+    )
+    with errors_as(title):
         circuit = qasm2.loads(text) if re.search(r"OPENQASM\s+2", code) else qasm3.loads(text)
     order = re.findall(r"\binput\s[^;]*?(\w+)\s*;", code)
     return from_qiskit(

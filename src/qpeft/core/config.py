@@ -86,10 +86,19 @@ def refuse_lora_options(
             f"{method} needs one of init_lora_weights={', '.join(map(repr, DRAWN_INITS))}"
         )
     variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
-    others = ("target_parameters", "use_qalora", "layer_replication", "megatron_config")
+    others = (
+        "target_parameters",
+        "use_qalora",
+        "qalora_group_size",
+        "layer_replication",
+        "megatron_config",
+    )
     for name in (*variants, *others, *more):
-        if name not in allowed and getattr(config, name, None):
+        value = getattr(config, name, None)
+        if name not in allowed and value and value != getattr(LoraConfig, name, None):
             raise ConfigError(f"{method} cannot be combined with LoRA's {name}; leave it unset")
+    if isinstance(getattr(config, "runtime_config", None), dict):
+        raise ConfigError("runtime_config must be a peft.LoraRuntimeConfig, got a dict")
 
 
 @dataclass
@@ -129,7 +138,13 @@ class AdapterConfig(PeftConfig):
                 setattr(self, name, list(value))  # as it is read back from JSON
         for name, value in vars(self).items():
             check_finite(name, value)
-        super().__post_init__()
+        to_save: Any = getattr(self, "modules_to_save", None)
+        if isinstance(to_save, str):  # of which PEFT takes each letter for a name
+            self.modules_to_save = [to_save]
+        try:
+            super().__post_init__()
+        except ValueError as error:  # PEFT refuses it
+            raise ConfigError(str(error)) from error
         if self.method_name:
             self.peft_type = MethodName(self.method_name)  # type: ignore[assignment]
 
@@ -282,6 +297,8 @@ class OwnTunerConfig(AdapterConfig):
         super().__post_init__()
         check_fields(self)
         warn_without_effect(self, type(self))
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern has no effect without layers_to_transform")
 
 
 @dataclass

@@ -45,5 +45,6 @@ class QuICSettings:
         "compound, or random, a control: Cayley transforms of fixed random linear maps of the same"
         " parameters.",
         choices=("compound", "random"),
+        used_with={"order": (2, 3, 4, 5, 6)},
     )
     seed: int = option(0, "Seed of the maps of multiplier random.", at_least=0)
