@@ -111,7 +111,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     parts = [
         Part("library, tokens", tokens["library"], 86_900, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 99_200, 82_000),
-        Part("tests, tokens", tokens["tests"], 210_000, 168_000),
+        Part("tests, tokens", tokens["tests"], 211_000, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],

@@ -55,7 +55,7 @@ def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     *stages, _training, evaluation, started = progress.events[:6]
     assert stages == ["Reading the data", "Loading the base model", "Building the adapter"]
     assert started == ("start", 30, 0)
-    assert re.match(r"evaluation: 11 times on 1 of these, about \d+% of the time", evaluation)
+    assert re.match(r"evaluation: 11 times on 1 of the others, about \d+% of the time", evaluation)
     assert [event[1] for event in progress.events if event[0] == "step"] == list(range(1, 31))
     assert progress.events[-1] == "Writing the adapter"
 
@@ -116,8 +116,8 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
     trainer.train()
 
     assert unbroken.steps == trainer.state.max_steps
-    times = f"{unbroken.steps * 6 / n_blocks:.2g} times the {n_blocks} blocks"
-    assert any(f"training: {unbroken.steps} steps, {times}" in str(e) for e in progress.events)
+    times = f"{n_blocks} {unbroken.steps * 6 / n_blocks:.2g} times (blocks"
+    assert any(f"training: {unbroken.steps} steps read {times}" in str(e) for e in progress.events)
 
 
 @pytest.mark.parametrize(

@@ -232,13 +232,15 @@ def _fit(
     folder.claim(settings, {**identity, "model": model, "examples": data_sha256})
     settings = ready.settings
     seen = settings.n_steps * settings.batch_size * settings.gradient_accumulation_steps
+    n = len(task.train)
+    often = f"{n:,} {seen / n:.2g} times" if seen > n else f"{seen:,} of {n:,}"
     progress.on_note(
-        f"training: {settings.n_steps:,} steps, {seen / len(task.train):.2g} times the"
-        f" {len(task.train):,} {_examples_of(task)}; {len(task.evaluation):,} others are for evaluation"
+        f"training: {settings.n_steps:,} steps read {often} ({_examples_of(task)});"
+        f" {len(task.evaluation):,} others are for evaluation"
     )
     scored = settings.evaluations(len(task.evaluation))
     progress.on_note(
-        f"evaluation: {scored.number} times on {scored.blocks:,} of these,"
+        f"evaluation: {scored.number} times on {scored.blocks:,} of the others,"
         f" about {scored.share:.0%} of the time (--eval-every, --eval-blocks)"
     )
     checkpoint = last_intact(folder.checkpoints)
