@@ -308,3 +308,9 @@ def test_budget_that_needs_more_than_twenty_qubits_is_too_small():
     config = QPAGeneratorConfig(features=1, n_layers=1, budget=30)
     with pytest.raises(ConfigError, match="has 36 trainable"):  # 20 angles; 21 + 8 of 21 qubits
         config.count(2**24)
+
+
+@pytest.mark.parametrize("budget, narrower", [(80_000, 1), (20_000, 2), (6_000, 4), (4_000, 8)])
+def test_papers_network_is_narrower_for_smaller_budgets(budget, narrower):
+    widths = QPAGeneratorConfig.paper(budget=budget).count(200_000).widths
+    assert widths[1:-1] == tuple(width // narrower for width in PAPER_HIDDEN)

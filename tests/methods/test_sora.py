@@ -57,6 +57,10 @@ def test_distribution_of_initial_values():
     assert abs(gate.std() - 1) < 0.1
     assert not b.any()
 
+    config = qpeft.SoRAConfig(r=1000, target_modules=["0"], init_lora_weights="gaussian")
+    ((a, _, _),) = parts(get_peft_model(nn.Sequential(nn.Linear(100, 1000)), config))
+    assert abs(a.std().item() - 1 / 1000) < 1e-5
+
 
 @pytest.mark.parametrize(
     "settings, warnings",
