@@ -33,6 +33,7 @@ to 4; `load_attached` of methods/attach.py builds it, because PEFT alone cannot.
 
 from __future__ import annotations
 
+import inspect
 import reprlib
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import safe_open
 from torch import nn
 
-from qpeft.checks import check_finite
+from qpeft.checks import check_finite, unknown
 from qpeft.core.config import check_weights, config_of, reading
 from qpeft.core.embeddings import resized, resized_embeddings
 from qpeft.core.frame_file import with_frame_settings
@@ -87,9 +88,13 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
 
     Raises:
         ConfigError: the model has no adapter; the folder contains other files, which would be lost,
-            or is none; or a parameter of the adapter is NaN or Inf.
+            or is none; a parameter of the adapter is NaN or Inf; or `save_pretrained` has no such
+            option, which it would ignore.
     """
     model = peft_model_of(model)
+    known = list(inspect.signature(PeftModel.save_pretrained).parameters)
+    for option in options.keys() - known:
+        raise ConfigError(unknown("option of save_pretrained", option, known[2:-1]))
     own = [CONFIG, WEIGHTS, "README.md"]
     target = folder_to_replace(Path(directory), [*own, *model.peft_config])
     for name in model.peft_config:
@@ -305,11 +310,11 @@ def _saved_keys(model: Any, name: str, present: State) -> set[str]:
 
 def _check_names(what: str, present: Set[str], expected: Set[str]) -> None:
     missing = sorted(expected - present)
-    unknown = sorted(present - expected)
-    if missing or unknown:
+    foreign = sorted(present - expected)
+    if missing or foreign:
         raise CheckpointError(
             f"{what} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown"
-            f" {unknown[:3] or 'nothing'}; it is damaged, or was written for another base model or"
+            f" {foreign[:3] or 'nothing'}; it is damaged, or was written for another base model or"
             " with other settings"
         )
 
