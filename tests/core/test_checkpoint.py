@@ -213,7 +213,7 @@ def test_save_keeps_other_files(saved, tmp_path):
         qpeft.save(model, tmp_path / "home")
     with pytest.raises(qpeft.errors.ConfigError, match="is a file"):
         qpeft.save(model, folder / "thesis.txt")
-    with pytest.raises(qpeft.errors.ConfigError, match="'adapter_name'.*selected_adapters"):
+    with pytest.raises(qpeft.errors.ConfigError, match=r"'adapter_name'.*selected_adapters"):
         qpeft.save(model, tmp_path / "named", adapter_name="default")
 
     (tmp_path / "real").mkdir()
