@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
@@ -32,7 +33,7 @@ def keep_hidden_states(model: PreTrainedModel, folder: Path) -> None:
     `folder`, and write those that are missing.
 
     All layers compute as before while an embedding is adapted or trained, while the base has
-    dropout, and for inputs other than tokens. The folder belongs to one base, in one dtype.
+    dropout, and for inputs other than tokens.
     """
     kept = _Kept(model.base_model, folder)
     kept.body.forward = partial(kept.compute, kept.body.forward)
@@ -45,7 +46,11 @@ class _Kept:
 
     def __init__(self, body: Any, folder: Path) -> None:
         self.body = body
-        self.folder = folder
+        base = sha256(body.config.to_json_string().encode())
+        for parameter in body.parameters():
+            flat = parameter.detach().cpu().flatten()
+            base.update(flat.view(torch.uint8).numpy())
+        self.folder = folder / base.hexdigest()
         n_layers = body.config.num_hidden_layers
         lists = (part for part in body.modules() if isinstance(part, nn.ModuleList))
         of_all = (part for part in lists if len(part) == n_layers)
