@@ -57,6 +57,7 @@ def written(unpacked, monkeypatch):
     return unpacked
 
 
+@pytest.mark.filterwarnings("ignore:n_layers=1 has no effect:qpeft.errors.QpeftWarning")
 @pytest.mark.parametrize("name", TUNERS)
 def test_adapter_of_0_2_has_its_logits(written, name):
     """Initial values are drawn again, so these are tested, too."""

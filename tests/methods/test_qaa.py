@@ -86,7 +86,7 @@ def test_default_targets_of_llama_have_angles_of_their_own(llama):
         {"seed": 1},
         {"ansatz": "rxyz"},
         {"alpha": 8},
-        {"n_read": 1},
+        {"readout": "last_r", "n_read": 1},
     ],
 )
 def test_folder_with_other_settings_is_refused(gpt2, tmp_path, change):
