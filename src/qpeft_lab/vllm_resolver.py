@@ -283,3 +283,6 @@ def register() -> None:
             return LoRARequest(lora_name=lora_name, lora_int_id=number, lora_path=str(path))
 
     LoRAResolverRegistry.register_resolver("qpeft", Resolver())
+    _log.info("qpeft: serves the adapters in %s by their names", exports.adapters)
+    if not os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+        _log.warning("qpeft: vLLM asks for no adapter without VLLM_ALLOW_RUNTIME_LORA_UPDATING=1")
