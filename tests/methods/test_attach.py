@@ -14,11 +14,13 @@ from peft import (
     AdaptionPromptConfig,
     AutoPeftModelForCausalLM,
     IA3Config,
+    LoHaConfig,
     LoraConfig,
     OFTConfig,
     PeftModel,
     PolyConfig,
     PrefixTuningConfig,
+    RandLoraConfig,
     UniLoraConfig,
     get_peft_model,
 )
@@ -262,3 +264,66 @@ def test_another_base(llama, tmp_path, host, change):
     qpeft.save(attached(llama, host), tmp_path)
     with pytest.raises(CheckpointError, match="base model"):
         qpeft.load(tiny_models.llama(**change), tmp_path)
+
+
+FUNCTIONS = [LoHaConfig(r=2, **QV), RandLoraConfig(r=2, **QV)]  # they use autograd Functions
+
+
+@pytest.mark.parametrize("host", FUNCTIONS)
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_reaches_a_host_with_autograd_functions_under_checkpointing(
+    llama, ids, adapters, host, use_reentrant
+):
+    model = attached(llama, host, init_mode="raw").train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = adapters.gradients(model)
+    assert any(gradient.any() for gradient in expected.values())
+    model.zero_grad()
+    model.enable_input_require_grads()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(input_ids=ids, labels=ids).loss.backward()
+
+    torch.testing.assert_close(adapters.gradients(model), expected)
+
+
+def test_gradient_reaches_loha_through_one_layer_alone(llama, adapters):
+    model = attached(llama, FUNCTIONS[0], init_mode="raw").train()
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    inputs = torch.randn(2, layer.in_features)
+
+    def by_formula():
+        """The layer's output, without the autograd Function of PEFT."""
+        factors = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+        w1_a, w1_b, w2_a, w2_b = (getattr(layer, name)["default"] for name in factors)
+        update = (w1_a @ w1_b) * (w2_a @ w2_b) * layer.scaling["default"]
+        return inputs @ (layer.get_base_layer().weight + update).t()
+
+    def gradients(output):
+        model.zero_grad()
+        output.square().sum().backward()
+        return adapters.gradients(model)
+
+    for _ in range(2):
+        of_layer = gradients(layer(inputs))
+        assert any(gradient.any() for gradient in of_layer.values())
+        torch.testing.assert_close(of_layer, gradients(by_formula()), rtol=1e-3, atol=1e-4)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1  # a write that PyTorch's version counter does not record
+
+
+def test_autograd_function_of_a_strangers_layer_loses_no_gradient_silently(llama):
+    class Sum(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, tensor):
+            ctx.shape = tensor.shape
+            return tensor.sum()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.expand(ctx.shape)
+
+    model = attached(llama, LORA)
+    tensor = model.get_base_model().model.layers[0].self_attn.q_proj.lora_A["default"].weight
+    with pytest.raises(RuntimeError, match="invalid gradient"):
+        Sum.apply(tensor).backward()

@@ -171,13 +171,27 @@ class Binding:
         work, the first reading is the last that compares.
         """
         with _lock:
-            # a backward pass computes parts of a forward pass again, with the values of that
-            in_backward = torch._C._current_graph_task_id() != -1
-            self._update(compares_values=not in_backward)
+            self._update_for_reader()
             tensor = self._tensors[index]
             if not tensor.is_cpu:
                 self._place()
             return tensor
+
+    def place_for_layer(self) -> bool:
+        """Place the current tensors, for a layer that is called without its base, or again by
+        activation checkpointing; False if they are placed already.
+        """
+        with _lock:
+            if self._is_placed:
+                return False
+            self._update_for_reader()
+            self._place()
+            return True
+
+    def _update_for_reader(self) -> None:
+        # a backward pass computes parts of a forward pass again, with the values of that
+        in_backward = torch._C._current_graph_task_id() != -1
+        self._update(compares_values=not in_backward)
 
     def _update(self, *, compares_values: bool = True, has_new_node: bool = False) -> None:
         """Evaluate if the parameters changed, and let `_tensors` be views of the value.
@@ -392,6 +406,9 @@ class StandIn(Tensor):
 
     Each operation on its values asks for the current ones: nothing reads a tensor from before an
     optimizer step, and a step costs one evaluation, at the parameters that its forward pass finds.
+
+    An autograd Function of a layer sees no such operation, and would lose the gradient: the stand-in
+    requires one of its own size 0, which PyTorch refuses with an error.
     """
 
     read: Callable[[], Tensor]
@@ -403,7 +420,8 @@ class StandIn(Tensor):
         """
         parameter = next(binding.generator.parameters(), torch.empty(0))
         dtype = binding.slots[index].dtype
-        stand_in = torch.empty(0, dtype=dtype, device=parameter.device).as_subclass(cls)
+        empty = torch.empty(0, dtype=dtype, device=parameter.device)
+        stand_in = Tensor._make_subclass(cls, empty, require_grad=True)
         stand_in.read = partial(binding.read, index)
         return stand_in
 

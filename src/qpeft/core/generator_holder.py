@@ -59,6 +59,7 @@ class GeneratorHolder(nn.ModuleDict):
             # as TRL for vLLM, recognize them.
             name = f"{owner.prefix}{CONTAINER}"
             path = "base_model."
+        self._layer: nn.Module | None = None  # called without the base, with tensors placed for it
         owner.add_module(name, self)
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file
@@ -89,6 +90,17 @@ class GeneratorHolder(nn.ModuleDict):
         self[adapter_name] = generator
         self.bindings[adapter_name] = binding
         self.configs[adapter_name] = config
+
+    def serve_layers(self, base: nn.Module) -> None:
+        """Give PEFT's layers in `base` tensors, not stand-ins, also where they are called without
+        the base: LoHa and RandLora pass theirs to autograd Functions, which would lose the gradient.
+        """
+        before: Any = self._before_layer
+        after: Any = self._after_layer
+        for layer in base.modules():
+            if isinstance(layer, BaseTunerLayer):
+                self.hooks.append(layer.register_forward_pre_hook(before))
+                self.hooks.append(layer.register_forward_hook(after, always_call=True))
 
     def drop(self, adapter_name: str) -> None:
         """Remove the generator of an adapter that no longer exists."""
@@ -165,6 +177,18 @@ class GeneratorHolder(nn.ModuleDict):
         for binding in self.bindings.values():
             if binding.is_on_cpu:
                 binding.place_stand_ins()
+
+    @torch.compiler.disable
+    def _before_layer(self, layer: nn.Module, args: Any) -> None:
+        if self._trained is None and any([b.place_for_layer() for b in self.bindings.values()]):
+            self._layer = layer
+
+    @torch.compiler.disable
+    def _after_layer(self, layer: nn.Module, *_: Any) -> None:
+        if self._layer is layer:
+            self._layer = None
+            after: Any = self._after_forward
+            after()
 
     def refuse_unfitted(self, adapter_name: str) -> None:
         """Raise ConfigError if the generator cannot be evaluated before `fit_frames`."""

@@ -88,6 +88,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
         holder = GeneratorHolder(model, base, model.prompt_encoder[name], saved_path="")
     else:
         holder = GeneratorHolder(model.base_model, base, base, saved_path="")
+        holder.serve_layers(base)
     holder.hold(name, attached, generator, slots)
     holder.train_only([name])
     return model
