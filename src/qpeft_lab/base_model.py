@@ -227,9 +227,7 @@ def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
         return f"sha256:{file_hash(folder)}"
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
-    parts = [
-        f"{file.name} {file_hash(file)}"
-        for file in sorted(folder.iterdir())
-        if file.suffix in _LOADED
-    ]
+    templates = (folder / "additional_chat_templates").glob("*.jinja")
+    files = [file for file in folder.iterdir() if file.suffix in _LOADED]
+    parts = [f"{file.name} {file_hash(file)}" for file in [*sorted(files), *sorted(templates)]]
     return f"sha256:{hashlib.sha256(' '.join(parts).encode()).hexdigest()}"

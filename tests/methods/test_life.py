@@ -350,8 +350,8 @@ def test_export_is_as_planned_or_refused(life):
     assert life.plan.exported_bytes == bytes_of(life.exported)
 
     if life.variant.method != "sora":  # whose other parameters are those of LoRA
-        other = life.plan.trainable_parts.get("other", 0)
-        assert life.plan.deployed == life.report.n_deployed + other
+        assert life.plan.deployed == life.report.n_deployed
+        assert life.plan.trainable == life.report.n_trained
     assert torch.equal(life.logits(life.model), life.live_logits)
 
 

@@ -108,6 +108,14 @@ def test_suggestion_shows_its_evidence(use):
     assert [one.results[1]["loss"] for one in suggestion.alternatives] == [4.1, 4.5]
 
 
+def test_suggestion_whose_initial_values_need_gradients_says_so(use):
+    settings = {"r": 1, "lora_alpha": 1, "init_lora_weights": "lora_ga"}
+    use(design("LoRA-GA r=1", "lora", settings, 3.2, 4.0))
+    suggestion = qpeft.suggest(BASE, parameters=600)
+    assert "preprocess_loraga before get_peft_model, or it is a plain LoRA" in suggestion.notes[-1]
+    assert suggestion.plan.stored_bytes == 2 * 4 * suggestion.plan.trainable
+
+
 def test_learning_rate_of_uni_lora_grows_with_the_root_of_its_lora(use):
     use(replace(DESIGNS[0], per_lora=128))  # BASE has four times as many
     assert qpeft.suggest(BASE, parameters=64).learning_rate == 0.04

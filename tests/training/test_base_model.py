@@ -113,11 +113,17 @@ def test_pickle_of_more_than_tensors_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", WEIGHTS, "modeling_own.py"])
+LOADED = ["tokenizer.json", "config.json", WEIGHTS, "modeling_own.py"]
+LOADED += ["chat_template.jinja", "additional_chat_templates/tool.jinja"]
+
+
+@pytest.mark.parametrize("name", LOADED)
 def test_fingerprint_covers_the_files_that_are_loaded(save, tiny_model, name):
     folder = str(base := save("gpt2"))
     shutil.copy(tiny_model / "tokenizer.json", base)
-    (base / "modeling_own.py").write_text("")
+    (base / "additional_chat_templates").mkdir()
+    for own in LOADED[-3:]:
+        (base / own).write_text("")
     before = fingerprint(folder)
     for other in ("README.md", ".cache"):
         (base / other).write_text("other files do not count")

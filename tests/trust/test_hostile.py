@@ -389,3 +389,86 @@ def test_live_process_keeps_its_unfinished_folder_f(tmp_path):
 
     assert (target / "weights").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [target]
+
+
+# -- options, names and references without a word
+
+
+def test_misspelled_option_of_load_is_refused(world, compact):
+    with pytest.raises(ConfigError, match=r"'is_trainble'; did you mean 'is_trainable'"):
+        qpeft.load(copy.deepcopy(world[0]), compact, is_trainble=True)
+    with pytest.raises(ConfigError, match="'subfolder'"):
+        qpeft.load(copy.deepcopy(world[0]), compact.parent, subfolder="compact")
+
+
+@pytest.mark.parametrize("selected", [["default"], ["b"]])
+def test_other_adapters_of_the_model_stay_in_the_folder(world, tmp_path, selected):
+    model = get_peft_model(copy.deepcopy(world[0]), qpeft.QPAConfig(**SMALL))
+    model.add_adapter("b", qpeft.QPAConfig(**SMALL, seed=1))
+    qpeft.save(model, tmp_path / "a")
+    before = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
+    assert len(before) == 2
+    model.set_adapter(selected[0])  # which `move` moves
+    qpeft.save(move(model), tmp_path / "a", selected_adapters=selected)
+
+    after = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.safetensors")}
+    changed = {path.parent.name for path in before if after.pop(path) != before[path]}
+    assert not after
+    assert changed == {"a" if selected == ["default"] else "b"}
+    assert qpeft.load(copy.deepcopy(world[0]), tmp_path / "a").active_adapter == "default"
+    qpeft.load(copy.deepcopy(world[0]), tmp_path / "a" / "b")
+
+
+def test_name_that_a_module_cannot_have_is_refused(llama):
+    changed = copy.deepcopy(llama)
+    config = qpeft.QPAConfig(**SMALL | {"target_modules": ["q_proj"]})
+    with pytest.raises(ConfigError, match=r"'keys'.*choose another adapter_name"):
+        get_peft_model(changed, config, adapter_name="keys")
+    get_peft_model(changed, config, adapter_name="own")
+
+
+@pytest.mark.parametrize("config", [qpeft.QuICConfig(), qpeft.QAAConfig(), qpeft.CUAConfig()])
+def test_weighted_sum_of_own_tuners_is_refused(llama, config):
+    model = get_peft_model(llama, config)
+    model.add_adapter("b", config)
+    with pytest.raises(ConfigError, match="no weighted sum"):
+        model.add_weighted_adapter(["default", "b"], [0.5, 0.5], "c")
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["lm_head"]}, {"bias": "all"}])
+def test_report_of_an_export_counts_what_is_not_generated(settings, tmp_path):
+    base = tiny_models.gpt2(n_layer=1)
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())  # untied
+    model = get_peft_model(base, qpeft.QPAConfig(**SMALL, **settings))
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    report = qpeft.export(model, tmp_path / "exported")
+
+    assert report.n_trained == n_trained
+    n_in_file = sum(
+        t.numel() for t in load_file(tmp_path / "exported" / "adapter_model.safetensors").values()
+    )
+    assert report.n_deployed == n_in_file
+
+
+def test_reference_to_another_frame_file_is_refused_with_its_hash_too(llama, ids, tmp_path):
+    def in_new_frames(name, r):
+        config = qpeft.QuantumPeftConfig(
+            r=r, frame="gradient", frame_rank=4, target_modules=["q_proj"]
+        )
+        model = get_peft_model(copy.deepcopy(llama), config)
+        batches = [{"input_ids": ids.flip(r % 2), "labels": ids.flip(r % 2)}]
+        qpeft.fit_frames(model, batches, save_to=tmp_path / f"{name}.safetensors")
+        qpeft.save(move(model), tmp_path / name)
+        return read_json(tmp_path / name / "adapter_config.json")["frames_sha256"]
+
+    in_new_frames("a", 2)
+    other = in_new_frames("b", 3)
+    qpeft.load(copy.deepcopy(llama), tmp_path / "a")
+    edit_json(
+        tmp_path / "a" / "adapter_config.json", frames="b.safetensors", frames_sha256=other, r=2
+    )
+    with pytest.raises(CheckpointError, match="other initial values or settings"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "a")
+    edit_json(tmp_path / "a" / "adapter_config.json", frame_rank=16)
+    with pytest.raises((CheckpointError, ConfigError), match="frame_rank=16, but the frame file"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "a")

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import inspect
 import reprlib
+import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,10 @@ _FREE = (
     "peft_version",
     "lora_dropout",
 )
+# parameters of PeftModel.from_pretrained that `load` sets, or that are for the hub
+_NOT_OF_LOAD = {"model", "model_id", "config", "kwargs"}
+# what it passes on to `load_adapter`, and that to accelerate
+_OF_DISPATCH = {"torch_device", "device_map", "max_memory", "offload_folder", "offload_index"}
 _OTHER = (
     "its adapter_config.json was edited, or it was written for another base model, or with another"
     " circuit under this name: restore the file, load it on its base model with qpeft.load, and"
@@ -84,7 +89,8 @@ _OTHER = (
 def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     """Atomic `model.save_pretrained(directory, **options)`.
 
-    An earlier adapter there is replaced; a model card that the user wrote or changed is kept.
+    An earlier adapter there is replaced, but for those of the model that `selected_adapters` leaves
+    out; a model card that the user wrote or changed is kept.
 
     Raises:
         ConfigError: the model has no adapter; the folder contains other files, which would be lost,
@@ -109,9 +115,22 @@ def save(model: PeftModel, directory: str | Path, **options: Any) -> None:
     # a generated adapter keeps embeddings itself, tied ones once
     keeps = holder_of(model) is None and bool(resized(model.get_base_model()).parameters)
     options.setdefault("save_embedding_layers", keeps)
+    selected = options.get("selected_adapters") or list(model.peft_config)
     with replace_folder(target) as folder:
         model.save_pretrained(str(folder), **options)
+        for name in model.peft_config.keys() - selected:
+            _keep_adapter(target, folder, name)
         keep_card(target, folder)
+
+
+def _keep_adapter(source: Path, folder: Path, name: str) -> None:
+    """Copy the adapter called `name` that an earlier `save` wrote into `source`, if it did."""
+    # as PEFT's save_pretrained: "default" has no folder of its own
+    place = "" if name == "default" else name
+    for file in (CONFIG, WEIGHTS, "README.md"):
+        if (source / place / file).is_file() and not (folder / place / file).exists():
+            (folder / place).mkdir(exist_ok=True)
+            shutil.copy2(source / place / file, folder / place / file)
 
 
 def load(
@@ -130,16 +149,22 @@ def load(
         is_trainable: Whether training continues.
         frames: The frame file of an adapter that refers to one. Default: it is in the adapter's
             folder, or in one of two folders above, under the name that the adapter has recorded.
-        options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
+        options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...);
+            those that it would ignore are refused.
 
     Warns with BaseModelWarning if `base` has the right shapes but other weights.
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base`
             has other weights and the adapter acts in frames of its base model.
-        ConfigError: `base` is no model, or there is no file `frames`.
+        ConfigError: `base` is no model, there is no file `frames`, or `from_pretrained` has no such
+            option.
     """
     check_model(base)
+    own = inspect.signature(PeftModel.from_pretrained).parameters.keys() - _NOT_OF_LOAD
+    known = sorted(own | _OF_DISPATCH)
+    for option in options.keys() - known:
+        raise ConfigError(unknown("option of qpeft.load", option, ["frames", *known]))
     folder = Path(directory)
     adapter_name = options.get("adapter_name", "default")
     with _refusing_what_does_not_fit(folder):

@@ -57,6 +57,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         config.fill_from_frame_file(model)
         if self.generators is None:  # it registers itself as a module of this tuner
             GeneratorHolder(self, self.model, self.model, saved_path="base_model.")
+        self.generators.check_name(adapter_name)
         # PEFT freezes the base, which is undone after an error, and makes the active adapters
         # trainable again, which is always undone for the generators
         in_base = [(p, p.requires_grad) for p in model.parameters()]

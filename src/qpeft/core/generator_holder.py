@@ -79,6 +79,7 @@ class GeneratorHolder(nn.ModuleDict):
         self, adapter_name: str, config: GeneratedConfig, generator: Generator, slots: list[Slot]
     ) -> None:
         """Generate the tensors `slots` of the adapter from now on; the config records them."""
+        self.check_name(adapter_name)
         # saved with the adapter: a load compares it with the tensors of its base (in_vector_order)
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
         if self.backend_jobs is not None:
@@ -90,6 +91,14 @@ class GeneratorHolder(nn.ModuleDict):
         self[adapter_name] = generator
         self.bindings[adapter_name] = binding
         self.configs[adapter_name] = config
+
+    def check_name(self, adapter_name: str) -> None:
+        """Raise ConfigError if a module cannot have the name of this new adapter."""
+        if adapter_name not in self and hasattr(self, adapter_name):
+            raise ConfigError(
+                f"an adapter cannot be called {adapter_name!r}, which is a name inside of PyTorch's"
+                " modules; choose another adapter_name"
+            )
 
     def serve_layers(self, base: nn.Module) -> None:
         """Give PEFT's layers in `base` tensors, not stand-ins, also where they are called without
@@ -180,7 +189,10 @@ class GeneratorHolder(nn.ModuleDict):
 
     @torch.compiler.disable
     def _before_layer(self, layer: nn.Module, args: Any) -> None:
-        if self._trained is None and any([b.place_for_layer() for b in self.bindings.values()]):
+        if self._trained is not None:  # disabled
+            return
+        placed = [binding.place_for_layer() for binding in self.bindings.values()]
+        if any(placed):
             self._layer = layer
 
     @torch.compiler.disable
@@ -293,11 +305,16 @@ class GeneratorHolder(nn.ModuleDict):
         stock = self.configs[adapter_name].to_stock()
         labels = [slot.label for slot in binding.slots]
         values, ranks = binding.generator.export(labels, binding.values(), stock)
+        tensors = self.stock_state(model, adapter_name, values)
+        # trained biases and modules (modules_to_save) are not generated
+        places = {p.untyped_storage()._cdata for p in model.parameters()}
+        in_file = {t.untyped_storage()._cdata: t.numel() for t in tensors.values()}
+        n_other = sum(n for place, n in in_file.items() if place in places)
         return StockAdapter(
             config=stock,
-            tensors=self.stock_state(model, adapter_name, values),
-            n_trained=sum(p.numel() for p in binding.generator.parameters()),
-            n_deployed=sum(value.numel() for value in values),
+            tensors=tensors,
+            n_trained=sum(p.numel() for p in binding.generator.parameters()) + n_other,
+            n_deployed=sum(value.numel() for value in values) + n_other,
             ranks=ranks,
         )
 

@@ -128,6 +128,13 @@ class OwnTuner(BaseTuner):
         # PEFT's own version needs a weight, which a block lacks, and changes the adapter's dtype
         setattr(parent, child_name, new_module)
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ConfigError: PEFT has no weighted sum of such adapters."""
+        raise ConfigError(
+            f"adapters of {type(self).__name__} have no weighted sum; train one on all data, or"
+            " average their state dicts (get_peft_model_state_dict), if they have one seed"
+        )
+
     def _check_merge_allowed(self) -> None:
         raise ConfigError(
             f"an adapter of {type(self).__name__} is no change of the weights, so it cannot be"

@@ -133,7 +133,6 @@ class RotationTuner(LinearTuner):
             sizes[equal.name] = rotation.size
             n_trained += sum(p.numel() for p in rotation.parameters())
             n_blocks = n_blocks or len(equal.blocks)
-        n_deployed = sum(weight.numel() for weight in tensors.values())
 
         config: Any = self.peft_config[adapter_name]
         settings = _shared_settings(config)
@@ -153,7 +152,10 @@ class RotationTuner(LinearTuner):
             model, adapter_name=adapter_name, save_embedding_layers=False
         )
         trained_copies = {key: t for key, t in state.items() if f".{self.prefix}" not in key}
-        return StockAdapter(stock, tensors | trained_copies, n_trained, n_deployed)
+        n_trained += sum(t.numel() for t in trained_copies.values())
+        tensors |= trained_copies
+        n_deployed = sum(t.numel() for t in tensors.values())
+        return StockAdapter(stock, tensors, n_trained, n_deployed)
 
 
 def _shared_settings(config: Any) -> dict[str, Any]:

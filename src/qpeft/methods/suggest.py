@@ -30,6 +30,10 @@ _FRAME_FILE = (
     " write one with qpeft frames or qpeft.fit_frames(model, batches, save_to=FILE), and give it to"
     " each as --frames FILE or frames=FILE"
 )
+_LORA_GA = (
+    "its initial values come from the gradient: qpeft train computes them; in your own script call"
+    " peft.tuners.lora.loraga.preprocess_loraga before get_peft_model, or it is a plain LoRA"
+)
 
 
 @dataclass(frozen=True)
@@ -234,4 +238,6 @@ def _notes(evidence: Evidence, suggestion: Suggestion, parameters: int | None) -
     frame_bytes = suggestion.plan.sizes.get("frame_bytes")
     if frame_bytes and "frames" not in suggestion.settings:
         notes.append(_FRAME_FILE.format(frame_bytes))
+    if suggestion.settings.get("init_lora_weights") == "lora_ga":
+        notes.append(_LORA_GA)
     return notes

@@ -26,6 +26,7 @@ from qpeft.files import as_json, write_text
 from qpeft.methods.quantum_peft import QuantumPeftGeneratorConfig
 from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator, parts_of
 
+_FRAME_RANK = QuantumPeftGeneratorConfig.frame_rank  # the default
 _OWN = {  # fields of one adapter, and those that are filled in
     "auto_mapping",
     "base_digest",
@@ -101,7 +102,13 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         self.held_frame_file = file
         self.frames_sha256 = file.sha256
         most = max(shape.n_directions for shape in file.shapes.values())
-        self.frame_rank = min(self.frame_rank, most)
+        asked = self.frame_rank
+        if asked > most and asked not in (_FRAME_RANK, file.settings.get("frame_rank")):
+            raise ConfigError(
+                f"frame_rank={asked}, but {file} has {most} directions; use at most {most}, or make a"
+                " frame file with more: qpeft frames --frame-rank"
+            )
+        self.frame_rank = min(asked, most)
         self._of_file = file.settings
         if self.target_modules is None:
             targets: Any = file.settings.get("target_modules")

@@ -86,6 +86,7 @@ def save_frames(model: Any, path: str | Path) -> None:
     config.held_frame_file = file
     config.fill_from_frame_file(tuner.model)
     config.take_frame_file()  # to forget it: the generator has its frames
+    generator.identify()
 
 
 def _config_to_store(model: Any) -> Any:

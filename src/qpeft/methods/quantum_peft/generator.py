@@ -42,6 +42,7 @@ from qpeft.core.generator import (
     State,
     as_index,
     fingerprint,
+    is_fingerprint,
 )
 from qpeft.core.quantize import pack, stored_bytes, unpack
 from qpeft.core.seeded_init import SeededInit
@@ -241,11 +242,19 @@ class QuantumPeftGenerator(Generator):
         settings = {name: getattr(config, name) for name in sorted(names)}
         alphas = (config.lora_alpha, config.alpha_pattern)
         layout = [(part.label, part.names) for part in parts]
-        hashed = fingerprint(init.hexdigest(), settings, *alphas, layout)
-        self.register_buffer("fingerprint", hashed)
+        self._settings = (init.hexdigest(), settings, *alphas, layout)
+        # as releases before 0.3 saved it, which did not protect the reference to a frame file
+        self._without_file = fingerprint(*self._settings)
+        self.identify()
         # the frames are those of the loss gradient, and still 0
         self.needs_fit = config.stores_frames
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
+
+    def identify(self) -> None:
+        """Set the fingerprint, with the hash of the frame file that the config refers to."""
+        file = self.config.frames_sha256
+        hashed = self._without_file if file is None else fingerprint(*self._settings, file)
+        self.register_buffer("fingerprint", hashed.to(getattr(self, "fingerprint", hashed).device))
 
     def _angles(self, drawn: Tensor) -> Folded:
         config = self.config
@@ -360,7 +369,8 @@ class QuantumPeftGenerator(Generator):
             return parameters | frames
         streams = [pack(state[name], folded.bits) for name, folded in self._stored().items()]
         payload = torch.cat(streams)
-        return {VALUES: torch.cat([self._checksum(payload), payload]), **frames}
+        checksum = self._checksum(payload, self._identity)
+        return {VALUES: torch.cat([checksum, payload]), **frames}
 
     def unpack(self, state: State) -> State:
         stores_frames = self.config.stores_frames
@@ -370,6 +380,9 @@ class QuantumPeftGenerator(Generator):
         frames |= {name: t.float() for name, t in state.items() if name.startswith("frames.")}
         self.needs_fit = stores_frames and not all(frame.any() for frame in frames.values())
         if VALUES not in state:
+            saved = state.get("fingerprint")
+            if saved is not None and is_fingerprint(saved, self._without_file):
+                frames["fingerprint"] = self._identity
             return state | frames
         stream = state[VALUES].cpu()
         if stream.is_floating_point():
@@ -382,8 +395,10 @@ class QuantumPeftGenerator(Generator):
         stored = self._stored()
         sizes = [_CHECKSUM_BYTES, *(stored_bytes(len(f.start), f.bits) for f in stored.values())]
         fits = stream.dtype == torch.uint8 and stream.shape == (sum(sizes),)
-        if not fits or not torch.equal(
-            stream[:_CHECKSUM_BYTES], self._checksum(stream[_CHECKSUM_BYTES:])
+        checksum, payload = stream[:_CHECKSUM_BYTES], stream[_CHECKSUM_BYTES:]
+        identities = (self._identity, self._without_file)
+        if not fits or not any(
+            torch.equal(checksum, self._checksum(payload, identity)) for identity in identities
         ):
             raise CheckpointError(
                 "adapter_model.safetensors is damaged, or has other initial values or settings (seed, scales,"
@@ -400,12 +415,12 @@ class QuantumPeftGenerator(Generator):
         folded = {"angles.tau": self.angles, "lam.tau": self.lam}
         return {name: f for name, f in folded.items() if f is not None and f.tau is not None}
 
-    def _checksum(self, payload: Tensor) -> Tensor:
-        """The beginning of a hash of settings, initial values and stored values, uint8 (8,); empty
-        in a plan.
+    def _checksum(self, payload: Tensor, identity: Tensor) -> Tensor:
+        """The beginning of a hash of settings and initial values, which `identity` is of, and of the
+        stored values, uint8 (8,); empty in a plan.
         """
         if payload.is_meta:
             return payload[:0]
-        content = torch.cat([self._identity.cpu(), payload.cpu()]).numpy().tobytes()
+        content = torch.cat([identity.cpu(), payload.cpu()]).numpy().tobytes()
         checksum = hashlib.sha256(content).digest()[:_CHECKSUM_BYTES]
         return torch.tensor([*checksum], dtype=torch.uint8, device=payload.device)
