@@ -109,18 +109,18 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     }
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
-        Part("library, tokens", tokens["library"], 86_900, 78_000),
-        Part("laboratory, tokens", tokens["laboratory"], 99_200, 82_000),
-        Part("tests, tokens", tokens["tests"], 211_000, 168_000),
+        Part("library, tokens", tokens["library"], 88_300, 78_000),
+        Part("laboratory, tokens", tokens["laboratory"], 100_500, 82_000),
+        Part("tests, tokens", tokens["tests"], 214_500, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],
-            49_200,
+            49_600,
             34_000,
         ),
         Part("README, lines", readme_lines, 130, 130),
         Part("pages", len(pages(files)), 20, 20),
-        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14, 14),
+        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14.3, 14),
     ]
     return parts, codes
 
