@@ -140,4 +140,5 @@ FORESTS = [
     Forest("twins", "the first is", column=AT_MOST),
     Forest("sentence_pairs", "the first is"),
     Forest("head_pairs", "the first is"),
+    Forest("upper_pairs", "the first is"),
 ]

@@ -31,7 +31,7 @@ from qpeft.files import read_json, write_text
 from qpeft_lab.cli.console import size
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
-from smollm2_tables import HEADS, RECIPE, SMOLLM2, recipe, stage_4
+from smollm2_tables import HEADS, RECIPE, SMOLLM2, UPPER, recipe, stage_4, stage_8
 from table_text import table
 from winners import ADAPTERS, BUDGETS, EPOCHS, FINAL, RESULTS, ROOT, summaries_of, winners_of
 
@@ -210,10 +210,12 @@ TABLES = {
     "signal": Table(smollm2_tables.signal, [SMOLLM2]),
     "sentences": Table(smollm2_tables.sentences, [SMOLLM2]),
     "sentence_pairs": Table(smollm2_tables.sentence_pairs, [SMOLLM2]),
-    "heads": Table(lambda: smollm2_tables.heads(stage_4()), [SMOLLM2]),
-    "head_pairs": Table(lambda: smollm2_tables.head_pairs(stage_4(), HEADS), [SMOLLM2]),
-    "recipe": Table(lambda: smollm2_tables.heads(recipe()), ["recipes"]),
-    "recipe_pairs": Table(lambda: smollm2_tables.head_pairs(recipe(), RECIPE), ["recipes"]),
+    "heads": Table(lambda: smollm2_tables.adapters(stage_4()), [SMOLLM2]),
+    "head_pairs": Table(lambda: smollm2_tables.pairs_of(stage_4(), HEADS), [SMOLLM2]),
+    "upper": Table(lambda: smollm2_tables.adapters(stage_8()), [SMOLLM2]),
+    "upper_pairs": Table(lambda: smollm2_tables.pairs_of(stage_8(), UPPER), [SMOLLM2]),
+    "recipe": Table(lambda: smollm2_tables.adapters(recipe()), ["recipes"]),
+    "recipe_pairs": Table(lambda: smollm2_tables.pairs_of(recipe(), RECIPE), ["recipes"]),
     "studies": Table(studies),  # it has its own links
     "ready": Table(ready_adapters.ready),
     "real_adapters": Table(real_model.adapters),

@@ -59,6 +59,13 @@ HEAD_PAIRS = [
     *(("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
     *((ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
 ]
+UPPER_PAIRS = [
+    ("pauli", "signs"),
+    ("qaa", "givens"),
+    ("cua", "oft"),
+    ("quic", "random"),
+    ("quanta", "mpo"),
+]
 SHOTS = [
     ("shots", "shots_65536", "exact"),
     ("shots", "shots_1024", "exact"),
@@ -554,6 +561,10 @@ def stage_4() -> Setup:
     return setups("smollm2")["head-wikitext2"]
 
 
+def stage_8() -> Setup:
+    return setups("smollm2")["twins-e2e"]
+
+
 def recipe() -> Setup:
     return setups("recipes")["qpa-smollm2-wikitext2"]
 
@@ -624,6 +635,8 @@ TABLES = {
     "sentence_pairs": sentence_pairs,
     "heads": lambda: heads(stage_4()),
     "head_pairs": lambda: head_pairs(stage_4(), HEAD_PAIRS),
+    "upper": lambda: heads(stage_8()),
+    "upper_pairs": lambda: head_pairs(stage_8(), UPPER_PAIRS),
     "recipe": lambda: heads(recipe()),
     "recipe_pairs": lambda: head_pairs(recipe(), RECIPE_PAIRS),
 }

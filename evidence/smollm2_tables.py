@@ -34,6 +34,13 @@ HEADS = [
     *(Pair("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
     *(Pair(ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
 ]
+UPPER = [
+    Pair("pauli", "signs"),
+    Pair("qaa", "givens"),
+    Pair("cua", "oft"),
+    Pair("quic", "random"),
+    Pair("quanta", "mpo"),
+]
 
 
 def signal() -> str:
@@ -46,8 +53,8 @@ def signal() -> str:
         untrained = mean_loss(summary["none"])
         adapted = mean_loss(summary["lora_r8"])
         rate = summary["lora_r8"].lr
-        gain = f"{untrained - adapted:.2f}"
-        rows.append([label, f"{untrained:.3f}", f"{adapted:.3f}", gain, f"{rate:g}"])
+        gained = f"{untrained - adapted:.2f}"
+        rows.append([label, f"{untrained:.3f}", f"{adapted:.3f}", gained, f"{rate:g}"])
     header = ["text", "no adapter", "LoRA r=8", "gain, nats a token", "its learning rate"]
     return table(header, rows, numbers=4)
 
@@ -87,11 +94,11 @@ def unit(summary: Summary) -> float:
     return mean_loss(summary["head"]) - mean_loss(summary["lora_r1"])
 
 
-def heads(summary: Summary) -> str:
-    """Each adapter of the output head, with its share of the gain of LoRA r=4."""
+def adapters(summary: Summary) -> str:
+    """Each adapter of a study, with its share of the gain of the study's reference, a LoRA."""
     rows = []
     for result in sorted(summary.results, key=mean_loss):
-        share = 100 * (mean_loss(summary["none"]) - mean_loss(result)) / head_gain(summary)
+        share = 100 * (mean_loss(summary["none"]) - mean_loss(result)) / gain(summary)
         rows.append(
             [
                 str(result.label),
@@ -106,10 +113,10 @@ def heads(summary: Summary) -> str:
     return table(header, rows, numbers=5)
 
 
-def head_pairs(summary: Summary, pairs: Sequence[Pair]) -> Grid:
-    """Comparisons of adapters of the output head, in per cent of the gain of LoRA r=4."""
+def pairs_of(summary: Summary, pairs: Sequence[Pair]) -> Grid:
+    """Comparisons of a study, in per cent of what its reference, a LoRA, gains."""
     header = ["loss of", "difference, per cent of LoRA's gain"]
-    return Grid(header, differences(summary, pairs, head_gain(summary)), MARGIN)
+    return Grid(header, differences(summary, pairs, gain(summary)), MARGIN)
 
 
 def stage_4() -> Summary:
@@ -117,13 +124,18 @@ def stage_4() -> Summary:
     return summaries_of(SMOLLM2)["head-wikitext2"]
 
 
+def stage_8() -> Summary:
+    """Published quantum adapters and their twins in the two upper layers of SmolLM2."""
+    return summaries_of(SMOLLM2)["twins-e2e"]
+
+
 def recipe() -> Summary:
     """The recipe of QPA's published experiment on SmolLM2."""
     return summaries_of("recipes")["qpa-smollm2-wikitext2"]
 
 
-def head_gain(summary: Summary) -> float:
-    """What LoRA r=4 on the output head gains over the untrained base, in nats."""
+def gain(summary: Summary) -> float:
+    """What the reference of a study gains over the base without an adapter, in nats."""
     return mean_loss(summary["none"]) - mean_loss(summary[str(summary.study.reference)])
 
 

@@ -266,7 +266,7 @@ def test_the_falsifier_of_qpas_claim_is_decided_by_its_rows():
     _, high = smollm2_tables.over_seeds(summary["qpa"], summary["lora_r4"]).interval()
     assert high < 0.005
     gained = 100 * smollm2_tables.over_seeds(summary["lora_r4"], summary["qpa"]).mean
-    share = gained / smollm2_tables.head_gain(summary)
+    share = gained / smollm2_tables.gain(summary)
     assert says(f"parameters: {share:.0f} % more, on the output head")
     steps = summary.study.run.steps
     assert says(
