@@ -5,11 +5,12 @@ what a kill leaves.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,6 +20,7 @@ from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import UNFINISHED, hidden_folder, parse_json, whole_lines
 
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
+SEAL = "seal"  # the field of a sealed JSON object
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
 # also 1e-3, which is a text in YAML 1.1
 _SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -98,6 +100,31 @@ def json_line(value: Any) -> str:
     """A line of JSON, in which numbers that are not finite are null."""
     read = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
     return json.dumps(read) + "\n"
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object `value` with a seal: a hash of its fields, by which `unsealed` notices an
+    edit.
+    """
+    content: dict[str, Any] = json.loads(json_line(value))
+    return content | {SEAL: _hash(content)}
+
+
+def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a JSON object, without its seal. Files of qpeft 0.2 have none.
+
+    Raises ValueError if a field was edited.
+    """
+    content = dict(value)
+    seal = content.pop(SEAL, None)
+    if seal not in (None, _hash(content)):
+        raise ValueError("a field was edited since it was written")
+    return content
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_json_lines(

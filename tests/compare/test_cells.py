@@ -339,7 +339,9 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(planned, tmp_path, mon
     plan, cell = planned("shots", methods=[SHOTS], reference="shots")
     cost = replace(plan.cost_cells({})[0], lr=0.001)
 
-    assert run_cell(cost, plan.folder)["step_ms"] > 0
+    times = run_cell(cost, plan.folder)
+    assert times["step_ms"] > 0
+    assert times["reference"] == plan.setup.reference.hash
     assert not sent
 
     row = run_cell(cell, plan.folder)

@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import planted_cells as cells
 import pytest
@@ -71,6 +72,16 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     assert again.ended == {}
     assert again.totals == [(12, 12)]
     assert (plan.folder / "rows.jsonl").read_bytes() == before
+
+
+def test_times_are_measured_again_when_the_reference_is_another_method(plan):
+    run(plan, run_cell=cells.run_cell)
+    other = replace(plan.setup, reference=cells.planned("qpa"))
+    object.__setattr__(plan, "setup", other)
+    progress = Recorder()
+    run(plan, progress=progress, run_cell=cells.run_cell)
+    assert [one.rpartition("/")[2] for one in progress.ended] == ["cost", "cost"]
+    assert run(plan, run_cell=cells.run_cell).n_done == 0
 
 
 def test_running_cells_report_their_steps(plan):

@@ -109,7 +109,8 @@ def run_cell(cell, folder):
         state = {"step": state["step"] + 1, "loss": state["loss"] * 0.9 + 0.01 * cell.seed}
         write_json(checkpoint, state)
     journal(folder, f"end {cell.cell_id}")
-    return planted_row(cell, status="success", valid_loss=state["loss"])
+    reference = {"reference": cell.setup.reference.hash} if cell.role == "cost" else {}
+    return planted_row(cell, status="success", valid_loss=state["loss"], **reference)
 
 
 def run_in_company(cell, folder):

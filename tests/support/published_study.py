@@ -13,6 +13,7 @@ from folders import read_rows, write_rows
 
 from qpeft_lab.compare.report import write_outputs
 from qpeft_lab.compare.rows import ROWS, Row
+from qpeft_lab.files import SEAL
 
 FILE = Path(__file__).parents[2] / "results" / "survey" / "grimm.jsonl.xz"
 
@@ -44,11 +45,12 @@ def stored_rows(folder: Path, method: str = "*", name: str = "*") -> list[Row]:
 def edit_rows(
     folder: Path, change: Callable[[Row], Any], method: str = "*", name: str = "*"
 ) -> None:
-    """Apply `change` to the rows that match."""
+    """Apply `change` to the rows that match, which become rows without a seal, as of qpeft 0.2."""
     rows = stored_rows(folder)
     for row in rows:
         if _matches(row, method, name):
             change(row)
+            row.pop(SEAL, None)
     write_rows(folder / ROWS, rows)
 
 
@@ -61,8 +63,11 @@ def drop_rows(folder: Path, method: str = "*", name: str = "*") -> None:
 def edit_study(
     folder: Path, change: Callable[[dict[str, Any], dict[str, dict[str, Any]]], Any]
 ) -> None:
-    """Apply `change` to the study and its methods by key."""
+    """Apply `change` to the study and its methods by key. It is without a seal then, as of qpeft
+    0.2.
+    """
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    study.pop(SEAL, None)
     change(study, {method["key"]: method for method in study["methods"]})
     (folder / "study.json").write_text(json.dumps(study), encoding="utf-8")
 

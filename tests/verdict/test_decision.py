@@ -1,5 +1,7 @@
 """A verdict's statistics against scipy's tests, planted effects, and tampering with its file."""
 
+import json
+import lzma
 import math
 import shutil
 from dataclasses import replace
@@ -12,12 +14,18 @@ from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 from snippets import ROOT
 
-from qpeft.errors import ConfigError, TrainingError, VerificationError
+from qpeft.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    TrainingError,
+    VerificationError,
+)
 from qpeft.files import read_json, write_json
 from qpeft_lab.compare.cell import started_row
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.rows import RowFile
-from qpeft_lab.compare.summary import load
+from qpeft_lab.compare.summary import load, publish
 from qpeft_lab.verdict.circuit import Circuit
 from qpeft_lab.verdict.decision import check, comparisons, decide, sentence
 from qpeft_lab.verdict.page import markdown, write
@@ -178,6 +186,97 @@ def test_edited_row_is_named(diverged, name, changes, told):
     edit_rows(folder := diverged(), lambda row: row.update(changes), "frozen", name)
     with pytest.raises(VerificationError, match=told):
         decide(folder)
+
+
+def change_json(path, change):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(map(change, lines)) + "\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("seed", 7),
+        ("role", "method"),
+        ("adapter", "lora"),
+        ("test_loss", 1.0),
+        ("test_losses", None),
+        ("angles_moved", 0.0),
+        ("best_step", 3),
+        ("name", "seed9"),
+        ("status", "diverged"),
+    ],
+)
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_edited_row_is_refused(study, tmp_path, is_kept, field, value):
+    folder = shutil.copytree(study, tmp_path / "verdict")
+
+    def edit(line):
+        row = json.loads(line)
+        is_meant = row.get("method") == "circuit" and row["name"] == "seed1"
+        return json.dumps(row | {field: value}) if is_meant else line
+
+    if not is_kept:
+        change_json(folder / "rows.jsonl", edit)
+        with pytest.raises(CheckpointError, match=r"rows\.jsonl is damaged in line \d+ \(.*edited"):
+            decide(folder)
+        return
+    publish(folder, kept := tmp_path / "kept.jsonl.xz")
+    load(kept)
+    lines = lzma.decompress(kept.read_bytes()).decode().splitlines()
+    kept.write_bytes(lzma.compress("\n".join(map(edit, lines)).encode()))
+    with pytest.raises(InputError, match="a field was edited"):
+        load(kept)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda study: study.update(test_blocks=8),
+        lambda study: study["run"].update(batch_size=64),
+        lambda study: study["tuning"].update(grid=[1.0]),
+        lambda study: study["methods"][1].update(trainable=1),
+    ],
+)
+def test_edited_study_is_refused(study, tmp_path, edit):
+    folder = shutil.copytree(study, tmp_path / "verdict")
+    file = folder / "study.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    edit(content)
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"study\.json is damaged .*a field was edited"):
+        decide(folder)
+
+
+@pytest.mark.parametrize("losses", [None, [4.0, None], []])
+def test_row_of_an_older_release_without_losses_is_refused(diverged, losses):
+    folder = diverged()
+    edit_rows(folder, lambda row: row.update(test_losses=losses), "frozen", "seed1")
+    with pytest.raises(VerificationError, match=r"/frozen/.*/seed1 .* no number: it was edited"):
+        decide(folder)
+
+
+def test_verdict_without_a_protocol_is_none(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "verdict")
+    write(decide(folder), folder)
+    content = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
+    for protocol in (None, {"margin": 5.0}):
+        change = {"protocol": protocol} if protocol else {}
+        changed = {k: v for k, v in content.items() if k != "protocol"} | change
+        (folder / "verdict.json").write_text(json.dumps(changed), encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"verdict\.json is no verdict: its protocol lacks"):
+            check(folder / "verdict.json")
+
+
+def test_one_block_of_test_data_is_refused_before_work(tmp_path):
+    data = tmp_path / "short.txt"
+    data.write_text("a short text of few words\n\n" * 60, encoding="utf-8")
+    request = request_of(n_layers=1)
+    request = replace(request, run=request.run | {"data": str(data), "seq_len": 64})
+    with pytest.raises(ConfigError, match=r"have 1 block of 64 tokens.*smaller --seq-len"):
+        planned(request, tmp_path / "verdict", minutes=1e6, command="")
+    with pytest.raises(ConfigError, match="two blocks of test data"):
+        comparisons({"frozen": table(0, 1)[:, :1]}, LABELS, margin=5.0)
 
 
 def test_lost_trial_that_lost_is_missed(diverged):

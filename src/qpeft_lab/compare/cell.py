@@ -307,13 +307,14 @@ def _cost(cell: Cell) -> Row:
     task = read_data(settings)
     size = settings.batch_size
     reference = replace(cell, spec=cell.setup.reference.model_copy(update={"backend": {}}))
-    return measure_cost(
+    cost = measure_cost(
         make_model=lambda: untrained_model(cell),
         make_reference=lambda: untrained_model(reference),
         batches=[
             task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)
         ],
     )
+    return {**cost, "reference": reference.spec.hash}
 
 
 def _generated(test_file: Path, asked: Generation, model: Any, test: Any) -> Row:

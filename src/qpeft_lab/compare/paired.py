@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t as student
 
+from qpeft.errors import ConfigError
 from qpeft_lab.compare.stats import BETTER, LEVEL, WORSE, holm
 
 EQUIVALENT = "equivalent"
@@ -32,8 +33,10 @@ class Paired(NamedTuple):
 
     @classmethod
     def of(cls, table: np.ndarray) -> Paired:
-        """Of differences (seeds, blocks)."""
+        """Of differences (seeds, blocks). Raises ConfigError for one block, which has no variance."""
         n_seeds, n_blocks = table.shape
+        if n_blocks < 2:
+            raise ConfigError("a difference needs two blocks of test data or more, got one")
         of_seeds = table.mean(1).var(ddof=1) / n_seeds
         of_blocks = table.mean(0).var(ddof=1) / n_blocks
         error = math.sqrt(of_seeds + of_blocks) or 1e-12  # equal losses have no error

@@ -38,7 +38,7 @@ from qpeft_lab.compare.study import (
 from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.sources import content_hash
 from qpeft_lab.demo import base_model
-from qpeft_lab.files import output_file
+from qpeft_lab.files import output_file, sealed
 from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.metrics.texts import encoder_layers
 from qpeft_lab.settings import RunSettings, SharedSettings
@@ -75,7 +75,7 @@ class Plan:
         was made.
         """
         _check_folder(self.study, self.folder, self.own_files)
-        write_json(self.folder / STUDY, self.study.model_dump())
+        write_json(self.folder / STUDY, sealed(self.study.model_dump()))
 
     def tuning_cells(self, rows: Rows) -> list[Cell]:
         """The trials of learning rates that `rows` make necessary, for methods with several; small

@@ -19,7 +19,8 @@ leaves, is ignored; one that lacks only its line break counts.
     cost          step_ms step_ratio peak_mem_bytes ...
     machine       device threads python torch ...
 
-Numbers have full precision. A number that is not finite is null.
+Numbers have full precision, but for `test_losses`, which have three decimals. A number that is not
+finite is null. `seal` is a hash of the other fields: a row that was edited is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.files import whole_lines, write_text
-from qpeft_lab.files import json_line, read_json_lines
+from qpeft_lab.files import json_line, read_json_lines, sealed, unsealed
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
@@ -64,10 +65,11 @@ def read_rows(folder: Path) -> dict[str, Row]:
     """All rows of a study's folder, by `cell_id`. Raises CheckpointError for a damaged line."""
 
     def is_valid(row: Row) -> bool:
+        unsealed(row)  # raises
         return all(isinstance(row[name], kind) for name, kind in _IDENTITY.items())
 
     rows = read_json_lines(folder / ROWS, is_valid, "delete the line, and its cell runs again")
-    return {cell_id(row): row for row in rows}
+    return {cell_id(row): unsealed(row) for row in rows}
 
 
 class RowFile:
@@ -87,9 +89,9 @@ class RowFile:
 
     def append(self, row: Row) -> None:
         """Add the row of a cell; it is on the disk when this returns."""
-        line = json_line(row)
+        line = json_line(sealed(row))
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.rows[cell_id(row)] = json.loads(line)  # as the next run reads it
+        self.rows[cell_id(row)] = unsealed(json.loads(line))  # as the next run reads it

@@ -127,8 +127,10 @@ class _Run:
         if cell.cell_id in self._ended:  # failed cells are retried once
             return True
         row = self._file.rows.get(cell.cell_id)
+        reference = self._plan.setup.reference.hash  # of which a row of costs has the ratios
         return (
             row is not None
             and row.get("lr") == cell.lr
+            and row.get("reference", reference) == reference
             and not (self._retry and row["status"] == "failed")
         )

@@ -27,7 +27,7 @@ from qpeft_lab.compare.metrics import METRICS, OF_CLASSES, OF_NUMBERS, OF_TEXTS
 from qpeft_lab.compare.rate_search import RateSearch, search_rates
 from qpeft_lab.compare.rows import Row, succeeded
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.files import read_yaml
+from qpeft_lab.files import read_yaml, unsealed
 from qpeft_lab.settings import (
     EVALUATED_BLOCKS,
     HIGHEST_SEED,
@@ -338,7 +338,7 @@ def read_study(folder: Path) -> PlannedStudy:
             " run`"
         )
     try:
-        return PlannedStudy.model_validate(read_json(path))
+        return PlannedStudy.model_validate(unsealed(read_json(path)))
     except ValueError as error:
         raise CheckpointError(
             f"{path} is damaged ({described(error)}); delete it and run `qpeft compare run` again"

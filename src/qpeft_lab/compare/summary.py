@@ -37,7 +37,7 @@ from qpeft_lab.compare.study import (
     read_study,
 )
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.files import json_line
+from qpeft_lab.files import json_line, sealed, unsealed
 
 MISSING = "missing"
 SIMULATED = (
@@ -226,7 +226,8 @@ def load(path: Path) -> Summary:
     if not path.is_file():
         return summarise(read_study(path), read_rows(path))
     try:
-        study, *rows = map(parse_json, lzma.decompress(path.read_bytes()).splitlines())
+        lines = lzma.decompress(path.read_bytes()).splitlines()
+        study, *rows = (unsealed(parse_json(line)) for line in lines)
         return summarise(PlannedStudy.model_validate(study), {cell_id(row): row for row in rows})
     except (lzma.LZMAError, ValueError, KeyError) as error:
         raise InputError(
@@ -241,7 +242,7 @@ def publish(folder: Path, file: Path) -> None:
         {name: value for name, value in row.items() if name not in _NOT_PUBLISHED}
         for row in summary.rows
     ]
-    lines = [json_line(summary.study.model_dump()), *map(json_line, rows)]
+    lines = [json_line(sealed(each)) for each in (summary.study.model_dump(), *rows)]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(lzma.compress("".join(lines).encode(), preset=9 | lzma.PRESET_EXTREME))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -83,16 +84,19 @@ def circuit_of(name: str, shape: tuple[int, ...] | None, folder: Path) -> Circui
 
 @contextmanager
 def removed_if_refused(folder: Path) -> Iterator[None]:
-    """Within: an error removes the file of a circuit from `folder`, unless it was there before."""
+    """Within: an error removes what was written for a study that has not begun: the folder, or in
+    one that was there the file of a circuit.
+    """
+    had_folder = folder.exists()
     path = folder / OWN_FILE
     was_there = path.exists()
     try:
         yield
     except BaseException:
-        if not was_there:
+        if not had_folder:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif not was_there:
             path.unlink(missing_ok=True)
-            with suppress(OSError):  # it is not empty, or was not made
-                folder.rmdir()
         raise
 
 

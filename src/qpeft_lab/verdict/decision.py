@@ -163,9 +163,15 @@ def _refuse_edited(summary: Summary, folder: Path) -> None:
     """Raise ConfigError if a trial of a learning rate is missing, and VerificationError for a row
     that is not of the run which its identity names.
     """
-    n_blocks = {
-        len(row["test_losses"]) for result in summary.results for row in result.successes.values()
-    }
+    rows = [row for result in summary.results for row in result.successes.values()]
+    for row in rows:
+        losses = [row.get("test_loss"), *(row.get("test_losses") or [None])]
+        if not all(isinstance(loss, float | int) for loss in losses):
+            raise VerificationError(
+                f"the row {cell_id(row)} in {folder} has no test_loss, or a test_losses that is no"
+                " number: it was edited; restore it"
+            )
+    n_blocks = {len(row["test_losses"]) for row in rows}
     for result in summary.results:
         method = result.method
         for rate in result.search.rates if len(method.rates) > 1 else ():
@@ -327,19 +333,19 @@ def sentence(twins: Sequence[Comparison], margin: float) -> str:
 def check(file: Path) -> Verdict:
     """Compute a verdict again from the rows next to it: rows.jsonl, or NAME.jsonl.xz of NAME.json.
 
-    Raises ConfigError if it is none, and VerificationError if the rows give another one; the
-    message names what differs.
+    Raises ConfigError if it is none, CheckpointError or InputError if a row or the study was edited,
+    and VerificationError if the rows give another one; the message names what differs.
     """
     try:
         written = read_json(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is no verdict ({error})") from error
+    try:
+        protocol = Protocol(**written["protocol"])
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is no verdict: its protocol lacks or has {error}") from error
     kept = file.with_suffix(".jsonl.xz")  # as results/verdicts has them
-    verdict = (
-        _decide(Protocol(**written["protocol"]), load(kept), file.parent)
-        if kept.exists()
-        else decide(file.parent)
-    )
+    verdict = _decide(protocol, load(kept), file.parent) if kept.exists() else decide(file.parent)
     computed = _flat(asdict(verdict))
     stated = _flat(written)
     for name in sorted(computed.keys() | stated.keys()):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from qpeft.errors import ConfigError
 from qpeft.files import read_json
+from qpeft_lab.compare.cell import read_data, test_settings_of
 from qpeft_lab.compare.forecast import Speed, speed_of
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.plan import Plan, count, host_of, make_plan
@@ -161,6 +162,8 @@ def planned(request: Request, folder: Path, minutes: float, command: str) -> Pla
     protocol = protocol_of(study, request.margin)
     plan = make_plan(study, folder, command, own_files=(OWN_FILE, PROTOCOL))
     _refuse_another_study(plan, folder)
+    if forecast is not None:
+        _refuse_one_block(plan)
     return Planned(plan, protocol, detectable(size, len(protocol.others)), forecast)
 
 
@@ -175,6 +178,16 @@ def _refuse_another_study(plan: Plan, folder: Path) -> None:
         raise ConfigError(
             f"{folder} has rows of another study: the circuit, an option, the base or the data has"
             f" changed since, for {', '.join(changed)}. Name another --out for another study"
+        )
+
+
+def _refuse_one_block(plan: Plan) -> None:
+    """Raise ConfigError if the test data are too short for an interval."""
+    n_blocks = len(read_data(test_settings_of(plan.cells({})[0])).evaluation)
+    if n_blocks < 2:
+        raise ConfigError(
+            f"the test data, a part of --data, have {n_blocks} block of {plan.study.run.seq_len}"
+            " tokens, and a decision needs two or more; give more --data, or a smaller --seq-len"
         )
 
 
