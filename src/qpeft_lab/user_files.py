@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import hashlib
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,13 @@ def without_folders(value: Any, name: str = "") -> Any:
 def file_hashes(
     method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]
 ) -> dict[str, str]:
-    """SHA-256 of the files of a run, FILE.py:NAME of its method, ansatz and backend, and its frame
-    file.
+    """SHA-256 of the files of a run, FILE.py:NAME of its method, ansatz and backend with the modules
+    next to FILE.py that it imports, and its frame file.
 
     Raises ConfigError if a file does not exist.
     """
     named = {"method": method, "ansatz": settings.get("ansatz"), "backend": backend.get("backend")}
-    hashes = {part: file_hash(code_path(name)) for part, name in named.items() if is_file(name)}
+    hashes = {part: _code_hash(code_path(name)) for part, name in named.items() if is_file(name)}
     if isinstance(frames := settings.get(FRAMES), str):
         path = Path(frames).expanduser()
         if not path.is_file():
@@ -57,6 +59,51 @@ def file_hashes(
             )
         hashes[FRAMES] = file_hash(path)
     return hashes
+
+
+def _code_hash(path: Path) -> str:
+    """SHA-256 of a user's file, and of the modules in its folder that it imports."""
+    modules = _modules(path)
+    if not modules:
+        return file_hash(path)
+    parts = [f"{file.relative_to(path.parent)} {file_hash(file)}" for file in (path, *modules)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _modules(path: Path) -> list[Path]:
+    """The modules in the folder of `path`, or below, that its code imports, and those that they
+    import. Nothing is executed.
+    """
+    found = [path]
+    for file in found:  # which grows
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # its execution raises a clear error
+        for place in _imported(tree, file, path.parent):
+            for candidate in (place.with_suffix(".py"), place / "__init__.py"):
+                is_below = candidate.is_relative_to(path.parent)
+                if is_below and candidate.is_file() and candidate not in found:
+                    found.append(candidate)
+    return sorted(found[1:])
+
+
+def _imported(tree: ast.AST, file: Path, folder: Path) -> Iterator[Path]:
+    """Where the modules that this code imports are, if they are in `folder`."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        start = folder
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:  # relative to the package of the file
+                start = file.parents[node.level - 1]
+            of = f"{node.module}." if node.module else ""
+            names = [f"{of}{alias.name}" for alias in node.names]  # a module, or a name in one
+        for name in names:
+            parts = name.split(".")
+            for n in range(1, len(parts) + 1):  # the packages too
+                yield start.joinpath(*parts[:n])
 
 
 def named_ansatz(name: str) -> str:
