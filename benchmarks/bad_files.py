@@ -3,7 +3,7 @@ clear error.
 
     python benchmarks/bad_files.py --out bad-files [--mutations 10000] [--seed 0]
 
-The valid files are made once, for a tiny base: compact checkpoints and exported adapters. A
+The valid files are made once, for a tiny base: compact adapters and exported adapters. A
 mutation damages one file of a copy. A process of its own, with limits on time and memory, loads it
 in up to two ways and compares a successful load with the content of the file. OUT/bad-files.jsonl
 has one line per mutation. Exit code 1: a load had a wrong outcome.

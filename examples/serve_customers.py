@@ -66,7 +66,7 @@ class Customers(NamedTuple):
 
 
 def collect(runs: Path, users: Path) -> list[str]:
-    """Copy the compact checkpoint of each run to a folder of its customer; the customers' names."""
+    """Copy the compact adapter of each run to a folder of its customer; the customers' names."""
     names = sorted(run.parent.name for run in runs.glob("*/result.json"))
     names.remove(REPLACEMENT)
     for name in names:

@@ -1,6 +1,6 @@
 """A LoRA resolver for vLLM: compact adapters are served by name.
 
-    request for `ana` or `ana@DIGEST` --> its compact checkpoint (revisions.py)
+    request for `ana` or `ana@DIGEST` --> its compact adapter (revisions.py)
         --> qpeft.load and qpeft.export on the base, once --> cache --> vLLM
 
 `pip install 'qpeft[lab,vllm]'` registers it in vLLM, by an entry point. Environment variables:
@@ -51,7 +51,7 @@ class ExportCache:
     """The exported adapters of the compact ones in a folder, each exported when it is first needed.
 
     Args:
-        adapters: Contains a compact checkpoint in a folder for each name.
+        adapters: Contains a compact adapter in a folder for each name.
         cache: A folder of its own for the exported adapters.
         limit: Bytes of all exported adapters.
         base: Folder or hub id of the base model. Default: the one that is named at the request.

@@ -217,9 +217,46 @@ def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template
     expected = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert content["base"]["texts"] == [tokenizer.decode(expected[0, ids.shape[1] :])]
 
+    asked = f"--prompt '{user['content']}' --max-new-tokens 6"
+    (text,) = content["base"]["texts"]
+    assert answer(f"generate --model {base} {asked} --chat")["text"] == text
+    assert qpeft_cli(f"generate --model {base} {asked} --chat", code=0).stdout == text + "\n"
+    assert answer(f"generate --model {base} {asked}")["text"] != text
+
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }}:{% endfor %}")
     assert answer(f"{evaluate} --chat-template {template}")["prompts"] == ["the king:"]
+
+
+def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")
+    turns = [("user", "the king"), ("assistant", "sings at night")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    data = write_rows(tmp_path / "chats.jsonl", [row] * 40)
+    train = f"train --model {base_folder} --data {data} --chat-template {template} --steps 2"
+    qpeft_cli(f"{train} --batch-size 2 --seq-len 16 --out {tmp_path / 'run'}", code=0)
+    asked = f"generate --adapter {tmp_path / 'run'} --max-new-tokens 6 --prompt"
+    shown = qpeft_cli(f"{asked} 'the king'", "--json", code=0)
+    assert "trained on conversations; add --chat" in shown.stderr
+
+    shown = qpeft_cli(f"{asked} 'the king' --chat", "--json", code=0)
+    assert "--chat" not in shown.stderr
+    continued = answer(f"{asked} 'the king '")  # what the template makes of it
+    assert json.loads(shown.stdout)["text"] == continued["text"]
+    with_system = answer(f"{asked} 'king' --system 'the' --chat")
+    assert with_system["text"] == continued["text"]
+    shown = qpeft_cli(f"{asked} 'king' --system 'the'", code=2)
+    assert "--system is a message of a conversation; add --chat" in shown.stderr
+
+
+def test_chat_without_a_template_is_refused_before_the_weights(qpeft_cli, base_folder):
+    (weights := base_folder / "model.safetensors").rename(base_folder / "gone")
+    try:
+        shown = qpeft_cli(f"generate --model {base_folder} --prompt x --chat", code=2)
+    finally:
+        (base_folder / "gone").rename(weights)
+    assert "has no chat template" in shown.stderr
 
 
 # export

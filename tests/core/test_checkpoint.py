@@ -1,4 +1,4 @@
-"""The compact checkpoint: round trips, and errors for damaged or foreign folders."""
+"""The compact adapter: round trips, and errors for damaged or foreign folders."""
 
 import copy
 import shutil

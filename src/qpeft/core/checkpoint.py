@@ -1,7 +1,7 @@
 """Save and load adapter folders; damaged or foreign folders are refused with the reason and the
 remedy.
 
-A *compact checkpoint* has adapter_config.json, the settings of a method with a seed, and
+A *compact adapter* has adapter_config.json, the settings of a method with a seed, and
 adapter_model.safetensors, the parameters of the generator. PEFT saves and loads it; `load` and
 `save` check what PEFT does not, before and after. Loading one, in order:
 

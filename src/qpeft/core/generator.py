@@ -151,7 +151,7 @@ class Generator(FullPrecision):
         return without_zero_ranks(labels, values, config)
 
     def pack(self, state: State) -> State:
-        """The state dict as the compact checkpoint stores it."""
+        """The state dict as the compact adapter stores it."""
         return state
 
     def unpack(self, state: State) -> State:

@@ -44,7 +44,7 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
 
     With QPA's `init_mode="residual"` the outputs of the model do not change. `modules_to_save` and
     unfrozen biases remain ordinary parameters. PEFT drew the initial values of the adapter, so a
-    compact checkpoint contains them as well, except with `init_mode="raw"`, which does not use
+    compact adapter contains them as well, except with `init_mode="raw"`, which does not use
     them.
 
     Example::

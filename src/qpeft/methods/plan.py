@@ -47,11 +47,11 @@ class Plan:
     trainable: int  #: parameters that the optimizer sees, `modules_to_save` included
     trainable_parts: dict[str, int]
     deployed: int  #: parameters of the adapter at inference
-    #: tensors of the compact checkpoint: parameters and frames, without the file's header and hashes
+    #: tensors of the compact adapter: parameters and frames, without the file's header and hashes
     stored_bytes: int
     #: exported adapter, tensors only; None: stock PEFT has no such adapter
     exported_bytes: int | None
-    needs_qpeft: bool  #: to load the compact checkpoint
+    needs_qpeft: bool  #: to load the compact adapter
     base_parameters: int
     target_modules: list[str]
     #: of the method, such as n_qubits of the largest circuit

@@ -65,7 +65,7 @@ def qpeft(
 
     The circuits are simulated on your machine. With method qpa, a circuit and a linear map generate
     a LoRA adapter; with quantum_peft, circuits generate its orthogonal factors. The simulation is
-    exact unless --shots or --backend is given. The result is an ordinary PEFT adapter, which loads
+    exact unless --shots or --backend is given. The result is a stock PEFT adapter, which loads
     without qpeft.
 
     Examples:

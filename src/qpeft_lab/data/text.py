@@ -223,6 +223,18 @@ def answered_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) ->
     return Prompts(answers, "messages" in rows[0], left_out)
 
 
+def as_chat(message: str, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> str:
+    """The message of a user, after one of the system if there is one, in the chat template, up to
+    the beginning of the answer.
+
+    Raises DataError if the chat template is missing or fails.
+    """
+    messages = [{"role": "user", "content": message}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return _rendered(messages, tokenizer, opened=True)
+
+
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)

@@ -2,7 +2,7 @@
 
 repository/  adapter_config.json, adapter_model.safetensors   the exported adapter: PEFT loads it
              README.md                                        with the scores of its run
-             compact/                                         the compact checkpoint, for qpeft
+             compact/                                         the compact adapter, for qpeft
 
 A base that was a folder of this machine is named by its id on the hub if `qpeft base` built it, and
 by the folder's name otherwise: nobody else has its path.
@@ -50,7 +50,7 @@ def check_repository(name: str) -> None:
 
 
 def upload(exported: Path, compact: Path | None, run: RunFolder | None, repository: str) -> str:
-    """Upload an export, with the compact checkpoint and the scores of its run; the repository's
+    """Upload an export, with the compact adapter and the scores of its run; the repository's
     address. It is created if there is none.
 
     A card that a user wrote is uploaded as it is. Raises QpeftError if the upload fails.
@@ -156,4 +156,4 @@ def _compact(compact: Path) -> list[str]:
         else ""
     )
     text = f"`{COMPACT}/` has the parameters of the generator, for `qpeft.load`.{needs_file}\n"
-    return ["## Compact checkpoint\n", text]
+    return ["## Compact adapter\n", text]

@@ -4,7 +4,7 @@ run/  config.json     settings, hashes of data and base, versions
       metrics.jsonl   losses and scores, one line each
       jobs.jsonl      jobs sent to a backend, one line each
       checkpoints/    the Trainer's checkpoints
-      adapter/        compact checkpoint: of a generated adapter the generator alone
+      adapter/        compact adapter: of a generated adapter the generator alone
       exported/       adapter that loads without qpeft
       result.json     written last: the run is finished
 """
@@ -63,7 +63,7 @@ class TrainResult:
 
     @property
     def adapter(self) -> Path:
-        """The compact checkpoint; loading a generated adapter from it needs qpeft."""
+        """The compact adapter; loading a generated adapter from it needs qpeft."""
         return self.out / "adapter"
 
     @property
