@@ -117,8 +117,19 @@ def test_suggestion_whose_initial_values_need_gradients_says_so(use):
 
 
 def test_learning_rate_of_uni_lora_grows_with_the_root_of_its_lora(use):
-    use(replace(DESIGNS[0], per_lora=128))  # BASE has four times as many
-    assert qpeft.suggest(BASE, parameters=64).learning_rate == 0.04
+    rates = {"": 0.01, "b": 0.02, "larger": 0.05}
+    use(replace(DESIGNS[0], per_lora=128, learning_rates=rates))  # BASE has four times as many
+    within = qpeft.suggest(BASE, parameters=64)
+    assert within.learning_rate == 0.04
+    assert not any("no base of this size" in note for note in within.notes)
+
+    use(replace(DESIGNS[0], per_lora=2, learning_rates=rates))  # 256 times as many
+    beyond = qpeft.suggest(BASE, parameters=64)
+    assert beyond.learning_rate == 0.05
+    assert (
+        "no base of this size was measured, so it is the largest that was, 0.05"
+        in (beyond.notes[-1])
+    )
 
 
 def test_results_on_the_base_itself_count_alone():

@@ -30,6 +30,10 @@ _FRAME_FILE = (
     " write one with qpeft frames or qpeft.fit_frames(model, batches, save_to=FILE), and give it to"
     " each as --frames FILE or frames=FILE"
 )
+_LARGEST_RATE = (
+    "its learning rate grows with the base; no base of this size was measured, so it is the largest"
+    " that was, {:g}: try others too"
+)
 _LORA_GA = (
     "its initial values come from the gradient: qpeft train computes them; in your own script call"
     " peft.tuners.lora.loraga.preprocess_loraga before get_peft_model, or it is a plain LoRA"
@@ -77,7 +81,7 @@ def suggest(
     The learning rate is the one that loses the least in the search where it loses most: of the gain
     in validation loss at the best rate, plus a twentieth of what the next higher one loses, since a
     rate may be too high on another base. That of Uni-LoRA grows with the root of the number of
-    parameters of its LoRA.
+    parameters of its LoRA, up to the largest rate that was measured.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights
@@ -127,7 +131,7 @@ def suggest(
             refused.append(f"{candidate.label}: {answer}")
         else:
             notes = _notes(evidence, answer, parameters)
-            suggestions.append(replace(answer, notes=notes))
+            suggestions.append(replace(answer, notes=[*notes, *answer.notes]))
         if len(suggestions) > _ALTERNATIVES:
             break
     if suggestions:
@@ -209,14 +213,24 @@ def _suggestion(
     """The design with its cost on this base, and the learning rate for it."""
     settings, costs = counts.exact(design)
     rates = design.learning_rates
+    notes = []
     if design.per_lora:
         # Uni-LoRA divides what it trains by the root of the number of parameters of its LoRA that
         # share one of them, so that the rate grows with it
         factor = math.sqrt(counts.lora_parameters() / design.per_lora)
-        rates = {base: float(f"{rate * factor:.2g}") for base, rate in rates.items()}
+        grown = {base: float(f"{rate * factor:.2g}") for base, rate in rates.items()}
+        # not beyond the bases from which this is known
+        most = max(rates.values())
+        if replace(design, learning_rates=grown).learning_rate > most:
+            notes.append(_LARGEST_RATE.format(most))
+        rates = {base: min(rate, most) for base, rate in grown.items()}
     sized = replace(design, settings=settings, learning_rates=rates)
     return Suggestion(
-        **vars(sized), plan=costs, needs_frame_file=needs_frame_file, reference=evidence.reference
+        **vars(sized),
+        plan=costs,
+        needs_frame_file=needs_frame_file,
+        reference=evidence.reference,
+        notes=notes,
     )
 
 
