@@ -61,7 +61,7 @@ HEAD_PAIRS = [
 ]
 UPPER_PAIRS = [
     ("pauli", "signs"),
-    ("qaa", "givens"),
+    *(("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic")),
     ("cua", "oft"),
     ("quic", "random"),
     ("quanta", "mpo"),
