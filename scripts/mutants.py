@@ -8,7 +8,9 @@ The first command runs the tests once, and stores which of them run each line of
 long they take. The second tests each mutant by those that run the changed line, the fastest first.
 A mutant is killed if a test fails, or needs much longer than before. It is undecided if the tests
 need more than SECONDS of processor time. Each mutant runs in a child of a process that has imported
-what the tests import; results are appended as they come, and a second call continues.
+what the tests import; results are appended as they come, and a second call continues. The map must be
+of the same tree: make it again after a change. A program that calls `main` needs the usual guard,
+`if __name__ == "__main__"`, because tests start processes that import it.
 """
 
 from __future__ import annotations

@@ -273,6 +273,9 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         for step in range(3, 8):
             clock.append(clock[-1] + 10.0)
             bar.on_step(step, 2.5)
+        for done in range(9):
+            bar.on_part("Evaluating", done, 8)
+            clock.append(clock[-1] + 10.0)
         bar.on_eval(7, score)
         study.on_total(5, 2)
         good, bad = (
@@ -290,7 +293,7 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
     for found in (
         "resuming from step 2",
         "lora: step 0 of 4: perplexity 7.39",
-        "qpa: step 7 of 10: perplexity 7.39, 30 s left",
+        "qpa: step 7 of 10: perplexity 7.39",
         "validation loss 2.5000",
         "failed: no luck",
     ):
@@ -307,6 +310,10 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         assert steps == [
             f"qpa: step {step} of 10: loss 2.500, 10 s per step, {left} s left"
             for step, left in ((4, 60), (7, 30))
+        ]
+        assert [line for line in lines if "Evaluating: " in line] == [
+            "qpa: Evaluating: 3 of 8",
+            "qpa: Evaluating: 6 of 8",
         ]
         assert of_new == [
             "lora: Evaluating the base model",

@@ -129,7 +129,7 @@ class TrainingBar(Progress):
     """Shows the steps of the run `name` as one of `shown`, and prints a line per event.
 
     Without a terminal, the second step has a line too, the first whose time is known, and later
-    the first step after each half minute.
+    the first step, or part of an evaluation, after each half minute.
     """
 
     def __init__(self, shown: progress.Progress, name: str) -> None:
@@ -148,6 +148,10 @@ class TrainingBar(Progress):
     def on_part(self, what: str, done: int, total: int) -> None:
         if self._is_training:  # the bar counts steps
             self._update(text=f"{what}: {done} of {total}")
+            now = self._shown.get_time()
+            if done and now >= self._next_line and not stderr().is_terminal:
+                self._next_line = now + _SECONDS_OF_A_LINE
+                self.on_note(f"{what}: {done} of {total}")
             return
         self._update(text=what, completed=done, total=total)
         quarter = -(-total // 4)
