@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from folders import edit_json
-from published_study import drop_rows, edit_rows
+from published_study import drop_rows, edit_rows, edit_study
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 from snippets import ROOT
@@ -413,4 +413,37 @@ def test_a_study_without_all_seeds_has_no_verdict(study, tmp_path):
 
     (folder / PROTOCOL).unlink()
     with pytest.raises(ConfigError, match="no folder of qpeft verdict"):
+        decide(folder)
+
+
+@pytest.mark.parametrize(
+    "field, value, told",
+    [
+        ("seed", 7, "seed of the row .*/circuit/.*/seed1 .* is 7, and its study has 1"),
+        ("role", "control", "role of the row .*/circuit/.*/seed1 .* is 'control'"),
+        ("adapter", "lora", "adapter of the row .*/circuit/.*/seed1 .* is 'lora'"),
+        ("test_loss", 1.0, "test_loss of the row .*/circuit/.*/seed1 .* is 1"),
+        ("test_losses", [4.0] * 8, "test_loss of the row .*/circuit/.*/seed1 .* is 4"),
+    ],
+)
+def test_edited_row_of_an_older_release_is_named(diverged, field, value, told):
+    folder = diverged()
+    edit_rows(folder, lambda row: row.update({field: value}), "circuit", "seed1")
+    with pytest.raises(VerificationError, match=told):
+        decide(folder)
+
+
+@pytest.mark.parametrize(
+    "edit, told",
+    [
+        (lambda study: study.update(test_blocks=4), "8 test_losses, .* test_blocks 4"),
+        (lambda study: study["tuning"].update(grid=[1.0]), "the learning rates of LoRA r=8 "),
+        (lambda study: study["tuning"].update(seed=7), "seed of the row .*/lr.* is 1000"),
+    ],
+)
+def test_edited_study_of_an_older_release_is_refused(diverged, edit, told):
+    folder = diverged()
+    edit_rows(folder, lambda row: None)
+    edit_study(folder, lambda study, _: edit(study))
+    with pytest.raises(VerificationError, match=told):
         decide(folder)

@@ -33,6 +33,7 @@ from qpeft_lab.compare.study import (
     PlannedStudy,
     Study,
     errors_of,
+    rates_of,
     read_study,
 )
 from qpeft_lab.data.glue import PREFIX as GLUE
@@ -292,7 +293,7 @@ def _planned(
     record = methods.get(draft.method)
     usual = record.rate_for(study.run.task, n_base).value
     middle = (draft.lr or usual) * study.lr_scale
-    rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
+    rates = rates_of(middle, study.tuning.grid)
     if record.trains is Trains.NOTHING:
         rates = []
     content = {

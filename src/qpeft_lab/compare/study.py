@@ -313,6 +313,11 @@ class PlannedStudy(Study):
         return search_rates(method.rates, loss_of)
 
 
+def rates_of(middle: float, grid: Sequence[float]) -> list[float]:
+    """The learning rates of a grid around `middle`, sorted, with three digits."""
+    return sorted({float(f"{middle * factor:.3g}") for factor in grid})
+
+
 def is_comparable(ratio: float) -> bool:
     """Whether `ratio` of the size that a method shall have is close enough to 1 for a comparison by
     quality.

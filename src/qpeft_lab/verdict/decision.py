@@ -18,8 +18,9 @@ import numpy as np
 from qpeft.errors import ConfigError, TrainingError, VerificationError
 from qpeft.files import read_json
 from qpeft_lab.compare.paired import EQUIVALENT, UNDECIDED, Paired, decisions
-from qpeft_lab.compare.rows import cell_id
+from qpeft_lab.compare.rows import Row, cell_id
 from qpeft_lab.compare.stats import BETTER, MIN_SEEDS, WORSE
+from qpeft_lab.compare.study import PlannedMethod, PlannedStudy, rates_of
 from qpeft_lab.compare.summary import Result, Summary, load, named
 from qpeft_lab.method_records import UNTRAINED
 from qpeft_lab.user_files import without_folders
@@ -35,6 +36,7 @@ from qpeft_lab.verdict.protocol import (
 VERDICT = "verdict.json"
 SCHEMA = 1  # the version of verdict.json
 _TOLERANCE = 1e-9  # between values that were written and those computed again
+_ROUNDED = 6e-4  # test_losses have three decimals
 
 
 @dataclass(frozen=True)
@@ -161,42 +163,99 @@ def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
 
 def _refuse_edited(summary: Summary, folder: Path) -> None:
     """Raise ConfigError if a trial of a learning rate is missing, and VerificationError for a row
-    that is not of the run which its identity names.
+    that is not of the run which its identity names, or a study whose fields contradict each other.
+
+    Seals notice every edit, but rows of qpeft 0.2 have none.
     """
-    rows = [row for result in summary.results for row in result.successes.values()]
-    for row in rows:
-        losses = [row.get("test_loss"), *(row.get("test_losses") or [None])]
-        if not all(isinstance(loss, float | int) for loss in losses):
-            raise VerificationError(
-                f"the row {cell_id(row)} in {folder} has no test_loss, or a test_losses that is no"
-                " number: it was edited; restore it"
-            )
-    n_blocks = {len(row["test_losses"]) for row in rows}
+    study = summary.study
     for result in summary.results:
         method = result.method
+        _refuse_edited_rates(study, method, folder)
         for rate in result.search.rates if len(method.rates) > 1 else ():
             if result.trials.get(rate) is None:
                 raise ConfigError(
                     f"{folder} has no decision yet: of {result.label} the trial of the learning rate"
                     f" {rate:g} is missing. Run the command of the study again"
                 )
-        settings = without_folders(method.settings)
-        runs = [(result.lr, row) for row in result.seeds.values()] + [*result.trials.items()]
-        for lr, row in runs:
-            fixed = {"lr": lr, "settings": settings, "params_trainable": method.trainable}
-            stated = without_folders(fixed | (row or {}))
-            edited = [name for name, value in fixed.items() if stated[name] != value]
-            if edited:
-                raise VerificationError(
-                    f"{edited[0]} of the row {cell_id(stated)} in {folder} is"
-                    f" {stated[edited[0]]!r}, and its study has {fixed[edited[0]]!r}: the row was"
-                    " edited; restore it"
-                )
-    if len(n_blocks) > 1:
+        for rate, row in result.trials.items():
+            _refuse_edited_row(row, method, "tuning", study.tuning.seed, rate, folder)
+        for row in result.seeds.values():
+            if row is not None:
+                seed = int(row["name"].removeprefix("seed"))
+                _refuse_edited_row(row, method, method.role, seed, result.lr, folder)
+    rows = [row for result in summary.results for row in result.successes.values()]
+    for row in rows:
+        losses = (row.get("test_loss"), *(row.get("test_losses") or [None]))
+        if not all(isinstance(loss, float | int) for loss in losses):
+            raise VerificationError(
+                f"the row {cell_id(row)} in {folder} has no test_loss, or a test_losses that is no"
+                " number: it was edited; restore it"
+            )
+    for what, counts in {
+        "test_losses": {len(row["test_losses"]) for row in rows},
+        "scored tokens": {row.get("test_scored") for row in rows},
+    }.items():
+        if len(counts) > 1:
+            raise VerificationError(
+                f"rows in {folder} have {' or '.join(sorted(map(str, counts)))} {what}; all have"
+                " the same blocks of text, so some were edited: restore them"
+            )
+    for row in rows:
+        _refuse_edited_losses(row, study, folder)
+
+
+def _refuse_edited_rates(study: PlannedStudy, method: PlannedMethod, folder: Path) -> None:
+    """Raise VerificationError if the learning rates of a method are not those of the grid."""
+    grid = rates_of(method.lr or 1.0, study.tuning.grid)
+    if method.rates and method.rates != grid:
         raise VerificationError(
-            f"rows in {folder} have {' or '.join(map(str, sorted(n_blocks)))} test_losses; all have"
-            " the same blocks of text, so some were edited: restore them"
+            f"the learning rates of {method.label} in the study in {folder} are {method.rates}, and"
+            f" its grid gives {grid}: it was edited; restore it"
         )
+
+
+def _refuse_edited_row(
+    row: Row | None, method: PlannedMethod, role: str, seed: int, lr: float | None, folder: Path
+) -> None:
+    """Raise VerificationError if a field of the row is not that of its run."""
+    fixed = {
+        "seed": seed,
+        "role": role,
+        "lr": lr,
+        "adapter": method.method,
+        "settings": without_folders(method.settings),
+        "params_trainable": method.trainable,
+    }
+    stated = without_folders(fixed | (row or {}))
+    edited = [name for name, value in fixed.items() if stated[name] != value]
+    if edited:
+        raise _edited(stated, folder, edited[0], fixed[edited[0]])
+
+
+def _refuse_edited_losses(row: Row, study: PlannedStudy, folder: Path) -> None:
+    """Raise VerificationError if the losses of blocks do not give the loss of the row."""
+    losses = row["test_losses"]
+    n_blocks = len(losses)
+    if study.test_blocks and n_blocks > study.test_blocks:
+        raise VerificationError(
+            f"the row {cell_id(row)} in {folder} has {n_blocks} test_losses, and its study has"
+            f" test_blocks {study.test_blocks}: one was edited; restore it"
+        )
+    mean = sum(losses) / n_blocks
+    n_scored = row.get("test_scored")
+    are_equal = n_scored in (None, n_blocks * ((study.run.seq_len or 0) - 1))
+    # blocks with other numbers of tokens, as of prompts, have weights
+    low, high = (mean, mean) if are_equal else (min(losses), max(losses))
+    if not low - _ROUNDED <= row["test_loss"] <= high + _ROUNDED:
+        raise _edited(row, folder, "test_loss", f"test_losses with the mean {mean:.4f}")
+
+
+def _edited(row: Row, folder: Path, name: str, expected: Any) -> VerificationError:
+    """The error for a field of a row."""
+    return VerificationError(
+        f"{name} of the row {cell_id(row)} in {folder} is {row[name]!r}, and its study has"
+        f" {expected!r}: the row was edited; restore it"
+    )
 
 
 def comparisons(
