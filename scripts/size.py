@@ -110,8 +110,8 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
         Part("library, tokens", tokens["library"], 88_300, 78_000),
-        Part("laboratory, tokens", tokens["laboratory"], 100_500, 82_000),
-        Part("tests, tokens", tokens["tests"], 214_500, 168_000),
+        Part("laboratory, tokens", tokens["laboratory"], 101_500, 82_000),
+        Part("tests, tokens", tokens["tests"], 216_000, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],

@@ -110,13 +110,15 @@ def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     return content | {SEAL: _hash(content)}
 
 
-def unsealed(value: Mapping[str, Any]) -> dict[str, Any]:
+def unsealed(value: Mapping[str, Any], must_be_sealed: bool = False) -> dict[str, Any]:
     """The fields of a JSON object, without its seal. Files of qpeft 0.2 have none.
 
-    Raises ValueError if a field was edited.
+    Raises ValueError if a field was edited, or a seal that `must_be_sealed` is missing.
     """
     content = dict(value)
     seal = content.pop(SEAL, None)
+    if seal is None and must_be_sealed:
+        raise ValueError("it has no seal, so it was edited since it was written")
     if seal not in (None, _hash(content)):
         raise ValueError("a field was edited since it was written")
     return content

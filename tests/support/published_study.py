@@ -45,12 +45,12 @@ def stored_rows(folder: Path, method: str = "*", name: str = "*") -> list[Row]:
 def edit_rows(
     folder: Path, change: Callable[[Row], Any], method: str = "*", name: str = "*"
 ) -> None:
-    """Apply `change` to the rows that match, which become rows without a seal, as of qpeft 0.2."""
+    """Apply `change` to the rows that match. All become rows without a seal, as of qpeft 0.2."""
     rows = stored_rows(folder)
     for row in rows:
+        row.pop(SEAL, None)
         if _matches(row, method, name):
             change(row)
-            row.pop(SEAL, None)
     write_rows(folder / ROWS, rows)
 
 

@@ -205,6 +205,7 @@ def change_json(path, change):
         ("best_step", 3),
         ("name", "seed9"),
         ("status", "diverged"),
+        (None, None),  # without its seal
     ],
 )
 @pytest.mark.parametrize("is_kept", [False, True])
@@ -214,18 +215,22 @@ def test_edited_row_is_refused(study, tmp_path, is_kept, field, value):
     def edit(line):
         row = json.loads(line)
         is_meant = row.get("method") == "circuit" and row["name"] == "seed1"
-        return json.dumps(row | {field: value}) if is_meant else line
+        if is_meant and field is None:
+            del row["seal"]
+        return json.dumps(row | ({field: value} if field else {})) if is_meant else line
 
     if not is_kept:
         change_json(folder / "rows.jsonl", edit)
-        with pytest.raises(CheckpointError, match=r"rows\.jsonl is damaged in line \d+ \(.*edited"):
+        with pytest.raises(
+            CheckpointError, match=r"rows\.jsonl is damaged in line \d+ \(.*/circuit/.*edited"
+        ):
             decide(folder)
         return
     publish(folder, kept := tmp_path / "kept.jsonl.xz")
     load(kept)
     lines = lzma.decompress(kept.read_bytes()).decode().splitlines()
     kept.write_bytes(lzma.compress("\n".join(map(edit, lines)).encode()))
-    with pytest.raises(InputError, match="a field was edited"):
+    with pytest.raises(InputError, match="/circuit/.*(a field was edited|no seal)"):
         load(kept)
 
 

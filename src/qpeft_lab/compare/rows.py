@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.files import whole_lines, write_text
-from qpeft_lab.files import json_line, read_json_lines, sealed, unsealed
+from qpeft_lab.files import SEAL, json_line, read_json_lines, sealed, unsealed
 
 ROWS = "rows.jsonl"
 Row = dict[str, Any]
@@ -63,13 +63,24 @@ def is_failure(row: Row) -> bool:
 
 def read_rows(folder: Path) -> dict[str, Row]:
     """All rows of a study's folder, by `cell_id`. Raises CheckpointError for a damaged line."""
+    must_be_sealed = False
 
     def is_valid(row: Row) -> bool:
-        unsealed(row)  # raises
+        nonlocal must_be_sealed
+        unsealed_row(row, must_be_sealed)
+        must_be_sealed |= SEAL in row  # rows of qpeft 0.2 come first
         return all(isinstance(row[name], kind) for name, kind in _IDENTITY.items())
 
     rows = read_json_lines(folder / ROWS, is_valid, "delete the line, and its cell runs again")
-    return {cell_id(row): unsealed(row) for row in rows}
+    return {cell_id(row): unsealed_row(row) for row in rows}
+
+
+def unsealed_row(row: Row, must_be_sealed: bool = False) -> Row:
+    """The row without its seal. Raises ValueError, with its `cell_id`, if it was edited."""
+    try:
+        return unsealed(row, must_be_sealed)
+    except ValueError as error:
+        raise ValueError(f"{cell_id(row)}: {error}") from error
 
 
 class RowFile:

@@ -17,7 +17,7 @@ from qpeft.errors import InputError
 from qpeft.files import parse_json
 from qpeft_lab.compare.metrics import METRICS, Metric
 from qpeft_lab.compare.rate_search import Edge, RateSearch
-from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded
+from qpeft_lab.compare.rows import Row, cell_id, read_rows, succeeded, unsealed_row
 from qpeft_lab.compare.stats import (
     BETTER,
     MIN_SEEDS,
@@ -37,7 +37,7 @@ from qpeft_lab.compare.study import (
     read_study,
 )
 from qpeft_lab.data.task_types import TASKS
-from qpeft_lab.files import json_line, sealed, unsealed
+from qpeft_lab.files import SEAL, json_line, sealed, unsealed
 
 MISSING = "missing"
 SIMULATED = (
@@ -227,8 +227,10 @@ def load(path: Path) -> Summary:
         return summarise(read_study(path), read_rows(path))
     try:
         lines = lzma.decompress(path.read_bytes()).splitlines()
-        study, *rows = (unsealed(parse_json(line)) for line in lines)
-        return summarise(PlannedStudy.model_validate(study), {cell_id(row): row for row in rows})
+        study, *read = map(parse_json, lines)
+        rows = [unsealed_row(row, must_be_sealed=SEAL in study) for row in read]
+        planned = PlannedStudy.model_validate(unsealed(study))
+        return summarise(planned, {cell_id(row): row for row in rows})
     except (lzma.LZMAError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is no file of results ({error}); give one of results/, or the --out folder of a run"
