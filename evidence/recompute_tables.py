@@ -61,7 +61,7 @@ HEAD_PAIRS = [
 ]
 UPPER_PAIRS = [
     ("pauli", "signs"),
-    *(("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic")),
+    *(("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
     ("cua", "oft"),
     ("quic", "random"),
     ("quanta", "mpo"),

@@ -36,7 +36,7 @@ HEADS = [
 ]
 UPPER = [
     Pair("pauli", "signs"),
-    *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic")),
+    *(Pair("qaa", other) for other in ("givens", "qaa_frozen", "qaa_quadratic", "lora_r5")),
     Pair("cua", "oft"),
     Pair("quic", "random"),
     Pair("quanta", "mpo"),
