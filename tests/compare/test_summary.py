@@ -29,6 +29,16 @@ def test_measurements_are_means_over_seeds(study_folder):
     assert summary["lora"].mean("params_generator") is None
 
 
+def test_times_relative_to_another_reference_are_not_shown(study_folder):
+    """Until they are measured again."""
+    hashes = {method.key: method.hash for method in load(study_folder).study.methods}
+    edit_rows(study_folder, lambda row: row.update(reference=hashes["lora"]), "qpa", "cost")
+    assert load(study_folder)["qpa"].mean("step_ratio") is not None
+
+    edit_study(study_folder, lambda study, _: study.update(reference="dora"))
+    assert load(study_folder)["qpa"].mean("step_ratio") is None
+
+
 def test_answers_say_first_what_most_methods_are_for(study_folder):
     lora = [4.0, 4.1, 4.2, 4.3, 4.4]
     plant(study_folder, "lora", lora)

@@ -230,7 +230,7 @@ def test_edited_row_is_refused(study, tmp_path, is_kept, field, value):
     load(kept)
     lines = lzma.decompress(kept.read_bytes()).decode().splitlines()
     kept.write_bytes(lzma.compress("\n".join(map(edit, lines)).encode()))
-    with pytest.raises(InputError, match="/circuit/.*(a field was edited|no seal)"):
+    with pytest.raises(InputError, match=r"/circuit/.*(a field was edited|no seal)"):
         load(kept)
 
 

@@ -289,6 +289,11 @@ class PlannedStudy(Study):
     def lower_is_better(self) -> bool:
         return self.metric == "test_loss"
 
+    @property
+    def reference_hash(self) -> str:
+        """The hash of the method that times are compared with."""
+        return next(method.hash for method in self.methods if method.key == self.reference)
+
     def is_deterministic(self, method: PlannedMethod) -> bool:
         """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn
         from the seed.

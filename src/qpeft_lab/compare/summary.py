@@ -278,8 +278,11 @@ def _read(study: PlannedStudy, method: PlannedMethod, rows: Mapping[str, Row]) -
         # rates beyond the grid follow from results, and may be of an earlier search
         if row is not None or rate in method.rates:
             trials[rate] = row
+    cost = find("cost")
+    if cost is not None and cost.get("reference", study.reference_hash) != study.reference_hash:
+        cost = None  # its ratios are those to a reference that the study had before
     result = Result(
-        method=method, seeds=seeds, trials=trials, cost=find("cost"), search=search, metric=None
+        method=method, seeds=seeds, trials=trials, cost=cost, search=search, metric=None
     )
     return replace(result, metric=result.stats(study.metric) if result.successes else None)
 
