@@ -6,6 +6,7 @@ import torch
 from qpeft.circuits import Ansatz, exact_probabilities, to_openqasm
 from qpeft.errors import ConfigError, InputError
 from qpeft.user_code import execute
+from qpeft_lab.user_files import named_ansatz
 from qpeft_lab.verdict.circuit import _kept, circuit_of
 from qpeft_lab.verdict.protocol import study_of
 
@@ -48,6 +49,24 @@ def test_qnode_becomes_a_file_that_every_process_can_run(file, tmp_path):
     reference = execute(f"{file}:circuit", "circuit").circuit(angles)
 
     assert torch.allclose(own, reference, atol=1e-12)
+
+
+def test_two_studies_of_a_circuit_in_one_process(tmp_path):
+    """And one whose file qpeft 0.2 wrote."""
+    ansatz = Ansatz("ry_ladder", 3, 2)
+    for name in ("first", "second"):
+        chosen = _kept(ansatz, "ladder", tmp_path / name)
+        assert named_ansatz(chosen.ansatz) == chosen.ansatz.rpartition(":")[2]
+
+    file = tmp_path / "first" / "own_circuit.py"
+    text = file.read_text(encoding="utf-8")
+    _, _, end = text.partition("]\n")
+    register = end.strip().splitlines()[-1].strip()
+    file.write_text(text.removesuffix(end) + f"\n{register}\n", encoding="utf-8")
+    assert _kept(ansatz, "ladder", tmp_path / "first").ansatz.startswith(str(file))
+    file.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="is another circuit than ladder"):
+        _kept(ansatz, "ladder", tmp_path / "first")
 
 
 def test_openqasm_and_names(tmp_path):

@@ -27,9 +27,17 @@ SHAPE = {shape}  # of the angles, in radians
 GATES = [
 {gates}
 ]
-
-register_ansatz("{name}", lambda *_: SHAPE, lambda *_: [GATES])
 '''
+_REGISTER = 'register_ansatz("{name}", lambda *_: SHAPE, lambda *_: [GATES])'
+_ENDS = (
+    f"""
+from qpeft.circuits.ansatz import ansatz_names
+
+if "{{name}}" not in ansatz_names():  # else another study of this circuit registered it
+    {_REGISTER}
+""",
+    f"\n{_REGISTER}\n",  # as qpeft 0.2 wrote it
+)
 
 
 class Circuit(NamedTuple):
@@ -152,11 +160,12 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
     gates = "\n".join(f"    {gate!r}," for gate in ansatz.gates())
     digest = sha256(f"{ansatz.angle_shape}{gates}".encode()).hexdigest()
     name = f"own_{digest[:12]}"  # a process may run several of these files
-    text = _FILE.format(shape=repr(ansatz.angle_shape), gates=gates, name=name)
+    begin = _FILE.format(shape=repr(ansatz.angle_shape), gates=gates)
+    texts = [begin + end.format(name=name) for end in _ENDS]
     path = folder / OWN_FILE
     if not path.exists():
-        write_text(path, text)
-    elif path.read_bytes() != text.encode():
+        write_text(path, texts[0])
+    elif path.read_bytes() not in [text.encode() for text in texts]:
         raise ConfigError(
             f"{path} is another circuit than {label}; name another --out, or remove it"
         )
