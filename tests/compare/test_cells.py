@@ -5,6 +5,7 @@ each.
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,23 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
     assert finals["lora"].lr == 0.1
     assert finals["qpa"].lr == min(finals["qpa"].spec.rates)  # no trial succeeded
     assert finals["none"].lr is None
+
+
+def test_cell_whose_files_changed_since_the_plan_is_refused(study, tmp_path):
+    (file := tmp_path / "during.py").write_text(
+        "from qpeft.circuits import Gate, register_ansatz\n"
+        "gates = [Gate('ry', (wire,), (0, wire)) for wire in range(2)]\n"
+        "register_ansatz('during', lambda n, m: (1, 2), lambda n, m: [gates])\n"
+    )
+    settings = {"r": 2, "ansatz": f"{file}:during", "n_layers": 1, "features": 2, "chunk_size": 800}
+    qpa = [{"key": "qpa", "method": "qpa", "settings": settings}]
+    plan = make_plan(study(methods=[METHODS[1], *qpa]), tmp_path / "out")
+    file.write_text(file.read_text() + "# edited")
+    del sys.modules["during"]  # a cell's process has not executed it
+    for cell in (*cells_of(plan, "qpa"), plan.cost_cells({})[-1]):
+        assert cell.method == "qpa"
+        with pytest.raises(ConfigError, match=r"during\.py.* changed since the study was planned"):
+            run_cell(cell, plan.folder)
 
 
 def test_hash_depends_on_what_determines_the_rows(study, tmp_path, text_file, tiny_model):

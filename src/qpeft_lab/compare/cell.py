@@ -24,7 +24,7 @@ from transformers import TrainerCallback
 import qpeft
 from qpeft import methods
 from qpeft.core.generator_holder import holder_of
-from qpeft.errors import DataWarning
+from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import replace_file
 from qpeft.methods import Trains
 from qpeft.methods.method import imported
@@ -45,6 +45,7 @@ from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.run_folder import environment, read_rows
 from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Task
+from qpeft_lab.user_files import file_hashes
 
 RunCell = Callable[["Cell", Path], Row]
 
@@ -128,8 +129,9 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     """Run the cell, or resume its run under `folder`/work, and return its row.
 
     The row has status diverged if a loss is not finite, or ends above twice its first value.
-    Other errors are raised.
+    Other errors are raised, such as ConfigError for a user's file that changed since the plan.
     """
+    _refuse_changed_files(cell.spec)
     row = started_row(cell)
     with warnings.catch_warnings(action="ignore"):  # libraries repeat them in every cell
         if cell.role == "cost":
@@ -152,6 +154,17 @@ def run_cell(cell: Cell, folder: Path) -> Row:
     is_finite = all(map(math.isfinite, (*losses, test_loss)))
     is_lost = not is_finite or losses[-1] > _DIVERGED * losses[0]
     return row | measured | {"status": "diverged" if is_lost else "success"}
+
+
+def _refuse_changed_files(spec: PlannedMethod) -> None:
+    """Raise ConfigError if the files of the method are not those that its hash covers."""
+    files = file_hashes(spec.method, spec.settings, spec.backend)
+    if changed := [part for part in files if files[part] != spec.files.get(part)]:
+        named = {"method": spec.method, **spec.settings, **spec.backend}
+        raise ConfigError(
+            f"method {spec.key}: {named[changed[0]]} changed since the study was planned;"
+            f" {RUN_AGAIN}"
+        )
 
 
 def settings_of(cell: Cell, out: Path = Path()) -> RunSettings:

@@ -296,6 +296,7 @@ def _planned(
     rates = rates_of(middle, study.tuning.grid)
     if record.trains is Trains.NOTHING:
         rates = []
+    files = file_hashes(draft.method, draft.settings, draft.backend)
     content = {
         **shared,
         "revision": record.revision,
@@ -304,7 +305,7 @@ def _planned(
         "host": without_folders(draft.host),
         "settings": without_folders(draft.settings),
         "backend": without_folders(draft.backend),
-        **file_hashes(draft.method, draft.settings, draft.backend),
+        **files,
     }
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     # of GLUE without local files
@@ -315,6 +316,7 @@ def _planned(
             "lr": middle,
             "rates": rates,
             "hash": sha[:12],
+            "files": files,
             "kind": record.kind_with(draft.settings),
             "published": [value for value in draft.published if value.data in data],
         }

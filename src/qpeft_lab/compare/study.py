@@ -124,6 +124,7 @@ class PlannedMethod(Method):
     kind: Literal["quantum", "classical"] = "classical"
     rates: list[float] = []  # the grid of learning rates, sorted; none where nothing is trained
     hash: str
+    files: dict[str, str] = {}  # the hashes of the user's files, which `hash` covers
     trainable: _Count
     deployed: _Count
 
