@@ -35,9 +35,10 @@ def test_scaled_probabilities_follow_the_porter_thomas_law(name, n_qubits, law, 
 
 
 def test_forecast_of_a_verdict_by_its_steps():
-    forecast = [round(detectable(Size(10, steps), N_QUESTIONS)) for steps in (30, 100, 200, 400)]
-    first, second, third, last = forecast
-    assert (
-        f"about {first} % of LoRA's gain after 30 steps, {second} % after 100, {third} % after 200"
-        f" and {last} % after 400" in words("verdict")
+    steps = (30, 100, 200, 400)
+    forecast = [round(detectable(Size(10, n), N_QUESTIONS)) for n in steps]
+
+    assert f"with ten seeds | {' | '.join(map(str, steps))} |" in words("verdict")
+    assert f"per cent of LoRA's gain, about | {' | '.join(map(str, forecast))} |" in words(
+        "verdict"
     )
