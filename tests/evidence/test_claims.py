@@ -252,6 +252,11 @@ PAPERS = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
             "head_pairs",
             "better better better equivalent undecided worse equivalent undecided",
         ),
+        (
+            REAL_MODELS,
+            "upper_pairs",
+            "equivalent better equivalent equivalent worse equivalent equivalent equivalent",
+        ),
         (PAPERS, "recipe_pairs", "undecided undecided equivalent"),
     ],
 )
