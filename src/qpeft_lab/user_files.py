@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +14,6 @@ from qpeft.files import file_hash
 from qpeft.user_code import code_path, execute, is_file
 
 FRAMES = "frames"  # the field of a method's settings that names a frame file
-_of_process: dict[str, str] = {}  # by user's file: the hash of the code that was hashed last
 
 
 def looks_like_path(name: str) -> bool:
@@ -64,26 +62,12 @@ def file_hashes(
 
 
 def _code_hash(path: Path) -> str:
-    """SHA-256 of a user's file, and of the modules in its folder that it imports.
-
-    Raises ConfigError if this process has executed other code of the file, which it would run.
-    """
+    """SHA-256 of a user's file, and of the modules in its folder that it imports."""
     modules = _modules(path)
-    sha = file_hash(path)
-    if modules:
-        parts = [f"{file.relative_to(path.parent)} {file_hash(file)}" for file in (path, *modules)]
-        sha = hashlib.sha256("\n".join(parts).encode()).hexdigest()
-    real = str(path.resolve())
-    is_executed = any(
-        getattr(module, "__file__", None) == real for module in [*sys.modules.values()]
-    )
-    if is_executed and _of_process.get(real, sha) != sha:
-        raise ConfigError(
-            f"{path}, or a module next to it that it imports, changed since this process executed"
-            " it; start a new process, such as the kernel of the notebook again"
-        )
-    _of_process[real] = sha
-    return sha
+    if not modules:
+        return file_hash(path)
+    parts = [f"{file.relative_to(path.parent)} {file_hash(file)}" for file in (path, *modules)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _modules(path: Path) -> list[Path]:

@@ -18,8 +18,9 @@ from qpeft.errors import ConfigError
 from qpeft.methods import Method
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-# which chose no rates of a record: searches, and factors on the rates of QPA's angles
-SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges", "angles")
+# which chose no rates of a record: searches, factors on the rates of QPA's angles, and adapters of
+# the two upper layers alone
+SEARCHES = ("equal-search", "margins", "quantum-adapters", "edges", "angles", "smollm2-twins")
 
 
 def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
