@@ -283,6 +283,13 @@ def test_the_falsifier_of_qpas_claim_is_decided_by_its_rows():
     assert says("**the quantum part falls**")
 
 
+def test_runs_and_hours_of_stage_8_are_those_of_its_rows():
+    rows = smollm2_tables.stage_8().rows
+    hours = sum(row.get("seconds") or 0 for row in rows) / 3600 / 2  # of training, on two cores
+    assert round(hours) == 2
+    assert says(f"The {len(rows)} runs took about two hours on two cores of a server.")
+
+
 def test_gains_in_the_text_of_the_readmes_picture_are_those_of_its_rows():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     alternative = readme.partition("![How far each adapter")[2].partition("]")[0]

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from folders import edit_json
-from published_study import drop_rows, edit_rows, edit_study
+from published_study import FILE as SURVEY
+from published_study import drop_rows, edit_rows
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 from snippets import ROOT
@@ -30,7 +31,7 @@ from qpeft_lab.verdict.circuit import Circuit
 from qpeft_lab.verdict.decision import check, comparisons, decide, sentence
 from qpeft_lab.verdict.page import markdown, write
 from qpeft_lab.verdict.planning import Request, Size, detectable, planned
-from qpeft_lab.verdict.protocol import PROTOCOL
+from qpeft_lab.verdict.protocol import PROTOCOL, protocol_of
 from verdict_power import rates
 
 LABELS = {"frozen": "frozen angles", "gaussian": "Gaussian features"}
@@ -271,6 +272,19 @@ def test_verdict_without_a_protocol_is_none(study, tmp_path):
         (folder / "verdict.json").write_text(json.dumps(changed), encoding="utf-8")
         with pytest.raises(ConfigError, match=r"verdict\.json is no verdict: its protocol lacks"):
             check(folder / "verdict.json")
+
+
+def test_study_of_another_kind_and_an_empty_field_more_are_refused(study, tmp_path):
+    folder = shutil.copytree(study, tmp_path / "verdict")
+    write(decide(folder), folder)
+    file = folder / "verdict.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for empty in ({}, []):
+        file.write_text(json.dumps(content | {"more": empty}), encoding="utf-8")
+        with pytest.raises(VerificationError, match=r"more is (\{\}|\[\])"):
+            check(file)
+    with pytest.raises(ConfigError, match="is none of qpeft verdict: it has no circuit"):
+        protocol_of(load(SURVEY).study, margin=5.0)
 
 
 def test_one_block_of_test_data_is_refused_before_work(tmp_path):

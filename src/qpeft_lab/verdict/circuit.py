@@ -22,22 +22,16 @@ OWN_FILE = "own_circuit.py"  # of a circuit of one size
 _FILE = '''"""The circuit of this study. Every process of the study runs this file."""
 
 from qpeft.circuits import Gate, register_ansatz
+from qpeft.circuits.ansatz import ansatz_names
 
 SHAPE = {shape}  # of the angles, in radians
 GATES = [
 {gates}
 ]
-'''
-_REGISTER = 'register_ansatz("{name}", lambda *_: SHAPE, lambda *_: [GATES])'
-_ENDS = (
-    f"""
-from qpeft.circuits.ansatz import ansatz_names
 
-if "{{name}}" not in ansatz_names():  # else another study of this circuit registered it
-    {_REGISTER}
-""",
-    f"\n{_REGISTER}\n",  # as qpeft 0.2 wrote it
-)
+if "{name}" not in ansatz_names():  # else another study of this circuit registered it
+    register_ansatz("{name}", lambda *_: SHAPE, lambda *_: [GATES])
+'''
 
 
 class Circuit(NamedTuple):
@@ -160,12 +154,11 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
     gates = "\n".join(f"    {gate!r}," for gate in ansatz.gates())
     digest = sha256(f"{ansatz.angle_shape}{gates}".encode()).hexdigest()
     name = f"own_{digest[:12]}"  # a process may run several of these files
-    begin = _FILE.format(shape=repr(ansatz.angle_shape), gates=gates)
-    texts = [begin + end.format(name=name) for end in _ENDS]
+    text = _FILE.format(shape=repr(ansatz.angle_shape), gates=gates, name=name)
     path = folder / OWN_FILE
     if not path.exists():
-        write_text(path, texts[0])
-    elif path.read_bytes() not in [text.encode() for text in texts]:
+        write_text(path, text)
+    elif path.read_bytes() != text.encode():
         raise ConfigError(
             f"{path} is another circuit than {label}; name another --out, or remove it"
         )

@@ -423,10 +423,10 @@ def check(file: Path) -> Verdict:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Every number and text of JSON, by a name such as `comparisons.0.effect`."""
+    """Every number, text and empty part of JSON, by a name such as `comparisons.0.effect`."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return {name.removeprefix("."): value}
     flat: dict[str, Any] = {}
     for key, part in value.items():

@@ -99,8 +99,10 @@ def read_protocol(folder: Path) -> Protocol:
 
 
 def protocol_of(study: Study, margin: float) -> Protocol:
-    """What a study of `study_of` fixes."""
-    circuit = next(method for method in study.methods if method.key == CIRCUIT)
+    """What a study of `study_of` fixes. Raises ConfigError for any other study."""
+    circuit = next((method for method in study.methods if method.key == CIRCUIT), None)
+    if circuit is None:
+        raise ConfigError(f"the study {study.name!r} is none of qpeft verdict: it has no {CIRCUIT}")
     return Protocol(
         question=study.question,
         circuit=circuit.label,
