@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from folders import edit_json
 from published_study import FILE as SURVEY
-from published_study import drop_rows, edit_rows
+from published_study import drop_rows, edit_rows, edit_study
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 from snippets import ROOT
