@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from peft import LoraConfig, PrefixTuningConfig, VeraConfig
+from peft import LoraConfig, PrefixTuningConfig, VeraConfig, get_peft_model
 from torch import nn
 from transformers import (
     BertConfig,
@@ -22,6 +22,7 @@ from transformers import (
 from variants import of_family
 
 import qpeft
+from qpeft.core.generator_holder import count_trainable
 from qpeft.core.meta_model import on_meta
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.settings import PAPER_HIDDEN, QPAGeneratorConfig
@@ -170,6 +171,16 @@ def test_plan_counts_the_training_of_a_config_for_inference(llama, make):
         for mode in (False, True)
     ]
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_2", "olora", "orthogonal", True])
+@pytest.mark.parametrize("r", [4, 12])  # keys and values have 8 outputs
+def test_factors_of_a_narrow_weight_have_its_rank(llama, init, r):
+    targets = ["q_proj", "k_proj", "v_proj"]
+    config = LoraConfig(r=r, init_lora_weights=init, target_modules=targets, task_type="CAUSAL_LM")
+    plan = qpeft.plan(llama.config, config)
+
+    assert plan.trainable == plan.deployed == count_trainable(get_peft_model(llama, config))
 
 
 # -- bases on the meta device

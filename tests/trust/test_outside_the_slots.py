@@ -15,7 +15,13 @@ import torch
 from folders import edit_json
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 import qpeft
 from qpeft.core.export import has_stock_form
@@ -263,6 +269,19 @@ def test_tied_head_follows_the_embedding_with_the_gradient_of_stock_peft(
     wanted = torch.autograd.grad(generator(), [*generator.parameters()], gradient)
     for parameter, expected in zip(generator.parameters(), wanted, strict=True):
         torch.testing.assert_close(parameter.grad, expected)
+
+
+@pytest.mark.parametrize("method", ["qpa", "quantum_peft", "sora"])
+def test_tied_embeddings_of_an_encoder_and_a_decoder_are_refused(method):
+    """Stock PEFT gives each of the three embeddings an adapter of its own, of which two do nothing."""
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    base = T5ForConditionalGeneration(T5Config(vocab_size=50, **sizes))
+    before = {name: p.requires_grad for name, p in base.named_parameters()}
+    targets = {"target_modules": ["shared", "lm_head"], "ensure_weight_tying": True}
+    with pytest.raises(ConfigError, match="set ensure_weight_tying=False"):
+        get_peft_model(base, CONFIGS[method](r=2, task_type="SEQ_2_SEQ_LM", **targets))
+
+    assert {name: p.requires_grad for name, p in base.named_parameters()} == before
 
 
 # -- folders of resized bases

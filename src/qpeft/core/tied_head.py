@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qpeft.errors import ConfigError
+
 
 class TransposedFactor(nn.Linear):
     """lora_A or lora_B of a head, which reads the embedding's factor at each use.
@@ -28,7 +30,14 @@ def tie_head(head: Any, embedding: Any, adapter_name: str) -> None:
 
     embedding (V, d): lora_embedding_A (r, V), lora_embedding_B (d, r)
     head      (V, d): lora_A (r, d), lora_B (V, r)
+
+    Raises ConfigError if it is no head: an encoder and a decoder have embeddings of their own.
     """
+    if not getattr(head, "lora_A", None):  # an embedding, or nothing that has an adapter
+        raise ConfigError(
+            "ensure_weight_tying also adapts the tied embeddings of the encoder and the decoder, which no generated"
+            " adapter can tie: set ensure_weight_tying=False"
+        )
     head.kwargs.pop("tied_adapter")  # tensors with a graph, which cannot be copied
     source_of = {
         head.lora_A: embedding.lora_embedding_B,

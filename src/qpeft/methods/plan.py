@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from peft import PeftConfig, UniLoraModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.boft.layer import BOFTLayer
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import PretrainedConfig
@@ -212,9 +213,10 @@ def _adapt(model: nn.Module, config: Any) -> Any:
 
     Raises ConfigError, with PEFT's reason, if the adapter does not fit the model.
     """
-    if isinstance(getattr(config, "init_lora_weights", None), str):
+    init = getattr(config, "init_lora_weights", None)
+    if isinstance(init, str):
         config = copy.copy(config)  # the counts need the initialization
-        config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
+        config.init_lora_weights = True  # PiSSA and others need weights
     # Uni-LoRA would draw an index for each parameter of its LoRA, which takes seconds
     drawing: Any = patch.object(UniLoraModel, "_assign_unilora_indices_and_scales")
     if getattr(config, "save_indices", True):  # the indices are counted, or it is another method
@@ -228,11 +230,24 @@ def _adapt(model: nn.Module, config: Any) -> Any:
     try:
         with drawing, permuting:
             # without casts, which take time and change no count
-            return get_peft_model(model, config, autocast_adapter_dtype=False)
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except QpeftError:
         raise
     except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
         raise ConfigError(str(error).partition("\n")[0]) from error
+    if init == "olora" or str(init).startswith("pissa"):
+        _narrow_factors(adapted)
+    return adapted
+
+
+def _narrow_factors(adapted: nn.Module) -> None:
+    """Give each LoRA the rank of a factorization of its weight: min(r, d_out, d_in)."""
+    layers: list[Any] = [layer for layer in adapted.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        full_rank = min(layer.in_features, layer.out_features)
+        for a, b in zip(layer.lora_A.values(), layer.lora_B.values(), strict=True):
+            a.weight = nn.Parameter(a.weight[:full_rank])
+            b.weight = nn.Parameter(b.weight[:, :full_rank])
 
 
 def count_deployed(adapted: Any) -> int:
