@@ -120,7 +120,7 @@ def _show(console: Console, results: dict[str, TrainResult], data: dict[str, Any
         rows.append((name, *costs, f"{run.after.metrics['perplexity']:.1f}", seconds))
     console.print(table(_COLUMNS, rows))
     line(console, f"Exported adapter: {last.exported}", "bold")
-    console.print("Load it with plain PEFT, without qpeft:\n")
+    console.print("Load it with PEFT alone, without qpeft:\n")
     line(console, data["load"], "cyan")
     console.print(
         "\nOne seed and one learning rate cannot rank the methods; qpeft compare tunes each method."

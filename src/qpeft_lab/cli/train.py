@@ -36,7 +36,7 @@ def train(
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
-    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, and
+    The run folder holds the compact adapter, the exported adapter that loads with PEFT alone, and
     all losses and scores in metrics.jsonl. Classifications report the accuracy with its 95 %
     confidence interval.
 
@@ -131,7 +131,7 @@ def _show(console: Console, result: TrainResult) -> None:
     is_stock = result.has_stock_form
     folder = result.exported if is_stock else result.adapter
     registered = None if is_stock else methods.get(result.method).config_class
-    line(console, f"\n{folder} loads with {'plain PEFT' if is_stock else 'qpeft'}:\n")
+    line(console, f"\n{folder} loads with {'PEFT alone' if is_stock else 'qpeft'}:\n")
     line(
         console,
         load_lines(result.model, str(folder.resolve()), registered, **how_to_load(folder)),
