@@ -290,6 +290,26 @@ def test_runs_and_hours_of_stage_8_are_those_of_its_rows():
     assert says(f"The {len(rows)} runs took about two hours on two cores of a server.")
 
 
+def test_margin_of_the_small_models_would_decide_otherwise_on_smollm2():
+    summary = smollm2_tables.stage_8()
+    differences = [
+        smollm2_tables.over_seeds(summary[pair.ours], summary[pair.other]).times(
+            100 / smollm2_tables.gain(summary)
+        )
+        for pair in smollm2_tables.UPPER
+    ]
+    decided = zip(smollm2_tables.UPPER, comparisons.verdicts(differences), strict=True)
+    verdicts = {(pair.ours, pair.other): verdict for pair, verdict in decided}
+    assert verdicts["cua", "oft"] == "equivalent"
+    assert verdicts["pauli", "signs"] == "worse"
+    assert verdicts["quanta", "mpo"] == "better"
+    assert verdicts["quic", "random"] == verdicts["qaa", "qaa_frozen"] == "undecided"
+    assert says(
+        "With 2 % only CUA minus OFT would be equivalent. Quantum-PEFT would be worse than its twin,"
+        " QuanTA better, and the other two undecided."
+    )
+
+
 def test_gains_in_the_text_of_the_readmes_picture_are_those_of_its_rows():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     alternative = readme.partition("![How far each adapter")[2].partition("]")[0]
