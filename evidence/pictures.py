@@ -1,5 +1,6 @@
 """Pictures of the best adapters with and without a circuit, by the number of trainable parameters; of
-the tables of comparisons; of the output head of SmolLM2; and that of the guide on a real model.
+the tables of comparisons; of the output head of SmolLM2; of learning rates; and that of the guide on a
+real model.
 
 `python evidence/pictures.py`, a part of `make results`, writes them to docs/static from the rows of a
 study. The values that are drawn are in the description of the file. Each has its colors for a dark
@@ -22,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import head_picture
+import rates_picture
 import real_model
 from comparisons import mean_loss
 from forests import FORESTS
@@ -133,6 +135,7 @@ PICTURES = {
     STATIC / "main_result.svg": Picture(partial(measured, FINAL), draw),
     STATIC / "quantum_adapters.svg": Picture(partial(measured, ADAPTERS), draw),
     STATIC / "smollm2_head.svg": Picture(head_picture.measured, head_picture.draw),
+    STATIC / "learning_rates.svg": Picture(rates_picture.measured, rates_picture.draw),
     STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),
     **{STATIC / f"{forest.table}.svg": Picture(forest.measured, forest.draw) for forest in FORESTS},
 }

@@ -115,7 +115,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],
-            49_600,
+            50_400,
             34_000,
         ),
         Part("README, lines", readme_lines, 130, 130),

@@ -2,7 +2,7 @@
 
 import json
 import re
-from statistics import fmean
+from statistics import fmean, median
 
 import pytest
 import yaml
@@ -11,6 +11,7 @@ from snippets import ROOT
 import comparison_tables
 import comparisons
 import head_picture
+import rates_picture
 import smollm2_tables
 import winners
 from winners import BUDGETS, FINAL, summaries_of
@@ -319,6 +320,32 @@ def test_gains_in_the_text_of_the_readmes_picture_are_those_of_its_rows():
 
     assert re.findall(r"0\.\d\d", alternative) == [drawn[label] for label in labels[1:]]
     assert drawn[labels[0]] == drawn[labels[1]]
+
+
+def test_learning_rates_change_with_the_base_as_the_page_says():
+    found = rates_picture.measured()
+    medians = {
+        family: {base: median(rates) for base, rates in of_base.items() if rates}
+        for family, of_base in found.items()
+    }
+    small = ("stories260K", "bytes1m", "embedded", "llama10m")
+    for of_base in medians.values():
+        known = [of_base[base] for base in small if base in of_base]
+        assert max(known) <= 3 * min(known) * (1 + 1e-9)
+    for family in ("LoRA", "QPA"):
+        lowest = min(medians[family][base] for base in small)
+        assert max(medians[family][base] for base in ("minilm", "smollm2")) < lowest
+    assert 5 < medians["QPA"]["embedded"] / medians["QPA"]["smollm2"] < 20
+    framed = medians["Quantum-PEFT in gradient frames"]
+    assert {*framed.values()} == {0.002}
+    assert len(framed) == 4
+    uni = found["Uni-LoRA"]
+    spread_of_configurations = max(uni["embedded"]) / min(uni["embedded"])
+    of_bases = medians["Uni-LoRA"].values()
+    assert spread_of_configurations > max(of_bases) / min(of_bases)
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert says("no median changes by more than a factor of three", page)
+    assert says("keeps 0.002 on the four bases where it was searched", page)
 
 
 def test_perplexities_of_the_recipe_are_those_of_its_rows():
