@@ -3,6 +3,7 @@ adapter; cards.
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     CLIPConfig,
     CLIPForImageClassification,
     GPT2LMHeadModel,
@@ -21,6 +24,7 @@ from variants import move
 
 import qpeft
 from qpeft.core.export import probe_inputs
+from qpeft.core.generator_holder import count_trainable
 from qpeft.core.model_card import metadata
 from qpeft.errors import ConfigError, VerificationError
 from qpeft.files import read_json
@@ -113,6 +117,23 @@ def test_export_of_a_second_adapter(llama, ids, adapters, tmp_path):
 
     assert report.n_deployed == 2 * 2 * (16 + 16)
     assert model.active_adapters == ["second"]
+
+
+@pytest.mark.parametrize("method", ["qpa", "sora"])
+def test_counts_leave_out_the_frozen_bias_of_a_copied_head(tmp_path, method):
+    """PEFT's file has it, since `bias="all"` saves every bias."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
+    base = BertForSequenceClassification(BertConfig(intermediate_size=24, **sizes))
+    settings = {"r": 2, "bias": "all", "task_type": "SEQ_CLS"}
+    config = {"qpa": partial(qpeft.QPAConfig, chunk_size=8), "sora": qpeft.SoRAConfig}[method](
+        **settings
+    )
+    plan = qpeft.plan(base, config)
+    model = get_peft_model(base, config)
+    report = qpeft.export(model, tmp_path)
+
+    assert report.n_trained == plan.trainable == count_trainable(model)
+    assert report.n_deployed == plan.deployed
 
 
 def test_only_the_card_of_a_compact_checkpoint_imports_qpeft(gpt2, ids, adapters, tmp_path):

@@ -107,6 +107,22 @@ def config(method, settings):
     )
 
 
+@pytest.mark.parametrize("method", ["qpa", "quantum_peft", "sora", "cua"])
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"layers_to_transform": [0, 7]}, "layers_to_transform: the model does not have 7"),
+        ({"exclude_modules": ["q_proj", "qq"]}, "exclude_modules: the model does not have qq"),
+    ],
+    ids=str,
+)
+def test_layers_and_names_that_the_model_does_not_have_are_a_warning(
+    llama, method, settings, named
+):
+    with pytest.warns(UserWarning, match=named):
+        get_peft_model(llama, config(method, {"target_modules": ["v_proj"], **settings}))
+
+
 @pytest.mark.parametrize("method, settings, named", ROWS, ids=str)
 def test_invalid_config(llama, ids, adapters, method, settings, named):
     before = adapters.logits(llama, ids)

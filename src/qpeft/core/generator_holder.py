@@ -306,8 +306,13 @@ class GeneratorHolder(nn.ModuleDict):
         labels = [slot.label for slot in binding.slots]
         values, ranks = binding.generator.export(labels, binding.values(), stock)
         tensors = self.stock_state(model, adapter_name, values)
-        # trained biases and modules (modules_to_save) are not generated
-        places = {p.untyped_storage()._cdata for p in model.parameters()}
+        # trained biases and modules (modules_to_save) are not generated; with bias="all" the file
+        # also has the bias of the module that was copied, which is not trained
+        places = {
+            parameter.untyped_storage()._cdata
+            for name, parameter in model.named_parameters()
+            if ".original_module." not in name
+        }
         in_file = {t.untyped_storage()._cdata: t.numel() for t in tensors.values()}
         n_other = sum(n for place, n in in_file.items() if place in places)
         return StockAdapter(

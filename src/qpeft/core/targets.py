@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
@@ -125,6 +126,7 @@ def _check_names(model: nn.Module, config: Any) -> None:
         _check_ends("target_modules", targets, modules)
     elif targets not in _SPECIAL:
         _check_pattern("target_modules", targets, adapted)
+    _warn_of_missing(config, modules)
     _check_ends("modules_to_save", copied, modules)
     _check_ends("target_parameters", adapted_parameters, parameters)
 
@@ -154,8 +156,29 @@ def _check_pattern(field: str, pattern: str, names: list[str]) -> None:
 
 def _check_ends(field: str, ends: Iterable[str], names: list[str]) -> None:
     for end in sorted(ends):
-        if not any(f".{name}".endswith(f".{end}") for name in names):
+        if not _is_end(end, names):
             raise ConfigError(unknown(field, end, last_parts(names)))
+
+
+def _warn_of_missing(config: Any, names: list[str]) -> None:
+    """Warn of layers in `layers_to_transform`, and of names in `exclude_modules`, that the model does
+    not have; PEFT ignores them.
+    """
+    given = _given(config, "layers_to_transform")
+    layers = [given] if isinstance(given, int) else given
+    numbers = {part for name in names for part in name.split(".")}
+    missing = {"layers_to_transform": [n for n in layers if str(n) not in numbers]}
+    excluded = _given(config, "exclude_modules")
+    if not isinstance(excluded, str):
+        missing["exclude_modules"] = [end for end in excluded if not _is_end(end, names)]
+    for field, absent in missing.items():
+        if absent:
+            shown = ", ".join(map(str, sorted(absent)))
+            warnings.warn(f"{field}: the model does not have {shown}", stacklevel=2)
+
+
+def _is_end(end: str, names: list[str]) -> bool:
+    return any(f".{name}".endswith(f".{end}") for name in names)
 
 
 def last_parts(names: Iterable[str]) -> list[str]:
