@@ -48,7 +48,7 @@ def run(jobs: Sequence[Job], out: Path) -> None:
             "job": job.name,
             "seconds": time.monotonic() - begin,
             "processor_seconds": usage.ru_utime + usage.ru_stime,
-            "megabytes": usage.ru_maxrss / 1024,
+            "megabytes": usage.ru_maxrss * 1024 / 1e6,  # of KiB
         }
         with (out / "times.jsonl").open("a") as times:
             times.write(json_line(took))
