@@ -221,6 +221,7 @@ WRITES = {
     "by data": lambda owner, name: getattr(owner, name).data.fill_(0.5),
     "other data": lambda owner, name: setattr(getattr(owner, name), "data", None),
     "a parameter": lambda owner, name: setattr(owner, name, torch.nn.Parameter()),
+    "a tensor": lambda owner, name: setattr(owner, name, 2 * getattr(owner, name)),
 }
 
 

@@ -32,6 +32,7 @@ class Slot:
     dtype: torch.dtype
     # the initial value that the base determines, on the CPU; None: drawn from the seed
     initial: Tensor | None = None
+    placed: Tensor | None = None  # by `put`
 
     @classmethod
     def of(cls, owner: nn.Module, name: str, label: str) -> Slot:
@@ -43,11 +44,15 @@ class Slot:
         """Set the tensor, of the slot's shape and dtype, as a plain attribute, invisible to
         `nn.Module`, instead of the stock parameter.
 
-        Raises ConfigError if somebody has set another parameter there.
+        Raises ConfigError if somebody has set another parameter or tensor there.
         """
-        if self.owner._parameters.pop(self.name, None) is not None:
+        parameter = self.owner._parameters.pop(self.name, None)
+        present = self.owner.__dict__.get(self.name)
+        before = self.placed
+        self.owner.__dict__[self.name] = self.placed = tensor
+        is_changed = before is not None and present is not None and present is not before
+        if parameter is not None or is_changed:
             refuse_write()
-        self.owner.__dict__[self.name] = tensor
 
 
 def refuse_write() -> None:

@@ -162,12 +162,13 @@ def _check_ends(field: str, ends: Iterable[str], names: list[str]) -> None:
 
 def _warn_of_missing(config: Any, names: list[str]) -> None:
     """Warn of layers in `layers_to_transform`, and of names in `exclude_modules`, that the model does
-    not have; PEFT ignores them.
+    not have; PEFT ignores them, and refuses if it has none of the layers.
     """
     given = _given(config, "layers_to_transform")
     layers = [given] if isinstance(given, int) else given
     numbers = {part for name in names for part in name.split(".")}
-    missing = {"layers_to_transform": [n for n in layers if str(n) not in numbers]}
+    no_layers = [number for number in layers if str(number) not in numbers]
+    missing = {"layers_to_transform": no_layers if len(no_layers) < len(layers) else []}
     excluded = _given(config, "exclude_modules")
     if not isinstance(excluded, str):
         missing["exclude_modules"] = [end for end in excluded if not _is_end(end, names)]
