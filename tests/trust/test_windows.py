@@ -73,6 +73,26 @@ def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, act
     assert_gradients(model, expected)
 
 
+@pytest.mark.parametrize("frozen", [(1,), (2,), (1, 2), (0, 2)])
+def test_parameter_that_is_frozen_in_a_window_keeps_its_micro_batches(make, ids, set_sync, frozen):
+    """And gets none of those in which it is frozen."""
+    model = make()
+    expected = make()
+    firsts = [trained(one)[0] for one in (model, expected)]
+    if trained(model)[1:] == []:
+        pytest.skip("a loss of frozen parameters alone has no gradient")
+    rows = torch.cat([ids, ids.flip(1)])[:3].split(1)
+    for index, row in enumerate(rows):
+        for first in firsts:
+            first.requires_grad_(index not in frozen)
+        set_sync(index == len(rows) - 1)
+        loss(model, row).backward()
+        set_sync(True)
+        loss(expected, row).backward()
+
+    assert_gradients(model, expected)
+
+
 def test_hooks_of_parameters_run_once_for_each_micro_batch(make, ids, set_sync):
     model = make()
     expected = make()

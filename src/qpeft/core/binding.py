@@ -39,7 +39,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,7 @@ class Evaluation:
 
     def __init__(self, evaluate: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
         self._key = _key(parameters)
-        self._trained = [parameter.requires_grad for parameter in parameters]
+        self._trained = _trained(parameters)
         # Copied before the evaluation: if another thread changes a parameter during it, the copies
         # differ from what is there at the end.
         self._copies = [parameter.detach().clone() for parameter in parameters]
@@ -112,6 +112,9 @@ class Gradients:
     """
 
     deferred: Tensor | None = None  # (P,), the sum over micro-batches before the optimizer step
+    trained: list[bool] = field(
+        default_factory=list
+    )  # which of the generator's parameters it belongs to
     averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
 
 
@@ -220,6 +223,8 @@ class Binding:
         trained = any(p.requires_grad for p in parameters)
         builds_graph = trained and torch.is_grad_enabled()
         self._forget_cleared()
+        if self._gradients.deferred is not None and self._gradients.trained != _trained(parameters):
+            self.flush()  # a parameter was frozen or thawed: the sum belongs to those from before
         if self._evaluation is None or not self._evaluation.is_current(parameters, compares_values):
             with torch.inference_mode(False), torch.set_grad_enabled(trained):
                 self.flush()  # through the graph of the values it belongs to
@@ -324,7 +329,8 @@ class Binding:
             if gradient is None:
                 return
             self._gradients.deferred = None
-            marked = [p for p in self.generator.parameters() if p.grad is not None]
+            parameters = zip(self.generator.parameters(), self._gradients.trained, strict=True)
+            marked = [p for p, was_trained in parameters if was_trained and p.grad is not None]
             frozen = [p for p in marked if not p.requires_grad]
             for parameter in frozen:
                 parameter.requires_grad_(True)
@@ -467,6 +473,7 @@ class _Boundary(torch.autograd.Function):
             is_last = GradientState._shared_state.get("sync_gradients", True)
             if not is_last and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
                 gradients.deferred = gradient + (0 if deferred is None else deferred)
+                gradients.trained = _trained(ctx.parameters)
                 return (None, None, *map(_mark, ctx.parameters))
             if deferred is not None:
                 gradient = gradient + deferred
@@ -497,6 +504,10 @@ class _Boundary(torch.autograd.Function):
             raise RuntimeError("the model was cast or moved since the forward pass; repeat that")
         gradient_of = {id(p): g for p, g in zip(wanted, of_wanted, strict=True)}
         return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
+
+
+def _trained(parameters: Iterable[Tensor]) -> list[bool]:
+    return [parameter.requires_grad for parameter in parameters]
 
 
 def _has_hooks(parameter: Any) -> bool:
