@@ -250,6 +250,12 @@ def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_pa
     assert "--system is a message of a conversation; add --chat" in shown.stderr
 
 
+def test_run_that_has_not_ended_is_named(qpeft_cli, tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    shown = qpeft_cli(f"generate --adapter {tmp_path} --prompt a", code=2)
+    assert "this run has not ended; run its command again" in " ".join(shown.stderr.split())
+
+
 def test_chat_without_a_template_is_refused_before_the_weights(qpeft_cli, base_folder):
     (weights := base_folder / "model.safetensors").rename(base_folder / "gone")
     try:

@@ -55,7 +55,7 @@ def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     *stages, _training, evaluation, started = progress.events[:6]
     assert stages == ["Reading the data", "Loading the base model", "Building the adapter"]
     assert started == ("start", 30, 0)
-    assert re.match(r"evaluation: 11 times on 1 of the others, about \d+% of the time", evaluation)
+    assert re.match(r"evaluation: 11 times on all of them, about \d+% of the time", evaluation)
     assert [event[1] for event in progress.events if event[0] == "step"] == list(range(1, 31))
     assert progress.events[-1] == "Writing the adapter"
 

@@ -81,8 +81,11 @@ class Loading:
             (place for place in (path, path / "adapter") if (place / CONFIG).is_file()), None
         )
         if folder is None:
+            is_run = (path / "metrics.jsonl").is_file() and not (path / "result.json").is_file()
             raise CheckpointError(
-                f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder"
+                f"no adapter at {path}: this run has not ended; run its command again to resume it"
+                if is_run
+                else f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder"
             )
         settings: dict[str, Any] = {}
         if (run := run_of(folder)) is not None and folder.resolve() == run.adapter:

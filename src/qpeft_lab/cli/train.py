@@ -116,7 +116,9 @@ def _show(console: Console, result: TrainResult) -> None:
         where = f"on {used['backend']} in {used['jobs']:,} jobs{shots}, {used['seconds']:.1f} s"
         rows.append(("circuits", used["circuits"], where))
     per_step = (
-        "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
+        ""
+        if result.seconds_per_step is None
+        else f"median {result.seconds_per_step:.3g} s per step"
     )
     rows.append(("time", f"{result.seconds:.1f} s", per_step))
     console.print(facts(rows))

@@ -239,8 +239,9 @@ def _fit(
         f" {len(task.evaluation):,} others are for evaluation"
     )
     scored = settings.evaluations(len(task.evaluation))
+    which = f"{scored.blocks:,} of them" if scored.blocks < len(task.evaluation) else "all of them"
     progress.on_note(
-        f"evaluation: {scored.number} times on {scored.blocks:,} of the others,"
+        f"evaluation: {scored.number} times on {which},"
         f" about {scored.share:.0%} of the time (--eval-every, --eval-blocks)"
     )
     checkpoint = last_intact(folder.checkpoints)
