@@ -1,4 +1,4 @@
-"""`qpeft export --push-to-hub` against a stub of the hub's endpoint in this process."""
+"""`qpeft export --push-to-hub` and `qpeft train --push-to-hub` against a stub of the hub's endpoint in this process."""
 
 import base64
 import json
@@ -12,6 +12,7 @@ from qpeft.core.model_card import users_card, write_card
 from qpeft.files import read_json, write_json
 
 BASE = "base_model_name_or_path"
+WEIGHTS = "adapter_model.safetensors"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.usefixtures("verified_here"),
@@ -181,10 +182,40 @@ def test_failed_upload_keeps_the_export_and_hides_the_token(
     assert (out / "adapter_config.json").is_file()
 
 
+@pytest.mark.parametrize("method", ["quantum_peft", "lora"])
+def test_run_uploads_its_adapter(answer, hub, base_folder, text, tmp_path, method):
+    data = f"--model {base_folder} --data {text} --seq-len 16 --steps 2 --method {method} --r 4"
+    command = f"train {data} --target-modules q_proj --out {tmp_path / 'run'} --push-to-hub me/ana"
+    pushed = answer(*command.split())
+    assert pushed["url"] == f"{hub.url}/me/ana"
+
+    for form in ("", "compact/"):
+        read = (tmp_path / "run" / ("adapter" if form else "exported") / WEIGHTS).read_bytes()
+        assert hub.files[f"{form}{WEIGHTS}"] == read
+    loss = read_json(tmp_path / "run" / "result.json")["after"]["loss"]
+    assert f"| {loss:.4f} |" in hub.files["README.md"].decode()
+
+    hub.files.clear()
+    answer(*command.split())  # a finished run is uploaded again
+    assert WEIGHTS in hub.files
+
+
+def test_run_that_peft_alone_cannot_load_says_that_nothing_was_uploaded(
+    qpeft_cli, hub, base_folder, text, tmp_path
+):
+    data = f"--model {base_folder} --data {text} --seq-len 16 --steps 2 --method qaa"
+    options = f"--target-modules q_proj --out {tmp_path / 'run'} --push-to-hub me/ana"
+    shown = qpeft_cli(*f"train {data} {options}".split(), code=1)
+    assert "nothing was uploaded" in " ".join(shown.stderr.split())
+    assert hub.repository is None
+
+
+@pytest.mark.parametrize("command", ["export", "train"])
 @pytest.mark.parametrize("name", ["a/b/c", "../ana", "me/..", "n" * 10_000, "me/a na"])
 def test_bad_names_of_repositories_are_refused_before_any_work(
-    qpeft_cli, adapter_folder, tmp_path, name
+    qpeft_cli, adapter_folder, base_folder, text, tmp_path, name, command
 ):
     out = tmp_path / "out"
-    qpeft_cli("export", adapter_folder, "--out", out, "--push-to-hub", name, code=2)
+    given = [adapter_folder] if command == "export" else ["--model", base_folder, "--data", text]
+    qpeft_cli(command, *given, "--out", out, "--push-to-hub", name, code=2)
     assert not out.exists()

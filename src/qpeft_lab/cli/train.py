@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.checks import option
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, QpeftError
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, TrainingBar, bars, facts, line, say, size, stderr
 from qpeft_lab.cli.method import BackendOptions, MethodOptions
@@ -33,6 +33,12 @@ def train(
     method: MethodOptions,
     budget: Budget,
     backend: BackendOptions,
+    push_to_hub: str | None = option(
+        None,
+        "After the run, upload its adapter to this model repository of the Hugging Face Hub, with a"
+        " card that has the scores. As qpeft export --push-to-hub.",
+        metavar="REPO",
+    ),
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
@@ -54,6 +60,10 @@ def train(
         raise ConfigError(
             f"{', '.join(map(flag, missing))} missing; give it here, or in a file with --config"
         )
+    if push_to_hub is not None:
+        from qpeft_lab.training.hub import check_repository
+
+        check_repository(push_to_hub)
     settings, suggestion = settled(run, method, backend, budget)
     if suggestion is not None:
         check_frames(suggestion, run)
@@ -63,7 +73,30 @@ def train(
     with bars() as shown:
         result = fine_tune(settings, TrainingBar(shown, settings.method))
     data = result.to_dict() | ({} if suggestion is None else {"suggestion": asdict(suggestion)})
-    return Answer(data, lambda console: _show(console, result))
+    url = None
+    if push_to_hub is not None:
+        url = data["url"] = _uploaded(result, push_to_hub)
+    return Answer(data, lambda console: _show(console, result, url))
+
+
+def _uploaded(result: TrainResult, repository: str) -> str:
+    """The address of the repository with the adapter of a finished run.
+
+    Raises QpeftError if PEFT alone cannot load the adapter, or the upload fails.
+    """
+    from qpeft.core.checkpoint import CONFIG
+    from qpeft_lab.training.hub import upload
+    from qpeft_lab.training.run_folder import RunFolder
+
+    if not (result.exported / CONFIG).is_file():
+        raise QpeftError(
+            f"the run in {result.out} is finished, but nothing was uploaded: PEFT alone cannot load"
+            f" what {result.method} trains"
+        )
+    is_compact = (result.adapter / CONFIG).is_file()
+    compact = result.adapter if is_compact else result.exported
+    with stderr().status("Uploading"):
+        return upload(result.exported, compact, RunFolder(result.out), repository)
 
 
 def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -88,7 +121,7 @@ def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
     return tuple(values | options for options, values in zip(given, in_file, strict=True))
 
 
-def _show(console: Console, result: TrainResult) -> None:
+def _show(console: Console, result: TrainResult, url: str | None) -> None:
     from qpeft import methods
     from qpeft.core.model_card import load_lines
     from qpeft_lab.training.classifier import how_to_load
@@ -121,6 +154,8 @@ def _show(console: Console, result: TrainResult) -> None:
         else f"median {result.seconds_per_step:.3g} s per step"
     )
     rows.append(("time", f"{result.seconds:.1f} s", per_step))
+    if url is not None:
+        rows.append(("uploaded to", url, ""))
     console.print(facts(rows))
     if result.after.loss > result.before.loss:
         line(
