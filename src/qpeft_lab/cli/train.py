@@ -38,6 +38,7 @@ def train(
         "After the run, upload its adapter to this model repository of the Hugging Face Hub, with a"
         " card that has the scores. As qpeft export --push-to-hub.",
         metavar="REPO",
+        panel="Upload",
     ),
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
