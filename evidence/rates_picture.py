@@ -18,11 +18,11 @@ FAMILIES = {  # by the first word of a configuration's key
     "qpa": "QPA",
     "framed": "Quantum-PEFT in gradient frames",
     "plain": "Quantum-PEFT without frames",
+    "pauli": "Quantum-PEFT without frames",
     "uni": "Uni-LoRA",
 }
-PLAIN = "pauli"  # another name of "plain"
 # of SmolLM2 and MiniLM: the others are controls, whose search followed that of their adapter
-ADAPTERS = {"lora_r1", "lora_r2", "lora_r4", "lora_r5", "lora_r8", "qpa", "framed", PLAIN, "uni"}
+ADAPTERS = {"lora_r1", "lora_r2", "lora_r4", "lora_r5", "lora_r8", "qpa", "framed", "pauli", "uni"}
 BASES = {  # millions of parameters, in their order
     "stories260K": "0.26",
     "bytes1m": "1.1",
@@ -57,7 +57,7 @@ def _best_rates() -> Iterator[tuple[str, str, float]]:
         for summary in summaries_of(study).values():
             base = Path(summary.study.run.model).name
             for result in summary.results:
-                word = result.key.partition("_")[0].replace(PLAIN, "plain")
+                word = result.key.partition("_")[0]
                 is_adapter = study != "smollm2" or result.key in ADAPTERS
                 if word not in FAMILIES or not is_adapter or len(result.trials) < MIN_TRIALS:
                     continue

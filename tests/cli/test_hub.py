@@ -1,4 +1,6 @@
-"""`qpeft export --push-to-hub` and `qpeft train --push-to-hub` against a stub of the hub's endpoint in this process."""
+"""`--push-to-hub` of `qpeft export` and `qpeft train`, against a stub of the hub's endpoint in this
+process.
+"""
 
 import base64
 import json

@@ -112,9 +112,8 @@ class Gradients:
     """
 
     deferred: Tensor | None = None  # (P,), the sum over micro-batches before the optimizer step
-    trained: list[bool] = field(
-        default_factory=list
-    )  # which of the generator's parameters it belongs to
+    # which of the generator's parameters it belongs to
+    trained: list[bool] = field(default_factory=list)
     averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
 
 
@@ -397,7 +396,9 @@ class Binding:
         vars(new).update(self.__getstate__())  # not `copy.copy`, which would place its tensors
         new.generator = copy.deepcopy(self.generator, memo)
         new._evaluate = new.generator
-        new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
+        new.slots = [
+            replace(s, owner=copy.deepcopy(s.owner, memo), placed=None) for s in self.slots
+        ]
         new.invalidate()
         _register(new)
         return new

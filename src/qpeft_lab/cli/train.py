@@ -94,10 +94,8 @@ def _uploaded(result: TrainResult, repository: str) -> str:
             f"the run in {result.out} is finished, but nothing was uploaded: PEFT alone cannot load"
             f" what {result.method} trains"
         )
-    is_compact = (result.adapter / CONFIG).is_file()
-    compact = result.adapter if is_compact else result.exported
     with stderr().status("Uploading"):
-        return upload(result.exported, compact, RunFolder(result.out), repository)
+        return upload(result.exported, result.adapter, RunFolder(result.out), repository)
 
 
 def _merged(path: Path, *given: dict[str, Any]) -> tuple[dict[str, Any], ...]:
