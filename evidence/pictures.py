@@ -1,6 +1,6 @@
 """Pictures of the best adapters with and without a circuit, by the number of trainable parameters; of
-the tables of comparisons; of the output head of SmolLM2; of learning rates; and that of the guide on a
-real model.
+the tables of comparisons; of the output head of SmolLM2; of learning rates; of the adapters in
+examples; and that of the guide on a real model.
 
 `python evidence/pictures.py`, a part of `make results`, writes them to docs/static from the rows of a
 study. The values that are drawn are in the description of the file. Each has its colors for a dark
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 import head_picture
 import rates_picture
+import ready_adapters
 import real_model
 from comparisons import mean_loss
 from forests import FORESTS
@@ -137,6 +138,7 @@ PICTURES = {
     STATIC / "smollm2_head.svg": Picture(head_picture.measured, head_picture.draw),
     STATIC / "learning_rates.svg": Picture(rates_picture.measured, rates_picture.draw),
     STATIC / "real_model.svg": Picture(real_model.measured, real_model.draw),
+    STATIC / "ready_adapters.svg": Picture(ready_adapters.measured, ready_adapters.draw),
     **{STATIC / f"{forest.table}.svg": Picture(forest.measured, forest.draw) for forest in FORESTS},
 }
 

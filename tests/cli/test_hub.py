@@ -3,11 +3,13 @@ process.
 """
 
 import base64
+import io
 import json
 import shutil
 
 import pytest
 from http_server import LocalServer
+from PIL import Image
 
 import qpeft
 from qpeft.core.model_card import users_card, write_card
@@ -153,6 +155,7 @@ def test_compact_adapter_is_uploaded_without_scores_and_a_users_card_as_it_is(
 ):
     answer("export", adapter_folder, "--push-to-hub", "me/ana")
     assert b"## Scores" not in hub.files["README.md"]
+    assert "loss.png" not in hub.files
     assert "compact/adapter_config.json" in hub.files
 
     out = tmp_path / "out"
@@ -195,7 +198,10 @@ def test_run_uploads_its_adapter(answer, hub, base_folder, text, tmp_path, metho
         read = (tmp_path / "run" / ("adapter" if form else "exported") / WEIGHTS).read_bytes()
         assert hub.files[f"{form}{WEIGHTS}"] == read
     loss = read_json(tmp_path / "run" / "result.json")["after"]["loss"]
-    assert f"| {loss:.4f} |" in hub.files["README.md"].decode()
+    card = hub.files["README.md"].decode()
+    assert f"| {loss:.4f} |" in card
+    assert "](loss.png)" in card
+    assert Image.open(io.BytesIO(hub.files["loss.png"])).width > 500
 
     hub.files.clear()
     answer(*command.split())  # a finished run is uploaded again

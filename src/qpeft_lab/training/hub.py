@@ -1,7 +1,7 @@
 """Upload of an exported adapter to a model repository of the Hugging Face Hub.
 
 repository/  adapter_config.json, adapter_model.safetensors   the exported adapter: PEFT loads it
-             README.md                                        with the scores of its run
+             README.md, loss.png                              with the scores of its run
              compact/                                         the compact adapter, for qpeft
 
 A base that was a folder of this machine is named by its id on the hub if `qpeft base` built it, and
@@ -23,10 +23,12 @@ from qpeft.core.model_card import users_card
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.files import read_json, write_json
 from qpeft_lab.base_files import source_of
+from qpeft_lab.training import run_picture
 from qpeft_lab.training.classifier import RECORD as TASK
 from qpeft_lab.training.run_folder import RunFolder
 
 COMPACT = "compact"
+_PICTURE = "loss.png"
 _BASE = "base_model_name_or_path"
 _EMBEDDED = Path(__file__).parents[1] / "demo" / "base"
 
@@ -67,7 +69,7 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
             if users_card(folder) is None:
                 card = folder / "README.md"
                 sections = [card.read_text(encoding="utf-8"), *about_base]
-                sections += [*_scores(run), *_compact(compact)]
+                sections += [*_scores(run, folder), *_compact(compact)]
                 card.write_text("\n".join(sections), encoding="utf-8")
         try:
             url = HfApi().create_repo(repository, exist_ok=True)
@@ -132,10 +134,12 @@ def _public(base: str) -> PublicBase | None:
     return PublicBase(path.name, False, about)
 
 
-def _scores(run: RunFolder | None) -> list[str]:
-    """The section with the scores before and after training, of a finished run."""
+def _scores(run: RunFolder | None, folder: Path) -> list[str]:
+    """The section with the scores before and after training, of a finished run; its picture is
+    written to the folder.
+    """
     result = run and run.read_result()
-    if not result:
+    if not run or not result:
         return []
     before = result.before.described()
     after = result.after.described()
@@ -145,7 +149,11 @@ def _scores(run: RunFolder | None) -> list[str]:
         f" {result.steps:,} steps.\n"
     )
     table = ["| validation data | before training | after |", "| --- | ---: | ---: |", *rows]
-    return ["## Scores\n", trained, *table, ""]
+    has_picture = run_picture.draw(run, result.after.unit, folder / _PICTURE)
+    picture = (
+        [f"![The loss on held-out data at each evaluation]({_PICTURE})\n"] if has_picture else []
+    )
+    return ["## Scores\n", trained, *table, "", *picture]
 
 
 def _compact(compact: Path) -> list[str]:
