@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import FAMILIES
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+from torch.utils.checkpoint import checkpoint
 from variants import VARIANTS, Variant, move, trained
 
 import qpeft
@@ -215,6 +216,44 @@ def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, bef
             model.train().eval()  # a comparison would wait for all queued work
         expected.load_state_dict(model.state_dict())
         assert torch.equal(outputs(model), outputs(expected))
+
+
+@pytest.mark.parametrize("make", METHODS[:2], indirect=True)
+def test_write_into_a_buffer_of_a_generator_is_seen(make, batch):
+    """As its parameters, if PyTorch records it."""
+    model = make()
+    buffers = [
+        buffer for buffer in holder_of(model)["default"].buffers() if buffer.is_floating_point()
+    ]
+    assert buffers
+    with torch.no_grad():
+        before = model(**batch).logits
+        for buffer in buffers:
+            buffer.add_(0.3)
+        assert not torch.equal(model(**batch).logits, before)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint_around_the_whole_model_gives_the_same_gradients(make, batch, use_reentrant):
+    """The evaluation is not a part of what the checkpoint computes again."""
+    model = make()
+    gradients = []
+    for checkpoints in (True, False):
+        for parameter in trained(model):
+            with torch.no_grad():
+                parameter.add_(0)  # so that the next forward pass evaluates
+        model.zero_grad()
+        inputs = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+
+        def loss(inputs):
+            return model(inputs_embeds=inputs, labels=batch["labels"]).loss
+
+        if checkpoints:
+            checkpoint(loss, inputs, use_reentrant=use_reentrant).backward()
+        else:
+            loss(inputs).backward()
+        gradients.append([parameter.grad for parameter in trained(model)])
+    assert all(map(torch.equal, *gradients))
 
 
 WRITES = {

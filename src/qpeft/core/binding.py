@@ -48,6 +48,7 @@ import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -72,11 +73,12 @@ class Evaluation:
 
     Args:
         evaluate: Computes the flat value, with a graph if gradients are enabled.
-        parameters: Of the generator.
+        generator: Has its parameters, and buffers such as initial angles.
     """
 
-    def __init__(self, evaluate: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> None:
-        self._key = _key(parameters)
+    def __init__(self, evaluate: Callable[[], Tensor], generator: Generator) -> None:
+        parameters = list(generator.parameters())
+        self._key = _key(generator)
         self._trained = _trained(parameters)
         # Copied before the evaluation: if another thread changes a parameter during it, the copies
         # differ from what is there at the end.
@@ -84,7 +86,7 @@ class Evaluation:
         self.flat = evaluate()  # (P,)
         self.version = self.flat._version  # which counts what others write into views of it
 
-    def is_current(self, parameters: Sequence[nn.Parameter], compares_values: bool = True) -> bool:
+    def is_current(self, generator: Generator, compares_values: bool = True) -> bool:
         """Whether the parameters still have the values that were evaluated.
 
         PyTorch's version counter records optimizers and operations inside `torch.no_grad()`, but no
@@ -92,9 +94,10 @@ class Evaluation:
         values are therefore compared as well. On an accelerator this waits for all queued work;
         the forward pass after a step evaluates without asking.
         """
+        parameters = list(generator.parameters())
         # an equal key does not mean equal values: a write through `.data` leaves no version
         reached = zip(parameters, self._trained, strict=True)  # by the graph
-        if self._key != _key(parameters) or any(p.requires_grad > was for p, was in reached):
+        if self._key != _key(generator) or any(p.requires_grad > was for p, was in reached):
             return False
         # While a CUDA graph is recorded, no value can be read; what is evaluated counts as current.
         captures = any(p.is_cuda for p in parameters) and torch.cuda.is_current_stream_capturing()
@@ -224,10 +227,13 @@ class Binding:
         self._forget_cleared()
         if self._gradients.deferred is not None and self._gradients.trained != _trained(parameters):
             self.flush()  # a parameter was frozen or thawed: the sum belongs to those from before
-        if self._evaluation is None or not self._evaluation.is_current(parameters, compares_values):
-            with torch.inference_mode(False), torch.set_grad_enabled(trained):
+        current = self._evaluation
+        if current is None or not current.is_current(self.generator, compares_values):
+            # hooks of an outer checkpoint or an offload would count the tensors of this graph
+            unhooked = saved_tensors_hooks(Tensor.detach, _same)
+            with torch.inference_mode(False), torch.set_grad_enabled(trained), unhooked:
                 self.flush()  # through the graph of the values it belongs to
-                self._evaluation = Evaluation(self._evaluate, parameters)
+                self._evaluation = Evaluation(self._evaluate, self.generator)
             self._tensors = []
         has_node = bool(self._tensors) and self._tensors[0].requires_grad
         needs_node = builds_graph and (has_new_node or not has_node)
@@ -555,15 +561,21 @@ def _accumulates(node: Any) -> bool:
         return False
 
 
+def _same(saved: Tensor) -> Tensor:
+    """A hook of autograd that changes nothing."""
+    return saved
+
+
 def _no_copy(memo: dict[int, Any]) -> None:
     """`__deepcopy__` of a generated tensor, which PyTorch refuses to copy; the copied binding
     places its own.
     """
 
 
-def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
+def _key(generator: Generator) -> tuple[Any, ...]:
+    tensors = [*generator.parameters(), *generator.buffers()]
     # tensors made in inference mode, such as by a server that loads in it, have no version
-    return tuple((p.data_ptr(), p.is_inference() or p._version, p.device) for p in parameters)
+    return tuple((t.data_ptr(), t.is_inference() or t._version, t.device) for t in tensors)
 
 
 def _before_loading(generator: Generator, *_: Any) -> None:
