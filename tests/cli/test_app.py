@@ -292,8 +292,8 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
 
     for found in (
         "resuming from step 2",
-        "lora: step 0 of 4: perplexity 7.39",
-        "qpa: step 7 of 10: perplexity 7.39",
+        "lora: step 0 of 4: perplexity 7.39 on held-out data",
+        "qpa: step 7 of 10: perplexity 7.39 on held-out data",
         "validation loss 2.5000",
         "failed: no luck",
     ):
@@ -308,7 +308,7 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
     of_new = [line for line in lines if line.startswith("lora: ")]
     if not terminal:
         assert steps == [
-            f"qpa: step {step} of 10: loss 2.500, 10 s per step, {left} s left"
+            f"qpa: step {step} of 10: training loss 2.500, 10 s per step, {left} s left"
             for step, left in ((4, 60), (7, 30))
         ]
         assert [line for line in lines if "Evaluating: " in line] == [
@@ -317,7 +317,7 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
         ]
         assert of_new == [
             "lora: Evaluating the base model",
-            "lora: step 0 of 4: perplexity 7.39",
+            "lora: step 0 of 4: perplexity 7.39 on held-out data",
             "lora: Training",
         ]
 

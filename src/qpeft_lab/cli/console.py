@@ -171,7 +171,7 @@ class TrainingBar(Progress):
 
     def on_step(self, step: int, loss: float) -> None:
         self._update(completed=step)
-        text = f"loss {loss:.3f}"
+        text = f"training loss {loss:.3f}"
         now = self._shown.get_time()
         if speed := self._task.speed:  # steps per second; None at the first step of this call
             text += f", {1 / speed:.3g} s per step"
@@ -181,7 +181,7 @@ class TrainingBar(Progress):
         self._update(text=text)
 
     def on_eval(self, step: int, score: Score) -> None:
-        self._note_step(step, " ".join(score.headline))
+        self._note_step(step, f"{' '.join(score.headline)} on held-out data")
         if not step:
             self.on_stage("Training")
 

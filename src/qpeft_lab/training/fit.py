@@ -84,7 +84,7 @@ def prepare(settings: RunSettings, progress: Progress, task: Task | None = None)
     if settings.lr is None:
         rate = settings.record.rate_for(settings.task, base.num_parameters())
         settings = replace(settings, lr=rate.value)
-        progress.on_note(f"learning rate {rate.value:g}, that of {rate.source} (--lr)")
+        progress.on_note(f"learning rate {rate.value:g}, the default of {rate.source} (--lr)")
     progress.on_stage("Building the adapter")
     model = build_adapter(
         settings,
