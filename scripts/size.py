@@ -109,13 +109,13 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     }
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
-        Part("library, tokens", tokens["library"], 88_300, 78_000),
+        Part("library, tokens", tokens["library"], 88_400, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 101_500, 82_000),
         Part("tests, tokens", tokens["tests"], 217_000, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],
-            50_400,
+            50_900,
             34_000,
         ),
         Part("README, lines", readme_lines, 130, 130),

@@ -311,9 +311,9 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
             f"qpa: step {step} of 10: training loss 2.500, 10 s per step, {left} s left"
             for step, left in ((4, 60), (7, 30))
         ]
-        assert [line for line in lines if "Evaluating: " in line] == [
-            "qpa: Evaluating: 3 of 8",
-            "qpa: Evaluating: 6 of 8",
+        assert [line for line in lines if "Evaluating: batch" in line] == [
+            "qpa: Evaluating: batch 3 of 8",
+            "qpa: Evaluating: batch 6 of 8",
         ]
         assert of_new == [
             "lora: Evaluating the base model",

@@ -79,7 +79,9 @@ def test_run_without_a_rate_has_that_of_its_method_and_keeps_it(settings, monkey
     train(settings(lr=None, steps=2), progress)
     (note,) = [event for event in progress.events if "learning rate" in event]
 
-    assert re.match(r"learning rate 0\.01, the default of method lora on bases of up to 10 million", note)
+    assert re.match(
+        r"learning rate 0\.01, the default of method lora on bases of up to 10 million", note
+    )
     assert RunFolder(Path(settings().out)).recorded()[0].lr == 0.01
 
     lora = methods.get("lora")

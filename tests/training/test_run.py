@@ -116,8 +116,9 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
     trainer.train()
 
     assert unbroken.steps == trainer.state.max_steps
-    times = f"{n_blocks} {unbroken.steps * 6 / n_blocks:.2g} times (blocks"
-    assert any(f"training: {unbroken.steps} steps read {times}" in str(e) for e in progress.events)
+    times = f"{n_blocks}, {unbroken.steps * 6 / n_blocks:.2g} times each"
+    shown = f"training: {unbroken.steps} steps read blocks of up to 16 tokens: all {times}"
+    assert any(shown in str(event) for event in progress.events)
 
 
 @pytest.mark.parametrize(

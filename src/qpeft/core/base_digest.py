@@ -123,7 +123,9 @@ def digest(weights: Mapping[str, Tensor]) -> str | None:
         step = w.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
         # a flat view may be a copy of the weight
         places = torch.unravel_index(torch.arange(0, w.numel(), step, device=w.device), w.shape)
-        sampled.append(w[places].float().to(tensors[0].device))
+        # of float8 no entries can be taken in torch 2.6
+        entries_of = w.view(torch.uint8) if w.element_size() == 1 else w
+        sampled.append(entries_of[places].view(w.dtype).float().to(tensors[0].device))
     entries = torch.cat(sampled).cpu()  # moved at once
     names = json.dumps(sorted([name, list(w.shape)] for name, w in weights.items())).encode()
     hashes = []

@@ -147,16 +147,17 @@ class TrainingBar(Progress):
 
     def on_part(self, what: str, done: int, total: int) -> None:
         if self._is_training:  # the bar counts steps
-            self._update(text=f"{what}: {done} of {total}")
+            text = f"{what}: batch {done} of {total}"
+            self._update(text=text)
             now = self._shown.get_time()
             if done and now >= self._next_line and not stderr().is_terminal:
                 self._next_line = now + _SECONDS_OF_A_LINE
-                self.on_note(f"{what}: {done} of {total}")
+                self.on_note(text)
             return
         self._update(text=what, completed=done, total=total)
         quarter = -(-total // 4)
         if not stderr().is_terminal and done and done % quarter == 0:
-            self.on_note(f"{what}: {done} of {total}")
+            self.on_note(f"{what}: batch {done} of {total}")
 
     def on_note(self, text: str) -> None:
         line(stderr(), f"{self._name}: {text}")

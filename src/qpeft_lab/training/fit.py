@@ -233,10 +233,10 @@ def _fit(
     settings = ready.settings
     seen = settings.n_steps * settings.batch_size * settings.gradient_accumulation_steps
     n = len(task.train)
-    often = f"{n:,} {seen / n:.2g} times" if seen > n else f"{seen:,} of {n:,}"
+    often = f"all {n:,}, {seen / n:.2g} times each" if seen > n else f"{seen:,} of {n:,}"
     progress.on_note(
-        f"training: {settings.n_steps:,} steps read {often} ({_examples_of(task)});"
-        f" {len(task.evaluation):,} others are for evaluation"
+        f"training: {settings.n_steps:,} steps read {_examples_of(task)}: {often};"
+        f" {len(task.evaluation):,} others are held out for evaluation"
     )
     scored = settings.evaluations(len(task.evaluation))
     which = f"{scored.blocks:,} of them" if scored.blocks < len(task.evaluation) else "all of them"
