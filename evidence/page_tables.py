@@ -31,7 +31,17 @@ from qpeft.files import read_json, write_text
 from qpeft_lab.cli.console import size
 from qpeft_lab.compare.summary import Result, Summary
 from qpeft_lab.demo import base_path
-from smollm2_tables import HEADS, RECIPE, SMOLLM2, UPPER, recipe, stage_4, stage_8
+from smollm2_tables import (
+    DESCRIBED,
+    HEADS,
+    RECIPE,
+    SMOLLM2,
+    UPPER,
+    described,
+    recipe,
+    stage_4,
+    stage_8,
+)
 from table_text import table
 from winners import ADAPTERS, BUDGETS, EPOCHS, FINAL, RESULTS, ROOT, summaries_of, winners_of
 
@@ -216,6 +226,10 @@ TABLES = {
     "upper_pairs": Table(lambda: smollm2_tables.pairs_of(stage_8(), UPPER), [SMOLLM2]),
     "recipe": Table(lambda: smollm2_tables.adapters(recipe()), ["recipes"]),
     "recipe_pairs": Table(lambda: smollm2_tables.pairs_of(recipe(), RECIPE), ["recipes"]),
+    "described": Table(
+        lambda: smollm2_tables.adapters(described(), "bleu_lowercase", "BLEU"), ["recipes"]
+    ),
+    "described_pairs": Table(lambda: smollm2_tables.pairs_of(described(), DESCRIBED), ["recipes"]),
     "studies": Table(studies),  # it has its own links
     "ready": Table(ready_adapters.ready),
     "real_adapters": Table(real_model.adapters),

@@ -55,6 +55,7 @@ SENTENCE_PAIRS = [
     *((ours, other) for ours in ("framed", "qpa") for other in ("head", "uni", "sb")),
 ]
 RECIPE_PAIRS = [("qpa", other) for other in ("lora", "lora_r2", "qpa_none")]
+DESCRIBED_PAIRS = list(product(("quantum_peft", "pauli"), ("lora", "lora_r1")))
 HEAD_PAIRS = [
     *(("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
     *((ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
@@ -540,7 +541,7 @@ def sentence_pairs() -> Iterator[str]:
     yield from by_seed(setup, SENTENCE_PAIRS, setup.mean("head") - setup.mean("lora_r1"))
 
 
-def heads(setup: Setup) -> Iterator[str]:
+def heads(setup: Setup, score: str = "test_ppl") -> Iterator[str]:
     untrained = setup.mean("none")
     for key in sorted(setup.rows, key=setup.mean):
         first = setup.rows[key][0]
@@ -548,7 +549,7 @@ def heads(setup: Setup) -> Iterator[str]:
         if key != "none":
             yield f"{first['lr']:g}"
         yield f"{setup.mean(key):.3f}"
-        yield f"{setup.mean(key, 'test_ppl'):.1f}"
+        yield f"{setup.mean(key, score):.1f}"
         share = (untrained - setup.mean(key)) / (untrained - setup.mean(setup.study["reference"]))
         yield f"{100 * share:.1f} %"
 
@@ -567,6 +568,10 @@ def stage_8() -> Setup:
 
 def recipe() -> Setup:
     return setups("recipes")["qpa-smollm2-wikitext2"]
+
+
+def described() -> Setup:
+    return setups("recipes")["quantum-peft-smollm2-e2e"]
 
 
 def by_seed(setup: Setup, pairs: list[tuple[str, str]], unit: float) -> Iterator[str]:
@@ -639,6 +644,8 @@ TABLES = {
     "upper_pairs": lambda: head_pairs(stage_8(), UPPER_PAIRS),
     "recipe": lambda: heads(recipe()),
     "recipe_pairs": lambda: head_pairs(recipe(), RECIPE_PAIRS),
+    "described": lambda: heads(described(), "bleu_lowercase"),
+    "described_pairs": lambda: head_pairs(described(), DESCRIBED_PAIRS),
 }
 
 if __name__ == "__main__":

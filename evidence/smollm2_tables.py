@@ -30,6 +30,9 @@ SENTENCES = [
     Pair("qpa", "sb"),
 ]
 RECIPE = [Pair("qpa", other) for other in ("lora", "lora_r2", "qpa_none")]
+DESCRIBED = [
+    Pair(ours, other) for ours in ("quantum_peft", "pauli") for other in ("lora", "lora_r1")
+]
 HEADS = [
     *(Pair("qpa", other) for other in ("lora_r4", "lora_r2", "uni", "qpa_frozen", "qpa_random")),
     *(Pair(ours, "qpa") for ours in ("qpa_paper", "qpa_10", "qpa_50")),
@@ -94,22 +97,24 @@ def unit(summary: Summary) -> float:
     return mean_loss(summary["head"]) - mean_loss(summary["lora_r1"])
 
 
-def adapters(summary: Summary) -> str:
-    """Each adapter of a study, with its share of the gain of the study's reference, a LoRA."""
+def adapters(summary: Summary, score: str = "test_ppl", title: str = "perplexity") -> str:
+    """Each adapter of a study, with its share of the gain of the study's reference, a LoRA; `title`
+    is that of the `score`.
+    """
     rows = []
-    for result in sorted(summary.results, key=mean_loss):
-        share = 100 * (mean_loss(summary["none"]) - mean_loss(result)) / gain(summary)
+    for result in sorted(summary.results, key=test_loss):
+        share = 100 * (test_loss(summary["none"]) - test_loss(result)) / gain(summary)
         rows.append(
             [
                 str(result.label),
                 f"{result.method.trainable:,}",
                 "" if result.lr is None else f"{result.lr:g}",
-                f"{mean_loss(result):.3f}",
-                f"{result.mean('test_ppl'):.1f}",
+                f"{test_loss(result):.3f}",
+                f"{result.mean(score):.1f}",
                 f"{share:.1f} %",
             ]
         )
-    header = ["adapter", "parameters", "learning rate", "loss", "perplexity", "of LoRA's gain"]
+    header = ["adapter", "parameters", "learning rate", "loss", title, "of LoRA's gain"]
     return table(header, rows, numbers=5)
 
 
@@ -134,9 +139,19 @@ def recipe() -> Summary:
     return summaries_of("recipes")["qpa-smollm2-wikitext2"]
 
 
+def described() -> Summary:
+    """The recipe of Quantum-PEFT's published experiment on SmolLM2."""
+    return summaries_of("recipes")["quantum-peft-smollm2-e2e"]
+
+
+def test_loss(result: Result) -> float:
+    """In nats per token, averaged over the seeds, also where the study's metric is another."""
+    return fmean(row["test_loss"] for row in result.successes.values())
+
+
 def gain(summary: Summary) -> float:
     """What the reference of a study gains over the base without an adapter, in nats."""
-    return mean_loss(summary["none"]) - mean_loss(summary[str(summary.study.reference)])
+    return test_loss(summary["none"]) - test_loss(summary[str(summary.study.reference)])
 
 
 def differences(summary: Summary, pairs: Sequence[Pair], unit: float) -> list[Line]:

@@ -117,7 +117,7 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
 
     assert unbroken.steps == trainer.state.max_steps
     times = f"{n_blocks}, {unbroken.steps * 6 / n_blocks:.2g} times each"
-    shown = f"training: {unbroken.steps} steps read blocks of up to 16 tokens: all {times}"
+    shown = f"training: {unbroken.steps} steps read blocks of up to 64 tokens: all {times}"
     assert any(shown in str(event) for event in progress.events)
 
 

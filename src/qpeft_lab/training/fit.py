@@ -236,7 +236,7 @@ def _fit(
     often = f"all {n:,}, {seen / n:.2g} times each" if seen > n else f"{seen:,} of {n:,}"
     progress.on_note(
         f"training: {settings.n_steps:,} steps read {_examples_of(task)}: {often};"
-        f" {len(task.evaluation):,} others are held out for evaluation"
+        f" held out for evaluation: {len(task.evaluation):,}"
     )
     scored = settings.evaluations(len(task.evaluation))
     which = f"{scored.blocks:,} of them" if scored.blocks < len(task.evaluation) else "all of them"
