@@ -11,12 +11,16 @@ import torch
 from folders import edit_config, rewrite
 from peft import (
     AdaLoraConfig,
+    AdamssConfig,
     AdaptionPromptConfig,
     AutoPeftModelForCausalLM,
+    CPTConfig,
     IA3Config,
+    KasaConfig,
     LoHaConfig,
     LoraConfig,
     OFTConfig,
+    OSFConfig,
     PeftModel,
     PolyConfig,
     PrefixTuningConfig,
@@ -71,6 +75,36 @@ def test_adapter_is_disabled_after_a_backward_pass(llama, ids, adapters, host):
     assert torch.equal(adapters.logits(model, ids), live)
 
     model(input_ids=ids, labels=ids).loss.backward()
+
+
+@pytest.mark.parametrize("host", [UNI_LORA, LORA, IA3])
+def test_generator_is_frozen_with_its_host(llama, ids, host):
+    model = attached(llama, host)
+    tuner = model.base_model
+    for trains in (
+        lambda on: model.set_requires_grad("default", on),
+        lambda on: tuner.set_requires_grad("default", on),
+        lambda on: tuner.set_adapter("default", inference_mode=not on),
+        lambda on: model.set_adapter("default", inference_mode=not on),
+    ):
+        for is_trained in (False, True):
+            trains(is_trained)
+            found = {p.requires_grad for p in model.generators.parameters()}
+            assert found == {is_trained}
+            assert model(input_ids=ids, labels=ids).loss.requires_grad == is_trained
+    copied = copy.deepcopy(model)
+    copied.set_requires_grad("default", False)
+    assert not any(p.requires_grad for p in copied.parameters())
+    assert any(p.requires_grad for p in model.parameters())
+
+
+def test_export_of_kasa_leaves_the_base_as_it_is(llama, ids, adapters, tmp_path):
+    model = attached(llama, LoraConfig(r=2, kasa_config=KasaConfig(), **QV))
+    before = copy.deepcopy(model.get_base_model().state_dict())
+    for number in range(2):
+        qpeft.export(model, tmp_path / str(number))
+    after = model.get_base_model().state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def test_host_that_needs_task_ids_is_exported_with_a_probe(llama, ids, tmp_path):
@@ -162,6 +196,14 @@ MODELS = {  # by what the message names
     ),
     "of rank_pattern match .* alphabetical": lambda base: host_on(
         base, LoraConfig(r=2, rank_pattern={"q_proj": 1, "layers.1.*": 2}, **QV)
+    ),
+    "use_asa": lambda base: host_on(base, AdamssConfig(r=8, num_subspaces=2, use_asa=True, **QV)),
+    "hook that changes its gradient": lambda base: host_on(base, OSFConfig(effective_rank=4, **QV)),
+    "prompt_encoder.* has a hook": lambda base: host_on(
+        base,
+        CPTConfig(
+            cpt_token_ids=[1, 2, 3], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 4], **LM
+        ),
     ),
     "coft": lambda base: host_on(base, OFTConfig(r=0, oft_block_size=4, coft=True, **QV)),
     "unmerge_adapter": lambda base: changed(

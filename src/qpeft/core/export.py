@@ -283,7 +283,11 @@ def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> An
     config: Any = PeftConfig.from_pretrained(str(folder))
     if getattr(config, "layer_replication", None):
         config.layer_replication = None  # the live model's layers are replicated already
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    # KaSA truncates the weights of the base when it is loaded: nothing is shared
+    tensors = (
+        () if getattr(config, "kasa_config", None) else (*model.parameters(), *model.buffers())
+    )
+    shared = {id(tensor): tensor for tensor in tensors}
     n_tokens, parameters = resized(model.get_base_model())
     for parameter in parameters:
         own = nn.Parameter(parameter.detach().clone())

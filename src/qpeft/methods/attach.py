@@ -25,7 +25,7 @@ from qpeft.circuits.numerics import float32_by_default
 from qpeft.core.base_digest import check_base, name_of, record_or_check_base
 from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig
-from qpeft.core.generator_holder import GeneratorHolder, described_by, holder_of
+from qpeft.core.generator_holder import GeneratorHolder, described_by, holder_in, holder_of
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, find_slots, slots_in
@@ -82,11 +82,12 @@ def attach(model: PeftModel, config: GeneratorConfig) -> PeftModel:
         generator_name=registered,
     )
     record_or_check_base(attached, model.get_base_model(), name)
-    model.__class__ = attached_class(type(model))
+    model.__class__ = attached_class(AttachedModel, type(model))
     base = model.get_base_model()
     if model._is_prompt_learning:  # it is read before the base model's forward pass
         holder = GeneratorHolder(model, base, model.prompt_encoder[name], saved_path="")
     else:
+        model.base_model.__class__ = attached_class(AttachedHost, type(model.base_model))
         holder = GeneratorHolder(model.base_model, base, base, saved_path="")
         holder.serve_layers(base)
     holder.hold(name, attached, generator, slots)
@@ -119,10 +120,11 @@ def _check_host(model: Any) -> None:
     init = getattr(host, "init_lora_weights", True)
     if init not in DRAWN_INITS:
         raise ConfigError(f"init_lora_weights={init!r} is not supported; use one of {DRAWN_INITS}")
-    if isinstance(host, AdaLoraConfig) or getattr(host, "coft", False):
+    changes = [name for name in ("coft", "use_asa") if getattr(host, name, False)]
+    if isinstance(host, AdaLoraConfig) or changes:
         raise ConfigError(
-            f"{type(host).__name__} or its coft changes parameters outside of the optimizer; use"
-            " another"
+            f"{' '.join([type(host).__name__, *changes])} changes parameters outside of the"
+            " optimizer; use another"
         )
     check_order(host, dict(model.get_base_model().named_modules()))
     refuse_merged(model.modules())
@@ -147,6 +149,12 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
             f"no tensor of adapter '{adapter_name}' is trainable; if it was loaded, load it with"
             " is_trainable=True"
         )
+    for slot in trained:
+        if _tensor(slot)._backward_hooks:
+            raise ConfigError(
+                f"{slot.label} has a hook that changes its gradient, as those of OSF and CPT have;"
+                " a generated tensor has none. Use another host"
+            )
     _refuse_shared(model, trained)
     return trained
 
@@ -246,7 +254,38 @@ class AttachedConfig(GeneratedConfig):
         return config_class(**self.generator)
 
 
-class AttachedModel(PeftModel if TYPE_CHECKING else object):
+class Attached:
+    """Of a class that `attach` makes of a mixin and of one of PEFT's classes."""
+
+    made_of: tuple[type, type]  # both
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # pickle cannot find a class that was made at run time
+        _, _, *state = super().__reduce_ex__(protocol)
+        return (_new, self.made_of, *state)
+
+
+class AttachedHost(Attached, BaseTuner if TYPE_CHECKING else object):
+    """Mixed in before the tuner of the host by `attach`: its generator is frozen with it."""
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        generators: Any = holder_in(self)
+        # PEFT sets requires_grad of the tensors it finds, which views refuse
+        generators.refresh_detached()
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        generators.place_stand_ins()
+        generators.train_only(self.active_adapters, inference_mode)
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        generators: Any = holder_in(self)
+        generators.refresh_detached()
+        super().set_requires_grad(adapter_names, requires_grad)
+        generators.place_stand_ins()
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        generators.train_only(names, inference_mode=not requires_grad)
+
+
+class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
     """Mixed in before a PeftModel class by `attach`."""
 
     @property
@@ -260,12 +299,6 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         saved.
         """
         return self.base_model.model if isinstance(self.base_model, BaseTuner) else self.base_model
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        # pickle cannot find a class that was made at run time
-        _, _, *state = super().__reduce_ex__(protocol)
-        plain = type(self).__mro__[2]  # behind this class
-        return (_new, (plain,), *state)
 
     def _compact(self) -> AbstractContextManager[None]:
         """Within: PEFT saves and loads the generator."""
@@ -368,13 +401,15 @@ class AttachedModel(PeftModel if TYPE_CHECKING else object):
         return self.base_model
 
 
-def _new(plain: type[PeftModel]) -> PeftModel:
-    """An attached model without content, for pickle."""
-    attached: Any = attached_class(plain)
-    return attached.__new__(attached)
+def _new(mixin: type, plain: type) -> Any:
+    """An attached model, or its tuner, without content, for pickle."""
+    made = attached_class(mixin, plain)
+    return made.__new__(made)
 
 
 @cache
-def attached_class(plain: type[PeftModel]) -> type[PeftModel]:
-    """`plain` with `AttachedModel` mixed in."""
-    return type(f"Attached{plain.__name__}", (AttachedModel, plain), {})
+def attached_class(mixin: type, plain: type) -> Any:
+    """The class `plain` of PEFT with AttachedModel or AttachedHost mixed in."""
+    # of a module of PEFT, as a stock tuner is, whose adapter PEFT alone can load
+    members = {"made_of": (mixin, plain), "__module__": plain.__module__}
+    return type(f"Attached{plain.__name__}", (mixin, plain), members)
