@@ -60,6 +60,8 @@ def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> No
         "scikit-learn",
         "build",
         "hatchling",
+        "setuptools",  # BOFT of PEFT wants it with torch 2.6
+        *(["torchvision"] if transformers == "5.5.0" else []),  # which reads images with it
     )
     session.run("python", "-m", "pytest", "--quiet", *(session.posargs or TESTS))
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from tiny_models import make_vit
 
-from qpeft.errors import DataError
+from qpeft.errors import ConfigError, DataError
 from qpeft_lab import RunSettings
 from qpeft_lab.data.images import load_images, open_image, write_images
 from qpeft_lab.data.sources import has_validation_split
@@ -152,6 +152,19 @@ def test_unusable_images_are_refused(read, tmp_path, made, named):
     made(place)
     with pytest.raises(DataError, match=named):
         read(place)
+
+
+def test_transformers_without_its_package_for_images_is_a_clear_error(read, tmp_path, monkeypatch):
+    class NeedsTorchvision(type):
+        @property
+        def from_pretrained(cls):
+            raise ImportError("of transformers 5.5")
+
+    monkeypatch.setattr(
+        "qpeft_lab.training.tasks.AutoImageProcessor", NeedsTorchvision("Auto", (), {})
+    )
+    with pytest.raises(ConfigError, match="only with torchvision"):
+        read(tmp_path)
 
 
 def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):

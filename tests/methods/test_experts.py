@@ -5,7 +5,7 @@ adapts by parameters.
 import pytest
 from families import EXPERTS, experts
 from folders import bytes_of
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 import qpeft
@@ -87,6 +87,12 @@ def test_contract(name, ids):
         model.set_experts_implementation("eager")  # the others cannot compute in float64
         return model
 
+    if name == "deepseek_v3":
+        stock = get_peft_model(make(), LoraConfig(target_modules="all-linear"))
+        try:
+            stock(input_ids=ids)
+        except AttributeError:
+            pytest.skip("PEFT's limit: with transformers 5.5 it wraps the router of this model")
     batch = {"input_ids": ids, "labels": ids}  # whose routes jump, unlike a gradient
     adapter_contract(make, lambda: qpa(name), batch, starts_at_base=False, exact_gradient=False)
 

@@ -474,7 +474,8 @@ def test_gradient_checkpointing_changes_no_gradient(make, ids, adapters, use_ree
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model(input_ids=ids, labels=ids).loss.backward()
 
-    torch.testing.assert_close(adapters.gradients(model), expected)
+    # of layers that are computed again one by one, the sum has other roundings
+    torch.testing.assert_close(adapters.gradients(model), expected, rtol=2e-5, atol=1e-5)
 
 
 def test_dropout_acts_only_in_training(make, ids, adapters, variant):

@@ -7,6 +7,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -386,11 +387,18 @@ TASK_CLASSES: dict[str, type[Task]] = {  # by the names of tasks in `RunSettings
 
 def load_processor(model: str, task: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a base, or for images its image processor, with PIL. Raises InputError if it
-    has none.
+    has none, and ConfigError if transformers needs a package.
     """
     if not TASKS[task].has_images:
         return base.load_tokenizer(model, trust_remote_code)
-    return base.load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
+    try:
+        from_pretrained = AutoImageProcessor.from_pretrained
+    except ImportError as error:
+        raise ConfigError(
+            f"transformers {version('transformers')} reads images only with torchvision: install it,"
+            " or a newer transformers"
+        ) from error
+    return base.load(from_pretrained, model, trust_remote_code, backend="pil")
 
 
 def _pad_token(tokenizer: Any, config: Any) -> int:
