@@ -44,6 +44,28 @@ def generated(answer):
     ]
 
 
+@pytest.mark.parametrize("method, adapter", [("lora", "run"), ("qpa", "run/exported")])
+def test_replaced_base_of_a_stock_adapter_in_a_run_is_noted(
+    qpeft_cli, base_folder, text, tmp_path, method, adapter
+):
+    """A stock adapter does not record its base, but the run does."""
+    base = shutil.copytree(base_folder, tmp_path / "base")
+    data = f"--model {base} --data {text} --seq-len 16 --steps 1 --target-modules q_proj"
+    qpeft_cli(f"train {data} --method {method} --r 4 --out {tmp_path}/run", code=0)
+
+    def shown():
+        command = f"generate --adapter {tmp_path}/{adapter} --prompt a --max-new-tokens 1"
+        return " ".join(qpeft_cli(command, code=0).stderr.split())
+
+    assert "Note" not in shown()
+
+    model = load_base(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(2)
+    model.save_pretrained(base)
+    assert "not those of the base on which" in shown()
+
+
 def test_text_is_that_of_transformers(qpeft_cli, generated, base_folder, adapter_folder, tmp_path):
     def expected(adapter=None, **options):
         tokenizer = AutoTokenizer.from_pretrained(base_folder)

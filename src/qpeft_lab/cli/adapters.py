@@ -4,6 +4,7 @@ that they mean.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft import methods
 from qpeft.checks import option
-from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError
 from qpeft.files import file_hash
 from qpeft.folders import repair_folder
 from qpeft.user_code import is_file
@@ -143,7 +144,27 @@ class Loading:
             named = adapter_config(folder, self.frames).get("base_model_name_or_path")
         if not named:
             raise InputError("no base model; pass --model, or an adapter that names one")
-        return base_model(str(named))
+        found = base_model(str(named))
+        if folder is not None:
+            self._note_another_base(folder, found)
+        return found
+
+    def _note_another_base(self, folder: Path, base: str) -> None:
+        """Warn of another base than that of the run, which a stock adapter does not record."""
+        from qpeft_lab.base_model import fingerprint
+
+        run = run_of(folder)
+        if run is None or "base_digest" in adapter_config(folder, self.frames):
+            return
+        trained_on = run.recorded()[1].get("model", "")
+        is_file = trained_on.startswith("sha256:") and Path(base).exists()
+        if is_file and fingerprint(base) != trained_on:
+            warnings.warn(
+                f"the files of {base} are not those of the base on which {run.path} was trained;"
+                " the results are not those of its training",
+                BaseModelWarning,
+                stacklevel=1,
+            )
 
 
 @dataclass(kw_only=True)

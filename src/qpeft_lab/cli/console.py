@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpeft.errors import QpeftWarning
 from qpeft.files import write_text
 from qpeft_lab.files import json_line
 from qpeft_lab.progress import Progress
@@ -97,7 +98,8 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
 
 
 def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
-    if filename.startswith(_PACKAGE):
+    # those of a config are attributed to its caller, which can be outside of the package
+    if filename.startswith(_PACKAGE) or issubclass(category, QpeftWarning):
         say("Note:", str(message), "bold yellow")
 
 
