@@ -110,7 +110,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     tokens = {name: code.tokens for name, code in codes.items()}
     parts = [
         Part("library, tokens", tokens["library"], 88_900, 78_000),
-        Part("laboratory, tokens", tokens["laboratory"], 101_500, 82_000),
+        Part("laboratory, tokens", tokens["laboratory"], 102_000, 82_000),
         Part("tests, tokens", tokens["tests"], 217_700, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",

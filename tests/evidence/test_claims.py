@@ -259,6 +259,7 @@ PAPERS = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
             "equivalent better equivalent equivalent worse equivalent equivalent equivalent",
         ),
         (PAPERS, "recipe_pairs", "undecided undecided equivalent"),
+        (PAPERS, "described_pairs", "worse worse worse worse"),
     ],
 )
 def test_verdicts_on_real_models_are_those_of_the_sentences_beside_them(page, table, verdicts):
@@ -351,6 +352,22 @@ def test_learning_rates_change_with_the_base_as_the_page_says():
 def test_perplexities_of_the_recipe_are_those_of_its_rows():
     lora, qpa = (smollm2_tables.recipe()[key].mean("test_ppl") for key in ("lora", "qpa"))
     assert says(f"| LoRA {lora:.1f}, QPA {qpa:.1f} |", PAPERS)
+
+
+def test_sentences_on_described_restaurants_are_those_of_the_rows():
+    """BLEU of both adapters in the table of recipes, equal sizes, and LoRA's largest rate."""
+    summary = smollm2_tables.described()
+    lora, quantum_peft = (summary[key].mean("bleu_lowercase") for key in ("lora", "quantum_peft"))
+    assert says(f"| LoRA {lora:.1f}, Quantum-PEFT {quantum_peft:.1f} |", PAPERS)
+    rank_1 = summary["lora_r1"]
+    assert summary["quantum_peft"].method.trainable == pytest.approx(
+        rank_1.method.trainable, rel=0.01
+    )
+    assert summary["pauli"].method.trainable < 0.25 * rank_1.method.trainable
+    assert rank_1.lr == max(rank_1.trials)
+    hours = sum(row.get("seconds") or 0 for row in summary.rows) / 3600 / 2  # on two cores
+    assert len(summary.rows) == 30
+    assert round(2 * hours) == 5
 
 
 def test_every_customer_of_the_guide_was_verified_on_a_server():
