@@ -72,7 +72,7 @@ def write_gguf(exported: Path, base: PretrainedConfig, out: Path) -> None:
     Args:
         exported: A folder of `qpeft.export`.
         base: The config of its base model.
-        out: The file; `NAME.Modelfile` is written next to `NAME.gguf`, unless it is there.
+        out: The file; its Modelfile is written next to it, unless it is there.
 
     Raises ConfigError if the adapter is no plain LoRA, or GGUF has no tensor for a module of it.
     """
@@ -96,17 +96,22 @@ def write_gguf(exported: Path, base: PretrainedConfig, out: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+    modelfile = modelfile_of(out)
     base_name = " ".join(str(config.get("base_model_name_or_path")).split())
     text = (
-        f"# ollama create {out.stem} -f {out.stem}.Modelfile\n"
+        f"# ollama create {modelfile.stem} -f {modelfile.name}\n"
         "# FROM is the base model: its name in Ollama, a GGUF file, or a folder of safetensors\n"
         f"FROM {base_name}\nADAPTER ./{out.name}\n"
     )
-    modelfile = out.with_suffix(".Modelfile")
     if not modelfile.exists():
         write_text(modelfile, text)
     elif modelfile.read_bytes() != text.encode():  # its user has edited it
         warnings.warn(f"{modelfile} is kept; its FROM must be {base_name}", stacklevel=2)
+
+
+def modelfile_of(out: Path) -> Path:
+    """The Modelfile of a GGUF file: `NAME.Modelfile` of `NAME.gguf`, and of `NAME` without it."""
+    return out.with_name(f"{out.name.removesuffix('.gguf')}.Modelfile")
 
 
 def _tensors(

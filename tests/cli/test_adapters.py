@@ -329,6 +329,10 @@ def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tm
     assert modelfile.read_text() == "FROM mine"
     assert made == [f"FROM {found['base']}", "ADAPTER ./ana.gguf"]
 
+    for version in ("v1", "v2"):  # each has a Modelfile of its own
+        answer(f"export {adapter_folder} --gguf {tmp_path}/ana.{version}")
+        assert f"./ana.{version}" in (tmp_path / f"ana.{version}.Modelfile").read_text()
+
     for options in ("", f"--gguf {tmp_path}", f"--gguf {gguf} --merge --out {out}"):
         qpeft_cli(f"export {adapter_folder} {options}", code=2)
 

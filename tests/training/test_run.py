@@ -192,6 +192,20 @@ def test_run_that_another_process_finished_in_the_meantime_is_not_repeated(setti
     assert train(settings()).already_finished
 
 
+def test_folder_that_another_run_used_in_the_meantime_is_refused(settings, monkeypatch):
+    """Not resumed, and no result of other settings is returned."""
+
+    def prepare_slowly(*args):
+        monkeypatch.setattr(fit, "prepare", prepare)
+        train(settings(lr=0.003))
+        return prepare(*args)
+
+    prepare = fit.prepare
+    monkeypatch.setattr(fit, "prepare", prepare_slowly)
+    with pytest.raises(CheckpointError, match=r"lr was 0\.003"):
+        train(settings(lr=0.001))
+
+
 def test_gradient_checkpointing_and_bfloat16(settings):
     plain = train(settings("plain", method="qpa", steps=2))
     for changes, rel in (({"gradient_checkpointing": True}, 1e-5), ({"dtype": "bfloat16"}, 2e-2)):

@@ -38,7 +38,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import RLock
@@ -230,7 +230,10 @@ class Binding:
         current = self._evaluation
         if current is None or not current.is_current(self.generator, compares_values):
             # hooks of an outer checkpoint or an offload would count the tensors of this graph
-            unhooked = saved_tensors_hooks(Tensor.detach, _same)
+            has_transforms = torch._C._are_functorch_transforms_active()  # which have no hooks
+            unhooked = (
+                nullcontext() if has_transforms else saved_tensors_hooks(Tensor.detach, _same)
+            )
             with torch.inference_mode(False), torch.set_grad_enabled(trained), unhooked:
                 self.flush()  # through the graph of the values it belongs to
                 self._evaluation = Evaluation(self._evaluate, self.generator)

@@ -150,11 +150,13 @@ class Loading:
         return found
 
     def _note_another_base(self, folder: Path, base: str) -> None:
-        """Warn of another base than that of the run, which a stock adapter does not record."""
+        """Warn of another base than that of the run. A stock adapter does not record its base, and
+        another one only the weights that it adapts.
+        """
         from qpeft_lab.base_model import fingerprint
 
         run = run_of(folder)
-        if run is None or "base_digest" in adapter_config(folder, self.frames):
+        if run is None:
             return
         trained_on = run.recorded()[1].get("model", "")
         is_file = trained_on.startswith("sha256:") and Path(base).exists()

@@ -258,9 +258,11 @@ def _show(console: Console, written: dict[str, Any]) -> None:
         line(console, f"Loads in vLLM: {written['vllm']}")
         line(console, "A server that loads the base model loads a merged one: add --merge\n")
     if "gguf" in written:
+        from qpeft_lab.gguf_lora import modelfile_of
+
         name = Path(written["gguf"])
         line(console, f"llama.cpp: llama-server --model BASE.gguf --lora {name}")
-        line(console, f"Ollama: ollama create NAME -f {name.with_suffix('.Modelfile')}\n")
+        line(console, f"Ollama: ollama create NAME -f {modelfile_of(name)}\n")
     if "load" in written:
         console.print("Load it without qpeft:\n")
         line(console, written["load"], "cyan")

@@ -140,7 +140,9 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
         return finished
     ready = prepare(settings, progress)
     with locked(folder.path):
-        if (finished := folder.read_result()) is not None:  # by another process, in the meantime
+        # another process can have used it in the meantime
+        folder.check(replace(settings, lr=ready.settings.lr), identity)
+        if (finished := folder.read_result()) is not None:
             return finished
         result = _fit(settings, folder, identity, ready, progress)
         progress.on_stage("Writing the adapter")
@@ -164,6 +166,7 @@ def fit(
     settings, folder, identity = _checked(settings)
     ready = prepare(settings, progress, task)
     with locked(folder.path):
+        folder.check(replace(settings, lr=ready.settings.lr), identity)  # as in `train`
         return ready, _fit(settings, folder, identity, ready, progress, callbacks)
 
 
