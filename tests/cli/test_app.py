@@ -316,7 +316,7 @@ def test_progress_has_a_line_per_event_and_bars_on_a_terminal(terminal, capsys, 
             "qpa: Evaluating: batch 6 of 8",
         ]
         assert of_new == [
-            "lora: Evaluating the base model",
+            "lora: Evaluating before training",
             "lora: step 0 of 4: perplexity 7.39 on held-out data",
             "lora: Training",
         ]

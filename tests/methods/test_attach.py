@@ -98,6 +98,14 @@ def test_generator_is_frozen_with_its_host(llama, ids, host):
     assert any(p.requires_grad for p in model.parameters())
 
 
+def test_host_with_a_frozen_tensor_is_refused(llama):
+    model = host_on(llama, LORA)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    layer.lora_A["default"].requires_grad_(False)
+    with pytest.raises(ConfigError, match=r"lora_A\.weight is frozen"):
+        qpeft.attach(model, small())
+
+
 def test_export_of_kasa_leaves_the_base_as_it_is(llama, ids, adapters, tmp_path):
     model = attached(llama, LoraConfig(r=2, kasa_config=KasaConfig(), **QV))
     before = copy.deepcopy(model.get_base_model().state_dict())

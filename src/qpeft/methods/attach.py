@@ -149,6 +149,13 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
             f"no tensor of adapter '{adapter_name}' is trainable; if it was loaded, load it with"
             " is_trainable=True"
         )
+    # PEFT can make a prompt of which a part is frozen; of a layer somebody has frozen it
+    frozen = [] if model._is_prompt_learning else [s.label for s in slots if s not in trained]
+    if frozen:
+        raise ConfigError(
+            f"{frozen[0]} is frozen, and a saved adapter would not contain it; attach the generator"
+            " before, or let all tensors of the adapter be trainable"
+        )
     for slot in trained:
         if _tensor(slot)._backward_hooks:
             raise ConfigError(

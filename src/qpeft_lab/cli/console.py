@@ -170,7 +170,7 @@ class TrainingBar(Progress):
         if done:
             self.on_note(f"resuming from step {done}")
         else:
-            self.on_stage("Evaluating the base model")
+            self.on_stage("Evaluating before training")
 
     def on_step(self, step: int, loss: float) -> None:
         self._update(completed=step)

@@ -48,7 +48,9 @@ class TrainResult:
     method: str
     task: str
     steps: int
-    before: Score  # of the base; with a prefix or a new head, of the untrained model
+    # of the untrained model: that is the base, but with a prefix, a new head, or QPA, whose adapter
+    # begins near 0
+    before: Score
     after: Score
     trainable: int  # trainable parameters, including a head
     trainable_head: int  # of the trainable parameters, those of a classification head
