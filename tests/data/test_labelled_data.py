@@ -141,6 +141,17 @@ def test_rows_without_a_text_are_left_out_and_counted(read):
     assert len(task.train) + len(task.evaluation) == 4
 
 
+def test_pairs_without_one_of_their_texts_are_read_with_a_warning(read, tmp_path):
+    rows = [
+        {"text": "a", "other": text, "label": label}
+        for text, label in zip("bc ", "xyx", strict=True)
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(DataWarning, match="1 of 3 rows of .* nothing in column 'other'"):
+        read(file, text_pair_column="other", eval_data=str(file))
+
+
 def test_texts_are_truncated_before_their_last_special_token(
     read, tiny_encoder, opinion_files, tmp_path
 ):

@@ -8,7 +8,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from qpeft.errors import DataError
+from qpeft.errors import DataError, DataWarning
 from qpeft_lab import RunSettings
 from qpeft_lab.data import sources
 from qpeft_lab.data.sources import load_examples
@@ -102,8 +102,8 @@ def test_path_is_literal_and_a_folder_is_read_in_order_of_name(tmp_path, suffix)
         ("a.csv", "text,n\none,1\n,2\n", {"text": "one"}, "1 of 2 rows"),
         (
             "a.jsonl",
-            [{"prompt": "", "completion": "A"}, {"prompt": "Q", "completion": ""}],
-            {"prompt": "", "completion": "A"},
+            [{"prompt": "P", "completion": "A"}, {"prompt": "Q", "completion": ""}],
+            {"prompt": "P", "completion": "A"},
             "1 of 2 rows",
         ),
         (
@@ -122,6 +122,12 @@ def test_rows_with_nothing_to_score_are_left_out_with_a_warning(
 ):
     with pytest.warns(UserWarning, match=found):
         assert load(write(tmp_path / name, content)) == [kept]
+
+
+def test_answers_without_a_prompt_are_read_with_a_warning(tmp_path):
+    rows = [{"prompt": "P", "completion": "A"}, {"promt": "Q", "completion": "B"}]
+    with pytest.warns(DataWarning, match="1 of 2 rows of .* nothing in column 'prompt'"):
+        assert load(write(tmp_path / "a.jsonl", rows))[1] == {"prompt": "", "completion": "B"}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError, DataWarning
-from qpeft_lab.data.sources import Row, kept_rows, load_rows
+from qpeft_lab.data.sources import Row, kept_rows, load_rows, note_empty
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import SharedSettings
@@ -107,6 +107,10 @@ def load_labelled_texts(
         value = label(row.get(of_label), where)
         if any(text.strip() for text in texts):
             kept.append((texts, value))
+    for column, texts in zip(
+        of_text, zip(*(texts for texts, _ in kept), strict=True), strict=False
+    ):
+        note_empty(source, column, texts)
     return kept_rows(source, kept, len(rows), "no text")
 
 

@@ -167,6 +167,8 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
     else:
         scored = [row for row in renamed if row[key]]
         why = f"nothing in column {column!r}"
+        if key == "completion":
+            note_empty(source, run.prompt_column, [row["prompt"] for row in scored])
     if run.pad_rows and scored:
         return renamed
     return kept_rows(source, scored, len(rows), why)
@@ -195,6 +197,14 @@ def kept_rows(source: str, kept: list[Any], n_rows: int, why: str) -> list[Any]:
     if len(kept) < n_rows:
         warnings.warn(DataWarning(f"{left_out}; they are left out"), stacklevel=2)
     return kept
+
+
+def note_empty(source: str, column: str, texts: Sequence[str]) -> None:
+    """Warn of rows that are read although they have nothing in this column, such as no prompt."""
+    n_empty = sum(not text.strip() for text in texts)
+    if n_empty:
+        found = f"{n_empty} of {len(texts)} rows of {source} have nothing in column {column!r}"
+        warnings.warn(DataWarning(f"{found}; they are read without it"), stacklevel=2)
 
 
 def spread(limit: int, items: list[Any]) -> list[Any]:
