@@ -111,7 +111,7 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     parts = [
         Part("library, tokens", tokens["library"], 88_900, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 102_000, 82_000),
-        Part("tests, tokens", tokens["tests"], 217_700, 168_000),
+        Part("tests, tokens", tokens["tests"], 218_200, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],

@@ -236,13 +236,13 @@ class Binding:
             )
             with torch.inference_mode(False), torch.set_grad_enabled(trained), unhooked:
                 self.flush()  # through the graph of the values it belongs to
-                self._evaluation = Evaluation(self._evaluate, self.generator)
+                current = self._evaluation = Evaluation(self._evaluate, self.generator)
             self._tensors = []
         has_node = bool(self._tensors) and self._tensors[0].requires_grad
         needs_node = builds_graph and (has_new_node or not has_node)
         is_frozen = has_node and not trained  # since then
         if not self._tensors or needs_node or is_frozen:
-            self._tensors = self._views(self._evaluation.flat, detached=not trained)
+            self._tensors = self._views(current.flat, detached=not trained)
             self._is_placed = False
 
     @property
