@@ -92,6 +92,13 @@ def test_generator_is_frozen_with_its_host(llama, ids, host):
             found = {p.requires_grad for p in model.generators.parameters()}
             assert found == {is_trained}
             assert model(input_ids=ids, labels=ids).loss.requires_grad == is_trained
+    for names in ("other", []):
+        tuner.set_requires_grad(names, False)
+        assert all(p.requires_grad for p in model.generators.parameters())
+    tuner.disable_adapter_layers()
+    assert not any(p.requires_grad for p in model.parameters())
+    tuner.enable_adapter_layers()
+    assert all(p.requires_grad for p in model.generators.parameters())
     copied = copy.deepcopy(model)
     copied.set_requires_grad("default", False)
     assert not any(p.requires_grad for p in copied.parameters())

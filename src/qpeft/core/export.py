@@ -283,11 +283,7 @@ def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> An
     config: Any = PeftConfig.from_pretrained(str(folder))
     if getattr(config, "layer_replication", None):
         config.layer_replication = None  # the live model's layers are replicated already
-    # KaSA truncates the weights of the base when it is loaded: nothing is shared
-    tensors = (
-        () if getattr(config, "kasa_config", None) else (*model.parameters(), *model.buffers())
-    )
-    shared = {id(tensor): tensor for tensor in tensors}
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     n_tokens, parameters = resized(model.get_base_model())
     for parameter in parameters:
         own = nn.Parameter(parameter.detach().clone())
@@ -299,9 +295,14 @@ def _load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool) -> An
         if isinstance(module, AuxiliaryTrainingWrapper):
             copied.set_submodule(name, module.original_module)
     base = copied.unload() if isinstance(model.base_model, BaseTuner) else copied.base_model
+    # KaSA truncates the weights of its base, which it has truncated before, again
+    truncated = list(base.parameters()) if getattr(config, "kasa_config", None) else []
+    kept = [parameter.detach().clone() for parameter in truncated]
     loaded = PeftModel.from_pretrained(
         base, str(folder), config=config, autocast_adapter_dtype=autocast_adapter_dtype
     )
+    for parameter, value in zip(truncated, kept, strict=True):
+        parameter.data = value
     return loaded.eval()
 
 

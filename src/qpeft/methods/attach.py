@@ -289,7 +289,15 @@ class AttachedHost(Attached, BaseTuner if TYPE_CHECKING else object):
         super().set_requires_grad(adapter_names, requires_grad)
         generators.place_stand_ins()
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        generators.train_only(names, inference_mode=not requires_grad)
+        for name in generators.keys() & set(names):
+            generators[name].requires_grad_(requires_grad)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        generators: Any = holder_in(self)
+        generators.refresh_detached()
+        super()._enable_adapter_layers(enabled)
+        generators.enable(enabled)
+        generators.place_stand_ins()
 
 
 class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):

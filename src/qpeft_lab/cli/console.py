@@ -93,14 +93,20 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
     for name in _VERBOSE:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(action="always"):
-        warnings.showwarning = _show_own
+        warnings.showwarning = partial(_show_own, set())
         yield
 
 
-def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
+def _show_own(
+    shown: set[str], message: Warning | str, category: Any, filename: str, *_: Any
+) -> None:
+    """Show a warning of qpeft as a note, each text once: a config can be made several times."""
+    text = str(message)
     # those of a config are attributed to its caller, which can be outside of the package
     if filename.startswith(_PACKAGE) or issubclass(category, QpeftWarning):
-        say("Note:", str(message), "bold yellow")
+        if text not in shown:
+            say("Note:", text, "bold yellow")
+        shown.add(text)
 
 
 def print_json(data: dict[str, Any]) -> None:
