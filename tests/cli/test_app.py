@@ -240,11 +240,18 @@ def test_answer_as_text_and_as_json_without_the_output_of_libraries():
 # libraries
 
 
-def test_only_warnings_of_qpeft_are_shown(capsys):
+def test_only_warnings_of_qpeft_are_shown_and_each_once(capsys):
+    """By their place, or by their category: a config's are attributed to its caller."""
+    own = sys.modules[DataWarning.__module__].__file__
     with quiet_libraries(debug=False):
-        for file in (sys.modules[DataWarning.__module__].__file__, "/other.py"):
-            warnings.warn_explicit(DataWarning("no answer"), DataWarning, file, 1)
-    assert capsys.readouterr().err == "Note: no answer\n"
+        for text, category, file in (
+            ("no answer", UserWarning, own),
+            ("no prompt", DataWarning, "/other.py"),
+            ("no prompt", DataWarning, "/other.py"),
+            ("not ours", UserWarning, "/other.py"),
+        ):
+            warnings.warn_explicit(text, category, file, 1)
+    assert capsys.readouterr().err == "Note: no answer\nNote: no prompt\n"
 
 
 # progress
