@@ -32,7 +32,7 @@ from transformers import (
 )
 
 import qpeft
-from qpeft.errors import CheckpointError, DataError
+from qpeft.errors import CheckpointError, DataError, DataWarning
 from qpeft_lab import RunSettings, train
 from qpeft_lab.training.classifier import find_head, read_record
 from qpeft_lab.training.run_folder import RunFolder
@@ -243,12 +243,15 @@ def test_row_is_left_out_only_if_both_texts_are_empty(settings, tmp_path):
         for one, other in rows
     )
     (tmp_path / "x.jsonl").write_text("".join(lines))
-    with pytest.warns(UserWarning, match="1 of 3 rows"):
+    with pytest.warns(DataWarning) as warned:
         task = TASK_CLASSES[TEXTS](
             settings(TEXTS, data=str(tmp_path / "x.jsonl"), **PAIR), labels=("n", "y")
         )
 
     assert len(task.evaluation) == 2
+
+    counts = {str(warning.message).partition(" rows")[0] for warning in warned}
+    assert counts == {"1 of 2", "1 of 3"}
 
 
 # -- numbers
