@@ -20,6 +20,9 @@ def main() -> None:
         sys.stderr.write(f"The command qpeft needs {missing[0]}: pip install 'qpeft[lab]'\n")
         sys.exit(2)
     try:
+        from qpeft_lab.heap import restart_with_settings
+
+        restart_with_settings()
         from qpeft_lab.cli.app import build
 
         build()(prog_name="qpeft")
