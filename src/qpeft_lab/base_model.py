@@ -175,6 +175,8 @@ def load(
                 " executed; read the code, and set trust_remote_code if you trust it"
             ) from error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if not path.exists():
+            reason = f"there is no such folder, and of the hub: {reason}"
         hint = (
             "; if a file is damaged or cut off, copy or download it again" if path.exists() else ""
         )

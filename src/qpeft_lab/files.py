@@ -57,9 +57,9 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
         ) from error
 
 
-def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
-    """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as
-    the `example`.
+def parse_yaml(text: str) -> Any:
+    """The value in YAML, also a number such as 1e-3. Raises ValueError, also for a key that occurs
+    twice and for a value that contains itself.
     """
     import yaml
 
@@ -86,8 +86,18 @@ def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+
+
+def read_yaml(path: Path | Traversable, example: str) -> dict[str, Any]:
+    """The fields in a YAML file. Raises ConfigError if it cannot be read, or has no fields, such as
+    the `example`.
+    """
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
         ) from error

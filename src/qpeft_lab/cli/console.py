@@ -40,6 +40,7 @@ _SILENCE = {
 }
 # loggers; PEFT imports these packages where they are installed
 _VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")
+_NARROWEST = 60  # columns; in a narrower terminal, tables would lose their values
 _SECONDS_OF_A_LINE = 30  # at least, between two lines about steps where there is no bar
 
 
@@ -58,6 +59,7 @@ class Answer:
         from rich.console import Console
 
         console = Console(highlight=False, markup=False)
+        console.width = max(console.width, _NARROWEST)
         console.print(facts(listed(self.data))) if self.show is None else self.show(console)
 
 

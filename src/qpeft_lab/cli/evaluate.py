@@ -118,6 +118,12 @@ def evaluate(
     else:
         of_texts = {name: name in run for name in ("seq_len", "pad_rows")}
         _refuse_unused(of_texts, "is for scored texts; leave it out with --generate")
+    for name in ("dtype", "load_in_4bit", "pad_rows"):
+        in_run = trained.run.get(name, used := getattr(settings, name))
+        if name not in run and in_run != used:
+            warnings.warn(
+                f"the run had {name}={in_run}; it is scored with {name}={used}", stacklevel=2
+            )
     if _are_training_data(settings, trained):
         warnings.warn(
             f"{data} are the training data of {source.adapter}: most were learned", stacklevel=2

@@ -122,7 +122,11 @@ def _template(folder: Path | None, base_name: str, chat: bool) -> str | None:
 
 def _prompt(given: str | None) -> str:
     if given is None:
-        given = sys.stdin.read().rstrip("\n")
+        given = "" if sys.stdin is None else sys.stdin.read().rstrip("\n")
     if not given:
         raise InputError("the prompt is empty; pass --prompt or pipe a text into the command")
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the prompt is no text in UTF-8; convert it") from error
     return given

@@ -17,6 +17,7 @@ from qpeft.errors import ConfigError
 from qpeft.methods import records
 from qpeft.methods.method import imported
 from qpeft_lab.cli.options import Fields, flag
+from qpeft_lab.files import parse_yaml
 from qpeft_lab.settings import RunSettings
 from qpeft_lab.user_files import FRAMES, named_ansatz
 
@@ -132,12 +133,10 @@ def as_options(method: str, settings: Mapping[str, Any]) -> str:
 
 def _name_and_value(text: str) -> tuple[str, Any]:
     """NAME=VALUE, the value in YAML: a number, true, [a list], or a text."""
-    import yaml
-
     name, is_pair, value = text.partition("=")
-    with suppress(yaml.YAMLError):
+    with suppress(ValueError):
         if is_pair:
-            return name, yaml.safe_load(value)
+            return name, parse_yaml(value)
     raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
 
 

@@ -31,9 +31,20 @@ def collect_labels(labels: Iterable[str], source: str, known: Sequence[str]) -> 
     """The classes of training data, sorted by value if all are integers, otherwise by name.
 
     If the base has exactly these classes, `known`, its order is kept, because its head has that
-    order. Raises DataError for fewer than two classes.
+    order. Raises DataError for fewer than two classes, and for two that are the same number.
     """
     names = set(labels)
+    by_number = dict[float, str]()
+    for name in sorted(names):
+        try:
+            same = by_number.setdefault(float(name), name)
+        except ValueError:
+            continue
+        if same != name:
+            raise DataError(
+                f"{source} has the classes {same!r} and {name!r}, which are the same number; write"
+                " them in the same way"
+            )
     if len(names) < 2:
         raise DataError(
             f"{source} has only the class {next(iter(names))!r}; give examples of at least two"

@@ -20,6 +20,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +51,8 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
 }
+# those of usual chat templates
+_ROLES = {"assistant", "developer", "function", "system", "tool", "user"}
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = (
@@ -163,6 +166,12 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
             for row in renamed
             if any(message["role"] == "assistant" and message["content"] for message in row[key])
         ]
+        roles = Counter(message["role"] for row in renamed for message in row[key])
+        for role in roles.keys() - _ROLES:
+            found = f"{roles[role]} messages of {source} have the unusual role {role!r}"
+            warnings.warn(
+                DataWarning(f"{found}; only those of an 'assistant' are learned"), stacklevel=2
+            )
         why = "no message of an assistant"
     else:
         scored = [row for row in renamed if row[key]]
@@ -225,6 +234,10 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     class.
     """
     if source in BUILT_IN:
+        if Path(source).exists():
+            warnings.warn(
+                DataWarning(f"{source} is the built-in text; ./{source} is your own"), stacklevel=2
+            )
         module, function = BUILT_IN[source].split(":")
         return [{"text": text} for text in getattr(import_module(module), function)()]
     name = parse_source(source)
@@ -321,12 +334,16 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
             raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {allowed}")
         return [path]
     # hidden ones, such as the ._name of a Mac, are no data: `content_hash` leaves them out as well
-    visible = (file for file in path.iterdir() if not file.name.startswith("."))
+    visible = [file for file in path.iterdir() if not file.name.startswith(".")]
     files = sorted(file for file in visible if file.suffix.lower() in _READERS)
     if not files:
         others = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
         raise DataError(
             f"no data in folder {path}: it contains {others}; {allowed}, and not begin with a dot"
+        )
+    if left_out := sorted(file.name for file in visible if file not in files):
+        warnings.warn(
+            DataWarning(f"not read in {path}: {', '.join(left_out)}; {allowed}"), stacklevel=2
         )
     return [file for file in files if split is None or re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
 

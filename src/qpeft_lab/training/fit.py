@@ -38,7 +38,7 @@ from qpeft_lab.training.inputs import check_inputs
 from qpeft_lab.training.methods import build_adapter, build_configs, check_memory
 from qpeft_lab.training.run_folder import RunFolder, TrainResult
 from qpeft_lab.training.score import Score
-from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Task
+from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Classification, Task
 from qpeft_lab.user_files import file_hashes
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ def train(settings: RunSettings, progress: Progress | None = None) -> TrainResul
     if (finished := folder.read_result()) is not None:
         return finished
     ready = prepare(settings, progress)
-    with locked(folder.path):
-        # another process can have used it in the meantime
-        folder.check(replace(settings, lr=ready.settings.lr), identity)
+    with _entered(folder, settings, identity, ready):
         if (finished := folder.read_result()) is not None:
             return finished
         result = _fit(settings, folder, identity, ready, progress)
@@ -165,9 +163,18 @@ def fit(
     """
     settings, folder, identity = _checked(settings)
     ready = prepare(settings, progress, task)
-    with locked(folder.path):
-        folder.check(replace(settings, lr=ready.settings.lr), identity)  # as in `train`
+    with _entered(folder, settings, identity, ready):
         return ready, _fit(settings, folder, identity, ready, progress, callbacks)
+
+
+@contextmanager
+def _entered(
+    folder: RunFolder, settings: RunSettings, identity: dict[str, str], ready: Prepared
+) -> Iterator[None]:
+    """The lock of the folder, which another process can have used since it was checked."""
+    with locked(folder.path):
+        folder.check(replace(settings, lr=ready.settings.lr), identity)
+        yield
 
 
 class _Checked(NamedTuple):
@@ -302,7 +309,11 @@ def _fit(
 
 
 def _examples_of(task: Task) -> str:
-    return f"blocks of up to {task.seq_len} tokens" if isinstance(task, CausalLM) else "examples"
+    if isinstance(task, CausalLM):
+        return f"blocks of up to {task.seq_len} tokens"
+    if isinstance(task, Classification) and not task.kind.is_regression:
+        return f"examples of {len(task.labels):,} classes"
+    return "examples"
 
 
 def _fused(settings: RunSettings, ready: Prepared) -> AbstractContextManager[Loss | None]:

@@ -169,5 +169,9 @@ def _with_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:
         return make(*arguments, **values)
     except QpeftError:
         raise
-    except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise ConfigError(str(error)) from error
+    except (TypeError, AttributeError, IndexError) as error:
+        raise ConfigError(
+            f"PEFT cannot use a setting of the method, possibly one of another type: {error}"
+        ) from error

@@ -1,0 +1,94 @@
+"""Input of which a part would have been ignored, or misread, without a word."""
+
+import io
+import sys
+
+import pytest
+
+from qpeft.errors import DataError, DataWarning
+from qpeft_lab.data.labelled import collect_labels
+from qpeft_lab.data.sources import load_examples, load_rows
+from qpeft_lab.files import parse_yaml
+from qpeft_lab.settings import RunSettings
+
+
+@pytest.fixture
+def train(qpeft_cli, text_file, tmp_path):
+    """Call `qpeft train` on the embedded base for two steps; its folder."""
+
+    def call(options, code=0, data=text_file):
+        usual = f"--model embedded --data {data} --steps 2 --seq-len 16 --eval-blocks 2"
+        return qpeft_cli(f"train {usual} --out {tmp_path}/run {options}", code=code)
+
+    return call
+
+
+@pytest.mark.parametrize("names", [("1", "1.0"), ("1", "01"), ("0", "-0", "a")])
+def test_classes_that_are_the_same_number_are_refused(names):
+    with pytest.raises(DataError, match="same number"):
+        collect_labels(names, "data.csv", ())
+
+
+def test_files_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "a.txt").write_text("a bird")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "more").mkdir()
+    with pytest.warns(DataWarning, match=r"not read in .*: README\.md, more"):
+        assert load_rows(str(tmp_path), "train") == [{"text": "a bird"}]
+
+
+def test_file_with_the_name_of_a_built_in_text_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "numpy-docs").mkdir()
+    with pytest.warns(DataWarning, match=r"numpy-docs is the built-in text; \./numpy-docs"):
+        load_rows("numpy-docs", "train")
+
+
+def test_unusual_role_is_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text(
+        '{"messages": [{"role": "asistant", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+    )
+    with pytest.warns(DataWarning, match="1 messages of .* unusual role 'asistant'"):
+        load_examples(str(file), "train", RunSettings(model="x", data=str(file), out="y"))
+
+
+def test_number_of_classes_is_shown(train, tmp_path):
+    rows = "".join(f"a bird {i},{'yn'[i % 2]}\n" for i in range(40))
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    result = train("--task text-classification", data=tmp_path / "a.csv")
+    assert "examples of 2 classes" in result.stderr
+
+
+def test_score_in_another_dtype_is_named(train, qpeft_cli, tmp_path):
+    train("--dtype bfloat16")
+    (tmp_path / "other.txt").write_text("another bird sings. " * 40)
+    command = f"evaluate --adapter {tmp_path}/run --data {tmp_path}/other.txt"
+    result = qpeft_cli(command)
+    assert "the run had dtype=bfloat16; it is scored with dtype=float32" in result.stderr
+    assert "the run had" not in qpeft_cli(f"{command} --dtype bfloat16").stderr
+
+
+def test_narrow_terminal_shows_values(qpeft_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    assert "40,960" in qpeft_cli("plan --model embedded --method lora --r 4").stdout
+
+
+def test_scientific_notation_is_a_number():
+    assert parse_yaml("1e-1") == 0.1
+
+
+def test_setting_of_another_type_is_explained(train):
+    result = train("--method lora --set bias=true", code=2)
+    assert "possibly one of another type" in result.stderr
+
+
+@pytest.mark.parametrize("stdin", [None, io.StringIO("\udcff")])
+def test_prompt_that_is_no_text_is_refused(qpeft_cli, monkeypatch, stdin):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert "the prompt is" in qpeft_cli("generate --model embedded", code=2).stderr
+
+
+def test_folder_that_is_gone_is_named(qpeft_cli, text_file, tmp_path):
+    command = f"train --model gone/base --data {text_file} --out {tmp_path}/run"
+    assert "there is no such folder" in qpeft_cli(command, code=2).stderr
