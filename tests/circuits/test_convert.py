@@ -443,7 +443,8 @@ def test_angles_and_wires_of_other_numbers_are_refused(arguments):
     "measure, warns",
     [
         (lambda: qml.probs(), False),
-        (lambda: qml.probs(wires=[1, 0]), False),
+        (lambda: qml.probs(wires=[0, 1]), False),
+        (lambda: qml.probs(wires=[1, 0]), True),
         (lambda: qml.probs(wires=[0]), True),
         (lambda: qml.expval(qml.Z(0)), True),
         (lambda: qml.state(), True),

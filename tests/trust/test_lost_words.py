@@ -7,7 +7,7 @@ import pytest
 
 from qpeft.errors import DataError, DataWarning
 from qpeft_lab.data.labelled import collect_labels
-from qpeft_lab.data.sources import load_examples, load_rows
+from qpeft_lab.data.sources import content_hash, load_examples, load_rows
 from qpeft_lab.files import parse_yaml
 from qpeft_lab.settings import RunSettings
 
@@ -23,10 +23,10 @@ def train(qpeft_cli, text_file, tmp_path):
     return call
 
 
-@pytest.mark.parametrize("names", [("1", "1.0"), ("1", "01"), ("0", "-0", "a")])
-def test_classes_that_are_the_same_number_are_refused(names):
-    with pytest.raises(DataError, match="same number"):
-        collect_labels(names, "data.csv", ())
+@pytest.mark.parametrize("names", [("1", "1.0"), ("1", "01"), ("-0", "0", "a")])
+def test_classes_that_are_the_same_number_are_named(names):
+    with pytest.warns(DataWarning, match="the same number; they are taken as two"):
+        assert collect_labels(names, "data.csv", ()) == tuple(sorted(names))
 
 
 def test_files_that_are_not_read_are_named(tmp_path):
@@ -35,6 +35,24 @@ def test_files_that_are_not_read_are_named(tmp_path):
     (tmp_path / "more").mkdir()
     with pytest.warns(DataWarning, match=r"not read in .*: README\.md, more"):
         assert load_rows(str(tmp_path), "train") == [{"text": "a bird"}]
+
+
+def test_folder_with_splits_is_refused(tmp_path):
+    for name in ("train-00", "train-01", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+    with pytest.raises(DataError, match=r"splits test, train, .*::train"):
+        load_rows(str(tmp_path), "train")
+    assert [row["text"] for row in load_rows(f"{tmp_path}::test", "train")] == ["test"]
+
+
+def test_picture_in_another_class_is_other_data(tmp_path):
+    for name in ("bird", "cat"):
+        (tmp_path / name).mkdir()
+    picture = tmp_path / "bird" / "a.png"
+    picture.write_bytes(b"a")
+    before = content_hash(str(tmp_path))
+    picture.rename(tmp_path / "cat" / "a.png")
+    assert content_hash(str(tmp_path)) != before
 
 
 def test_file_with_the_name_of_a_built_in_text_is_named(tmp_path, monkeypatch):

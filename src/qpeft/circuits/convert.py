@@ -215,13 +215,13 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         str(measured)
         for measured in [*tape.measurements, *getattr(circuit, "compile_pipeline", ())]
         if not isinstance(measured, ProbabilityMP)
-        or (measured.wires and set(measured.wires) != set(labels))
+        or (measured.wires and list(measured.wires) != labels)
     ]
     if unused:
         warnings.warn(
             QpeftWarning(
                 f"the circuit has {', '.join(unused)}, which is not used: its features are the"
-                " probabilities of all basis states, qml.probs(), without transforms"
+                f" probabilities of all basis states, qml.probs({labels}), without transforms"
             ),
             stacklevel=2,
         )

@@ -31,7 +31,7 @@ def collect_labels(labels: Iterable[str], source: str, known: Sequence[str]) -> 
     """The classes of training data, sorted by value if all are integers, otherwise by name.
 
     If the base has exactly these classes, `known`, its order is kept, because its head has that
-    order. Raises DataError for fewer than two classes, and for two that are the same number.
+    order. Raises DataError for fewer than two classes, and warns of two that are the same number.
     """
     names = set(labels)
     by_number = dict[float, str]()
@@ -41,10 +41,8 @@ def collect_labels(labels: Iterable[str], source: str, known: Sequence[str]) -> 
         except ValueError:
             continue
         if same != name:
-            raise DataError(
-                f"{source} has the classes {same!r} and {name!r}, which are the same number; write"
-                " them in the same way"
-            )
+            found = f"{source} has the classes {same!r} and {name!r}, which are the same number"
+            warnings.warn(DataWarning(f"{found}; they are taken as two"), stacklevel=2)
     if len(names) < 2:
         raise DataError(
             f"{source} has only the class {next(iter(names))!r}; give examples of at least two"

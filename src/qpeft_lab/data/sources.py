@@ -53,6 +53,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # those of usual chat templates
 _ROLES = {"assistant", "developer", "function", "system", "tool", "user"}
+_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])")
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = (
@@ -247,6 +248,8 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
             split = name.glue.split(split)
             raise DataError(f"{name.path} has no file of the split {split}, such as {split}.jsonl")
         of_files = {file: _read(file, by_line) for file in files}
+        if name.glue is None:
+            _refuse_splits(source, files)
         _refuse_other_columns(of_files)
         rows = [row for of_file in of_files.values() for row in of_file]
     else:
@@ -257,6 +260,16 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
     if not rows:
         raise DataError(f"{source} is empty")
     return rows
+
+
+def _refuse_splits(source: str, files: Sequence[Path]) -> None:
+    """Raise DataError for a folder that is divided into splits, such as train.csv and test.csv."""
+    splits = {match[0] for file in files if (match := _SPLIT.match(file.stem))}
+    if "train" in splits and len(splits) > 1:
+        raise DataError(
+            f"{source} has files of the splits {', '.join(sorted(splits))}, which would be read"
+            f" together; name one, such as {source}::train"
+        )
 
 
 def _refuse_other_columns(of_files: Mapping[Path, list[Row]]) -> None:
@@ -303,8 +316,8 @@ def has_validation_split(source: str, has_images: bool = False) -> bool:
 
 
 def content_hash(source: str) -> str | None:
-    """Hash of the files of a local source, hidden ones excepted; None for a data set of the hub, or
-    a built-in text.
+    """Hash of the files of a local source, hidden ones excepted, and of the names of sub-folders,
+    which are classes of images; None for a data set of the hub, or a built-in text.
     """
     name = parse_source(source)
     if name.name in BUILT_IN or not name.is_local:
@@ -313,7 +326,12 @@ def content_hash(source: str) -> str | None:
     files = (
         [path] if path.is_file() else sorted(file for file in path.rglob("[!.]*") if file.is_file())
     )
-    return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
+    sha = hashlib.sha256()
+    for file in files:
+        if file.parent not in (path, path.parent):
+            sha.update(file.parent.relative_to(path).as_posix().encode())
+        sha.update(bytes.fromhex(file_hash(file)))
+    return sha.hexdigest()
 
 
 def rows_of(source: str, sha256: str | None) -> tuple[str, str | None, str | None]:
