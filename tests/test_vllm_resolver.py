@@ -172,7 +172,11 @@ def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapter
     assert old in " ".join(qpeft_cli("rollback", folder, code=0).stdout.split())
 
     (revisions.keep(folder, new) / "adapter_config.json").write_text("{")  # damaged
+    other = folder / "checkpoint-5" / "adapter_model.safetensors"
+    other.parent.mkdir()
+    other.write_text("kept")
     qpeft_cli("rollback", folder, "--to", old, code=0)
+    assert other.read_text() == "kept"
     assert revisions.revision(folder) == old
     assert {*revisions.kept(folder)} == {old, new}
 

@@ -81,8 +81,8 @@ def kept(folder: Path) -> list[str]:
 
 
 def restore(folder: Path, digest: str) -> None:
-    """Make an earlier revision the present one, which is kept. Raises ConfigError if it is not
-    there, CheckpointError if it is damaged.
+    """Make an earlier revision the present one, which is kept; other files of the folder stay.
+    Raises ConfigError if it is not there, CheckpointError if it is damaged.
     """
     if digest not in kept(folder):
         known = ", ".join(kept(folder)) or "none"
@@ -93,6 +93,8 @@ def restore(folder: Path, digest: str) -> None:
     with suppress(CheckpointError):  # a damaged adapter is replaced as well
         keep(folder, revision(folder))
     with replace_folder(folder) as new:
+        if folder.is_dir():
+            shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
         for name in (CONFIG, WEIGHTS):
             shutil.copy(source / name, new)
 

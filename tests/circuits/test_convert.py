@@ -446,6 +446,7 @@ def test_angles_and_wires_of_other_numbers_are_refused(arguments):
         (lambda: qml.probs(wires=[0, 1]), False),
         (lambda: qml.probs(wires=[1, 0]), True),
         (lambda: qml.probs(wires=[0]), True),
+        (lambda: qml.probs(op=qml.X(0) @ qml.X(1)), True),
         (lambda: qml.expval(qml.Z(0)), True),
         (lambda: qml.state(), True),
     ],

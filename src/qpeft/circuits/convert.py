@@ -215,6 +215,7 @@ def from_pennylane(circuit: Any, shape: tuple[int, ...] | None = None) -> Ansatz
         str(measured)
         for measured in [*tape.measurements, *getattr(circuit, "compile_pipeline", ())]
         if not isinstance(measured, ProbabilityMP)
+        or measured.obs is not None
         or (measured.wires and list(measured.wires) != labels)
     ]
     if unused:
