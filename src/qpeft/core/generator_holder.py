@@ -120,7 +120,7 @@ class GeneratorHolder(nn.ModuleDict):
     def release(self) -> None:
         """Stop generating; the adapters' own parameters get the current values."""
         with self.exact():
-            for binding in self.bindings.values():
+            for binding in [*self.bindings.values()]:  # another thread can add some
                 binding.release()
         self.remove_hooks()
 
@@ -165,7 +165,7 @@ class GeneratorHolder(nn.ModuleDict):
         base_is_sharded = is_sharded(base)
         if not base_is_sharded:
             refuse_sharded(module)
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             if base_is_sharded:
                 binding.replicate(base)
             binding.refresh()
@@ -183,7 +183,7 @@ class GeneratorHolder(nn.ModuleDict):
 
         On an accelerator the part does not notice: a comparison of values would wait for all work.
         """
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             if binding.is_on_cpu:
                 binding.place_stand_ins()
 
@@ -213,17 +213,17 @@ class GeneratorHolder(nn.ModuleDict):
 
     def invalidate(self) -> None:
         """Discard every generator's value: the next forward pass computes it again."""
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             binding.invalidate()
 
     def place_stand_ins(self) -> None:
         """Evaluate those generators again whose parameters changed, when an adapter is used."""
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             binding.place_stand_ins()
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             binding.refresh_detached()
 
     @contextmanager
@@ -282,10 +282,10 @@ class GeneratorHolder(nn.ModuleDict):
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             binding.flush()  # through the graph of the present parameters
         result = super()._apply(fn, recurse)
-        for binding in self.bindings.values():
+        for binding in [*self.bindings.values()]:
             binding.cast_slots(fn)
         return result
 
