@@ -120,7 +120,7 @@ class GeneratorHolder(nn.ModuleDict):
     def release(self) -> None:
         """Stop generating; the adapters' own parameters get the current values."""
         with self.exact():
-            for binding in [*self.bindings.values()]:  # another thread can add some
+            for binding in self.bindings.values():
                 binding.release()
         self.remove_hooks()
 
@@ -159,13 +159,14 @@ class GeneratorHolder(nn.ModuleDict):
         if self._trained is not None:
             return
         base = self._base[0]
-        if any(getattr(generator, "needs_fit", False) for generator in self.values()):
+        generators = [*self.values()]  # a copy, which no other thread changes
+        if any(getattr(generator, "needs_fit", False) for generator in generators):
             for name in _adapters_in_use(base) & self.keys():
                 self.refuse_unfitted(name)
         base_is_sharded = is_sharded(base)
         if not base_is_sharded:
             refuse_sharded(module)
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             if base_is_sharded:
                 binding.replicate(base)
             binding.refresh()
@@ -183,7 +184,7 @@ class GeneratorHolder(nn.ModuleDict):
 
         On an accelerator the part does not notice: a comparison of values would wait for all work.
         """
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             if binding.is_on_cpu:
                 binding.place_stand_ins()
 
@@ -213,17 +214,17 @@ class GeneratorHolder(nn.ModuleDict):
 
     def invalidate(self) -> None:
         """Discard every generator's value: the next forward pass computes it again."""
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             binding.invalidate()
 
     def place_stand_ins(self) -> None:
         """Evaluate those generators again whose parameters changed, when an adapter is used."""
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             binding.place_stand_ins()
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             binding.refresh_detached()
 
     @contextmanager
@@ -282,10 +283,10 @@ class GeneratorHolder(nn.ModuleDict):
         return super().train(mode)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             binding.flush()  # through the graph of the present parameters
         result = super()._apply(fn, recurse)
-        for binding in [*self.bindings.values()]:
+        for binding in self.bindings.values():
             binding.cast_slots(fn)
         return result
 

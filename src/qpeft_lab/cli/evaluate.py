@@ -119,7 +119,8 @@ def evaluate(
         of_texts = {name: name in run for name in ("seq_len", "pad_rows")}
         _refuse_unused(of_texts, "is for scored texts; leave it out with --generate")
     for name in ("dtype", "load_in_4bit", "pad_rows"):
-        in_run = trained.run.get(name, used := getattr(settings, name))
+        used = getattr(settings, name)
+        in_run = trained.run.get(name, used)
         if name not in run and in_run != used:
             warnings.warn(
                 f"the run had {name}={in_run}; it is scored with {name}={used}", stacklevel=2
