@@ -31,6 +31,7 @@ from peft import (
 from safetensors.torch import load_file
 
 import qpeft
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
 
 LM = {"task_type": "CAUSAL_LM"}
@@ -367,6 +368,19 @@ def test_gradient_reaches_loha_through_one_layer_alone(llama, adapters):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data += 0.1  # a write that PyTorch's version counter does not record
+
+
+def test_layer_that_is_called_alone_is_not_counted_as_a_generator(llama):
+    model = attached(llama, LORA)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    keys, within = set(model.state_dict()), []
+    layer.base_layer.register_forward_hook(lambda *_: within.append(set(model.state_dict())))
+    layer(torch.randn(2, layer.in_features))
+    model.set_adapter("default")
+
+    assert within == [keys]
+    assert set(model.state_dict()) == keys
+    assert list(holder_of(model)) == ["default"]
 
 
 def test_autograd_function_of_a_strangers_layer_loses_no_gradient_silently(llama):

@@ -59,7 +59,9 @@ class GeneratorHolder(nn.ModuleDict):
             # as TRL for vLLM, recognize them.
             name = f"{owner.prefix}{CONTAINER}"
             path = "base_model."
-        self._layer: nn.Module | None = None  # called without the base, with tensors placed for it
+        # the layer that was called without the base, with tensors placed for it; in a tuple, since
+        # PyTorch makes a module that is set here one of the generators
+        self._layer: tuple[nn.Module, ...] = ()
         owner.add_module(name, self)
         self.prefix = f"{path}{name}."  # of the keys in the state dict of the PeftModel
         self.saved_prefix = f"{saved_path}{CONTAINER}."  # of the keys in a file
@@ -159,8 +161,7 @@ class GeneratorHolder(nn.ModuleDict):
         if self._trained is not None:
             return
         base = self._base[0]
-        generators = [*self.values()]  # a copy, which no other thread changes
-        if any(getattr(generator, "needs_fit", False) for generator in generators):
+        if any(getattr(generator, "needs_fit", False) for generator in self.values()):
             for name in _adapters_in_use(base) & self.keys():
                 self.refuse_unfitted(name)
         base_is_sharded = is_sharded(base)
@@ -194,12 +195,12 @@ class GeneratorHolder(nn.ModuleDict):
             return
         placed = [binding.place_for_layer() for binding in self.bindings.values()]
         if any(placed):
-            self._layer = layer
+            self._layer = (layer,)
 
     @torch.compiler.disable
     def _after_layer(self, layer: nn.Module, *_: Any) -> None:
-        if self._layer is layer:
-            self._layer = None
+        if layer in self._layer:
+            self._layer = ()
             after: Any = self._after_forward
             after()
 
