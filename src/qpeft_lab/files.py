@@ -22,8 +22,13 @@ from qpeft.files import UNFINISHED, hidden_folder, parse_json, whole_lines
 RUN_AGAIN = "run the same command again"  # in messages: what to do after the cause is removed
 SEAL = "seal"  # the field of a sealed JSON object
 _OWN_NAME = re.compile(r"\..*\.[a-f0-9]{8}" + re.escape(UNFINISHED))
-# also 1e-3, which is a text in YAML 1.1
-_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+# Numbers as people write them: in YAML 1.1, 1e-3 is a text, 1:30 is 90, and 010 is 8.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[-+]?(\d[\d_]*\.\d*|\.\d+|(\d+\.?\d*|\.\d+)[eE][-+]?\d+|\.inf)$|\.nan$", re.IGNORECASE
+    ),
+}
 _DISK_FULL = (
     # of the system
     "no space left on device",
@@ -58,8 +63,8 @@ def locked(folder: Path, patience: float = 0.0) -> Iterator[None]:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value in YAML, also a number such as 1e-3. Raises ValueError, also for a key that occurs
-    twice and for a value that contains itself.
+    """The value in YAML, with numbers as people write them. Raises ValueError, also for a key that
+    occurs twice and for a value that contains itself.
     """
     import yaml
 
@@ -84,7 +89,12 @@ def parse_yaml(text: str) -> Any:
                 )
             return node
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _SCIENTIFIC, list("-+.0123456789"))
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, pattern in _NUMBERS.items():
+        Loader.add_implicit_resolver(tag, pattern, list("-+.0123456789"))
     try:
         return yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError) as error:

@@ -15,6 +15,8 @@ from qpeft_lab.data.sources import load_examples
 
 KEPT = {"pad_rows": True}
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*which are not")  # of columns
+
 
 def load(source, split="train", **columns):
     return load_examples(str(source), split, RunSettings(model="m", data="d", out="o", **columns))
@@ -163,7 +165,7 @@ def test_unusable_files_are_refused(tmp_path, name, content):
 def test_named_column_is_read_or_missing(tmp_path):
     row = {"prompt": "p", "completion": "c", "text": "t", "review": "r"}
     file = write(tmp_path / "a.jsonl", [row])
-    with pytest.warns(UserWarning, match="which are read, and text, which is not"):
+    with pytest.warns(UserWarning, match="which are read, and text, review, which are not"):
         assert load(file) == [{"prompt": "p", "completion": "c"}]
 
     assert load(file, text_column="review") == [{"text": "r"}]

@@ -1,12 +1,14 @@
 """Input of which a part would have been ignored, or misread, without a word."""
 
 import io
+import json
+import math
 import sys
 
 import pytest
 
 from qpeft.errors import DataError, DataWarning
-from qpeft_lab.data.labelled import collect_labels
+from qpeft_lab.data.labelled import collect_labels, label_name, load_labelled_texts
 from qpeft_lab.data.sources import content_hash, load_examples, load_rows
 from qpeft_lab.files import parse_yaml
 from qpeft_lab.settings import RunSettings
@@ -92,13 +94,54 @@ def test_narrow_terminal_shows_values(qpeft_cli, monkeypatch):
     assert "40,960" in qpeft_cli("plan --model embedded --method lora --r 4").stdout
 
 
-def test_scientific_notation_is_a_number():
-    assert parse_yaml("1e-1") == 0.1
+NUMBERS = {
+    "1e-1": 0.1,
+    "-2.": -2.0,
+    "+.5": 0.5,
+    "1_000": 1000,
+    "0": 0,
+    "-.inf": -math.inf,
+    "1:30": "1:30",  # by YAML 1.1 this would be 90
+    "1:30.5": "1:30.5",
+    "010": "010",  # and this 8
+    "0b1": "0b1",
+    "0x1f": "0x1f",
+}
+
+
+@pytest.mark.parametrize("text, value", NUMBERS.items())
+def test_numbers_in_yaml_are_what_people_write(text, value):
+    assert repr(parse_yaml(text)) == repr(value)
 
 
 def test_setting_of_another_type_is_explained(train):
     result = train("--method lora --set bias=true", code=2)
     assert "possibly one of another type" in result.stderr
+    result = train("--method lora --set use_dora='\"false\"'", code=2)
+    assert "use_dora must be True or False, got 'false'" in result.stderr
+
+
+def test_setting_that_makes_another_method_is_refused(train):
+    result = train("--method dora --set use_dora=false", code=2)
+    assert "use_dora makes DoRA what it is" in result.stderr
+    train("--method dora --set use_dora=true")
+
+
+def test_folder_of_tables_without_names_is_refused(tmp_path):
+    """The first line of the second file was taken for the same line of names, and left out."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text("a bird,1\na cat,0\na dog,1\n")
+    settings = RunSettings(model="x", data="y", out="z", task="text-classification")
+    with pytest.raises(DataError, match="no line with names of columns; add it to each"):
+        load_labelled_texts(str(tmp_path), "train", settings, label_name)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path):
+    file = tmp_path / "a.jsonl"
+    rows = ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b", "system": "c"})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(DataWarning, match="prompt, completion, .* system, which are not"):
+        load_examples(str(file), "train", RunSettings(model="x", data=str(file), out="y"))
 
 
 @pytest.mark.parametrize("stdin", [None, io.StringIO("\udcff")])

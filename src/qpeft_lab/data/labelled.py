@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import DataError, DataWarning
-from qpeft_lab.data.sources import Row, kept_rows, load_rows, note_empty
+from qpeft_lab.data.sources import Row, kept_rows, load_rows, note_empty, parse_source
 
 if TYPE_CHECKING:
     from qpeft_lab.settings import SharedSettings
@@ -133,6 +133,9 @@ def _with_header(source: str, rows: list[Row], names: list[str]) -> list[Row]:
     *_, last = first
     if last not in {str(row.get(last)) for row in rows}:
         return rows
+    name = parse_source(source)
+    if name.is_local and name.path.is_dir():  # the first lines of its other files were lost
+        raise DataError(f"a table of {source} has no line with names of columns; add it to each")
     warnings.warn(
         DataWarning(f"{source} has no line with names of columns; taken as {', '.join(names)}"),
         stacklevel=2,

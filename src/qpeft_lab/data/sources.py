@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft.checks import MOST, unknown
@@ -148,12 +149,14 @@ def load_examples(source: str, split: str, run: SharedSettings) -> list[Row]:
             f" {run.prompt_column!r} and {run.completion_column!r}, or 'messages'. text_column,"
             " prompt_column and completion_column give the names of these columns"
         )
-    names, *others = fitting
-    for other in others:
+    names, *_ = fitting
+    # such as another format's, the tools of a conversation, or the system's part of a prompt
+    unread = dict.fromkeys(column for row in rows for column in row if column not in names)
+    if unread:
         warnings.warn(
             DataWarning(
                 f"{source} has the columns {', '.join(names)}, which are read, and"
-                f" {', '.join(other)}, which is not; remove one of both"
+                f" {shorten(', '.join(unread), 80, placeholder=', ...')}, which are not"
             ),
             stacklevel=2,
         )

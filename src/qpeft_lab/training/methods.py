@@ -82,7 +82,16 @@ def build_configs(
         defaults.pop("target_modules", None)  # those of the frame file
     if record.seed_field in {f.name for f in fields(made)}:  # of random projections, for example
         defaults[record.seed_field] = settings.seed * record.seed_step
-    values = {**defaults, **record.own_hosts.get(settings.host, {}), **given}
+    defaults |= record.own_hosts.get(settings.host, {})
+    is_flag = {f.name: f.type in (bool, "bool") for f in fields(made)}
+    for name, value in given.items():
+        if is_flag[name] and not isinstance(value, bool):
+            raise ConfigError(f"{name} must be True or False, got {value!r}")
+        if defaults.get(name) is True and not value:  # such as use_dora
+            raise ConfigError(
+                f"{name} makes {record.title} what it is; leave it out, or choose another method"
+            )
+    values = {**defaults, **given}
     config = _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
     if head:
         config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *head})
