@@ -91,6 +91,31 @@ def test_parameter_that_is_frozen_in_a_window_keeps_its_micro_batches(make, ids,
     assert_gradients(model, expected)
 
 
+@pytest.mark.parametrize("changes_at", [0, 1, 2])
+@pytest.mark.parametrize("n_changed, thaws", [(1, False), (1, True), (None, False)])
+def test_parameters_that_are_frozen_between_backward_passes(
+    make, ids, set_sync, changes_at, n_changed, thaws
+):
+    """All forward passes come first; one or all parameters change before one backward pass."""
+    model = make().double()  # the sum of two gradients cancels digits
+    expected = make().double()
+    for one, is_window in ((model, True), (expected, False)):
+        changed = trained(one)[:n_changed]
+        for parameter in changed:
+            parameter.requires_grad_(not thaws)
+        losses = [loss(one, row) for row in ids.split(1)]
+        for index, value in enumerate(losses):
+            if index == changes_at:
+                for parameter in changed:
+                    parameter.requires_grad_(thaws)
+            set_sync(not is_window or index == len(losses) - 1)
+            value.backward()
+        for parameter in changed:
+            parameter.requires_grad_(True)
+
+    assert_gradients(model, expected)
+
+
 def test_hooks_of_parameters_run_once_for_each_micro_batch(make, ids, set_sync):
     model = make()
     expected = make()

@@ -119,6 +119,27 @@ class Gradients:
     trained: list[bool] = field(default_factory=list)
     averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
 
+    @torch.enable_grad()
+    def flush(self, parameters: Iterable[nn.Parameter], flat: Callable[[], Tensor]) -> None:
+        """Add the deferred gradient to `grad` of the generator's parameters to which it belongs.
+
+        Those that were frozen in the meantime, such as by a change of the adapter, get theirs as
+        well, as those of stock LoRA have it already. `flat()` is called while none is frozen.
+        """
+        gradient, self.deferred = self.deferred, None
+        assert gradient is not None
+        pairs = zip(parameters, self.trained, strict=True)
+        marked = [p for p, was_trained in pairs if was_trained and p.grad is not None]
+        frozen = [p for p in marked if not p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        if self.averages:
+            gradient = average(gradient)
+        with torch.autocast(gradient.device.type, enabled=False):
+            torch.autograd.backward(flat(), gradient, inputs=marked, retain_graph=True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
 
 class Binding:
     """Keeps an adapter's tensors equal to its generator's output, also under several threads.
@@ -324,33 +345,18 @@ class Binding:
             slot.owner._parameters[slot.name] = nn.Parameter(value, requires_grad=False)
         _live.pop(id(self), None)
 
-    @torch.enable_grad()
     def flush(self) -> None:
-        """Run the backward pass of the generator for deferred gradients.
-
-        Parameters that were frozen in the meantime, such as by a change of the adapter, get theirs
-        as well, as those of stock LoRA have it already.
-        """
+        """Run the backward pass of the generator for deferred gradients."""
         with _lock:
             self._forget_cleared()
-            gradient = self._gradients.deferred
-            if gradient is None:
-                return
-            self._gradients.deferred = None
-            parameters = zip(self.generator.parameters(), self._gradients.trained, strict=True)
-            marked = [p for p, was_trained in parameters if was_trained and p.grad is not None]
-            frozen = [p for p in marked if not p.requires_grad]
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            if self._gradients.averages:
-                gradient = average(gradient)
-            with torch.autocast(gradient.device.type, enabled=False):
-                flat = None if self._evaluation is None else self._evaluation.flat
-                if flat is None or not flat.requires_grad:  # evaluated while it was frozen
-                    flat = self._evaluate()
-                torch.autograd.backward(flat, gradient, inputs=marked, retain_graph=True)
-            for parameter in frozen:
-                parameter.requires_grad_(False)
+            if self._gradients.deferred is not None:
+                self._gradients.flush(self.generator.parameters(), self._flat)
+
+    def _flat(self) -> Tensor:
+        """The flat value (P,) with a graph."""
+        flat = None if self._evaluation is None else self._evaluation.flat
+        # False: it was evaluated while the generator was frozen
+        return flat if flat is not None and flat.requires_grad else self._evaluate()
 
     def _forget_cleared(self) -> None:
         """Forget deferred gradients if somebody has cleared `grad`: an interrupted window must not
@@ -477,13 +483,20 @@ class _Boundary(torch.autograd.Function):
         refuse_second_derivative()
         # `gradient` (P,) is the sum over all views: lora_A, lora_B, ... of every layer
         gradients = ctx.gradients
-        deferred = gradients.deferred
         if _accumulates(ctx):
+            # of the forward pass, and still
+            pairs = zip(ctx.parameters, ctx.needs_input_grad[2:], strict=True)
+            trained = [was_trained and p.requires_grad for p, was_trained in pairs]
+            if gradients.deferred is not None and gradients.trained != trained:
+                gradients.flush(ctx.parameters, lambda: ctx.flat)
+            if not any(trained):
+                return (None,) * (2 + len(ctx.parameters))
+            deferred = gradients.deferred
             # False: more micro-batches follow before the optimizer step
             is_last = GradientState._shared_state.get("sync_gradients", True)
             if not is_last and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
                 gradients.deferred = gradient + (0 if deferred is None else deferred)
-                gradients.trained = _trained(ctx.parameters)
+                gradients.trained = trained
                 return (None, None, *map(_mark, ctx.parameters))
             if deferred is not None:
                 gradient = gradient + deferred
