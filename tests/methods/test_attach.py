@@ -370,6 +370,38 @@ def test_gradient_reaches_loha_through_one_layer_alone(llama, adapters):
                 parameter.data += 0.1  # a write that PyTorch's version counter does not record
 
 
+def test_gradient_reaches_one_layer_alone_of_a_loaded_adapter(llama, tmp_path):
+    base = copy.deepcopy(llama)
+    qpeft.save(attached(llama, LORA, init_mode="raw"), tmp_path)
+    model = qpeft.load(base, tmp_path, is_trainable=True)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    layer(torch.randn(2, layer.in_features)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def disable(model):
+    with model.disable_adapter():
+        pass
+
+
+CHANGES = {
+    "disabled": disable,
+    "set": lambda model: model.set_adapter("default"),
+    "frozen": lambda model: [model.set_requires_grad("default", on) for on in (False, True)],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("host", [LORA, IA3Config(), *FUNCTIONS])
+def test_gradient_reaches_one_layer_alone_after_a_change_by_peft(llama, host, change):
+    """PEFT sets requires_grad of the tensors that it finds in IA3's layers, and others'."""
+    model = attached(llama, host, init_mode="raw")
+    CHANGES[change](model)
+    layer = model.get_base_model().model.layers[0].self_attn.v_proj
+    layer(torch.randn(2, layer.in_features)).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 def test_layer_that_is_called_alone_is_not_counted_as_a_generator(llama):
     model = attached(llama, LORA)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj

@@ -180,8 +180,8 @@ class Binding:
             self._place()
 
     def refresh_detached(self) -> None:
-        """Place the current values, as tensors without a graph, until the next training forward
-        pass.
+        """Place the current values, as tensors without a graph, until the next `place_stand_ins` or
+        forward pass.
         """
         with _lock:
             self.refresh()
@@ -189,6 +189,7 @@ class Binding:
             self._tensors = self._views(self._evaluation.flat, detached=True)
             self._is_placed = False
             self._place()
+            self._tensors = []  # PEFT sets requires_grad of those that it finds in the layers
 
     def read(self, index: int) -> Tensor:
         """The current tensor of the slot at this position.

@@ -223,10 +223,15 @@ class GeneratorHolder(nn.ModuleDict):
         for binding in self.bindings.values():
             binding.place_stand_ins()
 
-    def refresh_detached(self) -> None:
-        """Place the current values, as tensors without a graph."""
+    @contextmanager
+    def detached(self) -> Iterator[None]:
+        """Within: the adapters have the current values, as tensors without a graph."""
         for binding in self.bindings.values():
             binding.refresh_detached()
+        try:
+            yield
+        finally:  # also of an adapter that PEFT refused to change
+            self.place_stand_ins()
 
     @contextmanager
     def exact(self) -> Iterator[None]:
@@ -259,11 +264,8 @@ class GeneratorHolder(nn.ModuleDict):
         exact.
         """
         self.check_not_tied(tuner)
-        with self.exact():
-            self.refresh_detached()
-            with measured_merge(tuner.model):
-                yield
-            self.place_stand_ins()
+        with self.exact(), self.detached(), measured_merge(tuner.model):
+            yield
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:

@@ -277,27 +277,23 @@ class AttachedHost(Attached, BaseTuner if TYPE_CHECKING else object):
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         generators: Any = holder_in(self)
-        # PEFT sets requires_grad of the tensors it finds, which views refuse
-        generators.refresh_detached()
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        generators.place_stand_ins()
+        with generators.detached():  # PEFT sets requires_grad of the tensors, which views refuse
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
         generators.train_only(self.active_adapters, inference_mode)
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         generators: Any = holder_in(self)
-        generators.refresh_detached()
-        super().set_requires_grad(adapter_names, requires_grad)
-        generators.place_stand_ins()
+        with generators.detached():
+            super().set_requires_grad(adapter_names, requires_grad)
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         for name in generators.keys() & set(names):
             generators[name].requires_grad_(requires_grad)
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         generators: Any = holder_in(self)
-        generators.refresh_detached()
-        super()._enable_adapter_layers(enabled)
-        generators.enable(enabled)
-        generators.place_stand_ins()
+        with generators.detached():
+            super()._enable_adapter_layers(enabled)
+            generators.enable(enabled)
 
 
 class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
@@ -355,29 +351,24 @@ class AttachedModel(Attached, PeftModel if TYPE_CHECKING else object):
             )
         check_base(saved, live.base_digest, name_of(self.get_base_model()))
         with self._compact():
-            loaded = super().load_adapter(
+            return super().load_adapter(
                 folder, adapter_name, is_trainable, autocast_adapter_dtype=False
             )
-        self.generators.refresh_detached()
-        return loaded
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        # PEFT sets requires_grad of the tensors it finds, which views refuse
-        self.generators.refresh_detached()
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-        self.generators.place_stand_ins()
+        with self.generators.detached():  # as in `AttachedHost`
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        self.generators.refresh_detached()  # as in `set_adapter`
-        self.generators.enable(self._is_prompt_learning)  # PEFT does not freeze a prompt
-        try:
-            with super().disable_adapter():
-                yield
-        finally:
-            self.generators.enable(True)
-            self.generators.place_stand_ins()
+        with self.generators.detached():  # as in `set_adapter`
+            self.generators.enable(self._is_prompt_learning)  # PEFT does not freeze a prompt
+            try:
+                with super().disable_adapter():
+                    yield
+            finally:
+                self.generators.enable(True)
 
     def add_adapter(self, *_: Any, **__: Any) -> None:
         raise ConfigError(
