@@ -82,7 +82,8 @@ def kept(folder: Path) -> list[str]:
 
 def restore(folder: Path, digest: str) -> None:
     """Make an earlier revision the present one, which is kept; other files of the folder stay.
-    Raises ConfigError if it is not there, CheckpointError if it is damaged.
+    Raises ConfigError if it is not there, or only one of the two files of the present one is;
+    CheckpointError if it is damaged.
     """
     if digest not in kept(folder):
         known = ", ".join(kept(folder)) or "none"
@@ -90,9 +91,15 @@ def restore(folder: Path, digest: str) -> None:
     source = folder.with_name(f".{folder.name}@{digest}")
     if revision(source) != digest:
         raise CheckpointError(f"{source} was changed, its content has another digest; remove it")
-    with suppress(CheckpointError):  # a damaged adapter is replaced as well
+    present = [name for name in (CONFIG, WEIGHTS) if (folder / name).exists()]
+    if len(present) == 1:
+        raise ConfigError(
+            f"{folder} has {present[0]}, and no whole adapter, so it cannot be kept; move"
+            f" {present[0]} away"
+        )
+    if present:
         keep(folder, revision(folder))
-    with replace_folder(folder) as new:
+    with replace_folder(Path(os.path.realpath(folder))) as new:  # a link stays one
         if folder.is_dir():
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
         for name in (CONFIG, WEIGHTS):

@@ -213,13 +213,17 @@ def compare(
     n_given = 0
     for prompt, answer, row, base_row in zip(PROMPTS, answers, adapter, base, strict=True):
         tokens = _tokens(tokenizer, prompt, row, base_row)
-        for text, value in answer.items():
-            if _NO_TEXT in text:
-                continue
-            n_given += 1
-            token = tokens.get(text)
-            if token is not None:
-                pairs.append((value - row[token].item(), value - base_row[token].item()))
+        given = {text: value for text, value in answer.items() if _NO_TEXT not in text}
+        known = [text for text in given if text in tokens]
+        if given and not known:
+            raise QpeftError(
+                f"none of the server's tokens after {prompt!r} is among the local base's likely"
+                " ones: it serves another model"
+            )
+        n_given += len(given)
+        for text in known:
+            token = tokens[text]
+            pairs.append((given[text] - row[token].item(), given[text] - base_row[token].item()))
     if 2 * len(pairs) < max(n_given, len(PROMPTS)):
         raise QpeftError(
             f"{n_given - len(pairs)} of the server's {n_given} tokens are not among the local base's"

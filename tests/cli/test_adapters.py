@@ -333,7 +333,8 @@ def test_gguf_is_exported_with_a_modelfile(qpeft_cli, answer, adapter_folder, tm
         answer(f"export {adapter_folder} --gguf {tmp_path}/ana.{version}")
         assert f"./ana.{version}" in (tmp_path / f"ana.{version}.Modelfile").read_text()
 
-    for options in ("", f"--gguf {tmp_path}", f"--gguf {gguf} --merge --out {out}"):
+    inside = f"--gguf {out}/ana.gguf --out {out}"  # which the export replaces
+    for options in ("", f"--gguf {tmp_path}", f"--gguf {gguf} --merge --out {out}", inside):
         qpeft_cli(f"export {adapter_folder} {options}", code=2)
 
 

@@ -110,6 +110,13 @@ def test_report_is_made_from_rows_alone(qpeft_cli, answer, tmp_path, monkeypatch
         assert word in shown.stdout
     assert "A learning rate outside those tried may be better for: QPA" in shown.stderr
 
+    packed = tmp_path / "study.jsonl"
+    packed.write_text("")
+    report = (folder / "report.html").read_bytes()
+    refused = qpeft_cli(f"compare report {packed}", code=2).stderr
+    assert "is the folder of a study, whose report would be replaced" in refused
+    assert (folder / "report.html").read_bytes() == report
+
 
 # recipes
 

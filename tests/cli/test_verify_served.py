@@ -115,6 +115,14 @@ def test_the_model_that_the_server_has_is_named(served, form, code, server, answ
     assert len(server.requests) == 12
 
 
+def test_every_prompt_needs_tokens_of_the_base(server, answers, verify):
+    """Half of the prompts without one were ignored."""
+    right = answers("adapter", "openai")
+    unknown = {"choices": [{"logprobs": {"top_logprobs": [{"\u4e2d": -1}]}}]}
+    server.reply = lambda fields: right(fields) if len(server.requests) % 2 else unknown
+    assert "another model" in verify(code=1)["message"]
+
+
 def test_tolerance_is_the_effect_of_the_precision(server, answers, verify, models, monkeypatch):
     server.reply = answers("adapter", "openai")
     verified = verify("--dtype", "bfloat16", url=f"{server.url}/v1/")

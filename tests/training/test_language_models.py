@@ -259,6 +259,32 @@ def test_generation_stops_at_every_end_token(embedded, of):
     assert 0 < len(cut) < len(free)
 
 
+SETTINGS = {"num_beams": 4, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_time": 0.0}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_generation_config_of_the_base_decides_nothing(embedded, name):
+    """As chat models have one, with a repetition penalty."""
+    base, tokenizer = copy.deepcopy(embedded)
+    expected = generate_texts(base, tokenizer, PROMPTS, Decoding(12))
+    setattr(base.generation_config, name, SETTINGS[name])
+    assert generate_texts(base, tokenizer, PROMPTS, Decoding(12)) == expected
+    assert getattr(base.generation_config, name) == SETTINGS[name]
+
+
+def test_sampling_takes_all_tokens(embedded):
+    base, tokenizer = copy.deepcopy(embedded)
+    base.lm_head = torch.nn.Linear(base.config.hidden_size, base.config.vocab_size)
+    base.lm_head.weight.data.zero_()  # all tokens are equally likely
+    base.lm_head.bias.data.zero_()
+    base.lm_head.bias.data[:50] = 0.1
+    torch.manual_seed(0)
+    ids = torch.tensor([tokenizer("The")["input_ids"]])
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0}
+    new = generate(base, ids, torch.ones_like(ids), Decoding(40), [], **sampling)
+    assert (new >= 50).sum() > 30
+
+
 def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
     torch.manual_seed(1)
     model = llama(vocab_size=5, max_position_embeddings=64)
@@ -269,7 +295,7 @@ def test_ngrams_of_the_prompt_may_be_repeated_but_not_new_ones():
         [[token for pair in itertools.product(range(5), repeat=2) for token in pair]]
     )
     free, once = (
-        generate(model, ids, torch.ones_like(ids), Decoding(12, no_repeat_ngram_size=n), [])[
+        generate(model, ids, torch.ones_like(ids), Decoding(9, no_repeat_ngram_size=n), [])[
             0
         ].tolist()
         for n in (0, 2)

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from qpeft.errors import DataError, DataWarning
+from qpeft.core.checkpoint import CONFIG, WEIGHTS
+from qpeft.errors import ConfigError, DataError, DataWarning
+from qpeft_lab import revisions
 from qpeft_lab.data.labelled import collect_labels, label_name, load_labelled_texts
 from qpeft_lab.data.sources import content_hash, load_examples, load_rows
 from qpeft_lab.files import parse_yaml
@@ -153,3 +155,36 @@ def test_prompt_that_is_no_text_is_refused(qpeft_cli, monkeypatch, stdin):
 def test_folder_that_is_gone_is_named(qpeft_cli, text_file, tmp_path):
     command = f"train --model gone/base --data {text_file} --out {tmp_path}/run"
     assert "there is no such folder" in qpeft_cli(command, code=2).stderr
+
+
+@pytest.fixture
+def user(tmp_path):
+    """The folder of an adapter with an earlier revision; its digest."""
+    folder = tmp_path / "runs" / "ana"
+    folder.mkdir(parents=True)
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).write_text("old")
+    return folder, revisions.revision(folder)
+
+
+def test_rollback_keeps_a_link(user, tmp_path):
+    folder, old = user
+    link = tmp_path / "ana"
+    link.symlink_to(folder)
+    revisions.keep(link, old)
+    (folder / WEIGHTS).write_text("new")
+    revisions.restore(link, old)
+    assert link.is_symlink()
+    assert revisions.revision(folder) == old
+
+
+def test_rollback_loses_no_weights_without_a_config(user):
+    folder, old = user
+    revisions.keep(folder, old)
+    (folder / WEIGHTS).write_text("new")
+    (folder / CONFIG).unlink()
+    with pytest.raises(ConfigError, match="no whole adapter, so it cannot be kept"):
+        revisions.restore(folder, old)
+    (folder / WEIGHTS).unlink()
+    revisions.restore(folder, old)
+    assert revisions.revision(folder) == old

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import option
-from qpeft.errors import InputError
+from qpeft.errors import ConfigError, InputError
 from qpeft_lab.cli.command import SOME_FAILED, application, command
 from qpeft_lab.cli.console import Answer, bars, duration, facts, line, listed, say, stderr, table
 from qpeft_lab.cli.options import ALIASES, Fields, flag, needed
@@ -143,7 +143,14 @@ def report(
     with stderr().status("Writing the report"):
         from qpeft_lab.compare.report import write_outputs
 
-        out = folder.with_name(folder.name.partition(".")[0]) if folder.is_file() else folder
+        out = folder
+        if folder.is_file():
+            out = folder.with_name(folder.name.removesuffix(".xz").removesuffix(".jsonl"))
+            if (out / ROWS).exists():
+                raise ConfigError(
+                    f"{out} is the folder of a study, whose report would be replaced by that of"
+                    f" {folder}; give the rows another name"
+                )
         summary = write_outputs(folder, out)
     rows = folder if folder.is_file() else folder / ROWS
     return _reported(out, rows, summary, [row for row in summary.failures if is_failure(row)])

@@ -98,6 +98,11 @@ def export(
         )
     if gguf is not None:
         gguf = output_file(gguf)
+        if out is not None and gguf.resolve().is_relative_to(out.resolve()):
+            raise ConfigError(
+                f"--gguf {gguf} is in the folder --out {out}, which is replaced as a whole; give it"
+                " another place"
+            )
     if push_to_hub is not None:
         from qpeft_lab.training.hub import check_repository
 

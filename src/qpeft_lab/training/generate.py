@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -88,7 +89,9 @@ def generate_texts(
     at_once = 1 if n_virtual else batch_size
     # similar lengths in a batch
     places = sorted(range(len(encoded)), key=lambda place: len(encoded[place]))
-    sampling = {"do_sample": True, "temperature": float(temperature)} if temperature else {}
+    sampling: dict[str, Any] = {}
+    if temperature:  # from all tokens, not the 50 likely ones of transformers
+        sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0}
     texts = [""] * len(prompts)
     configured = model.generation_config.eos_token_id  # such as the end of a turn
     several = [cast(Any, tokenizer.eos_token_id)]
@@ -143,11 +146,28 @@ def generate(
         options["logits_processor"] = [
             lambda written, scores: of_new(written[:, ids.shape[1] :], scores)
         ]
-    with evaluation_mode(model), warnings.catch_warnings():
+    with evaluation_mode(model), _without_defaults(model), warnings.catch_warnings():
         # with virtual tokens, PEFT drops position ids that transformers made
         warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
         written = model.generate(input_ids=ids, attention_mask=mask, **options)
     return written[:, ids.shape[1] :]
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Within: `generate` does what its options say. The base's generation_config.json, such as its
+    beams or repetition penalty, would decide all that they leave out.
+    """
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    configured = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = configured
 
 
 def refuse_lost_prefix(model: Any) -> None:
