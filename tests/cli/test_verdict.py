@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from qpeft.errors import ConfigError
 from qpeft_lab.compare.forecast import Speed
-from qpeft_lab.verdict import planning
+from qpeft_lab.files import locked
+from qpeft_lab.verdict import PROTOCOL, planning
+from qpeft_lab.verdict.circuit import removed_if_refused
 
 
 @pytest.fixture
@@ -47,6 +50,31 @@ def test_too_few_minutes_are_refused_with_those_that_it_needs(
         assert "the smallest study takes about" in done.stderr
 
     assert not (tmp_path / "out" / "own_circuit.py").exists()
+
+
+def test_folder_of_a_running_study_is_left_alone(qpeft_cli, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(planning, "speed_of", lambda *_: Speed(start=0.0, step=0.01, example=0.001))
+    out = tmp_path / "out"
+    monkeypatch.setattr("qpeft_lab.compare.runner.run", lambda *_, **__: 1 / 0)
+    qpeft_cli(f"{arguments} --n-seeds 3 --minutes 60 --yes")
+    before = (out / PROTOCOL).read_bytes()
+    with locked(out):
+        done = qpeft_cli(f"{arguments} --n-seeds 4 --minutes 60 --yes", code=2)
+    assert "another process uses" in done.stderr
+    assert (out / PROTOCOL).read_bytes() == before
+
+
+def test_refusal_leaves_the_study_that_another_process_has_begun(tmp_path):
+    folder = tmp_path / "new"
+
+    def refuse():
+        folder.mkdir()
+        (folder / PROTOCOL).write_text("{}")
+        raise ConfigError("refused")
+
+    with pytest.raises(ConfigError), removed_if_refused(folder):
+        refuse()
+    assert (folder / PROTOCOL).exists()
 
 
 @pytest.mark.long

@@ -121,6 +121,12 @@ def test_run_of_epochs_has_the_steps_of_the_trainer(settings, tiny_model):
     assert any(shown in str(event) for event in progress.events)
 
 
+def test_a_run_of_one_step_learns(settings):
+    """The first step of a warmup has the learning rate 0."""
+    result = train(settings(steps=1, lr=0.01))
+    assert result.before.loss != result.after.loss
+
+
 @pytest.mark.parametrize(
     "name, of_transformers", [("cosine", "cosine"), ("constant", "constant_with_warmup")]
 )

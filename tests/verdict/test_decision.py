@@ -27,11 +27,12 @@ from qpeft_lab.compare.cell import started_row
 from qpeft_lab.compare.paired import Paired
 from qpeft_lab.compare.rows import RowFile
 from qpeft_lab.compare.summary import load, publish
+from qpeft_lab.verdict import PROTOCOL
 from qpeft_lab.verdict.circuit import Circuit
 from qpeft_lab.verdict.decision import check, comparisons, decide, sentence
 from qpeft_lab.verdict.page import markdown, write
 from qpeft_lab.verdict.planning import Request, Size, detectable, planned
-from qpeft_lab.verdict.protocol import PROTOCOL, protocol_of
+from qpeft_lab.verdict.protocol import protocol_of
 from verdict_power import rates
 
 LABELS = {"frozen": "frozen angles", "gaussian": "Gaussian features"}

@@ -95,7 +95,7 @@ def run(
       qpeft verdict my_circuit.py:circuit --shape 2,4 --model smollm2 --minutes 600
       qpeft verdict check verdict-circuit/verdict.json
     """
-    from qpeft_lab.files import output_file
+    from qpeft_lab.files import locked, output_file
     from qpeft_lab.verdict.circuit import circuit_of, removed_if_refused
     from qpeft_lab.verdict.protocol import refuse_change
 
@@ -127,6 +127,7 @@ def run(
         _announce(study, folder)
         if study.forecast is not None and not yes:
             _ask()
+    with locked(folder):  # not while another process runs a study in it
         study.protocol.keep(folder)
     with bars() as shown:
         run_plan(study.plan, workers, CompareBar(shown), retry=True)

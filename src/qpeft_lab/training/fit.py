@@ -340,7 +340,8 @@ def _trainer(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=learning_rate,
         lr_scheduler_type="constant_with_warmup" if constant else settings.lr_schedule,
-        warmup_steps=settings.warmup,
+        # the first step of a warmup has the learning rate 0
+        warmup_steps=settings.warmup if settings.n_steps > 1 else 0,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm or math.inf,  # so that the norm is computed
         seed=settings.seed,

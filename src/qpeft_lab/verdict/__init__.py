@@ -8,3 +8,4 @@ page.py        verdict.html and verdict.md
 """
 
 MARGIN = 5.0  # per cent of the gain of LoRA r=8: a smaller difference counts as none
+PROTOCOL = "protocol.json"  # in the folder of a study

@@ -15,6 +15,7 @@ from qpeft.circuits.ansatz import OWN_ANSATZE, ansatz_names
 from qpeft.errors import ConfigError, InputError
 from qpeft.files import write_text
 from qpeft.user_code import execute, is_file
+from qpeft_lab.verdict import PROTOCOL
 
 MOST_QUBITS = 16
 OWN_FILE = "own_circuit.py"  # of a circuit of one size
@@ -95,9 +96,10 @@ def removed_if_refused(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not had_folder:
+        has_begun = (folder / PROTOCOL).exists()  # of another process, if it was not there
+        if not had_folder and not has_begun:
             shutil.rmtree(folder, ignore_errors=True)
-        elif not was_there:
+        elif had_folder and not was_there:
             path.unlink(missing_ok=True)
         raise
 

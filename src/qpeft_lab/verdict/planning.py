@@ -19,11 +19,11 @@ from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import STUDY, Method, Study
 from qpeft_lab.demo import base_model
 from qpeft_lab.method_records import UNTRAINED
+from qpeft_lab.verdict import PROTOCOL
 from qpeft_lab.verdict.circuit import OWN_FILE, Circuit
 from qpeft_lab.verdict.protocol import (
     CIRCUIT,
     HOST,
-    PROTOCOL,
     UNIT,
     UNIT_METHOD,
     Protocol,

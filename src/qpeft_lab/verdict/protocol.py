@@ -19,10 +19,9 @@ from qpeft.files import read_json, write_json
 from qpeft_lab.compare.rows import read_rows
 from qpeft_lab.compare.study import Study
 from qpeft_lab.method_records import UNTRAINED
-from qpeft_lab.verdict import MARGIN
+from qpeft_lab.verdict import MARGIN, PROTOCOL
 from qpeft_lab.verdict.circuit import Circuit
 
-PROTOCOL = "protocol.json"
 CIRCUIT = "circuit"  # the key of the trained circuit in the study
 UNIT = "lora_r8"
 UNIT_METHOD = "lora"
