@@ -5,6 +5,7 @@ noticed.
 import copy
 import itertools
 import warnings
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import families
@@ -70,6 +71,7 @@ def saved(tmp_path_factory):
     return save
 
 
+@pytest.mark.filterwarnings("ignore:.*rounded otherwise")  # of DoRA's magnitudes
 @pytest.mark.parametrize("variant", CHOSEN)
 def test_own_base_is_recognized_in_every_precision_and_with_a_larger_vocabulary(saved, variant):
     base, folder, loads = saved(variant)
@@ -274,3 +276,17 @@ def test_quantized_weights_equal_themselves_only(dtype):
     assert agree(weight.to(dtype), weight.to(dtype))
     assert not agree(weight, weight.to(dtype))
     assert not agree((weight + 7).to(dtype), weight.to(dtype))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_dora_on_its_base_in_another_dtype_is_named(llama, tmp_path, use_dora):
+    """Its magnitudes start from norms, which are rounded in the dtype of the base."""
+    config = qpeft.QPAConfig(
+        r=2, n_layers=3, target_modules=["q_proj"], use_dora=use_dora, task_type="CAUSAL_LM"
+    )
+    base = copy.deepcopy(llama).bfloat16()
+    qpeft.save(get_peft_model(copy.deepcopy(base), config), tmp_path)
+    qpeft.load(copy.deepcopy(base), tmp_path)  # a warning would be an error
+    heard = pytest.warns(BaseModelWarning, match="rounded otherwise") if use_dora else nullcontext()
+    with heard:
+        qpeft.load(base.float(), tmp_path)

@@ -56,10 +56,19 @@ def check_base(
     one is unknown.
 
     If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base,
-    and none is quantized.
+    and none is quantized. Warns also of a base in another dtype, if DoRA's magnitudes start from it.
     """
     recorded = config.base_digest
-    if recorded is None or present is None or is_same(recorded, present):
+    if recorded is None or present is None:
+        return True
+    if is_same(recorded, present):
+        theirs, ours = (digest.partition(":")[0] for digest in (recorded, present))
+        if theirs != ours and getattr(config, "use_dora", False):
+            _warn(
+                f"{adapter} was trained on its base model in {theirs}, and this one is in {ours}:"
+                " DoRA's magnitudes start from norms of the base's weights, which are rounded"
+                f" otherwise. Load the base in {theirs}, or export the adapter there"
+            )
         return True
     problem = (
         "was trained on other weights: its base model is"
@@ -70,12 +79,14 @@ def check_base(
             f"this adapter {problem}; its frames are those of its base, so load it there, or export"
             " it there with qpeft.export and load the exported adapter here"
         )
+    _warn(f"{adapter} {problem}{_INTENDED}")
+    return False
+
+
+def _warn(text: str) -> None:
     # without a registry, in which Python would drop the warning of a second adapter with an equal
     # text
-    warnings.warn_explicit(
-        f"{adapter} {problem}{_INTENDED}", BaseModelWarning, __file__, 0, registry={}
-    )
-    return False
+    warnings.warn_explicit(text, BaseModelWarning, __file__, 0, registry={})
 
 
 def name_of(base: nn.Module) -> str | None:
