@@ -161,7 +161,5 @@ def _kept(ansatz: Ansatz, label: str, folder: Path) -> Circuit:
     if not path.exists():
         write_text(path, text)
     elif path.read_bytes() != text.encode():
-        raise ConfigError(
-            f"{path} is another circuit than {label}; name another --out, or remove it"
-        )
+        raise ConfigError(f"{path} is another circuit than {label}; name another --out")
     return Circuit(label, f"{path}:{name}", ansatz)
