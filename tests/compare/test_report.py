@@ -29,6 +29,9 @@ SIGNS = "↳◆●■▲✕ "
 SOURCE = "arXiv 0000.00000, table 2"
 
 
+pytestmark = pytest.mark.xdist_group("report")  # one process makes the page of the fixture
+
+
 @pytest.fixture(scope="module")
 def page(whole_study):
     return report.page(load(whole_study))

@@ -35,6 +35,9 @@ from qpeft_lab.verdict.planning import Request, Size, detectable, planned
 from qpeft_lab.verdict.protocol import protocol_of
 from verdict_power import rates
 
+# one process makes the study of the fixture, which takes as long as all tests
+pytestmark = pytest.mark.xdist_group("verdict")
+
 LABELS = {"frozen": "frozen angles", "gaussian": "Gaussian features"}
 
 
