@@ -78,7 +78,7 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
     "samples, size, tested",
     [
         (1, 64, None),
-        (5, 16, None),
+        pytest.param(5, 16, None, marks=pytest.mark.long),
         (4, 2, None),
         (10, 32, 96),
     ],

@@ -61,6 +61,7 @@ def test_picture_in_another_class_is_other_data(tmp_path):
 
 def test_file_with_the_name_of_a_built_in_text_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qpeft_lab.demo.corpus.numpy_docs", lambda: ["a"])  # which takes seconds
     (tmp_path / "numpy-docs").mkdir()
     with pytest.warns(DataWarning, match=r"numpy-docs is the built-in text; \./numpy-docs"):
         load_rows("numpy-docs", "train")

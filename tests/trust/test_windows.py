@@ -91,7 +91,7 @@ def test_parameter_that_is_frozen_in_a_window_keeps_its_micro_batches(make, ids,
     assert_gradients(model, expected)
 
 
-@pytest.mark.parametrize("changes_at", [0, 1, 2])
+@pytest.mark.parametrize("changes_at", [1, 2])
 @pytest.mark.parametrize("n_changed, thaws", [(1, False), (1, True), (None, False)])
 def test_parameters_that_are_frozen_between_backward_passes(
     make, ids, set_sync, changes_at, n_changed, thaws
