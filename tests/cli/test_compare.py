@@ -124,6 +124,7 @@ OF_GLUE = "quantum-peft-deberta-glue"
 # to other recipes
 ALIKE = ("survey-gpt2-e2e", "quantum-peft-gpt2-e2e", "qpa-gemma-wikitext2")
 ALIKE += ("survey-smollm2-e2e", "quantum-peft-smollm2-e2e", "cua-smollm2-wikitext2")
+ALIKE += ("quantum-peft-mistral-glue",)
 WITH_CHARTS = "quantum-peft-vit-cifar10"  # they take longer than the cells
 ALL = [name.removeprefix("recipes/").removesuffix(".yaml") for name in RECIPES]
 
