@@ -1,6 +1,8 @@
 """Sources of data: files, folders, built-in texts and data sets; their names, splits and columns."""
 
+import csv
 import json
+import warnings
 from pathlib import Path
 
 import datasets
@@ -132,6 +134,22 @@ def test_answers_without_a_prompt_are_read_with_a_warning(tmp_path):
     rows = [{"prompt": "P", "completion": "A"}, {"promt": "Q", "completion": "B"}]
     with pytest.warns(DataWarning, match="1 of 2 rows of .* nothing in column 'prompt'"):
         assert load(write(tmp_path / "a.jsonl", rows))[1] == {"prompt": "", "completion": "B"}
+
+
+def test_quoted_fields_of_a_tsv_are_named(tmp_path):
+    texts = ['He said "hi"\tto her', '"Hi," he said.', 'He "" ', '"""']
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as opened:
+            writer = csv.writer(opened, delimiter=delimiter)
+            writer.writerows([["text"], *([text.replace("\t", " ")] for text in texts)])
+    assert load(tmp_path / "a.csv")[0] == {"text": 'He said "hi" to her'}
+    with pytest.warns(DataWarning, match=r"a\.tsv has 4 fields in quotation marks.*as \.csv"):
+        assert load(tmp_path / "a.tsv")[1] == {"text": '"""Hi,"" he said."'}
+
+    # marks of the text itself, as in the files of GLUE
+    plain = write(tmp_path / "b.tsv", "text\n" + "\n".join(texts[1:]).replace("\t", " "))
+    with warnings.catch_warnings(action="error"):
+        assert load(plain) == [{"text": text.strip("\n")} for text in texts[1:]]
 
 
 @pytest.mark.parametrize(

@@ -311,6 +311,21 @@ def test_lost_trial_that_lost_is_missed(diverged):
         decide(folder)
 
 
+def test_trial_whose_process_was_killed_is_missed(diverged):
+    folder = diverged()
+    search = load(folder)["circuit"].search
+    worst = max(search.losses, key=lambda rate: search.losses[rate])
+
+    def killed(row):
+        for name in ("curve", "valid_loss", "best_step"):
+            row.pop(name, None)
+        row.update(status="failed", error="the process was killed", error_type="TrainingError")
+
+    edit_rows(folder, killed, "circuit", f"lr{worst:g}")
+    with pytest.raises(ConfigError, match=f"learning rate {worst:g} failed.*study again"):
+        decide(folder)
+
+
 def test_seed_that_learned_nothing_is_named(diverged):
     folder = diverged()
     edit_rows(folder, lambda row: row.update(best_step=0), "frozen", "seed[13]")

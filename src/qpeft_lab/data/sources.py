@@ -409,12 +409,36 @@ def _read_table(file: Path, options: dict[str, Any]) -> list[Row]:
         rows = []
         for fields in lines:
             if len(fields) != len(names):
+                advice = "use a .csv, and quote fields" if options else "quote fields"
                 raise DataError(
                     f"{file}, line {reader.line_num}: it has {len(fields)} fields, and the first"
-                    f" line has {len(names)}; quote fields that contain the separator"
+                    f" line has {len(names)}; {advice} that contain the separator"
                 )
             rows.append(dict(zip(names, fields, strict=True)))
+    if options:
+        _note_quoted(file, rows)
     return rows
+
+
+def _note_quoted(file: Path, rows: Sequence[Row]) -> None:
+    """Warn of fields of a .tsv such as `"He said ""hi""."`, which programs write for the text
+    `He said "hi".`: here all of these marks belong to the text, as in the files of GLUE.
+    """
+    n_quoted = 0
+    for row in rows:
+        for field in row.values():
+            inner = field[1:-1]
+            is_quoted = field[:1] == field[-1:] == '"' and '""' in inner
+            n_quoted += is_quoted and '"' not in inner.replace('""', "")
+    if n_quoted:
+        warnings.warn(
+            DataWarning(
+                f"{file} has {n_quoted} fields in quotation marks, with doubled ones inside; in a"
+                " .tsv they belong to the text. If it is 'He said \"hi\"' that was written"
+                ' \'"He said ""hi"""\', save the table as .csv'
+            ),
+            stacklevel=2,
+        )
 
 
 def load_file(file: Path) -> Any:

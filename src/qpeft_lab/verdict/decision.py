@@ -162,8 +162,8 @@ def _decide(protocol: Protocol, summary: Summary, folder: Path) -> Verdict:
 
 
 def _refuse_edited(summary: Summary, folder: Path) -> None:
-    """Raise ConfigError if a trial of a learning rate is missing, and VerificationError for a row
-    that is not of the run which its identity names, or a study whose fields contradict each other.
+    """Raise ConfigError if a trial of a learning rate is missing or failed, and VerificationError for
+    a row that is not of the run which its identity names, or a study whose fields contradict each other.
 
     Seals notice every edit, but rows of qpeft 0.2 have none.
     """
@@ -172,10 +172,12 @@ def _refuse_edited(summary: Summary, folder: Path) -> None:
         method = result.method
         _refuse_edited_rates(study, method, folder)
         for rate in result.search.rates if len(method.rates) > 1 else ():
-            if result.trials.get(rate) is None:
+            row = result.trials.get(rate)
+            if row is None or row["status"] == "failed":
+                lost = "is missing" if row is None else "failed, so another may be the best"
                 raise ConfigError(
                     f"{folder} has no decision yet: of {result.label} the trial of the learning rate"
-                    f" {rate:g} is missing. Run the command of the study again"
+                    f" {rate:g} {lost}. Run the command of the study again"
                 )
         for rate, row in result.trials.items():
             _refuse_edited_row(row, method, "tuning", study.tuning.seed, rate, folder)
