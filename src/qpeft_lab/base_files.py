@@ -12,6 +12,7 @@ from qpeft.files import read_json
 from qpeft_lab.user_files import explain_missing, looks_like_path
 
 SOURCE = "source.json"  # of a base that `qpeft base` built
+TEMPLATE = "chat_template.jinja"  # as transformers names it
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _UNFINISHED = (".incomplete", ".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp")
 _COPY_AGAIN = "copy or download it again"
@@ -72,13 +73,19 @@ def source_of(folder: Path) -> dict[str, str]:
     return read_json(card) if card.is_file() else {}
 
 
+def own_template(adapter: Path | None) -> str | None:
+    """The path of the chat template next to an adapter, with which it was trained; None without."""
+    template = None if adapter is None else adapter / TEMPLATE
+    return str(template) if template is not None and template.is_file() else None
+
+
 def lacks_chat_template(model: str) -> bool:
     """Whether the base is a folder with a tokenizer that has no chat template."""
     folder = Path(model).expanduser()
     config = folder / "tokenizer_config.json"
     return (
         config.is_file()
-        and not (folder / "chat_template.jinja").is_file()
+        and not (folder / TEMPLATE).is_file()
         and not (folder / "additional_chat_templates").is_dir()
         and _read(config).get("chat_template") is None
     )

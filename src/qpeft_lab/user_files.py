@@ -6,10 +6,11 @@ import ast
 import hashlib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, QpeftError
 from qpeft.files import file_hash
 from qpeft.user_code import code_path, execute, is_file
 
@@ -59,6 +60,27 @@ def file_hashes(
             )
         hashes[FRAMES] = file_hash(path)
     return hashes
+
+
+def circuit_hashes(settings: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the gates of a user's ansatz with up to 3 layers on up to 24 qubits; the code may
+    read them from files that `file_hashes` does not know.
+
+    Raises ConfigError as `named_ansatz`, which executes the file.
+    """
+    ansatz = str(settings.get("ansatz"))
+    if not is_file(ansatz):
+        return {}
+    from qpeft.circuits.ansatz import Ansatz
+
+    name = named_ansatz(ansatz)
+    gates: list[Any] = []
+    for size in product(range(1, 25), (1, 2, 3)):
+        try:
+            gates.append(list(Ansatz(name, *size).gates()))
+        except QpeftError:
+            gates.append(None)  # an ansatz need not have every size
+    return {"gates": hashlib.sha256(repr(gates).encode()).hexdigest()}
 
 
 def _code_hash(path: Path) -> str:

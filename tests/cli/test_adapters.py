@@ -271,6 +271,24 @@ def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_pa
     shown = qpeft_cli(f"{asked} 'king' --system 'the'", code=2)
     assert "--system is a message of a conversation; add --chat" in shown.stderr
 
+    # the adapter alone, as one of many, and its exports
+    copy = shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "ana")
+    model = f"--model {base_folder}"
+    alone = qpeft_cli(f"generate --adapter {copy} {model} --prompt 'the king'", code=0)
+    assert "trained on conversations; add --chat" in alone.stderr
+    chat = f"{model} --max-new-tokens 6 --prompt 'the king' --chat"
+    assert answer(f"generate --adapter {copy} {chat}")["text"] == continued["text"]
+    scored = f"{model} --data {data} --seq-len 16"
+    assert (
+        answer(f"evaluate --adapter {copy} {scored}")["adapted"]
+        == answer(f"evaluate --adapter {tmp_path / 'run'} {scored}")["adapted"]
+    )
+    answer(f"export {tmp_path / 'run'} --out {tmp_path / 'stock'}")
+    assert (tmp_path / "stock" / "chat_template.jinja").read_text() == template.read_text()
+    answer(f"export {copy} {model} --out {tmp_path / 'merged'} --merge")
+    merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert merged.apply_chat_template(row["messages"], tokenize=False) == "the king sings at night "
+
 
 def test_run_that_has_not_ended_is_named(qpeft_cli, tmp_path):
     (tmp_path / "metrics.jsonl").touch()

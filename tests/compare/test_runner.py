@@ -18,6 +18,7 @@ from qpeft_lab.compare.cell import failed_row, work_folder
 from qpeft_lab.compare.local import log_path
 from qpeft_lab.compare.rows import RowFile, cell_id, is_failure, read_rows
 from qpeft_lab.compare.runner import run
+from qpeft_lab.compare.summary import load
 from qpeft_lab.files import RUN_AGAIN, json_line, locked
 from qpeft_lab.progress import CompareProgress
 
@@ -46,6 +47,12 @@ class Recorder(CompareProgress):
 
     def on_row(self, cell, row):
         self.ended[cell.cell_id] = row["status"]
+
+
+def test_one_process_has_the_group(request):
+    if not request.config.getoption("loadgroup", default=False):
+        pytest.skip("pytest-xdist does not divide these tests")
+    assert request.node.nodeid.endswith("@comparison")
 
 
 def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
@@ -164,6 +171,10 @@ def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
     run(plan, run_cell=cells.run_cell)
     lost = {**plan.row("lora", "lr0.2"), "status": "failed"}
     RowFile(plan.folder).append(lost)
+    stale = load(plan.folder)["lora"]  # if it was stopped here
+    assert stale.lr == 0.1
+    assert stale.lost == "2 missing"
+    assert stale.mean("test_loss") is None
     outcome = run(plan, run_cell=cells.run_cell)
     assert outcome.n_done == 3
     assert {plan.row("lora", name)["lr"] for name in ("seed0", "seed1", "cost")} == {0.1}

@@ -4,7 +4,6 @@ as a whole.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from qpeft.core.compact_state import complete_state
 from qpeft.core.config import own_copy
 from qpeft.core.embeddings import resized_embeddings
 from qpeft.core.generator import State
-from qpeft.core.targets import set_target_names
+from qpeft.core.targets import in_layers, set_target_names
 from qpeft.errors import ConfigError
 
 
@@ -52,7 +51,7 @@ class OwnTuner(BaseTuner):
         set_target_names(model, config, modules)
         targets = [name for name in modules if check_target_module_exists(config, name)]
         if config.layers_to_transform is not None:
-            config.target_modules = targets = _in_layers(targets, config)
+            config.target_modules = targets = in_layers(targets, config)
         for name in targets:
             self._check_target(config, name, modules[name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -149,23 +148,3 @@ class OwnTuner(BaseTuner):
                 " batch; choose one for all rows with model.set_adapter(name)"
             )
         yield
-
-
-def _in_layers(names: list[str], config: Any) -> list[str]:
-    """Those of the modules that are in `layers_to_transform`.
-
-    PEFT applies it to the last parts of names, not to whole names or patterns. Raises ConfigError if
-    none is left.
-    """
-    by_last_part = copy.copy(config)
-    kept = []
-    for name in names:
-        by_last_part.target_modules = [name.rpartition(".")[2]]
-        if check_target_module_exists(by_last_part, name):
-            kept.append(name)
-    if not kept:
-        raise ConfigError(
-            f"none of the {len(names)} targets is in layers_to_transform="
-            f"{config.layers_to_transform!r}; give numbers of layers, or another layers_pattern"
-        )
-    return kept

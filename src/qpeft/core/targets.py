@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftType
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
@@ -280,3 +280,23 @@ def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
                     " well; untie an output head with qpeft.untie_lm_head(model), or qpeft export"
                     " --untie"
                 )
+
+
+def in_layers(names: list[str], config: Any) -> list[str]:
+    """Those of the modules that are in `layers_to_transform`.
+
+    PEFT applies it to the last parts of names, not to whole names or patterns. Raises ConfigError if
+    none is left.
+    """
+    by_last_part = copy.copy(config)
+    kept = []
+    for name in names:
+        by_last_part.target_modules = [name.rpartition(".")[2]]
+        if check_target_module_exists(by_last_part, name):
+            kept.append(name)
+    if not kept:
+        raise ConfigError(
+            f"none of the {len(names)} targets is in layers_to_transform="
+            f"{config.layers_to_transform!r}; give numbers of layers, or another layers_pattern"
+        )
+    return kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.checks import option
 from qpeft.errors import ConfigError, VerificationError
+from qpeft_lab.base_files import TEMPLATE, own_template
 from qpeft_lab.cli.adapters import Loading, run_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, line, size, stderr
@@ -150,6 +152,7 @@ def _written(
     from qpeft.core.model_card import keep_card, load_lines
     from qpeft.folders import replace_folder
     from qpeft_lab.base_model import load_config
+    from qpeft_lab.data.text import read_template
     from qpeft_lab.gguf_lora import check_adapter, check_base, write_gguf
     from qpeft_lab.stock_servers import check_export, stock_settings
     from qpeft_lab.training.classifier import how_to_load, load_base, read_record
@@ -157,6 +160,7 @@ def _written(
     from qpeft_lab.training.tasks import load_processor
 
     record = read_record(folder)
+    template = own_template(folder)
     how = how_to_load(folder)
     trusted = loading.trust_remote_code
     if trusted:
@@ -180,9 +184,10 @@ def _written(
                     "this kind of adapter cannot be merged into the base; use it with PEFT as it is"
                 )
             live.merge_and_unload().save_pretrained(target)  # type: ignore[operator]
-            load_processor(base, record.task if record else "causal-lm", trusted).save_pretrained(
-                str(target)
-            )
+            processor = load_processor(base, record.task if record else "causal-lm", trusted)
+            if template is not None:
+                processor.chat_template = read_template(template)
+            processor.save_pretrained(str(target))
             written: dict[str, Any] = {"n_bytes": weight_bytes(target)}
             allowed = MERGED_TOLERANCE * max(1.0, _largest(logits))
             auto = how.get("auto_class", "AutoModelForCausalLM")
@@ -196,6 +201,8 @@ def _written(
             if record is not None:
                 record.write(target)
             keep_card(out, target)
+            if template is not None:
+                shutil.copyfile(template, target / TEMPLATE)
             allowed = tolerance(
                 logits, same_shapes=report.ranks is None and holder_of(live) is not None
             )

@@ -10,7 +10,7 @@ import typer
 
 from qpeft.checks import option
 from qpeft.errors import InputError
-from qpeft_lab.base_files import lacks_chat_template
+from qpeft_lab.base_files import lacks_chat_template, own_template
 from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, say, stderr
@@ -105,17 +105,22 @@ def generate(
 
 
 def _template(folder: Path | None, base_name: str, chat: bool) -> str | None:
-    """The chat template that the run of the adapter in `folder` was given, if `chat` uses one.
+    """The chat template that the run of the adapter in `folder` was given, or the one next to the
+    adapter, if `chat` uses one.
 
     Says so if the run had conversations and `chat` is not used. Raises InputError if there is no
     template.
     """
     run = None if folder is None else run_of(folder)
     settings = None if run is None else run.recorded()[0]
-    if settings is not None and not chat and begins_with_messages(settings.data):
+    own = own_template(folder)
+    had_messages = own or (settings is not None and begins_with_messages(settings.data))
+    if had_messages and not chat:
         say("Note:", "the adapter was trained on conversations; add --chat to ask it as a user")
-    template = None if settings is None or not chat else settings.chat_template
-    if chat and template is None and lacks_chat_template(base_name):
+    if not chat:
+        return None
+    template = own if settings is None else settings.chat_template or own
+    if template is None and lacks_chat_template(base_name):
         raise InputError(_NO_TEMPLATE.format(base_name))
     return template
 

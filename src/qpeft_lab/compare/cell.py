@@ -45,7 +45,7 @@ from qpeft_lab.training.generate import generate_texts
 from qpeft_lab.training.methods import virtual_tokens
 from qpeft_lab.training.run_folder import environment, read_rows
 from qpeft_lab.training.tasks import TASK_CLASSES, CausalLM, Task
-from qpeft_lab.user_files import file_hashes
+from qpeft_lab.user_files import circuit_hashes, file_hashes
 
 RunCell = Callable[["Cell", Path], Row]
 
@@ -158,9 +158,10 @@ def run_cell(cell: Cell, folder: Path) -> Row:
 
 def _refuse_changed_files(spec: PlannedMethod) -> None:
     """Raise ConfigError if the files of the method are not those that its hash covers."""
-    files = file_hashes(spec.method, spec.settings, spec.backend)
+    files = file_hashes(spec.method, spec.settings, spec.backend) | circuit_hashes(spec.settings)
     if changed := [part for part in files if files[part] != spec.files.get(part)]:
         named = {"method": spec.method, **spec.settings, **spec.backend}
+        named["gates"] = f"the circuit {named.get('ansatz')}"
         raise ConfigError(
             f"method {spec.key}: {named[changed[0]]} changed since the study was planned;"
             f" {RUN_AGAIN}"

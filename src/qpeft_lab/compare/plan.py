@@ -47,7 +47,7 @@ from qpeft_lab.training.classifier import base_on_meta
 from qpeft_lab.training.methods import build_configs, virtual_tokens
 from qpeft_lab.training.outputs import count_trainable
 from qpeft_lab.training.tasks import TASK_CLASSES
-from qpeft_lab.user_files import file_hashes, without_folders
+from qpeft_lab.user_files import circuit_hashes, file_hashes, without_folders
 
 Rows = Mapping[str, Row]  # by cell_id
 Host = tuple[nn.Module, Sequence[str]]
@@ -316,7 +316,7 @@ def _planned(
             "lr": middle,
             "rates": rates,
             "hash": sha[:12],
-            "files": files,
+            "files": files | circuit_hashes(draft.settings),
             "kind": record.kind_with(draft.settings),
             "published": [value for value in draft.published if value.data in data],
         }
@@ -343,9 +343,17 @@ def _check_folder(study: Study | PlannedStudy, folder: Path, own_files: Sequence
 
 
 def _check_results(study: PlannedStudy, folder: Path) -> None:
-    """Reject a folder with results of which none would stay in the report. Methods and seeds may
-    change.
+    """Reject a folder with results of which none would stay in the report, or with those of a circuit
+    whose gates changed although its file did not. Methods and seeds may change.
     """
+    before = read_study(folder).methods if (folder / STUDY).exists() else []
+    gates = {method.hash: method.files.get("gates") for method in before}
+    for method in study.methods:
+        if gates.get(method.hash) not in (None, method.files.get("gates")):
+            raise ConfigError(
+                f"the gates of {method.settings['ansatz']} are others than before, although its file is"
+                f" the same: it reads them elsewhere. Name another folder than {folder}"
+            )
     hashes = {row["hash"] for row in read_rows(folder).values() if succeeded(row)}
     if hashes and not hashes & {method.hash for method in study.methods}:
         raise ConfigError(

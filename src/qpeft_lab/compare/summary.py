@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from qpeft.errors import InputError
 from qpeft.files import parse_json
@@ -71,11 +71,22 @@ class Result:
 
     @cached_property
     def successes(self) -> dict[int, Row]:
-        return {seed: row for seed, row in self.seeds.items() if row is not None and succeeded(row)}
+        return {
+            seed: row for seed, row in self.seeds.items() if self._is_final(row) and succeeded(row)
+        }
 
     @property
     def statuses(self) -> dict[int, str]:
-        return {seed: MISSING if row is None else row["status"] for seed, row in self.seeds.items()}
+        return {
+            seed: row["status"] if self._is_final(row) else MISSING
+            for seed, row in self.seeds.items()
+        }
+
+    def _is_final(self, row: Row | None) -> TypeGuard[Row]:
+        """Whether it is a row at the learning rate that the trials chose; it is not if a trial that
+        had failed was repeated, and the seeds were not yet.
+        """
+        return row is not None and row.get("lr") == self.search.chosen
 
     @property
     def lost(self) -> str:
@@ -390,10 +401,6 @@ def _limits(summary: Summary) -> Iterator[str]:
         summary,
         "Favored by no verdict, because seeds failed or diverged, or lack the metric",
         lambda result: result.has_failures,
-    )
-    mixed = "Trained with different learning rates; run the study again to finish it"
-    yield _where(
-        summary, mixed, lambda result: len({row["lr"] for row in result.successes.values()}) > 1
     )
     yield _where(
         summary, "Controls with another number of trainable parameters than their method", is_odd

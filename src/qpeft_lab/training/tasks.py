@@ -24,6 +24,7 @@ from transformers import (
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.files import write_text
 from qpeft_lab import base_model as base
+from qpeft_lab.base_files import TEMPLATE
 from qpeft_lab.data import text
 from qpeft_lab.data.glue import find_glue
 from qpeft_lab.data.images import image_bytes, load_images, open_image
@@ -176,7 +177,7 @@ class CausalLM(Task):
 
     def describe(self, folder: Path) -> None:
         if self.settings.chat_template is not None:
-            write_text(folder / "chat_template.jinja", str(self.tokenizer.chat_template))
+            write_text(folder / TEMPLATE, str(self.tokenizer.chat_template))
 
 
 class Classification(Task):

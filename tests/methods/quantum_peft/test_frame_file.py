@@ -250,6 +250,29 @@ def test_settings_that_do_not_fit_the_frame_file_raise(llama, frames, settings, 
         referring(llama, frames, **settings)
 
 
+@pytest.mark.parametrize("targets", [".*q_proj", ["q_proj"], "all-linear"])
+def test_layers_beside_the_targets_of_a_frame_file(llama, ids, adapters, tmp_path, targets):
+    """Whatever the file's targets are: PEFT ignores layers beside a pattern and whole names."""
+    fitted(llama, ids, tmp_path / "frames", target_modules=targets)
+    chosen = referring(llama, tmp_path / "frames.safetensors", layers_to_transform=[1])
+    adapted = [name for name, each in chosen.named_modules() if hasattr(each, "lora_A")]
+
+    assert len(adapted) == (7 if targets == "all-linear" else 1)
+    assert all(".layers.1." in name for name in adapted)
+
+    expected = adapters.logits(chosen, ids)
+    qpeft.save(chosen, tmp_path / "saved")
+    loaded = qpeft.load(copy.deepcopy(llama), tmp_path / "saved")
+    assert torch.equal(adapters.logits(loaded, ids), expected)
+
+    qpeft.export(chosen, tmp_path / "exported")
+    stock = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "exported")
+    torch.testing.assert_close(adapters.logits(stock, ids), expected, rtol=0, atol=1e-6)
+
+    with pytest.raises(ConfigError, match="targets is in layers_to_transform"):
+        referring(llama, tmp_path / "frames.safetensors", layers_to_transform=[2])
+
+
 @pytest.mark.parametrize(
     "damage",
     [

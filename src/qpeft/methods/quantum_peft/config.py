@@ -10,6 +10,7 @@ from typing import Any
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from qpeft.core.generated_tuner import GeneratedMixin
 from qpeft.core.model_card import users_card
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot
+from qpeft.core.targets import in_layers
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, write_text
 from qpeft.methods.quantum_peft import QuantumPeftGeneratorConfig
@@ -93,7 +95,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         """Take hash, largest number of directions and, unless they are set, target modules from the
         frame file.
 
-        Raises CheckpointError as `take_frame_file`, or if the file is for another base model.
+        Raises CheckpointError as `take_frame_file`, or if the file is for another base model, and
+        ConfigError for more directions than the file has, or without a target in the layers.
         """
         if self.frames is None:
             return
@@ -113,6 +116,11 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         if self.target_modules is None:
             targets: Any = file.settings.get("target_modules")
             self.target_modules = set(targets) if isinstance(targets, list) else targets  # type: ignore[assignment]
+            if self.layers_to_transform is not None:
+                # PEFT would ignore it beside a pattern or whole names
+                names = [name for name, _ in base.named_modules() if name]
+                matched = [name for name in names if check_target_module_exists(self, name)]
+                self.target_modules = set(in_layers(matched, self))  # type: ignore[assignment]
 
     def take_frame_file(self) -> FrameFile:
         """The frame file: the one that was read for this adapter, which is then forgotten, because
