@@ -283,7 +283,8 @@ def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_pa
         answer(f"evaluate --adapter {copy} {scored}")["adapted"]
         == answer(f"evaluate --adapter {tmp_path / 'run'} {scored}")["adapted"]
     )
-    answer(f"export {tmp_path / 'run'} --out {tmp_path / 'stock'}")
+    shown = qpeft_cli(f"export {tmp_path / 'run'} --out {tmp_path / 'stock'}", code=0)
+    assert "a server uses the chat template of the base; give it" in shown.stderr
     assert (tmp_path / "stock" / "chat_template.jinja").read_text() == template.read_text()
     answer(f"export {copy} {model} --out {tmp_path / 'merged'} --merge")
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")

@@ -16,7 +16,7 @@ from qpeft.errors import ConfigError, VerificationError
 from qpeft_lab.base_files import TEMPLATE, own_template
 from qpeft_lab.cli.adapters import Loading, run_of
 from qpeft_lab.cli.command import command
-from qpeft_lab.cli.console import Answer, line, size, stderr
+from qpeft_lab.cli.console import Answer, line, say, size, stderr
 from qpeft_lab.cli.options import needed
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ def export(
             status.update("Uploading")
             compact = None if merge else folder
             data["url"] = upload(target, compact, run_of(folder), push_to_hub)
+    if (template := own_template(folder)) is not None and not merge:
+        say("Note:", f"a server uses the chat template of the base; give it the adapter's, {template}")
     if out is None:
         del data["load"], data["path"]  # of a folder that is removed
     else:
