@@ -250,6 +250,7 @@ def test_answers_of_conversations_are_those_of_transformers_in_the_chat_template
     assert answer(f"{evaluate} --chat-template {template}")["prompts"] == ["the king:"]
 
 
+@pytest.mark.usefixtures("verified_here")
 def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text("{% for m in messages %}{{ m.content }} {% endfor %}")

@@ -169,7 +169,7 @@ def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
         "3 rows are empty.",
         "than their method: QAA's offset alone.",
         "differ by up to 50%",
-        "run the study again to finish it: QAA.",
+        "runs are missing: the study is not finished.",  # one has another rate than the chosen one
         "may be better for: QPA over LoRA r=8, half its parameters.",
         "those before training: DoRA r=8.",
     ):

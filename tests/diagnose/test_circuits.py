@@ -77,7 +77,7 @@ def test_random_states_pass_for_their_field_and_fail_for_the_other(field, sample
 @pytest.mark.parametrize(
     "samples, size, tested",
     [
-        (1, 64, None),
+        pytest.param(1, 64, None, marks=pytest.mark.long),
         pytest.param(5, 16, None, marks=pytest.mark.long),
         (4, 2, None),
         (10, 32, 96),

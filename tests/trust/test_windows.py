@@ -14,7 +14,10 @@ import qpeft
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 
 
-@pytest.fixture(params=["qpa", "quantum_peft", "sora", "attached to lora"])
+SORA = pytest.param("sora", marks=pytest.mark.long)  # its window is that of QPA
+
+
+@pytest.fixture(params=["qpa", "quantum_peft", SORA, "attached to lora"])
 def make(llama, request):
     def adapted():
         torch.manual_seed(0)  # of PEFT's own initial values, below `attach`

@@ -112,10 +112,15 @@ def test_a2_averages_are_evaluated_while_they_are_swapped_in(
     assert torch.equal(adapters.logits(model, batch), live)
 
 
+# the first variant of each method
+FIRST = {name.partition(",")[0]: name for name in reversed(VARIANTS)}.values()
 AVERAGED = VARIANTS | {"givens": Variant("qaa", qpeft.QAAConfig, {"feature_source": "givens"})}
 
 
-@pytest.mark.parametrize("name", AVERAGED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (name not in FIRST)) for name in AVERAGED],
+)
 def test_a2_averages_of_buffers_are_the_same_buffers(llama, batch, adapters, name):
     """PyTorch cuts off the fraction of an averaged integer: 3 may become 2."""
     model = move(AVERAGED[name].adapt(llama)).to(DEVICE)
@@ -183,7 +188,14 @@ def test_steps_of_an_optimizer_evaluate_once_and_compare_nothing(
 
 
 @pytest.mark.parametrize("before", ["nothing", "a call", "a failed call", "a merge", "set_adapter"])
-@pytest.mark.parametrize("part", ["model", "model.layers.1", "model.layers.1.self_attn.q_proj"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "model",
+        pytest.param("model.layers.1", marks=pytest.mark.long),
+        "model.layers.1.self_attn.q_proj",
+    ],
+)
 def test_a2_part_of_the_model_alone_sees_what_was_written(make, batch, part, before):
     """Without a call of the model before, between, or behind the writes; a second one is not alone."""
     model = make()

@@ -11,7 +11,7 @@ import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +32,7 @@ def stdlib_docs() -> list[str]:
     return _distinct(texts, f"Python's standard library at {root}")
 
 
+@cache  # parsing takes seconds, and a study reads its data more than once
 def package_docs(*names: str) -> list[str]:
     """The docstrings of installed packages. Raises DataError if they have no source files."""
     specs = map(importlib.util.find_spec, names)  # without importing them
