@@ -112,8 +112,8 @@ def test_a2_averages_are_evaluated_while_they_are_swapped_in(
     assert torch.equal(adapters.logits(model, batch), live)
 
 
-# the first variant of each method
-FIRST = {name.partition(",")[0]: name for name in reversed(VARIANTS)}.values()
+# the first variant of each method, and one with indices of its own
+FIRST = [*{name.partition(",")[0]: name for name in reversed(VARIANTS)}.values(), "givens"]
 AVERAGED = VARIANTS | {"givens": Variant("qaa", qpeft.QAAConfig, {"feature_source": "givens"})}
 
 
