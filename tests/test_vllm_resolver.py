@@ -147,8 +147,10 @@ def test_exchanged_exports_are_exported_again(cache, base, exchange):
 
 def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapters, base, qpeft_cli):
     folder = adapters / "user-0"
+    (folder / "chat_template.jinja").write_text("old")
     first = cache.find("user-0", str(base))
     old = revisions.revision(folder)
+    (folder / "chat_template.jinja").write_text("new")
     replace(adapters, "user-0", "user-1")
     second = cache.find("user-0", str(base))
     new = revisions.revision(folder)
@@ -177,6 +179,7 @@ def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapter
     other.write_text("kept")
     qpeft_cli("rollback", folder, "--to", old, code=0)
     assert other.read_text() == "kept"
+    assert (folder / "chat_template.jinja").read_text() == "old"
     assert revisions.revision(folder) == old
     assert {*revisions.kept(folder)} == {old, new}
 

@@ -20,6 +20,7 @@ from qpeft.core.checkpoint import CONFIG, WEIGHTS
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import file_hash
 from qpeft.folders import replace_folder
+from qpeft_lab.base_files import TEMPLATE
 
 _N_DIGITS = 12  # as in _REVISION
 _LONGEST = 200  # bytes of a name; file systems allow 255, and temporary names are longer
@@ -66,8 +67,9 @@ def keep(folder: Path, digest: str) -> Path:
         is_whole = False
     if not is_whole:
         with replace_folder(target) as copy:
-            for name in (CONFIG, WEIGHTS):
-                shutil.copy(folder / name, copy)
+            for name in (CONFIG, WEIGHTS, TEMPLATE):
+                if name != TEMPLATE or (folder / name).is_file():
+                    shutil.copy(folder / name, copy)
             if revision(copy) != digest:
                 raise CheckpointError("it was replaced while it was read; ask again")
     return target
@@ -102,8 +104,9 @@ def restore(folder: Path, digest: str) -> None:
     with replace_folder(Path(os.path.realpath(folder))) as new:  # a link stays one
         if folder.is_dir():
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
-        for name in (CONFIG, WEIGHTS):
-            shutil.copy(source / name, new)
+        for name in (CONFIG, WEIGHTS, TEMPLATE):
+            if name != TEMPLATE or (source / name).is_file():
+                shutil.copy(source / name, new)
 
 
 def _child(adapters: Path, name: str, digest: str = "") -> Path | None:

@@ -18,6 +18,7 @@ import qpeft
 from qpeft.errors import VerificationError
 from qpeft.files import read_json
 from qpeft_lab import metrics
+from qpeft_lab.cli.adapters import run_of
 from qpeft_lab.cli.export import stock_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -286,10 +287,22 @@ def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_pa
     )
     shown = qpeft_cli(f"export {tmp_path / 'run'} --out {tmp_path / 'stock'}", code=0)
     assert "a server uses the chat template of the base; give it" in shown.stderr
+    answer(f"export {tmp_path / 'run'} --out {tmp_path / 'stock'}")  # replaces it
     assert (tmp_path / "stock" / "chat_template.jinja").read_text() == template.read_text()
     answer(f"export {copy} {model} --out {tmp_path / 'merged'} --merge")
+    template.write_text("another")  # of the file, not of the run
+    assert answer(f"generate --adapter {tmp_path / 'run'} {chat}")["text"] == continued["text"]
+    qpeft_cli(f"{train} --batch-size 2 --seq-len 16 --out {tmp_path / 'run'}", code=2)
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert merged.apply_chat_template(row["messages"], tokenize=False) == "the king sings at night "
+
+
+def test_checkpoint_has_the_settings_of_its_run_and_not_its_scores(tmp_path):
+    (checkpoint := tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    assert run_of(checkpoint, with_checkpoints=True) is None
+    (tmp_path / "config.json").touch()
+    assert run_of(checkpoint, with_checkpoints=True).path == tmp_path
+    assert run_of(checkpoint) is None
 
 
 def test_run_that_has_not_ended_is_named(qpeft_cli, tmp_path):

@@ -35,6 +35,7 @@ from qpeft.folders import folder_to_replace, replace_folder
 _FLOAT32_TOLERANCE = 1e-6
 _N_TOKENS = 16  # of the probe
 _IMAGE_SIZE = 224  # of a probe for a model that does not declare one
+_BESIDE = ("task.json", "chat_template.jinja")  # what qpeft's commands write next to an export
 _NOT_RECORDED = ("generated", "frames")  # a long table, and a path
 _GIVE_PROBE = "give its inputs: qpeft.export(model, folder, probe={...})"
 
@@ -160,7 +161,7 @@ def export_folder(target: Path) -> Path:
     """The folder to replace, links followed. Raises ConfigError if anything but an earlier export
     would be lost.
     """
-    real = folder_to_replace(target, (CONFIG, WEIGHTS, RECORD, "README.md", "task.json"))
+    real = folder_to_replace(target, (CONFIG, WEIGHTS, RECORD, "README.md", *_BESIDE))
     if real.is_dir() and any(real.iterdir()) and not (real / RECORD).is_file():
         raise ConfigError(f"{target} is not empty and not an earlier export; give another folder")
     return real

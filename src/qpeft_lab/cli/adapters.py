@@ -192,10 +192,15 @@ class OptionalAdapter(Loading):
         return None
 
 
-def run_of(folder: Path) -> RunFolder | None:
-    """The run folder of an adapter folder, if it is in one."""
+def run_of(folder: Path, with_checkpoints: bool = False) -> RunFolder | None:
+    """The run folder of an adapter folder, if it is in one; `with_checkpoints` also of those of
+    intermediate steps, which do not have the run's scores.
+    """
     from qpeft_lab.training.run_folder import RunFolder
 
+    run = RunFolder(folder.resolve().parent.parent)
+    if with_checkpoints and run.config.is_file() and folder.resolve().parent == run.checkpoints:
+        return run
     run = RunFolder(folder.resolve().parent)
     return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
 

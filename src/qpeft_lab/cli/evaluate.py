@@ -157,11 +157,11 @@ def _trained(source: Any) -> Trained:
     folder = source.find_given()
     if folder is None:
         return Trained(None, None, {}, {}, None)
-    run = run_of(folder)
+    run = run_of(folder, with_checkpoints=True)
     settings, hashes = (None, {}) if run is None else run.recorded()
     fields = {} if settings is None else asdict(settings)
-    if fields.get("chat_template") is None and (template := own_template(folder)) is not None:
-        fields["chat_template"] = template  # of a folder that was copied out of its run
+    if (template := own_template(folder)) is not None:
+        fields["chat_template"] = template  # the file that the run was given may have changed
     return Trained(folder, source.frames, fields, hashes, read_record(folder))
 
 

@@ -127,7 +127,10 @@ def export(
             compact = None if merge else folder
             data["url"] = upload(target, compact, run_of(folder), push_to_hub)
     if (template := own_template(folder)) is not None and not merge:
-        say("Note:", f"a server uses the chat template of the base; give it the adapter's, {template}")
+        say(
+            "Note:",
+            f"a server uses the chat template of the base; give it the adapter's, {template}",
+        )
     if out is None:
         del data["load"], data["path"]  # of a folder that is removed
     else:

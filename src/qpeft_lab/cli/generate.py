@@ -111,7 +111,7 @@ def _template(folder: Path | None, base_name: str, chat: bool) -> str | None:
     Says so if the run had conversations and `chat` is not used. Raises InputError if there is no
     template.
     """
-    run = None if folder is None else run_of(folder)
+    run = None if folder is None else run_of(folder, with_checkpoints=True)
     settings = None if run is None else run.recorded()[0]
     own = own_template(folder)
     had_messages = own or (settings is not None and begins_with_messages(settings.data))
@@ -119,7 +119,7 @@ def _template(folder: Path | None, base_name: str, chat: bool) -> str | None:
         say("Note:", "the adapter was trained on conversations; add --chat to ask it as a user")
     if not chat:
         return None
-    template = own if settings is None else settings.chat_template or own
+    template = own or (settings and settings.chat_template)
     if template is None and lacks_chat_template(base_name):
         raise InputError(_NO_TEMPLATE.format(base_name))
     return template

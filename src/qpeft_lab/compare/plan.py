@@ -38,6 +38,7 @@ from qpeft_lab.compare.study import (
 )
 from qpeft_lab.data.glue import PREFIX as GLUE
 from qpeft_lab.data.sources import content_hash
+from qpeft_lab.data.text import is_template_file, read_template
 from qpeft_lab.demo import base_model
 from qpeft_lab.files import output_file, sealed
 from qpeft_lab.method_records import UNTRAINED
@@ -273,14 +274,15 @@ def _content(study: Study, run: RunSettings, hashes: Mapping[str, Any]) -> dict[
     generation = asdict(study.generation) if study.generation else {}
     if study.generation and (encoder := study.generation.bertscore_model):
         generation |= {"bertscore_model": content_hash(encoder)}
+    settings = {
+        f.name: getattr(run, f.name) for f in fields(SharedSettings) if f.name not in _BY_CONTENT
+    }
+    if is_template_file(run.chat_template):
+        settings["chat_template"] = read_template(str(run.chat_template))
     return {
         "base": hashes["base_sha256"],
         "data": hashes["data_sha256"],
-        "run": {
-            f.name: getattr(run, f.name)
-            for f in fields(SharedSettings)
-            if f.name not in _BY_CONTENT
-        },
+        "run": settings,
         "test_blocks": study.test_blocks,
         "generation": generation,
         "tuning_seed": study.tuning.seed,

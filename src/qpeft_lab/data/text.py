@@ -251,6 +251,11 @@ def join(parts: Sequence[Tokens]) -> Tokens:
     return Tokens(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
+def is_template_file(name: str | None) -> bool:
+    """Whether the chat template is one in a file."""
+    return name is not None and name not in TEMPLATES
+
+
 def read_template(name: str) -> str:
     """The chat template of a name in `TEMPLATES`, or in a file. Raises ConfigError if there is
     none.

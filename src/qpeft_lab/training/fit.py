@@ -22,11 +22,12 @@ import qpeft
 from qpeft.backends import BackendSettings
 from qpeft.core.generator_holder import holder_of
 from qpeft.errors import ConfigError, InputError, TrainingError
-from qpeft.files import write_text
+from qpeft.files import file_hash, write_text
 from qpeft.methods.method import imported
 from qpeft_lab.base_model import fingerprint, has_files
 from qpeft_lab.data.sources import content_hash, has_validation_split, rows_of, spread
 from qpeft_lab.data.task_types import TASKS
+from qpeft_lab.data.text import is_template_file
 from qpeft_lab.files import RUN_AGAIN, is_disk_full, json_line, locked
 from qpeft_lab.progress import Progress, counted, stop_request
 from qpeft_lab.settings import BY_DATA, RunSettings
@@ -209,6 +210,10 @@ def _checked(settings: RunSettings) -> _Checked:
     folder = RunFolder(Path(settings.out).expanduser())
     if settings.lr is None and folder.config.exists():
         settings = replace(settings, lr=folder.recorded()[0].lr)
+    if is_template_file(settings.chat_template) and (
+        not folder.config.exists() or "chat_template" in folder.recorded()[1]  # as of qpeft 0.3
+    ):
+        hashes["chat_template"] = file_hash(Path(str(settings.chat_template)).expanduser())
     folder.check(settings, hashes)
     return _Checked(settings, folder, hashes)
 

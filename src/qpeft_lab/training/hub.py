@@ -22,7 +22,7 @@ from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS
 from qpeft.core.model_card import users_card
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.files import read_json, write_json
-from qpeft_lab.base_files import source_of
+from qpeft_lab.base_files import TEMPLATE, source_of
 from qpeft_lab.training import run_picture
 from qpeft_lab.training.classifier import RECORD as TASK
 from qpeft_lab.training.run_folder import RunFolder
@@ -61,7 +61,7 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
         folder = Path(shutil.copytree(exported, Path(name, "upload")))
         if compact is not None:
             (folder / COMPACT).mkdir()
-            for file in (CONFIG, WEIGHTS, "README.md", TASK):
+            for file in (CONFIG, WEIGHTS, "README.md", TASK, TEMPLATE):
                 if (compact / file).is_file():
                     shutil.copy(compact / file, folder / COMPACT)
             _name_base(folder / COMPACT)
