@@ -180,6 +180,12 @@ def test_replaced_adapter_is_a_new_revision_and_the_old_one_stays(cache, adapter
     qpeft_cli("rollback", folder, "--to", old, code=0)
     assert other.read_text() == "kept"
     assert (folder / "chat_template.jinja").read_text() == "old"
+    (folder / "chat_template.jinja").unlink()  # of a revision without one
+    revisions.keep(folder, old)
+    qpeft_cli("rollback", folder, "--to", new, code=0)
+    assert (folder / "chat_template.jinja").read_text() == "new"
+    qpeft_cli("rollback", folder, "--to", old, code=0)
+    assert not (folder / "chat_template.jinja").exists()
     assert revisions.revision(folder) == old
     assert {*revisions.kept(folder)} == {old, new}
 

@@ -63,6 +63,7 @@ def keep(folder: Path, digest: str) -> Path:
     target = folder.with_name(f".{folder.name}@{digest}")
     try:
         is_whole = revision(target) == digest
+        is_whole &= (target / TEMPLATE).is_file() == (folder / TEMPLATE).is_file()
     except CheckpointError:  # none, or a damaged one
         is_whole = False
     if not is_whole:
@@ -104,6 +105,7 @@ def restore(folder: Path, digest: str) -> None:
     with replace_folder(Path(os.path.realpath(folder))) as new:  # a link stays one
         if folder.is_dir():
             shutil.copytree(folder, new, symlinks=True, dirs_exist_ok=True)
+        (new / TEMPLATE).unlink(missing_ok=True)  # of the one that is replaced
         for name in (CONFIG, WEIGHTS, TEMPLATE):
             if name != TEMPLATE or (source / name).is_file():
                 shutil.copy(source / name, new)

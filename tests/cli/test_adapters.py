@@ -15,10 +15,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
-from qpeft.errors import VerificationError
-from qpeft.files import read_json
+from qpeft.errors import ConfigError, VerificationError
+from qpeft.files import file_hash, read_json
 from qpeft_lab import metrics
-from qpeft_lab.cli.adapters import run_of
+from qpeft_lab.cli.adapters import run_of, template_of
 from qpeft_lab.cli.export import stock_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -300,9 +300,22 @@ def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_pa
 def test_checkpoint_has_the_settings_of_its_run_and_not_its_scores(tmp_path):
     (checkpoint := tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     assert run_of(checkpoint, with_checkpoints=True) is None
-    (tmp_path / "config.json").touch()
-    assert run_of(checkpoint, with_checkpoints=True).path == tmp_path
+    (template := tmp_path / "mine.jinja").write_text("as it was")
+    settings = {"model": "embedded", "data": "numpy-docs", "out": "run", "method": "qpa", "lr": 0.1}
+    settings["chat_template"] = str(template)
+    content = {"settings": settings, "identity": {"chat_template": file_hash(template)}}
+    (tmp_path / "config.json").write_text(json.dumps({**content, "environment": {}}))
+    run = run_of(checkpoint, with_checkpoints=True)
+
+    assert run.path == tmp_path
     assert run_of(checkpoint) is None
+    assert template_of(checkpoint, run) == str(template)
+    template.write_text("as it is")
+    with pytest.raises(ConfigError, match=r"mine\.jinja changed since the run"):
+        template_of(checkpoint, run)
+    (tmp_path / "adapter").mkdir()
+    kept = shutil.copy(template, tmp_path / "adapter" / "chat_template.jinja")
+    assert template_of(checkpoint, run) == str(kept)
 
 
 def test_run_that_has_not_ended_is_named(qpeft_cli, tmp_path):

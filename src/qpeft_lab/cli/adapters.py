@@ -16,6 +16,7 @@ from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputEr
 from qpeft.files import file_hash
 from qpeft.folders import repair_folder
 from qpeft.user_code import is_file
+from qpeft_lab.base_files import own_template
 from qpeft_lab.demo import base_model
 from qpeft_lab.user_files import FRAMES, named_ansatz
 
@@ -203,6 +204,21 @@ def run_of(folder: Path, with_checkpoints: bool = False) -> RunFolder | None:
         return run
     run = RunFolder(folder.resolve().parent)
     return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
+
+
+def template_of(folder: Path, run: RunFolder | None) -> str | None:
+    """The chat template with which an adapter was trained, as a path or a name: next to it, in its
+    run, or in the settings of its run. Raises ConfigError if it is a file that has changed.
+    """
+    template = own_template(folder) or (None if run is None else own_template(run.adapter))
+    if template is not None or run is None:
+        return template
+    settings, hashes = run.recorded()
+    wanted = hashes.get("chat_template")
+    file = Path(settings.chat_template or "").expanduser()
+    if wanted is not None and file.is_file() and file_hash(file) != wanted:
+        raise ConfigError(f"the chat template {file} changed since the run {run.path}; restore it")
+    return settings.chat_template
 
 
 def _refers_to(folder: Path, frames: Path) -> bool:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from qpeft.backends import BackendSettings
 from qpeft.checks import option
 from qpeft.errors import ConfigError, DataWarning, InputError
-from qpeft_lab.base_files import own_template
-from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
+from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of, template_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, cell, say, stderr, table
 from qpeft_lab.cli.options import Fields, flag, needed
@@ -160,8 +159,8 @@ def _trained(source: Any) -> Trained:
     run = run_of(folder, with_checkpoints=True)
     settings, hashes = (None, {}) if run is None else run.recorded()
     fields = {} if settings is None else asdict(settings)
-    if (template := own_template(folder)) is not None:
-        fields["chat_template"] = template  # the file that the run was given may have changed
+    if (template := template_of(folder, run)) is not None:
+        fields["chat_template"] = template
     return Trained(folder, source.frames, fields, hashes, read_record(folder))
 
 

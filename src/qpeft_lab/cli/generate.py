@@ -10,8 +10,8 @@ import typer
 
 from qpeft.checks import option
 from qpeft.errors import InputError
-from qpeft_lab.base_files import lacks_chat_template, own_template
-from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of
+from qpeft_lab.base_files import lacks_chat_template
+from qpeft_lab.cli.adapters import OptionalAdapter, adapter_config, run_of, template_of
 from qpeft_lab.cli.command import command
 from qpeft_lab.cli.console import Answer, say, stderr
 from qpeft_lab.data.sources import begins_with_messages
@@ -113,13 +113,12 @@ def _template(folder: Path | None, base_name: str, chat: bool) -> str | None:
     """
     run = None if folder is None else run_of(folder, with_checkpoints=True)
     settings = None if run is None else run.recorded()[0]
-    own = own_template(folder)
-    had_messages = own or (settings is not None and begins_with_messages(settings.data))
+    template = None if folder is None else template_of(folder, run)
+    had_messages = template or (settings is not None and begins_with_messages(settings.data))
     if had_messages and not chat:
         say("Note:", "the adapter was trained on conversations; add --chat to ask it as a user")
     if not chat:
         return None
-    template = own or (settings and settings.chat_template)
     if template is None and lacks_chat_template(base_name):
         raise InputError(_NO_TEMPLATE.format(base_name))
     return template
