@@ -80,6 +80,19 @@ def qpa(name="mixtral", **settings):
     return qpeft.QPAConfig(**given)
 
 
+def test_experts_alone_are_adapted_where_only_they_are_named():
+    """PEFT would add its default targets for this type of model."""
+    named = ["experts.gate_up_proj", "experts.down_proj"]
+    config = qpa(target_modules=None, target_parameters=named)
+    model = get_peft_model(experts("mixtral"), config)
+    stock = get_peft_model(experts("mixtral"), LoraConfig(r=2, target_parameters=named))
+
+    assert adapted(model) == adapted(stock)
+    assert (
+        qpeft.plan(experts("mixtral"), config).trainable == (model.get_nb_trainable_parameters()[0])
+    )
+
+
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
 def test_contract(name, ids):
     def make():

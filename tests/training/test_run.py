@@ -127,6 +127,12 @@ def test_a_run_of_one_step_learns(settings):
     assert result.before.loss != result.after.loss
 
 
+def test_initial_values_that_peft_draws_at_each_loading_are_refused(settings):
+    drawn = {"r": 2, "init_lora_weights": "pissa_niter_1"}
+    with pytest.raises(ConfigError, match="use pissa, which is exact"):
+        train(settings(method="lora", method_settings=drawn))
+
+
 @pytest.mark.parametrize(
     "name, of_transformers", [("cosine", "cosine"), ("constant", "constant_with_warmup")]
 )

@@ -114,6 +114,21 @@ def test_u2_pattern_with_layers_is_refused_as_by_stock_lora(name):
 @pytest.mark.filterwarnings("ignore:Adapter one was active which is now deleted")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("name", GENERATED)
+def test_adapter_that_is_chosen_while_they_are_disabled_is_trained_after(llama, name):
+    def trained_after(variant):
+        model = variant.adapt(copy.deepcopy(llama), adapter_name="one")
+        model.add_adapter("two", variant.make_config())
+        with model.disable_adapter():
+            model.set_adapter("two")
+        keys = [key for key, p in model.named_parameters() if p.requires_grad]
+        return [a for a in model.peft_config if f".{a}." in "".join(keys)]
+
+    assert trained_after(VARIANTS[name]) == trained_after(LORA) == ["two"]
+
+
+@pytest.mark.filterwarnings("ignore:Adapter one was active which is now deleted")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+@pytest.mark.parametrize("name", GENERATED)
 def test_u3_frozen_adapters_stay_frozen_as_those_of_stock_lora(llama, tmp_path, name):
     def history(variant):
         saved = variant.adapt(copy.deepcopy(llama))

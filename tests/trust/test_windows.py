@@ -10,6 +10,7 @@ from accelerate.state import GradientState
 from variants import VARIANTS, move, trained
 
 import qpeft
+from qpeft.errors import QpeftWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore:SoRA")  # no callback here
 
@@ -74,6 +75,32 @@ def test_no_micro_batch_is_lost_by_what_happens_between(make, ids, set_sync, act
         loss(expected, row).backward()
 
     assert_gradients(model, expected)
+
+
+def test_loop_after_a_window_that_was_left_has_gradients(make, ids, set_sync):
+    """As of an interrupted Trainer, which leaves accelerate's state for the whole process."""
+
+    def gradients_of_a_loop(model):
+        optimizer = torch.optim.SGD(trained(model), lr=0.1)
+        for step in range(3):
+            optimizer.zero_grad()
+            loss(model, ids).backward()
+            if step:
+                yield [p.grad.clone() for p in trained(model)]
+            optimizer.step()
+
+    set_sync(True)
+    expected = [*gradients_of_a_loop(make().double())]
+    set_sync(False)
+    with pytest.warns(QpeftWarning, match="a Trainer that was interrupted") as warned:
+        found = [*gradients_of_a_loop(make().double())]
+    assert sum(each.category is QpeftWarning for each in warned) == 1
+    torch.testing.assert_close(found, expected)
+    set_sync(True)
+    loss(make(), ids).backward()
+    set_sync(False)  # a window of another Trainer defers again
+    loss(waiting := make(), ids).backward()
+    assert not any(p.grad.abs().gt(1e-30).any() for p in trained(waiting))
 
 
 @pytest.mark.parametrize("frozen", [(1,), (2,), (1, 2), (0, 2)])
@@ -142,6 +169,7 @@ def test_returned_gradients_are_right_and_add_nothing(make, ids, set_sync):
     returned = torch.autograd.grad(loss(model, ids), trained(model))
 
     torch.testing.assert_close(returned, tuple(p.grad for p in trained(expected)))
+    set_sync(True)
     assert_gradients(model, expected)
 
 

@@ -36,6 +36,7 @@ accelerator a comparison of parameters would wait for all queued work.
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -59,7 +60,7 @@ from torch.utils._pytree import tree_map_only
 from qpeft.circuits.numerics import refuse_second_derivative, refuse_transforms
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 from qpeft.core.slots import Slot, refuse_write
-from qpeft.errors import TrainingError
+from qpeft.errors import QpeftWarning, TrainingError
 
 if TYPE_CHECKING:
     from qpeft.core.generator import Generator
@@ -346,6 +347,13 @@ class Binding:
             slot.owner._parameters[slot.name] = nn.Parameter(value, requires_grad=False)
         _live.pop(id(self), None)
 
+    @property
+    def is_deferred(self) -> bool:
+        """Whether gradients wait for the backward pass of the generator."""
+        with _lock:
+            self._forget_cleared()
+            return self._gradients.deferred is not None
+
     def flush(self) -> None:
         """Run the backward pass of the generator for deferred gradients."""
         with _lock:
@@ -493,9 +501,7 @@ class _Boundary(torch.autograd.Function):
             if not any(trained):
                 return (None,) * (2 + len(ctx.parameters))
             deferred = gradients.deferred
-            # False: more micro-batches follow before the optimizer step
-            is_last = GradientState._shared_state.get("sync_gradients", True)
-            if not is_last and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
+            if _awaits_more() and not any(map(_has_hooks, ctx.parameters)):  # they want gradients
                 gradients.deferred = gradient + (0 if deferred is None else deferred)
                 gradients.trained = trained
                 return (None, None, *map(_mark, ctx.parameters))
@@ -528,6 +534,20 @@ class _Boundary(torch.autograd.Function):
             raise RuntimeError("the model was cast or moved since the forward pass; repeat that")
         gradient_of = {id(p): g for p, g in zip(wanted, of_wanted, strict=True)}
         return (None, None, *[gradient_of.get(id(p)) for p in ctx.parameters])
+
+
+_was_left = False  # whether an optimizer stepped inside of accelerate's present window
+
+
+def _awaits_more() -> bool:
+    """Whether accelerate says that more micro-batches follow before the optimizer step.
+
+    An interrupted Trainer leaves that said to all later loops of the process.
+    """
+    global _was_left
+    is_last = GradientState._shared_state.get("sync_gradients", True)
+    _was_left = _was_left and not is_last
+    return not (is_last or _was_left)
 
 
 def _trained(parameters: Iterable[Tensor]) -> list[bool]:
@@ -632,6 +652,25 @@ def _on_trained(method: Callable[[Binding], None], optimizer: Optimizer, *_: Any
         method(binding)
 
 
-# deferred gradients are added, if the step is made during accumulation
-register_optimizer_step_pre_hook(partial(_on_trained, Binding.flush))
+def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    """Add deferred gradients: the step is made while accelerate says that more would follow."""
+    global _was_left
+    if _awaits_more() and any(
+        binding.is_deferred
+        for binding in _live_of(p for group in optimizer.param_groups for p in group["params"])
+    ):
+        _was_left = True
+        warnings.warn(
+            QpeftWarning(
+                "accelerate says that more micro-batches follow, as after a Trainer that was"
+                " interrupted, but the optimizer steps: gradients of generators became complete only"
+                " in this step, so clipping before it did not see them. The next ones are complete"
+                " after each backward pass"
+            ),
+            stacklevel=2,
+        )
+    _on_trained(Binding.flush, optimizer)
+
+
+register_optimizer_step_pre_hook(_before_step)
 register_optimizer_step_post_hook(partial(_on_trained, Binding.invalidate))

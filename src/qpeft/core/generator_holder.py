@@ -138,6 +138,9 @@ class GeneratorHolder(nn.ModuleDict):
         for name, generator in self.items():
             frozen = self.configs[name].inference_mode if inference_mode is None else inference_mode
             generator.requires_grad_(name in active and not frozen)
+        if self._trained is not None:  # while PEFT's layers are disabled
+            self._trained = None
+            self.enable(False)
 
     def enable(self, enabled: bool) -> None:
         """Let the generators follow PEFT's layers: as long as these are disabled, no parameter is

@@ -72,6 +72,8 @@ def _convert_targets(model: nn.Module, config: Any) -> None:
     convert_peft_config_for_transformers(stock, model, None)
     experts = sorted(stock.target_parameters or ())
     if not experts or experts == sorted(_given(config, "target_parameters")):
+        if is_own and not _given(config, "target_modules"):
+            vars(config)["target_modules"] = stock.target_modules  # none, not PEFT's default
         return
     if is_own and not getattr(config, "adapts_parameters", False):
         raise ConfigError(

@@ -234,6 +234,7 @@ def angle_moves(generator: Any) -> Iterator[Tensor]:
             name.rpartition(".")[2] == "angles"
             and isinstance(part, Folded)
             and part.tau is not None
+            and part.bits is None
         ):
             yield part() - part(initial=True)
 

@@ -36,7 +36,12 @@ def read_data(
     """
     if isinstance(config, TokensConfig):
         choose_tokens(base, config, batches)
-    elif getattr(config, "init_lora_weights", None) == "lora_ga":
+    elif str(init := getattr(config, "init_lora_weights", None)).startswith("pissa_niter"):
+        raise ConfigError(
+            f"init_lora_weights={init!r} changes the base by a decomposition that PEFT draws at"
+            " random, and draws anew when the adapter is loaded; use pissa, which is exact"
+        )
+    elif init == "lora_ga":
         attach_gradients(base, config, batches)
         return _keep_initial
     return None

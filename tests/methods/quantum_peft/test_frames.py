@@ -273,6 +273,18 @@ def test_missing_and_non_finite_gradients_raise(llama):
         collect_gradients(model, [LAST, FIRST], [{"input_ids": IDS}])
 
 
+def test_loaded_state_has_its_frames(base, targets, batches):
+    config = {"frame": "gradient", "target_modules": targets, "n_layers": 1}
+    first, second = (
+        get_peft_model(copy.deepcopy(base), qpeft.QuantumPeftConfig(**config)) for _ in range(2)
+    )
+    qpeft.fit_frames(first, batches)
+    with pytest.raises(ConfigError, match=r"call qpeft\.fit_frames"):
+        second(**batches[0])
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(**batches[0]).logits, first(**batches[0]).logits)
+
+
 def test_adapter_is_fitted_once(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     norm = "ln_f" if base.config.model_type == "gpt2" else "norm"

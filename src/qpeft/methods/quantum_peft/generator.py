@@ -247,7 +247,7 @@ class QuantumPeftGenerator(Generator):
         self._without_file = fingerprint(*self._settings)
         self.identify()
         # the frames are those of the loss gradient, and still 0
-        self.needs_fit = config.stores_frames
+        self._is_unfitted = config.stores_frames
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
 
     def identify(self) -> None:
@@ -320,7 +320,15 @@ class QuantumPeftGenerator(Generator):
             self._set_frames(lambda name, rank: singular_frame(-gradients[name].sign(), rank))
         else:
             self._set_frames(lambda name, rank: leading_frame(gradients[name], rank))
-        self.needs_fit = False
+        self._is_unfitted = False
+
+    @property
+    def needs_fit(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the frames are still 0; a state dict may have brought others."""
+        if self._is_unfitted:
+            frames = self.frames.buffers()
+            self._is_unfitted = not all(not each.is_meta and bool(each.any()) for each in frames)
+        return self._is_unfitted
 
     def _set_frames(self, frame: Callable[[str, int], tuple[Tensor, Tensor]]) -> None:
         """Set the left and right frame of each matrix, a function of its name and the number of
@@ -378,7 +386,7 @@ class QuantumPeftGenerator(Generator):
         if not stores_frames:
             frames = {f"frames.{name}": frame for name, frame in self.frames.named_buffers()}
         frames |= {name: t.float() for name, t in state.items() if name.startswith("frames.")}
-        self.needs_fit = stores_frames and not all(frame.any() for frame in frames.values())
+        self._is_unfitted = stores_frames and not all(frame.any() for frame in frames.values())
         if VALUES not in state:
             saved = state.get("fingerprint")
             if saved is not None and is_fingerprint(saved, self._without_file):
