@@ -292,7 +292,8 @@ def test_chat_has_the_template_of_the_run(qpeft_cli, answer, base_folder, tmp_pa
     answer(f"export {copy} {model} --out {tmp_path / 'merged'} --merge")
     template.write_text("another")  # of the file, not of the run
     assert answer(f"generate --adapter {tmp_path / 'run'} {chat}")["text"] == continued["text"]
-    qpeft_cli(f"{train} --batch-size 2 --seq-len 16 --out {tmp_path / 'run'}", code=2)
+    shown = qpeft_cli(f"{train} --batch-size 2 --seq-len 16 --out {tmp_path / 'run'}", code=2)
+    assert "chat_template was" in " ".join(shown.stderr.split())
     merged = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert merged.apply_chat_template(row["messages"], tokenize=False) == "the king sings at night "
 

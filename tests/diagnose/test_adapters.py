@@ -197,6 +197,7 @@ def test_zero_matrices_are_not_averaged():
         (qpeft.QPAConfig(**SMALL, feature_source="free"), {}, angle_movement, ConfigError),
         (qpeft.QuantumPeftConfig(r=2, family="lie", **LM), {}, angle_movement, ConfigError),
         (qpeft.QuantumPeftConfig(**PAULI, freeze_angles=True), {}, angle_movement, ConfigError),
+        (qpeft.QuantumPeftConfig(**PAULI, bits=8), {}, angle_movement, ConfigError),
         (LoraConfig(target_modules=["q_proj"]), {}, angle_movement, ConfigError),
     ],
 )

@@ -198,7 +198,7 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
         Over all `angles`: `mean`, `maximum`, and `still`, the share that moved less than 0.01 rad.
 
     Raises:
-        ConfigError: There is no circuit whose angles are trained.
+        ConfigError: There is no circuit whose angles are trained, or they are quantized.
         CheckpointError: The folder is damaged.
     """
     read = adapter if isinstance(adapter, Adapter) else Adapter(adapter)
@@ -210,8 +210,8 @@ def angle_movement(adapter: Adapter | str | Path) -> Measurement:
         moves = [read.angle_scale * tensor for tensor in saved]
     if not moves:
         raise ConfigError(
-            "the adapter has no circuit whose angles are trained, so there is no movement to"
-            " measure"
+            "the adapter has no circuit whose angles are trained, or they have bits and thus no"
+            " initial values, so there is no movement to measure"
         )
     moved = torch.cat([move.detach().cpu().double().flatten().abs() for move in moves])
     still = (moved < STILL).double().mean().item()
