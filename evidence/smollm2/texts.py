@@ -1,5 +1,6 @@
 """Divide the texts of PROTOCOL.md into train.txt, validation.txt and test.txt, a folder each;
-the labelled sentences of stage 5 into train.jsonl, validation.jsonl and test.jsonl.
+the labelled sentences of stage 5 and the conversations of stage 6 into train.jsonl,
+validation.jsonl and test.jsonl.
 
     python evidence/smollm2/texts.py DATA --out texts
 
@@ -35,6 +36,10 @@ VALIDATION = 0.095
 MOST = 1_000_000  # characters of a text that are used: a customer's text is small
 LABELLED = "sst2-labels"  # the folder of stage 5
 LABELLED_VALIDATION = 0.1  # the last part of the labelled training sentences
+CHATS = "e2e-chats"  # the folder of stage 6
+CHATS_TEST = 200  # meaning representations
+CHATS_VALIDATION = 50
+INSTRUCTION = "Describe this restaurant in one or two sentences."
 SLICES = 5  # training texts of LoRAs from each of the texts below
 SLICE = 80_000  # characters
 OF_LORAS = ("shakespeare", "wikitext2", "wikitext103", "sst2")
@@ -63,12 +68,20 @@ def documents(name: str, data: Path) -> list[str]:
 
 def references_by_meaning(content: str) -> Iterator[str]:
     """The references of each meaning representation, a line each; in the order of its hash."""
+    for references in by_meaning(content).values():
+        yield "".join(reference + "\n" for reference in references)
+
+
+def by_meaning(content: str) -> dict[str, list[str]]:
+    """The references of each meaning representation, which are in the order of their hashes."""
     rows = sorted(
         csv.DictReader(content.splitlines()),
         key=lambda row: hashlib.sha256(row["mr"].encode()).hexdigest(),
     )
-    for _, same in groupby(rows, key=lambda row: row["mr"]):
-        yield "".join(row["ref"].strip() + "\n" for row in same)
+    return {
+        meaning: [row["ref"].strip() for row in same]
+        for meaning, same in groupby(rows, key=lambda row: row["mr"])
+    }
 
 
 def divided(units: Sequence[str]) -> dict[str, str]:
@@ -108,6 +121,30 @@ def labelled_lines(file: Path) -> list[str]:
     return lines
 
 
+def chats(data: Path) -> dict[str, str]:
+    """E2E as conversations, as lines of JSON, by the names of the parts: the message is the
+    instruction and a meaning representation, the answer a reference. No meaning is in two parts.
+    """
+    file = next(iter(sorted(data.rglob(SOURCES["e2e"]))))
+    conversations = [
+        "".join(conversation(meaning, reference) for reference in references)
+        for meaning, references in by_meaning(file.read_text(encoding="utf-8")).items()
+    ]
+    test = len(conversations) - CHATS_TEST
+    validation = test - CHATS_VALIDATION
+    return {
+        "train": "".join(conversations[:validation]),
+        "validation": "".join(conversations[validation:test]),
+        "test": "".join(conversations[test:]),
+    }
+
+
+def conversation(meaning: str, reference: str) -> str:
+    asked = {"role": "user", "content": f"{INSTRUCTION}\n{meaning}"}
+    answered = {"role": "assistant", "content": reference}
+    return json.dumps({"messages": [asked, answered]}, ensure_ascii=False) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -123,6 +160,8 @@ def main() -> None:
             write_text(asked.out / name / f"{part}.txt", text)
     for part, lines in labelled(asked.data).items():
         write_text(asked.out / LABELLED / f"{part}.jsonl", lines)
+    for part, lines in chats(asked.data).items():
+        write_text(asked.out / CHATS / f"{part}.jsonl", lines)
     for name in OF_LORAS:
         step = (len(training[name]) - SLICE) // (SLICES - 1)  # the slices of a short text overlap
         for number in range(SLICES):
