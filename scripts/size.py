@@ -111,16 +111,16 @@ def measure() -> tuple[list[Part], dict[str, Code]]:
     parts = [
         Part("library, tokens", tokens["library"], 89_400, 78_000),
         Part("laboratory, tokens", tokens["laboratory"], 103_900, 82_000),
-        Part("tests, tokens", tokens["tests"], 223_500, 168_000),
+        Part("tests, tokens", tokens["tests"], 225_500, 168_000),
         Part(
             "benchmarks, evidence, scripts, tokens",
             tokens["benchmarks, evidence, scripts"],
-            50_900,
+            53_000,
             34_000,
         ),
         Part("README, lines", readme_lines, 130, 130),
         Part("pages", len(pages(files)), 20, 20),
-        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14.3, 14),
+        Part("tracked tree, megabytes", size_in_bytes / 1e6, 14.6, 14),
     ]
     return parts, codes
 

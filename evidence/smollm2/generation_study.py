@@ -57,7 +57,7 @@ def validation_loss(result: Result) -> float:
 def entry(result: Result) -> dict[str, Any]:
     """The method of a study with the learning rate that was chosen."""
     method = result.method
-    fields = {"key": method.key, "label": result.label, "method": method.method}
+    fields: dict[str, Any] = {"key": method.key, "label": result.label, "method": method.method}
     if method.settings:
         fields["settings"] = method.settings
     return fields if result.lr is None else {**fields, "lr": result.lr}
