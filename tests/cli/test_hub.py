@@ -168,6 +168,40 @@ def test_compact_adapter_is_uploaded_without_scores_and_a_users_card_as_it_is(
     assert "compact/frames.safetensors" not in hub.files
 
 
+def test_files_of_an_earlier_upload_that_decide_how_an_adapter_is_read_are_deleted(
+    answer, hub, adapter_folder
+):
+    """Such as the chat template and the labels of another run; a user's own files stay."""
+    stale = ("chat_template.jinja", "task.json", "loss.png", "compact/task.json")
+    hub.files |= dict.fromkeys((*stale, "notes.md"), b"old")
+    answer("export", adapter_folder, "--push-to-hub", "me/ana")
+
+    assert not {*stale} & {*hub.files}
+    assert hub.files["notes.md"] == b"old"
+    assert WEIGHTS in hub.files
+
+
+@pytest.mark.parametrize(
+    "options, present, has",
+    [
+        (["--merge"], "adapter_config.json", "the adapter of another upload"),
+        ([], "model.safetensors", "the whole model of another upload"),
+        ([], "model-00001-of-00002.safetensors", "the whole model of another upload"),
+    ],
+)
+def test_adapter_and_whole_model_are_not_uploaded_next_to_each_other(
+    qpeft_cli, hub, adapter_folder, tmp_path, options, present, has
+):
+    """Transformers would load the model with the adapter on top of it."""
+    hub.files[present] = b"old"
+    where = ["--out", tmp_path / "out", "--push-to-hub", "me/ana"]
+    shown = qpeft_cli("export", adapter_folder, *options, *where, code=1)
+
+    assert f"me/ana has {has}" in " ".join(shown.stderr.split())
+    assert hub.files == {present: b"old"}
+    assert any((tmp_path / "out").glob("*.safetensors"))
+
+
 def test_file_that_the_hub_ignores_is_an_error(qpeft_cli, hub, adapter_folder):
     hub.ignored = {"adapter_model.safetensors"}
     shown = qpeft_cli("export", adapter_folder, "--push-to-hub", "me/ana", code=1)

@@ -21,6 +21,8 @@ from qpeft.errors import ConfigError, QpeftWarning, TrainingError
 class Toy(nn.Module):
     """A generator of 6 parameters that counts its evaluations and backward passes."""
 
+    is_coupled = False
+
     def __init__(self):
         super().__init__()
         self.angles = nn.Parameter(torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64))
@@ -251,6 +253,19 @@ def test_micro_batches_share_one_evaluation_and_one_backward(toy, accelerator, x
     assert toy.generator.backwards == 1
     assert toy.generator.evaluations == 1
     assert_close(toy.generator.angles.grad, without_accumulation(x, x + 1), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("flushes", [False, True])
+def test_gradient_of_0_is_exactly_0_after_accumulation(toy, accelerator, x, flushes):
+    """Optimizers that take signs would follow what marks a deferred gradient."""
+    for batch in (x,) if flushes else (x, x + 1):
+        with accelerator.accumulate(toy.generator):
+            accelerator.backward(0 * toy.loss(batch))
+    if flushes:
+        toy.binding.flush()
+
+    assert toy.generator.angles.grad is not None
+    assert not toy.generator.angles.grad.any()
 
 
 def test_step_during_accumulation_has_the_gradient(toy, accelerator, x):

@@ -5,7 +5,7 @@ loads.
 import copy
 import re
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from qpeft.methods import Trains, get, keys
 from qpeft.methods.method import imported
 from qpeft_lab import RunSettings, train
 from qpeft_lab.training.initial import TokensConfig
-from qpeft_lab.training.methods import build_adapter
+from qpeft_lab.training.methods import build_adapter, build_configs
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -91,6 +91,13 @@ def projections(model):
         if hasattr(module, name)
     ]
     return [tensors["default"] for tensors in found if "default" in tensors]
+
+
+def test_seed_of_a_run_is_no_field_of_its_method():
+    """Runs with other seeds would begin with the same adapter."""
+    settings = replace(settings_of("qpa"), method_settings={"seed": 3})
+    with pytest.raises(ConfigError, match="set seed of the run, or seeds of the study"):
+        build_configs(settings)
 
 
 def are_equal(model, other):

@@ -119,6 +119,13 @@ class Gradients:
     # which of the generator's parameters it belongs to
     trained: list[bool] = field(default_factory=list)
     averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
+    watched: Sequence[int] = ()  # the sizes of the slots, while `reached` is recorded
+    reached: set[int] = field(default_factory=set)  # the slots that had a gradient other than 0
+
+    def watch(self, gradient: Tensor) -> None:
+        """Record which slots the gradient (P,) reaches."""
+        parts = torch.split(gradient, list(self.watched))
+        self.reached |= {i for i, part in enumerate(parts) if part.any()}
 
     @torch.enable_grad()
     def flush(self, parameters: Iterable[nn.Parameter], flat: Callable[[], Tensor]) -> None:
@@ -129,11 +136,14 @@ class Gradients:
         """
         gradient, self.deferred = self.deferred, None
         assert gradient is not None
+        if self.watched:
+            self.watch(gradient)
         pairs = zip(parameters, self.trained, strict=True)
         marked = [p for p, was_trained in pairs if was_trained and p.grad is not None]
         frozen = [p for p in marked if not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
+        _unmark(marked)
         if self.averages:
             gradient = average(gradient)
         with torch.autocast(gradient.device.type, enabled=False):
@@ -159,7 +169,7 @@ class Binding:
         self._tensors: list[Tensor] = []  # views of its flat value, one for each slot
         self._stand_ins: list[StandIn] = []
         self._is_placed = False  # whether the slots hold tensors, not stand-ins
-        self._gradients = Gradients()
+        self._gradients = Gradients(watched=self.sizes if generator.is_coupled else ())
         # PEFT's layers lose their own parameters; from now on a plain tensor has the same name
         for slot in self.slots:
             del slot.owner._parameters[slot.name]
@@ -347,6 +357,27 @@ class Binding:
             slot.owner._parameters[slot.name] = nn.Parameter(value, requires_grad=False)
         _live.pop(id(self), None)
 
+    def report_unused(self) -> None:
+        """Warn at the first step with gradients if none has reached some of the modules."""
+        gradients = self._gradients
+        if not gradients.watched or not gradients.reached:
+            return
+        modules = [_module_of(slot) for slot in self.slots]
+        used = {modules[i] for i in gradients.reached}
+        unused = [module for module in dict.fromkeys(modules) if module not in used]
+        gradients.watched = ()
+        if unused:
+            others = f" and {len(unused) - 1} others" if len(unused) > 1 else ""
+            warnings.warn(
+                QpeftWarning(
+                    f"no gradient has come to {unused[0]}{others} of {len({*modules})} adapted modules"
+                    " before this first step. One map generates all of their tensors, so training"
+                    " changes what these modules do. If your data never use them, leave them out of"
+                    " target_modules"
+                ),
+                stacklevel=2,
+            )
+
     @property
     def is_deferred(self) -> bool:
         """Whether gradients wait for the backward pass of the generator."""
@@ -429,6 +460,8 @@ class Binding:
 
 
 # PEFT reads the device of a prefix before the model's forward pass
+_MARK = 2e-38  # about the smallest normal number of float32
+_LARGEST_MARK = 1e-30  # of many marks that somebody scaled; a gradient below has no effect
 _WITHOUT_VALUES = [getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_meta")]
 
 
@@ -508,6 +541,9 @@ class _Boundary(torch.autograd.Function):
             if deferred is not None:
                 gradient = gradient + deferred
                 gradients.deferred = None
+                _unmark(ctx.parameters)
+            if gradients.watched:
+                gradients.watch(gradient)
         ctx.runs += 1
         if gradients.averages:
             gradient = average(gradient)
@@ -571,6 +607,11 @@ def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
             parameter._backward_hooks = hooks
 
 
+def _module_of(slot: Slot) -> str:
+    """The name of the module that a slot belongs to; of a LoRA without that of A or B."""
+    return slot.label.rpartition(".lora_")[0] or slot.label.rpartition(".")[0]
+
+
 def _mark(parameter: Tensor) -> Tensor:
     """What `grad` of a parameter gets for a deferred gradient: zeros with one entry that is too
     small to change a gradient, and gone once somebody clears `grad`, by None or by zeros.
@@ -579,8 +620,18 @@ def _mark(parameter: Tensor) -> Tensor:
     and no hook of PyTorch runs when it is cleared.
     """
     mark = parameter.new_zeros(parameter.shape)  # contiguous, so that flatten is a view
-    mark.flatten()[:1] = 2e-38  # about the smallest normal number of float32
+    mark.flatten()[:1] = _MARK
     return mark
+
+
+def _unmark(parameters: Iterable[Tensor]) -> None:
+    """Remove the marks from `grad`. Next to a gradient of 0 an optimizer that takes signs, such as
+    Lion, would follow them.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.numel():
+            first = parameter.grad[(0,) * parameter.ndim]
+            first.masked_fill_(first.abs() < _LARGEST_MARK, 0.0)
 
 
 def _accumulates(node: Any) -> bool:
@@ -669,7 +720,12 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
             ),
             stacklevel=2,
         )
-    _on_trained(Binding.flush, optimizer)
+    _on_trained(_complete, optimizer)
+
+
+def _complete(binding: Binding) -> None:
+    binding.flush()
+    binding.report_unused()
 
 
 register_optimizer_step_pre_hook(_before_step)

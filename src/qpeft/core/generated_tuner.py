@@ -15,9 +15,10 @@ from qpeft.core.compact_state import CompactState
 from qpeft.core.config import GeneratedConfig, in_vector_order, own_copy
 from qpeft.core.generator import Generator
 from qpeft.core.generator_holder import GeneratorHolder, holder_in
+from qpeft.core.meta_model import refuse_adapted
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import Slot, draw_initial, lora_slots
-from qpeft.core.targets import check_target_modules
+from qpeft.core.targets import check_called, check_target_modules
 from qpeft.core.tied_head import tie_head
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
@@ -46,7 +47,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         """As PEFT's; then the generator is made and bound. After an error the base is as before.
 
         Raises:
-            ConfigError: a setting or a target does not fit the model.
+            ConfigError: a setting or a target does not fit the model, or it has another adapter.
             CheckpointError: a saved adapter is of another base.
         """
         # a copy, because the binding records this adapter's tensors in it
@@ -55,7 +56,9 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
         # the table of generated tensors: only a config that was read from a folder has it here
         is_loaded = config.generated is not None
         config.fill_from_frame_file(model)
-        if self.generators is None:  # it registers itself as a module of this tuner
+        if self.generators is None:
+            refuse_adapted(model)  # the tensors of an adapter below would be generated, too
+            # it registers itself as a module of this tuner
             GeneratorHolder(self, self.model, self.model, saved_path="base_model.")
         self.generators.check_name(adapter_name)
         # PEFT freezes the base, which is undone after an error, and makes the active adapters
@@ -66,6 +69,7 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
             check_target_modules(model, config)
             # PEFT's LoRA, with trainable parameters of its own, which `hold` takes out again
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            check_called(model, self.targeted_module_names)
             base: Any = self.model
             for name in getattr(config, "target_modules_to_tie", None) or ():
                 tie_head(base.get_submodule(name), base.get_input_embeddings(), adapter_name)

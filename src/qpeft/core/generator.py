@@ -41,12 +41,14 @@ class FullPrecision(nn.Module):
     need float32.
 
     `groups` assigns the parameters of a child, by the child's name, to a group of
-    `qpeft.param_groups`.
+    `qpeft.param_groups`. With `is_coupled`, training one generated tensor changes the others, so that
+    a module to which no gradient comes is reported.
 
     Raises CheckpointError if a state dict with other initial values or settings is loaded.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {}
+    is_coupled: ClassVar[bool] = False
     _identity: Tensor  # the buffer `fingerprint` as it was made
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -31,6 +31,9 @@ _CONVERTED = ("target_modules", "target_parameters", "rank_pattern", "alpha_patt
 _READ = (*_CONVERTED, "exclude_modules", "modules_to_save", "r", "lora_alpha", "task_type")
 _SPECIAL = ("all-linear", DUMMY_TARGET_MODULES)  # texts in target_modules that are no patterns
 _ADDED_HEADS = {"classifier", "score"}  # which PEFT adds, whether or not the model has them
+# as in PEFT: kernels of these types of models read the weights of these modules
+_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_READ_BY_KERNELS = {"conv1d", "out_proj"}
 
 
 def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
@@ -282,6 +285,24 @@ def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
                     " well; untie an output head with qpeft.untie_lm_head(model), or qpeft export"
                     " --untie"
                 )
+
+
+def check_called(model: nn.Module, target_names: Iterable[str]) -> None:
+    """Raise ConfigError if the parent of a target reads its weight instead of calling it.
+
+    An adapter there has no part in the forward pass, so no gradient reaches it, but a generator
+    fills it, and merging adds it. These are the output map of a `torch.nn.MultiheadAttention`, and
+    what PEFT refuses of Mamba.
+    """
+    is_mamba = getattr(getattr(model, "config", None), "model_type", None) in _MAMBA
+    for name in target_names:
+        path, _, last = name.rpartition(".")
+        parent = model.get_submodule(path)
+        if isinstance(parent, nn.MultiheadAttention) or (is_mamba and last in _READ_BY_KERNELS):
+            raise ConfigError(
+                f"{type(parent).__name__} reads the weight of {name} instead of calling it, so an"
+                f" adapter there would not be trained; leave it out, with exclude_modules={[name]}"
+            )
 
 
 def in_layers(names: list[str], config: Any) -> list[str]:

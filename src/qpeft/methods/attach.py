@@ -29,7 +29,7 @@ from qpeft.core.generator_holder import GeneratorHolder, described_by, holder_in
 from qpeft.core.meta_model import peft_model_of, refuse_merged
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import DRAWN_INITS, Slot, find_slots, slots_in
-from qpeft.core.targets import check_order
+from qpeft.core.targets import check_called, check_order
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json
 from qpeft.generator_config import GeneratorConfig, generator_config, generator_name
@@ -133,11 +133,14 @@ def _check_host(model: Any) -> None:
 def generated_slots(model: PeftModel, adapter_name: str) -> list[Slot]:
     """The trainable tensors of an adapter, which `attach` generates, in PEFT's order.
 
-    Raises ConfigError if no tensor is trainable, or several modules share one.
+    Raises ConfigError if no tensor is trainable, several modules share one, or one is never used.
     """
     if model._is_prompt_learning:
         slots = slots_in(model.prompt_encoder, adapter_name, "prompt_encoder")
     else:
+        # PEFT's adaption prompts name no modules
+        targets = getattr(model.base_model, "targeted_module_names", ())
+        check_called(model.get_base_model(), targets)
         # trained copies of modules (modules_to_save) remain ordinary parameters
         wrappers = [m for m in model.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
         copied = {id(module) for wrapper in wrappers for module in wrapper.modules()}

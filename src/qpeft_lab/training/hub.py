@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ from qpeft_lab.training.run_folder import RunFolder
 
 COMPACT = "compact"
 _PICTURE = "loss.png"
+_OF_AN_UPLOAD = [f"{COMPACT}/*", RECORD, TASK, TEMPLATE, _PICTURE]  # another may lack them
+_MODEL = "model*.safetensors"  # the weights of a whole model
 _BASE = "base_model_name_or_path"
 _EMBEDDED = Path(__file__).parents[1] / "demo" / "base"
 
@@ -55,7 +58,9 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
     """Upload an export, with the compact adapter and the scores of its run; the repository's
     address. It is created if there is none.
 
-    A card that a user wrote is uploaded as it is. Raises QpeftError if the upload fails.
+    A card that a user wrote is uploaded as it is. Raises QpeftError if the upload fails, or the
+    repository has a whole model and the export is an adapter, or the other way round: transformers
+    would load both as one.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(shutil.copytree(exported, Path(name, "upload")))
@@ -73,17 +78,20 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
                 card.write_text("\n".join(sections), encoding="utf-8")
         try:
             url = HfApi().create_repo(repository, exist_ok=True)
+            _check_kind(folder, HfApi().list_repo_files(url.repo_id), repository)
             HfApi().upload_folder(
                 folder_path=folder,
                 repo_id=url.repo_id,
                 commit_message="Upload of an adapter by qpeft",
-                delete_patterns=f"{COMPACT}/*",  # of an earlier upload
+                delete_patterns=_OF_AN_UPLOAD,
             )
             # a repository's .gitignore can refuse files without an error
             sent = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
             lost = sorted(sent - {*HfApi().list_repo_files(url.repo_id)})
             if lost:
                 raise ValueError(f"the hub did not keep {', '.join(lost)}")
+        except QpeftError:
+            raise
         except Exception as error:  # any of the hub's client and of its connection
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise QpeftError(
@@ -91,6 +99,19 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
                 " with hf auth login, or set HF_TOKEN"
             ) from error
     return str(url)
+
+
+def _check_kind(folder: Path, present: list[str], repository: str) -> None:
+    """Raise QpeftError if the repository has what must not be next to the upload."""
+    is_adapter = (folder / CONFIG).is_file()
+    has_adapter = CONFIG in present
+    has_model = any(fnmatch(name, _MODEL) for name in present)
+    if has_model if is_adapter else has_adapter:
+        ours, theirs = ("adapter", "whole model") if is_adapter else ("whole model", "adapter")
+        raise QpeftError(
+            f"{repository} has the {theirs} of another upload, which would be loaded together with"
+            f" this {ours}; nothing was uploaded. Choose another repository, or delete its files"
+        )
 
 
 def _name_base(folder: Path) -> list[str]:

@@ -43,6 +43,11 @@ def check_setting(settings: RunSettings, name: str) -> None:
     """
     if settings.record.trains is not methods.Trains.ADAPTER:
         raise ConfigError(f"method {settings.method} has no fields, got {name}")
+    if name == "seed":  # runs with other seeds would begin with the same adapter
+        raise ConfigError(
+            "the seed of a run is not a field of its method; set seed of the run, or seeds of the"
+            " study"
+        )
     record = settings.adapter if settings.attaches else settings.record
     known = {
         f.name for f in fields(record.config_class) if not f.metadata.get("filled_in")

@@ -182,6 +182,7 @@ class QPAGenerator(Generator):
         "feature": ANGLES,
         "mlp": ParameterGroup("map", decays=True),
     }
+    is_coupled = True
     bits: Tensor | None
     whitening: Tensor | None
     initial: Tensor
