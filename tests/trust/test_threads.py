@@ -56,6 +56,8 @@ def test_t_training_is_not_changed_by_evaluations_in_another_thread(
 class Slow(nn.Module):
     """A generator of two values; its evaluation in another thread ends when it is allowed to."""
 
+    is_coupled = False
+
     def __init__(self):
         super().__init__()
         self.angles = nn.Parameter(torch.tensor([0.5, -1.0]))

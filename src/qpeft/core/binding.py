@@ -169,7 +169,9 @@ class Binding:
         self._tensors: list[Tensor] = []  # views of its flat value, one for each slot
         self._stand_ins: list[StandIn] = []
         self._is_placed = False  # whether the slots hold tensors, not stand-ins
-        self._gradients = Gradients(watched=self.sizes if generator.is_coupled else ())
+        # of other adapters a part has no gradient at first where all of them work, as in QAA
+        is_watched = generator.is_coupled and all(".lora_" in slot.label for slot in slots)
+        self._gradients = Gradients(watched=self.sizes if is_watched else ())
         # PEFT's layers lose their own parameters; from now on a plain tensor has the same name
         for slot in self.slots:
             del slot.owner._parameters[slot.name]
@@ -367,7 +369,7 @@ class Binding:
         unused = [module for module in dict.fromkeys(modules) if module not in used]
         gradients.watched = ()
         if unused:
-            others = f" and {len(unused) - 1} others" if len(unused) > 1 else ""
+            others = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
             warnings.warn(
                 QpeftWarning(
                     f"no gradient has come to {unused[0]}{others} of {len({*modules})} adapted modules"
@@ -608,8 +610,8 @@ def _without_hooks(parameters: Sequence[Any]) -> Iterator[None]:
 
 
 def _module_of(slot: Slot) -> str:
-    """The name of the module that a slot belongs to; of a LoRA without that of A or B."""
-    return slot.label.rpartition(".lora_")[0] or slot.label.rpartition(".")[0]
+    """The name of the module that a LoRA's tensor belongs to."""
+    return slot.label.rpartition(".lora_")[0]
 
 
 def _mark(parameter: Tensor) -> Tensor:
