@@ -120,12 +120,13 @@ class Gradients:
     trained: list[bool] = field(default_factory=list)
     averages: bool = False  # over all processes, because FSDP2 shards the rest of the model
     watched: Sequence[int] = ()  # the sizes of the slots, while `reached` is recorded
-    reached: set[int] = field(default_factory=set)  # the slots that had a gradient other than 0
+    reached: Tensor | None = None  # (slots,), bool: which had a gradient other than 0
 
     def watch(self, gradient: Tensor) -> None:
-        """Record which slots the gradient (P,) reaches."""
+        """Record which slots the gradient (P,) reaches, without waiting for an accelerator."""
         parts = torch.split(gradient, list(self.watched))
-        self.reached |= {i for i, part in enumerate(parts) if part.any()}
+        reached = torch.stack([part.any() for part in parts])
+        self.reached = reached if self.reached is None else reached | self.reached
 
     @torch.enable_grad()
     def flush(self, parameters: Iterable[nn.Parameter], flat: Callable[[], Tensor]) -> None:
@@ -362,10 +363,11 @@ class Binding:
     def report_unused(self) -> None:
         """Warn at the first step with gradients if none has reached some of the modules."""
         gradients = self._gradients
-        if not gradients.watched or not gradients.reached:
+        if not gradients.watched or gradients.reached is None or not gradients.reached.any():
             return
         modules = [_module_of(slot) for slot in self.slots]
-        used = {modules[i] for i in gradients.reached}
+        reached = zip(modules, gradients.reached.tolist(), strict=True)
+        used = {module for module, is_reached in reached if is_reached}
         unused = [module for module in dict.fromkeys(modules) if module not in used]
         gradients.watched = ()
         if unused:
@@ -461,9 +463,9 @@ class Binding:
         return new
 
 
-# PEFT reads the device of a prefix before the model's forward pass
 _MARK = 2e-38  # about the smallest normal number of float32
 _LARGEST_MARK = 1e-30  # of many marks that somebody scaled; a gradient below has no effect
+# PEFT reads the device of a prefix before the model's forward pass
 _WITHOUT_VALUES = [getattr(Tensor, name).__get__ for name in ("device", "dtype", "is_meta")]
 
 
