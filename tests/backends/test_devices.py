@@ -22,7 +22,8 @@ from circuits import ANSATZE, SHARED, exact, random_angles, value_and_gradient
 from qpeft.backends import CircuitRun, Jobs, as_backend
 from qpeft.backends.pennylane import PennyLaneBackend
 from qpeft.backends.qiskit import QiskitBackend
-from qpeft.circuits import Ansatz, to_pennylane, to_qiskit
+from qpeft.circuits import Ansatz, register_ansatz, to_pennylane, to_qiskit
+from qpeft.circuits.ansatz import Gate
 from qpeft.circuits.reference import gate_probabilities
 from qpeft.errors import ConfigError
 
@@ -311,6 +312,19 @@ def test_frequencies_are_drawn_from_the_probabilities(name, ansatz):
 
     for frequencies, p in zip(answers, exact(ansatz, angles), strict=True):
         assert_drawn_from(frequencies, p, 20_000)
+
+
+def test_ansatz_that_is_registered_again_is_another_circuit_on_a_sampler():
+    """Its name and sizes are the same, and adapters made before keep the earlier circuit."""
+    angles = np.array([[1.2]])
+    sampler = QiskitBackend(StatevectorSampler(seed=0))
+    for wire in (0, 1):
+        gates = [Gate("ry", (wire,), (0,))]
+        register_ansatz("again", lambda *_: (1,), lambda *_, gates=gates: [gates])
+        ansatz = Ansatz("again", 2, 1)
+        (found,) = sampler.run(ansatz, angles, 4000, 0)
+        expected = gate_probabilities(ansatz, torch.from_numpy(angles)).numpy()
+        np.testing.assert_allclose(found, expected, atol=0.03)
 
 
 def test_angles_removed_by_the_transpiler_are_not_sent():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from folders import read_rows
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.testing import assert_close
 
 import qpeft
@@ -222,6 +222,26 @@ def test_adapters_that_are_added_or_loaded_later_run_on_the_backend(llama, adapt
     model.add_adapter("plain", copy.deepcopy(model.peft_config["added"]))
     later.append(model.base_model.generators["plain"].feature)
     assert [circuit.backend for circuit in later] == [None] * 3
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_adapter_merged_with_exact_values_is_unmerged_with_them(llama, ids, adapters, is_attached):
+    """PEFT unmerges in a forward pass, for which the backend would draw other values."""
+    base = adapters.logits(llama, ids)
+    weights = copy.deepcopy(llama.state_dict())
+    if is_attached:
+        host = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+        model = qpeft.attach(host, qpeft.QPAGeneratorConfig(chunk_size=64, feature_map="squash"))
+    else:
+        model = adapters.qpa(llama, chunk_size=64, feature_map="squash")
+    adapters.train(model, ids, steps=3).eval()
+    qpeft.set_backend(model, shots=2000)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert_close(adapters.logits(model, ids), base, atol=1e-6, rtol=0)
+    state = model.unload().state_dict()
+    for name, weight in weights.items():
+        assert_close(state[name], weight, atol=1e-7, rtol=0)
 
 
 def test_model_without_a_circuit_is_refused(llama, adapters):

@@ -59,6 +59,14 @@ def test_single_text_is_split_between_words(split, tmp_path):
     assert all(part.split()[0] in text.split() for part in parts)
 
 
+def test_copies_of_few_documents_are_in_no_other_part(split, tmp_path):
+    documents = [" ".join(f"d{n}w{i}" for i in range(200)) for n in range(15)]
+    data = write(tmp_path / "copies.jsonl", ({"text": text} for text in documents * 10))
+    parts, _ = split(data=data)
+    words = [part[0]["text"].split() for part in parts]
+    assert sum(map(len, words)) == len({*words[0], *words[1], *words[2]}) == 3000
+
+
 @pytest.mark.parametrize("key", ["prompt", "text"])
 def test_equal_documents_and_answers_to_one_prompt_stay_together(split, tmp_path, key):
     extra = {"completion": "answer"} if key == "prompt" else {}
@@ -67,6 +75,34 @@ def test_equal_documents_and_answers_to_one_prompt_stay_together(split, tmp_path
     parts = [{row[key] for row in part} for part in rows]
     assert not (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])
     assert Counter(row[key] for row in rows[2]).most_common()[-1][1] == 3
+
+
+def test_answers_to_one_message_stay_together(split, tmp_path):
+    def conversation(n):
+        asked = {"role": "user", "content": f"meaning {n // 3}"}
+        return {"messages": [asked, {"role": "assistant", "content": f"answer {n}"}]}
+
+    data = write(tmp_path / "chats.jsonl", map(conversation, range(180)))
+    rows, _ = split(data=data)
+    parts = [[row["messages"][0]["content"] for row in part] for part in rows]
+
+    assert [len(part) for part in parts] == [162, 9, 9]
+    assert not {*parts[0]} & {*parts[1]}
+    assert not {*parts[0]} & {*parts[2]}
+    assert set(Counter(parts[2]).values()) == {3}
+
+
+def test_tasks_of_glue_in_one_folder_have_data_of_their_own(split, tmp_path):
+    (folder := tmp_path / "data").mkdir()
+    for name, n in (("train", 100), ("validation_matched", 9), ("validation_mismatched", 9)):
+        made = ({"premise": f"{name} {i}", "hypothesis": "It is."} for i in range(n))
+        write(folder / f"{name}.jsonl", ({**row, "label": i % 3} for i, row in enumerate(made)))
+    matched, found = split(data=f"glue/mnli:{folder}")
+    mismatched, other = split(data=f"glue/mnli_mismatched:{folder}")
+
+    assert matched[2][0]["text"] == "validation_matched 0"
+    assert mismatched[2][0]["text"] == "validation_mismatched 0"
+    assert found[1] != other[1]
 
 
 def test_parts_contain_all_classes(tmp_path):

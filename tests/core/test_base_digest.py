@@ -278,15 +278,24 @@ def test_quantized_weights_equal_themselves_only(dtype):
     assert not agree((weight + 7).to(dtype), weight.to(dtype))
 
 
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_dora_on_its_base_in_another_dtype_is_named(llama, tmp_path, use_dora):
-    """Its magnitudes start from norms, which are rounded in the dtype of the base."""
-    config = qpeft.QPAConfig(
-        r=2, n_layers=3, target_modules=["q_proj"], use_dora=use_dora, task_type="CAUSAL_LM"
-    )
+@pytest.mark.parametrize(
+    "config, is_named",
+    [
+        (qpeft.QPAConfig(r=2, n_layers=3), False),
+        (qpeft.QPAConfig(r=2, n_layers=3, use_dora=True), True),
+        (qpeft.QuantumPeftConfig(r=2, frame="random", frame_rank=4), False),
+        (qpeft.QuantumPeftConfig(r=2, frame="weights", frame_rank=4), True),
+    ],
+    ids=["qpa", "dora", "random frames", "frames of the weights"],
+)
+def test_adapter_computed_from_its_base_in_another_dtype_is_named(
+    llama, tmp_path, config, is_named
+):
+    """The norms of DoRA's magnitudes, and singular vectors of weights, are those of the rounded base."""
+    config.target_modules, config.task_type = {"q_proj"}, "CAUSAL_LM"
     base = copy.deepcopy(llama).bfloat16()
     qpeft.save(get_peft_model(copy.deepcopy(base), config), tmp_path)
     qpeft.load(copy.deepcopy(base), tmp_path)  # a warning would be an error
-    heard = pytest.warns(BaseModelWarning, match="rounded otherwise") if use_dora else nullcontext()
+    heard = pytest.warns(BaseModelWarning, match="rounded otherwise") if is_named else nullcontext()
     with heard:
         qpeft.load(base.float(), tmp_path)

@@ -44,9 +44,11 @@ def test_files_equal_those_of_stock_peft(llama, ids, adapters, tmp_path, shape):
     plain = copy.deepcopy(llama)
     folders = (tmp_path / "exported", tmp_path / "stock")
     model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids).train()
+    model.base_model.model.model.layers[0].eval()  # as somebody does who freezes a dropout
+    modes = [module.training for module in model.modules()]
     qpeft.export(model, folders[0])
 
-    assert model.training
+    assert [module.training for module in model.modules()] == modes
 
     fields = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **SHAPES[shape]}
     stock = get_peft_model(plain, LoraConfig(**fields))

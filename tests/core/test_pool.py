@@ -82,6 +82,28 @@ def pool(gpt2, users):
     return qpeft.AdapterPool(gpt2, users, capacity=2)
 
 
+def test_adapter_of_another_seed_is_right_under_another_default_dtype(world, adapters, tmp_path):
+    base, ids = copy.deepcopy(world[0]), world[3]
+    users = tmp_path / "users"
+    for seed in (0, 1):
+        config = qpeft.QuantumPeftConfig(r=2, seed=seed, target_modules=["c_attn"])
+        model = get_peft_model(copy.deepcopy(base), config)
+        with torch.no_grad():
+            for parameter in model.base_model.generators.parameters():
+                parameter.add_(0.1)
+        qpeft.save(model, users / f"user-{seed}")
+    expected = adapters.logits(qpeft.load(copy.deepcopy(base), users / "user-1"), ids)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        pool = qpeft.AdapterPool(base, users, capacity=2)
+        pool.activate("user-0")
+        pool.activate("user-1")
+        found = adapters.logits(pool.model, ids)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(found, expected, atol=0, rtol=0)
+
+
 @settings(max_examples=15)
 @given(
     capacity=st.integers(1, 4),

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -91,6 +92,23 @@ def chat(tokenizer):
         " endif %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     return chat
+
+
+def test_tokenizer_that_adds_the_end_by_itself_changes_nothing(tokenizer):
+    """Otherwise two ends would be between texts, and none would be scored after an answer."""
+    asked = [{"prompt": "A fox", "completion": " jumps"}]
+    ending = copy.deepcopy(tokenizer)
+    end = tokenizer.eos_token
+    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, END)]
+    )
+    assert ending("A fox")["input_ids"][-1] == END
+
+    for made in (lambda t: encode(asked, t), lambda t: cut(texts("A fox", "A dog"), 8, t)):
+        for ours, usual in zip(made(ending), made(tokenizer), strict=True):
+            for part, expected in zip(ours, usual, strict=True):
+                np.testing.assert_array_equal(part, expected)
+    assert encode(asked, ending)[0].scored[-1]
 
 
 def test_only_assistant_messages_are_scored_and_an_end_follows_a_last_answer(chat):

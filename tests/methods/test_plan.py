@@ -156,6 +156,19 @@ def test_sizes_and_parts():
             ["not a compression", "LoRA"],
         ),
         (STORIES, framed(r=1, frame_rank=1), []),
+        # LoRA of rank 1 has 194 parameters with the embedding, and 128 without
+        (
+            "gpt2",
+            qpeft.QPAConfig(r=4, target_modules=["wte", "c_attn"], budget=1000),
+            ["not a compression", "LoRA of rank 4 .* 776 "],
+        ),
+        (
+            "gpt2",
+            qpeft.QPAConfig(
+                r=2, target_modules=["c_attn"], rank_pattern={"0.attn.c_attn": 8}, budget=800
+            ),
+            ["not a compression", "LoRA of rank 2 .* 256 "],
+        ),
     ],
 )
 def test_notes(request, base, config, notes):

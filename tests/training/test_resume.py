@@ -12,9 +12,10 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
-from folders import read_rows
+from folders import read_rows, write_rows
 from runs import Killed, Recorder, assert_same_result, kill_at
 from safetensors.torch import load_file, save_file
 
@@ -301,6 +302,25 @@ def test_moved_run_resumes_with_moved_data_and_base(settings, text_file, tiny_mo
     assert_same_result(result.out, unbroken.out)
     assert read_json(result.out / "config.json")["settings"]["data"] == os.path.relpath(copy)
     assert train(settings("moved")).already_finished
+
+
+def test_finished_run_on_another_split_is_refused(settings, text_file, tmp_path, monkeypatch):
+    """The splits are in one folder, whose content is the same."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (folder := tmp_path / "tales").mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"{split} {line}"} for line in text_file.read_text().splitlines()]
+        write_rows(folder / f"{split}.jsonl", rows)
+    named = {"data": f"{folder}::train", "eval_data": f"{folder}::validation"}
+    result = train(settings(**named))
+
+    train_fails(
+        CheckpointError, "eval_data was", settings(**named | {"eval_data": f"{folder}::test"})
+    )
+    train_fails(CheckpointError, "data was", settings(**named | {"data": f"{folder}::test"}))
+    moved = folder.rename(tmp_path / "moved")
+    named = {name: value.replace(str(folder), str(moved)) for name, value in named.items()}
+    assert train(settings(**named)).after == result.after
 
 
 @pytest.mark.parametrize("is_finished", [True, False])

@@ -39,7 +39,8 @@ class QiskitBackend(Backend):
     ) -> None:
         self.sampler = sampler
         self._make = make
-        self._circuits: dict[Ansatz, QuantumCircuit] = {}
+        # by the ansatz and the identity of its family: a cell that was registered again has another
+        self._circuits: dict[tuple[Ansatz, int], QuantumCircuit] = {}
         # the device, which only StatevectorSampler lacks; private in Aer's and Runtime's samplers
         device: Any = getattr(sampler, "backend", None) or getattr(sampler, "_backend", None)
         self._device: Any = device() if callable(device) else device
@@ -68,7 +69,8 @@ class QiskitBackend(Backend):
         """The circuit with measurements; wire 0 is the last classical bit, so that the outcome is
         the basis index.
         """
-        if ansatz not in self._circuits:
+        key = (ansatz, id(ansatz.family))  # the ansatz keeps its family alive
+        if key not in self._circuits:
             circuit = to_qiskit(ansatz)
             circuit.add_register(ClassicalRegister(ansatz.n_qubits, "outcome"))
             circuit.measure(range(ansatz.n_qubits), range(ansatz.n_qubits)[::-1])
@@ -76,8 +78,8 @@ class QiskitBackend(Backend):
                 circuit = generate_preset_pass_manager(backend=self._device, seed_transpiler=0).run(
                     circuit
                 )
-            self._circuits[ansatz] = circuit
-        return self._circuits[ansatz]
+            self._circuits[key] = circuit
+        return self._circuits[key]
 
 
 def by_name(name: str, n_qubits: int, noise: float) -> QiskitBackend:

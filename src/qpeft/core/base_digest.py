@@ -56,18 +56,20 @@ def check_base(
     one is unknown.
 
     If not, warns with BaseModelWarning, or raises CheckpointError if its values depend on the base,
-    and none is quantized. Warns also of a base in another dtype, if DoRA's magnitudes start from it.
+    and none is quantized. Warns also of a base in another dtype, if DoRA's magnitudes or LoRA-XS's
+    frames are computed from its weights.
     """
     recorded = config.base_digest
     if recorded is None or present is None:
         return True
     if is_same(recorded, present):
         theirs, ours = (digest.partition(":")[0] for digest in (recorded, present))
-        if theirs != ours and getattr(config, "use_dora", False):
+        what = _computed_from_weights(config)
+        if theirs != ours and what is not None:
             _warn(
                 f"{adapter} was trained on its base model in {theirs}, and this one is in {ours}:"
-                " DoRA's magnitudes start from norms of the base's weights, which are rounded"
-                f" otherwise. Load the base in {theirs}, or export the adapter there"
+                f" {what} of the base's weights, which are rounded otherwise. Load the base in"
+                f" {theirs}, or export the adapter there"
             )
         return True
     problem = (
@@ -81,6 +83,15 @@ def check_base(
         )
     _warn(f"{adapter} {problem}{_INTENDED}")
     return False
+
+
+def _computed_from_weights(config: AdapterConfig) -> str | None:
+    """What of an adapter is computed again from the base's weights when it is loaded."""
+    if getattr(config, "use_dora", False):
+        return "DoRA's magnitudes start from norms"
+    if getattr(config, "frame", None) == "weights":
+        return "its frames are singular vectors"
+    return None
 
 
 def _warn(text: str) -> None:

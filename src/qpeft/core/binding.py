@@ -438,10 +438,10 @@ class Binding:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle, such as `torch.save(model)`: without the evaluation, and its graph."""
-        averages = self._gradients.averages
+        gradients = Gradients(averages=self._gradients.averages, watched=self._gradients.watched)
         fresh = {"_evaluation": None, "_evaluate": self.generator, "_is_placed": True}
         empty: dict[str, Any] = {"_tensors": [], "_stand_ins": []}
-        return {**vars(self), **fresh, **empty, "_gradients": Gradients(averages=averages)}
+        return {**vars(self), **fresh, **empty, "_gradients": gradients}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

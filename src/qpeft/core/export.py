@@ -324,19 +324,22 @@ def _logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
-    """Afterwards the same adapters are active, the same parameters trainable, and the mode is the
-    same.
+    """Afterwards the same adapters are active, the same parameters trainable, and every module is in
+    the same mode.
 
     The stock copy shares parameters with the live model, and loading its adapter freezes them.
     """
     active = list(model.active_adapters)
     is_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     requires_grad = {name: p.requires_grad for name, p in model.named_parameters()}
     try:
         yield
     finally:
         _activate(model, active)
         model.train(is_training)
+        for module, mode in modes:
+            module.training = mode
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(requires_grad[name])
 

@@ -127,11 +127,14 @@ class GeneratedMixin(CompactState, BaseTuner if TYPE_CHECKING else object):
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """As PEFT's; of the generators those of the active adapters are trainable."""
+        self.generators.unmerge_exactly(self)
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.generators.train_only(self.active_adapters, inference_mode)
         self.generators.place_stand_ins()
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        if not enabled:
+            self.generators.unmerge_exactly(self)
         super()._enable_adapter_layers(enabled)
         self.generators.enable(enabled)
 

@@ -270,6 +270,16 @@ class GeneratorHolder(nn.ModuleDict):
         with self.exact(), self.detached(), measured_merge(tuner.model):
             yield
 
+    def unmerge_exactly(self, tuner: Any) -> None:
+        """Unmerge the adapters of `tuner` with exact values if a backend trains them. PEFT would do
+        it in a forward pass, with values that the backend has drawn again.
+        """
+        layers = [module for module in tuner.model.modules() if isinstance(module, BaseTunerLayer)]
+        is_merged = any(layer.merged for layer in layers)
+        if is_merged and any(circuit.backend is not None for circuit in circuits_in(self)):
+            with self.merging(tuner):
+                BaseTuner.unmerge_adapter(tuner)
+
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
         """Within: a saved adapter keeps its unquantized parameters, so that a run resumes exactly."""

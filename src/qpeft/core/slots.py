@@ -125,7 +125,8 @@ def _drawn(slot: Slot, init_lora_weights: bool | str, init: SeededInit) -> Tenso
     """The initial value of one tensor."""
     part = slot.label.rpartition(".lora_")[2]  # "A.weight", "B.bias", "embedding_A", ...
     is_zero = init_lora_weights == "zero"
-    if part == "embedding_B" and not is_zero:
+    is_normal = part == "embedding_B" or (part == "embedding_A" and init_lora_weights is False)
+    if is_normal and not is_zero:
         return init.normal(slot.label, slot.shape)
     is_random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
     if is_zero or not is_random:

@@ -294,6 +294,8 @@ class AttachedHost(Attached, BaseTuner if TYPE_CHECKING else object):
 
     def _enable_adapter_layers(self, enabled: bool = True) -> None:
         generators: Any = holder_in(self)
+        if not enabled:
+            generators.unmerge_exactly(self)
         with generators.detached():
             super()._enable_adapter_layers(enabled)
             generators.enable(enabled)

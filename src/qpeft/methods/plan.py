@@ -15,6 +15,7 @@ from peft import PeftConfig, UniLoraModel, get_peft_model, get_peft_model_state_
 from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -159,6 +160,15 @@ def _count(config: Any, adapted: Any) -> dict[str, Any]:
     }
 
 
+def _size_at_rank_1(slot: Slot, host: Any) -> int:
+    """The parameters of a factor of LoRA at rank 1; 0 for another tensor."""
+    module, _, part = slot.label.rpartition(".lora_")
+    if not part.startswith(("A", "B", "embedding_A", "embedding_B")):
+        return 0
+    ranks = host.rank_pattern
+    return slot.shape.numel() // ranks.get(get_pattern_key(list(ranks), module), host.r)
+
+
 def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) -> dict[str, Any]:
     """The other fields of a Plan if the tensors `slots` of this adapter are generated."""
     m = sum(slot.shape.numel() for slot in slots)
@@ -174,17 +184,16 @@ def _count_generator(generator: Generator, slots: Sequence[Slot], adapted: Any) 
     notes = []
     if generator.is_compression and trained >= m:
         notes.append(f"{trained:,} trained parameters for {m:,} generated: not a compression")
-    lora_sizes = [s.shape.numel() for s in slots if ".lora_A" in s.label or ".lora_B" in s.label]
-    if generator.is_compression and lora_sizes:
-        host = adapted.active_peft_config
-        r = min([host.r, *host.rank_pattern.values()])
+    host = adapted.active_peft_config
+    size = sum(_size_at_rank_1(slot, host) for slot in slots)
+    if generator.is_compression and size:
         # the largest rank of a LoRA that trains no more
-        rank = min(max(trained, sizes.get("budget", 0)) * r // sum(lora_sizes), r)
+        r = min([host.r, *host.rank_pattern.values()])
+        rank = min(max(trained, sizes.get("budget", 0)) // size, r)
         if rank:
-            size = sum(lora_sizes) // r * rank
             notes.append(
-                f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this"
-                " budget"
+                f"LoRA of rank {rank} on the same modules trains {size * rank:,} parameters, within"
+                " this budget"
             )
     generated = {slot.owner.get_parameter(slot.name).untyped_storage()._cdata for slot in slots}
     return {

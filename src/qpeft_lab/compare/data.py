@@ -86,7 +86,9 @@ def _content_of(source: str) -> str:
     sha = content_hash(source)
     if sha is None:
         return source
-    return sha if name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
+    task = "" if name.glue is None else source.partition(":")[0]  # its splits and classes
+    is_whole = name.is_whole and not task
+    return sha if is_whole else f"{sha}:{name.config or ''}:{name.split or ''}{task}"
 
 
 def on_parts(run: SharedSettings, **changes: Any) -> SharedSettings:
@@ -169,7 +171,7 @@ def _split(study: Study) -> tuple[dict[str, list[Any]], list[str]]:
         notes += _refuse_copy(study, part, given[part], other, given[other])
     if len(given) < len(PARTS):
         groups = _groups(study, rows)
-        parts = _split_groups(groups) if len(groups) >= _EVERY else _split_text(study, rows)
+        parts = _split_groups(groups) if len(groups) >= _EVERY else _split_text(study, groups)
         left = [row for part in given if part != "train" for row in parts[part]]
         given = parts | given | {"train": parts["train"] + left}
     if empty := [part for part in PARTS if not given[part]]:
@@ -224,10 +226,19 @@ def _content(study: Study, row: Any, of_prompt: bool = False) -> Any:
     if "image" in row:
         return hashlib.sha256(image_bytes(row["image"])).digest()
     if study.run.is_language_model and "text" not in row:
-        return row["prompt"] if of_prompt and "prompt" in row else json.dumps(row, sort_keys=True)
+        asked = _prompt(row) if of_prompt else row
+        return asked if isinstance(asked, str) else json.dumps(asked, sort_keys=True)
     return "\n".join(
         " ".join(str(row[name]).split()) for name in ("text", TEXT_PAIR) if name in row
     ).strip()
+
+
+def _prompt(row: Any) -> Any:
+    """What is before the answer of a row; the whole conversation if it does not end with one."""
+    if "prompt" in row:
+        return row["prompt"]
+    *before, last = row["messages"]
+    return before if last["role"] == "assistant" else row
 
 
 def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
@@ -243,10 +254,12 @@ def _split_groups(groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
     return parts
 
 
-def _split_text(study: Study, rows: Sequence[Any]) -> dict[str, list[Any]]:
+def _split_text(study: Study, groups: Sequence[list[Any]]) -> dict[str, list[Any]]:
+    rows = [row for group in groups for row in group]
     if not study.run.is_language_model or "text" not in rows[0] or study.run.pad_rows:
-        return {"train": list(rows), "validation": [], "test": []}
-    words = re.findall(r"\S{1,99}\s*|\s+", "\n\n".join(row["text"] for row in rows))
+        return {"train": rows, "validation": [], "test": []}
+    text = "\n\n".join(group[0]["text"] for group in groups)  # a copy could be in another part
+    words = re.findall(r"\S{1,99}\s*|\s+", text)
     first, second = (len(words) * share // _EVERY for share in (_EVERY - 2, _EVERY - 1))
     parts = {
         "train": words[:first],

@@ -345,6 +345,12 @@ def rows_of(source: str, sha256: str | None) -> tuple[str, str | None, str | Non
     return sha256 or name.name, name.config, name.split
 
 
+def part_of(source: str) -> tuple[str | None, str | None, GlueTask | None]:
+    """What of its content a source names: the configuration, the split and the task of GLUE."""
+    name = parse_source(source)
+    return name.config, name.split, name.glue
+
+
 def _files(path: Path, split: str | None = None) -> list[Path]:
     """The file itself, or the supported files of a folder by name: those of a split, such as
     `train-00000.parquet`.

@@ -178,20 +178,27 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
         "verbose": False,
     }
     end = end_of_text(tokenizer)
+    is_ended = not templated and adds_end(tokenizer)
     encoded = []
     for start in range(0, len(rows), _DOCUMENTS_AT_A_TIME):
         marked = [
             _text_and_spans(row, tokenizer) for row in rows[start : start + _DOCUMENTS_AT_A_TIME]
         ]
         batch = tokenizer([text for text, _ in marked], **options)
-        for (text, spans), *parts in zip(
+        for (text, spans), ids, offsets in zip(
             marked, batch["input_ids"], batch["offset_mapping"], strict=True
         ):
-            tokens = _tokens(text, spans, *parts)
+            n = len(ids) - is_ended  # of an answer the end is scored, so it is added below
+            tokens = _tokens(text, spans, ids[:n], offsets[:n])
             has_end = len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id
             ends_with_answer = spans and spans[-1][0] < spans[-1][1] == len(text)
             encoded.append(join([tokens, end]) if ends_with_answer and not has_end else tokens)
     return encoded
+
+
+def adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer adds the end-of-text token to every text by itself, as Llama's can."""
+    return tokenizer("")["input_ids"][-1:] == end_of_text(tokenizer).ids.tolist() != []
 
 
 def note_unused_template(rows: Sequence[Row], settings: SharedSettings) -> None:

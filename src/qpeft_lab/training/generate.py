@@ -73,12 +73,16 @@ def generate_texts(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    from qpeft_lab.data.text import adds_end
+
     n_new = decoding.max_new_tokens
     adapter = getattr(model, "active_peft_config", None)
     n_virtual = getattr(adapter, "num_virtual_tokens", None) or 0
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     encode = partial(tokenizer, add_special_tokens=not have_template)
+    is_ended = not have_template and adds_end(tokenizer)  # what follows an end is another text
     encoded = [torch.tensor(encode(prompt)["input_ids"], dtype=torch.int64) for prompt in prompts]
+    encoded = [ids[: len(ids) - is_ended] for ids in encoded]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not len(ids) or (context is not None and len(ids) + n_new + n_virtual > context):
             raise DataError(

@@ -98,7 +98,7 @@ def saving_options(model: Any) -> dict[str, str]:
 
 @dataclass
 class TokensConfig(TrainableTokensConfig):
-    """PEFT's config; without `token_indices`, the `n_tokens` most frequent tokens of the training
+    """PEFT's config; without `token_indices`, the `n_tokens` most frequent tokens in 64 examples of the training
     data are trained.
 
     It is saved as PEFT's own config, with the indices.

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import as_json, read_json, write_json
+from qpeft_lab.data.sources import part_of
 from qpeft_lab.files import RUN_AGAIN, output_file, read_json_lines, remove_unfinished
 from qpeft_lab.settings import RunSettings, settings_from
 from qpeft_lab.training.inputs import RESULT
@@ -122,7 +123,8 @@ class RunFolder:
         was = _compared(recorded)
         now = _compared(settings)
         for name in (name for name in _SOURCES if name in identity):  # compared by content
-            was[name] = now[name] = None
+            if name == "model" or _are_of_one_part(was[name], now[name]):
+                was[name] = now[name] = None
         self._refuse(
             _differences(was, now)
             + _differences({name: had.get(name) for name in identity}, identity)
@@ -211,6 +213,11 @@ def _compared(settings: RunSettings) -> dict[str, Any]:
         name: value for name, value in settings.backend_settings.items() if name != "shot_budget"
     }
     return without_folders({**known, "backend_settings": backend})
+
+
+def _are_of_one_part(source: str | None, other: str | None) -> bool:
+    """Whether two names of data name the same split and the like, wherever its files are."""
+    return None in (source, other) or part_of(str(source)) == part_of(str(other))
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ class Verdict:
     gain: float  # of LoRA r=8 over the base without an adapter, nats per token
     comparisons: list[Comparison]
     angles_moved: float | None  # mean over angles and seeds, radians
-    angles_moved_most: float | None
+    angles_moved_most: float | None  # of the angle that moved most, mean over seeds
     adapters: dict[str, Size]
     base: str
     base_sha256: str

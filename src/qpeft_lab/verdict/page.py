@@ -111,8 +111,8 @@ def facts(verdict: Verdict) -> dict[str, str]:
     }
     if verdict.angles_moved is not None and verdict.angles_moved_most is not None:
         named["Angles"] = (
-            f"moved by {verdict.angles_moved:.2g} radians on average, at most by"
-            f" {verdict.angles_moved_most:.2g}"
+            f"moved by {verdict.angles_moved:.2g} radians on average; the one that moved most"
+            f" by {verdict.angles_moved_most:.2g}, averaged over the seeds"
         )
     named["Versions"] = ", ".join(f"{name} {value}" for name, value in verdict.versions.items())
     return named

@@ -235,6 +235,7 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
     "settings, error, named",
     [
         ({"frame": "random"}, ConfigError, "frames"),
+        ({"frame": "sign"}, ConfigError, "has frames of 'gradient'; set frame='gradient'"),
         (
             {"target_modules": ["k_proj"]},
             ConfigError,
@@ -248,6 +249,19 @@ def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, facto
 def test_settings_that_do_not_fit_the_frame_file_raise(llama, frames, settings, error, named):
     with pytest.raises(error, match=named):
         referring(llama, frames, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"frame": "gradient"}], ids=str)
+def test_frame_file_of_another_kind_is_refused(llama, ids, tmp_path, settings):
+    fitted(llama, ids, tmp_path / "signs", frame="sign")
+    file = tmp_path / "signs.safetensors"
+    with pytest.raises(ConfigError, match="has frames of 'sign'; set frame='sign'"):
+        referring(llama, file, **settings)
+
+    model = referring(llama, file, frame="sign")
+    qpeft.save(model, tmp_path / "adapter")
+    loaded = qpeft.load(copy.deepcopy(llama), tmp_path / "adapter", frames=file)
+    assert loaded.peft_config["default"].frame == "sign"
 
 
 @pytest.mark.parametrize("targets", [".*q_proj", ["q_proj"], "all-linear"])

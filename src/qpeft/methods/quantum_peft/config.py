@@ -96,7 +96,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
         frame file.
 
         Raises CheckpointError as `take_frame_file`, or if the file is for another base model, and
-        ConfigError for more directions than the file has, or without a target in the layers.
+        ConfigError for another kind of frame, more directions than the file has, or without a target
+        in the layers.
         """
         if self.frames is None:
             return
@@ -112,6 +113,13 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedConfig, LoraConfig)
                 " frame file with more: qpeft frames --frame-rank"
             )
         self.frame_rank = min(asked, most)
+        made_by = file.settings.get("frame", "gradient")
+        if self.generated is not None:  # of a folder, whose values are in these frames
+            self.frame = made_by
+        elif self.frame != made_by:
+            raise ConfigError(
+                f"frame={self.frame!r}, but {file} has frames of {made_by!r}; set frame={made_by!r}"
+            )
         self._of_file = file.settings
         if self.target_modules is None:
             targets: Any = file.settings.get("target_modules")

@@ -124,7 +124,7 @@ def parts_of(config: QuantumPeftConfig, slots: Sequence[Slot]) -> list[Part]:
             )
         part = parts.setdefault((side, width, inner, rank), Part(side, width, inner, rank, [], []))
         part.names.append(name)
-        shared = re.sub(r"\.\d+\.", ".*.", name) if config.share == "type" else name
+        shared = re.sub(r"(^|\.)\d+\.", r"\1*.", name) if config.share == "type" else name
         part.units.append(f"{shared}.{side}")
     return [*parts.values()]
 
