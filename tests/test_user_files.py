@@ -9,7 +9,7 @@ from qpeft.errors import ConfigError
 from qpeft.files import file_hash
 from qpeft_lab.compare.plan import make_plan
 from qpeft_lab.compare.study import Study
-from qpeft_lab.user_files import circuit_hashes, file_hashes
+from qpeft_lab.user_files import circuit_hashes, file_hashes, named_ansatz
 
 CODE = {
     "mine.py": "import helper\nfrom parts import gates, shape\nimport parts.deep.inner\nimport numpy",
@@ -55,6 +55,26 @@ def test_moved_folder_and_a_single_file_keep_their_hash(folder, tmp_path_factory
     assert hash_of(moved) == file_hash(moved / "mine.py")  # as releases before
     (moved / "mine.py").write_text("def broken(")
     assert hash_of(moved) == file_hash(moved / "mine.py")
+
+
+def test_file_that_changed_in_this_process_is_refused(tmp_path, monkeypatch):
+    """Its earlier code would run, under the hash of the new one."""
+    monkeypatch.setattr(ansatz_table, "_families", {**ansatz_table._families})
+    code = """
+from qpeft.circuits import Gate, register_ansatz
+register_ansatz("turned", lambda n, n_layers: (1,), lambda n, n_layers: [[Gate("ry", (0,), (0,))]])
+"""
+    (file := tmp_path / "turned_once.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match="division by zero"):
+        named_ansatz(f"{file}:turned")
+    file.write_text(code)  # mended
+    assert named_ansatz(f"{file}:turned") == named_ansatz(f"{file}:turned") == "turned"
+
+    file.write_text(code.replace('"ry"', '"rx"'))
+    with pytest.raises(
+        ConfigError, match=r"turned_once\.py has changed since .* start Python again"
+    ):
+        named_ansatz(f"{file}:turned")
 
 
 READS_ITS_GATES = """

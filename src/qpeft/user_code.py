@@ -17,6 +17,8 @@ from typing import Any
 
 from qpeft.errors import ConfigError
 
+_used: dict[Path, bytes] = {}  # the content of the files that were executed, or imported
+
 
 def is_file(name: Any) -> bool:
     """Whether `name` is a text of the form FILE.py:NAME."""
@@ -53,9 +55,16 @@ def execute(name: str, what: str) -> ModuleType:
     module has it.
 
     Its code is executed, unless the module is imported already. Raises ConfigError, which begins
-    with `what` and the name, if there is no such file or its code raises an error.
+    with `what` and the name, if there is no such file, its code raises an error, or it was changed
+    since it was used first.
     """
     path = code_path(name, what).resolve()
+    content = path.read_bytes()
+    if _used.setdefault(path, content) != content:
+        raise ConfigError(
+            f"{what} {name}: {path.name} has changed since this process executed it; start Python"
+            " again"
+        )
     hashed = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     for known in (path.stem, hashed):
         if getattr(sys.modules.get(known), "__file__", None) == str(path):
@@ -67,6 +76,7 @@ def execute(name: str, what: str) -> ModuleType:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[spec.name]
+            del _used[path]
             raise
     return module
 

@@ -94,21 +94,35 @@ def chat(tokenizer):
     return chat
 
 
+ASKED = [{"prompt": "A fox", "completion": " jumps"}]
+
+
+def with_special_token(tokenizer, single):
+    """Its copy that adds the end-of-text token to every text."""
+    adding = copy.deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(tokenizer.eos_token, END)]
+    )
+    return adding
+
+
 def test_tokenizer_that_adds_the_end_by_itself_changes_nothing(tokenizer):
     """Otherwise two ends would be between texts, and none would be scored after an answer."""
-    asked = [{"prompt": "A fox", "completion": " jumps"}]
-    ending = copy.deepcopy(tokenizer)
-    end = tokenizer.eos_token
-    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {end}", special_tokens=[(end, END)]
-    )
+    ending = with_special_token(tokenizer, f"$A {tokenizer.eos_token}")
     assert ending("A fox")["input_ids"][-1] == END
 
-    for made in (lambda t: encode(asked, t), lambda t: cut(texts("A fox", "A dog"), 8, t)):
+    for made in (lambda t: encode(ASKED, t), lambda t: cut(texts("A fox", "A dog"), 8, t)):
         for ours, usual in zip(made(ending), made(tokenizer), strict=True):
             for part, expected in zip(ours, usual, strict=True):
                 np.testing.assert_array_equal(part, expected)
-    assert encode(asked, ending)[0].scored[-1]
+    assert encode(ASKED, ending)[0].scored[-1]
+
+
+def test_tokenizer_that_adds_its_end_in_front_loses_no_token(tokenizer):
+    """As OPT's."""
+    beginning = with_special_token(tokenizer, f"{tokenizer.eos_token} $A")
+    (tokens,) = encode(ASKED, beginning)
+    assert tokens.ids.tolist() == [END, *encode(ASKED, tokenizer)[0].ids]
 
 
 def test_only_assistant_messages_are_scored_and_an_end_follows_a_last_answer(chat):

@@ -197,8 +197,10 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
 
 
 def adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer adds the end-of-text token to every text by itself, as Llama's can."""
-    return tokenizer("")["input_ids"][-1:] == end_of_text(tokenizer).ids.tolist() != []
+    """Whether the tokenizer adds the end-of-text token after every text by itself, as Llama's can;
+    OPT's adds the same token in front.
+    """
+    return tokenizer("a")["input_ids"][-1:] == end_of_text(tokenizer).ids.tolist() != []
 
 
 def note_unused_template(rows: Sequence[Row], settings: SharedSettings) -> None:
