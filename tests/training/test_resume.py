@@ -19,6 +19,7 @@ from folders import read_rows, write_rows
 from runs import Killed, Recorder, assert_same_result, kill_at
 from safetensors.torch import load_file, save_file
 
+from qpeft import user_code
 from qpeft.circuits import ansatz
 from qpeft.errors import BackendError, CheckpointError, ConfigError, TrainingError
 from qpeft.files import read_json
@@ -280,6 +281,7 @@ def test_finished_run_of_a_changed_method_is_refused(settings, tmp_path, monkeyp
     assert [again(path).already_finished for path in (file, file.name)] == [False, True]
 
     file.write_text(code + "\n")
+    user_code._used.clear()  # as in a new process
     with pytest.raises(CheckpointError, match="method was"):
         again(file)
 
