@@ -60,15 +60,16 @@ def execute(name: str, what: str) -> ModuleType:
     """
     path = code_path(name, what).resolve()
     content = path.read_bytes()
-    if _used.setdefault(path, content) != content:
-        raise ConfigError(
-            f"{what} {name}: {path.name} has changed since this process executed it; start Python"
-            " again"
-        )
     hashed = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     for known in (path.stem, hashed):
         if getattr(sys.modules.get(known), "__file__", None) == str(path):
+            if _used.setdefault(path, content) != content:
+                raise ConfigError(
+                    f"{what} {name}: {path.name} has changed since this process executed it; start"
+                    " Python again"
+                )
             return sys.modules[known]
+    _used[path] = content
     with errors_as(f"{what} {name}:"):
         spec: Any = spec_from_file_location(path.stem if _is_free(path) else hashed, path)
         sys.modules[spec.name] = module = module_from_spec(spec)
@@ -76,7 +77,6 @@ def execute(name: str, what: str) -> ModuleType:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[spec.name]
-            del _used[path]
             raise
     return module
 
