@@ -106,7 +106,8 @@ def _check_kind(folder: Path, present: list[str], repository: str) -> None:
     is_adapter = (folder / CONFIG).is_file()
     has_adapter = CONFIG in present
     has_model = any(fnmatch(name, _MODEL) for name in present)
-    if has_model if is_adapter else has_adapter:
+    conflicts = has_model if is_adapter else has_adapter
+    if conflicts:
         ours, theirs = ("adapter", "whole model") if is_adapter else ("whole model", "adapter")
         raise QpeftError(
             f"{repository} has the {theirs} of another upload, which would be loaded together with"

@@ -98,13 +98,13 @@ def saving_options(model: Any) -> dict[str, str]:
 
 @dataclass
 class TokensConfig(TrainableTokensConfig):
-    """PEFT's config; without `token_indices`, the `n_tokens` most frequent tokens in 64 examples of the training
-    data are trained.
+    """PEFT's config; without `token_indices`, the `n_tokens` tokens that are most frequent in 64
+    examples of the training data are trained.
 
     It is saved as PEFT's own config, with the indices.
     """
 
-    n_tokens: int = option(2, "Number of tokens, the most frequent ones of the training data.")
+    n_tokens: int = option(2, "Number of tokens, the most frequent ones in 64 training examples.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
