@@ -3,6 +3,7 @@ are used.
 """
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -108,6 +109,15 @@ def test_whatever_a_users_function_raises_names_the_ansatz(raised, in_shape):
         ConfigError, match=rf"ansatz mine .*: its functions raised {raised.__name__}: .*pairs"
     ):
         exact_probabilities(Ansatz("mine", N_QUBITS, 1), torch.zeros(N_QUBITS))
+
+
+def test_pickled_ansatz_whose_gates_have_changed_is_refused():
+    stored = pickle.dumps(register([TURNS]))
+    assert pickle.loads(stored) == Ansatz("mine", N_QUBITS, N_LAYERS)  # noqa: S301 it was made here
+
+    register([TURNS[::-1]])
+    with pytest.raises(ConfigError, match=r"gates of ansatz mine .* have changed"):
+        pickle.loads(stored)  # noqa: S301
 
 
 @pytest.mark.parametrize("shape", [3, [3], (), (3.0,), (-3,), None, ((3,),)])

@@ -176,6 +176,25 @@ def test_place_of_an_answer_is_that_in_the_whole_conversation(chat, template, sc
     assert chat.decode(tokens.ids[tokens.scored]) == scored
 
 
+def test_answer_that_begins_like_what_the_template_opens_is_scored_whole(chat):
+    chat.chat_template += "{% if add_generation_prompt %}<think>{% endif %}"
+    question, answer = MESSAGES[:2]
+    (tokens,) = encode([{"messages": [question, {**answer, "content": "<th> bird"}]}], chat)
+    assert chat.decode(tokens.ids[tokens.scored]) == "<th> bird<end>"
+
+
+def test_mark_between_two_answers_is_not_scored(chat):
+    """Also not where the template begins the last answer alone with an empty reasoning."""
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]"
+        "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+        "{{ m.content }}<end>{% endfor %}" + OPEN
+    )
+    question, answer = MESSAGES[:2]
+    (tokens,) = encode([{"messages": [question, answer, {**answer, "content": "a fox"}]}], chat)
+    assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>a fox<end>"
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -6,6 +6,7 @@ basis index.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -234,7 +235,8 @@ class Ansatz:
         return self
 
     def __reduce__(self) -> Any:
-        return Ansatz, (self.name, self.n_qubits, self.n_layers)  # another process has the name
+        # another process has the name, if it has imported the module that registers it
+        return _of_same_gates, (self.name, self.n_qubits, self.n_layers, _digest(self))
 
     def __str__(self) -> str:
         return f"ansatz {self.name} with {self.n_qubits} qubits and {self.n_layers} layers"
@@ -281,6 +283,24 @@ class Ansatz:
         longest = max(map(len, rows))
         rows = [row.ljust(longest, "─") for row in rows]
         return "\n".join(row if longest <= width else f"{row[: width - 1]}…" for row in rows)
+
+
+def _digest(ansatz: Ansatz) -> str:
+    """SHA-256 of the gates."""
+    return hashlib.sha256(repr(list(ansatz.gates())).encode()).hexdigest()
+
+
+def _of_same_gates(name: str, n_qubits: int, n_layers: int, digest: str) -> Ansatz:
+    """An ansatz that was pickled, for example in a model by `torch.save`.
+
+    Raises ConfigError if its gates have changed since, like `qpeft.load`.
+    """
+    ansatz = Ansatz(name, n_qubits, n_layers)
+    if _digest(ansatz) != digest:
+        raise ConfigError(
+            f"the gates of {ansatz} have changed since the model was saved; restore its code"
+        )
+    return ansatz
 
 
 def _box(gate: Gate) -> str:

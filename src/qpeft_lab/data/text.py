@@ -321,6 +321,12 @@ def _render_chat(
         before = render(messages[:n], opened=True)
         after = render(messages[: n + 1])
         start, end = (_common(text, part) for part in (before, after))
+        if start < len(before):
+            # the template opens more than the conversation has here, such as a reasoning; the answer
+            # may begin with the same characters
+            changed = {**message, "content": "\0" + message["content"]}
+            marked = render([*messages[:n], changed, *messages[n + 1 :]])
+            start = start if marked == text else _common(text, marked)
         # the template changes earlier answers, for example removes an empty reasoning
         if end < len(after):
             content = message["content"].strip()
