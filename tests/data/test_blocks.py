@@ -157,7 +157,7 @@ OPEN = "{% if add_generation_prompt %}[assistant]{% endif %}"
         ("{usual}{% if add_generation_prompt %}<think>{% endif %}", "the bird<end>the bird<end>"),
         (
             "{usual}{% if not add_generation_prompt %}!{% endif %}",
-            "the bird<end>the bird<end>!<end>",
+            "the bird<end>the bird<end>",
         ),
         (  # of reasoning models: the last answer alone begins with an empty reasoning
             "{% for m in messages %}[{{ m.role }}]"
@@ -174,6 +174,19 @@ def test_place_of_an_answer_is_that_in_the_whole_conversation(chat, template, sc
     chat.chat_template = template.replace("{usual}", chat.chat_template)
     (tokens,) = encode([{"messages": MESSAGES}], chat)
     assert chat.decode(tokens.ids[tokens.scored]) == scored
+
+
+@pytest.mark.parametrize("content", ["the bird", "the<end>bird", ""])
+def test_answer_ends_with_the_end_of_text_token_of_the_template(chat, content):
+    """What follows it there, such as ChatML's line break, is not scored, and there is no second
+    end.
+    """
+    chat.chat_template = TEMPLATES["chatml"].replace("<|im_end|>", "<end>")
+    question, answer = MESSAGES[:2]
+    messages = [question, answer, question, {**answer, "content": content}]
+    (tokens,) = encode([{"messages": messages}], chat)
+    assert chat.decode(tokens.ids[tokens.scored]) == f"the bird<end>{content}<end>"
+    assert chat.decode(tokens.ids) == chat.apply_chat_template(messages, tokenize=False)
 
 
 def test_answer_that_begins_like_what_the_template_opens_is_scored_whole(chat):

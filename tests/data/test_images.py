@@ -1,3 +1,5 @@
+from collections import Counter
+
 import datasets
 import numpy as np
 import pytest
@@ -5,7 +7,7 @@ import torch
 from PIL import Image
 from tiny_models import make_vit
 
-from qpeft.errors import ConfigError, DataError
+from qpeft.errors import ConfigError, DataError, DataWarning
 from qpeft_lab import RunSettings
 from qpeft_lab.data.images import load_images, open_image, write_images
 from qpeft_lab.data.sources import has_validation_split
@@ -50,10 +52,11 @@ def folder_of(path, names=("cat", "dog"), each=3):
 def test_folder_with_one_sub_folder_per_class_is_read(read, tmp_path):
     folder = folder_of(tmp_path / "animals", each=20)
     (folder / "dog" / "notes.txt").write_text("not an image")
-    assert [name for _, name in load_images(str(folder), "train", "label")] == ["cat"] * 20 + [
-        "dog"
-    ] * 20
+    with pytest.warns(DataWarning, match=r"1 names .* not read as images: notes.txt"):
+        images = load_images(str(folder), "train", "label")
+    assert [name for _, name in images] == ["cat"] * 20 + ["dog"] * 20
     assert not has_validation_split(str(folder), has_images=True)
+    (folder / "dog" / "notes.txt").unlink()
     assert len(read(folder).evaluation) == 2  # held out
 
 
@@ -72,6 +75,40 @@ def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
     assert not has_validation_split(f"{folder}::train", has_images=True)
     with pytest.raises(DataError, match="'cow'"):
         read(folder, eval_data=str(folder_of(tmp_path / "evaluated", ("cow", "dog"))))
+
+
+@pytest.mark.parametrize("names", [("bus", "train", "dev board"), ("bus", "steam train", "test")])
+@pytest.mark.parametrize("is_split", [False, True])
+def test_names_of_classes_and_files_are_no_splits(tmp_path, names, is_split):
+    """`datasets` alone would read the classes of such a name, and no others."""
+    folder = tmp_path / "animals"
+    for part, each in (("train", 4), ("val", 2)) if is_split else (("", 4),):
+        folder_of(folder / part, names, each)
+        for name in names:
+            (folder / part / name / "0.png").rename(folder / part / name / "train 1.png")
+    for split, each in (("train", 4), ("validation", 2 if is_split else 4)):
+        read = load_images(str(folder), split, "label")
+        assert Counter(name for _, name in read) == dict.fromkeys(names, each)
+        if is_split:
+            part = {"validation": "val"}.get(split, split)
+            assert {content.parent.parent.name for content, _ in read} == {part}
+
+
+def test_classes_with_images_in_sub_folders_are_refused(tmp_path):
+    folder_of(tmp_path, ("cat", "dog", "cow/brown"))
+    with pytest.raises(DataError, match=r"cow has no image, .* move its images to it"):
+        load_images(str(tmp_path), "train", "label")
+
+
+@pytest.mark.filterwarnings("ignore")  # `datasets` leaves the files open
+def test_labels_in_a_file_of_metadata_are_read(tmp_path):
+    """As `datasets` does."""
+    for part in ("train", "test"):
+        for number, name in enumerate(("cat", "dog")):
+            picture(tmp_path / part / f"{name}.png", (number, 0, 0))
+        lines = "file_name,label\ncat.png,a\ndog.png,b\n"
+        (tmp_path / part / "metadata.csv").write_text(lines)
+    assert [name for _, name in load_images(str(tmp_path), "train", "label")] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,28 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test"),
+        ("e2e-train", "e2e-dev"),
+        ("Training", "Testing"),
+        ("a_train_1", "evaluation"),
+    ],
+)
+def test_folder_with_splits_is_not_read_as_one(tmp_path, names):
+    for name in names:
+        write(tmp_path / f"{name}.jsonl", [{"text": name}])
+    with pytest.raises(DataError, match=r"would be read together; name one"):
+        load(str(tmp_path))
+
+
+def test_names_that_only_contain_the_letters_of_a_split_are_read(tmp_path):
+    for name in ("trains", "contest", "evaluator"):
+        write(tmp_path / f"{name}.jsonl", [{"text": name}])
+    assert len(load(str(tmp_path))) == 3
+
+
+@pytest.mark.parametrize(
     "source, named",
     [
         ("a.txt::train", "without ::train"),

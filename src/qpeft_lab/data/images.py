@@ -9,14 +9,23 @@ damaged ones.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from qpeft.errors import DataError
+from qpeft.errors import DataError, DataWarning
 from qpeft.files import replace_file
 from qpeft_lab.data.labelled import Labelled, label_name
-from qpeft_lab.data.sources import class_columns, class_name, load_file, load_split, parse_source
+from qpeft_lab.data.sources import (
+    class_columns,
+    class_name,
+    load_file,
+    load_split,
+    parse_source,
+    visible,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +68,19 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
         name_of_class = label_name(given, f"{source}, row {number}")
         rows.append((content, name_of_class))
         open_image(content, "L")
+    _note_others(source, [content for content, _ in rows if isinstance(content, Path)])
     return rows
+
+
+def _note_others(source: str, images: Sequence[Path]) -> None:
+    """Warn of what is next to the images and was not read, such as a format that PIL has not."""
+    folders = {image.parent for image in images}
+    others = {entry for folder in folders for entry in visible(folder)} - {*images}
+    names = sorted(entry.name for entry in others if not entry.name.startswith("metadata."))
+    if names:
+        listed = shorten(", ".join(names), 80, placeholder=", ...")
+        found = f"{len(names)} names in the folders of {source} are not read as images: {listed}"
+        warnings.warn(DataWarning(found), stacklevel=3)
 
 
 def write_images(path: Path, rows: Sequence[Labelled]) -> None:

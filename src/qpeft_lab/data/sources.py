@@ -54,7 +54,19 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # those of usual chat templates
 _ROLES = {"assistant", "developer", "function", "system", "tool", "user"}
-_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])")
+_SPLIT = re.compile(
+    r"(?<![a-z])(train|validation|valid|val|dev|test|eval)(ing|uation)?(?![a-z])", re.IGNORECASE
+)
+_SPLIT_FOLDERS = {  # of images
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
 _SPLITS = (
@@ -267,7 +279,7 @@ def load_rows(source: str, split: str, by_line: bool = False) -> list[Row]:
 
 def _refuse_splits(source: str, files: Sequence[Path]) -> None:
     """Raise DataError for a folder that is divided into splits, such as train.csv and test.csv."""
-    splits = {match[0] for file in files if (match := _SPLIT.match(file.stem))}
+    splits = {match[1].lower() for file in files if (match := _SPLIT.search(file.stem))}
     if "train" in splits and len(splits) > 1:
         raise DataError(
             f"{source} has files of the splits {', '.join(sorted(splits))}, which would be read"
@@ -360,15 +372,14 @@ def _files(path: Path, split: str | None = None) -> list[Path]:
         if path.suffix.lower() not in _READERS:
             raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {allowed}")
         return [path]
-    # hidden ones, such as the ._name of a Mac, are no data: `content_hash` leaves them out as well
-    visible = [file for file in path.iterdir() if not file.name.startswith(".")]
-    files = sorted(file for file in visible if file.suffix.lower() in _READERS)
+    content = visible(path)  # `content_hash` leaves hidden files out as well
+    files = [file for file in content if file.suffix.lower() in _READERS]
     if not files:
         others = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
         raise DataError(
             f"no data in folder {path}: it contains {others}; {allowed}, and not begin with a dot"
         )
-    if left_out := sorted(file.name for file in visible if file not in files):
+    if left_out := sorted(file.name for file in content if file not in files):
         warnings.warn(
             DataWarning(f"not read in {path}: {', '.join(left_out)}; {allowed}"), stacklevel=2
         )
@@ -508,7 +519,8 @@ def load_split(source: str, split: str) -> Any:
     from datasets import load_dataset
 
     name = parse_source(source)
-    splits = split_names(source)
+    images = image_files(name.path) if name.is_local else {}
+    splits = images or split_names(source)
     if name.split is None:
         is_whole = name.is_local and list(splits) == ["train"]  # a folder without splits
         wanted = ("train",) if split == "train" or is_whole else _EVALUATION_SPLITS
@@ -520,9 +532,55 @@ def load_split(source: str, split: str) -> Any:
     if part is None:
         raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
     try:
+        if images:
+            return load_dataset("imagefolder", data_files=images, split=part)
         return load_dataset(name.id, name.config, split=part)
     except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {source}: {cause(error)}") from error
+
+
+def image_files(folder: Path) -> dict[str, list[str]]:
+    """The images of each split of a folder whose classes are folders, as patterns of `datasets`;
+    empty for another one, such as of tables.
+
+    (`datasets` alone takes every name with such a word for one of a split, also that of a class.)
+    """
+    parts = _folders(folder)
+    splits = {part: _SPLIT_FOLDERS.get(part.name.lower()) for part in parts}
+    if not all(splits.values()):
+        splits = {folder: "train"}
+    found: dict[str, list[str]] = {}
+    for part, split in splits.items():
+        classes = _folders(part)
+        images = [entry for of_class in classes for entry in visible(of_class)]
+        if any(image.name.startswith("metadata.") for image in images):
+            return {}  # `datasets` reads the labels there
+        if split and (
+            patterns := [glob.escape(str(image)) for image in images if _is_image(image)]
+        ):
+            found.setdefault(split, []).extend(patterns)
+            lacking = {*classes} - {image.parent for image in images if _is_image(image)}
+            for of_class in sorted(lacking):
+                raise DataError(
+                    f"{of_class} has no image, and {part} has a folder of images for each class; move"
+                    " its images to it, or remove it"
+                )
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    return path.suffix.lower() in ImageFolder.EXTENSIONS
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in visible(folder) if entry.is_dir()] if folder.is_dir() else []
+
+
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder but hidden files, such as the ._name of a Mac."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def split_names(source: str) -> Sequence[str]:
@@ -539,6 +597,8 @@ def split_names(source: str) -> Sequence[str]:
             f" {source[len(name.name) :]}"
         )
     try:
+        if name.is_local and (images := image_files(name.path)):
+            return [*images]
         return get_dataset_split_names(name.id, name.config)
     except Exception as error:  # offline, unknown, gated, or without configuration
         where = (

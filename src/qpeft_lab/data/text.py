@@ -342,8 +342,20 @@ def _render_chat(
                 )
             end_mark = after[after.rfind(content) + len(content) :]
             end += _common(text[end:], end_mark)
-        spans.append((start, end))
+        spans.append((start, _end_of_turn(text, start, end, message, tokenizer)))
     return text, spans
+
+
+def _end_of_turn(
+    text: str, start: int, end: int, message: dict[str, str], tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Where the answer at `start` ends: behind the end-of-text token, if the template has it in the
+    mark between the answer and `end`. Nobody generates what ChatML has after it, a line break.
+    """
+    content = message["content"].strip()
+    place = text.rfind(content, start, end) if content else start
+    mark = -1 if place < 0 else text.find(tokenizer.eos_token or "\0", place + len(content), end)
+    return end if mark < 0 else mark + len(tokenizer.eos_token)
 
 
 def _common(text: str, other: str) -> int:
