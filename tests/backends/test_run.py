@@ -244,6 +244,21 @@ def test_adapter_merged_with_exact_values_is_unmerged_with_them(llama, ids, adap
         assert_close(state[name], weight, atol=1e-7, rtol=0)
 
 
+def test_backend_is_not_saved_with_a_whole_model(llama, ids, adapters, tmp_path):
+    model = adapters.train(adapters.qpa(llama, chunk_size=64), ids, steps=3).eval()
+    exact = adapters.logits(model, ids)
+    backend = ExactBackend()
+    backend.handle = threading.Lock()  # a device that cannot be pickled
+    run = qpeft.set_backend(model, backend, shots=500)
+    torch.save(model, tmp_path / "model.pt")
+    used = run.jobs.used["jobs"]
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert_close(adapters.logits(loaded, ids), exact, atol=1e-6, rtol=0)
+    assert run.jobs.used["jobs"] == used
+    with pytest.raises(AssertionError):  # the model itself keeps it
+        assert_close(adapters.logits(model, ids), exact, atol=1e-6, rtol=0)
+
+
 def test_model_without_a_circuit_is_refused(llama, adapters):
     with pytest.raises(ConfigError, match="no circuit"):
         qpeft.set_backend(adapters.qpa(llama, feature_source="none"), shots=100)

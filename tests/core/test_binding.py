@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
@@ -311,6 +312,20 @@ def test_untie_lm_head_without_a_head_or_a_tie(llama):
     assert qpeft.untie_lm_head(llama).lm_head.weight is weight
     with pytest.raises(ConfigError, match="has no output head to untie"):
         qpeft.untie_lm_head(llama.model)
+
+
+@pytest.mark.parametrize("kind", ["UMT5", "Bart", "SwitchTransformers"])
+def test_head_is_not_untied_where_that_changes_more_than_the_head(kind):
+    """The logits of UMT5 would be scaled; a saved BART would lose its other embeddings."""
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    if kind == "Bart":
+        parts = ("layers", "attention_heads", "ffn_dim")
+        sizes = {"d_model": 8} | {f"{h}_{p}": 2 for h in ("encoder", "decoder") for p in parts}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=16, **sizes)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    with pytest.raises(ConfigError, match="cannot be untied alone"):
+        qpeft.untie_lm_head(model)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_compact_file_of_a_head_contains_no_base_weight(gpt2, adapters, tmp_path):

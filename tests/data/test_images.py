@@ -94,10 +94,23 @@ def test_names_of_classes_and_files_are_no_splits(tmp_path, names, is_split):
             assert {content.parent.parent.name for content, _ in read} == {part}
 
 
-def test_classes_with_images_in_sub_folders_are_refused(tmp_path):
-    folder_of(tmp_path, ("cat", "dog", "cow/brown"))
-    with pytest.raises(DataError, match=r"cow has no image, .* move its images to it"):
-        load_images(str(tmp_path), "train", "label")
+def test_folders_that_are_no_splits_are_not_read_next_to_splits(tmp_path):
+    for part in ("train", "eval", "other"):
+        folder_of(tmp_path / part, ("cat", "train"))
+    assert len(load_images(str(tmp_path), "train", "label")) == 6
+    assert len(load_images(str(tmp_path), "validation", "label")) == 6
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_classes_without_images_of_their_own_are_refused(tmp_path, is_link):
+    """The hash of the data would not change with what is behind a link."""
+    folder_of(tmp_path / "animals", ("cat", "dog"))
+    folder_of(tmp_path, ("cow/brown",))
+    cow = tmp_path / "animals" / "cow"
+    cow.symlink_to(tmp_path / "cow" / "brown") if is_link else (tmp_path / "cow").rename(cow)
+    found = "is a link" if is_link else "has no image"
+    with pytest.raises(DataError, match=rf"cow {found}, .* move its images there"):
+        load_images(str(tmp_path / "animals"), "train", "label")
 
 
 @pytest.mark.filterwarnings("ignore")  # `datasets` leaves the files open

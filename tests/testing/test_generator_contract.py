@@ -15,6 +15,7 @@ from qpeft.core.slots import Slot
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 from qpeft.testing import generator_contract
+from qpeft.testing.generator import _check_gradients
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 M = 60
@@ -288,3 +289,26 @@ def test_contract_detects_mistakes(mistake):
     given = {"initial": INITIAL} | (options[0] if options else {})
     with pytest.raises(AssertionError, match=message):
         generator_contract(lambda seed: type("Mistaken", (Line,), changes)(INITIAL, seed), **given)
+
+
+@pytest.mark.parametrize("error, is_detected", [(0.0, False), (0.002, True)])
+def test_contract_detects_a_small_error_of_one_gradient_entry_in_thousands(error, is_detected):
+    class Long(Line):
+        """w = sin(tau), with another gradient in one entry of usual size."""
+
+        def __init__(self):
+            super().__init__(INITIAL, 0)
+            self.numbers = Folded(torch.zeros(5_000), 1.0)
+
+        def forward(self):
+            tau = self.numbers()
+            zeros = tau - tau.detach()
+            usual = torch.arange(len(tau)) == 7
+            return torch.sin(tau) + error * torch.where(usual, zeros, 0.0)
+
+    generator = Long().double()
+    if is_detected:
+        with pytest.raises(AssertionError, match=r"the gradient of numbers.tau"):
+            _check_gradients(generator)
+    else:
+        _check_gradients(generator)

@@ -33,7 +33,7 @@ _MOST_QUBITS = 14  # whose outcomes an affordable number of shots resolves
 @dataclass(eq=False)
 class Jobs:
     """The jobs of one training run on one backend. A deep copy is the same object: one device, one
-    budget.
+    budget. Pickled, as by `torch.save(model)`, it is None: a backend belongs to a process.
 
     Counts depend on seed and angles only, so a resumed run draws the same counts as an
     uninterrupted one.
@@ -53,6 +53,9 @@ class Jobs:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Jobs:
         return self
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     def log_to(self, path: Path) -> None:
         """Append a line of JSON for every job sent or answered; those in the file already count as
@@ -151,7 +154,7 @@ class CircuitRun:
 
         d p / d angle = sum_g scale_g d p / d theta_g
 
-    Raises ConfigError for incompatible or infeasible options.
+    Copied and pickled as its jobs are. Raises ConfigError for incompatible or infeasible options.
     """
 
     ansatz: Ansatz
@@ -190,6 +193,12 @@ class CircuitRun:
             warnings.warn(message, stacklevel=4)
         with errors_as(f"{backend.name} cannot run {ansatz.name}:"):
             backend.check(self._circuit, shots)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CircuitRun:
+        return self
+
+    def __reduce__(self) -> Any:
+        return type(None), ()
 
     def __call__(self, angles: Tensor) -> Tensor:
         """Probabilities (D,) at the angles."""

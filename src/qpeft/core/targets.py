@@ -245,6 +245,10 @@ def sizes(linear: Any) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
+# encoder-decoders whose output head can be untied
+_UNTIED_ALONE = ("t5", "mt5", "longt5")
+
+
 def untie_lm_head(model: Any) -> Any:
     """Give the output head its own copy of the weight it shares with the input embedding, in place.
 
@@ -253,7 +257,10 @@ def untie_lm_head(model: Any) -> Any:
     own weight is not changed.
 
     Raises:
-        ConfigError: the model has no output head.
+        ConfigError: the model has no output head, or is an encoder-decoder for which transformers
+            reads more from `tie_word_embeddings` than whether the head is tied: the scale of the
+            logits (UMT5, Switch), or the embeddings of both halves (BART). T5, mT5 and LongT5 are
+            right.
     """
     base = getattr(model, "get_base_model", lambda: model)()
     head = getattr(base, "get_output_embeddings", lambda: None)()
@@ -263,6 +270,12 @@ def untie_lm_head(model: Any) -> Any:
     embedding = base.get_input_embeddings()
     shared = layer.weight
     if shared is getattr(embedding, "base_layer", embedding).weight:
+        if base.config.is_encoder_decoder and base.config.model_type not in _UNTIED_ALONE:
+            raise ConfigError(
+                f"the output head of {type(base).__name__} cannot be untied alone: transformers"
+                " would scale its logits differently, or not load its other embeddings; do not"
+                " merge the adapter, but export it with qpeft.export"
+            )
         copied = shared.detach().clone()
         layer.weight = nn.Parameter(copied, requires_grad=shared.requires_grad)
         for config in (base.config, base.config.get_text_config()):

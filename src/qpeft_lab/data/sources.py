@@ -66,6 +66,8 @@ _SPLIT_FOLDERS = {  # of images
     "dev": "validation",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 _NOT_SPACE = re.compile(r"\S")
 _EVALUATION_SPLITS = ("validation", "test")
@@ -544,27 +546,32 @@ def image_files(folder: Path) -> dict[str, list[str]]:
     empty for another one, such as of tables.
 
     (`datasets` alone takes every name with such a word for one of a split, also that of a class.)
+
+    Raises DataError for a class without images, or a link, whose content `content_hash` cannot see.
     """
-    parts = _folders(folder)
-    splits = {part: _SPLIT_FOLDERS.get(part.name.lower()) for part in parts}
-    if not all(splits.values()):
-        splits = {folder: "train"}
-    found: dict[str, list[str]] = {}
-    for part, split in splits.items():
-        classes = _folders(part)
-        images = [entry for of_class in classes for entry in visible(of_class)]
-        if any(image.name.startswith("metadata.") for image in images):
+    splits: dict[str, list[Path]] = {}  # the folders of classes
+    for part in _folders(folder):
+        split = _SPLIT_FOLDERS.get(part.name.lower())
+        if split and (classes := _folders(part)):
+            splits.setdefault(split, []).extend(classes)
+    if "train" not in splits:
+        splits = {"train": _folders(folder)}
+    found = {}
+    for split, classes in splits.items():
+        content = {of_class: visible(of_class) for of_class in classes}
+        if any(entry.name.startswith("metadata.") for part in content.values() for entry in part):
             return {}  # `datasets` reads the labels there
-        if split and (
-            patterns := [glob.escape(str(image)) for image in images if _is_image(image)]
-        ):
-            found.setdefault(split, []).extend(patterns)
-            lacking = {*classes} - {image.parent for image in images if _is_image(image)}
-            for of_class in sorted(lacking):
+        images = {name: [*filter(_is_image, entries)] for name, entries in content.items()}
+        if not any(images.values()):
+            continue
+        for of_class, of_it in images.items():
+            if not of_it or of_class.is_symlink():
+                what = "is a link" if of_it else "has no image"
                 raise DataError(
-                    f"{of_class} has no image, and {part} has a folder of images for each class; move"
-                    " its images to it, or remove it"
+                    f"{of_class} {what}, and its folder has a folder of images for each class; move"
+                    " its images there, or remove it"
                 )
+        found[split] = [glob.escape(str(image)) for of_it in images.values() for image in of_it]
     return found
 
 
