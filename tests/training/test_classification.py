@@ -32,6 +32,7 @@ from transformers import (
 )
 
 import qpeft
+from qpeft.core.model_card import users_card
 from qpeft.errors import CheckpointError, DataError, DataWarning
 from qpeft_lab import RunSettings, train
 from qpeft_lab.training.classifier import find_head, read_record
@@ -312,7 +313,9 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
         base = AUTO[task].from_pretrained(asked.model, **options)
         loaded["stock"] = PeftModel.from_pretrained(base, result.exported)
         for folder in (result.exported, *([result.adapter] if method == "qpa" else [])):
+            assert users_card(folder) is None  # so the next export writes it again
             text = (folder / "README.md").read_text()
+            assert "## Outputs" in text
             matches = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
             # the card of others is PEFT's
             assert len(matches) == (method in ("qpa", "quantum_peft"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,15 @@ def users_card(folder: Path) -> bytes | None:
     path = folder / "README.md"
     content = path.read_bytes() if path.is_file() else _PEFT_TEMPLATE
     return None if _PEFT_TEMPLATE in content or content.rstrip().endswith(_MARK) else content
+
+
+def add_sections(card: Path, sections: Sequence[str]) -> None:
+    """Write sections at the end of a card, in front of the line that says that qpeft made it."""
+    text = card.read_text(encoding="utf-8")
+    mark = _MARK.decode()
+    own = text.removesuffix(f"{mark}\n")
+    ending = "" if own == text else f"\n{mark}\n"
+    write_text(card, "\n".join([own.rstrip() + "\n", *sections]) + ending)
 
 
 def keep_card(old: Path, new: Path) -> None:

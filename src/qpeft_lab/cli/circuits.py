@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 from qpeft.user_code import is_file
 from qpeft_lab.cli.adapters import Loading
 from qpeft_lab.cli.command import application, command
-from qpeft_lab.cli.console import Answer, line, stderr
+from qpeft_lab.cli.console import Answer, line, say, stderr
 from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Choice:
                 f"{self.adapter} has no circuit that starts in |0...0>; give another one, or"
                 " --ansatz"
             )
+        if of_adapter.n_circuits > 1:
+            say("Note:", f"the adapter has {of_adapter.n_circuits} circuits; this is the first one")
         return of_adapter.ansatz, of_adapter.angles.numpy()
 
 
@@ -92,7 +94,10 @@ def draw(*, choice: Choice) -> Answer:
                 "".join(f"{angle:9.4f}" for angle in row)
                 for row in angles.reshape(-1, angles.shape[-1])
             )
-            line(console, "\nangles in radians, one column for each wire\n\n" + "\n".join(rows))
+            columns = f"of shape {angles.shape}, in which the gates index them"
+            if angles.shape == (ansatz.n_layers, ansatz.n_qubits):
+                columns = "one column for each wire"
+            line(console, f"\nangles in radians, {columns}\n\n" + "\n".join(rows))
 
     shown = None if angles is None else angles.tolist()
     return Answer({**_size(ansatz), "angles": shown, "drawing": ansatz.draw(100)}, show)

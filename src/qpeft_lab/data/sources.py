@@ -565,11 +565,12 @@ def image_files(folder: Path) -> dict[str, list[str]]:
         if not any(images.values()):
             continue
         for of_class, of_it in images.items():
-            if not of_it or of_class.is_symlink():
-                what = "is a link" if of_it else "has no image"
+            links = [p for p in (of_class, of_class.parent) if p.is_symlink() and p != folder]
+            if not of_it or links:
+                what = f"{links[0]} is a link" if links else f"{of_class} has no image"
                 raise DataError(
-                    f"{of_class} {what}, and its folder has a folder of images for each class; move"
-                    " its images there, or remove it"
+                    f"{what}, and a folder of images for each class is wanted; move the images"
+                    " there, or remove it"
                 )
         found[split] = [glob.escape(str(image)) for of_it in images.values() for image in of_it]
     return found

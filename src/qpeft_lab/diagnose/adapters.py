@@ -189,7 +189,7 @@ class Adapter:
 
 def angle_movement(adapter: Adapter | str | Path) -> Measurement:
     """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their initial
-    values, in radians.
+    values, in radians; of QAA's control also those of its Givens rotations.
 
     Args:
         adapter: The folder of a saved adapter.

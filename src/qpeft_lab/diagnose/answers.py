@@ -70,8 +70,9 @@ def _facts(adapter: Adapter) -> dict[str, Any]:
     if (circuit := adapter.circuit()) is not None:
         ansatz = circuit.ansatz
         facts |= {"ansatz": ansatz.name, "n_qubits": ansatz.n_qubits, "n_layers": ansatz.n_layers}
-        # the first of the circuits is measured
         facts |= {"n_angles": ansatz.n_angles, "n_circuits": circuit.n_circuits}
+        if circuit.n_circuits > 1:
+            facts["measured_circuit"] = "the first; but all angles for how far they moved"
     if adapter.generator is not None:
         facts["trainable"] = sum(p.numel() for p in adapter.generator.parameters())
     return facts

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from qpeft.core.meta_model import on_meta
+from qpeft.core.model_card import add_sections, users_card
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json, write_text
@@ -48,20 +49,20 @@ class TaskRecord:
 
     def write(self, folder: Path) -> None:
         """Write task.json to an adapter folder, and add these arguments and the classes to its
-        model card, if it has one: an adapter with a frame file has none.
+        model card, if it has one that no user wrote: an adapter with a frame file has none.
         """
         write_json(folder / RECORD, asdict(self))
         card = folder / "README.md"
-        if not card.exists():
+        if not card.exists() or users_card(folder) is not None:
             return
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         text = card.read_text("utf-8").replace(
             ", dtype='float32')", f", dtype='float32', {options})"
         )
         outputs = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
-        write_text(
-            card, f"{text}\n## Outputs\n\n{self.task}, by index (also in `{RECORD}`): {outputs}\n"
-        )
+        write_text(card, text)
+        section = f"## Outputs\n\n{self.task}, by index (also in `{RECORD}`): {outputs}\n"
+        add_sections(card, [section])
 
 
 def read_record(folder: Path) -> TaskRecord | None:

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, metadata_load, metadata_save
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from qpeft.core.checkpoint import CONFIG, RECORD, WEIGHTS
-from qpeft.core.model_card import users_card
+from qpeft.core.model_card import add_sections, users_card
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.files import read_json, write_json
 from qpeft_lab.base_files import TEMPLATE, source_of
@@ -72,10 +72,8 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
             _name_base(folder / COMPACT)
             about_base = _name_base(folder)
             if users_card(folder) is None:
-                card = folder / "README.md"
-                sections = [card.read_text(encoding="utf-8"), *about_base]
-                sections += [*_scores(run, folder), *_compact(compact)]
-                card.write_text("\n".join(sections), encoding="utf-8")
+                sections = [*about_base, *_scores(run, folder), *_compact(compact)]
+                add_sections(folder / "README.md", sections)
         try:
             url = HfApi().create_repo(repository, exist_ok=True)
             _check_kind(folder, HfApi().list_repo_files(url.repo_id), repository)
