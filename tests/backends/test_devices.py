@@ -68,6 +68,15 @@ def test_batch_is_one_execution(name, shots):
     assert tracker.totals.get("shots") == (None if shots is None else 1300)
 
 
+@pytest.mark.filterwarnings("ignore")  # PennyLane deprecates devices with shots
+@every_simulator
+def test_device_with_shots_of_its_own_does_not_run_without_shots(name):
+    device = qml.device(name, wires=3, shots=100)
+    with pytest.raises(ConfigError, match=r"100.* give their number as shots"):
+        CircuitRun(LADDER, Jobs(as_backend(device, 3)))
+    CircuitRun(LADDER, Jobs(as_backend(device, 3), 100))
+
+
 @pytest.mark.parametrize("name", [*SIMULATORS, "reference.qubit"])
 @pytest.mark.parametrize("ansatz", ANSATZE)
 def test_probabilities_and_gradients_without_shots_are_exact(name, ansatz):

@@ -135,6 +135,7 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(
             {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": ["norm"]},
         ),
         ("lora", {"r": 1, "target_modules": ["lm_head"]}),
+        ("lora", {"r": 1, "target_modules": r".*(mlp\.down_proj|fc2)"}),
         ("tiny_lora", {"r": 2, "u": 2, "save_projection": False}),
     ],
     ids=str,

@@ -284,8 +284,17 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path, monkeypatch):
 def test_folder_with_splits_is_not_read_as_one(tmp_path, names):
     for name in names:
         write(tmp_path / f"{name}.jsonl", [{"text": name}])
-    with pytest.raises(DataError, match=r"would be read together; name one"):
+    with pytest.raises(DataError, match=r"would be read together; name the file of one"):
         load(str(tmp_path))
+
+
+def test_splits_that_the_library_cannot_tell_apart_are_not_read_as_one(tmp_path, monkeypatch):
+    """`datasets` takes the letters of Train.jsonl and Test.jsonl for no split."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("Train", "Test"):
+        write(tmp_path / "data" / f"{name}.jsonl", [{"text": name}])
+    with pytest.raises(DataError, match="would be read together"):
+        load(f"{tmp_path / 'data'}::train")
 
 
 def test_names_that_only_contain_the_letters_of_a_split_are_read(tmp_path):

@@ -261,6 +261,17 @@ def test_generation_stops_at_every_end_token(embedded, of):
     assert 0 < len(cut) < len(free)
 
 
+def test_answer_ends_before_the_mark_of_the_chat_template(embedded):
+    """Also where the mark is no special token, as ChatML's for a base without a template."""
+    base, tokenizer = copy.deepcopy(embedded)
+    (free,) = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(12))
+    mark = free.split()[3]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} " + mark + "\n{% endfor %}"
+    (cut,) = generate_texts(base, tokenizer, PROMPTS[:1], Decoding(12), have_template=True)
+
+    assert cut == free[: free.index(mark)]
+
+
 SETTINGS = {"num_beams": 4, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "max_time": 0.0}
 
 

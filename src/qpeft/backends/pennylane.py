@@ -65,6 +65,8 @@ class PennyLaneBackend(Backend):
         return p.reshape(len(angles), -1)
 
     def check(self, ansatz: Ansatz, shots: int | None) -> None:
+        if shots is None and self.device.shots:
+            raise ConfigError(f"the device has {self.device.shots}; give their number as shots")
         self.device.preprocess()[0]([self._tape(ansatz, np.zeros((2, *ansatz.angle_shape)), shots)])
 
     def _tape(self, ansatz: Ansatz, angles: Any, shots: int | None) -> QuantumScript:

@@ -26,6 +26,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -40,6 +41,7 @@ ALIASES = {
     "per-device-batch-size": "batch-size",
 }
 SHOWN = 25  # of a command with more options, those with a panel are in --help-all only
+_OF_PATTERNS = frozenset(r"\*+?()[]|^$")  # in a regular expression, and in no name of a module
 _METAVARS = {bool: "", int: "N", str: "TEXT", Path: "PATH"}
 
 
@@ -165,7 +167,9 @@ def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
         return list[str] | None, {"metavar": metavar}
     if items:
         parser, usual = (
-            (_numbers(*items), "N,N,...") if items[0] in (int, float) else (_names, "NAME,...")
+            (_numbers(*items), "N,N,...")
+            if items[0] in (int, float)
+            else (partial(_names, or_text=str in kinds), "NAME,...")
         )
         return Any, {"parser": parser, "metavar": metavar or usual}
     if float in kinds:
@@ -187,11 +191,13 @@ def _numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: tuple(map(kind, text.split(",")))
 
 
-def _names(text: str) -> list[str] | str:
-    """A list of names; PEFT's `all-linear` stays a string. (PEFT reads any other string as a
-    regular expression.)
+def _names(text: str, or_text: bool) -> list[str] | str:
+    """A list of names; `or_text`: PEFT's `all-linear`, and a regular expression, which PEFT compares
+    with the whole name of a module, stay texts.
     """
+    if or_text and (text == "all-linear" or not _OF_PATTERNS.isdisjoint(text)):
+        return text
     names = [part.strip() for part in text.split(",")]
     if not all(names):
         raise ValueError("a name is empty")
-    return text if text == "all-linear" else names
+    return names

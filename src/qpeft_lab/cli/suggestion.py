@@ -39,6 +39,7 @@ OF_FRAMES = (  # options of `qpeft frames` that are those of a run
     "label_column",
     "prompt_column",
     "completion_column",
+    "chat_template",
 )
 
 

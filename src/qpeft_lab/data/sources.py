@@ -285,7 +285,7 @@ def _refuse_splits(source: str, files: Sequence[Path]) -> None:
     if "train" in splits and len(splits) > 1:
         raise DataError(
             f"{source} has files of the splits {', '.join(sorted(splits))}, which would be read"
-            f" together; name one, such as {source}::train"
+            f" together; name the file of one, such as {files[0]}"
         )
 
 
@@ -531,6 +531,8 @@ def load_split(source: str, split: str) -> Any:
     else:
         wanted = [part.partition("[")[0] for part in name.split.split("+")]  # train[:10%]+test
         part = name.split if set(wanted) <= set(splits) else None
+    if name.is_local and not images and list(splits) == ["train"]:
+        _refuse_splits(source, [file for file in visible(name.path) if file.is_file()])
     if part is None:
         raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
     try:

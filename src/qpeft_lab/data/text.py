@@ -43,6 +43,7 @@ TEMPLATES = {
     ),
 }
 
+_SHORTEST_MARK = 3  # characters; a template may put answers in quotation marks
 _DOCUMENTS_AT_A_TIME = 256  # between which Ctrl-C is handled
 
 
@@ -230,6 +231,17 @@ def answered_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) ->
     why = "end with no message of an assistant, and no answer is generated for them"
     left_out = [f"{n_left_out} of {len(rows)} rows {why}"] if n_left_out else []
     return Prompts(answers, "messages" in rows[0], left_out)
+
+
+def mark_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The mark that the chat template writes after an answer, such as `<|im_end|>`; empty if it has
+    none but the end of text, which ends a generation, or one that an answer may contain.
+    """
+    place = "\0"
+    asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": place}]
+    after = _rendered(asked, tokenizer).rpartition(place)[2].strip()
+    mark = after.split("\n")[0].removesuffix(tokenizer.eos_token or "").strip()
+    return mark if len(mark) >= _SHORTEST_MARK else ""
 
 
 def as_chat(message: str, tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> str:

@@ -65,7 +65,7 @@ def generate_texts(
     Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual
     tokens, which padding would separate from the text, prompts are continued one by one. Above 0,
     `temperature` samples tokens. Prompts that `have_template`, of a chat, get no further special
-    tokens.
+    tokens, and their answers end before the mark of the template after an answer.
 
     Raises DataError if a prompt has no token, or does not fit into the model's context with the new
     tokens after it.
@@ -73,7 +73,7 @@ def generate_texts(
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    from qpeft_lab.data.text import adds_end
+    from qpeft_lab.data.text import adds_end, mark_after_answer
 
     n_new = decoding.max_new_tokens
     adapter = getattr(model, "active_peft_config", None)
@@ -115,6 +115,9 @@ def generate_texts(
             both = (encoded[place].tolist(), encoded[place].tolist() + new.tolist())
             before, whole = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in both)
             texts[place] = whole[len(before) :]
+    # where it is no special token, which is not decoded, it is text
+    if have_template and (mark := mark_after_answer(tokenizer)):
+        texts = [text.partition(mark)[0] for text in texts]
     return texts
 
 

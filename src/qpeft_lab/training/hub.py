@@ -65,14 +65,18 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
     with tempfile.TemporaryDirectory() as name:
         folder = Path(shutil.copytree(exported, Path(name, "upload")))
         if compact is not None:
-            (folder / COMPACT).mkdir()
-            for file in (CONFIG, WEIGHTS, "README.md", TASK, TEMPLATE):
-                if (compact / file).is_file():
-                    shutil.copy(compact / file, folder / COMPACT)
-            _name_base(folder / COMPACT)
+            # a stock adapter is its own export
+            is_stock = not read_json(compact / CONFIG)["peft_type"].startswith("QPEFT_")
+            if not is_stock:
+                (folder / COMPACT).mkdir()
+                for file in (CONFIG, WEIGHTS, "README.md", TASK, TEMPLATE):
+                    if (compact / file).is_file():
+                        shutil.copy(compact / file, folder / COMPACT)
+                _name_base(folder / COMPACT)
             about_base = _name_base(folder)
             if users_card(folder) is None:
-                sections = [*about_base, *_scores(run, folder), *_compact(compact)]
+                of_generator = [] if is_stock else _compact(compact)
+                sections = [*about_base, *_scores(run, folder), *of_generator]
                 add_sections(folder / "README.md", sections)
         try:
             url = HfApi().create_repo(repository, exist_ok=True)
