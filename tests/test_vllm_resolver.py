@@ -88,6 +88,17 @@ def exports(cache):
     return sorted(path.name for path in cache.cache.iterdir() if not path.name.startswith("."))
 
 
+def test_chat_template_of_an_adapter_which_the_server_does_not_use_is_logged(
+    cache, adapters, base, caplog
+):
+    (adapters / "user-1" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    for name in ("user-0", "user-1"):
+        cache.find(name, str(base))
+    told = [record.getMessage() for record in caplog.records if "chat template" in record.msg]
+    assert len(told) == 1
+    assert "user-1" in told[0]
+
+
 def replace(adapters, name, by):
     for file in FILES:
         shutil.copy(adapters / by / file, adapters / name / file)

@@ -36,6 +36,7 @@ from qpeft.core.checkpoint import RECORD, check_folder
 from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, QpeftError
 from qpeft.files import read_json, write_json, write_text
 from qpeft_lab import revisions
+from qpeft_lab.base_files import own_template
 from qpeft_lab.files import locked, remove_unfinished
 
 _SHARED_MEMORY = Path("/dev/shm")
@@ -145,6 +146,12 @@ class ExportCache:
             elif target.exists():
                 shutil.rmtree(target)
             self._export(folder, base, target)
+            if own_template(folder) is not None:
+                _log.warning(
+                    "qpeft: %s was trained with a chat template of its own; chats are asked in that of"
+                    " the server, see vllm serve --chat-template",
+                    folder.name,
+                )
             write_json(target / RECORD, {**read_json(target / RECORD), _SEAL: key})
             try:
                 if revisions.revision(folder) != digest:

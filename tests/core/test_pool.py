@@ -15,6 +15,7 @@ from folders import edit_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft.helpers import DoraCaching
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch.testing import assert_close
@@ -567,6 +568,19 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
 
 
 # -- errors
+
+
+def test_evicted_dora_leaves_nothing_in_the_cache_of_peft(gpt2, ids, adapters, tmp_path):
+    plain = copy.deepcopy(gpt2)
+    for index in range(2):
+        adapter(plain, tmp_path / f"{index}", use_dora=True)
+    loaded = (qpeft.load(copy.deepcopy(plain), tmp_path / f"{index}") for index in range(2))
+    expected = [adapters.logits(model, ids) for model in loaded]
+    pool = qpeft.AdapterPool(gpt2, tmp_path, capacity=1)
+    with DoraCaching():
+        for index in (0, 1, 0):
+            pool.activate(str(index))
+            assert torch.equal(adapters.logits(pool.model, ids), expected[index])
 
 
 def test_unknown_names_raise(pool, users):

@@ -176,7 +176,7 @@ def test_place_of_an_answer_is_that_in_the_whole_conversation(chat, template, sc
     assert chat.decode(tokens.ids[tokens.scored]) == scored
 
 
-@pytest.mark.parametrize("content", ["the bird", "the<end>bird", ""])
+@pytest.mark.parametrize("content", ["the bird", "the<end>bird", "", "end", "<"])
 def test_answer_ends_with_the_end_of_text_token_of_the_template(chat, content):
     """What follows it there, such as ChatML's line break, is not scored, and there is no second
     end.

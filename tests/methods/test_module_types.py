@@ -109,6 +109,8 @@ def test_map_whose_weight_pytorchs_attention_reads_is_refused(make, targets):
 
     with pytest.raises(ConfigError, match=message):
         adapt(target_modules=targets)
+    with pytest.raises(ConfigError, match=r"attends is a MultiheadAttention, .* twice"):
+        adapt(target_modules=["attends"])
 
     model = adapt(target_modules=targets, exclude_modules=["attends.out_proj"])
     x = torch.randn(3, 2, 8)

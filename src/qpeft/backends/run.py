@@ -32,8 +32,7 @@ _MOST_QUBITS = 14  # whose outcomes an affordable number of shots resolves
 
 @dataclass(eq=False)
 class Jobs:
-    """The jobs of one training run on one backend. A deep copy is the same object: one device, one
-    budget. Pickled, as by `torch.save(model)`, it is None: a backend belongs to a process.
+    """The jobs of one training run on one backend. A copy is the same object: one device, one budget. Pickled, as by `torch.save(model)`, it is None: a backend belongs to a process.
 
     Counts depend on seed and angles only, so a resumed run draws the same counts as an
     uninterrupted one.
@@ -50,6 +49,9 @@ class Jobs:
         # them
         self.used: dict[str, float] = dict.fromkeys(("jobs", "circuits", "shots", "seconds"), 0)
         self._log: Path | None = None
+
+    def __copy__(self) -> Jobs:
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Jobs:
         return self
@@ -193,6 +195,9 @@ class CircuitRun:
             warnings.warn(message, stacklevel=4)
         with errors_as(f"{backend.name} cannot run {ansatz.name}:"):
             backend.check(self._circuit, shots)
+
+    def __copy__(self) -> CircuitRun:
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CircuitRun:
         return self

@@ -175,6 +175,9 @@ class AdapterPool:
             self.model.add_adapter(slot, copy.deepcopy(stock))
         self.model.eval().requires_grad_(False)
         self._modules = _adapted_modules(self.model)
+        # that PEFT's DoraCaching fills
+        caches = (getattr(module, "_dora_cache", None) for module in self.model.modules())
+        self._dora_caches = [cache for cache in caches if cache is not None]
         self._state = self.model.state_dict(keep_vars=True)
         # of each slot the tensors by their keys in a stock file; not copied
         self._tensors = {
@@ -386,6 +389,8 @@ class AdapterPool:
                 del self._held[other.adapter]
             for key, tensor in self._tensors[held.slot].items():
                 tensor.copy_(tensors[key])
+            for cache in self._dora_caches:
+                cache.clear()
         self._held.pop(name, None)
         self._held[name] = held  # at the end: used last
         return held

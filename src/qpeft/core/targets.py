@@ -245,8 +245,8 @@ def sizes(linear: Any) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
-# encoder-decoders whose output head can be untied
-_UNTIED_ALONE = ("t5", "mt5", "longt5")
+# that tie more than the head, which transformers ties nevertheless when the head is untied
+_UNTIED_ALONE = ("t5", "mt5")
 
 
 def untie_lm_head(model: Any) -> Any:
@@ -257,10 +257,10 @@ def untie_lm_head(model: Any) -> Any:
     own weight is not changed.
 
     Raises:
-        ConfigError: the model has no output head, or is an encoder-decoder for which transformers
-            reads more from `tie_word_embeddings` than whether the head is tied: the scale of the
-            logits (UMT5, Switch), or the embeddings of both halves (BART). T5, mT5 and LongT5 are
-            right.
+        ConfigError: the model has no output head, or ties more weights than this one, as most
+            encoder-decoders do. Then transformers reads more from `tie_word_embeddings` than
+            whether the head is tied: the scale of the logits (UMT5, Switch), or the embeddings of
+            both halves (BART). T5 and mT5 are right.
     """
     base = getattr(model, "get_base_model", lambda: model)()
     head = getattr(base, "get_output_embeddings", lambda: None)()
@@ -270,7 +270,9 @@ def untie_lm_head(model: Any) -> Any:
     embedding = base.get_input_embeddings()
     shared = layer.weight
     if shared is getattr(embedding, "base_layer", embedding).weight:
-        if base.config.is_encoder_decoder and base.config.model_type not in _UNTIED_ALONE:
+        tied = [getattr(module, "_tied_weights_keys", None) or () for module in base.modules()]
+        n_tied = sum(name.endswith(".weight") for names in tied for name in names)
+        if n_tied > 1 and base.config.model_type not in _UNTIED_ALONE:
             raise ConfigError(
                 f"the output head of {type(base).__name__} cannot be untied alone: transformers"
                 " would scale its logits differently, or not load its other embeddings; do not"
@@ -301,7 +303,9 @@ def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
 
 
 def check_called(model: nn.Module, target_names: Iterable[str]) -> None:
-    """Raise ConfigError if the parent of a target reads its weight instead of calling it.
+    """Raise ConfigError if a target is a `torch.nn.MultiheadAttention`, where PEFT's LoRA adds the
+    update of the output map twice, or if the parent of a target reads its weight instead of calling
+    it.
 
     An adapter there has no part in the forward pass, so no gradient reaches it, but a generator
     fills it, and merging adds it. These are the output map of a `torch.nn.MultiheadAttention`, and
@@ -311,6 +315,12 @@ def check_called(model: nn.Module, target_names: Iterable[str]) -> None:
     for name in target_names:
         path, _, last = name.rpartition(".")
         parent = model.get_submodule(path)
+        target = model.get_submodule(name)
+        if isinstance(getattr(target, "base_layer", target), nn.MultiheadAttention):
+            raise ConfigError(
+                f"{name} is a MultiheadAttention, where PEFT's LoRA adds the update of the output map"
+                " twice, with half of its gradient; adapt other modules"
+            )
         if isinstance(parent, nn.MultiheadAttention) or (is_mamba and last in _READ_BY_KERNELS):
             raise ConfigError(
                 f"{type(parent).__name__} reads the weight of {name} instead of calling it, so an"

@@ -364,10 +364,10 @@ def _end_of_turn(
     """Where the answer at `start` ends: behind the end-of-text token, if the template has it in the
     mark between the answer and `end`. Nobody generates what ChatML has after it, a line break.
     """
-    content = message["content"].strip()
-    place = text.rfind(content, start, end) if content else start
-    mark = -1 if place < 0 else text.find(tokenizer.eos_token or "\0", place + len(content), end)
-    return end if mark < 0 else mark + len(tokenizer.eos_token)
+    token = tokenizer.eos_token
+    after = start + len(message["content"].strip())  # an answer may contain the token
+    place = text.rfind(token, after, end) if token else -1
+    return end if place < 0 else place + len(token)
 
 
 def _common(text: str, other: str) -> int:

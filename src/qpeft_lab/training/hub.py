@@ -66,7 +66,8 @@ def upload(exported: Path, compact: Path | None, run: RunFolder | None, reposito
         folder = Path(shutil.copytree(exported, Path(name, "upload")))
         if compact is not None:
             # a stock adapter is its own export
-            is_stock = not read_json(compact / CONFIG)["peft_type"].startswith("QPEFT_")
+            kinds = {read_json(form / CONFIG)["peft_type"] for form in (exported, compact)}
+            is_stock = len(kinds) == 1
             if not is_stock:
                 (folder / COMPACT).mkdir()
                 for file in (CONFIG, WEIGHTS, "README.md", TASK, TEMPLATE):
