@@ -32,7 +32,8 @@ _MOST_QUBITS = 14  # whose outcomes an affordable number of shots resolves
 
 @dataclass(eq=False)
 class Jobs:
-    """The jobs of one training run on one backend. A copy is the same object: one device, one budget. Pickled, as by `torch.save(model)`, it is None: a backend belongs to a process.
+    """The jobs of one training run on one backend. A copy is the same object: one device, one
+    budget. Pickled, as by `torch.save(model)`, it is None: a backend belongs to a process.
 
     Counts depend on seed and angles only, so a resumed run draws the same counts as an
     uninterrupted one.
