@@ -240,7 +240,7 @@ def mark_after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
     place = "\0"
     asked = [{"role": "user", "content": "."}, {"role": "assistant", "content": place}]
     after = _rendered(asked, tokenizer).rpartition(place)[2].strip()
-    mark = after.split("\n")[0].removesuffix(tokenizer.eos_token or "").strip()
+    mark = after.split("\n")[0].removesuffix(str(tokenizer.eos_token or "")).strip()
     return mark if len(mark) >= _SHORTEST_MARK else ""
 
 
@@ -364,7 +364,7 @@ def _end_of_turn(
     """Where the answer at `start` ends: behind the end-of-text token, if the template has it in the
     mark between the answer and `end`. Nobody generates what ChatML has after it, a line break.
     """
-    token = tokenizer.eos_token
+    token = str(tokenizer.eos_token or "")
     after = start + len(message["content"].strip())  # an answer may contain the token
     place = text.rfind(token, after, end) if token else -1
     return end if place < 0 else place + len(token)
