@@ -28,6 +28,8 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     LlamaConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
     RobertaConfig,
 )
 
@@ -325,6 +327,31 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
                 loaded[folder.name] = made_by_card["model"]
     for model in loaded.values():
         assert made.score(model.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_batch_norm_keeps_the_statistics_of_the_base(settings, tiny_vit, tmp_path, method):
+    """They are in no adapter: it would be another model on its base."""
+    sizes = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+    ResNetForImageClassification(ResNetConfig(**sizes)).save_pretrained(tmp_path / "resnet")
+    shutil.copy(tiny_vit / "preprocessor_config.json", tmp_path / "resnet")
+    chosen = settings(IMAGES, model=str(tmp_path / "resnet"), method=method, steps=20)
+    result = train(chosen)
+
+    made = TASK_CLASSES[IMAGES](chosen)
+    folder = result.exported if method == "full" else tmp_path / "resnet"
+    options = {} if method == "full" else read_record(result.exported).options()
+    model = AutoModelForImageClassification.from_pretrained(folder, **options)
+    fresh = ResNetForImageClassification.from_pretrained(tmp_path / "resnet")
+    means = {name: b for name, b in model.named_buffers() if name.endswith("running_mean")}
+    for name, buffer in fresh.named_buffers():
+        if name in means:
+            assert torch.equal(means.pop(name), buffer)
+    assert not means
+    if method != "full":
+        model = PeftModel.from_pretrained(model, result.exported)
+    assert made.score(model.eval()).loss == pytest.approx(result.after.loss, abs=1e-5)
+    assert result.after.loss < result.before.loss
 
 
 def test_adapter_in_a_frame_file_has_its_classes_though_no_card(settings, read, tmp_path):

@@ -14,6 +14,7 @@ from qpeft_lab.settings import RunSettings
 from qpeft_lab.user_files import named_ansatz
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedModel
 
     from qpeft.generator_config import GeneratorConfig
@@ -151,6 +152,7 @@ def build_adapter(
     `batches` returns training data, for methods that choose what they adapt from it. Raises
     ConfigError as `build_configs`, and for target modules that do not exist.
     """
+    keep_running_statistics(base)
     config, generator = build_configs(settings, head)
     if config is None:
         return base
@@ -175,6 +177,21 @@ def build_adapter(
     if begin is not None:
         begin(model)
     return model if generator is None else qpeft.attach(model, generator)
+
+
+def keep_running_statistics(model: nn.Module) -> None:
+    """Let BatchNorm layers compute with the means and variances of the base in training, too.
+
+    Batches would change them, and they are in no adapter: the trained model would be another one
+    than the saved adapter on its base.
+    """
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.register_forward_pre_hook(_in_eval_mode)
+
+
+def _in_eval_mode(module: nn.Module, _: Any) -> None:
+    module.training = False
 
 
 def _with_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:
